@@ -1,0 +1,92 @@
+# `make demo` and `make test` each work alone on a fresh clone with only Python >= 3.11, pip, make and git.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet
+
+# More options for the tools: make test PYTEST_ARGS="-k repair", make demo DEMO_ARGS="--help"
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+# Folders to type-check: examples and benchmarks from the day they hold Python files.
+TYPED := src tests $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help venv test test-all check lint mypy pyright layers format demo build clean ci
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(VENV)/.stamp-test ## Make .venv and install the package for the tests
+
+test: $(VENV)/.stamp-test ## Run the tests; needs no server
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests $(PYTEST_ARGS)
+
+test-all: test ## Run every test there is
+
+check: lint mypy pyright layers ## Lint, check the format, the types and the layers
+
+lint: $(VENV)/.stamp-check ## Ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+mypy: $(VENV)/.stamp-check ## Types, by mypy
+	$(BIN)/mypy $(TYPED)
+
+pyright: $(VENV)/.stamp-check ## Types, by pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python $(TYPED)
+
+layers: $(VENV)/.stamp-check ## Who may import whom
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend safely
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS
+	$(BIN)/keepa-tokens demo $(DEMO_ARGS)
+
+build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean: ## Remove .venv and all that was built or cached
+	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+ci: check test-all ## What has to pass before a change lands
+
+# The virtual environment. Stamps make a repeated call quick; each is renewed when pyproject.toml changes.
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.11 python3.12 python3.13; do \
+	  if "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "keepa_tokens needs Python 3.11 or newer, with its venv module (on Debian and Ubuntu: python3-venv)." >&2; \
+	echo "None was found as python3, python3.11, python3.12 or python3.13; name one: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# Dependency groups need pip >= 25.1.
+$(VENV)/.stamp-pip: | $(BIN)/python
+	$(INSTALL) --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable ".[cli,http]"
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable . --group test
+	@touch $@
+
+$(VENV)/.stamp-check: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable . --group check
+	@touch $@ $(VENV)/.stamp-test
