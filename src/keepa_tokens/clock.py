@@ -1,7 +1,7 @@
 """Where time comes from.
 
-The core never reads a clock: time is an argument. A bucket that is given no clock uses its storage's own time and sleeps
-with `SystemClock`; one that is given a clock asks it for both.
+The core never reads a clock: time is an argument. A bucket that is given no clock uses its storage's own time
+and sleeps with `SystemClock`; one that is given a clock asks it for both.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""What can go wrong, for people: each message names the value and what to do.
+
+Refusal is a value (`Decision`); these are for misuse, for doors that promise tokens or nothing, and for a
+storage that is away.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = [
+    "AcquireTimeout",
+    "BadReading",
+    "ConfigError",
+    "CostTooLarge",
+    "KeepaTokensError",
+    "NotEnoughTokens",
+    "StorageUnavailable",
+]
+
+
+class KeepaTokensError(Exception):
+    """Any error of this library."""
+
+
+class ConfigError(KeepaTokensError, ValueError):
+    """A value that no bucket can work with: a quota, a key, a duration, a storage of the wrong kind."""
+
+
+class CostTooLarge(KeepaTokensError, ValueError):
+    """More tokens than the quota could ever admit. Nothing was taken; no wait would help."""
+
+    def __init__(self, tokens: int, keep: int, largest: int) -> None:
+        super().__init__(tokens, keep, largest)
+        self.tokens = tokens
+        self.keep = keep
+        self.largest = largest
+
+    def __str__(self) -> str:
+        kept = f" with keep={self.keep}" if self.keep else ""
+        return (
+            f"tokens={self.tokens}{kept} can never be admitted: this quota admits at most {self.largest}."
+            " Split the work, or use a larger capacity or overdraft."
+        )
+
+
+class NotEnoughTokens(KeepaTokensError):
+    """The bucket refused. Nothing was taken.
+
+    `retry_after` is in seconds (inf: no refill will ever bring it), `reason` one of EMPTY, RECHARGING, UNKNOWN,
+    TOO_LARGE.
+    """
+
+    def __init__(self, tokens: int, *, retry_after: float, reason: str, balance: int | None = None) -> None:
+        super().__init__(tokens, retry_after, reason, balance)
+        self.tokens = tokens
+        self.retry_after = retry_after
+        self.reason = reason
+        self.balance = balance
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders (Celery, multiprocessing): keyword arguments need help to be pickled.
+        return _rebuild, (type(self), self.tokens, self.retry_after, self.reason, self.balance)
+
+    def __str__(self) -> str:
+        balance = "unknown" if self.balance is None else str(self.balance)
+        wait = "no refill will bring them" if math.isinf(self.retry_after) else f"ask again in {self.retry_after:.6g} s"
+        return f"{self.tokens} tokens refused ({self.reason}, balance {balance}): {wait}."
+
+
+class AcquireTimeout(NotEnoughTokens, TimeoutError):
+    """The wait would be longer than the timeout. Raised at once; nothing was taken."""
+
+
+class BadReading(KeepaTokensError):
+    """A reading that makes no sense. Nothing changed."""
+
+
+class StorageUnavailable(KeepaTokensError):
+    """The storage did not answer: nobody knows the balance, so nothing is granted. The cause is chained."""
+
+
+def _rebuild(
+    kind: type[NotEnoughTokens], tokens: int, retry_after: float, reason: str, balance: int | None
+) -> NotEnoughTokens:
+    return kind(tokens, retry_after=retry_after, reason=reason, balance=balance)

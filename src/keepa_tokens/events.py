@@ -1,0 +1,126 @@
+"""What happened and why: events as data, one small listener interface, and the listener that logs.
+
+An event names a bucket's key, never an API key: `KeepaSync` uses a digest of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from .commands import Acquire, Command, Outcome, Peek, Reserve, Verdict
+from .units import seconds
+
+__all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
+
+
+class EventKind(StrEnum):
+    """What kind of thing happened."""
+
+    GRANTED = "granted"
+    REFUSED = "refused"
+    WAITING = "waiting"
+    SETTLED = "settled"
+    READING_TAKEN = "reading taken"
+    READING_STALE = "reading stale"
+    READING_BAD = "reading bad"
+    REPAIRED = "repaired"
+    PROBE_CLAIMED = "probe claimed"
+    PROBE_FAILED = "probe failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to the bucket `key`.
+
+    tokens: asked for. balance: after it; None: unknown. seconds: a wait, as `kind` says. drift: reported minus
+    projected balance. why: the reason of a refusal or a wait, the fault of a reading or a probe, the names of
+    repaired fields.
+    """
+
+    kind: EventKind
+    key: str
+    tokens: int = 0
+    balance: int | None = None
+    seconds: float = 0.0
+    drift: int | None = None
+    why: str = ""
+
+
+class Listener(Protocol):
+    """Is told of every event, in the thread or coroutine in which it happened: be quick, and don't raise."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take notice of `event`."""
+        ...
+
+
+def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
+    """Return what an applied command amounts to."""
+    events: list[Event] = []
+
+    def note(kind: EventKind, *, tokens: int = 0, wait: float = 0.0, why: str = "") -> None:
+        events.append(Event(kind, key, tokens, outcome.balance, wait, outcome.drift, why))
+
+    if outcome.repaired:
+        note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
+    if isinstance(command, Acquire | Reserve):
+        kind = EventKind.GRANTED if outcome.granted else EventKind.REFUSED
+        note(kind, tokens=command.tokens, wait=seconds(outcome.retry_after_us), why=str(outcome.reason))
+    if outcome.reading is Verdict.TAKEN:
+        note(EventKind.READING_TAKEN)
+    if outcome.reading is Verdict.STALE:
+        note(EventKind.READING_STALE, why="a newer reading was taken already, or nothing tells which is newer")
+    if outcome.probe and not isinstance(command, Peek):
+        note(EventKind.PROBE_CLAIMED)
+    return events
+
+
+class LoggingListener:
+    """Logs to the standard `logging`: a line a change of state, none a poll; damage and bad readings as warnings.
+
+    Per bucket it remembers whether the last request was refused and why, to say when that changes.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._logger = logger or logging.getLogger("keepa_tokens")
+        self._refused: dict[str, str] = {}
+
+    def __call__(self, event: Event, /) -> None:
+        """Log `event` if it says something new."""
+        match event.kind:
+            case EventKind.REPAIRED:
+                self._logger.warning("bucket %s: repaired %s; balance now %s", event.key, event.why, _balance(event))
+            case EventKind.READING_BAD:
+                self._logger.warning("bucket %s: ignored a reading: %s", event.key, event.why)
+            case EventKind.PROBE_FAILED:
+                self._logger.warning("bucket %s: the probe failed: %s", event.key, event.why)
+            case EventKind.REFUSED:
+                self._on_refused(event)
+            case EventKind.GRANTED if self._refused.pop(event.key, None):
+                self._logger.info("bucket %s: granting again; balance %s", event.key, _balance(event))
+            case EventKind.READING_TAKEN if event.drift:
+                self._logger.debug(
+                    "bucket %s: balance %s, %+d against the projection", event.key, _balance(event), event.drift
+                )
+            case _:
+                pass
+
+    def _on_refused(self, event: Event) -> None:
+        if self._refused.get(event.key) == event.why:
+            return
+        self._refused[event.key] = event.why
+        self._logger.info(
+            "bucket %s: refused %d tokens (%s), balance %s; ask again in %.6g s",
+            event.key,
+            event.tokens,
+            event.why,
+            _balance(event),
+            event.seconds,
+        )
+
+
+def _balance(event: Event) -> str:
+    return "unknown" if event.balance is None else str(event.balance)

@@ -1,0 +1,115 @@
+"""Quota: how much a bucket holds, how it refills, and how far a grant may overdraw it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
+
+from .errors import ConfigError, CostTooLarge
+from .units import LIMIT, MICROSECONDS, UNLIMITED, microseconds, whole
+
+__all__ = ["Quota"]
+
+
+class Terms(TypedDict, total=False):
+    """The terms beside capacity and rate, as `Quota` takes them."""
+
+    stepped: bool
+    overdraft: int
+    recharge_to: int | None
+    initial: int | None
+    synced: bool
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The terms of a bucket.
+
+    capacity: tokens that refill fills up to. refill: tokens per `period` seconds (0: never refills).
+    stepped: all `refill` tokens come at once at each period's end, not evenly.
+    overdraft: how many tokens below zero one grant may take the balance; `UNLIMITED` for no limit.
+    recharge_to: once found too empty, the bucket stays closed until it could have refilled to this many tokens.
+    initial: balance of a bucket never seen (default: capacity; of a synced one: unknown until a reading tells).
+    synced: the server owns the real bucket; readings correct this one.
+
+    Raises ConfigError (a ValueError) for values no bucket can work with, TypeError for those of the wrong type.
+    """
+
+    capacity: int
+    refill: int
+    period: float
+    stepped: bool = field(default=False, kw_only=True)
+    overdraft: int = field(default=0, kw_only=True)
+    recharge_to: int | None = field(default=None, kw_only=True)
+    initial: int | None = field(default=None, kw_only=True)
+    synced: bool = field(default=False, kw_only=True)
+    period_us: int = field(init=False, repr=False, compare=False)
+    rate: int = field(init=False, repr=False, compare=False)
+    rate_period_us: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        whole("capacity", self.capacity, least=1)
+        whole("refill", self.refill)
+        whole("overdraft", self.overdraft, most=UNLIMITED)
+        if self.recharge_to is not None:
+            whole("recharge_to", self.recharge_to, least=1)
+        if self.initial is not None:
+            whole("initial", self.initial, least=1 - LIMIT, most=self.capacity)
+        for name in ("stepped", "synced"):
+            if not isinstance(getattr(self, name), bool):
+                msg = f"{name} must be True or False, not {getattr(self, name)!r}"
+                raise TypeError(msg)
+        period_us = microseconds("period", self.period)
+        if period_us < 1:
+            msg = f"period={self.period!r} is too short: it must be at least a microsecond"
+            raise ConfigError(msg)
+        if not exact(self.refill, period_us):
+            msg = (
+                f"refill={self.refill} per period={self.period!r} s cannot be computed exactly:"
+                " refill * (period in microseconds + 1), reduced, must stay below 2**52"
+            )
+            raise ConfigError(msg)
+        rate, rate_period_us = reduced(self.refill, period_us)
+        object.__setattr__(self, "period_us", period_us)
+        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "rate_period_us", rate_period_us)
+
+    @classmethod
+    def per_second(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
+        """Return a quota of `n` tokens a second; it holds `capacity` tokens (default `n`)."""
+        return cls(n if capacity is None else capacity, n, 1.0, **terms)
+
+    @classmethod
+    def per_minute(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
+        """Return a quota of `n` tokens a minute; it holds `capacity` tokens (default `n`)."""
+        return cls(n if capacity is None else capacity, n, 60.0, **terms)
+
+    @property
+    def starts_at(self) -> int | None:
+        """Tokens in a bucket never seen; None: unknown until a reading tells."""
+        if self.initial is None and not self.synced:
+            return self.capacity
+        return self.initial
+
+    def check_cost(self, tokens: int, keep: int = 0) -> None:
+        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large beside `keep` (CostTooLarge)."""
+        whole("tokens", tokens)
+        whole("keep", keep)
+        if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
+            largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
+            raise CostTooLarge(tokens, keep, largest)
+
+
+def reduced(refill: int, period_us: int) -> tuple[int, int]:
+    """Return refill and period divided by their common factor: the same rate in the smallest numbers."""
+    if refill == 0:
+        return 0, MICROSECONDS
+    divisor = math.gcd(refill, period_us)
+    return refill // divisor, period_us // divisor
+
+
+def exact(refill: int, period_us: int) -> bool:
+    """Whether this rate can be computed without rounding in 53-bit floats, as Lua must."""
+    rate, rate_period_us = reduced(refill, period_us)
+    return rate * (rate_period_us + 1) < LIMIT

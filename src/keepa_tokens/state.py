@@ -1,0 +1,353 @@
+"""The plain data: what is stored of a bucket, what a server reported, what a caller is told. No rules live here.
+
+Inside, times and durations are whole microseconds (`_us`, `_at`, `_until`); outside, float seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from .errors import BadReading, ConfigError
+from .quota import Quota
+from .units import LIMIT, MICROSECONDS
+
+__all__ = ["BucketState", "Decision", "Hold", "Reading", "Reason", "Snapshot"]
+
+FORMAT: Final = 1
+"""The format of stored states that this release writes."""
+
+NEWEST_FORMAT: Final = 999
+"""A stored format above this is damage, not a newer release."""
+
+
+class Reason(StrEnum):
+    """Why a decision came out as it did."""
+
+    GRANTED = "GRANTED"
+    EMPTY = "EMPTY"
+    RECHARGING = "RECHARGING"
+    UNKNOWN = "UNKNOWN"
+    TOO_LARGE = "TOO_LARGE"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Tokens set aside for a call in flight, or what is remembered of a hold that ran out.
+
+    tokens: set aside. opened: the bucket's sequence number when it was opened. expires_at, hold_for: microseconds.
+    charged: 0 while in flight; else the sequence number at which it ran out and its tokens were charged.
+    """
+
+    tokens: int
+    opened: int
+    expires_at: int
+    hold_for: int
+    charged: int = 0
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the tokens are still set aside."""
+        return self.charged == 0
+
+    @property
+    def forgotten_at(self) -> int:
+        """When a charged hold is forgotten: one `hold_for` after it ran out."""
+        return self.expires_at + self.hold_for
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """All that is stored of one bucket. `balance` is what the server would report; holds stand beside it.
+
+    `carry` is the remainder of a refill under way, in token microseconds at `carry_refill` tokens per
+    `carry_period_us`. `quota` is the one last used, so that a reader needs only the key; it is shown, never
+    obeyed. None means: not there. What may rightly be missing and what is damage, `repair` decides.
+    """
+
+    balance: int | None = None
+    refilled_at: int | None = None
+    carry: int | None = 0
+    carry_refill: int | None = None
+    carry_period_us: int | None = None
+    closed_until: int | None = None
+    sequence: int | None = 0
+    holds: Mapping[str, Hold] = field(default_factory=dict[str, Hold])
+    quota: Quota | None = None
+    reading_at: int | None = None
+    reading_sequence: int | None = None
+    server_time: int | None = None
+    drift: int | None = None
+    probe_until: int | None = None
+    probe_failures: int | None = 0
+    reported_refill: int | None = None
+    reported_period_us: int | None = None
+    reported_capacity: int | None = None
+    format: int | None = FORMAT
+    unreadable: tuple[str, ...] = ()
+
+    def to_fields(self) -> dict[str, str]:
+        """Return the state as the plain texts that a storage keeps, one name and one whole number a field."""
+        texts = {name: str(value) for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        if self.quota is not None:
+            texts |= _quota_fields(self.quota)
+        for hold_id, hold in self.holds.items():
+            numbers = (hold.tokens, hold.opened, hold.expires_at, hold.hold_for, hold.charged)
+            texts[_HOLD + hold_id] = " ".join(map(str, numbers))
+        return texts
+
+    @classmethod
+    def from_fields(cls, texts: Mapping[str, str]) -> BucketState:
+        """Return the state that `to_fields` wrote. What can't be read is None and named in `unreadable`; never raises.
+
+        Names that this release doesn't know are left out.
+        """
+        damaged: list[str] = []
+
+        def number(name: str) -> int | None:
+            text = texts.get(name)
+            value = None if text is None else _whole(text)
+            if text is not None and value is None:
+                damaged.append(name)
+            return value
+
+        numbers = {name: number(name) for name in _NUMBERS}
+        quota = _quota_from(texts)
+        if quota is None and any(name in texts for name in _QUOTA):
+            damaged.append("quota")
+        holds: dict[str, Hold] = {}
+        for name, text in texts.items():
+            if not name.startswith(_HOLD):
+                continue
+            hold = _hold_from(text)
+            if hold is None:
+                damaged.append(name)
+            else:
+                holds[name.removeprefix(_HOLD)] = hold
+        return cls(holds=holds, quota=quota, unreadable=tuple(sorted(damaged)), **numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the server said of its bucket. Raises BadReading on nonsense.
+
+    balance: tokens, may be negative. next_refill_in: seconds to the next refill step. refill: tokens per
+    `period` seconds (default: the quota's period); a fraction is rounded down, between 0 and 1 it is 1 token in
+    several periods. capacity: tokens. server_time: epoch seconds by the server's clock, only ever compared with
+    another server_time.
+    """
+
+    balance: int
+    next_refill_in: float | None = field(default=None, kw_only=True)
+    refill: float | None = field(default=None, kw_only=True)
+    period: float | None = field(default=None, kw_only=True)
+    capacity: int | None = field(default=None, kw_only=True)
+    server_time: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _reading_int("balance", self.balance, 1 - LIMIT)
+        if self.capacity is not None:
+            _reading_int("capacity", self.capacity, 1)
+        for name in ("next_refill_in", "refill", "period", "server_time"):
+            _reading_float(name, getattr(self, name))
+        if self.period_us == 0:
+            msg = f"period={self.period!r} must be longer than 0 s"
+            raise BadReading(msg)
+        if self.refill is not None and self.period_us and self.refill * (self.period_us + 1) >= LIMIT:
+            msg = f"refill={self.refill!r} per period={self.period!r} s is too large to be computed exactly"
+            raise BadReading(msg)
+
+    @property
+    def refill_tokens(self) -> int | None:
+        """Whole tokens per `refill_periods` periods; None where the server said nothing."""
+        if self.refill is None:
+            return None
+        return math.floor(self.refill) if self.refill >= 1 or self.refill < _SLOWEST else 1
+
+    @property
+    def refill_periods(self) -> int:
+        """How many periods it takes to get `refill_tokens`: more than 1 only for a refill between 0 and 1."""
+        if self.refill is None or self.refill >= 1 or self.refill < _SLOWEST:
+            return 1
+        return math.ceil(1 / self.refill)
+
+    @property
+    def period_us(self) -> int | None:
+        """The period in microseconds."""
+        return _micro(self.period)
+
+    @property
+    def next_refill_in_us(self) -> int | None:
+        """Microseconds to the next refill step."""
+        return _micro(self.next_refill_in)
+
+    @property
+    def server_time_us(self) -> int | None:
+        """The server's time in microseconds since the epoch."""
+        return _micro(self.server_time)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the bucket said to a request for tokens. True if they were granted.
+
+    balance: after the step; None: unknown. retry_after: seconds until the same request is granted if nobody else asks
+    (inf: never). waited: seconds that the caller was kept. repaired: names of stored fields that were mended.
+    probe: ask the server now and `reconcile`, nobody else was told to.
+    """
+
+    granted: bool
+    reason: Reason
+    balance: int | None
+    retry_after: float = 0.0
+    waited: float = 0.0
+    repaired: tuple[str, ...] = ()
+    probe: bool = False
+
+    def __bool__(self) -> bool:
+        return self.granted
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A bucket at one moment. Durations in seconds; inf: never.
+
+    balance: what the server would report; None: unknown. held: tokens set aside by the `holds` calls in flight.
+    available: balance - held. retry_after: until the request asked about would be granted. full_in: until the
+    balance is at capacity. closed_for: what is left of a recharge. bound: by when, if attempts are made, one is
+    granted or calls for a probe. capacity, refill, period: in effect, as the server last reported them.
+    reading_age: since the last reading (None: there is none). drift: reported minus projected balance at the
+    last reading. repaired: mended fields.
+    """
+
+    balance: int | None
+    held: int
+    holds: int
+    retry_after: float
+    full_in: float
+    closed_for: float
+    bound: float
+    quota: Quota
+    capacity: int
+    refill: int
+    period: float
+    reading_age: float | None = None
+    drift: int | None = None
+    repaired: tuple[str, ...] = ()
+
+    @property
+    def available(self) -> int | None:
+        """Tokens that nobody has set aside; None: unknown."""
+        return None if self.balance is None else self.balance - self.held
+
+
+_NUMBERS: Final = (
+    "format",
+    "balance",
+    "refilled_at",
+    "carry",
+    "carry_refill",
+    "carry_period_us",
+    "closed_until",
+    "sequence",
+    "reading_at",
+    "reading_sequence",
+    "server_time",
+    "drift",
+    "probe_until",
+    "probe_failures",
+    "reported_refill",
+    "reported_period_us",
+    "reported_capacity",
+)
+_QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")
+_HOLD: Final = "hold:"
+_WHOLE_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,15})", re.ASCII)
+_HOLD_NUMBERS: Final = 5
+_SLOWEST: Final = 1e-6
+
+
+def _whole(text: object) -> int | None:
+    if not isinstance(text, str) or not _WHOLE_NUMBER.fullmatch(text):
+        return None
+    value = int(text)
+    return value if -LIMIT <= value <= LIMIT else None
+
+
+def _hold_from(text: object) -> Hold | None:
+    if not isinstance(text, str):
+        return None
+    numbers = [_whole(part) for part in text.split(" ")]
+    known = [number for number in numbers if number is not None]
+    return Hold(*known) if len(known) == len(numbers) == _HOLD_NUMBERS else None
+
+
+def _quota_fields(quota: Quota) -> dict[str, str]:
+    values = {
+        "capacity": quota.capacity,
+        "refill": quota.refill,
+        "period_us": quota.period_us,
+        "stepped": int(quota.stepped),
+        "overdraft": quota.overdraft,
+        "recharge_to": quota.recharge_to,
+        "initial": quota.initial,
+        "synced": int(quota.synced),
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _quota_from(texts: Mapping[str, str]) -> Quota | None:
+    """Return the quota as last used, or None if it isn't there whole: it is only ever shown, never obeyed."""
+    values = {name: _whole(texts[name]) for name in _QUOTA if name in texts}
+    capacity, refill, period_us = values.get("capacity"), values.get("refill"), values.get("period_us")
+    stepped, synced, overdraft = values.get("stepped"), values.get("synced"), values.get("overdraft")
+    if capacity is None or refill is None or period_us is None or overdraft is None:
+        return None
+    if stepped not in {0, 1} or synced not in {0, 1}:
+        return None
+    try:
+        return Quota(
+            capacity,
+            refill,
+            period_us / MICROSECONDS,
+            stepped=stepped == 1,
+            overdraft=overdraft,
+            recharge_to=values.get("recharge_to"),
+            initial=values.get("initial"),
+            synced=synced == 1,
+        )
+    except ConfigError:
+        return None
+
+
+def _micro(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * MICROSECONDS)
+
+
+def _reading_int(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LIMIT:
+        msg = f"{name} must be a whole number from {least} to 2**52, not {_short(value)}"
+        raise BadReading(msg)
+
+
+def _reading_float(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{name} must be a number, not {_short(value)}"
+        raise BadReading(msg)
+    if not 0 <= value < LIMIT / MICROSECONDS:
+        msg = f"{name} must be a finite number from 0 to 4.5e9, not {_short(value)}"
+        raise BadReading(msg)
+
+
+def _short(value: object) -> str:
+    # A huge body must not become a huge message, and Python refuses to print an int of over 4,300 digits.
+    if isinstance(value, int) and value.bit_length() > 192:  # noqa: PLR2004 - as long as the line below
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a log

@@ -1,0 +1,53 @@
+"""What a bucket needs of a storage: to carry one command to one state in one atomic step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+from ..commands import Command, Outcome
+from ..quota import Quota
+from ..state import Snapshot
+
+
+class Storage(Protocol):
+    """Where states live. Each `apply` is one atomic step, as if nobody else were there."""
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Carry `command` to the bucket `key` at `now_us` (None: the storage's own time) and return what it came to.
+
+        Raises StorageUnavailable if the storage can't be reached: nobody knows then whether the command counted.
+        """
+        ...
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands by the quota last used on it, writing nothing; None if there is none."""
+        ...
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all buckets."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the storage itself opened."""
+        ...
+
+
+class AsyncStorage(Protocol):
+    """The same for coroutines."""
+
+    async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Carry `command` to the bucket `key`; as `Storage.apply`."""
+        ...
+
+    async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands; as `Storage.inspect`."""
+        ...
+
+    def keys(self) -> AsyncIterator[str]:
+        """Yield the keys of all buckets."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what the storage itself opened."""
+        ...
