@@ -1,0 +1,350 @@
+"""Clocks for tests: time that a test moves by hand, time that jumps with an event loop, time that runs faster.
+
+`ManualClock` is the one for most tests. `virtual_loop` runs whole programs that call `asyncio.sleep` or set timeouts.
+`ScaledClock` follows the real clock, only faster: it is for servers and processes that no test can drive step by step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import selectors
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeVar, TypeVarTuple
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from _typeshed import FileDescriptorLike
+
+    Events = list[tuple[selectors.SelectorKey, int]]
+
+Sleeper = tuple[int, int, asyncio.Future[None]]
+"""When it wakes (microseconds), its place among those who wake then, and what wakes it."""
+
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
+
+# A woken task may pass a lock or a queue on before the next one sleeps; each hand-over takes a pass of the loop.
+SETTLING_PASSES: Final = 5
+
+
+def _microseconds(seconds: float) -> int:
+    """Return whole microseconds, rounded; NaN and infinity raise."""
+    return round(seconds * 1_000_000)
+
+
+@dataclass(slots=True)
+class _Sleepers:
+    """The coroutines of one event loop that sleep on one clock, and how long nobody has come or gone."""
+
+    heap: list[Sleeper] = field(default_factory=list[Sleeper])
+    quiet_passes: int = 0
+
+
+class ManualClock:
+    """A clock that stands still until somebody sleeps on it or moves it; it reads `start` seconds at first.
+
+    A sleeper moves the clock to its own deadline and goes on at once, never backwards. Of several sleepers the one with
+    the earliest deadline goes first, ties in order of arrival: coroutines among those of their event loop, threads
+    among threads, as far as they are asleep already. Nobody waits for a sleeper who can't run, so it can't deadlock.
+    """
+
+    __slots__ = ("_arrivals", "_changed", "_loops", "_now_us", "_slept_us", "_threads")
+
+    def __init__(self, start: float = 0.0) -> None:
+        if _microseconds(start) < 0:
+            raise ValueError("start must be at least 0 seconds")
+        self._now_us = _microseconds(start)
+        self._slept_us = 0
+        self._arrivals = itertools.count()
+        self._changed = threading.Condition()
+        self._threads: list[tuple[int, int]] = []
+        self._loops: dict[asyncio.AbstractEventLoop, _Sleepers] = {}
+
+    def now_us(self) -> int:
+        """Return the time in whole microseconds."""
+        with self._changed:
+            return self._now_us
+
+    @property
+    def slept(self) -> float:
+        """The seconds slept so far, all sleepers added up; an interrupted sleep counts for nothing."""
+        with self._changed:
+            return self._slept_us / 1_000_000
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock by `seconds`, rounded to microseconds; a negative step goes back, but not below 0."""
+        with self._changed:
+            self._now_us = max(0, self._now_us + _microseconds(seconds))
+
+    def set(self, seconds: float) -> None:
+        """Set the clock to `seconds`, forwards or backwards, but not below 0."""
+        with self._changed:
+            self._now_us = max(0, _microseconds(seconds))
+
+    def sleep(self, seconds: float, /) -> None:
+        """Move the clock `seconds` ahead, after the threads whose deadline is earlier."""
+        wait_us = max(0, _microseconds(seconds))
+        with self._changed:
+            place = (self._now_us + wait_us, next(self._arrivals))
+            heapq.heappush(self._threads, place)
+        try:
+            time.sleep(0)  # no wait: other threads that are about to sleep get their turn to say so
+            with self._changed:
+                self._changed.wait_for(lambda: self._threads[0] == place)
+                self._now_us = max(self._now_us, place[0])
+                self._slept_us += wait_us
+        finally:
+            with self._changed:
+                self._threads.remove(place)
+                heapq.heapify(self._threads)
+                self._changed.notify_all()
+
+    async def asleep(self, seconds: float, /) -> None:
+        """Move the clock `seconds` ahead, after the coroutines of this event loop whose deadline is earlier."""
+        wait_us = max(0, _microseconds(seconds))
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        self._join(loop, wait_us, woken)
+        try:
+            await woken
+        finally:
+            self._leave(loop, woken)
+        with self._changed:
+            self._slept_us += wait_us
+
+    def _join(self, loop: asyncio.AbstractEventLoop, wait_us: int, woken: asyncio.Future[None]) -> None:
+        with self._changed:
+            sleepers = self._loops.get(loop)
+            if sleepers is None:
+                sleepers = self._loops[loop] = _Sleepers()
+                loop.call_soon(self._drive, loop, sleepers)
+            heapq.heappush(sleepers.heap, (self._now_us + wait_us, next(self._arrivals), woken))
+            sleepers.quiet_passes = 0
+
+    def _leave(self, loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
+        """Take a sleeper off, woken or cancelled; an empty list goes too, so that no closed loop is kept alive."""
+        with self._changed:
+            sleepers = self._loops.get(loop)
+            if sleepers is None:
+                return
+            sleepers.heap = [place for place in sleepers.heap if place[2] is not woken]
+            heapq.heapify(sleepers.heap)
+            if not sleepers.heap:
+                del self._loops[loop]
+
+    def _drive(self, loop: asyncio.AbstractEventLoop, sleepers: _Sleepers) -> None:
+        """Wake the first sleeper once a few passes brought no new one: one driver a loop, no polling sleepers."""
+        with self._changed:
+            if self._loops.get(loop) is not sleepers:
+                return
+            sleepers.quiet_passes += 1
+            if sleepers.quiet_passes >= SETTLING_PASSES:
+                self._wake_first(sleepers)
+        loop.call_soon(self._drive, loop, sleepers)
+
+    def _wake_first(self, sleepers: _Sleepers) -> None:
+        while sleepers.heap:
+            deadline_us, _, woken = heapq.heappop(sleepers.heap)
+            if woken.done():  # cancelled: it must not move the clock
+                continue
+            self._now_us = max(self._now_us, deadline_us)
+            woken.set_result(None)
+            break
+        sleepers.quiet_passes = 0
+
+    def __repr__(self) -> str:
+        return f"ManualClock({self.now_us() / 1_000_000})"
+
+
+class ScaledClock:
+    """The machine's monotonic clock, `speed` times as fast, from 0 at its creation."""
+
+    __slots__ = ("_speed", "_started_ns")
+
+    def __init__(self, speed: float = 1.0) -> None:
+        if not 0 < speed < float("inf"):
+            raise ValueError("speed must be above 0 and finite")
+        self._speed = speed
+        self._started_ns = time.monotonic_ns()
+
+    @property
+    def speed(self) -> float:
+        """How many seconds of this clock pass in a real one."""
+        return self._speed
+
+    def now_us(self) -> int:
+        """Return the scaled microseconds since the clock was made."""
+        return int((time.monotonic_ns() - self._started_ns) * self._speed) // 1000
+
+    def sleep(self, seconds: float, /) -> None:
+        """Block the thread for `seconds` of this clock."""
+        time.sleep(max(0.0, seconds) / self._speed)
+
+    async def asleep(self, seconds: float, /) -> None:
+        """Suspend the coroutine for `seconds` of this clock."""
+        await asyncio.sleep(max(0.0, seconds) / self._speed)
+
+    def __repr__(self) -> str:
+        return f"ScaledClock({self._speed})"
+
+
+class LoopClock:
+    """The time of one event loop as a `Clock`."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def now_us(self) -> int:
+        """Return the loop's time in microseconds."""
+        return _microseconds(self._loop.time())
+
+    def sleep(self, seconds: float, /) -> None:
+        """Raise RuntimeError: a blocking sleep would stop every coroutine of the loop, and its time with them."""
+        raise RuntimeError(f"a blocking sleep of {seconds} s on an event loop's clock; await asleep() instead")
+
+    async def asleep(self, seconds: float, /) -> None:
+        """Suspend the coroutine for `seconds` of the loop's time."""
+        await asyncio.sleep(seconds)
+
+    def __repr__(self) -> str:
+        return f"LoopClock({self._loop.time()})"
+
+
+class _JumpingSelector(selectors.BaseSelector):
+    """A selector that lets the time jump instead of waiting, whenever no real event is there to be had."""
+
+    def __init__(self, io_grace: float, patience: float, waiting: Callable[[], str]) -> None:
+        self.now = 0.0
+        self.jobs = 0
+        self._io_grace = io_grace
+        self._patience = patience
+        self._waiting = waiting
+        self._real = selectors.DefaultSelector()
+
+    def register(self, fileobj: FileDescriptorLike, events: int, data: object = None) -> selectors.SelectorKey:
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        return self._real.unregister(fileobj)
+
+    def modify(self, fileobj: FileDescriptorLike, events: int, data: object = None) -> selectors.SelectorKey:
+        return self._real.modify(fileobj, events, data)
+
+    def close(self) -> None:
+        self._real.close()
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        return self._real.get_map()
+
+    def select(self, timeout: float | None = None) -> Events:
+        """Return the real events; without any, jump `timeout` seconds, or wait for an event when there is no timer."""
+        ready = self._real.select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if timeout is None:
+            return self._wait_for_an_event()
+        if self._expects_events():
+            ready = self._real.select(self._io_grace)
+        if not ready:
+            self.now += timeout
+        return ready
+
+    def _expects_events(self) -> bool:
+        # One entry is always there: the pipe by which other threads wake the loop.
+        return self.jobs > 0 or len(self.get_map()) > 1
+
+    def _wait_for_an_event(self) -> Events:
+        if self._expects_events():
+            return self._real.select(None)
+        # Another thread may still call the loop, but no sign tells which one will: real patience, with an end.
+        if threading.active_count() > 1 and (ready := self._real.select(self._patience)):
+            return ready
+        raise RuntimeError(f"deadlock: nothing is ready, no timer is set, no I/O is open; {self._waiting()}")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time: it starts at 0 and jumps to the next timer when nothing is ready.
+
+    Real I/O and threads still work. While a socket is open or an executor has a job, the loop gives them `io_grace`
+    real seconds before each jump, so that a time limit around a real call doesn't expire at once. With no timer it
+    waits for them. Where nothing can ever happen any more, running it raises RuntimeError; if other threads are alive,
+    after `patience` real seconds, since one of them might call the loop.
+    """
+
+    def __init__(self, *, io_grace: float = 0.02, patience: float = 5.0) -> None:
+        self._jumping = _JumpingSelector(io_grace, patience, self._waiting)
+        super().__init__(self._jumping)
+        self._clock = LoopClock(self)
+
+    @property
+    def clock(self) -> LoopClock:
+        """The loop's time as a Clock; its blocking `sleep` raises."""
+        return self._clock
+
+    def time(self) -> float:
+        """Return the virtual seconds since the loop was made."""
+        return self._jumping.now
+
+    def run_in_executor(
+        self,
+        executor: Executor | None,
+        func: Callable[[*Arguments], Result],
+        *args: *Arguments,
+    ) -> asyncio.Future[Result]:
+        """Run `func` in a thread; time does not jump over it as long as it takes less than the grace."""
+        future = super().run_in_executor(executor, func, *args)
+        self._jumping.jobs += 1
+        future.add_done_callback(self._job_done)
+        return future
+
+    def _job_done(self, _: asyncio.Future[Result]) -> None:
+        self._jumping.jobs -= 1
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002
+        """End the default executor's threads; without the limit, since virtual time would be up before they end."""
+        self._jumping.jobs += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._jumping.jobs -= 1
+
+    def _waiting(self) -> str:
+        names = sorted(task.get_name() for task in asyncio.all_tasks(self))
+        return f"waiting for ever: {', '.join(names) or 'no task'}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cancel what still runs, end the executor's threads, close the loop."""
+        if self.is_closed():
+            return
+        try:
+            self._cancel_tasks()
+            self.run_until_complete(self.shutdown_asyncgens())
+            self.run_until_complete(self.shutdown_default_executor())
+        finally:
+            self.close()
+
+    def _cancel_tasks(self) -> None:
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.run_until_complete(asyncio.wait(tasks))
+
+
+def virtual_loop(*, io_grace: float = 0.02, patience: float = 5.0) -> VirtualLoop:
+    """Return a new event loop in virtual time, e.g. `with asyncio.Runner(loop_factory=virtual_loop) as runner: ...`."""
+    return VirtualLoop(io_grace=io_grace, patience=patience)

@@ -1,0 +1,499 @@
+"""A deterministic model of Keepa's server: the bucket, the envelope, the endpoints, and everything that goes wrong.
+
+The rules, in the order of the code:
+
+1. Time is the server's own: it follows the clock forwards and takes no part in a step back.
+2. Tokens come in steps: the whole rate at once, about once a minute; the period drifts and has its own phase. Tokens
+   that find the bucket full are lost. At a net refill of 0 or less nothing comes.
+3. A paid call is admitted while the balance is above 0, whatever it costs. A refusal is HTTP 429 and costs nothing.
+4. The cost is charged when the call completes (or when it is admitted, by `charge`), and may take the balance below 0.
+5. The envelope tells the truth at the moment the answer is made.
+
+`FakeKeepaServer` serves the same model by HTTP: `python -m keepa_tokens.testing.fake_keepa --port 0 --speed 60`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Final, Literal, get_args
+
+from keepa_tokens.clock import Clock
+from keepa_tokens.testing.clock import ManualClock
+from keepa_tokens.testing.fake_answers import (
+    ENDPOINTS,
+    KEEPA_EPOCH_MINUTES,
+    JsonObject,
+    World,
+    adds_tracking,
+    tiny_png,
+)
+
+Fault = Literal[
+    "500",
+    "503",
+    "html",
+    "empty",
+    "timeout_charged",
+    "timeout_uncharged",
+    "disconnect_charged",
+    "disconnect_uncharged",
+    "error200",
+    "zero_envelope",
+    "no_envelope",
+]
+"""What goes wrong with one call:
+
+`500`, `503`: an error with a true envelope, not charged. `html`: a proxy's page with status 502, not charged.
+`empty`: status 200 and no body, charged. `timeout_*`, `disconnect_*`: no answer, charged or not.
+`error200`: status 200 with an error and a true envelope, not charged. `no_envelope`: an answer without one, charged.
+`zero_envelope`: an error whose token fields are all 0, not charged.
+A fault comes instead of whatever the answer would have been; what could not be admitted is never charged.
+"""
+
+Charge = Literal["completion", "admission"]
+CostHook = Callable[[str, Mapping[str, str]], int | None]
+_Verdict = Literal["run", "refused", "bad_key", "malformed", "unknown_path"]
+
+HOURS_OF_CAPACITY_IN_MINUTES: Final = 60
+IMAGE_CACHE_US: Final = 90 * 60 * 1_000_000
+STEP_BY_STEP: Final = 1000  # a longer gap is refilled in one go: after it the bucket is full in any case
+CHARGED_FAULTS: Final = frozenset({"empty", "timeout_charged", "disconnect_charged", "no_envelope"})
+DEFAULT_PERIOD: Final = (60.19, 60.45)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer: `body` is the parsed JSON object, None where there is none; `content` is what goes over the wire."""
+
+    status: int
+    body: JsonObject | None
+    content: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A call that has arrived and not been answered: `cost` is what it takes, `due` the part not charged yet."""
+
+    number: int
+    path: str
+    params: Mapping[str, str] = field(repr=False)  # the API key is among them
+    verdict: _Verdict
+    message: str
+    fault: Fault | Literal["down"] | None
+    cost: int
+    due: int
+    began_us: int
+
+
+class FakeKeepa:
+    """Keepa's server for one key. All counters are in tokens or calls since the start; thread-safe.
+
+    refill_rate: tokens a minute; capacity is 60 times that. initial: the first balance (default: full).
+    period: seconds between refills, a number or the range it drifts in. charge: when a call's cost leaves the balance.
+    key: the only valid API key; None takes any. cost: a hook `(path, params) -> tokens` that overrides a price, unless
+    it returns None. latency: seconds a call takes, a number or a range. products_per_code, query_matches: what product
+    codes and queries find, and so cost. epoch: the server's Unix time when it starts.
+    """
+
+    def __init__(
+        self,
+        *,
+        refill_rate: int = 5,
+        initial: int | None = None,
+        clock: Clock | None = None,
+        seed: int = 0,
+        period: float | tuple[float, float] = DEFAULT_PERIOD,
+        charge: Charge = "completion",
+        key: str | None = None,
+        cost: CostHook | None = None,
+        latency: float | tuple[float, float] = 0.0,
+        products_per_code: tuple[int, int] = (1, 3),
+        query_matches: int = 1000,
+        epoch: float = 1_780_000_000.0,
+    ) -> None:
+        self.key = key
+        self.charge: Charge = charge
+        self.cost = cost
+        self.latency = latency
+        self.products_per_code = products_per_code
+        self.query_matches = query_matches
+        self.server_clock_offset = 0.0
+        self.token_down = False
+        self.minted = 0
+        self.wasted = 0
+        self.spent = 0
+        self.spent_outside = 0
+        self.admitted = 0
+        self.refused = 0
+        self.token_calls = 0
+        self._lock = threading.RLock()
+        self._clock: Clock = clock if clock is not None else ManualClock()
+        self._seed = seed
+        self._random = random.Random(seed)  # noqa: S311 - a simulation, repeatable by its seed
+        self._period_us = _range_us(period)
+        self._epoch_us = round(epoch * 1_000_000)
+        self._rate = _rate(refill_rate)
+        self._reduction = Fraction(0)
+        self._carry = Fraction(0)
+        self._balance = self.capacity if initial is None else initial
+        self._seen_us = self._clock.now_us()
+        self._time_us = 0
+        # The phase has nothing to do with the moment we start to look.
+        self._next_refill_us = self._random.randint(1, self._draw_period_us())
+        self._numbers = itertools.count(1)
+        self._open: dict[int, Ticket] = {}
+        self._faults: deque[tuple[Fault, str | None]] = deque()
+        self._images: dict[tuple[tuple[str, str], ...], int] = {}
+
+    # --- the truth
+
+    @property
+    def balance(self) -> int:
+        """The tokens there are now."""
+        with self._lock:
+            self._catch_up()
+            return self._balance
+
+    @property
+    def capacity(self) -> int:
+        """The tokens a full bucket holds: an hour's refill."""
+        return HOURS_OF_CAPACITY_IN_MINUTES * self._rate
+
+    @property
+    def refill_rate(self) -> int:
+        """Tokens a minute by the plan, before any flow reduction."""
+        return self._rate
+
+    @property
+    def refill_in(self) -> float:
+        """Seconds to the next refill, exactly."""
+        with self._lock:
+            self._catch_up()
+            return (self._next_refill_us - self._time_us) / 1_000_000
+
+    @property
+    def in_flight(self) -> int:
+        """The calls that have begun and not finished."""
+        with self._lock:
+            return len(self._open)
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that the server's time follows."""
+        return self._clock
+
+    # --- switches
+
+    def follow(self, clock: Clock) -> None:
+        """Take the passing of time from another clock from now on; the server's own time goes on without a jump."""
+        with self._lock:
+            self._catch_up()
+            self._clock = clock
+            self._seen_us = clock.now_us()
+
+    def set_plan(self, refill_rate: int) -> None:
+        """Change the plan to `refill_rate` tokens a minute; the balance stays, even above the new capacity."""
+        with self._lock:
+            self._catch_up()
+            self._rate = _rate(refill_rate)
+
+    def set_flow_reduction(self, tokens_per_min: float) -> None:
+        """Let product tracking take `tokens_per_min` off every refill."""
+        with self._lock:
+            self._catch_up()
+            self._reduction = Fraction(str(tokens_per_min))
+
+    def spend_outside(self, tokens: int) -> None:
+        """Let another program that uses the same key spend `tokens`, below 0 if it must."""
+        with self._lock:
+            self._catch_up()
+            self._balance -= tokens
+            self.spent_outside += tokens
+
+    def fail_next(self, n: int = 1, kind: Fault = "500", *, path: str | None = None) -> None:
+        """Queue a fault for the next `n` calls, of one path only if given; /token counts as a call like any other."""
+        if kind not in get_args(Fault):
+            raise ValueError(f"unknown fault {kind!r}; known: {', '.join(get_args(Fault))}")
+        with self._lock:
+            only = None if path is None else _normal(path)
+            self._faults.extend((kind, only) for _ in range(n))
+
+    # --- time and refill
+
+    def _catch_up(self) -> None:
+        now_us = self._clock.now_us()
+        self._time_us += max(0, now_us - self._seen_us)
+        self._seen_us = now_us
+        longest_us = self._period_us[1]
+        behind = (self._time_us - self._next_refill_us) // longest_us
+        if behind > STEP_BY_STEP:
+            self._mint(behind)
+            self._next_refill_us += behind * longest_us
+        while self._next_refill_us <= self._time_us:
+            self._mint(1)
+            self._next_refill_us += self._draw_period_us()
+
+    def _mint(self, steps: int) -> None:
+        """Add the tokens of some steps; parts of a token, left by the flow reduction, are carried to the next step."""
+        fresh = self._carry + max(Fraction(0), self._rate - self._reduction) * steps
+        tokens = int(fresh)
+        self._carry = fresh - tokens
+        kept = min(tokens, max(0, self.capacity - self._balance))
+        self._balance += kept
+        self.minted += tokens
+        self.wasted += tokens - kept
+
+    def _draw_period_us(self) -> int:
+        return self._random.randint(*self._period_us)
+
+    # --- a call arrives
+
+    def begin(self, path: str, params: Mapping[str, object] | None = None) -> Ticket:
+        """Let a call arrive: whether it is admitted is decided now. Nothing is answered before `finish`."""
+        path = _normal(path)
+        asked = {name: _text(value) for name, value in (params or {}).items()}
+        with self._lock:
+            self._catch_up()
+            self.token_calls += path == "/token"
+            fault = self._fault_for(path)
+            verdict, message = self._judge(path, asked)
+            charged = verdict == "run" and (fault is None or fault in CHARGED_FAULTS)
+            cost = self._price(path, asked) if charged else 0
+            self.admitted += charged and not _is_free(path, asked)
+            self.refused += verdict == "refused" and fault is None
+            due = 0 if self.charge == "admission" else cost
+            self._take(cost - due)
+            ticket = Ticket(next(self._numbers), path, asked, verdict, message, fault, cost, due, self._time_us)
+            self._open[ticket.number] = ticket
+            return ticket
+
+    def _fault_for(self, path: str) -> Fault | Literal["down"] | None:
+        if path == "/token" and self.token_down:
+            return "down"
+        for place, (kind, only) in enumerate(self._faults):
+            if only in (None, path):
+                del self._faults[place]
+                return kind
+        return None
+
+    def _judge(self, path: str, params: Mapping[str, str]) -> tuple[_Verdict, str]:
+        if self.key is not None and params.get("key") != self.key:
+            return "bad_key", "the API key is not valid"
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None:
+            return "unknown_path", f"no such path: {path}"
+        if (wrong := endpoint.fault(params)) is not None:
+            return "malformed", wrong
+        if self._balance <= 0 and not _is_free(path, params):
+            return "refused", "not enough tokens"
+        return "run", ""
+
+    def _price(self, path: str, params: Mapping[str, str]) -> int:
+        asked = self.cost(path, params) if self.cost is not None else None
+        if asked is not None:
+            return asked
+        if path == "/graphimage" and self._is_cached(params):
+            return 0
+        return ENDPOINTS[path].cost(params, self._world())
+
+    def _is_cached(self, params: Mapping[str, str]) -> bool:
+        """Tell whether the same image was paid for within 90 minutes, and remember it if not."""
+        image = tuple(sorted(params.items()))
+        paid_us = self._images.get(image)
+        if paid_us is not None and self._time_us - paid_us < IMAGE_CACHE_US:
+            return True
+        self._images[image] = self._time_us
+        return False
+
+    def _take(self, tokens: int) -> None:
+        self._balance -= tokens
+        self.spent += tokens
+
+    def _world(self) -> World:
+        minute = self._unix_ms() // 60_000 - KEEPA_EPOCH_MINUTES
+        return World(self._seed, self.products_per_code, self.query_matches, minute)
+
+    # --- a call completes
+
+    def finish(self, ticket: Ticket) -> Response:
+        """Complete a call: charge what is due and answer with the balance of this moment.
+
+        Raises TimeoutError or ConnectionError where a fault loses the answer, ValueError for a ticket already finished.
+        """
+        with self._lock:
+            if self._open.pop(ticket.number, None) is None:
+                raise ValueError(f"call {ticket.number} is not in flight")
+            self._catch_up()
+            self._take(ticket.due)
+            if ticket.fault is not None:
+                return self._faulty(ticket, ticket.fault)
+            if ticket.verdict != "run":
+                return self._rejection(ticket)
+            if ticket.path == "/graphimage":
+                return Response(200, None, tiny_png(), {"Content-Type": "image/png"})
+            return _json(200, self._envelope(ticket) | ENDPOINTS[ticket.path].body(ticket.params, self._world()))
+
+    def _envelope(self, ticket: Ticket) -> JsonObject:
+        return {
+            "timestamp": self._unix_ms(),
+            "tokensLeft": self._balance,
+            "refillIn": -(-(self._next_refill_us - self._time_us) // 1000),  # up: never earlier than the truth
+            "refillRate": self._rate,
+            "tokenFlowReduction": float(self._reduction),
+            "tokensConsumed": ticket.cost,
+            "processingTimeInMs": (self._time_us - ticket.began_us) // 1000,
+        }
+
+    def _zero_envelope(self) -> JsonObject:
+        return {
+            "timestamp": self._unix_ms(),
+            "tokensLeft": 0,
+            "refillIn": 0,
+            "refillRate": 0,
+            "tokenFlowReduction": 0.0,
+            "tokensConsumed": 0,
+            "processingTimeInMs": 0,
+        }
+
+    def _unix_ms(self) -> int:
+        return (self._epoch_us + self._time_us + round(self.server_clock_offset * 1_000_000)) // 1000
+
+    def _rejection(self, ticket: Ticket) -> Response:
+        match ticket.verdict:
+            case "refused":
+                return _json(429, self._envelope(ticket) | _error("notEnoughTokens", ticket.message))
+            case "bad_key":
+                return _json(400, self._zero_envelope() | _error("invalidParameter", ticket.message))
+            case "unknown_path":
+                return _json(404, self._envelope(ticket) | _error("notFound", ticket.message))
+            case _:
+                return _json(400, self._envelope(ticket) | _error("invalidParameter", ticket.message))
+
+    def _faulty(self, ticket: Ticket, fault: Fault | Literal["down"]) -> Response:
+        match fault:
+            case "timeout_charged" | "timeout_uncharged":
+                raise TimeoutError(f"no answer from {ticket.path}")
+            case "disconnect_charged" | "disconnect_uncharged":
+                raise ConnectionError(f"connection lost during {ticket.path}")
+            case "html":
+                return _html(502, "Bad Gateway")
+            case "down":
+                return _html(503, "Service Unavailable")
+            case "empty":
+                return Response(200, None, b"", {"Content-Type": "application/json"})
+            case "no_envelope":
+                return self._bare(ticket)
+            case "zero_envelope":
+                return _json(400, self._zero_envelope() | _error("invalidParameter", "request rejected"))
+            case "error200":
+                return _json(200, self._envelope(ticket) | _error("invalidParameter", "request rejected"))
+            case "500" | "503":
+                return _json(int(fault), self._envelope(ticket) | _error("internalServerError", "try again later"))
+
+    def _bare(self, ticket: Ticket) -> Response:
+        if ticket.verdict != "run":
+            return _json(400, {})
+        return _json(200, ENDPOINTS[ticket.path].body(ticket.params, self._world()))
+
+    # --- whole calls
+
+    def request(self, path: str, params: Mapping[str, object] | None = None) -> Response:
+        """Make a whole call: begin, sleep the latency on the clock, finish."""
+        ticket = self.begin(path, params)
+        if (seconds := self.draw_latency()) > 0:
+            self._clock.sleep(seconds)
+        return self.finish(ticket)
+
+    async def arequest(self, path: str, params: Mapping[str, object] | None = None) -> Response:
+        """Make a whole call without blocking the event loop; a cancelled caller's call is still charged."""
+        ticket = self.begin(path, params)
+        try:
+            if (seconds := self.draw_latency()) > 0:
+                await self._clock.asleep(seconds)
+        except BaseException:
+            self._abandon(ticket)
+            raise
+        return self.finish(ticket)
+
+    def _abandon(self, ticket: Ticket) -> None:
+        with self._lock:
+            if self._open.pop(ticket.number, None) is not None:
+                self._catch_up()
+                self._take(ticket.due)
+
+    def draw_latency(self) -> float:
+        """Return the seconds that the next call takes."""
+        latency = self.latency
+        if isinstance(latency, int | float):
+            return latency
+        with self._lock:
+            return self._random.uniform(*latency)
+
+    def probe(self) -> tuple[int, JsonObject | None]:
+        """Ask GET /token: the status and the parsed body, None where there is none."""
+        response = self.request("/token", self._own_key())
+        return response.status, response.body
+
+    async def aprobe(self) -> tuple[int, JsonObject | None]:
+        """Ask GET /token without blocking the event loop."""
+        response = await self.arequest("/token", self._own_key())
+        return response.status, response.body
+
+    def _own_key(self) -> dict[str, object]:
+        return {} if self.key is None else {"key": self.key}
+
+    def __repr__(self) -> str:
+        return f"FakeKeepa(refill_rate={self._rate}, balance={self.balance}, in_flight={self.in_flight})"
+
+
+def _range_us(seconds: float | tuple[float, float]) -> tuple[int, int]:
+    low, high = (seconds, seconds) if isinstance(seconds, int | float) else seconds
+    if not 0 < low <= high:
+        raise ValueError("period must be above 0, and the lower end first")
+    return max(1, round(low * 1_000_000)), max(1, round(high * 1_000_000))
+
+
+def _rate(refill_rate: int) -> int:
+    if refill_rate < 0:
+        raise ValueError("refill_rate must be at least 0")
+    return refill_rate
+
+
+def _normal(path: str) -> str:
+    return "/" + path.strip("/")
+
+
+def _text(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _is_free(path: str, params: Mapping[str, str]) -> bool:
+    return path == "/token" or (path == "/tracking" and not adds_tracking(params))
+
+
+def _error(kind: str, message: str) -> JsonObject:
+    return {"error": {"type": kind, "message": message, "details": ""}}
+
+
+def _json(status: int, body: JsonObject) -> Response:
+    content = json.dumps(body, separators=(",", ":")).encode()
+    return Response(status, body, content, {"Content-Type": "application/json;charset=UTF-8"})
+
+
+def _html(status: int, title: str) -> Response:
+    content = f"<html><head><title>{status} {title}</title></head><body><h1>{title}</h1></body></html>".encode()
+    return Response(status, None, content, {"Content-Type": "text/html"})
+
+
+if __name__ == "__main__":
+    from keepa_tokens.testing.fake_server import main
+
+    raise SystemExit(main())

@@ -1,0 +1,263 @@
+"""The fake server behind HTTP on the loopback interface, in real or accelerated time.
+
+`python -m keepa_tokens.testing.fake_keepa --port 0 --speed 60` starts it: one server minute passes in a real second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Final, Self, cast
+from urllib.parse import parse_qsl, urlsplit
+
+from keepa_tokens.testing.clock import ScaledClock
+from keepa_tokens.testing.fake_keepa import FakeKeepa, Response
+
+LARGEST_BODY: Final = 10_000_000
+POLL_SECONDS: Final = 0.05
+
+
+class FakeKeepaServer:
+    """Serve a `FakeKeepa` by HTTP/1.1 while the context is open; all its threads end with it.
+
+    speed: how many server seconds pass in a real one; the fake follows a `ScaledClock` meanwhile, and latency is served
+    in scaled time. None leaves the fake on its own clock. hang: real seconds after which a connection without an answer
+    (a timeout fault) is closed.
+    """
+
+    def __init__(
+        self,
+        fake: FakeKeepa,
+        port: int = 0,
+        speed: float | None = 1.0,
+        *,
+        host: str = "127.0.0.1",
+        hang: float = 30.0,
+    ) -> None:
+        if not is_loopback(host):
+            raise ValueError(f"host must be an IPv4 loopback address, not {host!r}")
+        self.fake = fake
+        self._address = (host, port)
+        self._speed = speed
+        self._hang = hang
+        self._own_clock = fake.clock
+        self._http: _Http | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._running().server_address[1])
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a slash at the end."""
+        return f"http://{self._address[0]}:{self.port}"
+
+    def _running(self) -> _Http:
+        if self._http is None:
+            raise RuntimeError("the server runs only inside its context")
+        return self._http
+
+    def __enter__(self) -> Self:
+        self._http = _Http(self._address, self.fake, self._speed, self._hang)
+        if self._speed is not None:
+            self._own_clock = self.fake.clock
+            self.fake.follow(ScaledClock(self._speed))
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(POLL_SECONDS,), name="fake-keepa", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        http, thread = self._running(), self._thread
+        http.shutdown()
+        if thread is not None:
+            thread.join()
+        http.end_connections()
+        http.server_close()
+        if self._speed is not None:
+            self.fake.follow(self._own_clock)
+        self._http = self._thread = None
+
+
+class _Http(ThreadingHTTPServer):
+    """The listening socket, and the connections it has to end."""
+
+    request_queue_size = 128
+    # Daemons, so that a context nobody closed can't keep the interpreter; a closed one joins them itself.
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], fake: FakeKeepa, speed: float | None, hang: float) -> None:
+        self.fake = fake
+        self._speed = speed
+        self._hang = hang
+        self._ending = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        super().__init__(address, _Handler)
+
+    def process_request(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: tuple[str, int]
+    ) -> None:
+        """Start a thread for a connection and remember both."""
+        connection = cast("socket.socket", request)
+        thread = threading.Thread(
+            target=self._serve, args=(connection, client_address), name="fake-keepa-connection", daemon=True
+        )
+        with self._lock:
+            self._connections[connection] = thread
+        thread.start()
+
+    def _serve(self, connection: socket.socket, client_address: tuple[str, int]) -> None:
+        try:
+            self.finish_request(connection, client_address)
+        except ConnectionError:  # the client has gone: its own business
+            pass
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+            self.shutdown_request(connection)
+
+    def end_connections(self) -> None:
+        """End every pause and every idle connection, and wait for their threads."""
+        with self._lock:
+            connections = dict(self._connections)
+            for connection in connections:
+                _hang_up(connection)
+        self._ending.set()  # only now, so that no call cut short is answered as if its time had passed
+        for thread in connections.values():
+            thread.join()
+
+    def pause(self) -> None:
+        """Let the latency of one call pass."""
+        seconds = self.fake.draw_latency()
+        if seconds <= 0:
+            return
+        if self._speed is None:
+            self.fake.clock.sleep(seconds)
+        else:
+            self._ending.wait(seconds / self._speed)
+
+    def leave_hanging(self) -> None:
+        """Keep a connection open without an answer, for the bounded time."""
+        self._ending.wait(self._hang)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the client may have been quicker
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection: HTTP in, the model's answer out."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "FakeKeepa"
+    sys_version = ""
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body leave in one packet
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > LARGEST_BODY:
+            self.close_connection = True
+            self.send_error(413)
+            return
+        body = self.rfile.read(int(length)).decode(errors="replace")
+        if "form-urlencoded" in self.headers.get("Content-Type", ""):
+            self._answer(dict(parse_qsl(body)))
+        else:
+            self._answer({"selection": body} if body else {})
+
+    def _answer(self, posted: dict[str, str]) -> None:
+        http = cast("_Http", self.server)
+        asked = urlsplit(self.path)
+        ticket = http.fake.begin(asked.path, posted | dict(parse_qsl(asked.query, keep_blank_values=True)))
+        http.pause()
+        try:
+            response = http.fake.finish(ticket)
+        except TimeoutError:
+            http.leave_hanging()
+            self.close_connection = True
+        except ConnectionError:
+            self.close_connection = True
+        else:
+            self._send(response)
+
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(response.content)))
+        self.end_headers()
+        self.wfile.write(response.content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing: a line would hold the API key, and a benchmark would drown in them."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine's IPv4 loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; print one line with the URL first."""
+    options = _parser().parse_args(arguments)
+    fake = FakeKeepa(
+        refill_rate=options.refill_rate,
+        initial=options.initial,
+        key=options.key,
+        seed=options.seed,
+        latency=options.latency,
+        epoch=time.time(),
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with FakeKeepaServer(fake, options.port, options.speed, host=options.host) as server:
+            sys.stdout.write(f"listening on {server.url}\n")
+            sys.stdout.flush()
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fake_keepa", description="A fake Keepa server on the loopback interface.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--host", type=_loopback, default="127.0.0.1", help="a loopback address")
+    parser.add_argument("--refill-rate", type=int, default=5, help="tokens a minute")
+    parser.add_argument("--speed", type=float, default=1.0, help="server seconds in a real one")
+    parser.add_argument("--key", help="the only valid API key; without it any will do")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--initial", type=int, help="tokens at the start; a full bucket without it")
+    parser.add_argument("--latency", type=float, default=0.0, help="server seconds a call takes")
+    return parser
+
+
+def _loopback(host: str) -> str:
+    if not is_loopback(host):
+        raise argparse.ArgumentTypeError(f"{host} is no loopback address")
+    return host

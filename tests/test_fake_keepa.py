@@ -1,0 +1,544 @@
+"""The model of Keepa's server, in process: it keeps the rules of the bucket and tells the truth in every envelope."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+from collections.abc import Mapping
+from typing import get_args
+
+import pytest
+
+from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from keepa_tokens.testing.fake_keepa import Fault, Response
+
+ENVELOPE = {
+    "timestamp",
+    "tokensLeft",
+    "refillIn",
+    "refillRate",
+    "tokenFlowReduction",
+    "tokensConsumed",
+    "processingTimeInMs",
+}
+WHOLE = ENVELOPE - {"tokenFlowReduction"}
+
+# Recorded from the live API.
+TOKEN_WHEN_FULL = {
+    "timestamp": 1780141957832,
+    "refillIn": 39592,
+    "refillRate": 20,
+    "tokensLeft": 1200,
+    "tokensConsumed": 0,
+    "tokenFlowReduction": 0,
+    "processingTimeInMs": 0,
+}
+REFUSED = TOKEN_WHEN_FULL | {"timestamp": 1594177158252, "refillIn": 38205, "tokensLeft": 0}
+PRODUCT_ANSWERS = [
+    {"timestamp": 1778384542514, "refillIn": 52386, "refillRate": 60, "tokensLeft": 78, "tokensConsumed": 1},
+    {"timestamp": 1778386622667, "refillIn": 18815, "refillRate": 60, "tokensLeft": 42, "tokensConsumed": 1},
+    {"timestamp": 1778386768884, "refillIn": 53441, "refillRate": 60, "tokensLeft": 94, "tokensConsumed": 4},
+    {"timestamp": 1778392006978, "refillIn": 53046, "refillRate": 60, "tokensLeft": 85, "tokensConsumed": 1},
+]
+ERROR_200 = {
+    "error": {"message": "...", "type": "invalidParameter"},
+    "tokensLeft": 59,
+    "tokensConsumed": 0,
+    "refillIn": 26645,
+    "refillRate": 5,
+}
+BAD_KEY = dict.fromkeys(ENVELOPE, 0) | {"timestamp": 1790277678673, "error": {"type": "invalidParameter"}}
+
+
+def whole(body: Mapping[str, object] | None, name: str) -> int:
+    """Return a whole-number field of an answer."""
+    assert body is not None
+    value = body[name]
+    assert type(value) is int
+    return value
+
+
+def left(response: Response) -> int:
+    """Return the balance that an answer reports."""
+    return whole(response.body, "tokensLeft")
+
+
+def consumed(response: Response) -> int:
+    """Return the cost that an answer reports."""
+    return whole(response.body, "tokensConsumed")
+
+
+def asins(count: int) -> dict[str, object]:
+    """Return the parameters of a product call for some ASINs."""
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), "domain": 1, "history": 0}
+
+
+def fake_on_clock(**options: object) -> tuple[FakeKeepa, ManualClock]:
+    """Return a fake and the clock it follows."""
+    clock = ManualClock()
+    return FakeKeepa(clock=clock, **options), clock  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def alike(ours: Mapping[str, object] | None, recorded: Mapping[str, object]) -> None:
+    """Assert that an answer has every recorded field with the same type."""
+    assert ours is not None
+    for name, value in recorded.items():
+        numbers = int | float if name == "tokenFlowReduction" else type(value)
+        assert isinstance(ours[name], numbers), name
+        if isinstance(value, dict):
+            alike(ours[name], value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# --- the envelope
+
+
+def test_envelopes_look_like_the_recorded_ones() -> None:
+    """Each recorded answer has a counterpart with the same fields and types, and no field is made up."""
+    fake, _ = fake_on_clock(refill_rate=20, key="k")
+    token = fake.request("/token", {"key": "k"})
+    assert token.body is not None
+    alike(token.body, TOKEN_WHEN_FULL)
+    assert set(token.body) == ENVELOPE
+    assert (token.status, left(token), consumed(token)) == (200, 1200, 0)
+
+    product = fake.request("/product/", {"key": "k", **asins(4)})
+    for recorded in PRODUCT_ANSWERS:
+        alike(product.body, recorded)
+    assert product.body is not None
+    assert set(product.body) == ENVELOPE | {"products"}
+    assert (product.status, left(product), consumed(product)) == (200, 1196, 4)
+
+    fake.fail_next(1, "error200")
+    wrong = fake.request("/product", {"key": "k", **asins(1)})
+    alike(wrong.body, ERROR_200)
+    assert (wrong.status, left(wrong), consumed(wrong)) == (200, 1196, 0)
+
+    fake.spend_outside(1196)
+    refused = fake.request("/product", {"key": "k", **asins(1)})
+    alike(refused.body, REFUSED)
+    assert refused.body is not None
+    assert set(refused.body) == ENVELOPE | {"error"}
+    assert (refused.status, left(refused), consumed(refused)) == (429, 0, 0)
+
+
+def test_whole_fields_are_ints_and_the_content_is_the_body() -> None:
+    """Every token field but the flow reduction is an int, and the bytes on the wire say what the body says."""
+    fake, clock = fake_on_clock()
+    clock.advance(12.345_678)
+    response = fake.request("/token")
+    assert response.body is not None
+    assert all(type(response.body[name]) is int for name in WHOLE)
+    assert type(response.body["tokenFlowReduction"]) is float
+    assert json.loads(response.content) == response.body
+
+
+@pytest.mark.parametrize("given", [{}, {"key": "wrong"}])
+def test_a_bad_key_carries_no_reading(given: dict[str, object]) -> None:
+    """A wrong or missing key is a 400 whose token fields are all 0, with a timestamp and no charge."""
+    fake, _ = fake_on_clock(key="right")
+    response = fake.request("/product", given | asins(1))
+    alike(response.body, BAD_KEY)
+    assert response.status == 400
+    assert response.body is not None
+    assert all(response.body[name] == 0 for name in ENVELOPE - {"timestamp"})
+    assert whole(response.body, "timestamp") > 0
+    assert fake.balance == fake.capacity
+
+
+def test_refill_in_is_rounded_up_and_ends_at_the_refill() -> None:
+    """Waiting exactly `refillIn` always sees the refill; a whole millisecond less never does."""
+    fake, clock = fake_on_clock(initial=0)
+    for _ in range(200):
+        before = fake.balance
+        wait_ms = whole(fake.request("/token").body, "refillIn")
+        assert wait_ms >= 1
+        clock.advance((wait_ms - 1) / 1000)
+        assert fake.balance == before
+        clock.advance(0.001)
+        assert fake.balance == min(before + 5, fake.capacity)
+
+
+def test_the_timestamp_follows_the_servers_clock_alone() -> None:
+    """The server's clock offset shifts `timestamp` and nothing else."""
+    fake, clock = fake_on_clock(epoch=1_700_000_000.0)
+    clock.advance(1.5)
+    before = fake.request("/token").body
+    fake.server_clock_offset = -600.0
+    after = fake.request("/token").body
+    assert before is not None
+    assert after is not None
+    assert before["timestamp"] == 1_700_000_001_500
+    assert after == before | {"timestamp": 1_699_999_401_500}
+
+
+# --- the bucket
+
+
+def test_refill_comes_in_whole_steps_at_a_drifting_period() -> None:
+    """The balance grows by the whole rate at once, 60.19 to 60.45 s apart, with a phase of its own."""
+    fake, clock = fake_on_clock(refill_rate=20, initial=0)
+    assert 0 < fake.refill_in <= 60.45
+    steps: list[float] = []
+    for _ in range(50):
+        before = fake.balance
+        clock.advance(fake.refill_in)
+        assert fake.balance == before + 20
+        steps.append(clock.now_us() / 1_000_000)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert all(60.189_999 <= gap <= 60.450_001 for gap in gaps)
+    assert len({round(gap, 3) for gap in gaps}) > 10
+
+
+def test_phases_differ_by_seed_and_repeat_with_it() -> None:
+    """The same seed gives the same server, other seeds give other phases."""
+    phases = [FakeKeepa(seed=seed).refill_in for seed in range(20)]
+    assert phases == [FakeKeepa(seed=seed).refill_in for seed in range(20)]
+    assert len(set(phases)) == 20
+
+
+def test_tokens_beyond_the_cap_are_wasted_and_counted() -> None:
+    """A full bucket stays full and the books balance: no token appears or vanishes without being counted."""
+    fake, clock = fake_on_clock(refill_rate=5, initial=298, period=60.0)
+    clock.advance(600.0)
+    assert fake.balance == fake.capacity == 300
+    assert (fake.minted, fake.wasted) == (50, 48)
+    fake.request("/product", asins(7))
+    fake.spend_outside(3)
+    assert fake.balance == 298 + fake.minted - fake.wasted - fake.spent - fake.spent_outside == 290
+
+
+def test_a_gap_of_years_is_refilled_at_once() -> None:
+    """A clock that jumps ten years ahead costs no noticeable time and leaves a full bucket with a next refill ahead."""
+    fake, clock = fake_on_clock(initial=-1000)
+    clock.advance(10 * 365 * 86400.0)
+    assert fake.balance == fake.capacity
+    assert 0 < fake.refill_in <= 60.45
+
+
+def test_a_clock_step_back_does_not_touch_the_server() -> None:
+    """When our clock steps back, the server's time stands for no moment longer and its balance stays."""
+    fake, clock = fake_on_clock(initial=0, period=60.0)
+    clock.advance(1000.0)
+    balance, wait = fake.balance, fake.refill_in
+    clock.advance(-900.0)
+    assert (fake.balance, fake.refill_in) == (balance, wait)
+    clock.advance(wait)
+    assert fake.balance == balance + 5
+
+
+def test_admission_asks_only_for_a_positive_balance() -> None:
+    """On 1 token a call of 100 passes and takes the balance to -99; at exactly 0 even one of 1 is refused, for free."""
+    fake, _ = fake_on_clock(initial=1)
+    assert left(fake.request("/product", asins(100))) == -99
+    fake.spend_outside(-99)
+    assert fake.balance == 0
+    refused = fake.request("/product", asins(1))
+    assert refused.status == 429
+    assert refused.body is not None
+    assert "products" not in refused.body
+    assert (fake.balance, fake.admitted, fake.refused, fake.spent, fake.token_calls) == (0, 1, 1, 100, 0)
+
+
+def test_token_is_free_and_works_below_zero() -> None:
+    """GET /token costs nothing, is answered on a negative balance, and is counted."""
+    fake, _ = fake_on_clock(initial=-79, key="k")
+    assert fake.probe() == (200, fake.request("/token", {"key": "k"}).body)
+    assert fake.balance == -79
+    assert fake.token_calls == 2
+
+
+def test_a_reduction_of_the_flow_lowers_the_refill_exactly() -> None:
+    """Tracking takes its part off every step, fractions are carried over, and at net 0 or below nothing comes."""
+    fake, clock = fake_on_clock(refill_rate=5, initial=0, period=60.0)
+    clock.advance(fake.refill_in)
+    fake.spend_outside(fake.balance)
+    fake.set_flow_reduction(2.7)
+    clock.advance(60.0 * 10)
+    assert fake.balance == 23
+    body = fake.request("/token").body
+    assert body is not None
+    assert (body["refillRate"], body["tokenFlowReduction"]) == (5, 2.7)
+    for reduction in (5.0, 9.5):
+        fake.set_flow_reduction(reduction)
+        clock.advance(3600.0)
+        assert fake.balance == 23
+
+
+def test_a_plan_change_shows_in_the_next_envelope() -> None:
+    """A new plan changes rate and capacity from now on; the balance stays, even above the new cap."""
+    fake, clock = fake_on_clock(refill_rate=20, period=60.0)
+    fake.set_plan(5)
+    body = fake.request("/token").body
+    assert body is not None
+    assert (body["refillRate"], body["tokensLeft"], fake.capacity) == (5, 1200, 300)
+    clock.advance(600.0)
+    assert fake.balance == 1200
+    fake.set_plan(0)
+    fake.spend_outside(1300)
+    clock.advance(6000.0)
+    assert fake.balance == -100
+
+
+# --- calls in flight
+
+
+def test_calls_in_flight_share_one_positive_balance() -> None:
+    """Three calls are admitted on 1 token; charged at completion, each envelope tells the balance of its own moment."""
+    fake, _ = fake_on_clock(initial=1)
+    tickets = [fake.begin("/product", asins(10)) for _ in range(3)]
+    assert (fake.in_flight, fake.balance) == (3, 1)
+    assert [left(fake.finish(ticket)) for ticket in reversed(tickets)] == [-9, -19, -29]
+    assert fake.in_flight == 0
+    assert fake.request("/product", asins(1)).status == 429
+
+
+def test_charge_on_admission() -> None:
+    """In the other mode the cost leaves at arrival, so the next call is refused while the first is in flight."""
+    fake, _ = fake_on_clock(initial=1, charge="admission")
+    first = fake.begin("/product", asins(10))
+    assert fake.balance == -9
+    second = fake.begin("/product", asins(10))
+    assert left(fake.finish(second)) == -9
+    answer = fake.finish(first)
+    assert (answer.status, left(answer), consumed(answer)) == (200, -9, 10)
+
+
+def test_a_ticket_is_finished_once() -> None:
+    """Finishing a call twice is a mistake of the test, said at once, and charges nothing."""
+    fake, _ = fake_on_clock()
+    ticket = fake.begin("/product", asins(1))
+    fake.finish(ticket)
+    with pytest.raises(ValueError, match="not in flight"):
+        fake.finish(ticket)
+    assert fake.spent == 1
+
+
+def test_latency_passes_on_the_clock() -> None:
+    """A call takes its latency, reports it, and is refilled meanwhile."""
+    fake, clock = fake_on_clock(initial=10, latency=120.0, period=60.0)
+    response = fake.request("/product", asins(1))
+    assert clock.slept == 120.0
+    assert whole(response.body, "processingTimeInMs") == 120_000
+    assert left(response) == 10 + 2 * 5 - 1
+    fake.latency = (1.0, 2.0)
+    fake.request("/token")
+    assert 121.0 <= clock.slept <= 122.0
+
+
+def test_threads_keep_the_books_straight() -> None:
+    """Eight threads that spend at once lose no token and no count."""
+    fake, _ = fake_on_clock(refill_rate=60)
+
+    def work() -> None:
+        for _ in range(50):
+            fake.request("/product", asins(2))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (fake.admitted, fake.spent, fake.balance, fake.in_flight) == (400, 800, 3600 - 800, 0)
+
+
+def test_the_async_twins() -> None:
+    """Async calls overlap in virtual time; a cancelled caller's call is still charged and no longer in flight."""
+    with virtual_loop() as loop:
+        fake = FakeKeepa(clock=loop.clock, initial=100, latency=1.0, key="k")
+
+        async def main() -> None:
+            answers = await asyncio.gather(*(fake.arequest("/product", {"key": "k", **asins(1)}) for _ in range(3)))
+            assert [left(answer) for answer in answers] == [99, 98, 97]
+            assert loop.time() == 1.0
+            call = asyncio.create_task(fake.arequest("/product", {"key": "k", **asins(7)}))
+            await asyncio.sleep(0.5)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            status, body = await fake.aprobe()
+            assert (status, whole(body, "tokensLeft")) == (200, 90)
+
+        loop.run_until_complete(main())
+        assert fake.in_flight == 0
+
+
+# --- faults
+
+
+@pytest.mark.parametrize(
+    "kind,status,charged,reading",
+    [
+        ("500", 500, 0, True),
+        ("503", 503, 0, True),
+        ("html", 502, 0, False),
+        ("empty", 200, 3, False),
+        ("error200", 200, 0, True),
+        ("zero_envelope", 400, 0, True),
+        ("no_envelope", 200, 3, False),
+    ],
+)
+def test_a_faulty_answer(kind: Fault, status: int, charged: int, reading: bool) -> None:
+    """Each fault answers and charges as documented, once, and the next call is well again."""
+    fake, _ = fake_on_clock(initial=100)
+    fake.fail_next(1, kind)
+    response = fake.request("/product", asins(3))
+    assert (response.status, 100 - fake.balance, fake.in_flight) == (status, charged, 0)
+    assert (response.body is not None and set(response.body) >= ENVELOPE) is reading
+    assert fake.request("/product", asins(1)).status == 200
+
+
+@pytest.mark.parametrize(
+    "kind,error,charged",
+    [
+        ("timeout_charged", TimeoutError, 3),
+        ("timeout_uncharged", TimeoutError, 0),
+        ("disconnect_charged", ConnectionError, 3),
+        ("disconnect_uncharged", ConnectionError, 0),
+    ],
+)
+def test_a_lost_answer(kind: Fault, error: type[Exception], charged: int) -> None:
+    """A timeout and a disconnect raise, charged or not as asked; a refused call is never charged."""
+    fake, _ = fake_on_clock(initial=100)
+    fake.fail_next(2, kind)
+    with pytest.raises(error):
+        fake.request("/product", asins(3))
+    assert 100 - fake.balance == charged
+    fake.spend_outside(fake.balance)
+    with pytest.raises(error):
+        fake.request("/product", asins(3))
+    assert (fake.balance, fake.in_flight) == (0, 0)
+
+
+def test_faults_can_be_kept_to_one_path() -> None:
+    """A fault for one path waits for it, others come in order; an unknown kind is refused by name."""
+    fake, _ = fake_on_clock()
+    fake.fail_next(2, "500", path="product")
+    fake.fail_next(1, "html")
+    assert [fake.probe()[0], fake.probe()[0]] == [502, 200]
+    assert [fake.request("/product", asins(1)).status for _ in range(3)] == [500, 500, 200]
+    with pytest.raises(ValueError, match="nonsense"):
+        fake.fail_next(1, "nonsense")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert len(get_args(Fault)) == 11
+
+
+def test_token_can_be_down_alone() -> None:
+    """While /token is down the probe gets a 503 without a body, and products are served."""
+    fake, _ = fake_on_clock()
+    fake.token_down = True
+    assert fake.probe() == (503, None)
+    assert fake.request("/product", asins(1)).status == 200
+    fake.token_down = False
+    assert fake.probe()[0] == 200
+
+
+# --- endpoints and costs
+
+
+@pytest.mark.parametrize(
+    "path,params,low,high",
+    [
+        ("/product", asins(1), 1, 1),
+        ("/product", asins(100), 100, 100),
+        ("/product", asins(10) | {"buybox": 1, "stats": 90}, 30, 30),
+        ("/product", asins(100) | {"rating": 1}, 130, 170),
+        ("/product", asins(100) | {"update": 0}, 130, 170),
+        ("/product", asins(50) | {"offers": 20}, 350, 550),
+        ("/product", asins(50) | {"offers": 20, "stock": 1}, 360, 650),
+        ("/product", {"code": ",".join(map(str, range(100)))}, 150, 250),
+        ("/product", {"code": "1,2,3", "code-limit": 1}, 3, 3),
+        ("/query", {"selection": '{"perPage": 1000}'}, 20, 20),
+        ("/query", {"selection": "{}"}, 11, 11),
+        ("/query", {"selection": "{}", "stats": 1}, 42, 42),
+        ("/search", {"type": "product", "term": "x", "page": 0}, 10, 10),
+        ("/search", {"type": "product", "term": "x"}, 40, 40),
+        ("/search", {"type": "category", "term": "x"}, 1, 1),
+        ("/deal", {"selection": "{}"}, 5, 5),
+        ("/bestsellers", {"category": 281052}, 50, 50),
+        ("/topseller", {"domain": 1}, 50, 50),
+        ("/lightningdeal", {"asin": "B000000001"}, 1, 1),
+        ("/lightningdeal", {}, 500, 500),
+        ("/seller", {"seller": "A1,A2"}, 2, 2),
+        ("/seller", {"seller": "A1", "storefront": 1}, 10, 10),
+        ("/seller", {"seller": "A1", "storefront": 1, "update": 0}, 10, 50),
+        ("/category", {"category": 281052}, 1, 1),
+        ("/tracking", {"type": "add", "selection": "[{}, {}]"}, 2, 2),
+        ("/tracking", {"type": "list"}, 0, 0),
+        ("/token", {}, 0, 0),
+    ],
+)
+def test_costs(path: str, params: dict[str, object], low: int, high: int) -> None:
+    """Every endpoint costs what Keepa documents, the same for the same request, and the envelope says so."""
+    fake, _ = fake_on_clock(refill_rate=60)
+    first, second = fake.request(path, params), fake.request(path, params)
+    assert first.status == 200
+    assert low <= consumed(first) <= high
+    assert consumed(second) == consumed(first)
+    assert fake.capacity - fake.balance == fake.spent == 2 * consumed(first)
+
+
+def test_a_code_costs_as_many_tokens_as_it_returns_products() -> None:
+    """The cost of a lookup by code is known only from the answer."""
+    fake, _ = fake_on_clock(refill_rate=60, products_per_code=(0, 40))
+    response = fake.request("/product", {"code": "4006381333931,9780306406157,0012345678905"})
+    assert response.body is not None
+    products = response.body["products"]
+    assert isinstance(products, list)
+    assert len(products) == consumed(response) > 3
+
+
+def test_the_cost_hook_overrides_a_price() -> None:
+    """A hook sets any price by path and parameters, and leaves the others alone where it returns None."""
+    fake, _ = fake_on_clock(refill_rate=60)
+    fake.cost = lambda path, params: 386 if path == "/product" and params["asin"] == "B000000000" else None
+    assert consumed(fake.request("/product", asins(1))) == 386
+    assert consumed(fake.request("/product", asins(2))) == 2
+
+
+def test_an_image_has_no_envelope_and_is_cached() -> None:
+    """An image call answers a PNG and nothing else; the same image is free for 90 minutes."""
+    fake, clock = fake_on_clock(initial=10, period=1e9)
+    image = fake.request("/graphimage", {"asin": "B000000001"})
+    assert (image.status, image.body, image.headers["Content-Type"]) == (200, None, "image/png")
+    assert image.content.startswith(b"\x89PNG\r\n\x1a\n")
+    fake.request("/graphimage", {"asin": "B000000001"})
+    assert fake.balance == 9
+    clock.advance(90 * 60.0)
+    fake.request("/graphimage", {"asin": "B000000001"})
+    assert fake.balance == 8
+
+
+@pytest.mark.parametrize(
+    "path,params,status",
+    [
+        ("/nonsense", {}, 404),
+        ("/product", {}, 400),
+        ("/product", asins(101), 400),
+        ("/seller", {}, 400),
+    ],
+)
+def test_malformed_calls_carry_a_true_envelope(path: str, params: dict[str, object], status: int) -> None:
+    """An unknown path and bad parameters are errors that cost nothing and still tell the balance."""
+    fake, _ = fake_on_clock(initial=7)
+    response = fake.request(path, params)
+    assert (response.status, left(response), consumed(response)) == (status, 7, 0)
+    assert response.body is not None
+    assert set(response.body) == ENVELOPE | {"error"}
+    assert (fake.admitted, fake.refused) == (0, 0)
+
+
+@pytest.mark.parametrize("period", [0.0, -1.0, (60.0, 59.0)])
+def test_impossible_settings_are_refused(period: float | tuple[float, float]) -> None:
+    """A period that can't be and a negative plan are refused by name."""
+    with pytest.raises(ValueError, match="period"):
+        FakeKeepa(period=period)
+    with pytest.raises(ValueError, match="refill_rate"):
+        FakeKeepa(refill_rate=-1)
+
+
+def test_no_repr_shows_the_key() -> None:
+    """A fake and a ticket in a failing test's output show no API key."""
+    fake = FakeKeepa(key="s3cret", initial=4)
+    ticket = fake.begin("/product", {"key": "s3cret", **asins(1)})
+    assert repr(fake) == "FakeKeepa(refill_rate=5, balance=4, in_flight=1)"
+    assert "s3cret" not in repr(ticket)
