@@ -1,6 +1,8 @@
 """An exact token bucket for APIs whose server owns the real bucket, kept in step with Keepa."""
 
+from importlib import import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from .aio import AsyncReservation, AsyncTokenBucket
 from .bucket import Reservation, TokenBucket
@@ -16,22 +18,34 @@ from .errors import (
     StorageUnavailable,
 )
 from .events import Event, EventKind, Listener, LoggingListener
+from .keepa.aio import AsyncCall, AsyncKeepaSync
+from .keepa.sync import Call, KeepaSync
+from .keepa.terms import keepa_quota
 from .quota import Quota
 from .state import BucketState, Decision, Hold, Reading, Reason, Snapshot
 from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import UNLIMITED
 
+if TYPE_CHECKING:
+    from .keepa.probe import async_http_probe as async_http_probe
+    from .keepa.probe import http_probe as http_probe
+    from .storage.redis import AsyncRedisStorage as AsyncRedisStorage
+    from .storage.redis import RedisStorage as RedisStorage
+
 __version__ = _version("keepa-tokens")
 
 __all__ = [
     "UNLIMITED",
     "AcquireTimeout",
+    "AsyncCall",
+    "AsyncKeepaSync",
     "AsyncReservation",
     "AsyncStorage",
     "AsyncTokenBucket",
     "BadReading",
     "BucketState",
+    "Call",
     "Clock",
     "ConfigError",
     "CostTooLarge",
@@ -39,6 +53,7 @@ __all__ = [
     "Event",
     "EventKind",
     "Hold",
+    "KeepaSync",
     "KeepaTokensError",
     "Listener",
     "LoggingListener",
@@ -54,4 +69,20 @@ __all__ = [
     "StorageUnavailable",
     "SystemClock",
     "TokenBucket",
+    "keepa_quota",
 ]
+
+# What needs an extra is imported when it is asked for, and is not in __all__: a star import must not need it.
+_EXTRAS = {
+    "AsyncRedisStorage": "storage.redis",
+    "RedisStorage": "storage.redis",
+    "async_http_probe": "keepa.probe",
+    "http_probe": "keepa.probe",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXTRAS:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f".{_EXTRAS[name]}", __name__), name)

@@ -84,9 +84,10 @@ class AsyncTokenBucket(Door):
 
     async def run(self, plan: Plan[T]) -> T:
         """Carry out a plan of `plans`, sleeping by the bucket's clock."""
-        return await plans.adrive(plan, self._do)
+        return await plans.adrive(plan, self.carry_out)
 
-    async def _do(self, verb: object) -> object:
+    async def carry_out(self, verb: object) -> object:
+        """Carry out one verb of a plan."""
         match verb:
             case Apply(command):
                 return await self.apply(command)

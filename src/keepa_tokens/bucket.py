@@ -102,9 +102,10 @@ class TokenBucket(Door):
 
     def run(self, plan: Plan[T]) -> T:
         """Carry out a plan of `plans`, sleeping by the bucket's clock."""
-        return plans.drive(plan, self._do)
+        return plans.drive(plan, self.carry_out)
 
-    def _do(self, verb: object) -> object:
+    def carry_out(self, verb: object) -> object:
+        """Carry out one verb of a plan."""
         match verb:
             case Apply(command):
                 return self.apply(command)

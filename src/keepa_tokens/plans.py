@@ -119,7 +119,7 @@ def acquire(quota: Quota, tokens: int, keep: int, timeout_us: int | None, refund
     quota.check_cost(tokens, keep)
     slept = 0
     while True:
-        outcome = yield from apply(Acquire(tokens, keep, wait_us=_left(timeout_us, slept)))
+        outcome = yield from apply(Acquire(tokens, keep, wait_us=time_left(timeout_us, slept)))
         if outcome.granted:
             try:
                 yield from _wait_for_place(outcome)
@@ -127,7 +127,7 @@ def acquire(quota: Quota, tokens: int, keep: int, timeout_us: int | None, refund
                 yield from refund(tokens, refund_id)
                 raise
             return outcome.decision(slept + outcome.place_us)
-        slept += yield from pause(quota, outcome, tokens, _left(timeout_us, slept))
+        slept += yield from pause(quota, outcome, tokens, time_left(timeout_us, slept))
 
 
 def try_reserve(quota: Quota, tokens: int, keep: int, hold_for_us: int, hold_id: str) -> Plan[Grant]:
@@ -146,7 +146,7 @@ def reserve(
     quota.check_cost(tokens, keep)
     slept = 0
     while True:
-        command = Reserve(hold_id, tokens, hold_for_us, keep, wait_us=_left(timeout_us, slept))
+        command = Reserve(hold_id, tokens, hold_for_us, keep, wait_us=time_left(timeout_us, slept))
         try:
             outcome = yield from apply(command)
             if outcome.granted:
@@ -160,7 +160,7 @@ def reserve(
             raise
         if outcome.granted:
             return Grant(hold_id, tokens, outcome.decision(slept + outcome.place_us))
-        slept += yield from pause(quota, outcome, tokens, _left(timeout_us, slept))
+        slept += yield from pause(quota, outcome, tokens, time_left(timeout_us, slept))
 
 
 def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
@@ -265,7 +265,8 @@ def unknown_verb(verb: Verb) -> TypeError:
     return TypeError(f"a plan may only ask for what its driver can do, not {verb!r}")
 
 
-def _left(timeout_us: int | None, slept_us: int) -> int:
+def time_left(timeout_us: int | None, slept_us: int) -> int:
+    """Return what is left of a timeout; LIMIT: there is none."""
     return LIMIT if timeout_us is None else timeout_us - slept_us
 
 

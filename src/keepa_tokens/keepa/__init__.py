@@ -1,0 +1,1 @@
+"""Keeps a bucket in step with the balance that Keepa reports."""

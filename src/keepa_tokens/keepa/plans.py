@@ -1,0 +1,147 @@
+"""How `KeepaSync` uses a bucket, written once for threads and coroutines; see `keepa_tokens.plans`.
+
+Two more verbs touch the world: `Probe` asks the server, `Tell` tells the listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..commands import ClaimProbe, Command, Outcome, Reconcile, Reserve, Settle
+from ..errors import ConfigError, NotEnoughTokens
+from ..events import EventKind
+from ..plans import Grant, Plan, apply, pause, peek, refusal, time_left
+from ..quota import Quota
+from ..state import Snapshot
+from .reading import REFUSED, Body, Envelope, envelope
+
+__all__ = ["Answer", "Probe", "Request", "Tell", "observe", "refresh", "request", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask the server for its balance; answered with an Answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the listener of something that no command brought about."""
+
+    kind: EventKind
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a probe brought: a status and a body, or why it failed."""
+
+    status: int | None
+    body: Mapping[str, object] | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a call needs: `tokens` as estimated, `keep` for others, a hold of `hold_for_us` under `id`.
+
+    probe_after_us: how old a reading may be before a refusal asks for a new one. scout: there is no probe, so a request
+    with the claim goes ahead: a refusal is free, and either answer carries the truth.
+    """
+
+    id: str
+    tokens: int
+    keep: int
+    hold_for_us: int
+    probe_after_us: int
+    scout: bool
+
+
+def request(quota: Quota, wanted: Request, timeout_us: int | None) -> Plan[Grant]:
+    """Set the estimate aside, waiting for it; None: as long as it takes. Probes on the way if told to."""
+    quota.check_cost(wanted.tokens, wanted.keep)
+    slept = 0
+    while True:
+        outcome = yield from _ask(wanted)
+        if outcome.granted:
+            return Grant(wanted.id, wanted.tokens, outcome.decision(slept))
+        slept += yield from pause(quota, outcome, wanted.tokens, time_left(timeout_us, slept))
+
+
+def try_request(quota: Quota, wanted: Request) -> Plan[Grant]:
+    """Set the estimate aside now, after a probe at most, or raise NotEnoughTokens."""
+    quota.check_cost(wanted.tokens, wanted.keep)
+    outcome = yield from _ask(wanted)
+    if not outcome.granted:
+        raise refusal(NotEnoughTokens, outcome, wanted.tokens)
+    return Grant(wanted.id, wanted.tokens, outcome.decision())
+
+
+def settle(hold_id: str, body: Body, status: int | None) -> Plan[None]:
+    """End a call's hold by its answer. Without one the hold is left to run out: charged or not, nobody knows."""
+    if body is None and status != REFUSED:
+        return
+    said = Envelope(None) if body is None else envelope(body)
+    if said.reading is None and body is not None:
+        yield Tell(EventKind.READING_BAD, said.why)
+    refused = status == REFUSED
+    yield from apply(Settle(hold_id, 0 if refused else said.consumed, said.reading, refused=refused))
+
+
+def observe(body: Body, status: int) -> Plan[None]:
+    """Take an envelope seen elsewhere, if it is fresh. A refusal is no different: it carries the true balance."""
+    said = envelope(body)
+    if said.reading is None:
+        yield Tell(EventKind.READING_BAD, f"status {status}: {said.why}")
+        return
+    yield from apply(Reconcile(said.reading))
+
+
+def refresh() -> Plan[Snapshot]:
+    """Probe now, unless somebody is at it, and return the bucket."""
+    if (yield from apply(ClaimProbe())).probe:
+        yield from _probe()
+    return (yield from peek(1, 0))
+
+
+def checked_synced(quota: Quota) -> Quota:
+    """Return `quota` if its bucket follows a server; ConfigError else."""
+    if not quota.synced:
+        msg = "KeepaSync needs a bucket that follows the server: make its quota with keepa_quota(), or with synced=True"
+        raise ConfigError(msg)
+    return quota
+
+
+def _ask(wanted: Request) -> Plan[Outcome]:
+    """Ask for the hold; if that brings the claim on the probe, probe and ask once more."""
+    command: Command = Reserve(
+        wanted.id,
+        wanted.tokens,
+        wanted.hold_for_us,
+        wanted.keep,
+        probe_after_us=wanted.probe_after_us,
+        scout=wanted.scout,
+    )
+    outcome = yield from apply(command)
+    if outcome.granted or not outcome.probe:
+        return outcome
+    if (yield from _probe()):
+        return (yield from apply(command))
+    return outcome
+
+
+def _probe() -> Plan[bool]:
+    """Ask the server; return whether a reading came of it. A failure needs no note: the claim runs out."""
+    answer = yield Probe()
+    if not isinstance(answer, Answer):
+        msg = f"a driver must answer Probe with an Answer, not {answer!r}"
+        raise TypeError(msg)
+    if answer.why:
+        yield Tell(EventKind.PROBE_FAILED, answer.why)
+        return False
+    said = envelope(answer.body)
+    if said.reading is None:
+        yield Tell(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
+        return False
+    yield from apply(Reconcile(said.reading))
+    return True
