@@ -1,0 +1,465 @@
+"""KeepaSync beside FakeKeepa: the bucket follows the server, and asks `/token` only when nothing else can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from keepa_tokens import (
+    AcquireTimeout,
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    ConfigError,
+    CostTooLarge,
+    Event,
+    EventKind,
+    KeepaSync,
+    MemoryStorage,
+    NotEnoughTokens,
+    Quota,
+    Reason,
+    TokenBucket,
+    keepa_quota,
+)
+from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+
+PRODUCT = "/product"
+
+
+def asins(count: int) -> dict[str, str]:
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
+
+
+class World:
+    """A fake server, a bucket on the same clock, and what the listener was told."""
+
+    def __init__(
+        self, *, initial: int = 20, refill_rate: int = 5, probe: bool = True, recharge_to: int | None = None
+    ) -> None:
+        self.clock = ManualClock()
+        self.fake = FakeKeepa(refill_rate=refill_rate, initial=initial, clock=self.clock)
+        self.events: list[Event] = []
+        self.storage = MemoryStorage()
+        self.bucket = TokenBucket(
+            keepa_quota(refill_rate, recharge_to=recharge_to),
+            key="k",
+            storage=self.storage,
+            clock=self.clock,
+            listener=self.events.append,
+        )
+        self.sync = KeepaSync(self.bucket, probe=self.fake.probe if probe else None)
+
+    def call(self, tokens: int, estimate: int | None = None) -> int:
+        with self.sync.request(tokens if estimate is None else estimate) as call:
+            response = self.fake.request(PRODUCT, asins(tokens))
+            call.settle(response.content, status=response.status)
+        return response.status
+
+    def kinds(self, kind: EventKind) -> list[Event]:
+        return [event for event in self.events if event.kind is kind]
+
+
+def test_the_first_call_probes_once_and_then_envelopes_are_enough() -> None:
+    """An unknown balance is asked for at once; while envelopes flow nobody asks again."""
+    world = World(initial=300)
+    for _ in range(20):
+        assert world.call(3) == 200
+    assert world.fake.token_calls == 1
+    assert world.bucket.peek().balance == world.fake.balance == 240
+
+
+def test_a_starved_worker_waits_without_a_refused_call() -> None:
+    """With good estimates and nobody else spending no call is refused, and the projection ends at the truth."""
+    world = World(initial=20)
+    for _ in range(40):
+        world.call(7)
+    assert world.fake.refused == 0
+    assert world.bucket.peek().balance == world.fake.balance
+
+
+def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
+    """On an unknown balance one request is let through, the next is refused until the first one's answer is there."""
+    world = World(initial=-30, probe=False)
+    scout = world.sync.try_request(4)
+    assert scout.decision.probe
+    with pytest.raises(NotEnoughTokens) as refused:
+        world.sync.try_request(4)
+    assert refused.value.reason == Reason.UNKNOWN
+    response = world.fake.request(PRODUCT, asins(4))
+    assert response.status == 429
+    scout.settle(response.content, status=response.status)
+    assert world.bucket.peek().balance == world.fake.balance == -30
+
+
+def test_try_request_never_sleeps_and_says_when_to_come_back() -> None:
+    """Refused, it raises with a wait after which the same request is granted."""
+    world = World(initial=-12)
+    with pytest.raises(NotEnoughTokens) as refused:
+        world.sync.try_request(1)
+    assert world.clock.slept == 0
+    assert refused.value.reason == Reason.EMPTY
+    assert refused.value.balance == -12
+    world.clock.advance(refused.value.retry_after)
+    world.sync.try_request(1).cancel()
+
+
+def test_a_timeout_shorter_than_the_wait_is_raised_at_once() -> None:
+    """AcquireTimeout comes before any wait, and nothing is held."""
+    world = World(initial=-12)
+    world.sync.refresh()
+    with pytest.raises(AcquireTimeout):
+        world.sync.request(1, timeout=30.0)
+    assert world.clock.slept == 0
+    assert world.bucket.peek().holds == 0
+
+
+def test_a_timeout_is_kept_while_the_balance_is_unknown_and_the_server_is_away() -> None:
+    """While a probe fails the wait isn't known: it is bounded by the timeout."""
+    world = World()
+    world.fake.token_down = True
+    with pytest.raises(AcquireTimeout) as timed_out:
+        world.sync.request(1, timeout=5.0)
+    assert timed_out.value.reason == Reason.UNKNOWN
+    assert 4.9 <= world.clock.slept <= 5.3
+    assert world.fake.token_calls == 1
+
+
+def test_with_token_down_and_the_state_lost_grants_resume_from_zero() -> None:
+    """A probe that fails starts the unknown balance at 0: a grant comes one claim and one step later."""
+    world = World(initial=100)
+    world.fake.token_down = True
+    with world.sync.request(3) as call:
+        response = world.fake.request(PRODUCT, asins(3))
+        call.settle(response.content, status=response.status)
+    assert world.clock.slept < 20 + 60.5 + 5
+    assert world.bucket.peek().balance == world.fake.balance == 102
+    assert len(world.kinds(EventKind.PROBE_FAILED)) == 1
+
+
+def test_a_refused_call_is_settled_at_nothing_and_tried_again_by_attempts() -> None:
+    """An outside spender gets the first attempt refused; `attempts` waits through the bucket and succeeds."""
+    world = World(initial=10)
+    world.sync.refresh()
+    world.fake.spend_outside(15)
+    statuses = []
+    for call in world.sync.attempts(2):
+        with call:
+            response = world.fake.request(PRODUCT, asins(2))
+            call.settle(response.content, status=response.status)
+            statuses.append(response.status)
+    assert statuses == [429, 200]
+    assert world.fake.refused == 1
+    assert world.clock.slept > 60
+    assert world.bucket.peek().balance == world.fake.balance
+    drift = [event.drift for event in world.kinds(EventKind.READING_TAKEN)]
+    assert -15 in drift
+
+
+def test_a_refusal_without_a_body_stops_the_next_call() -> None:
+    """A 429 whose body was lost says at least that the balance is not above 0."""
+    world = World(initial=10)
+    world.sync.refresh()
+    with world.sync.request(2) as call:
+        call.settle(None, status=429)
+    assert call.refused
+    snapshot = world.bucket.peek()
+    assert snapshot.balance == 0
+    assert snapshot.held == 0
+    assert 0 < snapshot.retry_after <= 60.5
+
+
+def test_a_call_without_an_answer_is_charged_when_its_hold_runs_out() -> None:
+    """A timeout leaves the estimate set aside, and charged after hold_for: nobody knows whether the server did."""
+    world = World(initial=50)
+    with pytest.raises(TimeoutError), world.sync.request(8):
+        raise TimeoutError
+    assert (world.bucket.peek().balance, world.bucket.peek().held) == (50, 8)
+    world.clock.advance(120)
+    snapshot = world.bucket.peek()
+    assert (snapshot.balance, snapshot.held) == (50 - 8 + 5, 0)
+
+
+def test_an_estimate_is_corrected_by_what_the_call_really_cost() -> None:
+    """100 estimated and 386 charged: the answer's balance stands, the drift says by how much the guess was off."""
+    world = World(initial=200)
+    world.fake.cost = lambda path, params: 386 if path == PRODUCT else 0
+    assert world.call(1, estimate=100) == 200
+    assert world.bucket.peek().balance == world.fake.balance == -186
+
+
+def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estimate() -> None:
+    """A bad body settles the hold all the same, is ignored as a reading, and the event says why."""
+    world = World(initial=50)
+    for body, charged in (
+        (b"<html>", 5),
+        ("", 5),
+        ({}, 5),
+        ({"tokensConsumed": 2}, 2),
+        ({"tokensLeft": float("nan"), "tokensConsumed": 3}, 3),
+    ):
+        world.sync.refresh()
+        before = world.bucket.peek().balance
+        assert before is not None
+        world.events.clear()
+        with world.sync.request(5) as call:
+            call.settle(body, status=502)
+        assert world.bucket.peek().balance == before - charged
+        assert world.bucket.peek().holds == 0
+        assert world.kinds(EventKind.READING_BAD)
+        world.clock.advance(121)
+
+
+def test_settling_twice_changes_nothing() -> None:
+    """Settle is by id: the second one finds no hold, and its reading is not newer."""
+    world = World(initial=50)
+    with world.sync.request(5) as call:
+        response = world.fake.request(PRODUCT, asins(5))
+        call.settle(response.content, status=response.status)
+        before = world.storage.dump("k")
+        call.settle(response.content, status=response.status)
+    after = world.storage.dump("k")
+    assert before is not None
+    assert after is not None
+    assert (before.balance, before.holds) == (after.balance, after.holds)
+
+
+def test_observed_envelopes_correct_the_bucket_and_old_ones_do_not() -> None:
+    """An envelope seen elsewhere is taken if the server's time is later, whatever order they arrive in."""
+    world = World(initial=100)
+    first = world.fake.request(PRODUCT, asins(10))
+    world.clock.advance(1)
+    second = world.fake.request(PRODUCT, asins(10))
+    world.sync.observe(second.content)
+    world.sync.observe(first.body)
+    world.sync.observe(b"<html>", status=502)
+    assert world.bucket.peek().balance == 80
+    assert len(world.kinds(EventKind.READING_STALE)) == 1
+    assert len(world.kinds(EventKind.READING_BAD)) == 1
+
+
+def test_a_plan_change_is_followed_up_and_down() -> None:
+    """Refill and capacity follow the next envelope; a recharge target above the new capacity shrinks with it."""
+    world = World(initial=100, refill_rate=20, recharge_to=1100)
+    world.call(1)
+    assert (world.bucket.peek().capacity, world.bucket.peek().refill) == (1200, 20)
+    world.fake.set_plan(5)
+    world.call(1)
+    snapshot = world.bucket.peek()
+    assert (snapshot.capacity, snapshot.refill) == (300, 5)
+    world.fake.spend_outside(200)
+    world.sync.refresh()
+    with pytest.raises(NotEnoughTokens) as refused:
+        world.sync.try_request(1)
+    assert refused.value.reason == Reason.RECHARGING
+    assert refused.value.retry_after <= (300 + 102) / 5 * 60.5 + 60.5
+
+
+def test_a_net_refill_of_zero_says_never_and_is_ended_by_a_probe() -> None:
+    """Tracking that takes all the refill: retry_after is inf, and a probe within the interval notices its end."""
+    world = World(initial=-3)
+    world.fake.set_flow_reduction(5)
+    world.sync.refresh()
+    with pytest.raises(NotEnoughTokens) as refused:
+        world.sync.try_request(1)
+    assert refused.value.retry_after == float("inf")
+    assert world.bucket.peek().bound <= 600
+    world.fake.set_flow_reduction(0)
+    with world.sync.request(1) as call:
+        response = world.fake.request(PRODUCT, asins(1))
+        call.settle(response.content, status=response.status)
+    assert response.status == 200
+    assert world.clock.slept < 600 + 62 + 30
+
+
+@pytest.mark.parametrize("offset", [-600.0, 600.0, -3600.0])
+def test_the_servers_clock_may_be_off(offset: float) -> None:
+    """A server clock minutes off, or stepping back an hour between answers, shuts out no reading of a later call."""
+    world = World(initial=60)
+    world.call(4)
+    world.fake.server_clock_offset = offset
+    for _ in range(10):
+        world.call(4)
+    assert world.bucket.peek().balance == world.fake.balance
+    assert world.fake.refused == 0
+
+
+def test_a_starved_bucket_probes_at_most_once_an_interval() -> None:
+    """Many refused requests on an old reading share one probe every ten minutes."""
+    world = World(initial=-79, recharge_to=40)
+    for _ in range(60):
+        with pytest.raises(NotEnoughTokens):
+            world.sync.try_request(1)
+        world.clock.advance(20)
+    assert world.fake.token_calls == 1 + 1
+    assert world.bucket.peek().bound <= 600
+
+
+def test_a_failing_probe_backs_off() -> None:
+    """While `/token` is down the probes come further and further apart."""
+    world = World(initial=-400)
+    world.sync.refresh()
+    world.fake.token_down = True
+    for _ in range(6 * 60):
+        with pytest.raises(NotEnoughTokens):
+            world.sync.try_request(1)
+        world.clock.advance(10)
+    assert 2 <= world.fake.token_calls - 1 <= 4
+
+
+def test_a_probe_that_raises_is_a_failed_probe_and_its_text_is_kept_out() -> None:
+    """Whatever a probe raises, the request is refused and the event names the type alone, never the text."""
+
+    def probe() -> tuple[int, Mapping[str, object] | None]:
+        msg = "https://example.invalid/token?key=SECRET"
+        raise OSError(msg)
+
+    world = World()
+    sync = KeepaSync(world.bucket, probe=probe)
+    with pytest.raises(NotEnoughTokens):
+        sync.try_request(1)
+    [failed] = world.kinds(EventKind.PROBE_FAILED)
+    assert "OSError" in failed.why
+    assert "SECRET" not in failed.why
+
+
+def test_refresh_asks_now_and_leaves_an_ongoing_probe_alone() -> None:
+    """Two who refresh at once cause one probe; later a refresh sees what an outside spender did."""
+    world = World(initial=50)
+    inside = threading.Event()
+
+    def probe() -> tuple[int, Mapping[str, object] | None]:
+        inside.set()
+        assert KeepaSync(world.bucket, probe=world.fake.probe).refresh().balance is None
+        return world.fake.probe()
+
+    assert KeepaSync(world.bucket, probe=probe).refresh().balance == 50
+    assert inside.is_set()
+    assert world.fake.token_calls == 1
+    world.fake.spend_outside(30)
+    assert world.sync.refresh().balance == 20
+
+
+def test_eight_threads_share_one_balance() -> None:
+    """Threads on one bucket: nothing refused, all settled, the projection at the truth in the end."""
+    world = World(initial=200)
+
+    def work() -> None:
+        for _ in range(5):
+            assert world.call(4) == 200
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert world.fake.refused == 0
+    snapshot = world.bucket.peek()
+    assert (snapshot.balance, snapshot.holds) == (world.fake.balance, 0)
+    assert world.fake.token_calls == 1
+
+
+def test_fifty_coroutines_share_one_balance() -> None:
+    """Coroutines in virtual time, with latency: nothing refused, one probe, the projection never above the truth."""
+    with virtual_loop() as loop:
+        fake = FakeKeepa(refill_rate=20, initial=300, clock=loop.clock, latency=(0.2, 2.0))
+        bucket = AsyncTokenBucket(keepa_quota(20), clock=loop.clock)
+        sync = AsyncKeepaSync(bucket, probe=fake.aprobe)
+
+        async def work() -> None:
+            for _ in range(4):
+                async with sync.request(6) as call:
+                    response = await fake.arequest(PRODUCT, asins(6))
+                    await call.settle(response.content, status=response.status)
+                    available = (await bucket.peek()).available
+                    assert available is not None
+                    assert available <= fake.balance
+
+        async def main() -> int | None:
+            await asyncio.gather(*(work() for _ in range(50)))
+            return (await bucket.peek()).balance
+
+        assert loop.run_until_complete(main()) == fake.balance
+        assert (fake.refused, fake.token_calls) == (0, 1)
+
+
+def test_async_attempts_and_refusals_are_those_of_the_sync_twin() -> None:
+    """The async twin waits, refuses, observes and refreshes by the same plans."""
+    with virtual_loop() as loop:
+        fake = FakeKeepa(initial=10, clock=loop.clock)
+        bucket = AsyncTokenBucket(keepa_quota(), clock=loop.clock)
+        sync = AsyncKeepaSync(bucket, probe=fake.aprobe)
+
+        async def main() -> list[int]:
+            assert (await sync.refresh()).balance == 10
+            fake.spend_outside(15)
+            statuses = []
+            async for call in sync.attempts(2):
+                async with call:
+                    response = await fake.arequest(PRODUCT, asins(2))
+                    await call.settle(response.content, status=response.status)
+                    statuses.append(response.status)
+            fake.spend_outside(50)
+            await sync.observe((await fake.arequest("/token")).content)
+            with pytest.raises(NotEnoughTokens):
+                await sync.try_request(1)
+            return statuses
+
+        assert loop.run_until_complete(main()) == [429, 200]
+
+
+def test_keep_leaves_tokens_for_others() -> None:
+    """Background work with keep=30 is refused where interactive work still passes."""
+    world = World(initial=25)
+    world.sync.refresh()
+    with pytest.raises(NotEnoughTokens):
+        world.sync.try_request(1, keep=30)
+    world.sync.try_request(1).cancel()
+
+
+def test_misuse_is_an_error_at_once() -> None:
+    """A plain bucket, an interval of 0, a keep that can never be left, a cost that is no number: all say so."""
+    world = World()
+    with pytest.raises(ConfigError, match="synced"):
+        KeepaSync(TokenBucket(Quota.per_second(1)))
+    with pytest.raises(ConfigError, match="probe_interval"):
+        KeepaSync(world.bucket, probe_interval=0)
+    with pytest.raises(CostTooLarge):
+        world.sync.try_request(1, keep=300)
+    with pytest.raises(TypeError, match="tokens"):
+        world.sync.try_request(1.5)  # type: ignore[arg-type] # the point of the test
+    with pytest.raises(ConfigError, match="probe"):
+        KeepaSync(world.bucket).refresh()
+    assert world.fake.token_calls == 0
+
+
+def test_the_api_key_stays_out_of_reprs_and_bucket_names() -> None:
+    """from_key names the bucket by a digest; two adapters of one key share a bucket, and none shows the key."""
+    key = "a-very-secret-api-key-of-keepa-0123456789"
+    storage = MemoryStorage()
+    one, two = KeepaSync.from_key(key, storage=storage), KeepaSync.from_key(key, storage=storage)
+    twin = AsyncKeepaSync.from_key(key, storage=storage)
+    assert one.bucket.key == two.bucket.key == twin.bucket.key
+    assert one.bucket.key != KeepaSync.from_key(key + "x").bucket.key
+    for thing in (one, twin, one.bucket, one.bucket.quota, vars(one)["_probe"], vars(twin)["_probe"]):
+        assert key not in repr(thing)
+    assert key not in "".join(storage.keys())
+
+
+def test_a_lost_timestamp_at_a_negative_balance_is_probed_at_once() -> None:
+    """The fault that started it: the timestamp gone at -79. The next refusal asks the server; the wait is bounded."""
+    world = World(initial=-79, recharge_to=40)
+    world.sync.refresh()
+    state = world.storage.dump("k")
+    assert state is not None
+    world.storage.load("k", replace(state, refilled_at=None, reading_at=None))
+    with pytest.raises(NotEnoughTokens) as refused:
+        world.sync.try_request(1)
+    assert world.fake.token_calls == 2
+    assert refused.value.retry_after <= (79 + 40 + 5) / 5 * 60.5
+    assert "refilled_at" in world.kinds(EventKind.REPAIRED)[0].why
+    world.clock.advance(refused.value.retry_after)
+    assert world.call(1) == 200
