@@ -316,7 +316,7 @@ def test_20_a_server_clock_ten_minutes_off_neither_spins_nor_oversleeps(offset: 
     for _ in range(10):
         assert perform(sync, world.fake, 4) == 200
     assert world.fake.refused == 0
-    # 40 tokens, the last call on credit: 35 beyond the first 2 are 7 steps, the first of them somewhere within a period.
+    # 40 tokens, the last call on credit: 35 beyond the first 2 are 7 steps, the first one within a period.
     assert 6 * 60 < world.clock.slept < 7 * 60.5 + 1
 
 

@@ -1,0 +1,45 @@
+"""The tests' own conventions, held by a test."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+FORBIDDEN = {
+    "sleep": {"time"},
+    "skip": {"pytest"},
+    "xfail": {"pytest", "mark"},
+    "skipif": {"mark"},
+    "importorskip": {"pytest"},
+}
+# Helpers may wait for a real server to come up; a test may not.
+SOURCES = sorted(TESTS.rglob("test_*.py"))
+
+
+def functions(source: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(TESTS)))
+def test_each_test_says_in_a_sentence_what_it_shows(source: Path) -> None:
+    """Every test function has a docstring that begins with a capital and ends as a sentence."""
+    for function in functions(source):
+        says = ast.get_docstring(function)
+        assert says, f"{function.name} says nothing"
+        assert says.rstrip().endswith((".", "!", "?")), f"{function.name}: {says!r} is no sentence"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(TESTS)))
+def test_no_test_sleeps_or_is_skipped(source: Path) -> None:
+    """No test waits in real time by time.sleep, and none is skipped or expected to fail."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if not isinstance(node, ast.Attribute) or node.attr not in FORBIDDEN:
+            continue
+        owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+        assert owner not in FORBIDDEN[node.attr], f"{source.name}:{node.lineno}: {owner}.{node.attr}"
