@@ -39,7 +39,10 @@ def test_each_test_says_in_a_sentence_what_it_shows(source: Path) -> None:
 def test_no_test_sleeps_or_is_skipped(source: Path) -> None:
     """No test waits in real time by time.sleep, and none is skipped or expected to fail."""
     for node in ast.walk(ast.parse(source.read_text())):
-        if not isinstance(node, ast.Attribute) or node.attr not in FORBIDDEN:
-            continue
-        owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-        assert owner not in FORBIDDEN[node.attr], f"{source.name}:{node.lineno}: {owner}.{node.attr}"
+        calls = [node.func] if isinstance(node, ast.Call) else getattr(node, "decorator_list", [])
+        for called in calls:
+            if isinstance(called, ast.Attribute) and called.attr in FORBIDDEN:
+                owner = (
+                    called.value.attr if isinstance(called.value, ast.Attribute) else getattr(called.value, "id", "")
+                )
+                assert owner not in FORBIDDEN[called.attr], f"{source.name}:{called.lineno}: {owner}.{called.attr}"
