@@ -1,0 +1,176 @@
+"""What a call to Keepa may cost, before it is made. Pure.
+
+An estimate is what a hold sets aside until the answer says what the call really cost; so it is the ceiling wherever one
+is known, and never 0 for a call that can cost something. Where Keepa names no ceiling, it is a guess and says so below.
+The numbers are Keepa's own, from its API documentation; "measured" is what recorded answers say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, TypeAlias, cast
+
+__all__ = ["estimate"]
+
+Params: TypeAlias = Mapping[str, object]
+Price: TypeAlias = Callable[[Params], int]
+
+UNKNOWN_PATH: Final = 1
+"""A path that isn't in the table: what most calls cost, until the answer says more."""
+
+LARGEST: Final = 10_000
+"""No number that Keepa takes is larger: perPage goes as far. A larger one will be rejected, and must not count."""
+
+# --- tokens for each product
+PRODUCT: Final = 1
+OFFER_PAGE: Final = 6  # replaces PRODUCT; measured: 5 to 7.7 a product at offers=20, whose ceiling is 12
+OFFERS_PER_PAGE: Final = 10
+REFRESHED: Final = 1  # each of rating, update=0 and historical-variations: charged only where it brought something new
+BUYBOX: Final = 2  # the offer pages include it
+STOCK: Final = 2  # only together with offers
+
+# --- tokens for each seller
+SELLER: Final = 1
+STOREFRONT: Final = 10  # replaces SELLER
+COLLECTED: Final = 50  # replaces both, where `update` makes Keepa collect the storefront anew
+
+# --- tokens for each call
+QUERY: Final = 10
+ASINS_PER_QUERY_TOKEN: Final = 100
+QUERY_PAGE: Final = 50  # results where no perPage is given
+QUERY_STATS: Final = 30  # and 1 per million matches, which nobody knows before
+SEARCH_PAGE: Final = 10
+SEARCH_PAGES: Final = 4  # what a search without `page` returns
+CATEGORY: Final = 1
+LIST: Final = 50
+DEALS: Final = 5
+IMAGE: Final = 1  # 0 if repeated within 90 minutes
+ALL_LIGHTNING_DEALS: Final = 500
+LIGHTNING_DEAL: Final = 1
+TRACKING: Final = 1  # each one added; any other tracking call is free
+
+
+def estimate(path: str, params: Mapping[str, object]) -> int:
+    """Return the tokens to set aside for a call of `path` (`product`, `/product/`) with `params`.
+
+    The ceiling where one is known, 0 only for calls that are always free. A guess: 1 for each product code (measured:
+    1.9 on average, one code up to 1500; with `code-limit` the ceiling), nothing for a query's matches by the million,
+    1 for a path that isn't known. Takes values of any type, as numbers, booleans, texts with commas or sequences; what
+    it can't read it counts as one. Never raises.
+    """
+    name = path.strip("/?").lower()
+    if name in _FREE or (name == "tracking" and params.get("type") != "add"):
+        return 0
+    return max(1, _PRICES.get(name, _flat(UNKNOWN_PATH))(params))
+
+
+def _flat(tokens: int) -> Price:
+    def price(_: Params) -> int:
+        return tokens
+
+    return price
+
+
+def _products(params: Params) -> int:
+    codes = _count(params.get("code")) * max(1, _number(params.get("code-limit")))
+    return (_count(params.get("asin")) or codes) * _one_product(params)
+
+
+def _one_product(params: Params) -> int:
+    refreshed = REFRESHED * sum((_on(params, "rating"), _on(params, "historical-variations"), _live(params)))
+    pages = -(-_number(params.get("offers")) // OFFERS_PER_PAGE)
+    if pages > 0:
+        return OFFER_PAGE * pages + STOCK * _on(params, "stock") + refreshed
+    return PRODUCT + BUYBOX * _on(params, "buybox") + refreshed
+
+
+def _live(params: Params) -> bool:
+    """Return whether `update` asks for live data, by 0; to refresh what is older than some hours costs no more."""
+    return str(params.get("update")).strip().lower() in {"0", "0.0", "false"}
+
+
+def _query(params: Params) -> int:
+    selection = _json(params.get("selection"))
+    chosen = cast("Params", selection) if isinstance(selection, Mapping) else params
+    results = _number(chosen.get("perPage", QUERY_PAGE), unreadable=LARGEST)
+    return QUERY + -(-results // ASINS_PER_QUERY_TOKEN) + QUERY_STATS * _on(params, "stats")
+
+
+def _search(params: Params) -> int:
+    if params.get("type") == "category":
+        return CATEGORY
+    return SEARCH_PAGE * (SEARCH_PAGES if params.get("page") is None else 1)
+
+
+def _sellers(params: Params) -> int:
+    storefront = STOREFRONT if _on(params, "storefront") else SELLER
+    return _count(params.get("seller")) * (storefront if params.get("update") is None else COLLECTED)
+
+
+def _lightning_deals(params: Params) -> int:
+    return _count(params.get("asin")) * LIGHTNING_DEAL or ALL_LIGHTNING_DEALS
+
+
+def _trackings(params: Params) -> int:
+    added = _json(params.get("selection") or params.get("tracking"))
+    return TRACKING * (len(cast("list[object]", added)) if isinstance(added, list) else 1)
+
+
+_FREE: Final = frozenset({"token"})
+
+_PRICES: Final[Mapping[str, Price]] = MappingProxyType(
+    {
+        "product": _products,
+        "query": _query,
+        "search": _search,
+        "bestsellers": _flat(LIST),
+        "topseller": _flat(LIST),
+        "deal": _flat(DEALS),
+        "lightningdeal": _lightning_deals,
+        "seller": _sellers,
+        "category": _flat(CATEGORY),
+        "graphimage": _flat(IMAGE),
+        "tracking": _trackings,
+    }
+)
+_OFF: Final = frozenset({"", "0", "false", "none", "no", "off"})
+
+
+def _count(value: object) -> int:
+    """Return how many items there are in a text with commas, or in a collection of such texts."""
+    if value is None:
+        return 0
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        return sum(1 for item in value.split(",") if item.strip())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return sum(_count(item) for item in cast("list[object]", value))
+    return 1
+
+
+def _on(params: Params, name: str) -> bool:
+    """Return whether a parameter is switched on."""
+    return str(params.get(name, "")).strip().lower() not in _OFF
+
+
+def _number(value: object, *, unreadable: int = 1) -> int:
+    """Return a whole number from 0 to LARGEST, the nearest; 0 for None or an empty text."""
+    if value is None or value == "":
+        return 0
+    try:
+        number = float(str(int(value) if isinstance(value, bool) else value))
+    except ValueError:
+        return unreadable
+    return int(max(0.0, min(number, float(LARGEST))))  # NaN: 0
+
+
+def _json(value: object) -> object:
+    """Return what a JSON text says, anything else as it is, None where it is no JSON."""
+    try:
+        parsed: object = json.loads(value) if isinstance(value, (str, bytes)) else value
+    except (ValueError, RecursionError):
+        return None
+    return parsed

@@ -1,0 +1,703 @@
+"""The guard for the `keepa` package: the real clients, against the fake server by HTTP on the loopback interface.
+
+Most tests move the time by hand, for the bucket and the server alike, so they are exact; what they show of one client
+they show of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, assert_type
+
+import aiohttp
+import keepa
+import pytest
+import requests
+
+from keepa_tokens import (
+    AcquireTimeout,
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    ConfigError,
+    Event,
+    EventKind,
+    KeepaSync,
+    MemoryStorage,
+    NotEnoughTokens,
+    Outcome,
+    Quota,
+    Snapshot,
+    TokenBucket,
+    keepa_quota,
+)
+from keepa_tokens.commands import Command, Reserve, Settle
+from keepa_tokens.guards.keepa import guard, unguard
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock, virtual_loop
+
+HOST = "https://api.keepa.com"
+KEY = "SeCrEt" * 10
+QUIET: dict[str, Any] = {"progress_bar": False, "history": False}
+
+
+def asins(count: int, first: int = 0) -> list[str]:
+    """Return that many ASINs."""
+    return [f"B{place:09d}" for place in range(first, first + count)]
+
+
+class Recording(MemoryStorage):
+    """Memory storage that remembers the commands it was given, of the requests for tokens those that were granted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[Command] = []
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        outcome = super().apply(key, quota, command, now_us=now_us)
+        if outcome.granted or not isinstance(command, Reserve):
+            self.commands.append(command)
+        return outcome
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """Return the commands of one kind."""
+        return [command for command in self.commands if isinstance(command, kind)]
+
+
+class World:
+    """A client, its bucket and the fake server, in one time; sync or async makes no difference to who uses it."""
+
+    def __init__(self, kind: str, fake: FakeKeepa) -> None:
+        self.kind = kind
+        self.fake = fake
+        self.server = FakeKeepaServer(fake, speed=None, hang=2.0)
+        self.clock: Any = fake.clock
+        self.storage = Recording()
+        self.events: list[Event] = []
+        self.urls: list[str] = []
+        self.runner = asyncio.Runner()
+        self.api: Any = self.client()
+
+    def client(self, key: str = KEY) -> Any:
+        """Return a client without a guard."""
+        if self.kind == "sync":
+            return keepa.Keepa(key, timeout=5)
+        return self.runner.run(keepa.AsyncKeepa.create(key, timeout=5))
+
+    def guard(self, *, probe: bool = True, initial: int | None = None, api: Any = None, **options: Any) -> Any:
+        """Guard a client by a bucket in the storage of this world."""
+        api = self.api if api is None else api
+        quota = keepa_quota(5, initial=initial)
+        common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
+        if self.kind == "sync":
+            bucket = TokenBucket(quota, **common)
+            return guard(api, KeepaSync(bucket, probe=self.fake.probe if probe else None), **options)
+        async_bucket = AsyncTokenBucket(quota, **common)
+        return guard(api, AsyncKeepaSync(async_bucket, probe=self.fake.aprobe if probe else None), **options)
+
+    def do(self, name: str, *args: Any, api: Any = None, **options: Any) -> Any:
+        """Call a method of the client."""
+        result = getattr(api or self.api, name)(*args, **options)
+        return self.runner.run(result) if asyncio.iscoroutine(result) else result
+
+    def query(self, *args: Any, **options: Any) -> Any:
+        """Query products without histories."""
+        return self.do("query", *args, **QUIET, **options)
+
+    def bucket(self) -> Snapshot:
+        """Return the bucket as it is now."""
+        return TokenBucket(keepa_quota(5), storage=self.storage, clock=self.clock).peek()
+
+    def paths(self) -> list[str]:
+        """Return the paths of the HTTP requests that the client sent."""
+        return [url.removeprefix(HOST).strip("/?") for url in self.urls]
+
+    def end(self) -> None:
+        """Close the loop of an async client."""
+        self.runner.close()
+
+
+def send_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send the client's calls, whose host is fixed, to the fake server, and note their URLs."""
+    sync_request: Any = requests.Session.request
+    async_request: Any = aiohttp.ClientSession._request
+
+    def moved(url: Any) -> str:
+        world.urls.append(str(url))
+        return str(url).replace(HOST, world.server.url)
+
+    def request(self: Any, method: str, url: Any, **options: Any) -> Any:
+        return sync_request(self, method, moved(url), **options)
+
+    def coroutine(self: Any, method: str, url: Any, **options: Any) -> Any:
+        return async_request(self, method, moved(url), **options)
+
+    monkeypatch.setattr(requests.Session, "request", request)
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", coroutine)
+
+
+Make = Callable[..., World]
+
+
+@pytest.fixture(params=["sync", "async"])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Make a world, of either kind of client."""
+    with ExitStack() as stack:
+
+        def made(**options: Any) -> World:
+            world = World(request.param, FakeKeepa(clock=ManualClock(1000.0), key=KEY, **options))
+            stack.enter_context(world.server)
+            stack.callback(world.end)
+            send_to(world, monkeypatch)
+            return world
+
+        yield made
+
+
+# --- metering
+
+
+def test_one_query_is_three_holds_each_settled_by_its_own_answer(make: Make) -> None:
+    """A query of 300 ASINs with ratings reserves 200 three times, settles what each cost, and ends at the server's
+    own balance, without asking for it.
+    """
+    world = make(refill_rate=20)
+    world.guard()
+
+    products = world.query(asins(300), rating=True)
+
+    assert [each["asin"] for each in products] == asins(300)
+    settled = world.storage.of(Settle)
+    assert [command.tokens for command in world.storage.of(Reserve)] == [200, 200, 200]
+    assert len(settled) == 3
+    assert all(100 < command.actual < 200 for command in settled)
+    assert sum(command.actual for command in settled) == world.fake.spent
+    assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
+    assert world.api.tokens_left == world.fake.balance
+    assert world.paths() == ["product"] * 3
+    assert world.fake.token_calls == 1  # the bucket was unknown; asked through the probe
+
+
+def test_an_empty_bucket_is_waited_for(make: Make) -> None:
+    """A query that takes more than there is waits by the bucket's clock, once a request, and is never refused."""
+    world = make(refill_rate=5, initial=150)
+    world.guard()
+    started = world.clock.now_us()
+
+    assert len(world.query(asins(300))) == 300
+
+    assert world.fake.refused == 0
+    assert 10 * 60 < (world.clock.now_us() - started) / 1e6 < 12 * 61  # -50 to above 0, five at a time
+    assert world.bucket().balance == world.fake.balance
+    assert sum(event.kind is EventKind.WAITING for event in world.events) < 15
+
+
+def test_a_refused_request_is_made_again_through_the_bucket(make: Make) -> None:
+    """Where somebody else spent the tokens, the 429 corrects the bucket, which waits; the client never sees it."""
+    world = make(refill_rate=5)
+    world.guard()
+    world.query("B000000001")
+    world.fake.spend_outside(310)
+
+    assert len(world.query(asins(2))) == 2
+
+    assert world.fake.refused == 1
+    assert world.paths() == ["product"] * 3
+    assert [command.refused for command in world.storage.of(Settle)] == [False, True, False]
+    assert world.bucket().balance == world.fake.balance
+
+
+def test_many_workers_make_no_storm(make: Make) -> None:
+    """Ten queries at once on a balance that is gone: a refusal each at most, and the books are right in the end."""
+    world = make(refill_rate=20)
+    world.guard()
+    world.query("B000000001")
+    world.fake.spend_outside(1300)
+
+    async def together() -> None:
+        await asyncio.gather(*(world.api.query(asins(10, place), **QUIET) for place in range(10)))
+
+    if world.kind == "async":
+        world.runner.run(together())
+    else:
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(lambda place: world.query(asins(10, place)), range(10)))
+
+    assert world.fake.refused <= 10
+    assert world.fake.spent == 101
+    assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
+
+
+def test_keep_leaves_tokens_to_others(make: Make) -> None:
+    """With keep=250 of 300 tokens a query waits below 251, though the server would admit it."""
+    world = make(refill_rate=5, initial=240)
+    world.guard(keep=250, timeout=30)
+    with pytest.raises(AcquireTimeout):
+        world.query("B000000001")
+    world.guard(keep=239)
+    assert world.query("B000000001")
+
+
+def test_a_wait_longer_than_the_timeout_is_refused_at_once(make: Make) -> None:
+    """With a timeout nothing is sent, spent or slept where the tokens would come too late."""
+    world = make(refill_rate=5, initial=-100)
+    world.guard(timeout=60)
+    with pytest.raises(AcquireTimeout) as caught:
+        world.query("B000000001")
+    assert caught.value.retry_after > 20 * 60
+    assert world.urls == []
+    assert world.clock.slept == 0
+
+
+def test_without_waiting_both_refusals_surface(make: Make) -> None:
+    """With wait=False an empty bucket raises NotEnoughTokens and sends nothing; a 429 raises what the client raises."""
+    world = make(refill_rate=5, initial=10)
+    world.guard()
+    world.query("B000000001")
+    world.fake.spend_outside(20)
+    with pytest.raises(RuntimeError, match="NOT_ENOUGH_TOKEN"):
+        world.query("B000000001", wait=False)
+    assert world.api.tokens_left == world.bucket().balance == world.fake.balance
+    sent = len(world.urls)
+    with pytest.raises(NotEnoughTokens):
+        world.query("B000000001", wait=False)
+    assert len(world.urls) == sent
+    assert world.bucket().held == 0
+
+
+# --- the client's own answers and errors
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "html", "empty", "error200", "zero_envelope", "no_envelope"])
+def test_errors_are_the_clients_own_after_the_hold_is_settled(make: Make, fault: Any) -> None:
+    """Whatever the answer, the client raises what it raises without a guard, and the hold is over."""
+    world = make(refill_rate=5)
+    outcomes: list[Any] = []
+    guarded = world.guard(initial=200)
+    for api in (world.client(), guarded):
+        if world.kind == "sync" and api is not guarded:
+            api.update_status()
+        world.fake.fail_next(1, fault, path="/product")
+        try:
+            outcomes.append(len(world.do("query", "B000000001", progress_bar=False, api=api)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, both must raise it
+            outcomes.append((type(error), str(error)))
+    assert outcomes[0] == outcomes[1]
+    assert world.bucket().held == 0
+    assert len(world.storage.of(Settle)) == 1
+    if fault in {"500", "503", "error200"}:
+        assert world.bucket().balance == world.fake.balance
+
+
+def test_an_answer_that_knows_nothing_spoils_no_status(make: Make) -> None:
+    """A bad key's answer has all fields 0: the bucket and the client's status stay, and no query divides by 0."""
+    world = make(refill_rate=5)
+    world.guard()
+    world.query("B000000001")
+    world.api.accesskey = "wrong"
+    with pytest.raises(RuntimeError, match="REQUEST_REJECTED"):
+        world.query("B000000002")
+    assert (world.api.tokens_left, world.api.status.refillRate) == (299, 5)
+    assert world.bucket().balance == 299
+    world.api.accesskey = KEY
+    assert world.query("B000000002")
+
+
+@pytest.mark.parametrize("key", ["wrong", ""])
+def test_a_bad_key_from_the_start(make: Make, key: str) -> None:
+    """Without a probe the very first request says that the key is bad, as the client says it."""
+    world = make(refill_rate=5)
+    api = world.guard(api=world.client(key), probe=False)
+    with pytest.raises(RuntimeError, match=r"^REQUEST_REJECTED$"):
+        world.query("B000000001", api=api)
+    assert len(world.urls) == 1
+
+
+@pytest.mark.parametrize("fault", ["timeout_charged", "timeout_uncharged", "disconnect_charged"])
+def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) -> None:
+    """A timeout and a broken connection raise as without a guard; the estimate stays held, then is charged."""
+    world = make(refill_rate=5)
+    world.guard(initial=200)
+    world.api._timeout = 0.15
+    world.api.status.refillRate, world.api.status.refillIn = 5, 60_000
+    world.fake.fail_next(2 if fault == "disconnect_charged" else 1, fault, path="/product")  # aiohttp tries it twice
+    with pytest.raises((requests.RequestException, aiohttp.ClientError, TimeoutError)) as caught:
+        world.query(asins(7))
+    assert not isinstance(caught.value, NotEnoughTokens)
+    assert (world.bucket().balance, world.bucket().held) == (200, 7)
+    world.clock.sleep(121)
+    assert (world.bucket().balance, world.bucket().held) == (200 - 7 + 10, 0)
+
+
+@pytest.mark.parametrize("make", ["async"], indirect=True)
+def test_what_aiohttp_sends_again_by_itself_is_in_the_books(make: Make) -> None:
+    """A GET that aiohttp repeats after a broken connection, unseen from above, is in the balance that comes back."""
+    world = make(refill_rate=5)
+    world.guard()
+    world.fake.fail_next(1, "disconnect_charged", path="/product")
+    assert len(world.query(asins(7))) == 7
+    assert (world.fake.spent, world.fake.balance) == (14, 286)
+    assert (world.bucket().balance, world.bucket().held) == (286, 0)
+
+
+def test_a_request_that_was_never_sent_frees_its_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody listens no connection is made, so the server can't have charged it."""
+    world = make(refill_rate=5)
+    world.guard(initial=200)
+    world.do("update_status")
+    monkeypatch.setattr(FakeKeepaServer, "url", "http://127.0.0.1:9")
+    with pytest.raises((requests.ConnectionError, aiohttp.ClientConnectorError)):
+        world.query(asins(7))
+    assert (world.bucket().balance, world.bucket().held) == (200, 0)
+
+
+def test_every_method_goes_through(make: Make) -> None:
+    """Finder, deals, best sellers, sellers, categories and raw answers parse as ever, one hold each, all paid."""
+    world = make(refill_rate=20)
+    world.guard()
+    assert len(world.do("product_finder", {"author": "x"})) == 50
+    assert world.do("deals", {"page": 0})
+    assert len(world.do("best_sellers_query", "281052")) == 50
+    assert list(world.do("seller_query", ["A1", "A2"], storefront=True)) == ["A1", "A2"]
+    assert world.do("search_for_categories", "books")
+    assert world.do("category_lookup", 281052)
+    full = world.do("query", asins(2), progress_bar=False, stats=90, offers=20, rating=True, typed=True)
+    assert [each.asin for each in full] == asins(2)
+    estimates = [command.tokens for command in world.storage.of(Reserve)]
+    assert estimates == [11, 5, 50, 20, 1, 1, 26]
+    assert sum(command.actual for command in world.storage.of(Settle)) == world.fake.spent
+    assert world.bucket().balance == world.fake.balance
+    if world.kind == "sync":
+        raw = world.query("B000000001", raw=True)
+        assert raw[0].json()["tokensConsumed"] == 1
+
+
+# --- the status
+
+
+def test_the_status_comes_from_the_bucket(make: Make) -> None:
+    """Where the bucket knows the balance `update_status` sends nothing and shows the same as the server would."""
+    world = make(refill_rate=20, initial=700)
+    world.guard()
+    world.do("update_status")
+    assert (world.fake.token_calls, world.urls) == (1, [])
+    world.clock.sleep(10)
+    world.do("update_status")
+    assert (world.fake.token_calls, world.urls) == (1, [])
+    assert world.api.tokens_left == world.api.status.tokensLeft == 700
+    assert world.api.status.refillRate == 20
+    assert abs(world.api.status.refillIn / 1000 - world.fake.refill_in) < 0.1
+    assert abs(world.api.time_to_refill - world.fake.refill_in - 1) < 0.5
+
+
+def test_without_a_probe_the_client_asks_once(make: Make) -> None:
+    """Unknown and without a probe, `/token` goes out by the client itself, once, and then the balance is known."""
+    world = make(refill_rate=20, initial=700)
+    world.guard(probe=False)
+    world.do("update_status")
+    world.do("update_status")
+    assert world.paths() == ["token"]
+    assert world.api.tokens_left == world.bucket().balance == 700
+
+
+def test_while_another_worker_asks_nobody_else_does(make: Make) -> None:
+    """Where `/token` can't be had, the status stays usable, and the one question is not repeated."""
+    world = make(refill_rate=20, initial=700)
+    world.fake.token_down = True
+    world.guard()
+    for _ in range(5):
+        world.do("update_status")
+    assert world.fake.token_calls == 1
+    assert world.api.status.refillRate == 5
+    assert world.query("B000000001")  # after the failed probe it starts at 0: slow, not stuck
+    assert world.api.tokens_left == world.fake.balance
+
+
+def test_waiting_for_tokens_goes_through_the_bucket(make: Make) -> None:
+    """`wait_for_tokens` returns once the server's balance is above 0, not later than a step, and takes nothing."""
+    for probe in (True, False):
+        world = make(refill_rate=5, initial=-12)
+        world.guard(probe=probe)
+        world.do("wait_for_tokens")
+        assert world.api.tokens_left == world.fake.balance == 3
+        assert (world.bucket().held, world.fake.spent) == (0, 0)
+
+
+def test_waiting_for_tokens_on_old_knowledge_asks_the_server(make: Make) -> None:
+    """Without a probe a balance that was reported long ago is looked up by the free question, not by a paid one."""
+    world = make(refill_rate=5, initial=-200)
+    world.guard(probe=False)
+    world.do("update_status")
+    world.clock.sleep(700)
+    world.fake.spend_outside(-1000)
+    world.do("wait_for_tokens")
+    assert world.api.tokens_left == world.fake.balance > 0
+    assert world.paths() == ["token", "token"]
+
+
+@pytest.mark.parametrize("offset", [600.0, -600.0])
+def test_a_wrong_server_clock_changes_nothing(make: Make, offset: float) -> None:
+    """With the server's clock ten minutes off a starved query neither spins nor oversleeps, and the status says so."""
+    world = make(refill_rate=5, initial=-2, epoch=time.time())  # the client compares it with this machine's clock
+    world.fake.server_clock_offset = offset
+    world.guard()
+    first = world.fake.refill_in
+
+    assert world.query("B000000001")
+
+    assert first <= world.clock.slept <= first + 1
+    assert world.fake.refused == 0
+    assert abs(world.api.time_to_refill - world.fake.refill_in - 1) < 1
+    assert world.fake.token_calls == 1
+
+
+def test_a_plan_change_is_followed(make: Make) -> None:
+    """After an upgrade the next answer brings the new rate and capacity to the bucket and the status."""
+    world = make(refill_rate=5)
+    world.guard()
+    world.query("B000000001")
+    world.fake.set_plan(60)
+    world.query("B000000001")
+    assert (world.bucket().refill, world.bucket().capacity) == (60, 3600)
+    world.do("update_status")
+    assert world.api.status.refillRate == 60
+    world.fake.set_flow_reduction(60.0)
+    world.query("B000000001")
+    world.do("update_status")
+    assert (world.bucket().refill, world.api.status.refillRate) == (0, 60)
+
+
+# --- images
+
+
+def test_an_image_is_metered(make: Make, tmp_path: Path) -> None:
+    """A graph image says nothing of its cost: one token is held, and charged when the hold runs out."""
+    world = make(refill_rate=5)
+    world.guard(initial=200)
+    world.do("download_graph_image", "B000000001", tmp_path / "graph.png", range=90)
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert world.paths() == ["graphimage"]
+    assert (world.bucket().balance, world.bucket().held) == (200, 1)
+    world.clock.sleep(121)
+    assert (world.bucket().balance, world.bucket().held) == (200 - 1 + 10, 0)
+
+
+def test_a_refused_image_is_asked_for_again(make: Make, tmp_path: Path) -> None:
+    """The refusal of an image has an envelope: it corrects the bucket, which waits, and then the image comes."""
+    world = make(refill_rate=5, initial=0)
+    world.guard(initial=200)
+    world.do("download_graph_image", "B000000001", tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert (world.fake.refused, world.paths()) == (1, ["graphimage"] * 2)
+
+
+def test_a_faulty_image_raises_the_clients_error(make: Make, tmp_path: Path) -> None:
+    """What is no image is settled like any answer, and the client says that it is none."""
+    world = make(refill_rate=5)
+    world.guard(initial=200)
+    world.fake.fail_next(1, "500")
+    with pytest.raises(ValueError, match="not a valid PNG"):
+        world.do("download_graph_image", "B000000001", tmp_path / "graph.png")
+    assert (world.bucket().balance, world.bucket().held) == (300, 0)
+
+
+# --- without waiting for real
+
+
+def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a starved query waits some ten minutes, another task goes on ticking every second, and nothing blocks."""
+    with virtual_loop() as loop:
+        world = World("async", FakeKeepa(clock=loop.clock, key=KEY, initial=-48))
+        send_to(world, monkeypatch)
+        api = keepa.AsyncKeepa()
+        api.accesskey, api.tokens_left, api._timeout, api.status = KEY, 0, 5.0, keepa.Keepa(KEY).status
+        guarded = world.guard(api=api)
+        ticks: list[float] = []
+
+        def blocked(_: float) -> None:
+            raise AssertionError("a blocking sleep in a coroutine")
+
+        async def tick() -> None:
+            while True:
+                ticks.append(loop.time())
+                await asyncio.sleep(1)
+
+        async def main() -> Any:
+            ticking = asyncio.create_task(tick())
+            try:
+                return await guarded.query(asins(2), **QUIET)
+            finally:
+                ticking.cancel()
+
+        with world.server:
+            monkeypatch.setattr(time, "sleep", blocked)
+            products = loop.run_until_complete(main())
+        world.end()
+    assert len(products) == 2
+    assert len(ticks) > 500
+    assert {round(after - before, 6) for before, after in pairwise(ticks)} == {1.0}
+    assert world.fake.refused <= 1
+
+
+def test_in_accelerated_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On clocks that run by themselves, 3,000 times as fast, threads share a starved bucket without a storm."""
+    fake = FakeKeepa(refill_rate=20, initial=150, key=KEY)
+    with FakeKeepaServer(fake, speed=3000.0) as server:
+        world = World("sync", fake)
+        world.server = server
+        send_to(world, monkeypatch)
+        world.clock = fake.clock
+        world.guard()
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda place: len(world.query(asins(120, place))), range(4)))
+    world.end()
+    assert found == [120] * 4
+    assert fake.spent == 480
+    assert fake.refused <= 8
+    assert fake.token_calls <= 2
+
+
+# --- secrets
+
+
+def test_the_api_key_is_said_nowhere(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After refusals, errors, lost answers and a server that is away, no log line of ours or the client's, event,
+    exception (with all that it came from) or repr has the key, though requests puts it into its own texts.
+    """
+    caplog.set_level(logging.DEBUG, "keepa_tokens")
+    caplog.set_level(logging.DEBUG, "keepa")
+    world = make(refill_rate=5)
+    world.guard(initial=200)
+    told: list[str] = []
+
+    def fails(name: str, *args: Any, **options: Any) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever it is, it is searched below
+            world.do(name, *args, **options)
+        told.extend(traceback.format_exception(caught.value, chain=True))
+        told.append(f"{caught.value!r} {vars(caught.value)!r}")
+
+    world.do("update_status")
+    for fault in ("500", "html", "empty", "disconnect_charged", "zero_envelope"):
+        times = 2 if fault == "disconnect_charged" and world.kind == "async" else 1  # aiohttp repeats it once
+        world.fake.fail_next(times, fault, path="/product")
+        fails("query", "B000000001", progress_bar=False)
+    world.api._timeout = 0.1
+    world.fake.fail_next(1, "timeout_charged", path="/product")
+    fails("query", "B000000001", progress_bar=False)
+    world.fake.spend_outside(500)
+    world.query("B000000001")
+    monkeypatch.setattr(FakeKeepaServer, "url", "http://127.0.0.1:9")
+    fails("query", "B000000001", progress_bar=False)
+    fails("download_graph_image", "B000000001", "never-written.png")
+    told += [repr(event) for event in world.events]
+    told += [repr(world.api._request), repr(world.api._request.__self__), repr(world.storage.commands)]
+
+    assert len(told) > 20
+    assert not [text for text in told if KEY in text]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("keepa")]
+    assert lines
+    assert not [line for line in lines if KEY in line]
+
+
+def test_the_search_for_the_key_is_not_blind(make: Make) -> None:
+    """Without a guard, the client's own exceptions do carry the key: the test above would find it."""
+    world = make(refill_rate=5)
+    unguarded = world.client()
+    world.do("update_status", api=unguarded)
+    world.fake.fail_next(1, "html")
+    with pytest.raises(RuntimeError) as invalid:
+        world.do("query", "B000000001", progress_bar=False, api=unguarded)
+    world.server.__exit__(None, None, None)
+    texts = traceback.format_exception(invalid.value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeKeepaServer, "url", "http://127.0.0.1:9")
+        with pytest.raises((requests.ConnectionError, aiohttp.ClientError)) as away:
+            world.do("query", "B000000001", progress_bar=False, api=unguarded)
+        texts += traceback.format_exception(away.value)
+    world.server.__enter__()
+    assert KEY in "".join(texts)
+
+
+# --- the guard itself
+
+
+def test_the_same_object_comes_back_typed(make: Make) -> None:
+    """`guard` returns the client it was given, and type checkers know it as what it was."""
+    world = make()
+    assert world.guard() is world.api
+    api = guard(keepa.Keepa(KEY), KeepaSync.from_key(KEY))
+    assert_type(api, keepa.Keepa)
+    assert_type(guard(keepa.AsyncKeepa(), AsyncKeepaSync.from_key(KEY)), keepa.AsyncKeepa)
+
+
+def test_guarding_again_replaces_the_guard(make: Make) -> None:
+    """Two guards on one client meter each request once, by the later one's terms."""
+    world = make(refill_rate=5)
+    world.guard()
+    world.guard(keep=100)
+    world.query("B000000001")
+    assert [command.keep for command in world.storage.of(Reserve)] == [100]
+
+
+def test_unguarding_leaves_the_client_as_it_was(make: Make) -> None:
+    """Without the guard requests are the client's own again; a second time does nothing."""
+    world = make(refill_rate=5)
+    world.guard()
+    unguard(world.api)
+    unguard(world.api)
+    world.do("update_status")
+    assert world.query("B000000001")
+    assert world.storage.commands == []
+    assert "_request" not in vars(world.api)
+
+
+def test_other_clients_stay_as_they_are(make: Make) -> None:
+    """A guard shadows methods on the instance alone: a second client knows nothing of it."""
+    world = make(refill_rate=5)
+    world.guard()
+    other = world.client()
+    world.do("update_status", api=other)
+    world.query("B000000001", api=other)
+    assert world.storage.commands == []
+
+
+def test_sync_and_async_do_not_mix() -> None:
+    """A client and a bucket of different kinds are a mistake that is told at once."""
+    wrong: Any = guard
+    with pytest.raises(ConfigError, match="AsyncKeepaSync"):
+        wrong(keepa.AsyncKeepa(), KeepaSync.from_key(KEY))
+    with pytest.raises(ConfigError, match="AsyncKeepaSync"):
+        wrong(keepa.Keepa(KEY), AsyncKeepaSync.from_key(KEY))
+    with pytest.raises(ConfigError):
+        wrong("no client", KeepaSync.from_key(KEY))
+
+
+@pytest.mark.parametrize("options", [{"keep": -1}, {"timeout": -1.0}])
+def test_impossible_terms_are_told_at_once(options: dict[str, Any]) -> None:
+    """A negative keep or timeout is refused when the guard is put on, not at the first request."""
+    with pytest.raises(ConfigError):
+        guard(keepa.Keepa(KEY), KeepaSync.from_key(KEY), **options)
+
+
+def test_a_client_that_cannot_be_metered_is_refused() -> None:
+    """A subclass whose own `_request` makes requests that can't be seen is an error, not a leak; any other is fine."""
+
+    class Custom(keepa.Keepa):
+        def _request(self, *args: Any, **options: Any) -> Any:
+            return super()._request(*args, **options)
+
+    class Harmless(keepa.Keepa):
+        extra = 1
+
+    sync = KeepaSync.from_key(KEY)
+    with pytest.raises(ConfigError, match="can't be metered"):
+        guard(Custom(KEY), sync)
+    assert guard(Harmless(KEY), sync).extra == 1
