@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from .commands import Acquire, Command, Outcome, Peek, Reserve, Verdict
+from .commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .units import seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
@@ -69,6 +69,8 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     if isinstance(command, Acquire | Reserve):
         kind = EventKind.GRANTED if outcome.granted else EventKind.REFUSED
         note(kind, tokens=command.tokens, wait=seconds(outcome.retry_after_us), why=str(outcome.reason))
+    if isinstance(command, Settle) and outcome.found:
+        note(EventKind.SETTLED)
     if outcome.reading is Verdict.TAKEN:
         note(EventKind.READING_TAKEN)
     if outcome.reading is Verdict.STALE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
@@ -81,7 +81,7 @@ class AsyncKeepaSync(SyncDoor):
         *,
         keep: int = 0,
         timeout: float | None = None,
-    ) -> AsyncIterator[AsyncCall]:
+    ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
         left = timeout
         while True:
@@ -137,11 +137,12 @@ class AsyncCall:
         self.decision = grant.decision
         self.waited = grant.decision.waited
         self.refused = False
+        self.consumed: int | None = None
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer; as `Call.settle`. Never raises on a body."""
         self.refused = status == REFUSED
-        await self._sync.run(plans.settle(self.id, body, status))
+        self.consumed = await self._sync.run(plans.settle(self.id, body, status))
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
@@ -90,7 +90,7 @@ class KeepaSync(SyncDoor):
         """
         return Call(self, self.run(plans.try_request(self.bucket.quota, self._wanted(estimate, keep))))
 
-    def attempts(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Iterator[Call]:
+    def attempts(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Generator[Call, None, None]:
         """Yield calls until one is not refused by the server: `for call in sync.attempts(5): with call: ...`.
 
         Settle each with its status. timeout: seconds to wait in all; raises as `request`.
@@ -142,6 +142,8 @@ class KeepaSync(SyncDoor):
 class Call:
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
+    refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say.
+
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.
     """
@@ -153,6 +155,7 @@ class Call:
         self.decision = grant.decision
         self.waited = grant.decision.waited
         self.refused = False
+        self.consumed: int | None = None
 
     def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer: parsed, as bytes or text, refusals and errors too. A second time changes nothing.
@@ -162,7 +165,7 @@ class Call:
         Never raises on a body.
         """
         self.refused = status == REFUSED
-        self._sync.run(plans.settle(self.id, body, status))
+        self.consumed = self._sync.run(plans.settle(self.id, body, status))
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
