@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from ..commands import ClaimProbe, Command, Outcome, Reconcile, Reserve, Settle
 from ..errors import ConfigError, NotEnoughTokens
@@ -16,7 +17,10 @@ from ..quota import Quota
 from ..state import Snapshot
 from .reading import REFUSED, Body, Envelope, envelope
 
-__all__ = ["Answer", "Probe", "Request", "Tell", "observe", "refresh", "request", "settle"]
+__all__ = ["SERVER_REFUSED", "Answer", "Probe", "Request", "Tell", "observe", "refresh", "request", "settle"]
+
+SERVER_REFUSED: Final = "the server refused the call (429)"
+"""Why a call was settled at nothing, as the event of it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +81,23 @@ def try_request(quota: Quota, wanted: Request) -> Plan[Grant]:
     return Grant(wanted.id, wanted.tokens, outcome.decision())
 
 
-def settle(hold_id: str, body: Body, status: int | None) -> Plan[None]:
-    """End a call's hold by its answer. Without one the hold is left to run out: charged or not, nobody knows."""
+def settle(hold_id: str, body: Body, status: int | None) -> Plan[int | None]:
+    """End a call's hold by its answer and return what it cost, None where nobody knows.
+
+    Without an answer the hold is left to run out: charged or not, nobody knows.
+    """
     if body is None and status != REFUSED:
-        return
+        return None
     said = Envelope(None) if body is None else envelope(body)
     if said.reading is None and body is not None:
         yield Tell(EventKind.READING_BAD, said.why)
     refused = status == REFUSED
-    yield from apply(Settle(hold_id, 0 if refused else said.consumed, said.reading, refused=refused))
+    consumed = 0 if refused else said.consumed
+    found = (yield from apply(Settle(hold_id, consumed, said.reading, refused=refused))).found
+    if refused and found:
+        # The bucket's own event of a settle doesn't know why.
+        yield Tell(EventKind.SETTLED, SERVER_REFUSED)
+    return consumed
 
 
 def observe(body: Body, status: int) -> Plan[None]:

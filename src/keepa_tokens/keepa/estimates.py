@@ -1,0 +1,138 @@
+"""Estimates that learn from settled calls what the table of costs can't know.
+
+The rule, per kind of call (the path, and the parameters that drive its price):
+
+1. Until calls of the kind were settled, the table's number (`costs.estimate`) stands.
+2. Of the last `window` settled calls of the kind each is brought to the size of the one asked about: in proportion
+   where it was larger; where it was smaller, what it cost, and the kind's average for each item (ASIN, code, seller)
+   more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and one
+   code that cost 1500 is not taken for a hundred such codes.
+3. Up at once, down late: below the table's number only when the window is full of calls.
+4. The table's number is a ceiling until a call in the window has broken it: then the prices have moved, or it was a
+   guess.
+
+Too low an estimate costs a refused call where several are in flight, too high a one makes others wait; both end with
+the answer. Why not less: an average is too low for every second call, and the maximum for each item, times a hundred
+items, is far too high where the prices have a long tail. Why not more: after `window` calls an oddity is forgotten.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from ..units import LIMIT, whole
+from .costs import estimate as table_estimate
+
+__all__ = ["Estimator"]
+
+ITEMS: Final = ("asin", "code", "seller")
+"""The parameters that list what is asked about, each item at a price."""
+
+SWITCHES: Final = ("buybox", "historical-variations", "page", "rating", "stats", "stock", "storefront")
+"""Parameters that change the price by being there; of `stats` and `page` the value does not."""
+
+VALUES: Final = ("code-limit", "offers", "type", "update")
+"""Parameters whose value changes the price."""
+
+Kind: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A settled call: what it cost, for how many items, and whether it broke the table's number."""
+
+    tokens: int
+    items: int
+    broke: bool
+
+
+class Estimator:
+    """Says what a call may cost, from the table and from what such calls have cost lately. Safe to share by threads.
+
+        estimator.estimate("product", params)   # before
+        estimator.learn("product", params, call.consumed)   # after `call.settle(...)`
+
+    The HTTP guards do both where they are given one (`estimator=`). It lives in its process and starts from the table.
+    window: how many settled calls of a kind count. kinds: how many kinds are remembered, the last ones used.
+    table: what to start from.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 16,
+        kinds: int = 256,
+        table: Callable[[str, Mapping[str, object]], int] = table_estimate,
+    ) -> None:
+        self._window = whole("window", window, least=1)
+        self._most_kinds = whole("kinds", kinds, least=1)
+        self._table = table
+        self._kinds: OrderedDict[Kind, deque[_Sample]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def estimate(self, path: str, params: Mapping[str, object]) -> int:
+        """Return the tokens to set aside for a call of `path` with `params`; 0 only for what is always free."""
+        table = self._table(path, params)
+        if table <= 0:
+            return 0
+        kind, items = self._kind(path, params, table)
+        with self._lock:
+            known = self._kinds.get(kind)
+            if known is None:
+                return table
+            self._kinds.move_to_end(kind)
+            samples = tuple(known)
+        learned = max(1, _dearest(samples, items))
+        if len(samples) < self._window:
+            learned = max(learned, table)
+        return learned if any(sample.broke for sample in samples) else min(learned, table)
+
+    def learn(self, path: str, params: Mapping[str, object], consumed: int | None) -> None:
+        """Take note of what a call cost: `Call.consumed`. None and 0 say nothing of a price: an error, a refusal."""
+        table = self._table(path, params)
+        if consumed is None or not 0 < consumed < LIMIT or table <= 0:
+            return
+        kind, items = self._kind(path, params, table)
+        with self._lock:
+            known = self._kinds.setdefault(kind, deque(maxlen=self._window))
+            self._kinds.move_to_end(kind)
+            known.append(_Sample(consumed, items, consumed > table))
+            if len(self._kinds) > self._most_kinds:
+                self._kinds.popitem(last=False)
+
+    def _kind(self, path: str, params: Mapping[str, object], table: int) -> tuple[Kind, int]:
+        """Return which kind of call this is, and for how many items: what the table counts more than once."""
+        listed = [name for name in ITEMS if params.get(name)]
+        each = max(1, self._table(path, {**params, **dict.fromkeys(listed, "1")}))
+        switched = [name for name in SWITCHES if _on(params, name)]
+        valued = [f"{name}={_text(params[name])}" for name in VALUES if params.get(name) is not None]
+        return (path.strip("/?").lower(), str(each), *listed, *switched, *valued), max(1, table // each)
+
+    def __repr__(self) -> str:
+        return f"Estimator(window={self._window}, kinds={len(self._kinds)})"
+
+
+def _dearest(samples: tuple[_Sample, ...], items: int) -> int:
+    """Return the most that one of the settled calls would have cost for so many items (rule 2), rounded up."""
+    tokens = sum(sample.tokens for sample in samples)
+    counted = sum(sample.items for sample in samples)
+
+    def brought(sample: _Sample) -> int:
+        if items <= sample.items:
+            return -(-sample.tokens * items // sample.items)
+        return sample.tokens - (-tokens * (items - sample.items) // counted)
+
+    return max(map(brought, samples))
+
+
+def _on(params: Mapping[str, object], name: str) -> bool:
+    # page=0 is the first page: there, though it looks switched off.
+    return params.get(name) is not None and (name == "page" or _text(params[name]) not in {"", "0", "false"})
+
+
+def _text(value: object) -> str:
+    return str(int(value) if isinstance(value, bool) else value).strip().lower()[:20]

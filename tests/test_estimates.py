@@ -1,0 +1,265 @@
+"""The estimator: starts from the table of costs, and learns from what settled calls have cost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens.events import Event, EventKind
+from keepa_tokens.keepa.costs import estimate
+from keepa_tokens.keepa.estimates import Estimator
+from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+
+PRODUCT = "product"
+
+
+def codes(count: int, **more: object) -> dict[str, object]:
+    return {"code": ",".join(f"{number:013d}" for number in range(count)), **more}
+
+
+def asins(count: int, **more: object) -> dict[str, object]:
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), **more}
+
+
+def learned(path: str, params: Mapping[str, object], *consumed: int, window: int = 16) -> Estimator:
+    estimator = Estimator(window=window)
+    for tokens in consumed:
+        estimator.learn(path, params, tokens)
+    return estimator
+
+
+def test_it_starts_from_the_table() -> None:
+    """Before anything was settled the estimate is the table's, free calls included."""
+    estimator = Estimator()
+    for path, params in ((PRODUCT, codes(7)), ("query", {}), ("token", {}), ("/product/", asins(3, offers=20))):
+        assert estimator.estimate(path, params) == estimate(path, params)
+
+
+def test_too_low_an_estimate_happens_once() -> None:
+    """A hundred codes estimated at 100 that cost 386 are estimated at 386 from the next call on."""
+    estimator = Estimator()
+    assert estimator.estimate(PRODUCT, codes(100)) == 100
+    estimator.learn(PRODUCT, codes(100), 386)
+    assert estimator.estimate(PRODUCT, codes(100)) == 386
+    estimator.learn(PRODUCT, codes(100), 190)
+    assert estimator.estimate(PRODUCT, codes(100)) == 386
+
+
+def test_what_one_size_cost_says_what_another_will() -> None:
+    """The cost is learned for each code: half as many are estimated at half, twice as many at twice."""
+    estimator = learned(PRODUCT, codes(50), 193)
+    assert estimator.estimate(PRODUCT, codes(25)) == 97
+    assert estimator.estimate(PRODUCT, codes(100)) == 386
+
+
+def test_one_dear_code_is_not_taken_for_a_hundred() -> None:
+    """A code that cost 1500 is expected again, once, with the others at the average of all."""
+    estimator = learned(PRODUCT, codes(1), *[2] * 15, 1500)
+    assert estimator.estimate(PRODUCT, codes(1)) == 1500
+    assert estimator.estimate(PRODUCT, codes(100)) == 1500 + -(-99 * 1530 // 16)
+
+
+def test_an_oddity_is_forgotten_with_the_window() -> None:
+    """After as many calls as the window holds the estimate is what those have cost."""
+    estimator = learned(PRODUCT, codes(1), 1500, *[2] * 15)
+    assert estimator.estimate(PRODUCT, codes(1)) == 1500
+    estimator.learn(PRODUCT, codes(1), 2)
+    assert estimator.estimate(PRODUCT, codes(1)) == 2
+
+
+def test_it_goes_below_the_table_only_when_the_window_is_full() -> None:
+    """One cheap call proves little: offers that cost 6 are estimated at the ceiling of 12 until sixteen did."""
+    params = asins(10, offers=20)
+    estimator = learned(PRODUCT, params, *[60] * 15)
+    assert estimator.estimate(PRODUCT, params) == 120
+    estimator.learn(PRODUCT, params, 66)
+    assert estimator.estimate(PRODUCT, params) == 66
+
+
+def test_a_ceiling_holds_until_a_call_breaks_it() -> None:
+    """Dear small calls lift no estimate above the table's ceiling, unless one cost more than its own."""
+    estimator = learned(PRODUCT, asins(1, rating=1), *[2] * 16)
+    assert estimator.estimate(PRODUCT, asins(100, rating=1)) == 200
+    estimator.learn(PRODUCT, asins(1, rating=1), 5)
+    assert estimator.estimate(PRODUCT, asins(1, rating=1)) == 5
+    assert estimator.estimate(PRODUCT, asins(100, rating=1)) > 200
+
+
+def test_kinds_of_calls_are_learned_apart() -> None:
+    """What drives the price makes a kind: codes say nothing of ASINs, offers nothing of plain products."""
+    estimator = learned(PRODUCT, codes(10), 90)
+    for params in (asins(10), asins(10, offers=20), codes(10, rating=1), codes(10, **{"code-limit": 3})):
+        assert estimator.estimate(PRODUCT, params) == estimate(PRODUCT, params)
+    assert estimator.estimate("seller", {"seller": "A1"}) == 1
+
+
+def test_what_does_not_drive_the_price_makes_no_kind() -> None:
+    """The domain, the API key, the dates of `stats` and the page's number leave the kind as it is."""
+    estimator = learned(PRODUCT, codes(10, domain=1, key="a", stats="2026-01-01,2026-02-01"), 90)
+    assert estimator.estimate(PRODUCT, codes(10, domain=3, key="b", stats=90)) == 90
+    estimator = learned("search", {"term": "x", "page": 0}, 14)
+    assert estimator.estimate("search", {"term": "y", "page": 7}) == 14
+    assert estimator.estimate("search", {"term": "y"}) == 40
+
+
+@pytest.mark.parametrize("consumed", [None, 0, -5, 2**60])
+def test_what_says_nothing_of_a_price_is_not_learned(consumed: int | None) -> None:
+    """A refusal, an error and nonsense change no estimate."""
+    estimator = Estimator(window=1)
+    estimator.learn(PRODUCT, asins(10), consumed)
+    assert estimator.estimate(PRODUCT, asins(10)) == 10
+    assert repr(estimator) == "Estimator(window=1, kinds=0)"
+
+
+def test_free_calls_stay_free() -> None:
+    """Whatever is said of it, a call that the table knows to be free is estimated at 0."""
+    estimator = learned("token", {}, 7)
+    assert estimator.estimate("token", {}) == 0
+
+
+def test_memory_is_bounded_and_the_last_ones_used_stay() -> None:
+    """Of more kinds than it may remember, those go that were not asked about for longest."""
+    estimator = Estimator(kinds=3)
+    for offers in (10, 20, 30):
+        estimator.learn(PRODUCT, asins(1, offers=offers), 100)
+    estimator.estimate(PRODUCT, asins(1, offers=10))
+    estimator.learn(PRODUCT, asins(1, offers=40), 100)
+    assert repr(estimator) == "Estimator(window=16, kinds=3)"
+    assert estimator.estimate(PRODUCT, asins(1, offers=10)) == 100
+    assert estimator.estimate(PRODUCT, asins(1, offers=20)) == 12
+
+
+@pytest.mark.parametrize("window, kinds", [(0, 1), (1, 0)])
+def test_a_memory_of_nothing_is_refused(window: int, kinds: int) -> None:
+    """A window or a number of kinds below 1 is a ConfigError."""
+    with pytest.raises(ConfigError):
+        Estimator(window=window, kinds=kinds)
+
+
+settled = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 3000)), min_size=1, max_size=16)
+
+
+@given(settled, st.integers(1, 100))
+def test_no_estimate_is_below_the_dearest_call_of_its_size_or_less(calls: list[tuple[int, int]], size: int) -> None:
+    """Whatever was settled lately, asking again for as much or more is never estimated below it."""
+    estimator = Estimator()
+    for items, tokens in calls:
+        estimator.learn(PRODUCT, codes(items), tokens)
+    known = [tokens for items, tokens in calls if items <= size]
+    assert estimator.estimate(PRODUCT, codes(size)) >= max(known, default=1)
+
+
+@given(settled, st.integers(1, 99))
+def test_more_items_are_never_estimated_below_fewer(calls: list[tuple[int, int]], size: int) -> None:
+    """One code more costs at least as much."""
+    estimator = Estimator()
+    for items, tokens in calls:
+        estimator.learn(PRODUCT, codes(items), tokens)
+    assert estimator.estimate(PRODUCT, codes(size)) <= estimator.estimate(PRODUCT, codes(size + 1))
+
+
+@given(settled)
+def test_an_estimate_stays_within_what_was_seen(calls: list[tuple[int, int]]) -> None:
+    """It never exceeds the dearest code seen, times the number of codes, nor falls short of 1."""
+    estimator = Estimator()
+    for items, tokens in calls:
+        estimator.learn(PRODUCT, codes(items), tokens)
+    dearest = max(-(-tokens // items) for items, tokens in calls)
+    for size in (1, 10, 100):
+        most = max([dearest * size, size, *(tokens for items, tokens in calls if items <= size)])
+        assert 1 <= estimator.estimate(PRODUCT, codes(size)) <= most + 1
+
+
+def test_threads_may_share_one() -> None:
+    """Eight threads that learn and ask at once over more kinds than it remembers raise nothing, and the bound holds."""
+    estimator = Estimator(kinds=5)
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        try:
+            for _ in range(300):
+                params = codes(chance.randint(1, 9), **{"code-limit": chance.randint(1, 20)})
+                estimator.learn(PRODUCT, params, chance.randint(1, 500))
+                estimator.estimate(PRODUCT, params)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    assert repr(estimator) == "Estimator(window=16, kinds=5)"
+
+
+# --- how the cost of a call reaches it
+
+
+def test_a_settled_call_says_what_it_cost() -> None:
+    """`consumed` is None before, then what the answer says: the cost, 0 for a refusal, None where it says nothing."""
+    fake = FakeKeepa(initial=10, clock=(clock := ManualClock()), products_per_code=(3, 3))
+    events: list[Event] = []
+    bucket = TokenBucket(keepa_quota(5), clock=clock, listener=events.append)
+    sync = KeepaSync(bucket, probe=fake.probe)
+    call = sync.request(5)
+    before = call.consumed
+    answer = fake.request("/product", codes(5))
+    call.settle(answer.content, status=answer.status)
+    assert (before, call.consumed) == (None, 15)
+    refused = fake.request("/product", codes(5))
+    call = sync.try_request(0)
+    call.settle(refused.content, status=refused.status)
+    assert (refused.status, call.consumed, call.refused) == (429, 0, True)
+    for nothing in (b"", b"<html>", None):
+        call = sync.try_request(0)
+        call.settle(nothing, status=200)
+        assert call.consumed is None
+    settled = [event.why for event in events if event.kind is EventKind.SETTLED]
+    assert settled == ["", "", "the server refused the call (429)", "", ""]  # of the 429 the bucket's own event first
+
+
+def test_an_async_call_says_it_too() -> None:
+    """The async twin's calls carry what they cost."""
+    with asyncio.Runner(loop_factory=virtual_loop) as runner:
+
+        async def one() -> int | None:
+            fake = FakeKeepa(initial=10, clock=(clock := ManualClock()), products_per_code=(3, 3))
+            bucket = AsyncTokenBucket(keepa_quota(5), clock=clock)
+            async with AsyncKeepaSync(bucket, probe=fake.aprobe).request(5) as call:
+                answer = await fake.arequest("/product", codes(5))
+                await call.settle(answer.content, status=answer.status)
+            return call.consumed
+
+        assert runner.run(one()) == 15
+
+
+def test_estimates_of_codes_follow_what_they_cost() -> None:
+    """Of 300 calls for 20 to 100 codes the table estimates nearly all at half of the cost, the estimator the first one;
+    it is never more than three times too high.
+    """
+    fake = FakeKeepa(refill_rate=60, clock=ManualClock(), products_per_code=(1, 5), seed=3)
+    chance = random.Random(5)
+    table = learning = 0
+    estimator = Estimator()
+    for _ in range(300):
+        params = {"code": ",".join(str(chance.randint(10**12, 10**13)) for _ in range(chance.randint(20, 100)))}
+        fake.clock.sleep(600.0)
+        answer = fake.request("/product", params).body
+        assert answer is not None
+        consumed = answer["tokensConsumed"]
+        assert isinstance(consumed, int)
+        table += estimate("product", params) < consumed / 2
+        learning += estimator.estimate("product", params) < consumed / 1.25
+        assert estimator.estimate("product", params) <= 3 * consumed
+        estimator.learn("product", params, consumed)
+    assert table == 300
+    assert learning == 1
