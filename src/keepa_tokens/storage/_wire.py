@@ -113,7 +113,8 @@ def _arguments(command: Command) -> Iterable[str]:
             tokens, *rest = _request(command)
             yield from (command.id, tokens, _whole("hold_for_us", command.hold_for_us), *rest, _flag(command.scout))
         case Settle():
-            yield from (command.id, _optional("actual", command.actual), _flag(command.refused))
+            actual = "" if command.actual is None else _whole("actual", command.actual)
+            yield from (command.id, actual, _flag(command.refused))
             yield from _reading(command.reading)
         case Cancel():
             yield command.id
@@ -137,13 +138,13 @@ def _request(command: Acquire | Reserve) -> tuple[str, str, str, str]:
         _whole("keep", command.keep),
         # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
         "" if wait_us is None else str(max(-1, min(LIMIT, wait_us))),
-        _optional("probe_after_us", command.probe_after_us),
+        _probe_after(command.probe_after_us),
     )
 
 
 def _look(command: Peek) -> tuple[str, str, str]:
     tokens, keep = _whole("tokens", command.tokens), _whole("keep", command.keep)
-    return tokens, keep, _optional("probe_after_us", command.probe_after_us)
+    return tokens, keep, _probe_after(command.probe_after_us)
 
 
 def _reading(reading: Reading | None) -> Iterable[str]:
@@ -185,8 +186,8 @@ def _whole(name: str, value: int) -> str:
     return str(whole(name, value))
 
 
-def _optional(name: str, value: int | None) -> str:
-    return "" if value is None else str(whole(name, value, most=NEVER))
+def _probe_after(value: int | None) -> str:
+    return "" if value is None else str(whole("probe_after_us", value, most=NEVER))
 
 
 def _numbers(*values: int | None) -> list[str]:

@@ -161,7 +161,10 @@ class RedisStorage(_Keyspace):
                     seen.add(key)
                     yield key
         except Exception as error:
-            raise _translated(error) from error
+            meaning = _meaning(error)
+            if meaning is None:
+                raise
+            raise meaning from error
 
     def close(self) -> None:
         """Close the client if `from_url` made it."""
@@ -177,7 +180,10 @@ class RedisStorage(_Keyspace):
                     raise
                 return self._client.execute_command(*self._by_text(key, arguments))
         except Exception as error:
-            raise _translated(error, key) from error
+            meaning = _meaning(error, key)
+            if meaning is None:
+                raise
+            raise meaning from error
 
 
 class AsyncRedisStorage(_Keyspace):
@@ -217,7 +223,10 @@ class AsyncRedisStorage(_Keyspace):
                     seen.add(key)
                     yield key
         except Exception as error:
-            raise _translated(error) from error
+            meaning = _meaning(error)
+            if meaning is None:
+                raise
+            raise meaning from error
 
     async def aclose(self) -> None:
         """Close the client if `from_url` made it."""
@@ -233,7 +242,10 @@ class AsyncRedisStorage(_Keyspace):
                     raise
                 return await self._client.execute_command(*self._by_text(key, arguments))
         except Exception as error:
-            raise _translated(error, key) from error
+            meaning = _meaning(error, key)
+            if meaning is None:
+                raise
+            raise meaning from error
 
 
 def _inspected(reply: object) -> Snapshot | None:
@@ -253,10 +265,10 @@ def _is_clients(error: Exception) -> bool:
     return isinstance(error, OSError) or not roots.isdisjoint(_CLIENTS)
 
 
-def _translated(error: Exception, key: str = "") -> Exception:
-    """Return what a client's error means here; any other error as it is."""
-    if isinstance(error, KeepaTokensError) or not _is_clients(error):
-        return error
+def _meaning(error: Exception, key: str = "") -> KeepaTokensError | None:
+    """Return what a client's error means here; None: it is none of a client's."""
+    if not _is_clients(error):
+        return None
     text = str(error)
     if "KEEPATOKENS type" in text:
         return ConfigError(

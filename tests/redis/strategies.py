@@ -1,0 +1,293 @@
+"""What the differential test draws: programs of commands and damage, up to the limits of the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from hypothesis import strategies as st
+
+from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.errors import ConfigError
+from keepa_tokens.quota import Quota
+from keepa_tokens.state import Reading
+from keepa_tokens.units import LIMIT, MAX_HOLD_US, MICROSECONDS, TOLERANCE_US, UNLIMITED
+from tests.strategies import (
+    DAY,
+    EPOCH,
+    HOUR,
+    MINUTE,
+    cancels,
+    costs,
+    gaps,
+    hold_lives,
+    ids,
+    instants,
+    keeps,
+    quotas,
+    readings,
+    reserves,
+    settles,
+    takes,
+)
+
+NUMBERS: Final = (
+    "format",
+    "balance",
+    "refilled_at",
+    "carry",
+    "carry_refill",
+    "carry_period_us",
+    "closed_until",
+    "sequence",
+    "reading_at",
+    "reading_sequence",
+    "server_time",
+    "drift",
+    "probe_until",
+    "probe_failures",
+    "reported_refill",
+    "reported_period_us",
+    "reported_capacity",
+)
+QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")
+HOLDS: Final = ("hold:a", "hold:b", "hold:c", "hold:d", "hold:", "hold:é", "hold:\udcff", "hold:hold:a", "hold:a b%41")
+OTHERS: Final = ("hold", "Balance", "", "note")
+"""Names that are nobody's: left alone."""
+
+GARBAGE: Final = (
+    *("", " ", "NaN", "nan", "inf", "-inf", "Infinity", "1e308", "1e3", "0x10", "None", "null", "[]", "{}", "true"),
+    *("-0", "00", "007", "-007", "+5", "5.0", "5.", ".5", " 5", "5 ", "5\n", "\n5", "5\0", "5\0005", "-", "--5", "- 5"),
+    *("9" * 15, "9" * 16, "9" * 17, "9" * 400, "-" + "9" * 16, "1" + "0" * 15, "1" + "0" * 16, "0" * 20),
+    *("\u0663", "\uff15", "é", "\udcff\udc80", "\udc80", "5\udcff", "x" * 70),
+    *(
+        "1 2 3",
+        "1 2 3 4 5",
+        "1 2 3 4 5 6",
+        "1  2 3 4",
+        "1 2 3 4 ",
+        " 1 2 3 4 5",
+        "1 2 3 4 x",
+        "0 0 0 0 0",
+        "-1 -1 -1 -1 -1",
+    ),
+)
+"""Texts that are no number, or only look like one, or are one where another is meant."""
+
+EDGES: Final = (
+    *(-LIMIT - 1, -LIMIT, 1 - LIMIT, -(2**51), -(2**31), -2, -1, 0, 1, 2, 3, 2**31, 2**51 - 1, 2**51, 2**51 + 1),
+    *(LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1, 2**53 - 1, 2**53, 2**53 + 1),
+)
+edges = st.sampled_from(EDGES)
+
+
+@dataclass(frozen=True)
+class Act:
+    """One step of a program: damage to the hash, then a command under one of the quotas."""
+
+    now: int
+    quota: Quota
+    damage: tuple[tuple[str, str | None], ...]
+    command: Command
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is done to one bucket, in order."""
+
+    acts: tuple[Act, ...]
+
+
+# Strategies that depend on `now` would be built anew for every step, which costs more than the step: a time is drawn
+# as "so long from now" or "at", and put in place afterwards.
+
+
+@dataclass(frozen=True)
+class Time:
+    """An instant: `number` microseconds from now, or the instant `number` itself."""
+
+    number: int
+    from_now: bool = True
+
+    def at(self, now: int) -> int:
+        """Return the instant; it may be out of any range."""
+        return now + self.number if self.from_now else self.number
+
+
+times = st.one_of(
+    st.builds(Time, st.integers(-HOUR, HOUR)),
+    st.builds(Time, st.integers(-2 * TOLERANCE_US, 2 * TOLERANCE_US)),
+    st.builds(Time, st.integers(0, LIMIT) | edges, st.just(False)),
+)
+
+
+# --- damage: a text for a field, or None to delete it
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a field is set to: a text, None (deleted), or numbers and times in a row."""
+
+    name: str
+    text: str | tuple[Time | int, ...] | None
+
+    def at(self, now: int) -> tuple[str, str | None]:
+        """Return the name and the text."""
+        if not isinstance(self.text, tuple):
+            return self.name, self.text
+        return self.name, " ".join(str(part.at(now) if isinstance(part, Time) else part) for part in self.text)
+
+
+_hold_texts = st.tuples(
+    st.one_of(st.integers(0, 50), st.integers(0, 50), edges),
+    st.one_of(st.integers(0, 20), st.integers(0, 20), edges),
+    times,
+    st.one_of(st.integers(1, 5 * MINUTE), st.integers(1, MAX_HOLD_US + 1), edges),
+    st.one_of(st.just(0), st.integers(0, 20), edges),
+)
+_numbers = st.one_of(st.integers(-100, 100), times, edges).map(lambda number: (number,))
+damages = st.one_of(
+    st.builds(
+        Damage,
+        st.sampled_from((*NUMBERS, *QUOTA, *OTHERS)),
+        st.one_of(_numbers, _numbers, st.sampled_from(GARBAGE), st.none()),
+    ),
+    st.builds(Damage, st.sampled_from(HOLDS), st.one_of(_hold_texts, _hold_texts, st.sampled_from(GARBAGE))),
+)
+
+
+# --- quotas and commands, up to the limits
+
+_large = st.one_of(st.sampled_from([1, 2, 2**31, 2**51, LIMIT - 2, LIMIT - 1]), st.integers(1, LIMIT - 1))
+
+
+def _extreme_quota(
+    capacity: int,
+    refill: int,
+    period_us: int,
+    stepped: bool,
+    synced: bool,
+    overdraft: int,
+    recharge_to: int | None,
+    initial: int | None,
+) -> Quota:
+    if initial is not None:
+        initial = min(initial, capacity)
+    for tried in (refill, refill % max(1, (LIMIT - 1) // (period_us + 1)), 0):
+        try:
+            return Quota(
+                capacity,
+                tried,
+                period_us / MICROSECONDS,
+                stepped=stepped,
+                synced=synced,
+                overdraft=overdraft,
+                recharge_to=recharge_to,
+                initial=initial,
+            )
+        except ConfigError:
+            continue
+    raise AssertionError(refill, period_us)
+
+
+extreme_quotas = st.builds(
+    _extreme_quota,
+    _large,
+    st.one_of(st.sampled_from([0, 1, 2**25, 2**26 + 1, 2**50, 2**51]), st.integers(0, LIMIT - 1)),
+    st.one_of(st.sampled_from([1, 2, 3, 2**25, 2**26, 10**15]), st.integers(1, LIMIT // 4)),
+    st.booleans(),
+    st.booleans(),
+    st.one_of(st.sampled_from([0, 1, LIMIT - 1, UNLIMITED]), st.integers(0, UNLIMITED)),
+    st.none() | _large,
+    st.none() | st.sampled_from([1 - LIMIT, -1, 0, 1, LIMIT - 1]),
+)
+
+_durations = st.one_of(st.none(), st.sampled_from([0.0, 1e-6, 60.5, 1e6, 4.5e9]), st.floats(0, 4.5e9))
+_extreme_readings = st.builds(
+    Reading,
+    st.sampled_from([1 - LIMIT, -(2**51), -1, 0, 1, 2**51, LIMIT - 1]),
+    next_refill_in=_durations,
+    refill=st.none() | st.sampled_from([0, 1e-7, 1e-6, 0.3, 1 / 3, 1, 5, 1e6, 2**30, 4.5e9]),
+    capacity=st.none() | st.sampled_from([1, 2**51, LIMIT - 1]),
+    server_time=_durations,
+)
+
+_other_ids = st.sampled_from(["a", "b", "c", "", "é", "a b%41"])
+_tokens = st.sampled_from([0, 1, 2, 2**31, 2**51, LIMIT - 2, LIMIT - 1])
+_keeps = st.just(0) | _tokens
+_waits = st.none() | st.sampled_from([-1, 0, 1, HOUR, LIMIT - 1, LIMIT])
+_afters = st.none() | st.sampled_from([0, 1, MINUTE, 2**51, LIMIT - 1])
+
+# The time at which a refund was issued is counted from now; `_placed` puts it in place.
+_issued = st.integers(-20 * MINUTE, 2 * TOLERANCE_US)
+
+usual_commands: st.SearchStrategy[Command] = st.one_of(
+    takes,
+    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
+    reserves,
+    st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
+    settles,
+    cancels,
+    st.builds(Refund, ids, costs, _issued),
+    st.builds(Reconcile, readings),
+    st.just(ClaimProbe()),
+    st.builds(Peek, costs, keeps),
+)
+extreme_commands: st.SearchStrategy[Command] = st.one_of(
+    st.builds(Acquire, _tokens, _keeps, _waits, _afters),
+    st.builds(Reserve, _other_ids, _tokens, st.sampled_from([1, MINUTE, MAX_HOLD_US]), _keeps, _waits, _afters),
+    st.builds(Settle, _other_ids, st.none() | _tokens, st.none() | _extreme_readings, st.booleans()),
+    st.builds(Cancel, _other_ids),
+    st.builds(Refund, _other_ids, _tokens, _issued | st.sampled_from([-LIMIT, LIMIT])),
+    st.builds(Reconcile, _extreme_readings),
+    st.just(ClaimProbe()),
+    st.builds(Peek, _tokens, _keeps, _afters),
+)
+
+
+# --- programs
+
+_Draft = tuple[Time, int, list[Damage], Command]
+
+_forward = st.builds(Time, st.just(0) | gaps)
+_moves = st.one_of(*[_forward] * 9, times)
+
+
+_Faults = st.SearchStrategy[list[Damage]]
+_no_faults: _Faults = st.builds(list[Damage])
+_faults: _Faults = _no_faults | st.lists(damages, max_size=4)
+
+
+def _placed(command: Command, now: int) -> Command:
+    if not isinstance(command, Refund):
+        return command
+    return replace(command, issued_us=max(0, min(LIMIT - 1, now + command.issued_us)))
+
+
+def _program(quotas_of_it: list[Quota], start: int, drafts: list[_Draft]) -> Program:
+    now = start
+    acts: list[Act] = []
+    for move, which, faults, command in drafts:
+        quota = quotas_of_it[which % len(quotas_of_it)]
+        acts.append(Act(now, quota, tuple(fault.at(now) for fault in faults), _placed(command, now)))
+        now = max(0, min(LIMIT - 1, move.at(now)))
+    return Program(tuple(acts))
+
+
+def _programs(
+    kinds: st.SearchStrategy[Quota],
+    starts: st.SearchStrategy[int],
+    commands: st.SearchStrategy[Command],
+    faults: _Faults,
+) -> st.SearchStrategy[Program]:
+    act = st.tuples(_moves, st.integers(0, 1), faults, commands)
+    return st.builds(_program, st.lists(kinds, min_size=1, max_size=2), starts, st.lists(act, min_size=1, max_size=20))
+
+
+_limits = st.sampled_from([0, EPOCH, LIMIT - 1 - DAY, LIMIT - 1])
+programs = st.one_of(
+    _programs(quotas(), instants, usual_commands, _no_faults),
+    _programs(quotas(), instants, usual_commands, _faults),
+    _programs(extreme_quotas | quotas(), instants | _limits, usual_commands | extreme_commands, _faults),
+)
+"""Up to twenty acts on one bucket under one or two quotas: sound use; with damage; with damage and at the limits."""

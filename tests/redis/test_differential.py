@@ -1,0 +1,129 @@
+"""The script and the core are one: equal outcomes and equal stored texts, to the last digit, whatever comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fakeredis
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+
+from keepa_tokens.commands import Outcome
+from keepa_tokens.errors import ConfigError
+from keepa_tokens.state import BucketState
+from keepa_tokens.storage.redis import RedisStorage
+from keepa_tokens.transition import transition
+from tests.redis.strategies import NUMBERS, QUOTA, Act, Program, programs
+from tests.servers import Server
+
+KEY = "k"
+NAME = "keepa_tokens:k"
+
+# 500 in CI, 12,500 nightly: more than the profiles give, because what two programs must agree on is wide.
+PROGRAMS = settings().max_examples * 5 // 2
+FAKED_PROGRAMS = PROGRAMS // 10  # the fake starts a new interpreter for every call
+
+_SETTINGS = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+class Model:
+    """What the core makes of the same hash: texts in, `transition`, texts out."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def damage(self, name: str, text: str | None) -> None:
+        """Set a field, or delete it."""
+        if text is None:
+            self.texts.pop(name, None)
+        else:
+            self.texts[name] = text
+
+    def apply(self, act: Act) -> Outcome:
+        """Carry out the command."""
+        # Sorted: a hash has no order, and repairs of holds are named in the order in which they come.
+        stored = BucketState.from_fields(dict(sorted(self.texts.items()))) if self.texts else None
+        state, outcome = transition(act.quota, stored, act.now, act.command)
+        if state is not None and state is not stored:
+            unknown = {name: text for name, text in self.texts.items() if not is_ours(name)}
+            self.texts = unknown | state.to_fields()
+        return outcome
+
+
+class Stored:
+    """The same hash in a server."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.storage = RedisStorage(client)
+        client.delete(NAME)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """All fields, as they stand."""
+        return {as_text(name): as_text(text) for name, text in self.client.hgetall(NAME).items()}
+
+    def damage(self, name: str, text: str | None) -> None:
+        """Set a field, or delete it."""
+        if text is None:
+            self.client.hdel(NAME, as_bytes(name))
+        else:
+            self.client.hset(NAME, as_bytes(name), as_bytes(text))
+
+    def apply(self, act: Act) -> Outcome:
+        """Carry out the command."""
+        return self.storage.apply(KEY, act.quota, act.command, now_us=act.now)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a field is one that a state has."""
+    return name in NUMBERS or name in QUOTA or name.startswith("hold:")
+
+
+def as_text(raw: bytes | str) -> str:
+    """Return a stored text; bytes that are none survive."""
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
+
+
+def as_bytes(text: str) -> bytes:
+    """Return it as stored."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def run(client: redis.Redis, program: Program) -> Iterator[Outcome | None]:
+    """Run the program on both sides and compare after every act; yield the outcomes, None where both refused."""
+    model, stored = Model(), Stored(client)
+    for act in program.acts:
+        for name, text in act.damage:
+            model.damage(name, text)
+            stored.damage(name, text)
+        try:
+            expected = model.apply(act)
+        except ConfigError:
+            with pytest.raises(ConfigError, match="newer release"):
+                stored.apply(act)
+            expected = None
+        else:
+            assert stored.apply(act) == expected
+        assert stored.texts == model.texts
+        yield expected
+
+
+@given(program=programs)
+@settings(_SETTINGS, max_examples=PROGRAMS)
+def test_script_and_core_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
+    """On a real server every outcome and every stored text is the core's, to the last digit."""
+    for _ in run(clients[shared_server.name], program):
+        pass
+
+
+@given(program=programs)
+@settings(_SETTINGS, max_examples=FAKED_PROGRAMS)
+def test_script_and_core_agree_on_the_fake(program: Program) -> None:
+    """On fakeredis too, so that it can stand in for a server in a quick inner loop."""
+    with fakeredis.FakeRedis() as client:
+        for _ in run(client, program):
+            pass
