@@ -11,7 +11,16 @@ from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Re
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import Reading
-from keepa_tokens.units import LIMIT, MAX_HOLD_US, MICROSECONDS, TOLERANCE_US, UNLIMITED
+from keepa_tokens.units import (
+    CLAIM_US,
+    LIMIT,
+    MAX_HOLD_US,
+    MICROSECONDS,
+    REFUND_MEMORY_US,
+    REORDER_US,
+    TOLERANCE_US,
+    UNLIMITED,
+)
 from tests.strategies import (
     DAY,
     EPOCH,
@@ -114,8 +123,14 @@ class Time:
         return now + self.number if self.from_now else self.number
 
 
+BOUNDS: Final = (0, CLAIM_US, TOLERANCE_US, CLAIM_US + TOLERANCE_US, REORDER_US, REFUND_MEMORY_US, MAX_HOLD_US)
+"""Durations at which a rule changes its mind; a microsecond less or more is as interesting."""
+
+_bounds = st.builds(int.__add__, st.sampled_from(BOUNDS), st.integers(-1, 1))
+
 times = st.one_of(
     st.builds(Time, st.integers(-HOUR, HOUR)),
+    st.builds(Time, _bounds | _bounds.map(int.__neg__)),
     st.builds(Time, st.integers(-2 * TOLERANCE_US, 2 * TOLERANCE_US)),
     st.builds(Time, st.integers(0, LIMIT) | edges, st.just(False)),
 )
@@ -249,13 +264,24 @@ extreme_commands: st.SearchStrategy[Command] = st.one_of(
 
 _Draft = tuple[Time, int, list[Damage], Command]
 
-_forward = st.builds(Time, st.just(0) | gaps)
+_forward = st.builds(Time, st.one_of(st.just(0), gaps, gaps, _bounds.filter(lambda gap: gap >= 0)))
 _moves = st.one_of(*[_forward] * 9, times)
 
 
+_ROOT: Final = 2**26
+"""Its square is the limit."""
+
+_products = st.tuples(st.integers(_ROOT - 2, _ROOT + 1), st.integers(_ROOT - 2, _ROOT + 1))
+_pairs = st.one_of(
+    st.tuples(st.just("reported_refill"), st.just("reported_period_us"), _products),
+    st.tuples(st.just("refill"), st.just("period_us"), _products),
+    st.tuples(st.just("capacity"), st.just("initial"), st.tuples(st.integers(9, 11), st.integers(9, 11))),
+).map(lambda pair: [Damage(pair[0], (pair[2][0],)), Damage(pair[1], (pair[2][1],))])
+"""Two fields that are sound or not only together, about the limit."""
+
 _Faults = st.SearchStrategy[list[Damage]]
 _no_faults: _Faults = st.builds(list[Damage])
-_faults: _Faults = _no_faults | st.lists(damages, max_size=4)
+_faults: _Faults = st.one_of(_no_faults, st.lists(damages, max_size=4), _pairs)
 
 
 def _placed(command: Command, now: int) -> Command:

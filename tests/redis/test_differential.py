@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import fakeredis
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 
-from keepa_tokens.commands import Outcome
+from keepa_tokens.commands import Acquire, Command, Outcome, Refund
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.state import BucketState
 from keepa_tokens.storage.redis import RedisStorage
-from keepa_tokens.transition import transition
+from keepa_tokens.transition import lifetime_us, transition
+from keepa_tokens.units import MICROSECONDS
 from tests.redis.strategies import NUMBERS, QUOTA, Act, Program, programs
 from tests.servers import Server
+from tests.strategies import EPOCH
 
 KEY = "k"
 NAME = "keepa_tokens:k"
@@ -127,3 +130,56 @@ def test_script_and_core_agree_on_the_fake(program: Program) -> None:
     with fakeredis.FakeRedis() as client:
         for _ in run(client, program):
             pass
+
+
+@given(program=programs)
+@settings(_SETTINGS, max_examples=PROGRAMS // 5)
+def test_lifetimes_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
+    """On a real server's own time a key is kept for as long as `lifetime_us` says, in milliseconds rounded up."""
+    client = clients[shared_server.name]
+    model, stored = Model(), Stored(client)
+    for act in program.acts:
+        model.apply(replace(act, now=EPOCH, command=issued_at(act.command, EPOCH)))
+    state = BucketState.from_fields(model.texts)
+    # What was reached at EPOCH, moved to the server's time.
+    later = now_of(client) - EPOCH
+    for name, text in moved(state, later).to_fields().items():
+        stored.damage(name, text)
+
+    quota = program.acts[-1].quota
+    told = stored.storage.apply(KEY, quota, Acquire(0))
+    left_ms = client.pttl(NAME)
+    passed_ms = (now_of(client) - told.now_us) // 1000 + 1
+
+    lifetime = lifetime_us(quota, BucketState.from_fields(stored.texts), told.now_us)
+    if lifetime is None:
+        assert left_ms == -1
+    else:
+        assert -(-lifetime // 1000) - passed_ms <= left_ms <= -(-lifetime // 1000)
+
+
+def issued_at(command: Command, now: int) -> Command:
+    """Return the command as if it had been sent first at `now`."""
+    return replace(command, issued_us=now) if isinstance(command, Refund) else command
+
+
+def now_of(client: redis.Redis) -> int:
+    """Return the server's time."""
+    seconds, microseconds = client.time()
+    return seconds * MICROSECONDS + microseconds
+
+
+def moved(state: BucketState, by: int) -> BucketState:
+    """Return the state as it would be, had everything happened later."""
+
+    def at(instant: int | None) -> int | None:
+        return None if instant is None else instant + by
+
+    return replace(
+        state,
+        refilled_at=at(state.refilled_at),
+        closed_until=at(state.closed_until),
+        reading_at=at(state.reading_at),
+        probe_until=at(state.probe_until),
+        holds={name: replace(hold, expires_at=hold.expires_at + by) for name, hold in state.holds.items()},
+    )
