@@ -125,13 +125,14 @@ class _Mender:
         if value is not None and value > self.now + TOLERANCE_US:
             self.note("reading_at")
             return None
-        return None if value is None else min(value, self.now)
+        return value
 
     def probe_until(self) -> int | None:
         value = self.optional("probe_until")
         if value is not None and value > self.now + CLAIM_US + TOLERANCE_US:
             self.note("probe_until")
-        return None if value is None else min(value, self.now + CLAIM_US)
+            return self.now + CLAIM_US
+        return value
 
     def sequence(self) -> int:
         value = self.stored.sequence
@@ -139,7 +140,7 @@ class _Mender:
             return value or 0
         # Lost: go on from the latest that anything still remembers, so that what was opened stays in order.
         self.note("sequence")
-        sound = [hold for hold in self.stored.holds.values() if _is_hold(hold)]
+        sound = [hold for hold in self._stored_holds().values() if _is_hold(hold)]
         seen = [self.stored.reading_sequence or 0, *(max(hold.opened, hold.charged) for hold in sound)]
         return max((number for number in seen if _is_whole(number, 0, _MAX_SEQUENCE)), default=0)
 
@@ -166,9 +167,16 @@ class _Mender:
             return None, None
         return refill, period_us
 
+    def _stored_holds(self) -> Mapping[str, Hold]:
+        stored: object = self.stored.holds
+        if isinstance(stored, Mapping):
+            return self.stored.holds
+        self.note("holds")
+        return {}
+
     def holds(self, sequence: int) -> Mapping[str, Hold]:
         sound: dict[str, Hold] = {}
-        for hold_id, hold in self.stored.holds.items():
+        for hold_id, hold in self._stored_holds().items():
             if not _is_hold(hold):
                 self.note(f"hold:{hold_id}")
             elif max(hold.opened, hold.charged) > sequence:
@@ -210,14 +218,13 @@ def _with_holds_that_end(quota: Quota, state: BucketState, now: int, mender: _Me
     for hold_id, hold in state.holds.items():
         latest = _latest_end(hold, place if hold.in_flight else now)
         if hold.expires_at > latest:
+            mender.note(f"hold:{hold_id}")
             holds[hold_id] = replace(hold, expires_at=latest)
-            if hold.expires_at > latest + TOLERANCE_US:
-                mender.note(f"hold:{hold_id}")
     return replace(state, holds=holds)
 
 
 def _latest_end(hold: Hold, start: int) -> int:
-    return start + hold.hold_for if hold.in_flight else start
+    return start + hold.hold_for + TOLERANCE_US
 
 
 def _is_hold(hold: object) -> bool:

@@ -397,7 +397,7 @@ class _Step:
 
     def refund(self, command: Refund) -> Outcome:
         age = self.now - command.issued_us
-        if command.id in self.holds or not -TOLERANCE_US <= age < REFUND_MEMORY_US:
+        if command.id in self.holds or not -TOLERANCE_US <= age < REFUND_MEMORY_US - TOLERANCE_US:
             return self._outcome(found=False)
         self.sequence += 1
         self.holds[command.id] = Hold(0, self.sequence, self.now, REFUND_MEMORY_US, self.sequence)
@@ -525,7 +525,7 @@ class _Step:
             capacity=self.flow.capacity,
             refill=self.flow.refill,
             period=seconds(self.flow.period_us),
-            reading_age=None if self.reading_at is None else seconds(self.now - self.reading_at),
+            reading_age=None if self.reading_at is None else seconds(max(0, self.now - self.reading_at)),
             drift=self.drift,
             repaired=self.repaired,
         )

@@ -373,10 +373,7 @@ local function is_hold(hold)
 end
 
 local function latest_end(hold, start)
-  if hold.charged == 0 then
-    return start + hold.hold_for
-  end
-  return start
+  return start + hold.hold_for + TOLERANCE_US
 end
 
 local Mender = {}
@@ -438,15 +435,16 @@ function Mender:reading_at()
     self:note('reading_at')
     return nil
   end
-  return value and min(value, self.now)
+  return value
 end
 
 function Mender:probe_until()
   local value = self:optional('probe_until')
   if value ~= nil and value > self.now + CLAIM_US + TOLERANCE_US then
     self:note('probe_until')
+    return self.now + CLAIM_US
   end
-  return value and min(value, self.now + CLAIM_US)
+  return value
 end
 
 function Mender:sequence()
@@ -556,9 +554,7 @@ local function with_holds_that_end(quota, state, now, mender)
     if hold then
       local latest = latest_end(hold, hold.charged == 0 and place or now)
       if hold.expires_at > latest then
-        if hold.expires_at > latest + TOLERANCE_US then
-          mender:note(HOLD .. id)
-        end
+        mender:note(HOLD .. id)
         hold.expires_at = latest
       end
     end
@@ -976,7 +972,7 @@ end
 
 function Step:refund(command)
   local age = self.now - command.issued_us
-  if self.holds[command.id] or not (-TOLERANCE_US <= age and age < REFUND_MEMORY_US) then
+  if self.holds[command.id] or not (-TOLERANCE_US <= age and age < REFUND_MEMORY_US - TOLERANCE_US) then
     return self:outcome({ found = false })
   end
   self.sequence = self.sequence + 1
@@ -1143,7 +1139,7 @@ function Step:snapshot(command)
     capacity = self.flow.capacity,
     refill = self.flow.refill,
     period_us = self.flow.period_us,
-    reading_age_us = self.reading_at and self.now - self.reading_at,
+    reading_age_us = self.reading_at and max(0, self.now - self.reading_at),
     drift = self.drift,
   }
 end
