@@ -260,6 +260,59 @@ extreme_commands: st.SearchStrategy[Command] = st.one_of(
 )
 
 
+# --- the same in coarse numbers, so that times and balances often meet exactly
+
+_few = st.integers(0, 4)
+_seconds = st.sampled_from([0, 1, 1, 2, 3, 5, 20, 60, 120, 121, 600]).map(lambda number: number * MICROSECONDS)
+_coarse_ids = st.sampled_from(["a", "b"])
+_coarse_readings = st.builds(
+    Reading,
+    st.integers(-2, 5),
+    next_refill_in=st.none() | st.integers(0, 2),
+    refill=st.none() | st.integers(0, 2),
+    server_time=st.none() | st.integers(1, 3),
+)
+_coarse_afters = st.sampled_from([None, 0, MICROSECONDS, 2 * MICROSECONDS])
+
+
+def _coarse_quotas(*, synced: bool) -> st.SearchStrategy[Quota]:
+    return st.builds(
+        Quota,
+        st.integers(1, 5),
+        st.integers(0, 3),
+        st.sampled_from([1.0, 2.0]),
+        stepped=st.booleans(),
+        overdraft=st.sampled_from([0, 0, 2]),
+        recharge_to=st.sampled_from([None, None, 3]),
+        initial=st.sampled_from([None, None, 0, 1]),
+        synced=st.just(synced),
+    )
+
+
+coarse_commands: st.SearchStrategy[Command] = st.one_of(
+    st.builds(Acquire, _few, st.sampled_from([0, 0, 1]), st.none() | _seconds, _coarse_afters),
+    *[
+        st.builds(
+            Reserve,
+            _coarse_ids,
+            _few,
+            _seconds.filter(bool),
+            st.just(0),
+            st.none() | _seconds,
+            _coarse_afters,
+            st.booleans(),
+        )
+    ]
+    * 3,
+    *[st.builds(Settle, _coarse_ids, st.none() | _few, st.none() | _coarse_readings, st.booleans())] * 3,
+    st.builds(Cancel, _coarse_ids),
+    st.builds(Refund, st.sampled_from(["a", "r"]), _few, st.sampled_from([0, -REFUND_MEMORY_US, TOLERANCE_US])),
+    *[st.builds(Reconcile, _coarse_readings)] * 2,
+    st.just(ClaimProbe()),
+    st.builds(Peek, _few, _few, _coarse_afters),
+)
+
+
 # --- programs
 
 _Draft = tuple[Time, int, list[Damage], Command]
@@ -305,15 +358,20 @@ def _programs(
     starts: st.SearchStrategy[int],
     commands: st.SearchStrategy[Command],
     faults: _Faults,
+    moves: st.SearchStrategy[Time] = _moves,
 ) -> st.SearchStrategy[Program]:
-    act = st.tuples(_moves, st.integers(0, 1), faults, commands)
+    act = st.tuples(moves, st.integers(0, 1), faults, commands)
     return st.builds(_program, st.lists(kinds, min_size=1, max_size=2), starts, st.lists(act, min_size=1, max_size=20))
 
 
 _limits = st.sampled_from([0, EPOCH, LIMIT - 1 - DAY, LIMIT - 1])
 programs = st.one_of(
+    *[
+        _programs(_coarse_quotas(synced=synced), st.just(EPOCH), coarse_commands, _no_faults, st.builds(Time, _seconds))
+        for synced in (False, True)
+    ],
     _programs(quotas(), instants, usual_commands, _no_faults),
     _programs(quotas(), instants, usual_commands, _faults),
     _programs(extreme_quotas | quotas(), instants | _limits, usual_commands | extreme_commands, _faults),
 )
-"""Up to twenty acts on one bucket under one or two quotas: sound use; with damage; with damage and at the limits."""
+"""Up to twenty acts on one bucket under one or two quotas: in coarse numbers, in any, with damage, at the limits."""
