@@ -272,6 +272,10 @@ def test_lifetimes_by_rule_9(storage: RedisStorage, client: redis.Redis) -> None
     assert left_after(PLAIN) == 60
     assert left_after(PLAIN, client.time()[0] * SECOND) == 0
 
+    # What is held will be charged when it runs out, after a second; then 50 minutes of refill, and the margin.
+    storage.apply("held", Quota(100, 1, 60.0), Reserve("x", 50, SECOND))
+    assert -(-client.pttl("keepa_tokens:held") // 1000) == 1 + 50 * 60 + 10
+
 
 def test_a_look_writes_nothing(storage: RedisStorage, client: redis.Redis) -> None:
     """Peek and inspect of a new bucket make no key; of a sound one they leave every byte and the lifetime alone."""
