@@ -1,0 +1,196 @@
+"""The Celery guard: a real worker, a real broker, the fake server by HTTP."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from celery.exceptions import Retry
+from celery.signals import task_retry
+
+from keepa_tokens import Event, EventKind, KeepaSync, NotEnoughTokens, Quota, TokenBucket
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, KeepaTask
+from keepa_tokens.guards.requests import KeepaAdapter
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
+from keepa_tokens.units import UNLIMITED
+
+from tests.http_guards import HOST, asins  # isort: skip
+from tests.servers import running
+
+pytestmark = [
+    # celery 5.7 calls redis-py by names that redis-py 8 calls deprecated.
+    pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning"),
+    # A worker leaves its connections to the end of its process, which this one is not.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+
+STEP = 0.25
+"""Seconds between the fake's refills: the worker's countdowns are real time."""
+
+PATIENCE = 20.0
+
+
+class Tasks:
+    """A worker's two tasks. What they do is `work`, since a worker knows only the tasks that it started with."""
+
+    def __init__(self, url: str) -> None:
+        self.app = Celery("tests", broker=url + "/0", backend=url + "/1", set_as_current=False)
+        self.app.conf.update(
+            worker_hijack_root_logger=False,
+            broker_connection_retry_on_startup=True,
+            result_serializer="pickle",
+            accept_content=["json", "pickle"],
+        )
+        self.work: Callable[..., object] = int
+
+        @self.app.task(base=KeepaTask, name="plain")
+        def plain(*args: object, **kwargs: object) -> object:
+            return self.work(*args, **kwargs)
+
+        @self.app.task(
+            base=KeepaTask, bind=True, name="retrying", autoretry_for=(Exception,), max_retries=1, default_retry_delay=0
+        )
+        def retrying(task: Any) -> object:
+            return self.work(task)
+
+        self.plain, self.retrying = plain, retrying
+
+
+@pytest.fixture(scope="module")
+def tasks() -> Iterator[Tasks]:
+    """Run a worker on a broker of its own."""
+    with running("valkey") as server:
+        tasks = Tasks(server.url)
+        with start_worker(
+            tasks.app, pool="solo", perform_ping_check=False, loglevel="WARNING", shutdown_timeout=PATIENCE
+        ):
+            yield tasks
+        tasks.app.close()
+        gc.collect()  # a result asks its backend to forget it, which must still be there
+
+
+@pytest.fixture
+def retries() -> Iterator[list[tuple[str, Any]]]:
+    """Note which tasks were sent back, and for how long."""
+    noted: list[tuple[str, Any]] = []
+
+    def note(request: Any, reason: Retry, **_: object) -> None:
+        noted.append((request.id, reason.when))
+
+    task_retry.connect(note)
+    yield noted
+    task_retry.disconnect(note)
+
+
+def refused(retry_after: float) -> NotEnoughTokens:
+    return NotEnoughTokens(5, retry_after=retry_after, reason="EMPTY", balance=-3)
+
+
+def test_a_refused_task_comes_back_and_is_done_once(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """Eight tasks on an empty bucket all look their products up, none waits in the worker, the server refuses none."""
+    fake = FakeKeepa(refill_rate=5, initial=-5, period=STEP)
+    events: list[Event] = []
+    quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
+    done: list[int] = []
+    with FakeKeepaServer(fake) as server, requests.Session() as session:
+        sync = KeepaSync(TokenBucket(quota, listener=events.append), probe=fake.probe)
+        session.mount(server.url, KeepaAdapter(sync, host=HOST, timeout=0, retry_refused=True))
+
+        def look_up(count: int) -> int:
+            answer = session.get(server.url + "/product", params=asins(count), timeout=5)
+            done.append(count)
+            return len(answer.json()["products"])
+
+        tasks.work = look_up
+        results = [tasks.plain.delay(count) for count in range(1, 9)]
+        assert [result.get(timeout=PATIENCE) for result in results] == list(range(1, 9))
+
+    assert sorted(done) == list(range(1, 9))
+    assert {task for task, _ in retries} <= {result.id for result in results}
+    assert retries
+    assert all(0 < when <= 5 for _, when in retries)
+    assert not any(event.kind is EventKind.WAITING for event in events)
+    assert fake.refused == 0
+    assert (sync.bucket.peek().held, fake.spent) == (0, 36)
+
+
+def test_a_long_wait_is_asked_again_in_a_quarter_of_an_hour(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """A wait of hours is sent back with a countdown of 900 s, and the worker goes on with other tasks meanwhile."""
+
+    def work(wait: bool) -> str:
+        if wait:
+            raise refused(7 * 3600.0)
+        return "done"
+
+    tasks.work = work
+    waiting = tasks.plain.delay(True)
+    assert tasks.plain.delay(False).get(timeout=PATIENCE) == "done"
+    assert retries == [(waiting.id, 900.0)]
+    assert LONGEST_COUNTDOWN == 900
+    assert waiting.state == "RETRY"
+    waiting.revoke()
+
+
+def test_a_wait_without_end_is_an_error(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """Where no refill will ever bring the tokens the task fails with the refusal, all of it."""
+
+    def work() -> None:
+        raise refused(float("inf"))
+
+    tasks.work = work
+    with pytest.raises(NotEnoughTokens) as caught:
+        tasks.plain.delay().get(timeout=PATIENCE)
+    assert (caught.value.reason, caught.value.balance) == ("EMPTY", -3)
+    assert retries == []
+
+
+def test_a_refusal_counts_for_no_retry_of_the_tasks_own(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """A task of one retry may be refused ten times: `max_retries` and `autoretry_for` are for its own failures."""
+    runs: list[int] = []
+
+    def work(task: Any) -> str:
+        runs.append(task.request.retries)
+        if len(runs) == 11:
+            raise ConnectionError("once")
+        if len(runs) <= 12:
+            raise refused(0.01)
+        return "done"
+
+    tasks.work = work
+    assert tasks.retrying.delay().get(timeout=PATIENCE) == "done"
+    assert runs == [0] * 11 + [1, 1]
+    assert [when for _, when in retries] == [0.01] * 10 + [0, 0.01]
+
+
+def test_a_tasks_own_failures_are_left_alone(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """What is no refusal fails as it does without the guard, and arguments and results pass through."""
+
+    def work(divisor: int, *, by: int) -> float:
+        return by / divisor
+
+    tasks.work = work
+    assert tasks.plain.delay(2, by=3).get(timeout=PATIENCE) == 1.5
+    with pytest.raises(ZeroDivisionError):
+        tasks.plain.delay(0, by=3).get(timeout=PATIENCE)
+    assert retries == []
+
+
+def test_called_directly_or_eagerly_it_raises_the_refusal(tasks: Tasks) -> None:
+    """Where there is no broker to send it back to, the caller gets NotEnoughTokens itself."""
+    runs: list[int] = []
+
+    def work() -> None:
+        runs.append(1)
+        raise refused(3.0)
+
+    tasks.work = work
+    with pytest.raises(NotEnoughTokens):
+        tasks.plain()
+    with pytest.raises(NotEnoughTokens):
+        tasks.plain.apply().get()
+    assert len(runs) == 2

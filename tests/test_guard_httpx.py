@@ -1,0 +1,181 @@
+"""The httpx guards' own side: what goes through the inner transport and back; test_guards_http.py has the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import inspect
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStorage, TokenBucket, keepa_quota
+from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
+from keepa_tokens.testing import ManualClock, virtual_loop
+
+from tests.http_guards import KEY, World, asins, running  # isort: skip
+
+ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
+URL = "https://api.keepa.com/product?asin=B1"
+
+
+def bucket() -> KeepaSync:
+    """Return a bucket of 100 tokens, known from the start."""
+    sync = KeepaSync(TokenBucket(keepa_quota(5), clock=ManualClock()))
+    sync.observe(ENVELOPE | {"tokensLeft": 100, "timestamp": 1})
+    return sync
+
+
+def twin(sync: KeepaSync) -> AsyncKeepaSync:
+    """Return an async door to the same bucket."""
+    storage = sync.bucket.storage
+    assert isinstance(storage, MemoryStorage)
+    return AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), storage=storage, clock=sync.bucket.clock))
+
+
+@pytest.mark.parametrize("how", ["read", "raw"])
+def test_a_compressed_answer_is_read_once_and_understood(how: str) -> None:
+    """The client gets the bytes that came over the wire, or decoded ones, as it likes; the bucket reads the JSON."""
+    sync = bucket()
+    packed = gzip.compress(json.dumps(ENVELOPE).encode())
+
+    def stream() -> Iterator[bytes]:
+        yield packed[:10]
+        yield packed[10:]
+
+    inner = httpx.MockTransport(
+        lambda request: httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=stream())
+    )
+    with httpx.Client(transport=KeepaTransport(sync, inner)) as client, client.stream("GET", URL) as response:
+        if how == "read":
+            assert json.loads(response.read()) == ENVELOPE
+        else:
+            assert b"".join(response.iter_raw()) == packed
+    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (77, 0)
+
+
+def test_an_answer_that_can_not_be_decoded_is_reported() -> None:
+    """A body that isn't what its headers say ends the hold at the estimate; the reader gets the client's own error."""
+    sync = bucket()
+    inner = httpx.MockTransport(
+        lambda request: httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=iter([b"no gzip"]))
+    )
+    with (
+        httpx.Client(transport=KeepaTransport(sync, inner)) as client,
+        client.stream("GET", URL) as response,
+    ):
+        assert b"".join(response.iter_raw()) == b"no gzip"
+    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (99, 0)
+
+
+def test_a_connection_that_breaks_in_the_body_leaves_the_hold() -> None:
+    """Half an answer tells no cost: the error surfaces, the estimate stays held."""
+    sync = bucket()
+
+    def half() -> Iterator[bytes]:
+        yield b'{"tokens'
+        raise httpx.ReadError("gone")
+
+    inner = httpx.MockTransport(lambda request: httpx.Response(200, content=half()))
+    with httpx.Client(transport=KeepaTransport(sync, inner)) as client, pytest.raises(httpx.ReadError):
+        client.get(URL)
+    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (100, 1)
+
+
+def test_an_async_connection_that_breaks_in_the_body_leaves_the_hold() -> None:
+    """The async transport does the same, and a cancelled reader leaves its hold too."""
+    sync = bucket()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b'{"tokens'
+        raise httpx.ReadError("gone")
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    bodies = [half, endless]
+    inner = httpx.MockTransport(lambda request: httpx.Response(200, content=bodies.pop(0)()))
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=AsyncKeepaTransport(twin(sync), inner)) as client:
+            with pytest.raises(httpx.ReadError):
+                await client.get(URL)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.get(URL), 5)
+
+    with asyncio.Runner(loop_factory=virtual_loop) as runner:
+        runner.run(main())
+    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (100, 2)
+
+
+def test_the_client_still_knows_how_the_answer_came() -> None:
+    """Status, headers, protocol and time taken are the inner transport's."""
+    with running("httpx", initial=100) as world:
+        response = world.client().native.get(world.server.url + "/product", params=asins(1))
+        assert response.http_version == "HTTP/1.1"
+        assert response.headers["Content-Type"] == "application/json;charset=UTF-8"
+        assert response.elapsed.total_seconds() > 0
+
+
+def test_a_redirect_is_paid_for_by_each_of_its_requests() -> None:
+    """Every request that reaches Keepa has a hold of its own."""
+    sync = bucket()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/product":
+            return httpx.Response(302, headers={"Location": "/product2"}, json=ENVELOPE)
+        return httpx.Response(200, json=ENVELOPE | {"timestamp": ENVELOPE["timestamp"] + 1, "tokensLeft": 70})
+
+    inner = httpx.MockTransport(answer)
+    with httpx.Client(transport=KeepaTransport(sync, inner), follow_redirects=True) as client:
+        client.get(URL)
+    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (70, 0)
+
+
+def test_closing_the_client_closes_the_inner_transport() -> None:
+    """The guard owns what it was given, as httpx owns its transport."""
+    closed: list[str] = []
+
+    class Inner(httpx.BaseTransport):
+        def close(self) -> None:
+            closed.append("sync")
+
+    class AsyncInner(httpx.AsyncBaseTransport):
+        async def aclose(self) -> None:
+            closed.append("async")
+
+    httpx.Client(transport=KeepaTransport(bucket(), Inner())).close()
+    with asyncio.Runner() as runner:
+        runner.run(httpx.AsyncClient(transport=AsyncKeepaTransport(twin(bucket()), AsyncInner())).aclose())
+    assert closed == ["sync", "async"]
+
+
+def test_without_an_inner_transport_it_makes_plain_ones() -> None:
+    """The defaults are httpx's own transports."""
+    with (
+        running("httpx", initial=100) as world,
+        httpx.Client(transport=KeepaTransport(world.sync, api_key=KEY, host="127.0.0.1")) as client,
+    ):
+        assert client.get(world.server.url + "/product", params=asins(1)).status_code == 200
+
+
+def test_the_twins_take_the_same_options() -> None:
+    """Both transports have one signature but for what is async."""
+    one, other = (inspect.signature(kind) for kind in (KeepaTransport, AsyncKeepaTransport))
+    assert list(one.parameters) == list(other.parameters)
+    assert [each.default for each in one.parameters.values()] == [each.default for each in other.parameters.values()]
+
+
+def test_a_mounted_transport_meters_keepa_alone() -> None:
+    """Mounted at Keepa's host beside a client's own transport, only what goes there is paid for."""
+    with World("httpx", initial=100).server as server:
+        sync = bucket()
+        mounts = {server.url: KeepaTransport(sync, api_key=KEY, host="127.0.0.1")}
+        with httpx.Client(mounts=mounts) as client:
+            client.get(server.url + "/product", params=asins(2))
+            client.get(f"http://localhost:{server.port}/product", params=asins(2))
+        assert server.fake.spent == 2
+        assert sync.bucket.peek().balance == server.fake.balance

@@ -1,0 +1,179 @@
+"""The requests guard's own side: falsy responses, raw streams, proxies. test_guards_http.py has the rest."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from keepa_tokens import KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens.guards.requests import KeepaAdapter
+from keepa_tokens.testing import ManualClock
+
+from tests.http_guards import HOST, KEY, asins, running  # isort: skip
+
+ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
+BODY = json.dumps(ENVELOPE | {"products": list(range(500))}).encode()
+
+
+class Packing(BaseHTTPRequestHandler):
+    """Answers gzip, in chunks if asked to; notes the request lines."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        packed = gzip.compress(BODY)
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Type", "application/json")
+        if "chunked" in self.path:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in (packed[:50], packed[50:]):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.send_header("Content-Length", str(len(packed)))
+            self.end_headers()
+            self.wfile.write(packed)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+@pytest.fixture
+def packing() -> Iterator[tuple[str, list[str]]]:
+    """Run a server that answers gzip; its base URL and what it was asked for."""
+    asked: list[str] = []
+    handler = type("Handler", (Packing,), {"asked": asked})
+    with ThreadingHTTPServer((HOST, 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://{HOST}:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def sync() -> KeepaSync:
+    """Return a bucket of 100 tokens, known from the start."""
+    made = KeepaSync(TokenBucket(keepa_quota(5), clock=ManualClock()))
+    made.observe(ENVELOPE | {"tokensLeft": 100, "timestamp": 1})
+    return made
+
+
+def session(sync: KeepaSync, **options: Any) -> requests.Session:
+    made = requests.Session()
+    made.mount(f"http://{HOST}", KeepaAdapter(sync, host=HOST, **options))
+    return made
+
+
+def in_step(sync: KeepaSync) -> bool:
+    return (sync.bucket.peek().balance, sync.bucket.peek().held) == (77, 0)
+
+
+READERS: dict[str, Any] = {
+    "content": lambda response: response.content,
+    "iter_content": lambda response: b"".join(response.iter_content(100)),
+    "iter_lines": lambda response: b"".join(response.iter_lines()),
+    "iteration": b"".join,
+    "raw.read": lambda response: response.raw.read(decode_content=True),
+    "raw.read in parts": lambda response: b"".join(iter(lambda: response.raw.read(100, decode_content=True), b"")),
+    "raw.read1": lambda response: b"".join(iter(lambda: response.raw.read1(100, decode_content=True), b"")),
+    "raw lines": lambda response: b"".join(response.raw),
+    "packed": lambda response: gzip.decompress(response.raw.read()),
+    "packed in parts": lambda response: gzip.decompress(b"".join(iter(lambda: response.raw.read(100), b""))),
+    "packed file": lambda response: gzip.GzipFile(fileobj=io.BytesIO(response.raw.read())).read(),
+    "packed readinto": lambda response: gzip.decompress(into(response.raw)),
+}
+
+
+def into(raw: Any) -> bytes:
+    """Read by `readinto`, as io's buffered readers do."""
+    found = b""
+    while size := raw.readinto(buffer := bytearray(100)):
+        found += buffer[:size]
+    return found
+
+
+@pytest.mark.parametrize("path", ["/product?asin=B1", "/product?asin=B1&chunked=1"])
+@pytest.mark.parametrize("how", READERS)
+def test_however_a_stream_is_read_the_reader_gets_it_and_the_bucket_too(
+    packing: tuple[str, list[str]], sync: KeepaSync, how: str, path: str
+) -> None:
+    """Decoded or as it came, whole or in parts: the body is read once, whole, and settled."""
+    base, _ = packing
+    with session(sync) as client, client.get(base + path, stream=True, timeout=5) as response:
+        assert sync.bucket.peek().held == 1
+        assert READERS[how](response) == BODY
+        assert in_step(sync)
+
+
+def test_an_answer_is_settled_though_nobody_looks_at_it(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
+    """Without stream=True the body is read and settled before `get` returns."""
+    base, _ = packing
+    with session(sync) as client:
+        response = client.get(base + "/product?asin=B1", timeout=5)
+        assert in_step(sync)
+        assert response.content == BODY
+
+
+def test_a_429_is_false_and_yet_settled() -> None:
+    """A Response of 429 is falsy; the guard looks at its status, not at its truth."""
+    with running("requests", initial=10) as world:
+        client = world.client()
+        client.get("/product", asins(1))
+        world.fake.spend_outside(50)
+        response = client.native.get(world.server.url + "/product", params=asins(3))
+        assert not response
+        assert response.json()["tokensLeft"] == -41
+        assert world.in_step()
+
+
+def test_no_request_is_sent_twice_on_one_hold(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
+    """The adapter retries nothing by itself, and takes no option to."""
+    assert KeepaAdapter(sync).max_retries.total == 0
+    with pytest.raises(TypeError):
+        KeepaAdapter(sync, max_retries=3)  # type: ignore[call-arg] # that is the point
+
+
+def test_a_proxys_connections_add_the_key_too(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
+    """Through a proxy the key is in the request line alone, once, and the response's URL has none."""
+    base, asked = packing
+    with session(sync, api_key=KEY) as client:
+        for _ in range(2):
+            response = client.get(f"http://{HOST}:9/product?asin=B1", proxies={"http": base}, timeout=5)
+            assert response.status_code == 200
+            assert "key" not in response.url
+    assert asked == [f"http://{HOST}:9/product?asin=B1&key={quote(KEY, safe='')}"] * 2
+
+
+def test_a_key_is_not_added_to_connections_without_one(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
+    """Without api_key the request goes out as it is, also where it has no query."""
+    base, asked = packing
+    with session(sync) as client:
+        client.get(base + "/product", timeout=5)
+    with session(sync, api_key="k") as client:
+        client.get(base + "/product", timeout=5)
+    assert asked == ["/product", "/product?key=k"]
+
+
+def test_a_body_that_can_be_sent_but_once_is_not_sent_again() -> None:
+    """With retry_refused a request whose body is read from somewhere gets its 429 handed out."""
+    with running("requests", initial=10) as world:
+        client = world.client(retry_refused=True)
+        client.get("/product", asins(1))
+        world.fake.spend_outside(50)
+        response = client.native.post(world.server.url + "/query", data=io.BytesIO(b"{}"), timeout=5)
+        assert response.status_code == 429
+        assert world.clock.slept == 0

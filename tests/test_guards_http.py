@@ -1,0 +1,471 @@
+"""The guards for httpx, sync and async, and for requests: what all of them do, over HTTP on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+import requests
+
+from keepa_tokens import (
+    AcquireTimeout,
+    ConfigError,
+    EventKind,
+    MemoryStorage,
+    NotEnoughTokens,
+    Outcome,
+    Quota,
+    StorageUnavailable,
+)
+from keepa_tokens.commands import Cancel, Command, Reconcile, Reserve, Settle
+from keepa_tokens.keepa.estimates import Estimator
+from keepa_tokens.testing import FakeKeepaServer
+
+from tests.http_guards import HOST, KEY, KINDS, Kind, World, asins, running, together  # isort: skip
+
+NETWORK_ERRORS = (httpx.TransportError, requests.RequestException)
+Make = Callable[..., World]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    which: Kind = request.param
+    return which
+
+
+@pytest.fixture
+def make(kind: Kind) -> Iterator[Make]:
+    """Make a world with a client of each kind."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(running(kind, **options))
+
+
+# --- held before, settled after
+
+
+def test_a_request_is_held_while_it_is_out_and_settled_by_its_answer(make: Make) -> None:
+    """While the server works the estimate is held; afterwards the bucket has the server's own balance and no hold."""
+    world = make(initial=100)
+    client = world.client()
+    client.get("/token")
+    held: list[int] = []
+    world.fake.cost = lambda path, params: held.append(world.bucket().held)
+
+    answer = client.get("/product", asins(10, rating=1))
+
+    assert answer.status == 200
+    assert len(json.loads(answer.content)["products"]) == 10
+    assert held == [20]
+    assert world.in_step()
+    assert 10 <= world.fake.spent <= 20
+
+
+def test_requests_wait_for_tokens_and_none_is_refused(make: Make) -> None:
+    """Forty calls on twenty tokens wait by the bucket's clock; the server refuses none, and is asked for no balance."""
+    world = make(initial=20)
+    client = world.client()
+    for _ in range(40):
+        assert client.get("/product", asins(3)).status == 200
+    assert (world.fake.refused, world.fake.token_calls) == (0, 1)
+    assert world.clock.slept > 15 * 60
+    assert world.in_step()
+
+
+def test_many_at_once_keep_the_books(make: Make) -> None:
+    """Sixteen requests at once on a full bucket are all answered, and nothing stays held."""
+    world = make()
+    client = world.client()
+    assert together(world, client, 16, lambda place: asins(1 + place)) == [200] * 16
+    assert world.fake.spent == sum(range(1, 17))
+    assert world.in_step()
+
+
+def test_a_wait_longer_than_the_timeout_sends_nothing(make: Make) -> None:
+    """With a timeout AcquireTimeout comes at once, nothing is sent, spent or slept."""
+    world = make(initial=-100)
+    client = world.client(timeout=60)
+    with pytest.raises(AcquireTimeout):
+        client.get("/product", asins(1))
+    assert (world.fake.admitted, world.fake.refused, world.clock.slept) == (0, 0, 0)
+
+
+def test_keep_leaves_tokens_to_others(make: Make) -> None:
+    """With keep=50 of 60 tokens a request waits below 51, though the server would admit it."""
+    world = make(initial=50)
+    with pytest.raises(AcquireTimeout):
+        world.client(keep=50, timeout=0).get("/product", asins(1))
+    assert world.client(keep=49, timeout=0).get("/product", asins(1)).status == 200
+
+
+# --- refused
+
+
+def test_a_429_is_handed_out_after_it_was_settled(make: Make) -> None:
+    """Where somebody else spent the tokens the caller gets the 429, readable, and the bucket the true balance."""
+    world = make(initial=10)
+    client = world.client()
+    client.get("/product", asins(1))
+    world.fake.spend_outside(50)
+
+    answer = client.get("/product", asins(5))
+
+    assert answer.status == 429
+    assert json.loads(answer.content)["tokensLeft"] == world.fake.balance == -41
+    assert world.in_step()
+    assert world.clock.slept == 0
+
+
+def test_a_streamed_429_is_settled_before_anybody_reads_it(make: Make) -> None:
+    """A refusal costs nothing and says the truth, so its hold is over even where the stream is closed unread."""
+    world = make(initial=10)
+    client = world.client()
+    client.get("/product", asins(1))
+    world.fake.spend_outside(50)
+
+    async def astatus(response: Any) -> int:
+        return int(response.status_code)
+
+    def status(response: Any) -> int:
+        return int(response.status_code)
+
+    read = astatus if world.kind == "httpx-async" else status
+    assert client.stream("/product", asins(5), read) == 429
+    assert world.in_step()
+
+
+def test_a_refused_request_can_be_made_again_through_the_bucket(make: Make) -> None:
+    """With retry_refused the caller never sees the 429: the bucket waits for tokens and the request goes out again."""
+    world = make(initial=10)
+    client = world.client(retry_refused=True)
+    client.get("/product", asins(1))
+    world.fake.spend_outside(50)
+
+    assert client.get("/product", asins(5)).status == 200
+
+    assert world.fake.refused == 1
+    assert world.clock.slept > 8 * 60
+    assert world.in_step()
+
+
+def test_a_posted_selection_is_sent_again_too(make: Make) -> None:
+    """A refused POST goes out again with its body; what it may cost is read from that body."""
+    world = make(initial=200)
+    client = world.client(retry_refused=True)
+    client.get("/token")
+    world.fake.spend_outside(250)
+    held: list[int] = []
+    world.fake.cost = lambda path, params: held.append(world.bucket().held) if path == "/query" else None
+
+    answer = client.send("POST", "/query", {"domain": 1}, body=json.dumps({"perPage": 1000}))
+
+    assert len(json.loads(answer.content)["asinList"]) == 1000
+    assert held == [20]
+    assert world.fake.refused == 1
+    assert world.in_step()
+
+
+def test_without_any_waiting_a_429_is_not_enough_tokens(make: Make) -> None:
+    """With timeout=0 and retry_refused a 429 raises NotEnoughTokens that says when to come back: for task queues."""
+    world = make(initial=10)
+    client = world.client(retry_refused=True, timeout=0)
+    client.get("/product", asins(1))
+    world.fake.spend_outside(50)
+    with pytest.raises(NotEnoughTokens) as refused:
+        client.get("/product", asins(5))
+    assert 8 * 60 < refused.value.retry_after < 9 * 61
+    assert (world.fake.refused, world.clock.slept) == (1, 0)
+    assert world.in_step()
+
+
+# --- streams
+
+
+def everything(world: World, how: str) -> Any:
+    """Return a function that reads a whole stream."""
+    if world.kind == "requests":
+        return {
+            "bytes": lambda response: b"".join(response.iter_content(1000)),
+            "lines": lambda response: b"".join(response.iter_lines()),
+            "raw": lambda response: b"".join(iter(lambda: response.raw.read(1000), b"")),
+        }[how]
+    if world.kind == "httpx":
+        return {
+            "bytes": lambda response: b"".join(response.iter_bytes(1000)),
+            "lines": lambda response: "".join(response.iter_lines()).encode(),
+            "raw": lambda response: b"".join(response.iter_raw(1000)),
+        }[how]
+
+    async def read(response: Any) -> bytes:
+        if how == "lines":
+            return "".join([line async for line in response.aiter_lines()]).encode()
+        chunks = response.aiter_bytes(1000) if how == "bytes" else response.aiter_raw(1000)
+        return b"".join([chunk async for chunk in chunks])
+
+    return read
+
+
+@pytest.mark.parametrize("how", ["bytes", "lines", "raw"])
+def test_a_stream_is_settled_when_its_reader_has_come_to_the_end(make: Make, how: str) -> None:
+    """However it is read, the reader gets the whole body, and the bucket the answer's balance; not before the end."""
+    world = make(initial=300)
+    client = world.client()
+    client.get("/token")
+    read = everything(world, how)
+    held: list[int] = []
+
+    async def awatching(response: Any) -> bytes:
+        held.append(world.bucket().held)
+        return bytes(await read(response))
+
+    def watching(response: Any) -> bytes:
+        held.append(world.bucket().held)
+        return bytes(read(response))
+
+    body = client.stream("/product", asins(50), awatching if world.kind == "httpx-async" else watching)
+
+    assert len(json.loads(body)["products"]) == 50
+    assert held == [50]
+    assert world.in_step()
+
+
+def test_a_stream_closed_early_leaves_its_hold_to_run_out(make: Make) -> None:
+    """Who stops reading learns no cost: the estimate stays held, and is charged when the hold runs out."""
+    world = make(initial=300)
+    client = world.client()
+    client.get("/token")
+
+    async def asome(response: Any) -> bytes:
+        return bytes(await anext(response.aiter_bytes(100)))
+
+    def some(response: Any) -> bytes:
+        chunks = response.iter_bytes(100) if world.kind == "httpx" else response.iter_content(100)
+        return bytes(next(chunks))
+
+    assert len(client.stream("/product", asins(50), asome if world.kind == "httpx-async" else some)) == 100
+
+    assert (world.bucket().balance, world.bucket().held) == (300, 50)
+    world.clock.advance(125)
+    assert world.bucket().held == 0
+    assert (world.bucket().balance or 0) <= 260
+
+
+def test_an_image_leaves_its_hold_to_run_out(make: Make) -> None:
+    """A graph image has no envelope: it is handed out, and its token is charged when the hold runs out."""
+    world = make(initial=300)
+    client = world.client()
+    client.get("/token")
+    answer = client.get("/graphimage", {"asin": "B000000001", "domain": 1})
+    assert answer.content.startswith(b"\x89PNG")
+    assert world.bucket().held == 1
+    assert world.count(EventKind.READING_BAD) == 0
+
+
+# --- what costs nothing, and what is not Keepa's
+
+
+def test_what_costs_nothing_is_observed_and_never_held(make: Make) -> None:
+    """`/token` and a list of trackings open no hold, also where the balance is far below 0; they bring its reading."""
+    world = make(initial=-50)
+    commands = watch(world)
+    client = world.client()
+    assert client.get("/token").status == 200
+    assert world.bucket().balance == -50
+    world.clock.advance(130)
+    world.fake.spend_outside(7)
+    assert client.get("/tracking", {"type": "list"}).status == 200
+    assert world.bucket().balance == world.fake.balance
+    assert [type(command) for command in commands if not isinstance(command, Reserve)].count(Reconcile) == 2
+    assert not any(isinstance(command, Reserve) for command in commands)
+
+
+def test_a_host_that_is_not_keepas_gets_neither_tokens_nor_the_key(make: Make) -> None:
+    """The guards for httpx let other hosts pass, unmetered and without the key; the adapter refuses to serve them."""
+    world = make(initial=100)
+    commands = watch(world)
+    client = world.client()
+    other = f"http://localhost:{world.server.port}"
+    if world.kind == "requests":
+        client.native.mount("http://", world.guard())
+        with pytest.raises(ConfigError, match=r"serves 127\.0\.0\.1 alone"):
+            client.get("/product", asins(1), base=other)
+    else:
+        assert client.get("/product", asins(1), base=other).status == 400  # no key, so a bad one
+    assert (world.fake.spent, commands) == (0, [])
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "html", "empty", "error200", "zero_envelope", "no_envelope"])
+def test_a_faulty_answer_is_handed_out_and_its_hold_is_over(make: Make, fault: Any) -> None:
+    """Whatever the answer, the caller gets it as it came, and the bucket what it says."""
+    world = make(initial=300)
+    client = world.client()
+    client.get("/token")
+    world.fake.fail_next(1, fault, path="/product")
+    answer = client.get("/product", asins(5))
+    assert answer.status in {200, 400, 500, 502, 503}
+    assert world.bucket().held == 0
+    if fault in {"500", "503", "error200"}:
+        assert world.in_step()
+    assert world.count(EventKind.READING_BAD) == (fault in {"html", "empty", "zero_envelope", "no_envelope"})
+
+
+@pytest.mark.parametrize("fault", ["timeout_charged", "timeout_uncharged", "disconnect_charged"])
+def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) -> None:
+    """A timeout and a broken connection raise the client's own errors; the estimate stays held."""
+    world = make(initial=300)
+    client = world.client()
+    client.get("/token")
+    world.fake.fail_next(1, fault, path="/product")
+    with pytest.raises(NETWORK_ERRORS):
+        client.get("/product", asins(5))
+    assert world.bucket().held == 5
+
+
+def test_where_no_connection_came_about_the_tokens_are_free_again(make: Make) -> None:
+    """A refused connection charged nothing: the hold is cancelled."""
+    world = make(initial=300)
+    commands = watch(world)
+    client = world.client()
+    client.get("/token")
+    with FakeKeepaServer(world.fake) as gone:
+        base = gone.url
+    with pytest.raises(NETWORK_ERRORS):
+        client.get("/product", asins(5), base=base)
+    assert world.bucket().held == 0
+    assert [type(command) for command in commands].count(Cancel) == 1
+
+
+class Away(MemoryStorage):
+    """Memory storage that can be away for settles, or for all."""
+
+    away: tuple[type[Any], ...] = ()
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        if isinstance(command, self.away):
+            raise StorageUnavailable("the storage is away")
+        return super().apply(key, quota, command, now_us=now_us)
+
+
+def test_an_answer_outlives_a_storage_that_is_away(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that can't be settled was paid for: it is handed out, with a warning; the next request is not sent."""
+    storage = Away()
+    world = make(initial=300, storage=storage)
+    client = world.client()
+    client.get("/token")
+    storage.away = (Settle, Reconcile)
+    with caplog.at_level(logging.WARNING, "keepa_tokens"):
+        assert client.get("/product", asins(5)).status == 200
+        assert client.get("/token").status == 200
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    storage.away = (Reserve,)
+    spent = world.fake.spent
+    with pytest.raises(StorageUnavailable):
+        client.get("/product", asins(5))
+    assert world.fake.spent == spent
+
+
+# --- estimates
+
+
+def test_a_callable_may_estimate(make: Make) -> None:
+    """`estimate=` is asked with the path and the parameters, the API key not among them."""
+    world = make(initial=300)
+    asked: list[tuple[str, Mapping[str, object]]] = []
+
+    def seven(path: str, params: Mapping[str, object]) -> int:
+        asked.append((path, params))
+        return 7
+
+    commands = watch(world)
+    world.client(estimate=seven).get("/product", {"asin": "B1", "key": KEY})
+    assert asked == [("product", {"asin": "B1"})]
+    assert [command.tokens for command in commands if isinstance(command, Reserve)][-1] == 7
+
+
+def test_an_estimator_is_taught_by_each_answer(make: Make) -> None:
+    """Codes that cost three times the estimate are estimated at what they cost from the next request on."""
+    world = make(initial=300, products_per_code=(3, 3))
+    estimator = Estimator()
+    commands = watch(world)
+    client = world.client(estimator=estimator)
+    for _ in range(3):
+        client.get("/product", {"code": "1,2,3,4,5"})
+    assert estimator.estimate("product", {"code": "1,2"}) == 6
+    assert [command.tokens for command in commands if isinstance(command, Reserve)][-3:] == [5, 15, 15]
+
+
+def test_an_estimator_learns_nothing_from_refusals_and_streams_cut_short(make: Make) -> None:
+    """Only a cost that an answer told is learned."""
+    world = make(initial=300)
+    estimator = Estimator(window=1)
+    client = world.client(estimator=estimator)
+    client.get("/token")
+    world.fake.spend_outside(400)
+    assert client.get("/product", asins(5)).status == 429
+    assert repr(estimator) == "Estimator(window=1, kinds=0)"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keep": -1}, {"timeout": -1}, {"estimate": lambda path, params: 1, "estimator": Estimator()}],
+)
+def test_impossible_terms_are_refused_at_once(kind: Kind, wrong: dict[str, Any]) -> None:
+    """A negative keep or timeout, and two sources of estimates, are a ConfigError when the guard is made."""
+    with pytest.raises(ConfigError):
+        World(kind).guard(**wrong)
+
+
+def test_an_estimate_that_is_no_number_of_tokens_sends_nothing(make: Make) -> None:
+    """A callable that answers with a fraction is a TypeError before anything is held or sent."""
+    world = make(initial=300)
+    client = world.client(estimate=lambda path, params: 1.5)
+    with pytest.raises(TypeError, match="estimate"):
+        client.get("/product", asins(1))
+    assert world.fake.spent == 0
+
+
+# --- the key
+
+
+def test_the_key_is_added_on_the_way_out_alone(make: Make) -> None:
+    """The server sees the key, the client's own response and request don't; a request that brings a key keeps it."""
+    world = make(initial=300)
+    client = world.client()
+    answer = client.get("/product", asins(1))
+    assert answer.status == 200
+    assert "key" not in answer.url
+    assert "key" not in str(answer.raw.request.url)
+    assert client.get("/product", asins(1, key="another")).status == 400
+    without = world.client(api_key=None)
+    assert without.get("/product", asins(1)).status == 400
+    assert without.get("/product", asins(1, key=KEY)).status == 200
+
+
+def test_a_guard_says_what_it_is(kind: Kind) -> None:
+    """Its repr names the bucket and the host."""
+    text = repr(World(kind).guard())
+    assert "key='default'" in text
+    assert HOST in text
+    assert KEY not in text
+
+
+def watch(world: World) -> list[Command]:
+    """Return the list into which the bucket's commands go from now on, looks aside."""
+    commands: list[Command] = []
+    apply = world.storage.apply
+
+    def noted(key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        outcome = apply(key, quota, command, now_us=now_us)
+        if type(command).__name__ != "Peek":
+            commands.append(command)
+        return outcome
+
+    world.storage.apply = noted  # type: ignore[method-assign] # a spy
+    return commands
