@@ -1,0 +1,29 @@
+"""The command line: `keepa-tokens`, or `python -m keepa_tokens.cli`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+__all__ = ["main"]
+
+EXTRAS: Final = frozenset({"httpx", "rich", "typer"})
+MISSING: Final = 2
+INTERRUPTED: Final = 130
+
+
+def main() -> int:
+    """Run the command line and return its exit code; a missing extra is a line that says how to get it."""
+    try:
+        from .app import run  # noqa: PLC0415 - the packages it needs are an extra
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] not in EXTRAS:
+            raise
+        message = (
+            f"keepa-tokens: {missing.name} is missing; get what the commands need: pip install 'keepa-tokens[cli]'"
+        )
+        print(message, file=sys.stderr)
+        return MISSING
+    except KeyboardInterrupt:  # while the packages load
+        return INTERRUPTED
+    return run()

@@ -1,0 +1,257 @@
+"""`keepa-tokens demo`: several workers on one key, a fake Keepa server over real HTTP, and the fault half-way.
+
+The run is a script of chapters. At each tick of it the workers' notes are taken, both balances measured, and the scene
+shown. Everything happens in this thread and in the workers'; all of them end with the run.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, cast
+
+from ..storage.memory import MemoryStorage
+from ..testing.clock import ScaledClock
+from ..testing.fake_keepa import FakeKeepa
+from ..testing.fake_server import FakeKeepaServer
+from .demo_measure import Meter
+from .demo_scene import DEBT, Chapter, Fault, Scene, Settings
+from .demo_worker import BUCKET, REFILL_RATE, Desk, Job, Note, Signals, Terms, desk, single_call, work
+from .old_rule import OldState
+
+EPOCH: Final = 1_780_000_000.0
+INITIAL: Final = 200
+LATENCY: Final = (3.0, 12.0)
+"""Seconds of server time that a call takes."""
+
+TICK: Final = 0.01
+"""Real seconds between two samples."""
+
+FRAME: Final = 0.1
+"""Real seconds between two pictures."""
+
+EPILOGUE: Final = 0.15
+"""The part of the run that is left for work as usual when the recovery came late."""
+
+PATIENCE: Final = 30.0
+"""Real seconds beyond what a chapter should take. Then the demo gives up, and says on what."""
+
+LONGEST_TO_DEBT: Final = 900.0
+"""Seconds of server time until the large call should be through: from a debt, with a try or two."""
+
+CALM: Final = 40.0
+"""Seconds of server time before the next refill, so that none comes in the middle of the fault."""
+
+TRIES: Final = 3
+ITSELF: Final = -1
+"""The demo's own number among the workers."""
+
+
+class Show(Protocol):
+    """Shows the run to somebody."""
+
+    def note(self, scene: Scene, note: Note) -> None:
+        """Show that something new happened to a worker."""
+        ...
+
+    def chapter(self, scene: Scene) -> None:
+        """Show that the story goes on."""
+        ...
+
+    def frame(self, scene: Scene) -> None:
+        """Show the scene as it is now; called some ten times a second."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the run went. broken: in words, what did not hold."""
+
+    scene: Scene
+    broken: tuple[str, ...]
+
+
+class GaveUpError(Exception):
+    """Something that should have come did not."""
+
+
+def run(settings: Settings, show: Show) -> Outcome:
+    """Run the demo and show it. Whatever it started has ended when this returns or raises."""
+    fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
+    with FakeKeepaServer(fake, speed=settings.speed) as server:
+        # In its context the server runs the fake by a clock of this kind; all others go by the same one.
+        clock = cast("ScaledClock", fake.clock)
+        storage = MemoryStorage()
+        stage = Stage(settings, fake, clock, storage, Terms(server.url, lambda: storage), show)
+        return stage.play()
+
+
+class Stage:
+    """The server, the workers, and the script that they play."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fake: FakeKeepa,
+        clock: ScaledClock,
+        storage: MemoryStorage,
+        terms: Terms,
+        show: Show,
+    ) -> None:
+        self._settings = settings
+        self._fake = fake
+        self._clock = clock
+        self._storage = storage
+        self._terms = terms
+        self._show = show
+        self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
+        self._stop, self._gate, always = threading.Event(), threading.Event(), threading.Event()
+        self._gate.set()
+        always.set()
+        self._signals = Signals(clock, self._stop, self._gate)
+        self._own_signals = Signals(clock, self._stop, always)
+        self._pool = ThreadPoolExecutor(settings.workers + 1, "demo-worker")
+        self._futures: list[Future[None]] = []
+        self._started = time.monotonic()
+        self._framed = 0.0
+        self._batch_cost: int | None = None
+        fake.cost = self._price
+
+    def play(self) -> Outcome:
+        """Play the script to its end."""
+        with desk(ITSELF, self._terms, self._own_signals, self._notes.put) as own:
+            meter = Meter(self._fake, own.bucket, lambda: self._storage.dump(BUCKET), EPOCH)
+            scene = Scene.at_start(self._settings, meter)
+            failed: tuple[str, ...] = ()
+            with self._working():
+                try:
+                    for _ in self._script(scene, own):
+                        self._tick(scene)
+                        time.sleep(TICK)
+                except GaveUpError as gave_up:
+                    failed = (str(gave_up),)
+            self._tick(scene)
+            self._turn(scene, Chapter.OVER)
+        return Outcome(scene, (*meter.broken(), *failed))
+
+    @contextmanager
+    def _working(self) -> Generator[None]:
+        """Let the workers work meanwhile."""
+        for worker in range(self._settings.workers):
+            self._submit(work, worker, self._settings.seed, self._terms, self._signals, self._notes.put)
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._gate.set()
+            self._pool.shutdown()
+        self._check_workers()
+
+    def _submit(self, task: Callable[..., None], *arguments: object) -> Future[None]:
+        future = self._pool.submit(task, *arguments)
+        self._futures.append(future)
+        return future
+
+    def _check_workers(self) -> None:
+        """Raise what a worker died of, if one did."""
+        for future in self._futures:
+            if future.done():
+                future.result()
+
+    # --- the script
+
+    def _script(self, scene: Scene, own: Desk) -> Iterator[None]:
+        """Yield at each tick."""
+        self._turn(scene, Chapter.INGESTING)
+        while self._real() < self._settings.seconds / 2:
+            yield
+        self._turn(scene, Chapter.LARGE_CALL)
+        yield from self._run_into_debt(own)
+        fault = self._lose_timestamp(scene, own)
+        self._turn(scene, Chapter.LOST)
+        self._gate.set()
+        yield from self._await("a grant after the fault", lambda: fault.recovered_at_us is not None, fault.promised)
+        self._turn(scene, Chapter.RECOVERED)
+        end = max(self._settings.seconds, self._real() + EPILOGUE * self._settings.seconds)
+        while self._real() < end:
+            yield
+
+    def _run_into_debt(self, own: Desk) -> Iterator[None]:
+        """Let everybody pause, and one large call take the balance to exactly -79, as Keepa lets it."""
+        for _ in range(TRIES):
+            self._gate.clear()
+            yield from self._await("a quiet moment for the large call", lambda: self._is_quiet(own), LONGEST_TO_DEBT)
+            tokens = self._batch_cost = self._fake.balance - DEBT
+            job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
+            done = self._submit(single_call, ITSELF, job, self._terms, self._own_signals, self._notes.put)
+            yield from self._await("the large call", done.done, LONGEST_TO_DEBT)
+            if self._fake.balance == DEBT == own.bucket.peek().balance:
+                return
+        # A refill step came in between every time.
+        raise GaveUpError(f"the large call did not take the balance to {DEBT}: the machine is too slow for this speed")
+
+    def _is_quiet(self, own: Desk) -> bool:
+        """Return whether nothing is in flight, both balances are above 0, and no refill is near."""
+        seen = own.bucket.peek()
+        positive = self._fake.balance > 0 and (seen.balance or 0) > 0
+        return positive and seen.holds == 0 and self._fake.refill_in > CALM
+
+    def _lose_timestamp(self, scene: Scene, own: Desk) -> Fault:
+        """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
+        state = self._storage.dump(BUCKET)
+        if state is None:
+            raise GaveUpError("the bucket is gone from its storage")
+        at_us = scene.meter.fault_at_us = self._clock.now_us()
+        self._storage.load(BUCKET, replace(state, refilled_at=None))
+        truth = self._fake.balance
+        seen = own.bucket.peek()
+        old = OldState(DEBT, refilled_at=None)
+        scene.fault = Fault(at_us, truth, state.balance or 0, seen.retry_after, ", ".join(seen.repaired), old)
+        return scene.fault
+
+    def _await(self, what: str, come: Callable[[], bool], server_seconds: float) -> Iterator[None]:
+        """Yield until `come()`; give up when it should long have come."""
+        deadline = self._real() + min(server_seconds, LONGEST_TO_DEBT) / self._clock.speed + PATIENCE
+        while not come():
+            if self._real() > deadline:
+                raise GaveUpError(f"{what} did not come")
+            yield
+
+    def _price(self, _: str, params: Mapping[str, str]) -> int | None:
+        """Price the large batch, and nothing else."""
+        return self._batch_cost if "code" in params else None
+
+    # --- what happens at each tick
+
+    def _real(self) -> float:
+        return time.monotonic() - self._started
+
+    def _tick(self, scene: Scene) -> None:
+        self._check_workers()
+        scene.latest = scene.meter.sample() or scene.latest
+        scene.now_us = self._clock.now_us()
+        scene.real_seconds = self._real()
+        scene.next_refill = self._fake.refill_in
+        scene.probes = self._fake.token_calls
+        self._take_notes(scene)
+        if scene.real_seconds - self._framed >= FRAME:
+            self._framed = scene.real_seconds
+            scene.remember()
+            self._show.frame(scene)
+
+    def _take_notes(self, scene: Scene) -> None:
+        while not self._notes.empty():
+            note = self._notes.get()
+            if scene.take(note):
+                self._show.note(scene, note)
+
+    def _turn(self, scene: Scene, chapter: Chapter) -> None:
+        self._take_notes(scene)
+        scene.chapter = chapter
+        scene.now_us = self._clock.now_us()
+        self._show.chapter(scene)
