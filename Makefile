@@ -9,6 +9,7 @@ INSTALL := $(PIP) install --quiet
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 # Folders to type-check: examples and benchmarks from the day they hold Python files.
 TYPED := src tests $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
@@ -18,10 +19,10 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all check lint mypy pyright layers format demo build clean ci
+.PHONY: help venv test test-all check lint mypy pyright layers format demo bench-day bench-day-quick build clean ci
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(VENV)/.stamp-test ## Make .venv and install the package for the tests
 
@@ -51,6 +52,12 @@ format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend saf
 
 demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS
 	$(BIN)/keepa-tokens demo $(DEMO_ARGS)
+
+bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/benchmark.md and .svg
+	$(BIN)/python -m benchmarks.day --write docs $(BENCH_ARGS)
+
+bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
+	$(BIN)/python -m benchmarks.day --quick $(BENCH_ARGS)
 
 build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
@@ -85,6 +92,10 @@ $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-pip
 
 $(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-pip
 	$(INSTALL) --editable . --group test
+	@touch $@
+
+$(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable . --group bench
 	@touch $@
 
 $(VENV)/.stamp-check: pyproject.toml $(VENV)/.stamp-pip
