@@ -14,7 +14,7 @@ from typing import Final
 
 from .errors import BadReading, ConfigError
 from .quota import Quota
-from .units import LIMIT, MICROSECONDS
+from .units import LIMIT, MICROSECONDS, shown
 
 __all__ = ["BucketState", "Decision", "Hold", "Reading", "Reason", "Snapshot"]
 
@@ -330,7 +330,7 @@ def _micro(seconds: float | None) -> int | None:
 
 def _reading_int(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LIMIT:
-        msg = f"{name} must be a whole number from {least} to 2**52, not {_short(value)}"
+        msg = f"{name} must be a whole number from {least} to 2**52, not {shown(value)}"
         raise BadReading(msg)
 
 
@@ -338,16 +338,8 @@ def _reading_float(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{name} must be a number, not {_short(value)}"
+        msg = f"{name} must be a number, not {shown(value)}"
         raise BadReading(msg)
     if not 0 <= value < LIMIT / MICROSECONDS:
-        msg = f"{name} must be a finite number from 0 to 4.5e9, not {_short(value)}"
+        msg = f"{name} must be a finite number from 0 to 4.5e9, not {shown(value)}"
         raise BadReading(msg)
-
-
-def _short(value: object) -> str:
-    # A huge body must not become a huge message, and Python refuses to print an int of over 4,300 digits.
-    if isinstance(value, int) and value.bit_length() > 192:  # noqa: PLR2004 - as long as the line below
-        return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a log

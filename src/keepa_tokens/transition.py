@@ -258,10 +258,9 @@ class _Step:
         available = self.balance - self.held
         if available < wanted and wanted > self.flow.capacity:
             return Reason.TOO_LARGE, NEVER
-        if available < wanted - keep:
-            self._close()
-        if self._is_closed():
-            return Reason.RECHARGING, max(self.closed_until or 0, self._instant(wanted))
+        closed_until = self._closed_for(tokens, keep)
+        if closed_until is not None:
+            return Reason.RECHARGING, max(closed_until, self._instant(wanted))
         if available < wanted:
             return Reason.EMPTY, self._instant(wanted)
         return Reason.GRANTED, self.now
@@ -299,15 +298,28 @@ class _Step:
     def _recharged_at(self) -> int:
         return self._instant(min(self.quota.recharge_to or 0, self.flow.capacity))
 
-    def _close(self) -> None:
-        if self.quota.recharge_to is None or self.closed_until is not None:
-            return
+    def _closed_for(self, tokens: int, keep: int) -> int | None:
+        """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
+        if self.quota.recharge_to is None or self.balance is None:
+            return None
+        lacking = required(tokens, self.quota.overdraft)
+        enough = tokens == 0 or self.balance - self.held >= lacking
+        if self.closed_until is not None or enough or lacking + keep > self.flow.capacity:
+            return self.closed_until
         end = self._recharged_at()
-        if self.now < end < NEVER:
+        return end if self.now < end < NEVER else None
+
+    def _close_for(self, tokens: int, keep: int) -> None:
+        end = self._closed_for(tokens, keep)
+        if end is not None:
             self.closed_until = end
 
     def _reopen(self) -> None:
-        if self.closed_until is None or self.quota.recharge_to is None or self.balance is None:
+        if self.closed_until is None or self.quota.recharge_to is None:
+            return
+        if self.balance is None:
+            # Nothing known, nothing to recharge.
+            self.closed_until = None
             return
         end = min(self.closed_until, self._recharged_at())
         self.closed_until = end if self.now < end and self.flow.refill > 0 else None
@@ -315,6 +327,7 @@ class _Step:
     # 6: taking tokens, now or in a place
 
     def acquire(self, command: Acquire) -> Outcome:
+        self._close_for(command.tokens, command.keep)
         reason, at = self._judge(command.tokens, command.keep)
         if not self._has_place(reason, at, command):
             return self._refuse(reason, command.tokens, command.keep, command.probe_after_us)
@@ -326,6 +339,7 @@ class _Step:
         repeated = self.holds.get(command.id)
         if repeated is not None:
             return self._outcome(granted=True, place_us=max(0, repeated.expires_at - repeated.hold_for - self.now))
+        self._close_for(command.tokens, command.keep)
         reason, at = self._judge(command.tokens, command.keep)
         if self._has_place(reason, at, command):
             self._open(command, at)
@@ -509,8 +523,8 @@ class _Step:
         )
 
     def _snapshot(self, command: Peek) -> Snapshot:
-        _, at = self._judge(command.tokens, command.keep)
-        bound = min(at, self._probe_at(command.probe_after_us))
+        reason, at = self._judge(command.tokens, command.keep)
+        bound = min(self._granted_by(reason, at), self._probe_at(command.probe_after_us))
         full_at = NEVER if self.balance is None else self._full_at(self.balance)
         closed_for = (self.closed_until or 0) - self.now if self._is_closed() else 0
         return Snapshot(
@@ -529,6 +543,13 @@ class _Step:
             drift=self.drift,
             repaired=self.repaired,
         )
+
+    def _granted_by(self, reason: Reason, at: int) -> int:
+        """Return the latest instant of a grant if attempts go on meanwhile: one that fails may begin a recharge."""
+        if reason is Reason.GRANTED or self.quota.recharge_to is None:
+            return at
+        end = self._recharged_at()
+        return max(at, end) if end < NEVER else at
 
     def _full_at(self, balance: int) -> int:
         return self._within(balance, self.refilled_at, self.carry, self.flow.capacity)

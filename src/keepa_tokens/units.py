@@ -46,10 +46,10 @@ REFUND_MEMORY_US: Final = 600 * MICROSECONDS
 def microseconds(name: str, seconds: object) -> int:
     """Return `seconds` in whole microseconds, rounded; ConfigError or TypeError name the argument."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        msg = f"{name} must be a number of seconds, not {seconds!r}"
+        msg = f"{name} must be a number of seconds, not {shown(seconds)}"
         raise TypeError(msg)
-    if not math.isfinite(seconds) or abs(seconds) * MICROSECONDS >= LIMIT:
-        msg = f"{name}={seconds!r} is out of range: give a finite number of seconds below 4.5e9"
+    if not -LIMIT < seconds * MICROSECONDS < LIMIT:
+        msg = f"{name}={shown(seconds)} is out of range: give a finite number of seconds below 4.5e9"
         raise ConfigError(msg)
     return round(seconds * MICROSECONDS)
 
@@ -62,10 +62,10 @@ def seconds(duration_us: int) -> float:
 def whole(name: str, value: object, *, least: int = 0, most: int = LIMIT - 1) -> int:
     """Return `value` if it is a whole number from `least` to `most`; else a TypeError or ConfigError that names it."""
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number (int), not {value!r}"
+        msg = f"{name} must be a whole number (int), not {shown(value)}"
         raise TypeError(msg)
     if not least <= value <= most:
-        msg = f"{name}={value} is out of range: it must be from {least} to {most}"
+        msg = f"{name}={shown(value)} is out of range: it must be from {least} to {most}"
         raise ConfigError(msg)
     return int(value)
 
@@ -73,6 +73,15 @@ def whole(name: str, value: object, *, least: int = 0, most: int = LIMIT - 1) ->
 def instance(name: str, value: object, kind: type[T]) -> T:
     """Return `value` if it is of `kind`; else a TypeError that names it. For callers whose types nobody checked."""
     if not isinstance(value, kind):
-        msg = f"{name} must be a {kind.__name__}, not {value!r}"
+        msg = f"{name} must be a {kind.__name__}, not {shown(value)}"
         raise TypeError(msg)
     return value
+
+
+def shown(value: object) -> str:
+    """Return `value` for a message, in short: a huge one must not become a huge line."""
+    if isinstance(value, int) and value.bit_length() > 192:  # noqa: PLR2004 - as long as the line below
+        # Python refuses to print an int of over 4,300 digits.
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a log

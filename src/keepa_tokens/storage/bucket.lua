@@ -777,11 +777,9 @@ function Step:judge(tokens, keep)
   if available < wanted and wanted > self.flow.capacity then
     return 'TOO_LARGE', NEVER
   end
-  if available < wanted - keep then
-    self:close()
-  end
-  if self:is_closed() then
-    return 'RECHARGING', max(self.closed_until, self:instant(wanted))
+  local closed_until = self:closed_for(tokens, keep)
+  if closed_until ~= nil then
+    return 'RECHARGING', max(closed_until, self:instant(wanted))
   end
   if available < wanted then
     return 'EMPTY', self:instant(wanted)
@@ -834,18 +832,35 @@ function Step:recharged_at()
   return self:instant(min(self.quota.recharge_to or 0, self.flow.capacity))
 end
 
-function Step:close()
-  if self.quota.recharge_to == nil or self.closed_until ~= nil then
-    return
+function Step:closed_for(tokens, keep)
+  if self.quota.recharge_to == nil or self.balance == nil then
+    return nil
+  end
+  local lacking = required(tokens, self.quota.overdraft)
+  local enough = tokens == 0 or self.balance - self.held >= lacking
+  if self.closed_until ~= nil or enough or lacking + keep > self.flow.capacity then
+    return self.closed_until
   end
   local at = self:recharged_at()
   if self.now < at and at < NEVER then
+    return at
+  end
+  return nil
+end
+
+function Step:close_for(tokens, keep)
+  local at = self:closed_for(tokens, keep)
+  if at ~= nil then
     self.closed_until = at
   end
 end
 
 function Step:reopen()
-  if self.closed_until == nil or self.quota.recharge_to == nil or self.balance == nil then
+  if self.closed_until == nil or self.quota.recharge_to == nil then
+    return
+  end
+  if self.balance == nil then
+    self.closed_until = nil
     return
   end
   local at = min(self.closed_until, self:recharged_at())
@@ -859,6 +874,7 @@ end
 -- 6: taking tokens, now or in a place
 
 function Step:acquire(command)
+  self:close_for(command.tokens, command.keep)
   local reason, at = self:judge(command.tokens, command.keep)
   if not self:has_place(reason, at, command) then
     return self:refuse(reason, command.tokens, command.keep, command.probe_after_us)
@@ -874,6 +890,7 @@ function Step:reserve(command)
   if repeated then
     return self:outcome({ granted = true, place_us = max(0, repeated.expires_at - repeated.hold_for - self.now) })
   end
+  self:close_for(command.tokens, command.keep)
   local reason, at = self:judge(command.tokens, command.keep)
   if self:has_place(reason, at, command) then
     self:open(command, at)
@@ -1116,9 +1133,20 @@ function Step:peek(command)
   })
 end
 
+function Step:granted_by(reason, at)
+  if reason == 'GRANTED' or self.quota.recharge_to == nil then
+    return at
+  end
+  local recharged = self:recharged_at()
+  if recharged < NEVER then
+    return max(at, recharged)
+  end
+  return at
+end
+
 function Step:snapshot(command)
-  local _, at = self:judge(command.tokens, command.keep)
-  local bound = min(at, self:probe_at(command.probe_after_us))
+  local reason, at = self:judge(command.tokens, command.keep)
+  local bound = min(self:granted_by(reason, at), self:probe_at(command.probe_after_us))
   local full_at = NEVER
   if self.balance ~= nil then
     full_at = self:full_at(self.balance)

@@ -1,0 +1,331 @@
+"""Bad input is a clear error at once that names the argument, and takes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepa_tokens import (
+    AsyncTokenBucket,
+    BadReading,
+    ConfigError,
+    CostTooLarge,
+    KeepaTokensError,
+    MemoryStorage,
+    NotEnoughTokens,
+    Quota,
+    Reading,
+    TokenBucket,
+)
+from keepa_tokens.testing import ManualClock
+from keepa_tokens.units import LIMIT, UNLIMITED
+
+NO_COUNT: Final[tuple[Any, ...]] = (
+    1.0,
+    0.0,
+    math.nan,
+    math.inf,
+    True,
+    False,
+    "1",
+    b"1",
+    None,
+    [],
+    1j,
+    Decimal(1),
+    Fraction(1),
+)
+"""None of these is a number of tokens."""
+
+OUT_OF_RANGE: Final = (-1, -(10**30), LIMIT, 10**30)
+
+DOORS: Final = ("try_acquire", "acquire", "try_reserve", "reserve")
+
+
+class Watched:
+    """A bucket whose stored state is seen to stay as it is."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.storage = MemoryStorage()
+        self.bucket = TokenBucket(quota, storage=self.storage, clock=ManualClock(100.0))
+        self.bucket.try_acquire(3)
+        self.before = self.storage.dump("default")
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a door."""
+        return getattr(self.bucket, name)(*args, **kwargs)
+
+    def assert_untouched(self) -> None:
+        """Assert that nothing was taken."""
+        assert self.storage.dump("default") is self.before
+
+
+@pytest.fixture
+def watched() -> Watched:
+    """Return a bucket with 7 of 10 tokens."""
+    return Watched(Quota(10, 1, 1.0))
+
+
+@pytest.mark.parametrize("door", [*DOORS, "refund", "peek"])
+@pytest.mark.parametrize("tokens", NO_COUNT, ids=repr)
+def test_a_cost_that_is_no_whole_number_is_a_type_error(watched: Watched, door: str, tokens: Any) -> None:
+    """A float, a bool, NaN, a text: a TypeError that names the argument, and nothing is taken."""
+    with pytest.raises(TypeError, match="tokens must be a whole number"):
+        watched.call(door, tokens)
+    watched.assert_untouched()
+
+
+@pytest.mark.parametrize("door", [*DOORS, "refund", "peek"])
+@pytest.mark.parametrize("tokens", OUT_OF_RANGE)
+def test_a_cost_out_of_range_is_an_error(watched: Watched, door: str, tokens: int) -> None:
+    """Negative or beyond all bounds: a ConfigError, which is a ValueError, that names the argument."""
+    with pytest.raises(ConfigError, match="tokens=") as caught:
+        watched.call(door, tokens)
+    assert isinstance(caught.value, ValueError)
+    watched.assert_untouched()
+
+
+@pytest.mark.parametrize("door", [*DOORS, "peek"])
+@pytest.mark.parametrize("keep", [*NO_COUNT, *OUT_OF_RANGE], ids=repr)
+def test_a_keep_that_is_no_count_is_an_error(watched: Watched, door: str, keep: Any) -> None:
+    """What is to be left for others is a whole number from 0."""
+    with pytest.raises((TypeError, ConfigError), match="keep"):
+        watched.call(door, 1, keep=keep)
+    watched.assert_untouched()
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "tokens, keep, largest", [(11, 0, 10), (10, 1, 9), (1, 10, 0), (LIMIT - 1, 0, 10), (1, LIMIT - 1, 0)]
+)
+def test_more_than_can_ever_be_admitted_is_an_error_at_once(
+    watched: Watched, door: str, tokens: int, keep: int, largest: int
+) -> None:
+    """Where no wait would help, the error says so and how much would be admitted."""
+    with pytest.raises(CostTooLarge, match=f"tokens={tokens}") as caught:
+        watched.call(door, tokens, keep=keep)
+    assert (caught.value.tokens, caught.value.keep, caught.value.largest) == (tokens, keep, largest)
+    assert isinstance(caught.value, ValueError)
+    watched.assert_untouched()
+
+
+@given(capacity=st.integers(1, 50), overdraft=st.sampled_from([0, 1, 7, UNLIMITED]), keep=st.integers(0, 60))
+def test_the_largest_that_the_error_names_is_admitted_and_one_more_is_not(
+    capacity: int, overdraft: int, keep: int
+) -> None:
+    """The bound in the message is the bound of a full bucket."""
+    quota = Quota(capacity, 1, 1.0, overdraft=overdraft)
+    try:
+        quota.check_cost(LIMIT - 1, keep)
+    except CostTooLarge as error:
+        largest = error.largest
+    else:
+        largest = LIMIT - 1
+    clock = ManualClock(1.0)
+    if largest:
+        assert TokenBucket(quota, clock=clock).try_acquire(largest, keep=keep)
+    if largest < LIMIT - 1:
+        with pytest.raises(CostTooLarge):
+            TokenBucket(quota, clock=clock).try_acquire(largest + 1, keep=keep)
+
+
+@pytest.mark.parametrize("quota", [Quota(10, 0, 1.0, initial=-5), Quota(10, 1, 1.0, synced=True), Quota(1, 1, 1.0)])
+def test_cost_0_always_passes(quota: Quota) -> None:
+    """Nothing asked is granted, on an empty or an unknown bucket too, whatever is to be kept for others."""
+    bucket = TokenBucket(quota, clock=ManualClock(100.0))
+    for keep in (0, 1, 1000):
+        before = bucket.peek().balance
+        assert bucket.try_acquire(0, keep=keep)
+        assert bucket.acquire(0, keep=keep, timeout=0).waited == 0.0
+        bucket.try_reserve(0, keep=keep).settle(0)
+        bucket.reserve(0, keep=keep).cancel()
+        assert bucket.peek().balance == before
+
+
+@pytest.mark.parametrize("door", ["acquire", "reserve"])
+@pytest.mark.parametrize("timeout", [-1, -0.1, math.nan, -math.inf, 1e300, "1", True, []], ids=repr)
+def test_a_timeout_that_is_no_duration_is_an_error(watched: Watched, door: str, timeout: Any) -> None:
+    """Negative, NaN, beyond counting, of another type."""
+    with pytest.raises((TypeError, ConfigError), match="timeout"):
+        watched.call(door, 1, timeout=timeout)
+    watched.assert_untouched()
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["10**400", "-10**400", "10**5000"])
+def test_a_number_too_large_for_a_float_is_an_error_like_any_other(watched: Watched, value: int) -> None:
+    """Whole numbers that no float can hold, or that Python won't print, are named and refused as others are."""
+    for door in DOORS:
+        with pytest.raises(ConfigError, match="tokens"):
+            watched.call(door, value)
+    with pytest.raises(ConfigError, match="timeout"):
+        watched.call("acquire", 1, timeout=value)
+    with pytest.raises(ConfigError, match="hold_for"):
+        watched.call("try_reserve", 1, hold_for=value)
+    with pytest.raises(ConfigError, match="period"):
+        Quota(1, 1, value)
+    watched.assert_untouched()
+
+
+@pytest.mark.parametrize("door", ["try_reserve", "reserve"])
+@pytest.mark.parametrize("hold_for", [0, -1, 86_400.1, math.nan, math.inf, 1e-9, "1", None, True], ids=repr)
+def test_a_hold_is_for_up_to_a_day(watched: Watched, door: str, hold_for: Any) -> None:
+    """Longer, not at all, or no duration: an error that names the argument."""
+    with pytest.raises((TypeError, ConfigError), match="hold_for"):
+        watched.call(door, 1, hold_for=hold_for)
+    watched.assert_untouched()
+
+
+@pytest.mark.parametrize("actual", [*NO_COUNT, -1, LIMIT], ids=repr)
+def test_an_actual_cost_that_is_no_count_leaves_the_hold_open(watched: Watched, actual: Any) -> None:
+    """The error comes before anything is settled; the right number can still be given."""
+    reservation = watched.bucket.try_reserve(5)
+    with pytest.raises((TypeError, ConfigError), match="actual"):
+        reservation.settle(actual)
+    assert reservation.open
+    assert watched.bucket.peek().held == 5
+    reservation.settle(2)
+    assert watched.bucket.peek().balance == 5
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "\x00", "k" * 257, None, 7, b"k"], ids=repr)
+def test_a_key_that_names_no_bucket(key: Any) -> None:
+    """Empty, with spaces, unprintable, too long, no text."""
+    with pytest.raises((TypeError, ConfigError), match="key"):
+        TokenBucket(Quota(1, 1, 1.0), key=key)
+    with pytest.raises((TypeError, ConfigError), match="key"):
+        TokenBucket(Quota(1, 1, 1.0)).with_key(key)
+
+
+@pytest.mark.parametrize("quota", [None, 5, (10, 1, 1.0)])
+def test_a_bucket_wants_a_quota(quota: Any) -> None:
+    """Anything else is a TypeError that names the argument."""
+    with pytest.raises(TypeError, match="quota must be a Quota"):
+        TokenBucket(quota)
+
+
+@pytest.mark.parametrize("door", [*DOORS, "refund", "peek"])
+@pytest.mark.parametrize("tokens", [1.5, True, -1, math.nan])
+def test_the_async_door_says_the_same(door: str, tokens: Any) -> None:
+    """Bad input is an error at the async door, too, at the latest when it is awaited."""
+    storage = MemoryStorage()
+    bucket = AsyncTokenBucket(Quota(10, 1, 1.0), storage=storage, clock=ManualClock(100.0))
+
+    async def main() -> None:
+        await getattr(bucket, door)(tokens)
+
+    with pytest.raises((TypeError, ConfigError), match="tokens"):
+        asyncio.run(main())
+    assert storage.dump("default") is None
+
+
+# --- readings
+
+
+NO_DURATION: Final[tuple[Any, ...]] = (
+    *(-1, -0.001, math.nan, math.inf, -math.inf, "1", True, [], 1e300, 10**400, Decimal(1)),
+)
+
+
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        *[({"balance": value}, "balance") for value in (*NO_COUNT, LIMIT, -LIMIT, 10**400)],
+        *[({"capacity": value}, "capacity") for value in (0, -1, 1.5, True, "1", LIMIT)],
+        *[
+            ({name: value}, name)
+            for name in ("next_refill_in", "refill", "period", "server_time")
+            for value in NO_DURATION
+        ],
+        ({"period": 0}, "period"),
+        ({"period": 1e-9}, "period"),
+        ({"refill": 1e9, "period": 1e9}, "refill"),
+    ],
+)
+def test_a_nonsensical_reading_cannot_be_made(fields: dict[str, Any], named: str) -> None:
+    """Wrong types, NaN, infinities, negatives, numbers beyond counting: BadReading, which names the field."""
+    with pytest.raises(BadReading, match=named) as caught:
+        Reading(**{"balance": 1, **fields})
+    assert isinstance(caught.value, KeepaTokensError)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        Reading(0),
+        Reading(-340),
+        Reading(1 - LIMIT),
+        Reading(5, next_refill_in=0, refill=0, period=0.000_001, capacity=1, server_time=0),
+        Reading(5, refill=0.25, server_time=1_780_000_000.123),
+    ],
+)
+def test_odd_but_true_readings_can_be_made_and_taken(reading: Reading) -> None:
+    """A balance of 0 or deep below, a net refill of 0, a fraction: a synced bucket takes them."""
+    bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
+    assert bucket.reconcile(reading).balance == reading.balance
+
+
+def test_reconcile_wants_a_reading_and_a_synced_bucket() -> None:
+    """Anything else is a TypeError; a plain bucket, which keeps its own books, a ConfigError."""
+    synced = TokenBucket(Quota(10, 1, 1.0, synced=True))
+    not_a_reading: Any = {"tokensLeft": 5}
+    with pytest.raises(TypeError, match="reading must be a Reading"):
+        synced.reconcile(not_a_reading)
+    with pytest.raises(ConfigError, match="plain bucket"):
+        TokenBucket(Quota(10, 1, 1.0)).reconcile(Reading(5))
+
+
+# --- quotas
+
+
+@pytest.mark.parametrize(
+    "args, terms, named",
+    [
+        ((0, 1, 1.0), {}, "capacity"),
+        ((-1, 1, 1.0), {}, "capacity"),
+        ((1.5, 1, 1.0), {}, "capacity"),
+        ((LIMIT, 1, 1.0), {}, "capacity"),
+        ((True, 1, 1.0), {}, "capacity"),
+        ((1, -1, 1.0), {}, "refill"),
+        ((1, 0.5, 1.0), {}, "refill"),
+        ((1, 1, 0), {}, "period"),
+        ((1, 1, -1.0), {}, "period"),
+        ((1, 1, math.nan), {}, "period"),
+        ((1, 1, math.inf), {}, "period"),
+        ((1, 1, 1e-9), {}, "period"),
+        ((1, 1, "60"), {}, "period"),
+        ((1, 10**9 + 7, 86_400.0), {}, "refill"),
+        ((1, 1, 1.0), {"overdraft": -1}, "overdraft"),
+        ((1, 1, 1.0), {"overdraft": 0.5}, "overdraft"),
+        ((1, 1, 1.0), {"recharge_to": 0}, "recharge_to"),
+        ((1, 1, 1.0), {"recharge_to": True}, "recharge_to"),
+        ((1, 1, 1.0), {"initial": 2}, "initial"),
+        ((1, 1, 1.0), {"initial": 0.0}, "initial"),
+        ((1, 1, 1.0), {"stepped": 1}, "stepped"),
+        ((1, 1, 1.0), {"synced": "yes"}, "synced"),
+    ],
+)
+def test_a_quota_that_no_bucket_can_work_with(args: tuple[Any, ...], terms: dict[str, Any], named: str) -> None:
+    """Each term out of range or of the wrong type is an error that names it."""
+    with pytest.raises((TypeError, ConfigError), match=named):
+        Quota(*args, **terms)
+
+
+def test_a_refused_try_names_what_to_do() -> None:
+    """The error of a refusal carries the wait and the reason, for programs and for people."""
+    bucket = TokenBucket(Quota(10, 1, 1.0, initial=0), clock=ManualClock(100.0))
+    with pytest.raises(NotEnoughTokens, match="ask again in 4 s") as caught:
+        bucket.try_reserve(4)
+    assert (caught.value.tokens, caught.value.retry_after, caught.value.reason, caught.value.balance) == (
+        4,
+        4.0,
+        "EMPTY",
+        0,
+    )

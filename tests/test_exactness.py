@@ -1,0 +1,291 @@
+"""Exactness: who waits exactly `retry_after` is granted, one microsecond earlier is refused; and nothing drifts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Final
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keepa_tokens.commands import Acquire, ClaimProbe, Outcome, Reconcile, Reserve
+from keepa_tokens.quota import Quota
+from keepa_tokens.state import BucketState, Hold, Reading, Reason
+from keepa_tokens.units import CLAIM_US, LIMIT, MICROSECONDS, NEVER, TOLERANCE_US, seconds
+from tests.strategies import (
+    BUCKETS,
+    EPOCH,
+    HOUR,
+    MINUTE,
+    SECOND,
+    SPARING,
+    Bucket,
+    Direct,
+    InMemory,
+    Situation,
+    any_situations,
+    instants,
+    quotas,
+    requests,
+)
+
+
+@st.composite
+def refusable(
+    draw: st.DrawFn, quota_strategy: st.SearchStrategy[Quota] | None = None
+) -> tuple[Situation, Acquire | Reserve]:
+    """Draw a bucket in any condition and a request to it."""
+    at = draw(any_situations(quota_strategy))
+    tokens, keep = draw(requests(at.quota))
+    if draw(st.booleans()):
+        return at, Acquire(tokens, keep)
+    return at, Reserve("new", tokens, draw(st.integers(1, HOUR)), keep)
+
+
+def refused_then_granted(bucket: Bucket, now: int, command: Acquire | Reserve) -> Outcome | None:
+    """Assert that the wait of a refusal is exact, and return the refusal; None if there was none, or it is final."""
+    refusal = bucket.apply(command, now)
+    if refusal.granted or refusal.retry_after_us >= NEVER:
+        return None
+    state = bucket.state
+    assert state is not None
+    assert refusal.retry_after_us > 0
+    early = bucket.apply(command, now + refusal.retry_after_us - 1)
+    assert not early.granted
+    bucket.put(state)
+    exact = bucket.apply(command, now + refusal.retry_after_us)
+    assert exact.granted
+    return refusal
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@SPARING
+@given(case=refusable())
+def test_a_refused_caller_is_granted_at_retry_after_and_not_a_microsecond_earlier(
+    make: Callable[[Quota, BucketState | None], Bucket], case: tuple[Situation, Acquire | Reserve]
+) -> None:
+    """From any state the wait named in a refusal is exact, holds that run out, recharge and overdraft included."""
+    at, command = case
+    refused_then_granted(make(at.quota, at.state), at.now, command)
+
+
+@SPARING
+@given(case=refusable(quotas(recharge=True)))
+def test_the_wait_is_exact_while_a_bucket_recharges(case: tuple[Situation, Acquire | Reserve]) -> None:
+    """With a recharge target the wait named in a refusal is exact."""
+    at, command = case
+    refused_then_granted(Direct(at.quota, at.state), at.now, command)
+
+
+@SPARING
+@given(
+    case=refusable(quotas(recharge=False, least_refill=1)),
+    ends=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 20 * MINUTE)), min_size=1, max_size=4),
+)
+def test_the_wait_is_exact_over_holds_that_run_out(
+    case: tuple[Situation, Acquire | Reserve], ends: list[tuple[int, int]]
+) -> None:
+    """Holds that run out on the way change the available tokens by nothing, but may hit the cap: the wait counts it."""
+    at, command = case
+    holds = {f"h{n}": Hold(tokens, 1, at.now + left, HOUR) for n, (tokens, left) in enumerate(ends)}
+    state = BucketState(
+        balance=at.quota.capacity, refilled_at=at.now, sequence=2, holds=holds, reading_at=at.now, reading_sequence=1
+    )
+    refused_then_granted(Direct(at.quota, state), at.now, command)
+
+
+# Each kind by hand, so that none of them hangs on the luck of a draw.
+
+PER_SECOND: Final = Quota.per_second(1, capacity=10)
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@pytest.mark.parametrize(
+    "quota, state, command, reason, wait_us",
+    [
+        pytest.param(Quota(10, 3, 1.0), BucketState(0, EPOCH), Acquire(1), Reason.EMPTY, 333_334, id="smooth"),
+        pytest.param(Quota(10, 3, 1.0), BucketState(0, EPOCH), Acquire(2), Reason.EMPTY, 666_667, id="smooth-2"),
+        pytest.param(
+            Quota(10, 3, 1.0),
+            BucketState(0, EPOCH, carry=999_999, carry_refill=3, carry_period_us=SECOND),
+            Acquire(1),
+            Reason.EMPTY,
+            1,
+            id="carry",
+        ),
+        pytest.param(
+            Quota(10, 3, 60.0, stepped=True),
+            BucketState(0, EPOCH - 10 * SECOND),
+            Acquire(3),
+            Reason.EMPTY,
+            50 * SECOND,
+            id="stepped",
+        ),
+        pytest.param(
+            Quota(10, 3, 60.0, stepped=True),
+            BucketState(0, EPOCH - 10 * SECOND),
+            Acquire(4),
+            Reason.EMPTY,
+            110 * SECOND,
+            id="stepped-2",
+        ),
+        pytest.param(PER_SECOND, BucketState(4, EPOCH), Acquire(3, keep=2), Reason.EMPTY, SECOND, id="keep"),
+        pytest.param(
+            Quota(10, 1, 1.0, overdraft=5), BucketState(-4, EPOCH), Acquire(7), Reason.EMPTY, 6 * SECOND, id="overdraft"
+        ),
+        pytest.param(
+            Quota(10, 1, 1.0, overdraft=5), BucketState(-4, EPOCH), Acquire(2), Reason.EMPTY, 5 * SECOND, id="debt"
+        ),
+        pytest.param(
+            Quota(10, 1, 1.0, recharge_to=8),
+            BucketState(0, EPOCH),
+            Acquire(1),
+            Reason.RECHARGING,
+            8 * SECOND,
+            id="recharge",
+        ),
+        pytest.param(
+            Quota(10, 1, 1.0, recharge_to=80),
+            BucketState(0, EPOCH),
+            Acquire(1),
+            Reason.RECHARGING,
+            10 * SECOND,
+            id="recharge-above-capacity",
+        ),
+        pytest.param(
+            PER_SECOND, BucketState(0, EPOCH + TOLERANCE_US), Acquire(1), Reason.EMPTY, 6 * SECOND, id="ahead"
+        ),
+        pytest.param(
+            PER_SECOND, BucketState(0, EPOCH + TOLERANCE_US + 1), Acquire(1), Reason.EMPTY, SECOND, id="too-far-ahead"
+        ),
+        pytest.param(
+            PER_SECOND,
+            BucketState(10, EPOCH, sequence=1, holds={"a": Hold(8, 1, EPOCH + 3 * SECOND, MINUTE)}),
+            Acquire(4),
+            Reason.EMPTY,
+            5 * SECOND,
+            id="a-full-bucket-does-not-refill-under-a-hold",
+        ),
+        pytest.param(
+            PER_SECOND,
+            BucketState(0, EPOCH, sequence=1, holds={"a": Hold(8, 1, EPOCH + 3 * SECOND, MINUTE)}),
+            Acquire(4),
+            Reason.EMPTY,
+            12 * SECOND,
+            id="a-hold-runs-out-on-the-way",
+        ),
+        pytest.param(
+            Quota(10, 1, 1.0, synced=True),
+            BucketState(None, EPOCH),
+            Acquire(2),
+            Reason.UNKNOWN,
+            CLAIM_US + 2 * SECOND,
+            id="unknown-with-claim",
+        ),
+    ],
+)
+def test_the_wait_of_each_kind(
+    make: Callable[[Quota, BucketState], Bucket],
+    quota: Quota,
+    state: BucketState,
+    command: Acquire,
+    reason: Reason,
+    wait_us: int,
+) -> None:
+    """Each way to be refused names the reason and the exact wait, worked out by hand."""
+    refusal = refused_then_granted(make(quota, state), EPOCH, command)
+    assert refusal is not None
+    assert refusal.reason is reason
+    assert refusal.retry_after_us == wait_us
+
+
+def test_an_unknown_bucket_under_somebody_elses_claim_names_the_wait_from_the_end_of_that_claim() -> None:
+    """Who is refused while another's probe is under way waits for its failure and the refill from there."""
+    bucket = Direct(Quota(10, 1, 1.0, synced=True))
+    assert bucket.apply(ClaimProbe(), EPOCH).probe
+    refusal = refused_then_granted(bucket, EPOCH + 5 * SECOND, Acquire(3))
+    assert refusal is not None
+    assert refusal.reason is Reason.UNKNOWN
+    assert not refusal.probe
+    assert refusal.retry_after_us == CLAIM_US - 5 * SECOND + 3 * SECOND
+
+
+@given(now=instants, balance=st.integers(-300, 0), after=st.floats(0, 60), tokens=st.integers(1, 60))
+def test_the_wait_follows_the_phase_that_the_server_told(now: int, balance: int, after: float, tokens: int) -> None:
+    """On a stepped synced bucket the wait ends exactly at one of the steps that the last reading announced."""
+    now += MINUTE
+    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True, overdraft=50))
+    bucket.apply(Reconcile(Reading(balance, next_refill_in=after)), now)
+    refusal = refused_then_granted(bucket, now, Acquire(tokens))
+    needed = max(1, tokens - 50) - balance
+    if refusal is None:
+        # A step that is due this very moment has come.
+        assert round(after * MICROSECONDS) == 0
+    else:
+        assert refusal.retry_after_us == round(after * MICROSECONDS) + (-(-needed // 5) - 1) * MINUTE
+
+
+@given(us=st.one_of(st.integers(0, LIMIT // 2), st.integers(0, HOUR)))
+@example(us=LIMIT // 2 - 1)
+def test_seconds_name_each_microsecond(us: int) -> None:
+    """A wait told in float seconds is rounded back to the very microsecond."""
+    assert round(seconds(us) * MICROSECONDS) == us
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("overdraft", [0, 7])
+def test_spending_by_the_wait_gets_all_the_refill_and_nothing_more(stepped: bool, overdraft: int) -> None:
+    """Who always comes back exactly at `retry_after` gets over thousands of grants what was refilled, to the token."""
+    quota = Quota(20, 7, 61.0, stepped=stepped, overdraft=overdraft)
+    bucket = Direct(quota)
+    now, granted = EPOCH, 0
+    for turn in range(3000):
+        tokens = turn % 5 + 1
+        outcome = bucket.apply(Acquire(tokens), now)
+        if outcome.granted:
+            granted += tokens
+        else:
+            now += outcome.retry_after_us
+    bucket.apply(Acquire(0), now)
+    assert bucket.state is not None
+    assert bucket.state.balance is not None
+    elapsed = now - EPOCH
+    refilled = 7 * (elapsed // (61 * SECOND)) if stepped else 7 * elapsed // (61 * SECOND)
+    # Nobody here waits for more than 5 tokens, so no part of a step, nor of a token, is lost at the cap.
+    assert granted + bucket.state.balance == 20 + refilled
+
+
+def test_a_hundred_thousand_steps_do_not_drift() -> None:
+    """After 10^5 steps of uneven length the balance is what exact fractions say, to the last microsecond's part."""
+    quota = Quota(10**6, 599, 60.5)
+    bucket = Direct(quota, BucketState(balance=-(10**12), refilled_at=EPOCH))
+    now = EPOCH
+    for n in range(100_000):
+        now += 1 + n * 7919 % 104_729
+        bucket.apply(Acquire(0), now)
+    state = bucket.state
+    assert state is not None
+    assert state.balance is not None
+    assert state.carry is not None
+    total = Fraction(now - EPOCH) * quota.rate / quota.rate_period_us
+    assert state.balance + Fraction(state.carry, quota.rate_period_us) == total - 10**12
+
+
+def test_memory_storage_does_not_drift_either() -> None:
+    """Ten thousand steps over memory storage end where one step ends."""
+    quota = Quota(10**9, 7, 61.0, initial=0)
+    many, one = InMemory(quota), InMemory(quota)
+    many.apply(Acquire(0), 0)
+    one.apply(Acquire(0), 0)
+    now = 0
+    for n in range(10_000):
+        now += n * 7919 % 104_729
+        many.apply(Acquire(0), now)
+    one.apply(Acquire(0), now)
+    assert many.state is not None
+    assert one.state is not None
+    assert (many.state.balance, many.state.carry) == (one.state.balance, one.state.carry)
+    assert many.state == replace(one.state)

@@ -1,0 +1,410 @@
+"""Liveness: from any stored state the bucket grants, or calls for a probe, within a bound that `peek` can state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import pytest
+from hypothesis import example, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+
+from keepa_tokens.commands import Acquire, Peek, Reconcile, Reserve
+from keepa_tokens.quota import Quota
+from keepa_tokens.state import BucketState, Hold, Reading, Snapshot
+from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
+from tests.old_rule import OldRule
+from tests.strategies import (
+    BUCKETS,
+    EPOCH,
+    HOUR,
+    MINUTE,
+    NONSENSE,
+    NUMBERS,
+    SECOND,
+    SPARING,
+    Bucket,
+    Direct,
+    InMemory,
+    Situation,
+    any_situations,
+    gaps,
+    instants,
+    periods_us,
+    quotas,
+    requests,
+    steps_back,
+    with_fields,
+)
+
+ATTEMPTS: Final = 40
+
+
+def micro(duration: float) -> int:
+    """Return seconds as whole microseconds."""
+    return round(duration * MICROSECONDS)
+
+
+def look(bucket: Bucket, now: int, tokens: int, keep: int) -> Snapshot:
+    """Return what `peek` would show."""
+    snapshot = bucket.apply(Peek(tokens, keep), now).snapshot
+    assert snapshot is not None
+    return snapshot
+
+
+# --- a missing timestamp and a negative balance
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """A negative balance without a timestamp, what is asked of it, and when: attempts come `waits` apart, in turns."""
+
+    balance: int
+    capacity: int
+    refill: int
+    period_us: int
+    stepped: bool
+    synced: bool
+    cost: int
+    now: int
+    waits: tuple[int, ...]
+    restart_every: int
+
+    @property
+    def quota(self) -> Quota:
+        """The terms of the bucket."""
+        period = self.period_us / MICROSECONDS
+        return Quota(self.capacity, self.refill, period, stepped=self.stepped, synced=self.synced)
+
+    @property
+    def state(self) -> BucketState:
+        """What is stored: no `refilled_at`."""
+        return BucketState(balance=self.balance, refilled_at=None, reading_at=self.now if self.synced else None)
+
+    @property
+    def bound(self) -> int:
+        """The refill time plus one period."""
+        missing = self.cost - self.balance
+        return -(-missing * self.period_us // self.refill) + self.period_us
+
+
+class Attempter(Protocol):
+    """Who is asked for tokens."""
+
+    def attempt(self, command: Acquire, now: int) -> bool: ...
+
+    def restart(self) -> None: ...
+
+
+class NewRule:
+    """The library's rules, one way or the other."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+
+    def attempt(self, command: Acquire, now: int) -> bool:
+        """Return whether the attempt was granted or called for a probe."""
+        outcome = self.bucket.apply(command, now)
+        return outcome.granted or outcome.probe
+
+    def restart(self) -> None:
+        """A worker restarts: only what is stored is left."""
+        self.bucket.restart()
+
+
+def gets_through(case: Stalled, rule: Attempter) -> bool:
+    """Return whether an attempt gets through by the bound.
+
+    Attempts come by the pattern of the case; one more comes at the bound itself.
+    """
+    deadline = case.now + case.bound
+    at, attempts = case.now, 0
+    while at < deadline and attempts < ATTEMPTS:
+        if rule.attempt(Acquire(case.cost), at):
+            return True
+        attempts += 1
+        if attempts % case.restart_every == 0:
+            rule.restart()
+        at += max(1, case.waits[attempts % len(case.waits)])
+    return rule.attempt(Acquire(case.cost), deadline)
+
+
+@st.composite
+def stalled(draw: st.DrawFn, *, synced: bool | None = None) -> Stalled:
+    """Draw a bucket as it was found after its timestamp had been lost."""
+    capacity = draw(st.one_of(st.integers(1, 20), st.integers(1, 3000)))
+    return Stalled(
+        balance=draw(st.one_of(st.integers(-100, -1), st.integers(-(10**6), -1))),
+        capacity=capacity,
+        refill=draw(st.integers(1, 600)),
+        period_us=draw(periods_us),
+        stepped=draw(st.booleans()),
+        synced=draw(st.booleans()) if synced is None else synced,
+        cost=draw(st.integers(1, capacity)),
+        now=draw(instants),
+        waits=tuple(draw(st.lists(gaps, min_size=1, max_size=4))),
+        restart_every=draw(st.integers(1, 5)),
+    )
+
+
+MET_IN_THE_WILD: Final = Stalled(-79, 1200, 20, MINUTE, True, True, 1, EPOCH, (MINUTE,), 1)
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@given(case=stalled())
+@example(case=MET_IN_THE_WILD)
+@example(case=replace(MET_IN_THE_WILD, balance=-(10**6), synced=False, stepped=False))
+def test_a_missing_timestamp_never_deadlocks_a_negative_balance(
+    make: Callable[[Quota, BucketState], Bucket], case: Stalled
+) -> None:
+    """With the timestamp lost and the balance negative, an attempt gets through within the refill time and a period."""
+    assert gets_through(case, NewRule(make(case.quota, case.state)))
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@given(case=stalled(synced=False))
+def test_each_refusal_after_a_lost_timestamp_names_the_same_instant(
+    make: Callable[[Quota, BucketState], Bucket], case: Stalled
+) -> None:
+    """The first attempt writes the mended timestamp back, so all refusals name one instant, which is kept."""
+    bucket = make(case.quota, case.state)
+    first = bucket.apply(Acquire(case.cost), case.now)
+    assert "refilled_at" in first.repaired
+    assert not first.granted
+    end = case.now + first.retry_after_us
+    at = case.now
+    for wait in case.waits:
+        at += wait
+        if at >= end:
+            break
+        again = bucket.apply(Acquire(case.cost), at)
+        assert not again.granted
+        assert again.repaired == ()
+        assert at + again.retry_after_us == end
+        bucket.restart()
+    assert bucket.apply(Acquire(case.cost), end).granted
+
+
+def test_the_same_property_fails_the_old_rule() -> None:
+    """The rule that stood still for days breaks the property, so the property bites."""
+    quick = settings(database=None, derandomize=True, max_examples=1000)
+    found = find(stalled(), lambda case: not gets_through(case, OldRule(case.quota, case.state)), settings=quick)
+    assert found.balance < 0
+    # The smallest run there is: one token short, one token a microsecond, and it stands still.
+    assert not gets_through(MET_IN_THE_WILD, OldRule(MET_IN_THE_WILD.quota, MET_IN_THE_WILD.state))
+
+
+def test_the_old_rule_fails_by_the_lost_timestamp_alone() -> None:
+    """With its timestamp in place the old rule gets through, so it is the loss that the property catches."""
+
+    def stands_still(case: Stalled) -> bool:
+        state = replace(case.state, refilled_at=case.now)
+        return not gets_through(replace(case, stepped=False), OldRule(case.quota, state))
+
+    with pytest.raises(NoSuchExample):
+        find(stalled(), stands_still, settings=settings(database=None, derandomize=True, max_examples=200))
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@given(case=stalled(synced=False), losses=st.lists(gaps, max_size=5))
+def test_a_timestamp_lost_again_and_again_delays_only_until_the_last_loss(
+    make: Callable[[Quota, BucketState], Bucket], case: Stalled, losses: list[int]
+) -> None:
+    """However often the timestamp is lost, from the last loss on the bound holds."""
+    bucket = make(case.quota, case.state)
+    now = case.now
+    for wait in losses:
+        bucket.apply(Acquire(case.cost), now)
+        now += wait
+        assert bucket.state is not None
+        bucket.put(replace(bucket.state, refilled_at=None))
+    assert gets_through(replace(case, now=now), NewRule(bucket))
+
+
+# --- from any state at all
+
+
+@dataclass(frozen=True)
+class Try:
+    """A bucket in any condition, a request, and when it is repeated before the bound."""
+
+    at: Situation
+    tokens: int
+    keep: int
+    early: tuple[float, ...]
+
+
+@st.composite
+def tries(draw: st.DrawFn, quota_strategy: st.SearchStrategy[Quota] | None = None) -> Try:
+    """Draw a request to a bucket in any condition."""
+    at = draw(any_situations(quota_strategy))
+    tokens, keep = draw(requests(at.quota))
+    return Try(at, tokens, keep, tuple(sorted(draw(st.lists(st.floats(0, 1, exclude_max=True), max_size=4)))))
+
+
+def has_an_end(case: Try, snapshot: Snapshot) -> bool:
+    """Return whether refill or a probe must bring an end: all but a refill of 0 that was really configured.
+
+    What would take longer than the 142 years that are counted, is no end either.
+    """
+    if case.at.quota.synced:
+        return True
+    debt = case.at.quota.capacity - (snapshot.balance or 0) + snapshot.held + 10**7
+    return case.at.quota.refill > 0 and debt * case.at.quota.period_us // case.at.quota.refill < 2**50
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@SPARING
+@given(case=tries())
+def test_from_any_state_there_is_a_bound_and_it_is_kept(
+    make: Callable[[Quota, BucketState | None], Bucket], case: Try
+) -> None:
+    """Whatever is stored, `peek` states a finite bound, and an attempt at the bound is granted or gets the probe."""
+    bucket = make(case.at.quota, case.at.state)
+    now = case.at.now
+    snapshot = look(bucket, now, case.tokens, case.keep)
+    if math.isinf(snapshot.bound):
+        assert not has_an_end(case, snapshot)
+        return
+    outcome = bucket.apply(Acquire(case.tokens, case.keep), now + micro(snapshot.bound))
+    assert outcome.granted or outcome.probe
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@SPARING
+@given(case=tries())
+def test_attempts_before_the_bound_do_not_move_it(
+    make: Callable[[Quota, BucketState | None], Bucket], case: Try
+) -> None:
+    """Repeating the request before the bound, with restarts between, brings a grant or a probe by the bound."""
+    bucket = make(case.at.quota, case.at.state)
+    now = case.at.now
+    snapshot = look(bucket, now, case.tokens, case.keep)
+    if math.isinf(snapshot.bound):
+        return
+    bound = micro(snapshot.bound)
+    for part in (*case.early, 1.0):
+        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(bound * part))
+        if outcome.granted or outcome.probe:
+            return
+        bucket.restart()
+    pytest.fail("neither granted nor sent to the server by the bound")
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@SPARING
+@given(case=tries(), back=steps_back)
+def test_after_a_clock_step_there_is_a_bound_and_it_is_kept(
+    make: Callable[[Quota, BucketState | None], Bucket], case: Try, back: int
+) -> None:
+    """A clock that jumps back leaves the bucket with a finite bound on the new time, and the bound is kept."""
+    bucket = make(case.at.quota, case.at.state)
+    bucket.apply(Acquire(case.tokens, case.keep), case.at.now)
+    now = max(0, case.at.now - back)
+    snapshot = look(bucket, now, case.tokens, case.keep)
+    if math.isinf(snapshot.bound):
+        assert not has_an_end(case, snapshot)
+        return
+    bound = micro(snapshot.bound)
+    for part in (*case.early, 1.0):
+        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(bound * part))
+        if outcome.granted or outcome.probe:
+            return
+    pytest.fail("neither granted nor sent to the server by the bound")
+
+
+@SPARING
+@given(case=tries(quotas(synced=True)))
+def test_no_synced_bucket_is_further_from_a_probe_than_the_longest_backoff(case: Try) -> None:
+    """On a synced bucket the bound is at most the reading's age limit, a claim and the longest backoff."""
+    bucket = Direct(case.at.quota, case.at.state)
+    snapshot = look(bucket, case.at.now, case.tokens, case.keep)
+    assert micro(snapshot.bound) <= max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US) + 10 * SECOND
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+@pytest.mark.parametrize("synced", [False, True])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_single_field_of_nonsense_stops_a_bucket(
+    make: Callable[[Quota, BucketState], Bucket], name: str, synced: bool
+) -> None:
+    """Each field in turn holds each kind of nonsense: the bucket still names a bound and keeps it."""
+    quota = Quota(100, 20, 60.0, synced=synced, recharge_to=50)
+    reading_at = EPOCH - MINUTE if synced else None
+    sound = BucketState(balance=-30, refilled_at=EPOCH - SECOND, reading_at=reading_at, closed_until=EPOCH + MINUTE)
+    for nonsense in NONSENSE:
+        bucket = make(quota, with_fields(sound, {name: nonsense}))
+        snapshot = look(bucket, EPOCH, 5, 0)
+        assert snapshot.bound < 1000, (name, nonsense)
+        outcome = bucket.apply(Acquire(5), EPOCH + micro(snapshot.bound))
+        assert outcome.granted or outcome.probe, (name, nonsense)
+
+
+@pytest.mark.parametrize("holds", [None, [], "", 3, {"a": None}, {"a": "nonsense"}])
+def test_no_nonsense_in_place_of_the_holds_stops_a_bucket(holds: object) -> None:
+    """Whatever stands where the holds should be, the bucket answers."""
+    state = with_fields(BucketState(balance=0, refilled_at=EPOCH), {"holds": holds})
+    bucket = InMemory(Quota(10, 1, 1.0), state)
+    assert bucket.apply(Acquire(1), EPOCH + SECOND).granted
+
+
+# --- what has no end says so
+
+
+@given(synced=st.booleans(), stepped=st.booleans(), now=instants)
+def test_a_configured_refill_of_0_is_the_one_exception_and_says_so(synced: bool, stepped: bool, now: int) -> None:
+    """A plain bucket that never refills states an endless bound; a synced one is still sent to the server."""
+    bucket = Direct(Quota(5, 0, 1.0, synced=synced, stepped=stepped, initial=0))
+    snapshot = look(bucket, now, 1, 0)
+    assert math.isinf(snapshot.retry_after)
+    assert math.isinf(snapshot.bound) is not synced
+    outcome = bucket.apply(Acquire(1), now)
+    assert outcome.probe is synced
+    assert math.isinf(outcome.decision().retry_after)
+
+
+@given(now=st.integers(HOUR, EPOCH))
+def test_a_reported_refill_of_0_ends_with_a_probe(now: int) -> None:
+    """A net refill of 0 stops the bucket on the server's word, and a probe takes that word back in time."""
+    bucket = Direct(Quota(100, 20, 60.0, synced=True))
+    bucket.apply(Reconcile(Reading(-3, refill=0)), now)
+    snapshot = look(bucket, now, 1, 0)
+    assert math.isinf(snapshot.retry_after)
+    assert micro(snapshot.bound) == PROBE_AFTER_US
+    assert not bucket.apply(Acquire(1), now + PROBE_AFTER_US - 1).probe
+    assert bucket.apply(Acquire(1), now + PROBE_AFTER_US).probe
+
+
+@given(now=instants)
+def test_a_refill_of_0_that_no_reading_brought_is_not_believed(now: int) -> None:
+    """Without a reading to vouch for it a stored refill of 0 gives way to the quota's own."""
+    bucket = Direct(
+        Quota(100, 20, 60.0, synced=True),
+        BucketState(balance=-3, refilled_at=now, reported_refill=0, reported_period_us=MINUTE),
+    )
+    outcome = bucket.apply(Acquire(1), now)
+    assert "reported_refill" in outcome.repaired
+    assert outcome.retry_after_us == 12 * SECOND
+
+
+@given(
+    quota=quotas(least_refill=1, synced=False),
+    now=instants,
+    closed=st.integers(0, 2**52 - 1),
+    ends=st.integers(0, 2**52 - 1),
+)
+def test_no_flag_outlives_what_could_rightly_have_set_it(quota: Quota, now: int, closed: int, ends: int) -> None:
+    """Whatever `closed_until` and a hold's end are stored, the wait for one token is what refilling takes at most."""
+    state = BucketState(balance=0, refilled_at=now, closed_until=closed, holds={"a": Hold(1, 0, ends, MINUTE)})
+    bucket = Direct(quota, state)
+    outcome = bucket.apply(Reserve("b", 1, MINUTE), now)
+    if outcome.granted:
+        return
+    target = max(1, min(quota.recharge_to or 1, quota.capacity))
+    refill_time = -(-(target + 1) * quota.period_us // quota.refill) + quota.period_us
+    place = -(-(quota.capacity + 2) * quota.period_us // quota.refill) + quota.period_us
+    # What lies ahead within the tolerance is left: another worker's clock may be that much ahead.
+    assert outcome.retry_after_us <= max(refill_time, place + MINUTE + TOLERANCE_US + refill_time)

@@ -1,0 +1,166 @@
+"""Memory storage: atomic steps, idle full buckets dropped, states loaded and dumped, looks that write nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepa_tokens.commands import Acquire, Peek, Reserve, Settle
+from keepa_tokens.quota import Quota
+from keepa_tokens.state import BucketState
+from keepa_tokens.storage.memory import MemoryStorage
+from keepa_tokens.transition import transition
+from keepa_tokens.units import MICROSECONDS
+from tests.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, SPARING, Situation, commands, gaps, reached
+
+QUOTA = Quota(10, 1, 1.0)
+
+
+def number_of_keys(storage: MemoryStorage) -> int:
+    """Return how many buckets are stored."""
+    return sum(1 for _ in storage.keys())  # noqa: SIM118 - a storage is no dict
+
+
+@SPARING
+@given(at=reached(), data=st.data())
+def test_memory_storage_is_transition_with_a_lock(at: Situation, data: st.DataObject) -> None:
+    """The same commands at the same instants give the same outcomes and the same state as the pure function."""
+    storage, state = MemoryStorage(), None
+    for now, command in (*at.path, (at.now, data.draw(commands(at.now)))):
+        state, outcome = transition(at.quota, state, now, command)
+        assert storage.apply("k", at.quota, command, now_us=now) == outcome
+    assert storage.dump("k") == state
+
+
+def test_no_two_threads_get_the_same_token() -> None:
+    """Eight threads take as fast as they can from a bucket of 1,000: 1,000 grants."""
+    storage, quota = MemoryStorage(), Quota(1000, 0, 1.0)
+    granted: list[int] = []
+
+    def work() -> None:
+        granted.append(sum(storage.apply("k", quota, Acquire(1), now_us=0).granted for _ in range(200)))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(granted) == 1000
+
+
+def test_idle_full_buckets_are_dropped_as_others_are_used() -> None:
+    """Over ten thousand keys, each used once, the number of stored buckets stays bounded, and 0 in the end but one."""
+    storage, most = MemoryStorage(), 0
+    for n in range(10_000):
+        storage.apply(f"k{n}", QUOTA, Acquire(1), now_us=EPOCH + n * SECOND)
+        if n % 100 == 0:
+            most = max(most, number_of_keys(storage))
+    # Each lives for its shortest lifetime, a minute or so, at one new key a second.
+    assert most < 200
+    for n in range(200):
+        storage.apply("last", QUOTA, Acquire(0), now_us=EPOCH + DAY + n)
+    assert list(storage.keys()) == ["last"]
+
+
+def test_a_bucket_that_is_not_full_is_kept() -> None:
+    """Debts, holds and buckets that never refill outlive any number of other keys."""
+    storage = MemoryStorage()
+    storage.load("debt", BucketState(balance=-(10**9), refilled_at=EPOCH))
+    storage.apply("debt", QUOTA, Acquire(0), now_us=EPOCH)
+    storage.apply("held", QUOTA, Reserve("a", 3, 12 * HOUR), now_us=EPOCH)
+    storage.apply("low", Quota(10, 1, 1.0, initial=0), Acquire(0), now_us=EPOCH)
+    for n in range(1000):
+        storage.apply(f"k{n}", QUOTA, Acquire(1), now_us=EPOCH + n * MINUTE)
+    assert {"debt", "held", "low"} <= set(storage.keys())
+    assert storage.apply("held", QUOTA, Settle("a", 1), now_us=EPOCH + 13 * HOUR).found
+
+
+def test_a_bucket_used_again_and_again_is_kept_until_it_rests() -> None:
+    """Every use renews the lifetime; a key waits for its end once, not once a use."""
+    storage = MemoryStorage()
+    for n in range(1000):
+        storage.apply("k", QUOTA, Acquire(1), now_us=EPOCH + n * SECOND)
+        storage.apply("other", Quota(10, 0, 1.0), Acquire(0), now_us=EPOCH + n * SECOND)
+    assert storage.dump("k") is not None
+    for n in range(3):
+        storage.apply("other", Quota(10, 0, 1.0), Acquire(0), now_us=EPOCH + HOUR + n)
+    assert storage.dump("k") is None
+    assert number_of_keys(storage) == 1
+
+
+@given(steps=st.lists(st.tuples(st.integers(0, 3), gaps, st.integers(0, 10)), max_size=40))
+def test_dropping_changes_no_answer(steps: list[tuple[int, int, int]]) -> None:
+    """A storage that drops idle buckets answers as one that keeps them all."""
+    storage = MemoryStorage()
+    kept: dict[int, BucketState | None] = {}
+    now = EPOCH
+    for key, gap, tokens in steps:
+        now += gap
+        kept[key], expected = transition(QUOTA, kept.get(key), now, Acquire(tokens))
+        assert storage.apply(str(key), QUOTA, Acquire(tokens), now_us=now) == expected
+
+
+def test_load_and_dump_move_a_state_as_it_is() -> None:
+    """What was loaded is dumped untouched until the next command mends it."""
+    storage = MemoryStorage()
+    broken = BucketState(balance=-5, refilled_at=None)
+    storage.load("k", broken)
+    assert storage.dump("k") is broken
+    assert storage.apply("k", QUOTA, Acquire(1), now_us=EPOCH).repaired == ("refilled_at",)
+    mended = storage.dump("k")
+    assert mended is not None
+    assert (mended.balance, mended.refilled_at) == (-5, EPOCH)
+    assert storage.dump("nobody") is None
+
+
+def test_inspect_shows_a_bucket_by_its_key_alone_and_writes_nothing() -> None:
+    """The quota last used is stored with it; a key without a bucket is None."""
+    storage = MemoryStorage()
+    assert storage.inspect("k") is None
+    storage.apply("k", QUOTA, Acquire(4), now_us=EPOCH)
+    before = storage.dump("k")
+    seen = storage.inspect("k", now_us=EPOCH + 2 * SECOND)
+    assert seen is not None
+    assert (seen.balance, seen.quota) == (8, QUOTA)
+    assert storage.dump("k") is before
+    last_step = storage.inspect("k")
+    assert last_step is not None
+    assert last_step.balance == 6
+
+
+def test_its_own_time_is_monotonic() -> None:
+    """Without a caller's clock the storage's own time goes forward with each step."""
+    storage = MemoryStorage()
+    first = storage.apply("k", QUOTA, Acquire(0)).now_us
+    assert storage.apply("k", QUOTA, Peek()).now_us >= first
+    assert first > MICROSECONDS // 1000
+    seen = storage.inspect("k")
+    assert seen is not None
+    assert seen.balance == 10
+
+
+def test_buckets_by_two_clocks_are_each_dropped_by_their_own() -> None:
+    """A caller's clock far ahead doesn't drop a bucket that lives by the storage's own time."""
+    storage, quota = MemoryStorage(), Quota(10, 1, 100.0)
+    storage.apply("own", quota, Acquire(10))
+    for n in range(10):
+        storage.apply("theirs", quota, Acquire(1), now_us=2 * EPOCH + n)
+    assert storage.dump("own") is not None
+
+
+def test_a_look_at_a_key_never_used_stores_nothing() -> None:
+    """Peek creates no bucket."""
+    storage = MemoryStorage()
+    storage.apply("k", QUOTA, Peek(), now_us=EPOCH)
+    assert number_of_keys(storage) == 0
+
+
+@pytest.mark.parametrize("closings", [1, 2])
+def test_close_may_be_called_any_number_of_times(closings: int) -> None:
+    """There is nothing to let go of."""
+    storage = MemoryStorage()
+    for _ in range(closings):
+        storage.close()

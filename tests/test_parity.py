@@ -1,0 +1,111 @@
+"""The sync and the async names are twins: same methods, same parameters, same defaults, same results when awaited."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import AsyncIterator, Awaitable, Iterator
+
+import pytest
+
+from keepa_tokens import aio, bucket
+from keepa_tokens.storage import base, memory
+
+TWINS = {
+    bucket.TokenBucket: aio.AsyncTokenBucket,
+    bucket.Reservation: aio.AsyncReservation,
+    base.Storage: base.AsyncStorage,
+}
+RENAMED = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
+ONE_SIDED = {"carry_out", "run", "apply"}
+"""Machinery whose types speak of verbs and storages; its parameters are compared all the same."""
+
+
+def methods(kind: type) -> dict[str, inspect.Signature]:
+    """Return the public methods of a class, the context manager's among them."""
+    names = [name for name in dir(kind) if not name.startswith("_") or name in {"__enter__", "__aenter__"}]
+    found = {name: getattr(kind, name) for name in names}
+    return {name: inspect.signature(value) for name, value in found.items() if inspect.isfunction(value)}
+
+
+@pytest.mark.parametrize("sync, twin", TWINS.items())
+def test_each_method_has_its_twin(sync: type, twin: type) -> None:
+    """No name is missing on either side."""
+    assert {RENAMED.get(name, name) for name in methods(sync)} == set(methods(twin))
+
+
+@pytest.mark.parametrize("sync, twin", TWINS.items())
+def test_each_method_takes_the_same(sync: type, twin: type) -> None:
+    """Names, kinds and defaults of all parameters are the same, so code moves from one to the other by adding await."""
+    for name, signature in methods(sync).items():
+        other = methods(twin)[RENAMED.get(name, name)]
+        mine = [(parameter.name, parameter.kind, parameter.default) for parameter in signature.parameters.values()]
+        theirs = [(parameter.name, parameter.kind, parameter.default) for parameter in other.parameters.values()]
+        assert mine == theirs, name
+
+
+def test_the_doors_are_made_alike() -> None:
+    """Both doors take a quota and the same keywords; only the storage's type differs."""
+    mine, theirs = inspect.signature(bucket.TokenBucket), inspect.signature(aio.AsyncTokenBucket)
+    assert [(p.name, p.kind, p.default) for p in mine.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.parameters.values()
+    ]
+
+
+def test_what_reaches_the_storage_is_awaited() -> None:
+    """Every async method that may reach the storage is a coroutine function, or returns what can be awaited."""
+    for kind in (aio.AsyncTokenBucket, aio.AsyncReservation):
+        for name in methods(kind):
+            method = getattr(kind, name)
+            if name in {"with_key", "now_us", "tell", "pause"}:
+                assert not inspect.iscoroutinefunction(method)
+            elif name in {"try_reserve", "reserve"}:
+                assert typing.get_origin(typing.get_type_hints(method)["return"]) is aio.Pending
+            else:
+                assert inspect.iscoroutinefunction(method), name
+    assert hasattr(aio.Pending, "__await__")
+    assert hasattr(aio.Pending, "__aenter__")
+    assert issubclass(aio.Pending, Awaitable)
+
+
+def _translated(hint: object) -> object:
+    """Return the async twin of a sync type."""
+    if isinstance(hint, type) and hint in TWINS:
+        return TWINS[hint]
+    return hint
+
+
+@pytest.mark.parametrize("sync, twin", TWINS.items())
+def test_each_method_returns_the_same_when_awaited(sync: type, twin: type) -> None:
+    """The types of all parameters and results are the same, but for the twins' own names."""
+    for name in methods(sync):
+        if name in ONE_SIDED or name.startswith("__"):
+            continue
+        mine = typing.get_type_hints(getattr(sync, name))
+        theirs = typing.get_type_hints(getattr(twin, RENAMED.get(name, name)))
+        expected = {parameter: _translated(hint) for parameter, hint in mine.items()}
+        returned = theirs["return"]
+        if typing.get_origin(returned) is aio.Pending:
+            theirs["return"] = typing.get_args(returned)[0]
+        if expected["return"] == Iterator[str]:
+            expected["return"] = AsyncIterator[str]
+        assert theirs == expected, name
+
+
+def test_memory_storage_is_a_storage() -> None:
+    """It has all that the protocol asks for, with the same parameters."""
+    for name, signature in methods(base.Storage).items():
+        assert inspect.signature(getattr(memory.MemoryStorage, name)).parameters.keys() == signature.parameters.keys()
+
+
+def test_a_missing_parameter_would_be_noticed() -> None:
+    """The comparison fails for a door whose twin lacks a keyword."""
+
+    class Lacking(aio.AsyncTokenBucket):
+        """A twin without `timeout`."""
+
+        async def acquire(self, tokens: int = 1, *, keep: int = 0) -> typing.Any:  # type: ignore[override]
+            raise NotImplementedError
+
+    with pytest.raises(AssertionError):
+        test_each_method_takes_the_same(bucket.TokenBucket, Lacking)

@@ -1,0 +1,210 @@
+"""Places on a plain bucket: first come, first served; one step a grant; a place given up gives its tokens back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepa_tokens import AsyncTokenBucket, MemoryStorage, Quota, TokenBucket
+from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
+from keepa_tokens.state import Reason
+from keepa_tokens.testing import ManualClock
+from keepa_tokens.units import LIMIT
+from tests.strategies import BUCKETS, EPOCH, MINUTE, SECOND, SPARING, Bucket, Direct, quotas
+
+WAITS = LIMIT - 1
+
+
+def placed(bucket: Bucket, tokens: int, now: int, wait_us: int = WAITS) -> int | None:
+    """Return the instant of the place that a request gets, or None."""
+    outcome = bucket.apply(Acquire(tokens, wait_us=wait_us), now)
+    return now + outcome.place_us if outcome.granted else None
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+def test_places_follow_one_another(make: Callable[[Quota], Bucket]) -> None:
+    """Each request that may wait is put behind the one before it, at the instant of its last token."""
+    bucket = make(Quota(3, 1, 1.0))
+    assert [placed(bucket, 1, EPOCH) for _ in range(5)] == [EPOCH + n * SECOND for n in (0, 0, 0, 1, 2)]
+    assert placed(bucket, 3, EPOCH) == EPOCH + 5 * SECOND
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@SPARING
+@given(data=st.data())
+def test_nobody_barges_past(stepped: bool, data: st.DataObject) -> None:
+    """Places come in the order of asking, and who may not wait gets nothing while others do."""
+    quota = data.draw(quotas(synced=False, stepped=stepped, recharge=False, least_refill=1))
+    bucket, now, last = Direct(quota), EPOCH, EPOCH
+    for _ in range(data.draw(st.integers(1, 15))):
+        now += data.draw(st.integers(0, SECOND))
+        tokens = data.draw(st.integers(1, min(quota.capacity, 9)))
+        if now < last and quota.overdraft == 0:
+            assert not bucket.apply(Acquire(tokens), now).granted
+        place = placed(bucket, tokens, now)
+        assert place is not None
+        assert place >= last or place == now
+        last = max(last, place)
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@SPARING
+@given(data=st.data())
+def test_what_the_places_give_is_within_capacity_and_refill(stepped: bool, data: st.DataObject) -> None:
+    """Counted at the instants of the places, grants stay within capacity and refill; stepped, up to a step past it."""
+    overdraft = st.sampled_from([0, 3])
+    quota = data.draw(quotas(synced=False, stepped=stepped, recharge=False, least_refill=1, overdrafts=overdraft))
+    bucket, now = Direct(quota), EPOCH
+    grants: list[tuple[int, int]] = []
+    for _ in range(data.draw(st.integers(1, 15))):
+        now += data.draw(st.integers(0, SECOND))
+        tokens = data.draw(st.integers(1, quota.capacity))
+        place = placed(bucket, tokens, now)
+        assert place is not None
+        grants.append((place, tokens))
+    total = 0
+    for place, tokens in sorted(grants):
+        total += tokens
+        refilled = (place - EPOCH) * quota.refill // quota.period_us
+        slack = quota.refill - 1 if stepped else 0
+        assert total <= quota.capacity + quota.overdraft + refilled + slack
+
+
+@pytest.mark.parametrize(
+    "quota, command",
+    [
+        (Quota(3, 1, 1.0), Acquire(1, keep=1, wait_us=WAITS)),
+        (Quota(3, 1, 1.0, recharge_to=3), Acquire(1, wait_us=WAITS)),
+        (Quota(3, 1, 1.0, synced=True, initial=0), Acquire(1, wait_us=WAITS)),
+        (Quota(3, 1, 1.0), Acquire(1)),
+        (Quota(3, 0, 1.0), Acquire(1, wait_us=WAITS)),
+    ],
+)
+def test_who_gets_no_place(quota: Quota, command: Acquire) -> None:
+    """With keep, with recharge, on a synced bucket, without patience or refill nothing is taken in advance."""
+    bucket = Direct(quota)
+    bucket.apply(Acquire(3), EPOCH)
+    before = bucket.state
+    outcome = bucket.apply(command, EPOCH)
+    assert not outcome.granted
+    assert bucket.state is not None
+    assert before is not None
+    assert bucket.state.balance == before.balance
+
+
+@given(wait=st.integers(0, 5 * SECOND))
+def test_a_place_further_ahead_than_the_wait_is_refused_and_takes_nothing(wait: int) -> None:
+    """Exactly as long as it takes is enough; a microsecond less is a refusal that takes nothing."""
+    bucket = Direct(Quota(3, 1, 1.0))
+    bucket.apply(Acquire(3), EPOCH)
+    outcome = bucket.apply(Acquire(3, wait_us=wait), EPOCH)
+    assert outcome.granted is (wait >= 3 * SECOND)
+    assert outcome.balance == (-3 if outcome.granted else 0)
+    if not outcome.granted:
+        assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, 3 * SECOND)
+
+
+def test_a_place_given_up_gives_its_tokens_to_who_asks_next() -> None:
+    """After the refund of a place in the middle, those behind keep theirs and the next one to ask comes earlier."""
+    bucket = Direct(Quota(3, 1, 1.0))
+    for _ in range(3):
+        placed(bucket, 3, EPOCH)
+    bucket.apply(Refund("r", 3, EPOCH), EPOCH)
+    assert placed(bucket, 3, EPOCH) == EPOCH + 6 * SECOND
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+def test_a_reserved_place_holds_from_its_own_instant(make: Callable[[Quota], Bucket]) -> None:
+    """A hold taken in a place runs out one lifetime after the place; asked again, it names the same place."""
+    bucket = make(Quota(3, 1, 1.0))
+    bucket.apply(Acquire(3), EPOCH)
+    command = Reserve("a", 2, MINUTE, wait_us=WAITS)
+    assert bucket.apply(command, EPOCH).place_us == 2 * SECOND
+    assert bucket.apply(command, EPOCH + SECOND).place_us == SECOND
+    assert bucket.apply(command, EPOCH + 3 * SECOND).place_us == 0
+    assert bucket.state is not None
+    assert bucket.state.holds["a"].expires_at == EPOCH + 2 * SECOND + MINUTE
+    bucket.apply(Cancel("a"), EPOCH + 3 * SECOND)
+    assert placed(bucket, 3, EPOCH + 3 * SECOND) == EPOCH + 3 * SECOND
+
+
+# --- through the doors
+
+
+class Counting(MemoryStorage):
+    """Memory storage that notes what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[Command] = []
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        self.commands.append(command)
+        return super().apply(key, quota, command, now_us=now_us)
+
+
+def test_waiting_takes_one_storage_call_a_grant_however_many_wait() -> None:
+    """Fifty coroutines wait on one bucket: fifty commands, and they come in the order in which they asked."""
+    storage, clock = Counting(), ManualClock()
+    bucket = AsyncTokenBucket(Quota(2, 1, 1.0), storage=storage, clock=clock)
+    came: list[tuple[int, int]] = []
+
+    async def worker(number: int) -> None:
+        await bucket.acquire()
+        came.append((number, clock.now_us()))
+
+    async def main() -> None:
+        await asyncio.gather(*(worker(number) for number in range(50)))
+
+    asyncio.run(main())
+    assert len(storage.commands) == 50
+    assert [number for number, _ in came] == list(range(50))
+    assert [at for _, at in came] == [0, 0, *(n * SECOND for n in range(1, 49))]
+
+
+def test_a_waiting_thread_makes_one_call_and_sleeps_once() -> None:
+    """The sync door takes its place in one step and sleeps exactly until it comes."""
+    storage, clock = Counting(), ManualClock()
+    bucket = TokenBucket(Quota(2, 1, 1.0), storage=storage, clock=clock)
+    bucket.acquire(2)
+    decision = bucket.acquire(2)
+    assert decision.waited == 2.0
+    assert clock.slept == 2.0
+    assert clock.now_us() == 2 * SECOND
+    assert len(storage.commands) == 2
+
+
+@SPARING
+@given(sizes=st.lists(st.integers(1, 4), min_size=2, max_size=12), given_up=st.integers(0, 11))
+def test_a_coroutine_that_gives_up_delays_nobody(sizes: list[int], given_up: int) -> None:
+    """One of many is cancelled while it waits: all others come when they were told, in their order, none later."""
+    given_up %= len(sizes)
+
+    def arrivals(*, cancel: bool) -> list[tuple[int, int]]:
+        clock = ManualClock()
+        bucket = AsyncTokenBucket(Quota(4, 1, 1.0, initial=0), clock=clock)
+        came: list[tuple[int, int]] = []
+
+        async def worker(number: int) -> None:
+            await bucket.acquire(sizes[number])
+            came.append((number, clock.now_us()))
+
+        async def main() -> None:
+            tasks = [asyncio.create_task(worker(number)) for number in range(len(sizes))]
+            await asyncio.sleep(0)
+            if cancel:
+                tasks[given_up].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run(main())
+        return came
+
+    undisturbed = [arrival for arrival in arrivals(cancel=False) if arrival[0] != given_up]
+    came = arrivals(cancel=True)
+    assert came == undisturbed
+    assert all(first[0] < second[0] for first, second in pairwise(came))

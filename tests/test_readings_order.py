@@ -1,0 +1,267 @@
+"""Rule 7: which readings are taken, by the order of the calls and the server's own time, never by comparing clocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepa_tokens.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.quota import Quota
+from keepa_tokens.state import BucketState, Reading, Snapshot
+from keepa_tokens.units import MICROSECONDS, REORDER_US
+from tests.strategies import EPOCH, MINUTE, SECOND, SPARING, Direct, Situation, quotas, reached, readings, sound_states
+
+QUOTA = Quota(1000, 0, 60.0, synced=True)
+NO_REFILL = 0
+"""Readings of a refill of 0 keep the sums plain."""
+
+
+def told(balance: int, at: float | None = None) -> Reading:
+    """Return a reading with the server's time, or without."""
+    return Reading(balance, server_time=at)
+
+
+def at(reading: Reading) -> Direct:
+    """Return a bucket that was told `reading` at EPOCH."""
+    bucket = Direct(QUOTA)
+    assert bucket.apply(Reconcile(reading), EPOCH).reading is Verdict.TAKEN
+    return bucket
+
+
+def opened(bucket: Direct, *names: str) -> None:
+    """Open a hold of 10 tokens for each name."""
+    for name in names:
+        assert bucket.apply(Reserve(name, 10, 10 * MINUTE), EPOCH).granted
+
+
+def settled(bucket: Direct, name: str, actual: int, reading: Reading | None) -> Outcome:
+    """Settle a hold."""
+    return bucket.apply(Settle(name, actual, reading), EPOCH + SECOND)
+
+
+def test_the_first_reading_is_taken_whatever_it_says() -> None:
+    """An unknown bucket takes any reading, with a server's time or without, old or not."""
+    for reading in (told(5), told(-5, 0.0), told(7, 1.0)):
+        assert at(reading).state is not None
+    unknown = Direct(QUOTA)
+    unknown.apply(Reserve("a", 1, MINUTE, scout=True), EPOCH)
+    assert unknown.apply(Settle("a", 1, told(-3, 5.0)), EPOCH).reading is Verdict.TAKEN
+
+
+def test_a_call_opened_after_the_last_reading_brings_a_newer_one() -> None:
+    """By the order of the calls alone, whatever the server's clock says: later, equal, earlier, nothing."""
+    for time in (1001.0, 1000.0, 10.0, None):
+        bucket = at(told(100, 1000.0))
+        opened(bucket, "a")
+        outcome = settled(bucket, "a", 10, told(90, time))
+        assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, 90)
+
+
+def test_an_older_envelope_that_arrives_late_charges_and_changes_nothing() -> None:
+    """The newer reading had its cost already: the hold goes, the balance stays."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a", "b")
+    settled(bucket, "b", 10, told(80, 1002.0))
+    outcome = settled(bucket, "a", 10, replace(told(90, 1001.0), refill=7, capacity=5, next_refill_in=3))
+    assert (outcome.reading, outcome.balance) == (Verdict.STALE, 80)
+    assert bucket.state is not None
+    assert bucket.state.holds == {}
+    assert (bucket.state.reported_refill, bucket.state.reported_capacity) == (None, None)
+
+
+def test_a_newer_envelope_of_a_call_opened_before_the_last_reading_is_taken_by_its_time() -> None:
+    """Two calls under way at once come back in the order in which the server answered: both are taken."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a", "b")
+    settled(bucket, "b", 10, told(90, 1001.0))
+    assert settled(bucket, "a", 10, told(80, 1002.0)).reading is Verdict.TAKEN
+
+
+def test_of_two_readings_at_one_server_time_the_lower_balance_counts() -> None:
+    """Answers within one millisecond of the server: the lower balance has both costs, in either order of arrival."""
+    for first, second in (("a", "b"), ("b", "a")):
+        bucket = at(told(100, 1000.0))
+        opened(bucket, "a", "b")
+        balances = {"a": 90, "b": 80}
+        settled(bucket, first, 10, told(balances[first], 1001.0))
+        settled(bucket, second, 10, told(balances[second], 1001.0))
+        assert bucket.state is not None
+        assert bucket.state.balance == 80
+
+
+def test_without_a_server_time_a_call_opened_before_the_last_reading_charges_its_cost() -> None:
+    """It can't be put in order, so it isn't adopted, and its cost is charged rather than lost."""
+    bucket = at(told(100))
+    opened(bucket, "a", "b")
+    settled(bucket, "b", 10, told(80))
+    outcome = settled(bucket, "a", 7, told(90))
+    assert (outcome.reading, outcome.balance) == (Verdict.STALE, 73)
+
+
+def test_a_settle_without_a_reading_charges_its_cost() -> None:
+    """An answer without an envelope ends the hold at the cost that the caller names."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a")
+    outcome = settled(bucket, "a", 4, None)
+    assert (outcome.reading, outcome.balance) == (Verdict.NONE, 96)
+
+
+def test_a_settle_again_may_still_bring_a_reading_but_charges_nothing() -> None:
+    """The hold is gone, so nothing is charged; what the envelope says is judged as one seen elsewhere."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a")
+    settled(bucket, "a", 10, told(90, 1001.0))
+    again = settled(bucket, "a", 10, told(90, 1001.0))
+    assert (again.found, again.reading, again.balance) == (False, Verdict.STALE, 90)
+    assert settled(bucket, "a", 10, told(70, 1002.0)).balance == 70
+
+
+@pytest.mark.parametrize(
+    "time, age_us, verdict",
+    [
+        pytest.param(1001.0, 0, Verdict.TAKEN, id="later-by-the-server"),
+        pytest.param(1000.0, 0, Verdict.STALE, id="equal-and-higher"),
+        pytest.param(999.0, 0, Verdict.STALE, id="earlier"),
+        pytest.param(999.0, REORDER_US, Verdict.STALE, id="earlier-at-two-minutes"),
+        pytest.param(999.0, REORDER_US + 1, Verdict.TAKEN, id="earlier-but-ours-is-older-than-two-minutes"),
+        pytest.param(None, 0, Verdict.STALE, id="no-time"),
+        pytest.param(None, REORDER_US + 1, Verdict.TAKEN, id="no-time-but-ours-is-old"),
+    ],
+)
+def test_a_reading_outside_any_call(time: float | None, age_us: int, verdict: Verdict) -> None:
+    """A probe's or an observed reading needs a later server's time, or a last reading older than two minutes."""
+    bucket = at(told(100, 1000.0))
+    outcome = bucket.apply(Reconcile(told(200, time)), EPOCH + age_us)
+    assert outcome.reading is verdict
+    assert outcome.balance == (200 if verdict is Verdict.TAKEN else 100)
+
+
+def test_equal_server_time_with_a_lower_balance_is_taken_outside_a_call_too() -> None:
+    """Of two readings at one time the lower counts."""
+    bucket = at(told(100, 1000.0))
+    assert bucket.apply(Reconcile(told(99, 1000.0)), EPOCH).balance == 99
+
+
+def test_if_nobody_ever_gave_a_server_time_the_latest_to_arrive_counts() -> None:
+    """Without any server's time there is nothing to judge an observed reading by."""
+    bucket = at(told(100))
+    assert bucket.apply(Reconcile(told(200)), EPOCH).balance == 200
+
+
+@given(
+    offset=st.integers(-1_000_000, 1_000_000).map(float),
+    now=st.integers(10**12, EPOCH),
+    order=st.permutations((0, 1, 2)),
+)
+def test_a_server_clock_that_is_off_changes_nothing(offset: float, now: int, order: list[int]) -> None:
+    """The server's time is only compared with itself: any offset gives the same waits and the same balance."""
+    results = set()
+    for off in (0.0, offset):
+        bucket = Direct(Quota(1000, 20, 60.0, stepped=True, synced=True))
+        bucket.apply(Reconcile(Reading(9, server_time=2_000_000.0 + off, next_refill_in=30.0)), now)
+        for name in order:
+            bucket.apply(Reserve(str(name), 3, MINUTE), now + SECOND)
+        for name in order:
+            reading = Reading(8 - name, server_time=2_000_001.0 + name + off, next_refill_in=28.0)
+            bucket.apply(Settle(str(name), 1, reading), now + 2 * SECOND)
+        refusal = bucket.apply(Acquire(50), now + 3 * SECOND)
+        results.add((refusal.balance, refusal.retry_after_us))
+    assert len(results) == 1
+    assert results.pop() == (6, 27 * SECOND + 2 * MINUTE)
+
+
+def test_a_refusal_by_the_server_without_a_fresh_reading_means_no_more_than_0() -> None:
+    """A refused call opened after the last reading says that the balance isn't above 0, envelope or not."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a")
+    outcome = bucket.apply(Settle("a", 0, None, refused=True), EPOCH)
+    assert outcome.balance == 0
+    assert not bucket.apply(Acquire(1), EPOCH).granted
+
+
+def test_a_refusal_of_a_call_opened_before_the_last_reading_says_nothing_new() -> None:
+    """The reading came later than the refused call was opened: it stands."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a", "b")
+    settled(bucket, "b", 10, told(90, 1001.0))
+    assert bucket.apply(Settle("a", 0, None, refused=True), EPOCH).balance == 90
+
+
+def test_a_reading_brings_refill_capacity_and_phase() -> None:
+    """What the server says of its terms rules from then on; what it leaves out stays as it was."""
+    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
+    reading = Reading(0, next_refill_in=10.0, refill=20, capacity=1200, server_time=1.0)
+    seen = bucket.apply(Reconcile(reading), EPOCH).snapshot
+    assert seen is not None
+    assert (seen.capacity, seen.refill, seen.period) == (1200, 20, 60.0)
+    assert bucket.apply(Acquire(21), EPOCH).retry_after_us == 70 * SECOND
+    bucket.apply(Reconcile(Reading(1, server_time=2.0)), EPOCH + SECOND)
+    seen = bucket.apply(Peek(), EPOCH + SECOND).snapshot
+    assert seen is not None
+    assert (seen.capacity, seen.refill) == (1200, 20)
+
+
+@pytest.mark.parametrize(
+    "told_refill, tokens, period", [(0.25, 1, 240.0), (0.3, 1, 240.0), (1.9, 1, 60.0), (5.0, 5, 60.0)]
+)
+def test_a_fractional_refill_is_rounded_down(told_refill: float, tokens: int, period: float) -> None:
+    """A net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods."""
+    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
+    seen = bucket.apply(Reconcile(Reading(0, refill=told_refill)), EPOCH).snapshot
+    assert seen is not None
+    assert (seen.refill, seen.period) == (tokens, period)
+
+
+@SPARING
+@given(data=st.data(), reading=readings, quota=quotas(synced=True))
+def test_a_reading_that_is_taken_is_the_balance(data: st.DataObject, reading: Reading, quota: Quota) -> None:
+    """A reading that is taken becomes the balance and ends the probe; one that isn't taken changes nothing."""
+    state: BucketState = data.draw(sound_states(quota, EPOCH))
+    bucket, untouched = Direct(quota, state), Direct(quota, state)
+    before = untouched.apply(Acquire(0), EPOCH)
+    outcome = bucket.apply(Reconcile(reading), EPOCH)
+    assert bucket.state is not None
+    if outcome.reading is Verdict.TAKEN:
+        assert outcome.balance == reading.balance
+        assert bucket.state.probe_until is None
+        assert bucket.state.probe_failures == 0
+        assert bucket.state.reading_at == EPOCH
+    else:
+        assert outcome.balance == before.balance
+        assert bucket.state == untouched.state
+
+
+@SPARING
+@given(at_state=reached(quotas(synced=False)), reading=readings)
+def test_a_plain_bucket_follows_no_reading(at_state: Situation, reading: Reading) -> None:
+    """Whatever arrives, a plain bucket keeps its own books."""
+    bucket, untouched = Direct(at_state.quota, at_state.state), Direct(at_state.quota, at_state.state)
+    outcome = bucket.apply(Reconcile(reading), at_state.now)
+    untouched.apply(Acquire(0), at_state.now)
+    assert outcome.reading is Verdict.STALE
+    assert bucket.state == untouched.state
+
+
+def test_a_reading_closes_no_bucket() -> None:
+    """Only a request that finds too little begins a recharge: the news that the balance is low isn't one."""
+    bucket = Direct(Quota(100, 1, 1.0, synced=True, recharge_to=50))
+    bucket.apply(Reconcile(told(0, 1000.0)), EPOCH)
+    assert bucket.state is not None
+    assert bucket.state.closed_until is None
+    assert bucket.apply(Acquire(3), EPOCH + 3 * SECOND).granted
+
+
+@given(reported=st.integers(-500, 500), spent=st.integers(0, 50))
+def test_the_drift_is_how_far_the_projection_was_off(reported: int, spent: int) -> None:
+    """Reported minus projected balance, the call's own cost counted, stays to be seen until the next reading."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a")
+    outcome = settled(bucket, "a", spent, told(reported, 1001.0))
+    assert outcome.drift == reported - (100 - spent)
+    seen: Snapshot | None = bucket.apply(Peek(), EPOCH + 3 * SECOND).snapshot
+    assert seen is not None
+    assert seen.drift == outcome.drift
+    assert seen.reading_age == 2 * SECOND / MICROSECONDS
