@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from .arithmetic import anchored, saturated
 from .errors import ConfigError
@@ -168,8 +169,7 @@ class _Mender:
         return refill, period_us
 
     def _stored_holds(self) -> Mapping[str, Hold]:
-        stored: object = self.stored.holds
-        if isinstance(stored, Mapping):
+        if isinstance(cast("object", self.stored.holds), Mapping):
             return self.stored.holds
         self.note("holds")
         return {}
