@@ -123,7 +123,11 @@ class Time:
         return now + self.number if self.from_now else self.number
 
 
-BOUNDS: Final = (0, CLAIM_US, TOLERANCE_US, CLAIM_US + TOLERANCE_US, REORDER_US, REFUND_MEMORY_US, MAX_HOLD_US)
+_REFUNDABLE_US: Final = REFUND_MEMORY_US - TOLERANCE_US
+BOUNDS: Final = (
+    *(0, CLAIM_US, TOLERANCE_US, CLAIM_US + TOLERANCE_US, REORDER_US),
+    *(_REFUNDABLE_US, REFUND_MEMORY_US, MAX_HOLD_US, MAX_HOLD_US + TOLERANCE_US),
+)
 """Durations at which a rule changes its mind; a microsecond less or more is as interesting."""
 
 _bounds = st.builds(int.__add__, st.sampled_from(BOUNDS), st.integers(-1, 1))
@@ -306,7 +310,12 @@ coarse_commands: st.SearchStrategy[Command] = st.one_of(
     * 3,
     *[st.builds(Settle, _coarse_ids, st.none() | _few, st.none() | _coarse_readings, st.booleans())] * 3,
     st.builds(Cancel, _coarse_ids),
-    st.builds(Refund, st.sampled_from(["a", "r"]), _few, st.sampled_from([0, -REFUND_MEMORY_US, TOLERANCE_US])),
+    st.builds(
+        Refund,
+        st.sampled_from(["a", "r"]),
+        _few,
+        st.sampled_from([0, 1 - _REFUNDABLE_US, -_REFUNDABLE_US, TOLERANCE_US]),
+    ),
     *[st.builds(Reconcile, _coarse_readings)] * 2,
     st.just(ClaimProbe()),
     st.builds(Peek, _few, _few, _coarse_afters),
