@@ -2,76 +2,34 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-from celery import Celery
-from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Retry
 from celery.signals import task_retry
 
 from keepa_tokens import Event, EventKind, KeepaSync, NotEnoughTokens, Quota, TokenBucket
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, KeepaTask
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
+from tests.celery_worker import MARKS, PATIENCE, Tasks, worker
 
 from tests.http_guards import HOST, asins  # isort: skip
-from tests.servers import running
 
-pytestmark = [
-    # celery 5.7 calls redis-py by names that redis-py 8 calls deprecated.
-    pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning"),
-    # A worker leaves its connections to the end of its process, which this one is not.
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
+pytestmark = MARKS
 
 STEP = 0.25
 """Seconds between the fake's refills: the worker's countdowns are real time."""
 
-PATIENCE = 20.0
-
-
-class Tasks:
-    """A worker's two tasks. What they do is `work`, since a worker knows only the tasks that it started with."""
-
-    def __init__(self, url: str) -> None:
-        self.app = Celery("tests", broker=url + "/0", backend=url + "/1", set_as_current=False)
-        self.app.conf.update(
-            worker_hijack_root_logger=False,
-            broker_connection_retry_on_startup=True,
-            result_serializer="pickle",
-            accept_content=["json", "pickle"],
-        )
-        self.work: Callable[..., object] = int
-
-        @self.app.task(base=KeepaTask, name="plain")
-        def plain(*args: object, **kwargs: object) -> object:
-            return self.work(*args, **kwargs)
-
-        @self.app.task(
-            base=KeepaTask, bind=True, name="retrying", autoretry_for=(Exception,), max_retries=1, default_retry_delay=0
-        )
-        def retrying(task: Any) -> object:
-            return self.work(task)
-
-        self.plain, self.retrying = plain, retrying
-
 
 @pytest.fixture(scope="module")
 def tasks() -> Iterator[Tasks]:
-    """Run a worker on a broker of its own."""
-    with running("valkey") as server:
-        tasks = Tasks(server.url)
-        with start_worker(
-            tasks.app, pool="solo", perform_ping_check=False, loglevel="WARNING", shutdown_timeout=PATIENCE
-        ):
-            yield tasks
-        tasks.app.close()
-        gc.collect()  # a result asks its backend to forget it, which must still be there
+    """Run one worker for all these tests."""
+    with worker() as tasks:
+        yield tasks
 
 
 @pytest.fixture

@@ -143,8 +143,9 @@ def test_a_429_is_false_and_yet_settled() -> None:
 def test_no_request_is_sent_twice_on_one_hold(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
     """The adapter retries nothing by itself, and takes no option to."""
     assert KeepaAdapter(sync).max_retries.total == 0
+    retrying: dict[str, Any] = {"max_retries": 3}
     with pytest.raises(TypeError):
-        KeepaAdapter(sync, max_retries=3)  # type: ignore[call-arg] # that is the point
+        KeepaAdapter(sync, **retrying)
 
 
 def test_a_proxys_connections_add_the_key_too(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
