@@ -30,6 +30,7 @@ class Tasks:
     """A worker's two tasks. What they do is `work`, since a worker knows only the tasks that it started with."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.app = Celery("tests", broker=url + "/0", backend=url + "/1", set_as_current=False)
         self.app.conf.update(
             worker_hijack_root_logger=False,

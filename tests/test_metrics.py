@@ -136,7 +136,7 @@ def test_one_listener_serves_many_buckets_and_another_listener() -> None:
     world.call(1)
     assert world.value("granted_tokens_total", bucket="other") == 2
     assert world.value("granted_tokens_total") == 1
-    assert [event.key for event in world.others][0] == "other"
+    assert world.others[0].key == "other"
     assert {event.kind for event in world.others} >= {EventKind.GRANTED, EventKind.SETTLED, EventKind.READING_TAKEN}
 
 
