@@ -62,5 +62,10 @@ def worker(loglevel: str = "WARNING") -> Iterator[Tasks]:
             tasks.app, pool="solo", perform_ping_check=False, loglevel=loglevel, shutdown_timeout=PATIENCE
         ):
             yield tasks
-        tasks.app.close()
-        gc.collect()  # a result asks its backend to forget it, which must still be there
+        ended(tasks.app)
+
+
+def ended(app: Celery) -> None:
+    """Close what an app has open, while its broker and its results are still there."""
+    app.close()
+    gc.collect()  # a result asks its backend to forget it

@@ -275,7 +275,7 @@ class TestCelery:
     pytestmark = MARKS
 
     def test_a_worker_keeps_the_key(self, ear: Ear, fake: FakeKeepa) -> None:
-        """One task is sent back, one fails for good: the worker logs both, and neither log, broker nor results have it."""
+        """One task is sent back, one fails for good: the worker logs both; log, broker and results lack it."""
         with worker(loglevel="DEBUG") as tasks, FakeKeepaServer(fake, speed=None) as server:
             storage = MemoryStorage()
             sync = KeepaSync(

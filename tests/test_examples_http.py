@@ -1,0 +1,130 @@
+"""The examples of the guards for httpx, requests and Celery, and of the metrics: each runs against the fake server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from celery.contrib.testing.worker import start_worker
+from prometheus_client import CollectorRegistry
+from requests.adapters import HTTPAdapter
+
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
+from tests.celery_worker import MARKS, PATIENCE, ended
+from tests.servers import running
+
+from tests.test_examples import HOST, KEY, load  # isort: skip
+
+ASINS = [f"B{place:09d}" for place in range(120)]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKeepa]:
+    """Keepa as the examples meet it: a full bucket of 1200 tokens, and a key in the environment."""
+    monkeypatch.setenv("KEEPA_KEY", KEY)
+    fake = FakeKeepa(refill_rate=20, key=KEY)
+    with FakeKeepaServer(fake) as server:
+        send_to(server.url, monkeypatch)
+        yield fake
+
+
+def send_to(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send what the libraries would send to Keepa to `base`, below the guards."""
+    sync_transport: Any = httpx.HTTPTransport.handle_request
+    async_transport: Any = httpx.AsyncHTTPTransport.handle_async_request
+    adapter: Any = HTTPAdapter.send
+
+    def moved(request: Any) -> Any:
+        request.url = type(request.url)(str(request.url).replace(HOST, base))
+        return request
+
+    def handle(self: Any, request: Any) -> Any:
+        return sync_transport(self, moved(request))
+
+    async def ahandle(self: Any, request: Any) -> Any:
+        return await async_transport(self, moved(request))
+
+    def send(self: Any, request: Any, *args: Any, **options: Any) -> Any:
+        return adapter(self, moved(request.copy()), *args, **options)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle)
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", ahandle)
+    monkeypatch.setattr(HTTPAdapter, "send", send)
+
+
+def test_httpx_client(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three products with offers are printed with what they cost, and the bucket ends at what the server has left."""
+    load("httpx_client").main(ASINS[:3])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ASINS[:3]
+    assert sum(int(line.split()[-2]) for line in lines[:-1]) == fake.spent
+    assert lines[-1] == f"{fake.balance} of 1200 tokens left"
+    assert (fake.admitted, fake.token_calls) == (3, 1)
+
+
+def test_requests_client(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
+    """A hundred and twenty products are two requests, and the bucket ends at what the server has left."""
+    load("requests_client").main(ASINS)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ASINS
+    assert lines[-1] == f"{fake.balance} of 1200 tokens left"
+    assert (fake.admitted, fake.spent, fake.token_calls) == (2, 120, 1)
+
+
+def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fifty workers look each product up once, several at a time, and the bucket ends at what the server has left."""
+    fake.latency = 0.02
+    busiest: list[int] = []
+    fake.cost = lambda path, params: busiest.append(fake.in_flight)
+
+    asyncio.run(load("fifty_workers").main(ASINS))
+
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines[:-1]) == ASINS
+    assert lines[-1] == f"{fake.balance} of 1200 tokens left"
+    assert (fake.admitted, fake.spent, fake.refused, fake.token_calls) == (120, 120, 0, 1)
+    assert max(busiest) > 5
+
+
+def test_prometheus_metrics(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
+    """The metrics tell the three calls and the server's balance, the bucket named by a digest."""
+    load("prometheus_metrics").main(ASINS[:3], CollectorRegistry())
+
+    lines = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {name.partition("{")[0]: float(value) for name, value in lines.items()}.items() >= {
+        "keepa_tokens_grants_total": 3,
+        "keepa_tokens_settled_total": 3,
+        "keepa_tokens_probes_total": 1,
+        "keepa_tokens_balance": fake.balance,
+    }.items()
+    assert all('bucket="keepa-' in name for name in lines)
+    assert KEY not in "".join(lines)
+
+
+class TestCelery:
+    """In a class for its marks."""
+
+    pytestmark = MARKS
+
+    def test_celery_tasks(
+        self, fake: FakeKeepa, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A real worker looks five products up for the one who sent the tasks, the bucket in the broker's Redis."""
+        with running("valkey") as server:
+            monkeypatch.setenv("REDIS_URL", server.url)
+            example = load("celery_tasks")
+            with start_worker(
+                example.app, pool="solo", perform_ping_check=False, loglevel="WARNING", shutdown_timeout=PATIENCE
+            ):
+                example.main(ASINS[:5])
+            example.client.close()
+            example.sync.bucket.storage.close()
+            ended(example.app)
+
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-5:] == ASINS[:5]
+        assert (fake.spent, fake.token_calls) == (5, 1)
