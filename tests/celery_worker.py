@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -33,19 +34,24 @@ class Tasks:
         self.url = url
         self.app = Celery("tests", broker=url + "/0", backend=url + "/1", set_as_current=False)
         self.app.conf.update(
-            worker_hijack_root_logger=False,
             broker_connection_retry_on_startup=True,
             result_serializer="pickle",
             accept_content=["json", "pickle"],
         )
         self.work: Callable[..., object] = int
 
-        @self.app.task(base=KeepaTask, name="plain")
+        @self.app.task(base=KeepaTask, name="plain", shared=False)
         def plain(*args: object, **kwargs: object) -> object:
             return self.work(*args, **kwargs)
 
         @self.app.task(
-            base=KeepaTask, bind=True, name="retrying", autoretry_for=(Exception,), max_retries=1, default_retry_delay=0
+            base=KeepaTask,
+            bind=True,
+            name="retrying",
+            shared=False,
+            autoretry_for=(Exception,),
+            max_retries=1,
+            default_retry_delay=0,
         )
         def retrying(task: Any) -> object:
             return self.work(task)
@@ -58,14 +64,22 @@ def worker(loglevel: str = "WARNING") -> Iterator[Tasks]:
     """Run a worker on a broker of its own."""
     with running("valkey") as server:
         tasks = Tasks(server.url)
-        with start_worker(
-            tasks.app, pool="solo", perform_ping_check=False, loglevel=loglevel, shutdown_timeout=PATIENCE
-        ):
+        with embedded(tasks.app, loglevel):
             yield tasks
-        ended(tasks.app)
 
 
-def ended(app: Celery) -> None:
-    """Close what an app has open, while its broker and its results are still there."""
-    app.close()
-    gc.collect()  # a result asks its backend to forget it
+@contextmanager
+def embedded(app: Celery, loglevel: str = "WARNING") -> Iterator[None]:
+    """Run a worker of an app in a thread; afterwards nothing is left open, and logging is as it was."""
+    app.conf.worker_hijack_root_logger = False
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        with start_worker(app, pool="solo", perform_ping_check=False, loglevel=loglevel, shutdown_timeout=PATIENCE):
+            yield
+        app.close()
+        gc.collect()  # a result asks its backend to forget it, which must still be there
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
+        root.setLevel(level)

@@ -8,12 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from celery.contrib.testing.worker import start_worker
 from prometheus_client import CollectorRegistry
 from requests.adapters import HTTPAdapter
 
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.celery_worker import MARKS, PATIENCE, ended
+from tests.celery_worker import MARKS, embedded
 from tests.servers import running
 
 from tests.test_examples import HOST, KEY, load  # isort: skip
@@ -118,13 +117,10 @@ class TestCelery:
         with running("valkey") as server:
             monkeypatch.setenv("REDIS_URL", server.url)
             example = load("celery_tasks")
-            with start_worker(
-                example.app, pool="solo", perform_ping_check=False, loglevel="WARNING", shutdown_timeout=PATIENCE
-            ):
+            with embedded(example.app):
                 example.main(ASINS[:5])
             example.client.close()
             example.sync.bucket.storage.close()
-            ended(example.app)
 
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-5:] == ASINS[:5]
         assert (fake.spent, fake.token_calls) == (5, 1)
