@@ -50,8 +50,14 @@ format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend saf
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS
-	$(BIN)/keepa-tokens demo $(DEMO_ARGS)
+# Only a REDIS_URL that was given to make counts: one in the environment is some other program's.
+ifeq ($(origin REDIS_URL),command line)
+demo: $(VENV)/.stamp-demo-redis
+demo: DEMO_REDIS := --redis-url '$(REDIS_URL)'
+endif
+
+demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its workers' processes in REDIS_URL
+	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/benchmark.md and .svg
 	$(BIN)/python -m benchmarks.day --write docs $(BENCH_ARGS)
@@ -88,6 +94,10 @@ $(VENV)/.stamp-pip: | $(BIN)/python
 
 $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-pip
 	$(INSTALL) --editable ".[cli,http]"
+	@touch $@
+
+$(VENV)/.stamp-demo-redis: pyproject.toml $(VENV)/.stamp-demo
+	$(INSTALL) --editable ".[cli,http,redis]"
 	@touch $@
 
 $(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-pip

@@ -9,8 +9,10 @@ from typing import Annotated, Final
 
 import typer
 
+from ..errors import ConfigError, StorageUnavailable
 from .demo import Show
 from .demo import run as run_demo
+from .demo_crew import GaveUpError
 from .demo_plain import PlainShow, SilentShow
 from .demo_report import document, summary
 from .demo_scene import Settings
@@ -20,6 +22,7 @@ __all__ = ["app", "run"]
 
 OK: Final = 0
 BROKEN: Final = 1
+UNUSABLE: Final = 2
 INTERRUPTED: Final = 130
 
 SLOWEST: Final = 40.0
@@ -76,17 +79,21 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides the calls that the workers make.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, in a terminal too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only one JSON document, at the end.")] = False,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Run the workers as processes that share the bucket on this Redis or Valkey: redis://..."),
+    ] = None,
 ) -> None:
     """Watch several workers share one key of a fake Keepa server, over real HTTP in accelerated time.
 
     Half-way the demo does what broke the system before this one: while the balance is -79, the stored time of the last
     refill is lost. All the while it compares the projected balance with the server's own. Exit code 0: it was never
-    further off than it may be; 1: it was.
+    further off than it may be; 1: it was; 2: it could not run, for example because the Redis can't be reached.
     """
     for name, value in (("--seconds", seconds), ("--speed", speed)):
         if value is not None and math.isnan(value):  # passes any check of a range
             raise typer.BadParameter("give a number", param_hint=name)
-    settings = Settings(seconds, workers, speed or max(SLOWEST, RECOVERY / (RECOVERY_PART * seconds)), seed)
+    settings = Settings(seconds, workers, speed or max(SLOWEST, RECOVERY / (RECOVERY_PART * seconds)), seed, redis_url)
     show: Show
     try:
         if as_json:
@@ -98,6 +105,11 @@ def demo(
                 outcome = run_demo(settings, show)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    except (ConfigError, StorageUnavailable, GaveUpError, ImportError) as error:
+        if redis_url is None:  # then nothing of this kind can happen, but by a defect
+            raise
+        print(f"keepa-tokens: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(UNUSABLE) from None
     if as_json:
         print(document(outcome))
     else:

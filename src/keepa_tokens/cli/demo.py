@@ -1,7 +1,8 @@
 """`keepa-tokens demo`: several workers on one key, a fake Keepa server over real HTTP, and the fault half-way.
 
 The run is a script of chapters. At each tick of it the workers' notes are taken, both balances measured, and the scene
-shown. Everything happens in this thread and in the workers'; all of them end with the run.
+shown. Everything happens in this thread, in the server's and in the workers', which are processes of their own where
+the bucket is in Redis; all of them end with the run.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
-from ..storage.memory import MemoryStorage
 from ..testing.clock import ScaledClock
 from ..testing.fake_keepa import FakeKeepa
 from ..testing.fake_server import FakeKeepaServer
+from .demo_crew import Crew, GaveUpError, Shared, threads
 from .demo_measure import Meter
 from .demo_scene import DEBT, Chapter, Fault, Scene, Settings
-from .demo_worker import BUCKET, REFILL_RATE, Desk, Job, Note, Signals, Terms, desk, single_call, work
+from .demo_worker import REFILL_RATE, Desk, Job, Note, Signals, Terms, desk, single_call
 from .old_rule import OldState
 
 EPOCH: Final = 1_780_000_000.0
@@ -70,53 +71,50 @@ class Show(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the run went. broken: in words, what did not hold."""
+    """How the run went. broken: in words, what did not hold. shared: where processes shared the bucket, if they did."""
 
     scene: Scene
     broken: tuple[str, ...]
-
-
-class GaveUpError(Exception):
-    """Something that should have come did not."""
+    shared: Shared | None
 
 
 def run(settings: Settings, show: Show) -> Outcome:
-    """Run the demo and show it. Whatever it started has ended when this returns or raises."""
+    """Run the demo and show it. Whatever it started has ended when this returns or raises.
+
+    Raises StorageUnavailable or ConfigError if the Redis of the settings can't be used, ImportError if a client for it
+    is missing.
+    """
     fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
-    with FakeKeepaServer(fake, speed=settings.speed) as server:
-        # In its context the server runs the fake by a clock of this kind; all others go by the same one.
-        clock = cast("ScaledClock", fake.clock)
-        storage = MemoryStorage()
-        stage = Stage(settings, fake, clock, storage, Terms(server.url, lambda: storage), show)
-        return stage.play()
+    # The crew first: processes take a while to start, and then the server's time is running.
+    with _crew(settings) as crew, FakeKeepaServer(fake, speed=settings.speed) as server:
+        return Stage(settings, fake, server.url, crew, show).play()
+
+
+def _crew(settings: Settings) -> AbstractContextManager[Crew]:
+    if settings.redis_url is None:
+        return threads(settings.workers, settings.seed)
+    from .demo_redis import processes  # noqa: PLC0415 - the client it needs is another extra
+
+    return processes(settings.workers, settings.seed, settings.redis_url)
 
 
 class Stage:
     """The server, the workers, and the script that they play."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        fake: FakeKeepa,
-        clock: ScaledClock,
-        storage: MemoryStorage,
-        terms: Terms,
-        show: Show,
-    ) -> None:
+    def __init__(self, settings: Settings, fake: FakeKeepa, url: str, crew: Crew, show: Show) -> None:
         self._settings = settings
         self._fake = fake
-        self._clock = clock
-        self._storage = storage
-        self._terms = terms
+        # While it serves, the server runs the fake by a clock of this kind; all others go by the same one.
+        self._clock = cast("ScaledClock", fake.clock)
+        self._url = url
+        self._crew = crew
         self._show = show
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
-        self._stop, self._gate, always = threading.Event(), threading.Event(), threading.Event()
-        self._gate.set()
+        self._stop, always = threading.Event(), threading.Event()
         always.set()
-        self._signals = Signals(clock, self._stop, self._gate)
-        self._own_signals = Signals(clock, self._stop, always)
-        self._pool = ThreadPoolExecutor(settings.workers + 1, "demo-worker")
-        self._futures: list[Future[None]] = []
+        self._terms = Terms(url, lambda: crew.storage)
+        self._signals = Signals(self._clock, self._stop, always)
+        self._pool = ThreadPoolExecutor(1, "demo-large-call")
         self._started = time.monotonic()
         self._framed = 0.0
         self._batch_cost: int | None = None
@@ -124,44 +122,34 @@ class Stage:
 
     def play(self) -> Outcome:
         """Play the script to its end."""
-        with desk(ITSELF, self._terms, self._own_signals, self._notes.put) as own:
-            meter = Meter(self._fake, own.bucket, lambda: self._storage.dump(BUCKET), EPOCH)
+        with desk(ITSELF, self._terms, self._signals, self._notes.put) as own:
+            meter = Meter(self._fake, own.bucket, self._crew.stored, EPOCH)
             scene = Scene.at_start(self._settings, meter)
             failed: tuple[str, ...] = ()
             with self._working():
                 try:
                     for _ in self._script(scene, own):
+                        self._crew.check()
                         self._tick(scene)
                         time.sleep(TICK)
                 except GaveUpError as gave_up:
                     failed = (str(gave_up),)
             self._tick(scene)
             self._turn(scene, Chapter.OVER)
-        return Outcome(scene, (*meter.broken(), *failed))
+        return Outcome(scene, (*meter.broken(), *failed), self._crew.shared)
 
     @contextmanager
     def _working(self) -> Generator[None]:
         """Let the workers work meanwhile."""
-        for worker in range(self._settings.workers):
-            self._submit(work, worker, self._settings.seed, self._terms, self._signals, self._notes.put)
+        self._crew.start(self._url, self._clock, self._notes.put)
         try:
             yield
         finally:
             self._stop.set()
-            self._gate.set()
-            self._pool.shutdown()
-        self._check_workers()
-
-    def _submit(self, task: Callable[..., None], *arguments: object) -> Future[None]:
-        future = self._pool.submit(task, *arguments)
-        self._futures.append(future)
-        return future
-
-    def _check_workers(self) -> None:
-        """Raise what a worker died of, if one did."""
-        for future in self._futures:
-            if future.done():
-                future.result()
+            try:
+                self._crew.stop()
+            finally:
+                self._pool.shutdown()
 
     # --- the script
 
@@ -174,7 +162,7 @@ class Stage:
         yield from self._run_into_debt(own)
         fault = self._lose_timestamp(scene, own)
         self._turn(scene, Chapter.LOST)
-        self._gate.set()
+        self._crew.open_gate()
         yield from self._await("a grant after the fault", lambda: fault.recovered_at_us is not None, fault.promised)
         self._turn(scene, Chapter.RECOVERED)
         end = max(self._settings.seconds, self._real() + EPILOGUE * self._settings.seconds)
@@ -184,12 +172,13 @@ class Stage:
     def _run_into_debt(self, own: Desk) -> Iterator[None]:
         """Let everybody pause, and one large call take the balance to exactly -79, as Keepa lets it."""
         for _ in range(TRIES):
-            self._gate.clear()
+            self._crew.close_gate()
             yield from self._await("a quiet moment for the large call", lambda: self._is_quiet(own), LONGEST_TO_DEBT)
             tokens = self._batch_cost = self._fake.balance - DEBT
             job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
-            done = self._submit(single_call, ITSELF, job, self._terms, self._own_signals, self._notes.put)
+            done = self._pool.submit(single_call, ITSELF, job, self._terms, self._signals, self._notes.put)
             yield from self._await("the large call", done.done, LONGEST_TO_DEBT)
+            done.result()
             if self._fake.balance == DEBT == own.bucket.peek().balance:
                 return
         # A refill step came in between every time.
@@ -203,11 +192,11 @@ class Stage:
 
     def _lose_timestamp(self, scene: Scene, own: Desk) -> Fault:
         """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
-        state = self._storage.dump(BUCKET)
+        state = self._crew.stored()
         if state is None:
             raise GaveUpError("the bucket is gone from its storage")
         at_us = scene.meter.fault_at_us = self._clock.now_us()
-        self._storage.load(BUCKET, replace(state, refilled_at=None))
+        self._crew.lose_timestamp()
         truth = self._fake.balance
         seen = own.bucket.peek()
         old = OldState(DEBT, refilled_at=None)
@@ -232,7 +221,6 @@ class Stage:
         return time.monotonic() - self._started
 
     def _tick(self, scene: Scene) -> None:
-        self._check_workers()
         scene.latest = scene.meter.sample() or scene.latest
         scene.now_us = self._clock.now_us()
         scene.real_seconds = self._real()

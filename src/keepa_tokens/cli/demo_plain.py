@@ -43,7 +43,8 @@ class PlainShow:
         if scene.chapter is Chapter.INGESTING:
             settings = scene.settings
             self._out.write(
-                f"{settings.workers} workers share one key of {REFILL_RATE} tokens a minute; "
+                f"{settings.workers} {'workers' if settings.redis_url is None else 'worker processes'} share one key "
+                f"of {REFILL_RATE} tokens a minute; "
                 f"a fake Keepa server over HTTP, {settings.speed:g} times as fast\n"
             )
         self._line(scene.now_us, "demo", story(scene))

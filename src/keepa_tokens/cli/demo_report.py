@@ -13,6 +13,7 @@ from .demo_words import count, duration, new_rule, old_rule, waits
 
 if TYPE_CHECKING:
     from .demo import Outcome
+    from .demo_crew import Shared
     from .demo_measure import Sample
 
 WIDTH = 96
@@ -41,6 +42,7 @@ def _lines(outcome: Outcome) -> list[tuple[str, str]]:
     settings = scene.settings
     server_time, workers = duration(scene.now_us / 1_000_000), count(settings.workers, "worker")
     quiet = meter.highest_quiet
+    shared = outcome.shared
     lines = [
         (
             "run",
@@ -54,6 +56,9 @@ def _lines(outcome: Outcome) -> list[tuple[str, str]]:
         ("furthest apart", _apart(meter.worst)),
         ("above the server", "never with nothing in flight" if quiet and quiet.ahead <= 0 else "yes"),
     ]
+    if shared is not None:
+        ids = ", ".join(map(str, shared.workers))
+        lines.insert(1, ("shared", f"{shared.redis}, key {shared.key}, since deleted; processes {ids}"))
     if meter.slow:
         late = duration(meter.slowest_us / 1_000_000)
         lines.append(("late answers", f"the machine stalled: one took {late} of server time; a lower --speed helps"))
@@ -86,6 +91,7 @@ def document(outcome: Outcome) -> str:
         "speed": settings.speed,
         "workers": settings.workers,
         "seed": settings.seed,
+        "redis": None if outcome.shared is None else _shared(outcome.shared),
         "counts": {
             "grants": scene.grants,
             "answers": scene.answers,
@@ -130,6 +136,11 @@ def document(outcome: Outcome) -> str:
         },
     }
     return json.dumps(content, indent=2)
+
+
+def _shared(shared: Shared) -> dict[str, object]:
+    processes = {"demo": shared.demo, "workers": list(shared.workers)}
+    return {"url": shared.redis, "key": shared.key, "processes": processes}
 
 
 def _sample(sample: Sample) -> dict[str, int | float | None]:

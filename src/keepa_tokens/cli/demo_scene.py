@@ -17,12 +17,16 @@ DEBT = -79
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run the demo. seconds: real ones, about. speed: server seconds in a real one."""
+    """How to run the demo. seconds: real ones, about. speed: server seconds in a real one.
+
+    redis_url: where the workers, as processes, share the bucket; None: threads, in memory.
+    """
 
     seconds: float
     workers: int
     speed: float
     seed: int
+    redis_url: str | None = field(default=None, repr=False)  # may hold a password
 
 
 class Chapter(StrEnum):
