@@ -377,26 +377,37 @@ def test_every_command_twice_is_every_command_with_an_id_once(
         }
 
 
-SLOW_REPEATS: Final = st.one_of(
-    st.integers(-TOLERANCE_US, 0), st.integers(0, MINUTE), st.integers(590 * SECOND, 610 * SECOND)
+TIMES: Final = st.one_of(st.integers(0, MINUTE), st.integers(580 * SECOND, 620 * SECOND))
+"""True time passes, in microseconds since a refund was issued."""
+
+SKEWS: Final = st.one_of(st.integers(0, TOLERANCE_US), st.sampled_from([0, TOLERANCE_US]))
+"""How far the clock of whoever asks is ahead of the true time: no two of them are further apart than the tolerance."""
+
+
+@given(
+    now=st.integers(HOUR, EPOCH),
+    issued=SKEWS,
+    counted=SKEWS,
+    later=st.lists(st.tuples(TIMES, SKEWS, st.booleans()), max_size=4).map(sorted),
 )
-
-
-@given(skew=st.integers(0, TOLERANCE_US), now=st.integers(HOUR, EPOCH), after=st.lists(SLOW_REPEATS, max_size=4))
-@example(skew=0, now=HOUR, after=[-3 * SECOND, 601 * SECOND])  # forgotten by the clock that stepped back, still young
-@example(skew=3 * SECOND, now=HOUR, after=[602 * SECOND])  # issued by a clock ahead of the one that counted it
-def test_a_refund_counts_once_however_late_it_is_repeated(skew: int, now: int, after: list[int]) -> None:
+@example(now=HOUR, issued=3 * SECOND, counted=3 * SECOND, later=[(599 * SECOND, 0, True)])
+@example(now=HOUR, issued=3 * SECOND, counted=0, later=[(599 * SECOND, 3 * SECOND, True)])
+# Issued by a clock ahead, counted by one behind, forgotten by one ahead, repeated by one behind.
+@example(
+    now=HOUR,
+    issued=TOLERANCE_US,
+    counted=0,
+    later=[(595 * SECOND, TOLERANCE_US, False), (596 * SECOND, 0, True)],
+)
+def test_a_refund_counts_once_however_late_it_is_repeated(
+    now: int, issued: int, counted: int, later: list[tuple[int, int, bool]]
+) -> None:
     """A refund that is sent again and again gives its tokens back once, on clocks that are within the tolerance."""
-    quota = Quota(1000, 0, 1.0, initial=0)
-    bucket = Direct(quota)
-    refund = Refund("r", 7, now)
-    earliest = now - skew
-    now = earliest
-    bucket.apply(refund, now)
-    for wait in after:
-        now = max(earliest - TOLERANCE_US + skew, now + wait)
-        outcome = bucket.apply(refund, now)
-        assert not outcome.found
+    bucket = Direct(Quota(1000, 0, 1.0, initial=0))
+    refund = Refund("r", 7, now + issued)
+    assert bucket.apply(refund, now + counted).found
+    for passed, skew, repeated in later:
+        outcome = bucket.apply(refund if repeated else Acquire(0), now + passed + skew)
         assert outcome.balance == 7
 
 
@@ -409,3 +420,12 @@ def test_a_lost_hold_is_named_and_frees_its_own_tokens_only() -> None:
     assert outcome.repaired == ("hold:a",)
     assert not outcome.granted
     assert bucket.apply(Acquire(6), EPOCH).granted
+
+
+def test_holds_too_large_to_count_mint_nothing() -> None:
+    """Eight stored holds of 2**52 - 1 tokens: those that can't be counted exactly are damage, and nothing is free."""
+    huge = {name: Hold(2**52 - 1, 1, EPOCH + 1000, 1000) for name in "abcdefgh"}
+    bucket = Direct(Quota(100, 1, 1.0), BucketState(balance=0, refilled_at=EPOCH, sequence=9, holds=huge))
+    outcome = bucket.apply(Acquire(100), EPOCH + 1000)
+    assert not outcome.granted
+    assert outcome.repaired == tuple(f"hold:{name}" for name in "bcdefgh")

@@ -175,11 +175,15 @@ class _Mender:
         return {}
 
     def holds(self, sequence: int) -> Mapping[str, Hold]:
+        """Return the sound holds, in the order of their names. More set aside than can be counted exactly is damage."""
         sound: dict[str, Hold] = {}
-        for hold_id, hold in self._stored_holds().items():
-            if not _is_hold(hold):
+        held = 0
+        for hold_id, hold in sorted(self._stored_holds().items(), key=lambda item: str(item[0])):
+            if not _is_hold(hold) or (hold.in_flight and held + hold.tokens >= LIMIT):
                 self.note(f"hold:{hold_id}")
-            elif max(hold.opened, hold.charged) > sequence:
+                continue
+            held += hold.tokens if hold.in_flight else 0
+            if max(hold.opened, hold.charged) > sequence:
                 self.note(f"hold:{hold_id}")
                 sound[hold_id] = replace(
                     hold, opened=min(hold.opened, sequence), charged=min(hold.charged, max(1, sequence))

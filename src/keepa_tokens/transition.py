@@ -154,7 +154,7 @@ class _Step:
         self.closed_until = sound.closed_until
         self.sequence = sound.sequence or 0
         self.holds = dict(sound.holds)
-        self.held = saturated(sum(hold.tokens for hold in self.holds.values() if hold.in_flight))
+        self.held = sum(hold.tokens for hold in self.holds.values() if hold.in_flight)
         self.reading_at = sound.reading_at
         self.reading_sequence = sound.reading_sequence or 0
         self.server_time = sound.server_time
@@ -253,6 +253,9 @@ class _Step:
         if tokens == 0:
             return Reason.GRANTED, self.now
         wanted = required(tokens, self.quota.overdraft) + keep
+        if self.held + tokens >= LIMIT:
+            # More than can be counted exactly.
+            return Reason.TOO_LARGE, NEVER
         if self.balance is None:
             return Reason.UNKNOWN, self._instant(wanted)
         available = self.balance - self.held

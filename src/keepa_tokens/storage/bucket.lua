@@ -498,16 +498,23 @@ end
 
 function Mender:holds(sequence)
   local sound = {}
+  local held = 0
   for _, id in ipairs(self.stored.order) do
     local hold = self.stored.holds[id]
-    if not is_hold(hold) then
+    local known = is_hold(hold)
+    local tokens = known and hold.charged == 0 and hold.tokens or 0
+    if not known or held + tokens >= LIMIT then
       self:note(HOLD .. id)
-    elseif max(hold.opened, hold.charged) > sequence then
+      known = false
+    else
+      held = held + tokens
+    end
+    if known and max(hold.opened, hold.charged) > sequence then
       self:note(HOLD .. id)
       hold.opened = min(hold.opened, sequence)
       hold.charged = min(hold.charged, max(1, sequence))
-      sound[id] = hold
-    else
+    end
+    if known then
       sound[id] = hold
     end
   end
@@ -662,7 +669,7 @@ local function new_step(quota, sound, now, repaired)
   local held = 0
   for _, hold in pairs(step.holds) do
     if hold.charged == 0 then
-      held = min(LIMIT - 1, held + hold.tokens)
+      held = held + hold.tokens
     end
   end
   step.held = held
@@ -770,6 +777,9 @@ function Step:judge(tokens, keep)
     return 'GRANTED', self.now
   end
   local wanted = required(tokens, self.quota.overdraft) + keep
+  if self.held + tokens >= LIMIT then
+    return 'TOO_LARGE', NEVER
+  end
   if self.balance == nil then
     return 'UNKNOWN', self:instant(wanted)
   end
