@@ -414,7 +414,8 @@ class _Step:
 
     def refund(self, command: Refund) -> Outcome:
         age = self.now - command.issued_us
-        if command.id in self.holds or not -TOLERANCE_US <= age < REFUND_MEMORY_US - TOLERANCE_US:
+        # Twice the tolerance: one between those who issue and count it, one between those who forget and repeat it.
+        if command.id in self.holds or not -TOLERANCE_US <= age < REFUND_MEMORY_US - 2 * TOLERANCE_US:
             return self._outcome(found=False)
         self.sequence += 1
         self.holds[command.id] = Hold(0, self.sequence, self.now, REFUND_MEMORY_US, self.sequence)

@@ -999,7 +999,7 @@ end
 
 function Step:refund(command)
   local age = self.now - command.issued_us
-  if self.holds[command.id] or not (-TOLERANCE_US <= age and age < REFUND_MEMORY_US - TOLERANCE_US) then
+  if self.holds[command.id] or not (-TOLERANCE_US <= age and age < REFUND_MEMORY_US - 2 * TOLERANCE_US) then
     return self:outcome({ found = false })
   end
   self.sequence = self.sequence + 1
