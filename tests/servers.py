@@ -1,4 +1,7 @@
-"""Real servers for the tests, from wheels: Valkey 9 and Redis 6.2, on free loopback ports, ended by process id."""
+"""Real servers for the tests, on free loopback ports, ended by process id.
+
+From wheels: Valkey 9 and Redis 6.2. Installed: Debian's Redis, for the tests marked `system_redis`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -30,9 +33,18 @@ BINARIES: Final = {
 }
 """The servers by name: the package that brings one along, and where in it."""
 
+SYSTEM: Final = "debian"
+"""The server that the system has installed. Only it speaks TLS. What starts it is marked `system_redis`."""
+
+_SYSTEM_PROGRAM: Final = Path("/usr/bin/redis-server")
+
 
 def binary(name: str) -> Path:
     """Return the path of a server's program; an AssertionError says what to install."""
+    if name == SYSTEM:
+        msg = f"no {_SYSTEM_PROGRAM}: apt-get install redis-server redis-sentinel, or leave it out by `make test`"
+        assert _SYSTEM_PROGRAM.exists(), msg
+        return _SYSTEM_PROGRAM
     package, pattern = BINARIES[name]
     spec = find_spec(package)  # not imported: only the program in it is wanted
     folders = [] if spec is None else spec.submodule_search_locations or []
@@ -106,8 +118,7 @@ class Server:
         os.kill(self.process.pid, number)
 
     def _started(self, port: int) -> bool:
-        command = [str(self.program), "--port", str(port), "--bind", HOST, "--unixsocket", str(self.socket_path)]
-        command += ["--save", "", "--appendonly", "no", "--dir", str(self.folder), "--logfile", "log", *self.options]
+        command = self._command(port)
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + _READY_WITHIN_S
         while self.process.poll() is None and time.monotonic() < end:
@@ -121,6 +132,13 @@ class Server:
         self.stop()
         return False
 
+    def _command(self, port: int) -> list[str]:
+        command = [str(self.program), "--port", str(port), "--bind", HOST, "--unixsocket", str(self.socket_path)]
+        return [*command, "--save", "", "--appendonly", "no", *self._logging(), *self.options]
+
+    def _logging(self) -> list[str]:
+        return ["--dir", str(self.folder), "--logfile", "log"]
+
     def _log(self) -> str:
         path = self.folder / "log"
         return path.read_text(errors="replace")[-600:] if path.exists() else "(nothing)"
@@ -128,13 +146,127 @@ class Server:
 
 @contextmanager
 def running(name: str, *options: str) -> Iterator[Server]:
-    """Run a server of BINARIES in a folder of its own, both gone at the end."""
+    """Run a server of BINARIES, or SYSTEM, in a folder of its own, both gone at the end."""
     # Short: the path of a socket may have about a hundred letters.
     folder = Path(tempfile.mkdtemp(prefix="kt-"))
-    server = Server(name, binary(name), folder, options)
+    with _run(Server(name, binary(name), folder, options)) as server:
+        yield server
+
+
+ServerT = TypeVar("ServerT", bound=Server)
+
+
+@contextmanager
+def _run(server: ServerT) -> Iterator[ServerT]:
     try:
         server.start()
         yield server
     finally:
         server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def wait_until(what: str, is_so: Callable[[], object], *, within_s: float = _READY_WITHIN_S) -> None:
+    """Wait until real servers have come to something; an AssertionError says what they did not come to."""
+    end = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < end, f"not within {within_s} s: {what}"
+        time.sleep(0.02)
+
+
+# --- a cluster
+
+_SLOTS: Final = 16384
+
+
+@contextmanager
+def cluster(name: str, nodes: int = 3) -> Iterator[list[Server]]:
+    """Run a cluster of primaries that share the slots evenly. Not of Redis 6.2, whose bus has no port of its own."""
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                # A bus port of its own: by default it is the port + 10000, which may be none.
+                running(
+                    name, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", f"{bus_port}"
+                )
+            )
+            for bus_port in (free_port() for _ in range(nodes))
+        ]
+        _meet(servers)
+        yield servers
+
+
+def _meet(servers: list[Server]) -> None:
+    for number, server in enumerate(servers):
+        first, last = (_SLOTS * at // len(servers) for at in (number, number + 1))
+        with server.client() as client:
+            for other in servers[:number]:
+                bus_port = other.options[other.options.index("--cluster-port") + 1]
+                client.execute_command("CLUSTER", "MEET", HOST, other.port, bus_port)
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last - 1)
+    wait_until("each node sees the whole cluster", lambda: all(sees_all(server, len(servers)) for server in servers))
+
+
+def sees_all(server: Server, nodes: int) -> bool:
+    """Whether a node finds its cluster whole and in order."""
+    with server.client() as client:
+        told: object = client.execute_command("CLUSTER INFO")
+    lines = told if isinstance(told, dict) else dict(line.split(":") for line in str(told).split())
+    return lines["cluster_state"] == "ok" and lines["cluster_known_nodes"] == str(nodes)
+
+
+# --- Sentinel
+
+MASTER: Final = "bucket-master"
+"""What the Sentinel calls its primary."""
+
+
+@dataclass
+class SentinelServer(Server):
+    """A Sentinel, which one server alone makes up: it decides by itself."""
+
+    def _command(self, port: int) -> list[str]:
+        config = self.folder / "sentinel.conf"
+        config.write_text("".join(f"{line}\n" for line in self.options))
+        return [str(self.program), str(config), "--sentinel", "--port", str(port), "--bind", HOST, *self._logging()]
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """A primary, its replica, and the Sentinel that watches both."""
+
+    primary: Server
+    replica: Server
+    sentinel: SentinelServer
+
+    def promoted(self) -> bool:
+        """Whether the replica has become the primary."""
+        with self.replica.client() as client:
+            return bool(client.info("replication")["role"] == "master")
+
+
+@contextmanager
+def replicated(name: str) -> Iterator[Replicated]:
+    """Run a primary with a replica in step with it, under a Sentinel that takes a third of a second for dead."""
+    at_once = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+    with ExitStack() as stack:
+        primary = stack.enter_context(running(name, *at_once))
+        replica = stack.enter_context(running(name, *at_once, "--replicaof", HOST, str(primary.port)))
+        options = (
+            f"sentinel monitor {MASTER} {HOST} {primary.port} 1",
+            f"sentinel down-after-milliseconds {MASTER} 300",
+            f"sentinel failover-timeout {MASTER} 1000",
+        )
+        folder = Path(tempfile.mkdtemp(prefix="kt-"))
+        sentinel = stack.enter_context(_run(SentinelServer(name, binary(name), folder, options)))
+        topology = Replicated(primary, replica, sentinel)
+        wait_until("the replica is in step, and the Sentinel knows it", lambda: _in_step(topology))
+        yield topology
+
+
+def _in_step(topology: Replicated) -> bool:
+    with topology.replica.client() as client:
+        linked = client.info("replication")["master_link_status"] == "up"
+    with topology.sentinel.client() as client:
+        told = client.info("sentinel")["master0"]
+    return bool(linked and told["status"] == "ok" and told["slaves"] == 1)
