@@ -26,10 +26,11 @@ help: ## Show the targets
 
 venv: $(VENV)/.stamp-test ## Make .venv and install the package for the tests
 
-test: $(VENV)/.stamp-test ## Run the tests; needs no server
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests $(PYTEST_ARGS)
+test: $(VENV)/.stamp-test ## Run the tests; their servers come from wheels
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not system_redis" tests $(PYTEST_ARGS)
 
-test-all: test ## Run every test there is
+test-all: $(VENV)/.stamp-test ## Run every test; needs redis-server and redis-sentinel installed
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests $(PYTEST_ARGS)
 
 check: lint mypy pyright layers ## Lint, check the format, the types and the layers
 

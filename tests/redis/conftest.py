@@ -7,10 +7,13 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.servers import BINARIES, Server, running
+from tests.servers import BINARIES, SYSTEM, Server, running
+
+KINDS = [*sorted(BINARIES), pytest.param(SYSTEM, marks=pytest.mark.system_redis)]
+"""Every kind of server; the system's own only in `make test-all`."""
 
 
-@pytest.fixture(scope="session", params=sorted(BINARIES))
+@pytest.fixture(scope="session", params=KINDS)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each kind of server, once per worker. Its contents are anybody's: use `server`."""
     with running(request.param) as server:
@@ -33,7 +36,7 @@ def client(server: Server) -> Iterator[redis.Redis]:
         yield made
 
 
-@pytest.fixture(params=sorted(BINARIES))
+@pytest.fixture(params=KINDS)
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each kind of server, for this test alone: it may be stopped."""
     with running(request.param) as server:
