@@ -165,6 +165,15 @@ def test_more_items_are_never_estimated_below_fewer(calls: list[tuple[int, int]]
     assert estimator.estimate(PRODUCT, codes(size)) <= estimator.estimate(PRODUCT, codes(size + 1))
 
 
+@given(settled, st.integers(1, 100))
+def test_calls_within_their_ceiling_lift_no_estimate_above_it(calls: list[tuple[int, int]], size: int) -> None:
+    """Where no call cost more than its own ceiling, no estimate is above the table's, whatever the sizes."""
+    estimator = Estimator()
+    for items, tokens in calls:
+        estimator.learn(PRODUCT, asins(items, offers=20), 1 + tokens % (12 * items))
+    assert estimator.estimate(PRODUCT, asins(size, offers=20)) <= 12 * size
+
+
 @given(settled)
 def test_an_estimate_stays_within_what_was_seen(calls: list[tuple[int, int]]) -> None:
     """It never exceeds the dearest code seen, times the number of codes, nor falls short of 1."""

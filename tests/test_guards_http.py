@@ -15,6 +15,7 @@ import requests
 from keepa_tokens import (
     AcquireTimeout,
     ConfigError,
+    Event,
     EventKind,
     MemoryStorage,
     NotEnoughTokens,
@@ -180,6 +181,21 @@ def test_without_any_waiting_a_429_is_not_enough_tokens(make: Make) -> None:
     assert 8 * 60 < refused.value.retry_after < 9 * 61
     assert (world.fake.refused, world.clock.slept) == (1, 0)
     assert world.in_step()
+
+
+def test_the_timeout_is_for_all_attempts_of_a_request_together(make: Make) -> None:
+    """What the first attempt has waited is gone when the second one asks for tokens."""
+    world = make(initial=-12)
+
+    def listen(event: Event) -> None:
+        if event.kind is EventKind.WAITING and world.fake.spent_outside == 0:
+            world.fake.spend_outside(42)
+
+    world.sync.bucket.listener = world.asynch.bucket.listener = listen
+    with pytest.raises(AcquireTimeout) as late:
+        world.client(retry_refused=True, timeout=600).get("/product", asins(1))
+    assert world.fake.refused == 1
+    assert world.clock.slept < late.value.retry_after < 600  # alone it would have been in time
 
 
 # --- streams

@@ -187,12 +187,18 @@ def test_the_doors_and_the_ready_probes_keep_the_key(
 
         asyncio.run(asynchronously())
         ear.hear(http_probe(KEY), async_http_probe(KEY), bucket_key(KEY))
+
+        def talkative() -> tuple[int, None]:
+            raise ConnectionError(f"no answer from /token?key={KEY}")
+
+        ear.hear(KeepaSync(sync.bucket.with_key("another"), probe=talkative).refresh())
         gone = server.url
     monkeypatch.undo()
     ear.fails(http_probe(KEY, base_url=gone))
     ear.fails(lambda: asyncio.run(async_http_probe(KEY, base_url=gone)()))
     ear.hear(*stored(storage))
     assert ear.failed >= 2
+    assert "the probe raised ConnectionError" in ear.everything()
     assert not ear.heard_it()
 
 

@@ -8,8 +8,9 @@ The rule, per kind of call (the path, and the parameters that drive its price):
    more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and one
    code that cost 1500 is not taken for a hundred such codes.
 3. Up at once, down late: below the table's number only when the window is full of calls.
-4. The table's number is a ceiling until a call in the window has broken it: then the prices have moved, or it was a
-   guess.
+
+So the table's number stays the ceiling where it is one, and does no harm where it was a guess or the prices have moved:
+calls that cost no more than their own can't lift another above its own.
 
 Too low an estimate costs a refused call where several are in flight, too high a one makes others wait; both end with
 the answer. Why not less: an average is too low for every second call, and the maximum for each item, times a hundred
@@ -43,11 +44,10 @@ Kind: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A settled call: what it cost, for how many items, and whether it broke the table's number."""
+    """A settled call: what it cost, for how many items."""
 
     tokens: int
     items: int
-    broke: bool
 
 
 class Estimator:
@@ -86,10 +86,7 @@ class Estimator:
                 return table
             self._kinds.move_to_end(kind)
             samples = tuple(known)
-        learned = max(1, _dearest(samples, items))
-        if len(samples) < self._window:
-            learned = max(learned, table)
-        return learned if any(sample.broke for sample in samples) else min(learned, table)
+        return max(_dearest(samples, items), table if len(samples) < self._window else 1)
 
     def learn(self, path: str, params: Mapping[str, object], consumed: int | None) -> None:
         """Take note of what a call cost: `Call.consumed`. None and 0 say nothing of a price: an error, a refusal."""
@@ -100,7 +97,7 @@ class Estimator:
         with self._lock:
             known = self._kinds.setdefault(kind, deque(maxlen=self._window))
             self._kinds.move_to_end(kind)
-            known.append(_Sample(consumed, items, consumed > table))
+            known.append(_Sample(consumed, items))
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
 
