@@ -405,6 +405,11 @@ def _forget(error: BaseException, key: str) -> None:
         return
     links = _links(error)
     for link in links:
+        if isinstance(link, aiohttp.ClientResponseError):  # it makes its text up from the request's URL
+            bare = link.request_info.url.with_query(None)
+            link.request_info = link.request_info._replace(url=bare, real_url=bare)
+            link.args = (link.request_info, ())
+            link.history = ()
         link.args = tuple(_without(arg, key) for arg in link.args)
         for name, value in list(vars(link).items()):
             if isinstance(value, str):
