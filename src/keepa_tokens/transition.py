@@ -12,12 +12,12 @@ would report; holds stand beside it; available = balance - what is held in fligh
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced
    the balance since. While the balance is unknown there is nothing to charge.
 4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes.
-   More than the capacity in effect can admit is TOO_LARGE.
+   More than the capacity in effect can admit, or than can be counted exactly, is TOO_LARGE.
 5. Recharge. A request that would fail even at keep 0 for want of tokens closes the bucket until the instant at
    which min(recharge_to, capacity) is available. The end is fixed then; every later step may only move it
    nearer, to the instant that the state still implies, so it opens early when the balance is there and no
-   damage can keep it shut. Refill 0 never closes. retry_after is the later of the end and the instant at which
-   enough is available, holds that run out included.
+   damage can keep it shut. Refill 0 never closes, and an unknown balance has nothing to recharge. retry_after is
+   the later of the end and the instant at which enough is available, holds that run out included.
 6. Places. On a plain bucket without `recharge_to` a request at keep 0 that may wait takes its tokens now and
    waits for its place: first come, first served. Everybody else is told when to ask again.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown
