@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -180,18 +180,18 @@ _SLOTS: Final = 16384
 
 
 @contextmanager
-def cluster(name: str, nodes: int = 3) -> Iterator[list[Server]]:
-    """Run a cluster of primaries that share the slots evenly. Not of Redis 6.2, whose bus has no port of its own."""
+def cluster(name: str, announced: Sequence[int] = (0, 0, 0)) -> Iterator[list[Server]]:
+    """Run a cluster of primaries that share the slots evenly. Not of Redis 6.2, whose bus has no port of its own.
+
+    announced: for each node the port that clients are told of, a proxy's; 0: its own.
+    """
     with ExitStack() as stack:
-        servers = [
-            stack.enter_context(
-                # A bus port of its own: by default it is the port + 10000, which may be none.
-                running(
-                    name, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", f"{bus_port}"
-                )
-            )
-            for bus_port in (free_port() for _ in range(nodes))
-        ]
+        servers: list[Server] = []
+        for port in announced:
+            # By default the bus has the port + 10000, which may be none.
+            options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port())]
+            told = ["--cluster-announce-port", str(port)] if port else []
+            servers.append(stack.enter_context(running(name, *options, *told)))
         _meet(servers)
         yield servers
 

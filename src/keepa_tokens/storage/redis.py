@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from importlib import import_module, resources
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, Final, Protocol, Self
 
 from ..commands import Command, Outcome, Peek
@@ -275,6 +276,11 @@ def _meaning(error: Exception, key: str = "") -> KeepaTokensError | None:
             f"the key of bucket {key!r} holds something that is no bucket: use another key or prefix."
             " Nothing was changed."
         )
+    if type(error).__name__ == "MovedError":
+        return ConfigError(
+            f"this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the storage the"
+            " library's cluster client. Nothing was changed."
+        )
     newer = re.search(r"KEEPATOKENS format ([0-9]+)", text)
     if newer:
         return ConfigError(
@@ -297,12 +303,18 @@ def _client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - eith
     if library == "redis":
         scheme = _SCHEMES[scheme]
     kind = getattr(import_module(library + asynchronous), library.capitalize())
-    no_retries = import_module(f"{library}{asynchronous}.retry").Retry(
-        import_module(f"{library}.backoff").NoBackoff(), 0
-    )
+    options: dict[str, object] = {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+        "retry": import_module(f"{library}{asynchronous}.retry").Retry(
+            import_module(f"{library}.backoff").NoBackoff(), 0
+        ),
+    }
+    if "maint_notifications_config" in signature(kind).parameters:
+        # While it listens for these, redis-py's asyncio client hands out idle connections that the server has closed.
+        off = import_module(f"{library}.maint_notifications").MaintNotificationsConfig(enabled=False)
+        options["maint_notifications_config"] = off
     try:
-        return kind.from_url(
-            f"{scheme}://{rest}", socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=no_retries
-        )
+        return kind.from_url(f"{scheme}://{rest}", **options)
     except ValueError as error:
         raise ConfigError(f"the URL can't be used: {error}") from error

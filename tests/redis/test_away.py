@@ -1,0 +1,240 @@
+"""When Redis is away: an error within the client's timeouts, never a silent pass, and back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import redis
+
+from keepa_tokens import Quota, Reading, StorageUnavailable, TokenBucket
+from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from tests.redis.flavours import FLAVOURS, Flavour, Opened, script_runs
+from tests.redis.proxy import Proxy, proxied
+from tests.servers import HOST, Server, wait_until
+
+PLAIN = Quota(1000, 1, 1.0)
+SYNCED = Quota(300, 5, 60.0, stepped=True, synced=True)
+NOW = 1_780_000_000_000_000
+SECOND = 1_000_000
+
+SHORT_S = 0.05
+"""The timeout for an answer, and for a connection."""
+
+SLACK_S = 1.0
+"""What a loaded machine may add to it."""
+
+COMMANDS: list[Command] = [
+    Acquire(1),
+    Reserve("x", 1, SECOND),
+    Settle("x", 1),
+    Cancel("x"),
+    Refund("y", 1, NOW),
+    Reconcile(Reading(5)),
+    ClaimProbe(),
+    Peek(),
+]
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy before the server."""
+    with proxied(server.port) as made:
+        yield made
+
+
+@contextmanager
+def unavailable(*, within_s: float = SHORT_S) -> Iterator[None]:
+    """What is inside must raise StorageUnavailable with its cause, in time."""
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable) as away:
+        yield
+    assert away.value.__cause__ is not None
+    assert time.monotonic() - began < within_s + SLACK_S
+
+
+def verbs(opened: Opened) -> list[Callable[[], object]]:
+    """Everything that a storage can be asked."""
+    applied = [lambda command=command: opened.apply("k", SYNCED, command) for command in COMMANDS]
+    return [*applied, lambda: opened.inspect("k"), lambda: list(opened.keys())]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_redis_that_never_answers(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
+    """Every verb ends in StorageUnavailable within the timeout, nothing runs, and all is well once it answers again."""
+    with flavour.at(f"{proxy.url}?socket_timeout={SHORT_S}") as opened:
+        opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        client.config_resetstat()
+        proxy.mute = True
+        for verb in verbs(opened):
+            with unavailable():
+                verb()
+        assert script_runs(client) == 0
+        proxy.mute = False
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 998
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_redis_that_never_answered(proxy: Proxy, flavour: Flavour) -> None:
+    """The same where the first connection is accepted and never greeted."""
+    proxy.mute = True
+    with flavour.at(f"{proxy.url}?socket_timeout={SHORT_S}&socket_connect_timeout={SHORT_S}") as opened:
+        for _ in range(2):
+            with unavailable(within_s=2 * SHORT_S):
+                opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        proxy.mute = False
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_machine_that_is_gone(flavour: Flavour) -> None:
+    """Where nobody even takes the connection, it is StorageUnavailable within the timeout for connecting."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind((HOST, 0))
+        listener.listen(0)
+        # Two fill the queue, which nobody empties: a third gets no answer at all.
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        url = f"redis://{HOST}:{listener.getsockname()[1]}?socket_connect_timeout={SHORT_S}"
+        with flavour.at(url) as opened, unavailable():
+            opened.apply("k", PLAIN, Acquire(1))
+
+
+def test_from_url_waits_two_seconds() -> None:
+    """Without timeouts in the URL, an answer is waited for two seconds."""
+    with socket.create_server((HOST, 0)) as silent:
+        began = time.monotonic()
+        with FLAVOURS[0].at(f"redis://{HOST}:{silent.getsockname()[1]}") as opened, unavailable(within_s=2.0):
+            opened.apply("k", PLAIN, Acquire(1))
+        assert time.monotonic() - began >= 1.9
+
+
+def test_a_client_brought_along_tries_as_often_as_it_likes(proxy: Proxy) -> None:
+    """By default redis-py waits for eleven timeouts of its own before it gives up; then it is StorageUnavailable."""
+    flavour = FLAVOURS[0]
+    proxy.mute = True
+    with flavour.over(lambda: flavour.client(proxy.port, socket_timeout=0.02)) as opened:
+        opened.client.get_retry()._backoff = flavour.retry(0)._backoff
+        with unavailable(within_s=11 * 0.02):
+            opened.apply("k", PLAIN, Acquire(1))
+    assert proxy.connections == 11
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_connection_closed_meanwhile_is_replaced(server: Server, client: redis.Redis, flavour: Flavour) -> None:
+    """An idle connection that the server closed costs nobody an error, though `from_url` sends nothing twice."""
+    with flavour.at(server.url) as opened:
+        opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        client.client_kill_filter(_type="normal", skipme=True)
+        idle(opened)
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 998
+
+
+def test_a_restart_between_two_calls_goes_unnoticed(own_server: Server) -> None:
+    """A server restarted between two calls is simply used again: new connection, script reloaded, an empty bucket."""
+    for flavour in FLAVOURS:
+        with flavour.at(own_server.url) as opened:
+            assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
+            own_server.stop()
+            own_server.start()
+            idle(opened)
+            assert opened.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 990
+        own_server.stop()
+        own_server.start()
+
+
+def idle(opened: Opened) -> None:
+    """Let the event loop go round, as it does in a program that waits: that is how it hears of a closed connection."""
+    for _ in range(3):
+        opened.wait(asyncio.sleep(0))
+
+
+def test_no_door_passes_silently(own_server: Server) -> None:
+    """While Redis is stopped every method of TokenBucket and Reservation raises; a hold is settled once it is back."""
+    flavour = FLAVOURS[0]
+    with proxied(own_server.port) as proxy, flavour.at(f"{proxy.url}?socket_timeout={SHORT_S}") as opened:
+        bucket = TokenBucket(PLAIN, key="k", storage=opened)
+        reservation = bucket.reserve(100)
+        attempts: list[Callable[[], object]] = [
+            bucket.try_acquire,
+            bucket.acquire,
+            lambda: bucket.acquire(timeout=5),
+            bucket.try_reserve,
+            bucket.reserve,
+            lambda: bucket.refund(1),
+            bucket.peek,
+            lambda: TokenBucket(SYNCED, storage=opened).reconcile(Reading(1)),
+            lambda: reservation.settle(1),
+            reservation.cancel,
+        ]
+        proxy.mute = True
+        for attempt in attempts:
+            with unavailable():
+                attempt()
+        with unavailable(), reservation:
+            pass
+        proxy.mute = False
+        reservation.settle(40)
+        shown = bucket.peek()
+        assert (shown.balance, shown.holds) == (960, 0)
+
+        own_server.stop()
+        for attempt in attempts:
+            with unavailable():
+                attempt()
+
+
+def test_a_redis_busy_with_somebody_elses_script(server: Server, client: redis.Redis) -> None:
+    """While another script runs on and on, Redis says BUSY: StorageUnavailable, and fine once that script is killed."""
+    client.config_set("lua-time-limit", 20)
+    with ThreadPoolExecutor(1) as pool, server.client() as endless, FLAVOURS[0].at(server.url) as opened:
+        opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        running = pool.submit(endless.eval, "while true do end", 0)
+        try:
+            wait_until("Redis is busy", lambda: is_busy(client))
+            with pytest.raises(StorageUnavailable, match="BUSY"):
+                opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        finally:
+            client.script_kill()
+        assert isinstance(running.exception(10), redis.ResponseError)
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 998
+    client.config_set("lua-time-limit", 5000)
+
+
+def is_busy(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        return "BUSY" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_pool_that_is_used_up(server: Server, flavour: Flavour) -> None:
+    """A pool with no connection left is StorageUnavailable too, and fine when one comes back."""
+    with flavour.at(f"{server.url}?max_connections=1") as opened:
+        pool = opened.client.connection_pool
+        taken = pool.get_connection() if flavour.library == "redis" else pool.get_connection("PING")
+        taken = opened.wait(taken) if flavour.asynchronous else taken
+        with unavailable():
+            opened.apply("k", PLAIN, Acquire(1))
+        released = pool.release(taken)
+        if flavour.asynchronous:
+            opened.wait(released)
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
+
+
+@pytest.mark.parametrize("library", ["redis", "valkey"])
+def test_threads_wait_for_a_blocking_pool(server: Server, library: str) -> None:
+    """Eight threads on a pool of two connections take what they take, each once."""
+    flavour = Flavour(library, asynchronous=False)
+    pool = flavour.named("BlockingConnectionPool")(host=HOST, port=server.port, max_connections=2)
+    with flavour.over(lambda: flavour.named("Client").from_pool(pool)) as opened, ThreadPoolExecutor(8) as threads:
+        balances = list(threads.map(lambda _: opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance, range(400)))
+    assert sorted(balance for balance in balances if balance is not None) == list(range(600, 1000))

@@ -1,0 +1,191 @@
+"""A call that is repeated: the connection is lost between the script and its answer, and the client sends it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from keepa_tokens import BucketState, Quota, Reading, StorageUnavailable, TokenBucket
+from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.storage.redis import AsyncRedisStorage
+from keepa_tokens.testing import ManualClock
+from tests.redis.flavours import FLAVOURS, Flavour, script_runs
+from tests.redis.proxy import Proxy, proxied
+from tests.servers import Server, wait_until
+
+PLAIN = Quota(1000, 1, 1.0)
+SYNCED = Quota(300, 5, 60.0, stepped=True, synced=True)
+NOW = 1_780_000_000_000_000
+SECOND = 1_000_000
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy before the server."""
+    with proxied(server.port) as made:
+        yield made
+
+
+def stored(client: redis.Redis, key: str) -> BucketState:
+    texts: Any = client.hgetall(f"keepa_tokens:{key}")
+    return BucketState.from_fields({name.decode(): text.decode() for name, text in texts.items()})
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_from_url_runs_a_script_once(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
+    """A storage that `from_url` made sends nothing again: the script ran once, and nobody is told that it counted."""
+    with flavour.at(f"{proxy.url}?retry_on_timeout=yes") as opened:
+        opened.apply("k", PLAIN, Peek(), now_us=NOW)
+        client.config_resetstat()
+        proxy.cuts = 20
+        with pytest.raises(StorageUnavailable, match="nobody knows whether it counted") as lost:
+            opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        assert type(lost.value.__cause__).__name__ == "ConnectionError"
+        assert (script_runs(client), proxy.cuts) == (1, 19)
+
+        proxy.cuts = 0
+        assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 999
+
+
+BY_DEFAULT = {"redis": 11, "redis-asyncio": 11, "valkey": 1, "valkey-asyncio": 1}
+"""How often a standalone client, made without options, sends a command whose answer is lost each time."""
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_client_brought_along_sends_as_often_as_it_likes(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
+    """By default redis-py runs the script up to 11 times, valkey-py once; a plain acquire is charged for each run."""
+    with flavour.over(lambda: flavour.client(proxy.port)) as opened:
+        retry = opened.client.connection_pool.connection_kwargs.get("retry")
+        if retry is not None:
+            retry._backoff = flavour.retry(0)._backoff  # as often, but without the pauses
+        opened.apply("k", PLAIN, Peek(), now_us=NOW)
+        client.config_resetstat()
+        proxy.cuts = 20
+        with pytest.raises(StorageUnavailable):
+            opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        assert script_runs(client) == BY_DEFAULT[str(flavour)]
+        assert stored(client, "k").balance == 1000 - BY_DEFAULT[str(flavour)]
+
+        client.config_resetstat()
+        proxy.cuts = BY_DEFAULT[str(flavour)] - 1
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
+        assert script_runs(client) == BY_DEFAULT[str(flavour)]
+
+
+ONCE: dict[str, tuple[Quota, Command]] = {
+    "reserve": (PLAIN, Reserve("new", 20, 60 * SECOND)),
+    "reserve in a place": (PLAIN, Reserve("new", 990, 60 * SECOND, wait_us=100 * SECOND)),
+    "settle": (PLAIN, Settle("open", 7)),
+    "settle for more": (PLAIN, Settle("open", 50)),
+    "settle with a reading": (SYNCED, Settle("open", 7, Reading(33, server_time=1.5))),
+    "settle with a reading without a time": (SYNCED, Settle("open", 7, Reading(33))),
+    "settle that was refused": (SYNCED, Settle("open", 0, Reading(-2, server_time=1.5), refused=True)),
+    "settle late": (PLAIN, Settle("late", 3)),
+    "cancel": (PLAIN, Cancel("open")),
+    "cancel late": (PLAIN, Cancel("late")),
+    "refund": (PLAIN, Refund("back", 4, NOW)),
+    "claim of the probe": (SYNCED, ClaimProbe()),
+    "reading": (SYNCED, Reconcile(Reading(33, server_time=1.5))),
+}
+
+
+@pytest.mark.parametrize("what", ONCE)
+def test_what_carries_an_id_counts_once(client: redis.Redis, proxy: Proxy, what: str) -> None:
+    """Reserve, settle, cancel and refund run four times leave the very state that running once leaves."""
+    quota, command = ONCE[what]
+    flavour = FLAVOURS[0]
+    with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
+        for key in ("once", "often"):
+            if quota.synced:
+                opened.apply(key, quota, Reconcile(Reading(50, server_time=1.0)), now_us=NOW - 30 * SECOND)
+            opened.apply(key, quota, Reserve("open", 10, 60 * SECOND), now_us=NOW - 20 * SECOND)
+            opened.apply(key, quota, Reserve("late", 10, 15 * SECOND), now_us=NOW - 20 * SECOND)
+        opened.apply("once", quota, command, now_us=NOW)
+        assert stored(client, "once") != stored(client, "often")
+        client.config_resetstat()
+        proxy.cuts = 3
+        opened.apply("often", quota, command, now_us=NOW)
+
+    assert script_runs(client) == 4
+    once, often = stored(client, "once"), stored(client, "often")
+    assert often.to_fields() == once.to_fields()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_every_client_that_sends_again_counts_reservations_once(
+    client: redis.Redis, proxy: Proxy, flavour: Flavour
+) -> None:
+    """With each library set to send again, a reserve and a settle whose answers are lost cost what was settled."""
+    with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
+        opened.apply("k", PLAIN, Peek(), now_us=NOW)
+        client.config_resetstat()
+        for command in (Reserve("x", 20, 60 * SECOND), Settle("x", 5), Refund("y", 1, NOW)):
+            proxy.cuts = 3
+            opened.apply("k", PLAIN, command, now_us=NOW)
+        assert script_runs(client) == 12
+        assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 1000 - 5 + 1
+
+
+def test_the_doors_count_once(client: redis.Redis, proxy: Proxy) -> None:
+    """Through TokenBucket a reservation, its settling, a cancelled one and a refund count once when sent four times."""
+    flavour = FLAVOURS[0]
+    with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
+        opened.apply("k", PLAIN, Peek(), now_us=NOW)
+        client.config_resetstat()
+        opened.before = lambda: setattr(proxy, "cuts", 3)
+        bucket = TokenBucket(PLAIN, key="k", storage=opened, clock=ManualClock(NOW / SECOND))
+        first = bucket.reserve(30)
+        second = bucket.try_reserve(40)
+        first.settle(10)
+        second.cancel()
+        bucket.refund(2)
+        assert script_runs(client) == 4 * (5 + 1)  # a refund asks for the time first
+        shown = bucket.peek()
+        assert (shown.balance, shown.held) == (992, 0)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_late_answer_is_nobody_elses(own_server: Server, flavour: Flavour) -> None:
+    """The answer to a call that ran into its timeout is not taken for the answer to the next one."""
+    with flavour.at(f"{own_server.url}?socket_timeout=0.1&max_connections=1") as opened:
+        opened.apply("k", PLAIN, Peek(), now_us=NOW)
+        own_server.freeze()
+        try:
+            with pytest.raises(StorageUnavailable, match="TimeoutError"):
+                opened.apply("k", PLAIN, Acquire(400), now_us=NOW)
+        finally:
+            own_server.thaw()
+        assert opened.apply("other", PLAIN, Acquire(1), now_us=NOW).balance == 999
+        # It had been sent, and counts: that is why nobody knows.
+        assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 600
+
+
+@pytest.mark.parametrize("flavour", [flavour for flavour in FLAVOURS if flavour.asynchronous], ids=str)
+def test_the_answer_to_a_cancelled_call_is_nobody_elses(own_server: Server, flavour: Flavour) -> None:
+    """A coroutine cancelled while it waits for Redis leaves no answer behind for the next one on its connection."""
+
+    async def scenario(proxy: Proxy) -> tuple[int | None, int | None]:
+        storage = AsyncRedisStorage.from_url(flavour.url(f"{proxy.url}?max_connections=1"))
+        await storage.apply("k", PLAIN, Peek(), now_us=NOW)
+        seen = proxy.scripts
+        own_server.freeze()
+        try:
+            call = asyncio.create_task(storage.apply("k", PLAIN, Acquire(400), now_us=NOW))
+            # Python 3.11 loses a cancellation that comes as the sending ends: until then, and a little longer.
+            await asyncio.to_thread(wait_until, "the script is sent", lambda: proxy.scripts > seen)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        finally:
+            own_server.thaw()
+        other = await storage.apply("other", PLAIN, Acquire(1), now_us=NOW)
+        cancelled = await storage.apply("k", PLAIN, Peek(), now_us=NOW)
+        await storage.aclose()
+        return other.balance, cancelled.balance
+
+    with proxied(own_server.port) as proxy:
+        assert asyncio.run(scenario(proxy)) == (999, 600)
