@@ -238,7 +238,11 @@ class Situation:
 
 @st.composite
 def reached(
-    draw: st.DrawFn, quota_strategy: st.SearchStrategy[Quota] | None = None, *, most_steps: int = 8
+    draw: st.DrawFn,
+    quota_strategy: st.SearchStrategy[Quota] | None = None,
+    *,
+    most_steps: int = 8,
+    pauses: st.SearchStrategy[int] = gaps,
 ) -> Situation:
     """Draw a state to which commands have led, with the clock going forwards."""
     quota = draw(quotas() if quota_strategy is None else quota_strategy)
@@ -249,7 +253,7 @@ def reached(
         command = draw(commands(now))
         path.append((now, command))
         bucket.apply(command, now)
-        now = min(LIMIT // 2 + DAY, now + draw(gaps))
+        now = min(LIMIT // 2 + DAY, now + draw(pauses))
     return Situation(quota, now, bucket.state, tuple(path))
 
 

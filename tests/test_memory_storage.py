@@ -19,13 +19,17 @@ from tests.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, SPARING, Situatio
 QUOTA = Quota(10, 1, 1.0)
 
 
+SHORT_PAUSES = st.one_of(st.integers(0, 3), st.integers(0, 5 * SECOND))
+"""All of a story's pauses together are shorter than any state's lifetime: nothing is dropped in it."""
+
+
 def number_of_keys(storage: MemoryStorage) -> int:
     """Return how many buckets are stored."""
     return sum(1 for _ in storage.keys())  # noqa: SIM118 - a storage is no dict
 
 
 @SPARING
-@given(at=reached(), data=st.data())
+@given(at=reached(pauses=SHORT_PAUSES), data=st.data())
 def test_memory_storage_is_transition_with_a_lock(at: Situation, data: st.DataObject) -> None:
     """The same commands at the same instants give the same outcomes and the same state as the pure function."""
     storage, state = MemoryStorage(), None

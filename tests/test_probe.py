@@ -202,12 +202,12 @@ def test_a_claim_by_hand_is_given_to_one_at_a_time(make: Callable[[Quota], Bucke
 
 @given(claim=st.integers(0, 2**52 - 1), failures=st.integers(0, 2**52 - 1), now=instants)
 def test_no_stored_claim_keeps_the_probe_for_ever(claim: int, failures: int, now: int) -> None:
-    """Whatever claim and failures are stored, an unknown bucket is known or asked for within a claim's time."""
+    """Whatever claim and failures are stored, an unknown bucket is known or asked for by a claim's end."""
     state = BucketState(None, now, reading_at=None, probe_until=claim, probe_failures=failures)
     bucket = Direct(QUOTA, state)
     first = bucket.apply(Acquire(1), now)
-    assert first.granted or first.probe or first.retry_after_us <= CLAIM_US + 2 * MINUTE
-    assert bucket.apply(Acquire(0), now + CLAIM_US).balance is not None
+    assert first.granted or first.probe or first.retry_after_us <= CLAIM_US + TOLERANCE_US + 2 * MINUTE
+    assert bucket.apply(Acquire(0), now + CLAIM_US + TOLERANCE_US).balance is not None
 
 
 @given(ahead=st.integers(1, 2**51), now=st.integers(HOUR, EPOCH))
