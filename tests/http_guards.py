@@ -112,12 +112,15 @@ class Client:
         self.native: Any
         match world.kind:
             case "httpx":
-                self.native = httpx.Client(transport=guard)
+                self.native = httpx.Client(transport=guard, timeout=30)
             case "httpx-async":
-                self.native = httpx.AsyncClient(transport=guard)
+                self.native = httpx.AsyncClient(transport=guard, timeout=30)
             case "requests":
                 self.native = requests.Session()
                 self.native.mount(f"http://{HOST}", guard)
+
+    patience = 30.0
+    """Seconds to wait for an answer: plenty on a busy machine. A test of timeouts sets less."""
 
     def get(self, path: str, params: Mapping[str, object] | None = None, *, base: str | None = None) -> Answer:
         """Make a GET and read all of it."""
@@ -135,9 +138,9 @@ class Client:
         """Make a request and read all of it."""
         url = (base or self.world.server.url) + path
         if self.world.kind == "requests":
-            got = self.native.request(method, url, params=params, data=body, timeout=0.3)
+            got = self.native.request(method, url, params=params, data=body, timeout=self.patience)
         else:
-            got = self.await_(self.native.request(method, url, params=params, content=body, timeout=0.3))
+            got = self.await_(self.native.request(method, url, params=params, content=body, timeout=self.patience))
         return Answer(got.status_code, got.content, str(got.url), got)
 
     def stream(self, path: str, params: Mapping[str, object], read: Callable[[Any], Any]) -> Any:

@@ -339,6 +339,7 @@ def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) ->
     client = world.client()
     client.get("/token")
     world.fake.fail_next(1, fault, path="/product")
+    client.patience = 0.3
     with pytest.raises(NETWORK_ERRORS):
         client.get("/product", asins(5))
     assert world.bucket().held == 5
