@@ -1,0 +1,78 @@
+"""The fault table: what each fault comes to on a real server, within its bounds, and as docs/faults.md says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from keepa_tokens import Quota
+from keepa_tokens.commands import Acquire, Command, Outcome
+from tests.redis.faults import KINDS, NOTHING, Bucket, Due, InMemory, Kind, Moment, fault_table, measured, moments
+from tests.servers import BINARIES
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "faults.md"
+WRITE: Final = "WRITE_FAULT_TABLE"
+"""With this in the environment the page is written instead of compared."""
+
+
+@pytest.mark.parametrize("name", sorted(BINARIES))
+def test_every_fault_keeps_its_bounds_and_comes_to_what_the_page_says(name: str, tmp_path: Path) -> None:
+    """Every field and the whole of a bucket, damaged in every way: alive and safe within the bounds, and as written."""
+    page = fault_table(name, tmp_path)
+    print(page)  # noqa: T201 - shown with `pytest -s`, and whenever this fails
+    if os.environ.get(WRITE):
+        PAGE.write_text(page)
+    assert PAGE.read_text() == page, "not as docs/faults.md says; see what changed with `make fault-table` and git diff"
+
+
+# --- the measuring finds what it looks for
+
+
+@dataclass(frozen=True)
+class Lying:
+    """A bucket that answers every request alike."""
+
+    bucket: Bucket
+    granted: bool
+
+    def apply(self, command: Command, at: int) -> Outcome:
+        outcome = self.bucket.apply(command, at)
+        return replace(outcome, granted=self.granted, probe=False) if isinstance(command, Acquire) else outcome
+
+
+def a_moment(kind: Kind) -> Moment:
+    """Return a bucket in debt, as nothing is granted there at once."""
+    run = InMemory.new(kind)
+    return min(moments(kind, run, run.fields), key=lambda moment: Due.at(kind, moment).available)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_bucket_that_stands_still_is_found(kind: Kind) -> None:
+    """A bucket that never grants and never probes breaks its bound, so the measuring of liveness bites."""
+    moment = a_moment(kind)
+    due, sound = Due.at(kind, moment), InMemory.of(kind, moment)
+    with pytest.raises(AssertionError, match="neither a grant nor a probe"):
+        measured(kind, ("a", "b"), moment, Lying(InMemory.of(kind, moment), granted=False), sound, due, NOTHING)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_bucket_that_mints_is_found(kind: Kind) -> None:
+    """A bucket that grants what it does not have is found out, so the measuring of safety bites."""
+    moment = a_moment(kind)
+    due, sound = Due.at(kind, moment), InMemory.of(kind, moment)
+    with pytest.raises(AssertionError, match="granted beyond"):
+        measured(kind, ("a", "b"), moment, sound, Lying(InMemory.of(kind, moment), granted=True), due, NOTHING)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_bound_that_is_too_far_is_found(kind: Kind) -> None:
+    """A bucket that states a bound beyond what its balance explains is found out."""
+    moment = a_moment(kind)
+    slow = Quota(kind.quota.capacity, 1, 86_400.0)
+    late = InMemory(InMemory.of(kind, moment).storage, slow)
+    with pytest.raises(AssertionError, match="too far"):
+        measured(kind, ("a", "b"), moment, late, late, Due.at(kind, moment), NOTHING)
