@@ -180,16 +180,18 @@ _SLOTS: Final = 16384
 
 
 @contextmanager
-def cluster(name: str, announced: Sequence[int] = (0, 0, 0)) -> Iterator[list[Server]]:
+def cluster(name: str, announced: Sequence[int] = (0, 0, 0), *, patience_ms: int = 10_000) -> Iterator[list[Server]]:
     """Run a cluster of primaries that share the slots evenly. Not of Redis 6.2, whose bus has no port of its own.
 
-    announced: for each node the port that clients are told of, a proxy's; 0: its own.
+    announced: for each node the port that clients are told of, a proxy's; 0: its own. patience_ms: for how long a
+    node may be silent before the others take it for dead; a busy machine needs it.
     """
     with ExitStack() as stack:
         servers: list[Server] = []
         for port in announced:
             # By default the bus has the port + 10000, which may be none.
-            options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port())]
+            options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            options += ["--cluster-node-timeout", str(patience_ms)]
             told = ["--cluster-announce-port", str(port)] if port else []
             servers.append(stack.enter_context(running(name, *options, *told)))
         _meet(servers)
@@ -246,19 +248,26 @@ class Replicated:
 
 
 @contextmanager
+def watching(name: str, port: int) -> Iterator[SentinelServer]:
+    """Run a Sentinel that watches the primary at `port`, and takes a third of a second of silence for death."""
+    options = (
+        f"sentinel monitor {MASTER} {HOST} {port} 1",
+        f"sentinel down-after-milliseconds {MASTER} 300",
+        f"sentinel failover-timeout {MASTER} 1000",
+    )
+    folder = Path(tempfile.mkdtemp(prefix="kt-"))
+    with _run(SentinelServer(name, binary(name), folder, options)) as sentinel:
+        yield sentinel
+
+
+@contextmanager
 def replicated(name: str) -> Iterator[Replicated]:
-    """Run a primary with a replica in step with it, under a Sentinel that takes a third of a second for dead."""
+    """Run a primary with a replica in step with it, under a Sentinel."""
     at_once = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
     with ExitStack() as stack:
         primary = stack.enter_context(running(name, *at_once))
         replica = stack.enter_context(running(name, *at_once, "--replicaof", HOST, str(primary.port)))
-        options = (
-            f"sentinel monitor {MASTER} {HOST} {primary.port} 1",
-            f"sentinel down-after-milliseconds {MASTER} 300",
-            f"sentinel failover-timeout {MASTER} 1000",
-        )
-        folder = Path(tempfile.mkdtemp(prefix="kt-"))
-        sentinel = stack.enter_context(_run(SentinelServer(name, binary(name), folder, options)))
+        sentinel = stack.enter_context(watching(name, primary.port))
         topology = Replicated(primary, replica, sentinel)
         wait_until("the replica is in step, and the Sentinel knows it", lambda: _in_step(topology))
         yield topology

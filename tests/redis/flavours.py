@@ -45,6 +45,11 @@ class Opened:
 
         return iter(self.wait(collected()))
 
+    def idle(self) -> None:
+        """Let the event loop go round, as in a program that waits: so it hears of connections that were closed."""
+        for _ in range(3):
+            self.wait(asyncio.sleep(0))
+
     def close(self) -> None:
         """Leave it open: who opened it closes it."""
 

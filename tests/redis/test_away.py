@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +131,7 @@ def test_a_connection_closed_meanwhile_is_replaced(server: Server, client: redis
     with flavour.at(server.url) as opened:
         opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
         client.client_kill_filter(_type="normal", skipme=True)
-        idle(opened)
+        opened.idle()
         assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 998
 
 
@@ -143,16 +142,10 @@ def test_a_restart_between_two_calls_goes_unnoticed(own_server: Server) -> None:
             assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
             own_server.stop()
             own_server.start()
-            idle(opened)
+            opened.idle()
             assert opened.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 990
         own_server.stop()
         own_server.start()
-
-
-def idle(opened: Opened) -> None:
-    """Let the event loop go round, as it does in a program that waits: that is how it hears of a closed connection."""
-    for _ in range(3):
-        opened.wait(asyncio.sleep(0))
 
 
 def test_no_door_passes_silently(own_server: Server) -> None:

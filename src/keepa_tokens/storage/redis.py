@@ -276,7 +276,7 @@ def _meaning(error: Exception, key: str = "") -> KeepaTokensError | None:
             f"the key of bucket {key!r} holds something that is no bucket: use another key or prefix."
             " Nothing was changed."
         )
-    if type(error).__name__ == "MovedError":
+    if type(error).__name__ == "MovedError" or text.startswith("MOVED "):
         return ConfigError(
             f"this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the storage the"
             " library's cluster client. Nothing was changed."

@@ -1,0 +1,268 @@
+"""A cluster of three primaries: clients of every kind, keys over all nodes, slots that move, nodes that are away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from keepa_tokens import ConfigError, Quota, StorageUnavailable
+from keepa_tokens.commands import Acquire, Peek, Reserve, Settle
+from tests.redis.flavours import FLAVOURS, Flavour, Opened, script_runs
+from tests.redis.proxy import Proxy, proxied
+from tests.servers import HOST, SYSTEM, Server, cluster, sees_all, wait_until
+
+PLAIN = Quota(1000, 1, 1.0)
+NOW = 1_780_000_000_000_000
+SECOND = 1_000_000
+PREFIX = "keepa_tokens:"
+SLOTS = 16384
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Three nodes, each behind a proxy that is all that clients see of it."""
+
+    nodes: list[Server]
+    proxies: list[Proxy]
+
+    def owner(self, key: str) -> int:
+        """Return the number of the node that has a bucket."""
+        return key_slot((PREFIX + key).encode()) * len(self.nodes) // SLOTS
+
+    def key_of(self, number: int) -> str:
+        """Return a bucket that lives on a node."""
+        return next(key for key in map(str, range(100)) if self.owner(key) == number)
+
+    def clear(self) -> None:
+        for node in self.nodes:
+            with node.client() as client:
+                client.flushall()
+                client.config_resetstat()
+
+    def runs(self) -> list[int]:
+        """Return how often scripts ran on each node."""
+        counts: list[int] = []
+        for node in self.nodes:
+            with node.client() as client:
+                counts.append(script_runs(client))
+        return counts
+
+
+@pytest.fixture(scope="module", params=["valkey", pytest.param(SYSTEM, marks=pytest.mark.system_redis)])
+def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes for all tests of this file."""
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(proxied()) for _ in range(3)]
+        nodes = stack.enter_context(cluster(request.param, [proxy.port for proxy in proxies]))
+        for proxy, node in zip(proxies, nodes, strict=True):
+            proxy.server_port = node.port
+        yield Cluster(nodes, proxies)
+
+
+@pytest.fixture
+def nodes(shared_nodes: Cluster) -> Cluster:
+    """The three nodes, emptied."""
+    shared_nodes.clear()
+    return shared_nodes
+
+
+def sending_once(flavour: Flavour) -> dict[str, Any]:
+    """Return the options of a cluster client that sends nothing again."""
+    return {"retry": flavour.retry(0)} if flavour.library == "redis" else {"cluster_error_retry_attempts": 0}
+
+
+@contextmanager
+def on_cluster(flavour: Flavour, port: int, **options: Any) -> Iterator[Opened]:
+    with flavour.over(lambda: flavour.named("ClientCluster")(host=HOST, port=port, **options)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("decoding", [False, True], ids=["bytes", "str"])
+@pytest.mark.parametrize("protocol", [2, 3], ids=["resp2", "resp3"])
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_every_cluster_client_will_do(nodes: Cluster, flavour: Flavour, protocol: int, decoding: bool) -> None:
+    """The cluster clients of both libraries find each bucket on its node, and all of them by `keys`."""
+    names = [str(number) for number in range(20)]
+    options = {"protocol": protocol, "decode_responses": decoding}
+    with on_cluster(flavour, nodes.proxies[0].port, **options) as opened:
+        for number, key in enumerate(names):
+            assert opened.apply(key, PLAIN, Reserve("x", number, 60 * SECOND), now_us=NOW).granted
+        for number, key in enumerate(names):
+            assert opened.apply(key, PLAIN, Settle("x", 1), now_us=NOW).balance == 999, number
+        shown = opened.inspect("0", now_us=NOW)
+        found = list(opened.keys())
+
+    assert shown is not None
+    assert shown.balance == 999
+    assert sorted(found) == sorted(names)
+    assert {nodes.owner(key) for key in names} == {0, 1, 2}
+    for number, node in enumerate(nodes.nodes):
+        with node.client() as client:
+            assert client.dbsize() == sum(nodes.owner(key) == number for key in names)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_hash_tag_in_the_prefix_keeps_buckets_together(nodes: Cluster, flavour: Flavour) -> None:
+    """With `{...}` in the prefix all buckets live on one node."""
+    client = flavour.named("ClientCluster")
+    with flavour.over(lambda: client(host=HOST, port=nodes.proxies[0].port), prefix="{tokens}:") as opened:
+        for key in map(str, range(20)):
+            opened.apply(key, PLAIN, Acquire(1), now_us=NOW)
+        assert len(list(opened.keys())) == 20
+    sizes: list[object] = []
+    for node in nodes.nodes:
+        with node.client() as direct:
+            sizes.append(direct.dbsize())
+    assert sorted(sizes, key=str) == [0, 0, 20]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_each_node_loads_a_lost_script(nodes: Cluster, flavour: Flavour) -> None:
+    """After SCRIPT FLUSH on every node the next command on each works, in the same call."""
+    with on_cluster(flavour, nodes.proxies[0].port) as opened:
+        for _ in range(2):
+            for node in nodes.nodes:
+                with node.client() as client:
+                    client.script_flush()
+            for number in range(3):
+                assert opened.apply(nodes.key_of(number), PLAIN, Acquire(1), now_us=NOW).granted
+    assert nodes.runs() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_slot_that_moves_takes_its_bucket_along(nodes: Cluster, flavour: Flavour) -> None:
+    """A bucket whose slot is under way (ASK), then has moved (MOVED), goes on, on a node that has no script yet."""
+    key = nodes.key_of(0)
+    slot, name = key_slot((PREFIX + key).encode()), PREFIX + key
+    with (
+        nodes.nodes[0].client() as source,
+        nodes.nodes[1].client() as target,
+        nodes.nodes[2].client() as third,
+        on_cluster(flavour, nodes.proxies[0].port) as opened,
+    ):
+        source_id, target_id = (identity(client) for client in (source, target))
+        opened.apply(key, PLAIN, Acquire(1), now_us=NOW)
+        target.script_flush()
+        target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        source.execute_command("MIGRATE", HOST, nodes.nodes[1].port, name, 0, 5000)
+        assert opened.apply(key, PLAIN, Acquire(1), now_us=NOW).balance == 998
+        for client in (target, source, third):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+        assert opened.apply(key, PLAIN, Acquire(1), now_us=NOW).balance == 997
+        assert target.exists(name)
+
+        target.delete(name)
+        for client in (source, target, third):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", source_id)
+        assert opened.apply(key, PLAIN, Acquire(1), now_us=NOW).balance == 999
+
+
+def identity(client: redis.Redis) -> str:
+    told: Any = client.execute_command("CLUSTER", "MYID")  # type: ignore[no-untyped-call]
+    return str(told, "ascii")
+
+
+BY_DEFAULT = {"redis": 11, "redis-asyncio": 11, "valkey": 4, "valkey-asyncio": 4}
+"""How often a cluster client, made without options, sends a command whose answer is lost each time."""
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_cluster_client_sends_as_often_as_it_likes(nodes: Cluster, flavour: Flavour) -> None:
+    """By default redis-py runs the script up to 11 times, valkey-py up to 4; told to, each runs it once."""
+    key = nodes.key_of(2)
+    for options, runs in ((sending_once(flavour), 1), ({}, BY_DEFAULT[str(flavour)])):
+        with on_cluster(flavour, nodes.proxies[0].port, **options) as opened:
+            opened.apply(key, PLAIN, Peek(), now_us=NOW)
+            nodes.clear()
+            try:
+                nodes.proxies[2].cuts = 20
+                with pytest.raises(StorageUnavailable):
+                    opened.apply(key, PLAIN, Acquire(1), now_us=NOW)
+                assert nodes.runs() == [0, 0, runs]
+            finally:
+                nodes.proxies[2].cuts = 0
+            assert opened.apply(key, PLAIN, Peek(), now_us=NOW).balance == 1000 - runs
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_node_that_never_answers_holds_up_its_own_buckets_only(nodes: Cluster, flavour: Flavour) -> None:
+    """A silent node's buckets are StorageUnavailable in time, the others' go on, and all do once it answers again."""
+    options = {"socket_timeout": 0.1, "socket_connect_timeout": 0.1, **sending_once(flavour)}
+    keys = [nodes.key_of(number) for number in range(3)]
+    with on_cluster(flavour, nodes.proxies[0].port, **options) as opened:
+        for key in keys:
+            opened.apply(key, PLAIN, Acquire(1), now_us=NOW)
+        nodes.proxies[2].mute = True
+        try:
+            began = time.monotonic()
+            with pytest.raises(StorageUnavailable) as away:
+                opened.apply(keys[2], PLAIN, Acquire(1), now_us=NOW)
+            assert time.monotonic() - began < 2
+            assert away.value.__cause__ is not None
+            for key in keys[:2]:
+                assert opened.apply(key, PLAIN, Acquire(1), now_us=NOW).balance == 998
+        finally:
+            nodes.proxies[2].mute = False
+        assert opened.apply(keys[2], PLAIN, Acquire(1), now_us=NOW).balance == 998
+
+
+def test_from_url_at_a_node_says_what_to_do(nodes: Cluster) -> None:
+    """A storage that `from_url` connected to one node works for that node's buckets; for others it names the cure."""
+    for flavour in FLAVOURS:
+        with flavour.at(nodes.proxies[0].url) as opened:
+            assert opened.apply(nodes.key_of(0), PLAIN, Acquire(1), now_us=NOW).granted
+            with pytest.raises(ConfigError, match="cluster client"):
+                opened.apply(nodes.key_of(1), PLAIN, Acquire(1), now_us=NOW)
+    assert nodes.runs() == [4, 0, 0]
+
+
+def test_a_cluster_that_is_down_comes_back() -> None:
+    """With a node stopped, then all, every bucket is StorageUnavailable; restarted, they work by the same clients."""
+    with ExitStack() as stack:
+        nodes = Cluster(stack.enter_context(cluster("valkey", patience_ms=1000)), [])
+        servers = nodes.nodes
+        opened = [
+            stack.enter_context(on_cluster(flavour, servers[0].port, socket_timeout=2, **sending_once(flavour)))
+            for flavour in FLAVOURS
+        ]
+        for each in opened:
+            each.apply(nodes.key_of(2), PLAIN, Peek())
+
+        servers[1].stop()
+        wait_until("the others notice", lambda: not sees_all(servers[0], 3) and not sees_all(servers[2], 3))
+        for each in opened:
+            for number in (0, 1):
+                with pytest.raises(StorageUnavailable) as away:
+                    each.apply(nodes.key_of(number), PLAIN, Acquire(1))
+                assert away.value.__cause__ is not None
+
+        servers[0].stop()
+        servers[2].stop()
+        for each in opened:
+            with pytest.raises(StorageUnavailable):
+                each.apply(nodes.key_of(2), PLAIN, Acquire(1))
+            with pytest.raises(StorageUnavailable):
+                list(each.keys())
+
+        for server in servers:
+            server.start()
+        wait_until("they are a cluster again", lambda: all(sees_all(server, 3) for server in servers))
+        for each in opened:
+            for number in range(3):
+                wait_until("the client finds it", partial(works, each, nodes.key_of(number)))
+
+
+def works(opened: Opened, key: str) -> bool:
+    try:
+        return opened.apply(key, PLAIN, Acquire(1)).granted
+    except StorageUnavailable:
+        return False

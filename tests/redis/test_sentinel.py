@@ -1,0 +1,182 @@
+"""A primary, its replica and a Sentinel: clients of every kind, failover, no primary at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+
+from keepa_tokens import Quota, StorageUnavailable
+from keepa_tokens.commands import Acquire, Outcome, Peek, Reserve, Settle
+from tests.redis.flavours import FLAVOURS, Flavour, Opened, script_runs
+from tests.redis.proxy import proxied
+from tests.servers import (
+    BINARIES,
+    HOST,
+    MASTER,
+    SYSTEM,
+    Replicated,
+    replicated,
+    running,
+    wait_until,
+    watching,
+)
+
+PLAIN = Quota(1000, 1, 1.0)
+NOW = 1_780_000_000_000_000
+SECOND = 1_000_000
+SLACK_S = 1.0
+"""What a loaded machine may add to a timeout."""
+
+KINDS = [*sorted(BINARIES), pytest.param(SYSTEM, marks=pytest.mark.system_redis)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shared_topology(request: pytest.FixtureRequest) -> Iterator[Replicated]:
+    """A primary with its replica and Sentinel for all tests of this file that harm none of them."""
+    with replicated(request.param) as topology:
+        yield topology
+
+
+@pytest.fixture
+def topology(shared_topology: Replicated) -> Replicated:
+    """The same, emptied."""
+    with shared_topology.primary.client() as client:
+        client.flushall()
+    return shared_topology
+
+
+@contextmanager
+def on_master(flavour: Flavour, sentinel_port: int, **options: Any) -> Iterator[Opened]:
+    """Open a storage over a Sentinel's master client."""
+    timeouts = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+    with ExitStack() as stack:
+
+        def made() -> Any:
+            asking = {**timeouts, "retry": flavour.retry(0)}
+            sentinel = flavour.named("Sentinel")([(HOST, sentinel_port)], sentinel_kwargs=asking)
+            sentinels.append(sentinel)
+            return sentinel.master_for(MASTER, **{**timeouts, **options})
+
+        sentinels: list[Any] = []
+        opened = stack.enter_context(flavour.over(made))
+        try:
+            yield opened
+        finally:
+            for asked in sentinels[0].sentinels:
+                if flavour.asynchronous:
+                    opened.wait(asked.aclose())
+                else:
+                    asked.close()
+
+
+@pytest.mark.parametrize("decoding", [False, True], ids=["bytes", "str"])
+@pytest.mark.parametrize("protocol", [2, 3], ids=["resp2", "resp3"])
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_every_sentinel_client_will_do(topology: Replicated, flavour: Flavour, protocol: int, decoding: bool) -> None:
+    """The master clients of both libraries' Sentinels write to the primary, and the replica gets it."""
+    with on_master(flavour, topology.sentinel.port, protocol=protocol, decode_responses=decoding) as opened:
+        assert opened.apply("k", PLAIN, Reserve("x", 10, 60 * SECOND), now_us=NOW).granted
+        assert opened.apply("k", PLAIN, Settle("x", 4), now_us=NOW).balance == 996
+        shown = opened.inspect("k", now_us=NOW)
+        assert shown is not None
+        assert shown.balance == 996
+        assert list(opened.keys()) == ["k"]
+    with topology.primary.client() as primary, topology.replica.client() as replica:
+        assert primary.wait(1, 5000) == 1
+        assert replica.hget("keepa_tokens:k", "balance") == b"996"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failover_goes_on_with_the_replica(kind: str) -> None:
+    """When the primary is killed the buckets go on on the promoted replica, which had no script, from their balance."""
+    with ExitStack() as stack:
+        topology = stack.enter_context(replicated(kind))
+        opened = [stack.enter_context(on_master(flavour, topology.sentinel.port)) for flavour in FLAVOURS]
+        for flavour, each in zip(FLAVOURS, opened, strict=True):
+            assert each.apply(str(flavour), PLAIN, Acquire(300), now_us=NOW).balance == 700
+        with topology.primary.client() as primary, topology.replica.client() as replica:
+            assert primary.wait(1, 5000) == 1
+            digest = opened[0].storage._digest
+            assert list(primary.script_exists(digest)) == [True]
+            assert list(replica.script_exists(digest)) == [False]
+
+        topology.primary.stop()
+        outcomes: list[Outcome] = []
+        for flavour, each in zip(FLAVOURS, opened, strict=True):
+            wait_until("the client finds the new primary", partial(took, each, str(flavour), outcomes))
+        assert topology.promoted()
+        assert [outcome.balance for outcome in outcomes] == [600] * len(FLAVOURS)
+
+
+def took(opened: Opened, key: str, outcomes: list[Outcome]) -> bool:
+    """Take 100 tokens; while there is no primary, every attempt must say so, and why."""
+    try:
+        outcomes.append(opened.apply(key, PLAIN, Acquire(100), now_us=NOW))
+    except StorageUnavailable as away:
+        return away.__cause__ is None
+    return True
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_no_primary_and_no_sentinel(flavour: Flavour) -> None:
+    """A Sentinel that finds its primary dead, and a Sentinel that is away itself, are StorageUnavailable in time."""
+    with running("valkey") as primary, watching("valkey", primary.port) as sentinel:
+        with on_master(flavour, sentinel.port) as opened:
+            assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
+            primary.stop()
+            wait_until("the Sentinel notices", lambda: not has_primary(sentinel.url))
+            with in_time():  # of the old connection, or of none
+                opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+            with in_time("MasterNotFoundError"):
+                opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+            primary.start()
+            wait_until("the Sentinel sees it again", lambda: has_primary(sentinel.url))
+            assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
+        sentinel.stop()
+        with on_master(flavour, sentinel.port) as opened, in_time("MasterNotFoundError"):
+            opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+
+
+@contextmanager
+def in_time(cause: str = "") -> Iterator[None]:
+    """What is inside must raise StorageUnavailable for this cause within the timeouts."""
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable) as away:
+        yield
+    assert away.value.__cause__ is not None
+    assert cause in type(away.value.__cause__).__name__
+    assert time.monotonic() - began < 2 + SLACK_S
+
+
+def has_primary(sentinel_url: str) -> bool:
+    with redis.Redis.from_url(sentinel_url) as client:
+        told: Any = client.info("sentinel")
+        return bool(told["master0"]["status"] == "ok")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_sentinel_client_sends_as_often_as_it_likes(flavour: Flavour) -> None:
+    """By default the master clients of both libraries run the script once; told to, more often."""
+    with (
+        running("valkey") as primary,
+        proxied(primary.port) as proxy,
+        watching("valkey", proxy.port) as sentinel,
+        primary.client() as client,
+    ):
+        for options, runs in (({}, 1), (flavour.resending(2), 3)):
+            with on_master(flavour, sentinel.port, **options) as opened:
+                opened.apply("k", PLAIN, Peek(), now_us=NOW)
+                client.flushall()
+                client.config_resetstat()
+                proxy.cuts = 20
+                with pytest.raises(StorageUnavailable):
+                    opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+                assert script_runs(client) == runs
+                proxy.cuts = 0
+                assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 1000 - runs
