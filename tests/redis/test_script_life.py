@@ -1,0 +1,64 @@
+"""Two releases at once: two texts of the script, one bucket."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import redis
+
+from keepa_tokens import Quota
+from keepa_tokens.commands import Acquire, Reserve, Settle
+from keepa_tokens.storage.redis import RedisStorage
+from tests.redis.flavours import FLAVOURS, Flavour, script_runs
+from tests.servers import Server
+
+PLAIN = Quota(1000, 1, 1.0)
+NOW = 1_780_000_000_000_000
+SECOND = 1_000_000
+
+
+def as_release(storage: Any, comment: bytes) -> None:
+    """Make a storage send another text of the script, as another release would."""
+    storage._script += b"\n-- " + comment
+    storage._digest = hashlib.sha1(storage._script, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_two_releases_share_a_bucket(server: Server, client: redis.Redis, flavour: Flavour) -> None:
+    """Two texts of the script run side by side on one bucket, each loaded once; one settles the other's holds."""
+    with flavour.at(server.url) as old, flavour.at(server.url) as new:
+        as_release(new.storage, b"the next release")
+        client.config_resetstat()
+        for number in range(10):
+            old.apply("k", PLAIN, Reserve(f"x{number}", 10, 60 * SECOND), now_us=NOW)
+            new.apply("k", PLAIN, Settle(f"x{number}", 3), now_us=NOW)
+        assert new.apply("k", PLAIN, Acquire(0), now_us=NOW).balance == 970
+
+        stats: Any = client.info("commandstats")
+        assert stats["cmdstat_eval"]["calls"] == 2
+        assert script_runs(client) == 21
+
+
+def test_the_field_of_a_later_release_is_left_alone(server: Server, client: redis.Redis) -> None:
+    """A field that this release doesn't know, in a state of its own format, is neither read nor removed."""
+    storage = RedisStorage.from_url(server.url)
+    storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
+    client.hset("keepa_tokens:k", "mood", "sunny")
+    assert storage.apply("k", PLAIN, Acquire(1), now_us=NOW).repaired == ()
+    assert client.hget("keepa_tokens:k", "mood") == b"sunny"
+    storage.close()
+
+
+def test_a_release_that_came_back_finds_its_script_lost(server: Server, client: redis.Redis) -> None:
+    """Scripts flushed between every two calls of two releases are loaded again, in the same call each time."""
+    old, new = RedisStorage.from_url(server.url), RedisStorage.from_url(server.url)
+    as_release(new, b"the next release")
+    for number in range(5):
+        for storage in (old, new):
+            client.script_flush()
+            assert storage.apply("k", PLAIN, Acquire(1), now_us=NOW).granted, number
+    assert client.hget("keepa_tokens:k", "balance") == b"990"
+    for storage in (old, new):
+        storage.close()
