@@ -135,4 +135,12 @@ def script_runs(client: Any) -> int:
     return sum(entry.get("calls", 0) - entry.get("failed_calls", 0) for entry in entries)
 
 
+SENT_BY_DEFAULT = {
+    "standalone": {"redis": 11, "valkey": 1},
+    "cluster": {"redis": 11, "valkey": 4},
+    "Sentinel's primary": {"redis": 1, "valkey": 1},
+    "by `from_url`": {"redis": 1, "valkey": 1},
+}
+"""How often a client, made without options, sends a command whose answer is lost each time; docs/redis.md says so."""
+
 FLAVOURS = [Flavour(library, asynchronous) for library in ("redis", "valkey") for asynchronous in (False, True)]

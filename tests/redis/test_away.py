@@ -119,10 +119,12 @@ def test_a_client_brought_along_tries_as_often_as_it_likes(proxy: Proxy) -> None
     flavour = FLAVOURS[0]
     proxy.mute = True
     with flavour.over(lambda: flavour.client(proxy.port, socket_timeout=0.02)) as opened:
-        opened.client.get_retry()._backoff = flavour.retry(0)._backoff
+        opened.client.get_retry()._backoff = flavour.retry(0)._backoff  # as often, but without the pauses
         with unavailable(within_s=11 * 0.02):
             opened.apply("k", PLAIN, Acquire(1))
     assert proxy.connections == 11
+    with flavour.over(lambda: flavour.client(proxy.port)) as opened:
+        assert opened.client.get_connection_kwargs()["socket_timeout"] == 5
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=str)

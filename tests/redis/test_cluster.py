@@ -15,7 +15,7 @@ from redis.crc import key_slot
 
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
 from keepa_tokens.commands import Acquire, Peek, Reserve, Settle
-from tests.redis.flavours import FLAVOURS, Flavour, Opened, script_runs
+from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened, script_runs
 from tests.redis.proxy import Proxy, proxied
 from tests.servers import HOST, SYSTEM, Server, cluster, sees_all, wait_until
 
@@ -171,15 +171,11 @@ def identity(client: redis.Redis) -> str:
     return str(told, "ascii")
 
 
-BY_DEFAULT = {"redis": 11, "redis-asyncio": 11, "valkey": 4, "valkey-asyncio": 4}
-"""How often a cluster client, made without options, sends a command whose answer is lost each time."""
-
-
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_a_cluster_client_sends_as_often_as_it_likes(nodes: Cluster, flavour: Flavour) -> None:
     """By default redis-py runs the script up to 11 times, valkey-py up to 4; told to, each runs it once."""
     key = nodes.key_of(2)
-    for options, runs in ((sending_once(flavour), 1), ({}, BY_DEFAULT[str(flavour)])):
+    for options, runs in ((sending_once(flavour), 1), ({}, SENT_BY_DEFAULT["cluster"][flavour.library])):
         with on_cluster(flavour, nodes.proxies[0].port, **options) as opened:
             opened.apply(key, PLAIN, Peek(), now_us=NOW)
             nodes.clear()

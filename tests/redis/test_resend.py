@@ -13,7 +13,7 @@ from keepa_tokens import BucketState, Quota, Reading, StorageUnavailable, TokenB
 from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage
 from keepa_tokens.testing import ManualClock
-from tests.redis.flavours import FLAVOURS, Flavour, script_runs
+from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, script_runs
 from tests.redis.proxy import Proxy, proxied
 from tests.servers import Server, wait_until
 
@@ -45,14 +45,11 @@ def test_from_url_runs_a_script_once(client: redis.Redis, proxy: Proxy, flavour:
         with pytest.raises(StorageUnavailable, match="nobody knows whether it counted") as lost:
             opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
         assert type(lost.value.__cause__).__name__ == "ConnectionError"
-        assert (script_runs(client), proxy.cuts) == (1, 19)
+        runs = SENT_BY_DEFAULT["by `from_url`"][flavour.library]
+        assert (script_runs(client), proxy.cuts) == (runs, 20 - runs)
 
         proxy.cuts = 0
         assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 999
-
-
-BY_DEFAULT = {"redis": 11, "redis-asyncio": 11, "valkey": 1, "valkey-asyncio": 1}
-"""How often a standalone client, made without options, sends a command whose answer is lost each time."""
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
@@ -67,13 +64,14 @@ def test_a_client_brought_along_sends_as_often_as_it_likes(client: redis.Redis, 
         proxy.cuts = 20
         with pytest.raises(StorageUnavailable):
             opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
-        assert script_runs(client) == BY_DEFAULT[str(flavour)]
-        assert stored(client, "k").balance == 1000 - BY_DEFAULT[str(flavour)]
+        runs = SENT_BY_DEFAULT["standalone"][flavour.library]
+        assert script_runs(client) == runs
+        assert stored(client, "k").balance == 1000 - runs
 
         client.config_resetstat()
-        proxy.cuts = BY_DEFAULT[str(flavour)] - 1
+        proxy.cuts = runs - 1
         assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
-        assert script_runs(client) == BY_DEFAULT[str(flavour)]
+        assert script_runs(client) == runs
 
 
 ONCE: dict[str, tuple[Quota, Command]] = {
@@ -128,6 +126,17 @@ def test_every_client_that_sends_again_counts_reservations_once(
             opened.apply("k", PLAIN, command, now_us=NOW)
         assert script_runs(client) == 12
         assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 1000 - 5 + 1
+
+
+def test_a_claim_that_is_sent_twice_is_lost(client: redis.Redis, proxy: Proxy) -> None:
+    """A claim on the probe that runs twice is told to nobody: as if the prober had crashed, it expires."""
+    flavour = FLAVOURS[0]
+    with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(1))) as opened:
+        opened.apply("k", SYNCED, Peek(), now_us=NOW)
+        proxy.cuts = 1
+        assert not opened.apply("k", SYNCED, ClaimProbe(), now_us=NOW).probe
+        assert opened.apply("k", SYNCED, ClaimProbe(), now_us=NOW + 20 * SECOND).probe
+    assert stored(client, "k").probe_failures == 1
 
 
 def test_the_doors_count_once(client: redis.Redis, proxy: Proxy) -> None:

@@ -12,7 +12,7 @@ from keepa_tokens import Quota
 from keepa_tokens.commands import Acquire, Reserve, Settle
 from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.flavours import FLAVOURS, Flavour, script_runs
-from tests.servers import Server
+from tests.servers import BINARIES, Server, running
 
 PLAIN = Quota(1000, 1, 1.0)
 NOW = 1_780_000_000_000_000
@@ -49,6 +49,25 @@ def test_the_field_of_a_later_release_is_left_alone(server: Server, client: redi
     assert storage.apply("k", PLAIN, Acquire(1), now_us=NOW).repaired == ()
     assert client.hget("keepa_tokens:k", "mood") == b"sunny"
     storage.close()
+
+
+def test_a_killed_server_with_an_append_only_file_remembers() -> None:
+    """With `appendonly yes` a server that was killed has the bucket as it was, and the script is loaded anew."""
+    for name in sorted(BINARIES):
+        with running(name, "--appendonly", "yes") as server, FLAVOURS[0].at(server.url) as opened:
+            for _ in range(5):
+                opened.apply("k", PLAIN, Acquire(10))
+            opened.apply("k", PLAIN, Reserve("x", 10, 60 * SECOND))
+            before = opened.inspect("k")
+            server.stop()
+            server.start()
+            after = opened.inspect("k")
+            assert before is not None
+            assert after is not None
+            assert (after.held, after.holds) == (before.held, before.holds) == (10, 1)
+            assert 950 <= (before.balance or 0) <= (after.balance or 0) < 960
+            with server.client() as client:
+                assert client.pttl("keepa_tokens:k") > 0
 
 
 def test_a_release_that_came_back_finds_its_script_lost(server: Server, client: redis.Redis) -> None:

@@ -13,7 +13,7 @@ import redis
 
 from keepa_tokens import Quota, StorageUnavailable
 from keepa_tokens.commands import Acquire, Outcome, Peek, Reserve, Settle
-from tests.redis.flavours import FLAVOURS, Flavour, Opened, script_runs
+from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened, script_runs
 from tests.redis.proxy import proxied
 from tests.servers import (
     BINARIES,
@@ -169,7 +169,7 @@ def test_a_sentinel_client_sends_as_often_as_it_likes(flavour: Flavour) -> None:
         watching("valkey", proxy.port) as sentinel,
         primary.client() as client,
     ):
-        for options, runs in (({}, 1), (flavour.resending(2), 3)):
+        for options, runs in (({}, SENT_BY_DEFAULT["Sentinel's primary"][flavour.library]), (flavour.resending(2), 3)):
             with on_master(flavour, sentinel.port, **options) as opened:
                 opened.apply("k", PLAIN, Peek(), now_us=NOW)
                 client.flushall()
