@@ -391,7 +391,8 @@ def limit_of(kind: Kind, name: str, text: str | None, moment: Moment, due: Due, 
             return Limit(max(0, value - (state.balance or 0)), "what it says")
         return Limit(max(0, -(due.available if kind.quota.synced else due.balance)), "the debt")
     if name == "refilled_at" and value is not None and value < moment.at:
-        return Limit(max(0, kind.quota.capacity - due.balance), "a full bucket")
+        sooner = shown.refill if kind.quota.stepped else 0  # its steps have another phase now
+        return Limit(max(0, kind.quota.capacity - due.balance) + sooner, "a full bucket")
     if name.startswith("carry"):
         return Limit(1, "one token")
     if name.startswith(HOLD):

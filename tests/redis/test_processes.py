@@ -1,0 +1,197 @@
+"""Processes that share a bucket: they never get too much, leak nothing when they are killed, and queue in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+
+from keepa_tokens import BucketState
+from keepa_tokens.commands import Acquire
+from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
+from tests.redis.workers import (
+    ACTUAL,
+    ESTIMATE,
+    HELD,
+    HOLD_FOR_S,
+    QUEUED,
+    SHARED,
+    SPENT_FOR_S,
+    TURNS,
+    Diary,
+)
+from tests.servers import Server, wait_until
+
+ROOT: Final = Path(__file__).parents[2]
+SECOND: Final = 1_000_000
+ENDS_WITHIN_S: Final = 60
+
+
+def command_of(job: str, count: int, server: Server, folder: Path) -> list[str]:
+    """Return how to run a job of `workers.py`. A warning, as of a fork with threads, is an error there too."""
+    url = f"unix://{server.socket_path}"
+    return [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)]
+
+
+def run(job: str, count: int, server: Server, folder: Path) -> list[list[list[Any]]]:
+    """Let workers do a job and return what each wrote."""
+    done = subprocess.run(
+        command_of(job, count, server, folder), cwd=ROOT, capture_output=True, timeout=ENDS_WITHIN_S, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return [Diary(folder / str(number)).read() for number in range(count)]
+
+
+@contextmanager
+def started(job: str, count: int, server: Server, folder: Path) -> Iterator[list[Diary]]:
+    """Start workers, and end at the end whichever still run, by their ids."""
+    crew = subprocess.Popen(
+        command_of(job, count, server, folder), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield [Diary(folder / str(number)) for number in range(count)]
+    finally:
+        kill(processes(folder))
+        crew.communicate(timeout=ENDS_WITHIN_S)
+
+
+def processes(folder: Path) -> list[int]:
+    """Return the ids of the workers in a folder."""
+    return [int(str(process)) for (process,) in Diary(folder / "processes").read()]
+
+
+def kill(ids: list[int]) -> None:
+    """End processes in the middle of whatever they do."""
+    for process in ids:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+# --- no over-admission
+
+
+def most_in_any_interval(grants: list[tuple[int, int]], refill: int) -> int:
+    """Return the most that was granted in any interval beyond the refill in it, in token microseconds.
+
+    grants: (instant, tokens), in order. Every interval from one grant to another is counted, both included.
+    """
+    most = running = 0
+    for number, (at, tokens) in enumerate(grants):
+        passed = at - grants[number - 1][0] if number else 0
+        running = max(0, running - passed * refill) + tokens * SECOND
+        most = max(most, running)
+    return most
+
+
+def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_path: Path) -> None:
+    """In 5 s on one key they get, in any interval of t, at most 1000 + 100 t, and at least 99 % of that in all."""
+    wrote = [grants for ((grants,),) in run("spend", 4, server, tmp_path)]
+    grants = sorted((now + place, tokens) for told in wrote for now, place, tokens in told)
+
+    assert all(wrote), "a process got nothing"
+    assert most_in_any_interval(grants, SHARED.refill) <= SHARED.capacity * SECOND
+    start = grants[0][0]
+    granted = sum(tokens for at, tokens in grants if at <= start + SPENT_FOR_S * SECOND)
+    due = SHARED.capacity + SHARED.refill * SPENT_FOR_S
+    assert 0.99 * due <= granted <= due
+
+
+def test_a_token_too_many_is_found() -> None:
+    """The count of the intervals finds the one interval in which a single token too many was granted."""
+    even = [(at * 10_000, 1) for at in range(1000)]
+    assert most_in_any_interval([(0, 1000), *even[1:]], 100) == 1000 * SECOND
+    assert most_in_any_interval([(0, 1000), *even[1:500], (5_005_000, 2), *even[502:]], 100) > 1000 * SECOND
+    assert most_in_any_interval([(0, 999), (5_000_000, 501), (5_000_000, 1)], 100) == 1001 * SECOND
+
+
+# --- killed in mid-call
+
+
+def test_killed_workers_leak_nothing_beyond_the_lifetime_of_their_holds(
+    server: Server, client: redis.Redis, tmp_path: Path
+) -> None:
+    """Of eight workers killed in mid-call only holds remain, which end in time; every token is accounted for."""
+    with started("hold", 8, server, tmp_path) as diaries:
+
+        def are_busy() -> bool:
+            told = [diary.read() for diary in diaries]
+            return all(
+                len(lines) > 40 and (number % 2 == 0 or lines[-1] == ["hangs"]) for number, lines in enumerate(told)
+            )
+
+        wait_until("four workers are busy and four hang in a call", are_busy)
+        kill(processes(tmp_path))
+
+    storage = RedisStorage(client)
+    now = time_of(client)
+    shown = storage.inspect("held", now_us=now)
+    assert shown is not None
+    assert 4 <= shown.holds <= 8
+    assert shown.held == shown.holds * ESTIMATE
+
+    # What is not held was settled by somebody; a killed worker may have done one thing more than it could tell.
+    told = [diary.read() for diary in diaries]
+    settled = sum(lines.count(["settled"]) for lines in told)
+    assert shown.balance is not None
+    cost = HELD.capacity - shown.balance
+    assert cost % ACTUAL == 0
+    assert settled <= cost // ACTUAL <= settled + 8
+
+    # All of them end within their lifetime, and their estimates are charged; after one more they are forgotten.
+    end = now + round(HOLD_FOR_S * SECOND)
+    later = storage.inspect("held", now_us=end)
+    assert later is not None
+    assert (later.holds, later.held) == (0, 0)
+    assert later.balance == shown.balance - shown.held
+    storage.apply("held", HELD, Acquire(0), now_us=end)
+    storage.apply("held", HELD, Acquire(0), now_us=end + round(HOLD_FOR_S * SECOND))
+    stored: Any = client.hgetall(DEFAULT_PREFIX + "held")
+    assert BucketState.from_fields({name.decode(): text.decode() for name, text in stored.items()}).holds == {}
+
+
+def time_of(client: redis.Redis) -> int:
+    """Return the server's time in microseconds."""
+    seconds, rest = client.time()
+    return seconds * SECOND + rest
+
+
+# --- first come, first served
+
+
+def test_twenty_processes_are_served_in_the_order_in_which_they_came(
+    server: Server, client: redis.Redis, tmp_path: Path
+) -> None:
+    """They get their tokens first come, first served, one refill apart, none too early, with one call for each."""
+    storage = RedisStorage(client)
+    storage.apply("queue", QUEUED, Acquire(1))  # the script is loaded, and the bucket empty
+    client.config_resetstat()
+    wrote = run("queue", 20, server, tmp_path)
+
+    came = sorted((now, place, returned) for lines in wrote for now, place, returned in lines)
+    assert len(came) == 20 * TURNS
+    served = [now + place for now, place, _ in came]
+    spacing = QUEUED.period_us // QUEUED.refill
+    assert served == sorted(served)
+    assert all(later - earlier >= spacing for earlier, later in pairwise(served))
+    assert all(returned >= now + place for now, place, returned in came)
+    stats = client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == len(came)
+    assert "cmdstat_eval" not in stats
+
+
+# --- fork
+
+
+def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path) -> None:
+    """Parent and children that go on with the storage that was open at the fork each get their own answers."""
+    run("fork-sync", 0, server, tmp_path)
