@@ -743,7 +743,10 @@ def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Ite
             moment = until_the_fault(number)
             due = Due.at(kind, moment)
             refill = -(-HOUR // kind.quota.period_us) * kind.quota.refill
-            limit = NOTHING
+            # By a clock that went back a call is remembered for longer: who settles it late is given back the rest.
+            holds = BucketState.from_fields(moment.fields).holds
+            late = sum(tokens - tokens // 2 for name, tokens in moment.calls if name in holds)
+            limit = Limit(late, "what is settled late and was not forgotten yet")
             if shift > 0:
                 most = max(0, min(refill, kind.quota.capacity - due.available))
                 limit = Limit(most, "the refill of the step, up to the capacity")
