@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-from keepa_tokens import Quota, Snapshot
-from keepa_tokens.commands import Command, Outcome
+from keepa_tokens import Quota, Snapshot, StorageUnavailable
+from keepa_tokens.commands import Command, Outcome, Peek
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from tests.servers import HOST
 
@@ -44,6 +44,14 @@ class Opened:
             return [key async for key in found]
 
         return iter(self.wait(collected()))
+
+    def answers(self, key: str, quota: Quota) -> bool:
+        """Whether a look at a bucket gets an answer; with short timeouts, a busy machine may take a second one."""
+        try:
+            self.apply(key, quota, Peek())
+        except StorageUnavailable:
+            return False
+        return True
 
     def idle(self) -> None:
         """Let the event loop go round, as in a program that waits: so it hears of connections that were closed."""

@@ -160,7 +160,7 @@ def test_the_doors_count_once(client: redis.Redis, proxy: Proxy) -> None:
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_a_late_answer_is_nobody_elses(own_server: Server, flavour: Flavour) -> None:
     """The answer to a call that ran into its timeout is not taken for the answer to the next one."""
-    with flavour.at(f"{own_server.url}?socket_timeout=0.1&max_connections=1") as opened:
+    with flavour.at(f"{own_server.url}?socket_timeout=0.3&max_connections=1") as opened:
         opened.apply("k", PLAIN, Peek(), now_us=NOW)
         own_server.freeze()
         try:
