@@ -106,6 +106,7 @@ def test_a_failover_goes_on_with_the_replica(kind: str) -> None:
             assert list(primary.script_exists(digest)) == [True]
             assert list(replica.script_exists(digest)) == [False]
 
+        topology.sentinel.be_patient(300)
         topology.primary.stop()
         outcomes: list[Outcome] = []
         for flavour, each in zip(FLAVOURS, opened, strict=True):
@@ -130,12 +131,14 @@ def test_no_primary_and_no_sentinel(flavour: Flavour) -> None:
         with on_master(flavour, sentinel.port) as opened:
             assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
             primary.stop()
+            sentinel.be_patient(300)
             wait_until("the Sentinel notices", lambda: not has_primary(sentinel.url))
             with in_time():  # of the old connection, or of none
                 opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
             with in_time("MasterNotFoundError"):
                 opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
             primary.start()
+            sentinel.be_patient(10_000)
             wait_until("the Sentinel sees it again", lambda: has_primary(sentinel.url))
             assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
         sentinel.stop()
