@@ -138,7 +138,7 @@ def test_waiting_on_an_unknown_bucket_notices_the_reading() -> None:
 
     clock = Telling(100.0)
     bucket = TokenBucket(SYNCED, clock=clock)
-    assert bucket.acquire(2).balance == 7
+    assert bucket.acquire(2, timeout=60.0).balance == 7
     assert clock.sleeps == 3
     assert clock.slept < 4.0
 
@@ -146,7 +146,7 @@ def test_waiting_on_an_unknown_bucket_notices_the_reading() -> None:
 def test_waiting_on_an_unknown_bucket_that_nobody_tells_ends_too() -> None:
     """After the claim has run out the bucket starts at 0 and refills."""
     bucket, clock = plain(SYNCED)
-    assert bucket.acquire(2).granted
+    assert bucket.acquire(2, timeout=60.0).granted
     assert 22.0 <= clock.slept <= 23.5
     with pytest.raises(AcquireTimeout):
         plain(SYNCED)[0].acquire(1, timeout=0)
