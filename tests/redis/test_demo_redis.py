@@ -50,6 +50,12 @@ def is_there(process: int) -> bool:
     return True
 
 
+def keys_of(server: Server) -> Any:
+    """Return all keys that a server has."""
+    with server.client() as client:
+        return client.keys("*")
+
+
 def test_processes_on_one_redis_keep_the_bounds(finished: subprocess.CompletedProcess[str], report: Any) -> None:
     """With the bucket on a real Valkey a run ends with exit code 0, every bound held, and the fault was recovered."""
     assert (finished.returncode, finished.stderr) == (0, "")
@@ -76,15 +82,15 @@ def test_the_bucket_was_in_redis_and_is_gone(valkey: Server, report: Any) -> Non
     """The server ran the script for every step of the run, and holds no key of the demo's afterwards."""
     with valkey.client() as client:
         assert client.info("commandstats")["cmdstat_evalsha"]["calls"] > report["samples"]["judged"]
-        assert client.keys("*") == []
+    assert keys_of(valkey) == []
     assert report["redis"]["url"] == f"redis://{HOST}:{valkey.port}/0"
     assert report["redis"]["key"].startswith("keepa_tokens:demo:")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_behind(valkey: Server, number: signal.Signals) -> None:
-    """Ctrl-C, which a terminal sends to all processes, ends the demo cleanly with exit code 130, its key gone; and
-    killed outright, it takes its workers along.
+    """Ctrl-C, which a terminal sends to all processes, ends the demo cleanly with exit code 130; killed outright, it
+    takes its workers along. Either way its key is gone.
     """
     command = [*COMMAND, "--redis-url", valkey.url]
     with subprocess.Popen(
@@ -92,6 +98,7 @@ def test_no_process_is_left_behind(valkey: Server, number: signal.Signals) -> No
     ) as demo:
         assert demo.stdout is not None
         lines = [line for line, _ in zip(demo.stdout, range(6), strict=False)]
+        assert keys_of(valkey)
         if number is signal.SIGINT:
             os.killpg(demo.pid, number)
         else:
@@ -104,11 +111,9 @@ def test_no_process_is_left_behind(valkey: Server, number: signal.Signals) -> No
             raise
 
     assert "worker processes share one key" in lines[0]
-    with valkey.client() as client:
-        if number is signal.SIGINT:
-            assert (demo.returncode, errors) == (130, "")
-            assert client.keys("*") == []
-        client.flushall()
+    if number is signal.SIGINT:
+        assert (demo.returncode, errors) == (130, "")
+    assert keys_of(valkey) == []
 
 
 @pytest.mark.parametrize("url", [f"redis://{HOST}:{{port}}", "nonsense"])

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import redis
 
 from keepa_tokens import BucketState
@@ -35,16 +36,20 @@ SECOND: Final = 1_000_000
 ENDS_WITHIN_S: Final = 60
 
 
-def command_of(job: str, count: int, server: Server, folder: Path) -> list[str]:
+def command_of(job: str, count: int, server: Server, folder: Path, scheme: str = "unix") -> list[str]:
     """Return how to run a job of `workers.py`. A warning, as of a fork with threads, is an error there too."""
-    url = f"unix://{server.socket_path}"
+    url = f"unix://{server.socket_path}" if scheme == "unix" else server.url.replace("redis", scheme)
     return [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)]
 
 
-def run(job: str, count: int, server: Server, folder: Path) -> list[list[list[Any]]]:
+def run(job: str, count: int, server: Server, folder: Path, scheme: str = "unix") -> list[list[list[Any]]]:
     """Let workers do a job and return what each wrote."""
     done = subprocess.run(
-        command_of(job, count, server, folder), cwd=ROOT, capture_output=True, timeout=ENDS_WITHIN_S, check=False
+        command_of(job, count, server, folder, scheme),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=ENDS_WITHIN_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     return [Diary(folder / str(number)).read() for number in range(count)]
@@ -192,6 +197,17 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
 # --- fork
 
 
-def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["redis", "valkey"])
+def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path, scheme: str) -> None:
     """Parent and children that go on with the storage that was open at the fork each get their own answers."""
-    run("fork-sync", 0, server, tmp_path)
+    run("fork-sync", 0, server, tmp_path, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "valkey"])
+def test_a_fork_with_an_open_async_storage_is_an_error_in_the_child(
+    server: Server, tmp_path: Path, scheme: str
+) -> None:
+    """A child that uses its parent's open async storage gets a ConfigError, the parent its own answers; a storage that
+    was made before the fork and not used yet works in the child.
+    """
+    run("fork-async", 0, server, tmp_path, scheme)

@@ -6,6 +6,7 @@ told all but its last word. Every loop ends by itself.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -16,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from keepa_tokens import Quota, SystemClock, TokenBucket
+from keepa_tokens import ConfigError, Quota, SystemClock, TokenBucket
 from keepa_tokens.commands import Acquire, Command, Outcome
 from keepa_tokens.state import Snapshot
-from keepa_tokens.storage.redis import RedisStorage
+from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 
 SHARED: Final = Quota(1000, 100, 1.0)
 SPENT_FOR_S: Final = 5.0
@@ -139,13 +140,10 @@ def crew(job: str, count: int, url: str, folder: Path) -> bool:
 # --- fork with an open storage
 
 
-def count_down(apply: Callable[[], Outcome], calls: int) -> None:
+def are_counted_down(balances: list[int | None]) -> None:
     """Assert that each answer is the answer to its own question: the balance sinks by one at each."""
-    first = apply().balance
-    assert first is not None
-    for call in range(1, calls):
-        balance = apply().balance
-        assert balance == first - call, f"{balance} instead of {first - call}: the answer to another's question"
+    first = balances[0] or 0
+    assert balances == list(range(first, first - len(balances), -1)), "an answer to another's question"
 
 
 def fork_sync(url: str) -> bool:
@@ -154,16 +152,56 @@ def fork_sync(url: str) -> bool:
     storage.apply("parent", LONE, Acquire(1))
 
     def use(key: str) -> None:
-        count_down(lambda: storage.apply(key, LONE, Acquire(1)), FORKED_CALLS)
+        are_counted_down([storage.apply(key, LONE, Acquire(1)).balance for _ in range(FORKED_CALLS)])
 
+    return _forked(lambda number: use(f"child-{number}"), lambda: use("parent"))
+
+
+def fork_async(url: str) -> bool:
+    """Fork with an open async storage, and with one that nobody has used yet."""
+    opened, unused = AsyncRedisStorage.from_url(url), AsyncRedisStorage.from_url(url)
+    loop = asyncio.Runner()  # the parent's goes on where it was
+    loop.run(use_async(opened, "parent", 1))
+
+    def child(number: int) -> None:
+        asyncio.run(try_opened())
+        asyncio.run(use_async(unused, f"child-{number}", FORKED_CALLS))
+
+    async def try_opened() -> None:
+        attempts = (
+            lambda: opened.apply("parent", LONE, Acquire(1)),
+            lambda: opened.inspect("parent"),
+            lambda: anext(opened.keys()),
+        )
+        for attempt in attempts:
+            try:
+                await attempt()
+            except ConfigError as error:
+                assert "before the process was forked" in str(error)  # noqa: PT017 - no pytest in a worker
+            else:
+                raise AssertionError("it used its parent's connection")
+        await opened.aclose()
+
+    return _forked(child, lambda: loop.run(use_async(opened, "parent", FORKED_CALLS)))
+
+
+async def use_async(storage: AsyncRedisStorage, key: str, calls: int) -> None:
+    are_counted_down([(await storage.apply(key, LONE, Acquire(1))).balance for _ in range(calls)])
+
+
+def _forked(child: Callable[[int], object], parent: Callable[[], object]) -> bool:
+    """Let three children and their parent work at the same time; return whether all children ended well."""
     children = []
     for number in range(3):
-        child = os.fork()
-        if child == 0:
-            _exit_after(partial(use, f"child-{number}"))
-        children.append(child)
-    use("parent")
-    return all([_ended_well(child) for child in children])  # noqa: C419 - each must be waited for
+        process = os.fork()
+        if process == 0:
+            _exit_after(partial(child, number))
+        children.append(process)
+    parent()
+    return all([_ended_well(process) for process in children])  # noqa: C419 - each must be waited for
+
+
+FORKS: Final[dict[str, Callable[[str], bool]]] = {"fork-sync": fork_sync, "fork-async": fork_async}
 
 
 def _exit_after(work: Callable[[], object]) -> None:
@@ -184,8 +222,8 @@ def _ended_well(process: int) -> bool:
 def main() -> int:
     """Run a job."""
     job, count, url, folder = sys.argv[1:]
-    if job == "fork-sync":
-        return not fork_sync(url)
+    if job in FORKS:
+        return not FORKS[job](url)
     return not crew(job, int(count), url, Path(folder))
 
 

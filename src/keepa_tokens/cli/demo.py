@@ -156,6 +156,8 @@ class Stage:
     def _script(self, scene: Scene, own: Desk) -> Iterator[None]:
         """Yield at each tick."""
         self._turn(scene, Chapter.INGESTING)
+        # On a busy machine that may be more than half of a short run; and who never began has no balance to overdraw.
+        yield from self._await("the first answer", lambda: scene.answers > 0, LONGEST_TO_DEBT)
         while self._real() < self._settings.seconds / 2:
             yield
         self._turn(scene, Chapter.LARGE_CALL)

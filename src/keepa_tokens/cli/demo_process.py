@@ -1,7 +1,8 @@
 """A worker of the demo as a process of its own: what it is sent, what it sends, and its main function.
 
 Each worker has two pipes to the demo and shares nothing else with it, so that no worker can take a lock along when it
-dies. When the demo itself dies the pipes end, and the workers with them.
+dies. When the demo itself dies the pipes end, and the workers with them; each clears the bucket away then, so the last
+one does it for good: on the demo's clock its key would never expire.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import signal
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from multiprocessing.connection import Connection
 from typing import Final, TypeAlias
 
 from ..errors import StorageUnavailable
-from ..storage.redis import RedisStorage
 from ..testing.clock import ScaledClock
+from .demo_storage import DemoStorage
 from .demo_worker import Note, Signals, Stopped, Terms, work
 
 TOLERANCE_NS: Final = 1_000_000_000
@@ -115,31 +117,44 @@ def main(orders: Connection, words: Connection) -> None:
 
 
 def _work(assignment: Assignment, orders: Connection, words: Connection) -> None:
-    stop, gate = threading.Event(), threading.Event()
+    stop, gate, alone = threading.Event(), threading.Event(), threading.Event()
     gate.set()
-    threading.Thread(target=_follow, args=(orders, stop, gate), daemon=True).start()
-    storage = RedisStorage.from_url(assignment.redis_url, prefix=assignment.prefix)
+    threading.Thread(target=_follow, args=(orders, stop, gate, alone), daemon=True).start()
+    storage = DemoStorage.from_url(assignment.redis_url, prefix=assignment.prefix)
     terms = Terms(assignment.url, lambda: storage)
     signals = Signals(assignment.time.here(), stop, gate)
     try:
+        _work_or_say_why_not(assignment, terms, signals, words)
+    except (BrokenPipeError, ConnectionResetError):
+        alone.set()
+    finally:
+        if alone.is_set():
+            with suppress(StorageUnavailable):
+                storage.delete()
+        storage.close()
+
+
+def _work_or_say_why_not(assignment: Assignment, terms: Terms, signals: Signals, words: Connection) -> None:
+    try:
         work(assignment.worker, assignment.seed, terms, signals, words.send)
-    except (Stopped, BrokenPipeError, ConnectionResetError):
+    except Stopped:
         return
+    except (BrokenPipeError, ConnectionResetError):
+        raise
     except StorageUnavailable as error:
         words.send(Died(str(error), storage=True))
     except Exception:  # noqa: BLE001 - whatever it was, the demo is to know
         words.send(Died(traceback.format_exc(), storage=False))
-    finally:
-        storage.close()
 
 
-def _follow(orders: Connection, stop: threading.Event, gate: threading.Event) -> None:
-    """Do as the demo says; if it is gone, stop."""
+def _follow(orders: Connection, stop: threading.Event, gate: threading.Event, alone: threading.Event) -> None:
+    """Do as the demo says; if it is gone, say so and stop."""
     order: object = None
     while order is not Order.STOP:
         try:
             order = orders.recv()
         except (EOFError, OSError):
+            alone.set()
             order = Order.STOP
         if order is Order.CLOSE:
             gate.clear()

@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from ..errors import StorageUnavailable
 from ..state import BucketState
 from ..storage.base import Storage
-from ..storage.redis import RedisStorage
 from ..testing.clock import ScaledClock
 from .demo_crew import Crew, GaveUpError, Shared
 from .demo_process import Assignment, Died, Hello, Order, SharedTime, Word, main
+from .demo_storage import DemoStorage
 from .demo_worker import BUCKET, Note, Tell, worker_name
 
 PREFIX: Final = "keepa_tokens:demo:"
@@ -34,30 +34,6 @@ ENDED_WITHIN: Final = 5.0
 """Real seconds that they may take to end. Then they are ended."""
 
 GONE: Final = (BrokenPipeError, ConnectionResetError)
-
-
-class DemoStorage(RedisStorage):
-    """The storage, for one who also looks at what is stored and breaks it."""
-
-    def stored(self) -> BucketState | None:
-        """Return the bucket's state as it is stored."""
-        reply = cast("Mapping[bytes | str, bytes | str]", self._raw("HGETALL"))
-        fields = {_text(name): _text(value) for name, value in reply.items()}
-        return BucketState.from_fields(fields) if fields else None
-
-    def lose_timestamp(self) -> None:
-        """Do to the stored state what broke the old system."""
-        self._raw("HDEL", "refilled_at")
-
-    def delete(self) -> None:
-        """Delete the bucket."""
-        self._raw("DEL")
-
-    def _raw(self, command: str, *arguments: str) -> object:
-        try:
-            return self._client.execute_command(command, self.prefix + BUCKET, *arguments)
-        except Exception as error:  # each client library has errors of its own
-            raise StorageUnavailable(f"Redis did not answer {command} ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +148,7 @@ def processes(workers: int, seed: int, redis_url: str) -> Generator[Crew]:
             yield crew
         finally:
             crew.stop()
-            with suppress(StorageUnavailable):  # it runs out there by itself
+            with suppress(StorageUnavailable):  # one small key stays behind then
                 storage.delete()
 
 
@@ -246,10 +222,6 @@ def _last_words(crew: list[Member]) -> list[Note]:
             if isinstance(word, Note):
                 notes.append(word)
     return notes
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _to_nobody(_: Note) -> None:

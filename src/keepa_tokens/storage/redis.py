@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from importlib import import_module, resources
@@ -188,7 +189,10 @@ class RedisStorage(_Keyspace):
 
 
 class AsyncRedisStorage(_Keyspace):
-    """`RedisStorage` for coroutines, on an asyncio client."""
+    """`RedisStorage` for coroutines, on an asyncio client.
+
+    Once used it belongs to its process: in one that was forked later it raises ConfigError.
+    """
 
     def __init__(self, client: AsyncRedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
         super().__init__(prefix)
@@ -197,6 +201,7 @@ class AsyncRedisStorage(_Keyspace):
             raise ConfigError(msg)
         self._client = client
         self._opened = False
+        self._process: int | None = None
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
@@ -216,6 +221,7 @@ class AsyncRedisStorage(_Keyspace):
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
+        self._check_process()
         seen: set[str] = set()
         try:
             async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
@@ -231,10 +237,23 @@ class AsyncRedisStorage(_Keyspace):
 
     async def aclose(self) -> None:
         """Close the client if `from_url` made it."""
-        if self._opened:
+        if self._opened and not self._is_forked():
             await self._client.aclose()
 
+    def _is_forked(self) -> bool:
+        return self._process not in {None, os.getpid()}
+
+    def _check_process(self) -> None:
+        """Raise ConfigError in a forked child: asyncio clients don't notice, and would read each other's answers."""
+        if self._is_forked():
+            raise ConfigError(
+                "this AsyncRedisStorage was in use before the process was forked: make one in each process."
+                " Nothing was sent."
+            )
+        self._process = os.getpid()
+
     async def _run(self, key: str, arguments: list[str]) -> object:
+        self._check_process()
         try:
             try:
                 return await self._client.execute_command(*self._by_digest(key, arguments))
