@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import math
 import pickle
 import threading
@@ -480,10 +481,10 @@ ERRORS: Final[tuple[Callable[[], KeepaTokensError], ...]] = (
 @pytest.mark.parametrize("make", ERRORS)
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_errors_can_be_pickled(make: Callable[[], KeepaTokensError], protocol: int) -> None:
-    """Errors cross process borders whole: type, text and fields."""
+    """Errors cross process borders whole: type, text and fields; made anew from their `args` as JSON, too."""
     error = make()
     twin = pickle.loads(pickle.dumps(error, protocol))
-    for other in (twin, copy.copy(error)):
+    for other in (twin, copy.copy(error), type(error)(*json.loads(json.dumps(error.args)))):
         assert type(other) is type(error)
         assert str(other) == str(error)
         assert other.__dict__ == error.__dict__

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from celery import Celery
 from celery.exceptions import Retry
 from celery.signals import task_retry
 
@@ -16,10 +23,13 @@ from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
 from tests.celery_worker import MARKS, PATIENCE, Tasks, worker
+from tests.servers import running, wait_until
 
 from tests.http_guards import HOST, asins  # isort: skip
 
 pytestmark = MARKS
+
+ROOT = Path(__file__).parents[1]
 
 STEP = 0.25
 """Seconds between the fake's refills: the worker's countdowns are real time."""
@@ -94,6 +104,22 @@ def test_a_long_wait_is_asked_again_in_a_quarter_of_an_hour(tasks: Tasks, retrie
     waiting.revoke()
 
 
+@pytest.mark.parametrize("retry_after", [20.2, float("inf")])
+def test_a_task_that_finds_nothing_known_asks_again_soon(
+    tasks: Tasks, retries: list[tuple[str, Any]], retry_after: float
+) -> None:
+    """While somebody asks the server a task comes back after two seconds: it need not wait for the worst case."""
+
+    def work() -> None:
+        raise NotEnoughTokens(5, retry_after=retry_after, reason="UNKNOWN")
+
+    tasks.work = work
+    waiting = tasks.plain.delay()
+    wait_until("it is sent back", lambda: retries)
+    assert retries == [(waiting.id, 2.0)]
+    waiting.revoke()
+
+
 def test_a_wait_without_end_is_an_error(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
     """Where no refill will ever bring the tokens the task fails with the refusal, all of it."""
 
@@ -152,3 +178,50 @@ def test_called_directly_or_eagerly_it_raises_the_refusal(tasks: Tasks) -> None:
     with pytest.raises(NotEnoughTokens):
         tasks.plain.apply().get()
     assert len(runs) == 2
+
+
+# --- a worker as in production: processes of its own, and JSON
+
+
+@contextmanager
+def prefork(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `tests.celery_app` by a worker with a pool of two forked processes, and end it by its id."""
+    command = [sys.executable, "-m", "celery", "--app", "tests.celery_app", "worker", "--pool", "prefork"]
+    command += ["--concurrency", "2", "--loglevel", "INFO", "--logfile", str(log)]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None:
+    """Two forked processes share the bucket over a connection from before the fork: each of twelve tasks is done once,
+    none sleeps; a refusal for good arrives as NotEnoughTokens, with its wait, its reason and the balance.
+    """
+    fake = FakeKeepa(refill_rate=5, initial=-5, period=STEP, latency=0.05)
+    log = tmp_path / "log"
+    with running("valkey") as broker, FakeKeepaServer(fake) as server:
+        environment = {"TEST_REDIS_URL": broker.url, "TEST_KEEPA_URL": server.url, "TEST_STEP": str(STEP)}
+        app = Celery(broker=broker.url + "/0", backend=broker.url + "/1", set_as_current=False)
+        with prefork(environment, log) as process:
+            found = [app.send_task("look_up", (count,)) for count in range(1, 13)]
+            done = [result.get(timeout=3 * PATIENCE) for result in found]
+            with pytest.raises(NotEnoughTokens) as refused:
+                app.send_task("never").get(timeout=PATIENCE)
+        app.close()
+        gc.collect()  # a result asks its backend to forget it, which must still be there
+
+    assert [each["products"] for each in done] == list(range(1, 13))
+    assert {each["waits"] for each in done} == {0}
+    workers = {each["process"] for each in done}
+    assert len(workers) == 2
+    assert process.pid not in workers
+    assert "retry: Retry in" in log.read_text()
+    assert (fake.refused, fake.spent) == (0, 78)
+    error = refused.value
+    assert (error.tokens, error.retry_after, error.reason, error.balance) == (5, float("inf"), "EMPTY", -3)

@@ -27,6 +27,7 @@ from keepa_tokens import (
     keepa_quota,
 )
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from keepa_tokens.testing.fake_keepa import Response
 
 PRODUCT = "/product"
 
@@ -325,6 +326,53 @@ def test_a_probe_that_raises_is_a_failed_probe_and_its_text_is_kept_out() -> Non
     [failed] = world.kinds(EventKind.PROBE_FAILED)
     assert "OSError" in failed.why
     assert "SECRET" not in failed.why
+
+
+def test_a_bad_key_shows_with_the_first_call() -> None:
+    """Where the server refuses the probe, the request goes ahead and its own answer says why, without any wait."""
+    world = World(initial=50)
+    world.fake.key = "another"
+    sync = KeepaSync(world.bucket, probe=lambda: probed(world.fake.request("/token", {"key": "wrong"})))
+    call = sync.request(3, timeout=0)
+    response = world.fake.request(PRODUCT, {**asins(3), "key": "wrong"})
+    call.settle(response.content, status=response.status)
+    assert response.status == 400
+    assert call.decision.probe
+    assert world.clock.slept == 0
+    assert next(event.why for event in world.kinds(EventKind.PROBE_FAILED)).startswith("status 400")
+    snapshot = world.bucket.peek()
+    assert (snapshot.balance, snapshot.holds) == (None, 0)
+    # One call at a time finds out: who comes next is told to come back.
+    with pytest.raises(NotEnoughTokens) as refused:
+        sync.try_request(3)
+    assert refused.value.reason == Reason.UNKNOWN
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405])
+def test_where_only_the_probe_is_refused_the_first_answer_tells_the_balance(status: int) -> None:
+    """With `/token` out of reach but for the calls themselves, one of them brings the truth, and the rest follow."""
+    world = World(initial=50)
+    sync = KeepaSync(world.bucket, probe=lambda: (status, None))
+    for _ in range(5):
+        with sync.request(3) as call:
+            response = world.fake.request(PRODUCT, asins(3))
+            call.settle(response.content, status=response.status)
+    snapshot = world.bucket.peek()
+    assert (snapshot.balance, snapshot.holds) == (world.fake.balance, 0) == (35, 0)
+    assert world.clock.slept == 0
+    assert len(world.kinds(EventKind.PROBE_CLAIMED)) == 1
+
+
+@pytest.mark.parametrize("status", [200, 408, 429, 500, 502, 503])
+def test_a_server_that_is_down_gets_no_call_in_place_of_the_probe(status: int) -> None:
+    """An answer that says nothing of the key or the path is a failed probe: the request is refused."""
+    world = World(initial=50)
+    with pytest.raises(NotEnoughTokens):
+        KeepaSync(world.bucket, probe=lambda: (status, None)).try_request(3)
+
+
+def probed(response: Response) -> tuple[int, Mapping[str, object] | None]:
+    return response.status, response.body
 
 
 def test_refresh_asks_now_and_leaves_an_ongoing_probe_alone() -> None:

@@ -51,16 +51,14 @@ class NotEnoughTokens(KeepaTokensError):
     TOO_LARGE.
     """
 
-    def __init__(self, tokens: int, *, retry_after: float, reason: str, balance: int | None = None) -> None:
-        super().__init__(tokens, retry_after, reason, balance)
+    def __init__(self, tokens: int, retry_after: float, reason: str, balance: int | None = None) -> None:
+        super().__init__()  # a TimeoutError would take what it is given for an errno and the names of files
+        # Who carries an exception to another process, pickle as well as Celery's JSON, makes it anew from its `args`.
+        self.args = (tokens, retry_after, str(reason), balance)
         self.tokens = tokens
         self.retry_after = retry_after
         self.reason = reason
         self.balance = balance
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders (Celery, multiprocessing): keyword arguments need help to be pickled.
-        return _rebuild, (type(self), self.tokens, self.retry_after, self.reason, self.balance)
 
     def __str__(self) -> str:
         balance = "unknown" if self.balance is None else str(self.balance)
@@ -78,9 +76,3 @@ class BadReading(KeepaTokensError):
 
 class StorageUnavailable(KeepaTokensError):
     """The storage did not answer: nobody knows the balance, so nothing is granted. The cause is chained."""
-
-
-def _rebuild(
-    kind: type[NotEnoughTokens], tokens: int, retry_after: float, reason: str, balance: int | None
-) -> NotEnoughTokens:
-    return kind(tokens, retry_after=retry_after, reason=reason, balance=balance)

@@ -26,6 +26,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from ..errors import NotEnoughTokens
+from ..state import Reason
 
 if TYPE_CHECKING:
     _Task = Task[..., object]
@@ -42,13 +43,18 @@ countdown beyond it is run twice.
 """
 
 
+UNKNOWN_COUNTDOWN: Final = 2.0
+"""The same while the balance is unknown: somebody is asking the server, and the truth is a moment off."""
+
+
 class KeepaTask(_Task):
     """The base of tasks that spend tokens: `@app.task(base=KeepaTask)`.
 
-    NotEnoughTokens sends the task back to the broker, with a countdown of its `retry_after`, LONGEST_COUNTDOWN at most.
-    That is no failure: it counts for no `max_retries`, and `autoretry_for` leaves it alone. Where no refill would ever
-    bring the tokens (`retry_after` is inf) the task fails with it; and so it does when it was called directly or
-    eagerly, where there is nothing that it could be sent back to.
+    NotEnoughTokens sends the task back to the broker, with a countdown of its `retry_after`, LONGEST_COUNTDOWN at most,
+    UNKNOWN_COUNTDOWN while the balance is unknown. That is no failure: it counts for no `max_retries`, and
+    `autoretry_for` leaves it alone. Where no refill would ever bring the tokens (`retry_after` is inf) the task fails
+    with it; and so it does when it was called directly or eagerly, where there is nothing that it could be sent back
+    to.
     """
 
     dont_autoretry_for = (NotEnoughTokens,)
@@ -58,11 +64,18 @@ class KeepaTask(_Task):
         try:
             return self.run(*args, **kwargs)
         except NotEnoughTokens as refused:
-            request = self.request
-            if request.called_directly or request.is_eager or math.isinf(refused.retry_after):
+            request, countdown = self.request, _countdown(refused)
+            if request.called_directly or request.is_eager or math.isinf(countdown):
                 raise
             request.retries -= 1  # `retry` adds one
             try:
-                raise self.retry(exc=refused, countdown=min(refused.retry_after, LONGEST_COUNTDOWN))
+                raise self.retry(exc=refused, countdown=countdown)
             finally:
                 request.retries += 1
+
+
+def _countdown(refused: NotEnoughTokens) -> float:
+    """Return the seconds after which a refused task asks again; inf: no refill will bring its tokens."""
+    if refused.reason == Reason.UNKNOWN:
+        return min(refused.retry_after, UNKNOWN_COUNTDOWN)
+    return math.inf if math.isinf(refused.retry_after) else min(refused.retry_after, LONGEST_COUNTDOWN)

@@ -6,7 +6,8 @@ Two more verbs touch the world: `Probe` asks the server, `Tell` tells the listen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Final
 
 from ..commands import ClaimProbe, Command, Outcome, Reconcile, Reserve, Settle
@@ -14,13 +15,24 @@ from ..errors import ConfigError, NotEnoughTokens
 from ..events import EventKind
 from ..plans import Grant, Plan, apply, pause, peek, refusal, time_left
 from ..quota import Quota
-from ..state import Snapshot
+from ..state import Reason, Snapshot
 from .reading import REFUSED, Body, Envelope, envelope
 
 __all__ = ["SERVER_REFUSED", "Answer", "Probe", "Request", "Tell", "observe", "refresh", "request", "settle"]
 
 SERVER_REFUSED: Final = "the server refused the call (429)"
 """Why a call was settled at nothing, as the event of it says."""
+
+WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
+"""Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
+
+
+class Probed(Enum):
+    """What came of a probe."""
+
+    TOLD = auto()
+    FAILED = auto()
+    WITHHELD = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +137,12 @@ def checked_synced(quota: Quota) -> Quota:
 
 
 def _ask(wanted: Request) -> Plan[Outcome]:
-    """Ask for the hold; if that brings the claim on the probe, probe and ask once more."""
+    """Ask for the hold; if that brings the claim on the probe, probe and ask once more.
+
+    Where the server refuses the probe, the request goes ahead in its place, as the scout does where there is no probe:
+    so its own answer tells the caller at once what is wrong. It has no hold, as nothing is known that it could be held
+    from, and the claim keeps everybody else back meanwhile.
+    """
     command: Command = Reserve(
         wanted.id,
         wanted.tokens,
@@ -137,23 +154,27 @@ def _ask(wanted: Request) -> Plan[Outcome]:
     outcome = yield from apply(command)
     if outcome.granted or not outcome.probe:
         return outcome
-    if (yield from _probe()):
-        return (yield from apply(command))
-    return outcome
+    match (yield from _probe()):
+        case Probed.TOLD:
+            return (yield from apply(command))
+        case Probed.WITHHELD:
+            return replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
+        case Probed.FAILED:
+            return outcome
 
 
-def _probe() -> Plan[bool]:
-    """Ask the server; return whether a reading came of it. A failure needs no note: the claim runs out."""
+def _probe() -> Plan[Probed]:
+    """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
     answer = yield Probe()
     if not isinstance(answer, Answer):
         msg = f"a driver must answer Probe with an Answer, not {answer!r}"
         raise TypeError(msg)
     if answer.why:
         yield Tell(EventKind.PROBE_FAILED, answer.why)
-        return False
+        return Probed.FAILED
     said = envelope(answer.body)
     if said.reading is None:
         yield Tell(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
-        return False
+        return Probed.WITHHELD if answer.status in WITHHELD else Probed.FAILED
     yield from apply(Reconcile(said.reading))
-    return True
+    return Probed.TOLD
