@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from .commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
+from .state import Reason
 from .units import seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
@@ -35,9 +36,9 @@ class EventKind(StrEnum):
 class Event:
     """One thing that happened to the bucket `key`.
 
-    tokens: asked for. balance: after it; None: unknown. seconds: a wait, as `kind` says. drift: reported minus
-    projected balance. why: the reason of a refusal or a wait, the fault of a reading or a probe, the names of
-    repaired fields.
+    tokens: asked for; of a settle, what the call cost (0 where nobody said). balance: after it; None: unknown.
+    seconds: a wait, as `kind` says. drift: reported minus projected balance. why: the reason of a grant, a refusal or a
+    wait; what a probe is for; the fault of a reading or a probe; the names of repaired fields.
     """
 
     kind: EventKind
@@ -70,14 +71,22 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
         kind = EventKind.GRANTED if outcome.granted else EventKind.REFUSED
         note(kind, tokens=command.tokens, wait=seconds(outcome.retry_after_us), why=str(outcome.reason))
     if isinstance(command, Settle) and outcome.found:
-        note(EventKind.SETTLED)
+        note(EventKind.SETTLED, tokens=command.actual or 0)
     if outcome.reading is Verdict.TAKEN:
         note(EventKind.READING_TAKEN)
     if outcome.reading is Verdict.STALE:
         note(EventKind.READING_STALE, why="a newer reading was taken already, or nothing tells which is newer")
     if outcome.probe and not isinstance(command, Peek):
-        note(EventKind.PROBE_CLAIMED)
+        note(EventKind.PROBE_CLAIMED, why=_why_probed(outcome))
     return events
+
+
+def _why_probed(outcome: Outcome) -> str:
+    if outcome.scout:
+        return "a request goes ahead as the scout"
+    if outcome.reason is Reason.GRANTED:
+        return "asked for"
+    return "the balance is unknown" if outcome.balance is None else "a refusal on an old reading"
 
 
 class LoggingListener:

@@ -43,6 +43,8 @@ class Envelope:
 
 def envelope(body: Body) -> Envelope:
     """Return what `body` says. Whatever it is, this never raises: a bad body is an Envelope that says what is wrong."""
+    if body is None:
+        return Envelope(None, why="there is no JSON object")
     try:
         parsed: object = json.loads(body) if isinstance(body, (str, bytes, bytearray)) else body
     except (ValueError, RecursionError):

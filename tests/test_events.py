@@ -1,0 +1,249 @@
+"""What happened, and why: each kind of event has its cause and its reason, and the listener that logs is quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from keepa_tokens import (
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    Event,
+    EventKind,
+    KeepaSync,
+    LoggingListener,
+    MemoryStorage,
+    NotEnoughTokens,
+    Quota,
+    TokenBucket,
+    keepa_quota,
+)
+from keepa_tokens.keepa.plans import SERVER_REFUSED
+from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+
+KEY = "k"
+
+
+def asins(count: int) -> dict[str, str]:
+    return {"asin": ",".join(map(str, range(count)))}
+
+
+class World:
+    """A fake server and a bucket in step with it, whose events are taken down."""
+
+    def __init__(self, initial: int = 20, *, recharge_to: int | None = None, probe: bool = True) -> None:
+        self.clock = ManualClock()
+        self.fake = FakeKeepa(initial=initial, clock=self.clock)
+        self.storage = MemoryStorage()
+        self.events: list[Event] = []
+        quota = keepa_quota(recharge_to=recharge_to)
+        bucket = TokenBucket(quota, key=KEY, storage=self.storage, clock=self.clock, listener=self.events.append)
+        self.sync = KeepaSync(bucket, probe=self.fake.probe if probe else None)
+
+    def call(self, tokens: int, estimate: int | None = None) -> None:
+        with self.sync.request(estimate or tokens) as call:
+            answer = self.fake.request("/product", asins(tokens))
+            call.settle(answer.content, status=answer.status)
+
+    def refused(self, tokens: int = 1, *, keep: int = 0) -> NotEnoughTokens:
+        with pytest.raises(NotEnoughTokens) as refused:
+            self.sync.try_request(tokens, keep=keep)
+        return refused.value
+
+    def last(self, kind: EventKind) -> Event:
+        return [event for event in self.events if event.kind is kind][-1]
+
+
+# --- each kind: what it tells, and why
+
+
+def test_a_grant_says_what_was_asked_for() -> None:
+    """Tokens, balance and reason of a grant; the estimate is what was asked for, whatever the call will cost."""
+    world = World()
+    world.call(3, estimate=5)
+    granted = world.last(EventKind.GRANTED)
+    assert (granted.key, granted.tokens, granted.balance, granted.why) == (KEY, 5, 20, "GRANTED")
+
+
+def test_a_refusal_says_why_and_for_how_long() -> None:
+    """Unknown, empty, recharging and too large are told apart, each with the wait that the caller is told."""
+    world = World(initial=-3)
+    world.fake.token_down = True
+    assert world.refused().retry_after == world.last(EventKind.REFUSED).seconds > 0
+    assert (world.last(EventKind.REFUSED).why, world.last(EventKind.REFUSED).balance) == ("UNKNOWN", None)
+    world.fake.token_down = False
+    world.sync.refresh()
+    world.clock.advance(21)
+    world.sync.observe(world.fake.request("/token").content)
+    assert world.refused().retry_after == world.last(EventKind.REFUSED).seconds > 0
+    assert (world.last(EventKind.REFUSED).why, world.last(EventKind.REFUSED).balance) == ("EMPTY", -3)
+
+    closed = World(initial=-3, recharge_to=40)
+    closed.refused(2)
+    assert (closed.last(EventKind.REFUSED).why, closed.last(EventKind.REFUSED).tokens) == ("RECHARGING", 2)
+
+    shrunk = World(initial=20)
+    shrunk.fake.set_plan(1)
+    shrunk.sync.refresh()
+    shrunk.refused(1, keep=90)
+    assert shrunk.last(EventKind.REFUSED).why == "TOO_LARGE"
+    assert shrunk.last(EventKind.REFUSED).seconds == float("inf")
+
+
+def test_a_wait_says_why_and_for_how_long_it_sleeps() -> None:
+    """The pauses of who waits, on a synced bucket and in a place of a plain one, add up to what was slept."""
+    world = World(initial=-12)
+    world.call(1)
+    waits = [event for event in world.events if event.kind is EventKind.WAITING]
+    assert {event.why for event in waits} == {"EMPTY"}
+    assert sum(event.seconds for event in waits) == pytest.approx(world.clock.slept, rel=0.01)
+
+    events: list[Event] = []
+    plain = TokenBucket(Quota(2, 1, 1.0), key="plain", clock=ManualClock(), listener=events.append)
+    plain.acquire(2)
+    plain.acquire(2)
+    assert [(event.seconds, event.why) for event in events if event.kind is EventKind.WAITING] == [(2.0, "EMPTY")]
+
+
+def test_a_settle_says_what_the_call_cost_and_how_far_the_projection_was_off() -> None:
+    """After somebody else spent 7 the settle of a call that cost 3 tells 3 tokens, and a drift of -7."""
+    world = World()
+    world.call(1)
+    world.fake.spend_outside(7)
+    world.call(3, estimate=5)
+    settled = world.last(EventKind.SETTLED)
+    assert (settled.tokens, settled.balance, settled.drift) == (3, world.fake.balance, -7)
+
+
+def test_a_429_says_who_refused() -> None:
+    """A call that the server refused is settled at nothing, and the event says that it was the server."""
+    world = World()
+    world.call(1)
+    world.fake.spend_outside(50)
+    world.call(3)
+    ours, theirs = [event for event in world.events if event.kind is EventKind.SETTLED][-2:]
+    assert (ours.tokens, ours.why) == (0, "")
+    assert theirs.why == SERVER_REFUSED
+
+
+def test_a_reading_is_taken_or_ignored_and_it_says_why() -> None:
+    """Taken with its drift; ignored as stale, or as senseless, with what is wrong."""
+    world = World()
+    old = world.fake.request("/token").body
+    world.clock.advance(1)
+    world.call(1)
+    world.fake.spend_outside(4)
+    world.sync.refresh()
+    assert (world.last(EventKind.READING_TAKEN).drift, world.last(EventKind.READING_TAKEN).balance) == (-4, 15)
+    world.sync.observe(old)
+    assert "newer" in world.last(EventKind.READING_STALE).why
+    world.sync.observe(b"<html>", status=502)
+    assert world.last(EventKind.READING_BAD).why == "status 502: the body is no JSON (6 long)"
+
+
+def test_a_repair_names_what_was_mended() -> None:
+    """The fields that were lost, with the balance that is left."""
+    world = World(initial=-79)
+    world.sync.refresh()
+    state = world.storage.dump(KEY)
+    assert state is not None
+    world.storage.load(KEY, replace(state, refilled_at=None))
+    world.refused()
+    assert (world.last(EventKind.REPAIRED).why, world.last(EventKind.REPAIRED).balance) == ("refilled_at", -79)
+
+
+def test_a_probe_says_what_it_is_for_and_what_became_of_it() -> None:
+    """Claimed for an unknown balance, for an old reading, because somebody asked, or for a scout; or failed."""
+    world = World(initial=-100)
+    world.refused()
+    assert world.last(EventKind.PROBE_CLAIMED).why == "the balance is unknown"
+    world.clock.advance(601)
+    world.fake.token_down = True
+    world.refused()
+    assert world.last(EventKind.PROBE_CLAIMED).why == "a refusal on an old reading"
+    assert world.last(EventKind.PROBE_FAILED).why.startswith("status 503")
+    world.clock.advance(21)
+    world.sync.refresh()
+    assert world.last(EventKind.PROBE_CLAIMED).why == "asked for"
+    alone = World(probe=False)
+    alone.sync.try_request(1).cancel()
+    assert alone.last(EventKind.PROBE_CLAIMED).why == "a request goes ahead as the scout"
+
+
+# --- the listener that logs
+
+
+@pytest.mark.parametrize("workers", [8, 64])
+def test_the_log_has_at_most_two_lines_a_refill_however_many_wait(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In three hours on a starved bucket each refill is at most one "granting again" and one "refused", and no poll is
+    a line: they are dozens of times as many.
+    """
+    caplog.set_level(logging.INFO, logger="keepa_tokens.test")
+    log = LoggingListener(logging.getLogger("keepa_tokens.test"))
+    seen: Counter[EventKind] = Counter()
+
+    def listen(event: Event) -> None:
+        seen[event.kind] += 1
+        log(event)
+
+    with virtual_loop() as loop:
+        fake = FakeKeepa(initial=30, clock=loop.clock, latency=(0.2, 2.0))
+        bucket = AsyncTokenBucket(keepa_quota(), key=KEY, clock=loop.clock, listener=listen)
+        sync = AsyncKeepaSync(bucket, probe=fake.aprobe)
+        chance = random.Random(1)
+
+        async def work() -> None:
+            while True:
+                cost = chance.randint(1, 20)
+                async with sync.request(cost) as call:
+                    answer = await fake.arequest("/product", asins(cost))
+                    await call.settle(answer.content, status=answer.status)
+
+        async def hours() -> None:
+            working = [asyncio.ensure_future(work()) for _ in range(workers)]
+            await asyncio.sleep(3 * 3600)
+            for each in working:
+                each.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+        loop.run_until_complete(hours())
+
+    steps = 3 * 60
+    assert seen[EventKind.REFUSED] > workers * steps
+    assert steps / 2 < len(caplog.records) <= 2 * steps + 1
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
+def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
+    """What is logged of a server that goes away, a lost timestamp and a bad body, word for word and nothing else."""
+    caplog.set_level(logging.DEBUG, logger="keepa_tokens")
+    world = World(initial=-2)
+    world.sync.bucket.listener = LoggingListener()
+    world.fake.token_down = True
+    for _ in range(3):
+        world.refused(4)
+    world.fake.token_down = False
+    world.clock.advance(21)
+    world.call(4)
+    state = world.storage.dump(KEY)
+    assert state is not None
+    world.storage.load(KEY, replace(state, refilled_at=None))
+    world.sync.bucket.peek()
+    world.sync.observe(b"", status=502)
+    said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert said == [
+        "INFO bucket k: refused 4 tokens (UNKNOWN), balance unknown; ask again in 80.5 s",
+        "WARNING bucket k: the probe failed: status 503: there is no JSON object",
+        "INFO bucket k: refused 4 tokens (EMPTY), balance 0; ask again in 59.5 s",
+        "INFO bucket k: granting again; balance 5",
+        "DEBUG bucket k: balance -1, -2 against the projection",
+        "WARNING bucket k: repaired refilled_at; balance now -1",
+        "WARNING bucket k: ignored a reading: status 502: the body is no JSON (0 long)",
+    ]
