@@ -91,7 +91,11 @@ def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_prometheus_metrics(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
-    """The metrics tell the three calls and the server's balance, the bucket named by a digest."""
+    """The metrics tell the three calls, the server's balance and what somebody else spent meanwhile, the bucket named
+    by a digest.
+    """
+    others = [7, 0, 0]  # what another program spends while each call is out, the last one first
+    fake.cost = lambda path, params: fake.spend_outside(others.pop()) if path == "/product" else None
     load("prometheus_metrics").main(ASINS[:3], CollectorRegistry())
 
     lines = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
@@ -100,6 +104,8 @@ def test_prometheus_metrics(fake: FakeKeepa, capsys: pytest.CaptureFixture[str])
         "keepa_tokens_settled_total": 3,
         "keepa_tokens_probes_total": 1,
         "keepa_tokens_balance": fake.balance,
+        "keepa_tokens_drift": -7,
+        "keepa_tokens_drift_tokens_total": 7,
     }.items()
     assert all('bucket="keepa-' in name for name in lines)
     assert KEY not in "".join(lines)

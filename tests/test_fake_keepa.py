@@ -443,6 +443,7 @@ def test_token_can_be_down_alone() -> None:
         ("/product", asins(10) | {"buybox": 1, "stats": 90}, 30, 30),
         ("/product", asins(100) | {"rating": 1}, 130, 170),
         ("/product", asins(100) | {"update": 0}, 130, 170),
+        ("/product", asins(100) | {"update": 48}, 100, 100),
         ("/product", asins(50) | {"offers": 20}, 350, 550),
         ("/product", asins(50) | {"offers": 20, "stock": 1}, 360, 650),
         ("/product", {"code": ",".join(map(str, range(100)))}, 150, 250),

@@ -5,15 +5,28 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import keepa
+import pytest
+
+from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
+from tests.servers import HOST, running
+
+from tests.test_examples import send_to  # isort: skip
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_ten_lines_run_as_they_stand() -> None:
     """The first Python block of the README, run by itself, ends well and prints a snapshot with a balance."""
-    program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    program = PROGRAMS[0]
     statements = [line for line in program.splitlines() if line and not line.startswith((" ", "from", "import"))]
     assert len(statements) <= 10
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
@@ -34,3 +47,55 @@ def test_the_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z-]+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+class Task:
+    """What the README takes for a task of a queue."""
+
+    def retry(self, *, countdown: float) -> Exception:
+        return RuntimeError(f"again in {countdown} s")
+
+
+def test_the_task_is_sent_back_with_the_wait() -> None:
+    """The program for task queues gets its call, or raises the task's retry with the bucket's wait."""
+    for balance in (6, -300):
+        fake = FakeKeepa(initial=balance)
+        sync = KeepaSync(TokenBucket(keepa_quota(), clock=fake.clock), probe=fake.probe)
+        names: dict[str, Any] = {"sync": sync, "task": Task(), "NotEnoughTokens": NotEnoughTokens}
+        if balance > 0:
+            exec(PROGRAMS[1], names)
+            assert sync.bucket.peek().held == 5
+        else:
+            with pytest.raises(RuntimeError, match=r"again in 900 s"):
+                exec(PROGRAMS[1], names)
+
+
+def test_the_guard_of_the_keepa_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs for Redis and for the `keepa` package, one after the other, meter a real client's request."""
+    fake = FakeKeepa(key="k" * 64, initial=20)
+    with running("valkey") as redis, FakeKeepaServer(fake) as server:
+        send_to(server.url, monkeypatch)
+        names: dict[str, Any] = {"api_key": "k" * 64, "keepa": keepa, "KeepaSync": KeepaSync}
+        exec(PROGRAMS[2].replace("localhost:6379", f"{HOST}:{redis.port}"), names | {"RedisStorage": RedisStorage})
+        exec(PROGRAMS[3], names)
+        assert len(names["api"].query(["B000000001"], progress_bar=False, history=False)) == 1
+    assert (fake.spent, fake.token_calls) == (1, 1)
+
+
+def test_any_other_api_works_with_a_bucket_of_its_own() -> None:
+    """The program for a plain bucket takes what it says."""
+    names: dict[str, Any] = {"TokenBucket": partial(TokenBucket, clock=ManualClock()), "Quota": Quota}
+    exec(PROGRAMS[4], names)
+    assert names["bucket"].peek().balance == 100 - 1 - 5
+
+
+def test_there_is_no_program_that_is_not_run() -> None:
+    """The README has the five programs that are run here."""
+    assert len(PROGRAMS) == 5
+
+
+def test_each_extra_is_told() -> None:
+    """The README names each extra that can be installed, and no other."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    section = README.split("## Installing")[1].split("\n## ")[0]
+    assert set(re.findall(r"\[([a-z]+)\]", section)) == set(extras)

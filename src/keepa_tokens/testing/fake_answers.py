@@ -122,7 +122,7 @@ def _product_cost(params: Params, world: World) -> int:
 
 def _one_product_cost(params: Params, world: World, asin: str) -> int:
     extras = sum(world.draw(0, 1, name, asin) for name in ("rating", "historical-variations") if flag(params, name))
-    extras += world.draw(0, 1, "update", asin) if "update" in params else 0
+    extras += world.draw(0, 1, "update", asin) if number(params, "update", -1) == 0 else 0
     offers = number(params, "offers", 0)
     if offers <= 0:
         return 1 + extras + (2 if flag(params, "buybox") else 0)
