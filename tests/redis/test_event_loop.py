@@ -10,23 +10,37 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
+import httpx
+import keepa
 import pytest
 
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
+    Event,
+    EventKind,
     Quota,
     Reading,
     SystemClock,
     TokenBucket,
+    async_http_probe,
     keepa_quota,
 )
+from keepa_tokens.guards.httpx import AsyncKeepaTransport
+from keepa_tokens.guards.keepa import guard
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
-from tests.servers import Server
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
+from keepa_tokens.units import UNLIMITED
+from tests.servers import HOST, Server
+
+from tests.test_examples import send_to  # isort: skip
 
 PLAIN: Final = Quota(1000, 100, 1.0)
 SCARCE: Final = Quota(5, 100, 1.0)
 SYNCED: Final = keepa_quota(5)
+STEP: Final = 0.25
+"""Seconds between the refills of a server by HTTP."""
+
 TICKS: Final = 20
 """So often the loop must turn while the server is frozen, before it thaws it."""
 
@@ -189,6 +203,53 @@ def test_the_loop_goes_on_while_many_wait(server: Server, tripwire: Tripwire) ->
         return turns
 
     assert asyncio.run(scenario()) == TICKS
+
+
+def test_the_guards_and_the_ready_probe_do_not_block_it(
+    server: Server, tripwire: Tripwire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transport for httpx, whole and streaming, the guard of the `keepa` client and the ready probe, over HTTP and
+    on a starved bucket, whose waits are real: none of them blocks the loop.
+    """
+    fake = FakeKeepa(initial=-5, period=STEP)
+    params = {"domain": 1, "asin": "B000000001,B000000002"}
+
+    async def scenario(base: str) -> None:
+        storage = AsyncRedisStorage.from_url(server.url)
+        quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
+        waits: list[Event] = []
+
+        def listen(event: Event) -> None:
+            if event.kind is EventKind.WAITING:
+                waits.append(event)
+
+        bucket = AsyncTokenBucket(quota, key="http", storage=storage, listener=listen)
+        sync = AsyncKeepaSync(bucket, probe=async_http_probe("k", base_url=base))
+        transport = AsyncKeepaTransport(sync, api_key="k", host=HOST, retry_refused=True)
+        api: Any = guard(await keepa.AsyncKeepa.create("k" * 64), sync)
+        tripwire.armed = True
+        async with httpx.AsyncClient(base_url=base, transport=transport, timeout=30) as client:
+
+            async def whole() -> None:
+                (await client.get("/product", params=params)).raise_for_status()
+
+            async def streamed() -> None:
+                async with client.stream("GET", "/product", params=params) as response:
+                    _ = [chunk async for chunk in response.aiter_bytes()]
+
+            async def by_keepas_own() -> None:
+                assert len(await api.query(["B000000001"], progress_bar=False, history=False)) == 1
+
+            await asyncio.gather(*(path() for path in (whole, streamed, by_keepas_own) for _ in range(5)))
+        assert (await bucket.peek()).holds == 0
+        await storage.aclose()
+        tripwire.armed = False
+        assert waits
+
+    with FakeKeepaServer(fake) as http:
+        send_to(http.url, monkeypatch)
+        asyncio.run(scenario(http.url))
+    assert fake.spent == 5 * (2 + 2 + 1)
 
 
 # --- the tests find what they look for
