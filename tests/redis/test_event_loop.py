@@ -212,7 +212,7 @@ def test_the_guards_and_the_ready_probe_do_not_block_it(
     on a starved bucket, whose waits are real: none of them blocks the loop.
     """
     fake = FakeKeepa(initial=-5, period=STEP)
-    params = {"domain": 1, "asin": "B000000001,B000000002"}
+    params: dict[str, str | int] = {"domain": 1, "asin": "B000000001,B000000002"}
 
     async def scenario(base: str) -> None:
         storage = AsyncRedisStorage.from_url(server.url)
