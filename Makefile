@@ -19,7 +19,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all fault-table check lint mypy pyright layers format demo bench-day bench-day-quick build clean ci
+.PHONY: help venv test test-all nightly fault-table check lint mypy pyright layers format demo bench-day bench-day-quick build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ test: $(VENV)/.stamp-test ## Run the tests; their servers come from wheels
 
 test-all: $(VENV)/.stamp-test ## Run every test; needs redis-server and redis-sentinel installed
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests $(PYTEST_ARGS)
+
+nightly: $(VENV)/.stamp-test ## Look for hours: make test, each property on thousands of examples, new ones each time
+	HYPOTHESIS_PROFILE=nightly $(MAKE) test
 
 fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest tests/redis/test_fault_table.py -k "page and valkey"
