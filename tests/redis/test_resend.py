@@ -113,6 +113,24 @@ def test_what_carries_an_id_counts_once(client: redis.Redis, proxy: Proxy, what:
     assert often.to_fields() == once.to_fields()
 
 
+def test_a_refund_that_comes_again_is_refused_also_when_its_id_is_forgotten(
+    server: Server, client: redis.Redis
+) -> None:
+    """However late a refund arrives once more, the server's own answer to it is that it did not count; and its id is
+    not kept for ever.
+    """
+    quota, refund = Quota(1000, 0, 1.0), Refund("back", 4, NOW)
+    with FLAVOURS[0].at(server.url) as opened:
+        opened.apply("k", quota, Acquire(50), now_us=NOW)
+        assert opened.apply("k", quota, refund, now_us=NOW).found
+        remembered = []
+        for minute in range(1, 30):
+            assert not opened.apply("k", quota, refund, now_us=NOW + minute * 60 * SECOND).found
+            remembered.append(bool(stored(client, "k").holds))
+        assert opened.apply("k", quota, Peek(), now_us=NOW + 30 * 60 * SECOND).balance == 954
+    assert remembered == [True] * 9 + [False] * 20
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_every_client_that_sends_again_counts_reservations_once(
     client: redis.Redis, proxy: Proxy, flavour: Flavour
