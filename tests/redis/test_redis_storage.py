@@ -388,6 +388,19 @@ def test_a_key_of_another_type_is_left_alone(storage: RedisStorage, client: redi
     assert list(storage.keys()) == []
 
 
+@pytest.mark.parametrize("scheme", ["redis", "valkey"])
+def test_an_async_storage_that_was_let_go_works_in_the_next_loop(server: Server, scheme: str) -> None:
+    """Closed at the end of each `asyncio.run`, an async storage serves one after the other."""
+    storage = AsyncRedisStorage.from_url(server.url.replace("redis", scheme))
+
+    async def once() -> int | None:
+        outcome = await storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        await storage.aclose()
+        return outcome.balance
+
+    assert [asyncio.run(once()) for _ in range(3)] == [59, 58, 57]
+
+
 # --- Redis is away
 
 
