@@ -1,45 +1,25 @@
-"""What the property tests draw: quotas, instants, commands, sound and damaged states; and two ways to run a bucket."""
+"""Two ways to run a bucket without a server, and what the property tests draw for them: buckets in any condition."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from keepa_tokens.commands import (
-    Acquire,
-    Cancel,
-    ClaimProbe,
-    Command,
-    Outcome,
-    Peek,
-    Reconcile,
-    Refund,
-    Reserve,
-    Settle,
-)
+from keepa_tokens.commands import Command, Outcome
 from keepa_tokens.quota import Quota
-from keepa_tokens.state import BucketState, Hold, Reading
+from keepa_tokens.state import BucketState
 from keepa_tokens.storage.memory import MemoryStorage
+from keepa_tokens.testing.strategies import DAY, commands, damaged_states, gaps, instants, quotas, sound_states
 from keepa_tokens.transition import transition
-from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
-
-SECOND: Final = MICROSECONDS
-MINUTE: Final = 60 * SECOND
-HOUR: Final = 3600 * SECOND
-DAY: Final = 24 * HOUR
-EPOCH: Final = 1_780_000_000 * SECOND
-"""An instant of the wall clock."""
+from keepa_tokens.units import LIMIT
 
 SPARING: Final = settings(max_examples=max(10, settings.default.max_examples // 3 if settings.default else 10))
 """For tests whose every example is a long story: a third of the profile's examples."""
 
 KEY: Final = "k"
-IDS: Final = ("a", "b", "c", "d")
 
 
 # --- two ways to run a bucket
@@ -101,129 +81,7 @@ Bucket = Direct | InMemory
 BUCKETS: Final = (Direct, InMemory)
 
 
-# --- numbers, instants, durations
-
-instants = st.one_of(
-    st.integers(0, 10),
-    st.integers(0, DAY),
-    st.integers(EPOCH, EPOCH + DAY),
-    st.integers(0, LIMIT // 2),
-)
-gaps = st.one_of(
-    st.integers(0, 3),
-    st.integers(0, 2 * SECOND),
-    st.integers(0, 5 * MINUTE),
-    st.integers(0, 3 * HOUR),
-)
-"""Microseconds from one step to the next."""
-
-steps_back = st.one_of(st.integers(1, TOLERANCE_US), st.integers(1, DAY))
-"""How far a clock jumps backwards."""
-
-periods_us = st.one_of(
-    st.sampled_from([1, 7, 1000, SECOND, MINUTE, 60_500_000, HOUR]), st.integers(1, 100), st.integers(1, 2 * MINUTE)
-)
-
-
-# --- quotas
-
-
-def quotas(
-    *,
-    synced: bool | None = None,
-    stepped: bool | None = None,
-    recharge: bool | None = None,
-    least_refill: int = 0,
-    overdrafts: st.SearchStrategy[int] | None = None,
-    capacities: st.SearchStrategy[int] | None = None,
-) -> st.SearchStrategy[Quota]:
-    """Draw a quota; None: either way."""
-    either = st.booleans()
-    targets = st.one_of(st.integers(1, 20), st.integers(1, 3000))
-    return st.builds(
-        _quota,
-        capacity=st.one_of(st.integers(1, 12), st.integers(1, 5000)) if capacities is None else capacities,
-        refill=st.one_of(st.integers(least_refill, 7), st.integers(least_refill, 600)),
-        period_us=periods_us,
-        stepped=either if stepped is None else st.just(stepped),
-        synced=either if synced is None else st.just(synced),
-        overdraft=st.sampled_from([0, 0, 3, 50, UNLIMITED]) if overdrafts is None else overdrafts,
-        recharge_to=st.none() if recharge is False else targets if recharge else st.none() | targets,
-    )
-
-
-def _quota(
-    *, capacity: int, refill: int, period_us: int, stepped: bool, synced: bool, overdraft: int, recharge_to: int | None
-) -> Quota:
-    return Quota(
-        capacity,
-        refill,
-        period_us / MICROSECONDS,
-        stepped=stepped,
-        synced=synced,
-        overdraft=overdraft,
-        recharge_to=recharge_to,
-    )
-
-
-def affordable(quota: Quota) -> st.SearchStrategy[int]:
-    """Draw a cost that a full bucket admits beside keep 0."""
-    most = min(quota.capacity + quota.overdraft, quota.capacity + 100)
-    return st.one_of(st.integers(1, min(most, 5)), st.integers(1, most))
-
-
-@st.composite
-def requests(draw: st.DrawFn, quota: Quota) -> tuple[int, int]:
-    """Draw tokens and keep that a full bucket admits together."""
-    tokens = draw(affordable(quota))
-    room = quota.capacity - max(1, tokens - quota.overdraft)
-    keep = draw(st.one_of(st.just(0), st.integers(0, room)))
-    return tokens, keep
-
-
-# --- readings and commands
-
-readings = st.builds(
-    Reading,
-    st.one_of(st.integers(-50, 60), st.integers(-5000, 5000)),
-    next_refill_in=st.none() | st.floats(0, 120),
-    refill=st.none() | st.sampled_from([0, 0.25, 1, 5, 20, 59.5]),
-    period=st.none() | st.sampled_from([1.0, 60.0, 60.5]),
-    capacity=st.none() | st.integers(1, 3000),
-    server_time=st.none() | st.integers(1, 40).map(lambda n: 1_780_000_000 + n / 2),
-)
-"""What servers say, the net refill of 0 included."""
-
-ids: st.SearchStrategy[str] = st.sampled_from(IDS)
-costs = st.one_of(st.integers(0, 6), st.integers(0, 400))
-keeps = st.one_of(st.just(0), st.integers(0, 20))
-hold_lives = st.one_of(st.integers(1, 10), st.integers(1, 3 * MINUTE), st.integers(1, HOUR))
-probe_afters = st.none() | st.sampled_from([1, SECOND, 10 * MINUTE])
-
-takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters)
-reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, st.none(), probe_afters)
-settles = st.builds(Settle, ids, st.none() | costs, st.none() | readings, st.booleans())
-cancels = st.builds(Cancel, ids)
-
-
-def commands(now: int) -> st.SearchStrategy[Command]:
-    """Draw any command, as it may come at `now`."""
-    issued = st.integers(max(0, now - 20 * MINUTE), now + 2 * TOLERANCE_US)
-    return st.one_of(
-        takes,
-        st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
-        reserves,
-        st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
-        settles,
-        cancels,
-        st.builds(Refund, ids, costs, issued),
-        st.builds(Reconcile, readings),
-        st.just(ClaimProbe()),
-        st.builds(Peek, costs, keeps),
-    )
-
-
-# --- states
+# --- buckets in any condition
 
 
 @dataclass(frozen=True)
@@ -255,138 +113,6 @@ def reached(
         bucket.apply(command, now)
         now = min(LIMIT // 2 + DAY, now + draw(pauses))
     return Situation(quota, now, bucket.state, tuple(path))
-
-
-def holds_near(now: int) -> st.SearchStrategy[Hold]:
-    """Draw a hold as it may be stored about `now`: in flight, or run out and remembered."""
-    return st.builds(
-        Hold,
-        st.integers(0, 300),
-        st.integers(0, 50),
-        st.integers(max(0, now - HOUR), now + HOUR),
-        st.integers(1, HOUR),
-        st.one_of(st.just(0), st.integers(0, 50)),
-    )
-
-
-@st.composite
-def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6) -> BucketState:
-    """Draw a state that may rightly be stored about `now`, reached or not."""
-    past = st.one_of(st.integers(max(0, now - 3 * HOUR), now), st.integers(0, now))
-    balance = st.one_of(st.integers(-20, 20), st.integers(-debts, quota.capacity + 100))
-    period = quota.period_us if quota.stepped else quota.rate_period_us
-    synced = quota.synced
-    reading_at = draw(st.none() | past) if synced else None
-    reported = draw(st.none() | st.sampled_from([0, 1, 5, 20])) if synced and reading_at is not None else None
-    return BucketState(
-        balance=draw(st.none() | balance) if synced and reading_at is None else draw(balance),
-        refilled_at=draw(st.one_of(past, st.integers(now, now + TOLERANCE_US))),
-        carry=0 if quota.stepped else draw(st.integers(0, period - 1)),
-        carry_refill=quota.refill if quota.stepped else quota.rate,
-        carry_period_us=period,
-        closed_until=draw(st.none() | st.integers(now, now + HOUR)) if quota.recharge_to is not None else None,
-        sequence=draw(st.integers(50, 60)),
-        holds=draw(st.dictionaries(ids, holds_near(now), max_size=3)),
-        quota=quota,
-        reading_at=reading_at,
-        reading_sequence=draw(st.integers(0, 50)),
-        server_time=draw(st.none() | st.integers(EPOCH, EPOCH + MINUTE)) if reading_at is not None else None,
-        probe_until=draw(st.none() | st.integers(max(0, now - HOUR), now + 20 * SECOND)) if synced else None,
-        probe_failures=draw(st.integers(0, 5)) if synced else 0,
-        reported_refill=reported,
-        reported_period_us=None if reported is None else draw(st.sampled_from([SECOND, MINUTE, 60_500_000])),
-        reported_capacity=draw(st.none() | st.integers(1, 3000)) if synced else None,
-    )
-
-
-NONSENSE: Final[tuple[object, ...]] = (
-    None,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "",
-    "7",
-    "x" * 50,
-    b"7",
-    1.5,
-    -1.0,
-    True,
-    [],
-    [1],
-    {},
-    (),
-    -1,
-    LIMIT,
-    LIMIT + 1,
-    -LIMIT,
-    10**30,
-    -(10**30),
-    object(),
-)
-"""No stored number: wrong types, and whole numbers out of any range."""
-
-NUMBERS: Final = (
-    "balance",
-    "refilled_at",
-    "carry",
-    "carry_refill",
-    "carry_period_us",
-    "closed_until",
-    "sequence",
-    "reading_at",
-    "reading_sequence",
-    "server_time",
-    "drift",
-    "probe_until",
-    "probe_failures",
-    "reported_refill",
-    "reported_period_us",
-    "reported_capacity",
-    "format",
-)
-"""The fields of a stored state that are one number each."""
-
-
-def with_fields(state: BucketState, fields: Mapping[str, Any]) -> BucketState:
-    """Return `state` with other fields, of whatever type."""
-    return replace(state, **fields)
-
-
-@st.composite
-def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
-    """Draw a state of which any fields are missing, garbled, of the wrong type, or far off in time."""
-    state = draw(sound_states(quota, now))
-    far = st.one_of(
-        st.integers(0, 100),
-        st.integers(max(0, now - 2 * TOLERANCE_US), now + 2 * TOLERANCE_US),
-        st.integers(0, LIMIT - 1),
-        st.just(LIMIT - 1),
-    )
-    nonsense = st.sampled_from(NONSENSE)
-    fields: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
-    for name in draw(st.sets(st.sampled_from(("refilled_at", "closed_until", "reading_at", "probe_until")))):
-        fields[name] = draw(far)
-    for name in draw(st.sets(st.sampled_from(("carry", "carry_refill", "carry_period_us", "probe_failures")))):
-        fields[name] = draw(far)
-    if draw(st.booleans()):
-        fields["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))
-    return with_fields(state, fields)
-
-
-@st.composite
-def damaged_holds(draw: st.DrawFn, now: int) -> Hold:
-    """Draw a hold of which some numbers are nonsense, or which ends far off."""
-    hold = draw(holds_near(now))
-    fields: dict[str, Any] = draw(
-        st.dictionaries(
-            st.sampled_from(("tokens", "opened", "expires_at", "hold_for", "charged")),
-            st.sampled_from(NONSENSE),
-            max_size=2,
-        )
-    )
-    if draw(st.booleans()):
-        fields["expires_at"] = draw(st.integers(0, LIMIT - 1))
-    return replace(hold, **fields)
 
 
 @st.composite

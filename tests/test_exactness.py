@@ -14,23 +14,9 @@ from hypothesis import strategies as st
 from keepa_tokens.commands import Acquire, ClaimProbe, Outcome, Reconcile, Reserve
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Hold, Reading, Reason
+from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, instants, quotas, requests
 from keepa_tokens.units import CLAIM_US, LIMIT, MICROSECONDS, NEVER, TOLERANCE_US, seconds
-from tests.strategies import (
-    BUCKETS,
-    EPOCH,
-    HOUR,
-    MINUTE,
-    SECOND,
-    SPARING,
-    Bucket,
-    Direct,
-    InMemory,
-    Situation,
-    any_situations,
-    instants,
-    quotas,
-    requests,
-)
+from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
 
 
 @st.composite

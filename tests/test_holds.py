@@ -11,24 +11,10 @@ from hypothesis import strategies as st
 from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Hold, Reading
+from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
 from keepa_tokens.transition import lifetime_us, transition
 from keepa_tokens.units import MAX_HOLD_US, TOLERANCE_US
-from tests.strategies import (
-    BUCKETS,
-    EPOCH,
-    HOUR,
-    MINUTE,
-    SECOND,
-    SPARING,
-    Bucket,
-    Direct,
-    Situation,
-    commands,
-    gaps,
-    instants,
-    quotas,
-    reached,
-)
+from tests.strategies import BUCKETS, SPARING, Bucket, Direct, Situation, reached
 
 FIXED = Quota(100, 0, 1.0)
 """No refill: every token is accounted for."""

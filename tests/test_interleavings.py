@@ -15,8 +15,9 @@ import pytest
 from keepa_tokens.commands import Command, Outcome, Reconcile, Reserve, Settle
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Reading
+from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
-from tests.strategies import BUCKETS, EPOCH, MINUTE, SECOND, Bucket, Direct
+from tests.strategies import BUCKETS, Bucket, Direct
 
 CALLS: Final = 3
 OPEN, ADMIT, COMPLETE, RECEIVE, DONE = range(5)

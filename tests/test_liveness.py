@@ -15,22 +15,13 @@ from hypothesis.errors import NoSuchExample
 from keepa_tokens.commands import Acquire, Peek, Reconcile, Reserve
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Hold, Reading, Snapshot
-from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
-from tests.old_rule import OldRule
-from tests.strategies import (
-    BUCKETS,
+from keepa_tokens.testing.strategies import (
     EPOCH,
     HOUR,
     MINUTE,
     NONSENSE,
     NUMBERS,
     SECOND,
-    SPARING,
-    Bucket,
-    Direct,
-    InMemory,
-    Situation,
-    any_situations,
     gaps,
     instants,
     periods_us,
@@ -39,6 +30,9 @@ from tests.strategies import (
     steps_back,
     with_fields,
 )
+from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
+from tests.old_rule import OldRule
+from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
 
 ATTEMPTS: Final = 40
 

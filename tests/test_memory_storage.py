@@ -12,9 +12,10 @@ from keepa_tokens.commands import Acquire, Peek, Reserve, Settle
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState
 from keepa_tokens.storage.memory import MemoryStorage
+from keepa_tokens.testing.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps
 from keepa_tokens.transition import transition
 from keepa_tokens.units import MICROSECONDS
-from tests.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, SPARING, Situation, commands, gaps, reached
+from tests.strategies import SPARING, Situation, reached
 
 QUOTA = Quota(10, 1, 1.0)
 

@@ -14,8 +14,9 @@ from keepa_tokens import AsyncTokenBucket, MemoryStorage, Quota, TokenBucket
 from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
 from keepa_tokens.state import Reason
 from keepa_tokens.testing import ManualClock
+from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens.units import LIMIT
-from tests.strategies import BUCKETS, EPOCH, MINUTE, SECOND, SPARING, Bucket, Direct, quotas
+from tests.strategies import BUCKETS, SPARING, Bucket, Direct
 
 WAITS = LIMIT - 1
 

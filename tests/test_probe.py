@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from keepa_tokens.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve, Settle
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Reading, Reason
+from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, gaps, instants
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, NEVER, PROBE_AFTER_US, TOLERANCE_US
-from tests.strategies import BUCKETS, EPOCH, HOUR, MINUTE, SECOND, Bucket, Direct, gaps, instants
+from tests.strategies import BUCKETS, Bucket, Direct
 
 QUOTA = Quota(1200, 20, 60.0, stepped=True, synced=True)
 NET_0 = Quota(1200, 0, 60.0, stepped=True, synced=True)

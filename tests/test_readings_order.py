@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from keepa_tokens.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Reading, Snapshot
+from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND, quotas, readings, sound_states
 from keepa_tokens.units import MICROSECONDS, REORDER_US
-from tests.strategies import EPOCH, MINUTE, SECOND, SPARING, Direct, Situation, quotas, reached, readings, sound_states
+from tests.strategies import SPARING, Direct, Situation, reached
 
 QUOTA = Quota(1000, 0, 60.0, synced=True)
 NO_REFILL = 0

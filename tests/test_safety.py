@@ -17,18 +17,13 @@ from hypothesis import strategies as st
 from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
 from keepa_tokens.quota import Quota
 from keepa_tokens.state import BucketState, Hold, Reading
-from keepa_tokens.units import LIMIT, TOLERANCE_US, UNLIMITED
-from tests.strategies import (
-    BUCKETS,
+from keepa_tokens.testing.strategies import (
     DAY,
     EPOCH,
     HOUR,
     MINUTE,
     NONSENSE,
     SECOND,
-    SPARING,
-    Bucket,
-    Direct,
     gaps,
     ids,
     instants,
@@ -36,6 +31,8 @@ from tests.strategies import (
     readings,
     with_fields,
 )
+from keepa_tokens.units import LIMIT, TOLERANCE_US, UNLIMITED
+from tests.strategies import BUCKETS, SPARING, Bucket, Direct
 
 # --- the books
 

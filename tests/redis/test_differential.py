@@ -18,11 +18,12 @@ from keepa_tokens.errors import ConfigError
 from keepa_tokens.state import BucketState
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import RedisStorage
+from keepa_tokens.testing.programs import Act, Program, Rules, is_ours
+from keepa_tokens.testing.strategies import EPOCH
 from keepa_tokens.transition import lifetime_us
 from keepa_tokens.units import MICROSECONDS
-from tests.redis.strategies import NUMBERS, QUOTA, Act, Program, programs
+from tests.redis.strategies import raw_programs
 from tests.servers import Server
-from tests.strategies import EPOCH
 
 KEY = "k"
 NAME = "keepa_tokens:k"
@@ -35,18 +36,8 @@ _SETTINGS = settings(
 )
 
 
-class Model:
+class Model(Rules):
     """What memory storage makes of the same hash: texts in, one command, texts out."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-
-    def damage(self, name: str, text: str | None) -> None:
-        """Set a field, or delete it."""
-        if text is None:
-            self.texts.pop(name, None)
-        else:
-            self.texts[name] = text
 
     def apply(self, act: Act) -> Outcome:
         """Carry out the command."""
@@ -88,11 +79,6 @@ class Stored:
         return self.storage.apply(KEY, act.quota, act.command, now_us=act.now)
 
 
-def is_ours(name: str) -> bool:
-    """Whether a field is one that a state has."""
-    return name in NUMBERS or name in QUOTA or name.startswith("hold:")
-
-
 def as_text(raw: bytes | str) -> str:
     """Return a stored text; bytes that are none survive."""
     return raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
@@ -122,7 +108,7 @@ def run(client: redis.Redis, program: Program) -> Iterator[Outcome | None]:
         yield expected
 
 
-@given(program=programs)
+@given(program=raw_programs)
 @settings(_SETTINGS, max_examples=PROGRAMS)
 def test_script_and_core_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
     """On a real server every outcome and every stored text is the core's, to the last digit."""
@@ -130,7 +116,7 @@ def test_script_and_core_agree(shared_server: Server, clients: dict[str, redis.R
         pass
 
 
-@given(program=programs)
+@given(program=raw_programs)
 @settings(_SETTINGS, max_examples=PROGRAMS)
 def test_script_and_core_agree_on_the_fake(program: Program) -> None:
     """On fakeredis too, so that it can stand in for a server in a quick inner loop."""
@@ -139,7 +125,7 @@ def test_script_and_core_agree_on_the_fake(program: Program) -> None:
             pass
 
 
-@given(program=programs)
+@given(program=raw_programs)
 @settings(_SETTINGS, max_examples=PROGRAMS // 5)
 def test_lifetimes_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
     """On a real server's own time a key is kept for as long as `lifetime_us` says, in milliseconds rounded up."""

@@ -1,0 +1,386 @@
+"""Hypothesis strategies for whole programs: commands and damage on one bucket, up to the limits of the numbers.
+
+What runs one on two sides can hold one side to the other, after every act, to the last digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from hypothesis import strategies as st
+
+from ..commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from ..errors import ConfigError
+from ..quota import Quota
+from ..state import Reading
+from ..units import (
+    CLAIM_US,
+    LIMIT,
+    MAX_HOLD_US,
+    MICROSECONDS,
+    REFUND_MEMORY_US,
+    REORDER_US,
+    TOLERANCE_US,
+    UNLIMITED,
+)
+from .strategies import (
+    DAY,
+    EPOCH,
+    HOUR,
+    MINUTE,
+    NUMBERS,
+    cancels,
+    costs,
+    gaps,
+    hold_lives,
+    ids,
+    instants,
+    keeps,
+    quotas,
+    readings,
+    reserves,
+    settles,
+    takes,
+)
+
+QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")
+HOLDS: Final = ("hold:a", "hold:b", "hold:c", "hold:d", "hold:", "hold:é", "hold:hold:a", "hold:a b%41")
+OTHERS: Final = ("hold", "Balance", "", "note")
+"""Names that are nobody's: left alone."""
+
+GARBAGE: Final = (
+    *("", " ", "NaN", "nan", "inf", "-inf", "Infinity", "1e308", "1e3", "0x10", "None", "null", "[]", "{}", "true"),
+    *("-0", "00", "007", "-007", "+5", "5.0", "5.", ".5", " 5", "5 ", "5\n", "\n5", "-", "--5", "- 5"),
+    *("9" * 15, "9" * 16, "9" * 17, "9" * 400, "-" + "9" * 16, "1" + "0" * 15, "1" + "0" * 16, "0" * 20),
+    *("\u0663", "\uff15", "é", "x" * 70),
+    *(
+        "1 2 3",
+        "1 2 3 4 5",
+        "1 2 3 4 5 6",
+        "1  2 3 4",
+        "1 2 3 4 ",
+        " 1 2 3 4 5",
+        "1 2 3 4 x",
+        "0 0 0 0 0",
+        "-1 -1 -1 -1 -1",
+    ),
+)
+"""Texts that are no number, or only look like one, or are one where another is meant."""
+
+EDGES: Final = (
+    *(-LIMIT - 1, -LIMIT, 1 - LIMIT, -(2**51), -(2**31), -2, -1, 0, 1, 2, 3, 2**31, 2**51 - 1, 2**51, 2**51 + 1),
+    *(LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1, 2**53 - 1, 2**53, 2**53 + 1),
+)
+edges = st.sampled_from(EDGES)
+
+
+@dataclass(frozen=True)
+class Act:
+    """One step of a program: damage to the hash, then a command under one of the quotas."""
+
+    now: int
+    quota: Quota
+    damage: tuple[tuple[str, str | None], ...]
+    command: Command
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is done to one bucket, in order."""
+
+    acts: tuple[Act, ...]
+
+
+# Strategies that depend on `now` would be built anew for every step, which costs more than the step: a time is drawn
+# as "so long from now" or "at", and put in place afterwards.
+
+
+@dataclass(frozen=True)
+class Time:
+    """An instant: `number` microseconds from now, or the instant `number` itself."""
+
+    number: int
+    from_now: bool = True
+
+    def at(self, now: int) -> int:
+        """Return the instant; it may be out of any range."""
+        return now + self.number if self.from_now else self.number
+
+
+_REFUNDABLE_US: Final = REFUND_MEMORY_US - TOLERANCE_US
+BOUNDS: Final = (
+    *(0, CLAIM_US, TOLERANCE_US, CLAIM_US + TOLERANCE_US, REORDER_US),
+    *(_REFUNDABLE_US, REFUND_MEMORY_US, MAX_HOLD_US, MAX_HOLD_US + TOLERANCE_US),
+)
+"""Durations at which a rule changes its mind; a microsecond less or more is as interesting."""
+
+_bounds = st.builds(int.__add__, st.sampled_from(BOUNDS), st.integers(-1, 1))
+
+times = st.one_of(
+    st.builds(Time, st.integers(-HOUR, HOUR)),
+    st.builds(Time, _bounds | _bounds.map(int.__neg__)),
+    st.builds(Time, st.integers(-2 * TOLERANCE_US, 2 * TOLERANCE_US)),
+    st.builds(Time, st.integers(0, LIMIT) | edges, from_now=st.just(value=False)),
+)
+
+
+# --- damage: a text for a field, or None to delete it
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a field is set to: a text, None (deleted), or numbers and times in a row."""
+
+    name: str
+    text: str | tuple[Time | int, ...] | None
+
+    def at(self, now: int) -> tuple[str, str | None]:
+        """Return the name and the text."""
+        if not isinstance(self.text, tuple):
+            return self.name, self.text
+        return self.name, " ".join(str(part.at(now) if isinstance(part, Time) else part) for part in self.text)
+
+
+_hold_texts = st.tuples(
+    st.one_of(st.integers(0, 50), st.integers(0, 50), edges),
+    st.one_of(st.integers(0, 20), st.integers(0, 20), edges),
+    times,
+    st.one_of(st.integers(1, 5 * MINUTE), st.integers(1, MAX_HOLD_US + 1), edges),
+    st.one_of(st.just(0), st.integers(0, 20), edges),
+)
+_numbers = st.one_of(st.integers(-100, 100), times, edges).map(lambda number: (number,))
+
+
+def damages_of(holds: tuple[str, ...], garbage: tuple[str, ...]) -> st.SearchStrategy[Damage]:
+    """Draw damage to any field: numbers about its limits, times, nothing, and these texts; to these holds too."""
+    texts = st.sampled_from(garbage)
+    return st.one_of(
+        st.builds(
+            Damage, st.sampled_from((*NUMBERS, *QUOTA, *OTHERS)), st.one_of(_numbers, _numbers, texts, st.none())
+        ),
+        st.builds(Damage, st.sampled_from(holds), st.one_of(_hold_texts, _hold_texts, texts)),
+    )
+
+
+damages = damages_of(HOLDS, GARBAGE)
+
+
+# --- quotas and commands, up to the limits
+
+_large = st.one_of(st.sampled_from([1, 2, 2**31, 2**51, LIMIT - 2, LIMIT - 1]), st.integers(1, LIMIT - 1))
+
+
+def _extreme_quota(
+    capacity: int,
+    refill: int,
+    period_us: int,
+    *,
+    stepped: bool,
+    synced: bool,
+    overdraft: int,
+    recharge_to: int | None,
+    initial: int | None,
+) -> Quota:
+    if initial is not None:
+        initial = min(initial, capacity)
+    for tried in (refill, refill % max(1, (LIMIT - 1) // (period_us + 1)), 0):
+        try:
+            return Quota(
+                capacity,
+                tried,
+                period_us / MICROSECONDS,
+                stepped=stepped,
+                synced=synced,
+                overdraft=overdraft,
+                recharge_to=recharge_to,
+                initial=initial,
+            )
+        except ConfigError:
+            continue
+    raise AssertionError(refill, period_us)
+
+
+extreme_quotas = st.builds(
+    _extreme_quota,
+    _large,
+    st.one_of(st.sampled_from([0, 1, 2**25, 2**26 + 1, 2**50, 2**51]), st.integers(0, LIMIT - 1)),
+    st.one_of(st.sampled_from([1, 2, 3, 2**25, 2**26, 10**15]), st.integers(1, LIMIT // 4)),
+    stepped=st.booleans(),
+    synced=st.booleans(),
+    overdraft=st.one_of(st.sampled_from([0, 1, LIMIT - 1, UNLIMITED]), st.integers(0, UNLIMITED)),
+    recharge_to=st.none() | _large,
+    initial=st.none() | st.sampled_from([1 - LIMIT, -1, 0, 1, LIMIT - 1]),
+)
+
+_durations = st.one_of(st.none(), st.sampled_from([0.0, 1e-6, 60.5, 1e6, 4.5e9]), st.floats(0, 4.5e9))
+_extreme_readings = st.builds(
+    Reading,
+    st.sampled_from([1 - LIMIT, -(2**51), -1, 0, 1, 2**51, LIMIT - 1]),
+    next_refill_in=_durations,
+    refill=st.none() | st.sampled_from([0, 1e-7, 1e-6, 0.3, 1 / 3, 1, 5, 1e6, 2**30, 4.5e9]),
+    capacity=st.none() | st.sampled_from([1, 2**51, LIMIT - 1]),
+    server_time=_durations,
+)
+
+_other_ids = st.sampled_from(["a", "b", "c", "", "é", "a b%41"])
+_tokens = st.sampled_from([0, 1, 2, 2**31, 2**51, LIMIT - 2, LIMIT - 1])
+_keeps = st.just(0) | _tokens
+_waits = st.none() | st.sampled_from([-1, 0, 1, HOUR, LIMIT - 1, LIMIT])
+_afters = st.none() | st.sampled_from([0, 1, MINUTE, 2**51, LIMIT - 1])
+
+# The time at which a refund was issued is counted from now; `_placed` puts it in place.
+_issued = st.integers(-20 * MINUTE, 2 * TOLERANCE_US)
+
+usual_commands: st.SearchStrategy[Command] = st.one_of(
+    takes,
+    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
+    reserves,
+    st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
+    settles,
+    cancels,
+    st.builds(Refund, ids, costs, _issued),
+    st.builds(Reconcile, readings),
+    st.just(ClaimProbe()),
+    st.builds(Peek, costs, keeps),
+)
+extreme_commands: st.SearchStrategy[Command] = st.one_of(
+    st.builds(Acquire, _tokens, _keeps, _waits, _afters),
+    st.builds(Reserve, _other_ids, _tokens, st.sampled_from([1, MINUTE, MAX_HOLD_US]), _keeps, _waits, _afters),
+    st.builds(Settle, _other_ids, st.none() | _tokens, st.none() | _extreme_readings, st.booleans()),
+    st.builds(Cancel, _other_ids),
+    st.builds(Refund, _other_ids, _tokens, _issued | st.sampled_from([-LIMIT, LIMIT])),
+    st.builds(Reconcile, _extreme_readings),
+    st.just(ClaimProbe()),
+    st.builds(Peek, _tokens, _keeps, _afters),
+)
+
+
+# --- the same in coarse numbers, so that times and balances often meet exactly
+
+_few = st.integers(0, 4)
+_seconds = st.sampled_from([0, 1, 1, 2, 3, 5, 20, 60, 120, 121, 600]).map(lambda number: number * MICROSECONDS)
+_coarse_ids = st.sampled_from(["a", "b"])
+_coarse_readings = st.builds(
+    Reading,
+    st.integers(-2, 5),
+    next_refill_in=st.none() | st.integers(0, 2),
+    refill=st.none() | st.integers(0, 2),
+    server_time=st.none() | st.integers(1, 3),
+)
+_coarse_afters = st.sampled_from([None, 0, MICROSECONDS, 2 * MICROSECONDS])
+
+
+def _coarse_quotas(*, synced: bool) -> st.SearchStrategy[Quota]:
+    return st.builds(
+        Quota,
+        st.integers(1, 5),
+        st.integers(0, 3),
+        st.sampled_from([1.0, 2.0]),
+        stepped=st.booleans(),
+        overdraft=st.sampled_from([0, 0, 2]),
+        recharge_to=st.sampled_from([None, None, 3]),
+        initial=st.sampled_from([None, None, 0, 1]),
+        synced=st.just(synced),
+    )
+
+
+coarse_commands: st.SearchStrategy[Command] = st.one_of(
+    st.builds(Acquire, _few, st.sampled_from([0, 0, 1]), st.none() | _seconds, _coarse_afters),
+    *[
+        st.builds(
+            Reserve,
+            _coarse_ids,
+            _few,
+            _seconds.filter(bool),
+            st.just(0),
+            st.none() | _seconds,
+            _coarse_afters,
+            st.booleans(),
+        )
+    ]
+    * 3,
+    *[st.builds(Settle, _coarse_ids, st.none() | _few, st.none() | _coarse_readings, st.booleans())] * 3,
+    st.builds(Cancel, _coarse_ids),
+    st.builds(
+        Refund,
+        st.sampled_from(["a", "r"]),
+        _few,
+        st.sampled_from([0, 1 - _REFUNDABLE_US, -_REFUNDABLE_US, TOLERANCE_US]),
+    ),
+    *[st.builds(Reconcile, _coarse_readings)] * 2,
+    st.just(ClaimProbe()),
+    st.builds(Peek, _few, _few, _coarse_afters),
+)
+
+
+# --- programs
+
+_Draft = tuple[Time, int, list[Damage], Command]
+
+_forward = st.builds(Time, st.one_of(st.just(0), gaps, gaps, _bounds.filter(lambda gap: gap >= 0)))
+_moves = st.one_of(*[_forward] * 9, times)
+
+
+_ROOT: Final = 2**26
+"""Its square is the limit."""
+
+_products = st.tuples(st.integers(_ROOT - 2, _ROOT + 1), st.integers(_ROOT - 2, _ROOT + 1))
+_pairs = st.one_of(
+    st.tuples(st.just("reported_refill"), st.just("reported_period_us"), _products),
+    st.tuples(st.just("refill"), st.just("period_us"), _products),
+    st.tuples(st.just("capacity"), st.just("initial"), st.tuples(st.integers(9, 11), st.integers(9, 11))),
+).map(lambda pair: [Damage(pair[0], (pair[2][0],)), Damage(pair[1], (pair[2][1],))])
+"""Two fields that are sound or not only together, about the limit."""
+
+_Faults = st.SearchStrategy[list[Damage]]
+_no_faults: _Faults = st.builds(list[Damage])
+
+
+def _placed(command: Command, now: int) -> Command:
+    if not isinstance(command, Refund):
+        return command
+    return replace(command, issued_us=max(0, min(LIMIT - 1, now + command.issued_us)))
+
+
+def _program(quotas_of_it: list[Quota], start: int, drafts: list[_Draft]) -> Program:
+    now = start
+    acts: list[Act] = []
+    for move, which, faults, command in drafts:
+        quota = quotas_of_it[which % len(quotas_of_it)]
+        acts.append(Act(now, quota, tuple(fault.at(now) for fault in faults), _placed(command, now)))
+        now = max(0, min(LIMIT - 1, move.at(now)))
+    return Program(tuple(acts))
+
+
+def _programs(
+    kinds: st.SearchStrategy[Quota],
+    starts: st.SearchStrategy[int],
+    commands: st.SearchStrategy[Command],
+    faults: _Faults,
+    moves: st.SearchStrategy[Time] = _moves,
+) -> st.SearchStrategy[Program]:
+    act = st.tuples(moves, st.integers(0, 1), faults, commands)
+    return st.builds(_program, st.lists(kinds, min_size=1, max_size=2), starts, st.lists(act, min_size=1, max_size=20))
+
+
+_limits = st.sampled_from([0, EPOCH, LIMIT - 1 - DAY, LIMIT - 1])
+
+
+def programs(damage: st.SearchStrategy[Damage] | None = damages) -> st.SearchStrategy[Program]:
+    """Draw up to twenty acts on one bucket under one or two quotas: in coarse numbers, in any, at the limits.
+
+    damage: what may befall the stored fields in two of five programs; None: nothing.
+    """
+    faults = _no_faults if damage is None else st.one_of(_no_faults, st.lists(damage, max_size=4), _pairs)
+    return st.one_of(
+        *[
+            _programs(
+                _coarse_quotas(synced=synced), st.just(EPOCH), coarse_commands, _no_faults, st.builds(Time, _seconds)
+            )
+            for synced in (False, True)
+        ],
+        _programs(quotas(), instants, usual_commands, _no_faults),
+        _programs(quotas(), instants, usual_commands, faults),
+        _programs(extreme_quotas | quotas(), instants | _limits, usual_commands | extreme_commands, faults),
+    )
