@@ -1,6 +1,6 @@
 """Hypothesis strategies for whole programs: commands and damage on one bucket, up to the limits of the numbers.
 
-What runs one on two sides can hold one side to the other, after every act, to the last digit.
+Whoever runs one on a storage and on `Rules` can hold the storage to the rules, after every act, to the last digit.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from ..commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from ..commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from ..errors import ConfigError
 from ..quota import Quota
-from ..state import Reading
+from ..state import BucketState, Reading, Snapshot
+from ..transition import lifetime_us, transition
 from ..units import (
     CLAIM_US,
     LIMIT,
@@ -30,6 +31,7 @@ from .strategies import (
     HOUR,
     MINUTE,
     NUMBERS,
+    SECOND,
     cancels,
     costs,
     gaps,
@@ -384,3 +386,111 @@ def programs(damage: st.SearchStrategy[Damage] | None = damages) -> st.SearchStr
         _programs(quotas(), instants, usual_commands, faults),
         _programs(extreme_quotas | quotas(), instants | _limits, usual_commands | extreme_commands, faults),
     )
+
+
+# --- stories: programs told by hand
+
+
+def _story(quota: Quota, *told: tuple[float, Command], then: Quota | None = None) -> Program:
+    """Return the program of commands at so many seconds from its start; the last one under another quota, if given."""
+    acts = [Act(EPOCH + round(at * SECOND), quota, (), _placed(command, EPOCH)) for at, command in told]
+    if then is not None:
+        acts[-1] = replace(acts[-1], quota=then)
+    return Program(tuple(acts))
+
+
+_UNEVEN: Final = Quota(10, 3, 7.0)
+_SERVED: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
+_ASK: Final = Acquire(400, probe_after_us=SECOND)
+"""What a synced bucket refuses, and what claims the probe early."""
+
+STORIES: Final = {
+    "parts of a token": _story(_UNEVEN, (0, Acquire(10)), (1, Acquire(0)), (2, Acquire(0)), (2.4, Acquire(1))),
+    "parts of a token at another rate": _story(
+        _UNEVEN, (0, Acquire(10)), (2, Acquire(0)), (2.4, Acquire(1)), then=Quota(10, 6, 7.0)
+    ),
+    "a bucket that begins empty": _story(Quota(10, 1, 1.0, initial=0), (0, Acquire(1)), (1, Acquire(1))),
+    "recharge": _story(
+        Quota(10, 1, 1.0, recharge_to=8), (0, Acquire(10)), (0, Acquire(1)), (3, Acquire(1)), (8, Acquire(1))
+    ),
+    "a hold runs out and is settled late": _story(
+        _UNEVEN, (0, Reserve("a", 6, 5 * SECOND)), (5, Acquire(0)), (9, Settle("a", 2)), (9, Settle("a", 2))
+    ),
+    "a hold runs out and is forgotten": _story(
+        _UNEVEN, (0, Reserve("a", 6, 5 * SECOND)), (5, Acquire(0)), (10, Settle("a", 2))
+    ),
+    "a call after a reading": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50))), (1, Reserve("a", 6, MINUTE)), (2, Settle("a", 6, Reading(44)))),
+        *((3, Reserve("b", 6, MINUTE)), (4, Reconcile(Reading(30))), (5, Settle("b", 6, Reading(99)))),
+    ),
+    "a charge before a reading and one after it": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50))), (1, Reserve("a", 6, SECOND)), (2, Reserve("b", 7, 2 * SECOND))),
+        *((3, Reconcile(Reading(40))), (4, Acquire(0)), (4, Settle("a", 0)), (4.5, Settle("b", 0))),
+    ),
+    "readings by the server's time": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50, server_time=100))), (1, Reconcile(Reading(60, server_time=99)))),
+        *((2, Reconcile(Reading(70, server_time=101, refill=20, capacity=1200, next_refill_in=7.5))), (30, Peek())),
+        (200, Reconcile(Reading(80, server_time=98))),
+    ),
+    "a slower refill": _story(
+        Quota(300, 20, 60.0, synced=True),
+        *((0, Reconcile(Reading(-5, refill=0.25, period=60.5))), (300, Acquire(1)), (1500, Acquire(1))),
+    ),
+    "probes that fail": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50, server_time=100))), (1, _ASK), (2, _ASK), (21, _ASK), (22, _ASK), (23, _ASK)),
+        *((44, _ASK), (45, _ASK), (46, _ASK), (47, ClaimProbe()), (70, ClaimProbe()), (80, _ASK)),
+    ),
+}
+"""Programs in which every field of a state matters to some outcome."""
+
+
+# --- the other side
+
+
+class Rules:
+    """What the rules make of a program: plain texts in, `transition`, plain texts out.
+
+    due: the instant from which the bucket may be forgotten; None: never.
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.due: int | None = None
+
+    def damage(self, name: str, text: str | None) -> None:
+        """Set a field, or delete it."""
+        if text is None:
+            self.texts.pop(name, None)
+        else:
+            self.texts[name] = text
+
+    def apply(self, act: Act) -> Outcome:
+        """Carry out the command. Fields that are not the bucket's stay as they are."""
+        stored = self._stored()
+        state, outcome = transition(act.quota, stored, act.now, act.command)
+        if state is not None and state is not stored:
+            foreign = {name: text for name, text in self.texts.items() if not is_ours(name)}
+            self.texts = foreign | state.to_fields()
+            lifetime = lifetime_us(act.quota, state, act.now)
+            self.due = None if lifetime is None else act.now + lifetime
+        return outcome
+
+    def inspect(self, now: int) -> Snapshot | None:
+        """Return what a look by the key alone shows."""
+        stored = self._stored()
+        if stored is None or stored.quota is None:
+            return None
+        return transition(stored.quota, stored, now, Peek())[1].snapshot
+
+    def _stored(self) -> BucketState | None:
+        # Sorted: what is stored has no order, and repairs of holds are named in the order in which they come.
+        return BucketState.from_fields(dict(sorted(self.texts.items()))) if self.texts else None
+
+
+def is_ours(name: str) -> bool:
+    """Whether a field is one that a state has."""
+    return name in NUMBERS or name in QUOTA or name.startswith("hold:")

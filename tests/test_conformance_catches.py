@@ -1,0 +1,655 @@
+"""The conformance kit is no blind one: storages that are broken in likely ways, and the test that finds each out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import Phase, settings
+
+from examples.sqlite_storage import SqliteStorage
+from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
+from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
+from keepa_tokens.testing.conformance import AsyncStorageConformance, SharedStorageConformance, StorageConformance
+from keepa_tokens.testing.programs import QUOTA
+from keepa_tokens.testing.strategies import HOUR, NUMBERS, SECOND
+from keepa_tokens.transition import transition
+
+# Where a fault is found the first time will do; the same programs in every run.
+settings.register_profile(
+    "hunt",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def hunt() -> Iterator[None]:
+    """Look hard, as the profile above says, whatever the run's own profile is."""
+    before = settings.get_current_profile_name()
+    settings.load_profile("hunt")
+    yield
+    settings.load_profile(before)
+
+
+# --- a storage that is sound, in parts that can each be broken
+
+
+class Place:
+    """Where texts are kept, for all storages that are made on it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.rows: dict[str, dict[str, str]] = {}
+
+
+class Sound:
+    """A storage of texts in a dict."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        with self.place.lock:
+            return self.step(key, quota, command, self.now(now_us))
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        stored = self.load(key)
+        state, outcome = transition(quota, stored, now, command)
+        if state is not None and state is not stored:
+            self.save(key, state, outcome)
+        return outcome
+
+    def now(self, now_us: int | None) -> int:
+        return time.time_ns() // 1000 if now_us is None else now_us
+
+    def load(self, key: str) -> BucketState | None:
+        row = self.place.rows.get(key)
+        return None if row is None else BucketState.from_fields(row)
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+        self.place.rows[key] = state.to_fields()
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        state = self.load(key)
+        if state is None or state.quota is None:
+            return None
+        return transition(state.quota, state, self.now(now_us), Peek())[1].snapshot
+
+    def keys(self) -> Iterator[str]:
+        return iter(list(self.place.rows))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Kit(SharedStorageConformance):
+    """The kit on a storage whose fields it can't see: whatever is found is found by what the storage answers."""
+
+    kind: ClassVar[type[Sound]] = Sound
+
+    def __init__(self) -> None:
+        self.place = Place()
+
+    def make_storage(self) -> Sound:
+        return self.kind(self.place)
+
+
+class KitWithFields(Kit):
+    """The same on a storage whose fields it can damage."""
+
+    def read_fields(self, key: str) -> Mapping[str, str]:
+        return self.place.rows.get(key, {})
+
+    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
+        self.place.rows[key] = dict(fields)
+
+
+def run(kit: StorageConformance | AsyncStorageConformance, test: str) -> None:
+    """Run one test of the kit, as pytest would."""
+    function: Any = getattr(kit, test)
+    for mark in getattr(function, "pytestmark", []):
+        for value in mark.args[1]:
+            function(value)
+        return
+    function()
+
+
+def finds(kit: StorageConformance | AsyncStorageConformance, test: str) -> bool:
+    """Whether a test of the kit fails."""
+    try:
+        run(kit, test)
+    except (AssertionError, BaseExceptionGroup, pytest.fail.Exception, StorageUnavailable):
+        return True
+    return False
+
+
+EACH_FIELD = "test_each_field_tells"
+EVERY_COMMAND = "test_every_command_comes_to_what_the_rules_say"
+AT_ONCE = "test_workers_at_the_same_time_never_get_one_token_twice"
+
+
+# --- broken ones
+
+
+class NotAtomic(Sound):
+    """Reads and writes without a lock."""
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        return self.step(key, quota, command, self.now(now_us))
+
+
+class LosesHoldsAtOnce(Sound):
+    """Locks, but not for holds."""
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        if isinstance(command, Reserve | Settle | Cancel):
+            return self.step(key, quota, command, self.now(now_us))
+        return super().apply(key, quota, command, now_us=now_us)
+
+
+class WritesGrantsOnly(Sound):
+    """Takes a refusal for something that changes nothing."""
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+        if outcome.reason == "GRANTED":
+            super().save(key, state, outcome)
+
+
+class FoldsKeys(Sound):
+    """Compares keys as some databases do: without case."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        return super().step(key.casefold(), quota, command, now)
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        return super().inspect(key.casefold(), now_us=now_us)
+
+
+class ComposesKeys(FoldsKeys):
+    """Compares keys as some file systems do: accents composed."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        return Sound.step(self, unicodedata.normalize("NFC", key), quota, command, now)
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        return Sound.inspect(self, unicodedata.normalize("NFC", key), now_us=now_us)
+
+
+class CutsKeys(Sound):
+    """Keeps 255 letters of a key."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        return super().step(key[:255], quota, command, now)
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        return super().inspect(key[:255], now_us=now_us)
+
+
+class ListsTwice(Sound):
+    """Lists keys as SCAN does: some more than once."""
+
+    def keys(self) -> Iterator[str]:
+        yield from super().keys()
+        yield from super().keys()
+
+
+class IgnoresIds(Sound):
+    """Takes all holds for one."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        if isinstance(command, Reserve | Settle | Cancel):
+            command = replace(command, id="hold")
+        return super().step(key, quota, command, now)
+
+
+class StripsIds(Sound):
+    """Takes blanks off ids."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        if isinstance(command, Reserve | Settle | Cancel):
+            command = replace(command, id=command.id.strip())
+        return super().step(key, quota, command, now)
+
+
+class NewIdEachTime(Sound):
+    """Makes up an id for each reserve, so that a repeated one is a second one."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        stored = self.load(key)
+        if isinstance(command, Reserve) and stored is not None and command.id in stored.holds:
+            command = replace(command, id=command.id + "'")
+        return super().step(key, quota, command, now)
+
+
+class FewHolds(Sound):
+    """Has room for so many holds."""
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+        super().save(key, replace(state, holds=dict(list(state.holds.items())[:64])), outcome)
+
+
+class OwnClockOnly(Sound):
+    """Doesn't listen to the caller's clock."""
+
+    def now(self, now_us: int | None) -> int:
+        return super().now(None)
+
+
+class WholeSeconds(Sound):
+    """Keeps times in seconds."""
+
+    def now(self, now_us: int | None) -> int:
+        return super().now(now_us) // SECOND * SECOND
+
+
+class Milliseconds(Sound):
+    """Takes milliseconds for microseconds where it reads its own time."""
+
+    def now(self, now_us: int | None) -> int:
+        return time.time_ns() // 1_000_000 if now_us is None else now_us
+
+
+class LatestOfAll(Sound):
+    """Takes for its own time the latest that anybody brought."""
+
+    latest = 0
+
+    def now(self, now_us: int | None) -> int:
+        self.latest = max(self.latest, super().now(now_us))
+        return self.latest if now_us is None else now_us
+
+
+class PeekWrites(Sound):
+    """Stores what it looked at."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        if isinstance(command, Peek):
+            super().step(key, quota, Acquire(0), now)
+        return super().step(key, quota, command, now)
+
+
+class InspectWrites(Sound):
+    """Stores what it was shown."""
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        stored = self.load(key)
+        if stored is not None and stored.quota is not None:
+            super().step(key, stored.quota, Acquire(0), self.now(now_us))
+        return super().inspect(key, now_us=now_us)
+
+
+class TwiceEach(Sound):
+    """Sends each command again when no answer seems to come."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        super().step(key, quota, command, now)
+        return super().step(key, quota, command, now)
+
+
+class Floats(Sound):
+    """Keeps numbers as floats."""
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+        fields = state.to_fields()
+        self.place.rows[key] = {n: t if ":" in n else str(float(t)) for n, t in fields.items()}
+
+
+class FirstQuota(Sound):
+    """Goes by the quota that it saw first."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        stored = self.load(key)
+        known = quota if stored is None or stored.quota is None else stored.quota
+        return super().step(key, known, command, now)
+
+
+class ForgetsEarly(Sound):
+    """Drops what wasn't used for half a minute."""
+
+    def load(self, key: str) -> BucketState | None:
+        state = super().load(key)
+        idle = state is not None and state.refilled_at is not None and self.at > state.refilled_at + 30 * SECOND
+        return None if idle else state
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        self.at = now
+        return super().step(key, quota, command, now)
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        self.at = self.now(now_us)
+        return super().inspect(key, now_us=now_us)
+
+
+class Caches(Sound):
+    """Reads each bucket once."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.read: dict[str, BucketState | None] = {}
+
+    def load(self, key: str) -> BucketState | None:
+        if self.read.get(key) is None:
+            self.read[key] = super().load(key)
+        return self.read[key]
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+        self.read[key] = state
+        super().save(key, state, outcome)
+
+
+class NeverWrites(Caches):
+    """Keeps all in memory, and writes nothing."""
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+        self.read[key] = state
+
+
+class CloseClears(Sound):
+    """Tidies up when it is closed."""
+
+    def close(self) -> None:
+        self.place.rows.clear()
+
+
+BROKEN: list[tuple[type[Sound], str]] = [
+    (NotAtomic, AT_ONCE),
+    (NotAtomic, "test_storages_at_the_same_time_never_get_one_token_twice"),
+    (LosesHoldsAtOnce, "test_workers_at_the_same_time_lose_no_hold"),
+    (WritesGrantsOnly, "test_a_refusal_is_written"),
+    (WritesGrantsOnly, EACH_FIELD),
+    (FoldsKeys, "test_buckets_are_kept_apart_by_their_keys"),
+    (ComposesKeys, "test_buckets_are_kept_apart_by_their_keys"),
+    (CutsKeys, "test_buckets_are_kept_apart_by_their_keys"),
+    (ListsTwice, "test_buckets_are_kept_apart_by_their_keys"),
+    (IgnoresIds, "test_holds_are_told_apart_by_their_ids"),
+    (StripsIds, "test_holds_are_told_apart_by_their_ids"),
+    (NewIdEachTime, "test_a_command_sent_again_counts_once"),
+    (FewHolds, "test_many_holds_are_kept"),
+    (OwnClockOnly, "test_a_callers_clock_rules_its_own_step"),
+    (WholeSeconds, "test_a_callers_clock_rules_its_own_step"),
+    (Milliseconds, "test_without_a_clock_the_storages_own_time_rules"),
+    (WholeSeconds, "test_without_a_clock_the_storages_own_time_rules"),
+    (LatestOfAll, "test_the_storages_own_time_and_a_callers_are_not_mixed"),
+    (PeekWrites, "test_a_look_writes_nothing"),
+    (InspectWrites, "test_a_look_writes_nothing"),
+    (TwiceEach, EVERY_COMMAND),
+    (Floats, EVERY_COMMAND),
+    (FirstQuota, EVERY_COMMAND),
+    (ForgetsEarly, EVERY_COMMAND),
+    (Caches, "test_two_storages_on_one_place_are_one"),
+    (NeverWrites, "test_what_was_written_is_there_after_a_restart"),
+    (CloseClears, "test_a_storage_that_is_closed_takes_nothing_along"),
+    (OwnClockOnly, "test_the_doors_work_on_it"),
+]
+
+
+def kit_of(broken: type[Sound], base: type[Kit] = Kit) -> Kit:
+    """Return the kit on a kind of storage."""
+    made = type(f"KitOf{broken.__name__}", (base,), {"kind": broken})
+    assert issubclass(made, Kit)
+    return made()
+
+
+@pytest.mark.parametrize("broken, test", BROKEN)
+def test_a_broken_storage_is_found_out(broken: type[Sound], test: str) -> None:
+    """Each way to be broken makes the test fail that is named beside it."""
+    assert finds(kit_of(broken), test)
+
+
+@pytest.mark.parametrize("test", sorted({test for _, test in BROKEN}))
+def test_a_sound_storage_is_not(test: str) -> None:
+    """The same tests pass on the storage as it was before it was broken."""
+    run(Kit(), test)
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *QUOTA])
+def test_a_storage_that_forgets_any_one_field_is_found_out(name: str) -> None:
+    """Whichever field isn't stored, some command's outcome tells."""
+
+    class Forgets(Sound):
+        def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+            fields = state.to_fields()
+            fields.pop(name, None)
+            self.place.rows[key] = fields
+
+    assert finds(kit_of(Forgets), EACH_FIELD)
+
+
+HOLD_PARTS: list[Callable[[Hold], Hold]] = [
+    lambda hold: replace(hold, tokens=hold.tokens // 2),
+    lambda hold: replace(hold, opened=0),
+    lambda hold: replace(hold, expires_at=hold.expires_at + 1),
+    lambda hold: replace(hold, hold_for=HOUR),
+    lambda hold: replace(hold, charged=min(1, hold.charged)),
+]
+
+
+@pytest.mark.parametrize("spoil", HOLD_PARTS, ids=["tokens", "opened", "expires_at", "hold_for", "charged"])
+def test_a_storage_that_spoils_any_part_of_a_hold_is_found_out(spoil: Callable[[Hold], Hold]) -> None:
+    """Whichever number of a hold isn't stored as it was, some command's outcome tells."""
+
+    class Spoils(Sound):
+        def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+            super().save(key, replace(state, holds={n: spoil(h) for n, h in state.holds.items()}), outcome)
+
+    assert finds(kit_of(Spoils), EACH_FIELD)
+
+
+# --- what the kit can see where it may damage fields
+
+
+class OverwritesNewer(Sound):
+    """Takes what it can't read for nothing."""
+
+    def load(self, key: str) -> BucketState | None:
+        state = super().load(key)
+        return None if state is not None and state.format != 1 else state
+
+
+class SpoilsNewer(Sound):
+    """Refuses what it can't read, but notes that it was there."""
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        row = self.place.rows.get(key)
+        if row is not None:
+            row["drift"] = "7"
+        return super().step(key, quota, command, now)
+
+
+class MendsOnSight(Sound):
+    """Mends what it is shown."""
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        shown = super().inspect(key, now_us=now_us)
+        if shown is not None and shown.repaired:
+            super().step(key, shown.quota, Peek(), self.now(now_us))
+        return shown
+
+
+class TrustsTexts(Sound):
+    """Reads numbers as Python does, and what is none as 0."""
+
+    def load(self, key: str) -> BucketState | None:
+        row = self.place.rows.get(key)
+        if row is None:
+            return None
+        return BucketState.from_fields({n: t if ":" in n or t.isdigit() else "0" for n, t in row.items()})
+
+
+class ManyHoldsTooMany(FewHolds):
+    """Reads so many holds."""
+
+    def load(self, key: str) -> BucketState | None:
+        state = super().load(key)
+        return None if state is None else replace(state, holds=dict(list(state.holds.items())[:200]))
+
+
+DAMAGED: list[tuple[type[Sound], str]] = [
+    (OverwritesNewer, "test_the_format_of_a_newer_release_is_refused_and_left_as_it_was"),
+    (SpoilsNewer, "test_the_format_of_a_newer_release_is_refused_and_left_as_it_was"),
+    (MendsOnSight, "test_a_look_mends_nothing_that_inspect_shows"),
+    (TrustsTexts, "test_each_lost_field_is_mended_once"),
+    (TrustsTexts, EVERY_COMMAND),
+    (WritesGrantsOnly, "test_each_lost_field_is_mended_once"),
+    (ManyHoldsTooMany, "test_hundreds_of_holds_that_run_out_at_once_are_charged"),
+]
+
+
+@pytest.mark.parametrize("broken, test", DAMAGED)
+def test_a_storage_that_is_bad_at_damage_is_found_out(broken: type[Sound], test: str) -> None:
+    """Each way to be broken makes the test fail that is named beside it."""
+    assert finds(kit_of(broken, KitWithFields), test)
+
+
+@pytest.mark.parametrize("test", sorted({test for _, test in DAMAGED}))
+def test_a_storage_that_is_sound_at_damage_is_not(test: str) -> None:
+    """The same tests pass on the storage as it was before it was broken."""
+    run(KitWithFields(), test)
+
+
+def test_a_storage_that_keeps_other_fields_is_found_out() -> None:
+    """Where the kit can read the fields, a difference that no outcome tells yet is found too."""
+
+    class Adds(Sound):
+        def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
+            super().save(key, state, outcome)
+            self.place.rows[key]["reading_sequence"] = "0"
+
+    assert finds(kit_of(Adds, KitWithFields), EVERY_COMMAND)
+
+
+# --- between processes
+
+
+class ReadsBeforeItLocks(SqliteStorage):
+    """Reads, and locks the file only to write. Threads of one process are kept apart."""
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        with self._lock:
+            state, outcome = transition(quota, self._state(key), self._now(now_us), command)
+            if state is not None:
+                self._write(key, state)
+            return outcome
+
+
+class CountsFromItsStart(SqliteStorage):
+    """Its own time is of each process."""
+
+    def _now(self, now_us: int | None) -> int:
+        return round(time.process_time() * SECOND) if now_us is None else now_us
+
+
+class KeepsAFileAsALock(SqliteStorage):
+    """Locks by a file that it takes away again when it is closed."""
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        lock = Path(f"{self._path}.lock")
+        if not hasattr(self, "_owned"):
+            if lock.exists():
+                raise StorageUnavailable("locked")
+            lock.touch()
+            self._owned = True
+        return super().apply(key, quota, command, now_us=now_us)
+
+    def close(self) -> None:
+        Path(f"{self._path}.lock").unlink(missing_ok=True)
+        super().close()
+
+
+class WritesWhenItIsClosed(SqliteStorage):
+    """Leaves its transaction open until the end."""
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+        state, outcome = transition(quota, self._state(key), self._now(now_us), command)
+        if state is not None:
+            self._write(key, state)
+        return outcome
+
+    def close(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+        super().close()
+
+
+class SqliteKit(SharedStorageConformance):
+    """The kit on a kind of the example's storage."""
+
+    def __init__(self, kind: Callable[[Path], SqliteStorage], path: Path) -> None:
+        self.kind = kind
+        self.path = path
+
+    def make_storage(self) -> SqliteStorage:
+        return self.kind(self.path)
+
+    def elsewhere(self) -> Callable[[], SqliteStorage]:
+        return partial(self.kind, self.path)
+
+
+@pytest.mark.parametrize(
+    "broken, test",
+    [
+        (ReadsBeforeItLocks, "test_processes_at_the_same_time_never_get_one_token_twice"),
+        (CountsFromItsStart, "test_the_own_time_is_one_for_all"),
+        (KeepsAFileAsALock, "test_a_process_killed_in_the_middle_leaves_whole_steps_and_no_lock"),
+        (WritesWhenItIsClosed, "test_a_process_killed_in_the_middle_leaves_whole_steps_and_no_lock"),
+    ],
+)
+def test_what_goes_wrong_between_processes_is_found_out(broken: type[SqliteStorage], test: str, tmp_path: Path) -> None:
+    """A storage that is sound in one process, and not among several, makes the test fail that is named beside it."""
+    assert finds(SqliteKit(broken, tmp_path / "buckets.sqlite"), test)
+
+
+# --- coroutines
+
+
+class AwaitsInTheMiddle:
+    """Lets other coroutines go on between what it reads and what it writes."""
+
+    def __init__(self, place: Place) -> None:
+        self.sound = Sound(place)
+
+    async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        stored = self.sound.load(key)
+        await asyncio.sleep(0)
+        state, outcome = transition(quota, stored, self.sound.now(now_us), command)
+        if state is not None:
+            self.sound.save(key, state, outcome)
+        return outcome
+
+    async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        return self.sound.inspect(key, now_us=now_us)
+
+    async def keys(self) -> AsyncIterator[str]:
+        for key in self.sound.keys():  # noqa: SIM118 - a storage is no dict
+            yield key
+
+    async def aclose(self) -> None:
+        self.sound.close()
+
+
+class AsyncKit(AsyncStorageConformance):
+    """The kit for coroutines."""
+
+    async def make_storage(self) -> AwaitsInTheMiddle:
+        return AwaitsInTheMiddle(Place())
+
+
+def test_coroutines_that_get_in_each_others_way_are_found_out() -> None:
+    """An async storage that awaits between reading and writing gives tokens twice; one after the other all is well."""
+    assert finds(AsyncKit(), AT_ONCE)
+    run(AsyncKit(), "test_a_command_sent_again_counts_once")
