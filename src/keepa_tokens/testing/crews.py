@@ -6,9 +6,10 @@ import asyncio
 import multiprocessing
 import sys
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from threading import Barrier
 from typing import Final, Protocol
 
@@ -66,8 +67,16 @@ def processes(opener: Opener, works: Sequence[Work]) -> list[list[Outcome]]:
     """Let processes do the works, all of them together, each on a storage that it opens."""
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(len(works), timeout=PATIENCE_S)
-    with ProcessPoolExecutor(len(works), context, initializer=gate.wait) as pool:
-        return list(pool.map(_work, [opener] * len(works), works))
+    with ExitStack() as stack:
+        answers: list[Connection] = []
+        for work in works:
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(opener, work, gate, sender))
+            process.start()
+            stack.callback(process.join, PATIENCE_S)
+            sender.close()  # so that the end of a process is the end of its answers
+            answers.append(receiver)
+        return [answer.recv() for answer in answers]
 
 
 def killed(opener: Opener, work: Work) -> int:
@@ -88,6 +97,10 @@ def killed(opener: Opener, work: Work) -> int:
     return told
 
 
+class _Gate(Protocol):
+    def wait(self) -> int: ...
+
+
 class _Counter(Protocol):
     value: int
 
@@ -96,9 +109,10 @@ class _Flag(Protocol):
     def set(self) -> None: ...
 
 
-def _work(opener: Opener, work: Work) -> list[Outcome]:
+def _work(opener: Opener, work: Work, gate: _Gate, answer: Connection) -> None:
     with opened(opener) as storage:
-        return work.done_on(storage)
+        gate.wait()
+        answer.send(work.done_on(storage))
 
 
 def _work_on(opener: Opener, work: Work, steps: _Counter, warm: _Flag) -> None:
