@@ -10,16 +10,18 @@ PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+TORTURE_MINUTES ?= 1
+TORTURE_ARGS ?=
 
 # Folders to type-check: examples and benchmarks from the day they hold Python files.
-TYPED := src tests $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
+TYPED := src tests torture $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all nightly fault-table check lint mypy pyright layers format demo bench-day bench-day-quick build clean ci
+.PHONY: help venv test test-all nightly fault-table torture check lint mypy pyright layers format demo bench-day bench-day-quick build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +40,9 @@ nightly: $(VENV)/.stamp-test ## Look for hours: make test, each property on thou
 fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest tests/redis/test_fault_table.py -k "page and valkey"
 	$(BIN)/python -m pytest tests/redis/test_fault_table.py
+
+torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), checked against the promise
+	$(BIN)/python -m torture --minutes $(TORTURE_MINUTES) $(TORTURE_ARGS)
 
 check: lint mypy pyright layers ## Lint, check the format, the types and the layers
 
@@ -79,7 +84,7 @@ build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests examples benchmarks torture -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 ci: check test-all ## What has to pass before a change lands
 

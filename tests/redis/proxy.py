@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that loses answers, or never gives any."""
+"""A TCP proxy on loopback that loses answers, never gives any, is slow, or drops its connections."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Proxy:
     """Passes bytes between clients and one server.
 
     cuts: for as many scripts to come, the connection is reset when the script's answer arrives: it ran, and its
-    caller is not told. mute: what clients say is read and not passed on. Both may be set at any time.
-    scripts, connections, bytes_muted: seen so far.
+    caller is not told. mute: what clients say is read and not passed on. deaf: what the server answers is. delay_s:
+    either way takes so long. All may be set at any time. scripts, connections, bytes_muted: seen so far.
     """
 
     def __init__(self, server_port: int = 0) -> None:
@@ -25,9 +25,12 @@ class Proxy:
         self.port = 0
         self.cuts = 0
         self.mute = False
+        self.deaf = False
+        self.delay_s = 0.0
         self.scripts = 0
         self.connections = 0
         self.bytes_muted = 0
+        self._links: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -50,22 +53,31 @@ class Proxy:
         self._thread.join(10)
         assert not self._thread.is_alive()
 
+    def drop(self) -> None:
+        """Drop every connection, in the middle of whatever it carries; new ones are welcome."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._drop)
+
+    def _drop(self) -> None:
+        for link in self._links:
+            link.cancel()
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        tasks: set[asyncio.Task[None]] = set()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.connections += 1
-            tasks.add(asyncio.ensure_future(self._carry(reader, writer)))
+            link = asyncio.ensure_future(self._carry(reader, writer))
+            self._links.add(link)
+            link.add_done_callback(self._links.discard)
 
         listener = await asyncio.start_server(accept, HOST, 0)
         self.port = listener.sockets[0].getsockname()[1]
         self._ready.set()
         await self._ended.wait()
         listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._drop()
+        await asyncio.gather(*self._links, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection until either side ends it."""
@@ -100,6 +112,7 @@ class Proxy:
             if b"EVAL" in data:
                 self.scripts += 1
                 script.set()
+            await self._dawdle()
             writer.write(data)
             await writer.drain()
 
@@ -112,8 +125,15 @@ class Proxy:
                 if self.cuts:
                     self.cuts -= 1
                     return
+            if self.deaf:
+                continue
+            await self._dawdle()
             writer.write(data)
             await writer.drain()
+
+    async def _dawdle(self) -> None:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
 
 
 @contextmanager

@@ -1,0 +1,144 @@
+"""The most that a bucket may have: an independent count of what the promise allows. Pure.
+
+The library keeps a bucket's balance; this keeps an upper bound of it from the log alone. Where the log doesn't say when
+something happened, or whether, the bound takes what allows more: what was taken counts at the earliest, what was given
+back at the latest, and in between both are allowed for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from keepa_tokens import Quota
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Tokens that a grant set aside. ran_out: they were charged, and may yet be given back."""
+
+    tokens: int
+    expires_at: int
+    ran_out: bool = False
+
+
+@dataclass(slots=True)
+class Ledger:
+    """One bucket, from the beginning of a life or its last reading on.
+
+    level: its balance at `at`, in tokens times the period in microseconds, so that all is whole; None: not known yet.
+    starts_at: when a failed probe lets an unknown one start from 0. next_step: of a stepped refill; in_phase: whether
+    it is known. adopted_at: when it took its last reading. allowed: what may be there besides, each up to an instant.
+    readings: balances that it may take up to an instant.
+    """
+
+    quota: Quota
+    at: int
+    level: int | None = None
+    starts_at: int | None = None
+    next_step: int = 0
+    in_phase: bool = True
+    adopted_at: int = 0
+    holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+    allowed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    readings: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+
+    def restart(self) -> None:
+        """Become the ledger of a bucket that was lost or never seen: with what its quota starts with."""
+        starts = self.quota.starts_at
+        self.level = None if starts is None else starts * self.quota.period_us
+        self.next_step = self.at + self.quota.period_us
+        self.holds = {}
+
+    def copy(self) -> Ledger:
+        """Return another one, to look ahead with."""
+        return replace(self, holds=dict(self.holds), allowed=list(self.allowed), readings=list(self.readings))
+
+    def advance(self, to: int) -> None:
+        """Let time pass: refill, and charge each hold that runs out at its own instant."""
+        running = [(hold.expires_at, name) for name, hold in self.holds.items() if not hold.ran_out]
+        for at, name in sorted(running):
+            if at > to:
+                break
+            self._flow(at)
+            hold = self.holds[name]
+            self.holds[name] = replace(hold, ran_out=True)
+            self._add(-hold.tokens)
+        self._flow(to)
+        self.allowed = [(until, tokens) for until, tokens in self.allowed if until >= to]
+        for _, balance in self.readings:
+            self._may_be(balance)
+        self.readings = [(until, balance) for until, balance in self.readings if until > to]
+
+    def room(self) -> int:
+        """Return the most tokens that may be available, rounded down; far below 0 while nothing is known."""
+        if self.level is None:
+            return -(2**52)
+        in_flight = sum(hold.tokens for hold in self.holds.values() if not hold.ran_out)
+        allowed = sum(tokens for _, tokens in self.allowed)
+        step = 0 if self.in_phase else self.quota.refill
+        return self.level // self.quota.period_us - in_flight + allowed + step
+
+    def take(self, tokens: int) -> None:
+        """Take tokens for good."""
+        self._add(-tokens)
+
+    def give(self, tokens: int) -> None:
+        """Give tokens back that were taken for good: up to capacity."""
+        if self.level is not None:
+            full = self.quota.capacity * self.quota.period_us
+            self.level = max(self.level, min(full, self.level + tokens * self.quota.period_us))
+
+    def open(self, name: str, tokens: int, expires_at: int) -> None:
+        """Set tokens aside; a hold that is there already stays as it is."""
+        self.holds.setdefault(name, Hold(tokens, expires_at))
+
+    def end(self, name: str, cost: int) -> None:
+        """End a hold at what it cost; one that ran out was charged already, and corrects by the difference."""
+        hold = self.holds.pop(name, None)
+        if hold is not None:
+            self._add(hold.tokens - cost if hold.ran_out else -cost)
+
+    def adopt(self, balance: int, next_refill_in: int | None) -> None:
+        """Take a reading: it replaces the balance, and what was charged before is in it."""
+        period = self.quota.period_us
+        self.level, self.adopted_at, self.starts_at = balance * period, self.at, None
+        # A charge that a reading has replaced is not given back.
+        self.holds = {name: hold for name, hold in self.holds.items() if not hold.ran_out}
+        self.next_step = self.at + min(period if next_refill_in is None else next_refill_in, period)
+        self.in_phase = not self.readings
+
+    def may_adopt(self, balance: int, until: int) -> None:
+        """Allow for a reading that may be taken at any moment up to `until`, and for the phase that it would bring."""
+        self.readings.append((until, balance))
+        self.in_phase = False
+        self._may_be(balance)
+
+    def allow(self, until: int, tokens: int) -> None:
+        """Allow for tokens that may be there, up to `until`."""
+        self.allowed.append((until, tokens))
+
+    def _add(self, tokens: int) -> None:
+        if self.level is not None:
+            self.level += tokens * self.quota.period_us
+
+    def _may_be(self, balance: int) -> None:
+        level = balance * self.quota.period_us
+        self.level, self.starts_at = level if self.level is None else max(self.level, level), None
+
+    def _flow(self, to: int) -> None:
+        if self.level is None and self.starts_at is not None and to >= self.starts_at:
+            self.level, self.at, self.next_step = 0, self.starts_at, self.starts_at + self.quota.period_us
+        passed = max(0, to - self.at)
+        self.at = max(self.at, to)
+        if not self.quota.stepped:
+            self._refill(passed * self.quota.refill)
+            return
+        if to >= self.next_step:
+            steps = (to - self.next_step) // self.quota.period_us + 1
+            self.next_step += steps * self.quota.period_us
+            self._refill(steps * self.quota.refill * self.quota.period_us)
+
+    def _refill(self, amount: int) -> None:
+        if self.level is not None:
+            full = self.quota.capacity * self.quota.period_us
+            self.level = max(self.level, min(full, self.level + amount))
