@@ -153,6 +153,36 @@ def test_a_stepped_refill_counts_when_its_step_comes() -> None:
         assert log.spending() == found
 
 
+def test_a_step_is_one_step() -> None:
+    """At each step one refill comes: a debt of one refill is paid by the first, and only the second may be spent."""
+    log = Log(KEEPA).told(NOW, Reconcile(Reading(-KEEPA_QUOTA.refill, next_refill_in=0.4)), taken=True)
+    call = Reserve("a", 1, LIFETIME)
+    assert log.copy().told(NOW + 4 * TENTH, call).spending() == ["over-grant"]
+    assert log.told(NOW + 14 * TENTH, call).spending() == []
+
+
+def test_what_is_kept_for_others_is_not_there() -> None:
+    """A grant must leave as much as it was told to keep."""
+    everything = PLAIN_QUOTA.capacity
+    assert Log().told(NOW, Acquire(everything - 1, keep=1)).spending() == []
+    assert Log().told(NOW, Acquire(everything, keep=1)).spending() == ["over-grant"]
+
+
+def test_a_charge_that_a_reading_has_replaced_is_not_given_back() -> None:
+    """A hold ran out, then a reading came: a late settle gives nothing back, for no charge is in the reading."""
+    log = Log(KEEPA).told(NOW, Reconcile(Reading(9)), taken=True).told(NOW + 1, Reserve("a", 9, TENTH))
+    log.told(NOW + 2 * TENTH, Reconcile(Reading(0)), taken=True).told(NOW + 3 * TENTH, Settle("a", 0))
+    assert log.told(NOW + 3 * TENTH, Reserve("b", 1, LIFETIME)).spending() == ["over-grant"]
+
+
+def test_a_reading_in_the_moment_of_a_loss_may_have_come_after_it() -> None:
+    """When a loss lies between two instants, what was read in between may be known still."""
+    loss = Fault("director", NOW, plan.EVICT, "", NOW + TENTH, (KEEPA,))
+    for at, found in ((NOW + TENTH // 2, []), (NOW - TENTH, ["over-grant"])):
+        log = Log(KEEPA).add(loss).told(at, Reconcile(Reading(9)), taken=True)
+        assert log.told(NOW + 2 * TENTH, Reserve("a", 1, LIFETIME)).spending() == found
+
+
 def test_a_state_that_is_lost_is_a_new_one() -> None:
     """After a FLUSHALL a full bucket may be spent again; without one it is an over-grant."""
     log = Log().told(NOW, Acquire(PLAIN_QUOTA.capacity)).told(NOW + TENTH, Acquire(PLAIN_QUOTA.capacity))
@@ -399,6 +429,7 @@ BROKEN: dict[str, tuple[list[Entry], str]] = {
     "nothing is granted at last": ([*without(Calm), Calm("director", LATE, last=True)], "no progress"),
     "the run has no end": (without(Calm), "no end"),
     "nobody looks at what remains": (without(Remains), "no end"),
+    "a hold of nothing remains": ([*sound(), Remains("director", LATE, KEEPA, 0, 1, 8)], "leak"),
     "a hold remains": ([*sound(), Remains("director", LATE, KEEPA, 1, 1, 8)], "leak"),
     "a bucket does not refill": ([*sound(), Remains("director", LATE, PLAIN, 0, 0, 11)], "leak"),
     "an error that is none of the storage's": ([*sound(), ODD, Failed("w", NOW, 999, "TypeError")], "error"),
@@ -406,7 +437,10 @@ BROKEN: dict[str, tuple[list[Entry], str]] = {
     "a repair": ([*sound(), ODD, Told("w", NOW, 999, repaired="carry")], "damage"),
     "a call without a grant": ([*sound(), Asked("w", NOW, "x", 1)], "ledger"),
     "a call that nobody made": ([*sound(), Charged("api", NOW, "x", refused=False, cost=0)], "ledger"),
-    "a call served twice": ([*sound(), Charged("api", LATE, KEEPA, refused=False, cost=0)], "ledger"),
+    "a call served twice": (
+        [*without(Total), Charged("api", LATE, KEEPA, refused=False, cost=1), Total("director", LATE, 2)],
+        "ledger",
+    ),
     "an answer that nobody gave": ([*sound(), Answered("w", LATE, "x", 200, 0)], "ledger"),
     "a cost that was told wrong": ([*without(Answered), Answered("w", LATE, KEEPA, 200, 2)], "ledger"),
     "books that don't add up": ([*without(Total), Total("director", LATE, 2)], "ledger"),
