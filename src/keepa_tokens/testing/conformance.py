@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, repeat
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
 
 from ..bucket import TokenBucket
 from ..commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
@@ -31,6 +32,7 @@ from ..units import LIMIT, TOLERANCE_US
 from . import crews
 from .clock import ManualClock
 from .driven import Driven, driven
+from .machine import Bench, PlainMachine
 from .programs import STORIES, Act, Program, Rules, is_ours, programs
 from .strategies import EPOCH, HOUR, SECOND
 
@@ -108,6 +110,12 @@ class _Conformance(ABC, Generic[S]):
         """In stories in which each stored field matters at some point, the storage answers as the rules do."""
         with self._opened() as storage:
             self._follow(STORIES[story], repeat(storage))
+
+    def test_any_history_is_as_the_reference_has_it(self) -> None:
+        """Workers with skewed clocks, lost fields: a plain bucket is as one in exact fractions that shares no code."""
+        with self._opened() as storage:
+            machine: Any = partial(self._machine, storage)  # Hypothesis takes any factory, though it says a class
+            run_state_machine_as_test(machine, settings=self._wanted(0.2))
 
     def test_a_refusal_is_written(self) -> None:
         """A refusal that begins a recharge closes the bucket for whoever asks next."""
@@ -358,12 +366,22 @@ class _Conformance(ABC, Generic[S]):
 
     def _for_each(self, strategy: st.SearchStrategy[T], check: Callable[[T], None], *, share: float = 1.0) -> None:
         """Let Hypothesis look for an example at which `check` fails, as hard as its profile and `effort` say."""
-        wanted = settings(
+        self._wanted(share)(given(strategy)(check))()
+
+    def _wanted(self, share: float) -> settings:
+        return settings(
             max_examples=max(1, round(settings().max_examples * self.effort * share)),
+            stateful_step_count=20,
             deadline=None,  # of a storage no more is promised than its timeouts
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         )
-        wanted(given(strategy)(check))()
+
+    def _machine(self, storage: S) -> PlainMachine:
+        bench = Bench(storage, new_key())
+        if self._can("read_fields") and self._can("write_fields"):
+            bench.fields = partial(self._read, storage, bench.key)
+            bench.store = partial(self._write, storage, bench.key)
+        return PlainMachine(bench)
 
     def _follow(self, program: Program, storages: Iterator[S]) -> None:
         """Run a program on the rules, and each act of it on the next storage too, and compare after every act.
