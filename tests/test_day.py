@@ -22,11 +22,12 @@ def row(name: str) -> Row:
     return next(row for row in ROWS if row.name == name)
 
 
-# The days on which docs/benchmark.md shows a check as missed (an outside spender; many calls near zero) are not here.
 @pytest.mark.parametrize(
     "name",
     [
         "8 workers, 5/min",
+        "8 workers, 20/min",
+        "cost taken at admission",
         "estimates 2x high",
         "estimates 5x low",
         "timestamp lost at -79",
@@ -41,6 +42,12 @@ def test_what_must_hold_of_a_day_holds_of_three_hours(name: str) -> None:
     result = run(OURS, day, HOURS)
     assert result.paid > 40
     assert failures({name: (day, result)}) == []
+
+
+def test_what_must_hold_beside_an_outside_spender_holds_of_a_day() -> None:
+    """Over a whole day, in which he is noticed once and allowed for from then on, every check of the row holds."""
+    day = row("outside spender")
+    assert failures({day.name: (day, run(OURS, day, 24.0))}) == []
 
 
 def test_the_checks_can_fail() -> None:

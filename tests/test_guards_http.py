@@ -178,7 +178,8 @@ def test_without_any_waiting_a_429_is_not_enough_tokens(make: Make) -> None:
     world.fake.spend_outside(50)
     with pytest.raises(NotEnoughTokens) as refused:
         client.get("/product", asins(5))
-    assert 8 * 60 < refused.value.retry_after < 9 * 61
+    # Back from -41 to above the 50 that somebody else was seen to spend, which are kept back for him.
+    assert 18 * 60 < refused.value.retry_after < 19 * 61
     assert (world.fake.refused, world.clock.slept) == (1, 0)
     assert world.in_step()
 
@@ -193,9 +194,9 @@ def test_the_timeout_is_for_all_attempts_of_a_request_together(make: Make) -> No
 
     world.sync.bucket.listener = world.asynch.bucket.listener = listen
     with pytest.raises(AcquireTimeout) as late:
-        world.client(retry_refused=True, timeout=600).get("/product", asins(1))
+        world.client(retry_refused=True, timeout=1100).get("/product", asins(1))
     assert world.fake.refused == 1
-    assert world.clock.slept < late.value.retry_after < 600  # alone it would have been in time
+    assert 1100 - world.clock.slept < late.value.retry_after < 1100  # alone it would have been in time
 
 
 # --- streams

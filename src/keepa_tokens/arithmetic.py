@@ -104,6 +104,12 @@ def carried_over(carry: int, old_rate: int, old_period: int, rate: int, period: 
     return time * rate
 
 
+def halved(tokens: int, since: int, now: int, half_life: int) -> tuple[int, int]:
+    """Return `tokens` halved for every whole half-life from `since` to `now`, and the instant of the last halving."""
+    halvings = max(0, now - since) // half_life
+    return tokens >> min(halvings, 52), since + halvings * half_life
+
+
 def anchored(refilled_at: int, now: int, tolerance: int) -> int:
     """Return the instant to refill from: a stored one ahead of the clock by more than the tolerance is damage."""
     return now if refilled_at > now + tolerance else refilled_at

@@ -124,9 +124,9 @@ class Outcome:
 
     now_us: the bucket's time of the step. granted: tokens were taken or set aside. balance: after the step;
     None: unknown. retry_after_us: NEVER: no refill will bring it. place_us: how long the caller must wait for
-    its place. probe: the caller has been given the claim on the probe. scout: it was let through as the probe.
-    found: the hold was there, or the refund counted. reading: what became of it. drift: reported minus
-    projected balance. snapshot: of Peek and Reconcile.
+    its place. kept_back: tokens left to somebody else who spends. probe: the caller has been given the claim on the
+    probe. scout: it was let through as the probe. found: the hold was there, or the refund counted. reading: what
+    became of it. drift: reported minus projected balance. snapshot: of Peek and Reconcile.
     """
 
     now_us: int
@@ -136,6 +136,7 @@ class Outcome:
     retry_after_us: int = 0
     place_us: int = 0
     closed: bool = False
+    kept_back: int = 0
     probe: bool = False
     scout: bool = False
     found: bool = True

@@ -38,7 +38,8 @@ class Event:
 
     tokens: asked for; of a settle, what the call cost (0 where nobody said). balance: after it; None: unknown.
     seconds: a wait, as `kind` says. drift: reported minus projected balance. why: the reason of a grant, a refusal or a
-    wait; what a probe is for; the fault of a reading or a probe; the names of repaired fields.
+    wait; what a probe is for; the fault of a reading or a probe; the names of repaired fields. kept_back: tokens of the
+    balance that are left to somebody else who was seen to spend.
     """
 
     kind: EventKind
@@ -48,6 +49,7 @@ class Event:
     seconds: float = 0.0
     drift: int | None = None
     why: str = ""
+    kept_back: int = 0
 
 
 class Listener(Protocol):
@@ -63,7 +65,7 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     events: list[Event] = []
 
     def note(kind: EventKind, *, tokens: int = 0, wait: float = 0.0, why: str = "") -> None:
-        events.append(Event(kind, key, tokens, outcome.balance, wait, outcome.drift, why))
+        events.append(Event(kind, key, tokens, outcome.balance, wait, outcome.drift, why, outcome.kept_back))
 
     if outcome.repaired:
         note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
@@ -124,11 +126,12 @@ class LoggingListener:
             return
         self._refused[event.key] = event.why
         self._logger.info(
-            "bucket %s: refused %d tokens (%s), balance %s; ask again in %.6g s",
+            "bucket %s: refused %d tokens (%s), balance %s%s; ask again in %.6g s",
             event.key,
             event.tokens,
             event.why,
             _balance(event),
+            f", {event.kept_back} of it kept back for whoever else spends" if event.kept_back else "",
             event.seconds,
         )
 

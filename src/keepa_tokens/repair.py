@@ -39,8 +39,11 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[BucketSt
         return new_state(quota, now), ()
     mender = _Mender(stored, now, list(stored.unreadable))
     mender.check_format()
-    reading_at = mender.reading_at()
+    reading_at = mender.past("reading_at")
     balance = mender.balance(quota, reading_at)
+    if balance is None:
+        # What the last reading said is lost: a balance that begins at 0 must not be taken for it.
+        reading_at = None
     lost = balance is None and not quota.synced
     refill, period_us = mender.reported_rate(quota, reading_at)
     sequence = mender.sequence()
@@ -57,6 +60,8 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[BucketSt
         reading_sequence=mender.reading_sequence(reading_at, sequence),
         server_time=mender.optional("server_time"),
         drift=mender.optional("drift", 1 - LIMIT),
+        kept_back=mender.optional("kept_back"),
+        kept_back_at=mender.past("kept_back_at"),
         probe_until=mender.probe_until(),
         probe_failures=min(_MAX_FAILURES, mender.number("probe_failures")),
         reported_refill=refill,
@@ -121,10 +126,11 @@ class _Mender:
             self.note("refilled_at")
         return kept
 
-    def reading_at(self) -> int | None:
-        value = self.optional("reading_at")
+    def past(self, name: str) -> int | None:
+        """Return an instant that can't lie ahead; None: there is none."""
+        value = self.optional(name)
         if value is not None and value > self.now + TOLERANCE_US:
-            self.note("reading_at")
+            self.note(name)
             return None
         return value
 

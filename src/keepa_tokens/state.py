@@ -82,6 +82,8 @@ class BucketState:
     reading_sequence: int | None = None
     server_time: int | None = None
     drift: int | None = None
+    kept_back: int | None = None
+    kept_back_at: int | None = None
     probe_until: int | None = None
     probe_failures: int | None = 0
     reported_refill: int | None = None
@@ -221,7 +223,8 @@ class Snapshot:
     balance is at capacity. closed_for: what is left of a recharge. bound: by when, if attempts are made, one is
     granted or calls for a probe. capacity, refill, period: in effect, as the server last reported them.
     reading_age: since the last reading (None: there is none). drift: reported minus projected balance at the
-    last reading. repaired: mended fields.
+    last reading. kept_back: tokens left to somebody else who was seen to spend, on top of any `keep`. repaired:
+    mended fields.
     """
 
     balance: int | None
@@ -237,6 +240,7 @@ class Snapshot:
     period: float
     reading_age: float | None = None
     drift: int | None = None
+    kept_back: int = 0
     repaired: tuple[str, ...] = ()
 
     @property
@@ -258,6 +262,8 @@ _NUMBERS: Final = (
     "reading_sequence",
     "server_time",
     "drift",
+    "kept_back",
+    "kept_back_at",
     "probe_until",
     "probe_failures",
     "reported_refill",

@@ -12,7 +12,10 @@ would report; holds stand beside it; available = balance - what is held in fligh
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced
    the balance since. While the balance is unknown there is nothing to charge.
 4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes.
-   More than the capacity in effect can admit, or than can be counted exactly, is TOO_LARGE.
+   On a synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep
+   >= tokens, since calls may reach the server in another order, and the one that overdraws would get the others
+   refused. What rule 10 keeps back counts as kept. More than the capacity in effect can admit, or than can be
+   counted exactly, is TOO_LARGE.
 5. Recharge. A request that would fail even at keep 0 for want of tokens closes the bucket until the instant at
    which min(recharge_to, capacity) is available. The end is fixed then; every later step may only move it
    nearer, to the instant that the state still implies, so it opens early when the balance is there and no
@@ -33,13 +36,18 @@ would report; holds stand beside it; available = balance - what is held in fligh
    refilling from the end of the claim. A scout is let through on its claim.
 9. Lifetime. A bucket is kept until it would be full and its last hold forgotten; then a new one would be no
    different, or is unknown by its quota. One whose `initial` is below capacity is kept for ever.
+10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to
+   project from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains.
+   The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's
+   `keep` it comes to a third of the capacity at most, and never to so much that the request can't be admitted.
+   Readings halve what is kept back for every hour without a gap.
 """
 
 from __future__ import annotations
 
 from typing import Final, assert_never
 
-from .arithmetic import carried_over, phased, required, saturated
+from .arithmetic import carried_over, halved, phased, required, saturated
 from .commands import (
     Acquire,
     Cancel,
@@ -70,6 +78,12 @@ from .units import (
 )
 
 __all__ = ["lifetime_us", "transition"]
+
+KEPT_SHARE: Final = 3
+"""One part in this many of the capacity is the most that is kept back."""
+
+HALF_LIFE_US: Final = 3_600 * MICROSECONDS
+"""What is kept back halves in this time without a gap."""
 
 LIFETIME_MARGIN_US: Final = 10 * MICROSECONDS
 SHORTEST_LIFETIME_US: Final = 60 * MICROSECONDS
@@ -122,6 +136,8 @@ class _Step:
         "flow",
         "held",
         "holds",
+        "kept_back",
+        "kept_back_at",
         "now",
         "probe_failures",
         "probe_until",
@@ -159,6 +175,8 @@ class _Step:
         self.reading_sequence = sound.reading_sequence or 0
         self.server_time = sound.server_time
         self.drift = sound.drift
+        self.kept_back = sound.kept_back or 0
+        self.kept_back_at = sound.kept_back_at
         self.probe_until = sound.probe_until
         self.probe_failures = sound.probe_failures or 0
         self.reported_refill = sound.reported_refill
@@ -180,6 +198,8 @@ class _Step:
             reading_sequence=self.reading_sequence,
             server_time=self.server_time,
             drift=self.drift,
+            kept_back=self.kept_back or None,
+            kept_back_at=self.kept_back_at,
             probe_until=self.probe_until,
             probe_failures=self.probe_failures,
             reported_refill=self.reported_refill,
@@ -252,46 +272,54 @@ class _Step:
         """Return whether `tokens` are admitted now, or why not, and the instant from which they would be."""
         if tokens == 0:
             return Reason.GRANTED, self.now
-        wanted = required(tokens, self.quota.overdraft) + keep
         if self.held + tokens >= LIMIT:
             # More than can be counted exactly.
             return Reason.TOO_LARGE, NEVER
+        alone = required(tokens, self.quota.overdraft)
+        beside = tokens if self.quota.synced else alone
+        aside = self._set_aside(keep, self.flow.capacity - alone)
+        alone, beside = alone + aside, beside + aside
         if self.balance is None:
-            return Reason.UNKNOWN, self._instant(wanted)
+            return Reason.UNKNOWN, self._instant(alone, beside)
         available = self.balance - self.held
-        if available < wanted and wanted > self.flow.capacity:
+        if available < alone and alone > self.flow.capacity:
             return Reason.TOO_LARGE, NEVER
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
-            return Reason.RECHARGING, max(closed_until, self._instant(wanted))
-        if available < wanted:
-            return Reason.EMPTY, self._instant(wanted)
+            return Reason.RECHARGING, max(closed_until, self._instant(alone, beside))
+        if available < (beside if self.held else alone):
+            return Reason.EMPTY, self._instant(alone, beside)
         return Reason.GRANTED, self.now
 
-    def _instant(self, wanted: int) -> int:
-        """Return the first instant at which `wanted` tokens are available if nobody asks or settles; NEVER if none."""
-        balance, refilled_at, carry, held = self.balance, self.refilled_at, self.carry, self.held
+    def _instant(self, alone: int, beside: int) -> int:
+        """Return the first instant at which `alone` tokens are available, or `beside` tokens beside any in flight.
+
+        It counts on nobody asking or settling; NEVER if there is none.
+        """
+        balance, refilled_at, carry, held, start = self.balance, self.refilled_at, self.carry, self.held, self.now
         in_flight = self._in_flight()
         if balance is None:
-            start = self.now + CLAIM_US if self.probe_until is None else self.probe_until
-            balance, refilled_at, carry = 0, max(refilled_at, start), 0
-            held -= sum(hold.tokens for _, hold in in_flight if hold.expires_at < start)
-            in_flight = [item for item in in_flight if item[1].expires_at >= start]
+            failed_at = self.now + CLAIM_US if self.probe_until is None else self.probe_until
+            balance, refilled_at, carry = 0, max(refilled_at, failed_at), 0
+            held -= sum(hold.tokens for _, hold in in_flight if hold.expires_at < failed_at)
+            in_flight = [item for item in in_flight if item[1].expires_at >= failed_at]
         for _, hold in in_flight:
-            at = self._within(balance, refilled_at, carry, wanted + held)
+            at = self._reached(balance, refilled_at, carry, (beside if held else alone) + held, start)
             if at <= hold.expires_at:
                 return at
-            balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, hold.expires_at)
+            start = hold.expires_at
+            balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
             balance = saturated(balance - hold.tokens)
             held -= hold.tokens
-        return self._within(balance, refilled_at, carry, wanted + held)
+        return self._reached(balance, refilled_at, carry, alone, start)
 
-    def _within(self, balance: int, refilled_at: int, carry: int, wanted: int) -> int:
+    def _reached(self, balance: int, refilled_at: int, carry: int, wanted: int, start: int) -> int:
+        """Return the first instant from `start` on at which the balance has flowed to `wanted`; NEVER if none."""
         if balance >= wanted:
-            return self.now
+            return start
         if wanted > self.flow.capacity:
             return NEVER
-        return max(self.now, self.flow.instant(wanted - balance, refilled_at, carry))
+        return max(start, self.flow.instant(wanted - balance, refilled_at, carry))
 
     # 5: recharge
 
@@ -299,7 +327,8 @@ class _Step:
         return self.quota.recharge_to is not None and self.closed_until is not None
 
     def _recharged_at(self) -> int:
-        return self._instant(min(self.quota.recharge_to or 0, self.flow.capacity))
+        target = min(self.quota.recharge_to or 0, self.flow.capacity)
+        return self._instant(target, target)
 
     def _closed_for(self, tokens: int, keep: int) -> int | None:
         """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
@@ -410,7 +439,7 @@ class _Step:
 
     def _charged_before(self, hold: Hold) -> int:
         """Return what running out cost the balance that is there now: nothing, if a reading has replaced it since."""
-        return hold.tokens if not hold.in_flight and hold.charged > self.reading_sequence else 0
+        return hold.tokens if hold.charged > self.reading_sequence else 0
 
     def refund(self, command: Refund) -> Outcome:
         age = self.now - command.issued_us
@@ -466,6 +495,8 @@ class _Step:
 
     def _adopt(self, reading: Reading, projected: int | None) -> int | None:
         """Take the server's word; return the drift: how far the projection was below it."""
+        followed = self.reading_at is not None and self.held == 0
+        before = self.flow
         self.drift = None if projected is None else saturated(reading.balance - projected)
         self.balance = reading.balance
         self.sequence += 1
@@ -476,6 +507,7 @@ class _Step:
         self.probe_until, self.probe_failures = None, 0
         period_us = self.quota.period_us if reading.period_us is None else reading.period_us
         self._adopt_flow(reading, period_us)
+        self._keep_back(-(self.drift or 0) if followed and self.flow == before else 0)
         if self.flow.stepped and reading.next_refill_in_us is not None:
             self.refilled_at = phased(self.now, period_us, reading.next_refill_in_us)
         elif not self.flow.stepped:
@@ -515,6 +547,25 @@ class _Step:
             self.probe_failures += 1
         self.probe_until = self.now + CLAIM_US
 
+    # 10: others
+
+    def _set_aside(self, keep: int, most: int) -> int:
+        kept = self._kept_for_others()
+        return max(keep, min(keep + kept, self.flow.capacity // KEPT_SHARE, most)) if kept else keep
+
+    def _kept_for_others(self) -> int:
+        return min(self.kept_back, self.flow.capacity // KEPT_SHARE) if self.quota.synced else 0
+
+    def _keep_back(self, gap: int) -> None:
+        """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
+        since = self.now if self.kept_back_at is None else self.kept_back_at
+        kept, since = halved(self._kept_for_others(), since, self.now, HALF_LIFE_US)
+        # A step, or what flows within the tolerance, may have come to the projection while the answer was under way.
+        under_way = self.flow.refill * (TOLERANCE_US // self.flow.period_us + 1)
+        if gap > under_way:
+            kept, since = min(kept + gap, self.flow.capacity // KEPT_SHARE), self.now
+        self.kept_back, self.kept_back_at = kept, since if kept else None
+
     # what is told
 
     def peek(self, command: Peek) -> Outcome:
@@ -545,6 +596,7 @@ class _Step:
             period=seconds(self.flow.period_us),
             reading_age=None if self.reading_at is None else seconds(max(0, self.now - self.reading_at)),
             drift=self.drift,
+            kept_back=self._kept_for_others(),
             repaired=self.repaired,
         )
 
@@ -556,7 +608,7 @@ class _Step:
         return max(at, end) if end < NEVER else at
 
     def _full_at(self, balance: int) -> int:
-        return self._within(balance, self.refilled_at, self.carry, self.flow.capacity)
+        return self._reached(balance, self.refilled_at, self.carry, self.flow.capacity, self.now)
 
     def _outcome(
         self,
@@ -580,6 +632,7 @@ class _Step:
             retry_after_us=retry_after_us,
             place_us=place_us,
             closed=self._is_closed(),
+            kept_back=self._kept_for_others(),
             probe=probe,
             scout=scout,
             found=found,

@@ -333,6 +333,8 @@ _PLACES: Final = (
     "reading_sequence",
     "server_time",
     "drift",
+    "kept_back",
+    "kept_back_at",
     "probe_until",
     "probe_failures",
     "reported_refill",
@@ -393,6 +395,8 @@ def limit_of(kind: Kind, name: str, text: str | None, moment: Moment, due: Due, 
     if name == "refilled_at" and value is not None and value < moment.at:
         sooner = shown.refill if kind.quota.stepped else 0  # its steps have another phase now
         return Limit(max(0, kind.quota.capacity - due.balance) + sooner, "a full bucket")
+    if name == "kept_back":
+        return Limit(state.kept_back or 0, "what was kept back")
     if name.startswith("carry"):
         return Limit(1, "one token")
     if name.startswith(HOLD):

@@ -173,6 +173,7 @@ def moved(state: BucketState, by: int) -> BucketState:
         refilled_at=at(state.refilled_at),
         closed_until=at(state.closed_until),
         reading_at=at(state.reading_at),
+        kept_back_at=at(state.kept_back_at),
         probe_until=at(state.probe_until),
         holds={name: replace(hold, expires_at=hold.expires_at + by) for name, hold in state.holds.items()},
     )

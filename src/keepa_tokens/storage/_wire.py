@@ -26,7 +26,7 @@ from ..units import LIMIT, NEVER, seconds, whole
 
 __all__ = ["as_bytes", "as_text", "decode", "decode_inspection", "encode", "encode_inspection"]
 
-_TOLD: Final = 12
+_TOLD: Final = 13
 """Texts about the outcome itself: TOLD in `bucket.lua`."""
 
 _SHOWN: Final = 11
@@ -48,11 +48,11 @@ def decode(reply: object, quota: Quota, command: Command) -> Outcome:
     if len(texts) < _TOLD + _SHOWN:
         raise _nonsense(reply)
     told, shown, names = texts[:_TOLD], texts[_TOLD : _TOLD + _SHOWN], texts[_TOLD + _SHOWN :]
-    now, balance, granted, reason, retry_after, place, closed, probe, scout, found, verdict, drift = told
+    now, balance, granted, reason, retry_after, place, closed, kept_back, probe, scout, found, verdict, drift = told
     repaired = tuple(_unescaped(name) for name in names)
     snapshot = None
     if isinstance(command, Peek | Reconcile):
-        snapshot = _snapshot(quota, _number(balance), shown, repaired)
+        snapshot = _snapshot(quota, _number(balance), int(kept_back), shown, repaired)
     return Outcome(
         now_us=int(now),
         balance=_number(balance),
@@ -61,6 +61,7 @@ def decode(reply: object, quota: Quota, command: Command) -> Outcome:
         retry_after_us=int(retry_after),
         place_us=int(place),
         closed=closed == "1",
+        kept_back=int(kept_back),
         probe=probe == "1",
         scout=scout == "1",
         found=found == "1",
@@ -161,7 +162,9 @@ def _reading(reading: Reading | None) -> Iterable[str]:
     )
 
 
-def _snapshot(quota: Quota, balance: int | None, shown: Sequence[str], repaired: tuple[str, ...]) -> Snapshot:
+def _snapshot(
+    quota: Quota, balance: int | None, kept_back: int, shown: Sequence[str], repaired: tuple[str, ...]
+) -> Snapshot:
     held, holds, retry_after, full_in, closed_for, bound, capacity, refill, period, reading_age, drift = shown
     age = _number(reading_age)
     return Snapshot(
@@ -178,6 +181,7 @@ def _snapshot(quota: Quota, balance: int | None, shown: Sequence[str], repaired:
         period=seconds(int(period)),
         reading_age=None if age is None else seconds(age),
         drift=_number(drift),
+        kept_back=kept_back,
         repaired=repaired,
     )
 

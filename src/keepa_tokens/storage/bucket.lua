@@ -143,6 +143,11 @@ local function carried_over(carry, old_rate, old_period, rate, period)
   return time * rate
 end
 
+local function halved(tokens, since, now, half_life)
+  local halvings = div(max(0, now - since), half_life)
+  return floor(tokens / 2 ^ min(halvings, 52)), since + halvings * half_life
+end
+
 local function anchored(refilled_at, now, tolerance)
   if refilled_at > now + tolerance then
     return now
@@ -174,6 +179,10 @@ function Flow:instant(need, refilled_at, carry)
   return instant_smooth(need, refilled_at, carry, self.refill, self.period_us)
 end
 
+local function same_flow(a, b)
+  return a.capacity == b.capacity and a.refill == b.refill and a.period_us == b.period_us and a.stepped == b.stepped
+end
+
 local function flow_in_effect(quota, state)
   local refill, period_us = quota.rate, quota.rate_period_us
   if quota.stepped then
@@ -199,8 +208,8 @@ local NEWEST_FORMAT = 999
 local HOLD = 'hold:'
 local NUMBERS = {
   'format', 'balance', 'refilled_at', 'carry', 'carry_refill', 'carry_period_us', 'closed_until', 'sequence',
-  'reading_at', 'reading_sequence', 'server_time', 'drift', 'probe_until', 'probe_failures', 'reported_refill',
-  'reported_period_us', 'reported_capacity',
+  'reading_at', 'reading_sequence', 'server_time', 'drift', 'kept_back', 'kept_back_at', 'probe_until',
+  'probe_failures', 'reported_refill', 'reported_period_us', 'reported_capacity',
 }
 local QUOTA = { 'capacity', 'refill', 'period_us', 'stepped', 'overdraft', 'recharge_to', 'initial', 'synced' }
 
@@ -429,10 +438,10 @@ function Mender:refilled_at()
   return kept
 end
 
-function Mender:reading_at()
-  local value = self:optional('reading_at')
+function Mender:past(name)
+  local value = self:optional(name)
   if value ~= nil and value > self.now + TOLERANCE_US then
-    self:note('reading_at')
+    self:note(name)
     return nil
   end
   return value
@@ -590,8 +599,11 @@ local function repair(quota, stored, now)
     mender:note(name)
   end
   mender:check_format()
-  local reading_at = mender:reading_at()
+  local reading_at = mender:past('reading_at')
   local balance = mender:balance(quota, reading_at)
+  if balance == nil then
+    reading_at = nil
+  end
   local lost = balance == nil and not quota.synced
   local state = { reading_at = reading_at }
   state.reported_refill, state.reported_period_us = mender:reported_rate(quota, reading_at)
@@ -609,6 +621,8 @@ local function repair(quota, stored, now)
   state.reading_sequence = mender:reading_sequence(reading_at, state.sequence)
   state.server_time = mender:optional('server_time')
   state.drift = mender:optional('drift', 1 - LIMIT)
+  state.kept_back = mender:optional('kept_back')
+  state.kept_back_at = mender:past('kept_back_at')
   state.probe_until = mender:probe_until()
   state.probe_failures = min(MAX_FAILURES, mender:number('probe_failures'))
   state.reported_capacity = mender:optional('reported_capacity', 1)
@@ -620,6 +634,8 @@ end
 
 -- transition.py
 
+local KEPT_SHARE = 3
+local HALF_LIFE_US = 3600 * MICROSECONDS
 local LIFETIME_MARGIN_US = 10 * MICROSECONDS
 local SHORTEST_LIFETIME_US = 60 * MICROSECONDS
 local LIFETIME_AT_REFILL_0_US = 86400 * MICROSECONDS
@@ -674,6 +690,7 @@ local function new_step(quota, sound, now, repaired)
   end
   step.held = held
   step.reading_sequence = sound.reading_sequence or 0
+  step.kept_back = sound.kept_back or 0
   return step
 end
 
@@ -692,6 +709,8 @@ function Step:state()
     reading_sequence = self.reading_sequence,
     server_time = self.server_time,
     drift = self.drift,
+    kept_back = self.kept_back > 0 and self.kept_back or nil,
+    kept_back_at = self.kept_back_at,
     probe_until = self.probe_until,
     probe_failures = self.probe_failures,
     reported_refill = self.reported_refill,
@@ -776,60 +795,63 @@ function Step:judge(tokens, keep)
   if tokens == 0 then
     return 'GRANTED', self.now
   end
-  local wanted = required(tokens, self.quota.overdraft) + keep
   if self.held + tokens >= LIMIT then
     return 'TOO_LARGE', NEVER
   end
+  local alone = required(tokens, self.quota.overdraft)
+  local beside = self.quota.synced and tokens or alone
+  local aside = self:set_aside(keep, self.flow.capacity - alone)
+  alone, beside = alone + aside, beside + aside
   if self.balance == nil then
-    return 'UNKNOWN', self:instant(wanted)
+    return 'UNKNOWN', self:instant(alone, beside)
   end
   local available = self.balance - self.held
-  if available < wanted and wanted > self.flow.capacity then
+  if available < alone and alone > self.flow.capacity then
     return 'TOO_LARGE', NEVER
   end
   local closed_until = self:closed_for(tokens, keep)
   if closed_until ~= nil then
-    return 'RECHARGING', max(closed_until, self:instant(wanted))
+    return 'RECHARGING', max(closed_until, self:instant(alone, beside))
   end
-  if available < wanted then
-    return 'EMPTY', self:instant(wanted)
+  if available < (self.held > 0 and beside or alone) then
+    return 'EMPTY', self:instant(alone, beside)
   end
   return 'GRANTED', self.now
 end
 
-function Step:instant(wanted)
+function Step:instant(alone, beside)
   local balance, refilled_at, carry, held = self.balance, self.refilled_at, self.carry, self.held
-  local items = self:in_flight()
-  local first = 1
+  local start, items, first = self.now, self:in_flight(), 1
   if balance == nil then
-    local start = self.probe_until or self.now + CLAIM_US
-    balance, refilled_at, carry = 0, max(refilled_at, start), 0
-    while items[first] and items[first].hold.expires_at < start do
+    local failed_at = self.probe_until or self.now + CLAIM_US
+    balance, refilled_at, carry = 0, max(refilled_at, failed_at), 0
+    while items[first] and items[first].hold.expires_at < failed_at do
       held = held - items[first].hold.tokens
       first = first + 1
     end
   end
   for i = first, #items do
     local hold = items[i].hold
-    local at = self:within(balance, refilled_at, carry, wanted + held)
+    local at = self:reached(balance, refilled_at, carry, (held > 0 and beside or alone) + held, start)
     if at <= hold.expires_at then
       return at
     end
-    balance, refilled_at, carry = self.flow:refilled(balance, refilled_at, carry, hold.expires_at)
+    start = hold.expires_at
+    balance, refilled_at, carry = self.flow:refilled(balance, refilled_at, carry, start)
     balance = saturated(balance - hold.tokens)
     held = held - hold.tokens
   end
-  return self:within(balance, refilled_at, carry, wanted + held)
+  return self:reached(balance, refilled_at, carry, alone, start)
 end
 
-function Step:within(balance, refilled_at, carry, wanted)
+function Step:reached(balance, refilled_at, carry, wanted, start)
   if balance >= wanted then
-    return self.now
+    return start
   end
   if wanted > self.flow.capacity then
     return NEVER
   end
-  return max(self.now, self.flow:instant(wanted - balance, refilled_at, carry))
+  return max(start, self.flow:instant(wanted - balance, refilled_at, carry))
 end
 
 -- 5: recharge
@@ -839,7 +861,8 @@ function Step:is_closed()
 end
 
 function Step:recharged_at()
-  return self:instant(min(self.quota.recharge_to or 0, self.flow.capacity))
+  local target = min(self.quota.recharge_to or 0, self.flow.capacity)
+  return self:instant(target, target)
 end
 
 function Step:closed_for(tokens, keep)
@@ -1068,6 +1091,8 @@ function Step:is_older(reading)
 end
 
 function Step:adopt(reading, projected)
+  local followed = self.reading_at ~= nil and self.held == 0
+  local before_it = self.flow
   self.drift = projected and saturated(reading.balance - projected)
   self.balance = reading.balance
   self.sequence = self.sequence + 1
@@ -1079,6 +1104,7 @@ function Step:adopt(reading, projected)
   self.probe_until, self.probe_failures = nil, 0
   local period_us = reading.period_us or self.quota.period_us
   self:adopt_flow(reading, period_us)
+  self:keep_back(followed and same_flow(self.flow, before_it) and -(self.drift or 0) or 0)
   if self.flow.stepped and reading.next_refill_in_us ~= nil then
     self.refilled_at = phased(self.now, period_us, reading.next_refill_in_us)
   elseif not self.flow.stepped then
@@ -1129,6 +1155,32 @@ function Step:claim()
     self.probe_failures = self.probe_failures + 1
   end
   self.probe_until = self.now + CLAIM_US
+end
+
+-- 10: others
+
+function Step:set_aside(keep, most)
+  local kept = self:kept_for_others()
+  if kept == 0 then
+    return keep
+  end
+  return max(keep, min(keep + kept, div(self.flow.capacity, KEPT_SHARE), most))
+end
+
+function Step:kept_for_others()
+  return self.quota.synced and min(self.kept_back, div(self.flow.capacity, KEPT_SHARE)) or 0
+end
+
+function Step:keep_back(gap)
+  local since = self.kept_back_at or self.now
+  local kept
+  kept, since = halved(self:kept_for_others(), since, self.now, HALF_LIFE_US)
+  -- Beyond 2^52 the product is rounded, but no gap is as large.
+  local under_way = self.flow.refill * (div(TOLERANCE_US, self.flow.period_us) + 1)
+  if gap > under_way then
+    kept, since = min(kept + gap, div(self.flow.capacity, KEPT_SHARE)), self.now
+  end
+  self.kept_back, self.kept_back_at = kept, kept > 0 and since or nil
 end
 
 -- what is told
@@ -1183,7 +1235,7 @@ function Step:snapshot(command)
 end
 
 function Step:full_at(balance)
-  return self:within(balance, self.refilled_at, self.carry, self.flow.capacity)
+  return self:reached(balance, self.refilled_at, self.carry, self.flow.capacity, self.now)
 end
 
 function Step:outcome(told)
@@ -1194,6 +1246,7 @@ function Step:outcome(told)
   told.retry_after_us = told.retry_after_us or 0
   told.place_us = told.place_us or 0
   told.closed = self:is_closed()
+  told.kept_back = self:kept_for_others()
   told.probe = told.probe or false
   told.scout = told.scout or false
   if told.found == nil then
@@ -1271,8 +1324,8 @@ local COMMANDS = {
 -- The answer, as _wire.py reads it: ASCII only, whatever somebody wrote into the hash
 
 local TOLD = {
-  'now_us', 'balance', 'granted', 'reason', 'retry_after_us', 'place_us', 'closed', 'probe', 'scout', 'found',
-  'reading', 'drift',
+  'now_us', 'balance', 'granted', 'reason', 'retry_after_us', 'place_us', 'closed', 'kept_back', 'probe', 'scout',
+  'found', 'reading', 'drift',
 }
 local SHOWN = {
   'held', 'holds', 'retry_after_us', 'full_in_us', 'closed_for_us', 'bound_us', 'capacity', 'refill', 'period_us',

@@ -14,7 +14,7 @@ from ..commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reco
 from ..errors import ConfigError
 from ..quota import Quota
 from ..state import BucketState, Reading, Snapshot
-from ..transition import lifetime_us, transition
+from ..transition import HALF_LIFE_US, lifetime_us, transition
 from ..units import (
     CLAIM_US,
     LIMIT,
@@ -112,7 +112,7 @@ class Time:
 
 _REFUNDABLE_US: Final = REFUND_MEMORY_US - TOLERANCE_US
 BOUNDS: Final = (
-    *(0, CLAIM_US, TOLERANCE_US, CLAIM_US + TOLERANCE_US, REORDER_US),
+    *(0, CLAIM_US, TOLERANCE_US, CLAIM_US + TOLERANCE_US, REORDER_US, HALF_LIFE_US),
     *(_REFUNDABLE_US, REFUND_MEMORY_US, MAX_HOLD_US, MAX_HOLD_US + TOLERANCE_US),
 )
 """Durations at which a rule changes its mind; a microsecond less or more is as interesting."""
@@ -426,7 +426,7 @@ STORIES: Final = {
     ),
     "a charge before a reading and one after it": _story(
         _SERVED,
-        *((0, Reconcile(Reading(50))), (1, Reserve("a", 6, SECOND)), (2, Reserve("b", 7, 2 * SECOND))),
+        *((0, Reconcile(Reading(50))), (1, Reserve("a", 6, 2 * SECOND)), (2, Reserve("b", 7, 2 * SECOND))),
         *((3, Reconcile(Reading(40))), (4, Acquire(0)), (4, Settle("a", 0)), (4.5, Settle("b", 0))),
     ),
     "readings by the server's time": _story(
@@ -434,6 +434,16 @@ STORIES: Final = {
         *((0, Reconcile(Reading(50, server_time=100))), (1, Reconcile(Reading(60, server_time=99)))),
         *((2, Reconcile(Reading(70, server_time=101, refill=20, capacity=1200, next_refill_in=7.5))), (30, Peek())),
         (200, Reconcile(Reading(80, server_time=98))),
+    ),
+    "somebody else spends": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(200))), (1, Reconcile(Reading(150))), (2, Acquire(1)), (3, Reconcile(Reading(149)))),
+        *((3_602, Reconcile(Reading(300))), (3_603, Peek())),
+    ),
+    "a call that overdraws beside another": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(4))), (1, Reserve("a", 2, MINUTE)), (2, Reserve("b", 16, MINUTE)), (3, Peek(16))),
+        *((4, Settle("a", 2, Reading(2))), (5, Reserve("b", 16, MINUTE))),
     ),
     "a slower refill": _story(
         Quota(300, 20, 60.0, synced=True),

@@ -186,6 +186,8 @@ def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6)
         reading_at=reading_at,
         reading_sequence=draw(st.integers(0, 50)),
         server_time=draw(st.none() | st.integers(EPOCH, EPOCH + MINUTE)) if reading_at is not None else None,
+        kept_back=draw(st.none() | st.integers(0, 400)) if synced else None,
+        kept_back_at=draw(st.none() | st.integers(max(0, now - 3 * HOUR), now)) if synced else None,
         probe_until=draw(st.none() | st.integers(max(0, now - HOUR), now + 20 * SECOND)) if synced else None,
         probe_failures=draw(st.integers(0, 5)) if synced else 0,
         reported_refill=reported,
@@ -232,6 +234,8 @@ NUMBERS: Final = (
     "reading_sequence",
     "server_time",
     "drift",
+    "kept_back",
+    "kept_back_at",
     "probe_until",
     "probe_failures",
     "reported_refill",
@@ -259,7 +263,8 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
     )
     nonsense = st.sampled_from(NONSENSE)
     fields: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
-    for name in draw(st.sets(st.sampled_from(("refilled_at", "closed_until", "reading_at", "probe_until")))):
+    instants_stored = ("refilled_at", "closed_until", "reading_at", "kept_back_at", "probe_until")
+    for name in draw(st.sets(st.sampled_from(instants_stored))):
         fields[name] = draw(far)
     for name in draw(st.sets(st.sampled_from(("carry", "carry_refill", "carry_period_us", "probe_failures")))):
         fields[name] = draw(far)
