@@ -12,16 +12,17 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
+PROOF_ARGS ?=
 
 # Folders to type-check: examples and benchmarks from the day they hold Python files.
-TYPED := src tests torture $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
+TYPED := src tests proof torture $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all nightly fault-table torture check lint mypy pyright layers format demo bench-day bench-day-quick build clean ci
+.PHONY: help venv test test-all nightly fault-table torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,13 +79,19 @@ bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/be
 bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
 	$(BIN)/python -m benchmarks.day --quick $(BENCH_ARGS)
 
+proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults; under ten minutes
+	$(BIN)/python -m proof $(PROOF_ARGS)
+
+proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/proof.md
+	$(BIN)/python -m proof --write docs/proof.md
+
 build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
 	$(BIN)/python -m build
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests examples benchmarks torture -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests proof examples benchmarks torture -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 ci: check test-all ## What has to pass before a change lands
 
@@ -119,6 +126,10 @@ $(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-pip
 
 $(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-pip
 	$(INSTALL) --editable . --group bench
+	@touch $@
+
+$(VENV)/.stamp-proof: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable . --group proof
 	@touch $@
 
 $(VENV)/.stamp-check: pyproject.toml $(VENV)/.stamp-pip

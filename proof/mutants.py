@@ -1,0 +1,229 @@
+"""Planted faults: the shipped code with one thing wrong. Each must be refuted, or the proofs prove nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["MUTANTS", "Mutant", "planted"]
+
+SOURCE: Final = Path(__file__).resolve().parent.parent / "src"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: in `module` the text `right`, which must stand there once, is replaced by `wrong`.
+
+    by: the theorem or the small world that must refute it.
+    """
+
+    name: str
+    module: str
+    right: str
+    wrong: str
+    by: str
+
+
+@contextmanager
+def planted(mutant: Mutant, source: Path = SOURCE) -> Iterator[Path]:
+    """Yield a folder to import the package from that has the fault. A fault that no longer applies is a ValueError."""
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder:
+        copy = Path(folder)
+        shutil.copytree(source / "keepa_tokens", copy / "keepa_tokens", ignore=shutil.ignore_patterns("__pycache__"))
+        module = copy / "keepa_tokens" / mutant.module
+        text = module.read_text()
+        if text.count(mutant.right) != 1:
+            raise ValueError(f"{mutant.module} has {mutant.right!r} {text.count(mutant.right)} times, not once")
+        module.write_text(text.replace(mutant.right, mutant.wrong))
+        yield copy
+
+
+MUTANTS: Final = (
+    Mutant(
+        "a refill forgets the remainder",
+        "arithmetic.py",
+        "earned = rest * rate + carry\n",
+        "earned = rest * rate\n",
+        "refill.smooth_conserves",
+    ),
+    Mutant(
+        "a refill keeps the remainder and adds the tokens too",
+        "arithmetic.py",
+        "return balance + gain, now, earned % period",
+        "return balance + gain, now, earned",
+        "refill.smooth_never_mints",
+    ),
+    Mutant(
+        "a refill rounds up",
+        "arithmetic.py",
+        "gain = periods * rate + earned // period",
+        "gain = periods * rate - -earned // period",
+        "refill.smooth_never_mints",
+    ),
+    Mutant(
+        "a refill takes a long pause for a full bucket one period too early",
+        "arithmetic.py",
+        "if periods >= room // rate + 1:",
+        "if periods >= room // rate:",
+        "refill.smooth_never_mints",
+    ),
+    Mutant(
+        "a balance above capacity is cut",
+        "arithmetic.py",
+        "return balance, now, 0\n    room",
+        "return min(balance, capacity), now, 0\n    room",
+        "refill.smooth_keeps_what_is_there",
+    ),
+    Mutant(
+        "a clock that steps back is followed, so its way forward mints again",
+        "arithmetic.py",
+        "return balance, refilled_at, carry\n",
+        "return balance, now, carry\n",
+        "refill.smooth_keeps_what_is_there",
+    ),
+    Mutant(
+        "a stepped refill forgets its phase",
+        "arithmetic.py",
+        "return min(capacity, balance + periods * refill), moved",
+        "return min(capacity, balance + periods * refill), now",
+        "refill.stepped_conserves",
+    ),
+    Mutant(
+        "a wait is rounded down",
+        "arithmetic.py",
+        "periods * period - (carry - rest * period) // rate)",
+        "periods * period + (rest * period - carry) // rate)",
+        "waiting.smooth_instant_is_the_first",
+    ),
+    Mutant(
+        "a wait forgets what has flowed in already",
+        "arithmetic.py",
+        "(carry - rest * period) // rate)",
+        "(-rest * period) // rate)",
+        "waiting.smooth_instant_is_the_first",
+    ),
+    Mutant(
+        "a stepped wait is a step too long",
+        "arithmetic.py",
+        "steps = (need - 1) // refill + 1",
+        "steps = need // refill + 1",
+        "waiting.stepped_instant_is_the_first",
+    ),
+    Mutant(
+        "a grant may take its debt from a balance of 0",
+        "arithmetic.py",
+        "return max(1, tokens - overdraft)",
+        "return max(0, tokens - overdraft)",
+        "scalars.grant_stays_within_the_overdraft",
+    ),
+    Mutant(
+        "a remainder from another rate is rounded up",
+        "arithmetic.py",
+        "time = carry // old_rate",
+        "time = -(-carry // old_rate)",
+        "scalars.carried_over_never_mints",
+    ),
+    Mutant(
+        "a timestamp far ahead is waited for",
+        "arithmetic.py",
+        "return now if refilled_at > now + tolerance else refilled_at",
+        "return refilled_at",
+        "waiting.smooth_wait_is_bounded",
+    ),
+    Mutant(
+        "a lost timestamp is the beginning of time",
+        "repair.py",
+        'self.note("refilled_at")\n            return self.now',
+        'self.note("refilled_at")\n            return 0',
+        "acquiring.lost_timestamp_mints_nothing",
+    ),
+    Mutant(
+        "a lost timestamp is a far future one",
+        "repair.py",
+        'self.note("refilled_at")\n            return self.now',
+        'self.note("refilled_at")\n            return NEVER // 2',
+        "acquiring.lost_timestamp_leaves_the_wait_bounded",
+    ),
+    Mutant(
+        "a claim far ahead is believed",
+        "repair.py",
+        "return self.now + CLAIM_US\n",
+        "return value\n",
+        "mending.claim_and_reading_are_never_far_ahead",
+    ),
+    Mutant(
+        "a reading far ahead is believed, and shuts out the next",
+        "repair.py",
+        'value > self.now + TOLERANCE_US:\n            self.note("reading_at")\n            return None',
+        'value > self.now + TOLERANCE_US:\n            self.note("reading_at")\n            return value',
+        "telling.no_field_shuts_out_a_reading",
+    ),
+    Mutant(
+        "a settled hold stays",
+        "transition.py",
+        "hold = self.holds.pop(command.id, None)\n        if hold is None:\n            verdict",
+        "hold = self.holds.get(command.id)\n        if hold is None:\n            verdict",
+        "holding.settle_is_idempotent",
+    ),
+    Mutant(
+        "a recharge is as long as it is stored",
+        "transition.py",
+        "end = min(self.closed_until, self._recharged_at())",
+        "end = self.closed_until",
+        "acquiring.recharge_ends",
+    ),
+    Mutant(
+        "a grant takes one token too few",
+        "transition.py",
+        "self.balance = saturated(self.balance - command.tokens)",
+        "self.balance = saturated(self.balance - command.tokens + 1)",
+        "acquiring.smooth_step_conserves",
+    ),
+    Mutant(
+        "a hold that ran out is charged again and again",
+        "transition.py",
+        "self.holds[hold_id] = Hold(charged, hold.opened, hold.expires_at, hold.hold_for, self.sequence)",
+        "self.holds[hold_id] = Hold(charged, hold.opened, hold.expires_at, hold.hold_for)",
+        "holding.hold_runs_out_once",
+    ),
+    Mutant(
+        "a stale answer's cost is charged again when it came at the same moment",
+        "transition.py",
+        "self.server_time is not None and told <= self.server_time",
+        "self.server_time is not None and told < self.server_time",
+        "three calls, charged at completion",
+    ),
+    Mutant(
+        "every answer of a call is believed, in whatever order they come",
+        "transition.py",
+        "return self._nothing_known() or opened > self.reading_sequence or self._is_newer(reading)",
+        "return True",
+        "three calls, charged at completion",
+    ),
+    Mutant(
+        "what calls in flight have set aside may be spent",
+        "transition.py",
+        "available = self.balance - self.held\n",
+        "available = self.balance\n",
+        "plain, smooth",
+    ),
+    Mutant(
+        "a cancelled hold is given back although it was never charged",
+        "transition.py",
+        "return hold.tokens if not hold.in_flight and",
+        "return hold.tokens if",
+        "plain, smooth",
+    ),
+    Mutant(
+        "a hold without end is believed",
+        "repair.py",
+        "holds[hold_id] = replace(hold, expires_at=latest)",
+        "pass",
+        "plain, smooth",
+    ),
+)
