@@ -192,10 +192,10 @@ MUTANTS: Final = (
         "holding.hold_runs_out_once",
     ),
     Mutant(
-        "a stale answer's cost is charged again when it came at the same moment",
+        "a stale answer's cost is charged, which the newer reading had",
         "transition.py",
-        "self.server_time is not None and told <= self.server_time",
-        "self.server_time is not None and told < self.server_time",
+        "            cost = 0\n",
+        "            cost += 0\n",
         "three calls, charged at completion",
     ),
     Mutant(
@@ -213,10 +213,10 @@ MUTANTS: Final = (
         "plain, smooth",
     ),
     Mutant(
-        "a cancelled hold is given back although it was never charged",
+        "a hold that runs out is not charged",
         "transition.py",
-        "return hold.tokens if not hold.in_flight and",
-        "return hold.tokens if",
+        "self.balance = saturated(self.balance - charged)",
+        "pass",
         "plain, smooth",
     ),
     Mutant(

@@ -13,12 +13,14 @@ __all__ = ["as_text", "renew", "summary"]
 
 BEGIN: Final = "<!-- `make proof-page` writes from here -->"
 END: Final = "<!-- to here -->"
+LONGEST: Final = 200
+"""Characters of a result: a world's counterexample is a whole state, told in full where the run fails."""
 
 
 def as_text(line: Line, *, new_part: bool) -> str:
     """Return a line to be printed, with the title of its part before the first one."""
     title = f"\n== {line.part} ==\n" if new_part else ""
-    return f"{title}{line.name:58} {line.method:22} {line.seconds:6.1f} s  {line.result}"
+    return f"{title}{line.name:65} {line.method:36} {line.seconds:6.1f} s  {_short(line.result)}"
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -41,6 +43,10 @@ def _tables(lines: Iterable[Line]) -> Iterator[str]:
     for part, group in groupby(lines, key=lambda line: line.part):
         yield from (f"### {part}", "", "| what | how | result | s |", "|---|---|---|---:|")
         for line in group:
-            result = line.result.replace("|", "\\|")
+            result = _short(line.result).replace("|", "\\|")
             yield f"| {line.name} | {line.method} | {result} | {line.seconds:.0f} |"
         yield ""
+
+
+def _short(result: str) -> str:
+    return result if len(result) <= LONGEST else f"{result[:LONGEST]} ..."

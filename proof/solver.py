@@ -52,7 +52,7 @@ _SAYS: Final = {
 
 
 def read_report(output: str) -> tuple[Verdict, str]:
-    """Return the verdict of one theorem's `--report_all`, and the counterexample. What isn't understood confirms nothing."""
+    """Return the verdict in one theorem's report, and the counterexample. What isn't understood confirms nothing."""
     found = [match for line in output.splitlines() if (match := _LINE.match(line))]
     if len(found) != 1:
         return Verdict.FAILED, output.strip() or "CrossHair said nothing"

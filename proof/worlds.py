@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final
+from typing import Any, Final, cast
 
 from keepa_tokens.commands import (
     Acquire,
@@ -78,8 +78,7 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO) -> BucketState
     }
     instants = {field.name: moved(getattr(state, field.name)) for field in fields(state) if _is_instant(field.name)}
     return replace(
-        state,
-        **instants,
+        replace(state, **cast("dict[str, Any]", instants)),
         probe_failures=min(1, state.probe_failures or 0),
         sequence=max(rank.values()),
         reading_sequence=rank[state.reading_sequence or 0],
@@ -240,7 +239,7 @@ def _spendable(state: BucketState) -> BucketState:
     )
 
 
-def check_liveness(quota: Quota, state: BucketState, probe_after_us: int, tokens: int, keep: int = 0) -> int:
+def check_liveness(quota: Quota, state: BucketState, probe_after_us: int | None, tokens: int, keep: int = 0) -> int:
     """Raise Broken unless the state keeps the bound that it states for a request; return the steps taken."""
     # A look writes its repairs back, like every command.
     mended, seen = transition(quota, state, NOW, Peek(tokens, keep, probe_after_us))

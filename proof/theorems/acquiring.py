@@ -134,7 +134,8 @@ def lost_timestamp_leaves_the_wait_bounded(balance: int, stored: int | str | Non
     pre: -DEBT < balance < tokens <= CAPACITY and tokens >= 1 and 0 <= now <= LATEST
     post: _
     """
-    damaged = BucketState(balance, stored)  # type: ignore[arg-type] # garbage is the point
+    # Garbage is the point.
+    damaged = BucketState(balance, stored)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     _, outcome = transition(SMOOTH, damaged, now, Acquire(tokens))
     longest = TOLERANCE_US + ((tokens - balance) // RATE + 1) * RATE_PERIOD_US
     return outcome.granted or 0 < outcome.retry_after_us <= longest

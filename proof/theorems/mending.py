@@ -1,4 +1,4 @@
-"""Repair: any stored thing becomes a sound state. Garbage is a text, a float, a bool, nothing, or a number out of range."""
+"""Repair: any stored thing becomes a sound state. Garbage is a text, a float, a bool, nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .terms import LATEST, RATE_PERIOD_US, SMOOTH, SYNCED
 
 Garbage: TypeAlias = str | float | bool | None
 Number: TypeAlias = int | None
-"""Out of its range as well; what isn't a whole number is treated as what is out of range, which `Garbage` shows."""
+"""Out of its range as well."""
 
 
 def numbers_are_sound(balance: Number, refilled_at: Number, carry: Number, now: int) -> bool:
@@ -31,7 +31,8 @@ def garbage_is_mended(balance: Garbage, refilled_at: Garbage, carry: Garbage, no
     pre: 0 <= now <= LATEST
     post: _
     """
-    state, _ = repair(SMOOTH, BucketState(balance, refilled_at, carry), now)  # type: ignore[arg-type] # the point
+    stored = BucketState(balance, refilled_at, carry)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    state, _ = repair(SMOOTH, stored, now)
     return _is_sound(state, now) and (state.balance, state.refilled_at, state.carry) == (0, now, 0)
 
 
@@ -62,7 +63,7 @@ def lost_timestamp_keeps_the_balance(balance: int, refilled_at: Garbage, now: in
     pre: 0 <= now <= LATEST and -LIMIT < balance < LIMIT
     post: _
     """
-    stored = BucketState(balance, refilled_at)  # type: ignore[arg-type] # the point
+    stored = BucketState(balance, refilled_at)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     state, names = repair(SMOOTH, stored, now)
     return (state.balance, state.refilled_at, names) == (balance, now, ("refilled_at",))
 
@@ -73,7 +74,7 @@ def lost_balance_mints_nothing(balance: Garbage, refilled_at: Number, now: int) 
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(balance, refilled_at)  # type: ignore[arg-type] # the point
+    stored = BucketState(balance, refilled_at)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     plain, names = repair(SMOOTH, stored, now)
     synced, _ = repair(SYNCED, stored, now)
     return (
@@ -112,7 +113,7 @@ def order_is_kept(sequence: int, reading_sequence: int, opened: int, now: int) -
 
 
 def holds_end(tokens: int, expires_at: int, hold_for: int, balance: int, now: int) -> bool:
-    """However far ahead its end is stored, a hold on a synced bucket ends within its lifetime and the tolerance from now.
+    """However far ahead its end is stored, a synced bucket's hold ends within its lifetime and the tolerance.
 
     pre: 0 <= now <= LATEST and -LIMIT < balance < LIMIT
     post: _

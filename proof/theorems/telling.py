@@ -20,7 +20,7 @@ SEEN: Final = Settle("nobody's", reading=READING)
 
 
 def no_field_shuts_out_a_reading(reading_at: int, server_time: int, now: int, balance: int) -> bool:
-    """Whatever instants are stored, a reading refused now is taken when seen after two minutes, and the tolerance of clocks.
+    """Whatever instants are stored, a reading refused now is taken after two minutes and the tolerance of clocks.
 
     pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY
     post: _

@@ -1,0 +1,242 @@
+"""The proof's own logic: reports are read for what they say, and nothing that was proved is lost unnoticed."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import proof.__main__ as command_line
+from proof import page
+from proof.mutants import MUTANTS, Mutant, planted
+from proof.runs import Job, Line, explored, jobs, noticed
+from proof.solver import Report, Verdict, read_report
+from proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
+from proof.worlds import Alone, Synced, explore, worlds
+
+CONFIRMED = Expected(Verdict.CONFIRMED, PLANS)
+PLAN_FREE = {"DEBT", "LATEST", "pick"}
+QUICK = list(worlds(quick=True))
+
+
+@pytest.mark.parametrize(
+    "output,verdict",
+    [
+        ("/x/refill.py:13: info: Confirmed over all paths.\n", Verdict.CONFIRMED),
+        ("/x/refill.py:13: info: Not confirmed.\n", Verdict.SEARCHED),
+        ("/x/refill.py:13: info: Unable to meet precondition\n", Verdict.UNMET),
+        ("/x/refill.py:13: error: false when calling f(1, -2) (which returns False)\n", Verdict.REFUTED),
+        ("/x/refill.py:13: error: ZeroDivisionError:  when calling f(0)\n", Verdict.REFUTED),
+        ("/x/refill.py:13: error: invalid syntax in precondition\n", Verdict.FAILED),
+        ("/x/refill.py:13: info: Confirmed, more or less.\n", Verdict.FAILED),
+        ("Could not import your code:\nModuleNotFoundError: No module named 'keepa_tokens'\n", Verdict.FAILED),
+        ("no end after 900 s", Verdict.FAILED),
+        ("", Verdict.FAILED),
+        (2 * "/x/refill.py:13: info: Confirmed over all paths.\n", Verdict.FAILED),
+    ],
+)
+def test_only_a_confirmation_counts_as_one(output: str, verdict: Verdict) -> None:
+    """A report is read by its words: not confirmed, no input met, nothing said or two things said confirm nothing."""
+    assert read_report(output)[0] is verdict
+
+
+def test_a_refutation_carries_its_counterexample() -> None:
+    """The words of a refutation are the call that refutes."""
+    _, words = read_report("warning\n/x/refill.py:13: error: false when calling f(1, -2) (which returns False)")
+
+    assert "f(1, -2)" in words
+
+
+@pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.CONFIRMED])
+@pytest.mark.parametrize("plan", range(len(PLANS)))
+def test_what_was_proved_must_stay_proved(verdict: Verdict, plan: int) -> None:
+    """A theorem that at one of its plans is refuted, only searched, never met or not checked falls short."""
+    reports = [Report(Verdict.CONFIRMED, "")] * len(PLANS)
+    assert shortfalls("a.b", CONFIRMED, reports) == []
+
+    reports[plan] = Report(verdict, "why")
+    (short,) = shortfalls("a.b", CONFIRMED, reports)
+
+    assert f"a.b at {PLANS[plan]}: {verdict}" in short
+
+
+def test_each_plan_must_be_checked() -> None:
+    """A theorem that was checked at three plans of four falls short."""
+    assert shortfalls("a.b", CONFIRMED, [Report(Verdict.CONFIRMED, "")] * 3) == ["a.b: 3 of 4 checks ran"]
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_what_must_be_refuted_must_not_pass(verdict: Verdict) -> None:
+    """The old rule and a planted fault have to be refuted; merely not being confirmed is not enough."""
+    short = shortfalls("a.b", Expected(Verdict.REFUTED), [Report(verdict, "")])
+
+    assert bool(short) == (verdict is not Verdict.REFUTED)
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_what_is_only_searched_may_come_out_better(verdict: Verdict) -> None:
+    """A theorem beyond the solver falls short if refuted, never met or not checked; a confirmation is welcome."""
+    short = shortfalls("a.b", Expected(Verdict.SEARCHED), [Report(verdict, "")])
+
+    assert bool(short) == (verdict not in {Verdict.SEARCHED, Verdict.CONFIRMED})
+
+
+def test_a_line_shows_the_worst_of_its_checks() -> None:
+    """A theorem confirmed at three plans and refuted at one is shown as refuted, with the counterexample."""
+    reports = [Report(Verdict.CONFIRMED, "")] * 3 + [Report(Verdict.REFUTED, "f(1)", 2.0)]
+
+    line = Job("part", "a.b", "plans", CONFIRMED, []).line(reports)
+
+    assert (line.result, line.seconds, len(line.shortfalls)) == ("refuted: f(1)", 2.0, 1)
+
+
+def test_a_theorem_lost_or_new_is_told() -> None:
+    """A theorem of the table that nobody states any more falls short, and so does one that the table doesn't know."""
+    assert unmatched("theorem", ["a", "b"], ["b", "c"]) == [
+        "a: in the table, but there is no such theorem",
+        "c: a theorem that is not in the table",
+    ]
+
+
+def test_the_table_names_what_there_is() -> None:
+    """The committed table, the theorems stated and the worlds are of one mind; each planted fault has its check."""
+    table = load()
+
+    assert unmatched("theorem", table.theorems, (theorem.name for theorem in stated())) == []
+    assert unmatched("world", table.worlds, (world.name for world in worlds())) == []
+    assert {mutant.by for mutant in MUTANTS} <= {*table.theorems, *table.worlds}
+
+
+def test_every_theorem_world_and_fault_is_run() -> None:
+    """The run has a job for each row of the table, with a check for each plan, and for each planted fault."""
+    table = load()
+    run = {job.name: job for job in jobs(table)}
+
+    assert run.keys() == {*table.theorems, *table.worlds, *(mutant.name for mutant in MUTANTS)}
+    assert all(len(run[name].checks) == len(expected.plans) for name, expected in table.theorems.items())
+
+
+def test_a_theorem_stands_in_the_table_once(tmp_path: Path) -> None:
+    """A table that expects two things of a theorem is refused."""
+    path = tmp_path / "expected.toml"
+    path.write_text(
+        'seconds = 1\n[confirmed]\nevery_rate = ["a.b"]\nplans = ["a.b"]\none_plan = []\n'
+        "[searched]\n[refuted]\n[worlds]\n"
+    )
+
+    with pytest.raises(ValueError, match=r"twice: a\.b"):
+        load(path)
+
+
+def test_every_rate_means_every_rate() -> None:
+    """No theorem listed for every rate names a term that is a plan's, in its body or its preconditions."""
+    table = load()
+    trees = {source.stem: ast.parse(source.read_text()) for source in THEOREMS.glob("*.py")}
+    functions = {
+        f"{module}.{node.name}": node
+        for module, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    terms = {
+        alias.name
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == "terms"
+        for alias in node.names
+    } - PLAN_FREE
+    of_plans = {
+        name
+        for name, node in functions.items()
+        if terms & {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        or any(term in (ast.get_docstring(node) or "").replace(",", " ").split() for term in terms)
+    }
+    every_rate = {name for name, expected in table.theorems.items() if expected.plans == (None,)}
+
+    assert every_rate
+    assert of_plans
+    assert not every_rate & of_plans
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_faults_still_apply(mutant: Mutant) -> None:
+    """Each fault can be planted in the code as it is: what it replaces stands there once, and the result compiles."""
+    with planted(mutant) as source:
+        text = (source / "keepa_tokens" / mutant.module).read_text()
+
+    compile(text, mutant.module, "exec")
+    assert mutant.wrong in text
+
+
+def test_a_fault_that_no_longer_applies_is_told() -> None:
+    """A planted fault whose place is gone fails the run; it isn't left out."""
+    gone = replace(MUTANTS[0], right="no such line")
+
+    assert noticed(gone, load()).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize("world", QUICK, ids=lambda world: world.name)
+def test_small_worlds_keep_the_promise(world: Alone | Synced) -> None:
+    """In the smallest worlds no step breaks safety, and each state leads to a grant or a probe."""
+    count = explore(world)
+
+    assert not count.broken
+    assert count.states > 1
+
+
+def test_all_interleavings_are_there() -> None:
+    """Three calls of four steps each can be put in 12! / (4!)**3 orders, and the world has every one."""
+    assert {explore(world).orders for world in QUICK if world.name.startswith("three calls, charged")} == {34_650}
+
+
+def test_a_world_notices_a_planted_fault() -> None:
+    """A transition that believes answers in whatever order they come is refuted by the world of three calls."""
+    (fault,) = (mutant for mutant in MUTANTS if mutant.name.startswith("every answer of a call is believed"))
+
+    assert noticed(fault, load()).verdict is Verdict.REFUTED
+
+
+def test_a_world_that_shrank_is_told() -> None:
+    """A world with fewer states than the table has seen is no confirmation, and one that doesn't exist neither."""
+    name = "three calls on 2 tokens, charged at completion"
+
+    assert explored(name, least=2).verdict is Verdict.CONFIRMED
+    assert explored(name, least=10**6).verdict is Verdict.FAILED
+    assert explored("nowhere").verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize("least,code", [(2, 0), (10**6, 1)])
+def test_the_exit_code_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], least: int, code: int
+) -> None:
+    """The run ends with 0 if all came out as the table says, else with 1 and a line that says what fell short."""
+    table = load()
+    short = Table(table.theorems, {**table.worlds, "three calls on 2 tokens, charged at completion": least}, 1.0)
+    monkeypatch.setattr(command_line, "load", lambda: short)
+
+    assert command_line.main(["--only", "three calls on 2 tokens, charged at completion"]) == code
+    assert ("FAILED: three calls on 2 tokens" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_run_of_nothing_fails() -> None:
+    """A run that was asked for what isn't there ends with 1."""
+    assert command_line.main(["--only", "no such line"]) == 1
+
+
+def test_the_page_is_renewed_between_its_marks(tmp_path: Path) -> None:
+    """What came out goes between the two marks of a page, and a page without them is refused."""
+    path = tmp_path / "proof.md"
+    path.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+
+    page.renew(path, [Line("Theorems", "a.b", "every rate", "confirmed", 1.0)])
+
+    text = path.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| a.b | every rate | confirmed | 1 |" in text
+    path.write_text("nothing")
+    with pytest.raises(ValueError, match="no place"):
+        page.renew(path, [])
