@@ -157,10 +157,10 @@ MUTANTS: Final = (
         "mending.claim_and_reading_are_never_far_ahead",
     ),
     Mutant(
-        "a reading far ahead is believed, and shuts out the next",
-        "repair.py",
-        'value > self.now + TOLERANCE_US:\n            self.note("reading_at")\n            return None',
-        'value > self.now + TOLERANCE_US:\n            self.note("reading_at")\n            return value',
+        "a reading shuts out all others until the server's time passes its own",
+        "transition.py",
+        "return self.now - (self.reading_at or 0) > REORDER_US",
+        "return False",
         "telling.no_field_shuts_out_a_reading",
     ),
     Mutant(

@@ -70,7 +70,7 @@ def load(path: Path = TABLE) -> Table:
         *((name, Expected(Verdict.CONFIRMED, PLANS, seconds)) for name in confirmed["plans"]),
         *((name, Expected(Verdict.CONFIRMED, PLANS[:1], seconds)) for name in confirmed["one_plan"]),
         *(
-            (name, Expected(Verdict.SEARCHED, (None,), row["seconds"], row["why"]))
+            (name, Expected(Verdict.SEARCHED, PLANS[:1] if row["one_plan"] else (None,), row["seconds"], row["why"]))
             for name, row in table["searched"].items()
         ),
         *((name, Expected(Verdict.REFUTED, PLANS[:1], seconds, why)) for name, why in table["refuted"].items()),
