@@ -79,7 +79,7 @@ bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/be
 bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
 	$(BIN)/python -m benchmarks.day --quick $(BENCH_ARGS)
 
-proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults; under ten minutes
+proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
 	$(BIN)/python -m proof $(PROOF_ARGS)
 
 proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/proof.md
