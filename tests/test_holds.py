@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -237,6 +238,19 @@ def test_a_refund_counts_once_and_not_above_capacity(make: Callable[[Quota], Buc
     above = make(Quota(100, 0, 1.0))
     above.put(BucketState(balance=150, refilled_at=0))
     assert above.apply(Refund("r", 30, 0), 0).balance == 150
+
+
+@pytest.mark.parametrize("ending", [Settle("a", 1), Cancel("a")])
+def test_what_is_given_back_late_fills_up_to_capacity(ending: Settle | Cancel) -> None:
+    """A hold that ran out and was refilled since gives nothing back above capacity, as if it had ended in time."""
+    bucket = Direct(Quota(7, 7, 1.0))
+    bucket.apply(Reserve("a", 4, 10 * SECOND), EPOCH)
+    bucket.apply(Acquire(3), EPOCH + 10 * SECOND)
+    assert bucket.apply(ending, EPOCH + 12 * SECOND).balance == 7
+    bucket.apply(Reserve("b", 4, 10 * SECOND), EPOCH + 12 * SECOND)
+    assert bucket.apply(Acquire(3), EPOCH + 22 * SECOND).balance == 0
+    late = bucket.apply(replace(ending, id="b"), EPOCH + 22 * SECOND)
+    assert late.balance == (3 if isinstance(ending, Settle) else 4)
 
 
 @pytest.mark.parametrize("issued, counts", [(0, True), (-589 * SECOND, True), (-590 * SECOND, False), (5, True)])

@@ -10,7 +10,8 @@ would report; holds stand beside it; available = balance - what is held in fligh
    rate is kept as time. At refill 0 `refilled_at` moves on.
 3. Holds. A hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced
-   the balance since. While the balance is unknown there is nothing to charge.
+   the balance since. What is given back, by a refund too, fills up to capacity. While the balance is unknown there
+   is nothing to charge.
 4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes.
    On a synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep
    >= tokens, since calls may reach the server in another order, and the one that overdraws would get the others
@@ -420,7 +421,7 @@ class _Step:
         if reading is not None and self._is_older(reading):
             cost = 0
         if self.balance is not None:
-            self.balance = saturated(self.balance + before - cost)
+            self._correct(before - cost)
             if command.refused and hold.opened > self.reading_sequence:
                 self.balance = min(self.balance, 0)
         self._reopen()
@@ -432,8 +433,8 @@ class _Step:
             return self._outcome(found=False)
         if hold.in_flight:
             self.held -= hold.tokens
-        elif self.balance is not None:
-            self.balance = saturated(self.balance + self._charged_before(hold))
+        else:
+            self._correct(self._charged_before(hold))
         self._reopen()
         return self._outcome()
 
@@ -448,10 +449,15 @@ class _Step:
             return self._outcome(found=False)
         self.sequence += 1
         self.holds[command.id] = Hold(0, self.sequence, self.now, REFUND_MEMORY_US, self.sequence)
-        if self.balance is not None:
-            self.balance = max(self.balance, min(self.flow.capacity, self.balance + command.tokens))
+        self._correct(command.tokens)
         self._reopen()
         return self._outcome()
+
+    def _correct(self, by: int) -> None:
+        """Take tokens from the balance, or give them back, up to capacity: what was above it would have been lost."""
+        if self.balance is not None:
+            most = max(self.balance, self.flow.capacity)
+            self.balance = saturated(min(most, self.balance + by))
 
     # 7: readings
 

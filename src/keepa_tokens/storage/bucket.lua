@@ -989,7 +989,7 @@ function Step:settle(command)
     cost = 0
   end
   if self.balance ~= nil then
-    self.balance = saturated(self.balance + charged - cost)
+    self:correct(charged - cost)
     if command.refused and hold.opened > self.reading_sequence then
       self.balance = min(self.balance, 0)
     end
@@ -1006,8 +1006,8 @@ function Step:cancel(command)
   end
   if hold.charged == 0 then
     self.held = self.held - hold.tokens
-  elseif self.balance ~= nil then
-    self.balance = saturated(self.balance + self:charged_before(hold))
+  else
+    self:correct(self:charged_before(hold))
   end
   self:reopen()
   return self:outcome({})
@@ -1029,11 +1029,16 @@ function Step:refund(command)
   self.holds[command.id] = {
     tokens = 0, opened = self.sequence, expires_at = self.now, hold_for = REFUND_MEMORY_US, charged = self.sequence,
   }
-  if self.balance ~= nil then
-    self.balance = max(self.balance, min(self.flow.capacity, self.balance + command.tokens))
-  end
+  self:correct(command.tokens)
   self:reopen()
   return self:outcome({})
+end
+
+function Step:correct(by)
+  if self.balance ~= nil then
+    local most = max(self.balance, self.flow.capacity)
+    self.balance = saturated(min(most, self.balance + by))
+  end
 end
 
 -- 7: readings

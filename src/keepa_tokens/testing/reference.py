@@ -258,14 +258,18 @@ class Reference:
         return answer
 
     def settle(self, name: str, actual: int | None, now: int) -> bool:
-        """End a call at its cost; return whether it was known. One that ran out is corrected by the difference."""
+        """End a call at its cost; return whether it was known. One that ran out is corrected, up to capacity."""
         self.live_until(now)
         call = self.calls.pop(name, None)
         if call is None:
             return False
         cost = call.tokens if actual is None else actual
-        self.level += (call.tokens if call.charged else 0) - cost
-        self._give(min(cost, call.tokens) - call.tokens)  # what it cost beyond its estimate nobody was asked for
+        part, before = self.level - self.balance, self.balance
+        corrected = before + (call.tokens if call.charged else 0) - cost
+        full = min(corrected, max(before, self.quota.capacity))
+        self.level = full + part
+        # What it cost beyond its estimate nobody was asked for; what doesn't fit any more nobody gets back.
+        self._give(min(cost, call.tokens) - call.tokens + corrected - full)
         self._open_if_it_may(now)
         return True
 
