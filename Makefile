@@ -10,19 +10,20 @@ PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+MUTANTS_ARGS ?=
 TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
 
 # Folders to type-check: examples and benchmarks from the day they hold Python files.
-TYPED := src tests proof torture $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
+TYPED := src tests proof torture mutation $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all nightly fault-table torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
+.PHONY: help venv test test-all nightly fault-table mutants-lua torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,9 @@ fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into do
 
 torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), checked against the promise
 	$(BIN)/python -m torture --minutes $(TORTURE_MINUTES) $(TORTURE_ARGS)
+
+mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that mutation/bucket_lua.toml lists: a test must notice
+	$(BIN)/python -m mutation.bucket_lua $(MUTANTS_ARGS)
 
 check: lint mypy pyright layers ## Lint, check the format, the types and the layers
 
@@ -91,7 +95,7 @@ build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests proof examples benchmarks torture -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests proof examples benchmarks mutation torture -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 ci: check test-all ## What has to pass before a change lands
 

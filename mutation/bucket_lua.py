@@ -1,0 +1,167 @@
+"""Mutants of `bucket.lua`: a test must notice each way to break a rule.
+
+`python -m mutation.bucket_lua` runs the differential test, on programs that are the same in every run, against each
+script of `bucket_lua.toml`; what survives that meets the storage's own tests. Exit code 1 if a mutant survives both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Final, TypeAlias
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from keepa_tokens.testing.programs import STORIES, Program
+from mutation.script import VARIABLE, loaded, shipped
+from tests.redis.single_faults import BUCKETS, programs_of
+from tests.redis.strategies import raw_programs
+from tests.redis.test_differential import agree, compare_lifetimes
+from tests.servers import running
+
+TABLE: Final = Path(__file__).with_suffix(".toml")
+STORAGE_TESTS: Final = ("tests/redis/test_redis_storage.py", "tests/redis/test_script_life.py")
+_OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not system_redis")
+PROGRAMS: Final = 500
+"""As many as the differential test runs in CI."""
+
+Check: TypeAlias = Callable[[redis.Redis], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way to break the script.
+
+    rule: the number in `transition.py`'s words, 0: none of them. equivalent: why nothing can tell it from the script.
+    """
+
+    name: str
+    rule: int
+    text: str
+    becomes: str
+    equivalent: str = ""
+
+    def of(self, script: str) -> str:
+        """Return the broken script; a ValueError if its text is not there, or not only once."""
+        found = script.count(self.text)
+        if found != 1:
+            msg = (
+                f"the text of the mutant {self.name!r} occurs {found} times in bucket.lua, not once: mend {TABLE.name}"
+            )
+            raise ValueError(msg)
+        return script.replace(self.text, self.becomes)
+
+
+def table() -> list[Mutant]:
+    """Return the committed mutants."""
+    return [Mutant(**row) for row in tomllib.loads(TABLE.read_text(encoding="utf-8"))["mutant"]]
+
+
+def fixed_programs(count: int) -> list[Program]:
+    """Return programs as the differential test draws them, the same in every run."""
+    drawn: list[Program] = []
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
+    @given(raw_programs)
+    def collect(program: Program) -> None:
+        drawn.append(program)
+
+    collect()
+    return drawn
+
+
+def checks(drawn: int) -> list[Check]:
+    """Return the differential test in parts: stories and drawn programs, the lifetimes of some, each single fault."""
+    some_programs = [*STORIES.values(), *fixed_programs(drawn)]
+    faults = [program for bucket in BUCKETS.values() for program in programs_of(bucket)]
+    return [
+        *(partial(agree, program=program) for program in some_programs),
+        *(partial(compare_lifetimes, program=program) for program in some_programs[: drawn // 5]),
+        *(partial(agree, program=program) for program in faults),
+    ]
+
+
+def difference(client: redis.Redis, script: str, parts: Sequence[Check]) -> str:
+    """Return the first thing in which this script differs from the core; '' if there is none."""
+    with loaded(script):
+        for number, check in enumerate(parts, 1):
+            # Whatever goes wrong tells the mutant from the script; pytest's failures are no Exceptions.
+            try:
+                check(client)
+            except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001
+                return f"{type(error).__name__} in part {number} of the differential test"
+    return ""
+
+
+def failing_test(script: str) -> str:
+    """Return the first of the storage's tests that fails with this script; '' if none does."""
+    with NamedTemporaryFile("w", encoding="utf-8", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        command = [sys.executable, "-m", "pytest", "-p", "mutation.script", *_OPTIONS, *STORAGE_TESTS]
+        environment = os.environ | {VARIABLE: file.name}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        raise RuntimeError(done.stdout + done.stderr)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the mutants and print what became of them."""
+    options = _parser().parse_args(arguments)
+    script = shipped()
+    mutants = [(mutant, mutant.of(script)) for mutant in table()]  # all of them: a text that is gone is found at once
+    chosen = [(mutant, broken) for mutant, broken in mutants if options.only in mutant.name and not mutant.equivalent]
+    survived = 0
+    with running("valkey") as server, server.client() as client:
+        parts = checks(options.programs)
+        tests: list[Callable[[str], str]] = [lambda script: difference(client, script, parts), failing_test]
+        unbroken = first_notice(tests, script)
+        if unbroken:
+            print(f"the script itself fails: {unbroken}", file=sys.stderr)
+            return 1
+        for mutant, broken in chosen:
+            noticed = first_notice(tests, broken)
+            survived += not noticed
+            print(
+                f"{'killed' if noticed else 'SURVIVED':8}  rule {mutant.rule}  {mutant.name}  ({noticed})", flush=True
+            )
+            client.ping()  # a server that is gone would kill them all
+    equivalent = sum(bool(mutant.equivalent) for mutant, _ in mutants)
+    print(f"{len(chosen)} mutants tried, {survived} survived; {equivalent} more are equivalent to the script")
+    return 1 if survived else 0
+
+
+def first_notice(tests: Sequence[Callable[[str], str]], script: str) -> str:
+    """Return how the first test that notices something noticed it; '' if none does."""
+    return next(filter(None, (test(script) for test in tests)), "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only mutants with this in their name")
+    parser.add_argument("--programs", type=int, default=PROGRAMS, help=f"how many programs (default: {PROGRAMS})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
