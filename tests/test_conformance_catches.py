@@ -406,7 +406,7 @@ BROKEN: list[tuple[type[Sound], str]] = [
     (OwnClockOnly, "test_the_doors_work_on_it"),
     (WritesGrantsOnly, HISTORY),
     (TwiceEach, HISTORY),
-    (IgnoresIds, HISTORY),
+    (IgnoresIds, EVERY_COMMAND),
 ]
 
 

@@ -86,6 +86,15 @@ BUCKETS: Final = {
         Quota(20, 2, _BETWEEN / 10**6),
         ((0, Reserve("a", 3, MINUTE)), (0, Reserve("b", 3, MINUTE)), (SECOND, Peek())),
     ),
+    "synced, beside somebody else who spends": Bucket(
+        Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED),
+        (
+            (0, Reconcile(Reading(100, server_time=1_780_000_000.0))),
+            (SECOND, Reconcile(Reading(60, server_time=1_780_000_001.0))),
+            (2 * SECOND, Reserve("a", 20, MINUTE)),
+            (4 * SECOND, Reconcile(Reading(55, server_time=1_780_000_002.0))),
+        ),
+    ),
     "synced, nothing known, scouting": Bucket(
         Quota(20, 5, 60.5, synced=True),
         (
@@ -98,7 +107,7 @@ BUCKETS: Final = {
 """Between them they have every field."""
 
 _EDGES: Final = (1 - LIMIT, -1, 0, 1, LIMIT // 2, LIMIT // 2 + 1, LIMIT - 1, LIMIT)
-_TIMES: Final = frozenset({"refilled_at", "closed_until", "reading_at", "probe_until"})
+_TIMES: Final = frozenset({"refilled_at", "closed_until", "reading_at", "kept_back_at", "probe_until"})
 _IN_A_HOLD: Final = ("tokens", "opened", "expires_at", "hold_for", "charged")
 
 

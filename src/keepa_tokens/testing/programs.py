@@ -440,6 +440,25 @@ STORIES: Final = {
         *((0, Reconcile(Reading(200))), (1, Reconcile(Reading(150))), (2, Acquire(1)), (3, Reconcile(Reading(149)))),
         *((3_602, Reconcile(Reading(300))), (3_603, Peek())),
     ),
+    "somebody else spends beside a call": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(200))), (1, Reserve("a", 10, MINUTE)), (2, Settle("a", 10, Reading(150))), (3, Peek())),
+    ),
+    "a call that is cancelled late": _story(
+        _UNEVEN, (0, Reserve("a", 6, 5 * SECOND)), (5, Acquire(0)), (7, Cancel("a")), (7, Peek())
+    ),
+    "a scout's hold that ends with its claim": _story(
+        _SERVED, (0, Reserve("a", 6, 20 * SECOND, scout=True)), (1, Peek()), (21, Peek())
+    ),
+    "what is lacking only for keep begins no recharge": _story(
+        Quota(10, 1, 1.0, recharge_to=8), (0, Acquire(5)), (0, Acquire(1, keep=5)), (0, Acquire(1))
+    ),
+    "a place exactly as far ahead as its caller waits": _story(
+        Quota(10, 1, 1.0), (0, Acquire(10)), (0, Acquire(3, wait_us=3 * SECOND)), (0, Acquire(1, wait_us=3 * SECOND))
+    ),
+    "no places beside a recharge": _story(
+        Quota(10, 1, 1.0, recharge_to=2), (0, Acquire(7)), (0, Acquire(5, wait_us=10 * SECOND))
+    ),
     "a call that overdraws beside another": _story(
         _SERVED,
         *((0, Reconcile(Reading(4))), (1, Reserve("a", 2, MINUTE)), (2, Reserve("b", 16, MINUTE)), (3, Peek(16))),
