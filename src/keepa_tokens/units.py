@@ -37,7 +37,7 @@ MAX_BACKOFF_US: Final = 3_600 * MICROSECONDS
 """Failed probes back off up to this (or to the probe interval, if that is longer)."""
 
 REORDER_US: Final = 120 * MICROSECONDS
-"""No stored field can shut out an observed reading for longer than this."""
+"""No stored field can shut out an observed reading for longer than this, and the tolerance of clocks on top."""
 
 REFUND_MEMORY_US: Final = 600 * MICROSECONDS
 """How long a refund's id is remembered; a refund issued longer ago might be a repeat and is refused."""
