@@ -87,7 +87,7 @@ class Log:
 
     def liveness(self) -> list[str]:
         """Return the bounds that were not kept."""
-        found = liveness.watch(self.bucket, story_of(self.entries), synced=QUOTAS[self.bucket].synced)
+        found = liveness.watch(self.bucket, QUOTAS[self.bucket], story_of(self.entries))
         return rules(found.findings)
 
 
@@ -364,6 +364,20 @@ def test_a_stand_still_is_found() -> None:
     assert log.told(NOW + TENTH, Acquire(1), granted=False).liveness() == ["stand-still"]
 
 
+@pytest.mark.parametrize("bucket, found", [(HELD, []), (PLAIN, ["stand-still"])])
+def test_a_recharge_that_a_bigger_request_began_is_no_stand_still(bucket: str, found: list[str]) -> None:
+    """A look finds the bucket open; then a request for more is refused: where that begins a recharge, all wait."""
+    log = Log(bucket).told(NOW, Peek(), bound=0).told(NOW + 1, Reserve("a", 8, LIFETIME), granted=False)
+    assert log.told(NOW + 2, Reserve("b", 1, LIFETIME), granted=False).liveness() == found
+
+
+def test_a_recharge_under_way_must_end_when_a_look_said() -> None:
+    """Who looks at a bucket that is recharging is told the end, and no refusal in between moves it."""
+    log = Log(HELD).told(NOW, Peek(), bound=SECOND).told(NOW + 1, Reserve("a", 8, LIFETIME), granted=False)
+    assert log.copy().told(NOW + SECOND - 1, Reserve("b", 1, LIFETIME), granted=False).liveness() == []
+    assert log.told(NOW + SECOND, Reserve("b", 1, LIFETIME), granted=False).liveness() == ["stand-still"]
+
+
 def test_a_bound_ends_with_a_grant_or_a_loss() -> None:
     """Another's grant keeps the bound; a command that may have been granted, or a loss, makes it void."""
     log = Log().told(NOW, Peek(), bound=TENTH)
@@ -379,7 +393,7 @@ def test_a_recovery_is_measured_from_the_end_of_the_fault() -> None:
     """The time runs from the end of the fault to the next grant; the bound is that of the first look after it."""
     fault = Fault("director", NOW, plan.DELETE, PLAIN, NOW + TENTH, (PLAIN,))
     log = Log().add(fault).told(NOW + 2 * TENTH, Peek(), bound=5 * TENTH).told(NOW + 4 * TENTH, Acquire(1))
-    (recovery,) = liveness.watch(PLAIN, story_of(log.entries), synced=False).recoveries
+    (recovery,) = liveness.watch(PLAIN, PLAIN_QUOTA, story_of(log.entries)).recoveries
     assert (recovery.kind, recovery.took, recovery.bound) == (plan.DELETE, 3 * TENTH, 6 * TENTH)
 
 

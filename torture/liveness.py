@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from keepa_tokens import Quota
 from torture.steps import Finding, Step, Story
 from torture.story import Fault
 
@@ -41,12 +42,18 @@ class _Watch:
     at: int
     due: int
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the bucket was open, and the request that the look asked about would have been granted there."""
+        return self.due == self.at
 
-def watch(bucket: str, story: Story, *, synced: bool) -> Liveness:
+
+def watch(bucket: str, quota: Quota, story: Story) -> Liveness:
     """Hold every bound that a look at a bucket stated against what came after it.
 
     At the latest the first request for one token at or after the bound is granted, or gets the probe. It is void if
-    the state was lost meanwhile, if a command may have counted whose answer was lost, or if the server itself spoke.
+    the state was lost meanwhile, if a command may have counted whose answer was lost, or if the server itself spoke;
+    and if the look found the bucket open, and then somebody else was refused so much that a recharge began.
     """
     result = Liveness()
     pending: list[_Watch] = []
@@ -68,11 +75,13 @@ def watch(bucket: str, story: Story, *, synced: bool) -> Liveness:
                 )
                 result.findings.append(Finding("stand-still", at, text))
             pending = [bound for bound in pending if bound not in broken]
+        elif sent.verb in ASKS and quota.recharge_to is not None:
+            pending = [bound for bound in pending if not bound.at_once]
         elif sent.verb == "peek" and told.bound is not None and told.bound < FOREVER_US:
             result.looks += 1
             pending.append(_Watch(at, at + told.bound))
             recovery.looked(at, at + told.bound)
-        elif synced and sent.verb in {"settle", "reconcile"}:
+        elif quota.synced and sent.verb in {"settle", "reconcile"}:
             pending = []
     result.recoveries = recovery.done
     return result

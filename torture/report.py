@@ -30,7 +30,7 @@ class Result:
 def check(story: Story) -> Result:
     """Hold a log against everything that is promised."""
     spent = {bucket: spending.count(bucket, quota, story) for bucket, quota in QUOTAS.items()}
-    alive = {bucket: liveness.watch(bucket, story, synced=quota.synced) for bucket, quota in QUOTAS.items()}
+    alive = {bucket: liveness.watch(bucket, quota, story) for bucket, quota in QUOTAS.items()}
     served = server.audit(story)
     findings = [finding for bucket in QUOTAS for finding in (*spent[bucket].findings, *alive[bucket].findings)]
     for bucket in QUOTAS:

@@ -220,9 +220,10 @@ class Snapshot:
 
     balance: what the server would report; None: unknown. held: tokens set aside by the `holds` calls in flight.
     available: balance - held. retry_after: until the request asked about would be granted. full_in: until the
-    balance is at capacity. closed_for: what is left of a recharge. bound: by when, if attempts are made, one is
-    granted or calls for a probe. capacity, refill, period: in effect, as the server last reported them.
-    reading_age: since the last reading (None: there is none). drift: reported minus projected balance at the
+    balance is at capacity. closed_for: what is left of a recharge. bound: by when, if the request asked about is
+    attempted, one attempt is granted or calls for a probe; 0 is true of now only, as a bigger request of somebody
+    else may be refused next and begin a recharge. capacity, refill, period: in effect, as the server last reported
+    them. reading_age: since the last reading (None: there is none). drift: reported minus projected balance at the
     last reading. kept_back: tokens left to somebody else who was seen to spend, on top of any `keep`. repaired:
     mended fields.
     """
