@@ -23,7 +23,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all nightly fault-table mutants-lua torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
+.PHONY: help venv test test-all nightly fault-table mutants mutants-lua torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into do
 
 torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), checked against the promise
 	$(BIN)/python -m torture --minutes $(TORTURE_MINUTES) $(TORTURE_ARGS)
+
+mutants: $(VENV)/.stamp-mutants ## Break the core in each way that mutmut finds: a test must notice
+	$(BIN)/python -m mutation.core $(MUTANTS_ARGS)
 
 mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that mutation/bucket_lua.toml lists: a test must notice
 	$(BIN)/python -m mutation.bucket_lua $(MUTANTS_ARGS)
@@ -132,10 +135,14 @@ $(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-pip
 	$(INSTALL) --editable . --group bench
 	@touch $@
 
+$(VENV)/.stamp-mutants: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable . --group mutants
+	@touch $@
+
 $(VENV)/.stamp-proof: pyproject.toml $(VENV)/.stamp-pip
 	$(INSTALL) --editable . --group proof
 	@touch $@
 
 $(VENV)/.stamp-check: pyproject.toml $(VENV)/.stamp-pip
 	$(INSTALL) --editable . --group check
-	@touch $@ $(VENV)/.stamp-test
+	@touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-mutants

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # No deadlines: on a loaded machine they measure the machine. For the same reason a slow generator is no finding.
 _QUIET = [HealthCheck.too_slow]
@@ -16,6 +16,14 @@ settings.register_profile("default", max_examples=50, deadline=None, print_blob=
 # The same examples in every run, so that a change is judged by itself and not by luck; chance is for `nightly`.
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200, derandomize=True)
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=5000)
+# For `make mutants`: a test only has to notice, in a process that is gone afterwards.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("ci"),
+    max_examples=25,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+)
 
 
 def _profile() -> str:

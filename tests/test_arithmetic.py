@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from keepa_tokens.arithmetic import (
     anchored,
     carried_over,
+    halved,
     instant_smooth,
     instant_stepped,
     phased,
@@ -235,3 +236,37 @@ def test_saturation_stays_below_the_limit(tokens: int) -> None:
     held = saturated(tokens)
     assert -LIMIT < held < LIMIT
     assert held == tokens or abs(tokens) >= LIMIT
+
+
+@pytest.mark.parametrize("tokens", [LIMIT - 1, LIMIT, 2**60])
+def test_saturation_reaches_the_last_number_below_the_limit(tokens: int) -> None:
+    """What is at the limit or beyond becomes the number next to it, either way."""
+    assert (saturated(tokens), saturated(-tokens)) == (LIMIT - 1, 1 - LIMIT)
+
+
+@pytest.mark.parametrize("at, expected", [(NEVER - 3, NEVER - 1), (NEVER - 2, NEVER), (NEVER - 1, NEVER)])
+def test_the_last_step_before_the_end_of_time_is_counted(at: int, expected: int) -> None:
+    """A step that comes before NEVER is told as it is, one at it or after it as NEVER."""
+    assert instant_stepped(1, at, 1, 2) == expected
+    assert instant_smooth(1, at, 0, 1, 2) == expected
+
+
+@pytest.mark.parametrize("carry, moved", [(3, 3), (4, 4), (5, 4), (6, 4)])
+def test_a_remainder_that_is_worth_a_token_at_the_new_rate_stays_just_below_one(carry: int, moved: int) -> None:
+    """A remainder of up to a whole new period is taken over; a longer one would be a token, and isn't minted."""
+    assert carried_over(carry, 1, 7, 1, 5) == moved
+
+
+@given(tokens=st.integers(0, LIMIT - 1), since=moments, gap=later, half_life=st.integers(1, 10**10))
+@example(tokens=LIMIT - 1, since=0, gap=52, half_life=1)
+@example(tokens=LIMIT - 1, since=0, gap=51, half_life=1)
+def test_halving_halves_once_a_half_life(tokens: int, since: int, gap: int, half_life: int) -> None:
+    """For each half-life that passed the tokens are halved, rounded down; the part of one that is left goes on."""
+    left, at = halved(tokens, since, since + gap, half_life)
+    assert left == tokens // 2 ** (gap // half_life)
+    assert at == since + gap - gap % half_life
+
+
+def test_a_clock_behind_halves_nothing() -> None:
+    """Before the last halving there is nothing to do, however short the half-life."""
+    assert halved(8, 5, 3, 1) == halved(8, 5, 5, 1) == (8, 5)

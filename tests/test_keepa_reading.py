@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keepa_tokens import Reading
 from keepa_tokens.keepa.reading import Body, envelope
 
 # Recorded against the live API.
@@ -94,43 +95,103 @@ def test_flow_reduction_lowers_the_refill_and_not_the_capacity() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    "body, refill",
     [
-        None,
-        "",
-        b"",
-        "null",
-        "[]",
-        "3",
-        '"text"',
-        "<html>bad gateway</html>",
-        b"\x89PNG\r\n\x1a\n",
-        b"\xff\xfe",
-        "[" * 100_000,
-        "9" * 5000,
-        {},
-        {"tokensLeft": None},
-        {"tokensLeft": "12"},
-        {"tokensLeft": True},
-        {"tokensLeft": 1.5},
-        {"tokensLeft": float("nan")},
-        {"tokensLeft": 10**400},
-        {"tokensLeft": 1e308},
-        {"tokensLeft": [5]},
-        {"tokensLeft": 5, "refillIn": float("nan")},
-        {"tokensLeft": 5, "refillIn": -1},
-        {"tokensLeft": 5, "refillRate": "5"},
-        {"tokensLeft": 5, "refillRate": float("inf")},
-        {"tokensLeft": 5, "refillRate": 5, "timestamp": 10**30},
-        {"tokensLeft": 5, "refillRate": 5, "tokenFlowReduction": {}},
+        ({"tokensLeft": 5, "refillRate": 0}, 0.0),
+        ({"tokensLeft": -5, "refillRate": 0}, 0.0),
+        ({"tokensLeft": 0, "refillRate": 1}, 1.0),
+        ({"tokensLeft": 5, "refillRate": 1, "error": {"type": "invalidParameter"}}, 1.0),
+        ({"tokensLeft": 0}, None),
+        ({"tokensLeft": 5, "error": {"type": "invalidParameter"}}, None),
     ],
 )
-def test_nonsense_is_no_reading_and_says_why(body: object) -> None:
+def test_a_refill_of_0_alone_is_a_reading(body: dict[str, object], refill: float | None) -> None:
+    """Only rate 0 with an error, or with nothing left, is an envelope of zeros; each alone is news of the bucket."""
+    reading = envelope(body).reading
+    assert reading is not None
+    assert (reading.balance, reading.refill) == (body["tokensLeft"], refill)
+    assert reading.capacity == (60 if refill else None)
+
+
+@pytest.mark.parametrize("extra", [{"tokensLeft": 5, "error": {}}, {"tokensLeft": 0}])
+def test_what_is_wrong_with_an_envelope_of_zeros_is_said(extra: dict[str, object]) -> None:
+    """An error beside a refill of 0, or nothing at all beside it, is no reading, and the reason says which rate."""
+    said = envelope({"refillRate": 0, **extra})
+    assert said.why == "refillRate is 0 beside an error or an empty envelope: no reading"
+    assert said.reading is None
+
+
+NO_BALANCE = "there is no tokensLeft"
+NO_WHOLE_BALANCE = "tokensLeft is no whole number"
+
+
+@pytest.mark.parametrize(
+    "body, why",
+    [
+        (None, "there is no JSON object"),
+        ("", "the body is no JSON (0 long)"),
+        (b"", "the body is no JSON (0 long)"),
+        ("null", "the body is no JSON object but NoneType"),
+        ("[]", "the body is no JSON object but list"),
+        ("3", "the body is no JSON object but int"),
+        ('"text"', "the body is no JSON object but str"),
+        ("<html>bad gateway</html>", "the body is no JSON (24 long)"),
+        (b"\x89PNG\r\n\x1a\n", "the body is no JSON (8 long)"),
+        (bytearray(b"\xff\xfe"), "the body is no JSON (2 long)"),
+        ("[" * 100_000, "the body is no JSON (100000 long)"),
+        ("9" * 5000, "the body is no JSON (5000 long)"),
+        ([], "the body is no JSON object but list"),
+        ({}, NO_BALANCE),
+        ({"tokensLeft": None}, NO_BALANCE),
+        ({"tokensLeft": "12"}, NO_WHOLE_BALANCE),
+        ({"tokensLeft": True}, NO_WHOLE_BALANCE),
+        ({"tokensLeft": 1.5}, NO_WHOLE_BALANCE),
+        ({"tokensLeft": float("nan")}, NO_WHOLE_BALANCE),
+        (
+            {"tokensLeft": 10**400},
+            "balance must be a whole number from -4503599627370495 to 2**52, not a whole number of 1329 bits",
+        ),
+        (
+            {"tokensLeft": 1e308},
+            "balance must be a whole number from -4503599627370495 to 2**52, not a whole number of 1024 bits",
+        ),
+        ({"tokensLeft": [5]}, NO_WHOLE_BALANCE),
+        ({"tokensLeft": 5, "refillIn": float("nan")}, "refillIn is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillIn": -1}, "refillIn is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillIn": True}, "refillIn is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillIn": 2**52}, "refillIn is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillRate": "5"}, "refillRate is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillRate": float("inf")}, "refillRate is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillRate": 2.5}, "refillRate is no whole number"),
+        ({"tokensLeft": 5, "refillRate": 5, "timestamp": 10**30}, "timestamp is no number from 0 to 2**52"),
+        (
+            {"tokensLeft": 5, "refillRate": 5, "tokenFlowReduction": {}},
+            "tokenFlowReduction is no number from 0 to 2**52",
+        ),
+    ],
+)
+def test_nonsense_is_no_reading_and_says_why(body: object, why: str) -> None:
     """Whatever a proxy or a fault sends: no exception, no reading, and a sentence that says what is wrong."""
     said = envelope(cast("Body", body))
-    assert said.reading is None
-    assert said.why
-    assert len(said.why) < 200
+    assert (said.reading, said.why) == (None, why)
+
+
+@pytest.mark.parametrize(
+    "said, consumed",
+    [(0, 0), (4.0, 4), (2**52 - 1, 2**52 - 1), (2**52, None), (-1, None), (1.5, None), ("4", None), (True, None)],
+)
+def test_a_cost_is_a_whole_number_of_tokens_or_not_said(said: object, consumed: int | None) -> None:
+    """A cost from 0 to what can be counted is taken, whatever else the envelope lacks; any other counts as none."""
+    assert envelope({"tokensConsumed": said}).consumed == consumed
+
+
+@pytest.mark.parametrize("said", [0, 1, 2**52 - 1])
+def test_the_smallest_and_the_largest_times_are_taken(said: int) -> None:
+    """Milliseconds from 0 up become seconds."""
+    reading = envelope({"tokensLeft": 5, "refillIn": 1, "timestamp": 0}).reading
+    assert reading is not None
+    assert (reading.next_refill_in, reading.server_time) == (0.001, 0.0)
+    assert envelope({"tokensLeft": said}).reading == Reading(said)
 
 
 json_values = st.recursive(

@@ -48,7 +48,7 @@ def envelope(body: Body) -> Envelope:
     try:
         parsed: object = json.loads(body) if isinstance(body, (str, bytes, bytearray)) else body
     except (ValueError, RecursionError):
-        return Envelope(None, why=f"the body is no JSON ({_size(body)})")
+        return Envelope(None, why=f"the body is no JSON ({len(body)} long)")
     if not isinstance(parsed, Mapping):
         return Envelope(None, why=f"the body is no JSON object but {type(parsed).__name__}")
     fields = {str(name): value for name, value in cast("Mapping[object, object]", parsed).items()}
@@ -104,7 +104,3 @@ def _consumed(value: object) -> int | None:
     except BadReading:
         return None
     return tokens if 0 <= tokens < LIMIT else None
-
-
-def _size(body: object) -> str:
-    return f"{len(body)} long" if isinstance(body, (str, bytes, bytearray)) else type(body).__name__

@@ -1,0 +1,101 @@
+"""What `make mutants` says can be trusted: its table is of the code as it is, and a run without reasons fails."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from dataclasses import replace
+
+import pytest
+
+from mutation.judgement import MODULES, Mutant, Survivor, judged, listed, shared_out, table
+
+FUNCTION = "keepa.reading._whole"
+MUTANTS = [Mutant("keepa.reading", "_whole", f"x__whole__mutmut_{n}", "was", f"becomes {n}") for n in range(1, 101)]
+
+
+def survivor(mutant: Mutant, *, equivalent: bool = False) -> Survivor:
+    return Survivor(mutant.place, mutant.was, mutant.becomes, "for a reason", mutant.nth, equivalent=equivalent)
+
+
+def test_a_run_in_which_all_are_noticed_passes() -> None:
+    """Nothing survives: all of them count, and it passes."""
+    judgement = judged(MUTANTS, [], [])
+    assert (judgement.tried, judgement.share, judgement.passed) == (100, 1.0, True)
+
+
+def test_a_survivor_that_nobody_explained_fails_the_run() -> None:
+    """One of a hundred is well within 5%, and it fails all the same: somebody has to look at it."""
+    judgement = judged(MUTANTS, MUTANTS[:1], [])
+    assert (judgement.unlisted, judgement.share, judgement.passed) == (MUTANTS[:1], 0.99, False)
+
+
+@pytest.mark.parametrize("explained, passed", [(5, True), (6, False)])
+def test_reasons_go_only_so_far(explained: int, passed: bool) -> None:
+    """Of a hundred five may survive for a reason; six may not."""
+    judgement = judged(MUTANTS, [], [survivor(mutant) for mutant in MUTANTS[:explained]])
+    assert (judgement.tried, judgement.share, judgement.passed) == (100 - explained, 1 - explained / 100, passed)
+
+
+def test_what_nothing_can_tell_from_the_code_does_not_count() -> None:
+    """Equivalent ones are neither noticed nor missed, however many there are."""
+    rows = [survivor(mutant, equivalent=True) for mutant in MUTANTS[:50]]
+    judgement = judged(MUTANTS, [], rows)
+    assert (judgement.tried, judgement.share, judgement.passed) == (50, 1.0, True)
+
+
+def test_a_reason_for_what_is_no_mutant_any_more_fails_the_run() -> None:
+    """The code was changed under a listed one: it has to be looked at again."""
+    old = replace(survivor(MUTANTS[0]), was="as it was before")
+    judgement = judged(MUTANTS, [], [old])
+    assert (judgement.gone, judgement.passed) == ([old], False)
+
+
+def test_a_run_of_one_module_leaves_the_reasons_of_others_alone() -> None:
+    """What is listed of modules that were not tried is neither gone nor counted."""
+    judgement = judged(MUTANTS, [], [replace(survivor(MUTANTS[0]), place="keepa.reading_of_another._whole")])
+    assert (judgement.gone, judgement.listed, judgement.passed) == ([], [], True)
+
+
+def test_two_mutants_that_look_alike_are_told_apart_by_their_order() -> None:
+    """Of two equal changes in one function a reason for the first is none for the second."""
+    alike = [MUTANTS[0], replace(MUTANTS[0], name="x__whole__mutmut_2", nth=2)]
+    assert judged(alike, alike, [survivor(alike[0])]).unlisted == alike[1:]
+
+
+def test_a_row_lists_each_thing_that_may_stand_in_a_place() -> None:
+    """One reason may hold for several ways to break a line."""
+    row = {"place": FUNCTION, "was": "a", "becomes": ["b", "c"], "reason": "for a reason", "equivalent": True}
+    assert [each.becomes for each in listed(row)] == ["b", "c"]
+    assert all(each.equivalent and each.nth == 1 and each.reason == "for a reason" for each in listed(row))
+
+
+def test_mutants_of_one_function_stay_together() -> None:
+    """Whatever noticed one of them is near when the next is tried; each is tried once, by one lane."""
+    others = [replace(mutant, function="_number") for mutant in MUTANTS[:60]]
+    shares = shared_out([*MUTANTS, *others], 3)
+    assert sorted(len(names) for share in shares for names in share.values()) == [60, 100]
+
+
+def test_the_table_is_of_the_code_as_it_is() -> None:
+    """Each survivor names a function that there is, and code that stands in it; none is listed twice."""
+    rows = table()
+    assert len({row.key for row in rows}) == len(rows)
+    for row in rows:
+        (module,) = (name for name in MODULES if row.place.startswith(f"{name}."))
+        code = _function(module, row.place.removeprefix(f"{module}."))
+        assert _without_space(row.was) in _without_space(code), row
+        assert len(row.reason) > len("equivalent"), row
+
+
+def _function(module: str, name: str) -> str:
+    source = inspect.getsource(importlib.import_module(f"keepa_tokens.{module}"))
+    found: ast.AST = ast.parse(source)
+    for part in name.split("."):
+        (found,) = (node for node in ast.iter_child_nodes(found) if getattr(node, "name", "") == part)
+    return ast.get_source_segment(source, found) or ""
+
+
+def _without_space(code: str) -> str:
+    return "".join(code.split())

@@ -1,0 +1,93 @@
+"""What the checks of arguments let through, to the last number, and what their messages show of what they don't."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final
+
+import pytest
+
+from keepa_tokens import ConfigError
+from keepa_tokens.units import LIMIT, MICROSECONDS, NEVER, instance, microseconds, seconds, shown, whole
+
+LINE: Final = 60
+"""As much of a value as a message shows."""
+
+
+@pytest.mark.parametrize("edge", [LIMIT, -LIMIT])
+def test_the_first_duration_out_of_range_is_an_error_and_the_one_before_it_is_none(edge: int) -> None:
+    """2**52 microseconds either way are refused, a microsecond less is taken as it is."""
+    inside = edge - math.copysign(1, edge)
+    assert microseconds("timeout", inside / MICROSECONDS) == inside
+    with pytest.raises(ConfigError, match=re.escape(f"timeout={edge / MICROSECONDS!r} is out of range: give a finite")):
+        microseconds("timeout", edge / MICROSECONDS)
+
+
+@pytest.mark.parametrize("value, text", [("1", "'1'"), (None, "None"), (True, "True"), ([1], "[1]")])
+def test_what_is_no_duration_is_shown(value: object, text: str) -> None:
+    """The message has the argument's name and what was given for it."""
+    with pytest.raises(TypeError, match=rf"^timeout must be a number of seconds, not {re.escape(text)}$"):
+        microseconds("timeout", value)
+
+
+@pytest.mark.parametrize("us, s", [(0, 0.0), (1, 1e-6), (NEVER - 1, (NEVER - 1) / 1e6), (NEVER, math.inf)])
+def test_never_is_infinite_and_the_microsecond_before_it_is_not(us: int, s: float) -> None:
+    """`NEVER` shows as inf, everything below it in seconds."""
+    assert seconds(us) == s
+
+
+@pytest.mark.parametrize("least, most", [(0, LIMIT - 1), (3, 7)])
+def test_the_edges_of_a_range_are_in_it(least: int, most: int) -> None:
+    """The least and the most are taken, one beyond either is an error that shows it and the range."""
+    assert [whole("tokens", value, least=least, most=most) for value in (least, most)] == [least, most]
+    for beyond in (least - 1, most + 1):
+        with pytest.raises(ConfigError, match=rf"^tokens={beyond} is out of range: it must be from {least} to {most}$"):
+            whole("tokens", beyond, least=least, most=most)
+
+
+def test_a_range_is_from_0_to_the_largest_exact_number_unless_said_otherwise() -> None:
+    """Without bounds a count may be 0 and up to 2**52 - 1."""
+    assert (whole("tokens", 0), whole("tokens", LIMIT - 1)) == (0, LIMIT - 1)
+    for beyond in (-1, LIMIT):
+        with pytest.raises(ConfigError, match=rf"from 0 to {LIMIT - 1}$"):
+            whole("tokens", beyond)
+
+
+@pytest.mark.parametrize("value, text", [("1", "'1'"), (1.0, "1.0"), (True, "True"), (None, "None")])
+def test_what_is_no_count_is_shown(value: object, text: str) -> None:
+    """The message has the argument's name and what was given for it."""
+    with pytest.raises(TypeError, match=rf"^tokens must be a whole number \(int\), not {re.escape(text)}$"):
+        whole("tokens", value)
+
+
+def test_an_int_of_a_subclass_becomes_a_plain_one() -> None:
+    """A whole number of another make, numpy's or an enum's, goes on as int."""
+
+    class Count(int):
+        pass
+
+    assert type(whole("tokens", Count(3))) is int
+
+
+def test_what_is_of_another_kind_is_shown() -> None:
+    """The message has the argument's name, the kind that is wanted and what was given."""
+    assert instance("quota", "x", str) == "x"
+    with pytest.raises(TypeError, match=r"^quota must be a str, not 5$"):
+        instance("quota", 5, str)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ("x" * (LINE - 2), repr("x" * (LINE - 2))),
+        ("x" * (LINE - 1), "'" + "x" * (LINE - 4) + "..."),
+        (2**192 - 1, str(2**192 - 1)),
+        (2**192, "a whole number of 193 bits"),
+        (-(10**5000), "a whole number of 16610 bits"),
+    ],
+    ids=["a line", "a letter more", "the longest number", "a bit more", "more than Python prints"],
+)
+def test_a_value_is_shown_on_one_line(value: Any, text: str) -> None:
+    """A value of up to 60 letters stands whole, a longer one cut to 60, a huge number by its size."""
+    assert shown(value) == text
