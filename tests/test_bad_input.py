@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -285,37 +286,133 @@ def test_reconcile_wants_a_reading_and_a_synced_bucket() -> None:
 # --- quotas
 
 
+FROM_0: Final = f"is out of range: it must be from 0 to {LIMIT - 1}"
+FROM_1: Final = f"is out of range: it must be from 1 to {LIMIT - 1}"
+
+
 @pytest.mark.parametrize(
-    "args, terms, named",
+    "args, terms, message",
     [
-        ((0, 1, 1.0), {}, "capacity"),
-        ((-1, 1, 1.0), {}, "capacity"),
-        ((1.5, 1, 1.0), {}, "capacity"),
-        ((LIMIT, 1, 1.0), {}, "capacity"),
-        ((True, 1, 1.0), {}, "capacity"),
-        ((1, -1, 1.0), {}, "refill"),
-        ((1, 0.5, 1.0), {}, "refill"),
-        ((1, 1, 0), {}, "period"),
-        ((1, 1, -1.0), {}, "period"),
-        ((1, 1, math.nan), {}, "period"),
-        ((1, 1, math.inf), {}, "period"),
-        ((1, 1, 1e-9), {}, "period"),
-        ((1, 1, "60"), {}, "period"),
-        ((1, 10**9 + 7, 86_400.0), {}, "refill"),
-        ((1, 1, 1.0), {"overdraft": -1}, "overdraft"),
-        ((1, 1, 1.0), {"overdraft": 0.5}, "overdraft"),
-        ((1, 1, 1.0), {"recharge_to": 0}, "recharge_to"),
-        ((1, 1, 1.0), {"recharge_to": True}, "recharge_to"),
-        ((1, 1, 1.0), {"initial": 2}, "initial"),
-        ((1, 1, 1.0), {"initial": 0.0}, "initial"),
-        ((1, 1, 1.0), {"stepped": 1}, "stepped"),
-        ((1, 1, 1.0), {"synced": "yes"}, "synced"),
+        ((0, 1, 1.0), {}, f"capacity=0 {FROM_1}"),
+        ((-1, 1, 1.0), {}, f"capacity=-1 {FROM_1}"),
+        ((1.5, 1, 1.0), {}, "capacity must be a whole number (int), not 1.5"),
+        ((LIMIT, 1, 1.0), {}, f"capacity={LIMIT} {FROM_1}"),
+        ((True, 1, 1.0), {}, "capacity must be a whole number (int), not True"),
+        ((1, -1, 1.0), {}, f"refill=-1 {FROM_0}"),
+        ((1, LIMIT, 1.0), {}, f"refill={LIMIT} {FROM_0}"),
+        ((1, 0.5, 1.0), {}, "refill must be a whole number (int), not 0.5"),
+        ((1, 1, 0), {}, "period=0 is too short: it must be at least a microsecond"),
+        ((1, 1, -1.0), {}, "period=-1.0 is too short: it must be at least a microsecond"),
+        ((1, 1, 4e-7), {}, "period=4e-07 is too short: it must be at least a microsecond"),
+        ((1, 1, math.nan), {}, "period=nan is out of range: give a finite number of seconds below 4.5e9"),
+        ((1, 1, math.inf), {}, "period=inf is out of range: give a finite number of seconds below 4.5e9"),
+        ((1, 1, "60"), {}, "period must be a number of seconds, not '60'"),
+        (
+            (1, 10**9 + 7, 86_400.0),
+            {},
+            (
+                "refill=1000000007 per period=86400.0 s cannot be computed exactly:"
+                " refill * (period in microseconds + 1), reduced, must stay below 2**52"
+            ),
+        ),
+        ((1, 1, 1.0), {"overdraft": -1}, f"overdraft=-1 is out of range: it must be from 0 to {UNLIMITED}"),
+        (
+            (1, 1, 1.0),
+            {"overdraft": UNLIMITED + 1},
+            f"overdraft={UNLIMITED + 1} is out of range: it must be from 0 to {UNLIMITED}",
+        ),
+        ((1, 1, 1.0), {"overdraft": 0.5}, "overdraft must be a whole number (int), not 0.5"),
+        ((1, 1, 1.0), {"recharge_to": 0}, f"recharge_to=0 {FROM_1}"),
+        ((1, 1, 1.0), {"recharge_to": True}, "recharge_to must be a whole number (int), not True"),
+        ((1, 1, 1.0), {"initial": 2}, f"initial=2 is out of range: it must be from {1 - LIMIT} to 1"),
+        ((1, 1, 1.0), {"initial": -LIMIT}, f"initial={-LIMIT} is out of range: it must be from {1 - LIMIT} to 1"),
+        ((1, 1, 1.0), {"initial": 0.0}, "initial must be a whole number (int), not 0.0"),
+        ((1, 1, 1.0), {"stepped": 1}, "stepped must be True or False, not 1"),
+        ((1, 1, 1.0), {"synced": "yes"}, "synced must be True or False, not 'yes'"),
     ],
 )
-def test_a_quota_that_no_bucket_can_work_with(args: tuple[Any, ...], terms: dict[str, Any], named: str) -> None:
-    """Each term out of range or of the wrong type is an error that names it."""
-    with pytest.raises((TypeError, ConfigError), match=named):
+def test_a_quota_that_no_bucket_can_work_with(args: tuple[Any, ...], terms: dict[str, Any], message: str) -> None:
+    """Each term out of range or of the wrong type is an error that names it, shows it and says what it may be."""
+    with pytest.raises((TypeError, ConfigError), match=f"^{re.escape(message)}$"):
         Quota(*args, **terms)
+
+
+@pytest.mark.parametrize(
+    "args, terms",
+    [
+        ((1, 0, 1e-6), {"initial": 1, "recharge_to": 1, "overdraft": UNLIMITED}),
+        ((LIMIT - 1, LIMIT // 2 - 1, 1e-6), {"initial": 1 - LIMIT, "recharge_to": LIMIT - 1}),
+    ],
+)
+def test_the_edges_of_every_term_are_a_quota(args: tuple[Any, ...], terms: dict[str, Any]) -> None:
+    """The least and the most of each term can be worked with."""
+    quota = Quota(*args, **terms)
+    assert (quota.capacity, quota.refill, quota.period, quota.initial) == (*args, terms["initial"])
+
+
+WHOLE_FROM: Final = "must be a whole number from"
+FINITE: Final = "must be a finite number from 0 to 4.5e9, not"
+
+
+@pytest.mark.parametrize(
+    "terms, message",
+    [
+        ({"balance": LIMIT}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not {LIMIT}"),
+        ({"balance": -LIMIT}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not {-LIMIT}"),
+        ({"balance": True}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not True"),
+        ({"next_refill_in": "1"}, "next_refill_in must be a number, not '1'"),
+        ({"next_refill_in": True}, "next_refill_in must be a number, not True"),
+        ({"next_refill_in": -1e-9}, f"next_refill_in {FINITE} -1e-09"),
+        ({"next_refill_in": LIMIT / 1e6}, f"next_refill_in {FINITE} 4503599627.370496"),
+        ({"refill": math.nan}, f"refill {FINITE} nan"),
+        ({"period": 0.0}, "period=0.0 must be longer than 0 s"),
+        ({"period": "x"}, "period must be a number, not 'x'"),
+        ({"capacity": 0}, f"capacity {WHOLE_FROM} 1 to 2**52, not 0"),
+        ({"capacity": LIMIT}, f"capacity {WHOLE_FROM} 1 to 2**52, not {LIMIT}"),
+        ({"server_time": -1}, f"server_time {FINITE} -1"),
+        ({"server_time": math.inf}, f"server_time {FINITE} inf"),
+    ],
+)
+def test_what_is_wrong_with_a_reading_is_said(terms: dict[str, Any], message: str) -> None:
+    """The error names the field, shows what came for it and says what it may be."""
+    with pytest.raises(BadReading, match=f"^{re.escape(message)}$"):
+        Reading(**{"balance": 5, **terms})
+
+
+@pytest.mark.parametrize("balance", [1 - LIMIT, 0, LIMIT - 1])
+def test_the_edges_of_every_field_are_a_reading(balance: int) -> None:
+    """The least and the most of each field are taken as they are."""
+    edge = math.nextafter(LIMIT / 1e6, 0)
+    assert Reading(balance, next_refill_in=0, refill=0, period=edge, capacity=1, server_time=0).balance == balance
+    most = Reading(0, next_refill_in=edge, refill=edge, capacity=LIMIT - 1, server_time=edge)
+    assert (most.next_refill_in, most.refill, most.capacity, most.server_time) == (edge, edge, LIMIT - 1, edge)
+
+
+@pytest.mark.parametrize("tokens, keep, largest", [(11, 0, 10), (9, 2, 8), (1, 10, 0), (5, 11, 0)])
+def test_what_can_never_be_admitted_says_what_could(tokens: int, keep: int, largest: int) -> None:
+    """A cost beyond capacity less `keep` is refused with the largest that isn't; that one is let through."""
+    quota = Quota(10, 1, 1.0)
+    with pytest.raises(CostTooLarge) as caught:
+        quota.check_cost(tokens, keep)
+    assert (caught.value.tokens, caught.value.keep, caught.value.largest) == (tokens, keep, largest)
+    quota.check_cost(largest, keep)
+
+
+@pytest.mark.parametrize("keep, largest", [(0, 14), (9, 5), (10, 0)])
+def test_an_overdraft_comes_on_top_of_what_can_be_admitted(keep: int, largest: int) -> None:
+    """A call may overdraw by the overdraft, but at least a token of its own must fit beside `keep`."""
+    quota = Quota(10, 1, 1.0, overdraft=4)
+    quota.check_cost(largest, keep)
+    with pytest.raises(CostTooLarge) as caught:
+        quota.check_cost(largest + 1, keep)
+    assert caught.value.largest == largest
+
+
+@pytest.mark.parametrize("tokens, keep, named", [(-1, 0, "tokens=-1"), (0, -1, "keep=-1"), (LIMIT, 0, "tokens=")])
+def test_a_cost_or_keep_that_is_no_count_is_named(tokens: int, keep: int, named: str) -> None:
+    """Which of the two is wrong is said."""
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        Quota(10, 1, 1.0).check_cost(tokens, keep)
 
 
 def test_a_refused_try_names_what_to_do() -> None:

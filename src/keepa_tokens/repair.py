@@ -55,7 +55,6 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[BucketSt
         carry_period_us=mender.optional("carry_period_us", 1),
         closed_until=mender.optional("closed_until"),
         sequence=sequence,
-        quota=stored.quota,
         reading_at=reading_at,
         reading_sequence=mender.reading_sequence(reading_at, sequence),
         server_time=mender.optional("server_time"),
