@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -399,6 +401,24 @@ def test_an_async_storage_that_was_let_go_works_in_the_next_loop(server: Server,
         return outcome.balance
 
     assert [asyncio.run(once()) for _ in range(3)] == [59, 58, 57]
+
+
+@pytest.mark.parametrize("scheme", ["redis", "valkey"])
+def test_an_async_storage_left_open_names_the_loop_that_is_gone(server: Server, scheme: str) -> None:
+    """Not closed at the end of one `asyncio.run`, it says in the next one what was forgotten."""
+    storages = [AsyncRedisStorage.from_url(server.url.replace("redis", scheme))]
+
+    async def once() -> None:
+        await storages[0].apply("k", PLAIN, Acquire(1))
+
+    asyncio.run(once())
+    with pytest.raises(ConfigError, match=r"in use in another event loop .* aclose\(\) it before its loop ends"):
+        asyncio.run(once())
+    with warnings.catch_warnings():
+        # The connection that the loop left behind can't be closed any more, only let go.
+        warnings.simplefilter("ignore", ResourceWarning)
+        storages.clear()
+        gc.collect()
 
 
 # --- Redis is away

@@ -191,7 +191,8 @@ class RedisStorage(_Keyspace):
 class AsyncRedisStorage(_Keyspace):
     """`RedisStorage` for coroutines, on an asyncio client.
 
-    Once used it belongs to its process: in one that was forked later it raises ConfigError.
+    Once used it belongs to its process and its event loop: in a process that was forked later it raises ConfigError,
+    in another loop too, unless `aclose` came in between.
     """
 
     def __init__(self, client: AsyncRedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
@@ -287,6 +288,11 @@ def _is_clients(error: Exception) -> bool:
 
 def _meaning(error: Exception, key: str = "") -> KeepaTokensError | None:
     """Return what a client's error means here; None: it is none of a client's."""
+    if type(error) is RuntimeError and "loop" in str(error):
+        return ConfigError(
+            f"this storage was in use in another event loop ({error}): make one in each, or aclose() it before its loop"
+            " ends. Nobody knows whether the command counted."
+        )
     if not _is_clients(error):
         return None
     text = str(error)
