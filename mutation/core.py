@@ -43,6 +43,8 @@ TESTS: Final = (
     "tests/test_rate_cases.py",
     "tests/test_readings_order.py",
     "tests/test_safety.py",
+    "tests/test_units.py",
+    "tests/test_wire.py",
     "tests/redis/test_differential.py",
     "tests/redis/test_redis_storage.py",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from keepa_tokens import AcquireTimeout, CostTooLarge, MemoryStorage, NotEnoughTokens, Quota, TokenBucket
 from keepa_tokens.aio import AsyncTokenBucket
 from keepa_tokens.commands import Acquire, Cancel, Outcome, Refund
+from keepa_tokens.quota import exact
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
 
@@ -305,3 +307,18 @@ def test_a_tiny_rate() -> None:
     refusal = bucket.try_acquire()
     assert not refusal
     assert refusal.retry_after == century
+
+
+@pytest.mark.parametrize("per, period", [(Quota.per_second, 1.0), (Quota.per_minute, 60.0)])
+def test_a_quota_by_its_rate_holds_one_period_unless_said_otherwise(per: Callable[..., Quota], period: float) -> None:
+    """So many tokens a second or a minute, in a bucket of as many or of the given size, with any other term."""
+    assert per(5) == Quota(5, 5, period)
+    assert per(5, capacity=300, stepped=True, overdraft=2) == Quota(300, 5, period, stepped=True, overdraft=2)
+
+
+def test_the_fastest_rate_that_is_exact_is_one_below_the_limit() -> None:
+    """Tokens times a period and a microsecond, in the smallest numbers, must stay below 2**52."""
+    assert exact(1, LIMIT - 2)
+    assert not exact(1, LIMIT - 1)
+    assert exact(2 * (LIMIT // 2 - 1), 2)
+    assert not exact(LIMIT // 2, 1)
