@@ -22,6 +22,7 @@ from typing import Final
 from mutation.judgement import LEAST, MODULES, TABLE, Judgement, Mutant, judged, shared_out, table
 from mutation.lane import ASSIGNED
 from mutation.mutants import broken
+from mutation.page import renew, tables
 
 TESTS: Final = (
     "tests/test_arithmetic.py",
@@ -52,6 +53,11 @@ TESTS: Final = (
 TOO_SLOW: Final = (
     "tests/test_events.py::test_the_log_has_at_most_two_lines_a_refill_however_many_wait",
     "tests/test_exactness.py::test_a_hundred_thousand_steps_do_not_drift",
+    "tests/test_exactness.py::test_memory_storage_does_not_drift_either",
+    "tests/test_keepa_sync.py::test_fifty_coroutines_share_one_balance",
+    "tests/test_liveness.py::test_the_old_rule_fails_by_the_lost_timestamp_alone",
+    "tests/test_memory_storage.py::test_idle_full_buckets_are_dropped_as_others_are_used",
+    "tests/test_memory_storage.py::test_memory_storage_is_transition_with_a_lock",
     "tests/redis/test_differential.py::test_script_and_core_agree_on_the_fake",
 )
 """What they show, others here show sooner."""
@@ -127,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     judgement = judged(mutants, unnoticed, survivors)
     print("\n".join(report(judgement, by_test)))
+    if options.write:
+        renew(options.write, tables(mutants, judgement))
     return 0 if judgement.passed else 1
 
 
@@ -158,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lanes", type=int, default=os.cpu_count() or 1, help="how many at a time (default: %(default)s)"
     )
+    parser.add_argument("--write", type=Path, help="a page whose tables to renew")
     parser.add_argument("--verbose", action="store_true", help="print each mutant, and what noticed it")
     return parser
 

@@ -175,7 +175,7 @@ def only_documented_errors(story: Story) -> list[Finding]:
     findings = [
         Finding("error", entry.at, f"{entry.who}: a command raised {entry.error}")
         for entry in story.failed
-        if entry.error != "StorageUnavailable"
+        if entry.error not in {"StorageUnavailable", "CancelledError"}
     ]
     findings += [Finding("error", entry.at, f"{entry.who}: {entry.error}") for entry in story.broke]
     findings += [

@@ -145,15 +145,20 @@ def opened(folder: Path, seed: int, workers: int, planted: str) -> Iterator[Scen
         http = stack.enter_context(FakeKeepaServer(api, hang=HANG_S))
         patience = f"?socket_timeout={ANSWER_WITHIN}&socket_connect_timeout={ANSWER_WITHIN}"
 
-        def member(who: str, url: str, *, watches: bool = False) -> Member:
+        def member(who: str, url: str, *, watches: bool = False, aio: bool = False) -> Member:
+            seeded = f"{seed}/{who}"
             made = Member(
-                Assignment(who, f"{seed}/{who}", str(folder), url + patience, http.url, planted, watches), journal
+                Assignment(who, seeded, str(folder), url + patience, http.url, planted, watches, aio), journal
             )
             stack.callback(made.end)
             made.start()
             return made
 
-        crew = [member(f"worker-{number}", link.url) for number, link in enumerate(links)]
+        # Every other one; the planted faults are for blocking storages.
+        crew = [
+            member(f"worker-{number}", link.url, aio=number % 2 == 1 and not planted)
+            for number, link in enumerate(links)
+        ]
         watcher = member("watcher", server.url, watches=True)
         yield Scene(journal, server, links, api, crew, watcher)
 

@@ -33,7 +33,10 @@ TRIES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is told. watches: it looks, asks for one token, and looks again, instead of working."""
+    """What a worker is told.
+
+    watches: it looks, asks for one token, and looks again, instead of working. aio: it works in asyncio tasks.
+    """
 
     who: str
     seed: str
@@ -42,6 +45,7 @@ class Assignment:
     api: str
     planted: str = ""
     watches: bool = False
+    aio: bool = False
 
 
 def silent(_event: Event, /) -> None:
@@ -124,8 +128,8 @@ def consumed(answer: httpx.Response) -> int | None:
 
 
 def take(hand: Hand) -> None:
-    """Take tokens if they are there."""
-    hand.plain.try_acquire(hand.some(6))
+    """Take tokens if they are there, or if they are besides some that are left for others."""
+    hand.plain.try_acquire(hand.some(6), keep=hand.chance.choice((0, 0, 3)))
 
 
 def queue(hand: Hand) -> None:
