@@ -405,6 +405,14 @@ def test_a_command_lies_in_the_socket_of_a_frozen_server() -> None:
     assert lurks_until(NOW + 4 * SECOND, NOW + 5 * SECOND, [frozen]) == NOW + 6 * SECOND
 
 
+@pytest.mark.parametrize(
+    "error, found", [("StorageUnavailable", []), ("CancelledError", []), ("RuntimeError", ["error"])]
+)
+def test_a_command_may_fail_for_a_documented_reason_or_be_cancelled(error: str, found: list[str]) -> None:
+    """Of both nobody knows whether they counted; any other error of a storage is a finding."""
+    assert rules(liveness.only_documented_errors(story_of([Failed("w", NOW, 1, error)]))) == found
+
+
 # --- a whole run
 
 
