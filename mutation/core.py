@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,7 +76,7 @@ def run(shares: Sequence[Mapping[str, Sequence[str]]], folder: Path) -> Iterator
         yield from _said(lanes)
     finally:
         for process, _ in lanes:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # pytest ends its servers then
             process.wait()
 
 
