@@ -18,6 +18,7 @@ import keepa_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "keepa_tokens"
+PLUGIN = "_keepa_tokens_pytest"
 
 # Runs in an isolated interpreter: what site-packages loads at start-up by itself is not counted.
 PROBE = """
@@ -99,7 +100,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
-    """The wheel has every file of the package, `py.typed` and the Lua script included, and nothing beside it."""
+    """The wheel has every file of the package, `py.typed` and the Lua script included, and the plugin beside it."""
     files = [path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*") if path.is_file()]
     # What tools leave behind is hidden, or in __pycache__.
     in_tree = {
@@ -109,7 +110,7 @@ def test_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
         in_wheel = {name for name in archive.namelist() if ".dist-info/" not in name}
 
     assert "keepa_tokens/py.typed" in in_wheel
-    assert in_wheel == in_tree
+    assert in_wheel == in_tree | {f"{PLUGIN}.py"}
 
 
 def test_wheel_requires_nothing(wheel: Path) -> None:
