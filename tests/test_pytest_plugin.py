@@ -8,7 +8,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from textwrap import dedent
 
-import pytest
 
 PLUGIN = "_keepa_tokens_pytest"
 
@@ -114,9 +113,9 @@ def test_each_test_has_fixtures_of_its_own(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["manual_clock", "fake_keepa", "fake_keepa_server", "keepa_sync"])
-def test_a_fixture_says_what_it_is(tmp_path: Path, name: str) -> None:
+def test_each_fixture_says_what_it_is(tmp_path: Path) -> None:
     """`pytest --fixtures` shows each with a sentence."""
     lines = run_pytest(tmp_path, "def test_nothing(): pass\n", "--fixtures").splitlines()
-    (at,) = (number for number, line in enumerate(lines) if line.startswith(f"{name} -- "))
-    assert lines[at + 1].strip().endswith(".")
+    for name in ("manual_clock", "fake_keepa", "fake_keepa_server", "keepa_sync"):
+        (at,) = (number for number, line in enumerate(lines) if line.startswith(f"{name} -- "))
+        assert lines[at + 1].strip().endswith(".")
