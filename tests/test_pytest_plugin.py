@@ -8,7 +8,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from textwrap import dedent
 
-
 PLUGIN = "_keepa_tokens_pytest"
 
 
