@@ -43,6 +43,7 @@ TESTS: Final = (
     "tests/test_places.py",
     "tests/test_probe.py",
     "tests/test_rate_cases.py",
+    "tests/test_repair.py",
     "tests/test_readings_order.py",
     "tests/test_safety.py",
     "tests/test_units.py",

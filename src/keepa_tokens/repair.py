@@ -84,9 +84,9 @@ class _Mender:
         if name not in self.names:
             self.names.append(name)
 
-    def optional(self, name: str, least: int = 0, most: int = LIMIT - 1) -> int | None:
+    def optional(self, name: str, least: int = 0) -> int | None:
         value = getattr(self.stored, name)
-        if value is None or _is_whole(value, least, most):
+        if value is None or _is_whole(value, least):
             return value  # type: ignore[no-any-return] # a whole number by the check
         self.note(name)
         return None

@@ -111,9 +111,8 @@ class BucketState:
         damaged: list[str] = []
 
         def number(name: str) -> int | None:
-            text = texts.get(name)
-            value = None if text is None else _whole(text)
-            if text is not None and value is None:
+            value = _whole(texts.get(name))
+            if value is None and name in texts:
                 damaged.append(name)
             return value
 
