@@ -19,7 +19,7 @@ from keepa_tokens.state import BucketState
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import RedisStorage
-from keepa_tokens.testing.programs import QUOTA, Act, Program, Rules, is_ours
+from keepa_tokens.testing.programs import QUOTA, STORIES, Act, Program, Rules, is_ours
 from keepa_tokens.testing.strategies import EPOCH, NUMBERS
 from keepa_tokens.transition import lifetime_us
 from keepa_tokens.units import MICROSECONDS
@@ -140,6 +140,12 @@ def test_script_and_core_agree_on_each_single_fault(
     """Whichever one field of a bucket that has come to something is damaged, both mend it alike, and go on alike."""
     for program in programs_of(BUCKETS[name]):
         agree(clients[shared_server.name], program)
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_script_and_core_agree_on_each_story(shared_server: Server, clients: dict[str, redis.Redis], name: str) -> None:
+    """In stories told by hand, in which each stored field matters at some point, both come to the same."""
+    agree(clients[shared_server.name], STORIES[name])
 
 
 def test_each_field_is_damaged() -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from ..bucket import TokenBucket
 from ..commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
@@ -35,6 +35,7 @@ from .driven import Driven, driven
 from .machine import Bench, PlainMachine
 from .programs import STORIES, Act, Program, Rules, is_ours, programs
 from .strategies import EPOCH, HOUR, SECOND
+from .synced_machine import SyncedMachine
 
 S = TypeVar("S", bound=Storage)
 T = TypeVar("T")
@@ -114,8 +115,12 @@ class _Conformance(ABC, Generic[S]):
     def test_any_history_is_as_the_reference_has_it(self) -> None:
         """Workers with skewed clocks, lost fields: a plain bucket is as one in exact fractions that shares no code."""
         with self._opened() as storage:
-            machine: Any = partial(self._machine, storage)  # Hypothesis takes any factory, though it says a class
-            run_state_machine_as_test(machine, settings=self._wanted(0.2))
+            self._drive(PlainMachine, storage)
+
+    def test_a_synced_bucket_stays_within_what_its_server_has(self) -> None:
+        """Calls in flight, answers late, lost, reordered; somebody else spends, plans change, fields are lost."""
+        with self._opened() as storage:
+            self._drive(SyncedMachine, storage)
 
     def test_a_refusal_is_written(self) -> None:
         """A refusal that begins a recharge closes the bucket for whoever asks next."""
@@ -379,12 +384,16 @@ class _Conformance(ABC, Generic[S]):
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         )
 
-    def _machine(self, storage: S) -> PlainMachine:
-        bench = Bench(storage, new_key())
-        if self._can("read_fields") and self._can("write_fields"):
-            bench.fields = partial(self._read, storage, bench.key)
-            bench.store = partial(self._write, storage, bench.key)
-        return PlainMachine(bench)
+    def _drive(self, kind: Callable[[Bench], RuleBasedStateMachine], storage: S) -> None:
+        def begin() -> RuleBasedStateMachine:
+            bench = Bench(storage, new_key())
+            if self._can("read_fields") and self._can("write_fields"):
+                bench.fields = partial(self._read, storage, bench.key)
+                bench.store = partial(self._write, storage, bench.key)
+            return kind(bench)
+
+        machine: Any = begin  # Hypothesis takes any factory, though it says a class
+        run_state_machine_as_test(machine, settings=self._wanted(0.2))
 
     def _follow(self, program: Program, storages: Iterator[S]) -> None:
         """Run a program on the rules, and each act of it on the next storage too, and compare after every act.
