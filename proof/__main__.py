@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import page
 from .runs import Job, Line, jobs
-from .table import load, stated, unmatched
+from .table import PLANS, load, stated, unmatched
 from .worlds import worlds
 
 
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m proof", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=2, help="how many processes run at a time (default: 2)")
     parser.add_argument("--only", default="", metavar="TEXT", help="run only the lines with this in them")
+    plans = range(1, len(PLANS) + 1)
+    parser.add_argument("--plans", type=int, choices=plans, default=len(PLANS), help="at how many of Keepa's plans")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put what came out into this page")
     chosen = parser.parse_args(arguments)
     began = time.monotonic()
@@ -33,11 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *unmatched("world", table.worlds, (world.name for world in worlds())),
     ]
     lines: list[Line] = []
-    for line in run([job for job in jobs(table) if chosen.only in f"{job.part} {job.name} {job.method}"], chosen.jobs):
+    named = [job for job in jobs(table, chosen.plans) if chosen.only in f"{job.part} {job.name} {job.method}"]
+    for line in run(named, chosen.jobs):
         print(page.as_text(line, new_part=not lines or lines[-1].part != line.part), flush=True)
         lines.append(line)
         short += line.shortfalls
-    print(f"\n{page.summary(lines)}, in {time.monotonic() - began:.0f} s")
+    worked = sum(line.seconds for line in lines)
+    print(f"\n{page.summary(lines)}: {worked:.0f} s of processor time in {time.monotonic() - began:.0f} s")
     for shortfall in short:
         print(f"FAILED: {shortfall}")
     if chosen.write is not None and not short:

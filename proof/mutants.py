@@ -226,4 +226,32 @@ MUTANTS: Final = (
         "pass",
         "plain, smooth",
     ),
+    Mutant(
+        "a call that overdraws goes beside others",
+        "transition.py",
+        "if available < (beside if self.held else alone):",
+        "if available < alone:",
+        "three calls on 7 tokens, charged at admission",
+    ),
+    Mutant(
+        "a look in the middle of a half-life begins it anew",
+        "arithmetic.py",
+        "return tokens >> min(halvings, 52), since + halvings * half_life",
+        "return tokens >> min(halvings, 52), max(since, now)",
+        "others.halving_path_does_not_matter",
+    ),
+    Mutant(
+        "all that others were seen to spend is kept back",
+        "transition.py",
+        "kept, since = min(kept + gap, self.flow.capacity // KEPT_SHARE), self.now",
+        "kept, since = kept + gap, self.now",
+        "others.a_third_is_kept_back_at_most",
+    ),
+    Mutant(
+        "what is kept back leaves too little for a request that a full bucket could admit",
+        "transition.py",
+        "min(keep + kept, self.flow.capacity // KEPT_SHARE, most)",
+        "min(keep + kept, self.flow.capacity // KEPT_SHARE)",
+        "others.kept_back_stops_nobody",
+    ),
 )

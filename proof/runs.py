@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from .mutants import MUTANTS, Mutant, planted
 from .solver import Report, Verdict, check, python
-from .table import Expected, Table, shortfalls
+from .table import PLANS, Expected, Table, shortfalls
 
 __all__ = ["PARTS", "Job", "Line", "explored", "jobs"]
 
@@ -57,11 +57,12 @@ class Job:
         )
 
 
-def jobs(table: Table) -> Iterator[Job]:
-    """Yield all jobs, in the order of their parts: what takes longest alone comes first."""
+def jobs(table: Table, plans: int = len(PLANS)) -> Iterator[Job]:
+    """Yield all jobs, in the order of their parts, theorems at so many of the plans that they are stated at."""
     for name, least in table.worlds.items():
         yield Job(WORLDS, name, "worlds", Expected(Verdict.CONFIRMED), [partial(explored, name, least=least)])
-    for name, expected in table.theorems.items():
+    for name, at_all in table.theorems.items():
+        expected = replace(at_all, plans=at_all.plans[:plans])
         checks = [partial(check, name, refill=plan, seconds=expected.seconds) for plan in expected.plans]
         yield Job(_PART_OF[expected.verdict], name, _terms(expected.plans), expected, checks)
     for mutant in MUTANTS:
@@ -74,18 +75,19 @@ def _terms(plans: Sequence[int | None]) -> str:
 
 def explored(world: str, *, least: int = 0, source: Path | None = None) -> Report:
     """Explore a small world. Fewer states than `least` are a sign that it isn't what it was."""
-    output = python("proof.worlds", world, source=source)
+    output, seconds = python("proof.worlds", world, source=source)
     try:
         count = json.loads(output)
     except ValueError:
-        return Report(Verdict.FAILED, output.strip())
+        return Report(Verdict.FAILED, output.strip(), seconds)
     if count["broken"]:
-        return Report(Verdict.REFUTED, count["broken"], count["seconds"])
+        return Report(Verdict.REFUTED, count["broken"], seconds)
     words = f"{count['states']:,} states, {count['steps']:,} steps"
     if count["orders"]:
         words += f", {count['orders']:,} orders"
-    enough = count["states"] >= least
-    return Report(Verdict.CONFIRMED if enough else Verdict.FAILED, words, count["seconds"])
+    if count["states"] < least:
+        return Report(Verdict.FAILED, f"{words}: fewer than {least:,} states", seconds)
+    return Report(Verdict.CONFIRMED, words, seconds)
 
 
 def noticed(mutant: Mutant, table: Table) -> Report:

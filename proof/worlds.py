@@ -10,7 +10,8 @@ states are finitely many; all of them are visited. What is checked:
   balance its debt, a lost hold its tokens; a lost timestamp or remainder nothing.
 - liveness, in every state: `peek` states a bound, and an attempt at the bound is granted or told to probe, also if
   another attempt failed half-way there.
-- in worlds without faults, with a server that owns the balance: the projection is never above the truth.
+- in worlds without faults, with a server that owns the balance: the projection is never above the truth, and the server
+  refuses no call that the bucket let through.
 
 Run alone: `python -m proof.worlds`.
 """
@@ -363,7 +364,6 @@ class Call:
     """How far a call has come, and the envelope on its way back: the server's balance, time and next step."""
 
     stage: int = OPEN
-    admitted: bool = False
     balance: int = 0
     told: int = 0
     next_step: int = 0
@@ -500,20 +500,18 @@ class Synced:
                 bucket, outcome = step(self.quota, node.bucket, NOW, ask)
                 yield after(Call(ADMIT) if outcome.granted else end, resting(bucket, NOW, self.oldest))
             case 1:  # ADMIT
-                admitted = node.server > 0
-                charged = cost if admitted and self.at_admission else 0
-                yield after(Call(COMPLETE, admitted), server=node.server - charged)
+                if node.server <= 0:
+                    raise Broken(f"the server refuses a call that the bucket let through: {node}")
+                yield after(Call(COMPLETE), server=node.server - (cost if self.at_admission else 0))
             case 2:  # COMPLETE
-                charged = cost if call.admitted and not self.at_admission else 0
-                left = node.server - charged
+                left = node.server - (0 if self.at_admission else cost)
                 told = self._server_now(node)
-                yield after(Call(RECEIVE, call.admitted, left, told, node.next_step), server=left)
+                yield after(Call(RECEIVE, left, told, node.next_step), server=left)
             case _:  # RECEIVE
                 reading = Reading(
                     call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=call.told / SECOND
                 )
-                settle = Settle(name, cost if call.admitted else 0, reading, refused=not call.admitted)
-                bucket, _ = step(self.quota, node.bucket, NOW, settle)
+                bucket, _ = step(self.quota, node.bucket, NOW, Settle(name, cost, reading))
                 yield after(end, resting(bucket, NOW, self.oldest))
 
     def _tick(self, node: Node) -> Node:
@@ -532,7 +530,8 @@ class Synced:
 LARGE: Final = Quota(1000, 20, 60.0, stepped=True, synced=True, overdraft=UNLIMITED)
 TINY: Final = Quota(2, 1, 120.0, stepped=True, synced=True, overdraft=UNLIMITED)
 SLOW: Final = Quota(2, 1, 1800.0, synced=True)
-"""Slow, so that claims, backoffs, holds and refills all last a few units of half an hour."""
+"""Slow, so that claims, backoffs, holds and refills all last a few units of half an hour. 3 tokens are the fewest of
+which one is kept back."""
 
 
 def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
@@ -542,6 +541,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
     for charged, at_admission in (("completion", False), ("admission", True)):
         yield Synced(f"three calls, charged at {charged}", LARGE, 100, (3, 5, 8), (4, 5, 10), at_admission)
         yield Synced(f"three calls on 2 tokens, charged at {charged}", LARGE, 2, (3, 5, 8), (4, 5, 10), at_admission)
+        yield Synced(f"three calls on 7 tokens, charged at {charged}", LARGE, 7, (3, 5, 8), (4, 5, 10), at_admission)
     if quick:
         return
     for charged, at_admission in (("completion", False), ("admission", True)):
@@ -588,6 +588,15 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
         workers=(),
         unit=half_an_hour,
         after=(0, 1, 5, -1),
+        probe_after_us=half_an_hour,
+    )
+    yield Alone(
+        "synced, somebody else spends",
+        replace(SLOW, capacity=3),
+        workers=(),
+        unit=half_an_hour,
+        after=(0, 1, -1),
+        damage=False,
         probe_after_us=half_an_hour,
     )
 

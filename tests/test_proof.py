@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import proof.__main__ as command_line
-from proof import page
+from proof import page, solver
 from proof.mutants import MUTANTS, Mutant, planted
 from proof.runs import Job, Line, explored, jobs, noticed
 from proof.solver import Report, Verdict, read_report
@@ -109,6 +110,17 @@ def test_the_table_names_what_there_is() -> None:
     assert {mutant.by for mutant in MUTANTS} <= {*table.theorems, *table.worlds}
 
 
+def test_the_guarantees_name_theorems_that_are_confirmed() -> None:
+    """What docs/guarantees.md calls proved is in the table, as confirmed or, of the old rule, refuted."""
+    table = load()
+    modules = "|".join(source.stem for source in THEOREMS.glob("*.py"))
+    promises = (THEOREMS.parent.parent / "docs" / "guarantees.md").read_text()
+    named = {name for name in re.findall(rf"`((?:{modules})\.\w+)`", promises) if not name.endswith(".py")}
+
+    assert len(named) > 30
+    assert {table.theorems[name].verdict for name in named} == {Verdict.CONFIRMED, Verdict.REFUTED}
+
+
 def test_every_theorem_world_and_fault_is_run() -> None:
     """The run has a job for each row of the table, with a check for each plan, and for each planted fault."""
     table = load()
@@ -116,6 +128,17 @@ def test_every_theorem_world_and_fault_is_run() -> None:
 
     assert run.keys() == {*table.theorems, *table.worlds, *(mutant.name for mutant in MUTANTS)}
     assert all(len(run[name].checks) == len(expected.plans) for name, expected in table.theorems.items())
+
+
+@pytest.mark.parametrize("plans", range(1, len(PLANS) + 1))
+def test_fewer_plans_are_fewer_checks_of_the_same_theorems(plans: int) -> None:
+    """At so many of the plans every theorem is still there, and held to as many checks as ran."""
+    table = load()
+    run = list(jobs(table, plans))
+
+    assert [job.name for job in run] == [job.name for job in jobs(table)]
+    assert max(len(job.checks) for job in run) == plans
+    assert all(len(job.checks) == len(job.expected.plans) for job in run)
 
 
 def test_a_theorem_stands_in_the_table_once(tmp_path: Path) -> None:
@@ -196,6 +219,17 @@ def test_a_world_notices_a_planted_fault() -> None:
     (fault,) = (mutant for mutant in MUTANTS if mutant.name.startswith("every answer of a call is believed"))
 
     assert noticed(fault, load()).verdict is Verdict.REFUTED
+
+
+def test_a_check_that_hangs_confirms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has to be ended is told as not checked, whatever it had written by then."""
+    monkeypatch.setattr(solver, "GIVE_UP_S", 0.2)
+
+    hung = explored("three calls, two refills, charged at admission")
+
+    assert hung.verdict is Verdict.FAILED
+    assert "ended by signal 9" in hung.words
+    assert 0 <= hung.seconds < 60
 
 
 def test_a_world_that_shrank_is_told() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from keepa_tokens.commands import Acquire
-from keepa_tokens.state import BucketState
+from keepa_tokens.state import BucketState, Hold
 from keepa_tokens.transition import transition
-from keepa_tokens.units import NEVER, TOLERANCE_US
+from keepa_tokens.units import MAX_HOLD_US, NEVER, TOLERANCE_US
 
 from .terms import (
     CAPACITY,
     DEBT,
+    KEEPAS,
     LATEST,
     OVERDRAWN,
     RATE,
@@ -126,6 +127,36 @@ def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
     """
     state, outcome = transition(OVERDRAWN, BucketState(balance, stored), now, Acquire(tokens))
     return not outcome.granted or (_balance(state) >= -OVERDRAWN.overdraft and _balance(state) + tokens >= 1)
+
+
+def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
+    """On a synced bucket a call takes what is not there only alone; beside others in flight there is enough for all.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
+    post: _
+    """
+    stored = BucketState(
+        balance, now, sequence=1, reading_at=now, reading_sequence=1, holds={"a": Hold(held, 1, now + 1, 1)}
+    )
+    _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
+    return outcome.granted == (balance >= 1 if held == 0 else balance >= held + tokens)
+
+
+def overdraws_when_the_others_are_done(balance: int, held: int, left: int, now: int, tokens: int) -> bool:
+    """A call refused beside others in flight that waits `retry_after` is granted, their hold run out or not.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
+    pre: 1 <= left <= MAX_HOLD_US
+    post: _
+    """
+    stored = BucketState(
+        balance, now, sequence=1, reading_at=now, reading_sequence=1, holds={"a": Hold(held, 1, now + left, left)}
+    )
+    state, refusal = transition(KEEPAS, stored, now, Acquire(tokens))
+    if refusal.granted:
+        return True
+    _, waited = transition(KEEPAS, state, now + refusal.retry_after_us, Acquire(tokens))
+    return waited.granted
 
 
 def lost_timestamp_leaves_the_wait_bounded(balance: int, stored: int | str | None, now: int, tokens: int) -> bool:

@@ -10,7 +10,7 @@ import os
 from typing import Final, TypeVar
 
 from keepa_tokens.quota import Quota
-from keepa_tokens.units import LIMIT, MICROSECONDS
+from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ STEPPED: Final = Quota(CAPACITY, REFILL, PERIOD, stepped=True)
 OVERDRAWN: Final = Quota(CAPACITY, REFILL, PERIOD, overdraft=50)
 RECHARGED: Final = Quota(CAPACITY, REFILL, PERIOD, recharge_to=TARGET)
 SYNCED: Final = Quota(CAPACITY, REFILL, PERIOD, stepped=True, synced=True)
+KEEPAS: Final = Quota(CAPACITY, REFILL, PERIOD, stepped=True, synced=True, overdraft=UNLIMITED)
 
 RATE: Final = SMOOTH.rate
 RATE_PERIOD_US: Final = SMOOTH.rate_period_us
