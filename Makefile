@@ -23,7 +23,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all nightly fault-table mutants mutants-page mutants-lua torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
+.PHONY: help venv test test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into do
 
 mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that mutation/bucket_lua.toml lists: a test must notice
 	$(BIN)/python -m mutation.bucket_lua $(MUTANTS_ARGS)
+
+mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/mutation.md
+	$(BIN)/python -m mutation.bucket_lua --write docs/mutation.md
 
 check: lint mypy pyright layers ## Lint, check the format, the types and the layers
 

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from keepa_tokens.testing.programs import STORIES, Program
+from mutation.page import renew
 from mutation.script import VARIABLE, loaded, shipped
 from tests.redis.single_faults import BUCKETS, programs_of
 from tests.redis.strategies import raw_programs
@@ -35,6 +36,8 @@ STORAGE_TESTS: Final = ("tests/redis/test_redis_storage.py", "tests/redis/test_s
 _OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not system_redis")
 PROGRAMS: Final = 500
 """As many as the differential test runs in CI."""
+BEGIN: Final = "<!-- `make mutants-lua-page` writes from here -->"
+DIFFERENTIAL: Final = "differential test"
 
 Check: TypeAlias = Callable[[redis.Redis], None]
 
@@ -107,7 +110,7 @@ def difference(client: redis.Redis, script: str, parts: Sequence[Check]) -> str:
             try:
                 check(client)
             except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001
-                return f"{type(error).__name__} in part {number} of the differential test"
+                return f"{type(error).__name__} in part {number} of the {DIFFERENTIAL}"
     return ""
 
 
@@ -131,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     script = shipped()
     mutants = [(mutant, mutant.of(script)) for mutant in table()]  # all of them: a text that is gone is found at once
     chosen = [(mutant, broken) for mutant, broken in mutants if options.only in mutant.name and not mutant.equivalent]
-    survived = 0
+    fates: dict[str, str] = {}
     with running("valkey") as server, server.client() as client:
         parts = checks(options.programs)
         tests: list[Callable[[str], str]] = [lambda script: difference(client, script, parts), failing_test]
@@ -140,15 +143,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"the script itself fails: {unbroken}", file=sys.stderr)
             return 1
         for mutant, broken in chosen:
-            noticed = first_notice(tests, broken)
-            survived += not noticed
+            fates[mutant.name] = noticed = first_notice(tests, broken)
             print(
                 f"{'killed' if noticed else 'SURVIVED':8}  rule {mutant.rule}  {mutant.name}  ({noticed})", flush=True
             )
             client.ping()  # a server that is gone would kill them all
+    survived = sum(not noticed for noticed in fates.values())
     equivalent = sum(bool(mutant.equivalent) for mutant, _ in mutants)
     print(f"{len(chosen)} mutants tried, {survived} survived; {equivalent} more are equivalent to the script")
+    if options.write:
+        renew(options.write, tables([mutant for mutant, _ in mutants], fates), BEGIN)
     return 1 if survived else 0
+
+
+def tables(mutants: Sequence[Mutant], fates: Mapping[str, str]) -> Iterator[str]:
+    """Yield what became of the mutants of each rule, and which of them can't be told from the script."""
+    yield "| rule | mutants | equivalent | noticed by the differential test | by the storage's tests | survived |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    rules = sorted({mutant.rule for mutant in mutants})
+    for title, of_it in [
+        *((str(rule or "none of them"), [mutant for mutant in mutants if mutant.rule == rule]) for rule in rules),
+        ("together", mutants),
+    ]:
+        tried = [fates[mutant.name] for mutant in of_it if mutant.name in fates]
+        by_difference = sum(DIFFERENTIAL in noticed for noticed in tried)
+        survived = tried.count("")
+        equivalent = sum(bool(mutant.equivalent) for mutant in of_it)
+        by_tests = len(tried) - by_difference - survived
+        yield f"| {title} | {len(of_it)} | {equivalent} | {by_difference} | {by_tests} | {survived} |"
+    yield from (
+        "",
+        "These can't be told from the script by anything, and are not tried:",
+        "",
+        "| mutant | why |",
+        "|---|---|",
+    )
+    yield from (f"| {mutant.name} | {mutant.equivalent} |" for mutant in mutants if mutant.equivalent)
+    yield ""
 
 
 def first_notice(tests: Sequence[Callable[[str], str]], script: str) -> str:
@@ -160,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="only mutants with this in their name")
     parser.add_argument("--programs", type=int, default=PROGRAMS, help=f"how many programs (default: {PROGRAMS})")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put what came out into this page")
     return parser
 
 

@@ -15,14 +15,14 @@ BEGIN: Final = "<!-- `make mutants-page` writes from here -->"
 END: Final = "<!-- to here -->"
 
 
-def renew(path: Path, lines: Iterable[str]) -> None:
-    """Put lines between the two marks of a page. A page without them is a ValueError."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+def renew(path: Path, lines: Iterable[str], mark: str = BEGIN) -> None:
+    """Put lines between two marks of a page. A page without them is a ValueError."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(mark)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{path}: no place for the tables, from {BEGIN} to {END}")
+        raise ValueError(f"{path}: no place for the tables, from {mark} to {END}")
     text = "\n".join(lines)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{mark}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def tables(mutants: Sequence[Mutant], judgement: Judgement) -> Iterator[str]:

@@ -401,6 +401,7 @@ def _story(quota: Quota, *told: tuple[float, Command], then: Quota | None = None
 
 _UNEVEN: Final = Quota(10, 3, 7.0)
 _SERVED: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
+_OVERDRAWN: Final = replace(_SERVED, overdraft=UNLIMITED)
 _ASK: Final = Acquire(400, probe_after_us=SECOND)
 """What a synced bucket refuses, and what claims the probe early."""
 
@@ -440,6 +441,11 @@ STORIES: Final = {
         *((0, Reconcile(Reading(200))), (1, Reconcile(Reading(150))), (2, Acquire(1)), (3, Reconcile(Reading(149)))),
         *((3_602, Reconcile(Reading(300))), (3_603, Peek())),
     ),
+    "somebody else spends twice, and a request for all there can be": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(200))), (1, Reconcile(Reading(150))), (2, Reconcile(Reading(130)))),
+        *((3, Acquire(300)), (4, Peek(300))),
+    ),
     "somebody else spends beside a call": _story(
         _SERVED,
         *((0, Reconcile(Reading(200))), (1, Reserve("a", 10, MINUTE)), (2, Settle("a", 10, Reading(150))), (3, Peek())),
@@ -460,13 +466,42 @@ STORIES: Final = {
         Quota(10, 1, 1.0, recharge_to=2), (0, Acquire(7)), (0, Acquire(5, wait_us=10 * SECOND))
     ),
     "a call that overdraws beside another": _story(
-        _SERVED,
+        _OVERDRAWN,
         *((0, Reconcile(Reading(4))), (1, Reserve("a", 2, MINUTE)), (2, Reserve("b", 16, MINUTE)), (3, Peek(16))),
         *((4, Settle("a", 2, Reading(2))), (5, Reserve("b", 16, MINUTE))),
+    ),
+    "a call that overdraws beside another, on a plain bucket": _story(
+        Quota(10, 1, 1.0, overdraft=5), (0, Reserve("a", 8, MINUTE)), (0, Reserve("b", 6, MINUTE)), (1, Peek(6))
+    ),
+    "a call that overdraws beside one that costs nothing": _story(
+        _OVERDRAWN,
+        *((0, Reconcile(Reading(-1))), (1, Reserve("a", 0, 10 * MINUTE)), (2, Reserve("b", 16, MINUTE)), (3, Peek(16))),
+    ),
+    "no places beside a server": _story(_SERVED, (0, Reconcile(Reading(4))), (1, Acquire(9, wait_us=10 * MINUTE))),
+    "an older reading two minutes after the last": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50, server_time=100))), (120, Reconcile(Reading(60, server_time=99)))),
+        (120.000001, Reconcile(Reading(60, server_time=99))),
+    ),
+    "a refusal that comes after a reading": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50))), (1, Reserve("a", 6, MINUTE)), (2, Reconcile(Reading(40)))),
+        *((3, Reserve("b", 6, MINUTE)), (4, Settle("a", 0, refused=True)), (5, Settle("b", 0, refused=True))),
+    ),
+    "a reading in the middle of a token": _story(
+        replace(_SERVED, stepped=False), (0, Reconcile(Reading(50))), (1, Acquire(0)), (2, Reconcile(Reading(40)))
+    ),
+    "a reading that ends a recharge": _story(
+        replace(_SERVED, recharge_to=40), (0, Reconcile(Reading(2))), (1, Acquire(9)), (2, Reconcile(Reading(90)))
     ),
     "a slower refill": _story(
         Quota(300, 20, 60.0, synced=True),
         *((0, Reconcile(Reading(-5, refill=0.25, period=60.5))), (300, Acquire(1)), (1500, Acquire(1))),
+    ),
+    "a claim taken just when the last one ends": _story(_SERVED, (0, ClaimProbe()), (20, ClaimProbe())),
+    "probes that fail, asked for every two hours": _story(
+        _SERVED,
+        *((at, Acquire(400, probe_after_us=2 * HOUR)) for at in (7_200, 7_221, 10_900, 14_500)),
     ),
     "probes that fail": _story(
         _SERVED,
