@@ -14,13 +14,15 @@ from .terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, REFILL, SMOOTH
 def lost_timestamp_stops_nobody(balance: int, stored: int | None, now: int, tokens: int) -> bool:
     """Its timestamp lost or anything, a bucket grants by the end of the refill time, a period and the tolerance.
 
-    pre: -DEBT < balance <= CAPACITY and 1 <= tokens <= CAPACITY and 0 <= now <= LATEST
+    pre: -DEBT < balance < tokens <= CAPACITY and tokens >= 1 and 0 <= now <= LATEST
     post: _
     """
     state, first = transition(SMOOTH, BucketState(balance, stored), now, Acquire(tokens))
-    longest = TOLERANCE_US + (max(0, tokens - balance) // RATE + 1) * RATE_PERIOD_US
+    longest = TOLERANCE_US + ((tokens - balance) // RATE + 1) * RATE_PERIOD_US
+    if first.granted:
+        return True
     _, second = transition(SMOOTH, state, now + longest, Acquire(tokens))
-    return first.granted or second.granted
+    return second.granted
 
 
 def lost_timestamp_stops_nobody_by_the_old_rule(balance: int, now: int, tokens: int) -> bool:
