@@ -191,6 +191,14 @@ def test_a_state_that_is_lost_is_a_new_one() -> None:
     assert log.told(NOW + 2 * TENTH, Acquire(2)).spending() == ["over-grant"]
 
 
+def test_a_refund_counts_once_in_each_life() -> None:
+    """Twice in one life is a finding; what forgot the bucket forgot the refund too."""
+    twice = Log().told(NOW, Refund("r", 1, NOW)).told(NOW + TENTH, Refund("r", 1, NOW))
+    assert twice.spending() == ["counted twice"]
+    assert twice.add(wiped(NOW + TENTH // 2, PLAIN)).spending() == []
+    assert twice.told(NOW + 2 * TENTH, Refund("r", 1, NOW)).spending() == ["counted twice"]
+
+
 ALL = HELD_QUOTA.capacity + HELD_QUOTA.overdraft
 FULL = Reserve("a", ALL, LIFETIME)
 
@@ -362,6 +370,14 @@ def test_a_stand_still_is_found() -> None:
     assert log.copy().told(NOW + TENTH, Acquire(2), granted=False).liveness() == []
     assert log.copy().told(NOW + TENTH, Acquire(1, keep=1), granted=False).liveness() == []
     assert log.told(NOW + TENTH, Acquire(1), granted=False).liveness() == ["stand-still"]
+
+
+def test_a_look_beside_a_command_that_nobody_was_told_of_promises_nothing() -> None:
+    """What was sent before a look, and lost, may count after it: it takes the token, or the probe."""
+    lost = Log(KEEPA).lost(NOW, Reserve("a", 1, LIFETIME)).told(NOW + 1, Peek(), bound=0)
+    assert lost.told(NOW + 2, Reserve("b", 1, LIFETIME), granted=False).liveness() == []
+    later = Log(KEEPA).lost(NOW, Reserve("a", 1, LIFETIME)).told(NOW + 3 * SECOND, Peek(), bound=0)
+    assert later.told(NOW + 3 * SECOND + 1, Reserve("b", 1, LIFETIME), granted=False).liveness() == ["stand-still"]
 
 
 @pytest.mark.parametrize("bucket, found", [(HELD, []), (PLAIN, ["stand-still"])])

@@ -56,20 +56,24 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:
     and if the look found the bucket open, and then somebody else was refused so much that a recharge began.
     """
     result = Liveness()
+    unsure = [(step.sent.at, step.until) for step in story.steps[bucket] if step.lost]
     pending: list[_Watch] = []
     recovery = _Recoveries(bucket, story.faults)
     for at, event in sorted(_events(bucket, story), key=lambda item: item[0]):
-        if not isinstance(event, Step) or event.told is None:
+        if event is None:
             pending = []
             continue
         sent, told = event.sent, event.told
+        if told is None:
+            continue
         if sent.verb in ASKS and (told.granted or told.probe):
             result.kept += len(pending)
             pending = []
             recovery.came(at)
         elif sent.verb in ASKS and sent.tokens == 1 and not sent.keep:
             broken = [bound for bound in pending if bound.due <= at]
-            for bound in broken[:1]:
+            surely = [bound for bound in broken if not any(a <= at and bound.at <= b for a, b in unsure)]
+            for bound in surely[:1]:
                 text = (
                     f"{bucket}: refused {at - bound.due} us after the bound that a look {at - bound.at} us ago stated"
                 )
@@ -90,8 +94,6 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:
 def _events(bucket: str, story: Story) -> Iterable[tuple[int, Step | None]]:
     for step in story.steps[bucket]:
         yield step.at, step
-        if step.lost:
-            yield step.until, None
     for begin, end in story.losses(bucket):
         yield begin, None
         yield end, None

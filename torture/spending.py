@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from keepa_tokens import Quota
@@ -200,15 +201,16 @@ def _reading(step: Step) -> Iterator[Moment]:
 def counted_twice(bucket: str, story: Story) -> list[Finding]:
     """Find ids that ended a hold or refunded more than once in one life of the bucket."""
     findings: list[Finding] = []
-    steps = story.steps[bucket]
+    steps, losses = story.steps[bucket], story.losses(bucket)
     # A reserve that nobody was told of may open its hold again after it has ended.
     unsure = {step.sent.id for step in steps if step.lost and step.sent.verb == "reserve"}
     for verbs in (("settle", "cancel"), ("refund",)):
         for name, group in by_id(steps, *verbs).items():
             times = [step.at for step in group if step.told is not None and step.told.found]
-            if len(times) > 1 and name not in unsure:
+            again = [at for before, at in pairwise(times) if not any(a <= at and before <= b for a, b in losses)]
+            if again and name not in unsure:
                 text = f"{bucket}: {group[0].sent.verb} of {name} counted {len(times)} times"
-                findings.append(Finding("counted twice", times[1], text))
+                findings.append(Finding("counted twice", again[0], text))
     return findings
 
 
