@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Final, TypeAlias
@@ -28,7 +30,7 @@ from mutation.page import renew
 from mutation.script import VARIABLE, loaded, shipped
 from tests.redis.single_faults import BUCKETS, programs_of
 from tests.redis.strategies import raw_programs
-from tests.redis.test_differential import agree, compare_lifetimes
+from tests.redis.test_differential import agree, compare_lifetimes, expectations
 from tests.servers import running
 
 TABLE: Final = Path(__file__).with_suffix(".toml")
@@ -96,10 +98,15 @@ def checks(drawn: int) -> list[Check]:
     some_programs = [*STORIES.values(), *fixed_programs(drawn)]
     faults = [program for bucket in BUCKETS.values() for program in programs_of(bucket)]
     return [
-        *(partial(agree, program=program) for program in some_programs),
+        *map(beside_the_core, some_programs),
         *(partial(compare_lifetimes, program=program) for program in some_programs[: drawn // 5]),
-        *(partial(agree, program=program) for program in faults),
+        *map(beside_the_core, faults),
     ]
+
+
+def beside_the_core(program: Program) -> Check:
+    """Return the check of one program, for which the core is asked once and not for every script."""
+    return partial(agree, program=program, core=list(expectations(program)))
 
 
 def difference(client: redis.Redis, script: str, parts: Sequence[Check]) -> str:
@@ -134,21 +141,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     script = shipped()
     mutants = [(mutant, mutant.of(script)) for mutant in table()]  # all of them: a text that is gone is found at once
     chosen = [(mutant, broken) for mutant, broken in mutants if options.only in mutant.name and not mutant.equivalent]
-    fates: dict[str, str] = {}
-    with running("valkey") as server, server.client() as client:
-        parts = checks(options.programs)
-        tests: list[Callable[[str], str]] = [lambda script: difference(client, script, parts), failing_test]
-        unbroken = first_notice(tests, script)
-        if unbroken:
-            print(f"the script itself fails: {unbroken}", file=sys.stderr)
-            return 1
-        for mutant, broken in chosen:
-            fates[mutant.name] = noticed = first_notice(tests, broken)
-            print(
-                f"{'killed' if noticed else 'SURVIVED':8}  rule {mutant.rule}  {mutant.name}  ({noticed})", flush=True
-            )
-            client.ping()  # a server that is gone would kill them all
-    survived = sum(not noticed for noticed in fates.values())
+    parts = checks(options.programs)
+    unbroken = noticed_of([(None, script)], parts)[0]
+    if unbroken:
+        print(f"the script itself fails: {unbroken}", file=sys.stderr)
+        return 1
+    # Forked: each process has the programs, and what the core made of them.
+    with ProcessPoolExecutor(options.jobs, get_context("fork")) as pool:
+        shares = [chosen[start :: options.jobs] for start in range(options.jobs)]
+        noticed = list(pool.map(noticed_of, shares, [parts] * options.jobs))
+    fates = {
+        mutant.name: by
+        for share, each in zip(shares, noticed, strict=True)
+        for (mutant, _), by in zip(share, each, strict=True)
+    }
+    survived = sum(not by for by in fates.values())
     equivalent = sum(bool(mutant.equivalent) for mutant, _ in mutants)
     print(f"{len(chosen)} mutants tried, {survived} survived; {equivalent} more are equivalent to the script")
     if options.write:
@@ -182,6 +189,20 @@ def tables(mutants: Sequence[Mutant], fates: Mapping[str, str]) -> Iterator[str]
     yield ""
 
 
+def noticed_of(scripts: Sequence[tuple[Mutant | None, str]], parts: Sequence[Check]) -> list[str]:
+    """Return how each script was noticed, on a server of their own, and print what became of the mutants."""
+    noticed: list[str] = []
+    with running("valkey") as server, server.client() as client:
+        tests: list[Callable[[str], str]] = [lambda script: difference(client, script, parts), failing_test]
+        for mutant, script in scripts:
+            by = first_notice(tests, script)
+            noticed.append(by)
+            if mutant:
+                print(f"{'killed' if by else 'SURVIVED':8}  rule {mutant.rule}  {mutant.name}  ({by})", flush=True)
+            client.ping()  # a server that is gone would kill them all
+    return noticed
+
+
 def first_notice(tests: Sequence[Callable[[str], str]], script: str) -> str:
     """Return how the first test that notices something noticed it; '' if none does."""
     return next(filter(None, (test(script) for test in tests)), "")
@@ -191,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="only mutants with this in their name")
     parser.add_argument("--programs", type=int, default=PROGRAMS, help=f"how many programs (default: {PROGRAMS})")
+    parser.add_argument("--jobs", type=int, default=2, help="how many processes (default: 2)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put what came out into this page")
     return parser
 
