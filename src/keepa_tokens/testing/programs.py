@@ -410,6 +410,7 @@ STORIES: Final = {
     "parts of a token at another rate": _story(
         _UNEVEN, (0, Acquire(10)), (2, Acquire(0)), (2.4, Acquire(1)), then=Quota(10, 6, 7.0)
     ),
+    "a token short of full": _story(_UNEVEN, (0, Acquire(10)), (21, Acquire(0)), (24, Acquire(0))),
     "a bucket that begins empty": _story(Quota(10, 1, 1.0, initial=0), (0, Acquire(1)), (1, Acquire(1))),
     "recharge": _story(
         Quota(10, 1, 1.0, recharge_to=8), (0, Acquire(10)), (0, Acquire(1)), (3, Acquire(1)), (8, Acquire(1))
@@ -462,6 +463,9 @@ STORIES: Final = {
     "a place exactly as far ahead as its caller waits": _story(
         Quota(10, 1, 1.0), (0, Acquire(10)), (0, Acquire(3, wait_us=3 * SECOND)), (0, Acquire(1, wait_us=3 * SECOND))
     ),
+    "a hold that begins at its place": _story(
+        Quota(10, 1, 1.0), (0, Acquire(10)), (0, Reserve("a", 3, 2 * SECOND, wait_us=10 * SECOND)), (4, Peek())
+    ),
     "no places beside a recharge": _story(
         Quota(10, 1, 1.0, recharge_to=2), (0, Acquire(7)), (0, Acquire(5, wait_us=10 * SECOND))
     ),
@@ -483,6 +487,12 @@ STORIES: Final = {
         *((0, Reconcile(Reading(50, server_time=100))), (120, Reconcile(Reading(60, server_time=99)))),
         (120.000001, Reconcile(Reading(60, server_time=99))),
     ),
+    "answers that a newer reading had counted": _story(
+        _SERVED,
+        *((0, Reconcile(Reading(50, server_time=100))), (1, Reserve("a", 6, MINUTE)), (1, Reserve("b", 7, MINUTE))),
+        *((2, Reconcile(Reading(30, server_time=102))), (3, Settle("a", 6, Reading(44, server_time=101)))),
+        (4, Settle("b", 7, Reading(37, server_time=102))),
+    ),
     "a refusal that comes after a reading": _story(
         _SERVED,
         *((0, Reconcile(Reading(50))), (1, Reserve("a", 6, MINUTE)), (2, Reconcile(Reading(40)))),
@@ -493,6 +503,9 @@ STORIES: Final = {
     ),
     "a reading that ends a recharge": _story(
         replace(_SERVED, recharge_to=40), (0, Reconcile(Reading(2))), (1, Acquire(9)), (2, Reconcile(Reading(90)))
+    ),
+    "a refill too large to be exact": _story(
+        _SERVED, (0, Reconcile(Reading(50, refill=1e8))), (60, Acquire(0)), (61, Reconcile(Reading(50, refill=1e7)))
     ),
     "a slower refill": _story(
         Quota(300, 20, 60.0, synced=True),
