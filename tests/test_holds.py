@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.quota import Quota
-from keepa_tokens.state import BucketState, Hold, Reading
+from keepa_tokens.state import BucketState, Hold, Reading, Reason
+from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
 from keepa_tokens.transition import lifetime_us, transition
 from keepa_tokens.units import MAX_HOLD_US, TOLERANCE_US
@@ -328,6 +329,22 @@ def test_a_bucket_with_holds_or_debts_is_kept_until_they_are_gone() -> None:
     life = lifetime_us(bucket.quota, bucket.state, EPOCH)
     assert life is not None
     assert 1000 * SECOND <= life <= 1000 * SECOND + MINUTE
+
+
+def test_an_unknown_bucket_is_kept_until_its_failed_probe_would_have_filled_it() -> None:
+    """Who is told to come back when a failed probe has let a token flow in finds it, though nobody came in between."""
+    quota = Quota(10, 5, 60.5, stepped=True, synced=True)
+    state, told = transition(quota, None, EPOCH, Acquire(1))
+    assert state is not None
+    assert (told.reason, told.probe, told.retry_after_us) == (Reason.UNKNOWN, True, 80_500_000)
+    life = lifetime_us(quota, state, EPOCH)
+    assert life is not None
+    # 20 s of the claim, two steps from 0 to 10, and the margin.
+    assert life == (20 + 121 + 10) * SECOND
+    storage = MemoryStorage()
+    assert storage.apply("k", quota, Acquire(1), now_us=EPOCH) == told
+    storage.apply("others", quota, Peek(), now_us=EPOCH + told.retry_after_us - 1)
+    assert storage.apply("k", quota, Acquire(1), now_us=EPOCH + told.retry_after_us).granted
 
 
 @given(now=instants)

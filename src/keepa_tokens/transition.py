@@ -117,8 +117,12 @@ def lifetime_us(quota: Quota, state: BucketState, now: int) -> int | None:
     if flow.refill == 0:
         return LIFETIME_AT_REFILL_0_US
     in_flight = [hold for hold in state.holds.values() if hold.in_flight]
-    start = max((state.refilled_at or 0, *(hold.expires_at for hold in in_flight)))
-    balance = flow.capacity if state.balance is None else state.balance
+    balance, start = state.balance, state.refilled_at or 0
+    if balance is None:
+        # A new one would be no different, unless somebody asks: if that fails, the balance starts at 0.
+        balance = flow.capacity if state.probe_until is None else 0
+        start = max(start, state.probe_until or 0)
+    start = max((start, *(hold.expires_at for hold in in_flight)))
     full_at = flow.instant(flow.capacity - balance + sum(hold.tokens for hold in in_flight), start, 0)
     last = max((hold.forgotten_at for hold in state.holds.values()), default=0)
     if full_at == NEVER:

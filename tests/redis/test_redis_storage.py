@@ -278,6 +278,10 @@ def test_lifetimes_by_rule_9(storage: RedisStorage, client: redis.Redis) -> None
     storage.apply("held", Quota(100, 1, 60.0), Reserve("x", 50, SECOND))
     assert -(-client.pttl("keepa_tokens:held") // 1000) == 1 + 50 * 60 + 10
 
+    # An unknown balance starts at 0 when the claim of 20 s has come to nothing; then two steps fill it.
+    assert storage.apply("unknown", Quota(10, 5, 60.5, stepped=True, synced=True), Acquire(1)).probe
+    assert -(-client.pttl("keepa_tokens:unknown") // 1000) == 20 + 2 * 60.5 + 10
+
 
 def test_a_look_writes_nothing(storage: RedisStorage, client: redis.Redis) -> None:
     """Peek and inspect of a new bucket make no key; of a sound one they leave every byte and the lifetime alone."""

@@ -649,7 +649,12 @@ local function lifetime_us(quota, state, now)
   if flow.refill == 0 then
     return LIFETIME_AT_REFILL_0_US
   end
-  local start, held, last = state.refilled_at, 0, 0
+  local balance, start, held, last = state.balance, state.refilled_at, 0, 0
+  if balance == nil then
+    -- A new one would be no different, unless somebody asks: if that fails, the balance starts at 0.
+    balance = state.probe_until == nil and flow.capacity or 0
+    start = max(start, state.probe_until or 0)
+  end
   for _, hold in pairs(state.holds) do
     if hold.charged == 0 then
       start = max(start, hold.expires_at)
@@ -657,7 +662,7 @@ local function lifetime_us(quota, state, now)
     end
     last = max(last, hold.expires_at + hold.hold_for)
   end
-  local full_at = flow:instant(flow.capacity - (state.balance or flow.capacity) + held, start, 0)
+  local full_at = flow:instant(flow.capacity - balance + held, start, 0)
   if full_at == NEVER then
     return nil
   end
