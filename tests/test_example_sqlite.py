@@ -41,6 +41,10 @@ class TestSqliteStorage(SharedStorageConformance):
     def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
         write(self.path, key, json.dumps(fields))
 
+    def forget(self, key: str) -> None:
+        with closing(sqlite3.connect(self.path)) as db, db:
+            db.execute("DELETE FROM buckets WHERE key = ?", (key,))
+
 
 def write(path: Path, key: str, text: str) -> None:
     """Put a text in place of a bucket's fields."""

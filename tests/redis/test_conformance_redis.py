@@ -32,6 +32,11 @@ def write(client: redis.Redis, key: str, fields: Mapping[str, str]) -> None:
     client.hset(DEFAULT_PREFIX + key, items=[part for field in fields.items() for part in field])
 
 
+def forget(client: redis.Redis, key: str) -> None:
+    """Take a hash away."""
+    client.delete(DEFAULT_PREFIX + key)
+
+
 class _OnAServer:
     """A test of the kit has a server, which several tests share, and a plain client of it."""
 
@@ -55,6 +60,9 @@ class TestRedisStorage(_OnAServer, SharedStorageConformance):
     def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
         write(self.client, key, fields)
 
+    def forget(self, key: str) -> None:
+        forget(self.client, key)
+
 
 class TestAsyncRedisStorage(_OnAServer, AsyncSharedStorageConformance):
     async def make_storage(self) -> AsyncRedisStorage:
@@ -68,6 +76,9 @@ class TestAsyncRedisStorage(_OnAServer, AsyncSharedStorageConformance):
 
     async def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
         write(self.client, key, fields)
+
+    async def forget(self, key: str) -> None:
+        forget(self.client, key)
 
 
 class _OnAFake:
@@ -92,6 +103,9 @@ class TestRedisStorageOnTheFake(_OnAFake, StorageConformance):
     def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
         write(self.client, key, fields)
 
+    def forget(self, key: str) -> None:
+        forget(self.client, key)
+
 
 class TestAsyncRedisStorageOnTheFake(_OnAFake, AsyncStorageConformance):
     async def make_storage(self) -> AsyncRedisStorage:
@@ -102,3 +116,6 @@ class TestAsyncRedisStorageOnTheFake(_OnAFake, AsyncStorageConformance):
 
     async def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
         write(self.client, key, fields)
+
+    async def forget(self, key: str) -> None:
+        forget(self.client, key)

@@ -4,8 +4,8 @@ The level is a fraction, so there is no remainder to carry. There is no formula 
 something comes true is searched for, by letting a copy of the bucket live on until then. Every event is written down,
 so that what was given can be counted afterwards.
 
-Not modelled: readings and probes, which a plain bucket doesn't have, two quotas on one bucket, and
-numbers near the limit of 2**52: `programs` holds storages to the rules there.
+Not modelled: readings and probes, which a plain bucket doesn't have (`synced_reference` goes on from here with
+them), two quotas on one bucket, and numbers near the limit of 2**52: `programs` holds storages to the rules there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Final
+from typing import Final, Self
 
 from ..quota import Quota
 from ..state import Reason
@@ -34,12 +34,17 @@ END_OF_TIME: Final = 2**52
 
 @dataclass(frozen=True)
 class Held:
-    """A call's tokens, set aside until `ends`; after that `charged`, and remembered for one more `lives`."""
+    """A call's tokens, set aside until `ends`; after that `charged`, and remembered for one more `lives`.
+
+    opened_since, charged_since: since the server last told the balance. On a plain bucket nobody tells it.
+    """
 
     tokens: int
     ends: int
     lives: int
     charged: bool = False
+    opened_since: bool = True
+    charged_since: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,25 @@ class Reference:
     events: tuple[Event, ...] = ()
 
     @classmethod
-    def new(cls, quota: Quota, now: int) -> Reference:
+    def new(cls, quota: Quota, now: int) -> Self:
         """Return a bucket that nobody has used."""
         start = quota.capacity if quota.initial is None else quota.initial
         return cls(quota, Fraction(start), now, now)
+
+    @property
+    def capacity(self) -> int:
+        """To so many tokens it refills."""
+        return self.quota.capacity
+
+    @property
+    def refill(self) -> int:
+        """Tokens that come every `period_us`."""
+        return self.quota.refill
+
+    @property
+    def period_us(self) -> int:
+        """In this time `refill` tokens come."""
+        return self.quota.period_us
 
     @property
     def balance(self) -> int:
@@ -97,7 +117,7 @@ class Reference:
         """Whole tokens that nobody has set aside."""
         return self.balance - self.held
 
-    def alike(self) -> Reference:
+    def alike(self) -> Self:
         """Return a copy that lives its own life."""
         twin = copy(self)
         twin.calls = dict(self.calls)
@@ -107,52 +127,57 @@ class Reference:
 
     def live_until(self, now: int) -> None:
         """Let time pass until `now`, by whoever's clock that is."""
-        self._correct_what_lies_ahead(now)
+        self.correct_what_lies_ahead(now)
         for name, call in sorted(self.calls.items(), key=lambda item: item[1].ends):
             if not call.charged and call.ends <= now:
                 self.flow_until(call.ends)
-                self.level -= call.tokens
-                self.calls[name] = Held(call.tokens, call.ends, call.lives, charged=True)
+                self.calls[name] = self.charge(call)
         self.flow_until(now)
         self.calls = {
             name: call for name, call in self.calls.items() if not call.charged or call.ends + call.lives > now
         }
-        self._open_if_it_may(now)
+        self.open_if_it_may(now)
+
+    def charge(self, call: Held) -> Held:
+        """Take the tokens of a call that ran out, and return what is remembered of it."""
+        self.level -= call.tokens
+        return replace(call, charged=True)
 
     def flow_until(self, now: int) -> None:
         """Refill. A clock that lags behind brings nothing, nor does a bucket that is full get fuller."""
         if now <= self.at:
             return
         before = self.level
-        if self.quota.stepped:
+        if self.refill == 0:
+            self.level, self.steps_from = Fraction(self.balance), now
+        elif self.quota.stepped:
             self._take_steps_until(now)
-        elif self.balance >= self.quota.capacity:
+        elif self.balance >= self.capacity:
             self.level = Fraction(self.balance)  # no part of a token is earned beside a full bucket
         else:
-            earned = Fraction(self.quota.refill * (now - self.at), self.quota.period_us)
-            self.level = min(Fraction(self.quota.capacity), self.level + earned)
+            earned = Fraction(self.refill * (now - self.at), self.period_us)
+            self.level = min(Fraction(self.capacity), self.level + earned)
         self.minted += self.level - before
-        self.at = now
+        # Between two steps a clock that goes back does no harm.
+        self.at = self.steps_from if self.quota.stepped else now
 
     def _take_steps_until(self, now: int) -> None:
-        steps = (now - self.steps_from) // self.quota.period_us
-        earned = steps * self.quota.refill
-        self.level = max(self.level, min(Fraction(self.quota.capacity), self.level + earned))
-        self.steps_from += steps * self.quota.period_us
-        # Between two steps a clock that goes back does no harm.
-        self.at = self.steps_from
+        steps = (now - self.steps_from) // self.period_us
+        earned = steps * self.refill
+        self.level = max(self.level, min(Fraction(self.capacity), self.level + earned))
+        self.steps_from += steps * self.period_us
 
-    def _correct_what_lies_ahead(self, now: int) -> None:
+    def correct_what_lies_ahead(self, now: int) -> None:
         """What is further ahead than clocks may differ can't be right."""
-        latest = self._furthest_place(now)
+        latest = self.furthest_place(now)
         if self.at > now + CLOCKS_APART_US:
             self.at = self.steps_from = now
         for name, call in self.calls.items():
             start = now if call.charged else latest
             if call.ends > start + call.lives + CLOCKS_APART_US:
-                self.calls[name] = Held(call.tokens, start + call.lives + CLOCKS_APART_US, call.lives, call.charged)
+                self.calls[name] = replace(call, ends=start + call.lives + CLOCKS_APART_US)
 
-    def _furthest_place(self, now: int) -> int:
+    def furthest_place(self, now: int) -> int:
         """Return when the bucket would be full if all that is held were charged: no place lies beyond that."""
         if not any(not call.charged and call.ends > now for call in self.calls.values()):
             return now
@@ -165,9 +190,9 @@ class Reference:
         def is_full(at: int) -> bool:
             later = copy(twin)
             later.flow_until(at)
-            return later.balance >= self.quota.capacity
+            return later.balance >= self.capacity
 
-        full = first(is_full, now)
+        full = first(is_full, max(now, twin.at))
         return now if full == END_OF_TIME else full
 
     # --- asking
@@ -178,7 +203,7 @@ class Reference:
 
     def request(self, tokens: int, keep: int, now: int, patience: int | None) -> Answer:
         """Return what a request comes to; it may begin a recharge. patience: how long it would wait for a place."""
-        end = self._end_of_recharge(tokens, keep, now)
+        end = self.end_of_recharge(tokens, keep, now)
         self.closed_until = end if self.quota.recharge_to is not None else self.closed_until
         answer = self.judged(tokens, keep, now)
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
@@ -191,10 +216,10 @@ class Reference:
         wanted = self.needed(tokens) + keep
         if tokens == 0:
             return Answer(granted=True, reason=Reason.GRANTED)
-        if self.available < wanted and wanted > self.quota.capacity:
+        if self.available < wanted and wanted > self.capacity:
             return Answer(granted=False, reason=Reason.TOO_LARGE, wait=END_OF_TIME)
         enough = self.first_with(wanted, now)
-        end = self._end_of_recharge(tokens, keep, now)
+        end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
             return Answer(granted=False, reason=Reason.RECHARGING, wait=until(max(end, enough), now))
         if self.available < wanted:
@@ -214,25 +239,26 @@ class Reference:
 
     # --- recharging
 
-    def _recharged_at(self, now: int) -> int:
-        return self.first_with(min(self.quota.recharge_to or 0, self.quota.capacity), now)
+    def recharged_at(self, now: int) -> int:
+        """Return when a recharge that begins now ends."""
+        return self.first_with(min(self.quota.recharge_to or 0, self.capacity), now)
 
-    def _end_of_recharge(self, tokens: int, keep: int, now: int) -> int | None:
+    def end_of_recharge(self, tokens: int, keep: int, now: int) -> int | None:
         """Return until when the bucket is closed for a request: it is already, or finding too little closes it now."""
         if self.quota.recharge_to is None or self.closed_until is not None:
             return self.closed_until
         needed = self.needed(tokens)
-        if tokens == 0 or self.available >= needed or needed + keep > self.quota.capacity:
+        if tokens == 0 or self.available >= needed or needed + keep > self.capacity:
             return None
-        end = self._recharged_at(now)
+        end = self.recharged_at(now)
         return end if now < end < END_OF_TIME else None
 
-    def _open_if_it_may(self, now: int) -> None:
+    def open_if_it_may(self, now: int) -> None:
         """A recharge ends no later than the bucket as it is now will be recharged."""
         if self.closed_until is None or self.quota.recharge_to is None:
             return
-        end = min(self.closed_until, self._recharged_at(now))
-        self.closed_until = end if now < end and self.quota.refill > 0 else None
+        end = min(self.closed_until, self.recharged_at(now))
+        self.closed_until = end if now < end and self.refill > 0 else None
 
     # --- what is done
 
@@ -242,7 +268,7 @@ class Reference:
         answer = self.request(tokens, keep, now, patience)
         if answer.granted:
             self.level -= tokens
-            self._give(tokens)
+            self.give(tokens)
         return answer
 
     def reserve(self, name: str, tokens: int, lives: int, keep: int, now: int, patience: int | None) -> Answer:
@@ -254,7 +280,7 @@ class Reference:
         answer = self.request(tokens, keep, now, patience)
         if answer.granted:
             self.calls[name] = Held(tokens, now + answer.place + lives, lives)
-            self._give(tokens)
+            self.give(tokens)
         return answer
 
     def settle(self, name: str, actual: int | None, now: int) -> bool:
@@ -266,11 +292,11 @@ class Reference:
         cost = call.tokens if actual is None else actual
         part, before = self.level - self.balance, self.balance
         corrected = before + (call.tokens if call.charged else 0) - cost
-        full = min(corrected, max(before, self.quota.capacity))
+        full = min(corrected, max(before, self.capacity))
         self.level = full + part
         # What it cost beyond its estimate nobody was asked for; what doesn't fit any more nobody gets back.
-        self._give(min(cost, call.tokens) - call.tokens + corrected - full)
-        self._open_if_it_may(now)
+        self.give(min(cost, call.tokens) - call.tokens + corrected - full)
+        self.open_if_it_may(now)
         return True
 
     def cancel(self, name: str, now: int) -> bool:
@@ -284,14 +310,15 @@ class Reference:
         if name in self.calls or not -CLOCKS_APART_US <= age < REFUNDABLE_US:
             return False
         part = self.level - self.balance
-        full = max(self.balance, min(self.quota.capacity, self.balance + tokens))
-        self._give(self.balance - full)
+        full = max(self.balance, min(self.capacity, self.balance + tokens))
+        self.give(self.balance - full)
         self.level = full + part
         self.calls[name] = Held(0, now, REFUNDS_KEPT_US, charged=True)
-        self._open_if_it_may(now)
+        self.open_if_it_may(now)
         return True
 
-    def _give(self, tokens: int) -> None:
+    def give(self, tokens: int) -> None:
+        """Write down that tokens went out, or came back."""
         if tokens:
             self.events += (Event(self.at, tokens),)
 
@@ -308,6 +335,11 @@ class Reference:
     def lose_part(self) -> None:
         """The part of a token that was under way is lost."""
         self.level = Fraction(self.balance)
+
+    def lose_call(self, name: str) -> None:
+        """What was set aside for a call is lost: it is free again."""
+        call = self.calls.pop(name)
+        self.give(0 if call.charged else -call.tokens)
 
 
 def first(comes_true: Callable[[int], bool], now: int) -> int:
