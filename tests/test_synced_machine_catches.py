@@ -24,7 +24,7 @@ def hunt() -> Iterator[None]:
     settings.register_profile(
         "synced hunt",
         deadline=None,
-        max_examples=300,
+        max_examples=1000,
         stateful_step_count=30,
         derandomize=True,
         database=None,
