@@ -30,6 +30,7 @@ TESTS: Final = (
     "tests/test_bad_input.py",
     "tests/test_conformance.py",
     "tests/test_doors.py",
+    "tests/test_edges.py",
     "tests/test_events.py",
     "tests/test_exactness.py",
     "tests/test_failure_modes.py",
