@@ -187,6 +187,17 @@ def test_a_reading_brings_its_own_period() -> None:
     assert step(SYNCED, after, Acquire(0), NOW + 40 * SECOND)[0].balance == 9
 
 
+# --- 8: the probe
+
+
+def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
+    """Once the back-off of a failed probe is over the bound is 0, however long ago that was."""
+    state = known(balance=-5, reading_at=NOW - 7200 * SECOND, probe_until=NOW - 7000 * SECOND)
+    shown = step(SYNCED, state, Peek())[1].snapshot
+    assert shown is not None
+    assert shown.bound == 0
+
+
 # --- 9: lifetime
 
 
