@@ -49,10 +49,11 @@ def test_a_hold_given_up_brings_the_end_of_a_recharge_nearer() -> None:
     state, outcome = step(RECHARGING, held, Acquire(3))
     assert (outcome.reason, state.closed_until) == (Reason.RECHARGING, NOW + 3 * SECOND)
     assert step(RECHARGING, state, Cancel("a"))[0].closed_until is None
-    near = replace(held, balance=3)
-    state, _ = step(RECHARGING, near, Acquire(3))
-    assert state.closed_until == NOW + 5 * SECOND
-    assert step(RECHARGING, state, Cancel("a"))[0].closed_until == NOW + SECOND
+    other = Hold(1, 2, NOW + 99 * SECOND, 99 * SECOND)
+    both = replace(held, balance=3, sequence=2, holds={**held.holds, "b": other})
+    state, _ = step(RECHARGING, both, Acquire(3))
+    assert state.closed_until == NOW + 6 * SECOND
+    assert step(RECHARGING, state, Cancel("a"))[0].closed_until == NOW + 2 * SECOND
 
 
 # --- 4: admission
@@ -139,6 +140,13 @@ def test_a_call_is_later_than_a_reading_if_it_was_opened_after_it(opened: int, f
     assert taken is (Verdict.TAKEN if fresh else Verdict.STALE)
     after, _ = step(SYNCED, state, Settle("a", 0, refused=True))
     assert after.balance == (0 if fresh else 50)
+
+
+def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
+    """Its own count is the truth: a settle with a reading ends the hold at its cost, and no more."""
+    state = known(balance=9, holds={"a": Hold(5, 4, NOW + SECOND, SECOND)})
+    after, outcome = step(Quota(10, 1, 60.0), state, Settle("a", 2, Reading(1)))
+    assert (outcome.reading, after.balance) == (Verdict.STALE, 7)
 
 
 @pytest.mark.parametrize("balance, told, taken", [(0, 0, False), (0, -1, True), (5, 5, False), (5, 4, True)])
