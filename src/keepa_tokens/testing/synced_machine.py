@@ -202,7 +202,7 @@ class SyncedMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.tuples(amounts, amounts), cheaper=st.integers(0, 5), data=st.data())
     def overtake(self, tokens: tuple[int, int], cheaper: int, data: st.DataObject) -> None:
-        """Calls that are on their way together arrive in one order, and are answered in another."""
+        """Calls that are on their way together arrive in one order, and are answered in another, and then once more."""
         for wanted in tokens:
             self.call(wanted, cheaper)
         together = self.on_the_way()
@@ -212,6 +212,8 @@ class SyncedMachine(RuleBasedStateMachine):
             self.answers.remove(call)
             self.settle(call)
             self.it_never_has_more_than_there_is()
+        for call in together:
+            self.settle(call)  # again
 
     @rule(tokens=amounts)
     def vanish(self, tokens: int) -> None:
