@@ -379,6 +379,17 @@ def test_what_is_wrong_with_a_reading_is_said(terms: dict[str, Any], message: st
         Reading(**{"balance": 5, **terms})
 
 
+@pytest.mark.parametrize("period_us, sound", [(LIMIT // 2 - 2, True), (LIMIT // 2 - 1, False)])
+def test_a_reported_rate_that_could_not_be_computed_is_no_reading(period_us: int, sound: bool) -> None:
+    """Tokens times the period and a microsecond must stay below 2**52."""
+    terms: dict[str, Any] = {"refill": 2, "period": period_us / 1e6}
+    if sound:
+        assert Reading(5, **terms).period_us == period_us
+        return
+    with pytest.raises(BadReading, match="too large to be computed exactly"):
+        Reading(5, **terms)
+
+
 @pytest.mark.parametrize("balance", [1 - LIMIT, 0, LIMIT - 1])
 def test_the_edges_of_every_field_are_a_reading(balance: int) -> None:
     """The least and the most of each field are taken as they are."""
@@ -396,6 +407,7 @@ def test_what_can_never_be_admitted_says_what_could(tokens: int, keep: int, larg
         quota.check_cost(tokens, keep)
     assert (caught.value.tokens, caught.value.keep, caught.value.largest) == (tokens, keep, largest)
     quota.check_cost(largest, keep)
+    quota.check_cost(10)  # beside nothing, unless said otherwise
 
 
 @pytest.mark.parametrize("keep, largest", [(0, 14), (9, 5), (10, 0)])

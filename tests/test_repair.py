@@ -107,6 +107,15 @@ def test_holds_are_looked_at_in_the_order_of_their_names_whatever_those_are() ->
     assert list(repair(PLAIN, stored(holds=odd), NOW)[0].holds) == ["1", 2, "a"]
 
 
+def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
+    """A lost sequence goes on from the latest that anything remembers; if that can't be, from 0."""
+    state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=7), NOW)
+    assert (state.sequence, state.reading_sequence, mended) == (7, 7, ("sequence",))
+    state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=LIMIT // 2 + 1), NOW)
+    assert (state.sequence, state.reading_sequence) == (0, 0)
+    assert mended == ("sequence", "reading_sequence")
+
+
 @pytest.mark.parametrize("holds", [None, 3, "a", [HOLD]])
 def test_holds_that_are_no_mapping_are_none(holds: Any) -> None:
     """They are named as a whole."""

@@ -151,6 +151,12 @@ def test_a_reply_is_an_outcome(reply: list[str]) -> None:
         assert all(getattr(outcome, field.name) == getattr(OUTCOME, field.name) for field in fields(OUTCOME)[:-1])
 
 
+def test_a_name_that_is_no_text_is_told_as_it_stands() -> None:
+    """What was repaired may be called anything; nothing is unescaped that was not escaped."""
+    reply = [*TOLD, *SHOWN, b"hold:\xff", "hold:%FF%25"]
+    assert _wire.decode(reply, SYNCED, Acquire(1)).repaired == ("hold:\udcff", "hold:\udcff%")
+
+
 def test_a_reply_with_nothing_in_it_is_an_outcome() -> None:
     """'' is None, 0 is no: nothing known, nothing found, nothing repaired."""
     told = ["0", "", "0", "EMPTY", "0", "0", "0", "0", "0", "0", "0", "NONE", ""]
