@@ -116,6 +116,20 @@ def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
     assert mended == ("sequence", "reading_sequence")
 
 
+def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:
+    """Holds in flight count together, however many; one that was charged counts no more."""
+    half, quarter = Hold(LIMIT // 2, 0, NOW + 1, 1), Hold(LIMIT // 4, 0, NOW + 1, 1)
+    assert names(PLAIN, holds={"a": half, "b": quarter, "c": half}) == ("hold:c",)
+    charged, rest = Hold(LIMIT // 2, 0, NOW, 1, charged=1), Hold(LIMIT // 2 - 1, 0, NOW + 1, 1)
+    assert names(PLAIN, sequence=1, holds={"a": charged, "b": half, "c": rest}) == ()
+
+
+def test_a_remainder_of_a_whole_token_is_none() -> None:
+    """It would be a token that nothing brought."""
+    state, mended = repair(PLAIN, stored(carry=60_000_000), NOW)
+    assert (state.carry, mended) == (0, ("carry",))
+
+
 @pytest.mark.parametrize("holds", [None, 3, "a", [HOLD]])
 def test_holds_that_are_no_mapping_are_none(holds: Any) -> None:
     """They are named as a whole."""
