@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from keepa_tokens import BucketState, Hold, Quota, Reading, Reason
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Settle, Verdict
-from keepa_tokens.transition import LIFETIME_MARGIN_US, lifetime_us, transition
+from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.transition import LIFETIME_MARGIN_US, SHORTEST_LIFETIME_US, lifetime_us, transition
 from keepa_tokens.units import CLAIM_US, LIMIT, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000
@@ -215,6 +215,24 @@ def test_a_bucket_that_starts_full_is_forgotten_when_it_is_full() -> None:
         quota = Quota(10, 1, 100.0, initial=initial)
         state, _ = step(quota, BucketState(balance=10, refilled_at=0), Acquire(3), 0)
         assert lifetime_us(quota, state, 0) == expected
+
+
+def test_a_bucket_is_kept_until_what_its_holds_will_have_cost_is_refilled() -> None:
+    """From the end of the last hold on, all that was set aside has to flow in again."""
+    state, outcome = step(Quota(10, 1, 100.0), None, Reserve("a", 4, SECOND))
+    assert outcome.granted
+    assert lifetime_us(Quota(10, 1, 100.0), state, NOW) == 401 * SECOND + LIFETIME_MARGIN_US
+
+
+def test_an_unknown_bucket_is_kept_for_as_long_as_it_can_tell_anything() -> None:
+    """Asked about, until it would have filled from 0 to the last token; if nobody asked, for the shortest time."""
+    quota = Quota(11, 5, 60.5, stepped=True, synced=True)
+    state, outcome = step(quota, None, Acquire(1))
+    assert outcome.probe
+    assert lifetime_us(quota, state, NOW) == (20 + 3 * 60.5) * SECOND + LIFETIME_MARGIN_US
+    state, outcome = step(quota, None, Acquire(0))
+    assert not outcome.probe
+    assert lifetime_us(quota, state, NOW) == SHORTEST_LIFETIME_US
 
 
 # --- 10: others

@@ -124,6 +124,15 @@ def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:
     assert names(PLAIN, sequence=1, holds={"a": charged, "b": half, "c": rest}) == ()
 
 
+@pytest.mark.parametrize("late, mended", [(0, ()), (1, ("hold:a",))])
+def test_a_hold_of_a_plain_bucket_ends_by_its_lifetime_from_where_all_debt_is_refilled(
+    late: int, mended: tuple[str, ...]
+) -> None:
+    """At the beginning of time too: five tokens of debt are five minutes, and then its lifetime and the tolerance."""
+    hold = Hold(5, 0, 300_000_000 + 1 + TOLERANCE_US + late, 1)
+    assert repair(PLAIN, BucketState(balance=10, refilled_at=0, holds={"a": hold}), 0)[1] == mended
+
+
 def test_a_remainder_of_a_whole_token_is_none() -> None:
     """It would be a token that nothing brought."""
     state, mended = repair(PLAIN, stored(carry=60_000_000), NOW)
