@@ -24,6 +24,7 @@ from keepa_tokens import (
     NotEnoughTokens,
     Quota,
     Reading,
+    Reason,
     StorageUnavailable,
     TokenBucket,
 )
@@ -530,3 +531,12 @@ def test_the_command_that_a_door_sends_is_plain_data() -> None:
 
     TokenBucket(PLAIN, storage=Listening(), clock=ManualClock(1.0)).try_acquire(2, keep=1)
     assert seen == [Acquire(2, 1)]
+
+
+def test_what_was_mended_is_told() -> None:
+    """The decision carries all that the outcome says, with seconds for microseconds; nobody was kept who didn't wait."""
+    outcome = Outcome(1, 5, reason=Reason.EMPTY, retry_after_us=1_500_000, probe=True, repaired=("refilled_at",))
+    told = outcome.decision()
+    assert (told.granted, told.reason, told.balance) == (False, Reason.EMPTY, 5)
+    assert (told.retry_after, told.waited, told.probe, told.repaired) == (1.5, 0.0, True, ("refilled_at",))
+    assert outcome.decision(250_000).waited == 0.25
