@@ -24,7 +24,6 @@ from keepa_tokens import (
     NotEnoughTokens,
     Quota,
     Reading,
-    Reason,
     StorageUnavailable,
     TokenBucket,
 )
@@ -534,7 +533,7 @@ def test_the_command_that_a_door_sends_is_plain_data() -> None:
 
 
 def test_what_was_mended_is_told() -> None:
-    """The decision carries all that the outcome says, with seconds for microseconds; nobody was kept who didn't wait."""
+    """The decision carries all that the outcome says, in seconds; who was not made to wait waited for 0."""
     outcome = Outcome(1, 5, reason=Reason.EMPTY, retry_after_us=1_500_000, probe=True, repaired=("refilled_at",))
     told = outcome.decision()
     assert (told.granted, told.reason, told.balance) == (False, Reason.EMPTY, 5)
