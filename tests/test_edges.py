@@ -239,21 +239,25 @@ def test_an_unknown_bucket_is_kept_for_as_long_as_it_can_tell_anything() -> None
 
 
 @pytest.mark.parametrize(
-    "capacity, tokens, kept, balance, granted",
+    "capacity, tokens, kept, keep, balance, granted",
     [
-        (300, 250, 100, 300, True),  # never so much that the request can't be admitted
-        (300, 250, 100, 299, False),
-        (301, 1, 150, 101, True),  # a third, rounded down
-        (301, 1, 150, 100, False),
+        (300, 250, 100, 0, 300, True),  # never so much that the request can't be admitted
+        (300, 250, 100, 0, 299, False),
+        (301, 1, 150, 0, 101, True),  # a third, rounded down
+        (301, 1, 150, 0, 100, False),
+        (301, 1, 150, 50, 101, True),  # with what the request itself leaves
+        (301, 1, 150, 50, 100, False),
+        (301, 1, 150, 200, 201, True),  # which is more at times
+        (301, 1, 150, 200, 200, False),
     ],
 )
 def test_what_is_kept_back_is_a_third_at_most_and_never_too_much(
-    capacity: int, tokens: int, kept: int, balance: int, granted: bool
+    capacity: int, tokens: int, kept: int, keep: int, balance: int, granted: bool
 ) -> None:
     """The largest request is admitted by a full bucket, whatever was seen of others."""
     quota = Quota(capacity, 5, 60.0, stepped=True, synced=True)
     state = known(balance=balance, kept_back=kept, kept_back_at=NOW)
-    assert step(quota, state, Acquire(tokens))[1].granted == granted
+    assert step(quota, state, Acquire(tokens, keep=keep))[1].granted == granted
 
 
 @pytest.mark.parametrize(
