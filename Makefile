@@ -15,8 +15,7 @@ TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
 
-# Folders to type-check: examples and benchmarks from the day they hold Python files.
-TYPED := src tests proof torture mutation $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
+TYPED := src tests checks examples
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -44,19 +43,19 @@ fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into do
 	$(BIN)/python -m pytest tests/redis/test_fault_table.py
 
 torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), checked against the promise
-	$(BIN)/python -m torture --minutes $(TORTURE_MINUTES) $(TORTURE_ARGS)
+	$(BIN)/python -m checks.torture --minutes $(TORTURE_MINUTES) $(TORTURE_ARGS)
 
 mutants: $(VENV)/.stamp-mutants ## Break the core in each way that mutmut finds: a test must notice
-	$(BIN)/python -m mutation.core $(MUTANTS_ARGS)
+	$(BIN)/python -m checks.mutation.core $(MUTANTS_ARGS)
 
 mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/mutation.md
-	$(BIN)/python -m mutation.core --write docs/mutation.md
+	$(BIN)/python -m checks.mutation.core --write docs/mutation.md
 
-mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that mutation/bucket_lua.toml lists: a test must notice
-	$(BIN)/python -m mutation.bucket_lua $(MUTANTS_ARGS)
+mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mutation/bucket_lua.toml lists: a test must notice
+	$(BIN)/python -m checks.mutation.bucket_lua $(MUTANTS_ARGS)
 
 mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/mutation.md
-	$(BIN)/python -m mutation.bucket_lua --write docs/mutation.md
+	$(BIN)/python -m checks.mutation.bucket_lua --write docs/mutation.md
 
 check: lint mypy pyright layers ## Lint, check the format, the types and the layers
 
@@ -87,16 +86,16 @@ demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its
 	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/benchmark.md and .svg
-	$(BIN)/python -m benchmarks.day --write docs $(BENCH_ARGS)
+	$(BIN)/python -m checks.benchmarks.day --write docs $(BENCH_ARGS)
 
 bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
-	$(BIN)/python -m benchmarks.day --quick $(BENCH_ARGS)
+	$(BIN)/python -m checks.benchmarks.day --quick $(BENCH_ARGS)
 
 proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
-	$(BIN)/python -m proof $(PROOF_ARGS)
+	$(BIN)/python -m checks.proof $(PROOF_ARGS)
 
 proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/proof.md
-	$(BIN)/python -m proof --write docs/proof.md
+	$(BIN)/python -m checks.proof --write docs/proof.md
 
 build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
@@ -104,7 +103,7 @@ build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests proof examples benchmarks mutation torture -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests checks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 ci: check test-all ## What has to pass before a change lands
 

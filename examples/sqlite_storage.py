@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keepa_tokens import BucketState, Quota, Snapshot, StorageUnavailable, SystemClock, TokenBucket
-from keepa_tokens.commands import Command, Outcome, Peek
-from keepa_tokens.transition import transition
+from keepa_tokens.rules.commands import Command, Outcome, Peek
+from keepa_tokens.rules.transition import transition
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL) WITHOUT ROWID"
 

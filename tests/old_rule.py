@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from keepa_tokens.commands import Acquire
 from keepa_tokens.quota import Quota
-from keepa_tokens.state import BucketState
+from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.state import BucketState
 
 THRESHOLD: Final = 10
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keepa_tokens.arithmetic import (
+from keepa_tokens.quota import exact, reduced
+from keepa_tokens.rules.arithmetic import (
     anchored,
     carried_over,
     halved,
@@ -26,7 +27,6 @@ from keepa_tokens.arithmetic import (
     required,
     saturated,
 )
-from keepa_tokens.quota import exact, reduced
 from keepa_tokens.units import LIMIT, NEVER, TOLERANCE_US
 
 

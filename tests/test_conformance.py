@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from keepa_tokens.state import BucketState
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.testing.conformance import StorageConformance
 

@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import Phase, settings
 
+from checks.models.machine import Bench
+from checks.models.reading_machine import ReadingMachine, Word
 from examples.sqlite_storage import SqliteStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing.conformance import AsyncStorageConformance, SharedStorageConformance, StorageConformance
-from keepa_tokens.testing.machine import Bench
 from keepa_tokens.testing.programs import QUOTA
-from keepa_tokens.testing.reading_machine import ReadingMachine, Word
 from keepa_tokens.testing.strategies import HOUR, MINUTE, NUMBERS, SECOND
-from keepa_tokens.transition import transition
 from keepa_tokens.units import UNLIMITED
 
 # Where a fault is found the first time will do; the same programs in every run.

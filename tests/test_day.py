@@ -9,10 +9,10 @@ from typing import Any
 import keepa
 import pytest
 
-from benchmarks.daysim.checks import failures
-from benchmarks.daysim.contenders import CLIENT, OLD, OURS, run
-from benchmarks.daysim.keepa_client import EPOCH, Get, KeepaClient, Sleep
-from benchmarks.daysim.rows import ROWS, Row
+from checks.benchmarks.daysim.checks import failures
+from checks.benchmarks.daysim.contenders import CLIENT, OLD, OURS, run
+from checks.benchmarks.daysim.keepa_client import EPOCH, Get, KeepaClient, Sleep
+from checks.benchmarks.daysim.rows import ROWS, Row
 from keepa_tokens.testing import FakeKeepa, ManualClock
 
 HOURS = 3.0

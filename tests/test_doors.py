@@ -27,8 +27,8 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.commands import Acquire, Command, Outcome
-from keepa_tokens.state import Reason
+from keepa_tokens.rules.commands import Acquire, Command, Outcome
+from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import MICROSECONDS
 

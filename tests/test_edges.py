@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from keepa_tokens import BucketState, Hold, Quota, Reading, Reason
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
-from keepa_tokens.transition import LIFETIME_MARGIN_US, SHORTEST_LIFETIME_US, lifetime_us, transition
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, SHORTEST_LIFETIME_US, lifetime_us, transition
 from keepa_tokens.units import CLAIM_US, LIMIT, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000

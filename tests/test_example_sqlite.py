@@ -15,7 +15,7 @@ import pytest
 
 from examples.sqlite_storage import SqliteStorage, main
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
-from keepa_tokens.commands import Acquire, Peek
+from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.testing.conformance import SharedStorageConformance
 
 QUOTA = Quota.per_minute(60)

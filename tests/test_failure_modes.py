@@ -32,10 +32,10 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
-from keepa_tokens.commands import Acquire, Command
 from keepa_tokens.keepa.reading import envelope
+from keepa_tokens.rules.commands import Acquire, Command
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
-from keepa_tokens.transition import transition
 
 
 def asins(count: int) -> dict[str, str]:

@@ -23,8 +23,8 @@ from keepa_tokens import (
     Quota,
     StorageUnavailable,
 )
-from keepa_tokens.commands import Cancel, Command, Reconcile, Reserve, Settle
 from keepa_tokens.keepa.estimates import Estimator
+from keepa_tokens.rules.commands import Cancel, Command, Reconcile, Reserve, Settle
 from keepa_tokens.testing import FakeKeepaServer
 
 from tests.http_guards import HOST, KEY, KINDS, Kind, World, asins, running, together  # isort: skip

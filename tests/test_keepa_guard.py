@@ -38,8 +38,8 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
-from keepa_tokens.commands import Command, Reserve, Settle
 from keepa_tokens.guards.keepa import guard, unguard
+from keepa_tokens.rules.commands import Command, Reserve, Settle
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock, virtual_loop
 
 HOST = "https://api.keepa.com"

@@ -12,9 +12,11 @@ from hypothesis import example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from keepa_tokens.commands import Acquire, Peek, Reconcile, Reserve
 from keepa_tokens.quota import Quota
-from keepa_tokens.state import BucketState, Hold, Reading, Snapshot
+from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve
+from keepa_tokens.rules.decision import Snapshot
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing.strategies import (
     EPOCH,
     HOUR,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from mutation.judgement import MODULES, Mutant, Survivor, judged, listed, shared_out, table
+from checks.mutation.judgement import MODULES, Mutant, Survivor, judged, listed, shared_out, table
 
 FUNCTION = "keepa.reading._whole"
 MUTANTS = [Mutant("keepa.reading", "_whole", f"x__whole__mutmut_{n}", "was", f"becomes {n}") for n in range(1, 101)]

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepa_tokens import keepa_quota
-from keepa_tokens.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle
 from keepa_tokens.quota import Quota
-from keepa_tokens.state import BucketState, Reading, Reason, Snapshot
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.decision import Reason, Snapshot
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import HALF_LIFE_US
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND
-from keepa_tokens.transition import HALF_LIFE_US
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
 from tests.strategies import Direct
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepa_tokens import AsyncTokenBucket, MemoryStorage, Quota, TokenBucket
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
-from keepa_tokens.state import Reason
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
+from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens.units import LIMIT

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import proof.__main__ as command_line
-from proof import page, solver
-from proof.mutants import MUTANTS, Mutant, planted
-from proof.runs import Job, Line, explored, jobs, noticed
-from proof.solver import Report, Verdict, read_report
-from proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
-from proof.worlds import Alone, Synced, explore, worlds
+from checks.proof import __main__ as command_line
+from checks.proof import page, solver
+from checks.proof.mutants import MUTANTS, Mutant, planted
+from checks.proof.runs import Job, Line, explored, jobs, noticed
+from checks.proof.solver import Report, Verdict, read_report
+from checks.proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
+from checks.proof.worlds import Alone, Synced, explore, worlds
 
 CONFIRMED = Expected(Verdict.CONFIRMED, PLANS)
 PLAN_FREE = {"DEBT", "LATEST", "pick"}

@@ -14,9 +14,9 @@ from dataclasses import replace
 import pytest
 
 from keepa_tokens import AcquireTimeout, CostTooLarge, MemoryStorage, NotEnoughTokens, Quota, TokenBucket
-from keepa_tokens.aio import AsyncTokenBucket
-from keepa_tokens.commands import Acquire, Cancel, Outcome, Refund
+from keepa_tokens.async_bucket import AsyncTokenBucket
 from keepa_tokens.quota import exact
+from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Refund
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
 

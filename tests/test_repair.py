@@ -8,8 +8,8 @@ from typing import Any, Final, cast
 import pytest
 
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
-from keepa_tokens.repair import repair
-from keepa_tokens.state import FORMAT
+from keepa_tokens.rules.repair import repair
+from keepa_tokens.rules.state import FORMAT
 from keepa_tokens.units import CLAIM_US, LIMIT, MAX_HOLD_US, TOLERANCE_US
 
 NOW: Final = 1_780_000_000_000_000

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
 from keepa_tokens.quota import Quota
-from keepa_tokens.state import BucketState, Hold, Reading
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing.strategies import (
     DAY,
     EPOCH,

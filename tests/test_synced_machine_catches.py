@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from checks.models.machine import Bench
+from checks.models.synced_machine import SyncedMachine
 from keepa_tokens import BucketState, MemoryStorage, Quota, Snapshot
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
-from keepa_tokens.testing.machine import Bench
-from keepa_tokens.testing.synced_machine import SyncedMachine
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepa_tokens import MemoryStorage, Reading
-from keepa_tokens.commands import Acquire, Cancel, Command, Peek, Reconcile, Refund, Reserve, Settle
-from torture import liveness, plan, report, server, spending, story
-from torture.steps import FREEZE, Finding, Story, lurks_until, story_of
-from torture.story import (
+from checks.torture import liveness, plan, report, server, spending, story
+from checks.torture.steps import FREEZE, Finding, Story, lurks_until, story_of
+from checks.torture.story import (
     Answered,
     Asked,
     Broke,
@@ -34,7 +32,9 @@ from torture.story import (
     Told,
     Total,
 )
-from torture.terms import HELD, HOLD_FOR, KEEPA, PLAIN, QUOTAS, SECOND
+from checks.torture.terms import HELD, HOLD_FOR, KEEPA, PLAIN, QUOTAS, SECOND
+from keepa_tokens import MemoryStorage, Reading
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Peek, Reconcile, Refund, Reserve, Settle
 
 NOW = 1_780_000_000 * SECOND
 TENTH = SECOND // 10

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from keepa_tokens import ConfigError, Quota, Reading
-from keepa_tokens.commands import (
+from keepa_tokens.rules.commands import (
     Acquire,
     Cancel,
     ClaimProbe,
@@ -22,7 +22,8 @@ from keepa_tokens.commands import (
     Settle,
     Verdict,
 )
-from keepa_tokens.state import BucketState, Hold, Reason, Snapshot
+from keepa_tokens.rules.decision import Reason, Snapshot
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.storage import _wire
 from keepa_tokens.units import LIMIT, NEVER
 

@@ -4,10 +4,9 @@ from importlib import import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from .aio import AsyncReservation, AsyncTokenBucket
+from .async_bucket import AsyncReservation, AsyncTokenBucket
 from .bucket import Reservation, TokenBucket
 from .clock import Clock, SystemClock
-from .commands import Outcome
 from .errors import (
     AcquireTimeout,
     BadReading,
@@ -22,7 +21,10 @@ from .keepa.aio import AsyncCall, AsyncKeepaSync
 from .keepa.sync import Call, KeepaSync
 from .keepa.terms import keepa_quota
 from .quota import Quota
-from .state import BucketState, Decision, Hold, Reading, Reason, Snapshot
+from .rules.commands import Outcome
+from .rules.decision import Decision, Reason, Snapshot
+from .rules.reading import Reading
+from .rules.state import BucketState, Hold
 from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import UNLIMITED

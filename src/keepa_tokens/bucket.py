@@ -7,12 +7,13 @@ from typing import Self, TypeVar
 
 from . import plans
 from .clock import Clock
-from .commands import Cancel, Command, Outcome, Settle
 from .door import Door, new_id
 from .events import Listener
 from .plans import Apply, Grant, Plan, Sleep
 from .quota import Quota
-from .state import Decision, Reading, Snapshot
+from .rules.commands import Cancel, Command, Outcome, Settle
+from .rules.decision import Decision, Snapshot
+from .rules.reading import Reading
 from .storage.base import Storage
 from .storage.memory import MemoryStorage
 from .units import whole

@@ -6,10 +6,10 @@ import random
 import uuid
 
 from .clock import Clock, SystemClock
-from .commands import Command, Outcome
 from .events import Event, EventKind, Listener, LoggingListener, events_of
 from .plans import Sleep, checked_key
 from .quota import Quota
+from .rules.commands import Command, Outcome
 from .units import instance, seconds
 
 __all__ = ["Door"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from .commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
-from .state import Reason
+from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
+from .rules.decision import Reason
 from .units import seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]

@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from .commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from .errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
 from .quota import Quota
-from .state import Decision, Reading, Reason, Snapshot
+from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from .rules.decision import Decision, Reason, Snapshot
+from .rules.reading import Reading
 from .units import LIMIT, MAX_HOLD_US, MICROSECONDS, instance, microseconds, seconds, whole
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from keepa_tokens import BucketState, ConfigError, Quota, Reading, Snapshot, StorageUnavailable
-from keepa_tokens.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US, UNLIMITED

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from keepa_tokens import Quota, Snapshot, StorageUnavailable
-from keepa_tokens.commands import Command, Outcome, Peek
+from keepa_tokens.rules.commands import Command, Outcome, Peek
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from tests.servers import HOST
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from keepa_tokens import Quota, Reading, StorageUnavailable, TokenBucket
-from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from tests.redis.flavours import FLAVOURS, Flavour, Opened, script_runs
 from tests.redis.proxy import Proxy, proxied
 from tests.servers import HOST, Server, running, wait_until

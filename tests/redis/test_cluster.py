@@ -14,7 +14,7 @@ import redis
 from redis.crc import key_slot
 
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
-from keepa_tokens.commands import Acquire, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Peek, Reserve, Settle
 from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened, script_runs
 from tests.redis.proxy import Proxy, proxied
 from tests.servers import HOST, SYSTEM, Server, cluster, sees_all, wait_until

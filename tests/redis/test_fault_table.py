@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from keepa_tokens import Quota
-from keepa_tokens.commands import Acquire, Command, Outcome
+from keepa_tokens.rules.commands import Acquire, Command, Outcome
 from tests.redis.faults import KINDS, NOTHING, Bucket, Due, InMemory, Kind, Moment, fault_table, measured, moments
 from tests.servers import BINARIES
 

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from keepa_tokens import BucketState
-from keepa_tokens.commands import Acquire
+from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
 from tests.redis.workers import (
     ACTUAL,

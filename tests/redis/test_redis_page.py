@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from keepa_tokens import BucketState, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.commands import Acquire
-from keepa_tokens.state import _NUMBERS, _QUOTA
+from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.state import _NUMBERS, _QUOTA
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
 from tests.redis.flavours import SENT_BY_DEFAULT

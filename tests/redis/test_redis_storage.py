@@ -25,10 +25,10 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
-from keepa_tokens.transition import lifetime_us
 from tests.servers import HOST, Server
 
 PLAIN = Quota.per_minute(60)

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from keepa_tokens import BucketState, Quota, Reading, StorageUnavailable, TokenBucket
-from keepa_tokens.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage
 from keepa_tokens.testing import ManualClock
 from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, script_runs

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from keepa_tokens import Quota
-from keepa_tokens.commands import Acquire, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.flavours import FLAVOURS, Flavour, script_runs
 from tests.servers import BINARIES, Server, running

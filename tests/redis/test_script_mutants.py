@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from mutation.bucket_lua import Mutant, checks, difference, table
-from mutation.script import shipped
+from checks.mutation.bucket_lua import Mutant, checks, difference, table
+from checks.mutation.script import shipped
 from tests.servers import Server
 
 MUTANTS = {mutant.name: mutant for mutant in table()}

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from keepa_tokens import Quota, StorageUnavailable
-from keepa_tokens.commands import Acquire, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reserve, Settle
 from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened, script_runs
 from tests.redis.proxy import proxied
 from tests.servers import (

@@ -12,7 +12,7 @@ import redis
 import trustme
 
 from keepa_tokens import Quota, Reading, StorageUnavailable
-from keepa_tokens.commands import Acquire, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Refund, Reserve, Settle
 from tests.redis.flavours import FLAVOURS, Flavour, Opened
 from tests.servers import HOST, SYSTEM, Server, free_port, running
 

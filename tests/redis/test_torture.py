@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from torture.storage import PLANTED
+from checks.torture.storage import PLANTED
 
 ROOT: Final = Path(__file__).parents[2]
 ENDS_WITHIN_S: Final = 180
@@ -29,7 +29,7 @@ FOUND: Final = {
 def started(planted: str, folder: Path) -> subprocess.Popen[str]:
     """Start a run of the shortest length."""
     options = ["--minutes", "0.01", "--workers", "2", "--seed", str(SEED), "--logs", str(folder / planted)]
-    command = [sys.executable, "-m", "torture", *options, *(["--planted", planted] if planted else [])]
+    command = [sys.executable, "-m", "checks.torture", *options, *(["--planted", planted] if planted else [])]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

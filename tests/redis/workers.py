@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from keepa_tokens import ConfigError, Quota, SystemClock, TokenBucket
-from keepa_tokens.commands import Acquire, Command, Outcome
-from keepa_tokens.state import Snapshot
+from keepa_tokens.rules.commands import Acquire, Command, Outcome
+from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 
 SHARED: Final = Quota(1000, 100, 1.0)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..state import BucketState
+from ..rules.state import BucketState
 from ..storage.base import Storage
 from ..storage.memory import MemoryStorage
 from ..testing.clock import ScaledClock

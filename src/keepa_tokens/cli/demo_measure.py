@@ -19,7 +19,8 @@ from typing import Final
 
 from ..bucket import TokenBucket
 from ..keepa.terms import STEP_SECONDS
-from ..state import BucketState, Snapshot
+from ..rules.decision import Snapshot
+from ..rules.state import BucketState
 from ..testing.fake_keepa import DEFAULT_PERIOD, FakeKeepa
 from ..units import MICROSECONDS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, TextIO
 
-from ..state import Reason
+from ..rules.decision import Reason
 from .demo_scene import Chapter, Scene
 from .demo_words import duration, story
 from .demo_worker import REFILL_RATE, Note, NoteKind

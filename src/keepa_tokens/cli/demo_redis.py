@@ -17,7 +17,7 @@ from typing import Final, cast
 from urllib.parse import urlsplit
 
 from ..errors import StorageUnavailable
-from ..state import BucketState
+from ..rules.state import BucketState
 from ..storage.base import Storage
 from ..testing.clock import ScaledClock
 from .demo_crew import Crew, GaveUpError, Shared

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..state import Reason
+from ..rules.decision import Reason
 from . import old_rule
 from .demo_measure import Meter, Sample
 from .demo_worker import REFILL_RATE, Note, NoteKind, worker_name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..errors import StorageUnavailable
-from ..state import BucketState
+from ..rules.state import BucketState
 from ..storage.redis import RedisStorage
 from .demo_worker import BUCKET
 

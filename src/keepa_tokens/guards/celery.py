@@ -26,7 +26,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from ..errors import NotEnoughTokens
-from ..state import Reason
+from ..rules.decision import Reason
 
 if TYPE_CHECKING:
     _Task = Task[..., object]

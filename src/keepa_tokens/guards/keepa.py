@@ -40,15 +40,15 @@ import aiohttp
 import requests
 import urllib3.exceptions
 
-from ..aio import Pending
-from ..commands import ClaimProbe
+from ..async_bucket import Pending
 from ..errors import ConfigError
 from ..keepa.aio import AsyncCall, AsyncKeepaSync
 from ..keepa.costs import estimate
 from ..keepa.sync import Call, KeepaSync
 from ..keepa.terms import CAPACITY_MINUTES
 from ..plans import timeout_us
-from ..state import Snapshot
+from ..rules.commands import ClaimProbe
+from ..rules.decision import Snapshot
 from ..units import whole
 
 __all__ = ["guard", "unguard"]

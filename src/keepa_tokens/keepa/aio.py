@@ -7,12 +7,12 @@ from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
 from .. import plans as bucket_plans
-from ..aio import AsyncTokenBucket, Pending
+from ..async_bucket import AsyncTokenBucket, Pending
 from ..clock import Clock
-from ..commands import Cancel
 from ..events import Listener
 from ..plans import Grant, Plan
-from ..state import Snapshot
+from ..rules.commands import Cancel
+from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage
 from ..storage.memory import MemoryStorage
 from . import plans

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
-from ..commands import ClaimProbe, Command, Outcome, Reconcile, Reserve, Settle
 from ..errors import ConfigError, NotEnoughTokens
 from ..events import EventKind
 from ..plans import Grant, Plan, apply, pause, peek, refusal, time_left
 from ..quota import Quota
-from ..state import Reason, Snapshot
+from ..rules.commands import ClaimProbe, Command, Outcome, Reconcile, Reserve, Settle
+from ..rules.decision import Reason, Snapshot
 from .reading import REFUSED, Body, Envelope, envelope
 
 __all__ = ["SERVER_REFUSED", "Answer", "Probe", "Request", "Tell", "observe", "refresh", "request", "settle"]

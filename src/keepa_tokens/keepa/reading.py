@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
 from ..errors import BadReading
-from ..state import Reading
+from ..rules.reading import Reading
 from ..units import LIMIT
 from .terms import CAPACITY_MINUTES
 

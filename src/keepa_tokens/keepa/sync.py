@@ -9,10 +9,10 @@ from typing import Self, TypeAlias, TypeVar
 from .. import plans as bucket_plans
 from ..bucket import TokenBucket
 from ..clock import Clock
-from ..commands import Cancel
 from ..events import Listener
 from ..plans import Grant, Plan
-from ..state import Snapshot
+from ..rules.commands import Cancel
+from ..rules.decision import Snapshot
 from ..storage.base import Storage
 from . import plans
 from .door import SyncDoor, failed

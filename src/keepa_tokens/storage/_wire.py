@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final, assert_never, cast
 from urllib.parse import unquote_to_bytes
 
-from ..commands import (
+from ..errors import ConfigError
+from ..quota import Quota
+from ..rules.commands import (
     Acquire,
     Cancel,
     ClaimProbe,
@@ -19,9 +21,9 @@ from ..commands import (
     Settle,
     Verdict,
 )
-from ..errors import ConfigError
-from ..quota import Quota
-from ..state import BucketState, Reading, Reason, Snapshot
+from ..rules.decision import Reason, Snapshot
+from ..rules.reading import Reading
+from ..rules.state import BucketState
 from ..units import LIMIT, NEVER, seconds, whole
 
 __all__ = ["as_bytes", "as_text", "decode", "decode_inspection", "encode", "encode_inspection"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
-from ..commands import Command, Outcome
 from ..quota import Quota
-from ..state import Snapshot
+from ..rules.commands import Command, Outcome
+from ..rules.decision import Snapshot
 
 
 class Storage(Protocol):

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ..commands import Command, Outcome, Peek
 from ..quota import Quota
-from ..state import BucketState, Snapshot
-from ..transition import lifetime_us, transition
+from ..rules.commands import Command, Outcome, Peek
+from ..rules.decision import Snapshot
+from ..rules.state import BucketState
+from ..rules.transition import lifetime_us, transition
 
 __all__ = ["MemoryStorage"]
 

@@ -11,12 +11,13 @@ from importlib.util import find_spec
 from inspect import signature
 from typing import Any, Final, Protocol, Self
 
-from ..commands import Command, Outcome, Peek
 from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
 from ..plans import checked_key
 from ..quota import Quota
-from ..state import FORMAT, Snapshot
-from ..transition import transition
+from ..rules.commands import Command, Outcome, Peek
+from ..rules.decision import Snapshot
+from ..rules.state import FORMAT
+from ..rules.transition import transition
 from ..units import instance
 from . import _wire
 

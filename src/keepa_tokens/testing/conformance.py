@@ -15,28 +15,26 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, repeat
-from typing import Any, ClassVar, Final, Generic, TypeVar, cast
+from typing import ClassVar, Final, Generic, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from ..bucket import TokenBucket
-from ..commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from ..errors import ConfigError
 from ..quota import Quota
-from ..state import BucketState, Hold, Reading, Reason, Snapshot
+from ..rules.commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from ..rules.decision import Reason, Snapshot
+from ..rules.reading import Reading
+from ..rules.state import BucketState, Hold
 from ..storage.base import AsyncStorage, Storage
 from ..units import LIMIT, TOLERANCE_US
 from . import crews
 from .clock import ManualClock
 from .driven import Driven, driven
-from .machine import Bench, PlainMachine
 from .programs import STORIES, Act, Program, Rules, is_ours, programs
-from .reading_machine import ReadingMachine
 from .strategies import EPOCH, HOUR, SECOND
-from .synced_machine import SyncedMachine
 
 S = TypeVar("S", bound=Storage)
 T = TypeVar("T")
@@ -115,18 +113,6 @@ class _Conformance(ABC, Generic[S]):
         """In stories in which each stored field matters at some point, the storage answers as the rules do."""
         with self._opened() as storage:
             self._follow(STORIES[story], repeat(storage))
-
-    def test_any_history_is_as_the_reference_has_it(self) -> None:
-        """Workers with skewed clocks, lost fields: a plain bucket is as one in exact fractions that shares no code."""
-        self._drive(PlainMachine)
-
-    def test_any_history_with_readings_is_as_the_reference_has_it(self) -> None:
-        """The same with a server that tells the balance, late, twice or never: a synced bucket is as its reference."""
-        self._drive(ReadingMachine)
-
-    def test_a_synced_bucket_stays_within_what_its_server_has(self) -> None:
-        """Calls in flight, answers late, lost, reordered; somebody else spends, plans change, fields are lost."""
-        self._drive(SyncedMachine)
 
     def test_a_refusal_is_written(self) -> None:
         """A refusal that begins a recharge closes the bucket for whoever asks next."""
@@ -390,25 +376,6 @@ class _Conformance(ABC, Generic[S]):
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         )
 
-    def _drive(self, kind: Callable[[Bench], RuleBasedStateMachine]) -> None:
-        """Let Hypothesis look for a history in which the storage fails beside what a machine has."""
-        with self._opened() as storage, ExitStack() as reopened:
-
-            def made() -> RuleBasedStateMachine:
-                return kind(self._bench(storage, reopened))
-
-            # Hypothesis takes any factory, though it says a class.
-            run_state_machine_as_test(cast("Any", made), settings=self._wanted(0.15))
-
-    def _bench(self, storage: S, _reopened: ExitStack) -> Bench:
-        bench = Bench(storage, new_key())
-        if self._can("read_fields") and self._can("write_fields"):
-            bench.fields = partial(self._read, storage, bench.key)
-            bench.store = partial(self._write, storage, bench.key)
-        if self._can("forget"):
-            bench.forget = partial(self._forget, storage, bench.key)
-        return bench
-
     def _follow(self, program: Program, storages: Iterator[S]) -> None:
         """Run a program on the rules, and each act of it on the next storage too, and compare after every act.
 
@@ -465,16 +432,6 @@ class _Shared(_Conformance[S]):
     @abstractmethod
     def _opener(self) -> crews.Opener | None:
         """Return what opens the storage in another process, if the subclass brought it."""
-
-    def _bench(self, storage: S, reopened: ExitStack) -> Bench:
-        bench = super()._bench(storage, reopened)
-
-        def anew() -> S:
-            reopened.close()
-            return reopened.enter_context(self._opened())
-
-        bench.anew, bench.end = anew, reopened.close
-        return bench
 
     def test_what_was_written_is_there_after_a_restart(self) -> None:
         """Closed and opened again between any two commands, the storage goes on as the rules say."""

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from threading import Barrier
 from typing import Final, Protocol
 
-from ..commands import Command, Outcome
 from ..quota import Quota
+from ..rules.commands import Command, Outcome
 from ..storage.base import AsyncStorage, Storage
 from .driven import opened
 

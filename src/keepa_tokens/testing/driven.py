@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from inspect import iscoroutinefunction
 from typing import TypeVar, cast
 
-from ..commands import Command, Outcome
 from ..quota import Quota
-from ..state import Snapshot
+from ..rules.commands import Command, Outcome
+from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage, Storage
 
 T = TypeVar("T")

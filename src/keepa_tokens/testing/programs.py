@@ -10,11 +10,13 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from ..commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from ..errors import ConfigError
 from ..quota import Quota
-from ..state import BucketState, Reading, Snapshot
-from ..transition import HALF_LIFE_US, lifetime_us, transition
+from ..rules.commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from ..rules.decision import Snapshot
+from ..rules.reading import Reading
+from ..rules.state import BucketState
+from ..rules.transition import HALF_LIFE_US, lifetime_us, transition
 from ..units import (
     CLAIM_US,
     LIMIT,

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from ..commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from ..quota import Quota
-from ..state import BucketState, Hold, Reading
+from ..rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from ..rules.reading import Reading
+from ..rules.state import BucketState, Hold
 from ..units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
 
 SECOND: Final = MICROSECONDS

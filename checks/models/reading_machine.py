@@ -1,0 +1,358 @@
+"""A state machine that drives a synced bucket on any storage, beside `SyncedReference`, and looks at both.
+
+Beside what `machine` does to a plain bucket: a server tells the balance, in time, late, again, or with an older word
+than was heard before; it changes the plan and stops the refill; somebody else spends; calls are refused, and their
+ends are lost; workers ask the server, or don't come back from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, precondition, rule
+
+from checks.models.machine import ALWAYS_STORED, SKEWS, Bench, BucketMachine, damages, refund_ids, workers
+from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Held
+from checks.models.synced_reference import Ended, SyncedReference, Told
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Outcome,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Verdict,
+)
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.testing.strategies import (
+    DAY,
+    HOUR,
+    IDS,
+    MINUTE,
+    SECOND,
+    costs,
+    hold_lives,
+    ids,
+    keeps,
+    probe_afters,
+    quotas,
+)
+from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the server says, in terms of what is known: its balance is `off` from the projection, or `balance`.
+
+    ago: how many seconds earlier it said so by its own clock; None: it doesn't say when.
+    """
+
+    off: int | None
+    balance: int
+    ago: float | None
+    next_refill_in: float | None
+    refill: float | None
+    capacity: int | None
+
+
+words: Final = st.builds(
+    Word,
+    off=st.none() | st.sampled_from((0, -1, 3, -30)) | st.integers(-100, 40),
+    balance=st.one_of(st.integers(-20, 30), st.integers(1, 300), st.integers(-2000, 2000)),
+    ago=st.sampled_from((0, 0, 0, 0.5, 1, 4, 30, 118, 130, -4, None)),
+    next_refill_in=st.none() | st.floats(0, 90),
+    refill=st.sampled_from((None, None, None, 5, 20, 0.25, 0)),
+    capacity=st.sampled_from((None, None, None, 10, 300, 1200)),
+)
+
+buckets: Final = quotas(synced=True) | st.builds(
+    Quota,
+    st.sampled_from((10, 60, 300)),
+    st.sampled_from((1, 5, 20)),
+    st.sampled_from((60.0, 60.5)),
+    stepped=st.booleans(),
+    overdraft=st.sampled_from((0, 3, UNLIMITED)),
+    recharge_to=st.sampled_from((None, None, 40)),
+    initial=st.sampled_from((None, None, 10, -5)),
+    synced=st.just(value=True),
+)
+"""Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
+
+LOST: Final = (
+    *("balance", "refilled_at", "carry", "closed_until", "sequence", "reading_at", "reading_sequence", "server_time"),
+    *("drift", "kept_back", "kept_back_at", "probe_until", "probe_failures", "reported_refill", "reported_period_us"),
+    *("reported_capacity", "carry_refill", "carry_period_us", "format"),
+)
+"""Each field of the bucket."""
+
+SIMPLE: Final[dict[str, tuple[str, int | None]]] = {
+    "closed_until": ("closed_until", None),
+    "server_time": ("server_time", None),
+    "drift": ("drift", None),
+    "kept_back": ("kept", 0),
+    "kept_back_at": ("kept_at", None),
+    "probe_until": ("claimed_until", None),
+    "probe_failures": ("failures", 0),
+    "reported_capacity": ("told_capacity", None),
+}
+"""What the reference calls a field that stands for itself, and what it is when it is lost."""
+
+
+class ReadingMachine(BucketMachine[SyncedReference]):
+    """One synced bucket, on a storage and as the reference has it."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.said: list[Reading] = []
+        self.fastest = (0, 1)
+        self.scouted = 0
+
+    @initialize(quota=buckets, skews=SKEWS)
+    def begin(self, quota: Quota, skews: tuple[int, ...]) -> None:
+        """Make a bucket."""
+        self.quota, self.skews = quota, skews
+        self.model = SyncedReference.new(quota, self.at(0))
+        self.start_over(0)
+
+    # --- what workers do
+
+    @rule(worker=workers, tokens=costs, keep=keeps, probe_after=probe_afters)
+    def take(self, worker: int, tokens: int, keep: int, probe_after: int | None) -> None:
+        """Take tokens now or not at all."""
+        self.ask(worker, tokens, keep, probe_after)
+
+    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps, after=probe_afters, scout=st.booleans())
+    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int, after: int | None, scout: bool) -> None:  # noqa: FBT001 - Hypothesis calls rules by the names of what it draws
+        """Set tokens aside for a call, which may be in flight already, or go though refused, to learn the truth."""
+        now = self.at(worker)
+        outcome = self.apply(Reserve(name, tokens, lives, keep, None, after, scout=scout), worker)
+        told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, scout=scout)
+        self.agree(outcome, told, tokens)
+
+    @rule(worker=workers, name=ids, tokens=st.integers(0, 3), lives=st.integers(MINUTE, HOUR))
+    def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
+        """Set a few tokens aside for long, so that several calls are in flight at once."""
+        self.hold(worker, name, tokens, lives, 0, PROBE_AFTER_US, scout=False)
+
+    @rule(worker=workers, name=ids, actual=st.none() | costs, refused=st.booleans())
+    def settle(self, worker: int, name: str, actual: int | None, refused: bool) -> None:  # noqa: FBT001 - as above
+        """End a call whose answer says nothing of the balance."""
+        self.end(worker, self.rather_open(name), actual, None, refused=refused)
+
+    @rule(worker=workers, name=ids, actual=st.none() | costs, word=words, refused=st.sampled_from((False, False, True)))
+    def answer(self, worker: int, name: str, actual: int | None, word: Word, refused: bool) -> None:  # noqa: FBT001 - as above
+        """End a call, in time or late, with what the server says of its balance."""
+        self.end(worker, self.rather_open(name), actual, self.spoken(word), refused=refused)
+
+    @precondition(lambda self: self.said)
+    @rule(worker=workers, name=ids, actual=costs, which=st.integers(1, 4))
+    def answer_late(self, worker: int, name: str, actual: int, which: int) -> None:
+        """End a call with what the server said before, and others may have heard since."""
+        self.end(worker, name, actual, self.said[-min(which, len(self.said))], refused=False)
+
+    @rule(worker=workers, name=ids)
+    def cancel(self, worker: int, name: str) -> None:
+        """Give a call up."""
+        outcome = self.apply(Cancel(name), worker)
+        self.ended(outcome, self.model.give_up(name, self.at(worker)))
+
+    @rule(worker=workers, name=refund_ids, tokens=costs, ago=st.integers(-SECOND, 11 * MINUTE))
+    def give_back(self, worker: int, name: str, tokens: int, ago: int) -> None:
+        """Give tokens back, once; perhaps long after they were offered first."""
+        issued = self.at(worker) - ago
+        outcome = self.apply(Refund(name, tokens, issued), worker)
+        assert outcome.found == self.model.refund(name, tokens, issued, self.at(worker))
+        self.is_as_modelled(outcome)
+
+    # --- what the server says
+
+    @rule(worker=workers, word=words)
+    def hear(self, worker: int, word: Word) -> None:
+        """Hear the server's word outside a call: from a probe, or an answer seen elsewhere."""
+        self.listen(worker, self.spoken(word))
+
+    @precondition(lambda self: self.said)
+    @rule(worker=workers, which=st.integers(1, 4))
+    def hear_again(self, worker: int, which: int) -> None:
+        """Hear what was said before, once more or for the first time."""
+        self.listen(worker, self.said[-min(which, len(self.said))])
+
+    @rule(worker=workers)
+    def claim(self, worker: int) -> None:
+        """Ask for the claim on the probe; the answer may never come."""
+        outcome = self.apply(ClaimProbe(), worker)
+        assert outcome.probe == self.model.claim(self.at(worker))
+        self.is_as_modelled(outcome)
+
+    @rule(worker=workers, tokens=costs)
+    def take_when_told(self, worker: int, tokens: int) -> None:
+        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not."""
+        told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
+        if told.granted or told.wait > DAY:
+            return
+        now = self.at(worker) + told.wait - 1
+        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=now).granted
+        self.time_passes(told.wait)
+        assert self.ask(worker, tokens, 0, PROBE_AFTER_US).granted
+
+    # --- what goes wrong
+
+    @precondition(lambda self: self.bench.may_be_damaged)
+    @rule(worker=workers, field=st.sampled_from(LOST), text=damages)
+    def lose(self, worker: int, field: str, text: str | None) -> None:
+        """A stored field is lost or garbled; the next step notices, and names what it can't do without."""
+        now = self.at(worker)
+        missed = text is not None or field in self.needed()
+        self.bench.damage(field, text)
+        self.lost(field, now)
+        outcome = self.apply(Acquire(0), worker)
+        self.model.live_until(now)
+        name = "reported_refill" if field == "reported_period_us" and text is None else field
+        assert (name in outcome.repaired) == missed
+        self.is_as_modelled(outcome)
+
+    @precondition(lambda self: self.bench.may_be_damaged)
+    @rule(worker=workers, name=ids, text=damages)
+    def lose_a_call(self, worker: int, name: str, text: str | None) -> None:
+        """What is stored of a call is lost or garbled: its tokens are free again."""
+        if name not in self.model.calls:
+            return
+        self.bench.damage(f"hold:{name}", text)
+        self.model.lose_call(name)
+        outcome = self.apply(Acquire(0), worker)
+        self.model.live_until(self.at(worker))
+        assert (f"hold:{name}" in outcome.repaired) == (text is not None)
+        self.is_as_modelled(outcome)
+
+    def needed(self) -> frozenset[str]:
+        """Return the fields that are missed when they are gone."""
+        heard = {"balance", "reading_sequence"} if self.model.read_at is not None else set[str]()
+        plan = {"reported_refill", "reported_period_us"} if self.model.told_flow is not None else set[str]()
+        return ALWAYS_STORED | heard | plan
+
+    def lost(self, field: str, now: int) -> None:
+        """Let the reference lose what a field says."""
+        match field:
+            case "balance":
+                self.model.unlearn()
+            case "refilled_at":
+                self.forward += CLOCKS_APART_US  # the time by which clocks differ may come again
+                self.model.lose_time(now)
+            case "carry":
+                self.model.lose_part()
+            case "reading_at":
+                self.model.lose_reading()
+            case "reading_sequence":
+                self.model.lose_order()
+            case "reported_refill" | "reported_period_us":
+                self.model.lose_flow()
+            case _ if field in SIMPLE:
+                name, lost = SIMPLE[field]
+                setattr(self.model, name, lost)
+            case _:
+                pass  # nothing depends on it, or it is found again
+
+    # --- what always holds
+
+    @invariant()
+    def both_show_the_same(self) -> None:
+        """Conservation: what is left and held is what the server told and time brought, less what went out."""
+        shown, twin = self.shown(0), self.model.alike()
+        twin.live_until(self.at(0))
+        assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
+        assert shown.holds == sum(not call.charged for call in twin.calls.values())
+        assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
+        assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
+        age = None if twin.read_at is None else max(0, self.at(0) - twin.read_at) / SECOND
+        assert shown.reading_age == age
+
+    @invariant()
+    def nobody_got_too_much(self) -> None:
+        """Safety: since the last reading no more went out than it told, time brought, and may be overdrawn."""
+        given = sum(event.given for event in self.model.events)
+        refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
+        assert given <= max(0, self.model.start + refilled + self.overdraft) + self.scouted
+
+    @invariant()
+    def it_never_stands_still(self) -> None:
+        """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
+        shown = self.shown(0)
+        if shown.bound > DAY / SECOND:
+            assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
+            return
+        now = self.at(0)
+        twin = self.model.alike()
+        at_once = twin.take(1, 0, now, PROBE_AFTER_US)
+        by_then = twin.take(1, 0, now + round(shown.bound * SECOND), PROBE_AFTER_US)
+        assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
+
+    # --- helpers
+
+    def start_over(self, worker: int) -> None:
+        """Begin with a bucket never seen: nothing is known of it, or one `initial`."""
+        self.fastest, self.scouted = (0, 1), 0
+        super().start_over(worker)
+
+    def rather_open(self, name: str) -> str:
+        """Return a call that is known, as most that end are; now and then another."""
+        known = sorted(self.model.calls.keys() & set(IDS[:-1]))
+        return known[IDS.index(name) % len(known)] if known and name != IDS[-1] else name
+
+    def spoken(self, word: Word) -> Reading:
+        """Return what the server says, and remember it."""
+        off = None if self.model.told_balance is None else word.off
+        reading = Reading(
+            word.balance if off is None else self.model.balance + off,
+            next_refill_in=word.next_refill_in,
+            refill=word.refill,
+            capacity=word.capacity,
+            server_time=None if word.ago is None else self.now // SECOND - word.ago,
+        )
+        self.said.append(reading)
+        return reading
+
+    def ask(self, worker: int, tokens: int, keep: int, probe_after: int | None) -> Told:
+        """Take tokens on both sides, and return what both came to."""
+        outcome = self.apply(Acquire(tokens, keep, None, probe_after), worker)
+        told = self.model.take(tokens, keep, self.at(worker), probe_after)
+        self.agree(outcome, told, tokens)
+        return told
+
+    def end(self, worker: int, name: str, actual: int | None, reading: Reading | None, *, refused: bool) -> None:
+        """End a call on both sides."""
+        outcome = self.apply(Settle(name, actual, reading, refused), worker)
+        self.ended(outcome, self.model.end(name, actual, reading, self.at(worker), refused=refused))
+
+    def listen(self, worker: int, reading: Reading) -> None:
+        """Hear a reading on both sides."""
+        outcome = self.apply(Reconcile(reading), worker)
+        self.ended(outcome, self.model.hear(reading, self.at(worker)))
+
+    def agree(self, outcome: Outcome, told: Told, tokens: int) -> None:
+        """Assert that a request came to the same on both sides."""
+        assert (outcome.granted, outcome.reason) == (told.granted, told.reason)
+        assert (outcome.probe, outcome.scout, outcome.place_us) == (told.probe, told.scout, told.place)
+        assert min(outcome.retry_after_us, END_OF_TIME) == told.wait
+        self.largest = max(self.largest, tokens if told.granted else 0)
+        self.scouted += tokens if told.scout else 0
+        self.is_as_modelled(outcome)
+
+    def ended(self, outcome: Outcome, ended: Ended) -> None:
+        """Assert that a call, or a reading, came to the same on both sides."""
+        assert (outcome.found, outcome.reading, outcome.drift) == (ended.found, ended.verdict, ended.drift)
+        if ended.verdict is Verdict.TAKEN:
+            self.forward = self.scouted = 0
+            self.fastest = self.model.flow
+        self.is_as_modelled(outcome)
+
+    def is_as_modelled(self, outcome: Outcome) -> None:
+        """Assert that the bucket is the same on both sides after a step."""
+        assert outcome.balance == self.model.told_balance
+        assert outcome.closed == (self.model.closed_until is not None)
+        assert outcome.kept_back == self.model.kept_for_others

@@ -1,0 +1,189 @@
+"""Mutants of the core, of `reading.py` and of `_wire.py`: a test must notice each way to break a function.
+
+`python -m checks.mutation.core` tries what mutmut makes of them, except the survivors that `core.toml` lists, each with its
+reason. Exit code 1 if another one survives, if a listed one is gone, or if of those that can be told from the code
+fewer than 95% are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from checks.mutation.judgement import LEAST, MODULES, TABLE, Judgement, Mutant, judged, shared_out, table
+from checks.mutation.lane import ASSIGNED
+from checks.mutation.mutants import broken
+from checks.mutation.page import renew, tables
+
+TESTS: Final = (
+    "tests/test_arithmetic.py",
+    "tests/test_bad_input.py",
+    "tests/test_conformance.py",
+    "tests/test_doors.py",
+    "tests/test_edges.py",
+    "tests/test_events.py",
+    "tests/test_exactness.py",
+    "tests/test_failure_modes.py",
+    "tests/test_holds.py",
+    "tests/test_keepa_reading.py",
+    "tests/test_keepa_sync.py",
+    "tests/test_liveness.py",
+    "tests/test_memory_storage.py",
+    "tests/test_others.py",
+    "tests/test_parity.py",
+    "tests/test_places.py",
+    "tests/test_probe.py",
+    "tests/test_rate_cases.py",
+    "tests/test_repair.py",
+    "tests/test_readings_order.py",
+    "tests/test_safety.py",
+    "tests/test_units.py",
+    "tests/test_wire.py",
+    "tests/redis/test_differential.py",
+    "tests/redis/test_redis_storage.py",
+)
+
+TOO_SLOW: Final = (
+    "tests/test_events.py::test_the_log_has_at_most_two_lines_a_refill_however_many_wait",
+    "tests/test_exactness.py::test_a_hundred_thousand_steps_do_not_drift",
+    "tests/test_exactness.py::test_memory_storage_does_not_drift_either",
+    "tests/test_keepa_sync.py::test_fifty_coroutines_share_one_balance",
+    "tests/test_liveness.py::test_the_old_rule_fails_by_the_lost_timestamp_alone",
+    "tests/test_memory_storage.py::test_idle_full_buckets_are_dropped_as_others_are_used",
+    "tests/test_memory_storage.py::test_memory_storage_is_transition_with_a_lock",
+    "tests/redis/test_differential.py::test_script_and_core_agree_on_the_fake",
+)
+"""What they show, others here show sooner."""
+
+
+def run(shares: Sequence[Mapping[str, Sequence[str]]], folder: Path) -> Iterator[dict[str, str]]:
+    """Try the mutants, each share in a pytest of its own; yield what became of each."""
+    lanes: list[tuple[subprocess.Popen[bytes], Path]] = []
+    for number, share in enumerate(shares):
+        assigned = folder / f"lane-{number}.json"
+        assigned.write_text(json.dumps(share), encoding="utf-8")
+        assigned.with_suffix(".said").touch()
+        lanes.append((_started(assigned), assigned))
+    try:
+        yield from _said(lanes)
+    finally:
+        for process, _ in lanes:
+            process.send_signal(signal.SIGINT)  # pytest ends its servers then
+            process.wait()
+
+
+def _started(assigned: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "checks.mutation.lane",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
+    command += ["-m", "not system_redis", *TESTS, *(f"--deselect={test}" for test in TOO_SLOW)]
+    environment = os.environ | {ASSIGNED: str(assigned), "HYPOTHESIS_PROFILE": "mutants"}
+    with assigned.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+
+
+def _said(lanes: Sequence[tuple[subprocess.Popen[bytes], Path]]) -> Iterator[dict[str, str]]:
+    read = [0] * len(lanes)
+    while True:
+        ended = [process.poll() is not None for process, _ in lanes]
+        for number, (_, assigned) in enumerate(lanes):
+            lines = assigned.with_suffix(".said").read_text(encoding="utf-8").split("\n")[:-1]
+            yield from map(json.loads, lines[read[number] :])
+            read[number] = len(lines)
+        if all(ended):
+            return
+        time.sleep(0.5)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the mutants and print what became of them."""
+    options = _parser().parse_args(arguments)
+    modules = [module for module in MODULES if module in (options.module or MODULES)]
+    mutants = [mutant for module in modules for mutant in broken(module).mutants]
+    survivors = table()
+    listed = {row.key for row in survivors}
+    chosen = [mutant for mutant in mutants if options.listed == (mutant.key in listed) and options.only in mutant.place]
+    print(f"{len(mutants)} mutants in {len(modules)} modules, {len(chosen)} to try", flush=True)
+    by_name = {(mutant.place, mutant.name): mutant for mutant in chosen}
+    unnoticed: list[Mutant] = []
+    by_test: Counter[str] = Counter()
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        for said in run(shared_out(chosen, options.lanes), Path(folder)):
+            if "failed" in said:
+                print(f"without a mutant {said['failed']} fails already", file=sys.stderr)
+                return 1
+            mutant = by_name.pop((said["place"], said["name"]))
+            by_test[said["noticed"].partition("[")[0]] += 1
+            if not said["noticed"]:
+                unnoticed.append(mutant)
+                print(f"SURVIVED  {_shown(mutant)}", flush=True)
+            elif options.verbose:
+                print(f"noticed   {_shown(mutant)}  by {said['noticed']}", flush=True)
+        if by_name:
+            print(Path(folder, "lane-0.log").read_text(encoding="utf-8")[-2000:], file=sys.stderr)
+            print(f"{len(by_name)} mutants were not tried: a lane ended before its time", file=sys.stderr)
+            return 1
+    if options.listed or options.only:
+        print(f"{len(chosen)} tried, {len(unnoticed)} survived")
+        return 0
+    judgement = judged(mutants, unnoticed, survivors)
+    print("\n".join(report(judgement, by_test)))
+    if options.write:
+        renew(options.write, tables(mutants, judgement))
+    return 0 if judgement.passed else 1
+
+
+def report(judgement: Judgement, by_test: Mapping[str, int]) -> Iterator[str]:
+    """Yield what a run comes to, in lines."""
+    yield ""
+    for test, count in sorted(by_test.items(), key=lambda item: -item[1])[:20]:
+        yield f"{count:6}  {test or 'none'}"
+    yield ""
+    equivalent = sum(row.equivalent for row in judgement.listed)
+    yield f"{judgement.tried} tried, {len(judgement.unlisted)} survived that are not in {TABLE.name}"
+    yield f"{len(judgement.listed)} survivors listed there, {equivalent} of them equivalent"
+    yield from (
+        f"listed, but no mutant any more: {row.place}: {row.was!r} -> {row.becomes!r}" for row in judgement.gone
+    )
+    yield f"{judgement.share:.2%} of those that can be told apart were noticed; at least {LEAST:.0%} must be"
+
+
+def _shown(mutant: Mutant) -> str:
+    nth = f"  (nth = {mutant.nth})" if mutant.nth > 1 else ""
+    return f"{mutant.place}: {mutant.was!r} -> {mutant.becomes!r}{nth}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m checks.mutation.core", description=__doc__)
+    parser.add_argument("--module", action="append", choices=MODULES, help="try this one only (may be repeated)")
+    parser.add_argument("--only", default="", help="try functions with this in their names; judges nothing")
+    parser.add_argument("--listed", action="store_true", help=f"try those in {TABLE.name} instead; judges nothing")
+    parser.add_argument(
+        "--lanes", type=int, default=os.cpu_count() or 1, help="how many at a time (default: %(default)s)"
+    )
+    parser.add_argument("--write", type=Path, help="a page whose tables to renew")
+    parser.add_argument("--verbose", action="store_true", help="print each mutant, and what noticed it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Others: what is kept back for somebody else who was seen to spend halves, has a bound, and stops nobody."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from checks.proof.theorems.terms import CAPACITY, DEBT, LATEST, PERIOD_US, REFILL, SYNCED
+from keepa_tokens.rules.arithmetic import halved
+from keepa_tokens.rules.commands import Acquire, Settle
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import HALF_LIFE_US, KEPT_SHARE, transition
+from keepa_tokens.units import LIMIT
+
+MOST: Final = CAPACITY // KEPT_SHARE
+
+
+def halving_never_mints(tokens: int, since: int, now: int) -> bool:
+    """What is left is no less than 0 and no more than there was, and none of it is dated ahead of the clock.
+
+    pre: 0 <= tokens < LIMIT
+    post: _
+    """
+    left, moved = halved(tokens, since, now, HALF_LIFE_US)
+    if now < since + HALF_LIFE_US:
+        return (left, moved) == (tokens, since)
+    return 0 <= left <= tokens // 2 and now - HALF_LIFE_US < moved <= now
+
+
+def halving_is_monotone(tokens: int, more: int, since: int, now: int, later: int) -> bool:
+    """Of more tokens no fewer are left, and a little later no more; a long time is many little ones.
+
+    pre: 0 <= tokens <= more < LIMIT and now <= later <= now + HALF_LIFE_US
+    post: _
+    """
+    left, _ = halved(tokens, since, now, HALF_LIFE_US)
+    return halved(tokens, since, later, HALF_LIFE_US)[0] <= left <= halved(more, since, now, HALF_LIFE_US)[0]
+
+
+def halving_path_does_not_matter(tokens: int, since: int, between: int, now: int) -> bool:
+    """Halving once more, up to a half-life later, gives the digits of halving once; a long time is many such steps.
+
+    pre: 0 <= tokens < LIMIT and between <= now <= between + HALF_LIFE_US
+    post: _
+    """
+    two = halved(*halved(tokens, since, between, HALF_LIFE_US), now, HALF_LIFE_US)
+    return two == halved(tokens, since, now, HALF_LIFE_US)
+
+
+def halving_ends(tokens: int, since: int) -> bool:
+    """After 52 half-lives nothing is left, however much there was.
+
+    pre: 0 <= tokens < LIMIT
+    post: _
+    """
+    return halved(tokens, since, since + 52 * HALF_LIFE_US, HALF_LIFE_US)[0] == 0
+
+
+def a_third_is_kept_back_at_most(balance: int, kept: int | None, told: int, now: int) -> bool:
+    """Whatever was kept back and however far below the projection a reading lies, it comes to a third of the capacity.
+
+    pre: -DEBT < balance <= CAPACITY and -DEBT < told <= CAPACITY and 0 <= now <= LATEST
+    post: _
+    """
+    stored = BucketState(balance, now, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept)
+    state, outcome = transition(SYNCED, stored, now, Settle("nobody's", reading=Reading(told)))
+    if state is None or state.balance != told:
+        return False
+    return 0 <= (state.kept_back or 0) == outcome.kept_back <= MOST
+
+
+def kept_back_stops_nobody(balance: int, kept: int | None, now: int, tokens: int, keep: int) -> bool:
+    """Whatever is kept back, a refused caller waits no longer than for a third of the capacity more, and is granted.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
+    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
+    post: _
+    """
+    stored = BucketState(balance, now, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept)
+    state, refusal = transition(SYNCED, stored, now, Acquire(tokens, keep))
+    if refusal.granted:
+        return True
+    longest = ((tokens + max(keep, MOST) - balance) // REFILL + 1) * PERIOD_US
+    _, waited = transition(SYNCED, state, now + refusal.retry_after_us, Acquire(tokens, keep))
+    return waited.granted and refusal.retry_after_us <= longest

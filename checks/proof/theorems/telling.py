@@ -1,0 +1,136 @@
+"""Readings and probes: nothing stored shuts the server's word out, and somebody always gets to ask for it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from checks.proof.theorems.terms import CAPACITY, DEBT, LATEST, SYNCED, pick
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Settle, Verdict
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import CLAIM_US, LIMIT, MAX_BACKOFF_US, REORDER_US, TOLERANCE_US
+
+READING: Final = Reading(7, server_time=1_000_000.0)
+FAILURES: Final = (0, 1, 2, 3, 30)
+"""From 3 on the backoff is an hour; a shift by an open number is beyond the solver."""
+
+SEEN: Final = Settle("nobody's", reading=READING)
+"""A reading seen outside any call, by the door that leaves out the snapshot, whose floats slow the solver down."""
+
+
+def no_field_shuts_out_a_reading(reading_at: int, server_time: int, now: int, balance: int) -> bool:
+    """Whatever instants are stored, a reading refused now is taken after two minutes and the tolerance of clocks.
+
+    pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY
+    post: _
+    """
+    stored = BucketState(balance, now, sequence=1, reading_at=reading_at, reading_sequence=1, server_time=server_time)
+    state, first = transition(SYNCED, stored, now, SEEN)
+    if first.reading is Verdict.TAKEN:
+        return first.balance == READING.balance
+    _, second = transition(SYNCED, state, now + REORDER_US + TOLERANCE_US + 1, SEEN)
+    return second.reading is Verdict.TAKEN and second.balance == READING.balance
+
+
+def no_sequence_shuts_out_a_reading(sequence: int, reading_sequence: int, now: int) -> bool:
+    """Whatever sequence numbers are stored, a reading seen two minutes after the last one is taken.
+
+    pre: REORDER_US < now <= LATEST
+    post: _
+    """
+    stored = BucketState(
+        0, now, sequence=sequence, reading_at=now - REORDER_US - 1, reading_sequence=reading_sequence, server_time=2**51
+    )
+    _, outcome = transition(SYNCED, stored, now, SEEN)
+    return outcome.reading is Verdict.TAKEN and outcome.balance == READING.balance
+
+
+def two_minutes_sharp(reading_at: int, server_time: int, now: int) -> bool:
+    """The same without the tolerance: false, since `reading_at` is kept when it lies ahead of now within it.
+
+    pre: 0 <= now <= LATEST
+    post: _
+    """
+    stored = BucketState(0, now, sequence=1, reading_at=reading_at, reading_sequence=1, server_time=server_time)
+    state, first = transition(SYNCED, stored, now, SEEN)
+    _, second = transition(SYNCED, state, now + REORDER_US + 1, SEEN)
+    return Verdict.TAKEN in {first.reading, second.reading}
+
+
+def no_reading_shuts_out_the_next(server_time: int, told: int, now: int, later: int) -> bool:
+    """A reading whose server's time is far ahead shuts out others for two minutes and no longer.
+
+    pre: 0 <= server_time < LIMIT and -DEBT < told <= CAPACITY and 0 <= now <= LATEST
+    pre: now + REORDER_US < later <= LATEST
+    post: _
+    """
+    stored = BucketState(told, now, sequence=1, reading_at=now, reading_sequence=1, server_time=server_time)
+    state, outcome = transition(SYNCED, stored, later, SEEN)
+    return outcome.reading is Verdict.TAKEN and state is not None and state.balance == READING.balance
+
+
+def stale_reading_changes_nothing(balance: int, server_time: int, age: int, now: int) -> bool:
+    """A reading that is older by the server's time, within two minutes, leaves the balance as it is.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= age <= REORDER_US and age <= now <= LATEST
+    pre: 1_000_000_000_000 < server_time < LIMIT
+    post: _
+    """
+    stored = BucketState(balance, now, sequence=1, reading_at=now - age, reading_sequence=1, server_time=server_time)
+    state, outcome = transition(SYNCED, stored, now, SEEN)
+    return outcome.reading is Verdict.STALE and state is not None and state.balance == balance
+
+
+def a_claim_ends(probe_until: int | None, now: int) -> bool:
+    """However far ahead a claim is stored, it can be claimed anew after its length and the tolerance of clocks.
+
+    pre: 0 <= now <= LATEST
+    post: _
+    """
+    stored = BucketState(0, now, reading_at=now, probe_until=probe_until)
+    state, _ = transition(SYNCED, stored, now, ClaimProbe())
+    _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US, ClaimProbe())
+    return second.probe
+
+
+def one_probes_at_a_time(probe_until: int | None, now: int, later: int) -> bool:
+    """Who got the claim has it alone for its length.
+
+    pre: 0 <= now <= later <= LATEST
+    post: _
+    """
+    stored = BucketState(0, now, reading_at=now, probe_until=probe_until)
+    state, first = transition(SYNCED, stored, now, ClaimProbe())
+    _, second = transition(SYNCED, state, later, ClaimProbe())
+    return not (first.probe and second.probe) or later >= now + CLAIM_US
+
+
+def an_unknown_bucket_asks(probe_until: int | None, failures: int, now: int) -> bool:
+    """A bucket without a balance sends somebody to the server, or starts at 0, once the longest backoff is over.
+
+    pre: 0 <= now <= LATEST and 0 <= failures < len(FAILURES)
+    post: _
+    """
+    stored = BucketState(None, now, probe_until=probe_until, probe_failures=pick(failures, FAILURES))
+    state, first = transition(SYNCED, stored, now, Acquire(1))
+    if first.probe or first.granted:
+        return True
+    _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US + MAX_BACKOFF_US, Acquire(1))
+    return second.probe or second.granted
+
+
+def backoff_ends(reading_at: int | None, probe_until: int | None, failures: int, balance: int, now: int) -> bool:
+    """Whatever is stored of readings, claims and failures, a refused caller gets the probe within an hour and a claim.
+
+    pre: 0 <= now <= LATEST and -DEBT < balance <= 0 and 0 <= failures < len(FAILURES)
+    post: _
+    """
+    stored = BucketState(
+        balance, now, reading_at=reading_at, probe_until=probe_until, probe_failures=pick(failures, FAILURES)
+    )
+    state, first = transition(SYNCED, stored, now, Acquire(1))
+    if first.probe or first.granted:
+        return True
+    _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US + MAX_BACKOFF_US, Acquire(1))
+    return second.probe or second.granted

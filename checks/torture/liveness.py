@@ -1,0 +1,189 @@
+"""Liveness: what a look promised comes true, and everybody goes on after the last fault. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from checks.torture.steps import Finding, Step, Story
+from checks.torture.story import Fault
+from keepa_tokens import Quota
+
+FOREVER_US = 10**15
+"""A bound beyond this is none."""
+
+ASKS = ("acquire", "reserve")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The first grant or probe of a bucket after a fault. took, bound: microseconds from the end of the fault."""
+
+    kind: str
+    bucket: str
+    took: int
+    bound: int
+
+
+@dataclass(slots=True)
+class Liveness:
+    """What came of the check. looks: bounds that were put to the test. kept: those that a grant or a probe kept."""
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    recoveries: list[Recovery] = field(default_factory=list[Recovery])
+    looks: int = 0
+    kept: int = 0
+
+
+@dataclass(slots=True)
+class _Watch:
+    """A bound that a look stated, until it is kept, broken, or void."""
+
+    at: int
+    due: int
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the bucket was open, and the request that the look asked about would have been granted there."""
+        return self.due == self.at
+
+
+def watch(bucket: str, quota: Quota, story: Story) -> Liveness:
+    """Hold every bound that a look at a bucket stated against what came after it.
+
+    At the latest the first request for one token at or after the bound is granted, or gets the probe. It is void if
+    the state was lost meanwhile, if a command may have counted whose answer was lost, or if the server itself spoke;
+    and if the look found the bucket open, and then somebody else was refused so much that a recharge began.
+    """
+    result = Liveness()
+    unsure = [(step.sent.at, step.until) for step in story.steps[bucket] if step.lost]
+    pending: list[_Watch] = []
+    recovery = _Recoveries(bucket, story.faults)
+    for at, event in sorted(_events(bucket, story), key=lambda item: item[0]):
+        if event is None:
+            pending = []
+            continue
+        sent, told = event.sent, event.told
+        if told is None:
+            continue
+        if sent.verb in ASKS and (told.granted or told.probe):
+            result.kept += len(pending)
+            pending = []
+            recovery.came(at)
+        elif sent.verb in ASKS and sent.tokens == 1 and not sent.keep:
+            broken = [bound for bound in pending if bound.due <= at]
+            surely = [bound for bound in broken if not any(a <= at and bound.at <= b for a, b in unsure)]
+            for bound in surely[:1]:
+                text = (
+                    f"{bucket}: refused {at - bound.due} us after the bound that a look {at - bound.at} us ago stated"
+                )
+                result.findings.append(Finding("stand-still", at, text))
+            pending = [bound for bound in pending if bound not in broken]
+        elif sent.verb in ASKS and quota.recharge_to is not None:
+            pending = [bound for bound in pending if not bound.at_once]
+        elif sent.verb == "peek" and told.bound is not None and told.bound < FOREVER_US:
+            result.looks += 1
+            pending.append(_Watch(at, at + told.bound))
+            recovery.looked(at, at + told.bound)
+        elif quota.synced and sent.verb in {"settle", "reconcile"}:
+            pending = []
+    result.recoveries = recovery.done
+    return result
+
+
+def _events(bucket: str, story: Story) -> Iterable[tuple[int, Step | None]]:
+    for step in story.steps[bucket]:
+        yield step.at, step
+    for begin, end in story.losses(bucket):
+        yield begin, None
+        yield end, None
+
+
+class _Recoveries:
+    """Takes the time from the end of each fault to the next grant, and what the first look in between stated."""
+
+    def __init__(self, bucket: str, faults: Iterable[Fault]) -> None:
+        self.done: list[Recovery] = []
+        self._bucket = bucket
+        self._faults = sorted(faults, key=lambda fault: fault.until)
+        self._due: int | None = None
+
+    def looked(self, at: int, due: int) -> None:
+        if self._due is None and self._faults and at >= self._faults[0].until:
+            self._due = due
+
+    def came(self, at: int) -> None:
+        over = [fault for fault in self._faults if fault.until <= at]
+        for fault in over:
+            if self._due is not None:
+                self.done.append(Recovery(fault.kind, self._bucket, at - fault.until, self._due - fault.until))
+        self._faults = [fault for fault in self._faults if fault.until > at]
+        self._due = None
+
+
+def everybody_goes_on(story: Story) -> list[Finding]:
+    """Find workers that hung, were not granted anything after the last fault, or did not end; and buckets likewise."""
+    last = next((calm.at for calm in story.calms if calm.last), None)
+    if last is None:
+        return [Finding("no end", 0, "the log has no end: nothing says when the faults were over")]
+    findings = [
+        Finding("hung", sent.at, f"{sent.who} was never told what became of its {sent.verb} on {sent.bucket}")
+        for sent in story.unanswered
+    ]
+    dead = {entry.target for entry in story.killed}
+    left = {entry.who for entry in story.left}
+    asked = {step.sent.who for steps in story.steps.values() for step in steps}
+    granted = {
+        step.sent.who
+        for bucket in story.steps
+        for step, told in story.told(bucket)
+        if told.granted and step.sent.verb in ASKS and told.at > last
+    }
+    for who in sorted(asked - dead):
+        if who not in granted:
+            findings.append(Finding("no progress", last, f"{who} got nothing after the last fault"))
+        if who not in left:
+            findings.append(Finding("hung", last, f"{who} did not end when it was told to"))
+    going = {
+        bucket
+        for bucket in story.steps
+        if any(told.granted and step.sent.verb in ASKS and told.at > last for step, told in story.told(bucket))
+    }
+    findings += [
+        Finding("no progress", last, f"{bucket} granted nothing after the last fault")
+        for bucket in sorted(set(story.steps) - going)
+    ]
+    return findings
+
+
+def nothing_remains(story: Story, capacities: dict[str, int]) -> list[Finding]:
+    """Find what is still held when every lifetime is over, and buckets that did not refill."""
+    findings = [
+        Finding("leak", left.at, f"{left.bucket}: {left.held} tokens held by {left.holds} holds")
+        for left in story.remains
+        if left.held or left.holds
+    ]
+    findings += [
+        Finding("leak", left.at, f"{left.bucket}: {left.balance} tokens instead of {capacities[left.bucket]}")
+        for left in story.remains
+        if left.balance != capacities.get(left.bucket, left.balance)
+    ]
+    missing = set(capacities) - {left.bucket for left in story.remains}
+    return findings + [Finding("no end", 0, f"nobody looked at {bucket} in the end") for bucket in sorted(missing)]
+
+
+def only_documented_errors(story: Story) -> list[Finding]:
+    """Find errors of the storage that are none of the library's, and whatever a worker could not explain."""
+    findings = [
+        Finding("error", entry.at, f"{entry.who}: a command raised {entry.error}")
+        for entry in story.failed
+        if entry.error not in {"StorageUnavailable", "CancelledError"}
+    ]
+    findings += [Finding("error", entry.at, f"{entry.who}: {entry.error}") for entry in story.broke]
+    findings += [
+        Finding("damage", told.at, f"{bucket}: {told.repaired} had to be repaired, found {step.sent.who}")
+        for bucket in story.steps
+        for step, told in story.told(bucket)
+        if told.repaired
+    ]
+    return findings

@@ -1,0 +1,146 @@
+"""The log, put together: each command with what became of it, and what disturbed it. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from checks.torture.story import (
+    Answered,
+    Asked,
+    Broke,
+    Calm,
+    Charged,
+    Entry,
+    Failed,
+    Fault,
+    Killed,
+    Left,
+    Remains,
+    Sent,
+    Told,
+    Total,
+)
+from checks.torture.terms import SECOND
+
+FREEZE = "freeze the server"
+"""The fault that lets commands lie in the server's socket after their callers gave up."""
+
+MARGIN_US = 2_000
+"""By how much the time of a step may lie beside the time at which it was carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that breaks the promise."""
+
+    rule: str
+    at: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command. told: what became of it; None: nobody knows. until: then, the last moment at which it may count."""
+
+    sent: Sent
+    told: Told | None
+    until: int
+
+    @property
+    def at(self) -> int:
+        """When it counted, if that is known; else when it was sent."""
+        return self.sent.at if self.told is None else self.told.at
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody knows if it counted."""
+        return self.told is None
+
+
+@dataclass(slots=True)
+class Story:
+    """All that was logged in a run, in order of time."""
+
+    steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict[str, list[Step]](list))
+    unanswered: list[Sent] = field(default_factory=list[Sent])
+    failed: list[Failed] = field(default_factory=list[Failed])
+    asked: list[Asked] = field(default_factory=list[Asked])
+    answered: list[Answered] = field(default_factory=list[Answered])
+    charged: list[Charged] = field(default_factory=list[Charged])
+    faults: list[Fault] = field(default_factory=list[Fault])
+    calms: list[Calm] = field(default_factory=list[Calm])
+    killed: list[Killed] = field(default_factory=list[Killed])
+    left: list[Left] = field(default_factory=list[Left])
+    broke: list[Broke] = field(default_factory=list[Broke])
+    remains: list[Remains] = field(default_factory=list[Remains])
+    totals: list[Total] = field(default_factory=list[Total])
+
+    def losses(self, bucket: str) -> list[tuple[int, int]]:
+        """Return when the bucket's state was lost: between two instants each time, in order."""
+        return [(fault.at - MARGIN_US, fault.until + MARGIN_US) for fault in self.faults if bucket in fault.lost]
+
+    def told(self, bucket: str) -> list[tuple[Step, Told]]:
+        """Return the steps on a bucket of which it is known what became of them, in their order."""
+        return [(step, step.told) for step in self.steps[bucket] if step.told is not None]
+
+
+def story_of(entries: Iterable[Entry]) -> Story:
+    """Put the entries of all processes together."""
+    story = Story()
+    sent: list[Sent] = []
+    told: dict[tuple[str, int], Told] = {}
+    lists = {
+        Asked: story.asked,
+        Answered: story.answered,
+        Charged: story.charged,
+        Fault: story.faults,
+        Calm: story.calms,
+        Killed: story.killed,
+        Left: story.left,
+        Broke: story.broke,
+        Remains: story.remains,
+        Total: story.totals,
+        Failed: story.failed,
+    }
+    for entry in entries:
+        if isinstance(entry, Sent):
+            sent.append(entry)
+        elif isinstance(entry, Told):
+            told[entry.who, entry.step] = entry
+        else:
+            lists[type(entry)].append(entry)  # type: ignore[attr-defined] # each list holds its own kind
+    for entries_of_a_kind in lists.values():
+        entries_of_a_kind.sort(key=lambda entry: entry.at)  # type: ignore[attr-defined] # every entry has its time
+    _join(story, sent, told)
+    return story
+
+
+def _join(story: Story, sent: list[Sent], told: dict[tuple[str, int], Told]) -> None:
+    gave_up = {(entry.who, entry.step): entry.at for entry in story.failed}
+    died = {entry.target: entry.at for entry in story.killed}
+    freezes = [fault for fault in story.faults if fault.kind == FREEZE]
+    for command in sent:
+        key = command.who, command.step
+        outcome = told.get(key)
+        over_at = gave_up.get(key, died.get(command.who))
+        if outcome is None and over_at is None:
+            story.unanswered.append(command)
+            continue
+        until = 0 if over_at is None else lurks_until(command.at, over_at, freezes)
+        story.steps[command.bucket].append(Step(command, outcome, until))
+    for steps in story.steps.values():
+        steps.sort(key=lambda step: step.at)
+
+
+def lurks_until(sent_at: int, over_at: int, freezes: Sequence[Fault]) -> int:
+    """Return the last moment at which a command may be carried out whose caller gave up at `over_at`.
+
+    It may lie in the socket of a frozen server until that goes on. The proxy drops what its client doesn't wait for.
+    """
+    until = over_at + SECOND
+    for freeze in freezes:
+        if freeze.at <= until and freeze.until >= sent_at:
+            until = max(until, freeze.until + SECOND)
+    return until

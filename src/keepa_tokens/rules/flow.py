@@ -1,0 +1,46 @@
+"""The refill in effect: the quota's, or what the server last reported, smooth or stepped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..quota import Quota
+from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped
+from .state import BucketState
+
+__all__ = ["Flow", "flow_in_effect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """`refill` tokens per `period_us`, up to `capacity`; smooth rates are in reduced numbers."""
+
+    capacity: int
+    refill: int
+    period_us: int
+    stepped: bool
+
+    def refilled(self, balance: int, refilled_at: int, carry: int, now: int) -> tuple[int, int, int]:
+        """Return balance, refilled_at and carry at `now`."""
+        if self.stepped:
+            balance, refilled_at = refill_stepped(balance, refilled_at, now, self.capacity, self.refill, self.period_us)
+            return balance, refilled_at, 0
+        return refill_smooth(balance, refilled_at, carry, now, self.capacity, self.refill, self.period_us)
+
+    def instant(self, need: int, refilled_at: int, carry: int) -> int:
+        """Return the first instant at which `need` more tokens have come, capacity aside; NEVER if none."""
+        if self.stepped:
+            return instant_stepped(need, refilled_at, self.refill, self.period_us)
+        return instant_smooth(need, refilled_at, carry, self.refill, self.period_us)
+
+
+def flow_in_effect(quota: Quota, state: BucketState) -> Flow:
+    """Return the quota's flow, with the refill and capacity that the server reported to a synced bucket."""
+    refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
+    capacity = quota.capacity
+    if quota.synced:
+        if state.reported_refill is not None and state.reported_period_us is not None:
+            refill, period_us = state.reported_refill, state.reported_period_us
+        if state.reported_capacity is not None:
+            capacity = state.reported_capacity
+    return Flow(capacity, refill, period_us, quota.stepped)
