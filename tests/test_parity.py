@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import pytest
 
-from keepa_tokens import aio, bucket
+from keepa_tokens import async_bucket, bucket
 from keepa_tokens.storage import base, memory
 
 TWINS = {
-    bucket.TokenBucket: aio.AsyncTokenBucket,
-    bucket.Reservation: aio.AsyncReservation,
+    bucket.TokenBucket: async_bucket.AsyncTokenBucket,
+    bucket.Reservation: async_bucket.AsyncReservation,
     base.Storage: base.AsyncStorage,
 }
 RENAMED = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
@@ -46,7 +46,7 @@ def test_each_method_takes_the_same(sync: type, twin: type) -> None:
 
 def test_the_doors_are_made_alike() -> None:
     """Both doors take a quota and the same keywords; only the storage's type differs."""
-    mine, theirs = inspect.signature(bucket.TokenBucket), inspect.signature(aio.AsyncTokenBucket)
+    mine, theirs = inspect.signature(bucket.TokenBucket), inspect.signature(async_bucket.AsyncTokenBucket)
     assert [(p.name, p.kind, p.default) for p in mine.parameters.values()] == [
         (p.name, p.kind, p.default) for p in theirs.parameters.values()
     ]
@@ -54,18 +54,18 @@ def test_the_doors_are_made_alike() -> None:
 
 def test_what_reaches_the_storage_is_awaited() -> None:
     """Every async method that may reach the storage is a coroutine function, or returns what can be awaited."""
-    for kind in (aio.AsyncTokenBucket, aio.AsyncReservation):
+    for kind in (async_bucket.AsyncTokenBucket, async_bucket.AsyncReservation):
         for name in methods(kind):
             method = getattr(kind, name)
             if name in {"with_key", "now_us", "tell", "pause"}:
                 assert not inspect.iscoroutinefunction(method)
             elif name in {"try_reserve", "reserve"}:
-                assert typing.get_origin(typing.get_type_hints(method)["return"]) is aio.Pending
+                assert typing.get_origin(typing.get_type_hints(method)["return"]) is async_bucket.Pending
             else:
                 assert inspect.iscoroutinefunction(method), name
-    assert hasattr(aio.Pending, "__await__")
-    assert hasattr(aio.Pending, "__aenter__")
-    assert issubclass(aio.Pending, Awaitable)
+    assert hasattr(async_bucket.Pending, "__await__")
+    assert hasattr(async_bucket.Pending, "__aenter__")
+    assert issubclass(async_bucket.Pending, Awaitable)
 
 
 def _translated(hint: object) -> object:
@@ -85,7 +85,7 @@ def test_each_method_returns_the_same_when_awaited(sync: type, twin: type) -> No
         theirs = typing.get_type_hints(getattr(twin, RENAMED.get(name, name)))
         expected = {parameter: _translated(hint) for parameter, hint in mine.items()}
         returned = theirs["return"]
-        if typing.get_origin(returned) is aio.Pending:
+        if typing.get_origin(returned) is async_bucket.Pending:
             theirs["return"] = typing.get_args(returned)[0]
         if expected["return"] == Iterator[str]:
             expected["return"] = AsyncIterator[str]
@@ -101,7 +101,7 @@ def test_memory_storage_is_a_storage() -> None:
 def test_a_missing_parameter_would_be_noticed() -> None:
     """The comparison fails for a door whose twin lacks a keyword."""
 
-    class Lacking(aio.AsyncTokenBucket):
+    class Lacking(async_bucket.AsyncTokenBucket):
         """A twin without `timeout`."""
 
         async def acquire(self, tokens: int = 1, *, keep: int = 0) -> typing.Any:  # type: ignore[override]

@@ -1,7 +1,8 @@
 """Mutants of `bucket.lua`: a test must notice each way to break a rule.
 
-`python -m checks.mutation.bucket_lua` runs the differential test, on programs that are the same in every run, against each
-script of `bucket_lua.toml`; what survives that meets the storage's own tests. Exit code 1 if a mutant survives both.
+`python -m checks.mutation.bucket_lua` runs the differential test, on programs that are the same in every run,
+against each script of `bucket_lua.toml`; what survives that meets the storage's own tests. Exit
+code 1 if a mutant survives both.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def failing_test(script: str) -> str:
         file.flush()
         command = [sys.executable, "-m", "pytest", "-p", "checks.mutation.script", *_OPTIONS, *STORAGE_TESTS]
         environment = os.environ | {VARIABLE: file.name}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         raise RuntimeError(done.stdout + done.stderr)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)

@@ -1,8 +1,8 @@
 """Mutants of the core, of `reading.py` and of `_wire.py`: a test must notice each way to break a function.
 
-`python -m checks.mutation.core` tries what mutmut makes of them, except the survivors that `core.toml` lists, each with its
-reason. Exit code 1 if another one survives, if a listed one is gone, or if of those that can be told from the code
-fewer than 95% are noticed.
+`python -m checks.mutation.core` tries what mutmut makes of them, except the survivors that `core.toml` lists, each
+with its reason. Exit code 1 if another one survives, if a listed one is gone, or if of those that can be
+told from the code fewer than 95% are noticed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _started(assigned: Path) -> subprocess.Popen[bytes]:
     command += ["-m", "not system_redis", *TESTS, *(f"--deselect={test}" for test in TOO_SLOW)]
     environment = os.environ | {ASSIGNED: str(assigned), "HYPOTHESIS_PROFILE": "mutants"}
     with assigned.with_suffix(".log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _said(lanes: Sequence[tuple[subprocess.Popen[bytes], Path]]) -> Iterator[dict[str, str]]:

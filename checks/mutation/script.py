@@ -1,4 +1,4 @@
-"""Which `bucket.lua` the storages load; as a pytest plugin (`-p checks.mutation.script`) the one that BUCKET_LUA names."""
+"""Which `bucket.lua` the storages load; as a pytest plugin (`-p checks.mutation.script`) the one BUCKET_LUA names."""
 
 from __future__ import annotations
 

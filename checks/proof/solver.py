@@ -85,7 +85,7 @@ def python(*module_and_arguments: str, source: Path | None = None, **environment
     path = os.pathsep.join(str(place) for place in (source, ROOT) if place is not None)
     # One seed for the order of sets, so that every run takes the same paths.
     fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
-    with subprocess.Popen(  # noqa: S603 - the arguments are this program's own
+    with subprocess.Popen(
         (sys.executable, "-m", *module_and_arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from checks.proof.theorems.terms import (
+from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import MAX_HOLD_US, NEVER, TOLERANCE_US
+
+from .terms import (
     CAPACITY,
     DEBT,
     KEEPAS,
@@ -15,10 +20,6 @@ from checks.proof.theorems.terms import (
     STEPPED,
     TARGET,
 )
-from keepa_tokens.rules.commands import Acquire
-from keepa_tokens.rules.state import BucketState, Hold
-from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import MAX_HOLD_US, NEVER, TOLERANCE_US
 
 
 def _balance(state: BucketState | None) -> int:

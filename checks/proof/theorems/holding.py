@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from checks.proof.theorems.terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED
 from keepa_tokens.rules.commands import Acquire, Cancel, Refund, Reserve, Settle
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MAX_HOLD_US
+
+from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED
 
 
 def settle_is_idempotent(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from checks.proof.theorems.terms import LATEST, RATE_PERIOD_US, SMOOTH, SYNCED
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.units import CLAIM_US, LIMIT, TOLERANCE_US
+
+from .terms import LATEST, RATE_PERIOD_US, SMOOTH, SYNCED
 
 Garbage: TypeAlias = str | float | bool | None
 Number: TypeAlias = int | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from checks.proof.theorems.terms import CAPACITY, DEBT, LATEST, PERIOD_US, REFILL, SYNCED
 from keepa_tokens.rules.arithmetic import halved
 from keepa_tokens.rules.commands import Acquire, Settle
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import HALF_LIFE_US, KEPT_SHARE, transition
 from keepa_tokens.units import LIMIT
+
+from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, REFILL, SYNCED
 
 MOST: Final = CAPACITY // KEPT_SHARE
 

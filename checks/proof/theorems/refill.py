@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from checks.proof.theorems.terms import PERIOD_US, REFILL
 from keepa_tokens.rules.arithmetic import refill_smooth, refill_stepped
 from keepa_tokens.units import LIMIT
+
+from .terms import PERIOD_US, REFILL
 
 
 def smooth_conserves(balance: int, at: int, carry: int, now: int, capacity: int, rate: int, period: int) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from checks.proof.theorems.terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, REFILL, SMOOTH
 from keepa_tokens.cli.old_rule import OldState, Verdict, attempt
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import TOLERANCE_US
+
+from .terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, REFILL, SMOOTH
 
 
 def lost_timestamp_stops_nobody(balance: int, stored: int | None, now: int, tokens: int) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from checks.proof.theorems.terms import CAPACITY, DEBT, LATEST, SYNCED, pick
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Settle, Verdict
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import CLAIM_US, LIMIT, MAX_BACKOFF_US, REORDER_US, TOLERANCE_US
+
+from .terms import CAPACITY, DEBT, LATEST, SYNCED, pick
 
 READING: Final = Reading(7, server_time=1_000_000.0)
 FAILURES: Final = (0, 1, 2, 3, 30)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from checks.proof.theorems.terms import PERIOD_US, REFILL
 from keepa_tokens.rules.arithmetic import anchored, instant_smooth, instant_stepped, refill_smooth, refill_stepped
 from keepa_tokens.units import NEVER, TOLERANCE_US
+
+from .terms import PERIOD_US, REFILL
 
 
 def smooth_instant_is_the_first(
