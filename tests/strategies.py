@@ -8,12 +8,12 @@ from typing import Final
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from checks.models.strategies import DAY, commands, damaged_states, gaps, instants, quotas, sound_states
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.testing.strategies import DAY, commands, damaged_states, gaps, instants, quotas, sound_states
 from keepa_tokens.units import LIMIT
 
 SPARING: Final = settings(max_examples=max(10, settings.default.max_examples // 3 if settings.default else 10))

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, instants, quotas, requests
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Outcome, Reconcile, Reserve
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
-from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, instants, quotas, requests
 from keepa_tokens.units import CLAIM_US, LIMIT, MICROSECONDS, NEVER, TOLERANCE_US, seconds
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
 

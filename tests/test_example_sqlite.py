@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,39 +15,13 @@ from examples.sqlite_storage import SqliteStorage, main
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.testing.conformance import SharedStorageConformance
+from tests.storages import OnSqlite, write_row
 
 QUOTA = Quota.per_minute(60)
 
 
-class TestSqliteStorage(SharedStorageConformance):
-    @pytest.fixture(autouse=True)
-    def _in(self, tmp_path: Path) -> None:
-        self.path = tmp_path / "buckets.sqlite"
-
-    def make_storage(self) -> SqliteStorage:
-        return SqliteStorage(self.path)
-
-    def elsewhere(self) -> Callable[[], SqliteStorage]:
-        return partial(SqliteStorage, self.path)
-
-    def read_fields(self, key: str) -> Mapping[str, str]:
-        with closing(sqlite3.connect(self.path)) as db:
-            row = db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone()
-        fields: Mapping[str, str] = {} if row is None else json.loads(row[0])
-        return fields
-
-    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
-        write(self.path, key, json.dumps(fields))
-
-    def forget(self, key: str) -> None:
-        with closing(sqlite3.connect(self.path)) as db, db:
-            db.execute("DELETE FROM buckets WHERE key = ?", (key,))
-
-
-def write(path: Path, key: str, text: str) -> None:
-    """Put a text in place of a bucket's fields."""
-    with closing(sqlite3.connect(path)) as db, db:
-        db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?)", (key, text))
+class TestSqliteStorage(OnSqlite, SharedStorageConformance):
+    pass
 
 
 @pytest.fixture
@@ -68,7 +40,7 @@ def storage(path: Path) -> Iterator[SqliteStorage]:
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"x"', '{"balance": 7}', "\x00"])
 def test_a_row_that_is_no_state_is_mended(storage: SqliteStorage, path: Path, text: str) -> None:
     """Whatever stands in a row instead of fields, the bucket goes on from 0 and says what was mended."""
-    write(path, "k", text)
+    write_row(path, "k", text)
     assert storage.inspect("k") is None
     outcome = storage.apply("k", QUOTA, Acquire(1))
     assert "balance" in outcome.repaired
@@ -97,10 +69,10 @@ def test_a_file_that_is_no_database_is_said(path: Path) -> None:
 
 def test_a_newer_format_undoes_the_step(storage: SqliteStorage, path: Path) -> None:
     """A step that raises leaves no lock behind."""
-    write(path, "k", '{"format": "2"}')
+    write_row(path, "k", '{"format": "2"}')
     with pytest.raises(ConfigError, match="newer release"):
         storage.apply("k", QUOTA, Acquire(1))
-    write(path, "other", "{}")
+    write_row(path, "other", "{}")
     assert storage.apply("other", QUOTA, Acquire(0)).granted
 
 

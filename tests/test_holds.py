@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
@@ -16,7 +17,6 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import lifetime_us, transition
 from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
 from keepa_tokens.units import MAX_HOLD_US, TOLERANCE_US
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct, Situation, reached
 

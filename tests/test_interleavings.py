@@ -12,11 +12,11 @@ from typing import Final
 
 import pytest
 
+from checks.models.strategies import EPOCH, MINUTE, SECOND
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Command, Outcome, Reconcile, Reserve, Settle
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
 from tests.strategies import BUCKETS, Bucket, Direct
 

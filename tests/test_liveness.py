@@ -12,12 +12,7 @@ from hypothesis import example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve
-from keepa_tokens.rules.decision import Snapshot
-from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
-from keepa_tokens.testing.strategies import (
+from checks.models.strategies import (
     EPOCH,
     HOUR,
     MINUTE,
@@ -32,6 +27,11 @@ from keepa_tokens.testing.strategies import (
     steps_back,
     with_fields,
 )
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve
+from keepa_tokens.rules.decision import Snapshot
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
 from tests.old_rule import OldRule
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Peek, Reserve, Settle
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.testing.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps
 from keepa_tokens.units import MICROSECONDS
 from tests.strategies import SPARING, Situation, reached
 

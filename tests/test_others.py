@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle
@@ -16,7 +17,6 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import HALF_LIFE_US
 from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
 from tests.strategies import Direct
 

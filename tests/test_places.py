@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens import AsyncTokenBucket, MemoryStorage, Quota, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
-from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens.units import LIMIT
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, gaps, instants
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, SECOND, gaps, instants
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, NEVER, PROBE_AFTER_US, TOLERANCE_US
 from tests.strategies import BUCKETS, Bucket, Direct
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas, readings, sound_states
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.testing.strategies import EPOCH, MINUTE, SECOND, quotas, readings, sound_states
 from keepa_tokens.units import MICROSECONDS, REORDER_US
 from tests.strategies import SPARING, Direct, Situation, reached
 

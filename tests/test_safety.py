@@ -14,11 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
-from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
-from keepa_tokens.testing.strategies import (
+from checks.models.strategies import (
     DAY,
     EPOCH,
     HOUR,
@@ -32,6 +28,10 @@ from keepa_tokens.testing.strategies import (
     readings,
     with_fields,
 )
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle, Verdict
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.units import LIMIT, TOLERANCE_US, UNLIMITED
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct
 

@@ -15,11 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Answer, Reference
-from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
-from keepa_tokens.rules.decision import Reason, Snapshot
-from keepa_tokens.storage.base import Storage
-from keepa_tokens.testing.strategies import (
+from checks.models.strategies import (
     DAY,
     EPOCH,
     HOUR,
@@ -32,6 +28,10 @@ from keepa_tokens.testing.strategies import (
     keeps,
     quotas,
 )
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
+from keepa_tokens.rules.decision import Reason, Snapshot
+from keepa_tokens.storage.base import Storage
 from keepa_tokens.units import UNLIMITED
 
 R = TypeVar("R", bound=Reference)

@@ -15,6 +15,19 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from checks.models.machine import ALWAYS_STORED, SKEWS, Bench, BucketMachine, damages, refund_ids, workers
 from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Held
+from checks.models.strategies import (
+    DAY,
+    HOUR,
+    IDS,
+    MINUTE,
+    SECOND,
+    costs,
+    hold_lives,
+    ids,
+    keeps,
+    probe_afters,
+    quotas,
+)
 from checks.models.synced_reference import Ended, SyncedReference, Told
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
@@ -30,19 +43,6 @@ from keepa_tokens.rules.commands import (
     Verdict,
 )
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.testing.strategies import (
-    DAY,
-    HOUR,
-    IDS,
-    MINUTE,
-    SECOND,
-    costs,
-    hold_lives,
-    ids,
-    keeps,
-    probe_afters,
-    quotas,
-)
 from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
 
 

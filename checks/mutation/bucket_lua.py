@@ -26,9 +26,9 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from checks.models.programs import STORIES, Program
 from checks.mutation.page import renew
 from checks.mutation.script import VARIABLE, loaded, shipped
-from keepa_tokens.testing.programs import STORIES, Program
 from tests.redis.single_faults import BUCKETS, programs_of
 from tests.redis.strategies import raw_programs
 from tests.redis.test_differential import agree, compare_lifetimes, expectations

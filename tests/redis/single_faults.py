@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from checks.models.programs import BOUNDS, GARBAGE, QUOTA, Act, Program
+from checks.models.strategies import EPOCH, HOUR, MINUTE, NUMBERS, SECOND
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Reserve
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.testing.programs import BOUNDS, GARBAGE, QUOTA, Act, Program
-from keepa_tokens.testing.strategies import EPOCH, HOUR, MINUTE, NUMBERS, SECOND
 from keepa_tokens.units import LIMIT, UNLIMITED
 from tests.redis.strategies import RAW
 

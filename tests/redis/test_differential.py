@@ -13,6 +13,8 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 
+from checks.models.programs import QUOTA, STORIES, Act, Program, Rules, is_ours
+from checks.models.strategies import EPOCH, NUMBERS
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Refund
 from keepa_tokens.rules.state import BucketState
@@ -20,8 +22,6 @@ from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import RedisStorage
-from keepa_tokens.testing.programs import QUOTA, STORIES, Act, Program, Rules, is_ours
-from keepa_tokens.testing.strategies import EPOCH, NUMBERS
 from keepa_tokens.units import MICROSECONDS
 from tests.redis.single_faults import BUCKETS, programs_of
 from tests.redis.strategies import raw_programs

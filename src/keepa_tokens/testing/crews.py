@@ -1,22 +1,28 @@
-"""Workers that use one bucket at the same time: threads, coroutines, processes, and one that is killed."""
+"""Storages of either kind behind one door, and workers that use one bucket at the same time.
+
+Workers are threads, coroutines, or processes, one of which may be killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import isawaitable, iscoroutinefunction
 from multiprocessing.connection import Connection
 from threading import Barrier
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
+from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage, Storage
-from .driven import opened
+
+T = TypeVar("T")
 
 PATIENCE_S: Final = 60.0
 """How long processes may take to start, and to end, on a busy machine."""
@@ -25,7 +31,58 @@ STEPS_BEFORE_A_KILL: Final = 20
 MOST_STEPS: Final = 100_000
 """After so many steps a worker that nobody kills ends by itself."""
 
-Opener = Callable[[], Storage | AsyncStorage]
+Made: TypeAlias = Storage | AsyncStorage | Awaitable[AsyncStorage]
+Opener: TypeAlias = Callable[[], Made]
+
+
+class Driven:
+    """An async storage behind the door of a blocking one: each call runs an event loop until it is answered."""
+
+    def __init__(self, storage: AsyncStorage, runner: asyncio.Runner) -> None:
+        self.storage = storage
+        self._runner = runner
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Run what is awaited on the loop to which the storage belongs."""
+        return self._runner.run(_awaited(work))
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Carry `command` to the bucket `key`."""
+        return self.run(self.storage.apply(key, quota, command, now_us=now_us))
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands."""
+        return self.run(self.storage.inspect(key, now_us=now_us))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all buckets."""
+
+        async def collected() -> list[str]:
+            return [key async for key in self.storage.keys()]  # noqa: SIM118 - a storage is no dict
+
+        return iter(self.run(collected()))
+
+    def close(self) -> None:
+        """Let go of what the storage itself opened."""
+        self.run(self.storage.aclose())
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+@contextmanager
+def opened(make: Opener) -> Generator[Storage]:
+    """Make a storage of either kind, and close it at the end."""
+    with asyncio.Runner() as runner:
+        made = make()
+        either = runner.run(_awaited(made)) if isawaitable(made) else made
+        waiting = iscoroutinefunction(either.apply)
+        storage = Driven(cast("AsyncStorage", either), runner) if waiting else cast("Storage", either)
+        try:
+            yield storage
+        finally:
+            storage.close()
 
 
 @dataclass(frozen=True)
@@ -46,6 +103,13 @@ class Work:
         return [await storage.apply(self.key, self.quota, command, now_us=self.now_us) for command in self.commands]
 
 
+def at_once(storage: Storage, works: Sequence[Work]) -> list[list[Outcome]]:
+    """Let workers of the storage's own kind do the works, all of them together."""
+    if isinstance(storage, Driven):
+        return storage.run(asyncio.gather(*(work.adone_on(storage.storage) for work in works)))
+    return threads([storage] * len(works), works)
+
+
 def threads(storages: Sequence[Storage], works: Sequence[Work]) -> list[list[Outcome]]:
     """Let threads do the works, all of them together, each on a storage."""
     gate = Barrier(len(works), timeout=PATIENCE_S)
@@ -56,11 +120,6 @@ def threads(storages: Sequence[Storage], works: Sequence[Work]) -> list[list[Out
 
     with _hurried(), ThreadPoolExecutor(len(works)) as pool:
         return list(pool.map(one, storages, works))
-
-
-async def coroutines(storage: AsyncStorage, works: Sequence[Work]) -> list[list[Outcome]]:
-    """Let coroutines do the works, all of them together, on one storage."""
-    return await asyncio.gather(*(work.adone_on(storage) for work in works))
 
 
 def processes(opener: Opener, works: Sequence[Work]) -> list[list[Outcome]]:

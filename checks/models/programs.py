@@ -10,24 +10,7 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from ..errors import ConfigError
-from ..quota import Quota
-from ..rules.commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
-from ..rules.decision import Snapshot
-from ..rules.reading import Reading
-from ..rules.state import BucketState
-from ..rules.transition import HALF_LIFE_US, lifetime_us, transition
-from ..units import (
-    CLAIM_US,
-    LIMIT,
-    MAX_HOLD_US,
-    MICROSECONDS,
-    REFUND_MEMORY_US,
-    REORDER_US,
-    TOLERANCE_US,
-    UNLIMITED,
-)
-from .strategies import (
+from checks.models.strategies import (
     DAY,
     EPOCH,
     HOUR,
@@ -46,6 +29,34 @@ from .strategies import (
     reserves,
     settles,
     takes,
+)
+from keepa_tokens.errors import ConfigError
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Outcome,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+)
+from keepa_tokens.rules.decision import Snapshot
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import HALF_LIFE_US, lifetime_us, transition
+from keepa_tokens.units import (
+    CLAIM_US,
+    LIMIT,
+    MAX_HOLD_US,
+    MICROSECONDS,
+    REFUND_MEMORY_US,
+    REORDER_US,
+    TOLERANCE_US,
+    UNLIMITED,
 )
 
 QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")

@@ -1,6 +1,6 @@
 """Hypothesis strategies for whoever tests with buckets: quotas, instants, readings, commands, sound and damaged states.
 
-Needs the `testing` extra. Instants and durations are whole microseconds.
+Instants and durations are whole microseconds.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from ..quota import Quota
-from ..rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
-from ..rules.reading import Reading
-from ..rules.state import BucketState, Hold
-from ..units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 MINUTE: Final = 60 * SECOND

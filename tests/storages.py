@@ -1,0 +1,135 @@
+"""This project's storages as the conformance kit needs them, for its tests and for the machines under `checks`."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+
+from examples.sqlite_storage import SqliteStorage
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.storage.memory import MemoryStorage
+from keepa_tokens.storage.redis import DEFAULT_PREFIX, AsyncRedisStorage, RedisStorage
+from keepa_tokens.testing.conformance import StorageUnderTest
+from tests.servers import Server
+
+
+class InMemory(StorageUnderTest):
+    """Memory storage keeps states, not texts: they are written as `from_fields` reads them."""
+
+    def make_storage(self) -> MemoryStorage:
+        self.storage = MemoryStorage()
+        return self.storage
+
+    def read_fields(self, key: str) -> Mapping[str, str]:
+        state = self.storage.dump(key)
+        return {} if state is None else state.to_fields()
+
+    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
+        self.storage.load(key, BucketState.from_fields(fields))
+
+
+class OnSqlite(StorageUnderTest):
+    """The example's storage, in a file of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _in(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "buckets.sqlite"
+
+    def make_storage(self) -> SqliteStorage:
+        return SqliteStorage(self.path)
+
+    def elsewhere(self) -> Callable[[], SqliteStorage]:
+        return partial(SqliteStorage, self.path)
+
+    def read_fields(self, key: str) -> Mapping[str, str]:
+        with closing(sqlite3.connect(self.path)) as db:
+            row = db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone()
+        fields: Mapping[str, str] = {} if row is None else json.loads(row[0])
+        return fields
+
+    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
+        write_row(self.path, key, json.dumps(fields))
+
+    def forget(self, key: str) -> None:
+        with closing(sqlite3.connect(self.path)) as db, db:
+            db.execute("DELETE FROM buckets WHERE key = ?", (key,))
+
+
+def write_row(path: Path, key: str, text: str) -> None:
+    """Put a text in place of a bucket's fields."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?)", (key, text))
+
+
+class Hashes(StorageUnderTest):
+    """What a plain client does to the hashes of a server."""
+
+    client: redis.Redis
+
+    def read_fields(self, key: str) -> Mapping[str, str]:
+        stored: Any = self.client.hgetall(DEFAULT_PREFIX + key)
+        return {name.decode(): text.decode() for name, text in stored.items()}
+
+    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
+        self.forget(key)
+        self.client.hset(DEFAULT_PREFIX + key, items=[part for field in fields.items() for part in field])
+
+    def forget(self, key: str) -> None:
+        self.client.delete(DEFAULT_PREFIX + key)
+
+
+class OnAServer(Hashes):
+    """A real server, which several tests share."""
+
+    @pytest.fixture(autouse=True)
+    def _on(self, shared_server: Server) -> Iterator[None]:
+        self.url = shared_server.url
+        with shared_server.client() as self.client:
+            yield
+
+    def make_storage(self) -> RedisStorage | AsyncRedisStorage:
+        return RedisStorage.from_url(self.url)
+
+    def elsewhere(self) -> Callable[[], RedisStorage | AsyncRedisStorage]:
+        return partial(RedisStorage.from_url, self.url)
+
+
+class OnAServerByCoroutines(OnAServer):
+    """The same for coroutines."""
+
+    def make_storage(self) -> AsyncRedisStorage:
+        return AsyncRedisStorage.from_url(self.url)
+
+    def elsewhere(self) -> Callable[[], AsyncRedisStorage]:
+        return partial(AsyncRedisStorage.from_url, self.url)
+
+
+class OnAFake(Hashes):
+    """A fake server of each test's own. The fake starts a new interpreter for every call."""
+
+    effort = 0.1
+
+    @pytest.fixture(autouse=True)
+    def _on(self) -> Iterator[None]:
+        self.server = fakeredis.FakeServer()
+        with fakeredis.FakeRedis(server=self.server) as self.client:
+            yield
+
+    def make_storage(self) -> RedisStorage | AsyncRedisStorage:
+        return RedisStorage(self.client)
+
+
+class OnAFakeByCoroutines(OnAFake):
+    """The same for coroutines."""
+
+    def make_storage(self) -> AsyncRedisStorage:
+        return AsyncRedisStorage(fakeredis.FakeAsyncRedis(server=self.server))
