@@ -208,7 +208,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
     def lose(self, worker: int, field: str, text: str | None) -> None:
         """A stored field is lost or garbled; the next step notices, and names what it can't do without."""
         now = self.at(worker)
-        missed = text is not None or field in self.needed()
+        missed = text is not None or field in self.needed(now)
         self.bench.damage(field, text)
         self.lost(field, now)
         outcome = self.apply(Acquire(0), worker)
@@ -230,9 +230,15 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         assert (f"hold:{name}" in outcome.repaired) == (text is not None)
         self.is_as_modelled(outcome)
 
-    def needed(self) -> frozenset[str]:
-        """Return the fields that are missed when they are gone."""
-        heard = {"balance", "reading_sequence"} if self.model.read_at is not None else set[str]()
+    def needed(self, now: int) -> frozenset[str]:
+        """Return the fields that are missed when they are gone.
+
+        A reading further ahead than clocks may differ, after they were set back, is named itself and counts as none.
+        A bucket without a reading may rightly have no balance: then that isn't missed.
+        """
+        read_at = self.model.read_at
+        is_believed = read_at is not None and read_at <= now + CLOCKS_APART_US
+        heard = {"balance", "reading_sequence"} if is_believed else set[str]()
         plan = {"reported_refill", "reported_period_us"} if self.model.told_flow is not None else set[str]()
         return ALWAYS_STORED | heard | plan
 

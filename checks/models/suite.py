@@ -43,12 +43,13 @@ class MachinesOnAStorage(StorageUnderTest):
         with self.opened() as storage, ExitStack() as reopened:
 
             def made() -> RuleBasedStateMachine:
-                return kind(self._bench(storage, reopened))
+                return kind(self.bench(storage, reopened))
 
             # Hypothesis takes any factory, though it says a class.
             run_state_machine_as_test(cast("Any", made), settings=wanted)
 
-    def _bench(self, storage: Storage, reopened: ExitStack) -> Bench:
+    def bench(self, storage: Storage, reopened: ExitStack) -> Bench:
+        """Return a new bucket of a storage; what opens the storage anew is closed with `reopened`."""
         bench = Bench(storage, new_key())
         if self.can("read_fields") and self.can("write_fields"):
 

@@ -35,6 +35,9 @@ FIELDS: Final = (
 )
 """What may be lost; a name with a colon is the beginning of several."""
 
+LATER: Final = str(EPOCH + 400 * DAY)
+"""An instant that is far ahead in every run."""
+
 gaps: Final = st.one_of(st.integers(0, 3 * SECOND), st.integers(0, 3 * MINUTE), st.sampled_from((MINUTE, HOUR, DAY)))
 amounts: Final = st.one_of(st.integers(1, 12), st.integers(1, 400))
 
@@ -70,7 +73,8 @@ class SyncedMachine(RuleBasedStateMachine):
     """One synced bucket on a storage, and the server that it follows.
 
     sure: whether the bucket was told all that it could know: a reading was taken that the server gave after whatever
-    it didn't know of (somebody else's spending, another plan, damage).
+    it didn't know of (somebody else's spending, another plan, damage). deaf_until: so long it may take what the server
+    says for old, since the server's time as it was stored is damaged.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -87,6 +91,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.newest = (0, 0)
         self.claimed_until = 0
         self.foggy_until = 0
+        self.deaf_until = 0
         self.kept = (0, 0)
 
     @initialize(rate=st.sampled_from(PLANS[1:]), balance=st.integers(-200, 300), phase=st.integers(1, MINUTE))
@@ -240,7 +245,10 @@ class SyncedMachine(RuleBasedStateMachine):
         if later:
             self.wandering.append(said)
             return
-        self.taken(said, self.apply(Reconcile(said.reading)), found=False)
+        outcome = self.apply(Reconcile(said.reading))
+        self.taken(said, outcome, found=False)
+        if outcome.reading is not Verdict.TAKEN and self.now <= self.deaf_until:
+            return
         self.claimed_until = 0
         assert self.shown().balance == self.balance
 
@@ -299,7 +307,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.hide()
 
     @precondition(lambda self: self.bench.may_be_damaged)
-    @rule(field=st.sampled_from(FIELDS), text=st.sampled_from((None, "NaN", "-1", str(EPOCH + 400 * DAY))))
+    @rule(field=st.sampled_from(FIELDS), text=st.sampled_from((None, "NaN", "-1", LATER)))
     def damage(self, field: str, text: str | None) -> None:
         """A stored field is lost or garbled, and everybody in flight gives up."""
         if self.bench.fields is None or self.bench.store is None:
@@ -313,6 +321,9 @@ class SyncedMachine(RuleBasedStateMachine):
         self.bench.store(fields)
         self.apply(Acquire(0))
         self.calls, self.answers, self.wandering = [], [], []
+        if hit == ["server_time"] and text == LATER:
+            # Readings seem to be from before the last one, and rule 7 shuts those out for so long.
+            self.deaf_until = self.now + REORDER_US
         self.foggy_until = self.now + 3 * HOLD_FOR + TOLERANCE_US
         self.claimed_until, self.kept, self.newest = 0, (0, 0), (0, 0)
         self.hide()
@@ -369,7 +380,7 @@ class SyncedMachine(RuleBasedStateMachine):
         if said.number < newest:
             assert not found
             assert self.now - at > REORDER_US
-        self.newest, self.claimed_until = (said.number, self.now), 0
+        self.newest, self.claimed_until, self.deaf_until = (said.number, self.now), 0, 0
         # What was spent after it and isn't set aside any more is in no book.
         charged_since = any(
             call.said is not None and call.said.number > said.number and (call.ended or self.now >= call.expires_at)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
+import pytest
+
+from checks.models.machine import Bench
+from checks.models.reading_machine import ReadingMachine, Word
+from checks.models.strategies import DAY, MINUTE
 from checks.models.suite import MachinesOnAStorage
+from checks.models.synced_machine import LATER, SyncedMachine
+from keepa_tokens.quota import Quota
+from keepa_tokens.units import REORDER_US
 from tests.storages import InMemory, OnAFake, OnAFakeByCoroutines, OnAServer, OnAServerByCoroutines, OnSqlite
 
 
@@ -28,3 +38,43 @@ class TestRedisStorageOnTheFake(OnAFake, MachinesOnAStorage):
 
 class TestAsyncRedisStorageOnTheFake(OnAFakeByCoroutines, MachinesOnAStorage):
     pass
+
+
+# --- histories in which a machine once demanded what no rule promises, and what it still demands there
+
+
+class _InMemory(InMemory, MachinesOnAStorage):
+    pass
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A bucket in memory, whose fields may be damaged."""
+    suite = _InMemory()
+    with suite.opened() as storage:
+        return suite.bench(storage, ExitStack())
+
+
+def test_a_garbled_server_time_shuts_readings_out_for_two_minutes_and_no_longer(bench: Bench) -> None:
+    """A reading that seems older than the last one need not count before two minutes are over; then it must."""
+    machine = SyncedMachine(bench)
+    machine.begin(5, 100, MINUTE)
+    machine.look_at_the_server(later=False)
+    machine.damage("server_time", LATER)
+    machine.somebody_else_spends(7)
+    machine.look_at_the_server(later=False)
+    assert machine.shown().balance != machine.balance
+    machine.time_passes(REORDER_US)
+    machine.look_at_the_server(later=False)
+    assert machine.shown().balance == machine.balance
+
+
+def test_a_bucket_whose_reading_lies_ahead_may_have_no_balance(bench: Bench) -> None:
+    """After clocks went back a day the reading is what is mended; without it an unknown balance is no damage."""
+    machine = ReadingMachine(bench)
+    machine.begin(Quota(300, 5, 60.0, synced=True), (0, 0, 0))
+    machine.hear(0, Word(None, 50, 0, None, None, None))
+    machine.clocks_are_set(-DAY)
+    machine.lose(0, "balance", None)
+    machine.both_show_the_same()
+    assert machine.shown(0).balance is None
