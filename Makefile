@@ -15,6 +15,7 @@ TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
 
+PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 TYPED := src tests checks examples
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -22,25 +23,27 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv test test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(VENV)/.stamp-test ## Make .venv and install the package for the tests
 
-test: $(VENV)/.stamp-test ## Run the tests; their servers come from wheels
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not system_redis" tests $(PYTEST_ARGS)
+test: $(VENV)/.stamp-test ## Run the tests, in under two minutes; their servers come from wheels
+	$(PYTEST) -m "not deep and not system_redis" tests $(PYTEST_ARGS)
 
-test-all: $(VENV)/.stamp-test ## Run every test; needs redis-server and redis-sentinel installed
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests $(PYTEST_ARGS)
+test-deep: $(VENV)/.stamp-test ## What test-all has beyond test; needs redis-server and redis-sentinel installed
+	HYPOTHESIS_PROFILE=ci $(PYTEST) -m "deep or drawn or system_redis" tests checks/tests $(PYTEST_ARGS)
 
-nightly: $(VENV)/.stamp-test ## Look for hours: make test, each property on thousands of examples, new ones each time
-	HYPOTHESIS_PROFILE=nightly $(MAKE) test
+test-all: test test-deep ## Run every test there is
+
+nightly: $(VENV)/.stamp-test ## Look for hours: each property on thousands of examples, new ones each time
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "drawn and not system_redis" tests checks/tests $(PYTEST_ARGS)
 
 fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
-	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest tests/redis/test_fault_table.py -k "page and valkey"
-	$(BIN)/python -m pytest tests/redis/test_fault_table.py
+	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest checks/tests/test_fault_table.py -k "page and valkey"
+	$(BIN)/python -m pytest checks/tests/test_fault_table.py
 
 torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), checked against the promise
 	$(BIN)/python -m checks.torture --minutes $(TORTURE_MINUTES) $(TORTURE_ARGS)
@@ -57,7 +60,10 @@ mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mut
 mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/mutation.md
 	$(BIN)/python -m checks.mutation.bucket_lua --write docs/mutation.md
 
-check: lint mypy pyright layers ## Lint, check the format, the types and the layers
+check: tree lint mypy pyright layers ## What is tracked, lint, format, types and layers
+
+tree: $(BIN)/python ## No tracked file that is ignored, link out of the tree or path of a machine
+	$(BIN)/python -m checks.tree
 
 lint: $(VENV)/.stamp-check ## Ruff: rules and format
 	$(BIN)/ruff check .
@@ -109,45 +115,30 @@ ci: check test-all ## What has to pass before a change lands
 
 # The virtual environment. Stamps make a repeated call quick; each is renewed when pyproject.toml changes.
 
+# Names in $$python the first that will do, or ends the recipe.
+define FIND_PYTHON
+find() { \
+  for python in $(PYTHON) python3 python3.11 python3.12 python3.13; do \
+    "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return; \
+  done; \
+  echo "keepa_tokens needs Python 3.11 or newer, with its venv module (on Debian and Ubuntu: python3-venv)." >&2; \
+  echo "None was found as python3, python3.11, python3.12 or python3.13; name one: make PYTHON=/path/to/python3" >&2; \
+  exit 1; \
+}; find
+endef
+
+which-python: ## Say which Python .venv is made with
+	@$(FIND_PYTHON); "$$python" -c 'import sys; print(sys.executable, sys.version)'
+
 $(BIN)/python:
-	@for python in $(PYTHON) python3 python3.11 python3.12 python3.13; do \
-	  if "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
-	  fi; \
-	done; \
-	echo "keepa_tokens needs Python 3.11 or newer, with its venv module (on Debian and Ubuntu: python3-venv)." >&2; \
-	echo "None was found as python3, python3.11, python3.12 or python3.13; name one: make PYTHON=/path/to/python3" >&2; \
-	exit 1
+	@$(FIND_PYTHON); echo "$$python -m venv $(VENV)"; "$$python" -m venv $(VENV)
 
 # Dependency groups need pip >= 25.1.
 $(VENV)/.stamp-pip: | $(BIN)/python
-	$(INSTALL) --upgrade "pip>=25.1"
+	$(INSTALL) "pip>=25.1"
 	@touch $@
 
-$(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-pip
-	$(INSTALL) --editable ".[cli,http]"
+# The package and a dependency group of pyproject.toml: .stamp-test installs the group test.
+$(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-pip
+	$(INSTALL) --editable . --group $*
 	@touch $@
-
-$(VENV)/.stamp-demo-redis: pyproject.toml $(VENV)/.stamp-demo
-	$(INSTALL) --editable ".[cli,http,redis]"
-	@touch $@
-
-$(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-pip
-	$(INSTALL) --editable . --group test
-	@touch $@
-
-$(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-pip
-	$(INSTALL) --editable . --group bench
-	@touch $@
-
-$(VENV)/.stamp-mutants: pyproject.toml $(VENV)/.stamp-pip
-	$(INSTALL) --editable . --group mutants
-	@touch $@
-
-$(VENV)/.stamp-proof: pyproject.toml $(VENV)/.stamp-pip
-	$(INSTALL) --editable . --group proof
-	@touch $@
-
-$(VENV)/.stamp-check: pyproject.toml $(VENV)/.stamp-pip
-	$(INSTALL) --editable . --group check
-	@touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-mutants

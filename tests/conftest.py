@@ -1,30 +1,37 @@
-"""Settings that every test shares: how hard Hypothesis looks.
+"""Settings that every test shares: how hard Hypothesis looks, and which tests draw their examples.
 
-`HYPOTHESIS_PROFILE` chooses a profile by name; without it, a run with `CI=true` takes `ci` and any other `default`.
+`HYPOTHESIS_PROFILE` chooses a profile by name; without it a run takes `default`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # No deadlines: on a loaded machine they measure the machine. For the same reason a slow generator is no finding.
-_QUIET = [HealthCheck.too_slow]
-
-settings.register_profile("default", max_examples=50, deadline=None, print_blob=True, suppress_health_check=_QUIET)
 # The same examples in every run, so that a change is judged by itself and not by luck; chance is for `nightly`.
-settings.register_profile("ci", settings.get_profile("default"), max_examples=200, derandomize=True)
-settings.register_profile("nightly", settings.get_profile("default"), max_examples=5000)
+settings.register_profile(
+    "default",
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
+settings.register_profile("nightly", settings.get_profile("default"), max_examples=5000, derandomize=False)
 # For `make mutants`: a test only has to notice, in a process that is gone afterwards.
 settings.register_profile(
     "mutants",
-    settings.get_profile("ci"),
+    settings.get_profile("default"),
     max_examples=25,
-    database=None,
     phases=[Phase.explicit, Phase.generate],
 )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "").strip() or "default")
 
 
 # A suite that a script started in the background begins with SIGINT ignored, and so would all that it starts.
@@ -32,10 +39,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _profile() -> str:
-    """Return the name of the profile that the environment asks for."""
-    in_ci = os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}
-    return os.environ.get("HYPOTHESIS_PROFILE", "").strip() or ("ci" if in_ci else "default")
+KIT_DRAWS = "test_every_command_comes_to_what_the_rules_say"
+"""The one test of the conformance kit that looks for an example by itself."""
 
 
-settings.load_profile(_profile())
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """Mark each test whose examples Hypothesis draws."""
+    for item in items:
+        if item.get_closest_marker("hypothesis") or getattr(item, "originalname", "") == KIT_DRAWS:
+            item.add_marker("drawn")

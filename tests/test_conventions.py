@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "sleep": {"time"},
     "skip": {"pytest"},
@@ -17,7 +17,7 @@ FORBIDDEN = {
     "importorskip": {"pytest"},
 }
 # Helpers may wait for a real server to come up; a test may not.
-SOURCES = sorted(TESTS.rglob("test_*.py"))
+SOURCES = sorted(path for folder in ("tests", "checks/tests") for path in (ROOT / folder).rglob("test_*.py"))
 
 
 def functions(source: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -26,7 +26,7 @@ def functions(source: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(TESTS)))
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
 def test_each_test_says_in_a_sentence_what_it_shows(source: Path) -> None:
     """Every test function has a docstring that begins with a capital and ends as a sentence."""
     for function in functions(source):
@@ -35,7 +35,7 @@ def test_each_test_says_in_a_sentence_what_it_shows(source: Path) -> None:
         assert says.rstrip().endswith((".", "!", "?")), f"{function.name}: {says!r} is no sentence"
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(TESTS)))
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
 def test_no_test_sleeps_or_is_skipped(source: Path) -> None:
     """No test waits in real time by time.sleep, and none is skipped or expected to fail."""
     for node in ast.walk(ast.parse(source.read_text())):

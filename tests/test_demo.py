@@ -119,6 +119,7 @@ class SecretSpender(FakeKeepa):
         return answer
 
 
+@pytest.mark.deep
 def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A projection above the truth with nothing in flight is found: exit code 1, and the summary in plain text says
     what broke; no thread outlives the run.

@@ -246,6 +246,7 @@ def test_spending_by_the_wait_gets_all_the_refill_and_nothing_more(stepped: bool
     assert granted + bucket.state.balance == 20 + refilled
 
 
+@pytest.mark.deep
 def test_a_hundred_thousand_steps_do_not_drift() -> None:
     """After 10^5 steps of uneven length the balance is what exact fractions say, to the last microsecond's part."""
     quota = Quota(10**6, 599, 60.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from requests.adapters import HTTPAdapter
 
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.celery_worker import MARKS, embedded
+from tests.celery_worker import MARKS, PATIENCE, embedded
 from tests.servers import running
 
 from tests.test_examples import HOST, KEY, load  # isort: skip
@@ -75,11 +76,17 @@ def test_requests_client(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) ->
     assert (fake.admitted, fake.spent, fake.token_calls) == (2, 120, 1)
 
 
-def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty workers look each product up once, several at a time, and the bucket ends at what the server has left."""
-    fake.latency = 0.02
-    busiest: list[int] = []
-    fake.cost = lambda path, params: busiest.append(fake.in_flight)
+    crowd = threading.Event()
+
+    def until_six_are_there() -> float:
+        if fake.in_flight > 5:
+            crowd.set()
+        assert not fake.admitted or crowd.wait(PATIENCE)  # the probe before them is alone
+        return 0.0
+
+    monkeypatch.setattr(fake, "draw_latency", until_six_are_there)
 
     asyncio.run(load("fifty_workers").main(ASINS))
 
@@ -87,7 +94,7 @@ def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> N
     assert sorted(line.split()[0] for line in lines[:-1]) == ASINS
     assert lines[-1] == f"{fake.balance} of 1200 tokens left"
     assert (fake.admitted, fake.spent, fake.refused, fake.token_calls) == (120, 120, 0, 1)
-    assert max(busiest) > 5
+    assert crowd.is_set()
 
 
 def test_prometheus_metrics(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,6 +199,7 @@ def prefork(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen
                 process.kill()
 
 
+@pytest.mark.deep
 def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None:
     """Two forked processes share the bucket over a connection from before the fork: each of twelve tasks is done once,
     none sleeps; a refusal for good arrives as NotEnoughTokens, with its wait, its reason and the balance.

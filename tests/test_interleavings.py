@@ -169,7 +169,9 @@ class Explorer:
 
 
 @pytest.mark.parametrize("at_admission", [False, True])
-@pytest.mark.parametrize("costs", [(3, 5, 8), (8, 0, 1), (5, 5, 5)])
+@pytest.mark.parametrize(
+    "costs", [(3, 5, 8), *(pytest.param(more, marks=pytest.mark.deep) for more in ((8, 0, 1), (5, 5, 5)))]
+)
 def test_in_every_order_the_projection_ends_equal_and_is_never_above(
     costs: tuple[int, ...], at_admission: bool
 ) -> None:
@@ -179,12 +181,14 @@ def test_in_every_order_the_projection_ends_equal_and_is_never_above(
     assert Explorer(world, Direct(QUOTA)).run() == ORDERS
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("at_admission", [False, True])
 def test_refusals_among_them_charge_nothing(at_admission: bool) -> None:
     """Another program has spent what the calls counted on: some are refused there, and the projection ends equal."""
     assert Explorer(World(outside=98, at_admission=at_admission), Direct(QUOTA)).run() > ORDERS // 2
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("at_admission", [False, True])
 @pytest.mark.parametrize("clock", ["ten minutes off", "frozen"])
 def test_the_servers_clock_may_be_off_or_stand_still(clock: str, at_admission: bool) -> None:
@@ -199,6 +203,7 @@ def test_without_a_servers_time_the_projection_is_above_by_calls_in_flight_at_mo
     assert Explorer(world, Direct(QUOTA)).run() == ORDERS
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("at_admission", [False, True])
 @pytest.mark.parametrize("blind", range(CALLS))
 def test_with_an_answer_without_envelope_the_projection_is_above_by_its_cost_at_most(

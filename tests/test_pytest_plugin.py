@@ -6,18 +6,16 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from textwrap import dedent
+
+import pytest
 
 PLUGIN = "_keepa_tokens_pytest"
 
 
-def run_pytest(folder: Path, test: str, *options: str) -> str:
-    """Run a test in a pytest of its own, which finds the plugin as an installed one; return what it printed."""
-    (folder / "test_it.py").write_text(dedent(test), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def passes(pytester: pytest.Pytester, test: str, *, passed: int = 1) -> None:
+    """Run a test in a pytest of its own, in this process, which finds the plugin as an installed one."""
+    pytester.makepyfile(test)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=passed)
 
 
 def test_pytest_finds_it() -> None:
@@ -26,10 +24,9 @@ def test_pytest_finds_it() -> None:
     assert found.value == PLUGIN
 
 
-def test_it_costs_nothing_to_those_who_do_not_use_it(tmp_path: Path) -> None:
+def test_it_costs_nothing_to_those_who_do_not_use_it(pytester: pytest.Pytester) -> None:
     """In a run without its fixtures the plugin is loaded, and nothing of the package is."""
-    run_pytest(
-        tmp_path,
+    pytester.makepyfile(
         f"""
         import sys
 
@@ -37,8 +34,10 @@ def test_it_costs_nothing_to_those_who_do_not_use_it(tmp_path: Path) -> None:
             assert {PLUGIN!r} in sys.modules
             ours = [name for name in sys.modules if name.partition(".")[0] == "keepa_tokens"]
             assert ours == []
-        """,
+        """
     )
+    # In a process of its own: in this one the package is loaded.
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
 def test_its_module_imports_only_pytest() -> None:
@@ -48,10 +47,10 @@ def test_its_module_imports_only_pytest() -> None:
     assert set(done.stdout.split()) - sys.stdlib_module_names == {PLUGIN}
 
 
-def test_a_call_is_metered_by_the_fixtures(tmp_path: Path) -> None:
+def test_a_call_is_metered_by_the_fixtures(pytester: pytest.Pytester) -> None:
     """The adapter, the fake server and the clock belong together: a call's cost shows, and waiting passes no time."""
-    run_pytest(
-        tmp_path,
+    passes(
+        pytester,
         """
         def test_a_call(keepa_sync, fake_keepa, manual_clock):
             for _ in range(31):  # of 300 tokens: the last one has to wait for the debt of the one before
@@ -66,7 +65,7 @@ def test_a_call_is_metered_by_the_fixtures(tmp_path: Path) -> None:
     )
 
 
-def test_the_page_shows_what_works(tmp_path: Path) -> None:
+def test_the_page_shows_what_works(pytester: pytest.Pytester) -> None:
     """The test that docs/storages.md shows passes as it stands there."""
     page = Path(__file__).parents[1] / "docs" / "storages.md"
     (shown,) = (
@@ -74,13 +73,13 @@ def test_the_page_shows_what_works(tmp_path: Path) -> None:
         for block in page.read_text(encoding="utf-8").split("```python\n")
         if "def test_my_ingestion" in block
     )
-    assert "1 passed" in run_pytest(tmp_path, shown)
+    passes(pytester, shown)
 
 
-def test_the_fake_server_can_be_asked_by_http(tmp_path: Path) -> None:
+def test_the_fake_server_can_be_asked_by_http(pytester: pytest.Pytester) -> None:
     """The same server answers by HTTP on loopback, and its time is still the one of the manual clock."""
-    run_pytest(
-        tmp_path,
+    passes(
+        pytester,
         """
         import json
         from urllib.parse import urlsplit
@@ -96,10 +95,10 @@ def test_the_fake_server_can_be_asked_by_http(tmp_path: Path) -> None:
     )
 
 
-def test_each_test_has_fixtures_of_its_own(tmp_path: Path) -> None:
+def test_each_test_has_fixtures_of_its_own(pytester: pytest.Pytester) -> None:
     """What one test spends is there for the next."""
-    run_pytest(
-        tmp_path,
+    passes(
+        pytester,
         """
         import pytest
 
@@ -109,12 +108,13 @@ def test_each_test_has_fixtures_of_its_own(tmp_path: Path) -> None:
             assert keepa_sync.refresh().balance == 300
             fake_keepa.request("/category", {"category": "1"})
         """,
+        passed=2,
     )
 
 
-def test_each_fixture_says_what_it_is(tmp_path: Path) -> None:
+def test_each_fixture_says_what_it_is(pytester: pytest.Pytester) -> None:
     """`pytest --fixtures` shows each with a sentence."""
-    lines = run_pytest(tmp_path, "def test_nothing(): pass\n", "--fixtures").splitlines()
+    lines = pytester.runpytest_inprocess("--fixtures").outlines
     for name in ("manual_clock", "fake_keepa", "fake_keepa_server", "keepa_sync"):
         (at,) = (number for number, line in enumerate(lines) if line.startswith(f"{name} -- "))
         assert lines[at + 1].strip().endswith(".")

@@ -71,16 +71,19 @@ def count(bucket: str, quota: Quota, story: Story) -> Spending:
 def _births(quota: Quota, losses: Sequence[tuple[int, int]], steps: Sequence[Step]) -> Iterator[Moment]:
     """Yield the beginnings of the bucket's lives: a state that is lost, at some moment of a span, is a new one."""
     for begin, end in losses:
-        first = min((step.sent.at for step in steps if step.at >= end), default=end)
+        # The first command of the new life claims the probe. A restart is logged as over some time after its beginning,
+        # and the new server may have carried out that command by then.
+        carried_out = (max(begin, step.at) for step in steps if max(step.at, step.until) >= begin)
+        first = min(carried_out, default=end)
 
         def maybe(ledger: Ledger) -> None:
             if quota.starts_at is not None:
                 ledger.restart()
 
-        def surely(ledger: Ledger, begin: int = begin, end: int = end, first: int = first) -> None:
+        def surely(ledger: Ledger, begin: int = begin, first: int = first) -> None:
             if quota.starts_at is not None or ledger.adopted_at < begin:
                 ledger.restart()
-                ledger.starts_at = max(end, first) + CLAIM_US
+                ledger.starts_at = first + CLAIM_US
             ledger.holds = {}
 
         yield Moment(begin, 0, maybe)

@@ -79,7 +79,7 @@ class GrantsWhenAway(Wrapped):
             return super().apply(key, quota, command, now_us=now_us)
         except StorageUnavailable:
             if isinstance(command, Acquire | Reserve):
-                return Outcome(machine_us(), None, granted=True)
+                return Outcome(machine_us() if now_us is None else now_us, None, granted=True)
             raise
 
 

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.servers import BINARIES, SYSTEM, Server, running
+from tests.servers import SYSTEM, Server, running
 
-KINDS = [*sorted(BINARIES), pytest.param(SYSTEM, marks=pytest.mark.system_redis)]
-"""Every kind of server; the system's own only in `make test-all`."""
+KINDS = [
+    "valkey",
+    pytest.param("redis", marks=pytest.mark.deep),
+    pytest.param(SYSTEM, marks=pytest.mark.system_redis),
+]
+"""Every kind of server; `make test` takes the newest alone."""
 
 
 @pytest.fixture(scope="session", params=KINDS)

@@ -106,6 +106,7 @@ def test_a_machine_that_is_gone(flavour: Flavour) -> None:
             opened.apply("k", PLAIN, Acquire(1))
 
 
+@pytest.mark.deep
 def test_from_url_waits_two_seconds() -> None:
     """Without timeouts in the URL, an answer is waited for two seconds."""
     with socket.create_server((HOST, 0)) as silent:
@@ -151,6 +152,7 @@ def test_a_restart_between_two_calls_goes_unnoticed(own_server: Server) -> None:
         own_server.start()
 
 
+@pytest.mark.deep
 def test_no_door_passes_silently() -> None:
     """While Redis is stopped every method of TokenBucket and Reservation raises; a hold is settled once it is back."""
     patience_s = 0.3  # enough for a busy machine

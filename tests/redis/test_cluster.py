@@ -19,6 +19,8 @@ from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened, scr
 from tests.redis.proxy import Proxy, proxied
 from tests.servers import HOST, SYSTEM, Server, cluster, sees_all, wait_until
 
+pytestmark = pytest.mark.deep  # three servers that have to find each other, some of them slowly
+
 PLAIN = Quota(1000, 1, 1.0)
 NOW = 1_780_000_000_000_000
 SECOND = 1_000_000

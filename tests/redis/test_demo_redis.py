@@ -18,6 +18,8 @@ from keepa_tokens.cli.demo_redis import address
 from keepa_tokens.testing import ScaledClock
 from tests.servers import HOST, Server, free_port, running
 
+pytestmark = pytest.mark.deep  # each run takes seconds of real time
+
 COMMAND = [sys.executable, "-W", "error", "-m", "keepa_tokens.cli", "demo"]
 
 

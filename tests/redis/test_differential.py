@@ -144,6 +144,7 @@ def test_script_and_core_agree(shared_server: Server, clients: dict[str, redis.R
     agree(clients[shared_server.name], program)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", BUCKETS)
 def test_script_and_core_agree_on_each_single_fault(
     shared_server: Server, clients: dict[str, redis.Redis], name: str
@@ -166,6 +167,7 @@ def test_each_field_is_damaged() -> None:
     assert any(texts["hold:b"].split(" ")[-1] != "0" for texts in stored if "hold:b" in texts)
 
 
+@pytest.mark.deep
 @given(program=raw_programs)
 @settings(_SETTINGS, max_examples=PROGRAMS)
 def test_script_and_core_agree_on_the_fake(program: Program) -> None:

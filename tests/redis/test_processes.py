@@ -31,6 +31,8 @@ from tests.redis.workers import (
 )
 from tests.servers import Server, wait_until
 
+pytestmark = pytest.mark.deep  # seconds of real time, and up to twenty processes
+
 ROOT: Final = Path(__file__).parents[2]
 SECOND: Final = 1_000_000
 ENDS_WITHIN_S: Final = 60

@@ -27,6 +27,8 @@ from tests.servers import (
     watching,
 )
 
+pytestmark = pytest.mark.deep  # each failover takes the Sentinel's patience
+
 PLAIN = Quota(1000, 1, 1.0)
 NOW = 1_780_000_000_000_000
 SECOND = 1_000_000

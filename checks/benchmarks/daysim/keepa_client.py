@@ -1,4 +1,4 @@
-"""The `keepa` client's own `wait=True`, one client a worker: a model that `tests/test_day.py` holds equal to it.
+"""The `keepa` client's own `wait=True`, one client a worker: a model that `checks/tests/test_day.py` holds equal to it.
 
 A refused request sleeps until the next refill and a second more, and a minute for each token of debt at a token a
 minute; then it tries again. Nobody knows of the others.

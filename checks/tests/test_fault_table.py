@@ -9,9 +9,11 @@ from typing import Final
 
 import pytest
 
+from checks.faults.measuring import NOTHING, Due, measured
+from checks.faults.page import fault_table
+from checks.faults.runs import KINDS, Bucket, InMemory, Kind, Moment, moments
 from keepa_tokens import Quota
 from keepa_tokens.rules.commands import Acquire, Command, Outcome
-from tests.redis.faults import KINDS, NOTHING, Bucket, Due, InMemory, Kind, Moment, fault_table, measured, moments
 from tests.servers import BINARIES
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -23,7 +25,7 @@ WRITE: Final = "WRITE_FAULT_TABLE"
 def test_every_fault_keeps_its_bounds_and_comes_to_what_the_page_says(name: str, tmp_path: Path) -> None:
     """Every field and the whole of a bucket, damaged in every way: alive and safe within the bounds, and as written."""
     page = fault_table(name, tmp_path)
-    print(page)  # noqa: T201 - shown with `pytest -s`, and whenever this fails
+    print(page)
     if os.environ.get(WRITE):
         PAGE.write_text(page)
     assert PAGE.read_text() == page, "not as docs/faults.md says; see what changed with `make fault-table` and git diff"
