@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+import keepa_tokens
 from keepa_tokens import (
     AcquireTimeout,
     AsyncTokenBucket,
@@ -339,6 +340,20 @@ def test_a_reservation_says_how_it_was_granted() -> None:
 
 
 # --- which bucket
+
+
+def test_the_package_shows_what_needs_an_extra_too() -> None:
+    """`dir` lists storages and probes, though they are imported only when they are asked for."""
+    shown = dir(keepa_tokens)
+    assert {"AsyncRedisStorage", "KeepaSync", "RedisStorage", "async_http_probe", "http_probe"} <= set(shown)
+    assert all(hasattr(keepa_tokens, name) for name in shown)
+
+
+def test_a_bucket_shows_what_is_for_users() -> None:
+    """Its public names are the doors and where it lives; no machinery is among them."""
+    shown = {name for name in dir(TokenBucket) if not name.startswith("_")}
+    doors = {"acquire", "peek", "reconcile", "refund", "reserve", "try_acquire", "try_reserve", "with_key"}
+    assert shown == doors | {"clock", "key", "listener", "quota", "storage"}
 
 
 def test_with_key_is_the_same_door_to_another_bucket() -> None:

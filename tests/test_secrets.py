@@ -33,7 +33,7 @@ from keepa_tokens import (
 from keepa_tokens.guards.keepa import guard
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
-from keepa_tokens.keepa.terms import bucket_key
+from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.metrics import PrometheusListener
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock

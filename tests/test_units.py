@@ -9,7 +9,8 @@ from typing import Any, Final
 import pytest
 
 from keepa_tokens import ConfigError
-from keepa_tokens.units import LIMIT, MICROSECONDS, NEVER, instance, microseconds, seconds, shown, whole
+from keepa_tokens._arguments import instance, microseconds, shown, whole
+from keepa_tokens.units import LIMIT, MICROSECONDS, NEVER, seconds
 
 LINE: Final = 60
 """As much of a value as a message shows."""

@@ -25,7 +25,7 @@ from checks.torture.story import Answered, Asked, Broke, Journal, Left, machine_
 from checks.torture.terms import CALL_WITHIN, HELD, HOLD_FOR, KEEPA, PLAIN, PROBE_INTERVAL, QUOTAS, SECOND
 from keepa_tokens import KeepaSync, NotEnoughTokens, StorageUnavailable, TokenBucket
 from keepa_tokens.events import Event
-from keepa_tokens.rules.commands import Cancel, Peek, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 
 TRIES: Final = 8
 """How often a command is sent until somebody says what became of it."""
@@ -46,6 +46,11 @@ class Assignment:
     planted: str = ""
     watches: bool = False
     aio: bool = False
+
+
+def applied(bucket: TokenBucket, command: Command) -> Outcome:
+    """Carry a command that no door has to a bucket."""
+    return bucket.storage.apply(bucket.key, bucket.quota, command)
 
 
 def silent(_event: Event, /) -> None:
@@ -145,9 +150,9 @@ def give_back(hand: Hand) -> None:
     if hand.happens(0.5):
         hand.plain.refund(tokens)
         return
-    refund = Refund(uuid.uuid4().hex, tokens, hand.plain.apply(Peek()).now_us)
+    refund = Refund(uuid.uuid4().hex, tokens, applied(hand.plain, Peek()).now_us)
     for _ in range(2):
-        hand.insist(lambda: hand.plain.apply(refund))
+        hand.insist(lambda: applied(hand.plain, refund))
 
 
 def hold(hand: Hand) -> None:
@@ -167,7 +172,7 @@ def hold_by_id(hand: Hand) -> None:
     """Send one reserve until it is answered, and end it under that id."""
     reserve = Reserve(uuid.uuid4().hex, hand.some(5), round(HOLD_FOR[HELD] * SECOND))
     granted: list[bool] = []
-    hand.insist(lambda: granted.append(hand.held.apply(reserve).granted))
+    hand.insist(lambda: granted.append(applied(hand.held, reserve).granted))
     if any(granted):
         finish(hand, ById(hand.held, reserve.id, reserve.tokens))
 
@@ -199,11 +204,11 @@ class ById:
 
     def settle(self, actual: int) -> None:
         """End it at what it cost."""
-        self.bucket.apply(Settle(self.id, actual))
+        applied(self.bucket, Settle(self.id, actual))
 
     def cancel(self) -> None:
         """End it at nothing."""
-        self.bucket.apply(Cancel(self.id))
+        applied(self.bucket, Cancel(self.id))
 
 
 def finish(hand: Hand, reservation: Ends) -> None:
@@ -251,11 +256,11 @@ def work(hand: Hand) -> None:
 def look(hand: Hand) -> None:
     """Look at each bucket, which states a bound, and ask it for one token."""
     peek = Peek(probe_after_us=round(PROBE_INTERVAL * SECOND))
-    attempt(hand, lambda hand: hand.plain.apply(peek))
+    attempt(hand, lambda hand: applied(hand.plain, peek))
     attempt(hand, lambda hand: hand.plain.try_acquire())
-    attempt(hand, lambda hand: hand.held.apply(peek))
+    attempt(hand, lambda hand: applied(hand.held, peek))
     attempt(hand, lambda hand: hand.held.try_reserve(hold_for=HOLD_FOR[HELD]).settle(1))
-    attempt(hand, lambda hand: hand.keepa.apply(peek))
+    attempt(hand, lambda hand: applied(hand.keepa, peek))
     attempt(hand, lambda hand: hand.spend(1, 1, timeout=None))
 
 

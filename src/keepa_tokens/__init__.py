@@ -1,4 +1,9 @@
-"""An exact token bucket for APIs whose server owns the real bucket, kept in step with Keepa."""
+"""An exact token bucket for APIs whose server owns the real bucket, kept in step with Keepa.
+
+Most callers want `KeepaSync.from_key(api_key)` and its `request`, which waits; task queues want `try_request`, which
+raises with the wait. Coroutines: `AsyncKeepaSync`. For any other API: `TokenBucket`, with `try_acquire` or `acquire`.
+Workers in several processes share one balance through `RedisStorage`.
+"""
 
 from importlib import import_module
 from importlib.metadata import version as _version
@@ -17,9 +22,9 @@ from .errors import (
     StorageUnavailable,
 )
 from .events import Event, EventKind, Listener, LoggingListener
-from .keepa.aio import AsyncCall, AsyncKeepaSync
+from .keepa.async_sync import AsyncCall, AsyncKeepaSync
+from .keepa.quota import keepa_quota
 from .keepa.sync import Call, KeepaSync
-from .keepa.terms import keepa_quota
 from .quota import Quota
 from .rules.commands import Outcome
 from .rules.decision import Decision, Reason, Snapshot
@@ -81,6 +86,10 @@ _EXTRAS = {
     "async_http_probe": "keepa.probe",
     "http_probe": "keepa.probe",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXTRAS})
 
 
 def __getattr__(name: str) -> object:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from . import plans
+from . import _plans as plans
+from ._arguments import hold_for_us, timeout_us, whole
+from ._blocking import run
+from ._door import Door, new_id
+from ._plans import Grant, Patience
 from .clock import Clock
-from .door import Door, new_id
+from .errors import NotEnoughTokens
 from .events import Listener
-from .plans import Apply, Grant, Plan, Sleep
 from .quota import Quota
-from .rules.commands import Cancel, Command, Outcome, Settle
-from .rules.decision import Decision, Snapshot
+from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
+from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
 from .storage.memory import MemoryStorage
-from .units import whole
 
 __all__ = ["Reservation", "TokenBucket"]
 
-T = TypeVar("T")
 
-
-class TokenBucket(Door):
-    """An exact token bucket. Safe to share between threads; holds nothing but where the bucket lives.
+class TokenBucket:
+    """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
     quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
     clock: whose time it runs by (default: the storage's own). listener: told what happens and why (default: the
@@ -40,8 +40,37 @@ class TokenBucket(Door):
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        super().__init__(quota, key, clock, listener)
-        self.storage: Storage = MemoryStorage() if storage is None else storage
+        where: Storage = MemoryStorage() if storage is None else storage
+        self._door = Door(quota, key, where, clock, listener)
+
+    @property
+    def quota(self) -> Quota:
+        """The terms."""
+        return self._door.quota
+
+    @property
+    def key(self) -> str:
+        """The bucket's name in the storage."""
+        return self._door.key
+
+    @property
+    def storage(self) -> Storage:
+        """Where the bucket lives."""
+        return self._door.storage
+
+    @property
+    def clock(self) -> Clock | None:
+        """Whose time it runs by; None: the storage's own."""
+        return self._door.clock
+
+    @property
+    def listener(self) -> Listener:
+        """Who is told what happens and why."""
+        return self._door.listener
+
+    @listener.setter
+    def listener(self, listener: Listener) -> None:
+        self._door.listener = listener
 
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now if `keep` more stay for others, or take nothing and say why. Never waits.
@@ -49,7 +78,12 @@ class TokenBucket(Door):
         Raises CostTooLarge for more than the quota could ever admit, TypeError or ConfigError for no whole
         number from 0.
         """
-        return self.run(plans.try_acquire(self.quota, tokens, keep))
+        door = self._door
+        door.quota.check_cost(tokens, keep)
+        command = Acquire(tokens, keep)
+        outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        door.tell(command, outcome)
+        return outcome.decision()
 
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
@@ -59,62 +93,101 @@ class TokenBucket(Door):
         nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
         ConfigError as `try_acquire`.
         """
-        return self.run(plans.acquire(self.quota, tokens, keep, plans.timeout_us(timeout), new_id()))
+        self.quota.check_cost(tokens, keep)
+        steps = BlockingSteps(self._door)
+        patience = Patience(steps, timeout_us(timeout))
+        return _taken(steps, patience, Acquire(tokens, keep, wait_us=patience.left_us()))
 
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0) -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
 
         Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as `try_acquire`.
         """
-        plan = plans.try_reserve(self.quota, tokens, keep, plans.hold_for_us(hold_for), new_id())
-        return Reservation(self, self.run(plan))
+        self.quota.check_cost(tokens, keep)
+        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
+        outcome = BlockingSteps(self._door).carry(command)
+        if not outcome.granted:
+            raise plans.refusal(NotEnoughTokens, outcome, tokens)
+        return Reservation(self._door, Grant(command.id, tokens, outcome.decision()))
 
     def reserve(
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
     ) -> Reservation:
         """Set `tokens` aside, waiting for them as `acquire` does; the lifetime of the hold counts from the grant."""
-        plan = plans.reserve(self.quota, tokens, keep, plans.timeout_us(timeout), plans.hold_for_us(hold_for), new_id())
-        return Reservation(self, self.run(plan))
+        self.quota.check_cost(tokens, keep)
+        steps = BlockingSteps(self._door)
+        patience = Patience(steps, timeout_us(timeout))
+        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, wait_us=patience.left_us())
+        return Reservation(self._door, Grant(command.id, tokens, _taken(steps, patience, command)))
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        self.run(plans.refund(tokens, new_id()))
+        run(plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.
 
         Raises ConfigError on a plain bucket: it keeps its own books.
         """
-        return plans.snapshot_of(self.apply(plans.reconciliation(self.quota, reading)))
+        return plans.snapshot_of(BlockingSteps(self._door).carry(plans.reconciliation(self.quota, reading)))
 
     def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
         """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
-        return self.run(plans.peek(tokens, keep))
+        return plans.snapshot_of(BlockingSteps(self._door).carry(plans.look(tokens, keep)))
 
     def with_key(self, key: str) -> TokenBucket:
         """Return the same door to another bucket."""
         return TokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
 
-    def apply(self, command: Command) -> Outcome:
-        """Carry one command to the bucket and tell the listener what came of it."""
-        outcome = self.storage.apply(self.key, self.quota, command, now_us=self.now_us())
-        self.tell(command, outcome)
+    def __repr__(self) -> str:
+        return self._door.described(type(self).__name__)
+
+
+class BlockingSteps:
+    """The steps of one call, for a thread: none of them suspends."""
+
+    __slots__ = ("door", "outcome")
+
+    def __init__(self, door: Door[Storage]) -> None:
+        self.door = door
+        self.outcome: Outcome | None = None
+
+    def carry(self, command: Command) -> Outcome:
+        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        door = self.door
+        self.outcome = None
+        self.outcome = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        door.tell(command, outcome)
         return outcome
 
-    def run(self, plan: Plan[T]) -> T:
-        """Carry out a plan of `plans`, sleeping by the bucket's clock."""
-        return plans.drive(plan, self.carry_out)
+    async def apply(self, command: Command) -> Outcome:
+        """Carry `command` to the bucket."""
+        return self.carry(command)
 
-    def carry_out(self, verb: object) -> object:
-        """Carry out one verb of a plan."""
-        match verb:
-            case Apply(command):
-                return self.apply(command)
-            case Sleep():
-                self.sleeper.sleep(self.pause(verb))
-                return None
-            case _:
-                raise plans.unknown_verb(verb)
+    async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
+        """Block the thread."""
+        self.door.sleeper.sleep(self.door.pause(duration_us, spread_us, reason))
+
+    def elapsed_us(self) -> int:
+        """Return the time by which timeouts are measured."""
+        return self.door.elapsed_us()
+
+
+def door_of(bucket: TokenBucket) -> Door[Storage]:
+    """Return the inside of a bucket, for the other doors of this library."""
+    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
+
+
+def _taken(steps: BlockingSteps, patience: Patience, command: Acquire | Reserve) -> Decision:
+    """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
+    try:
+        outcome = steps.carry(command)
+        if outcome.granted and not outcome.place_us:
+            return outcome.decision()
+        return run(plans.wait(steps, steps.door.quota, patience, command, outcome))
+    except BaseException as error:
+        run(plans.give_back(steps, command, error, new_id()))
+        raise
 
 
 class Reservation:
@@ -123,22 +196,23 @@ class Reservation:
     As a context manager: left unsettled, by an exception too, the estimate stays charged.
     """
 
-    def __init__(self, bucket: TokenBucket, grant: Grant) -> None:
-        self._bucket = bucket
+    def __init__(self, door: Door[Storage], grant: Grant) -> None:
+        self._door = door
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.open = True
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
-        """End the hold: the call cost `actual` tokens, its answer carried `reading`. Twice is once."""
-        whole("actual", actual)
-        self._bucket.apply(Settle(self.id, actual, reading))
-        self.open = False
+        """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
+        self._end(Settle(self.id, whole("actual", actual), reading))
 
     def cancel(self) -> None:
         """End the hold: its tokens are free again. Only for a call that was certainly never sent."""
-        self._bucket.apply(Cancel(self.id))
+        self._end(Cancel(self.id))
+
+    def _end(self, command: Settle | Cancel) -> None:
+        BlockingSteps(self._door).carry(command)
         self.open = False
 
     def __enter__(self) -> Self:
@@ -147,9 +221,9 @@ class Reservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        command = plans.on_leaving(self._bucket.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self.id)
         if self.open and command is not None:
-            self._bucket.apply(command)
+            BlockingSteps(self._door).carry(command)
 
     def __repr__(self) -> str:
         return f"Reservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"

@@ -101,6 +101,12 @@ class LoggingListener:
         self._logger = logger or logging.getLogger("keepa_tokens")
         self._refused: dict[str, str] = {}
 
+    def has_news(self, key: str, outcome: Outcome) -> bool:
+        """Whether an event of `outcome` may be worth a line; if not, nobody need make one."""
+        if outcome.reason is not Reason.GRANTED or outcome.repaired or outcome.drift:
+            return True
+        return outcome.granted and key in self._refused
+
     def __call__(self, event: Event, /) -> None:
         """Log `event` if it says something new."""
         match event.kind:

@@ -12,7 +12,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from .events import Event, EventKind, Listener
-from .keepa.plans import SERVER_REFUSED
+from .keepa._plans import SERVER_REFUSED
 
 __all__ = ["PrometheusListener"]
 

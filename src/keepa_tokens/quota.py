@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 
+from ._arguments import microseconds, whole
 from .errors import ConfigError, CostTooLarge
-from .units import LIMIT, MICROSECONDS, UNLIMITED, microseconds, whole
+from .units import LIMIT, MICROSECONDS, UNLIMITED
 
 __all__ = ["Quota"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..bucket import TokenBucket
-from ..keepa.terms import STEP_SECONDS
+from ..keepa.quota import STEP_SECONDS
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..testing.fake_keepa import DEFAULT_PERIOD, FakeKeepa

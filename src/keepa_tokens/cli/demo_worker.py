@@ -19,8 +19,8 @@ from ..bucket import TokenBucket
 from ..events import Event, EventKind
 from ..keepa.costs import estimate
 from ..keepa.probe import http_probe
+from ..keepa.quota import keepa_quota
 from ..keepa.sync import KeepaSync
-from ..keepa.terms import keepa_quota
 from ..storage.base import Storage
 from ..testing.clock import ScaledClock
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, quote, urlsplit
 
+from .._arguments import timeout_us, whole
 from ..errors import ConfigError, StorageUnavailable
-from ..keepa.aio import AsyncCall
+from ..keepa.async_sync import AsyncCall
 from ..keepa.costs import estimate as table_estimate
 from ..keepa.estimates import Estimator
 from ..keepa.sync import Call
-from ..plans import timeout_us
-from ..units import whole
 
 KEEPA_HOST: Final = "api.keepa.com"
 KEY: Final = "key"

@@ -28,7 +28,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from ..errors import StorageUnavailable
-from ..keepa.aio import AsyncCall, AsyncKeepaSync
+from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.estimates import Estimator
 from ..keepa.sync import Call, KeepaSync
 from ._http import KEEPA_HOST, KEY, REFUSED, Asked, Estimate, Terms, is_image, not_taken_down

@@ -40,16 +40,14 @@ import aiohttp
 import requests
 import urllib3.exceptions
 
+from .._arguments import timeout_us, whole
 from ..async_bucket import Pending
 from ..errors import ConfigError
-from ..keepa.aio import AsyncCall, AsyncKeepaSync
+from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.costs import estimate
+from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import Call, KeepaSync
-from ..keepa.terms import CAPACITY_MINUTES
-from ..plans import timeout_us
-from ..rules.commands import ClaimProbe
 from ..rules.decision import Snapshot
-from ..units import whole
 
 __all__ = ["guard", "unguard"]
 
@@ -145,7 +143,7 @@ class _SyncGuard:
             try:
                 bucket = self._sync.refresh()
             except ConfigError:  # there is no probe: the client asks, unless another worker is just doing so
-                if self._sync.bucket.apply(ClaimProbe()).probe:
+                if self._sync.claim_probe():
                     return self._ask()
         return _show(self._api, bucket)
 
@@ -244,7 +242,7 @@ class _AsyncGuard:
             try:
                 bucket = await self._sync.refresh()
             except ConfigError:  # there is no probe: the client asks, unless another worker is just doing so
-                if (await self._sync.bucket.apply(ClaimProbe())).probe:
+                if await self._sync.claim_probe():
                     return await self._ask()
         return _show(self._api, bucket)
 

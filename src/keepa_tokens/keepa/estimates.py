@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from ..units import LIMIT, whole
+from .._arguments import whole
+from ..units import LIMIT
 from .costs import estimate as table_estimate
 
 __all__ = ["Estimator"]

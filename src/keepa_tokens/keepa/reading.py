@@ -15,7 +15,7 @@ from typing import Final, TypeAlias, cast
 from ..errors import BadReading
 from ..rules.reading import Reading
 from ..units import LIMIT
-from .terms import CAPACITY_MINUTES
+from .quota import CAPACITY_MINUTES
 
 __all__ = ["Body", "Envelope", "envelope"]
 

@@ -1,34 +1,34 @@
-"""`KeepaSync`: keeps a bucket in step with the balance that Keepa reports. For threads; `aio.py` has its twin."""
+"""`KeepaSync`: keeps a bucket in step with the balance that Keepa reports. For threads; `async_sync` has its twin."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias
 
-from .. import plans as bucket_plans
-from ..bucket import TokenBucket
+from .._arguments import timeout_us
+from .._blocking import run
+from .._door import new_id
+from .._plans import Grant, Patience
+from ..bucket import BlockingSteps, TokenBucket, door_of
 from ..clock import Clock
-from ..events import Listener
-from ..plans import Grant, Plan
-from ..rules.commands import Cancel
+from ..events import EventKind, Listener
+from ..rules.commands import Cancel, ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import Storage
-from . import plans
-from .door import SyncDoor, failed
-from .plans import Answer, Probe, Tell
+from . import _plans as plans
+from ._door import KeepaDoor, failed
+from ._plans import Answer
+from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body
-from .terms import bucket_key, keepa_quota
 
 __all__ = ["Call", "KeepaSync", "ProbeFunction"]
-
-T = TypeVar("T")
 
 ProbeFunction: TypeAlias = Callable[[], tuple[int, Mapping[str, object] | None]]
 """Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object."""
 
 
-class KeepaSync(SyncDoor):
+class KeepaSync(KeepaDoor):
     """Meters calls to Keepa through a bucket that follows Keepa's own. Safe to share between threads.
 
     bucket: a synced one, as `keepa_quota` makes them. probe: asks `/token`, only when nothing else can tell;
@@ -44,7 +44,7 @@ class KeepaSync(SyncDoor):
         probe_interval: float = 600.0,
         hold_for: float = 120.0,
     ) -> None:
-        super().__init__(bucket, has_probe=probe is not None, probe_interval=probe_interval, hold_for=hold_for)
+        super().__init__(bucket.quota, has_probe=probe is not None, probe_interval=probe_interval, hold_for=hold_for)
         self.bucket = bucket
         self._probe = probe
 
@@ -80,15 +80,17 @@ class KeepaSync(SyncDoor):
         the wait would be longer; CostTooLarge, TypeError, ConfigError for an impossible cost;
         StorageUnavailable.
         """
-        plan = plans.request(self.bucket.quota, self._wanted(estimate, keep), bucket_plans.timeout_us(timeout))
-        return Call(self, self.run(plan))
+        wanted = self._wanted(estimate, keep)
+        steps = self._steps()
+        patience = Patience(steps, timeout_us(timeout))
+        return Call(self._steps, run(plans.request(steps, self._quota, wanted, patience, new_id())))
 
     def try_request(self, estimate: int, *, keep: int = 0) -> Call:
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
 
         Never sleeps, but may probe. For task queues: retry the task after `retry_after` seconds.
         """
-        return Call(self, self.run(plans.try_request(self.bucket.quota, self._wanted(estimate, keep))))
+        return Call(self._steps, run(plans.try_request(self._steps(), self._wanted(estimate, keep), new_id())))
 
     def attempts(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Generator[Call, None, None]:
         """Yield calls until one is not refused by the server: `for call in sync.attempts(5): with call: ...`.
@@ -105,7 +107,7 @@ class KeepaSync(SyncDoor):
 
     def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""
-        self.run(plans.observe(body, status))
+        run(plans.observe(self._steps(), body, status))
 
     def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so, and return the bucket. Costs no tokens.
@@ -113,30 +115,44 @@ class KeepaSync(SyncDoor):
         Raises ConfigError without a probe. A probe that fails is reported, and the bucket returned as it is known.
         """
         self._check_probe()
-        return self.run(plans.refresh())
+        return run(plans.refresh(self._steps()))
 
-    def run(self, plan: Plan[T]) -> T:
-        """Carry out a plan of `keepa.plans`."""
-        return bucket_plans.drive(plan, self._do)
+    def claim_probe(self) -> bool:
+        """Claim the right to ask the server now; if True, ask it and `observe` the answer. For who has no probe here.
 
-    def _do(self, verb: object) -> object:
-        match verb:
-            case Probe():
-                return self._ask()
-            case Tell():
-                self._tell(verb)
-                return None
-            case _:
-                return self.bucket.carry_out(verb)
+        Given to one at a time, for 20 s.
+        """
+        return self._steps().carry(ClaimProbe()).probe
 
-    def _ask(self) -> Answer:
-        if self._probe is None:
+    def _steps(self) -> _Steps:
+        return _Steps(self, self._probe)
+
+    def __repr__(self) -> str:
+        return f"KeepaSync({self.bucket!r})"
+
+
+class _Steps(BlockingSteps):
+    """The steps of one call to Keepa, for a thread."""
+
+    __slots__ = ("_ask",)
+
+    def __init__(self, sync: KeepaSync, ask: ProbeFunction | None) -> None:
+        super().__init__(door_of(sync.bucket))
+        self._ask = ask
+
+    async def probe(self) -> Answer:
+        """Ask the server for its balance."""
+        if self._ask is None:
             return Answer(None, None, "there is no probe")
         try:
-            status, body = self._probe()
+            status, body = self._ask()
         except Exception as error:  # noqa: BLE001 - a probe is somebody else's code; whatever it raises, it brought no reading
             return failed(error)
         return Answer(status, body)
+
+    def say(self, kind: EventKind, why: str) -> None:
+        """Tell the listener of something that no command brought about."""
+        self.door.say(kind, why)
 
 
 class Call:
@@ -148,8 +164,8 @@ class Call:
     out and is charged then, because nobody knows whether the server charged it.
     """
 
-    def __init__(self, sync: KeepaSync, grant: Grant) -> None:
-        self._sync = sync
+    def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
+        self._steps = steps
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -165,11 +181,11 @@ class Call:
         Never raises on a body.
         """
         self.refused = status == REFUSED
-        self.consumed = self._sync.run(plans.settle(self.id, body, status))
+        self.consumed = run(plans.settle(self._steps(), self.id, body, status))
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
-        self._sync.bucket.apply(Cancel(self.id))
+        self._steps().carry(Cancel(self.id))
 
     def __enter__(self) -> Self:
         return self

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from .._arguments import shown
 from ..errors import BadReading
-from ..units import LIMIT, MICROSECONDS, shown
+from ..units import LIMIT, MICROSECONDS
 
 __all__ = ["Reading"]
 

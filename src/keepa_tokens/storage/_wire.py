@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, assert_never, cast
 from urllib.parse import unquote_to_bytes
 
+from .._arguments import whole
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import (
@@ -24,7 +25,7 @@ from ..rules.commands import (
 from ..rules.decision import Reason, Snapshot
 from ..rules.reading import Reading
 from ..rules.state import BucketState
-from ..units import LIMIT, NEVER, seconds, whole
+from ..units import LIMIT, NEVER, seconds
 
 __all__ = ["as_bytes", "as_text", "decode", "decode_inspection", "encode", "encode_inspection"]
 

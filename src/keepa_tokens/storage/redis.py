@@ -11,14 +11,13 @@ from importlib.util import find_spec
 from inspect import signature
 from typing import Any, Final, Protocol, Self
 
+from .._arguments import checked_key, instance
 from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
-from ..plans import checked_key
 from ..quota import Quota
 from ..rules.commands import Command, Outcome, Peek
 from ..rules.decision import Snapshot
 from ..rules.state import FORMAT
 from ..rules.transition import transition
-from ..units import instance
 from . import _wire
 
 __all__ = ["AsyncRedisClient", "AsyncRedisStorage", "RedisClient", "RedisStorage"]

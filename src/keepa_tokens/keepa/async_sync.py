@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias
 
-from .. import plans as bucket_plans
-from ..async_bucket import AsyncTokenBucket, Pending
+from .._arguments import timeout_us
+from .._door import new_id
+from .._plans import Grant, Patience
+from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
 from ..clock import Clock
-from ..events import Listener
-from ..plans import Grant, Plan
-from ..rules.commands import Cancel
+from ..events import EventKind, Listener
+from ..rules.commands import Cancel, ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage
 from ..storage.memory import MemoryStorage
-from . import plans
-from .door import SyncDoor, failed
-from .plans import Answer, Probe, Tell
+from . import _plans as plans
+from ._door import KeepaDoor, failed
+from ._plans import Answer
+from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body
-from .terms import bucket_key, keepa_quota
 
 __all__ = ["AsyncCall", "AsyncKeepaSync", "AsyncProbeFunction"]
-
-T = TypeVar("T")
 
 AsyncProbeFunction: TypeAlias = Callable[[], Awaitable[tuple[int, Mapping[str, object] | None]]]
 """Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object."""
 
 
-class AsyncKeepaSync(SyncDoor):
+class AsyncKeepaSync(KeepaDoor):
     """Meters calls to Keepa through a bucket that follows Keepa's own; as `KeepaSync`, awaited."""
 
     def __init__(
@@ -40,7 +39,7 @@ class AsyncKeepaSync(SyncDoor):
         probe_interval: float = 600.0,
         hold_for: float = 120.0,
     ) -> None:
-        super().__init__(bucket, has_probe=probe is not None, probe_interval=probe_interval, hold_for=hold_for)
+        super().__init__(bucket.quota, has_probe=probe is not None, probe_interval=probe_interval, hold_for=hold_for)
         self.bucket = bucket
         self._probe = probe
 
@@ -67,13 +66,23 @@ class AsyncKeepaSync(SyncDoor):
 
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        plan = plans.request(self.bucket.quota, self._wanted(estimate, keep), bucket_plans.timeout_us(timeout))
-        return Pending(lambda: self._call(plan))
+        wanted, patience_us = self._wanted(estimate, keep), timeout_us(timeout)
+
+        async def call() -> AsyncCall:
+            steps = self._steps()
+            patience = Patience(steps, patience_us)
+            return AsyncCall(self._steps, await plans.request(steps, self._quota, wanted, patience, new_id()))
+
+        return Pending(call)
 
     def try_request(self, estimate: int, *, keep: int = 0) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        plan = plans.try_request(self.bucket.quota, self._wanted(estimate, keep))
-        return Pending(lambda: self._call(plan))
+        wanted = self._wanted(estimate, keep)
+
+        async def call() -> AsyncCall:
+            return AsyncCall(self._steps, await plans.try_request(self._steps(), wanted, new_id()))
+
+        return Pending(call)
 
     async def attempts(
         self,
@@ -93,45 +102,53 @@ class AsyncKeepaSync(SyncDoor):
 
     async def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh; as `KeepaSync.observe`."""
-        await self.run(plans.observe(body, status))
+        await plans.observe(self._steps(), body, status)
 
     async def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so; as `KeepaSync.refresh`."""
         self._check_probe()
-        return await self.run(plans.refresh())
+        return await plans.refresh(self._steps())
 
-    async def _call(self, plan: Plan[Grant]) -> AsyncCall:
-        return AsyncCall(self, await self.run(plan))
+    async def claim_probe(self) -> bool:
+        """Claim the right to ask the server now; as `KeepaSync.claim_probe`."""
+        return (await self._steps().apply(ClaimProbe())).probe
 
-    async def run(self, plan: Plan[T]) -> T:
-        """Carry out a plan of `keepa.plans`."""
-        return await bucket_plans.adrive(plan, self._do)
+    def _steps(self) -> _Steps:
+        return _Steps(self, self._probe)
 
-    async def _do(self, verb: object) -> object:
-        match verb:
-            case Probe():
-                return await self._ask()
-            case Tell():
-                self._tell(verb)
-                return None
-            case _:
-                return await self.bucket.carry_out(verb)
+    def __repr__(self) -> str:
+        return f"AsyncKeepaSync({self.bucket!r})"
 
-    async def _ask(self) -> Answer:
-        if self._probe is None:
+
+class _Steps(AwaitedSteps):
+    """The steps of one call to Keepa, for a coroutine."""
+
+    __slots__ = ("_ask",)
+
+    def __init__(self, sync: AsyncKeepaSync, ask: AsyncProbeFunction | None) -> None:
+        super().__init__(async_door_of(sync.bucket))
+        self._ask = ask
+
+    async def probe(self) -> Answer:
+        """Ask the server for its balance."""
+        if self._ask is None:
             return Answer(None, None, "there is no probe")
         try:
-            status, body = await self._probe()
+            status, body = await self._ask()
         except Exception as error:  # noqa: BLE001 - a probe is somebody else's code; whatever it raises, it brought no reading
             return failed(error)
         return Answer(status, body)
+
+    def say(self, kind: EventKind, why: str) -> None:
+        """Tell the listener of something that no command brought about."""
+        self.door.say(kind, why)
 
 
 class AsyncCall:
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
-    def __init__(self, sync: AsyncKeepaSync, grant: Grant) -> None:
-        self._sync = sync
+    def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
+        self._steps = steps
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -142,11 +159,11 @@ class AsyncCall:
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer; as `Call.settle`. Never raises on a body."""
         self.refused = status == REFUSED
-        self.consumed = await self._sync.run(plans.settle(self.id, body, status))
+        self.consumed = await plans.settle(self._steps(), self.id, body, status)
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
-        await self._sync.bucket.apply(Cancel(self.id))
+        await self._steps().apply(Cancel(self.id))
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from .._arguments import whole
 from ..quota import Quota
-from ..units import UNLIMITED, whole
+from ..units import UNLIMITED
 
 __all__ = ["CAPACITY_MINUTES", "STEP_SECONDS", "bucket_key", "keepa_quota"]
 

@@ -1,0 +1,157 @@
+"""How the doors use a bucket: each plan is written once, as a coroutine, for threads and for coroutines.
+
+What touches the world is a step of `Steps`: the async door's steps are really awaited; the blocking door's never
+suspend, so `_blocking.run` carries a whole plan out in one go. A door takes its first step by itself, since most calls
+need no second one, and then goes on with a plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ._arguments import instance, whole
+from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
+from .quota import Quota
+from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from .rules.decision import Decision, Reason, Snapshot
+from .rules.reading import Reading
+from .units import LIMIT, MICROSECONDS, seconds
+
+LONGEST_PAUSE_US = 60 * MICROSECONDS
+"""Who waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
+
+UNKNOWN_PAUSE_US = MICROSECONDS
+"""How often to look while somebody else's probe is under way: its answer may come any moment."""
+
+
+class Steps(Protocol):
+    """What a plan may do to the world, for one call of a door."""
+
+    outcome: Outcome | None
+    """What the last command came to; None if it was interrupted before anybody knew."""
+
+    async def apply(self, command: Command) -> Outcome:
+        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        ...
+
+    async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
+        """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once."""
+        ...
+
+    def elapsed_us(self) -> int:
+        """Return the time since an instant of the steps' own, to measure waits by."""
+        ...
+
+
+class Patience:
+    """How long a caller still waits, by the wall clock: the time in storage, probe and sleeps together."""
+
+    __slots__ = ("_steps", "_until")
+
+    def __init__(self, steps: Steps, timeout_us: int | None) -> None:
+        self._steps = steps
+        self._until = None if timeout_us is None else steps.elapsed_us() + timeout_us
+
+    def left_us(self) -> int:
+        """Return what is left of it, 0 or less if nothing is; LIMIT: there is no end."""
+        return LIMIT if self._until is None else self._until - self._steps.elapsed_us()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A hold that was opened, and the decision that opened it."""
+
+    id: str
+    tokens: int
+    decision: Decision
+
+
+async def wait(
+    steps: Steps, quota: Quota, patience: Patience, command: Acquire | Reserve, outcome: Outcome
+) -> Decision:
+    """Go on after the first step of a door that waits, until it is granted and its place has come."""
+    slept = 0
+    while not outcome.granted:
+        slept += await pause(steps, quota, outcome, command.tokens, patience.left_us())
+        outcome = await steps.apply(replace(command, wait_us=patience.left_us()))
+    if outcome.place_us > 0:
+        await steps.sleep(outcome.place_us, 0, Reason.EMPTY)
+    return outcome.decision(slept + outcome.place_us)
+
+
+async def give_back(steps: Steps, command: Acquire | Reserve, error: BaseException, refund_id: str) -> None:
+    """Give back what `command` has taken for a call that ends with `error` before its caller knows."""
+    if isinstance(error, KeepaTokensError):
+        # A refusal took nothing; with the storage away nothing can be undone, a hold that was opened runs out.
+        return
+    if isinstance(command, Reserve):
+        # By id, so it does no harm where the hold was never opened.
+        await steps.apply(Cancel(command.id))
+    elif steps.outcome is not None and steps.outcome.granted:
+        await refund(steps, command.tokens, refund_id)
+
+
+def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
+    """Return the command that takes a reading; ConfigError for a plain bucket, which keeps its own books."""
+    instance("reading", reading, Reading)
+    if not quota.synced:
+        raise ConfigError(
+            "a plain bucket keeps its own books: make its quota with synced=True to follow a server's readings"
+        )
+    return Reconcile(reading)
+
+
+def on_leaving(quota: Quota, hold_id: str) -> Settle | None:
+    """Return what ends a hold that was left unsettled: its estimate stays charged.
+
+    On a synced bucket nothing yet: the call may still be under way at the server, and the hold must outlive
+    readings that don't know its cost. It runs out and is charged then.
+    """
+    return None if quota.synced else Settle(hold_id)
+
+
+async def refund(steps: Steps, tokens: int, refund_id: str) -> None:
+    """Give tokens back, once."""
+    # The bucket's own time of issue tells a late repeat from a first sending.
+    issued = (await steps.apply(Peek())).now_us
+    await steps.apply(Refund(refund_id, tokens, issued))
+
+
+def look(tokens: int, keep: int) -> Peek:
+    """Return the command that looks as a request for `tokens` beside `keep` would."""
+    return Peek(whole("tokens", tokens), whole("keep", keep))
+
+
+def snapshot_of(outcome: Outcome) -> Snapshot:
+    """Return the snapshot that came with an outcome."""
+    if outcome.snapshot is None:
+        raise TypeError("a storage must answer Peek and Reconcile with a snapshot")
+    return outcome.snapshot
+
+
+async def pause(steps: Steps, quota: Quota, outcome: Outcome, tokens: int, left_us: int) -> int:
+    """Wait after a refusal and return for how long; or raise at once if it can't end within `left_us`."""
+    retry = outcome.retry_after_us
+    if outcome.reason is Reason.TOO_LARGE:
+        raise refusal(NotEnoughTokens, outcome, tokens)
+    if outcome.reason is Reason.UNKNOWN:
+        # The wait isn't known: a probe may end it any moment.
+        if left_us <= 0:
+            raise refusal(AcquireTimeout, outcome, tokens)
+        duration = min(retry, UNKNOWN_PAUSE_US, left_us)
+    elif retry > left_us or (retry >= LIMIT and not quota.synced):
+        raise refusal(AcquireTimeout, outcome, tokens)
+    else:
+        duration = min(retry, LONGEST_PAUSE_US) if quota.synced else retry
+    duration = max(1, duration)
+    spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration))
+    await steps.sleep(duration, spread, outcome.reason)
+    return duration
+
+
+def refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:
+    """Return a refusal as the error that a door raises."""
+    return kind(
+        tokens, retry_after=seconds(outcome.retry_after_us), reason=str(outcome.reason), balance=outcome.balance
+    )
