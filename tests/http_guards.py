@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import httpx
+import httpx2
 import requests
 
 from keepa_tokens import (
@@ -27,8 +28,8 @@ from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
 
-Kind = Literal["httpx", "httpx-async", "requests"]
-KINDS: Final[tuple[Kind, ...]] = ("httpx", "httpx-async", "requests")
+Kind = Literal["httpx", "httpx-async", "httpx2", "httpx2-async", "requests"]
+KINDS: Final[tuple[Kind, ...]] = ("httpx", "httpx-async", "httpx2", "httpx2-async", "requests")
 KEY: Final = "sEcReT" * 10 + "+/&"
 HOST: Final = "127.0.0.1"
 
@@ -63,6 +64,8 @@ class World:
         **fake: Any,
     ) -> None:
         self.kind = kind
+        self.library: Any = httpx2 if kind.startswith("httpx2") else httpx
+        self.is_async = kind.endswith("-async")
         self.clock = ManualClock(1000.0)
         self.fake = FakeKeepa(clock=self.clock, key=KEY, refill_rate=refill_rate, initial=initial, **fake)
         self.server = FakeKeepaServer(self.fake, speed=None, hang=hang)
@@ -78,14 +81,12 @@ class World:
     def guard(self, **options: Any) -> Any:
         """Return the guard alone: a transport or an adapter."""
         options = {"host": HOST, "api_key": KEY, **options}
-        match self.kind:
-            # verify=False: loading certificates that nobody looks at takes longer than the tests themselves.
-            case "httpx":
-                return KeepaTransport(self.sync, httpx.HTTPTransport(verify=False), **options)
-            case "httpx-async":
-                return AsyncKeepaTransport(self.asynch, httpx.AsyncHTTPTransport(verify=False), **options)
-            case "requests":
-                return KeepaAdapter(self.sync, **options)
+        if self.kind == "requests":
+            return KeepaAdapter(self.sync, **options)
+        # verify=False: loading certificates that nobody looks at takes longer than the tests themselves.
+        if self.is_async:
+            return AsyncKeepaTransport(self.asynch, self.library.AsyncHTTPTransport(verify=False), **options)
+        return KeepaTransport(self.sync, self.library.HTTPTransport(verify=False), **options)
 
     def client(self, **options: Any) -> Client:
         """Return a client behind a guard."""
@@ -110,14 +111,12 @@ class Client:
     def __init__(self, world: World, guard: Any) -> None:
         self.world = world
         self.native: Any
-        match world.kind:
-            case "httpx":
-                self.native = httpx.Client(transport=guard, timeout=30)
-            case "httpx-async":
-                self.native = httpx.AsyncClient(transport=guard, timeout=30)
-            case "requests":
-                self.native = requests.Session()
-                self.native.mount(f"http://{HOST}", guard)
+        if world.kind == "requests":
+            self.native = requests.Session()
+            self.native.mount(f"http://{HOST}", guard)
+        else:
+            client = world.library.AsyncClient if world.is_async else world.library.Client
+            self.native = client(transport=guard, timeout=30)
 
     patience = 30.0
     """Seconds to wait for an answer: plenty on a busy machine. A test of timeouts sets less."""
@@ -146,20 +145,18 @@ class Client:
     def stream(self, path: str, params: Mapping[str, object], read: Callable[[Any], Any]) -> Any:
         """Make a GET as a stream and let `read` have the open response; for an async client a coroutine function."""
         url = self.world.server.url + path
-        match self.world.kind:
-            case "httpx":
-                with self.native.stream("GET", url, params=params) as response:
-                    return read(response)
-            case "requests":
-                with self.native.get(url, params=params, stream=True) as response:
-                    return read(response)
-            case "httpx-async":
+        if self.world.is_async:
 
-                async def streamed() -> Any:
-                    async with self.native.stream("GET", url, params=params) as response:
-                        return await read(response)
+            async def streamed() -> Any:
+                async with self.native.stream("GET", url, params=params) as response:
+                    return await read(response)
 
-                return self.await_(streamed())
+            return self.await_(streamed())
+        if self.world.kind == "requests":
+            with self.native.get(url, params=params, stream=True) as response:
+                return read(response)
+        with self.native.stream("GET", url, params=params) as response:
+            return read(response)
 
     def await_(self, result: Any) -> Any:
         """Return a result, awaited if need be."""
@@ -167,7 +164,7 @@ class Client:
 
     def close(self) -> None:
         """Close the client and its guard."""
-        self.await_(self.native.aclose() if self.world.kind == "httpx-async" else self.native.close())
+        self.await_(self.native.aclose() if self.world.is_async else self.native.close())
 
 
 @contextmanager
@@ -194,7 +191,7 @@ def together(world: World, client: Client, calls: int, params: Callable[[int], M
     """Make calls for products all at once and return their statuses."""
     url = world.server.url + "/product"
     statuses: list[int] = []
-    if world.kind == "httpx-async":
+    if world.is_async:
 
         async def all_of_them() -> None:
             got = await asyncio.gather(

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import requests
 
@@ -29,7 +30,7 @@ from keepa_tokens.testing import FakeKeepaServer
 
 from tests.http_guards import HOST, KEY, KINDS, Kind, World, asins, running, together  # isort: skip
 
-NETWORK_ERRORS = (httpx.TransportError, requests.RequestException)
+NETWORK_ERRORS = (httpx.TransportError, httpx2.TransportError, requests.RequestException)
 Make = Callable[..., World]
 
 
@@ -134,7 +135,7 @@ def test_a_streamed_429_is_settled_before_anybody_reads_it(make: Make) -> None:
     def status(response: Any) -> int:
         return int(response.status_code)
 
-    read = astatus if world.kind == "httpx-async" else status
+    read = astatus if world.is_async else status
     assert client.stream("/product", asins(5), read) == 429
     assert world.in_step()
 
@@ -210,7 +211,7 @@ def everything(world: World, how: str) -> Any:
             "lines": lambda response: b"".join(response.iter_lines()),
             "raw": lambda response: b"".join(iter(lambda: response.raw.read(1000), b"")),
         }[how]
-    if world.kind == "httpx":
+    if not world.is_async:
         return {
             "bytes": lambda response: b"".join(response.iter_bytes(1000)),
             "lines": lambda response: "".join(response.iter_lines()).encode(),
@@ -243,7 +244,7 @@ def test_a_stream_is_settled_when_its_reader_has_come_to_the_end(make: Make, how
         held.append(world.bucket().held)
         return bytes(read(response))
 
-    body = client.stream("/product", asins(50), awatching if world.kind == "httpx-async" else watching)
+    body = client.stream("/product", asins(50), awatching if world.is_async else watching)
 
     assert len(json.loads(body)["products"]) == 50
     assert held == [50]
@@ -260,10 +261,10 @@ def test_a_stream_closed_early_leaves_its_hold_to_run_out(make: Make) -> None:
         return bytes(await anext(response.aiter_bytes(100)))
 
     def some(response: Any) -> bytes:
-        chunks = response.iter_bytes(100) if world.kind == "httpx" else response.iter_content(100)
+        chunks = response.iter_bytes(100) if world.kind != "requests" else response.iter_content(100)
         return bytes(next(chunks))
 
-    assert len(client.stream("/product", asins(50), asome if world.kind == "httpx-async" else some)) == 100
+    assert len(client.stream("/product", asins(50), asome if world.is_async else some)) == 100
 
     assert (world.bucket().balance, world.bucket().held) == (300, 50)
     world.clock.advance(125)

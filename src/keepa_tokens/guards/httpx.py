@@ -1,4 +1,4 @@
-"""httpx transports that pay for requests to Keepa from a bucket: held before, settled by the answer.
+"""Transports for httpx and httpx2 that pay for requests to Keepa from a bucket: held before, settled by the answer.
 
     sync = KeepaSync.from_key(key)
     with httpx.Client(base_url="https://api.keepa.com", transport=KeepaTransport(sync, api_key=key)) as client:
@@ -7,273 +7,294 @@
 - Each request to Keepa waits until its estimate may be spent, and holds it. The answer is settled when its body has
   been read, once, by whoever reads it: `client.get` does, a stream's reader does. What was closed before its end, an
   image, a timeout and a broken connection settle nothing: charged or not, nobody knows, so the hold runs out. Only
-  where no connection came about are the tokens free again.
+  what certainly never reached the server (no connection, no TLS, a proxy that refused) frees its tokens at once.
 - A 429 settles at once, at nothing, and corrects the bucket. It is handed out as it is, since whoever calls may have
-  something better to do than to wait; `retry_refused=True` waits for tokens and makes the request again. With
-  `timeout=0` as well nothing ever waits: a 429 becomes NotEnoughTokens, with a `retry_after`.
+  something better to do than to wait; `retry_refused=True` waits for tokens and makes the request again, and so after a
+  5xx with `Retry-After`. If the server refuses though there are tokens, it waits as the server asks, or longer each
+  time, and hands the fifth refusal out. With `timeout=0` as well nothing ever waits: a 429 becomes NotEnoughTokens,
+  with a `retry_after`.
 - What costs nothing (`/token`) is not held: its answer is a reading. Requests to other hosts pass through.
 - httpx logs the URL of every request. Give the key here, as `api_key`, and leave it out of the requests' parameters:
-  it is added on the way out, where no log, exception or repr sees it.
+  it is added on the way out, where no log, exception or repr sees it; and only by https to the API's own port.
+
+It imports neither library: a request says by its class whose client made it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
+from urllib.request import getproxies, proxy_bypass
 
-try:
-    import httpx
-except ImportError as missing:  # pragma: no cover - the message is all there is to it
-    msg = "the guards for httpx need it: pip install 'keepa-tokens[http]'"
-    raise ImportError(msg) from missing
-
-from ..errors import StorageUnavailable
-from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
+from .._blocking import run
+from ..errors import ConfigError
+from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.estimates import Estimator
-from ..keepa.sync import Call, KeepaSync
-from ._http import KEEPA_HOST, KEY, REFUSED, Asked, Estimate, Terms, is_image, not_taken_down
+from ..keepa.sync import KeepaSync
+from ._flow import End, NotCopied, done, metered
+from ._http import KEEPA_HOST, KEY, Estimate, Meter, Origin, asked_by
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    class _Base(httpx.BaseTransport, httpx2.BaseTransport):
+        @overload
+        def handle_request(self, request: httpx.Request) -> httpx.Response: ...
+        @overload
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
+        def handle_request(self, request: httpx.Request | httpx2.Request) -> httpx.Response | httpx2.Response: ...
+
+    class _AsyncBase(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+        @overload
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response: ...
+        @overload
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
+        async def handle_async_request(
+            self, request: httpx.Request | httpx2.Request
+        ) -> httpx.Response | httpx2.Response: ...
+else:  # the clients ask for no more than the methods
+    _Base = _AsyncBase = object
 
 __all__ = ["AsyncKeepaTransport", "KeepaTransport"]
 
-NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-"""No connection came about, so the server can't have charged the request."""
+LIBRARIES: Final = frozenset({"httpx", "httpx2"})
+
+Send: TypeAlias = "Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]"
+Sync = TypeVar("Sync", KeepaSync, AsyncKeepaSync)
 
 
-class KeepaTransport(httpx.BaseTransport):
-    """Pays for requests to Keepa from the bucket of `sync`, on top of `inner` (default: a plain `HTTPTransport`).
+class _Transport(NotCopied, Generic[Sync]):
+    """What both transports do. send: the inner one's method. own: the kind that is made where none is given."""
 
-    api_key: added to requests that don't bring a `key`. host: whose requests are metered. estimate: says what a call
-    may cost, by path and parameters (default: the table in `keepa_tokens.keepa.costs`); or estimator: one that learns,
-    and is taught by each answer. keep: tokens to leave for others. timeout: seconds that a request may wait for tokens
-    (None: as long as it takes); AcquireTimeout, nothing spent, when it would be longer. retry_refused: make a request
-    that the server refused (429) again, once there are tokens; else the 429 is handed out.
+    send: ClassVar[str]
+    own: ClassVar[str]
+
+    def __init__(
+        self,
+        sync: Sync,
+        inner: object = None,
+        *,
+        api_key: str | None = None,
+        host: str = KEEPA_HOST,
+        estimate: Estimate | None = None,
+        estimator: Estimator | None = None,
+        keep: int = 0,
+        timeout: float | None = None,
+        retry_refused: bool = False,
+    ) -> None:
+        if inner is not None and not hasattr(inner, self.send):
+            raise ConfigError(
+                f"the inner transport of a {type(self).__name__} must have {self.send}(), not be {inner!r}"
+            )
+        self._sync: KeepaSync | AsyncKeepaSync = sync
+        self._origin = Origin(host, api_key)
+        self._meter = Meter(keep=keep, timeout=timeout, again=retry_refused, estimate=estimate, estimator=estimator)
+        self._given = inner
+        self._made: dict[str | None, object] = {}
+
+    async def _handle(self, request: httpx.Request) -> httpx.Response:
+        """Make one request, metered if it goes to Keepa."""
+        library, url = _library(request), str(request.url)
+        send = getattr(self._inner(library, request), self.send)
+        if not self._origin.meters(url):
+            return cast("httpx.Response", await done(send(request)))
+        blocking = isinstance(self._sync, KeepaSync)
+        body = request.read() if blocking else await request.aread()
+        exchange = _Exchange(library, send, request, self._origin.key_for(url), blocking=blocking)
+        return await metered(self._sync, self._meter, asked_by(url, body), exchange)
+
+    def _inner(self, library: ModuleType, request: httpx.Request) -> object:
+        """Return what sends a request: the one given, or one that is made when it is needed, as a client makes it."""
+        if self._given is not None:
+            return self._given
+        proxy = _proxy(request.url.scheme, request.url.host)
+        if proxy not in self._made:
+            self._made.setdefault(proxy, getattr(library, self.own)(proxy=proxy))
+        return self._made[proxy]
+
+    def _inners(self) -> list[object]:
+        return [*self._made.values()] if self._given is None else [self._given]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._sync!r}, host={self._origin.host!r})"
+
+
+class KeepaTransport(_Transport[KeepaSync], _Base):
+    """Pays for requests to Keepa from the bucket of `sync`, on top of `inner`.
+
+    inner: what sends the requests (default: the library's own transport, with proxies and certificates from the
+    environment). api_key: added to requests that don't bring a `key`. host: whose requests are metered. estimate: says
+    what a call may cost, by path and parameters (default: the table in `keepa_tokens.keepa.costs`); or estimator: one
+    that learns, and is taught by each answer. keep: tokens to leave for others. timeout: seconds that a request may
+    wait for tokens (None: as long as it takes); AcquireTimeout, nothing spent, when it would be longer. retry_refused:
+    make a request that the server refused (429) again, once there are tokens; else the 429 is handed out.
 
     httpx takes `verify`, `http2`, `proxy` and `limits` from a client only where it makes the transport itself: give
     them to `inner`. Closing the client closes `inner`.
     """
 
-    def __init__(
-        self,
-        sync: KeepaSync,
-        inner: httpx.BaseTransport | None = None,
-        *,
-        api_key: str | None = None,
-        host: str = KEEPA_HOST,
-        estimate: Estimate | None = None,
-        estimator: Estimator | None = None,
-        keep: int = 0,
-        timeout: float | None = None,
-        retry_refused: bool = False,
-    ) -> None:
-        self._sync = sync
-        self._terms = Terms(
-            api_key=api_key,
-            host=host,
-            estimate=estimate,
-            estimator=estimator,
-            keep=keep,
-            timeout=timeout,
-            retry_refused=retry_refused,
-        )
-        self._inner = httpx.HTTPTransport() if inner is None else inner
+    send = "handle_request"
+    own = "HTTPTransport"
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    @overload
+    def handle_request(self, request: httpx.Request) -> httpx.Response: ...
+    @overload
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    def handle_request(self, request: httpx.Request | httpx2.Request) -> httpx.Response | httpx2.Response:
         """Make one request, metered if it goes to Keepa."""
-        terms = self._terms
-        if not terms.meters(request.url.host):
-            return self._inner.handle_request(request)
-        asked = terms.asked(str(request.url), request.read())
-        sent = _keyed(request, terms)
-        cost = terms.cost(asked)
-        if cost == 0:
-            return self._observed(sent)
-        left = terms.timeout
-        while True:
-            call = self._sync.request(cost, keep=terms.keep, timeout=left)
-            response = self._answer(call, asked, sent)
-            if not (call.refused and terms.retry_refused):
-                return response
-            left = terms.left(left, call)
-
-    def _answer(self, call: Call, asked: Asked, request: httpx.Request) -> httpx.Response:
-        try:
-            response = self._inner.handle_request(request)
-        except NEVER_SENT:
-            with suppress(StorageUnavailable):  # then it runs out by itself
-                call.cancel()
-            raise
-
-        def end(body: bytes | None) -> None:
-            try:
-                call.settle(body, status=response.status_code)
-            except StorageUnavailable as error:
-                not_taken_down(error)
-            self._terms.learn(asked, call)
-
-        if response.status_code == REFUSED:
-            return _whole(response, _read(response, end))
-        if is_image(response.headers.get("Content-Type")):
-            return response
-        return _streaming(response, _Settling(_sync_stream(response), response, end))
-
-    def _observed(self, request: httpx.Request) -> httpx.Response:
-        response = self._inner.handle_request(request)
-
-        def end(body: bytes | None) -> None:
-            if body is None:
-                return
-            try:
-                self._sync.observe(body, status=response.status_code)
-            except StorageUnavailable as error:
-                not_taken_down(error)
-
-        return _whole(response, _read(response, end))
+        return run(self._handle(cast("httpx.Request", request)))
 
     def close(self) -> None:
         """Close the inner transport."""
-        self._inner.close()
+        for inner in self._inners():
+            cast("httpx.BaseTransport", inner).close()
 
-    def __repr__(self) -> str:
-        return f"KeepaTransport({self._sync!r}, host={self._terms.host!r})"
+    def __enter__(self) -> Self:
+        return self
 
-
-class AsyncKeepaTransport(httpx.AsyncBaseTransport):
-    """`KeepaTransport` for `httpx.AsyncClient`: the same names, an `AsyncKeepaSync`, an async `inner`."""
-
-    def __init__(
+    def __exit__(
         self,
-        sync: AsyncKeepaSync,
-        inner: httpx.AsyncBaseTransport | None = None,
-        *,
-        api_key: str | None = None,
-        host: str = KEEPA_HOST,
-        estimate: Estimate | None = None,
-        estimator: Estimator | None = None,
-        keep: int = 0,
-        timeout: float | None = None,
-        retry_refused: bool = False,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
     ) -> None:
-        self._sync = sync
-        self._terms = Terms(
-            api_key=api_key,
-            host=host,
-            estimate=estimate,
-            estimator=estimator,
-            keep=keep,
-            timeout=timeout,
-            retry_refused=retry_refused,
-        )
-        self._inner = httpx.AsyncHTTPTransport() if inner is None else inner
+        self.close()
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+
+class AsyncKeepaTransport(_Transport[AsyncKeepaSync], _AsyncBase):
+    """`KeepaTransport` for the async clients: the same names, an `AsyncKeepaSync`, an async `inner`."""
+
+    send = "handle_async_request"
+    own = "AsyncHTTPTransport"
+
+    @overload
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response: ...
+    @overload
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    async def handle_async_request(self, request: httpx.Request | httpx2.Request) -> httpx.Response | httpx2.Response:
         """Make one request, metered if it goes to Keepa."""
-        terms = self._terms
-        if not terms.meters(request.url.host):
-            return await self._inner.handle_async_request(request)
-        asked = terms.asked(str(request.url), await request.aread())
-        sent = _keyed(request, terms)
-        cost = terms.cost(asked)
-        if cost == 0:
-            return await self._observed(sent)
-        left = terms.timeout
-        while True:
-            call = await self._sync.request(cost, keep=terms.keep, timeout=left)
-            response = await self._answer(call, asked, sent)
-            if not (call.refused and terms.retry_refused):
-                return response
-            left = terms.left(left, call)
-
-    async def _answer(self, call: AsyncCall, asked: Asked, request: httpx.Request) -> httpx.Response:
-        try:
-            response = await self._inner.handle_async_request(request)
-        except NEVER_SENT:
-            with suppress(StorageUnavailable):  # then it runs out by itself
-                await call.cancel()
-            raise
-
-        async def end(body: bytes | None) -> None:
-            try:
-                await call.settle(body, status=response.status_code)
-            except StorageUnavailable as error:
-                not_taken_down(error)
-            self._terms.learn(asked, call)
-
-        if response.status_code == REFUSED:
-            return _whole(response, await _aread(response, end))
-        if is_image(response.headers.get("Content-Type")):
-            return response
-        return _streaming(response, _AsyncSettling(_async_stream(response), response, end))
-
-    async def _observed(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
-
-        async def end(body: bytes | None) -> None:
-            if body is None:
-                return
-            try:
-                await self._sync.observe(body, status=response.status_code)
-            except StorageUnavailable as error:
-                not_taken_down(error)
-
-        return _whole(response, await _aread(response, end))
+        return await self._handle(cast("httpx.Request", request))
 
     async def aclose(self) -> None:
         """Close the inner transport."""
-        await self._inner.aclose()
+        for inner in self._inners():
+            await cast("httpx.AsyncBaseTransport", inner).aclose()
 
-    def __repr__(self) -> str:
-        return f"AsyncKeepaTransport({self._sync!r}, host={self._terms.host!r})"
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
 
 
-class _Settling(httpx.SyncByteStream):
-    """A body on its way to its reader. At its end it is settled whole; closed before, as one that nobody knows."""
+class _Exchange:
+    """One request of a client of `library`, sent by `send` with the API key; the client's own stays without."""
+
+    repeatable = True
 
     def __init__(
-        self, stream: httpx.SyncByteStream, response: httpx.Response, end: Callable[[bytes | None], None]
+        self, library: ModuleType, send: Send, request: httpx.Request, api_key: str | None, *, blocking: bool
     ) -> None:
-        self._stream = stream
-        self._response = response
-        self._end: Callable[[bytes | None], None] | None = end
+        self._library = library
+        self._send = send
+        self._request = request
+        self._api_key = api_key
+        self._blocking = blocking
+
+    def send(self) -> httpx.Response | Awaitable[httpx.Response]:
+        """Send the request."""
+        return self._send(self._request if self._api_key is None else self._keyed(self._api_key))
+
+    def _keyed(self, api_key: str) -> httpx.Request:
+        request = self._request
+        made = self._library.Request(
+            request.method,
+            request.url.copy_merge_params({KEY: api_key}),
+            headers=request.headers,
+            stream=request.stream,
+            extensions=request.extensions,
+        )
+        return cast("httpx.Request", made)
+
+    def status(self, answer: httpx.Response) -> int:
+        """Return the status."""
+        return answer.status_code
+
+    def headers(self, answer: httpx.Response) -> Mapping[str, str]:
+        """Return the headers."""
+        return answer.headers
+
+    async def read(self, answer: httpx.Response) -> tuple[httpx.Response, bytes]:
+        """Return the answer with its body as it came over the wire, to be read once more, and the decoded body."""
+        stream = cast("httpx.ByteStream", answer.stream)
+        try:
+            raw = b"".join(stream) if self._blocking else b"".join([chunk async for chunk in stream])
+        finally:
+            await _close(stream, blocking=self._blocking)
+        return self._with(answer, self._library.ByteStream(raw)), self._decoded(answer, raw)
+
+    def streamed(self, answer: httpx.Response, end: End) -> httpx.Response:
+        """Return the answer, whose body is settled at its end."""
+        library = self._library
+        kind = type("Settling", (_Settling, library.SyncByteStream, library.AsyncByteStream), {})
+
+        async def ended(raw: bytes | None) -> None:
+            await end(None if raw is None else self._decoded(answer, raw))
+
+        return self._with(answer, kind(answer.stream, ended))
+
+    def _with(self, answer: httpx.Response, stream: object) -> httpx.Response:
+        made = self._library.Response(
+            answer.status_code, headers=answer.headers, stream=stream, extensions=answer.extensions
+        )
+        return cast("httpx.Response", made)
+
+    def _decoded(self, answer: httpx.Response, raw: bytes) -> bytes:
+        """Return a body without its content encoding; as it is, if it can't be decoded."""
+        try:
+            return bytes(self._library.Response(answer.status_code, headers=answer.headers, content=raw).content)
+        except self._library.DecodingError:
+            return raw
+
+
+class _Settling:
+    """A body on its way to its reader. At its end it is settled whole; closed before, as one that nobody knows."""
+
+    def __init__(self, stream: object, end: End) -> None:
+        self._stream = cast("httpx.ByteStream", stream)
+        self._end: End | None = end
 
     def __iter__(self) -> Iterator[bytes]:
         chunks: list[bytes] = []
         for chunk in self._stream:
             chunks.append(chunk)
             yield chunk
-        self._once(_decoded(self._response, b"".join(chunks)))
-
-    def close(self) -> None:
-        try:
-            self._stream.close()
-        finally:
-            self._once(None)
-
-    def _once(self, body: bytes | None) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            end(body)
-
-
-class _AsyncSettling(httpx.AsyncByteStream):
-    """`_Settling` for coroutines."""
-
-    def __init__(
-        self, stream: httpx.AsyncByteStream, response: httpx.Response, end: Callable[[bytes | None], Awaitable[None]]
-    ) -> None:
-        self._stream = stream
-        self._response = response
-        self._end: Callable[[bytes | None], Awaitable[None]] | None = end
+        run(self._once(b"".join(chunks)))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks: list[bytes] = []
         async for chunk in self._stream:
             chunks.append(chunk)
             yield chunk
-        await self._once(_decoded(self._response, b"".join(chunks)))
+        await self._once(b"".join(chunks))
+
+    def close(self) -> None:
+        run(self._closed(blocking=True))
 
     async def aclose(self) -> None:
+        await self._closed(blocking=False)
+
+    async def _closed(self, *, blocking: bool) -> None:
         try:
-            await self._stream.aclose()
+            await _close(self._stream, blocking=blocking)
         finally:
             await self._once(None)
 
@@ -283,58 +304,23 @@ class _AsyncSettling(httpx.AsyncByteStream):
             await end(body)
 
 
-def _read(response: httpx.Response, end: Callable[[bytes | None], None]) -> bytes:
-    """Read a small body at once and end its call; return it as it came over the wire."""
-    stream = _Settling(_sync_stream(response), response, end)
-    try:
-        return b"".join(stream)
-    finally:
-        stream.close()
+async def _close(stream: httpx.SyncByteStream | httpx.AsyncByteStream, *, blocking: bool) -> None:
+    if blocking:
+        cast("httpx.SyncByteStream", stream).close()
+    else:
+        await cast("httpx.AsyncByteStream", stream).aclose()
 
 
-async def _aread(response: httpx.Response, end: Callable[[bytes | None], Awaitable[None]]) -> bytes:
-    stream = _AsyncSettling(_async_stream(response), response, end)
-    try:
-        return b"".join([chunk async for chunk in stream])
-    finally:
-        await stream.aclose()
+def _library(request: httpx.Request) -> ModuleType:
+    """Return the library that made a request, httpx or httpx2."""
+    names = [kind.__module__.partition(".")[0] for kind in type(request).__mro__]
+    return sys.modules[next(name for name in names if name in LIBRARIES)]
 
 
-def _whole(response: httpx.Response, raw: bytes) -> httpx.Response:
-    """Return a response that was read, to be read once more by the client."""
-    return _streaming(response, httpx.ByteStream(raw))
-
-
-def _streaming(response: httpx.Response, stream: httpx.SyncByteStream | httpx.AsyncByteStream) -> httpx.Response:
-    return httpx.Response(response.status_code, headers=response.headers, stream=stream, extensions=response.extensions)
-
-
-def _decoded(response: httpx.Response, raw: bytes) -> bytes:
-    """Return a body without its content encoding; as it is, if it can't be decoded."""
-    try:
-        return httpx.Response(response.status_code, headers=response.headers, content=raw).content
-    except httpx.DecodingError:
-        return raw
-
-
-def _sync_stream(response: httpx.Response) -> httpx.SyncByteStream:
-    if not isinstance(response.stream, httpx.SyncByteStream):
-        raise TypeError(f"the inner transport must answer with a sync stream, not {type(response.stream).__name__}")
-    return response.stream
-
-
-def _async_stream(response: httpx.Response) -> httpx.AsyncByteStream:
-    if not isinstance(response.stream, httpx.AsyncByteStream):
-        raise TypeError(f"the inner transport must answer with an async stream, not {type(response.stream).__name__}")
-    return response.stream
-
-
-def _keyed(request: httpx.Request, terms: Terms) -> httpx.Request:
-    """Return the request as it leaves: with the API key. The one that the client holds, and logs, stays without."""
-    api_key = terms.key_for(str(request.url))
-    if api_key is None:
-        return request
-    url = request.url.copy_merge_params({KEY: api_key})
-    return httpx.Request(
-        request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
-    )
+def _proxy(scheme: str, host: str) -> str | None:
+    """Return the proxy that the environment names for a URL, as the clients find it for transports of their own."""
+    proxies = getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"

@@ -21,13 +21,14 @@ answer before the client sees it. Building URLs, parsing, errors and attributes 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from math import isfinite
-from pathlib import Path
 from types import FunctionType, SimpleNamespace
-from typing import Final, Self, TypeVar, cast, overload
+from typing import ClassVar, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
 from urllib.parse import quote
 
 try:
@@ -38,25 +39,27 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 
 import aiohttp
 import requests
-import urllib3.exceptions
 
-from .._arguments import timeout_us, whole
-from ..async_bucket import Pending
-from ..errors import ConfigError
-from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.costs import estimate
+from .._blocking import run
+from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
+from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
-from ..keepa.sync import Call, KeepaSync
+from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
+from ._flow import AnyCall, AnySync, Ask, End, NotCopied, done, metered
+from ._http import Asked, Meter
+from .requests import Exchange
 
 __all__ = ["guard", "unguard"]
 
 SyncApi = TypeVar("SyncApi", bound=keepa.Keepa)
 AsyncApi = TypeVar("AsyncApi", bound=keepa.AsyncKeepa)
+Api: TypeAlias = keepa.Keepa | keepa.AsyncKeepa
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TOKEN: Final = "token"  # noqa: S105 - a path
 IMAGE: Final = "graphimage"
-SHADOWED: Final = ("_request", "wait_for_tokens", "download_graph_image")
 MILLISECONDS: Final = 1000
 
 
@@ -82,40 +85,48 @@ def guard(
     an async bucket or the reverse, and for a client whose own requests can't be seen (another release, a subclass
     with its own `_request`).
     """
-    whole("keep", keep)
-    timeout_us(timeout)
+    kind: type[_Guard]
     if isinstance(api, keepa.Keepa) and isinstance(sync, KeepaSync):
-        vars(api).update(_SyncGuard(api, sync, keep, timeout).shadows())
+        kind = _SyncGuard
     elif isinstance(api, keepa.AsyncKeepa) and isinstance(sync, AsyncKeepaSync):
-        vars(api).update(_AsyncGuard(api, sync, keep, timeout).shadows())
+        kind = _AsyncGuard
     else:
         raise ConfigError(
             f"a {type(api).__name__} can't spend through a {type(sync).__name__}: guard keepa.Keepa with KeepaSync, and"
             " keepa.AsyncKeepa with AsyncKeepaSync"
         )
+    guarded = kind(api, sync, keep, timeout)
+    vars(api).update({name: getattr(guarded, name) for name in kind.shadows})
     return api
 
 
 def unguard(api: keepa.Keepa | keepa.AsyncKeepa) -> None:
     """Take the guard off; without one, do nothing. Requests under way end as they began, their holds settled."""
-    for name in SHADOWED:
+    for name in _AsyncGuard.shadows:
         vars(api).pop(name, None)
 
 
-class _SyncGuard:
-    """What stands in for the methods of one `keepa.Keepa`."""
+class _Guard(NotCopied):
+    """What stands in for the methods of one client, sync or async alike.
 
-    def __init__(self, api: keepa.Keepa, sync: KeepaSync, keep: int, timeout: float | None) -> None:
+    shadows: their names. reaches: by which names the client's own code reaches the network.
+    """
+
+    shadows: ClassVar[tuple[str, ...]] = ("_request", "wait_for_tokens", "query")
+    reaches: ClassVar[tuple[str, str]]
+
+    def __init__(self, api: Api, sync: AnySync, keep: int, timeout: float | None) -> None:
         self._api = api
         self._sync = sync
-        self._keep = keep
-        self._timeout = timeout
-        self._own_request = _own(api, "_request", "requests", "get")
+        self._waiting = Meter(keep=keep, timeout=timeout, again=True)
+        self._at_once = Meter(keep=keep, timeout=timeout, again=False)
+        self._own_request = _own(api, "_request", *self.reaches)
 
-    def shadows(self) -> dict[str, object]:
-        return {"_request": self.request, "wait_for_tokens": self.wait_for_tokens}
+    def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
+        """Return what the client's code sees as its HTTP library for one request, by the name of the import."""
+        raise NotImplementedError
 
-    def request(
+    async def made(
         self,
         request_type: str,
         payload: dict[str, object],
@@ -125,124 +136,38 @@ class _SyncGuard:
     ) -> object:
         """Make one request as the client does, metered; wait=False: don't wait for tokens."""
         if request_type == TOKEN and is_json and not raw_response:
-            return self._token()
-        return self._http(request_type, payload, wait=wait, raw_response=raw_response, is_json=is_json)
-
-    def wait_for_tokens(self) -> None:
-        """Wait until the balance is above 0, by the bucket. Takes nothing."""
-        self._token()
-        while self._api.tokens_left <= 0:
-            call = self._sync.request(1, keep=self._keep, timeout=self._timeout)
-            call.cancel()
-            # The scout was let through to bring the truth, whatever the balance.
-            _ = self._ask() if call.decision.probe else self._token()
-
-    def _token(self) -> object:
-        bucket = self._sync.bucket.peek()
-        if bucket.balance is None:
-            try:
-                bucket = self._sync.refresh()
-            except ConfigError:  # there is no probe: the client asks, unless another worker is just doing so
-                if self._sync.claim_probe():
-                    return self._ask()
-        return _show(self._api, bucket)
-
-    def _ask(self) -> object:
-        return self._http(TOKEN, {"key": self._api.accesskey}, wait=False, raw_response=False, is_json=True)
-
-    def _http(
-        self, request_type: str, payload: dict[str, object], *, wait: bool, raw_response: bool, is_json: bool
-    ) -> object:
-        cost = estimate(request_type, payload)
-
-        def get(url: str, params: object, **options: object) -> requests.Response:
-            return self._answer(self._calls(cost, wait=wait), url, params, options)
-
-        request = _seeing(self._own_request, requests=SimpleNamespace(get=get))
-        with _Tidy(self._api):
-            return request(self._api, request_type, payload, wait=False, raw_response=raw_response, is_json=is_json)
-
-    def _calls(self, cost: int, *, wait: bool) -> Iterator[Call]:
-        if wait:
-            return self._sync.attempts(cost, keep=self._keep, timeout=self._timeout)
-        return iter((self._sync.try_request(cost, keep=self._keep),))
-
-    def _answer(self, calls: Iterator[Call], url: str, params: object, options: dict[str, object]) -> requests.Response:
-        """Make the request until it isn't refused; settle each answer before anybody reads it."""
-        get = cast("Callable[..., requests.Response]", requests.get)
-        answer: requests.Response | None = None
-        for call in calls:
-            try:
-                answer = get(url, params, **options)
-            except requests.RequestException as error:
-                if _never_sent(error):
-                    call.cancel()
-                raise
-            image = _is_image(answer.headers.get("Content-Type", ""))
-            call.settle(None if image else answer.content, status=answer.status_code)
-        return cast("requests.Response", answer)  # there is always a first call
-
-
-class _AsyncGuard:
-    """What stands in for the methods of one `keepa.AsyncKeepa`; `_SyncGuard` for coroutines."""
-
-    def __init__(self, api: keepa.AsyncKeepa, sync: AsyncKeepaSync, keep: int, timeout: float | None) -> None:
-        self._api = api
-        self._sync = sync
-        self._keep = keep
-        self._timeout = timeout
-        self._own_request = _own(api, "_request", "aiohttp", "ClientSession")
-        self._own_download = _own(api, "download_graph_image", "aiohttp", "ClientSession")
-
-    def shadows(self) -> dict[str, object]:
-        return {
-            "_request": self.request,
-            "wait_for_tokens": self.wait_for_tokens,
-            "download_graph_image": self.download_graph_image,
-        }
-
-    async def request(
-        self,
-        request_type: str,
-        payload: dict[str, object],
-        wait: bool = True,  # noqa: FBT001, FBT002 - the client's own signature
-        raw_response: bool = False,  # noqa: FBT001, FBT002 - the same
-        is_json: bool = True,  # noqa: FBT001, FBT002 - the same
-    ) -> object:
-        """Make one request as the client does, metered; wait=False: don't wait for tokens."""
-        if request_type == TOKEN and is_json and not raw_response:
-            return await self._token()
+            return await self.token()
         return await self._http(request_type, payload, wait=wait, raw_response=raw_response, is_json=is_json)
 
-    async def wait_for_tokens(self) -> None:
+    async def queried(self, items: Iterable[object], *args: object, **options: object) -> object:
+        """Query products as the client does, a request for each hundred of them."""
+        pages = _Pages(1 if isinstance(items, str) else len({*map(str, items)}))  # the client asks for each once
+        outer = _PAGES.set(pages)
+        try:
+            return await done(_own(self._api, "query")(self._api, items, *args, **options))
+        finally:
+            _PAGES.reset(outer)
+            await _cancel(pages.held)
+
+    async def waited(self) -> None:
         """Wait until the balance is above 0, by the bucket. Takes nothing."""
-        await self._token()
+        await self.token()
         while self._api.tokens_left <= 0:
-            call = await self._sync.request(1, keep=self._keep, timeout=self._timeout)
-            await call.cancel()
+            call = await self._call(1, waits=True)
+            await done(call.cancel())
             # The scout was let through to bring the truth, whatever the balance.
-            _ = await (self._ask() if call.decision.probe else self._token())
+            _ = await (self._ask() if call.decision.probe else self.token())
 
-    async def download_graph_image(
-        self,
-        asin: str,
-        filename: str | Path,
-        domain: str | keepa.Domain = "US",
-        wait: bool = True,  # noqa: FBT001, FBT002 - the client's own signature
-        **graph_kwargs: object,
-    ) -> None:
-        """Download an image as the client does, metered: it makes this request past its `_request`."""
-        download = _seeing(self._own_download, aiohttp=self._aiohttp(estimate(IMAGE, {"asin": asin}), wait=wait))
-        with _Tidy(self._api):
-            await _awaited(download(self._api, asin, filename, domain, wait, **graph_kwargs))
-
-    async def _token(self) -> object:
-        bucket = await self._sync.bucket.peek()
+    async def token(self) -> object:
+        """Answer `/token` from the bucket; where it knows nothing and has no probe, by the client."""
+        bucket: Snapshot = await done(self._sync.bucket.peek())
         if bucket.balance is None:
             try:
-                bucket = await self._sync.refresh()
+                bucket = await done(self._sync.refresh())
             except ConfigError:  # there is no probe: the client asks, unless another worker is just doing so
-                if await self._sync.claim_probe():
+                with suppress(NotEnoughTokens):
+                    call = await self._call(1, waits=False)
+                    await done(call.cancel())
                     return await self._ask()
         return _show(self._api, bucket)
 
@@ -252,48 +177,147 @@ class _AsyncGuard:
     async def _http(
         self, request_type: str, payload: dict[str, object], *, wait: bool, raw_response: bool, is_json: bool
     ) -> object:
-        request = _seeing(self._own_request, aiohttp=self._aiohttp(estimate(request_type, payload), wait=wait))
+        asked = Asked(request_type, payload)
+        page = await self._page(asked, waits=wait)
+
+        async def ask(cost: int, left: float | None) -> AnyCall:
+            return page or await self._call(cost, left, waits=wait)
+
+        # A page that was held together with the others is refused only where somebody else spends: the client's error.
+        seen = self.seen(asked, ask, self._waiting if wait and page is None else self._at_once)
+        request = _seeing(self._own_request, **seen)
         with _Tidy(self._api):
-            return await _awaited(
+            return await done(
                 request(self._api, request_type, payload, wait=False, raw_response=raw_response, is_json=is_json)
             )
 
-    def _aiohttp(self, cost: int, *, wait: bool) -> SimpleNamespace:
-        """Return what the client's code sees as `aiohttp` for one call of `cost` tokens."""
+    async def _call(self, cost: int, left: float | None = None, *, waits: bool, keep: int = 0) -> AnyCall:
+        keep += self._waiting.keep
+        if waits:
+            return await done(self._sync.request(cost, keep=keep, timeout=left))
+        return await done(self._sync.try_request(cost, keep=keep))
 
-        def get(url: str, **options: object) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-            return self._answer(self._calls(cost, wait=wait), url, options, wait=wait)
+    async def _page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
+        """Return the hold of a query's next page where it must not wait between pages; None: it may, or has but one."""
+        pages = _PAGES.get()
+        if pages is None or (waits and self._waiting.timeout is None):
+            return None
+        if not pages.begun:
+            pages.begun = True
+            costs = pages.costs(asked, self._waiting.cost(asked))
+            if len(costs) > 1:
+                pages.held = await self._together(costs, waits=waits)
+        return pages.held.pop(0) if pages.held else None
 
-        return SimpleNamespace(ClientSession=lambda: _Session(get))
+    async def _together(self, costs: list[int], *, waits: bool) -> list[AnyCall]:
+        """Set the tokens of all pages aside, or none.
 
-    def _calls(self, cost: int, *, wait: bool) -> AsyncIterator[AsyncCall]:
-        if wait:
-            return self._sync.attempts(cost, keep=self._keep, timeout=self._timeout)
-        return _once(self._sync.try_request(cost, keep=self._keep))
+        The server admits a page while the balance is above 0. So what all pages but the last cost must be there, and 1.
+        """
+        held: list[AnyCall] = []
+        try:
+            while len(held) < len(costs):
+                cost, ahead = costs[len(held)], sum(costs[len(held) : -1])
+                held.append(await self._call(cost, self._waiting.timeout, waits=waits, keep=ahead))
+                if held[-1].decision.probe:  # the scout: the free question will do
+                    await done(held.pop().cancel())
+                    await self._ask()
+        except CostTooLarge:
+            keep, capacity = self._waiting.keep, self._sync.bucket.quota.capacity
+            raise CostTooLarge(sum(costs), keep, capacity - keep - 1 + costs[-1]) from None
+        except NotEnoughTokens as refused:
+            await _cancel(held)
+            raise type(refused)(sum(costs), refused.retry_after, refused.reason, refused.balance) from None
+        return held
 
-    @asynccontextmanager
-    async def _answer(
-        self, calls: AsyncIterator[AsyncCall], url: str, options: dict[str, object], *, wait: bool
-    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Make the request until it isn't refused; settle each answer before anybody reads it."""
-        async for call in calls:
-            try:
-                # A session for each request, as the client does: none stays open while this waits for tokens.
-                async with aiohttp.ClientSession() as session, _get(session, url, options) as answer:
-                    # An image is left unread, for the client reads it as a stream.
-                    body = None if _is_image(answer.content_type) else await answer.read()
-                    await call.settle(body, status=answer.status)
-                    if not (wait and call.refused):
-                        yield answer
-            except aiohttp.ClientConnectorError:  # never sent
-                await call.cancel()
-                raise
+
+@dataclass
+class _Pages:
+    """How a query is doing that takes one request or several. held: of the pages to come, the tokens."""
+
+    items: int
+    begun: bool = False
+    held: list[AnyCall] = field(default_factory=list[AnyCall])
+
+    def costs(self, first: Asked, cost: int) -> list[int]:
+        """Return what each page may cost, by what the first one may."""
+        size = len(str(first.params.get("asin") or first.params.get("code")).split(","))
+        return [cost * min(size, self.items - begin) // size for begin in range(0, self.items, size)]
+
+
+_PAGES: Final = ContextVar[_Pages | None]("the query under way, in this thread or task", default=None)
+
+
+async def _cancel(calls: list[AnyCall]) -> None:
+    """Free the tokens of requests that were never sent."""
+    for call in calls:
+        with suppress(StorageUnavailable):  # then it runs out by itself
+            await done(call.cancel())
+
+
+def _blocking(method: Callable[P, Coroutine[object, None, T]]) -> Callable[P, T]:
+    """Return a coroutine method whose steps never suspend as a blocking one."""
+
+    @wraps(method)
+    def blocking(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run(method(*args, **kwargs))
+
+    return blocking
+
+
+class _SyncGuard(_Guard):
+    """For `keepa.Keepa`, which makes its requests by `requests.get`."""
+
+    reaches = ("requests", "get")
+    _request = _blocking(_Guard.made)
+    query = _blocking(_Guard.queried)
+    wait_for_tokens = _blocking(_Guard.waited)
+
+    def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
+        """Return a `requests` whose `get` is metered."""
+
+        def get(url: str, params: object, **options: object) -> requests.Response:
+            send = partial(cast("Callable[..., requests.Response]", requests.get), url, params, **options)
+            return run(metered(self._sync, meter, asked, Exchange(send), ask))
+
+        return {"requests": SimpleNamespace(get=get)}
+
+
+class _AsyncGuard(_Guard):
+    """For `keepa.AsyncKeepa`, which makes its requests by an `aiohttp.ClientSession` each, that of an image apart."""
+
+    shadows = (*_Guard.shadows, "download_graph_image")
+    reaches = ("aiohttp", "ClientSession")
+    _request = _Guard.made
+    query = _Guard.queried
+    wait_for_tokens = _Guard.waited
+
+    def __init__(self, api: Api, sync: AnySync, keep: int, timeout: float | None) -> None:
+        super().__init__(api, sync, keep, timeout)
+        self._own_download = _own(api, "download_graph_image", *self.reaches)
+
+    async def download_graph_image(self, asin: str, *args: object, **options: object) -> None:
+        """Download an image as the client does, metered: it makes this request past its `_request`."""
+        asked = Asked(IMAGE, {"asin": asin})
+        download = _seeing(self._own_download, **self.seen(asked, partial(self._call, waits=True), self._waiting))
+        with _Tidy(self._api):
+            await done(download(self._api, asin, *args, **options))
+
+    def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
+        """Return an `aiohttp` whose sessions are metered."""
+
+        @asynccontextmanager
+        async def get(url: str, **options: object) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+            async with _AsyncExchange(url, options) as exchange:
+                yield await metered(self._sync, meter, asked, exchange, ask)
+
+        return {"aiohttp": SimpleNamespace(ClientSession=lambda: _Session(get))}
 
 
 class _Session:
     """Stands in for `aiohttp.ClientSession`: a real one is opened for each request, once there are tokens."""
 
-    def __init__(self, get: Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
+    def __init__(self, get: object) -> None:
         self.get = get
 
     async def __aenter__(self) -> Self:
@@ -301,6 +325,39 @@ class _Session:
 
     async def __aexit__(self, *_: object) -> None:
         """Have nothing to close."""
+
+
+class _AsyncExchange(AsyncExitStack):
+    """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
+
+    repeatable = True
+
+    def __init__(self, url: str, options: dict[str, object]) -> None:
+        super().__init__()
+        self._url = url
+        self._options = options
+
+    async def send(self) -> aiohttp.ClientResponse:
+        """Send the request, and close the answer before."""
+        await self.aclose()
+        session = await self.enter_async_context(aiohttp.ClientSession())
+        get = cast("Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]", session.get)
+        return await self.enter_async_context(get(self._url, **self._options))
+
+    def status(self, answer: aiohttp.ClientResponse) -> int:
+        """Return the status."""
+        return answer.status
+
+    def headers(self, answer: aiohttp.ClientResponse) -> Mapping[str, str]:
+        """Return the headers."""
+        return answer.headers
+
+    async def read(self, answer: aiohttp.ClientResponse) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Read the body, which stays in the answer."""
+        return answer, await answer.read()
+
+    def streamed(self, answer: aiohttp.ClientResponse, end: End) -> None:
+        """Have it read now."""
 
 
 class _Tidy:
@@ -341,33 +398,6 @@ def _seeing(function: FunctionType, **modules: object) -> Callable[..., object]:
     """Return the same code with other modules in the place of those it imported."""
     names = function.__globals__ | modules
     return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-
-
-async def _awaited(result: object) -> object:
-    return await cast("Awaitable[object]", result)
-
-
-async def _once(call: Pending[AsyncCall]) -> AsyncIterator[AsyncCall]:
-    yield await call
-
-
-def _get(
-    session: aiohttp.ClientSession, url: str, options: dict[str, object]
-) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-    get = cast("Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]", session.get)
-    return get(url, **options)
-
-
-def _is_image(content_type: str) -> bool:
-    """Return whether an answer is an image, which carries no envelope."""
-    return content_type.lower().startswith("image/")
-
-
-def _never_sent(error: requests.RequestException) -> bool:
-    """Return whether no connection was made, so that the server can't have charged the request."""
-    cause = error.args[0] if error.args else None
-    reason: object = getattr(cause, "reason", None)
-    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, urllib3.exceptions.NewConnectionError)
 
 
 def _show(api: keepa.Keepa | keepa.AsyncKeepa, bucket: Snapshot) -> dict[str, object]:

@@ -6,23 +6,24 @@
 
 - Each request waits until its estimate may be spent, and holds it. The answer is read once and settled; with
   `stream=True` when its reader has come to the end. What was closed before, an image, a timeout and a broken connection
-  settle nothing: charged or not, nobody knows, so the hold runs out. Only where no connection came about are the tokens
-  free again.
+  settle nothing: charged or not, nobody knows, so the hold runs out. Only what certainly never reached the server (no
+  connection, no TLS, a proxy that refused) frees its tokens at once.
 - A 429 settles at once, at nothing, and corrects the bucket. It is handed out as it is (mind that a `Response` of 400
-  and above is false); `retry_refused=True` waits for tokens and makes the request again. With `timeout=0` as well
-  nothing ever waits: a 429 becomes NotEnoughTokens, with a `retry_after`.
+  and above is false); `retry_refused=True` waits for tokens and makes the request again, as `KeepaTransport` does. With
+  `timeout=0` as well nothing ever waits: a 429 becomes NotEnoughTokens, with a `retry_after`.
 - What costs nothing (`/token`) is not held: its answer is a reading.
 - urllib3 logs the URL of every request, and requests puts it into exceptions. Give the key here, as `api_key`, and
-  leave it out of the requests' parameters: it is added at the connection, where no log, exception or repr sees it.
+  leave it out of the requests' parameters: it is added at the connection, where no log, exception or repr sees it; and
+  only by https to the API's own port.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
-from urllib.parse import urlsplit
 
 try:
     import requests
@@ -34,17 +35,19 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import DecodeError, NewConnectionError
+from urllib3.exceptions import DecodeError
 
-from ..errors import ConfigError, StorageUnavailable
+from .._blocking import run
+from ..errors import ConfigError
 from ..keepa.estimates import Estimator
-from ..keepa.sync import Call, KeepaSync
-from ._http import KEEPA_HOST, REFUSED, Asked, Estimate, Terms, has_key, is_image, keyed, not_taken_down
+from ..keepa.sync import KeepaSync
+from ._flow import End, NotCopied, metered
+from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by, has_key, keyed
 
 __all__ = ["KeepaAdapter"]
 
 
-class KeepaAdapter(HTTPAdapter):
+class KeepaAdapter(NotCopied, HTTPAdapter):
     """Pays for requests to Keepa from the bucket of `sync`. Mount it at `https://api.keepa.com/`.
 
     api_key: added to requests that don't bring a `key`. host: the only one it serves; ConfigError for any other, which
@@ -74,15 +77,8 @@ class KeepaAdapter(HTTPAdapter):
     ) -> None:
         self._sync = sync
         self._api_key = api_key
-        self._terms = Terms(
-            api_key=api_key,
-            host=host,
-            estimate=estimate,
-            estimator=estimator,
-            keep=keep,
-            timeout=timeout,
-            retry_refused=retry_refused,
-        )
+        self._origin = Origin(host, api_key)
+        self._meter = Meter(keep=keep, timeout=timeout, again=retry_refused, estimate=estimate, estimator=estimator)
         super().__init__(pool_connections=pool_connections, pool_maxsize=pool_maxsize, pool_block=pool_block)
         _key_connections(self.poolmanager, api_key)
 
@@ -104,78 +100,48 @@ class KeepaAdapter(HTTPAdapter):
         proxies: dict[str, str] | None = None,
     ) -> requests.Response:
         """Make one request, metered."""
-        terms = self._terms
         url = request.url or ""
-        if not terms.meters(urlsplit(url).hostname):
-            msg = f"a KeepaAdapter serves {terms.host} alone: mount it at https://{terms.host}/"
-            raise ConfigError(msg)
-
-        def send() -> requests.Response:
-            return super(KeepaAdapter, self).send(request, stream, timeout, verify, cert, proxies)
-
+        if not self._origin.may_have_key(url):
+            host = self._origin.host
+            raise ConfigError(f"a KeepaAdapter serves {host} alone, by https: mount it at https://{host}/")
         body = request.body if isinstance(request.body, (bytes, str)) else None
-        asked = terms.asked(url, body)
-        cost = terms.cost(asked)
-        if cost == 0:
-            return self._observed(send())
-        # A body that is read from somewhere is gone once it was sent.
-        again = terms.retry_refused and body is request.body
-        left = terms.timeout
-        while True:
-            call = self._sync.request(cost, keep=terms.keep, timeout=left)
-            response = self._answer(call, asked, send, stream=stream)
-            if not (call.refused and again):
-                return response
-            response.close()
-            left = terms.left(left, call)
-
-    def _answer(
-        self, call: Call, asked: Asked, send: Callable[[], requests.Response], *, stream: bool
-    ) -> requests.Response:
-        try:
-            response = send()
-        except requests.ConnectionError as error:
-            if _never_sent(error):
-                with suppress(StorageUnavailable):  # then it runs out by itself
-                    call.cancel()
-            raise
-
-        def end(body: bytes | None) -> None:
-            try:
-                call.settle(body, status=response.status_code)
-            except StorageUnavailable as error:
-                not_taken_down(error)
-            self._terms.learn(asked, call)
-
-        if response.status_code == REFUSED:
-            _read(response, end)
-        elif is_image(response.headers.get("Content-Type")):
-            pass
-        elif stream:
-            response.raw = _Settling(response.raw, end)
-        else:
-            _read(response, end)
-        return response
-
-    def _observed(self, response: requests.Response) -> requests.Response:
-        body = response.content
-        try:
-            self._sync.observe(body, status=response.status_code)
-        except StorageUnavailable as error:
-            not_taken_down(error)
-        return response
+        exchange = Exchange(
+            partial(super().send, request, stream, timeout, verify, cert, proxies),
+            streams=stream,
+            repeatable=body is request.body,
+        )
+        return run(metered(self._sync, self._meter, asked_by(url, body), exchange))
 
     def __repr__(self) -> str:
-        return f"KeepaAdapter({self._sync!r}, host={self._terms.host!r})"
+        return f"KeepaAdapter({self._sync!r}, host={self._origin.host!r})"
 
 
-def _read(response: requests.Response, end: Callable[[bytes | None], None]) -> None:
-    """Read a body, which stays in the response, and end its call."""
-    body: bytes | None = None
-    try:
-        body = response.content
-    finally:
-        end(body)
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request by requests, sent by `send`. streams: its reader reads the body."""
+
+    send: Callable[[], requests.Response]
+    streams: bool = False
+    repeatable: bool = True
+
+    def status(self, answer: requests.Response) -> int:
+        """Return the status."""
+        return answer.status_code
+
+    def headers(self, answer: requests.Response) -> Mapping[str, str]:
+        """Return the headers."""
+        return answer.headers
+
+    def read(self, answer: requests.Response) -> tuple[requests.Response, bytes]:
+        """Read the body, which stays in the answer."""
+        return answer, answer.content or b""
+
+    def streamed(self, answer: requests.Response, end: End) -> requests.Response | None:
+        """Return the answer, whose body is settled at its end."""
+        if not self.streams:
+            return None
+        answer.raw = _Settling(answer.raw, end)
+        return answer
 
 
 class _Settling:
@@ -184,9 +150,9 @@ class _Settling:
     What it doesn't know itself it leaves to the raw response.
     """
 
-    def __init__(self, raw: urllib3.HTTPResponse, end: Callable[[bytes | None], None]) -> None:
+    def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
         self._raw = raw
-        self._end: Callable[[bytes | None], None] | None = end
+        self._end: End | None = end
         self._chunks: list[bytes] = []
         self._encoded = False
 
@@ -247,7 +213,7 @@ class _Settling:
         end, self._end = self._end, None
         self._chunks.clear()
         if end is not None:
-            end(body)
+            run(end(body))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._raw, name)
@@ -283,9 +249,3 @@ def _key_connections(manager: urllib3.PoolManager, api_key: str | None) -> None:
 
     kinds = cast("dict[str, type[HTTPConnectionPool]]", vars(manager)["pool_classes_by_scheme"])  # untyped there
     manager.pool_classes_by_scheme = {scheme: pool(kind) for scheme, kind in kinds.items()}
-
-
-def _never_sent(error: requests.ConnectionError) -> bool:
-    """Return whether no connection came about, so that the server can't have charged the request."""
-    reason: object = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)

@@ -1,0 +1,190 @@
+"""What every guard does with one request, written once for threads and coroutines.
+
+Asked for tokens, sent, settled by the answer, made again where that is wanted. What is awaited here may be a result
+itself (`done`), so a blocking client runs the same flow to its end in one go.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from inspect import isawaitable
+from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
+
+from ..clock import SystemClock
+from ..errors import AcquireTimeout, StorageUnavailable
+from ..events import Event, EventKind
+from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
+from ..keepa.backoff import Refusals, retry_after
+from ..keepa.sync import Call, KeepaSync
+from ..rules.decision import Reason, Snapshot
+from ._http import Asked, Meter
+from ._sent import forget_locals, never_sent
+
+__all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "done", "metered"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+AnySync: TypeAlias = KeepaSync | AsyncKeepaSync
+AnyCall: TypeAlias = Call | AsyncCall
+Ask: TypeAlias = Callable[[int, float | None], Awaitable[AnyCall]]
+"""Sets so many tokens aside, waiting so many seconds at most."""
+End: TypeAlias = Callable[[bytes | None], Coroutine[object, None, None]]
+"""Ends a call by the body of its answer; None: it was not read to its end, so nobody knows."""
+
+REFUSED: Final = 429
+SERVER_ERROR: Final = 500
+
+_log: Final = logging.getLogger("keepa_tokens")
+
+
+class Client(Protocol[R]):
+    """One request of some client, and how its answers are read. Results may be awaitable."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be sent again: a body that is read from somewhere can't."""
+        ...
+
+    def send(self) -> R | Awaitable[R]:
+        """Send the request."""
+        ...
+
+    def status(self, answer: R) -> int:
+        """Return an answer's status."""
+        ...
+
+    def headers(self, answer: R) -> Mapping[str, str]:
+        """Return an answer's headers."""
+        ...
+
+    def read(self, answer: R) -> tuple[R, bytes] | Awaitable[tuple[R, bytes]]:
+        """Read an answer whole; return it as it is handed out, still to be read, and its decoded body."""
+        ...
+
+    def streamed(self, answer: R, end: End) -> R | None:
+        """Return an answer that calls `end` when it has been read, or closed before; None: read it now."""
+        ...
+
+
+class NotCopied:
+    """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} can't be pickled or copied: make one in each process, of the same bucket"
+        )
+
+
+async def done(result: T | Awaitable[T]) -> T:
+    """Return a result, awaited where it has to be."""
+    return cast("T", await result) if isawaitable(result) else result
+
+
+async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], ask: Ask | None = None) -> R:
+    """Make one request, paid from the bucket; again, where the server refused it and the guard is to try again."""
+    cost = meter.cost(asked)
+    if cost == 0:
+        return await _observed(sync, client)
+    left, refusals = meter.timeout, Refusals()
+    while True:
+        call = await (ask(cost, left) if ask else asking(sync, meter)(cost, left))
+        answer = await _sent(call, meter, asked, client)
+        wanted = retry_after(client.headers(answer))
+        again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
+        if not (again and meter.again and client.repeatable):
+            return answer
+        bucket: Snapshot = await done(sync.bucket.peek(cost, keep=meter.keep))
+        pause = refusals.pause(bucket.retry_after, retry_after=wanted, chance=random.random())  # noqa: S311 - no secret hangs on it
+        if pause is None:
+            return answer
+        left = None if left is None else max(0.0, left - call.waited)
+        if left is not None and pause > left:
+            raise AcquireTimeout(cost, max(pause, bucket.retry_after), Reason.EMPTY, bucket.balance)
+        await _pause(sync, pause)
+        left = None if left is None else left - pause
+
+
+def asking(sync: AnySync, meter: Meter) -> Ask:
+    """Return how tokens are had from `sync` on the terms of `meter`."""
+
+    async def ask(cost: int, left: float | None) -> AnyCall:
+        return await done(cast("AnyCall", sync.request(cost, keep=meter.keep, timeout=left)))
+
+    return ask
+
+
+async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) -> R:
+    """Send the request and let its answer end the call: now, or when its reader has come to the end."""
+    try:
+        answer = await done(client.send())
+    except Exception as error:
+        if never_sent(error):
+            with suppress(StorageUnavailable):  # then it runs out by itself
+                await done(call.cancel())
+        forget_locals(error)
+        raise
+    status = client.status(answer)
+
+    async def end(body: bytes | None) -> None:
+        try:
+            await done(call.settle(body, status=status))
+        except StorageUnavailable as error:
+            _not_taken_down(error)
+        meter.learn(asked, call.consumed)
+
+    refused = status == REFUSED or status >= SERVER_ERROR
+    if is_image(client.headers(answer)) and not refused:
+        return answer  # it carries no envelope, so its hold is left to run out
+    streaming = None if refused else client.streamed(answer, end)
+    if streaming is not None:
+        return streaming
+    body: bytes | None = None
+    try:
+        answer, body = await done(client.read(answer))
+    finally:
+        await end(body)
+    return answer
+
+
+async def _observed(sync: AnySync, client: Client[R]) -> R:
+    """Make a request that costs nothing; its answer is a reading."""
+    try:
+        answer, body = await done(client.read(await done(client.send())))
+    except Exception as error:
+        forget_locals(error)
+        raise
+    try:
+        await done(sync.observe(body, status=client.status(answer)))
+    except StorageUnavailable as error:
+        _not_taken_down(error)
+    return answer
+
+
+async def _pause(sync: AnySync, seconds: float) -> None:
+    bucket = sync.bucket
+    if seconds <= 0:
+        return
+    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why="REFUSED"))
+    clock = bucket.clock or SystemClock()
+    if isinstance(sync, KeepaSync):
+        clock.sleep(seconds)
+    else:
+        await clock.asleep(seconds)
+
+
+def is_image(headers: Mapping[str, str]) -> bool:
+    """Return whether an answer is an image."""
+    return headers.get("Content-Type", "").lower().startswith("image/")
+
+
+def _not_taken_down(error: StorageUnavailable) -> None:
+    """Report that the storage was away when an answer came. It is paid for, so it must not be lost for that.
+
+    Nothing passes unmetered: the call's hold runs out by itself, and the next request is granted by the storage or not
+    at all.
+    """
+    _log.warning("an answer could not be taken down, a hold of it runs out by itself: %s", error)

@@ -1,0 +1,87 @@
+"""Whether a request that failed can have reached the server: decided here, from the exception, for every client.
+
+Libraries are told by name, so none has to be installed. Whatever isn't known may have been sent, so its hold runs out.
+Only what the exception says and was raised from counts, not what happened to be handled when it was raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from traceback import clear_frames, walk_tb
+from typing import Final
+
+__all__ = ["forget_locals", "never_sent"]
+
+NO_CONNECTION: Final = frozenset(
+    {
+        # httpx and httpx2: no connection, no TLS, the proxy refused; no free connection in time; no such URL
+        *("httpx.ConnectError", "httpx.ConnectTimeout", "httpx.PoolTimeout", "httpx.ProxyError"),
+        *("httpx.UnsupportedProtocol", "httpx.InvalidURL"),
+        # requests, and urllib3 below it
+        *("requests.ConnectTimeout", "requests.ProxyError", "requests.InvalidHeader", "requests.InvalidURL"),
+        *("requests.InvalidSchema", "requests.MissingSchema"),
+        *("urllib3.ConnectTimeoutError", "urllib3.LocationValueError", "urllib3.NewConnectionError"),
+        "urllib3.ProxyError",
+        # aiohttp: ClientConnectorError is DNS, TCP, TLS and the proxy's own connection
+        *("aiohttp.ClientConnectorError", "aiohttp.ClientConnectorCertificateError", "aiohttp.ClientHttpProxyError"),
+        *("aiohttp.ConnectionTimeoutError", "aiohttp.InvalidURL", "aiohttp.ServerFingerprintMismatch"),
+        "ssl.SSLCertVerificationError",
+    }
+)
+
+MISTAKES: Final = frozenset({OSError, FileNotFoundError, TypeError, UnicodeEncodeError, UnicodeError, ValueError})
+"""Exactly these, bare, are a client's checks of what it was given: a timeout of 0, a header with a line break, a
+missing file of certificates. What the network does comes in the client's own exceptions."""
+
+CONNECTING: Final = frozenset(
+    {("ssl", "do_handshake"), ("urllib3.connection", "connect"), ("urllib3.connection", "_new_conn")}
+)
+"""Who fails in one of these functions has no connection yet, whatever the exception is called."""
+
+
+def never_sent(error: BaseException) -> bool:
+    """Return whether the request of `error` certainly never reached the server, which so can't have charged it."""
+    if type(error) in MISTAKES and getattr(error, "errno", None) in {None, 2}:
+        return True
+    return any(
+        _names(link) & NO_CONNECTION or _ill_formed(link) or CONNECTING & {*_functions(link)} for link in _links(error)
+    )
+
+
+def forget_locals(error: BaseException) -> None:
+    """Empty the frames that `error`, and what it came from, went through below the guard; their lines stay.
+
+    Their local variables hold the request as it left, with the API key, and tools that report errors show them.
+    """
+    for link in _links(error, also_handled=True):
+        clear_frames(link.__traceback__)
+
+
+def _names(error: BaseException) -> frozenset[str]:
+    """Return the names of an exception's classes by their library: `httpx.ConnectError`; httpx2's as httpx's."""
+    return frozenset(
+        f"{kind.__module__.partition('.')[0].removesuffix('2')}.{kind.__name__}" for kind in type(error).__mro__
+    )
+
+
+def _ill_formed(error: BaseException) -> bool:
+    """Return whether a header or a URL was refused before it was written; the same class tells of other mistakes."""
+    return "httpx.LocalProtocolError" in _names(error) and str(error).startswith(("Illegal ", "Missing mandatory "))
+
+
+def _functions(error: BaseException) -> Iterator[tuple[str, str]]:
+    for frame, _ in walk_tb(error.__traceback__):
+        yield str(frame.f_globals.get("__name__")), frame.f_code.co_name
+
+
+def _links(error: BaseException, *, also_handled: bool = False) -> list[BaseException]:
+    """Return an exception and all that it carries or was raised from."""
+    found: list[BaseException] = []
+    ahead: list[object] = [error]
+    while ahead:
+        link = ahead.pop()
+        if isinstance(link, BaseException) and not any(link is each for each in found):
+            found.append(link)
+            ahead += [link.__cause__, getattr(link, "reason", None), *link.args]
+            ahead += [link.__context__] if also_handled else []
+    return found

@@ -1,0 +1,65 @@
+"""How long to wait before a call that the server refused is made again, and when to stop. Pure.
+
+A refusal (429) whose answer leaves the bucket empty explains itself: the bucket says when there will be tokens again. A
+refusal that leaves the bucket open, or that comes with a `Retry-After`, doesn't: the bucket would let the next call
+through at once, to be refused again. So:
+
+1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED at most.
+2. Else FIRST, doubled each time, jittered upwards so that many workers don't come back together.
+3. After TRIES of them the server's own answer is the last word.
+4. After a refusal that explains itself the bucket's wait is enough; only none is shorter than FIRST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+__all__ = ["FIRST", "LONGEST_ASKED", "TRIES", "Refusals", "retry_after"]
+
+TRIES: Final = 5
+"""Refusals of one request, none of them explained by an empty bucket, after which it is not made again."""
+
+FIRST: Final = 1.0
+"""Seconds before the second try."""
+
+LONGEST_ASKED: Final = 3600.0
+"""The longest `Retry-After` that is obeyed, in seconds."""
+
+
+class Refusals:
+    """The refusals of one request so far."""
+
+    def __init__(self) -> None:
+        self.unexplained = 0
+
+    def pause(self, wait: float, *, retry_after: float | None = None, chance: float = 0.0) -> float | None:
+        """Count a refusal and return the seconds to wait before the bucket is asked again; None: make no other try.
+
+        wait: seconds that the bucket, having heard the refusal, would keep the same request. retry_after: what the
+        server asked for, None if nothing. chance: a number from 0 to 1, for the jitter.
+        """
+        if retry_after is None and wait > 0:
+            return max(0.0, FIRST - wait)
+        self.unexplained += 1
+        if self.unexplained >= TRIES:
+            return None
+        if retry_after is not None:
+            return min(retry_after, LONGEST_ASKED) + FIRST * chance
+        return FIRST * 2.0 ** (self.unexplained - 1) * (1 + chance / 2)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a `Retry-After` asks for, None if there is none or it can't be read.
+
+    A date counts from the answer's own `Date`: the server's clock, and ours is not asked.
+    """
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isascii() and asked.isdecimal():
+        return float(asked[:9])
+    try:
+        until, sent = (parsedate_to_datetime(text).timestamp() for text in (asked, headers.get("Date", "")))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return max(0.0, until - sent)
