@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,21 +12,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
-from typer.testing import CliRunner
 
-from keepa_tokens import MemoryStorage, TokenBucket, keepa_quota
+from keepa_tokens import EventKind, MemoryStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.demo_measure import Meter, Sample
-from keepa_tokens.cli.demo_plain import PlainShow
-from keepa_tokens.cli.demo_scene import Fault, Scene, Settings
-from keepa_tokens.cli.demo_view import fits, picture
-from keepa_tokens.cli.demo_worker import Note, NoteKind
+from keepa_tokens.cli.demo_scene import Chapter, Fault, Scene, Settings
+from keepa_tokens.cli.demo_show import picture
+from keepa_tokens.cli.demo_worker import Note
+from keepa_tokens.cli.view import chart, draw, fits
 from keepa_tokens.keepa.reading import envelope
 from keepa_tokens.testing import FakeKeepa, ManualClock
 
-COMMAND = [sys.executable, "-W", "error", "-m", "keepa_tokens.cli"]
+COMMAND = [sys.executable, "-W", "error", "-m", "keepa_tokens"]
 EPOCH = 1_780_000_000.0
 MINUTE_US = 60_000_000
 SETTINGS = Settings(seconds=34, workers=4, speed=40, seed=0)
@@ -94,14 +93,16 @@ def test_the_server_is_asked_rarely_and_refuses_nobody(report: Any) -> None:
 
 
 def test_an_interrupt_ends_it_cleanly() -> None:
-    """Ctrl-C ends the run and everything it started with exit code 130 and no traceback; a pipe gets plain lines."""
+    """Ctrl-C ends the run and everything it started with a last line, exit code 130 and no traceback; a pipe gets plain
+    lines.
+    """
     with subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         lines = [line for line, _ in zip(running.stdout, range(6), strict=False)]
         running.send_signal(signal.SIGINT)
         rest, errors = running.communicate(timeout=30)
 
-    assert (running.returncode, errors) == (130, "")
+    assert (running.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")
     assert "waits for" in "".join(lines)
     assert "\x1b" not in "".join(lines) + rest
 
@@ -276,19 +277,21 @@ def test_the_old_rule_works_with_its_timestamp() -> None:
 
 
 def refused(worker: int, at_us: int, text: str = "EMPTY") -> Note:
-    return Note(worker, at_us, NoteKind.REFUSED, 5, 30.0, 0, text)
+    return Note(worker, at_us, EventKind.REFUSED, 5, 0, 30.0, text)
 
 
 def test_a_poll_is_no_news(meter: Meter) -> None:
     """A worker that asks again in the same wait gets no second line and no second wait; another reason is news."""
-    scene, out = Scene.at_start(SETTINGS, meter), io.StringIO()
-    show = PlainShow(out)
-    for note in (refused(0, 1), refused(0, 2), refused(0, 3), refused(0, 4, "UNKNOWN"), refused(1, 5)):
-        if scene.take(note):
-            show.note(scene, note)
+    scene = Scene.at_start(SETTINGS, meter)
+    notes = (refused(0, 1), refused(0, 2), refused(0, 3), refused(0, 4, "UNKNOWN"), refused(1, 5))
+    lines = [line for line in map(scene.take, notes) if line]
 
     assert scene.waits == {"EMPTY": 2, "UNKNOWN": 1}
-    assert len(out.getvalue().splitlines()) == 3
+    assert lines == [
+        "    0:01  prices      waits for 5: EMPTY, 0:30 to go",
+        "    0:01  prices      waits for 5: UNKNOWN, until the server says",
+        "    0:01  offers      waits for 5: EMPTY, 0:30 to go",
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
@@ -309,13 +312,60 @@ def test_the_picture_fits_its_terminal(
         scene.remember()
     console = Console(file=io.StringIO(), width=size[0], height=size[1], color_system=None)
     with console.capture() as captured:
-        console.print(picture(scene, *size))
+        console.print(draw(picture(scene), *size))
     lines = captured.get().splitlines()
 
     assert len(lines) <= size[1]
     assert max(map(len, lines)) <= size[0]
     assert "prices" in captured.get()
-    assert re.search("old rule +-79" if after_the_fault else "didn't ask the server", captured.get())
+    text = " ".join(captured.get().replace("│", " ").split())
+    assert ("the old rule: -79, unmoved" if after_the_fault else "it didn't ask the server. It stood still") in text
+
+
+def test_the_key_sentence_is_whole_at_80_columns(meter: Meter) -> None:
+    """The sentence that the demo is made for, that the bucket recovered where the old rule stood still, isn't cut."""
+    scene = Scene.at_start(SETTINGS, meter)
+    scene.chapter = Chapter.RECOVERED
+    scene.fault = Fault(0, -79, -79, 242.0, "refilled_at", old_rule.OldState(-79, None), recovered_at_us=5 * MINUTE_US)
+    console = Console(file=io.StringIO(), width=80, height=24, color_system=None)
+    with console.capture() as captured:
+        console.print(draw(picture(scene), 80, 24))
+
+    text = " ".join(captured.get().replace("│", " ").split())
+    assert "Recovered: a grant after 5:00, 4:02 promised. The old rule stands at -79." in text
+    assert "…" not in text
+
+
+def test_curves_differ_without_colour(meter: Meter) -> None:
+    """Where there is no colour, each curve has a sign of its own in the legend, and draws other dots."""
+    scene = Scene.at_start(SETTINGS, meter)
+    scene.fault = Fault(0, -79, -79, 242.0, "refilled_at", old_rule.OldState(-79, None))
+    curves = picture(scene).curves
+    level = [(x / 100, 0) for x in range(101)]
+    alone = [
+        "".join(row.plain for row in chart(replace(picture(scene), curves=[replace(curve, points=level)]), 60, 4))
+        for curve in curves
+    ]
+
+    assert [curve.name for curve in curves] == ["server", "projection", "old rule"]
+    assert len({curve.sign for curve in curves}) == len(set(alone)) == 3
+
+
+def test_a_speed_is_said_in_few_digits() -> None:
+    """A speed worked out from the seconds of a run is a whole number in what people and machines read."""
+    result = CliRunner().invoke(app, ["demo", "--seconds", "2.3", "--workers", "1", "--json"])
+
+    assert json.loads(result.stdout)["speed"] == 327
+
+
+def test_the_heading_comes_first_in_a_pipe() -> None:
+    """In a pipe the first line says what is to be seen, the second begins the story; no line is wrapped or padded."""
+    result = CliRunner().invoke(app, ["demo", "--seconds", "2", "--workers", "1"])
+    lines = result.stdout.splitlines()
+
+    assert lines[0] == "1 worker on one key of 20 tokens a minute; a fake Keepa server over HTTP, 375 times as fast"
+    assert lines[1].endswith("demo        Workers ingest; each answer brings the server's balance.")
+    assert not [line for line in lines if line != line.rstrip()]
 
 
 def test_a_pipe_and_a_dumb_terminal_get_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +384,7 @@ def test_a_pipe_and_a_dumb_terminal_get_plain_lines(monkeypatch: pytest.MonkeyPa
 # --- the command line itself
 
 
-@pytest.mark.parametrize("package", ["httpx", "rich", "typer"])
+@pytest.mark.parametrize("package", ["click", "httpx", "rich"])
 def test_a_missing_extra_is_named_in_one_line(package: str) -> None:
     """Without a package of the extra every command says in one line how to get it, and exits with 2."""
     code = f"import sys; sys.modules[{package!r}] = None; from keepa_tokens.cli import main; sys.exit(main())"

@@ -1,4 +1,4 @@
-"""The command line: `keepa-tokens`, or `python -m keepa_tokens.cli`."""
+"""The command line: `keepa-tokens`, or `python -m keepa_tokens`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Final
 
 __all__ = ["main"]
 
-EXTRAS: Final = frozenset({"httpx", "rich", "typer"})
+EXTRAS: Final = frozenset({"click", "httpx", "rich"})
+FAILED: Final = 1
 MISSING: Final = 2
 INTERRUPTED: Final = 130
 
@@ -15,15 +16,19 @@ INTERRUPTED: Final = 130
 def main() -> int:
     """Run the command line and return its exit code; a missing extra is a line that says how to get it."""
     try:
-        from .app import run  # noqa: PLC0415 - the packages it needs are an extra
+        from .app import app  # noqa: PLC0415 - the packages it needs are an extra
+
+        app(prog_name="keepa-tokens")
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0] not in EXTRAS:
             raise
-        message = (
-            f"keepa-tokens: {missing.name} is missing; get what the commands need: pip install 'keepa-tokens[cli]'"
+        print(
+            f"keepa-tokens: {missing.name} is missing; get what the commands need: pip install 'keepa-tokens[cli]'",
+            file=sys.stderr,
         )
-        print(message, file=sys.stderr)
         return MISSING
     except KeyboardInterrupt:  # while the packages load
         return INTERRUPTED
-    return run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FAILED
+    return 0

@@ -8,21 +8,19 @@ the bucket is in Redis; all of them end with the run.
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from ..testing.clock import ScaledClock
 from ..testing.fake_keepa import FakeKeepa
 from ..testing.fake_server import FakeKeepaServer
-from .demo_crew import Crew, GaveUpError, Shared, threads
+from .demo_crew import Crew, GaveUpError, crew
 from .demo_measure import Meter
-from .demo_scene import DEBT, Chapter, Fault, Scene, Settings
-from .demo_worker import REFILL_RATE, Desk, Job, Note, Signals, Terms, desk, single_call
+from .demo_scene import DEBT, Chapter, Fault, Scene, Settings, line
+from .demo_show import Outcome
+from .demo_worker import BUCKET, REFILL_RATE, Desk, Job, Note, Order, WorkerClock
 from .old_rule import OldState
 
 EPOCH: Final = 1_780_000_000.0
@@ -56,26 +54,13 @@ ITSELF: Final = -1
 class Show(Protocol):
     """Shows the run to somebody."""
 
-    def note(self, scene: Scene, note: Note) -> None:
-        """Show that something new happened to a worker."""
-        ...
-
-    def chapter(self, scene: Scene) -> None:
-        """Show that the story goes on."""
+    def say(self, line: str) -> None:
+        """Say what happened, in a line."""
         ...
 
     def frame(self, scene: Scene) -> None:
         """Show the scene as it is now; called some ten times a second."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the run went. broken: in words, what did not hold. shared: where processes shared the bucket, if they did."""
-
-    scene: Scene
-    broken: tuple[str, ...]
-    shared: Shared | None
 
 
 def run(settings: Settings, show: Show) -> Outcome:
@@ -85,35 +70,18 @@ def run(settings: Settings, show: Show) -> Outcome:
     is missing.
     """
     fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
-    # The crew first: processes take a while to start, and then the server's time is running.
-    with _crew(settings) as crew, FakeKeepaServer(fake, speed=settings.speed) as server:
-        return Stage(settings, fake, server.url, crew, show).play()
-
-
-def _crew(settings: Settings) -> AbstractContextManager[Crew]:
-    if settings.redis_url is None:
-        return threads(settings.workers, settings.seed)
-    from .demo_redis import processes  # noqa: PLC0415 - the client it needs is another extra
-
-    return processes(settings.workers, settings.seed, settings.redis_url)
+    with crew(settings.redis_url) as workers, FakeKeepaServer(fake, speed=settings.speed) as server:
+        return Stage(settings, fake, server.url, workers, show).play()
 
 
 class Stage:
     """The server, the workers, and the script that they play."""
 
-    def __init__(self, settings: Settings, fake: FakeKeepa, url: str, crew: Crew, show: Show) -> None:
-        self._settings = settings
-        self._fake = fake
+    def __init__(self, settings: Settings, fake: FakeKeepa, url: str, workers: Crew, show: Show) -> None:
+        self._settings, self._fake, self._url, self._crew, self._show = settings, fake, url, workers, show
         # While it serves, the server runs the fake by a clock of this kind; all others go by the same one.
         self._clock = cast("ScaledClock", fake.clock)
-        self._url = url
-        self._crew = crew
-        self._show = show
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
-        self._stop, always = threading.Event(), threading.Event()
-        always.set()
-        self._terms = Terms(url, lambda: crew.storage)
-        self._signals = Signals(self._clock, self._stop, always)
         self._pool = ThreadPoolExecutor(1, "demo-large-call")
         self._started = time.monotonic()
         self._framed = 0.0
@@ -122,40 +90,37 @@ class Stage:
 
     def play(self) -> Outcome:
         """Play the script to its end."""
-        with desk(ITSELF, self._terms, self._signals, self._notes.put) as own:
-            meter = Meter(self._fake, own.bucket, self._crew.stored, EPOCH)
-            scene = Scene.at_start(self._settings, meter)
-            failed: tuple[str, ...] = ()
-            with self._working():
-                try:
-                    for _ in self._script(scene, own):
-                        self._crew.check()
-                        self._tick(scene)
-                        time.sleep(TICK)
-                except GaveUpError as gave_up:
-                    failed = (str(gave_up),)
-            self._tick(scene)
-            self._turn(scene, Chapter.OVER)
-        return Outcome(scene, (*meter.broken(), *failed), self._crew.shared)
-
-    @contextmanager
-    def _working(self) -> Generator[None]:
-        """Let the workers work meanwhile."""
-        self._crew.start(self._url, self._clock, self._notes.put)
+        clock, tell = WorkerClock(self._clock), self._notes.put
+        own = Desk(ITSELF, self._url, self._crew.place.storage, clock, tell)
+        meter = Meter(self._fake, own.bucket, self._crew.stored, EPOCH)
+        scene = Scene.at_start(self._settings, meter)
+        failed: tuple[str, ...] = ()
+        self._show.say(scene.heading())
+        self._turn(scene, Chapter.INGESTING)
         try:
-            yield
+            self._crew.start(self._settings.workers, self._settings.seed, self._url, self._clock, tell)
+            shared = self._crew.shared
+            for _ in self._script(scene, own):
+                self._crew.check()
+                self._tick(scene)
+                time.sleep(TICK)
+        except GaveUpError as gave_up:
+            failed = (str(gave_up),)
+            shared = None
         finally:
-            self._stop.set()
-            try:
-                self._crew.stop()
-            finally:
-                self._pool.shutdown()
+            clock.stop.set()
+            self._crew.stop()
+            self._pool.shutdown()
+            own.close()
+        self._tick(scene)
+        self._turn(scene, Chapter.OVER)
+        self._show.frame(scene)
+        return Outcome(scene, (*meter.broken(), *failed), shared)
 
     # --- the script
 
     def _script(self, scene: Scene, own: Desk) -> Iterator[None]:
         """Yield at each tick."""
-        self._turn(scene, Chapter.INGESTING)
         # On a busy machine that may be more than half of a short run; and who never began has no balance to overdraw.
         yield from self._await("the first answer", lambda: scene.answers > 0, LONGEST_TO_DEBT)
         while self._real() < self._settings.seconds / 2:
@@ -164,7 +129,7 @@ class Stage:
         yield from self._run_into_debt(own)
         fault = self._lose_timestamp(scene, own)
         self._turn(scene, Chapter.LOST)
-        self._crew.open_gate()
+        self._crew.order(Order.OPEN)
         yield from self._await("a grant after the fault", lambda: fault.recovered_at_us is not None, fault.promised)
         self._turn(scene, Chapter.RECOVERED)
         end = max(self._settings.seconds, self._real() + EPILOGUE * self._settings.seconds)
@@ -174,11 +139,11 @@ class Stage:
     def _run_into_debt(self, own: Desk) -> Iterator[None]:
         """Let everybody pause, and one large call take the balance to exactly -79, as Keepa lets it."""
         for _ in range(TRIES):
-            self._crew.close_gate()
+            self._crew.order(Order.CLOSE)
             yield from self._await("a quiet moment for the large call", lambda: self._is_quiet(own), LONGEST_TO_DEBT)
             tokens = self._batch_cost = self._fake.balance - DEBT
             job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
-            done = self._pool.submit(single_call, ITSELF, job, self._terms, self._signals, self._notes.put)
+            done = self._pool.submit(own.call, job)
             yield from self._await("the large call", done.done, LONGEST_TO_DEBT)
             done.result()
             if self._fake.balance == DEBT == own.bucket.peek().balance:
@@ -197,8 +162,9 @@ class Stage:
         state = self._crew.stored()
         if state is None:
             raise GaveUpError("the bucket is gone from its storage")
+        self._take_notes(scene)
         at_us = scene.meter.fault_at_us = self._clock.now_us()
-        self._crew.lose_timestamp()
+        self._crew.place.drop(BUCKET, "refilled_at")
         truth = self._fake.balance
         seen = own.bucket.peek()
         old = OldState(DEBT, refilled_at=None)
@@ -236,12 +202,11 @@ class Stage:
 
     def _take_notes(self, scene: Scene) -> None:
         while not self._notes.empty():
-            note = self._notes.get()
-            if scene.take(note):
-                self._show.note(scene, note)
+            news = scene.take(self._notes.get())
+            if news:
+                self._show.say(news)
 
     def _turn(self, scene: Scene, chapter: Chapter) -> None:
-        self._take_notes(scene)
         scene.chapter = chapter
         scene.now_us = self._clock.now_us()
-        self._show.chapter(scene)
+        self._show.say(line(scene.now_us, "demo", scene.story()))

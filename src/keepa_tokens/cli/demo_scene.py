@@ -1,17 +1,22 @@
-"""What the demo knows at a moment: what its views draw and its report sums up."""
+"""What the demo knows at a moment, and the sentences that tell it. Pure: notes and samples go in."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
+from ..events import EventKind
 from ..rules.decision import Reason
+from ..units import MICROSECONDS
 from . import old_rule
 from .demo_measure import Meter, Sample
-from .demo_worker import REFILL_RATE, Note, NoteKind, worker_name
+from .demo_worker import REFILL_RATE, Did, Note, worker_name
+from .words import count, duration
 
-DEBT = -79
+DEBT: Final = -79
 """The balance at which the old system lost its timestamp."""
 
 
@@ -60,7 +65,31 @@ class Row:
     due_us: int | None = None
     calls: int = 0
     spent: int = 0
-    waited_us: int = 0
+
+    def follow(self, note: Note) -> bool:
+        """Do as the note says; return whether that is news, which asking again in the same wait isn't."""
+        before, self.due_us = (self.doing, self.reason), None
+        match note.kind:
+            case Did.WANTS:
+                self.job, self.wanted, self.doing = note.text, note.tokens, Doing.RESTING
+                return False
+            case EventKind.REFUSED:
+                self.doing, self.reason = Doing.WAITING, note.text
+                # While nothing is known, the time is that of the worst case: the probe under way will end it sooner.
+                if note.text != Reason.UNKNOWN and note.seconds < math.inf:
+                    self.due_us = note.at_us + round(note.seconds * MICROSECONDS)
+                if (self.doing, self.reason) == before:
+                    return False
+            case EventKind.GRANTED:
+                self.doing = Doing.CALLING
+            case Did.ANSWERED | Did.FAILED:
+                self.doing = Doing.RESTING
+                self.calls += 1
+                self.spent += note.tokens
+            case _:
+                return True
+        self.since_us = note.at_us
+        return True
 
 
 @dataclass(slots=True)
@@ -68,7 +97,7 @@ class Fault:
     """What was done at half-way, and what came of it.
 
     truth, balance: as the server and the storage had them. promised: seconds to the next grant, as `peek()` said.
-    repaired: what it mended. old: what the old rule stores. old_*: what it said to the same requests.
+    repaired: what it mended. old: what the old rule stores. verdicts: what it said to the same requests.
     """
 
     at_us: int
@@ -79,19 +108,32 @@ class Fault:
     old: old_rule.OldState
     probed_at_us: int | None = None
     recovered_at_us: int | None = None
-    old_refused: int = 0
-    old_granted: int = 0
-    old_asked: int = 0
+    verdicts: Counter[old_rule.Verdict] = field(default_factory=Counter[old_rule.Verdict])
 
     @property
     def took(self) -> float | None:
         """The seconds of server time from the fault to the next grant."""
-        return None if self.recovered_at_us is None else (self.recovered_at_us - self.at_us) / 1_000_000
+        return None if self.recovered_at_us is None else self.since(self.recovered_at_us)
 
     @property
     def asked_after(self) -> float | None:
         """The seconds of server time from the fault until the server was asked; None: it was not needed."""
-        return None if self.probed_at_us is None else (self.probed_at_us - self.at_us) / 1_000_000
+        return None if self.probed_at_us is None else self.since(self.probed_at_us)
+
+    def since(self, at_us: int) -> float:
+        """Return the seconds of server time since the fault."""
+        return (at_us - self.at_us) / MICROSECONDS
+
+    def compare(self, note: Note) -> None:
+        """Put the same request to the old rule, and see whether the new one has recovered."""
+        if self.recovered_at_us is None and note.kind is EventKind.PROBE_CLAIMED and self.probed_at_us is None:
+            self.probed_at_us = note.at_us
+        if note.kind not in {EventKind.GRANTED, EventKind.REFUSED}:
+            return
+        if self.recovered_at_us is None and note.kind is EventKind.GRANTED:
+            self.recovered_at_us = note.at_us
+        self.old, verdict = old_rule.attempt(self.old, note.tokens, REFILL_RATE, note.at_us)
+        self.verdicts[verdict] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,84 +173,128 @@ class Scene:
         """Return the scene before anything happened."""
         return cls(settings, meter, [Row(worker_name(worker)) for worker in range(settings.workers)])
 
-    def row(self, note: Note) -> Row | None:
-        """Return the row of the worker who tells; None for the demo itself."""
-        return self.rows[note.worker] if 0 <= note.worker < len(self.rows) else None
-
-    def take(self, note: Note) -> bool:
-        """Take notice of `note`; return whether it says something new, which a poll doesn't."""
-        self._count(note)
-        row = self.row(note)
-        new = True if row is None else _follow(row, note)
-        if new and note.kind is NoteKind.REFUSED:
-            self.waits[note.text] += 1
+    def take(self, note: Note) -> str:
+        """Take notice of `note`; return a line about it if it is news."""
+        # The demo itself is worker -1.
+        row = self.rows[note.worker] if 0 <= note.worker < len(self.rows) else None
+        news = row is None or row.follow(note)
+        match note.kind:
+            case EventKind.GRANTED:
+                self.grants += 1
+            case EventKind.REFUSED if news:
+                self.waits[note.text] += 1
+            case Did.ANSWERED:
+                self.answers += 1
+                self.spent += note.tokens
+                self.refused += note.text == "429"
+            case Did.FAILED:
+                self.failed += 1
+            case _:
+                pass
         if self.fault is not None and note.at_us > self.fault.at_us:
-            _compare(self.fault, note)
-        return new
+            self.fault.compare(note)
+        words = _words(note, "" if row is None else row.job) if news else ""
+        return words and line(note.at_us, row.name if row else "demo", words)
 
     def remember(self) -> None:
         """Add this moment to the chart."""
-        if self.latest is None:
-            return
-        old = None if self.fault is None else old_rule.balance_seen(self.fault.old, REFILL_RATE, self.now_us)
-        self.history.append(Moment(self.now_us, self.latest.projection, self.latest.truth, old))
+        if self.latest is not None:
+            self.history.append(Moment(self.now_us, self.latest.projection, self.latest.truth, self.old_balance()))
 
     def old_balance(self) -> int | None:
         """Return what the old rule takes for the balance now; None before the fault."""
         return None if self.fault is None else old_rule.balance_seen(self.fault.old, REFILL_RATE, self.now_us)
 
-    def _count(self, note: Note) -> None:
-        match note.kind:
-            case NoteKind.GRANTED:
-                self.grants += 1
-            case NoteKind.ANSWERED:
-                self.answers += 1
-                self.spent += note.tokens
-                self.refused += note.text == "429"
-            case NoteKind.FAILED:
-                self.failed += 1
+    # --- in words
+
+    def heading(self) -> str:
+        """Return what is to be seen."""
+        what = "worker" if self.settings.redis_url is None else "worker process"
+        workers = count(self.settings.workers, what, "workers" if what == "worker" else "worker processes")
+        return (
+            f"{workers} on one key of {REFILL_RATE} tokens a minute;"
+            f" a fake Keepa server over HTTP, {self.settings.speed:g} times as fast"
+        )
+
+    def story(self) -> str:
+        """Return where the story is, in a sentence."""
+        fault = self.fault
+        match self.chapter:
+            case Chapter.INGESTING:
+                return "Workers ingest; each answer brings the server's balance."
+            case Chapter.LARGE_CALL:
+                return "All pause, for one call that costs more than there is."
+            case Chapter.LOST if fault is not None:
+                return (
+                    f"The timestamp is lost at {fault.balance}. peek() promises a grant in {duration(fault.promised)}."
+                )
+            case Chapter.RECOVERED if fault is not None and fault.took is not None:
+                return (
+                    f"Recovered: a grant after {duration(fault.took)}, {duration(fault.promised)} promised."
+                    f" The old rule stands at {self.old_balance()}."
+                )
             case _:
-                pass
+                return "The workers have ended."
+
+    def prologue(self) -> str:
+        """Return what is said of the fault before it."""
+        left = max(0, math.ceil(self.settings.seconds / 2 - self.real_seconds))
+        when = f"In {left} s" if left else "Any moment"
+        return (
+            f"{when} one large call takes the balance to {DEBT}, and the stored time of the last refill is lost."
+            " The old system took now for it, so nothing refilled; and below"
+            f" {old_rule.THRESHOLD} tokens it didn't ask the server. It stood still for days."
+        )
+
+    def new_rule_says(self) -> str:
+        """Return how this library took the fault."""
+        fault = self.fault
+        if fault is None:
+            return ""
+        asked = "" if fault.asked_after is None else f"server asked at {duration(fault.asked_after)}, "
+        if fault.took is None:
+            return f"{asked}a grant in {duration(fault.promised - fault.since(self.now_us))}"
+        return f"{asked}granted at {duration(fault.took)} (promised {duration(fault.promised)})"
+
+    def old_rule_says(self) -> str:
+        """Return how the old rule took it, from the same requests."""
+        fault = self.fault
+        if fault is None:
+            return ""
+        granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
+        if granted or asked:
+            return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
+        still = duration(fault.since(self.now_us))
+        return f"unmoved for {still}, refused {count(refused, 'time')}, server never asked"
+
+    def waits_say(self) -> str:
+        """Return how often workers waited, and why."""
+        return ", ".join(f"{times} {reason}" for reason, times in self.waits.most_common()) or "none"
 
 
-def _follow(row: Row, note: Note) -> bool:
+def line(at_us: int, who: str, words: str) -> str:
+    """Return a line of the plain view."""
+    return f"{duration(at_us / MICROSECONDS):>8}  {who:<10}  {words}"
+
+
+def _words(note: Note, job: str) -> str:
     match note.kind:
-        case NoteKind.WANTS:
-            row.job, row.wanted, row.doing = note.text, note.tokens, Doing.RESTING
-            row.since_us, row.due_us = note.at_us, None
-            return False
-        case NoteKind.REFUSED:
-            again = row.doing is Doing.WAITING and row.reason == note.text
-            if not again:
-                row.since_us = note.at_us
-            row.doing, row.reason = Doing.WAITING, note.text
-            # While nothing is known, the time is that of the worst case: the probe under way will end it sooner.
-            known = note.text != Reason.UNKNOWN and note.seconds < float("inf")
-            row.due_us = note.at_us + round(note.seconds * 1_000_000) if known else None
-            return not again
-        case NoteKind.GRANTED:
-            if row.doing is Doing.WAITING:
-                row.waited_us += note.at_us - row.since_us
-            row.doing, row.since_us, row.due_us = Doing.CALLING, note.at_us, None
-            return True
-        case NoteKind.ANSWERED | NoteKind.FAILED:
-            row.doing, row.since_us, row.due_us = Doing.RESTING, note.at_us, None
-            row.calls += 1
-            row.spent += note.tokens
-            return True
-        case NoteKind.PROBED | NoteKind.PROBE_FAILED | NoteKind.REPAIRED:
-            return True
-
-
-def _compare(fault: Fault, note: Note) -> None:
-    """Put the same request to the old rule, and see whether the new one has recovered."""
-    if note.kind is NoteKind.PROBED and fault.probed_at_us is None and fault.recovered_at_us is None:
-        fault.probed_at_us = note.at_us
-    if note.kind not in {NoteKind.GRANTED, NoteKind.REFUSED}:
-        return
-    if note.kind is NoteKind.GRANTED and fault.recovered_at_us is None:
-        fault.recovered_at_us = note.at_us
-    fault.old, verdict = old_rule.attempt(fault.old, note.tokens, REFILL_RATE, note.at_us)
-    fault.old_refused += verdict is old_rule.Verdict.REFUSED
-    fault.old_granted += verdict is old_rule.Verdict.GRANTED
-    fault.old_asked += verdict is old_rule.Verdict.ASKED
+        case EventKind.REFUSED:
+            how_long = "until the server says" if note.text == Reason.UNKNOWN else f"{duration(note.seconds)} to go"
+            return f"waits for {note.tokens}: {note.text}, {how_long}"
+        case EventKind.GRANTED:
+            return f"granted {note.tokens}{f' for {job}' * bool(job)}; balance {note.balance}"
+        case Did.ANSWERED if note.text == "429":
+            return f"refused by the server; balance {note.balance}"
+        case Did.ANSWERED:
+            return f"answered, cost {note.tokens}; balance {note.balance}"
+        case Did.FAILED:
+            return f"no answer ({note.text}); its tokens stay set aside"
+        case EventKind.PROBE_CLAIMED:
+            return "asks the server for the balance, for all"
+        case EventKind.PROBE_FAILED:
+            return f"the server did not say: {note.text}"
+        case EventKind.REPAIRED:
+            return f"mended {note.text}; balance {note.balance}"
+        case _:
+            return ""

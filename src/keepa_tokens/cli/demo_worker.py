@@ -1,21 +1,26 @@
 """A worker of the demo: it ingests through `KeepaSync` over real HTTP, and tells what happens to it.
 
-`work` takes nothing that belongs to one process but the flags, so that processes can run it as well as threads.
+`main` runs in a thread or in a process of its own. Either way it shares nothing with the demo but a pipe and the place
+of the bucket, so that no worker can take a lock along when it dies; when the demo dies the pipe ends, and the worker.
 """
 
 from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol, TypeAlias
+from multiprocessing.connection import Connection
+from typing import Final, TypeAlias
 
 import httpx
 
 from ..bucket import TokenBucket
+from ..errors import StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.costs import estimate
 from ..keepa.probe import http_probe
@@ -23,6 +28,7 @@ from ..keepa.quota import keepa_quota
 from ..keepa.sync import KeepaSync
 from ..storage.base import Storage
 from ..testing.clock import ScaledClock
+from .place import Place
 
 API_KEY: Final = "the-demo-has-no-key"
 BUCKET: Final = "demo"
@@ -38,43 +44,29 @@ ANSWER_WITHIN: Final = 20.0
 REST: Final = (5.0, 25.0)
 """Seconds of server time that a worker takes to store what it got."""
 
+NAMES: Final = ("prices", "offers", "search", "backfill")
+PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
+KEPT_BY_BACKFILL: Final = 10
+
 
 class Stopped(Exception):
     """The demo is over; raised out of whatever a worker waits for."""
 
 
-class Flag(Protocol):
-    """What a worker needs of an event, of threads or of processes."""
-
-    def is_set(self) -> bool:
-        """Return whether the flag is up."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the flag is up, `timeout` real seconds at most; return whether it is."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What the demo tells its workers: the time, when to stop, and whether the gate is open."""
-
-    clock: ScaledClock
-    stop: Flag
-    gate: Flag
-
-
-class NoteKind(StrEnum):
-    """What a worker tells."""
+class Did(StrEnum):
+    """What a worker tells beside the bucket's own events."""
 
     WANTS = "wants"
-    GRANTED = "granted"
-    REFUSED = "refused"
     ANSWERED = "answered"
     FAILED = "failed"
-    PROBED = "probed"
-    PROBE_FAILED = "probe failed"
-    REPAIRED = "repaired"
+
+
+class Order(StrEnum):
+    """What the demo tells a worker."""
+
+    OPEN = "open the gate"
+    CLOSE = "close the gate"
+    STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +79,19 @@ class Note:
 
     worker: int
     at_us: int
-    kind: NoteKind
+    kind: EventKind | Did
     tokens: int = 0
-    seconds: float = 0.0
     balance: int | None = None
+    seconds: float = 0.0
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What a worker says last. text: what it died of, or nothing. storage: the storage was away."""
+
+    text: str = ""
+    storage: bool = False
 
 
 Tell: TypeAlias = Callable[[Note], None]
@@ -109,55 +109,57 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What all workers share: where the server is, and where the bucket lives."""
+class Task:
+    """What a worker is given. url: the server's. open_place: where the bucket lives."""
 
+    worker: int
+    seed: int
     url: str
-    make_storage: Callable[[], Storage]
+    clock: ScaledClock
+    open_place: Callable[[], Place]
 
 
 class WorkerClock:
     """The server's clock, for one worker: its sleeps end with the demo, and not before the gate is open."""
 
-    def __init__(self, signals: Signals) -> None:
-        self._signals = signals
+    def __init__(self, clock: ScaledClock) -> None:
+        self._clock = clock
+        self.stop, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
 
     def now_us(self) -> int:
         """Return the server's time in microseconds."""
-        return self._signals.clock.now_us()
+        return self._clock.now_us()
 
     def sleep(self, seconds: float, /) -> None:
         """Block for `seconds` of server time; raise Stopped if the demo ends."""
-        if self._signals.stop.wait(max(0.0, seconds) / self._signals.clock.speed):
-            raise Stopped
+        self.stop.wait(max(0.0, seconds) / self._clock.speed)
         self.pass_gate()
 
     async def asleep(self, seconds: float, /) -> None:
         """Suspend the coroutine for `seconds` of server time."""
-        await self._signals.clock.asleep(seconds)
+        await self._clock.asleep(seconds)
 
     def pass_gate(self) -> None:
         """Wait until the gate is open; raise Stopped if the demo ends."""
-        self._signals.gate.wait()
-        if self._signals.stop.is_set():
+        self.gate.wait()
+        if self.stop.is_set():
             raise Stopped
 
 
 class Desk:
     """One worker's own bucket door, adapter and HTTP client, on the storage that all share."""
 
-    def __init__(self, worker: int, terms: Terms, signals: Signals, tell: Tell) -> None:
-        self.worker = worker
-        self.clock = WorkerClock(signals)
-        self._tell = tell
+    def __init__(self, worker: int, url: str, storage: Storage, clock: WorkerClock, tell: Tell) -> None:
+        self._worker, self.clock, self._tell = worker, clock, tell
         # All is plain HTTP on the loopback. To load certificates for it takes seconds of accelerated time.
         bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._client = httpx.Client(base_url=terms.url, timeout=ANSWER_WITHIN, trust_env=False, verify=bare)
+        self._client = httpx.Client(base_url=url, timeout=ANSWER_WITHIN, trust_env=False, verify=bare)
         self._transport = httpx.HTTPTransport(trust_env=False, verify=bare)
         self.bucket = TokenBucket(
-            keepa_quota(REFILL_RATE), key=BUCKET, storage=terms.make_storage(), clock=self.clock, listener=self._hear
+            keepa_quota(REFILL_RATE), key=BUCKET, storage=storage, clock=clock, listener=self._hear
         )
-        probe = http_probe(API_KEY, base_url=terms.url, transport=self._transport)
+        probe = http_probe(API_KEY, base_url=url, transport=self._transport)
         self._sync = KeepaSync(self.bucket, probe=probe, probe_interval=PROBE_INTERVAL, hold_for=HOLD_FOR)
 
     def close(self) -> None:
@@ -167,79 +169,82 @@ class Desk:
 
     def call(self, job: Job) -> None:
         """Make one call: wait for its tokens, send it, settle it by its answer; again if the server refuses."""
-        self._note(NoteKind.WANTS, tokens=job.tokens, text=job.text)
+        self._note(Did.WANTS, job.tokens, text=job.text)
         for call in self._sync.attempts(job.tokens, keep=job.keep):
             with call:
                 try:
                     answer = self._client.get(job.path, params=job.params | {"key": API_KEY})
                 except httpx.HTTPError as error:  # charged or not, nobody knows: the hold is left to run out
-                    self._note(NoteKind.FAILED, text=type(error).__name__)
+                    self._note(Did.FAILED, text=type(error).__name__)
                     return
                 call.settle(answer.content, status=answer.status_code)
             body = answer.json()
-            self._note(
-                NoteKind.ANSWERED,
-                tokens=int(body["tokensConsumed"]),
-                balance=int(body["tokensLeft"]),
-                text=str(answer.status_code),
-            )
+            self._note(Did.ANSWERED, body["tokensConsumed"], body["tokensLeft"], text=str(answer.status_code))
 
     def _hear(self, event: Event) -> None:
-        match event.kind:
-            case EventKind.GRANTED:
-                self._note(NoteKind.GRANTED, tokens=event.tokens, balance=event.balance)
-            case EventKind.REFUSED:
-                self._note(
-                    NoteKind.REFUSED, tokens=event.tokens, seconds=event.seconds, balance=event.balance, text=event.why
-                )
-            case EventKind.PROBE_CLAIMED:
-                self._note(NoteKind.PROBED)
-            case EventKind.PROBE_FAILED:
-                self._note(NoteKind.PROBE_FAILED, text=event.why)
-            case EventKind.REPAIRED:
-                self._note(NoteKind.REPAIRED, balance=event.balance, text=event.why)
-            case _:
-                pass
+        self._note(event.kind, event.tokens, event.balance, event.seconds, event.why)
 
     def _note(
-        self, kind: NoteKind, *, tokens: int = 0, seconds: float = 0.0, balance: int | None = None, text: str = ""
+        self, kind: EventKind | Did, tokens: int = 0, balance: int | None = None, seconds: float = 0.0, text: str = ""
     ) -> None:
-        self._tell(Note(self.worker, self.clock.now_us(), kind, tokens, seconds, balance, text))
+        self._tell(Note(self._worker, self.clock.now_us(), kind, tokens, balance, seconds, text))
 
 
-@contextmanager
-def desk(worker: int, terms: Terms, signals: Signals, tell: Tell) -> Generator[Desk]:
-    """Open a desk, and close its connections afterwards."""
-    opened = Desk(worker, terms, signals, tell)
+def main(task: Task, pipe: Connection) -> None:
+    """Ingest until told to stop, or until the demo is gone; then the bucket is cleared away."""
+    clock, alone = WorkerClock(task.clock), threading.Event()
+    follower = threading.Thread(target=_follow, args=(pipe, clock, alone), daemon=True)
+    follower.start()
+
+    def tell(word: Note | End) -> None:
+        with suppress(OSError):  # the demo is gone; the follower has noticed
+            pipe.send(word)
+
     try:
-        yield opened
-    finally:
-        opened.close()
+        _work(task, clock, tell)
+        end = End()
+    except StorageUnavailable as error:
+        end = End(str(error), storage=True)
+    except Exception:  # noqa: BLE001 - whatever it was, the demo is to know
+        end = End(traceback.format_exc())
+    tell(end)
+    follower.join()
+    if alone.is_set():
+        # Each worker does it, so the last one does it for good: on the demo's clock the key would never expire.
+        with suppress(StorageUnavailable):
+            task.open_place().delete(BUCKET)
 
 
-def work(worker: int, seed: int, terms: Terms, signals: Signals, tell: Tell) -> None:
-    """Ingest until the demo is over."""
-    chance = random.Random(f"{seed}/{worker}")  # noqa: S311 - a load, repeatable by its seed
-    with desk(worker, terms, signals, tell) as own:
-        try:
+def _work(task: Task, clock: WorkerClock, tell: Tell) -> None:
+    chance = random.Random(f"{task.seed}/{task.worker}")  # noqa: S311 - a load, repeatable by its seed
+    place = task.open_place()
+    desk = Desk(task.worker, task.url, place.storage, clock, tell)
+    try:
+        with suppress(Stopped):
             while True:
-                own.clock.pass_gate()
-                own.call(next_job(worker, chance))
-                own.clock.sleep(chance.uniform(*REST))
-        except Stopped:
-            return
+                clock.pass_gate()
+                desk.call(next_job(task.worker, chance))
+                clock.sleep(chance.uniform(*REST))
+    finally:
+        desk.close()
+        place.close()
 
 
-def single_call(worker: int, job: Job, terms: Terms, signals: Signals, tell: Tell) -> None:
-    """Make one call, as a worker of its own."""
-    with desk(worker, terms, signals, tell) as own:
+def _follow(pipe: Connection, clock: WorkerClock, alone: threading.Event) -> None:
+    """Do as the demo says; if it is gone, say so and stop."""
+    order: object = None
+    while order is not Order.STOP:
         try:
-            own.call(job)
-        except Stopped:
-            return
-
-
-NAMES: Final = ("prices", "offers", "search", "backfill")
+            order = pipe.recv()
+        except (EOFError, OSError):
+            alone.set()
+            order = Order.STOP
+        if order is Order.CLOSE:
+            clock.gate.clear()
+            continue
+        if order is Order.STOP:
+            clock.stop.set()
+        clock.gate.set()
 
 
 def worker_name(worker: int) -> str:
@@ -250,21 +255,13 @@ def worker_name(worker: int) -> str:
 
 def next_job(worker: int, chance: random.Random) -> Job:
     """Return the next call of a worker: each kind of work has calls of its own size."""
-    match NAMES[worker % len(NAMES)]:
-        case "prices":
-            return _products(chance, 1, 8)
-        case "offers":
-            return _products(chance, 1, 2, offers="20")
-        case "search":
-            params = {"type": "product", "term": f"term{chance.randrange(1000)}", "page": "0"}
-            return Job("/search", params, "search", estimate("/search", params))
-        case _:
-            return _products(chance, 12, 24, keep=10)
-
-
-def _products(chance: random.Random, least: int, most: int, *, keep: int = 0, **params: str) -> Job:
-    count = chance.randint(least, most)
-    asins = ",".join(f"B0{number:08d}" for number in chance.sample(range(10**8), count))
-    params["asin"] = asins
-    text = f"{count} product{'s' * (count > 1)}" + (", offers" if "offers" in params else "")
-    return Job("/product", params, text, estimate("/product", params), keep)
+    kind = NAMES[worker % len(NAMES)]
+    if kind == "search":
+        params = {"type": "product", "term": f"term{chance.randrange(1000)}", "page": "0"}
+        return Job("/search", params, "search", estimate("/search", params))
+    count = chance.randint(*PRODUCTS[kind])
+    params = {"asin": ",".join(f"B0{number:08d}" for number in chance.sample(range(10**8), count))}
+    if kind == "offers":
+        params["offers"] = "20"
+    text = f"{count} product{'s' * (count > 1)}" + ", offers" * (kind == "offers")
+    return Job("/product", params, text, estimate("/product", params), KEPT_BY_BACKFILL * (kind == "backfill"))

@@ -1,8 +1,8 @@
-"""`python -m keepa_tokens.cli`."""
+"""`python -m keepa_tokens`."""
 
 from __future__ import annotations
 
-from . import main
+from .cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

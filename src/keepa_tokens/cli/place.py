@@ -1,0 +1,73 @@
+"""Where buckets live, with what the doors don't show: a bucket's fields as they are stored.
+
+A place is a storage and a way around its rules, for those who look at damage, plant it, or move a bucket in. All that
+the command line needs to know of a storage's inside is in this module.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from ..rules.state import BucketState
+from ..storage.base import Storage
+from ..storage.memory import MemoryStorage
+
+
+class Place(Protocol):
+    """A storage, and what it has stored."""
+
+    @property
+    def storage(self) -> Storage:
+        """The storage itself."""
+        ...
+
+    def fields(self, key: str) -> dict[str, str] | None:
+        """Return a bucket's fields as they are stored, sound or not; None: there is no such bucket."""
+        ...
+
+    def drop(self, key: str, field: str) -> None:
+        """Remove one field of a bucket."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a bucket."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class MemoryPlace:
+    """Buckets in this process."""
+
+    def __init__(self) -> None:
+        self.storage = MemoryStorage()
+
+    def fields(self, key: str) -> dict[str, str] | None:
+        """Return a bucket's fields as they are stored."""
+        state = self.storage.dump(key)
+        return None if state is None else state.to_fields()
+
+    def drop(self, key: str, field: str) -> None:
+        """Remove one field of a bucket."""
+        fields = self.fields(key) or {}
+        self.storage.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
+
+    def delete(self, key: str) -> None:
+        """Do nothing: the bucket ends with the process."""
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+
+def text(value: object) -> str:
+    """Return what a client answered as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def address(url: str) -> str:
+    """Return a URL without a password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,153 @@
+"""What all commands have in common: help that begins with examples, exit codes, where data and messages go.
+
+Data goes to the standard output, messages to the standard error. Exit codes: 0 well, 1 findings, 2 usage, 3 the storage
+is away, 4 the API key was refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final, NoReturn
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ..errors import ConfigError, StorageUnavailable
+
+WELL: Final = 0
+FINDINGS: Final = 1
+USAGE: Final = 2
+STORAGE_AWAY: Final = 3
+KEY_REFUSED: Final = 4
+INTERRUPTED: Final = 130
+
+CODES: Final = "0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused, 130 interrupted"
+
+
+class KeyRefusedError(Exception):
+    """The server does not take the API key."""
+
+
+class Command(click.Command):
+    """A command whose help begins with `examples` and ends with `then`, the command that people want next."""
+
+    examples = ""
+    then = ""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help: examples, usage, what it does, options, what next."""
+        write_list(formatter, "Examples", self.examples)
+        formatter.write_paragraph()
+        super().format_help(ctx, formatter)
+        formatter.write_paragraph()
+        write_list(formatter, "Next", self.then)
+
+
+def command(*, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function; its help has this beginning and this end."""
+
+    def make(function: Callable[..., None]) -> Command:
+        made = click.command(cls=Command)(function)
+        made.examples, made.then = examples, then
+        return made
+
+    return make
+
+
+def write_list(formatter: click.HelpFormatter, title: str, text: str) -> None:
+    """Write lines as they are, under a title."""
+    formatter.write(f"{title}:\n")
+    for line in text.strip().splitlines():
+        formatter.write(f"  {line.strip()}\n")
+
+
+class Group(click.Group):
+    """All commands, each loaded when it is wanted. What goes wrong in one becomes a line and an exit code."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help: examples, usage, the commands in their order, what next."""
+        write_list(formatter, "Examples", EXAMPLES)
+        formatter.write_paragraph()
+        super().format_help(ctx, formatter)
+        formatter.write_paragraph()
+        write_list(formatter, "Exit codes", CODES)
+        formatter.write_paragraph()
+        write_list(formatter, "Next", "keepa-tokens status --help")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
+        """Return the commands in the order in which they are wanted."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's own
+        """Load a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(import_module(f".{COMMANDS[cmd_name]}", __package__), f"{cmd_name}_command")
+        return found
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            complain("interrupted; nothing is left running")
+            ctx.exit(INTERRUPTED)
+        except StorageUnavailable as error:
+            complain(str(error))
+            ctx.exit(STORAGE_AWAY)
+        except ModuleNotFoundError:
+            raise  # `main` says how to get it
+        except (ConfigError, ImportError) as error:
+            complain(str(error))
+            ctx.exit(USAGE)
+        except KeyRefusedError as error:
+            complain(str(error))
+            ctx.exit(KEY_REFUSED)
+
+
+COMMANDS: Final = {
+    "demo": "demo_command",
+}
+"""The commands, and the modules that they are in."""
+
+EXAMPLES: Final = """
+keepa-tokens status --redis redis://127.0.0.1:6379     how is the bucket?
+keepa-tokens doctor --redis redis://127.0.0.1:6379     why does nothing move?
+keepa-tokens demo                                      see it work, without a key
+"""
+
+
+def complain(message: str) -> None:
+    """Write one line to the standard error."""
+    click.echo(f"keepa-tokens: {' '.join(message.split())}", err=True)
+
+
+def refuse(message: str) -> NoReturn:
+    """End with a usage error."""
+    raise click.UsageError(message)
+
+
+def print_json(document: dict[str, object]) -> None:
+    """Print a document to the standard output."""
+    click.echo(json.dumps({"schema": 1, **document}, indent=2))
+
+
+def console() -> Console:
+    """Return a console for data: in a terminal as wide as that is; in a pipe plain, each line whole."""
+    if sys.stdout.isatty():
+        return Console(highlight=False, markup=False)
+    return Console(highlight=False, markup=False, color_system=None, force_terminal=False, soft_wrap=True)
+
+
+def print_table(lines: Sequence[tuple[str, str]]) -> None:
+    """Print names and what they are; in a terminal long ones go on in the next line, at the same column."""
+    to, room = console(), max(len(name) for name, _ in lines) + 2
+    for name, words in lines:
+        wrapped = textwrap.wrap(words, max(20, to.width - room)) if to.is_terminal else [words]
+        for place, line in enumerate(wrapped or [""]):
+            to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))
