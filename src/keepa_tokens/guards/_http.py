@@ -8,11 +8,10 @@ from ipaddress import ip_address
 from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from .._arguments import timeout_us
+from .._arguments import timeout_us, whole
 from ..errors import ConfigError
 from ..keepa.costs import estimate as table_estimate
 from ..keepa.estimates import Estimator
-from ..units import whole
 
 KEEPA_HOST: Final = "api.keepa.com"
 KEY: Final = "key"
