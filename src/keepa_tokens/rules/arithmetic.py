@@ -8,7 +8,12 @@ None, garbage or dataclasses.
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..units import LIMIT, NEVER
+
+KEPT_SHARE: Final = 3
+"""One part in this many of the capacity is the most that is kept back."""
 
 
 def saturated(tokens: int) -> int:
@@ -89,19 +94,45 @@ def required(tokens: int, overdraft: int) -> int:
     return max(1, tokens - overdraft)
 
 
-def carried_over(carry: int, old_rate: int, old_period: int, rate: int, period: int) -> int:
-    """Return a remainder earned at the old rate in units of the new one: the same time, less than a whole token.
+def set_aside(keep: int, kept_back: int, capacity: int, need: int) -> int:
+    """Return the tokens that a request leaves: its `keep`, and what is kept back for others.
 
-    Rounded down by less than a microsecond, so no switching back and forth between two quotas mints.
+    Together they come to a third of the capacity at most, and never to so much that `need` can't be had.
     """
-    if old_rate == rate and old_period == period:
-        return carry
-    if old_rate == 0 or rate == 0:
+    kept = min(kept_back, capacity // KEPT_SHARE)
+    return max(keep, min(keep + kept, capacity // KEPT_SHARE, capacity - need)) if kept else keep
+
+
+def flowed_between(start: int, end: int, refill: int, period: int, *, stepped: bool) -> int:
+    """Return the most tokens that flow in from `start` to `end`, rounded up, within LIMIT."""
+    if end <= start or refill == 0:
         return 0
-    time = carry // old_rate
-    if time > (period - 1) // rate:
-        return period - 1
-    return time * rate
+    periods, rest = divmod(end - start, period)
+    if periods >= LIMIT // refill:
+        return LIMIT
+    return periods * refill + (-(-rest * refill // period) if not stepped else refill * (rest > 0))
+
+
+def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, period: int, *, stepped: bool) -> int:
+    """Return what comes back of `tokens` that were taken for the place `own` and are not used (rule 6).
+
+    All of it with no place ahead, or by the last place; else what exceeds the refill between its own place and the
+    last one: that refill has been promised to the places between, who were told their instants for good.
+    """
+    own = max(own, now)
+    if last_place <= own:
+        return tokens
+    return max(0, tokens - flowed_between(own, last_place, refill, period, stepped=stepped))
+
+
+def moved_back(own: int, tokens: int, refill: int, period: int, *, stepped: bool) -> int:
+    """Return the earliest that the place before `own` can be, where `own` was taken for `tokens`; 0 if long past."""
+    if refill == 0:
+        return own
+    periods, rest = divmod(tokens, refill)
+    if periods > own // period:
+        return 0
+    return max(0, own - periods * period - (0 if stepped else rest * period // refill))
 
 
 def halved(tokens: int, since: int, now: int, half_life: int) -> tuple[int, int]:

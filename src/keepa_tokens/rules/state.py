@@ -1,20 +1,24 @@
-"""What is stored of a bucket, as plain data. No rules live here.
+"""What is stored of a bucket, and what it is once it is sound. Plain data; no rules live here.
 
-Inside, times and durations are whole microseconds (`_us`, `_at`, `_until`); outside, float seconds.
+Every stored field is named once, in `BucketState`; `SoundState` says which of them can still be missing after repair.
+Times are whole microseconds, tokens whole numbers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Final, Self, TypeVar
+from urllib.parse import quote, unquote
 
 from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
 
-__all__ = ["BucketState", "Hold"]
+__all__ = ["BucketState", "FastTerms", "Hold", "SoundState"]
+
+T = TypeVar("T")
 
 FORMAT: Final = 1
 """The format of stored states that this release writes."""
@@ -25,10 +29,11 @@ NEWEST_FORMAT: Final = 999
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Tokens set aside for a call in flight, or what is remembered of a hold that ran out.
+    """Tokens of a call in flight, or what is remembered of a hold that ran out or of a refund.
 
-    tokens: set aside. opened: the bucket's sequence number when it was opened. expires_at, hold_for: microseconds.
-    charged: 0 while in flight; else the sequence number at which it ran out and its tokens were charged.
+    tokens: set aside (synced) or taken (plain). opened: the bucket's sequence number when it was opened. expires_at,
+    hold_for: microseconds. charged: 0 while in flight; else the sequence number at which its tokens were charged.
+    label: whose it is, for people.
     """
 
     tokens: int
@@ -36,10 +41,11 @@ class Hold:
     expires_at: int
     hold_for: int
     charged: int = 0
+    label: str = ""
 
     @property
     def in_flight(self) -> bool:
-        """Whether the tokens are still set aside."""
+        """Whether the call may still be under way."""
         return self.charged == 0
 
     @property
@@ -49,46 +55,90 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class BucketState:
-    """All that is stored of one bucket. `balance` is what the server would report; holds stand beside it.
+class FastTerms:
+    """The numbers with which the fast path may serve a bucket that follows a server or recharges, and until when.
 
-    `carry` is the remainder of a refill under way, in token microseconds at `carry_refill` tokens per
-    `carry_period_us`. `quota` is the one last used, so that a reader needs only the key; it is shown, never
-    obeyed. None means: not there. What may rightly be missing and what is damage, `repair` decides.
+    until: not later than a minute after it was written. capacity, refill, period_us: in effect; smooth rates reduced.
+    kept_back: tokens left for others.
     """
 
+    until: int
+    capacity: int
+    refill: int
+    period_us: int
+    kept_back: int
+
+    def text(self) -> str:
+        """Return the text that is stored."""
+        return f"{self.until} {self.capacity} {self.refill} {self.period_us} {self.kept_back}"
+
+    @classmethod
+    def from_text(cls, text: object) -> Self | None:
+        """Return what `text` wrote; None if it can't be read."""
+        numbers = _numbers(text, 5)
+        return None if numbers is None else cls(*numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """All that is stored of one bucket. None means: not there. What may be missing and what is damage, `repair` decides.
+
+    version: raised by every write. balance: what the server would report (plain: what is there). carry: the remainder
+    of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
+    flight. due_at: not later than the first instant at which a hold falls due. last_place: the latest instant that was
+    told to somebody who waits on a plain bucket; firm_place: the same for those before whom tokens came back. quota:
+    the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two capacities,
+    which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time` was told.
+    stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed. probe_returned: 1 once
+    a claim was given back since the last reading.
+
+    Not stored: `unreadable`, the names of texts that say nothing; `partial`, true where not all holds were read, so
+    that only the sums tell of the others.
+    """
+
+    format: int | None = FORMAT
+    version: int | None = 0
     balance: int | None = None
     refilled_at: int | None = None
-    carry: int | None = 0
-    carry_refill: int | None = None
-    carry_period_us: int | None = None
+    carry: int | None = None
     closed_until: int | None = None
-    sequence: int | None = 0
-    holds: Mapping[str, Hold] = field(default_factory=dict[str, Hold])
-    quota: Quota | None = None
+    paused_until: int | None = None
+    sequence: int | None = None
+    held: int | None = None
+    open: int | None = None
+    due_at: int | None = None
+    last_place: int | None = None
+    firm_place: int | None = None
+    terms_at: int | None = None
+    wide_capacity: int | None = None
     reading_at: int | None = None
     reading_sequence: int | None = None
     server_time: int | None = None
+    server_time_at: int | None = None
     drift: int | None = None
     kept_back: int | None = None
     kept_back_at: int | None = None
     probe_until: int | None = None
-    probe_failures: int | None = 0
+    probe_failures: int | None = None
+    probe_returned: int | None = None
     reported_refill: int | None = None
     reported_period_us: int | None = None
     reported_capacity: int | None = None
-    format: int | None = FORMAT
+    stretched_us: int | None = None
+    quota: Quota | None = None
+    fast: FastTerms | None = None
+    holds: Mapping[str, Hold] = field(default_factory=dict[str, Hold])
     unreadable: tuple[str, ...] = ()
+    partial: bool = False
 
     def to_fields(self) -> dict[str, str]:
-        """Return the state as the plain texts that a storage keeps, one name and one whole number a field."""
-        texts = {name: str(value) for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        """Return the state as the plain texts that a storage keeps, one name and one text a field."""
+        texts = {name: str(value) for name in NUMBERS if (value := getattr(self, name)) is not None}
         if self.quota is not None:
-            texts |= _quota_fields(self.quota)
-        for hold_id, hold in self.holds.items():
-            numbers = (hold.tokens, hold.opened, hold.expires_at, hold.hold_for, hold.charged)
-            texts[_HOLD + hold_id] = " ".join(map(str, numbers))
-        return texts
+            texts[QUOTA] = quota_text(self.quota)
+        if self.fast is not None:
+            texts[FAST] = self.fast.text()
+        return texts | {HOLD + hold_id: hold_text(hold) for hold_id, hold in self.holds.items()}
 
     @classmethod
     def from_fields(cls, texts: Mapping[str, str]) -> BucketState:
@@ -98,53 +148,92 @@ class BucketState:
         """
         damaged: list[str] = []
 
-        def number(name: str) -> int | None:
-            value = _whole(texts.get(name))
+        def read(name: str, value: T | None) -> T | None:
             if value is None and name in texts:
                 damaged.append(name)
             return value
 
-        numbers = {name: number(name) for name in _NUMBERS}
-        quota = _quota_from(texts)
-        if quota is None and any(name in texts for name in _QUOTA):
-            damaged.append("quota")
-        holds: dict[str, Hold] = {}
-        for name, text in texts.items():
-            if not name.startswith(_HOLD):
-                continue
-            hold = _hold_from(text)
-            if hold is None:
-                damaged.append(name)
-            else:
-                holds[name.removeprefix(_HOLD)] = hold
-        return cls(holds=holds, quota=quota, unreadable=tuple(sorted(damaged)), **numbers)
+        numbers = {name: read(name, _whole(texts.get(name))) for name in NUMBERS}
+        holds = {
+            name.removeprefix(HOLD): hold
+            for name, text in texts.items()
+            if name.startswith(HOLD) and (hold := read(name, _hold_from(text))) is not None
+        }
+        return cls(
+            quota=read(QUOTA, _quota_from(texts.get(QUOTA))),
+            fast=read(FAST, FastTerms.from_text(texts.get(FAST))),
+            holds=holds,
+            unreadable=tuple(sorted(damaged)),
+            **numbers,
+        )
 
 
-_NUMBERS: Final = (
-    "format",
-    "balance",
-    "refilled_at",
-    "carry",
-    "carry_refill",
-    "carry_period_us",
-    "closed_until",
-    "sequence",
-    "reading_at",
-    "reading_sequence",
-    "server_time",
-    "drift",
-    "kept_back",
-    "kept_back_at",
-    "probe_until",
-    "probe_failures",
-    "reported_refill",
-    "reported_period_us",
-    "reported_capacity",
+@dataclass(slots=True)
+class SoundState:
+    """What `repair` makes of any stored state: every number is in its range, and None only means what it says.
+
+    balance None: a synced bucket that awaits a reading. The other None: never reported, or not under way. It is worked
+    on in place for one step; names as in `BucketState`.
+    """
+
+    quota: Quota
+    refilled_at: int
+    balance: int | None = None
+    carry: int = 0
+    version: int = 0
+    closed_until: int | None = None
+    paused_until: int | None = None
+    sequence: int = 0
+    held: int = 0
+    open: int = 0
+    due_at: int | None = None
+    last_place: int = 0
+    firm_place: int = 0
+    terms_at: int | None = None
+    wide_capacity: int | None = None
+    reading_at: int | None = None
+    reading_sequence: int = 0
+    server_time: int | None = None
+    server_time_at: int = 0
+    drift: int | None = None
+    kept_back: int = 0
+    kept_back_at: int | None = None
+    probe_until: int | None = None
+    probe_failures: int = 0
+    probe_returned: int = 0
+    reported_refill: int | None = None
+    reported_period_us: int | None = None
+    reported_capacity: int | None = None
+    stretched_us: int | None = None
+    holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+    partial: bool = False
+
+    def stored(self, fast: FastTerms | None) -> BucketState:
+        """Return what is stored of it. What is 0 and says nothing by that is left out."""
+        numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
+        kept = _ALWAYS | (_SYNCED if self.quota.synced else frozenset())
+        numbers = {name: value for name, value in numbers.items() if value or name in kept}
+        return BucketState(
+            **numbers,  # type: ignore[arg-type] # the names are those of whole numbers
+            quota=self.quota,
+            fast=fast,
+            holds=self.holds,
+            partial=self.partial,
+        )
+
+
+HOLD: Final = "hold:"
+QUOTA: Final = "quota"
+FAST: Final = "fast"
+NUMBERS: Final = tuple(
+    each.name for each in fields(BucketState) if each.name not in {QUOTA, FAST, "holds", "unreadable", "partial"}
 )
-_QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")
-_HOLD: Final = "hold:"
+"""The stored fields that are one whole number each."""
+
+_ALWAYS: Final = frozenset({"balance", "refilled_at", "version"})
+_SYNCED: Final = frozenset({"held", "open", "sequence"})
 _WHOLE_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,15})", re.ASCII)
-_HOLD_NUMBERS: Final = 5
+_NOTHING: Final = "-"
 
 
 def _whole(text: object) -> int | None:
@@ -154,47 +243,60 @@ def _whole(text: object) -> int | None:
     return value if -LIMIT <= value <= LIMIT else None
 
 
+def _numbers(text: object, count: int) -> list[int] | None:
+    if not isinstance(text, str):
+        return None
+    numbers = [number for part in text.split(" ") if (number := _whole(part)) is not None]
+    return numbers if len(numbers) == count == text.count(" ") + 1 else None
+
+
+def hold_text(hold: Hold) -> str:
+    """Return a hold as it is stored: five numbers, and its label where it has one."""
+    numbers = f"{hold.tokens} {hold.opened} {hold.expires_at} {hold.hold_for} {hold.charged}"
+    return f"{numbers} {quote(hold.label, safe='')}" if hold.label else numbers
+
+
 def _hold_from(text: object) -> Hold | None:
     if not isinstance(text, str):
         return None
-    numbers = [_whole(part) for part in text.split(" ")]
-    known = [number for number in numbers if number is not None]
-    return Hold(*known) if len(known) == len(numbers) == _HOLD_NUMBERS else None
-
-
-def _quota_fields(quota: Quota) -> dict[str, str]:
-    values = {
-        "capacity": quota.capacity,
-        "refill": quota.refill,
-        "period_us": quota.period_us,
-        "stepped": int(quota.stepped),
-        "overdraft": quota.overdraft,
-        "recharge_to": quota.recharge_to,
-        "initial": quota.initial,
-        "synced": int(quota.synced),
-    }
-    return {name: str(value) for name, value in values.items() if value is not None}
-
-
-def _quota_from(texts: Mapping[str, str]) -> Quota | None:
-    """Return the quota as last used, or None if it isn't there whole: it is only ever shown, never obeyed."""
-    values = {name: _whole(texts[name]) for name in _QUOTA if name in texts}
-    capacity, refill, period_us = values.get("capacity"), values.get("refill"), values.get("period_us")
-    stepped, synced, overdraft = values.get("stepped"), values.get("synced"), values.get("overdraft")
-    if capacity is None or refill is None or period_us is None or overdraft is None:
+    parts = text.split(" ", 5)
+    numbers = _numbers(" ".join(parts[:5]), 5)
+    if numbers is None:
         return None
-    if stepped not in {0, 1} or synced not in {0, 1}:
+    tokens, opened, expires_at, hold_for, charged = numbers
+    return Hold(tokens, opened, expires_at, hold_for, charged, unquote(" ".join(parts[5:])))
+
+
+def quota_text(quota: Quota) -> str:
+    """Return the terms as they are stored: ten numbers, "-" for none. The last two are the reduced rate."""
+    optional = (_NOTHING if number is None else number for number in (quota.recharge_to, quota.initial))
+    numbers = (quota.capacity, quota.refill, quota.period_us, int(quota.stepped), quota.overdraft, *optional)
+    return " ".join(map(str, (*numbers, int(quota.synced), quota.rate, quota.rate_period_us)))
+
+
+def _quota_from(text: object) -> Quota | None:
+    if not isinstance(text, str):
         return None
+    parts = text.split(" ")
+    numbers = [_whole(part) for part in parts]
+    if len(parts) != 10 or any(  # noqa: PLR2004 - as `quota_text` writes them
+        number is None and (part != _NOTHING or place not in {5, 6})
+        for place, (number, part) in enumerate(zip(numbers, parts, strict=True))
+    ):
+        return None
+    capacity, refill, period_us, stepped, overdraft, recharge_to, initial, synced, *_ = numbers
     try:
-        return Quota(
-            capacity,
-            refill,
-            period_us / MICROSECONDS,
+        quota = Quota(
+            capacity or 0,
+            refill or 0,
+            (period_us or 0) / MICROSECONDS,
             stepped=stepped == 1,
-            overdraft=overdraft,
-            recharge_to=values.get("recharge_to"),
-            initial=values.get("initial"),
+            overdraft=overdraft or 0,
+            recharge_to=recharge_to,
+            initial=initial,
             synced=synced == 1,
         )
     except ConfigError:
         return None
+    # What was written by hand and doesn't agree with itself is damage.
+    return quota if quota_text(quota) == text else None
