@@ -74,7 +74,9 @@ async def wait(
     slept = 0
     while not outcome.granted:
         slept += await pause(steps, quota, outcome, command.tokens, patience.left_us())
-        outcome = await steps.apply(replace(command, wait_us=patience.left_us()))
+        if isinstance(command, Acquire):
+            command = replace(command, wait_us=patience.left_us())
+        outcome = await steps.apply(command)
     if outcome.place_us > 0:
         await steps.sleep(outcome.place_us, 0, Reason.EMPTY)
     return outcome.decision(slept + outcome.place_us)
@@ -89,7 +91,8 @@ async def give_back(steps: Steps, command: Acquire | Reserve, error: BaseExcepti
         # By id, so it does no harm where the hold was never opened.
         await steps.apply(Cancel(command.id))
     elif steps.outcome is not None and steps.outcome.granted:
-        await refund(steps, command.tokens, refund_id)
+        place = steps.outcome.now_us + steps.outcome.place_us
+        await steps.apply(Refund(refund_id, command.tokens, place))
 
 
 def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
@@ -113,9 +116,7 @@ def on_leaving(quota: Quota, hold_id: str) -> Settle | None:
 
 async def refund(steps: Steps, tokens: int, refund_id: str) -> None:
     """Give tokens back, once."""
-    # The bucket's own time of issue tells a late repeat from a first sending.
-    issued = (await steps.apply(Peek())).now_us
-    await steps.apply(Refund(refund_id, tokens, issued))
+    await steps.apply(Refund(refund_id, tokens))
 
 
 def look(tokens: int, keep: int) -> Peek:

@@ -117,7 +117,7 @@ class TokenBucket:
         self.quota.check_cost(tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, wait_us=patience.left_us())
+        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
         return Reservation(self._door, Grant(command.id, tokens, _taken(steps, patience, command)))
 
     def refund(self, tokens: int) -> None:

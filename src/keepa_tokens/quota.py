@@ -86,6 +86,16 @@ class Quota:
         """Return a quota of `n` tokens a minute; it holds `capacity` tokens (default `n`)."""
         return cls(n if capacity is None else capacity, n, 60.0, **terms)
 
+    @classmethod
+    def per_hour(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
+        """Return a quota of `n` tokens an hour; it holds `capacity` tokens (default `n`)."""
+        return cls(n if capacity is None else capacity, n, 3_600.0, **terms)
+
+    @classmethod
+    def per_day(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
+        """Return a quota of `n` tokens a day; it holds `capacity` tokens (default `n`)."""
+        return cls(n if capacity is None else capacity, n, 86_400.0, **terms)
+
     @property
     def starts_at(self) -> int | None:
         """Tokens in a bucket never seen; None: unknown until a reading tells."""

@@ -36,7 +36,26 @@ REORDER_US: Final = 120 * MICROSECONDS
 """No stored field can shut out an observed reading for longer than this, and the tolerance of clocks on top."""
 
 REFUND_MEMORY_US: Final = 600 * MICROSECONDS
-"""How long a refund's id is remembered; a refund issued longer ago might be a repeat and is refused."""
+"""How long a refund's id is remembered, so that a repeated one counts once."""
+
+MINUTE_US: Final = 60 * MICROSECONDS
+
+DAY_US: Final = 86_400 * MICROSECONDS
+
+YEAR_US: Final = 365 * DAY_US
+"""A stored time of refill older than this, and than the refill could need, is damage: 0, or seconds for microseconds."""
+
+LOOK_AGAIN_US: Final = 1_500_000
+"""When to ask again where a settle or a probe may end the wait any moment."""
+
+SWEEP_US: Final = MICROSECONDS
+"""Holds that fall due are swept together, once in this time at most."""
+
+NEAR_US: Final = 5 * MICROSECONDS
+"""How far two of a server's front ends may stand apart: readings that close together tell no order."""
+
+LONGEST_STRETCH_US: Final = 600 * MICROSECONDS
+"""The longest period that a server's `refillIn` alone can bring about."""
 
 
 def seconds(duration_us: int) -> float:

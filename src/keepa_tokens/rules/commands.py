@@ -5,13 +5,15 @@ Times are whole microseconds, tokens whole numbers. Ids make a repeated command 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from ..quota import Quota
 from ..units import NEVER, PROBE_AFTER_US, seconds
 from .decision import Decision, Reason, Snapshot
 from .reading import Reading
+from .state import Hold
 
 __all__ = [
     "Acquire",
@@ -19,11 +21,13 @@ __all__ = [
     "ClaimProbe",
     "Command",
     "Outcome",
+    "Pause",
     "Peek",
     "Reconcile",
     "Refund",
     "Reserve",
     "Settle",
+    "Unclaim",
     "Verdict",
 ]
 
@@ -44,18 +48,20 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Set tokens aside under `id` for `hold_for_us`, until they are settled or cancelled; the rest as in `Acquire`.
+    """Set tokens aside under `id` for `hold_for_us`, until they are settled or cancelled; never in a place ahead.
 
-    scout: if this is refused but gets the claim on the probe, let it through: its answer will carry the truth.
+    On a plain bucket they are taken at once, and the hold remembers how much. scout: if this is refused but gets the
+    claim on the probe, let it through: its answer will carry the truth. label: whose hold it is, for people. The rest
+    as in `Acquire`.
     """
 
     id: str
     tokens: int
     hold_for_us: int
     keep: int = 0
-    wait_us: int | None = None
     probe_after_us: int | None = PROBE_AFTER_US
     scout: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,15 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Give tokens back, up to capacity, once by `id`. issued_us: the bucket's time when it was first sent."""
+    """Give back tokens that were taken and not used, once by `id`, up to capacity.
+
+    own_us: the instant of the place that they were taken for; None: they were free to go. With places behind it a plain
+    bucket gives back less (rule 6).
+    """
 
     id: str
     tokens: int
-    issued_us: int
+    own_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,23 @@ class ClaimProbe:
 
 
 @dataclass(frozen=True, slots=True)
+class Unclaim:
+    """Give a claim on the probe back unused. until_us: which one, by `Outcome.claimed_until_us`.
+
+    The first time after a reading it is free at once; after that it counts as a failed probe.
+    """
+
+    until_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Refuse every request for `for_us`, a day at most; 0 ends a pause. Settling, cancelling and readings go on."""
+
+    for_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Peek:
     """Look, as a request for `tokens` beside `keep` would see it. Writes nothing but repairs."""
 
@@ -108,7 +135,7 @@ class Peek:
     probe_after_us: int | None = PROBE_AFTER_US
 
 
-Command: TypeAlias = Acquire | Reserve | Settle | Cancel | Refund | Reconcile | ClaimProbe | Peek
+Command: TypeAlias = Acquire | Reserve | Settle | Cancel | Refund | Reconcile | ClaimProbe | Unclaim | Pause | Peek
 
 
 class Verdict(StrEnum):
@@ -119,32 +146,51 @@ class Verdict(StrEnum):
     STALE = "STALE"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
-    """What a command came to.
-
-    now_us: the bucket's time of the step. granted: tokens were taken or set aside. balance: after the step;
-    None: unknown. retry_after_us: NEVER: no refill will bring it. place_us: how long the caller must wait for
-    its place. kept_back: tokens left to somebody else who spends. probe: the caller has been given the claim on the
-    probe. scout: it was let through as the probe. found: the hold was there, or the refund counted. reading: what
-    became of it. drift: reported minus projected balance. snapshot: of Peek and Reconcile.
-    """
+    """What a command came to."""
 
     now_us: int
+    """The bucket's time of the step."""
     balance: int | None
+    """Tokens after the step; None: unknown."""
     granted: bool = False
+    """Tokens were taken or set aside; of a Peek: they would have been."""
     reason: Reason = Reason.GRANTED
     retry_after_us: int = 0
+    """When to ask again; NEVER: no refill will bring it."""
     place_us: int = 0
+    """How long the caller must wait for the place that it was given."""
+    held: int = 0
+    """Tokens of calls in flight, of which there are `open`."""
+    open: int = 0
     closed: bool = False
+    """A recharge is under way."""
     kept_back: int = 0
-    probe: bool = False
+    """Tokens left to somebody else who spends."""
+    claimed_until_us: int | None = None
+    """The caller was given the claim on the probe, until then."""
     scout: bool = False
+    """The request was let through as the probe."""
     found: bool = True
+    """The hold was there, the refund counted, the claim was the caller's."""
     reading: Verdict = Verdict.NONE
+    """What became of the reading."""
     drift: int | None = None
+    """Reported minus projected balance, of a reading taken."""
     repaired: tuple[str, ...] = ()
-    snapshot: Snapshot | None = field(default=None)
+    """Names of stored fields that were mended."""
+    ran_out: tuple[Hold, ...] = ()
+    """Holds that nobody settled in time and that ran out in this step."""
+    terms: tuple[Quota, Quota] | None = None
+    """The terms before and after, where the caller's replaced those stored."""
+    snapshot: Snapshot | None = None
+    """Of Peek and Reconcile."""
+
+    @property
+    def probe(self) -> bool:
+        """Whether the caller was given the claim on the probe."""
+        return self.claimed_until_us is not None
 
     def decision(self, waited_us: int = 0) -> Decision:
         """Return what the caller is told."""

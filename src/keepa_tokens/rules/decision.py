@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from ..quota import Quota
 
-__all__ = ["Decision", "Reason", "Snapshot"]
+__all__ = ["Decision", "InFlight", "Reason", "Snapshot"]
 
 
 class Reason(StrEnum):
@@ -15,9 +15,17 @@ class Reason(StrEnum):
 
     GRANTED = "GRANTED"
     EMPTY = "EMPTY"
+    """The refill has not brought enough yet."""
+    IN_FLIGHT = "IN_FLIGHT"
+    """Enough is there, but set aside for calls in flight; a settle may free it any moment."""
     RECHARGING = "RECHARGING"
+    """Found too empty before; closed until the recharge is over."""
+    PAUSED = "PAUSED"
+    """Somebody paused the bucket for a while."""
     UNKNOWN = "UNKNOWN"
+    """The server has not said yet what is there."""
     TOO_LARGE = "TOO_LARGE"
+    """More than the capacity in effect can ever admit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +50,62 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A bucket at one moment. Durations in seconds; inf: never.
+class InFlight:
+    """A hold that is not settled yet."""
 
-    balance: what the server would report; None: unknown. held: tokens set aside by the `holds` calls in flight.
-    available: balance - held. retry_after: until the request asked about would be granted. full_in: until the
-    balance is at capacity. closed_for: what is left of a recharge. bound: by when, if the request asked about is
-    attempted, one attempt is granted or calls for a probe; 0 is true of now only, as a bigger request of somebody
-    else may be refused next and begin a recharge. capacity, refill, period: in effect, as the server last reported
-    them. reading_age: since the last reading (None: there is none). drift: reported minus projected balance at the
-    last reading. kept_back: tokens left to somebody else who was seen to spend, on top of any `keep`. repaired:
-    mended fields.
-    """
+    id: str
+    tokens: int
+    label: str
+    """Whose it is, as whoever opened it said."""
+    age: float
+    """Seconds since it was opened."""
+    runs_out_in: float
+    """Seconds until it runs out: its estimate is charged then (synced), or it is forgotten (plain)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A bucket at one moment. Durations in seconds; inf: never."""
 
     balance: int | None
+    """What the server would report; None: unknown."""
     held: int
+    """Tokens of calls in flight: set aside beside the balance (synced), or taken from it already (plain)."""
     holds: int
+    """How many calls are in flight."""
     retry_after: float
+    """When to ask again for the request asked about; where nothing is in flight, exactly when it would be granted."""
     full_in: float
+    """Until the balance is at capacity."""
     closed_for: float
+    """What is left of a recharge."""
     bound: float
+    """By when, if the request asked about is attempted, one attempt is granted or calls for a probe.
+
+    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge.
+    """
     quota: Quota
+    """The terms that the bucket runs on."""
     capacity: int
+    """In effect, as the server last reported it; so are `refill` and `period`."""
     refill: int
     period: float
+    paused_for: float = 0.0
+    """What is left of a pause."""
     reading_age: float | None = None
+    """Since the last reading; None: there is none."""
     drift: int | None = None
+    """Reported minus projected balance at the last reading."""
     kept_back: int = 0
+    """Tokens left to somebody else who was seen to spend, on top of any `keep`."""
+    in_flight: tuple[InFlight, ...] = ()
+    """The calls in flight, the oldest first."""
     repaired: tuple[str, ...] = ()
+    """Names of stored fields that were mended, or would be."""
 
     @property
     def available(self) -> int | None:
         """Tokens that nobody has set aside; None: unknown."""
-        return None if self.balance is None else self.balance - self.held
+        if self.balance is None:
+            return None
+        return self.balance - self.held if self.quota.synced else self.balance

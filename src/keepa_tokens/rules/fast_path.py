@@ -21,7 +21,7 @@ from .arithmetic import (
     set_aside,
 )
 
-__all__ = ["Numbers", "acquire", "refund", "reserve", "settle"]
+__all__ = ["Numbers", "acquire", "give_back", "refund", "reserve", "settle"]
 
 
 @dataclass(slots=True)
@@ -115,13 +115,13 @@ def settle(n: Numbers, now: int, held: int, cost: int) -> None:
     elif cost > held:
         n.balance = saturated(n.balance + held - cost)
     else:
-        _give_back(n, now, held - cost, now)
+        give_back(n, now, held - cost, now)
 
 
 def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
     """Give back `tokens` that were taken for the place `own` (rule 6) and not used, up to capacity."""
     n.balance, n.refilled_at, n.carry = n.flowed(now)
-    _give_back(n, now, tokens, own)
+    give_back(n, now, tokens, own)
 
 
 def _need(n: Numbers, tokens: int, keep: int) -> int:
@@ -130,7 +130,8 @@ def _need(n: Numbers, tokens: int, keep: int) -> int:
     return need + set_aside(keep, n.kept_back, n.capacity, alone)
 
 
-def _give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
+def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
+    """Give back `tokens` that were taken for the place `own`, to a bucket that has flowed to `now`."""
     back = tokens
     if not n.synced:
         back = given_back(tokens, own, n.last_place, now, n.refill, n.period_us, stepped=n.stepped)

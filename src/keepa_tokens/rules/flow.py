@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..quota import Quota
+from ..units import MINUTE_US
 from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped
-from .state import BucketState
+from .state import SoundState
 
-__all__ = ["Flow", "flow_in_effect"]
+__all__ = ["Flow", "clipped_at", "flow_in_effect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,26 @@ class Flow:
         return instant_smooth(need, refilled_at, carry, self.refill, self.period_us)
 
 
-def flow_in_effect(quota: Quota, state: BucketState) -> Flow:
-    """Return the quota's flow, with the refill and capacity that the server reported to a synced bucket."""
+def flow_in_effect(state: SoundState, now: int) -> Flow:
+    """Return the flow of the bucket's terms, with what the server reported to a synced bucket.
+
+    For a minute after a change of terms the larger of the two capacities bounds.
+    """
+    quota = state.quota
     refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
     capacity = quota.capacity
     if quota.synced:
         if state.reported_refill is not None and state.reported_period_us is not None:
             refill, period_us = state.reported_refill, state.reported_period_us
+        if state.stretched_us is not None:
+            period_us = max(period_us, state.stretched_us)
         if state.reported_capacity is not None:
             capacity = state.reported_capacity
+    if state.wide_capacity is not None and now < clipped_at(state):
+        capacity = max(capacity, state.wide_capacity)
     return Flow(capacity, refill, period_us, quota.stepped)
+
+
+def clipped_at(state: SoundState) -> int:
+    """Return the instant from which only the capacity of the terms bounds."""
+    return (state.terms_at or 0) + MINUTE_US

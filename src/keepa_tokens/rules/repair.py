@@ -1,9 +1,7 @@
 """Rule 1: any stored thing becomes a sound state, and is said to have been mended.
 
-This is the only place that knows garbage. In what it returns every number is a whole number in its range and no
-instant lies further ahead than it rightly could. None is left only where it means something: `balance` (a
-synced bucket that awaits a reading), `closed_until`, `probe_until`, `reading_at`, and what no server has
-reported.
+In what `repair` returns every number is a whole number in its range, and no instant lies further ahead than it rightly
+could. Texts that can't be read at all were dropped before, by `BucketState.from_fields`.
 """
 
 from __future__ import annotations
@@ -14,10 +12,20 @@ from typing import cast
 
 from ..errors import ConfigError
 from ..quota import Quota
-from ..units import CLAIM_US, LIMIT, MAX_HOLD_US, NEVER, TOLERANCE_US
+from ..units import (
+    CLAIM_US,
+    DAY_US,
+    LIMIT,
+    LONGEST_STRETCH_US,
+    MAX_HOLD_US,
+    NEVER,
+    SWEEP_US,
+    TOLERANCE_US,
+    YEAR_US,
+)
 from .arithmetic import anchored, saturated
 from .flow import flow_in_effect
-from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold
+from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold, SoundState
 
 __all__ = ["new_state", "repair"]
 
@@ -25,51 +33,64 @@ _MAX_SEQUENCE = LIMIT // 2
 _MAX_FAILURES = 30
 
 
-def new_state(quota: Quota, now: int) -> BucketState:
+def new_state(quota: Quota, now: int) -> SoundState:
     """Return the state of a bucket never seen before."""
-    return BucketState(balance=quota.starts_at, refilled_at=now)
+    return SoundState(quota, now, quota.starts_at)
 
 
-def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[BucketState, tuple[str, ...]]:
+def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundState, tuple[str, ...]]:
     """Return a sound state for whatever was stored, and the names of the fields that were mended.
 
-    Raises ConfigError for the format of a newer release: its state is left to those who know it.
+    `quota` stands in for terms that are lost. Raises ConfigError for the format of a newer release, whose state is left
+    to those who know it, and for a bucket of the other kind, plain or synced.
     """
     if stored is None:
         return new_state(quota, now), ()
     mender = _Mender(stored, now, list(stored.unreadable))
     mender.check_format()
+    terms = mender.terms(quota)
     reading_at = mender.past("reading_at")
-    balance = mender.balance(quota, reading_at)
+    balance = mender.balance(terms, reading_at)
     if balance is None:
         # What the last reading said is lost: a balance that begins at 0 must not be taken for it.
         reading_at = None
-    lost = balance is None and not quota.synced
-    refill, period_us = mender.reported_rate(quota, reading_at)
+    lost = balance is None and not terms.synced
+    refill, period_us = mender.reported_rate(terms, reading_at)
     sequence = mender.sequence()
-    sound = BucketState(
+    terms_at = mender.past("terms_at")
+    sound = SoundState(
+        quota=terms,
+        version=mender.number("version"),
         balance=0 if lost else balance,
         refilled_at=now if lost else mender.refilled_at(),
         carry=0 if lost else mender.number("carry"),
-        carry_refill=mender.optional("carry_refill"),
-        carry_period_us=mender.optional("carry_period_us", 1),
         closed_until=mender.optional("closed_until"),
+        paused_until=mender.ahead("paused_until", DAY_US),
         sequence=sequence,
+        due_at=mender.ahead("due_at", 2 * MAX_HOLD_US),
+        last_place=mender.number("last_place"),
+        firm_place=mender.number("firm_place"),
+        terms_at=terms_at,
+        wide_capacity=mender.optional("wide_capacity", 1) if terms_at is not None else None,
         reading_at=reading_at,
         reading_sequence=mender.reading_sequence(reading_at, sequence),
         server_time=mender.optional("server_time"),
+        server_time_at=mender.past("server_time_at") or 0,
         drift=mender.optional("drift", 1 - LIMIT),
-        kept_back=mender.optional("kept_back"),
+        kept_back=mender.number("kept_back"),
         kept_back_at=mender.past("kept_back_at"),
-        probe_until=mender.probe_until(),
+        probe_until=mender.ahead("probe_until", CLAIM_US),
         probe_failures=min(_MAX_FAILURES, mender.number("probe_failures")),
+        probe_returned=min(1, mender.number("probe_returned")),
         reported_refill=refill,
         reported_period_us=period_us,
         reported_capacity=mender.optional("reported_capacity", 1),
-        holds=mender.holds(sequence),
+        stretched_us=mender.stretched_us(),
+        partial=stored.partial,
     )
-    sound = _within_its_period(quota, sound, mender)
-    return _with_holds_that_end(quota, sound, now, mender), tuple(mender.names)
+    mender.holds(sound)
+    mender.within_its_flow(sound)
+    return sound, tuple(mender.names)
 
 
 @dataclass(slots=True)
@@ -85,33 +106,61 @@ class _Mender:
             self.names.append(name)
 
     def optional(self, name: str, least: int = 0) -> int | None:
-        value = getattr(self.stored, name)
-        if value is None or _is_whole(value, least):
-            return value  # type: ignore[no-any-return] # a whole number by the check
+        value: object = getattr(self.stored, name)
+        if value is None:
+            return None
+        if _is_whole(value, least):
+            return cast("int", value)
         self.note(name)
         return None
 
     def number(self, name: str) -> int:
+        return self.optional(name) or 0
+
+    def past(self, name: str) -> int | None:
+        """Return an instant that can't lie ahead; None: there is none."""
         value = self.optional(name)
-        if value is None:
+        if value is not None and value > self.now + TOLERANCE_US:
             self.note(name)
-        return value or 0
+            return None
+        return value
+
+    def ahead(self, name: str, furthest_us: int) -> int | None:
+        """Return an instant that can't lie further ahead than `furthest_us`; None: there is none."""
+        value = self.optional(name)
+        if value is not None and value > self.now + furthest_us + TOLERANCE_US:
+            self.note(name)
+            return self.now + furthest_us
+        return value
 
     def check_format(self) -> None:
         stored = self.stored.format
         if _is_whole(stored, FORMAT + 1, NEWEST_FORMAT):
-            msg = (
+            raise ConfigError(
                 f"the stored state has format {stored}, this release knows format {FORMAT}:"
                 " it was written by a newer release. Upgrade this one; nothing was changed."
             )
-            raise ConfigError(msg)
         if stored != FORMAT:
             self.note("format")
 
-    def balance(self, quota: Quota, reading_at: int | None) -> int | None:
+    def terms(self, callers: Quota) -> Quota:
+        stored = self.stored.quota
+        if not isinstance(cast("object", stored), Quota) or stored is None:
+            if stored is not None:
+                self.note("quota")
+            return callers
+        if stored.synced != callers.synced:
+            kinds = {True: "synced (it follows a server)", False: "plain (it keeps its own books)"}
+            raise ConfigError(
+                f"this bucket is {kinds[stored.synced]} and runs on {stored}, but {callers} is for one that is"
+                f" {kinds[callers.synced]}. Give each its own key, or call reset() to begin anew on the new terms. Nothing was changed."
+            )
+        return stored
+
+    def balance(self, terms: Quota, reading_at: int | None) -> int | None:
         value = self.optional("balance", 1 - LIMIT)
         # A synced bucket may rightly have no balance, but not after a reading.
-        if value is None and (reading_at is not None or not quota.synced):
+        if value is None and (reading_at is not None or not terms.synced):
             self.note("balance")
         return value
 
@@ -125,30 +174,17 @@ class _Mender:
             self.note("refilled_at")
         return kept
 
-    def past(self, name: str) -> int | None:
-        """Return an instant that can't lie ahead; None: there is none."""
-        value = self.optional(name)
-        if value is not None and value > self.now + TOLERANCE_US:
-            self.note(name)
-            return None
-        return value
-
-    def probe_until(self) -> int | None:
-        value = self.optional("probe_until")
-        if value is not None and value > self.now + CLAIM_US + TOLERANCE_US:
-            self.note("probe_until")
-            return self.now + CLAIM_US
-        return value
-
     def sequence(self) -> int:
         value = self.stored.sequence
         if _is_whole(value, 0, _MAX_SEQUENCE):
             return value or 0
         # Lost: go on from the latest that anything still remembers, so that what was opened stays in order.
-        self.note("sequence")
         sound = [hold for hold in self._stored_holds().values() if _is_hold(hold)]
         seen = [self.stored.reading_sequence or 0, *(max(hold.opened, hold.charged) for hold in sound)]
-        return max((number for number in seen if _is_whole(number, 0, _MAX_SEQUENCE)), default=0)
+        last = max((number for number in seen if _is_whole(number, 0, _MAX_SEQUENCE)), default=0)
+        if value is not None or last:
+            self.note("sequence")
+        return last
 
     def reading_sequence(self, reading_at: int | None, sequence: int) -> int:
         value = self.optional("reading_sequence")
@@ -160,18 +196,25 @@ class _Mender:
             return sequence
         return value
 
-    def reported_rate(self, quota: Quota, reading_at: int | None) -> tuple[int | None, int | None]:
+    def reported_rate(self, terms: Quota, reading_at: int | None) -> tuple[int | None, int | None]:
         refill, period_us = self.optional("reported_refill"), self.optional("reported_period_us", 1)
         if refill is None and period_us is None:
             return None, None
         if refill is None or period_us is None or refill * (period_us + 1) >= LIMIT:
             self.note("reported_refill")
             return None, None
-        if refill == 0 and quota.synced and reading_at is None:
+        if refill == 0 and terms.synced and reading_at is None:
             # A net refill of 0 stops everything, so it counts only on a reading's word, which a probe can take back.
             self.note("reported_refill")
             return None, None
         return refill, period_us
+
+    def stretched_us(self) -> int | None:
+        value = self.optional("stretched_us", 1)
+        if value is not None and value > LONGEST_STRETCH_US:
+            self.note("stretched_us")
+            return None
+        return value
 
     def _stored_holds(self) -> Mapping[str, Hold]:
         if isinstance(cast("object", self.stored.holds), Mapping):
@@ -179,61 +222,55 @@ class _Mender:
         self.note("holds")
         return {}
 
-    def holds(self, sequence: int) -> Mapping[str, Hold]:
-        """Return the sound holds, in the order of their names. More set aside than can be counted exactly is damage."""
-        sound: dict[str, Hold] = {}
+    def holds(self, sound: SoundState) -> None:
+        """Take over the sound holds, in the order of their names, and add them up if all of them are there."""
         held = 0
         for hold_id, hold in sorted(self._stored_holds().items(), key=lambda item: str(item[0])):
+            # More than can be counted exactly is damage.
             if not _is_hold(hold) or (hold.in_flight and held + hold.tokens >= LIMIT):
                 self.note(f"hold:{hold_id}")
                 continue
             held += hold.tokens if hold.in_flight else 0
-            if max(hold.opened, hold.charged) > sequence:
-                self.note(f"hold:{hold_id}")
-                sound[hold_id] = replace(
-                    hold, opened=min(hold.opened, sequence), charged=min(hold.charged, max(1, sequence))
-                )
-            else:
-                sound[hold_id] = hold
-        return sound
+            sound.holds[hold_id] = self._clamped(hold_id, hold, sound.sequence)
+        sound.held, sound.open = self.number("held"), self.number("open")
+        if sound.partial:
+            return
+        number = sum(hold.in_flight for hold in sound.holds.values())
+        if (sound.held, sound.open) != (held, number):
+            self.note("held")
+        sound.held, sound.open = held, number
+        if sound.holds:
+            first = min(hold.due_at for hold in sound.holds.values())
+            sound.due_at = first if sound.due_at is None else min(sound.due_at, max(first, self.now + SWEEP_US))
 
+    def _clamped(self, hold_id: str, hold: Hold, sequence: int) -> Hold:
+        opened, charged = min(hold.opened, sequence), min(hold.charged, max(1, sequence))
+        expires_at = min(hold.expires_at, self.now + hold.hold_for + TOLERANCE_US)
+        if (opened, charged, expires_at) == (hold.opened, hold.charged, hold.expires_at):
+            return hold
+        self.note(f"hold:{hold_id}")
+        return replace(hold, opened=opened, charged=charged, expires_at=expires_at)
 
-def _within_its_period(quota: Quota, state: BucketState, mender: _Mender) -> BucketState:
-    """Return the state with a carry of less than one token at the rate at which it was earned."""
-    flow = flow_in_effect(quota, state)
-    if state.carry_refill is None or state.carry_period_us is None:
-        state = replace(state, carry_refill=flow.refill, carry_period_us=flow.period_us)
-    if (state.carry or 0) < (state.carry_period_us or 0):
-        return state
-    mender.note("carry")
-    return replace(state, carry=0)
-
-
-def _with_holds_that_end(quota: Quota, state: BucketState, now: int, mender: _Mender) -> BucketState:
-    """Return the state with every hold ending no later than it could: its lifetime from now, or from its place.
-
-    Only a plain bucket lets a hold be opened for a place ahead; the furthest is where all the debt is refilled.
-    """
-    if not any(hold.expires_at > _latest_end(hold, now) for hold in state.holds.values()):
-        return state
-    place = now
-    if not quota.synced:
-        flow = flow_in_effect(quota, state)
-        held = sum(hold.tokens for hold in state.holds.values() if hold.in_flight)
-        debt = saturated(flow.capacity - (state.balance or 0) + held)
-        instant = flow.instant(debt, state.refilled_at or 0, state.carry or 0)
-        place = now if instant == NEVER else max(now, instant)
-    holds = dict(state.holds)
-    for hold_id, hold in state.holds.items():
-        latest = _latest_end(hold, place if hold.in_flight else now)
-        if hold.expires_at > latest:
-            mender.note(f"hold:{hold_id}")
-            holds[hold_id] = replace(hold, expires_at=latest)
-    return replace(state, holds=holds)
-
-
-def _latest_end(hold: Hold, start: int) -> int:
-    return start + hold.hold_for + TOLERANCE_US
+    def within_its_flow(self, sound: SoundState) -> None:
+        """Hold what depends on the refill in effect to what it rightly could be."""
+        flow = flow_in_effect(sound, self.now)
+        if sound.stretched_us is not None and flow.refill * (flow.period_us + 1) >= LIMIT:
+            self.note("stretched_us")
+            sound.stretched_us = None
+            flow = flow_in_effect(sound, self.now)
+        if sound.carry >= flow.period_us:
+            self.note("carry")
+            sound.carry = 0
+        age, balance = self.now - sound.refilled_at, sound.balance or 0
+        if age > YEAR_US and age > flow.instant(saturated(flow.capacity - balance), 0, 0) + 2 * flow.period_us:
+            # 0, or seconds where microseconds belong: it must not fill a bucket that is in debt.
+            self.note("refilled_at")
+            sound.refilled_at, sound.carry = self.now, 0
+        furthest = flow.instant(saturated(flow.capacity - min(0, balance)), self.now, 0)
+        for name in ("last_place", "firm_place"):
+            if furthest < NEVER and getattr(sound, name) > furthest + flow.period_us + TOLERANCE_US:
+                self.note(name)
+                setattr(sound, name, 0)
 
 
 def _is_hold(hold: object) -> bool:
@@ -244,6 +281,7 @@ def _is_hold(hold: object) -> bool:
         and _is_whole(hold.expires_at, 0)
         and _is_whole(hold.hold_for, 1, MAX_HOLD_US)
         and _is_whole(hold.charged, 0)
+        and isinstance(cast("object", hold.label), str)
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, unquote
 
 from ..errors import ConfigError
@@ -53,6 +53,11 @@ class Hold:
         """When a charged hold is forgotten: one `hold_for` after it ran out."""
         return self.expires_at + self.hold_for
 
+    @property
+    def due_at(self) -> int:
+        """When something is to be done about it: it runs out, or is forgotten."""
+        return self.expires_at if self.in_flight else self.forgotten_at
+
 
 @dataclass(frozen=True, slots=True)
 class FastTerms:
@@ -81,7 +86,7 @@ class FastTerms:
 
 @dataclass(frozen=True, slots=True)
 class BucketState:
-    """All that is stored of one bucket. None means: not there. What may be missing and what is damage, `repair` decides.
+    """All that is stored of one bucket. None means: not there. `repair` decides what may be missing and what is damage.
 
     version: raised by every write. balance: what the server would report (plain: what is there). carry: the remainder
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
@@ -211,10 +216,10 @@ class SoundState:
     def stored(self, fast: FastTerms | None) -> BucketState:
         """Return what is stored of it. What is 0 and says nothing by that is left out."""
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
-        kept = _ALWAYS | (_SYNCED if self.quota.synced else frozenset())
-        numbers = {name: value for name, value in numbers.items() if value or name in kept}
+        left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
+        kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
         return BucketState(
-            **numbers,  # type: ignore[arg-type] # the names are those of whole numbers
+            **kept,
             quota=self.quota,
             fast=fast,
             holds=self.holds,
@@ -230,8 +235,12 @@ NUMBERS: Final = tuple(
 )
 """The stored fields that are one whole number each."""
 
-_ALWAYS: Final = frozenset({"balance", "refilled_at", "version"})
+_ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if each.default == 0) - {"version"}
+"""Fields that are left out where they are 0."""
+
 _SYNCED: Final = frozenset({"held", "open", "sequence"})
+"""Those of them that a synced bucket always has: what is set aside must not be forgotten by the loss of a field."""
+
 _WHOLE_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,15})", re.ASCII)
 _NOTHING: Final = "-"
 

@@ -1,84 +1,119 @@
-"""All the rules of a bucket, in words, then in code; `bucket.lua` mirrors them under the same numbers.
+"""All the rules of a bucket, in words, then in code, in the same order.
 
-`transition(quota, state, now, command)` is a pure function from any stored state to the next one and an
-outcome. Times are whole microseconds, `now` an argument, tokens whole numbers. `balance` is what the server
-would report; holds stand beside it; available = balance - what is held in flight.
+`transition(quota, state, now, command)` is a pure function from any stored state to the next one and an outcome. Times
+are whole microseconds, `now` an argument, tokens whole numbers. `balance` is what the server would report; holds stand
+beside it on a synced bucket: available = balance - held. A plain bucket has no server to ask: what is held was taken
+from the balance already, and available = balance.
 
 1. Repair. Any stored thing becomes a sound state first (`repair.py`), which is written back with every command,
    refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now.
-2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. A remainder earned at another
-   rate is kept as time. At refill 0 `refilled_at` moves on.
-3. Holds. A hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
-   for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced
-   the balance since. What is given back, by a refund too, fills up to capacity. While the balance is unknown there
-   is nothing to charge.
-4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes.
-   On a synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep
-   >= tokens, since calls may reach the server in another order, and the one that overdraws would get the others
-   refused. What rule 10 keeps back counts as kept. More than the capacity in effect can admit, or than can be
-   counted exactly, is TOO_LARGE.
-5. Recharge. A request that would fail even at keep 0 for want of tokens closes the bucket until the instant at
-   which min(recharge_to, capacity) is available. The end is fixed then; every later step may only move it
-   nearer, to the instant that the state still implies, so it opens early when the balance is there and no
-   damage can keep it shut. Refill 0 never closes, and an unknown balance has nothing to recharge. retry_after is
-   the later of the end and the instant at which enough is available, holds that run out included.
-6. Places. On a plain bucket without `recharge_to` a request at keep 0 that may wait takes its tokens now and
-   waits for its place: first come, first served. Everybody else is told when to ask again.
-7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown
-   or has no reading; or the call was opened after the last reading was applied; or the server's time is later
-   than the last one's, or equal with a lower balance. Outside a call also: the last reading is older than two
-   minutes by our clock, or nobody ever gave a server's time. A settle whose reading is older than the last one
-   charges nothing: the newer reading had its cost. One that cannot be put in order is not adopted, and its cost
-   is charged. A refusal without a fresh reading, of a call opened after the last one: the balance is not above
-   0.
-8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims
-   the probe for the caller, unless somebody holds the claim or failures are backing off. A claim that ended
-   without a reading is a failed probe, by the clock alone. A failed probe on an unknown balance starts it at 0,
-   refilling from the end of the claim. A scout is let through on its claim.
-9. Lifetime. A bucket is kept until it would be full and its last hold forgotten; then a new one would be no
-   different, or is unknown by its quota. One whose `initial` is below capacity is kept for ever.
-10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to
-   project from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains.
-   The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's
-   `keep` it comes to a third of the capacity at most, and never to so much that the request can't be admitted.
-   Readings halve what is kept back for every hour without a gap.
+2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
+3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
+   for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced the
+   balance since. While the balance is unknown there is nothing to charge. Plain: the tokens are taken when the hold is
+   opened; a hold that runs out is forgotten. Holds that fall due are swept together, at most once a second.
+4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes. On a
+   synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep >=
+   tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
+   What rule 10 keeps back counts as kept. More than the capacity in effect can admit, or than can be counted exactly,
+   is TOO_LARGE. Refused only because of calls in flight is IN_FLIGHT: ask again soon, a settle may free it any moment.
+   Otherwise retry_after is the earliest instant at which it can be granted, if the calls in flight cost nothing.
+5. Recharge. When a request that would fail even at keep 0 finds too little and `recharge_to` is set, the bucket closes
+   until the refill, capacity aside, has brought min(recharge_to, capacity), counted before the caller's own take. The
+   end is fixed then; every later step may only move it nearer, to the instant that the state still implies, so it opens
+   early when the balance is there and no damage can keep it shut. Refill 0 never closes, and an unknown balance has
+   nothing to recharge.
+6. Places. On a plain bucket without `recharge_to` an acquire at keep 0 that may wait takes its tokens now and waits for
+   its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
+   an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
+   exceeds the refill between its own place and the last one, because the places between were told their instants for
+   good. So in any interval at most capacity + refill is let go.
+7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
+   no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
+   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
+   A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
+   taken. Nor does one that moved over a minute more or less than our clock did; it replaces the stored one. A settle
+   whose reading is older charges nothing: the newer reading had its cost. One without a server's time cannot be put in
+   order and is not adopted, and its cost is charged. A refusal without a fresh reading, of a call opened after the last
+   one: the balance is not above 0. A `refillIn` longer than the period in effect is the period until the next reading,
+   ten minutes at most.
+8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
+   for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
+   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
+   probe on an unknown balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
+   One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
+   `initial` would let go what the server's reported terms do not.
+10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
+   from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
+   kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to a
+   third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
+   back for every hour without a gap.
+12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
+13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
+   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
+   For a minute after a change the larger of the two capacities bounds, then the smaller one clips a plain balance.
+   Plain and synced on one key is a ConfigError.
+
+The fast path (`fast_path.py`) serves a sound bucket on which nothing of 1, 5, 7, 8, 12 and 13 is due.
 """
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final, assert_never
 
 from ..quota import Quota
 from ..units import (
     CLAIM_US,
+    DAY_US,
     LIMIT,
+    LONGEST_STRETCH_US,
+    LOOK_AGAIN_US,
     MAX_BACKOFF_US,
     MICROSECONDS,
+    MINUTE_US,
+    NEAR_US,
     NEVER,
     REFUND_MEMORY_US,
     REORDER_US,
+    SWEEP_US,
     TOLERANCE_US,
     seconds,
 )
-from .arithmetic import carried_over, halved, phased, required, saturated
-from .commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle, Verdict
-from .decision import Reason, Snapshot
-from .flow import flow_in_effect
+from . import fast_path
+from .arithmetic import KEPT_SHARE, halved, phased, required, saturated, set_aside
+from .commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Outcome,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+    Verdict,
+)
+from .decision import InFlight, Reason, Snapshot
+from .flow import clipped_at, flow_in_effect
 from .reading import Reading
 from .repair import repair
-from .state import BucketState, Hold
+from .state import BucketState, FastTerms, Hold, SoundState
 
 __all__ = ["lifetime_us", "transition"]
-
-KEPT_SHARE: Final = 3
-"""One part in this many of the capacity is the most that is kept back."""
 
 HALF_LIFE_US: Final = 3_600 * MICROSECONDS
 """What is kept back halves in this time without a gap."""
 
+FAST_US: Final = MINUTE_US
+"""The longest that the fast path may serve a bucket before the rules look at all of it again."""
+
 LIFETIME_MARGIN_US: Final = 10 * MICROSECONDS
 SHORTEST_LIFETIME_US: Final = 60 * MICROSECONDS
-LIFETIME_AT_REFILL_0_US: Final = 86_400 * MICROSECONDS
 
 
 def transition(
@@ -86,123 +121,66 @@ def transition(
 ) -> tuple[BucketState | None, Outcome]:
     """Return the state after `command` at `now`, and what it came to. Pure; any stored state will do.
 
-    The state is None where there is nothing to store: a look at a bucket never seen. Raises ConfigError for a
-    stored format of a newer release, nothing else.
+    The state is `state` itself where there is nothing to store: only time has passed. Raises ConfigError for a stored
+    format of a newer release, and for a bucket of the other kind; nothing else.
     """
     sound, repaired = repair(quota, state, now)
     step = _Step(quota, sound, now, repaired)
     step.advance()
-    if isinstance(command, Peek):
-        mended = step.state() if repaired else state
-        return mended, step.peek(command)
+    step.take_up(quota)
     outcome = step.run(command)
-    return step.state(), outcome
+    # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
+    begun = state is None and sound.balance is not None and sound.balance < step.flow.capacity
+    if not (step.changed or repaired or begun):
+        return state, outcome
+    sound.version += 1
+    return sound.stored(step.fast()), outcome
 
 
-def lifetime_us(quota: Quota, state: BucketState, now: int) -> int | None:
-    """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9)."""
-    if quota.initial is not None and quota.initial < quota.capacity:
+def lifetime_us(state: BucketState, now: int) -> int | None:
+    """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
+
+    Of a partial state: no less than what is left of the lifetime that it has.
+    """
+    if state.quota is None:
         return None
-    flow = flow_in_effect(quota, state)
+    sound, _ = repair(state.quota, state, now)
+    quota, flow = sound.quota, flow_in_effect(sound, now)
+    last = max((max(hold.expires_at, hold.due_at) for hold in sound.holds.values()), default=now)
+    if quota.synced:
+        differs = quota.initial is not None and (flow.capacity, flow.refill) != (quota.capacity, quota.refill)
+        return None if differs or _starts_low(quota) else max(DAY_US, last - now + LIFETIME_MARGIN_US)
+    if _starts_low(quota):
+        return None
     if flow.refill == 0:
-        return LIFETIME_AT_REFILL_0_US
-    in_flight = [hold for hold in state.holds.values() if hold.in_flight]
-    balance, start = state.balance, state.refilled_at or 0
-    if balance is None:
-        # A new one would be no different, unless somebody asks: if that fails, the balance starts at 0.
-        balance = flow.capacity if state.probe_until is None else 0
-        start = max(start, state.probe_until or 0)
-    start = max((start, *(hold.expires_at for hold in in_flight)))
-    full_at = flow.instant(flow.capacity - balance + sum(hold.tokens for hold in in_flight), start, 0)
-    last = max((hold.forgotten_at for hold in state.holds.values()), default=0)
+        return DAY_US
+    full_at = flow.instant(flow.capacity - (sound.balance or 0), sound.refilled_at, 0)
     if full_at == NEVER:
         return None
-    return max(SHORTEST_LIFETIME_US, max(full_at, last, state.probe_until or 0) - now + LIFETIME_MARGIN_US)
+    return max(SHORTEST_LIFETIME_US, max(full_at, last) - now + LIFETIME_MARGIN_US)
+
+
+def _starts_low(quota: Quota) -> bool:
+    return quota.initial is not None and quota.initial < quota.capacity
 
 
 class _Step:
-    """One step of one bucket: a sound state, worked on in place and handed out again. Lives for one `transition`."""
+    """One step of one bucket: a sound state, worked on in place. Lives for one `transition`."""
 
-    __slots__ = (
-        "balance",
-        "carry",
-        "closed_until",
-        "drift",
-        "flow",
-        "held",
-        "holds",
-        "kept_back",
-        "kept_back_at",
-        "now",
-        "probe_failures",
-        "probe_until",
-        "quota",
-        "reading_at",
-        "reading_sequence",
-        "refilled_at",
-        "repaired",
-        "reported_capacity",
-        "reported_period_us",
-        "reported_refill",
-        "sequence",
-        "server_time",
-    )
+    __slots__ = ("changed", "flow", "now", "ran_out", "repaired", "s", "terms", "terms_from")
 
-    def __init__(self, quota: Quota, sound: BucketState, now: int, repaired: tuple[str, ...]) -> None:
-        self.quota = quota
+    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
+        self.s = sound
         self.now = now
         self.repaired = repaired
-        self.flow = flow_in_effect(quota, sound)
-        self.balance = sound.balance
-        self.refilled_at = sound.refilled_at or 0
-        self.carry = carried_over(
-            sound.carry or 0,
-            sound.carry_refill or 0,
-            sound.carry_period_us or 1,
-            self.flow.refill,
-            self.flow.period_us,
-        )
-        self.closed_until = sound.closed_until
-        self.sequence = sound.sequence or 0
-        self.holds = dict(sound.holds)
-        self.held = sum(hold.tokens for hold in self.holds.values() if hold.in_flight)
-        self.reading_at = sound.reading_at
-        self.reading_sequence = sound.reading_sequence or 0
-        self.server_time = sound.server_time
-        self.drift = sound.drift
-        self.kept_back = sound.kept_back or 0
-        self.kept_back_at = sound.kept_back_at
-        self.probe_until = sound.probe_until
-        self.probe_failures = sound.probe_failures or 0
-        self.reported_refill = sound.reported_refill
-        self.reported_period_us = sound.reported_period_us
-        self.reported_capacity = sound.reported_capacity
+        self.changed = False
+        self.flow = flow_in_effect(sound, sound.refilled_at)
+        self.ran_out: list[Hold] = []
+        self.terms: tuple[Quota, Quota] | None = None
+        served_by_others = callers != sound.quota and sound.terms_at is not None
+        self.terms_from = (sound.terms_at or 0) + MINUTE_US if served_by_others else now
 
-    def state(self) -> BucketState:
-        return BucketState(
-            balance=self.balance,
-            refilled_at=self.refilled_at,
-            carry=self.carry,
-            carry_refill=self.flow.refill,
-            carry_period_us=self.flow.period_us,
-            closed_until=self.closed_until,
-            sequence=self.sequence,
-            holds=self.holds,
-            quota=self.quota,
-            reading_at=self.reading_at,
-            reading_sequence=self.reading_sequence,
-            server_time=self.server_time,
-            drift=self.drift,
-            kept_back=self.kept_back or None,
-            kept_back_at=self.kept_back_at,
-            probe_until=self.probe_until,
-            probe_failures=self.probe_failures,
-            reported_refill=self.reported_refill,
-            reported_period_us=self.reported_period_us,
-            reported_capacity=self.reported_capacity,
-        )
-
-    def run(self, command: Acquire | Reserve | Settle | Cancel | Refund | Reconcile | ClaimProbe) -> Outcome:
+    def run(self, command: Command) -> Outcome:  # noqa: C901 - a case for each command
         match command:
             case Acquire():
                 return self.acquire(command)
@@ -218,98 +196,125 @@ class _Step:
                 return self.reconcile(command)
             case ClaimProbe():
                 return self.claim_probe()
+            case Unclaim():
+                return self.unclaim(command)
+            case Pause():
+                return self.pause(command)
+            case Peek():
+                return self.peek(command)
         assert_never(command)
 
     # 2 and 3: time passes
 
     def advance(self) -> None:
-        """Let the balance flow to now, charging every hold that runs out on the way at its own instant."""
-        for hold_id, hold in self._in_flight():
-            if hold.expires_at > self.now:
-                break
-            self._flow_to(hold.expires_at)
-            self._charge(hold_id, hold)
+        """Let the balance flow to now, sweeping what falls due on the way."""
+        if self.s.due_at is not None and self.s.due_at <= self.now:
+            self._sweep()
         self._flow_to(self.now)
-        for hold_id, hold in list(self.holds.items()):
-            if not hold.in_flight and hold.forgotten_at <= self.now:
-                del self.holds[hold_id]
         self._reopen()
+        if self.s.paused_until is not None and self.s.paused_until <= self.now:
+            self.s.paused_until = None
 
-    def _in_flight(self) -> list[tuple[str, Hold]]:
-        """Return the holds in flight in the order in which they run out."""
-        holds = [(hold_id, hold) for hold_id, hold in self.holds.items() if hold.in_flight]
-        holds.sort(key=lambda item: (item[1].expires_at, item[1].opened, item[0]))
-        return holds
+    def _sweep(self) -> None:
+        due = sorted(
+            (item for item in self.s.holds.items() if item[1].due_at <= self.now),
+            key=lambda item: (item[1].due_at, item[1].opened, item[0]),
+        )
+        for hold_id, hold in due:
+            del self.s.holds[hold_id]
+            if hold.in_flight:
+                self._run_out(hold_id, hold)
+        first = min((hold.due_at for hold in self.s.holds.values()), default=None)
+        self.s.due_at = None if first is None else max(first, self.now + SWEEP_US)
+        self.changed = True
+
+    def _run_out(self, hold_id: str, hold: Hold) -> None:
+        s = self.s
+        self._flow_to(hold.expires_at)
+        self._end(hold)
+        self.ran_out.append(hold)
+        if not s.quota.synced:
+            return
+        s.sequence += 1
+        charged = 0 if s.balance is None else hold.tokens
+        if s.balance is not None:
+            s.balance = saturated(s.balance - charged)
+        remembered = Hold(charged, hold.opened, hold.expires_at, hold.hold_for, s.sequence, hold.label)
+        if remembered.due_at > self.now:
+            s.holds[hold_id] = remembered
+
+    def _end(self, hold: Hold) -> None:
+        self.s.held = max(0, self.s.held - hold.tokens)
+        self.s.open = max(0, self.s.open - 1)
 
     def _flow_to(self, at: int) -> None:
-        if self.balance is None and self.probe_until is not None and at >= self.probe_until:
+        s = self.s
+        if s.wide_capacity is not None and at >= clipped_at(s):
+            self._clip()
+        if s.balance is None and s.probe_until is not None and at >= s.probe_until:
             # 8: the probe of an unknown balance failed. Start at 0: slow, never stuck.
-            self.balance, self.carry = 0, 0
-            self.refilled_at = max(self.refilled_at, self.probe_until)
-        if self.balance is None:
-            self.refilled_at, self.carry = max(self.refilled_at, at), 0
+            s.balance, s.carry = 0, 0
+            s.refilled_at = max(s.refilled_at, s.probe_until)
+        if s.balance is None:
+            s.refilled_at, s.carry = max(s.refilled_at, at), 0
             return
-        self.balance, self.refilled_at, self.carry = self.flow.refilled(self.balance, self.refilled_at, self.carry, at)
+        s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
 
-    def _charge(self, hold_id: str, hold: Hold) -> None:
-        self.sequence += 1
-        self.held -= hold.tokens
-        charged = hold.tokens
-        if self.balance is None:
-            charged = 0
-        else:
-            self.balance = saturated(self.balance - charged)
-        self.holds[hold_id] = Hold(charged, hold.opened, hold.expires_at, hold.hold_for, self.sequence)
+    def _clip(self) -> None:
+        """Let the smaller capacity bound from its instant on (rule 13)."""
+        s = self.s
+        at = clipped_at(s)
+        if s.balance is not None:
+            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
+        s.wide_capacity = None
+        self.flow = flow_in_effect(s, at)
+        if s.balance is not None and not s.quota.synced:
+            s.balance = min(s.balance, self.flow.capacity)
 
     # 4: admission
 
+    def _in_flight(self) -> int:
+        """Return the tokens that are set aside beside the balance; a plain bucket has taken them already."""
+        return self.s.held if self.s.quota.synced else 0
+
     def _judge(self, tokens: int, keep: int) -> tuple[Reason, int]:
-        """Return whether `tokens` are admitted now, or why not, and the instant from which they would be."""
+        """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again."""
+        s = self.s
         if tokens == 0:
             return Reason.GRANTED, self.now
-        if self.held + tokens >= LIMIT:
-            # More than can be counted exactly.
+        if s.held + tokens >= LIMIT:
             return Reason.TOO_LARGE, NEVER
-        alone = required(tokens, self.quota.overdraft)
-        beside = tokens if self.quota.synced else alone
-        aside = self._set_aside(keep, self.flow.capacity - alone)
-        alone, beside = alone + aside, beside + aside
-        if self.balance is None:
-            return Reason.UNKNOWN, self._instant(alone, beside)
-        available = self.balance - self.held
-        if available < alone and alone > self.flow.capacity:
-            return Reason.TOO_LARGE, NEVER
+        alone = required(tokens, s.quota.overdraft)
+        aside = set_aside(keep, self._kept_back(), self.flow.capacity, alone)
+        wanted = alone + aside
+        reason, at = self._open_judge(tokens, keep, wanted, aside)
+        if s.paused_until is not None:
+            return Reason.PAUSED, max(s.paused_until, at)
+        return reason, at
+
+    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int) -> tuple[Reason, int]:
+        s = self.s
+        if s.balance is None:
+            return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
+        in_flight = self._in_flight()
+        available = s.balance - in_flight
+        if available < wanted and wanted > self.flow.capacity:
+            # While it is served by others' terms, the caller's own may still admit it.
+            return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
-            return Reason.RECHARGING, max(closed_until, self._instant(alone, beside))
-        if available < (beside if self.held else alone):
-            return Reason.EMPTY, self._instant(alone, beside)
-        return Reason.GRANTED, self.now
+            return Reason.RECHARGING, max(closed_until, self._reached(wanted))
+        if available >= (tokens + aside if in_flight else wanted):
+            return Reason.GRANTED, self.now
+        if s.balance >= wanted:
+            return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
+        return Reason.EMPTY, self._reached(wanted)
 
-    def _instant(self, alone: int, beside: int) -> int:
-        """Return the first instant at which `alone` tokens are available, or `beside` tokens beside any in flight.
+    def _reached(self, wanted: int) -> int:
+        """Return the first instant from now on at which the balance has flowed to `wanted`; NEVER if none."""
+        return self._reached_from(self.s.balance or 0, self.s.refilled_at, self.s.carry, wanted, self.now)
 
-        It counts on nobody asking or settling; NEVER if there is none.
-        """
-        balance, refilled_at, carry, held, start = self.balance, self.refilled_at, self.carry, self.held, self.now
-        in_flight = self._in_flight()
-        if balance is None:
-            failed_at = self.now + CLAIM_US if self.probe_until is None else self.probe_until
-            balance, refilled_at, carry = 0, max(refilled_at, failed_at), 0
-            held -= sum(hold.tokens for _, hold in in_flight if hold.expires_at < failed_at)
-            in_flight = [item for item in in_flight if item[1].expires_at >= failed_at]
-        for _, hold in in_flight:
-            at = self._reached(balance, refilled_at, carry, (beside if held else alone) + held, start)
-            if at <= hold.expires_at:
-                return at
-            start = hold.expires_at
-            balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
-            balance = saturated(balance - hold.tokens)
-            held -= hold.tokens
-        return self._reached(balance, refilled_at, carry, alone, start)
-
-    def _reached(self, balance: int, refilled_at: int, carry: int, wanted: int, start: int) -> int:
-        """Return the first instant from `start` on at which the balance has flowed to `wanted`; NEVER if none."""
+    def _reached_from(self, balance: int, refilled_at: int, carry: int, wanted: int, start: int) -> int:
         if balance >= wanted:
             return start
         if wanted > self.flow.capacity:
@@ -318,140 +323,185 @@ class _Step:
 
     # 5: recharge
 
-    def _is_closed(self) -> bool:
-        return self.quota.recharge_to is not None and self.closed_until is not None
-
     def _recharged_at(self) -> int:
-        target = min(self.quota.recharge_to or 0, self.flow.capacity)
-        return self._instant(target, target)
+        s = self.s
+        if s.balance is None:
+            return NEVER
+        lacking = min(s.quota.recharge_to or 0, self.flow.capacity) - (s.balance - self._in_flight())
+        return self.now if lacking <= 0 else max(self.now, self.flow.instant(lacking, s.refilled_at, s.carry))
 
     def _closed_for(self, tokens: int, keep: int) -> int | None:
         """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
-        if self.quota.recharge_to is None or self.balance is None:
+        s = self.s
+        if s.quota.recharge_to is None or s.balance is None:
             return None
-        lacking = required(tokens, self.quota.overdraft)
-        enough = tokens == 0 or self.balance - self.held >= lacking
-        if self.closed_until is not None or enough or lacking + keep > self.flow.capacity:
-            return self.closed_until
+        lacking = required(tokens, s.quota.overdraft)
+        enough = tokens == 0 or s.balance - self._in_flight() >= lacking
+        if s.closed_until is not None or enough or lacking + keep > self.flow.capacity:
+            return s.closed_until
         end = self._recharged_at()
         return end if self.now < end < NEVER else None
 
     def _close_for(self, tokens: int, keep: int) -> None:
         end = self._closed_for(tokens, keep)
-        if end is not None:
-            self.closed_until = end
+        if end != self.s.closed_until and self.s.paused_until is None:
+            self.s.closed_until = end
+            self.changed = True
 
     def _reopen(self) -> None:
-        if self.closed_until is None or self.quota.recharge_to is None:
+        s = self.s
+        if s.closed_until is None:
             return
-        if self.balance is None:
+        if s.balance is None or s.quota.recharge_to is None:
             # Nothing known, nothing to recharge.
-            self.closed_until = None
+            s.closed_until = None
             return
-        end = min(self.closed_until, self._recharged_at())
-        self.closed_until = end if self.now < end and self.flow.refill > 0 else None
+        end = min(s.closed_until, self._recharged_at())
+        s.closed_until = end if self.now < end and self.flow.refill > 0 else None
 
     # 6: taking tokens, now or in a place
 
     def acquire(self, command: Acquire) -> Outcome:
         self._close_for(command.tokens, command.keep)
         reason, at = self._judge(command.tokens, command.keep)
-        if not self._has_place(reason, at, command):
-            return self._refuse(reason, command.tokens, command.keep, command.probe_after_us)
-        if self.balance is not None:
-            self.balance = saturated(self.balance - command.tokens)
+        if not (reason is Reason.GRANTED or self._has_place(reason, at, command)):
+            return self._refuse(reason, command)
+        if at > self.now:
+            self.s.last_place = max(self.s.last_place, at)
+        self._take(command.tokens)
         return self._outcome(granted=True, place_us=at - self.now)
 
-    def reserve(self, command: Reserve) -> Outcome:
-        repeated = self.holds.get(command.id)
-        if repeated is not None:
-            return self._outcome(granted=True, place_us=max(0, repeated.expires_at - repeated.hold_for - self.now))
-        self._close_for(command.tokens, command.keep)
-        reason, at = self._judge(command.tokens, command.keep)
-        if self._has_place(reason, at, command):
-            self._open(command, at)
-            return self._outcome(granted=True, place_us=at - self.now)
-        refusal = self._refuse(reason, command.tokens, command.keep, command.probe_after_us)
-        if not (command.scout and refusal.probe):
-            return refusal
-        self._open(command, self.now)
-        return self._outcome(granted=True, probe=True, scout=True)
-
-    def _has_place(self, reason: Reason, at: int, command: Acquire | Reserve) -> bool:
-        if reason is Reason.GRANTED:
-            return True
+    def _has_place(self, reason: Reason, at: int, command: Acquire) -> bool:
         if command.wait_us is None or command.keep or reason is not Reason.EMPTY:
             return False
-        queues = not self.quota.synced and self.quota.recharge_to is None
+        queues = not self.s.quota.synced and self.s.quota.recharge_to is None
         return queues and at < NEVER and at - self.now <= command.wait_us
 
-    def _open(self, command: Reserve, at: int) -> None:
-        self.sequence += 1
-        self.holds[command.id] = Hold(command.tokens, self.sequence, at + command.hold_for_us, command.hold_for_us)
-        self.held = saturated(self.held + command.tokens)
+    def _take(self, tokens: int) -> None:
+        if tokens and self.s.balance is not None:
+            self.s.balance = saturated(self.s.balance - tokens)
+            self.changed = True
 
-    def _refuse(self, reason: Reason, tokens: int, keep: int, probe_after_us: int | None) -> Outcome:
-        probe = self._probe_at(probe_after_us) <= self.now
-        if probe:
-            self._claim()
-        _, at = self._judge(tokens, keep)
-        return self._outcome(reason=reason, retry_after_us=_until(at, self.now), probe=probe)
+    def reserve(self, command: Reserve) -> Outcome:
+        if command.id in self.s.holds:
+            return self._outcome(granted=True)
+        self._close_for(command.tokens, command.keep)
+        reason, _ = self._judge(command.tokens, command.keep)
+        if reason is Reason.GRANTED:
+            self._open(command)
+            return self._outcome(granted=True)
+        refusal = self._refuse(reason, command)
+        if not (command.scout and refusal.probe):
+            return refusal
+        self._open(command)
+        return self._outcome(granted=True, claimed_until_us=refusal.claimed_until_us, scout=True)
 
-    # 3: ending a hold, giving back
+    def _open(self, command: Reserve) -> None:
+        s = self.s
+        s.sequence += 1
+        hold = Hold(
+            command.tokens, s.sequence, self.now + command.hold_for_us, command.hold_for_us, label=command.label
+        )
+        s.holds[command.id] = hold
+        s.held = saturated(s.held + command.tokens)
+        s.open += 1
+        if not s.quota.synced:
+            self._take(command.tokens)
+        self._remember(hold)
+
+    def _remember(self, hold: Hold) -> None:
+        self.s.due_at = hold.due_at if self.s.due_at is None else min(self.s.due_at, hold.due_at)
+        self.changed = True
+
+    def _refuse(self, reason: Reason, command: Acquire | Reserve) -> Outcome:
+        claimed_until_us = None
+        if reason is not Reason.PAUSED and self._probe_at(command.probe_after_us) <= self.now:
+            claimed_until_us = self._claim()
+        reason, at = self._judge(command.tokens, command.keep)
+        return self._outcome(reason=reason, retry_after_us=_until(at, self.now), claimed_until_us=claimed_until_us)
+
+    # 3 and 6: ending a hold, giving back
 
     def settle(self, command: Settle) -> Outcome:
-        hold = self.holds.pop(command.id, None)
+        hold = self.s.holds.pop(command.id, None)
         if hold is None:
             verdict, drift = self._observe(command.reading)
             return self._outcome(found=False, reading=verdict, drift=drift)
+        self.changed = True
         if hold.in_flight:
-            self.held -= hold.tokens
+            self._end(hold)
         cost = hold.tokens if command.actual is None else command.actual
+        if self.s.quota.synced:
+            return self._settle_synced(hold, cost, command)
+        self._correct(hold.tokens - cost)
+        return self._outcome(reading=Verdict.NONE if command.reading is None else Verdict.STALE)
+
+    def _settle_synced(self, hold: Hold, cost: int, command: Settle) -> Outcome:
+        s, reading = self.s, command.reading
         before = self._charged_before(hold)
-        reading = command.reading
-        if reading is not None and self._fresh_by_call(reading, hold.opened):
-            projected = None if self.balance is None else self.balance + before - cost
+        order = None if reading is None else self._order(reading)
+        if reading is not None and (self._nothing_known() or hold.opened > s.reading_sequence or order is _Order.NEWER):
+            projected = None if s.balance is None else s.balance + before - cost
             return self._outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected))
-        if reading is not None and self._is_older(reading):
+        if order is not None:
             cost = 0
-        if self.balance is not None:
-            self._correct(before - cost)
-            if command.refused and hold.opened > self.reading_sequence:
-                self.balance = min(self.balance, 0)
+        if s.balance is not None:
+            s.balance = self._corrected(before - cost)
+            if command.refused and hold.opened > s.reading_sequence:
+                s.balance = min(s.balance, 0)
+        verdict, drift = (Verdict.NONE, None) if reading is None else self._lowered(reading, order)
         self._reopen()
-        return self._outcome(reading=Verdict.NONE if reading is None else Verdict.STALE)
+        return self._outcome(reading=verdict, drift=drift)
 
     def cancel(self, command: Cancel) -> Outcome:
-        hold = self.holds.pop(command.id, None)
+        hold = self.s.holds.pop(command.id, None)
         if hold is None:
             return self._outcome(found=False)
+        self.changed = True
         if hold.in_flight:
-            self.held -= hold.tokens
-        else:
+            self._end(hold)
+        if not self.s.quota.synced:
+            self._correct(hold.tokens)
+        elif not hold.in_flight:
             self._correct(self._charged_before(hold))
         self._reopen()
         return self._outcome()
 
     def _charged_before(self, hold: Hold) -> int:
         """Return what running out cost the balance that is there now: nothing, if a reading has replaced it since."""
-        return hold.tokens if hold.charged > self.reading_sequence else 0
+        return hold.tokens if hold.charged > self.s.reading_sequence else 0
 
     def refund(self, command: Refund) -> Outcome:
-        age = self.now - command.issued_us
-        # Twice the tolerance: one between those who issue and count it, one between those who forget and repeat it.
-        if command.id in self.holds or not -TOLERANCE_US <= age < REFUND_MEMORY_US - 2 * TOLERANCE_US:
+        s = self.s
+        if command.id in s.holds:
             return self._outcome(found=False)
-        self.sequence += 1
-        self.holds[command.id] = Hold(0, self.sequence, self.now, REFUND_MEMORY_US, self.sequence)
-        self._correct(command.tokens)
+        s.sequence += 1
+        remembered = Hold(0, s.sequence, self.now, REFUND_MEMORY_US, s.sequence)
+        s.holds[command.id] = remembered
+        self._remember(remembered)
+        self._correct(command.tokens, command.own_us)
         self._reopen()
         return self._outcome()
 
-    def _correct(self, by: int) -> None:
-        """Take tokens from the balance, or give them back, up to capacity: what was above it would have been lost."""
-        if self.balance is not None:
-            most = max(self.balance, self.flow.capacity)
-            self.balance = saturated(min(most, self.balance + by))
+    def _correct(self, by: int, own: int | None = None) -> None:
+        """Take tokens from the balance, or give them back by rule 6, up to capacity."""
+        s = self.s
+        if s.balance is None or by == 0:
+            return
+        if by < 0 or s.quota.synced:
+            s.balance = self._corrected(by)
+        else:
+            numbers = self._numbers(s.balance)
+            fast_path.give_back(numbers, self.now, by, self.now if own is None else own)
+            s.balance, s.last_place, s.firm_place = numbers.balance, numbers.last_place, numbers.firm_place
+        if s.balance >= self.flow.capacity and by > 0 and not self.flow.stepped:
+            # A full bucket earns nothing: no fraction is under way.
+            s.carry = 0
+
+    def _corrected(self, by: int) -> int:
+        balance = self.s.balance or 0
+        # What is above the capacity would have been lost.
+        return saturated(min(max(balance, self.flow.capacity), balance + by))
 
     # 7: readings
 
@@ -460,111 +510,198 @@ class _Step:
         return self._outcome(reading=verdict, drift=drift, snapshot=self._snapshot(Peek()))
 
     def _observe(self, reading: Reading | None) -> tuple[Verdict, int | None]:
+        s = self.s
         if reading is None:
             return Verdict.NONE, None
-        if not self._fresh_by_itself(reading):
+        if not s.quota.synced:
             return Verdict.STALE, None
-        return Verdict.TAKEN, self._adopt(reading, self.balance)
+        order = self._order(reading)
+        old = self.now - (s.reading_at or 0) > REORDER_US
+        if self._nothing_known() or order is _Order.NEWER or s.server_time is None or old:
+            return Verdict.TAKEN, self._adopt(reading, s.balance)
+        return self._lowered(reading, order)
 
     def _nothing_known(self) -> bool:
-        return self.balance is None or self.reading_at is None
+        return self.s.balance is None or self.s.reading_at is None
 
-    def _fresh_by_call(self, reading: Reading, opened: int) -> bool:
-        if not self.quota.synced:
-            return False
-        return self._nothing_known() or opened > self.reading_sequence or self._is_newer(reading)
+    def _order(self, reading: Reading) -> _Order | None:
+        """Return how a reading lies to the last one by the server's time; None: one of them has none."""
+        s, told = self.s, reading.server_time_us
+        if told is None or s.server_time is None:
+            return None
+        if abs((told - s.server_time) - (self.now - s.server_time_at)) > MINUTE_US:
+            return _Order.JUMPED
+        if told > s.server_time:
+            return _Order.NEWER
+        return _Order.NEAR if told >= s.server_time - NEAR_US else _Order.OLDER
 
-    def _fresh_by_itself(self, reading: Reading) -> bool:
-        if not self.quota.synced:
-            return False
-        if self._nothing_known() or self._is_newer(reading):
-            return True
-        if self.server_time is None:
-            return True
-        return self.now - (self.reading_at or 0) > REORDER_US
-
-    def _is_newer(self, reading: Reading) -> bool:
-        told = reading.server_time_us
-        if told is None or self.server_time is None:
-            return False
-        return told > self.server_time or (told == self.server_time and reading.balance < (self.balance or 0))
-
-    def _is_older(self, reading: Reading) -> bool:
-        told = reading.server_time_us
-        return told is not None and self.server_time is not None and told <= self.server_time
+    def _lowered(self, reading: Reading, order: _Order | None) -> tuple[Verdict, int | None]:
+        """Take the lower of projection and reading where nothing tells which of two readings is newer."""
+        s = self.s
+        if order not in {_Order.NEAR, _Order.JUMPED} or s.balance is None:
+            return Verdict.STALE, None
+        if order is _Order.JUMPED and reading.server_time_us is not None:
+            s.server_time, s.server_time_at = reading.server_time_us, self.now
+            self.changed = True
+        if reading.balance >= s.balance:
+            return Verdict.STALE, None
+        drift = saturated(reading.balance - s.balance)
+        s.balance, s.carry = reading.balance, 0
+        self.changed = True
+        return Verdict.TAKEN, drift
 
     def _adopt(self, reading: Reading, projected: int | None) -> int | None:
         """Take the server's word; return the drift: how far the projection was below it."""
-        followed = self.reading_at is not None and self.held == 0
+        s = self.s
+        followed = s.reading_at is not None and s.held == 0
         before = self.flow
-        self.drift = None if projected is None else saturated(reading.balance - projected)
-        self.balance = reading.balance
-        self.sequence += 1
-        self.reading_sequence = self.sequence
-        self.reading_at = self.now
+        s.drift = None if projected is None else saturated(reading.balance - projected)
+        s.balance = reading.balance
+        s.sequence += 1
+        s.reading_sequence = s.sequence
+        s.reading_at = self.now
         if reading.server_time_us is not None:
-            self.server_time = reading.server_time_us
-        self.probe_until, self.probe_failures = None, 0
-        period_us = self.quota.period_us if reading.period_us is None else reading.period_us
+            s.server_time, s.server_time_at = reading.server_time_us, self.now
+        s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
+        period_us = s.quota.period_us if reading.period_us is None else reading.period_us
         self._adopt_flow(reading, period_us)
-        self._keep_back(-(self.drift or 0) if followed and self.flow == before else 0)
+        self._keep_back(-(s.drift or 0) if followed and self.flow == before else 0)
         if self.flow.stepped and reading.next_refill_in_us is not None:
-            self.refilled_at = phased(self.now, period_us, reading.next_refill_in_us)
+            s.refilled_at = phased(self.now, max(period_us, s.stretched_us or 0), reading.next_refill_in_us)
         elif not self.flow.stepped:
-            self.refilled_at = max(self.refilled_at, self.now)
-        self.carry = 0
+            s.refilled_at = max(s.refilled_at, self.now)
+        s.carry = 0
+        self.changed = True
         self._reopen()
-        return self.drift
+        return s.drift
 
     def _adopt_flow(self, reading: Reading, period_us: int) -> None:
+        s = self.s
         if reading.capacity is not None:
-            self.reported_capacity = reading.capacity
-        refill, period_us = reading.refill_tokens, period_us * reading.refill_periods
-        if refill is not None and refill * (period_us + 1) < LIMIT and period_us < LIMIT:
-            self.reported_refill, self.reported_period_us = refill, period_us
-        self.flow = flow_in_effect(self.quota, self.state())
+            s.reported_capacity = reading.capacity
+        refill, every_us = reading.refill_tokens, period_us * reading.refill_periods
+        if refill is not None and refill * (every_us + 1) < LIMIT and every_us < LIMIT:
+            s.reported_refill, s.reported_period_us = refill, every_us
+        s.stretched_us = None
+        self.flow = flow_in_effect(s, self.now)
+        stretched = min(reading.next_refill_in_us or 0, LONGEST_STRETCH_US)
+        if self.flow.stepped and stretched > self.flow.period_us and self.flow.refill * (stretched + 1) < LIMIT:
+            s.stretched_us = stretched
+            self.flow = flow_in_effect(s, self.now)
 
     # 8: the probe
 
     def claim_probe(self) -> Outcome:
-        claimed = self.quota.synced and (self.probe_until is None or self.now >= self.probe_until)
-        if claimed:
-            self._claim()
-        return self._outcome(probe=claimed)
+        s = self.s
+        free = s.quota.synced and (s.probe_until is None or self.now >= s.probe_until)
+        return self._outcome(claimed_until_us=self._claim() if free else None)
+
+    def unclaim(self, command: Unclaim) -> Outcome:
+        s = self.s
+        if s.probe_until != command.until_us or s.probe_until <= self.now:
+            return self._outcome(found=False)
+        # A claim given back again without a reading between is a failed probe: whoever is cancelled must not hammer.
+        s.probe_until = self.now if s.probe_returned or (s.balance is None and s.probe_failures) else None
+        s.probe_returned = 1
+        self.changed = True
+        return self._outcome()
 
     def _probe_at(self, probe_after_us: int | None) -> int:
         """Return the first instant at which a refusal gets the claim."""
-        if probe_after_us is None or not self.quota.synced:
+        s = self.s
+        if probe_after_us is None or not s.quota.synced:
             return NEVER
-        stale_at = self.now if self._nothing_known() else (self.reading_at or 0) + probe_after_us
-        if self.probe_until is None:
+        stale_at = self.now if self._nothing_known() else (s.reading_at or 0) + probe_after_us
+        if s.probe_until is None:
             return max(self.now, stale_at)
-        backoff = min(probe_after_us << self.probe_failures, max(probe_after_us, MAX_BACKOFF_US))
-        return max(self.now, stale_at, self.probe_until + backoff)
+        backoff = min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US))
+        return max(self.now, stale_at, s.probe_until + backoff)
 
-    def _claim(self) -> None:
-        if self.probe_until is not None:
-            self.probe_failures += 1
-        self.probe_until = self.now + CLAIM_US
+    def _claim(self) -> int:
+        s = self.s
+        if s.probe_until is not None:
+            s.probe_failures += 1
+        s.probe_until = self.now + CLAIM_US
+        self.changed = True
+        return s.probe_until
 
     # 10: others
 
-    def _set_aside(self, keep: int, most: int) -> int:
-        kept = self._kept_for_others()
-        return max(keep, min(keep + kept, self.flow.capacity // KEPT_SHARE, most)) if kept else keep
-
-    def _kept_for_others(self) -> int:
-        return min(self.kept_back, self.flow.capacity // KEPT_SHARE) if self.quota.synced else 0
+    def _kept_back(self) -> int:
+        return min(self.s.kept_back, self.flow.capacity // KEPT_SHARE) if self.s.quota.synced else 0
 
     def _keep_back(self, gap: int) -> None:
         """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
-        since = self.now if self.kept_back_at is None else self.kept_back_at
-        kept, since = halved(self._kept_for_others(), since, self.now, HALF_LIFE_US)
+        s = self.s
+        since = self.now if s.kept_back_at is None else s.kept_back_at
+        kept, since = halved(self._kept_back(), since, self.now, HALF_LIFE_US)
         # A step, or what flows within the tolerance, may have come to the projection while the answer was under way.
         under_way = self.flow.refill * (TOLERANCE_US // self.flow.period_us + 1)
         if gap > under_way:
             kept, since = min(kept + gap, self.flow.capacity // KEPT_SHARE), self.now
-        self.kept_back, self.kept_back_at = kept, since if kept else None
+        s.kept_back, s.kept_back_at = kept, since if kept else None
+
+    # 12: a pause
+
+    def pause(self, command: Pause) -> Outcome:
+        self.s.paused_until = self.now + min(command.for_us, DAY_US) if command.for_us else None
+        self.changed = True
+        return self._outcome()
+
+    # 13: terms
+
+    def take_up(self, callers: Quota) -> None:
+        """Let the caller's terms replace the stored ones, if they may."""
+        s, now = self.s, self.now
+        before = s.quota
+        if callers == before or now < self.terms_from:
+            return
+        old, since = self.flow, s.terms_at
+        if old.refill == 0:
+            s.refilled_at = max(0, now - (MINUTE_US if since is None else min(MINUTE_US, max(0, now - since))))
+        elif not old.stepped:
+            s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
+        s.carry = 0
+        s.quota, s.terms_at = callers, now
+        s.wide_capacity = before.capacity if before.capacity > callers.capacity else None
+        self.flow = flow_in_effect(s, now)
+        self.terms, self.terms_from = (before, callers), now
+        self.changed = True
+        if s.balance is not None:
+            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, now)
+        self._reopen()
+
+    # what is stored for the fast path
+
+    def fast(self) -> FastTerms | None:
+        """Return until when, and with what, the fast path may serve this bucket; None where the terms alone tell."""
+        s = self.s
+        if not s.quota.synced and s.quota.recharge_to is None:
+            return None
+        usual = s.balance is not None and s.closed_until is None and s.paused_until is None and s.wide_capacity is None
+        flow = self.flow
+        return FastTerms(self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, s.kept_back)
+
+    def _numbers(self, balance: int) -> fast_path.Numbers:
+        s, flow = self.s, self.flow
+        return fast_path.Numbers(
+            balance=balance,
+            refilled_at=s.refilled_at,
+            carry=s.carry,
+            held=s.held,
+            open=s.open,
+            sequence=s.sequence,
+            last_place=s.last_place,
+            firm_place=s.firm_place,
+            capacity=flow.capacity,
+            refill=flow.refill,
+            period_us=flow.period_us,
+            stepped=flow.stepped,
+            overdraft=s.quota.overdraft,
+            synced=s.quota.synced,
+            queues=not s.quota.synced and s.quota.recharge_to is None,
+            kept_back=s.kept_back,
+        )
 
     # what is told
 
@@ -578,37 +715,75 @@ class _Step:
         )
 
     def _snapshot(self, command: Peek) -> Snapshot:
-        reason, at = self._judge(command.tokens, command.keep)
-        bound = min(self._granted_by(reason, at), self._probe_at(command.probe_after_us))
-        full_at = NEVER if self.balance is None else self._full_at(self.balance)
-        closed_for = (self.closed_until or 0) - self.now if self._is_closed() else 0
+        s, now = self.s, self.now
+        _, at = self._judge(command.tokens, command.keep)
+        bound = min(self._granted_by(command), max(self._probe_at(command.probe_after_us), s.paused_until or 0))
+        full_at = NEVER if s.balance is None else self._reached(self.flow.capacity)
         return Snapshot(
-            balance=self.balance,
-            held=self.held,
-            holds=sum(hold.in_flight for hold in self.holds.values()),
-            retry_after=seconds(_until(at, self.now)),
-            full_in=seconds(_until(full_at, self.now)),
-            closed_for=seconds(closed_for),
-            bound=seconds(_until(bound, self.now)),
-            quota=self.quota,
+            balance=s.balance,
+            held=s.held,
+            holds=s.open,
+            retry_after=seconds(_until(at, now)),
+            full_in=seconds(_until(full_at, now)),
+            closed_for=seconds((s.closed_until or now) - now),
+            bound=seconds(_until(bound, now)),
+            quota=s.quota,
             capacity=self.flow.capacity,
             refill=self.flow.refill,
             period=seconds(self.flow.period_us),
-            reading_age=None if self.reading_at is None else seconds(max(0, self.now - self.reading_at)),
-            drift=self.drift,
-            kept_back=self._kept_for_others(),
+            paused_for=seconds((s.paused_until or now) - now),
+            reading_age=None if s.reading_at is None else seconds(max(0, now - s.reading_at)),
+            drift=s.drift,
+            kept_back=self._kept_back(),
+            in_flight=tuple(
+                InFlight(
+                    id=hold_id,
+                    tokens=hold.tokens,
+                    label=hold.label,
+                    age=seconds(max(0, now - hold.expires_at + hold.hold_for)),
+                    runs_out_in=seconds(max(0, hold.expires_at - now)),
+                )
+                for hold_id, hold in self._holds_in_flight()
+            ),
             repaired=self.repaired,
         )
 
-    def _granted_by(self, reason: Reason, at: int) -> int:
-        """Return the latest instant of a grant if attempts go on meanwhile: one that fails may begin a recharge."""
-        if reason is Reason.GRANTED or self.quota.recharge_to is None:
-            return at
-        end = self._recharged_at()
-        return max(at, end) if end < NEVER else at
+    def _holds_in_flight(self) -> list[tuple[str, Hold]]:
+        """Return the holds in flight that were read, in the order in which they run out."""
+        holds = [(hold_id, hold) for hold_id, hold in self.s.holds.items() if hold.in_flight]
+        holds.sort(key=lambda item: (item[1].expires_at, item[1].opened, item[0]))
+        return holds
 
-    def _full_at(self, balance: int) -> int:
-        return self._reached(balance, self.refilled_at, self.carry, self.flow.capacity, self.now)
+    def _granted_by(self, command: Peek) -> int:
+        """Return the latest instant of a grant if attempts go on meanwhile.
+
+        Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
+        """
+        s = self.s
+        reason, at = self._judge(command.tokens, command.keep)
+        if reason in {Reason.GRANTED, Reason.TOO_LARGE}:
+            return at
+        alone = required(command.tokens, s.quota.overdraft)
+        wanted = alone + set_aside(command.keep, self._kept_back(), self.flow.capacity, alone)
+        latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)
+        if s.quota.recharge_to is None:
+            return latest
+        end = self._charged_all(min(s.quota.recharge_to, self.flow.capacity))
+        return max(latest, end) if end < NEVER else latest
+
+    def _charged_all(self, wanted: int) -> int:
+        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks."""
+        s = self.s
+        balance, refilled_at, carry, start = s.balance, s.refilled_at, s.carry, self.now
+        if balance is None:
+            start = self.now + CLAIM_US if s.probe_until is None else s.probe_until
+            balance, refilled_at, carry = 0, max(refilled_at, start), 0
+        if s.quota.synced:
+            for _, hold in self._holds_in_flight():
+                start = max(start, hold.expires_at + SWEEP_US)
+                balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+                balance = saturated(balance - hold.tokens)
+        return self._reached_from(balance, refilled_at, carry, wanted, start)
 
     def _outcome(
         self,
@@ -617,30 +792,44 @@ class _Step:
         reason: Reason = Reason.GRANTED,
         retry_after_us: int = 0,
         place_us: int = 0,
-        probe: bool = False,
+        claimed_until_us: int | None = None,
         scout: bool = False,
         found: bool = True,
         reading: Verdict = Verdict.NONE,
         drift: int | None = None,
         snapshot: Snapshot | None = None,
     ) -> Outcome:
+        s = self.s
         return Outcome(
             now_us=self.now,
-            balance=self.balance,
+            balance=s.balance,
             granted=granted,
             reason=reason,
             retry_after_us=retry_after_us,
             place_us=place_us,
-            closed=self._is_closed(),
-            kept_back=self._kept_for_others(),
-            probe=probe,
+            held=s.held,
+            open=s.open,
+            closed=s.closed_until is not None,
+            kept_back=self._kept_back(),
+            claimed_until_us=claimed_until_us,
             scout=scout,
             found=found,
             reading=reading,
             drift=drift,
             repaired=self.repaired,
+            ran_out=tuple(self.ran_out),
+            terms=self.terms,
             snapshot=snapshot,
         )
+
+
+class _Order(Enum):
+    """How a reading lies to the last one, by the server's time."""
+
+    NEWER = auto()
+    NEAR = auto()
+    OLDER = auto()
+    JUMPED = auto()
 
 
 def _until(at: int, now: int) -> int:

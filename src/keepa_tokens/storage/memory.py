@@ -39,7 +39,7 @@ class MemoryStorage:
             if state is not None and state is not stored:
                 self._states[key] = state
                 other.remove(key)
-                lifetime = lifetime_us(quota, state, now)
+                lifetime = lifetime_us(state, now)
                 deadlines.set(key, None if lifetime is None else now + lifetime)
             for due in deadlines.due(now):
                 del self._states[due]
