@@ -13,9 +13,21 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+)
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
 from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
 
 SECOND: Final = MICROSECONDS
@@ -128,24 +140,26 @@ hold_lives = st.one_of(st.integers(1, 10), st.integers(1, 3 * MINUTE), st.intege
 probe_afters = st.none() | st.sampled_from([1, SECOND, 10 * MINUTE])
 
 takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters)
-reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, st.none(), probe_afters)
+reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, probe_afters, label=st.sampled_from(["", "a task"]))
 settles = st.builds(Settle, ids, st.none() | costs, st.none() | readings, st.booleans())
 cancels = st.builds(Cancel, ids)
 
 
 def commands(now: int) -> st.SearchStrategy[Command]:
     """Draw any command, as it may come at `now`."""
-    issued = st.integers(max(0, now - 20 * MINUTE), now + 2 * TOLERANCE_US)
+    own = st.none() | st.integers(max(0, now - MINUTE), now + HOUR)
     return st.one_of(
         takes,
         st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
         reserves,
-        st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
+        st.builds(Reserve, ids, costs, hold_lives, st.just(0), scout=st.booleans()),
         settles,
         cancels,
-        st.builds(Refund, ids, costs, issued),
+        st.builds(Refund, ids, costs, own),
         st.builds(Reconcile, readings),
         st.just(ClaimProbe()),
+        st.builds(Unclaim, st.integers(now, now + 20 * SECOND)),
+        st.builds(Pause, st.sampled_from([0, SECOND, MINUTE])),
         st.builds(Peek, costs, keeps),
     )
 
@@ -174,28 +188,44 @@ def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6)
     synced = quota.synced
     reading_at = draw(st.none() | past) if synced else None
     reported = draw(st.none() | st.sampled_from([0, 1, 5, 20])) if synced and reading_at is not None else None
-    return BucketState(
-        balance=draw(st.none() | balance) if synced and reading_at is None else draw(balance),
-        refilled_at=draw(st.one_of(past, st.integers(now, now + TOLERANCE_US))),
-        carry=0 if quota.stepped else draw(st.integers(0, period - 1)),
-        carry_refill=quota.refill if quota.stepped else quota.rate,
-        carry_period_us=period,
-        closed_until=draw(st.none() | st.integers(now, now + HOUR)) if quota.recharge_to is not None else None,
-        sequence=draw(st.integers(50, 60)),
-        holds=draw(st.dictionaries(ids, holds_near(now), max_size=3)),
-        quota=quota,
-        reading_at=reading_at,
-        reading_sequence=draw(st.integers(0, 50)),
-        server_time=draw(st.none() | st.integers(EPOCH, EPOCH + MINUTE)) if reading_at is not None else None,
-        kept_back=draw(st.none() | st.integers(0, 400)) if synced else None,
-        kept_back_at=draw(st.none() | st.integers(max(0, now - 3 * HOUR), now)) if synced else None,
-        probe_until=draw(st.none() | st.integers(max(0, now - HOUR), now + 20 * SECOND)) if synced else None,
-        probe_failures=draw(st.integers(0, 5)) if synced else 0,
-        reported_refill=reported,
-        reported_period_us=None if reported is None else draw(st.sampled_from([SECOND, MINUTE, 60_500_000])),
-        reported_capacity=draw(st.none() | st.integers(1, 3000)) if synced else None,
+    return summed(
+        quota,
+        BucketState(
+            balance=draw(st.none() | balance) if synced and reading_at is None else draw(balance),
+            refilled_at=draw(st.one_of(past, st.integers(now, now + TOLERANCE_US))),
+            carry=0 if quota.stepped else draw(st.integers(0, period - 1)),
+            closed_until=draw(st.none() | st.integers(now, now + HOUR)) if quota.recharge_to is not None else None,
+            sequence=draw(st.integers(50, 60)),
+            holds=draw(st.dictionaries(ids, holds_near(now), max_size=3)),
+            quota=quota,
+            reading_at=reading_at,
+            reading_sequence=draw(st.integers(0, 50)),
+            server_time=draw(st.none() | st.integers(EPOCH, EPOCH + MINUTE)) if reading_at is not None else None,
+            kept_back=draw(st.none() | st.integers(0, 400)) if synced else None,
+            kept_back_at=draw(st.none() | st.integers(max(0, now - 3 * HOUR), now)) if synced else None,
+            probe_until=draw(st.none() | st.integers(max(0, now - HOUR), now + 20 * SECOND)) if synced else None,
+            probe_failures=draw(st.integers(0, 5)) if synced else 0,
+            reported_refill=reported,
+            reported_period_us=None if reported is None else draw(st.sampled_from([SECOND, MINUTE, 60_500_000])),
+            reported_capacity=draw(st.none() | st.integers(1, 3000)) if synced else None,
+            paused_until=draw(st.none() | st.none() | st.integers(now, now + HOUR)),
+            terms_at=draw(st.none() | st.integers(max(0, now - 3 * MINUTE), now)),
+            last_place=draw(st.none() | st.integers(now, now + HOUR)) if not synced else None,
+        ),
     )
 
+
+def summed(quota: Quota, state: BucketState) -> BucketState:
+    """Return `state` with the sums that its holds come to, as they are stored."""
+    flying = [hold for hold in state.holds.values() if hold.in_flight]
+    held, number = sum(hold.tokens for hold in flying), len(flying)
+    due_at = min((hold.due_at for hold in state.holds.values()), default=None)
+    if not quota.synced:
+        return replace(state, held=held or None, open=number or None, due_at=due_at)
+    return replace(state, held=held, open=number, due_at=due_at)
+
+
+COUNTS: Final = ("carry", "held", "open", "version", "probe_failures", "stretched_us", "wide_capacity")
 
 NONSENSE: Final[tuple[object, ...]] = (
     None,
@@ -223,29 +253,6 @@ NONSENSE: Final[tuple[object, ...]] = (
 )
 """No stored number: wrong types, and whole numbers out of any range."""
 
-NUMBERS: Final = (
-    "balance",
-    "refilled_at",
-    "carry",
-    "carry_refill",
-    "carry_period_us",
-    "closed_until",
-    "sequence",
-    "reading_at",
-    "reading_sequence",
-    "server_time",
-    "drift",
-    "kept_back",
-    "kept_back_at",
-    "probe_until",
-    "probe_failures",
-    "reported_refill",
-    "reported_period_us",
-    "reported_capacity",
-    "format",
-)
-"""The fields of a stored state that are one number each."""
-
 
 def with_fields(state: BucketState, fields: Mapping[str, Any]) -> BucketState:
     """Return `state` with other fields, of whatever type."""
@@ -264,10 +271,10 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
     )
     nonsense = st.sampled_from(NONSENSE)
     fields: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
-    instants_stored = ("refilled_at", "closed_until", "reading_at", "kept_back_at", "probe_until")
+    instants_stored = tuple(name for name in NUMBERS if name.endswith(("_at", "_until", "_place")))
     for name in draw(st.sets(st.sampled_from(instants_stored))):
         fields[name] = draw(far)
-    for name in draw(st.sets(st.sampled_from(("carry", "carry_refill", "carry_period_us", "probe_failures")))):
+    for name in draw(st.sets(st.sampled_from(COUNTS))):
         fields[name] = draw(far)
     if draw(st.booleans()):
         fields["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))

@@ -107,7 +107,7 @@ class AsyncTokenBucket:
         async def reservation() -> AsyncReservation:
             steps = AwaitedSteps(self._door)
             patience = Patience(steps, patience_us)
-            command = Reserve(new_id(), tokens, hold_us, keep, wait_us=patience.left_us())
+            command = Reserve(new_id(), tokens, hold_us, keep)
             return AsyncReservation(self._door, Grant(command.id, tokens, await _taken(steps, patience, command)))
 
         return Pending(reservation)

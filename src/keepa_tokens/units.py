@@ -43,7 +43,7 @@ MINUTE_US: Final = 60 * MICROSECONDS
 DAY_US: Final = 86_400 * MICROSECONDS
 
 YEAR_US: Final = 365 * DAY_US
-"""A stored time of refill older than this, and than the refill could need, is damage: 0, or seconds for microseconds."""
+"""A time of refill older than this, and than the refill could need, is damage: 0, or seconds for microseconds."""
 
 LOOK_AGAIN_US: Final = 1_500_000
 """When to ask again where a settle or a probe may end the wait any moment."""

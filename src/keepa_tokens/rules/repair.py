@@ -153,7 +153,8 @@ class _Mender:
             kinds = {True: "synced (it follows a server)", False: "plain (it keeps its own books)"}
             raise ConfigError(
                 f"this bucket is {kinds[stored.synced]} and runs on {stored}, but {callers} is for one that is"
-                f" {kinds[callers.synced]}. Give each its own key, or call reset() to begin anew on the new terms. Nothing was changed."
+                f" {kinds[callers.synced]}. Give each its own key, or call reset() to begin anew on the new terms."
+                " Nothing was changed."
             )
         return stored
 

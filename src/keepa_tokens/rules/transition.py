@@ -46,8 +46,8 @@ from the balance already, and available = balance.
    `initial` would let go what the server's reported terms do not.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
    from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
-   kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to a
-   third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
+   kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to
+   a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
    back for every hour without a gap.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;

@@ -12,7 +12,19 @@ from random import Random
 from typing import Final
 
 from ..quota import Quota
-from ..rules.commands import Acquire, Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from ..rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Outcome,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+)
 from ..rules.decision import Snapshot
 from ..rules.reading import Reading
 from ..rules.state import BucketState
@@ -83,8 +95,12 @@ def _command(draw: Random, now: int, *, synced: bool) -> Command:
     after = draw.choice((None, 0, SECOND, 600 * SECOND))
     lives = draw.choice((2, 5, 60, 600)) * SECOND
     usual: list[Command] = [
-        *(Acquire(tokens, keep, wait, after), Peek(tokens, keep, after), Refund(hold, tokens, now - lives)),
-        *[Reserve(hold, tokens, lives, keep, wait, after, scout=synced and draw.random() < 0.3)] * 2,
+        *(
+            Acquire(tokens, keep, wait, after),
+            Peek(tokens, keep, after),
+            Refund(hold, tokens, draw.choice((None, now + lives))),
+        ),
+        *[Reserve(hold, tokens, lives, keep, after, scout=synced and draw.random() < 0.3)] * 2,
         *(Settle(hold, draw.choice((None, 0, tokens))), Cancel(hold)),
     ]
     if not synced:
@@ -97,7 +113,7 @@ def _command(draw: Random, now: int, *, synced: bool) -> Command:
         server_time=draw.choice((None, now // SECOND, now // SECOND - 1, now // SECOND - 5)),
     )
     told: list[Command] = [
-        *(Reconcile(reading), ClaimProbe()),
+        *(Reconcile(reading), ClaimProbe(), Pause(draw.choice((0, SECOND)))),
         *[Settle(hold, tokens, draw.choice((reading, reading, None)), draw.random() < 0.2)] * 2,
     ]
     return draw.choice(usual + told)
@@ -120,7 +136,7 @@ class Rules:
         state, outcome = transition(act.quota, stored, act.now, act.command)
         if state is not None and state is not stored:
             self.texts = state.to_fields()
-            lifetime = lifetime_us(act.quota, state, act.now)
+            lifetime = lifetime_us(state, act.now)
             self.due = None if lifetime is None else act.now + lifetime
         return in_order(outcome)
 
