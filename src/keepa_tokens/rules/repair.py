@@ -237,7 +237,9 @@ class _Mender:
         if sound.partial:
             return
         number = sum(hold.in_flight for hold in sound.holds.values())
-        if (sound.held, sound.open) != (held, number):
+        # A plain bucket leaves the sums out where they are 0, and loses nothing where they are lost.
+        known = self.stored.held is not None or sound.quota.synced
+        if known and (sound.held, sound.open) != (held, number):
             self.note("held")
         sound.held, sound.open = held, number
         if sound.holds:
