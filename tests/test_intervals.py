@@ -155,6 +155,11 @@ def play(world: World, program: list[tuple[str, int | None]]) -> None:
 
 @given(quotas, st.lists(steps, max_size=40))
 @example(Quota(10, 1, 1.0), [("try", 10), ("wait", 10), ("wait", 10), ("give up", 1), ("wait", 10), ("wait", 10)])
+@example(  # what comes back in front of the last place hides where that place is
+    Quota(12, 1, 1.0),
+    [("wait", 12), ("give up last", 0), ("wait", 3), ("pass", 3_000_000), ("wait", 7), ("pass", 2_000_000), ("wait", 7)]
+    + [("give up", 1), ("wait", 1), ("wait", 10), ("give up", 1), ("wait", 10), ("wait", 2), ("give up last", 0)],
+)
 @example(Quota(20, 1, 1.0, initial=0), [("wait", 15), ("wait", 5), ("give up", 0), *[("wait", 5)] * 3])
 def test_no_interval_lets_more_go_than_capacity_and_refill(quota: Quota, program: list[tuple[str, int | None]]) -> None:
     """Whatever is asked for, given up or settled at less, each interval lets at most capacity and refill go."""

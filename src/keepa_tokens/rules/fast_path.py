@@ -105,8 +105,8 @@ def reserve(n: Numbers, now: int, tokens: int, keep: int) -> bool:
     return True
 
 
-def settle(n: Numbers, now: int, held: int, cost: int) -> None:
-    """End a hold in flight of `held` tokens at `cost`; 0 cancels it."""
+def settle(n: Numbers, now: int, held: int, cost: int, own: int) -> None:
+    """End a hold in flight of `held` tokens, opened at the instant `own`, at `cost`; 0 cancels it."""
     n.balance, n.refilled_at, n.carry = n.flowed(now)
     n.held -= held
     n.open -= 1
@@ -115,7 +115,7 @@ def settle(n: Numbers, now: int, held: int, cost: int) -> None:
     elif cost > held:
         n.balance = saturated(n.balance + held - cost)
     else:
-        give_back(n, now, held - cost, now)
+        give_back(n, now, held - cost, own)
 
 
 def refund(n: Numbers, now: int, tokens: int, own: int) -> None:

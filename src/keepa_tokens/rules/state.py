@@ -54,6 +54,11 @@ class Hold:
         return self.expires_at + self.hold_for
 
     @property
+    def granted_at(self) -> int:
+        """When it was opened."""
+        return max(0, self.expires_at - self.hold_for)
+
+    @property
     def due_at(self) -> int:
         """When something is to be done about it: it runs out, or is forgotten."""
         return self.expires_at if self.in_flight else self.forgotten_at

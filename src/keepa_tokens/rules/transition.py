@@ -26,7 +26,7 @@ from the balance already, and available = balance.
 6. Places. On a plain bucket without `recharge_to` an acquire at keep 0 that may wait takes its tokens now and waits for
    its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
-   exceeds the refill between its own place and the last one, because the places between were told their instants for
+   exceeds the refill between its own instant and the last place, because the places between were told theirs for
    good. So in any interval at most capacity + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
@@ -433,7 +433,7 @@ class _Step:
         cost = hold.tokens if command.actual is None else command.actual
         if self.s.quota.synced:
             return self._settle_synced(hold, cost, command)
-        self._correct(hold.tokens - cost)
+        self._correct(hold.tokens - cost, hold.granted_at)
         return self._outcome(reading=Verdict.NONE if command.reading is None else Verdict.STALE)
 
     def _settle_synced(self, hold: Hold, cost: int, command: Settle) -> Outcome:
@@ -461,7 +461,7 @@ class _Step:
         if hold.in_flight:
             self._end(hold)
         if not self.s.quota.synced:
-            self._correct(hold.tokens)
+            self._correct(hold.tokens, hold.granted_at)
         elif not hold.in_flight:
             self._correct(self._charged_before(hold))
         self._reopen()
@@ -479,11 +479,12 @@ class _Step:
         remembered = Hold(0, s.sequence, self.now, REFUND_MEMORY_US, s.sequence)
         s.holds[command.id] = remembered
         self._remember(remembered)
-        self._correct(command.tokens, command.own_us)
+        # An instant that nobody knows may be long past: then nothing comes back while a place lies ahead.
+        self._correct(command.tokens, command.own_us or 0)
         self._reopen()
         return self._outcome()
 
-    def _correct(self, by: int, own: int | None = None) -> None:
+    def _correct(self, by: int, own: int = 0) -> None:
         """Take tokens from the balance, or give them back by rule 6, up to capacity."""
         s = self.s
         if s.balance is None or by == 0:
@@ -492,7 +493,7 @@ class _Step:
             s.balance = self._corrected(by)
         else:
             numbers = self._numbers(s.balance)
-            fast_path.give_back(numbers, self.now, by, self.now if own is None else own)
+            fast_path.give_back(numbers, self.now, by, own)
             s.balance, s.last_place, s.firm_place = numbers.balance, numbers.last_place, numbers.firm_place
         if s.balance >= self.flow.capacity and by > 0 and not self.flow.stepped:
             # A full bucket earns nothing: no fraction is under way.
