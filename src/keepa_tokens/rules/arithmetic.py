@@ -119,7 +119,8 @@ def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, pe
     All of it with no place ahead, or by the last place; else what exceeds the refill between its own place and the
     last one: that refill has been promised to the places between, who were told their instants for good.
     """
-    if last_place <= max(own, now):
+    own = max(own, now)
+    if last_place <= own:
         return tokens
     return max(0, tokens - flowed_between(own, last_place, refill, period, stepped=stepped))
 

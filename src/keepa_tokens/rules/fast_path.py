@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..units import LIMIT, NEVER
 from .arithmetic import (
+    flowed_between,
     given_back,
     instant_smooth,
     instant_stepped,
@@ -28,7 +29,7 @@ __all__ = ["Numbers", "acquire", "give_back", "refund", "reserve", "settle"]
 class Numbers:
     """The numbers of a sound bucket that the fast path reads, and those that it writes.
 
-    The first eight change. capacity, refill, period_us: in effect; smooth rates reduced. queues: who waits gets a place
+    The first nine change. capacity, refill, period_us: in effect; smooth rates reduced. queues: who waits gets a place
     (a plain bucket without recharge). Everything is as `state.SoundState` has it.
     """
 
@@ -40,6 +41,7 @@ class Numbers:
     sequence: int
     last_place: int
     firm_place: int
+    largest_place: int
     capacity: int
     refill: int
     period_us: int
@@ -81,6 +83,7 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
         at = max(at, now)
         if need > n.capacity or at >= NEVER or at - now > wait_us:
             return None
+        n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
         n.last_place = max(n.last_place, at)
     n.balance, n.refilled_at, n.carry = saturated(balance - tokens), refilled_at, carry
     return at
@@ -135,6 +138,10 @@ def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
     back = tokens
     if not n.synced:
         back = given_back(tokens, own, n.last_place, now, n.refill, n.period_us, stepped=n.stepped)
+        if own <= now < n.last_place:
+            # The bucket must not run over before the largest place is reached: what runs over has not come back.
+            flowed = flowed_between(now, n.last_place, n.refill, n.period_us, stepped=n.stepped)
+            back = min(back, max(0, n.capacity - n.largest_place - max(0, saturated(n.balance + flowed))))
         if back and n.last_place > now:
             _free_place(n, tokens, own)
     if back == 0:

@@ -70,6 +70,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
         due_at=mender.ahead("due_at", 2 * MAX_HOLD_US),
         last_place=mender.number("last_place"),
         firm_place=mender.number("firm_place"),
+        largest_place=mender.number("largest_place"),
         terms_at=terms_at,
         wide_capacity=mender.optional("wide_capacity", 1) if terms_at is not None else None,
         reading_at=reading_at,

@@ -96,11 +96,12 @@ class BucketState:
     version: raised by every write. balance: what the server would report (plain: what is there). carry: the remainder
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
     flight. due_at: not later than the first instant at which a hold falls due. last_place: the latest instant that was
-    told to somebody who waits on a plain bucket; firm_place: the same for those before whom tokens came back. quota:
-    the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two capacities,
-    which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time` was told.
-    stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed. probe_returned: 1 once
-    a claim was given back since the last reading.
+    told to somebody who waits on a plain bucket; firm_place: the same for those before whom tokens came back;
+    largest_place: the most tokens that one of them waits for. quota: the terms it runs on; terms_at: when they last
+    replaced others; wide_capacity: the larger of the two capacities, which bounds for a minute after. fast: see
+    `FastTerms`. server_time_at: our time at which `server_time` was told. stretched_us: a period longer than that of
+    the terms, as the server's last `refillIn` showed. probe_returned: 1 once a claim was given back since the last
+    reading.
 
     Not stored: `unreadable`, the names of texts that say nothing; `partial`, true where not all holds were read, so
     that only the sums tell of the others.
@@ -119,6 +120,7 @@ class BucketState:
     due_at: int | None = None
     last_place: int | None = None
     firm_place: int | None = None
+    largest_place: int | None = None
     terms_at: int | None = None
     wide_capacity: int | None = None
     reading_at: int | None = None
@@ -199,6 +201,7 @@ class SoundState:
     due_at: int | None = None
     last_place: int = 0
     firm_place: int = 0
+    largest_place: int = 0
     terms_at: int | None = None
     wide_capacity: int | None = None
     reading_at: int | None = None

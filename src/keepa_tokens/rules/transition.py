@@ -26,8 +26,9 @@ from the balance already, and available = balance.
 6. Places. On a plain bucket without `recharge_to` an acquire at keep 0 that may wait takes its tokens now and waits for
    its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
-   exceeds the refill between its own instant and the last place, because the places between were told theirs for
-   good. So in any interval at most capacity + refill is let go.
+   exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
+   told theirs for good; and of a past grant no more than fits under the capacity when the largest place comes. So in any
+   interval at most capacity + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
@@ -367,7 +368,9 @@ class _Step:
         if not (reason is Reason.GRANTED or self._has_place(reason, at, command)):
             return self._refuse(reason, command)
         if at > self.now:
-            self.s.last_place = max(self.s.last_place, at)
+            s = self.s
+            s.largest_place = max(command.tokens, s.largest_place if s.last_place > self.now else 0)
+            s.last_place = max(s.last_place, at)
         self._take(command.tokens)
         return self._outcome(granted=True, place_us=at - self.now)
 
@@ -479,7 +482,6 @@ class _Step:
         remembered = Hold(0, s.sequence, self.now, REFUND_MEMORY_US, s.sequence)
         s.holds[command.id] = remembered
         self._remember(remembered)
-        # An instant that nobody knows may be long past: then nothing comes back while a place lies ahead.
         self._correct(command.tokens, command.own_us or 0)
         self._reopen()
         return self._outcome()
@@ -694,6 +696,7 @@ class _Step:
             sequence=s.sequence,
             last_place=s.last_place,
             firm_place=s.firm_place,
+            largest_place=s.largest_place,
             capacity=flow.capacity,
             refill=flow.refill,
             period_us=flow.period_us,

@@ -1,0 +1,149 @@
+"""Rule 13: a bucket runs on one set of terms, stored with it, whoever asks on which terms and however often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Final
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keepa_tokens.errors import ConfigError
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek
+from keepa_tokens.rules.decision import Reason
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import MICROSECONDS, MINUTE_US
+
+SECOND: Final = MICROSECONDS
+NOW: Final = 1_780_000_000 * SECOND
+DEAL: Final = Quota(300, 5, 60.0)
+
+
+@dataclass
+class Shared:
+    """One bucket, asked on whichever terms."""
+
+    state: BucketState | None = None
+    now: int = NOW
+
+    def ask(self, quota: Quota, tokens: int = 1) -> Outcome:
+        """Ask for tokens without waiting."""
+        self.state, outcome = transition(quota, self.state, self.now, Acquire(tokens))
+        return outcome
+
+
+def slowest_us(terms: list[Quota], balance: int) -> int:
+    """Return the refill time to one token by the slowest of the terms that refill at all, and its period."""
+    return max((1 - balance) * quota.period_us // quota.refill + 2 * quota.period_us for quota in terms if quota.refill)
+
+
+terms = st.builds(
+    Quota,
+    capacity=st.integers(20, 300),
+    refill=st.sampled_from([1, 5, 5, 5, 20]),
+    period=st.sampled_from([60.0, 60.0, 60.5, 1.0, 300.0]),
+    stepped=st.booleans(),
+    recharge_to=st.sampled_from([None, None, 10]),
+)
+
+
+@given(st.lists(terms, min_size=2, max_size=3), st.integers(-79, -1), st.integers(1, 200).map(lambda n: n * SECOND))
+@example([DEAL, replace(DEAL, stepped=True)], -79, 5 * SECOND)
+@example([replace(DEAL, period=60.5, stepped=True), replace(DEAL, stepped=True)], -79, 5 * SECOND)
+@example([DEAL, replace(DEAL, recharge_to=40)], -79, 61 * SECOND)
+def test_alternating_terms_stand_still_for_nobody(kinds: list[Quota], balance: int, pace: int) -> None:
+    """In debt, the timestamp lost, workers ask in turn on terms of their own: one is granted in the slowest's time."""
+    shared = Shared(BucketState(balance=balance, quota=kinds[0]))
+    extra = max(quota.recharge_to or 0 for quota in kinds)
+    # Each change may be waited for, and costs less than a period of either.
+    until = NOW + slowest_us(kinds, balance - extra) + MINUTE_US + len(kinds) * pace
+    for quota in cycle(kinds):
+        if shared.ask(quota).granted:
+            return
+        assert shared.now <= until
+        shared.now += pace
+
+
+def test_refill_0_beside_refill_5_goes_on() -> None:
+    """A worker whose terms never refill does not stop the time of one whose terms do."""
+    shared = Shared(BucketState(balance=-10))
+    never = Quota(300, 0, 60.0, stepped=True)
+    for quota in cycle([replace(DEAL, period=60.5, stepped=True), never]):
+        if shared.ask(quota).granted:
+            break
+        assert shared.now < NOW + 3_600 * SECOND
+        shared.now += 61 * SECOND
+
+
+def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
+    """For a minute after a change the larger capacity bounds, so refill comes beside what a hold has set aside."""
+    shared = Shared()
+    small, large = Quota(50, 1, 60.0), Quota(100, 1, 60.0)
+    assert shared.ask(small, 50).granted
+    for quota in cycle([large, small]):
+        if shared.ask(quota).granted:
+            break
+        assert shared.now <= NOW + 121 * SECOND
+        shared.now += 5 * SECOND
+
+
+def test_slower_terms_let_no_faster_refill_through() -> None:
+    """From 1,000 a second to 10 a second: a minute after the change the smaller capacity clips the balance."""
+    shared = Shared()
+    fast, slow = Quota(1000, 1000, 1.0), Quota(10, 10, 1.0)
+    assert shared.ask(fast).granted
+    shared.now += MINUTE_US
+    assert shared.ask(slow).granted
+    shared.now += 2 * MINUTE_US
+    assert not shared.ask(slow, 10 + 1).granted
+    assert shared.ask(slow, 10).granted
+    assert not shared.ask(slow).granted
+
+
+def test_terms_change_once_a_minute_and_say_so() -> None:
+    """Other terms replace the stored ones at once, then not for a minute; the outcome names both."""
+    shared = Shared()
+    other = Quota(100, 5, 60.0)
+    assert shared.ask(DEAL).terms is None
+    assert shared.ask(other).terms == (DEAL, other)
+    shared.now += MINUTE_US - 1
+    assert shared.ask(DEAL).terms is None
+    shared.now += 1
+    assert shared.ask(DEAL).terms == (other, DEAL)
+
+
+def test_more_than_the_stored_terms_admit_waits_for_the_callers_own() -> None:
+    """Served by others' smaller terms, a caller is told when its own may take over, and is granted on them in time."""
+    shared = Shared()
+    small, large = Quota(10, 10, 1.0), Quota(100, 10, 1.0)
+    assert shared.ask(large).granted
+    assert shared.ask(small).granted
+    shared.now += 10
+    refused = shared.ask(large, 150)
+    assert refused.reason is Reason.TOO_LARGE
+    assert refused.retry_after_us == MINUTE_US - 10
+
+
+def test_what_has_flown_in_goes_over_as_time() -> None:
+    """Half of a token at the old rate is the same time at the new one: no change mints, none throws away."""
+    shared = Shared(BucketState(balance=0, refilled_at=NOW))
+    slow, fast = Quota(10, 1, 10.0), Quota(10, 1, 5.0)
+    assert not shared.ask(slow).granted
+    shared.now += 5 * SECOND - 1
+    assert not shared.ask(fast).granted
+    shared.now += 1
+    assert shared.ask(fast).granted
+
+
+def test_plain_and_synced_on_one_key_is_a_mistake_that_names_both() -> None:
+    """A plain caller of a synced bucket, and the other way round, gets an error with both terms and the way out."""
+    synced = replace(DEAL, synced=True)
+    for first, second in ((DEAL, synced), (synced, DEAL)):
+        state, _ = transition(first, BucketState(balance=1, refilled_at=NOW, quota=first), NOW, Acquire(1))
+        with pytest.raises(ConfigError, match=r"(?s)plain.*synced|synced.*plain") as caught:
+            transition(second, state, NOW, Peek())
+        assert "reset()" in str(caught.value)
