@@ -27,8 +27,8 @@ from the balance already, and available = balance.
    its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
    exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
-   told theirs for good; and of a past grant no more than fits under the capacity when the largest place comes. So in any
-   interval at most capacity + refill is let go.
+   told theirs for good; and of a past grant no more than fits under the capacity when the largest place comes. So
+   in any interval at most capacity + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
