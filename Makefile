@@ -39,7 +39,7 @@ test-deep: $(VENV)/.stamp-test ## What test-all has beyond test; needs redis-ser
 test-all: test test-deep ## Run every test there is
 
 nightly: $(VENV)/.stamp-test ## Look for hours: each property on thousands of examples, new ones each time
-	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "drawn and not system_redis" tests checks/tests $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "(drawn or deep) and not system_redis" tests checks/tests $(PYTEST_ARGS)
 
 fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest checks/tests/test_fault_table.py -k "page and valkey"

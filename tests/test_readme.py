@@ -43,10 +43,13 @@ def test_links_lead_to_files_that_are_there() -> None:
 
 
 def test_the_commands_are_targets_of_the_makefile() -> None:
-    """Each `make` command that the README shows is a target."""
+    """Each `make` command that the README, CONTRIBUTING and the page of the checks show is a target."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make ([a-z-]+)", README, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for page in ("README.md", "CONTRIBUTING.md", "docs/checks.md"):
+        shown = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert "test" in shown
+        for target in shown:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: {target}"
 
 
 class Task:
