@@ -101,4 +101,4 @@ def test_each_extra_is_told() -> None:
     """The README names each extra that can be installed, and no other."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     section = README.split("## Installing")[1].split("\n## ")[0]
-    assert set(re.findall(r"\[([a-z]+)\]", section)) == set(extras)
+    assert set(re.findall(r"\[([a-z0-9]+)\]", section)) == set(extras)
