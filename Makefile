@@ -15,7 +15,8 @@ TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
 
-PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+# Each worker begins with its own half in order, so that a file's fixtures are made once, and takes from the other at the end.
+PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 TYPED := src tests checks examples
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
