@@ -17,6 +17,7 @@ from checks.models.strategies import (
     MINUTE,
     NUMBERS,
     SECOND,
+    TERMS,
     cancels,
     costs,
     gaps,
@@ -59,7 +60,6 @@ from keepa_tokens.units import (
     UNLIMITED,
 )
 
-QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")
 HOLDS: Final = ("hold:a", "hold:b", "hold:c", "hold:d", "hold:", "hold:é", "hold:hold:a", "hold:a b%41")
 OTHERS: Final = ("hold", "Balance", "", "note")
 """Names that are nobody's: left alone."""
@@ -172,7 +172,7 @@ def damages_of(holds: tuple[str, ...], garbage: tuple[str, ...]) -> st.SearchStr
     texts = st.sampled_from(garbage)
     return st.one_of(
         st.builds(
-            Damage, st.sampled_from((*NUMBERS, *QUOTA, *OTHERS)), st.one_of(_numbers, _numbers, texts, st.none())
+            Damage, st.sampled_from((*NUMBERS, *TERMS, *OTHERS)), st.one_of(_numbers, _numbers, texts, st.none())
         ),
         st.builds(Damage, st.sampled_from(holds), st.one_of(_hold_texts, _hold_texts, texts)),
     )
@@ -583,4 +583,4 @@ class Rules:
 
 def is_ours(name: str) -> bool:
     """Whether a field is one that a state has."""
-    return name in NUMBERS or name in QUOTA or name.startswith("hold:")
+    return name in NUMBERS or name in TERMS or name.startswith("hold:")
