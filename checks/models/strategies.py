@@ -131,23 +131,34 @@ takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters)
 reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, st.none(), probe_afters)
 settles = st.builds(Settle, ids, st.none() | costs, st.none() | readings, st.booleans())
 cancels = st.builds(Cancel, ids)
+issued = st.integers(-20 * MINUTE, 2 * TOLERANCE_US)
+"""When a refund was issued, counted from now; `placed` puts it in its place."""
+
+relative_commands: st.SearchStrategy[Command] = st.one_of(
+    takes,
+    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
+    reserves,
+    st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
+    settles,
+    cancels,
+    st.builds(Refund, ids, costs, issued),
+    st.builds(Reconcile, readings),
+    st.just(ClaimProbe()),
+    st.builds(Peek, costs, keeps),
+)
+"""Any command, to be placed."""
+
+
+def placed(command: Command, now: int) -> Command:
+    """Return a command as it comes at `now`."""
+    if not isinstance(command, Refund):
+        return command
+    return replace(command, issued_us=max(0, min(LIMIT - 1, now + command.issued_us)))
 
 
 def commands(now: int) -> st.SearchStrategy[Command]:
     """Draw any command, as it may come at `now`."""
-    issued = st.integers(max(0, now - 20 * MINUTE), now + 2 * TOLERANCE_US)
-    return st.one_of(
-        takes,
-        st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
-        reserves,
-        st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
-        settles,
-        cancels,
-        st.builds(Refund, ids, costs, issued),
-        st.builds(Reconcile, readings),
-        st.just(ClaimProbe()),
-        st.builds(Peek, costs, keeps),
-    )
+    return relative_commands.map(lambda command: placed(command, now))
 
 
 # --- states

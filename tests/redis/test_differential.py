@@ -13,7 +13,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 
-from checks.models.programs import STORIES, Act, Program, Rules, is_ours
+from checks.models.programs import STORIES, Act, Program, is_ours
 from checks.models.strategies import EPOCH, NUMBERS, TERMS
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Refund
@@ -38,8 +38,17 @@ _SETTINGS = settings(
 )
 
 
-class Model(Rules):
+class Model:
     """What memory storage makes of the same hash: texts in, one command, texts out."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def damage(self, name: str, text: str | None) -> None:
+        """Set a field, or delete it."""
+        self.texts.pop(name, None)
+        if text is not None:
+            self.texts[name] = text
 
     def apply(self, act: Act) -> Outcome:
         """Carry out the command."""
