@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -131,23 +131,34 @@ takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters)
 reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, st.none(), probe_afters)
 settles = st.builds(Settle, ids, st.none() | costs, st.none() | readings, st.booleans())
 cancels = st.builds(Cancel, ids)
+issued = st.integers(-20 * MINUTE, 2 * TOLERANCE_US)
+"""When a refund was issued, counted from now; `placed` puts it in its place."""
+
+relative_commands: st.SearchStrategy[Command] = st.one_of(
+    takes,
+    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
+    reserves,
+    st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
+    settles,
+    cancels,
+    st.builds(Refund, ids, costs, issued),
+    st.builds(Reconcile, readings),
+    st.just(ClaimProbe()),
+    st.builds(Peek, costs, keeps),
+)
+"""Any command, to be placed."""
+
+
+def placed(command: Command, now: int) -> Command:
+    """Return a command as it comes at `now`."""
+    if not isinstance(command, Refund):
+        return command
+    return replace(command, issued_us=max(0, min(LIMIT - 1, now + command.issued_us)))
 
 
 def commands(now: int) -> st.SearchStrategy[Command]:
     """Draw any command, as it may come at `now`."""
-    issued = st.integers(max(0, now - 20 * MINUTE), now + 2 * TOLERANCE_US)
-    return st.one_of(
-        takes,
-        st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
-        reserves,
-        st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
-        settles,
-        cancels,
-        st.builds(Refund, ids, costs, issued),
-        st.builds(Reconcile, readings),
-        st.just(ClaimProbe()),
-        st.builds(Peek, costs, keeps),
-    )
+    return relative_commands.map(lambda command: placed(command, now))
 
 
 # --- states
@@ -198,58 +209,25 @@ def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6)
 
 
 NONSENSE: Final[tuple[object, ...]] = (
-    None,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "",
-    "7",
-    "x" * 50,
-    b"7",
-    1.5,
-    -1.0,
-    True,
-    [],
-    [1],
-    {},
-    (),
-    -1,
-    LIMIT,
-    LIMIT + 1,
-    -LIMIT,
-    10**30,
-    -(10**30),
-    object(),
+    *(None, math.nan, math.inf, -math.inf, "", "7", "x" * 50, b"7", 1.5, -1.0, True, [], [1], {}, (), object()),
+    *(-1, LIMIT, LIMIT + 1, -LIMIT, 10**30, -(10**30)),
 )
 """No stored number: wrong types, and whole numbers out of any range."""
 
-NUMBERS: Final = (
-    "balance",
-    "refilled_at",
-    "carry",
-    "carry_refill",
-    "carry_period_us",
-    "closed_until",
-    "sequence",
-    "reading_at",
-    "reading_sequence",
-    "server_time",
-    "drift",
-    "kept_back",
-    "kept_back_at",
-    "probe_until",
-    "probe_failures",
-    "reported_refill",
-    "reported_period_us",
-    "reported_capacity",
-    "format",
+NUMBERS: Final = tuple(
+    field.name for field in fields(BucketState) if field.name not in {"holds", "quota", "unreadable"}
 )
 """The fields of a stored state that are one number each."""
 
+TERMS: Final = tuple(
+    sorted(BucketState(quota=Quota(2, 1, 1.0, recharge_to=1, initial=1)).to_fields().keys() - set(NUMBERS))
+)
+"""The fields that the terms of a bucket are stored in."""
 
-def with_fields(state: BucketState, fields: Mapping[str, Any]) -> BucketState:
+
+def with_fields(state: BucketState, others: Mapping[str, Any]) -> BucketState:
     """Return `state` with other fields, of whatever type."""
-    return replace(state, **fields)
+    return replace(state, **others)
 
 
 @st.composite
@@ -263,22 +241,22 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
         st.just(LIMIT - 1),
     )
     nonsense = st.sampled_from(NONSENSE)
-    fields: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
+    spoilt: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
     instants_stored = ("refilled_at", "closed_until", "reading_at", "kept_back_at", "probe_until")
     for name in draw(st.sets(st.sampled_from(instants_stored))):
-        fields[name] = draw(far)
+        spoilt[name] = draw(far)
     for name in draw(st.sets(st.sampled_from(("carry", "carry_refill", "carry_period_us", "probe_failures")))):
-        fields[name] = draw(far)
+        spoilt[name] = draw(far)
     if draw(st.booleans()):
-        fields["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))
-    return with_fields(state, fields)
+        spoilt["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))
+    return with_fields(state, spoilt)
 
 
 @st.composite
 def damaged_holds(draw: st.DrawFn, now: int) -> Hold:
     """Draw a hold of which some numbers are nonsense, or which ends far off."""
     hold = draw(holds_near(now))
-    fields: dict[str, Any] = draw(
+    spoilt: dict[str, Any] = draw(
         st.dictionaries(
             st.sampled_from(("tokens", "opened", "expires_at", "hold_for", "charged")),
             st.sampled_from(NONSENSE),
@@ -286,5 +264,5 @@ def damaged_holds(draw: st.DrawFn, now: int) -> Hold:
         )
     )
     if draw(st.booleans()):
-        fields["expires_at"] = draw(st.integers(0, LIMIT - 1))
-    return replace(hold, **fields)
+        spoilt["expires_at"] = draw(st.integers(0, LIMIT - 1))
+    return replace(hold, **spoilt)
