@@ -20,8 +20,8 @@ from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import Refusals, retry_after
 from ..keepa.sync import Call, KeepaSync
 from ..rules.decision import Reason, Snapshot
+from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
-from ._sent import forget_locals, never_sent
 
 __all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "done", "metered"]
 
