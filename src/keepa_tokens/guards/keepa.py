@@ -218,24 +218,27 @@ class _Guard(NotCopied):
         return pages.held.pop(0) if pages.held else None
 
     async def _together(self, costs: list[int], *, waits: bool) -> list[AnyCall]:
-        """Set the tokens of all pages aside, or none.
-
-        The server admits a page while the balance is above 0. So what all pages but the last cost must be there, and 1.
-        """
+        """Set the tokens of all pages aside, or none: each is a hold of its own, settled by its own answer."""
         held: list[AnyCall] = []
+        left, total = self._waiting.timeout, sum(costs)
         try:
-            while len(held) < len(costs):
-                cost, ahead = costs[len(held)], sum(costs[len(held) : -1])
-                held.append(await self._call(cost, self._waiting.timeout, waits=waits, keep=ahead))
-                if held[-1].decision.probe:  # the scout: the free question will do
-                    await done(held.pop().cancel())
-                    await self._ask()
-        except CostTooLarge:
-            keep, capacity = self._waiting.keep, self._sync.bucket.quota.capacity
-            raise CostTooLarge(sum(costs), keep, capacity - keep - 1 + costs[-1]) from None
-        except NotEnoughTokens as refused:
+            # One token beside all the others: whether all of them are there.
+            first = await self._call(1, left, waits=waits, keep=total - 1)
+            await done(first.cancel())
+            if first.decision.probe:  # the scout, who knows of no balance: the free question will do
+                await self._ask()
+                first = await self._call(1, left, waits=waits, keep=total - 1)
+                await done(first.cancel())
+            for cost in costs:
+                held += [await self._call(cost, left, waits=waits)]
+        except BaseException as error:
             await _cancel(held)
-            raise type(refused)(sum(costs), refused.retry_after, refused.reason, refused.balance) from None
+            if isinstance(error, CostTooLarge):
+                keep = self._waiting.keep
+                raise CostTooLarge(total, keep, self._sync.bucket.quota.capacity - keep) from None
+            if isinstance(error, NotEnoughTokens):
+                raise type(error)(total, error.retry_after, error.reason, error.balance) from None
+            raise
         return held
 
 
