@@ -1,0 +1,36 @@
+"""What the tests of the command line share: run a command in this process, and look at what it said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens.cli.app import app
+from tests.servers import Server
+
+KEY = "keepa-" + "a" * 24
+
+
+def run(*arguments: str, code: int = 0, stdin: str | None = None, env: dict[str, str | None] | None = None) -> Result:
+    """Run a command and return what came; its exit code is as expected."""
+    clean: dict[str, str | None] = {"KEEPA_API_KEY": None, "KEEPA_TOKENS_REDIS": None, "KEEPA_TOKENS_SQLITE": None}
+    result = CliRunner().invoke(app, arguments, input=stdin, env=clean | (env or {}))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def document(*arguments: str, code: int = 0, **rest: Any) -> Any:
+    """Run a command with --json and return its document, which is all there is on the standard output."""
+    said = json.loads(run(*arguments, "--json", code=code, **rest).stdout)
+    assert said.pop("schema") == 1
+    return said
+
+
+def bucket(server: Server, key: str = KEY, refill_rate: int = 20) -> TokenBucket:
+    """Return a worker's door to a synced bucket on a server."""
+    storage = RedisStorage.from_url(server.url)
+    return TokenBucket(keepa_quota(refill_rate), key=key, storage=storage, listener=lambda _: None)
