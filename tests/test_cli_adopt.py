@@ -10,7 +10,7 @@ from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
 from keepa_tokens.cli.adopt import adopt, plan_adoption
 from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
-from keepa_tokens.keepa.terms import bucket_key
+from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.testing import FakeKeepa
 from tests.cli import KEY, bucket, document, run
 from tests.servers import Server, running

@@ -1,4 +1,4 @@
-"""`keepa-tokens doctor`: finds each fault that is planted, says its effect and cure, and nothing of a healthy bucket."""
+"""`keepa-tokens doctor`: finds each fault that is planted, says its effect and cure; a healthy bucket has none."""
 
 from __future__ import annotations
 
@@ -279,6 +279,23 @@ def test_missing_rights_are_found(server: Server) -> None:
 
     assert [found["code"] for found in told["findings"]] == ["rights"]
     assert "+evalsha" in told["findings"][0]["cure"]
+
+
+def test_a_workers_rights_are_enough_for_the_doctor(server: Server) -> None:
+    """With no more rights than docs/redis.md gives a worker, the doctor works, and says what it could not look at."""
+    healthy(server)
+    rights = "on >pw ~keepa_tokens:* +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan"
+    with server.client() as client:
+        client.set("keepa:tokens", "-79")
+        client.execute_command("ACL SETUSER", "worker", *rights.split(" "))
+        try:
+            told = document("doctor", "--redis", server.url.replace("redis://", "redis://worker:pw@"))
+        finally:
+            client.acl_deluser("worker")
+
+    assert told["healthy"] == [KEY]
+    assert "runs the script, and lets this user write" in told["facts"]
+    assert sum("not allowed to this user" in fact or "may not" in fact for fact in told["facts"]) == 3
 
 
 def test_what_is_right_is_told_too(server: Server) -> None:

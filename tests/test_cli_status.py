@@ -12,7 +12,7 @@ from keepa_tokens import Quota, Reading, RedisStorage, TokenBucket
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import sentences
-from keepa_tokens.keepa.terms import bucket_key
+from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.cli import KEY, bucket, document, run

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import ConfigError
-from ..keepa.terms import keepa_quota
+from ..keepa.quota import keepa_quota
 from ..rules.state import BucketState
 from ..units import MICROSECONDS
 from .look import Look

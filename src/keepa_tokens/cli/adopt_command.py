@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from ..keepa.terms import bucket_key
+from ..keepa.quota import bucket_key
 from ..units import MICROSECONDS
 from . import shell
 from .adopt import Adoption, adopt
@@ -21,6 +21,7 @@ PARTS: Final = ("balance", "timestamp", "rate", "recharge")
 
 
 @shell.command(
+    "take over a hand-made token manager, dry run first",
     examples="""
     keepa-tokens adopt --redis URL --balance-key keepa:tokens --timestamp-key keepa:last_refill
     keepa-tokens adopt --redis URL --hash keepa --balance-key tokens --timestamp-key ts --rate-key rate --yes

@@ -35,7 +35,7 @@ REFUSALS: Final = {
     "nopermission": (
         "rights",
         "its user may not do what a bucket needs",
-        "allow the user +evalsha +eval +hgetall +time +scan on ~keepa_tokens:*, as docs/redis.md says",
+        "allow what docs/redis.md lists: +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan",
     ),
     "outofmemory": (
         "full",
@@ -216,7 +216,10 @@ def _write(place: RedisPlace, seen: Examination) -> None:
         seen.facts.append(f"DEL is not allowed to this user: {key} ends by itself in a minute")
 
 
-def lifetime(place: RedisPlace, key: str) -> float:
-    """Return the seconds for which the server keeps a bucket; -1: for ever."""
-    milliseconds = int(str(place.command("PTTL", place.prefix + key)))
+def lifetime(place: RedisPlace, key: str) -> float | None:
+    """Return the seconds for which the server keeps a bucket; -1: for ever; None: this user may not ask."""
+    try:
+        milliseconds = int(str(place.command("PTTL", place.prefix + key)))
+    except StorageUnavailable:
+        return None
     return milliseconds / 1000 if milliseconds >= 0 else -1

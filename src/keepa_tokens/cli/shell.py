@@ -52,12 +52,12 @@ class Command(click.Command):
         write_list(formatter, "Next", self.then)
 
 
-def command(*, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
-    """Make a command of a function; its help has this beginning and this end."""
+def command(summary: str, *, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function: `summary` stands in the list of all, its help has this beginning and this end."""
 
     def make(function: Callable[..., None]) -> Command:
         made = click.command(cls=Command)(function)
-        made.examples, made.then = examples, then
+        made.short_help, made.examples, made.then = summary, examples, then
         return made
 
     return make
@@ -101,6 +101,9 @@ class Group(click.Group):
         except KeyboardInterrupt:
             complain("interrupted; nothing is left running")
             ctx.exit(INTERRUPTED)
+        except click.Abort:
+            complain("no answer was given; nothing was changed")
+            ctx.exit(INTERRUPTED)
         except StorageUnavailable as error:
             complain(str(error))
             ctx.exit(STORAGE_AWAY)
@@ -118,6 +121,13 @@ COMMANDS: Final = {
     "status": "status_command",
     "doctor": "doctor_command",
     "adopt": "adopt_command",
+    "watch": "watch_command",
+    "pause": "manage_command",
+    "resume": "manage_command",
+    "reset": "manage_command",
+    "release": "manage_command",
+    "simulate": "simulate_command",
+    "completion": "completion_command",
     "demo": "demo_command",
 }
 """The commands, and the modules that they are in."""

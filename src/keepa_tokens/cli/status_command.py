@@ -16,6 +16,7 @@ KEEPA: Final = "https://api.keepa.com"
 
 
 @shell.command(
+    "how a bucket is: what is there, who holds it, what a call gets",
     examples="""
     keepa-tokens status --redis redis://127.0.0.1:6379
     keepa-tokens status --redis redis://127.0.0.1:6379 --all

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from ..errors import ConfigError
-from ..keepa.terms import bucket_key
+from ..keepa.quota import bucket_key
 from .place import Place, address
 from .shell import RefusedError
 
