@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from click.testing import CliRunner, Result
 
 from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
-from tests.servers import Server
+from tests.servers import Server, running
 
 KEY = "keepa-" + "a" * 24
 
@@ -30,7 +32,29 @@ def document(*arguments: str, code: int = 0, **rest: Any) -> Any:
     return said
 
 
-def bucket(server: Server, key: str = KEY, refill_rate: int = 20) -> TokenBucket:
-    """Return a worker's door to a synced bucket on a server."""
-    storage = RedisStorage.from_url(server.url)
-    return TokenBucket(keepa_quota(refill_rate), key=key, storage=storage, listener=lambda _: None)
+class Workers:
+    """A server with doors to buckets on it, as workers have them; all are closed with it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.url = server.url
+        self.storage = RedisStorage.from_url(server.url)
+
+    def bucket(self, key: str = KEY, refill_rate: int = 20) -> TokenBucket:
+        """Return a worker's door to a synced bucket."""
+        return TokenBucket(keepa_quota(refill_rate), key=key, storage=self.storage, listener=lambda _: None)
+
+    @contextmanager
+    def client(self) -> Generator[Any]:
+        """Have a client of the server."""
+        with self.server.client() as client:
+            yield client
+
+
+@contextmanager
+def valkey_with_workers() -> Generator[Workers]:
+    """Have a Valkey, and doors to buckets on it."""
+    with running("valkey") as server:
+        workers = Workers(server)
+        yield workers
+        workers.storage.close()

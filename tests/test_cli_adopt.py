@@ -12,8 +12,7 @@ from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.testing import FakeKeepa
-from tests.cli import KEY, bucket, document, run
-from tests.servers import Server, running
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
 
 SECOND = 1_000_000
 NOW = 1_780_000_000.0
@@ -21,14 +20,14 @@ ENV: dict[str, str | None] = {"KEEPA_API_KEY": "mine"}
 
 
 @pytest.fixture(scope="module")
-def valkey() -> Iterator[Server]:
+def valkey() -> Iterator[Workers]:
     """A Valkey for this file alone."""
-    with running("valkey") as server:
+    with valkey_with_workers() as server:
         yield server
 
 
 @pytest.fixture
-def server(valkey: Server) -> Server:
+def server(valkey: Workers) -> Workers:
     """The same, with the stuck state of a hand-made manager and nothing else."""
     with valkey.client() as client:
         client.flushall()
@@ -39,7 +38,7 @@ def server(valkey: Server) -> Server:
 OPTIONS = ("--balance-key", "keepa:tokens", "--timestamp-key", "keepa:last_refill", "--rate-key", "keepa:rate")
 
 
-def test_a_dry_run_says_all_and_writes_nothing(server: Server) -> None:
+def test_a_dry_run_says_all_and_writes_nothing(server: Workers) -> None:
     """Without --yes it says what it found, what it would write and when the first call would go, and writes nothing."""
     said = run("adopt", "--redis", server.url, *OPTIONS, env=ENV).stdout
     with server.client() as client:
@@ -56,7 +55,7 @@ def test_a_dry_run_says_all_and_writes_nothing(server: Server) -> None:
     )
 
 
-def test_found_adopted_and_running_in_three_commands(server: Server) -> None:
+def test_found_adopted_and_running_in_three_commands(server: Workers) -> None:
     """The stuck state is found by `doctor`, taken over by `adopt --yes`, and `status` shows the bucket that runs: the
     first worker asks the server and works at once, since the server had long been full again.
     """
@@ -67,12 +66,12 @@ def test_found_adopted_and_running_in_three_commands(server: Server) -> None:
     assert [found["code"] for found in stuck] == ["stuck-manager"]
     assert (told["key"], told["balance"], told["refill"], told["repaired"]) == (bucket_key("mine"), -79, 20, [])
     keepa = FakeKeepa(refill_rate=20)
-    worker = KeepaSync(bucket(server, bucket_key("mine")), probe=keepa.probe)
+    worker = KeepaSync(server.bucket(bucket_key("mine")), probe=keepa.probe)
     worker.try_request(5).cancel()
     assert (keepa.token_calls, worker.bucket.peek().balance) == (1, 1200)
 
 
-def test_an_adopted_bucket_refills_from_its_own_time(server: Server) -> None:
+def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
     """Where the old manager still knows its last refill, the bucket goes on from there; else from now, never from 0."""
     with server.client() as client:
         seconds, _ = client.time()
@@ -81,24 +80,24 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Server) -> None:
 
     assert (told["found"]["stuck"], told["written"]) == (False, True)
     assert told["bucket"]["balance"] == -79 + 5 * 20
-    assert bucket(server, bucket_key("mine")).peek().balance == 21
+    assert server.bucket(bucket_key("mine")).peek().balance == 21
 
 
-def test_a_bucket_that_is_there_is_not_overwritten(server: Server) -> None:
+def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
     """A second adoption is refused: whatever workers have made of the bucket since stays."""
     run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
 
     assert "there is a bucket" in run("adopt", "--redis", server.url, *OPTIONS, "--yes", code=2, env=ENV).stderr
 
 
-def test_the_key_has_an_end(server: Server) -> None:
+def test_the_key_has_an_end(server: Workers) -> None:
     """An adopted bucket that nobody uses ends by itself, but not before it could have been used for a day."""
     run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
     with server.client() as client:
         assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
 
 
-def test_a_hash_is_read_by_its_fields(server: Server) -> None:
+def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
     """With --hash the other options name fields of one hash; KEY says which bucket."""
     with server.client() as client:
         client.hset("old", mapping={"tokens": "-31", "rate": "5", "recharge": "480"})
@@ -109,12 +108,12 @@ def test_a_hash_is_read_by_its_fields(server: Server) -> None:
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
 
 
-def test_without_a_bucket_named_it_says_what_to_give(server: Server) -> None:
+def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
     """The bucket is the API key's or KEY; without either that is a usage error."""
     assert "say for which bucket" in run("adopt", "--redis", server.url, *OPTIONS, code=2).stderr
 
 
-def test_as_a_function_it_does_the_same(server: Server) -> None:
+def test_as_a_function_it_does_the_same(server: Workers) -> None:
     """`adopt` as a function plans without writing, writes once, and raises where a bucket is there."""
     place = RedisPlace.at(server.url)
     stuck = Manager(balance=-79)

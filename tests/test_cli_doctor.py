@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import redis
 
-from keepa_tokens import KeepaSync, Quota, Reading, RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens import KeepaSync, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, bucket, document, run
-from tests.servers import HOST, Server, free_port, running
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.servers import HOST, free_port
 
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
@@ -25,14 +25,14 @@ STORED = f"keepa_tokens:{KEY}"
 
 
 @pytest.fixture(scope="module")
-def valkey() -> Iterator[Server]:
+def valkey() -> Iterator[Workers]:
     """A Valkey for this file alone."""
-    with running("valkey") as server:
+    with valkey_with_workers() as server:
         yield server
 
 
 @pytest.fixture
-def server(valkey: Server) -> Iterator[Server]:
+def server(valkey: Workers) -> Iterator[Workers]:
     """The same, empty, with its own settings afterwards."""
     with valkey.client() as client:
         client.flushall()
@@ -43,15 +43,15 @@ def server(valkey: Server) -> Iterator[Server]:
         client.flushall()
 
 
-def findings(server: Server, *options: str, code: int = 1) -> dict[str, Any]:
+def findings(server: Workers, *options: str, code: int = 1) -> dict[str, Any]:
     """Return what the doctor finds, by code."""
     told = document("doctor", "--redis", server.url, *options, code=code)
     return {found["code"]: found for found in told["findings"]}
 
 
-def healthy(server: Server) -> TokenBucket:
+def healthy(server: Workers) -> TokenBucket:
     """Return a bucket in use: read, charged, two calls in flight."""
-    worker = bucket(server)
+    worker = server.bucket()
     worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
     worker.try_reserve(9).settle(8, Reading(404, server_time=1_700_000_001.0))
     worker.try_reserve(12)
@@ -62,10 +62,10 @@ def healthy(server: Server) -> TokenBucket:
 # --- nothing
 
 
-def test_a_healthy_bucket_has_no_finding(server: Server) -> None:
+def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
     """On a healthy server with buckets in use, synced and plain, the doctor finds nothing and ends with 0."""
     healthy(server)
-    plain = TokenBucket(Quota.per_minute(60), key="plain", storage=RedisStorage.from_url(server.url))
+    plain = TokenBucket(Quota.per_minute(60), key="plain", storage=server.storage)
     assert plain.try_acquire(60)
     assert not plain.try_acquire(60)
     plain.acquire(1)
@@ -171,7 +171,7 @@ def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
 
 @pytest.mark.parametrize("field", ["balance", "refilled_at", "sequence", "reading_sequence"])
 @pytest.mark.parametrize("damage", ["missing", "garbled"])
-def test_each_damaged_field_is_found_and_mended(server: Server, field: str, damage: str) -> None:
+def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, damage: str) -> None:
     """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
     finds nothing.
     """
@@ -191,7 +191,7 @@ def test_each_damaged_field_is_found_and_mended(server: Server, field: str, dama
     assert findings(server, code=0) == {}
 
 
-def test_lost_terms_are_found(server: Server) -> None:
+def test_lost_terms_are_found(server: Workers) -> None:
     """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again."""
     worker = healthy(server)
     with server.client() as client:
@@ -202,7 +202,7 @@ def test_lost_terms_are_found(server: Server) -> None:
     assert findings(server, code=0) == {}
 
 
-def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Server) -> None:
+def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Workers) -> None:
     """A key that would stay for ever is told, though it is no fault, and --repair gives it an end."""
     healthy(server)
     with server.client() as client:
@@ -246,7 +246,7 @@ def a_replica(client: redis.Redis) -> None:
     ],
 )
 def test_what_is_wrong_with_the_server_is_found(
-    server: Server, plant: Callable[[redis.Redis], None], code: str
+    server: Workers, plant: Callable[[redis.Redis], None], code: str
 ) -> None:
     """Eviction, full memory and a replica are each found on a real server, with effect and cure."""
     healthy(server)
@@ -259,7 +259,7 @@ def test_what_is_wrong_with_the_server_is_found(
     assert found["cure"]
 
 
-def test_missing_rights_are_found(server: Server) -> None:
+def test_missing_rights_are_found(server: Workers) -> None:
     """A user who may read but not run the script is told what to allow."""
     healthy(server)
     with server.client() as client:
@@ -281,7 +281,7 @@ def test_missing_rights_are_found(server: Server) -> None:
     assert "+evalsha" in told["findings"][0]["cure"]
 
 
-def test_a_workers_rights_are_enough_for_the_doctor(server: Server) -> None:
+def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
     """With no more rights than docs/redis.md gives a worker, the doctor works, and says what it could not look at."""
     healthy(server)
     rights = "on >pw ~keepa_tokens:* +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan"
@@ -298,18 +298,25 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Server) -> None:
     assert sum("not allowed to this user" in fact or "may not" in fact for fact in told["facts"]) == 3
 
 
-def test_what_is_right_is_told_too(server: Server) -> None:
+def test_what_is_right_is_told_too(server: Workers) -> None:
     """The doctor says what it looked at: version, latency, clock, eviction, disk, replicas, rights, and the bucket."""
     healthy(server)
     said = run("doctor", "--redis", server.url).stdout
 
-    for words in ("Valkey 9", "answers in", "against this machine's", "evicts nothing", "keeps on disk", "replicas"):
+    for words in (
+        "Valkey 9",
+        "answers in",
+        "agrees with this machine's",
+        "evicts nothing",
+        "keeps on disk",
+        "no replica",
+    ):
         assert words in said
     assert "runs the script, and lets this user write" in said
     assert f"bucket {KEY}" in said
 
 
-def test_the_doctor_leaves_nothing_behind(server: Server) -> None:
+def test_the_doctor_leaves_nothing_behind(server: Workers) -> None:
     """What the doctor tries on a server is gone afterwards, and the buckets are as they were."""
     healthy(server)
     with server.client() as client:
@@ -351,7 +358,7 @@ def test_a_failed_save_and_a_plain_bucket_on_nothing_are_told() -> None:
 # --- the API key, and the stuck state of a hand-made manager
 
 
-def test_the_api_key_is_tried(server: Server) -> None:
+def test_the_api_key_is_tried(server: Workers) -> None:
     """With --probe the doctor asks the server and says both balances; a key that is refused ends with 4."""
     healthy(server)
     with FakeKeepaServer(FakeKeepa(refill_rate=20, initial=389, key="right")) as keepa:
@@ -376,7 +383,7 @@ def test_the_api_key_is_tried(server: Server) -> None:
     ],
 )
 def test_the_stuck_state_of_a_hand_made_manager_is_found(
-    server: Server, keys: dict[str, str | dict[str, str]], cure: str
+    server: Workers, keys: dict[str, str | dict[str, str]], cure: str
 ) -> None:
     """A negative balance beside a missing or unreadable time, in two keys or in one hash, is found, and the cure is the
     whole command that takes it over.
@@ -394,7 +401,7 @@ def test_the_stuck_state_of_a_hand_made_manager_is_found(
     assert cure in found["cure"]
 
 
-def test_a_manager_that_works_is_no_finding(server: Server) -> None:
+def test_a_manager_that_works_is_no_finding(server: Workers) -> None:
     """A balance above 0, a debt with its time beside it, and other programs' negative numbers are no findings."""
     with server.client() as client:
         client.mset({"keepa:tokens": "-79", "keepa:last_refill": "1780000000.5", "shop:balance": "12", "zone": "-5"})
@@ -405,7 +412,7 @@ def test_a_manager_that_works_is_no_finding(server: Server) -> None:
     assert findings(server, code=0) == {}
 
 
-def test_findings_read_well(server: Server) -> None:
+def test_findings_read_well(server: Workers) -> None:
     """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
     healthy(server)
     with server.client() as client:
@@ -421,7 +428,7 @@ def test_findings_read_well(server: Server) -> None:
     )
 
 
-def test_a_place_shows_a_bucket_as_it_is_stored(server: Server) -> None:
+def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers) -> None:
     """What the doctor looks at is the bucket's fields as they are in Redis, by the server's own time."""
     healthy(server)
     place = RedisPlace.at(server.url)

@@ -13,27 +13,26 @@ from click.testing import CliRunner
 from keepa_tokens import Reading
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.shell import COMMANDS
-from tests.cli import KEY, bucket, run
-from tests.servers import Server, running
+from tests.cli import KEY, Workers, run, valkey_with_workers
 
 
 @pytest.fixture(scope="module")
-def valkey() -> Iterator[Server]:
+def valkey() -> Iterator[Workers]:
     """A Valkey for this file alone."""
-    with running("valkey") as server:
+    with valkey_with_workers() as server:
         yield server
 
 
 @pytest.fixture
-def server(valkey: Server) -> Server:
+def server(valkey: Workers) -> Workers:
     """The same, with one bucket."""
     with valkey.client() as client:
         client.flushall()
-    bucket(valkey).reconcile(Reading(300, refill=20.0, capacity=1200))
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     return valkey
 
 
-def test_reset_forgets_a_bucket_after_two_answers(server: Server) -> None:
+def test_reset_forgets_a_bucket_after_two_answers(server: Workers) -> None:
     """Reset says what is lost, asks twice, and forgets the bucket; the next call makes a new one."""
     result = run("reset", "--redis", server.url, stdin=f"y\n{KEY}\n")
 
@@ -44,39 +43,39 @@ def test_reset_forgets_a_bucket_after_two_answers(server: Server) -> None:
 
 
 @pytest.mark.parametrize("answers", ["n\n", "y\nyes\n", "y\n\n"])
-def test_reset_without_both_answers_changes_nothing(server: Server, answers: str) -> None:
+def test_reset_without_both_answers_changes_nothing(server: Workers, answers: str) -> None:
     """A no, and a word that is not the bucket's key, leave everything as it was."""
     assert "nothing was changed" in run("reset", "--redis", server.url, stdin=answers, code=2).stderr
-    assert bucket(server).peek().balance == 300
+    assert server.bucket().peek().balance == 300
 
 
-def test_reset_with_nobody_to_answer_changes_nothing(server: Server) -> None:
+def test_reset_with_nobody_to_answer_changes_nothing(server: Workers) -> None:
     """Where nobody can answer, nothing is changed; --yes is the answer of a script."""
     assert "nothing was changed" in run("reset", "--redis", server.url, stdin="", code=130).stderr
-    assert bucket(server).peek().balance == 300
+    assert server.bucket().peek().balance == 300
     run("reset", "--redis", server.url, "--yes")
-    assert bucket(server).peek().balance is None
+    assert server.bucket().peek().balance is None
 
 
-def test_release_gives_back_what_a_dead_call_holds(server: Server) -> None:
+def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
     """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
-    dead, other = bucket(server).try_reserve(30), bucket(server).try_reserve(5)
+    dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
     said = run("release", "--redis", server.url, dead.id[:10], "--yes").stdout
 
     assert said.startswith("30 tokens, held for 0:0")
     assert said.endswith(": given back.\n")
-    assert (bucket(server).peek().held, bucket(server).peek().balance) == (5, 300)
+    assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)
     wrong = run("release", "--redis", server.url, "zzz", "--yes", code=2).stderr
     assert f"there are: {other.id} (5)" in wrong
 
 
 @pytest.mark.parametrize("wrong", ["2", "1x", "25h", "0s", "-1h", "h"])
-def test_a_pause_is_a_duration_up_to_a_day(server: Server, wrong: str) -> None:
+def test_a_pause_is_a_duration_up_to_a_day(server: Workers, wrong: str) -> None:
     """What is no duration, or longer than a day, is a usage error that shows how to write one."""
     assert "write 90s, 30m, 1h30m" in run("pause", "--redis", server.url, "--for", wrong, code=2).stderr
 
 
-def test_resume_of_what_is_not_paused_says_so(server: Server) -> None:
+def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
     """Resuming a bucket that isn't paused changes nothing and says so."""
     assert run("resume", "--redis", server.url).stdout == f"{KEY} was not paused; nothing was changed.\n"
 

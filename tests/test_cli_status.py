@@ -8,29 +8,29 @@ from typing import Any
 
 import pytest
 
-from keepa_tokens import Quota, Reading, RedisStorage, TokenBucket
+from keepa_tokens import Quota, Reading, TokenBucket
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.status import document as status_document
-from keepa_tokens.cli.status import sentences
+from keepa_tokens.cli.status import headline, sentences
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.cli import KEY, bucket, document, run
-from tests.servers import Server, free_port, running
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.servers import free_port
 
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
 
 
 @pytest.fixture(scope="module")
-def valkey() -> Iterator[Server]:
+def valkey() -> Iterator[Workers]:
     """A Valkey for this file alone."""
-    with running("valkey") as server:
+    with valkey_with_workers() as server:
         yield server
 
 
 @pytest.fixture
-def server(valkey: Server) -> Server:
+def server(valkey: Workers) -> Workers:
     """The same, empty."""
     with valkey.client() as client:
         client.flushall()
@@ -63,7 +63,6 @@ def hold(tokens: int, age: int) -> Hold:
 def test_a_bucket_is_told_in_sentences() -> None:
     """Status says in sentences what is there, who holds it, when more comes and what calls of two sizes would get."""
     assert sentences(seen(holds={"a": hold(9, 12), "b": hold(6, 3)})) == [
-        ("bucket", KEY),
         ("terms", "20 tokens a minute, up to 1,200; follows the server"),
         ("balance", "412 of 1,200  ██████████░░░░░░░░░░░░░░░░░░░░"),
         ("available", "397; 15 held in 2 calls, the oldest for 0:12"),
@@ -75,6 +74,13 @@ def test_a_bucket_is_told_in_sentences() -> None:
         ("reading", "0:45 old; the server had 3 tokens fewer than projected"),
         ("mended", "nothing had to be"),
     ]
+
+
+def test_the_first_line_says_how_it_is() -> None:
+    """The first line says in a sentence whether calls go, and if not, when a small one does."""
+    assert headline(seen()) == f"{KEY}: open, calls go at once."
+    assert headline(seen(balance=-79, refilled_at=None)) == f"{KEY}: empty, a call of 10 goes in 4:02 at the latest."
+    assert headline(seen(quota=None)) == f"{KEY}: terms lost."
 
 
 def test_a_debt_and_a_lost_time_are_told() -> None:
@@ -116,9 +122,9 @@ def test_never_is_null_for_machines() -> None:
     assert dict(sentences(state))["next step"] == "never: the net refill is 0"
 
 
-def test_the_only_bucket_needs_no_key(server: Server) -> None:
+def test_the_only_bucket_needs_no_key(server: Workers) -> None:
     """With one bucket there, status shows it without being told which, reads it alone and writes nothing."""
-    worker = bucket(server)
+    worker = server.bucket()
     worker.reconcile(Reading(300, refill=20.0, capacity=1200, next_refill_in=50.0))
     worker.try_reserve(7)
     with server.client() as client:
@@ -131,9 +137,9 @@ def test_the_only_bucket_needs_no_key(server: Server) -> None:
     assert "293; 7 held in 1 call, the oldest for 0:0" in run("status", "--redis", server.url).stdout
 
 
-def test_a_damaged_bucket_stays_as_it_is(server: Server) -> None:
+def test_a_damaged_bucket_stays_as_it_is(server: Workers) -> None:
     """Status mends nothing: what is damaged is still there for the doctor."""
-    bucket(server).reconcile(Reading(-79))
+    server.bucket().reconcile(Reading(-79))
     with server.client() as client:
         client.hdel(f"keepa_tokens:{KEY}", "refilled_at")
         told = document("status", "--redis", server.url)["bucket"]
@@ -142,12 +148,12 @@ def test_a_damaged_bucket_stays_as_it_is(server: Server) -> None:
     assert told["repaired"] == ["refilled_at"]
 
 
-def test_of_several_the_api_key_tells_which(server: Server, tmp_path: Path) -> None:
+def test_of_several_the_api_key_tells_which(server: Workers, tmp_path: Path) -> None:
     """Of several buckets the one of the API key is meant, from a file, the standard input or the environment; without
     one the message names them all.
     """
     for key in (bucket_key("mine"), bucket_key("theirs")):
-        bucket(server, key).reconcile(Reading(300))
+        server.bucket(key).reconcile(Reading(300))
     (tmp_path / "key").write_text("mine\n")
     place = ("--redis", server.url)
 
@@ -166,7 +172,7 @@ def test_of_several_the_api_key_tells_which(server: Server, tmp_path: Path) -> N
         assert document("status", *place, *extra, **rest)["bucket"]["key"] == bucket_key("mine")
 
 
-def test_an_api_key_as_an_argument_is_refused_and_not_repeated(server: Server) -> None:
+def test_an_api_key_as_an_argument_is_refused_and_not_repeated(server: Workers) -> None:
     """What looks like an API key is not taken from the command line, and the message doesn't show it."""
     result = run("status", "--redis", server.url, "k1" * 32, code=2)
 
@@ -174,20 +180,20 @@ def test_an_api_key_as_an_argument_is_refused_and_not_repeated(server: Server) -
     assert "k1k1" not in result.output
 
 
-def test_all_is_a_table(server: Server) -> None:
+def test_all_is_a_table(server: Workers) -> None:
     """--all shows every bucket in a line below a heading; on an empty server it says so on the standard error."""
     assert "there is no bucket here" in run("status", "--redis", server.url, "--all").stderr
-    bucket(server).reconcile(Reading(300, refill=20.0, capacity=1200))
-    bucket(server, "b").try_acquire()
+    server.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    server.bucket("b").try_acquire()
 
     heading, *rows = run("status", "--redis", server.url, "--all").stdout.splitlines()
     assert heading.split() == ["BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING"]
     assert [row.split()[:3] for row in rows] == [["b", "unknown", "?/1,200"], [KEY, "open", "300/1,200"]]
 
 
-def test_a_probe_shows_both_balances(server: Server) -> None:
+def test_a_probe_shows_both_balances(server: Workers) -> None:
     """--probe asks the server once, shows its balance beside the projected one, and the bucket follows it."""
-    bucket(server).reconcile(Reading(412, refill=20.0, capacity=1200))
+    server.bucket().reconcile(Reading(412, refill=20.0, capacity=1200))
     fake = FakeKeepa(refill_rate=20, initial=400, key="right")
     with FakeKeepaServer(fake) as keepa:
         place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
@@ -195,12 +201,12 @@ def test_a_probe_shows_both_balances(server: Server) -> None:
 
     assert "server       says 400; the bucket projected 412 (-12)" in said
     assert fake.token_calls == 1
-    assert bucket(server).peek().balance == 400
+    assert server.bucket().peek().balance == 400
 
 
-def test_a_refused_api_key_ends_with_4(server: Server) -> None:
+def test_a_refused_api_key_ends_with_4(server: Workers) -> None:
     """Where the server does not take the API key, that is one line without the key, and exit code 4."""
-    bucket(server).reconcile(Reading(412))
+    server.bucket().reconcile(Reading(412))
     with FakeKeepaServer(FakeKeepa(key="right")) as keepa:
         place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
         result = run("status", *place, code=4, env={"KEEPA_API_KEY": "wrong-one"})
@@ -210,9 +216,9 @@ def test_a_refused_api_key_ends_with_4(server: Server) -> None:
     )
 
 
-def test_a_probe_without_a_key_says_what_to_give(server: Server) -> None:
+def test_a_probe_without_a_key_says_what_to_give(server: Workers) -> None:
     """--probe without an API key is a usage error that says where to put it."""
-    bucket(server).reconcile(Reading(412))
+    server.bucket().reconcile(Reading(412))
 
     assert (
         "--key-file FILE (- is stdin) or KEEPA_API_KEY"
@@ -228,7 +234,7 @@ def test_a_storage_that_is_away_ends_with_3() -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_password_is_never_shown(server: Server) -> None:
+def test_a_password_is_never_shown(server: Workers) -> None:
     """A message that names the place leaves out user and password of its URL."""
     url = server.url.replace("redis://", "redis://:hush@")
     with server.client() as client:
@@ -248,11 +254,11 @@ def test_a_command_without_a_place_says_what_to_give() -> None:
     assert "not both" in run("status", "--redis", "redis://x", "--sqlite", "y", code=2).stderr
 
 
-def test_the_place_can_stand_in_the_environment(server: Server) -> None:
+def test_the_place_can_stand_in_the_environment(server: Workers) -> None:
     """KEEPA_TOKENS_REDIS names the place, so that a URL with a password needs to be on no command line; a call that
     is larger than the bucket never goes.
     """
-    storage = RedisStorage.from_url(server.url)
+    storage = server.storage
     TokenBucket(Quota.per_minute(60), key="plain", storage=storage, listener=lambda _: None).try_acquire(5)
 
     told = document("status", env={"KEEPA_TOKENS_REDIS": server.url})["bucket"]

@@ -17,14 +17,13 @@ from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, bucket, run
-from tests.servers import Server, running
+from tests.cli import KEY, Workers, run, valkey_with_workers
 
 
 @pytest.fixture(scope="module")
-def valkey() -> Iterator[Server]:
+def valkey() -> Iterator[Workers]:
     """A Valkey for this file alone."""
-    with running("valkey") as server:
+    with valkey_with_workers() as server:
         yield server
 
 
@@ -127,9 +126,9 @@ def test_a_wait_has_a_bar_that_grows(watched: Watched) -> None:
     assert "too few tokens" in " ".join(watched.drawn(100, 30))
 
 
-def test_in_a_pipe_it_writes_lines(valkey: Server) -> None:
+def test_in_a_pipe_it_writes_lines(valkey: Workers) -> None:
     """In a pipe a watch writes plain lines with the time, and ends after as many looks as it was told."""
-    bucket(valkey).reconcile(Reading(300, refill=20.0, capacity=1200))
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     said = run("watch", "--redis", valkey.url, "--looks", "2", "--every", "0.1").stdout
 
     (line,) = said.splitlines()
@@ -137,9 +136,9 @@ def test_in_a_pipe_it_writes_lines(valkey: Server) -> None:
     assert line[2] == line[5] == ":"
 
 
-def test_an_interrupt_ends_a_watch_with_a_last_line(valkey: Server) -> None:
+def test_an_interrupt_ends_a_watch_with_a_last_line(valkey: Workers) -> None:
     """Ctrl-C ends a watch with a last line on the standard error and exit code 130."""
-    bucket(valkey).reconcile(Reading(300, refill=20.0, capacity=1200))
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     command = [sys.executable, "-W", "error", "-m", "keepa_tokens", "watch", "--redis", valkey.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None

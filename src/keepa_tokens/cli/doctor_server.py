@@ -23,6 +23,9 @@ SLOW: Final = 0.05
 
 FULL: Final = 0.95
 LAG: Final = 10
+AGREES: Final = 0.1
+"""Seconds that two clocks may be apart and still be called one: the way there and back is within it."""
+
 SAMPLES: Final = 5
 SERVER: Final = "server"
 
@@ -98,9 +101,8 @@ def _clock(place: RedisPlace, seen: Examination) -> None:
         took.append(time.perf_counter() - started)
         ahead.append(now - sent - took[-1] / 2)
     latency, apart = statistics.median(took), ahead[took.index(min(took))]
-    seen.facts.append(
-        f"answers in {latency * 1000:.1f} ms, its clock is {apart * 1000:+,.0f} ms against this machine's"
-    )
+    off = "agrees with" if abs(apart) < AGREES else f"is {apart:+,.1f} s against"
+    seen.facts.append(f"answers in {latency * 1000:.1f} ms, its clock {off} this machine's")
     if latency > SLOW:
         seen.find(
             "slow",
@@ -177,7 +179,9 @@ def _persistence(info: Mapping[str, str], seen: Examination, *, plain: bool) -> 
 
 def _replication(info: Mapping[str, str], seen: Examination) -> None:
     role, replicas = info.get("role", "master"), int(info.get("connected_slaves", "0"))
-    seen.facts.append("is a replica" if role != "master" else f"has {count(replicas, 'replica')}")
+    seen.facts.append(
+        "is a replica" if role != "master" else f"has {count(replicas, 'replica') if replicas else 'no replica'}"
+    )
     for number in range(replicas):
         lag = _lag(info.get(f"slave{number}", ""))
         if lag is not None and lag > LAG:

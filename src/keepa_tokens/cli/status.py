@@ -41,13 +41,22 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
     return "open" if snapshot.retry_after <= 0 else "empty"
 
 
+def headline(look: Look) -> str:
+    """Return how a bucket is, in a sentence."""
+    state, snapshot, small = state_of(look, look.snapshot()), look.snapshot(), CALLS[0]
+    if snapshot is None or state in {"paused", "no refill", "terms lost"}:
+        return f"{look.key}: {state}."
+    if state == "open":
+        return f"{look.key}: open, calls go at once."
+    return f"{look.key}: {state}, a call of {small} {_when(look.ask(small))}."
+
+
 def sentences(look: Look) -> list[tuple[str, str]]:
     """Return all there is to say of a bucket, each with its name."""
     snapshot = look.snapshot()
     if snapshot is None:
-        return [("bucket", look.key), ("terms", "lost: nobody can tell what it holds; `keepa-tokens doctor` says more")]
+        return [("terms", "lost: nobody can tell what it holds; `keepa-tokens doctor` says more")]
     lines = [
-        ("bucket", look.key),
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot)),
         ("available", _available(look, snapshot)),
@@ -57,7 +66,7 @@ def sentences(look: Look) -> list[tuple[str, str]]:
         ("waiting", _waiting(snapshot)),
     ]
     if look.paused_for() > 0:
-        lines.insert(2, ("paused", f"for another {duration(look.paused_for())}; `keepa-tokens resume` ends it"))
+        lines.insert(1, ("paused", f"for another {duration(look.paused_for())}; `keepa-tokens resume` ends it"))
     if snapshot.quota.synced:
         lines.append(("reading", _reading(snapshot)))
     lines.append(("mended", ", ".join(snapshot.repaired) or "nothing had to be"))
@@ -110,12 +119,18 @@ def _next_step(look: Look, snapshot: Snapshot) -> str:
 
 
 def _call(decision: Decision | None) -> str:
+    when = _when(decision)
+    if decision is None or decision.granted:
+        return when
+    return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
+
+
+def _when(decision: Decision | None) -> str:
     if decision is None or decision.granted:
         return "goes at once"
-    why = WHY.get(decision.reason, str(decision.reason))
     if math.isinf(decision.retry_after):
-        return f"never goes: {why} ({decision.reason})"
-    return f"goes in {duration(decision.retry_after)} at the latest: {why} ({decision.reason})"
+        return "never goes"
+    return f"goes in {duration(decision.retry_after)} at the latest"
 
 
 def _waiting(snapshot: Snapshot) -> str:

@@ -53,6 +53,8 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
     lines = status.sentences(seen)
     if said is not None:
         lines.append(("server", said.sentence()))
+    fine = status.state_of(seen, seen.snapshot()) == "open"
+    shell.console().print(Text(status.headline(seen), "bold green" if fine else "bold yellow"))
     shell.print_table(lines)
 
 
