@@ -15,7 +15,8 @@ TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
 
-PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+# Each worker begins with its own half in order, so that a file's fixtures are made once, and takes from the other at the end.
+PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 TYPED := src tests checks examples
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -39,7 +40,7 @@ test-deep: $(VENV)/.stamp-test ## What test-all has beyond test; needs redis-ser
 test-all: test test-deep ## Run every test there is
 
 nightly: $(VENV)/.stamp-test ## Look for hours: each property on thousands of examples, new ones each time
-	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "drawn and not system_redis" tests checks/tests $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "(drawn or deep) and not system_redis" tests checks/tests $(PYTEST_ARGS)
 
 fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest checks/tests/test_fault_table.py -k "page and valkey"
@@ -54,7 +55,7 @@ mutants: $(VENV)/.stamp-mutants ## Break the core in each way that mutmut finds:
 mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/mutation.md
 	$(BIN)/python -m checks.mutation.core --write docs/mutation.md
 
-mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mutation/bucket_lua.toml lists: a test must notice
+mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mutation/by_hand.toml lists: a test must notice
 	$(BIN)/python -m checks.mutation.bucket_lua $(MUTANTS_ARGS)
 
 mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/mutation.md

@@ -17,6 +17,7 @@ from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.units import UNLIMITED
 
 REDIS = os.environ["TEST_REDIS_URL"]
+BUCKET = os.environ.get("TEST_BUCKET_URL", REDIS + "/2")
 KEEPA = os.environ["TEST_KEEPA_URL"]
 STEP = float(os.environ["TEST_STEP"])
 """Seconds between the server's refills."""
@@ -34,7 +35,7 @@ def listen(event: Event) -> None:
 bucket = TokenBucket(
     Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True),
     key="celery",
-    storage=RedisStorage.from_url(REDIS + "/2"),
+    storage=RedisStorage.from_url(BUCKET),
     listener=listen,
 )
 bucket.peek()  # the connection is there before the fork

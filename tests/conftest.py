@@ -39,13 +39,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-KIT_DRAWS = "test_every_command_comes_to_what_the_rules_say"
-"""The one test of the conformance kit that looks for an example by itself."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
     """Mark each test whose examples Hypothesis draws."""
     for item in items:
-        if item.get_closest_marker("hypothesis") or getattr(item, "originalname", "") == KIT_DRAWS:
+        if item.get_closest_marker("hypothesis"):
             item.add_marker("drawn")

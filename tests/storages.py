@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import fakeredis
 import pytest
 import redis
+from hypothesis import settings
 
 from examples.sqlite_storage import SqliteStorage
 from keepa_tokens.rules.state import BucketState
@@ -20,6 +21,9 @@ from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import DEFAULT_PREFIX, AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing.conformance import StorageUnderTest
 from tests.servers import Server
+
+PART: Final = min(1.0, settings().max_examples / 200)
+"""How much of the kit's effort a profile takes: a tenth by `default`, all of it by `ci`."""
 
 
 class InMemory(StorageUnderTest):

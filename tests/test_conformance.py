@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from keepa_tokens.testing.conformance import StorageConformance
-from tests.storages import InMemory
+from tests.storages import PART, InMemory
 
 
+@pytest.mark.drawn
 class TestMemoryStorage(InMemory, StorageConformance):
-    pass
+    effort = PART

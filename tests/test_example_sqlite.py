@@ -15,13 +15,14 @@ from examples.sqlite_storage import SqliteStorage, main
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.testing.conformance import SharedStorageConformance
-from tests.storages import OnSqlite, write_row
+from tests.storages import PART, OnSqlite, write_row
 
 QUOTA = Quota.per_minute(60)
 
 
+@pytest.mark.drawn
 class TestSqliteStorage(OnSqlite, SharedStorageConformance):
-    pass
+    effort = PART
 
 
 @pytest.fixture

@@ -419,7 +419,19 @@ def test_faults_can_be_kept_to_one_path() -> None:
     assert [fake.request("/product", asins(1)).status for _ in range(3)] == [500, 500, 200]
     with pytest.raises(ValueError, match="nonsense"):
         fake.fail_next(1, "nonsense")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    assert len(get_args(Fault)) == 11
+    assert len(get_args(Fault)) == 13
+
+
+@pytest.mark.parametrize("kind, known", [("429", True), ("429_bare", False)])
+def test_a_refusal_that_tokens_do_not_explain(kind: Fault, known: bool) -> None:
+    """Refused though there are tokens, with the true balance or a proxy's page, and with the headers asked for."""
+    fake, _ = fake_on_clock(initial=100)
+    fake.fail_next(1, kind, headers={"Retry-After": "30"})
+    answer = fake.request("/product", asins(3))
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "30")
+    assert ((answer.body or {}).get("tokensLeft") == 100) is known
+    assert (fake.balance, fake.refused) == (100, 0)
+    assert "Retry-After" not in fake.request("/product", asins(3)).headers
 
 
 def test_token_can_be_down_alone() -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,25 @@ from celery import Celery
 from celery.exceptions import Retry
 from celery.signals import task_retry
 
-from keepa_tokens import Event, EventKind, KeepaSync, NotEnoughTokens, Quota, TokenBucket
+from keepa_tokens import (
+    ConfigError,
+    CostTooLarge,
+    Event,
+    EventKind,
+    KeepaSync,
+    NotEnoughTokens,
+    Quota,
+    Reading,
+    RedisStorage,
+    StorageUnavailable,
+    TokenBucket,
+)
 from keepa_tokens.guards.celery import LONGEST_COUNTDOWN
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
 from tests.celery_worker import MARKS, PATIENCE, Tasks, worker
-from tests.servers import running, wait_until
+from tests.servers import Server, running, wait_until
 
 from tests.http_guards import HOST, asins  # isort: skip
 
@@ -164,6 +177,54 @@ def test_a_tasks_own_failures_are_left_alone(tasks: Tasks, retries: list[tuple[s
     assert retries == []
 
 
+def test_a_storage_that_is_away_sends_the_task_back(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """The task comes back after two seconds, as often as it takes, and is done once the storage is there."""
+    runs: list[int] = []
+
+    def work() -> str:
+        runs.append(1)
+        if len(runs) == 1:
+            raise StorageUnavailable("the storage is away")
+        return "done"
+
+    tasks.work = work
+    result = tasks.plain.delay()
+    assert result.get(timeout=PATIENCE) == "done"
+    assert retries == [(result.id, 2.0)]
+
+
+@pytest.mark.parametrize("missing", [NotEnoughTokens(5, 0.01, "EMPTY", -3), NotEnoughTokens(5, 0.01, "UNKNOWN")])
+def test_how_often_a_task_comes_back_can_be_bounded(
+    tasks: Tasks, retries: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch, missing: NotEnoughTokens
+) -> None:
+    """With most_times a task fails with the refusal once it was sent back so often; other headers go with it."""
+    monkeypatch.setattr(tasks.app.tasks["plain"], "most_times", 3)
+    headers: list[Any] = []
+
+    def work() -> None:
+        headers.append(tasks.plain.request.headers)
+        raise missing
+
+    tasks.work = work
+    with pytest.raises(NotEnoughTokens):
+        tasks.plain.apply_async(headers={"of": "mine"}).get(timeout=PATIENCE)
+    assert len(retries) == 3
+    assert [each["of"] for each in headers] == ["mine"] * 4
+
+
+@pytest.mark.parametrize("mistake", [CostTooLarge(400, 0, 300), ConfigError("a quota that can't be")])
+def test_what_no_waiting_helps_fails_at_once(tasks: Tasks, retries: list[tuple[str, Any]], mistake: Exception) -> None:
+    """An impossible cost and a mistake are not tried again, not even by a task that retries whatever fails."""
+
+    def work(task: Any) -> None:
+        raise mistake
+
+    tasks.work = work
+    with pytest.raises(type(mistake)):
+        tasks.retrying.delay().get(timeout=PATIENCE)
+    assert retries == []
+
+
 def test_called_directly_or_eagerly_it_raises_the_refusal(tasks: Tasks) -> None:
     """Where there is no broker to send it back to, the caller gets NotEnoughTokens itself."""
     runs: list[int] = []
@@ -226,3 +287,51 @@ def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None
     assert (fake.refused, fake.spent) == (0, 78)
     error = refused.value
     assert (error.tokens, error.retry_after, error.reason, error.balance) == (5, float("inf"), "EMPTY", -3)
+
+
+def test_all_is_done_though_the_bucket_was_stuck_and_its_server_away(tmp_path: Path) -> None:
+    """86 deals start from a balance of -79 whose timestamp is lost, and half-way the bucket's server is gone for six
+    seconds: all are done, each is paid once, and the server refuses none.
+    """
+    deals = 86
+    fake = FakeKeepa(refill_rate=5, initial=-79, period=STEP, latency=0.02)
+    log = tmp_path / "log"
+    with running("valkey") as broker, running("valkey") as bucket, FakeKeepaServer(fake) as server:
+        seeded = seed(bucket)
+        environment = {
+            "TEST_REDIS_URL": broker.url,
+            "TEST_BUCKET_URL": bucket.url,
+            "TEST_KEEPA_URL": server.url,
+            "TEST_STEP": str(STEP),
+        }
+        app = Celery(broker=broker.url + "/0", backend=broker.url + "/1", set_as_current=False)
+        with prefork(environment, log):
+            found = [app.send_task("look_up", (1,)) for _ in range(deals)]
+            wait_until("a third is done", lambda: fake.spent >= deals // 3, within_s=3 * PATIENCE)
+            bucket.stop()
+            end = time.monotonic() + 6
+            wait_until("it was gone for six seconds", lambda: time.monotonic() > end)
+            paid_by_then = fake.spent
+            bucket.start()
+            done = [result.get(timeout=3 * PATIENCE) for result in found]
+        app.close()
+        gc.collect()  # a result asks its backend to forget it, which must still be there
+
+    assert seeded == {b"balance": b"-79"}
+    assert paid_by_then < deals
+    assert [each["products"] for each in done] == [1] * deals
+    assert (fake.admitted, fake.spent, fake.refused) == (deals, deals, 0)
+    assert "StorageUnavailable" in log.read_text()
+
+
+def seed(server: Server) -> dict[bytes, bytes]:
+    """Leave a bucket at -79 without the time of its last refill; return what is stored of the two."""
+    storage = RedisStorage.from_url(server.url)
+    quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
+    TokenBucket(quota, key="celery", storage=storage).reconcile(Reading(-79))
+    storage.close()
+    with server.client() as client:
+        (key,) = client.keys()
+        client.hdel(key, "refilled_at")
+        stored: Any = client.hgetall(key)
+        return {name: value for name, value in stored.items() if name in {b"balance", b"refilled_at"}}

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -198,6 +199,122 @@ def test_the_timeout_is_for_all_attempts_of_a_request_together(make: Make) -> No
         world.client(retry_refused=True, timeout=1100).get("/product", asins(1))
     assert world.fake.refused == 1
     assert 1100 - world.clock.slept < late.value.retry_after < 1100  # alone it would have been in time
+
+
+# --- refused though there are tokens
+
+
+def sent_at(world: World) -> list[float]:
+    """Return the list into which the instants of the requests for products go, in seconds from now."""
+    began, begin = world.clock.now_us(), world.fake.begin
+    instants: list[float] = []
+
+    def noted(path: str, params: Mapping[str, object] | None = None) -> Any:
+        if path == "/product":
+            instants.append((world.clock.now_us() - began) / 1e6)
+        return begin(path, params)
+
+    world.fake.begin = noted  # type: ignore[method-assign] # a spy
+    return instants
+
+
+@pytest.mark.parametrize("fault", ["429", "429_bare", "503"])
+def test_what_the_server_asks_for_is_waited(make: Make, fault: Any) -> None:
+    """`Retry-After: 30` on a 429, with an envelope or without, and on a 503: five tries half a minute apart, then the
+    server's own answer is handed out, and nothing is held or spent.
+    """
+    world = make(initial=250)
+    client = world.client(retry_refused=True)
+    client.get("/token")
+    world.fake.fail_next(100, fault, path="/product", headers={"Retry-After": "30"})
+    instants = sent_at(world)
+
+    assert client.get("/product", asins(5)).status == int(fault[:3])
+
+    assert len(instants) == 5
+    # Without an envelope the bucket takes itself for empty, and waits for the next step besides.
+    longest = 92 if fault == "429_bare" else 31.1
+    assert all(30 <= later - earlier <= longest for earlier, later in pairwise(instants))
+    assert (world.fake.spent, world.bucket().held) == (0, 0)
+
+
+@pytest.mark.parametrize("fault", ["429", "429_bare"])
+def test_a_refusal_that_nothing_explains_is_not_hammered(make: Make, fault: Any) -> None:
+    """A 429 although there are tokens, and nothing said: growing pauses, five tries, then the answer itself."""
+    world = make(initial=250)
+    client = world.client(retry_refused=True)
+    client.get("/token")
+    world.fake.fail_next(100, fault, path="/product")
+    instants = sent_at(world)
+
+    assert client.get("/product", asins(5)).status == 429
+
+    pauses = [later - earlier for earlier, later in pairwise(instants)]
+    assert len(pauses) == 4
+    step = 61 if fault == "429_bare" else 0  # without an envelope the bucket waits for the next step besides
+    assert all(2**place <= pause <= 1.5 * 2**place + step for place, pause in enumerate(pauses))
+    assert world.bucket().held == 0
+
+
+def test_a_refusal_that_passes_is_waited_out(make: Make) -> None:
+    """Where the server refuses twice and then doesn't, the caller gets the answer."""
+    world = make(initial=250)
+    client = world.client(retry_refused=True)
+    client.get("/token")
+    world.fake.fail_next(2, "429", path="/product")
+    assert client.get("/product", asins(5)).status == 200
+    assert 3 <= world.clock.slept <= 4.5
+    assert world.in_step()
+
+
+@pytest.mark.parametrize("fault", ["500", "503"])
+def test_a_servers_error_is_handed_out_at_once(make: Make, fault: Any) -> None:
+    """A 5xx that doesn't say when to come back is the caller's to judge: one request, no pause."""
+    world = make(initial=250)
+    client = world.client(retry_refused=True)
+    client.get("/token")
+    world.fake.fail_next(100, fault, path="/product")
+    instants = sent_at(world)
+    assert client.get("/product", asins(5)).status == int(fault)
+    assert (len(instants), world.clock.slept) == (1, 0)
+
+
+def test_a_queue_is_told_when_to_come_back(make: Make) -> None:
+    """With timeout=0 a 429 that leaves the bucket open raises NotEnoughTokens, with what the server asked for."""
+    world = make(initial=250)
+    client = world.client(retry_refused=True, timeout=0)
+    client.get("/token")
+    world.fake.fail_next(100, "429", path="/product", headers={"Retry-After": "30"})
+    instants = sent_at(world)
+    with pytest.raises(NotEnoughTokens) as refused:
+        client.get("/product", asins(5))
+    assert 30 <= refused.value.retry_after <= 31
+    assert (len(instants), world.clock.slept, world.bucket().held) == (1, 0, 0)
+
+
+def test_a_pause_longer_than_the_timeout_is_not_begun(make: Make) -> None:
+    """A timeout of 40 s has room for one pause of 30 s, and the second one is told at once."""
+    world = make(initial=250)
+    client = world.client(retry_refused=True, timeout=40)
+    client.get("/token")
+    world.fake.fail_next(100, "429", path="/product", headers={"Retry-After": "30"})
+    instants = sent_at(world)
+    with pytest.raises(AcquireTimeout):
+        client.get("/product", asins(5))
+    assert len(instants) == 2
+    assert 30 <= world.clock.slept <= 31
+
+
+def test_a_wait_that_the_server_caused_is_told(make: Make) -> None:
+    """The listener hears of the pause and why, as of any other."""
+    world = make(initial=250)
+    client = world.client(retry_refused=True)
+    client.get("/token")
+    world.fake.fail_next(1, "429", path="/product", headers={"Retry-After": "30"})
+    client.get("/product", asins(5))
+    (waited,) = [event for event in world.events if event.kind is EventKind.WAITING]
+    assert waited.why == "REFUSED"
+    assert 30 <= waited.seconds <= 31
 
 
 # --- streams

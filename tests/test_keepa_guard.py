@@ -27,6 +27,7 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     ConfigError,
+    CostTooLarge,
     Event,
     EventKind,
     KeepaSync,
@@ -90,10 +91,18 @@ class World:
             return keepa.Keepa(key, timeout=5)
         return self.runner.run(keepa.AsyncKeepa.create(key, timeout=5))
 
-    def guard(self, *, probe: bool = True, initial: int | None = None, api: Any = None, **options: Any) -> Any:
+    def guard(
+        self,
+        *,
+        probe: bool = True,
+        initial: int | None = None,
+        api: Any = None,
+        quota: Quota | None = None,
+        **options: Any,
+    ) -> Any:
         """Guard a client by a bucket in the storage of this world."""
         api = self.api if api is None else api
-        quota = keepa_quota(5, initial=initial)
+        quota = quota or keepa_quota(5, initial=initial)
         common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
         if self.kind == "sync":
             bucket = TokenBucket(quota, **common)
@@ -268,6 +277,149 @@ def test_without_waiting_both_refusals_surface(make: Make) -> None:
     with pytest.raises(NotEnoughTokens):
         world.query("B000000001", wait=False)
     assert len(world.urls) == sent
+    assert world.bucket().held == 0
+
+
+@pytest.mark.parametrize("fault", ["429", "429_bare"])
+@pytest.mark.parametrize("asked", [30.0, None])
+def test_a_refusal_though_there_are_tokens_is_not_hammered(make: Make, fault: Any, asked: float | None) -> None:
+    """Five tries, as far apart as the server asks or growing, then the client's own error for a 429."""
+    world = make(refill_rate=5, initial=250)
+    world.guard()
+    world.do("update_status")
+    headers = {} if asked is None else {"Retry-After": f"{asked:.0f}"}
+    world.fake.fail_next(100, fault, path="/product", headers=headers)
+
+    with pytest.raises(RuntimeError):
+        world.query("B000000001")
+
+    assert world.paths() == ["product"] * 5
+    assert world.clock.slept >= (15 if asked is None else 4 * asked)
+    assert (world.fake.spent, world.bucket().held) == (0, 0)
+
+
+# --- several pages that must not wait in between
+
+
+def come_back(world: World, *args: Any, **options: Any) -> int:
+    """Do a query as a task of a queue does it, again and again after its waits; return how often."""
+    for runs in range(1, 200):
+        try:
+            assert len(world.query(*args, **options)) == len(args[0])
+        except NotEnoughTokens as refused:
+            if refused.retry_after == float("inf"):
+                raise
+            world.clock.sleep(min(refused.retry_after, 900))
+        else:
+            return runs
+    raise AssertionError("it never ends")
+
+
+def test_pages_that_can_not_be_had_at_once_are_an_error_that_ends_it(make: Make) -> None:
+    """400 ASINs without waiting on a plan of 300 tokens could only ever begin: told at once, and nothing is spent."""
+    world = make(refill_rate=5, initial=300)
+    world.guard()
+    with pytest.raises(CostTooLarge, match=r"tokens=400 can never be admitted: this quota admits at most 300"):
+        world.query(asins(400), wait=False)
+    assert (world.fake.spent, world.urls, world.bucket().held) == (0, [], 0)
+
+
+@pytest.mark.parametrize("count", [300, 299, 101, 100])
+def test_pages_wait_as_a_whole_and_are_then_had_at_once(make: Make, count: int) -> None:
+    """A query of several pages at a low balance is refused until all can be had; then it costs what it costs, once."""
+    world = make(refill_rate=5, initial=50)
+    world.guard()
+    runs = come_back(world, asins(count), wait=False)
+    assert runs > 1 or count == 100  # one page is admitted by the server's rule: while there is anything
+    assert (world.fake.spent, world.fake.refused) == (count, 0)
+    assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
+
+
+def test_pages_with_a_timeout_are_waited_for_as_a_whole(make: Make) -> None:
+    """A timeout too short for all pages is told before the first; one that is long enough is waited once."""
+    world = make(refill_rate=5, initial=50)
+    world.guard(timeout=600)
+    with pytest.raises(AcquireTimeout) as late:
+        world.query(asins(200))
+    assert late.value.tokens == 200
+    assert (world.fake.spent, world.urls) == (0, [])
+    world.guard(timeout=3600)
+    assert len(world.query(asins(200))) == 200
+    assert (world.fake.spent, world.fake.refused) == (200, 0)
+    assert 29 * 60 < world.clock.slept < 31 * 61
+
+
+def test_pages_whose_plan_turns_out_smaller_end_too(make: Make) -> None:
+    """Where the server reports a smaller plan than was expected, what can never be had at once ends with an error."""
+    world = make(refill_rate=5, initial=250)
+    world.guard(quota=keepa_quota(20))
+    with pytest.raises(NotEnoughTokens) as refused:
+        come_back(world, asins(400), wait=False)
+    assert refused.value.retry_after == float("inf")
+    assert world.fake.spent == 0
+
+
+def test_pages_of_two_queries_do_not_mix(make: Make) -> None:
+    """Two queries of three pages on tokens for one: one is done whole, the other is refused whole."""
+    world = make(refill_rate=5, initial=300)
+    world.guard()
+    world.do("update_status")
+    done: list[int] = []
+    refused: list[int] = []
+
+    def once(first: int) -> None:
+        try:
+            done.append(len(world.api.query(asins(300, first), wait=False, **QUIET)))
+        except NotEnoughTokens:
+            refused.append(first)
+
+    async def aonce(first: int) -> None:
+        try:
+            done.append(len(await world.api.query(asins(300, first), wait=False, **QUIET)))
+        except NotEnoughTokens:
+            refused.append(first)
+
+    async def both() -> None:
+        await asyncio.gather(aonce(0), aonce(300))
+
+    if world.kind == "async":
+        world.runner.run(both())
+    else:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(once, [0, 300]))
+    assert (done, len(refused)) == ([300], 1)
+    assert (world.fake.spent, world.fake.refused) == (300, 0)
+    assert world.bucket().held == 0
+
+
+def test_pages_are_given_back_where_one_fails(make: Make) -> None:
+    """A page that fails ends the query: the pages after it were never sent, so their tokens are free."""
+    world = make(refill_rate=5, initial=300)
+    world.guard()
+    world.do("update_status")
+    world.fake.fail_next(1, "500", path="/product")
+    with pytest.raises(RuntimeError):
+        world.query(asins(300), wait=False)
+    assert (world.bucket().balance, world.bucket().held) == (300, 0)
+
+
+def test_pages_refused_halfway_are_the_clients_error(make: Make) -> None:
+    """Where somebody else spends between two pages the client says so; it is no refusal to come back from."""
+    world = make(refill_rate=5, initial=300)
+    world.guard()
+    world.fake.cost = lambda path, params: world.fake.spend_outside(300) if path == "/product" else None
+    with pytest.raises(RuntimeError, match="NOT_ENOUGH_TOKEN"):
+        world.query(asins(300), wait=False)
+    assert (world.fake.spent, world.fake.refused, world.bucket().held) == (100, 1, 0)
+
+
+def test_pages_find_out_the_balance_without_a_probe(make: Make) -> None:
+    """Unknown and without a probe, the free question is asked before all pages are set aside."""
+    world = make(refill_rate=5, initial=300)
+    world.guard(probe=False)
+    world.api.status.refillRate, world.api.status.refillIn = 5, 60_000  # so that the client asks for no status itself
+    assert len(world.query(asins(250), wait=False)) == 250
+    assert world.paths() == ["token", "product", "product", "product"]
     assert world.bucket().held == 0
 
 

@@ -27,13 +27,13 @@ from checks.models.strategies import (
     steps_back,
     with_fields,
 )
+from keepa_tokens.cli import old_rule
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
-from tests.old_rule import OldRule
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
 
 ATTEMPTS: Final = 40
@@ -111,6 +111,21 @@ class NewRule:
         self.bucket.restart()
 
 
+class OldRule:
+    """The rule that once stood still for days, at 20 tokens a minute."""
+
+    def __init__(self, state: BucketState) -> None:
+        self.state = old_rule.OldState(state.balance or 0, state.refilled_at)
+
+    def attempt(self, command: Acquire, now: int) -> bool:
+        """Return whether the attempt was granted or called for the server."""
+        self.state, verdict = old_rule.attempt(self.state, command.tokens, MET_IN_THE_WILD.refill, now)
+        return verdict is not old_rule.Verdict.REFUSED
+
+    def restart(self) -> None:
+        """Forget what only this worker knew: nothing."""
+
+
 def gets_through(case: Stalled, rule: Attempter) -> bool:
     """Return whether an attempt gets through by the bound.
 
@@ -184,24 +199,30 @@ def test_each_refusal_after_a_lost_timestamp_names_the_same_instant(
     assert bucket.apply(Acquire(case.cost), end).granted
 
 
+def as_in_the_wild() -> st.SearchStrategy[Stalled]:
+    """Draw what was met in the wild with any debt, at any pace. Costs below its threshold the old rule never serves."""
+    wild = MET_IN_THE_WILD
+    terms = {"capacity": wild.capacity, "refill": wild.refill, "period_us": wild.period_us, "stepped": False}
+    costs = st.integers(old_rule.THRESHOLD, wild.capacity)
+    return st.builds(lambda case, cost: replace(case, cost=cost, **terms), stalled(), costs)
+
+
 def test_the_same_property_fails_the_old_rule() -> None:
     """The rule that stood still for days breaks the property, so the property bites."""
     quick = settings(database=None, derandomize=True, max_examples=1000)
-    found = find(stalled(), lambda case: not gets_through(case, OldRule(case.quota, case.state)), settings=quick)
+    found = find(as_in_the_wild(), lambda case: not gets_through(case, OldRule(case.state)), settings=quick)
     assert found.balance < 0
-    # The smallest run there is: one token short, one token a microsecond, and it stands still.
-    assert not gets_through(MET_IN_THE_WILD, OldRule(MET_IN_THE_WILD.quota, MET_IN_THE_WILD.state))
+    assert not gets_through(MET_IN_THE_WILD, OldRule(MET_IN_THE_WILD.state))
 
 
 def test_the_old_rule_fails_by_the_lost_timestamp_alone() -> None:
     """With its timestamp in place the old rule gets through, so it is the loss that the property catches."""
 
     def stands_still(case: Stalled) -> bool:
-        state = replace(case.state, refilled_at=case.now)
-        return not gets_through(replace(case, stepped=False), OldRule(case.quota, state))
+        return not gets_through(case, OldRule(replace(case.state, refilled_at=case.now)))
 
     with pytest.raises(NoSuchExample):
-        find(stalled(), stands_still, settings=settings(database=None, derandomize=True, max_examples=200))
+        find(as_in_the_wild(), stands_still, settings=settings(database=None, derandomize=True, max_examples=200))
 
 
 @pytest.mark.parametrize("make", BUCKETS)

@@ -148,11 +148,12 @@ def test_a_mix_of_both() -> None:
 
 def test_what_was_refused_has_nothing_to_give_back() -> None:
     """A cancelled reservation that was never made changes nothing: by id, it isn't there."""
-    bucket = TokenBucket(Quota(2, 10, 1.0), clock=ManualClock(100.0))
+    clock = ManualClock(100.0)
+    bucket = TokenBucket(Quota(2, 10, 1.0), clock=clock)
     bucket.try_acquire(2)
     with pytest.raises(NotEnoughTokens):
         bucket.try_reserve(2)
-    assert not bucket.apply(Cancel("never")).found
+    assert not bucket.storage.apply(bucket.key, bucket.quota, Cancel("never"), now_us=clock.now_us()).found
     assert bucket.peek().balance == 0
 
 

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import keepa
 import pytest
+from celery import Celery
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens.guards.celery import KeepaTask
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
 from tests.servers import HOST, running
 
@@ -43,31 +46,33 @@ def test_links_lead_to_files_that_are_there() -> None:
 
 
 def test_the_commands_are_targets_of_the_makefile() -> None:
-    """Each `make` command that the README shows is a target."""
+    """Each `make` command that the README, CONTRIBUTING and the page of the checks show is a target."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make ([a-z-]+)", README, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for page in ("README.md", "CONTRIBUTING.md", "docs/checks.md"):
+        shown = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert "test" in shown
+        for target in shown:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: {target}"
 
 
-class Task:
-    """What the README takes for a task of a queue."""
-
-    def retry(self, *, countdown: float) -> Exception:
-        return RuntimeError(f"again in {countdown} s")
-
-
-def test_the_task_is_sent_back_with_the_wait() -> None:
-    """The program for task queues gets its call, or raises the task's retry with the bucket's wait."""
-    for balance in (6, -300):
-        fake = FakeKeepa(initial=balance)
+def test_the_task_looks_up_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program for Celery makes a task that comes back: it looks a product up, or raises the bucket's refusal."""
+    for balance, module in ((6, "readme_full"), (-300, "readme_empty")):  # every app gets the tasks of all
+        fake = FakeKeepa(key="k" * 64, initial=balance)
         sync = KeepaSync(TokenBucket(keepa_quota(), clock=fake.clock), probe=fake.probe)
-        names: dict[str, Any] = {"sync": sync, "task": Task(), "NotEnoughTokens": NotEnoughTokens}
-        if balance > 0:
+        app = Celery(set_as_current=False)
+        names: dict[str, Any] = {"sync": sync, "api_key": "k" * 64, "app": app, "httpx": httpx, "__name__": module}
+        with FakeKeepaServer(fake) as server, monkeypatch.context() as patch:
+            send_to(server.url, patch)
             exec(PROGRAMS[1], names)
-            assert sync.bucket.peek().held == 5
-        else:
-            with pytest.raises(RuntimeError, match=r"again in 900 s"):
-                exec(PROGRAMS[1], names)
+            assert isinstance(app.tasks[f"{module}.look_up"], KeepaTask)
+            if balance > 0:
+                assert len(names["look_up"]("B000000001")["products"]) == 1
+            else:
+                with pytest.raises(NotEnoughTokens):
+                    names["look_up"]("B000000001")
+            names["client"].close()
+        app.close()
 
 
 def test_the_guard_of_the_keepa_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,4 +103,4 @@ def test_each_extra_is_told() -> None:
     """The README names each extra that can be installed, and no other."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     section = README.split("## Installing")[1].split("\n## ")[0]
-    assert set(re.findall(r"\[([a-z]+)\]", section)) == set(extras)
+    assert set(re.findall(r"\[([a-z0-9]+)\]", section)) == set(extras)

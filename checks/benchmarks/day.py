@@ -14,11 +14,10 @@ from pathlib import Path
 from checks.benchmarks.daysim.chart import svg
 from checks.benchmarks.daysim.checks import failures
 from checks.benchmarks.daysim.contenders import ALL, run
-from checks.benchmarks.daysim.report import checks_table, figures, of_ours, page
+from checks.benchmarks.daysim.report import checks_table, figures, of_ours, tables
 from checks.benchmarks.daysim.rows import ROWS
 from checks.benchmarks.daysim.world import Result
-
-COMMAND = "make bench-day"
+from checks.page import renew
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             grid[row.name, name] = run(name, row, options.hours)
     ours = of_ours(rows, grid)
-    print(figures(rows, names, grid))
-    print(checks_table(ours))
+    print("\n".join([*figures(rows, names, grid), *checks_table(ours)]))
     if options.write is not None:
-        options.write.mkdir(parents=True, exist_ok=True)
-        text = page(rows, names, grid, hours=options.hours, seed=options.seed, command=COMMAND)
-        (options.write / "benchmark.md").write_text(text, encoding="utf-8")
+        renew(options.write / "benchmark.md", "bench-day", tables(rows, names, grid))
         (options.write / "benchmark.svg").write_text(svg(rows, names, grid), encoding="utf-8")
     failed = failures(ours)
     for failure in failed:

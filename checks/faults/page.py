@@ -6,7 +6,7 @@ The yardstick of what may be granted is a twin, the same bucket in memory, to wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +15,15 @@ from checks.faults.fields import field_cells
 from checks.faults.losses import failover_cells, retyped_cells, whole_cells
 from checks.faults.measuring import Cell
 from checks.faults.runs import HOLD, KINDS, SECOND, Kind, place_of
+from checks.page import table
 from tests.servers import running
 
 TIMES: Final = 2
 """At how many moments of a run each fault comes."""
 
 
-def fault_table(name: str, folder: Path) -> str:
-    """Measure every fault on a kind of server, and return the page."""
+def fault_table(name: str, folder: Path) -> list[str]:
+    """Measure every fault on a kind of server, and return the tables of docs/faults.md."""
     clock = ServerClock(folder / "clock")
     with running(name) as first, running(name) as second, clock.running(name) as by_clock:
         place, replica = place_of(first), place_of(second)
@@ -40,41 +41,13 @@ def fault_table(name: str, folder: Path) -> str:
         for at in (place, replica, by_clock):
             at.storage.close()
             at.client.close()
-    return HEAD + "".join(_section(kind, found) for kind, found in cells.items())
+    return [line for kind, found in cells.items() for line in _section(kind, found)]
 
 
-HEAD: Final = """# Faults
-
-Written by `make fault-table`: `checks/tests/test_fault_table.py` measures it on real servers and fails when what it
-finds differs. Valkey and Redis come to the same.
-
-During a random run of a bucket (takes, places ahead, calls held, settled, late and cancelled, refunds, readings), at
-random moments, every field of its hash is damaged in every way, then the key, the server and its clock. Two things are
-measured:
-
-- **Liveness.** From the fault on, 5 tokens are asked for until they are granted or the caller is sent to the server
-  with a probe. Shown is the longest wait, and the bound that `peek().bound` stated right after the fault.
-- **Safety.** From the fault on, all that there is is taken, again and again. Shown is how much more that gave than the
-  same bucket would have given had nothing happened; then how much more it may give, and what that is.
-
-What is repaired is named in the outcome of the first command after the fault. Where a field was damaged and nothing is
-repaired, its text is one that the field may have, and is believed; or the field isn't used by a bucket of this kind; or
-it may rightly be missing.
-
-- garbled: bytes that are no text. a list: `[1, 2]`. far past: `1`, a microsecond after 1970. far future: in 50 years.
-- A failover is to a replica that had lost touch with its primary before the primary went away.
-- The server's clock is stepped by libfaketime, and the bucket uses the server's time.
-"""
-
-
-def _section(kind: Kind, cells: Iterable[Cell]) -> str:
-    lines = [
-        f"\n## {kind.name.capitalize()}\n\n{kind.says[0].upper()}{kind.says[1:]}.\n",
-        "| what | fault | repaired | next grant or probe, of its bound | granted beyond, of its bound |",
-        "|---|---|---|---|---|",
-        *(_row(group) for group in _groups(cells)),
-    ]
-    return "\n".join(lines) + "\n"
+def _section(kind: Kind, cells: Iterable[Cell]) -> Iterator[str]:
+    yield from (f"## {kind.name.capitalize()}", "", f"{kind.says[0].upper()}{kind.says[1:]}.", "")
+    heads = ("what", "fault", "repaired", "next grant or probe, of its bound", "granted beyond, of its bound")
+    yield from table(heads, map(_row, _groups(cells)))
 
 
 def _groups(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -94,13 +67,13 @@ def _repaired(cells: Iterable[Cell]) -> tuple[str, ...]:
     return tuple(sorted({f"`{HOLD}…`" if name.startswith(HOLD) else f"`{name}`" for name in names}))
 
 
-def _row(cells: list[Cell]) -> str:
+def _row(cells: list[Cell]) -> tuple[str, ...]:
     faults = ", ".join(dict.fromkeys(cell.fault for cell in cells))
     lives = [cell.life for cell in cells if cell.life]
     if not lives:
-        return f"| {cells[0].field} | {faults} | `ConfigError`, left as it was | when it is gone | nothing |"
+        return cells[0].field, faults, "`ConfigError`, left as it was", "when it is gone", "nothing"
     slowest = max(lives, key=lambda found: (found.waited, found.bound))
     most = max(cells, key=lambda cell: (cell.beyond, cell.limit.tokens))
     beyond = f"{most.beyond:,} of {most.limit.tokens:,}: {most.limit.says}" if most.limit.tokens else "nothing"
     waited = f"{slowest.ends} after {slowest.waited / SECOND:g} s of {slowest.bound / SECOND:g} s"
-    return f"| {cells[0].field} | {faults} | {', '.join(_repaired(cells)) or 'nothing'} | {waited} | {beyond} |"
+    return cells[0].field, faults, ", ".join(_repaired(cells)) or "nothing", waited, beyond

@@ -1,6 +1,6 @@
 """Hypothesis strategies for whole programs: commands and damage on one bucket, up to the limits of the numbers.
 
-Whoever runs one on a storage and on `Rules` can hold the storage to the rules, after every act, to the last digit.
+Whoever runs one on a storage and on the rules can hold the storage to them, after every act, to the last digit.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ from checks.models.strategies import (
     MINUTE,
     NUMBERS,
     SECOND,
-    cancels,
-    costs,
+    TERMS,
     gaps,
-    hold_lives,
-    ids,
     instants,
-    keeps,
+    issued,
+    placed,
     quotas,
-    readings,
-    reserves,
-    settles,
-    takes,
+    relative_commands,
 )
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
@@ -37,17 +32,14 @@ from keepa_tokens.rules.commands import (
     Cancel,
     ClaimProbe,
     Command,
-    Outcome,
     Peek,
     Reconcile,
     Refund,
     Reserve,
     Settle,
 )
-from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
-from keepa_tokens.rules.transition import HALF_LIFE_US, lifetime_us, transition
+from keepa_tokens.rules.transition import HALF_LIFE_US
 from keepa_tokens.units import (
     CLAIM_US,
     LIMIT,
@@ -59,7 +51,6 @@ from keepa_tokens.units import (
     UNLIMITED,
 )
 
-QUOTA: Final = ("capacity", "refill", "period_us", "stepped", "overdraft", "recharge_to", "initial", "synced")
 HOLDS: Final = ("hold:a", "hold:b", "hold:c", "hold:d", "hold:", "hold:é", "hold:hold:a", "hold:a b%41")
 OTHERS: Final = ("hold", "Balance", "", "note")
 """Names that are nobody's: left alone."""
@@ -172,7 +163,7 @@ def damages_of(holds: tuple[str, ...], garbage: tuple[str, ...]) -> st.SearchStr
     texts = st.sampled_from(garbage)
     return st.one_of(
         st.builds(
-            Damage, st.sampled_from((*NUMBERS, *QUOTA, *OTHERS)), st.one_of(_numbers, _numbers, texts, st.none())
+            Damage, st.sampled_from((*NUMBERS, *TERMS, *OTHERS)), st.one_of(_numbers, _numbers, texts, st.none())
         ),
         st.builds(Damage, st.sampled_from(holds), st.one_of(_hold_texts, _hold_texts, texts)),
     )
@@ -244,27 +235,12 @@ _keeps = st.just(0) | _tokens
 _waits = st.none() | st.sampled_from([-1, 0, 1, HOUR, LIMIT - 1, LIMIT])
 _afters = st.none() | st.sampled_from([0, 1, MINUTE, 2**51, LIMIT - 1])
 
-# The time at which a refund was issued is counted from now; `_placed` puts it in place.
-_issued = st.integers(-20 * MINUTE, 2 * TOLERANCE_US)
-
-usual_commands: st.SearchStrategy[Command] = st.one_of(
-    takes,
-    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
-    reserves,
-    st.builds(Reserve, ids, costs, hold_lives, st.just(0), st.integers(0, HOUR), scout=st.booleans()),
-    settles,
-    cancels,
-    st.builds(Refund, ids, costs, _issued),
-    st.builds(Reconcile, readings),
-    st.just(ClaimProbe()),
-    st.builds(Peek, costs, keeps),
-)
 extreme_commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Acquire, _tokens, _keeps, _waits, _afters),
     st.builds(Reserve, _other_ids, _tokens, st.sampled_from([1, MINUTE, MAX_HOLD_US]), _keeps, _waits, _afters),
     st.builds(Settle, _other_ids, st.none() | _tokens, st.none() | _extreme_readings, st.booleans()),
     st.builds(Cancel, _other_ids),
-    st.builds(Refund, _other_ids, _tokens, _issued | st.sampled_from([-LIMIT, LIMIT])),
+    st.builds(Refund, _other_ids, _tokens, issued | st.sampled_from([-LIMIT, LIMIT])),
     st.builds(Reconcile, _extreme_readings),
     st.just(ClaimProbe()),
     st.builds(Peek, _tokens, _keeps, _afters),
@@ -352,18 +328,12 @@ _Faults = st.SearchStrategy[list[Damage]]
 _no_faults: _Faults = st.builds(list[Damage])
 
 
-def _placed(command: Command, now: int) -> Command:
-    if not isinstance(command, Refund):
-        return command
-    return replace(command, issued_us=max(0, min(LIMIT - 1, now + command.issued_us)))
-
-
 def _program(quotas_of_it: list[Quota], start: int, drafts: list[_Draft]) -> Program:
     now = start
     acts: list[Act] = []
     for move, which, faults, command in drafts:
         quota = quotas_of_it[which % len(quotas_of_it)]
-        acts.append(Act(now, quota, tuple(fault.at(now) for fault in faults), _placed(command, now)))
+        acts.append(Act(now, quota, tuple(fault.at(now) for fault in faults), placed(command, now)))
         now = max(0, min(LIMIT - 1, move.at(now)))
     return Program(tuple(acts))
 
@@ -395,9 +365,9 @@ def programs(damage: st.SearchStrategy[Damage] | None = damages) -> st.SearchStr
             )
             for synced in (False, True)
         ],
-        _programs(quotas(), instants, usual_commands, _no_faults),
-        _programs(quotas(), instants, usual_commands, faults),
-        _programs(extreme_quotas | quotas(), instants | _limits, usual_commands | extreme_commands, faults),
+        _programs(quotas(), instants, relative_commands, _no_faults),
+        _programs(quotas(), instants, relative_commands, faults),
+        _programs(extreme_quotas | quotas(), instants | _limits, relative_commands | extreme_commands, faults),
     )
 
 
@@ -406,7 +376,7 @@ def programs(damage: st.SearchStrategy[Damage] | None = damages) -> st.SearchStr
 
 def _story(quota: Quota, *told: tuple[float, Command], then: Quota | None = None) -> Program:
     """Return the program of commands at so many seconds from its start; the last one under another quota, if given."""
-    acts = [Act(EPOCH + round(at * SECOND), quota, (), _placed(command, EPOCH)) for at, command in told]
+    acts = [Act(EPOCH + round(at * SECOND), quota, (), placed(command, EPOCH)) for at, command in told]
     if then is not None:
         acts[-1] = replace(acts[-1], quota=then)
     return Program(tuple(acts))
@@ -538,49 +508,6 @@ STORIES: Final = {
 """Programs in which every field of a state matters to some outcome."""
 
 
-# --- the other side
-
-
-class Rules:
-    """What the rules make of a program: plain texts in, `transition`, plain texts out.
-
-    due: the instant from which the bucket may be forgotten; None: never.
-    """
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self.due: int | None = None
-
-    def damage(self, name: str, text: str | None) -> None:
-        """Set a field, or delete it."""
-        if text is None:
-            self.texts.pop(name, None)
-        else:
-            self.texts[name] = text
-
-    def apply(self, act: Act) -> Outcome:
-        """Carry out the command. Fields that are not the bucket's stay as they are."""
-        stored = self._stored()
-        state, outcome = transition(act.quota, stored, act.now, act.command)
-        if state is not None and state is not stored:
-            foreign = {name: text for name, text in self.texts.items() if not is_ours(name)}
-            self.texts = foreign | state.to_fields()
-            lifetime = lifetime_us(act.quota, state, act.now)
-            self.due = None if lifetime is None else act.now + lifetime
-        return outcome
-
-    def inspect(self, now: int) -> Snapshot | None:
-        """Return what a look by the key alone shows."""
-        stored = self._stored()
-        if stored is None or stored.quota is None:
-            return None
-        return transition(stored.quota, stored, now, Peek())[1].snapshot
-
-    def _stored(self) -> BucketState | None:
-        # Sorted: what is stored has no order, and repairs of holds are named in the order in which they come.
-        return BucketState.from_fields(dict(sorted(self.texts.items()))) if self.texts else None
-
-
 def is_ours(name: str) -> bool:
     """Whether a field is one that a state has."""
-    return name in NUMBERS or name in QUOTA or name.startswith("hold:")
+    return name in NUMBERS or name in TERMS or name.startswith("hold:")

@@ -20,6 +20,7 @@ from checks.models.strategies import (
     HOUR,
     IDS,
     MINUTE,
+    NUMBERS,
     SECOND,
     costs,
     hold_lives,
@@ -83,13 +84,6 @@ buckets: Final = quotas(synced=True) | st.builds(
     synced=st.just(value=True),
 )
 """Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
-
-LOST: Final = (
-    *("balance", "refilled_at", "carry", "closed_until", "sequence", "reading_at", "reading_sequence", "server_time"),
-    *("drift", "kept_back", "kept_back_at", "probe_until", "probe_failures", "reported_refill", "reported_period_us"),
-    *("reported_capacity", "carry_refill", "carry_period_us", "format"),
-)
-"""Each field of the bucket."""
 
 SIMPLE: Final[dict[str, tuple[str, int | None]]] = {
     "closed_until": ("closed_until", None),
@@ -204,7 +198,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
     # --- what goes wrong
 
     @precondition(lambda self: self.bench.may_be_damaged)
-    @rule(worker=workers, field=st.sampled_from(LOST), text=damages)
+    @rule(worker=workers, field=st.sampled_from(NUMBERS), text=damages)
     def lose(self, worker: int, field: str, text: str | None) -> None:
         """A stored field is lost or garbled; the next step notices, and names what it can't do without."""
         now = self.at(worker)

@@ -27,7 +27,7 @@ from keepa_tokens.rules.commands import (
     Unclaim,
 )
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
+from keepa_tokens.rules.state import FAST, NUMBERS, QUOTA, BucketState, Hold
 from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
 
 SECOND: Final = MICROSECONDS
@@ -143,25 +143,38 @@ takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters)
 reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, probe_afters, label=st.sampled_from(["", "a task"]))
 settles = st.builds(Settle, ids, st.none() | costs, st.none() | readings, st.booleans())
 cancels = st.builds(Cancel, ids)
+owns = st.none() | st.integers(-MINUTE, HOUR)
+"""The instant of a refund's own place, counted from now; `placed` puts it in its place."""
+
+relative_commands: st.SearchStrategy[Command] = st.one_of(
+    takes,
+    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
+    reserves,
+    st.builds(Reserve, ids, costs, hold_lives, st.just(0), scout=st.booleans()),
+    settles,
+    cancels,
+    st.builds(Refund, ids, costs, owns),
+    st.builds(Reconcile, readings),
+    st.just(ClaimProbe()),
+    st.builds(Unclaim, st.integers(0, 20 * SECOND)),
+    st.builds(Pause, st.sampled_from([0, SECOND, MINUTE])),
+    st.builds(Peek, costs, keeps),
+)
+"""Any command, to be placed."""
+
+
+def placed(command: Command, now: int) -> Command:
+    """Return a command as it comes at `now`."""
+    if isinstance(command, Unclaim):
+        return Unclaim(min(LIMIT - 1, now + command.until_us))
+    if not isinstance(command, Refund) or command.own_us is None:
+        return command
+    return replace(command, own_us=max(0, min(LIMIT - 1, now + command.own_us)))
 
 
 def commands(now: int) -> st.SearchStrategy[Command]:
     """Draw any command, as it may come at `now`."""
-    own = st.none() | st.integers(max(0, now - MINUTE), now + HOUR)
-    return st.one_of(
-        takes,
-        st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
-        reserves,
-        st.builds(Reserve, ids, costs, hold_lives, st.just(0), scout=st.booleans()),
-        settles,
-        cancels,
-        st.builds(Refund, ids, costs, own),
-        st.builds(Reconcile, readings),
-        st.just(ClaimProbe()),
-        st.builds(Unclaim, st.integers(now, now + 20 * SECOND)),
-        st.builds(Pause, st.sampled_from([0, SECOND, MINUTE])),
-        st.builds(Peek, costs, keeps),
-    )
+    return relative_commands.map(lambda command: placed(command, now))
 
 
 # --- states
@@ -228,35 +241,18 @@ def summed(quota: Quota, state: BucketState) -> BucketState:
 COUNTS: Final = ("carry", "held", "open", "version", "probe_failures", "stretched_us", "wide_capacity")
 
 NONSENSE: Final[tuple[object, ...]] = (
-    None,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "",
-    "7",
-    "x" * 50,
-    b"7",
-    1.5,
-    -1.0,
-    True,
-    [],
-    [1],
-    {},
-    (),
-    -1,
-    LIMIT,
-    LIMIT + 1,
-    -LIMIT,
-    10**30,
-    -(10**30),
-    object(),
+    *(None, math.nan, math.inf, -math.inf, "", "7", "x" * 50, b"7", 1.5, -1.0, True, [], [1], {}, (), object()),
+    *(-1, LIMIT, LIMIT + 1, -LIMIT, 10**30, -(10**30)),
 )
 """No stored number: wrong types, and whole numbers out of any range."""
 
+TERMS: Final = (QUOTA, FAST)
+"""The fields that the terms of a bucket are stored in."""
 
-def with_fields(state: BucketState, fields: Mapping[str, Any]) -> BucketState:
+
+def with_fields(state: BucketState, others: Mapping[str, Any]) -> BucketState:
     """Return `state` with other fields, of whatever type."""
-    return replace(state, **fields)
+    return replace(state, **others)
 
 
 @st.composite
@@ -270,22 +266,22 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
         st.just(LIMIT - 1),
     )
     nonsense = st.sampled_from(NONSENSE)
-    fields: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
+    spoilt: dict[str, Any] = draw(st.dictionaries(st.sampled_from(NUMBERS), nonsense))
     instants_stored = tuple(name for name in NUMBERS if name.endswith(("_at", "_until", "_place")))
     for name in draw(st.sets(st.sampled_from(instants_stored))):
-        fields[name] = draw(far)
+        spoilt[name] = draw(far)
     for name in draw(st.sets(st.sampled_from(COUNTS))):
-        fields[name] = draw(far)
+        spoilt[name] = draw(far)
     if draw(st.booleans()):
-        fields["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))
-    return with_fields(state, fields)
+        spoilt["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))
+    return with_fields(state, spoilt)
 
 
 @st.composite
 def damaged_holds(draw: st.DrawFn, now: int) -> Hold:
     """Draw a hold of which some numbers are nonsense, or which ends far off."""
     hold = draw(holds_near(now))
-    fields: dict[str, Any] = draw(
+    spoilt: dict[str, Any] = draw(
         st.dictionaries(
             st.sampled_from(("tokens", "opened", "expires_at", "hold_for", "charged")),
             st.sampled_from(NONSENSE),
@@ -293,5 +289,5 @@ def damaged_holds(draw: st.DrawFn, now: int) -> Hold:
         )
     )
     if draw(st.booleans()):
-        fields["expires_at"] = draw(st.integers(0, LIMIT - 1))
-    return replace(hold, **fields)
+        spoilt["expires_at"] = draw(st.integers(0, LIMIT - 1))
+    return replace(hold, **spoilt)

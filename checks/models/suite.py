@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
@@ -17,6 +18,7 @@ from keepa_tokens.storage.base import Storage
 from keepa_tokens.testing.conformance import StorageUnderTest, new_key
 
 
+@pytest.mark.drawn
 class MachinesOnAStorage(StorageUnderTest):
     """Three machines drive a bucket. With `forget` they lose whole buckets, with `elsewhere` they open anew."""
 

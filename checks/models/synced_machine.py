@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from checks.models.machine import Bench
-from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND
+from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, NUMBERS, SECOND
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
@@ -29,10 +29,7 @@ PLANS: Final = (0, 5, 20)
 SHARE: Final = 3
 """At most this part of the capacity is kept back for others."""
 
-FIELDS: Final = (
-    *("balance", "refilled_at", "carry", "sequence", "reading_at", "reading_sequence", "server_time"),
-    *("kept_back", "kept_back_at", "probe_until", "probe_failures", "reported_refill", "reported_capacity", "hold:"),
-)
+FIELDS: Final = (*(name for name in NUMBERS if name != "format"), "hold:")
 """What may be lost; a name with a colon is the beginning of several."""
 
 LATER: Final = str(EPOCH + 400 * DAY)

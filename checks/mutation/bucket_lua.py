@@ -1,7 +1,7 @@
 """Mutants of `bucket.lua`: a test must notice each way to break a rule.
 
 `python -m checks.mutation.bucket_lua` runs the differential test, on programs that are the same in every run,
-against each script of `bucket_lua.toml`; what survives that meets the storage's own tests. Exit
+against each fault of the script in `by_hand.toml`; what survives that meets the storage's own tests. Exit
 code 1 if a mutant survives both.
 """
 
@@ -12,10 +12,8 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,51 +25,21 @@ import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from checks.models.programs import STORIES, Program
-from checks.mutation.page import renew
+from checks.mutation.judgement import Mutant, by_hand
 from checks.mutation.script import VARIABLE, loaded, shipped
+from checks.page import renew, table
 from tests.redis.single_faults import BUCKETS, programs_of
 from tests.redis.strategies import raw_programs
 from tests.redis.test_differential import agree, compare_lifetimes, expectations
 from tests.servers import running
 
-TABLE: Final = Path(__file__).with_suffix(".toml")
 STORAGE_TESTS: Final = ("tests/redis/test_redis_storage.py", "tests/redis/test_script_life.py")
 _OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not system_redis")
 PROGRAMS: Final = 500
 """As many as the differential test runs in CI."""
-BEGIN: Final = "<!-- `make mutants-lua-page` writes from here -->"
 DIFFERENTIAL: Final = "differential test"
 
 Check: TypeAlias = Callable[[redis.Redis], None]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One way to break the script.
-
-    rule: the number in `transition.py`'s words, 0: none of them. equivalent: why nothing can tell it from the script.
-    """
-
-    name: str
-    rule: int
-    text: str
-    becomes: str
-    equivalent: str = ""
-
-    def of(self, script: str) -> str:
-        """Return the broken script; a ValueError if its text is not there, or not only once."""
-        found = script.count(self.text)
-        if found != 1:
-            msg = (
-                f"the text of the mutant {self.name!r} occurs {found} times in bucket.lua, not once: mend {TABLE.name}"
-            )
-            raise ValueError(msg)
-        return script.replace(self.text, self.becomes)
-
-
-def table() -> list[Mutant]:
-    """Return the committed mutants."""
-    return [Mutant(**row) for row in tomllib.loads(TABLE.read_text(encoding="utf-8"))["mutant"]]
 
 
 def fixed_programs(count: int) -> list[Program]:
@@ -140,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Try the mutants and print what became of them."""
     options = _parser().parse_args(arguments)
     script = shipped()
-    mutants = [(mutant, mutant.of(script)) for mutant in table()]  # all of them: a text that is gone is found at once
+    mutants = [
+        (mutant, mutant.of(script)) for mutant in by_hand(script=True)
+    ]  # all of them: a text that is gone is found at once
     chosen = [(mutant, broken) for mutant, broken in mutants if options.only in mutant.name and not mutant.equivalent]
     parts = checks(options.programs)
     unbroken = noticed_of([(None, script)], parts)[0]
@@ -160,34 +130,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     equivalent = sum(bool(mutant.equivalent) for mutant, _ in mutants)
     print(f"{len(chosen)} mutants tried, {survived} survived; {equivalent} more are equivalent to the script")
     if options.write:
-        renew(options.write, tables([mutant for mutant, _ in mutants], fates), BEGIN)
+        renew(options.write, "mutants-lua-page", tables([mutant for mutant, _ in mutants], fates))
     return 1 if survived else 0
 
 
 def tables(mutants: Sequence[Mutant], fates: Mapping[str, str]) -> Iterator[str]:
     """Yield what became of the mutants of each rule, and which of them can't be told from the script."""
-    yield "| rule | mutants | equivalent | noticed by the differential test | by the storage's tests | survived |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    rules = sorted({mutant.rule for mutant in mutants})
-    for title, of_it in [
-        *((str(rule or "none of them"), [mutant for mutant in mutants if mutant.rule == rule]) for rule in rules),
-        ("together", mutants),
-    ]:
+
+    def counts(title: str, of_it: Sequence[Mutant]) -> tuple[object, ...]:
         tried = [fates[mutant.name] for mutant in of_it if mutant.name in fates]
-        by_difference = sum(DIFFERENTIAL in noticed for noticed in tried)
-        survived = tried.count("")
-        equivalent = sum(bool(mutant.equivalent) for mutant in of_it)
-        by_tests = len(tried) - by_difference - survived
-        yield f"| {title} | {len(of_it)} | {equivalent} | {by_difference} | {by_tests} | {survived} |"
-    yield from (
-        "",
-        "These can't be told from the script by anything, and are not tried:",
-        "",
-        "| mutant | why |",
-        "|---|---|",
+        by_difference, survived = sum(DIFFERENTIAL in noticed for noticed in tried), tried.count("")
+        equivalent = sum(mutant.equivalent for mutant in of_it)
+        return title, len(of_it), equivalent, by_difference, len(tried) - by_difference - survived, survived
+
+    rules = sorted({mutant.rule for mutant in mutants})
+    of_rules = [(str(rule or "none of them"), [mutant for mutant in mutants if mutant.rule == rule]) for rule in rules]
+    yield from table(
+        (
+            "rule",
+            "mutants:",
+            "equivalent:",
+            "noticed by the differential test:",
+            "by the storage's tests:",
+            "survived:",
+        ),
+        (counts(*each) for each in (*of_rules, ("together", mutants))),
     )
-    yield from (f"| {mutant.name} | {mutant.equivalent} |" for mutant in mutants if mutant.equivalent)
-    yield ""
+    yield from ("These can't be told from the script by anything, and are not tried:", "")
+    yield from table(("mutant", "why"), ((mutant.name, mutant.reason) for mutant in mutants if mutant.equivalent))
 
 
 def noticed_of(scripts: Sequence[tuple[Mutant | None, str]], parts: Sequence[Check]) -> list[str]:

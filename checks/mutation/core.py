@@ -20,10 +20,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from checks.mutation.judgement import LEAST, MODULES, TABLE, Judgement, Mutant, judged, shared_out, table
+from checks.mutation.judgement import (
+    LEAST,
+    MODULES,
+    SURVIVORS,
+    Judgement,
+    Mutant,
+    core_tables,
+    judged,
+    shared_out,
+    survivors,
+)
 from checks.mutation.lane import ASSIGNED
 from checks.mutation.mutants import broken
-from checks.mutation.page import renew, tables
+from checks.page import renew
 
 TESTS: Final = (
     "tests/test_arithmetic.py",
@@ -83,19 +93,9 @@ def run(shares: Sequence[Mapping[str, Sequence[str]]], folder: Path) -> Iterator
 
 
 def _started(assigned: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "checks.mutation.lane",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
-    command += ["-m", "not system_redis", *TESTS, *(f"--deselect={test}" for test in TOO_SLOW)]
+    plugins = (f"-p{plugin}" for plugin in ("checks.mutation.lane", "no:cacheprovider", "no:xdist"))
+    left_out = (f"--deselect={test}" for test in TOO_SLOW)
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-m", "not system_redis", *TESTS, *left_out]
     environment = os.environ | {ASSIGNED: str(assigned), "HYPOTHESIS_PROFILE": "mutants"}
     with assigned.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -119,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     modules = [module for module in MODULES if module in (options.module or MODULES)]
     mutants = [mutant for module in modules for mutant in broken(module).mutants]
-    survivors = table()
-    listed = {row.key for row in survivors}
+    explained = survivors()
+    listed = {row.key for row in explained}
     chosen = [mutant for mutant in mutants if options.listed == (mutant.key in listed) and options.only in mutant.place]
     print(f"{len(mutants)} mutants in {len(modules)} modules, {len(chosen)} to try", flush=True)
     by_name = {(mutant.place, mutant.name): mutant for mutant in chosen}
@@ -145,10 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.listed or options.only:
         print(f"{len(chosen)} tried, {len(unnoticed)} survived")
         return 0
-    judgement = judged(mutants, unnoticed, survivors)
+    judgement = judged(mutants, unnoticed, explained)
     print("\n".join(report(judgement, by_test)))
     if options.write:
-        renew(options.write, tables(mutants, judgement))
+        renew(options.write, "mutants-page", core_tables(mutants, judgement))
     return 0 if judgement.passed else 1
 
 
@@ -159,7 +159,7 @@ def report(judgement: Judgement, by_test: Mapping[str, int]) -> Iterator[str]:
         yield f"{count:6}  {test or 'none'}"
     yield ""
     equivalent = sum(row.equivalent for row in judgement.listed)
-    yield f"{judgement.tried} tried, {len(judgement.unlisted)} survived that are not in {TABLE.name}"
+    yield f"{judgement.tried} tried, {len(judgement.unlisted)} survived that are not in {SURVIVORS.name}"
     yield f"{len(judgement.listed)} survivors listed there, {equivalent} of them equivalent"
     yield from (
         f"listed, but no mutant any more: {row.place}: {row.was!r} -> {row.becomes!r}" for row in judgement.gone
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m checks.mutation.core", description=__doc__)
     parser.add_argument("--module", action="append", choices=MODULES, help="try this one only (may be repeated)")
     parser.add_argument("--only", default="", help="try functions with this in their names; judges nothing")
-    parser.add_argument("--listed", action="store_true", help=f"try those in {TABLE.name} instead; judges nothing")
+    parser.add_argument("--listed", action="store_true", help=f"try those in {SURVIVORS.name} instead; judges nothing")
     parser.add_argument(
         "--lanes", type=int, default=os.cpu_count() or 1, help="how many at a time (default: %(default)s)"
     )

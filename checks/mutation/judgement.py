@@ -1,15 +1,20 @@
-"""Mutants and the committed table of those that survive: what a run comes to. Pure."""
+"""Mutants, the committed tables of them, and what a run comes to. Pure."""
 
 from __future__ import annotations
 
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-TABLE: Final = Path(__file__).with_name("core.toml")
+from checks.page import table
+
+HERE: Final = Path(__file__).parent
+SURVIVORS: Final = HERE / "core.toml"
+BY_HAND: Final = HERE / "by_hand.toml"
+SCRIPT: Final = "storage/bucket.lua"
 
 MODULES: Final = (
     "units",
@@ -24,7 +29,7 @@ MODULES: Final = (
     "keepa.reading",
     "storage._wire",
 )
-"""What is broken: the rules, what they stand on, and what carries them to a server and back."""
+"""What mutmut breaks: the rules, what they stand on, and what carries them to a server and back."""
 
 LEAST: Final = 0.95
 """The share of the mutants that can be told from the code, and are."""
@@ -32,44 +37,41 @@ LEAST: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One way to break a function. name: mutmut's, which changes with the code; was, becomes: what differs.
+    """One way to break the package: in `place`, `was` becomes something else.
 
-    nth: which of those with the same difference in one function.
+    place: a file of the package, or, for mutmut's, a function by its module. name: what the broken code does, or
+    mutmut's name, which changes with the code. nth: of those with the same difference in one function. by: the theorem
+    or small world that must notice. rule: in transition.py's words, 0: none of them. reason: why nothing notices.
+    equivalent: whether nothing can tell it from the code.
     """
-
-    module: str
-    function: str
-    name: str
-    was: str
-    becomes: str
-    nth: int = 1
-
-    @property
-    def place(self) -> str:
-        """The function, by its module."""
-        return f"{self.module}.{self.function}"
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What tells it from all others, for as long as the function stays as it is."""
-        return self.place, self.was, self.becomes, self.nth
-
-
-@dataclass(frozen=True, slots=True)
-class Survivor:
-    """A mutant that no test notices. reason: why. equivalent: whether nothing can tell it from the code."""
 
     place: str
     was: str
     becomes: str
-    reason: str
+    name: str = ""
     nth: int = 1
+    by: str = ""
+    rule: int = 0
+    reason: str = ""
     equivalent: bool = False
 
     @property
+    def module(self) -> str:
+        """The module of a function that mutmut broke."""
+        return next(module for module in MODULES if self.place.startswith(f"{module}."))
+
+    @property
     def key(self) -> tuple[str, str, str, int]:
-        """What tells it from all others."""
+        """What tells it from all others, for as long as the place stays as it is."""
         return self.place, self.was, self.becomes, self.nth
+
+    def of(self, text: str) -> str:
+        """Return the broken text of its file; a ValueError if what it breaks is not there, or not only once."""
+        found = text.count(self.was)
+        if found != 1:
+            msg = f"what {self.name!r} breaks occurs {found} times in {self.place}, not once: mend {BY_HAND.name}"
+            raise ValueError(msg)
+        return text.replace(self.was, self.becomes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,8 @@ class Judgement:
 
     tried: int
     unlisted: Sequence[Mutant]
-    gone: Sequence[Survivor]
-    listed: Sequence[Survivor]
+    gone: Sequence[Mutant]
+    listed: Sequence[Mutant]
 
     @property
     def share(self) -> float:
@@ -94,25 +96,33 @@ class Judgement:
         return not self.unlisted and not self.gone and self.share >= LEAST
 
 
-def table() -> list[Survivor]:
-    """Return the committed survivors."""
-    rows = tomllib.loads(TABLE.read_text(encoding="utf-8")).get("survivors", [])
+def by_hand(*, script: bool) -> list[Mutant]:
+    """Return the committed faults planted by hand: those of the script, or those that a proof must refute."""
+    return [
+        Mutant(place, name=name, **{**row, "equivalent": "equivalent" in row, "reason": row.get("equivalent", "")})
+        for place, named in tomllib.loads(BY_HAND.read_text(encoding="utf-8")).items()
+        for name, row in named.items()
+        if script == (place == SCRIPT)
+    ]
+
+
+def survivors() -> list[Mutant]:
+    """Return the committed survivors among mutmut's."""
+    rows = tomllib.loads(SURVIVORS.read_text(encoding="utf-8")).get("survivors", [])
     return [survivor for row in rows for survivor in listed(row)]
 
 
-def listed(row: Mapping[str, Any]) -> Iterator[Survivor]:
+def listed(row: Mapping[str, Any]) -> Iterator[Mutant]:
     """Yield the survivors that a row of the table lists: `becomes` has what stands in the place of `was` in each."""
     for becomes in row["becomes"]:
-        yield Survivor(
-            row["place"], row["was"], becomes, row["reason"], row.get("nth", 1), equivalent=row.get("equivalent", False)
-        )
+        yield Mutant(**{**row, "becomes": becomes})
 
 
-def judged(mutants: Sequence[Mutant], unnoticed: Sequence[Mutant], survivors: Sequence[Survivor]) -> Judgement:
+def judged(mutants: Sequence[Mutant], unnoticed: Sequence[Mutant], explained: Sequence[Mutant]) -> Judgement:
     """Hold the mutants that were tried against the committed table; what it lists of other modules doesn't count."""
     modules = {mutant.module for mutant in mutants}
     known = {mutant.key for mutant in mutants}
-    concerned = [row for row in survivors if any(row.place.startswith(f"{module}.") for module in modules)]
+    concerned = [row for row in explained if row.module in modules]
     found = [row for row in concerned if row.key in known]
     keys = {row.key for row in found}
     return Judgement(
@@ -135,3 +145,37 @@ def shared_out(mutants: Sequence[Mutant], lanes: int) -> list[dict[str, list[str
         sizes[smallest] += len(group)
         shares[smallest][group[0].module] += [mutant.name for mutant in group]
     return [share for share in shares if share]
+
+
+# --- the tables of docs/mutation.md
+
+
+def core_tables(mutants: Sequence[Mutant], judgement: Judgement) -> Iterator[str]:
+    """Yield the counts of each module, and every survivor, with its reason."""
+
+    def counts(name: str, module: str) -> tuple[str, int, int, int, str]:
+        made, unlisted, explained = (
+            [mutant for mutant in some if module in {"", mutant.module}]
+            for some in (mutants, judgement.unlisted, judgement.listed)
+        )
+        same = sum(row.equivalent for row in explained)
+        missed = len(unlisted) + len(explained) - same
+        return name, len(made), same, missed, f"{1 - missed / max(1, len(made) - same):.1%}"
+
+    made = Counter(mutant.module for mutant in mutants)
+    rows = [*(counts(f"`{module}`", module) for module in MODULES if made[module]), counts("together", "")]
+    yield from table(("module", "mutants:", "equivalent:", "survived:", "noticed:"), rows)
+    for title, equivalent in (
+        ("These survive and could be told from the code:", False),
+        ("These can't be told from it:", True),
+    ):
+        told = [row for row in judgement.listed if row.equivalent == equivalent]
+        if told:
+            yield from (title, "")
+            shown = ((f"`{row.place}`", _code(row.was), _code(row.becomes), row.reason) for row in told)
+            yield from table(("where", "code", "becomes", "why"), shown)
+
+
+def _code(text: str) -> str:
+    line = " ".join(text.split())
+    return f"`{line}`" if line else "(nothing)"

@@ -80,7 +80,7 @@ def _mutants(module: str, written: MutatedFile) -> Iterator[Mutant]:
             span = written.line_span_by_function_name[generated]
             texts.append([line.replace(generated, function) for line in lines[span.start - 1 : span.end]])
         was, becomes = _difference(*texts)
-        yield Mutant(module, function if owner is None else f"{owner}.{function}", name, was, becomes)
+        yield Mutant(".".join(filter(None, (module, owner, function))), was, becomes, name)
 
 
 def _difference(original: Sequence[str], worse: Sequence[str]) -> tuple[str, str]:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from checks.proof import page
-from checks.proof.runs import Job, Line, jobs
+from checks.page import renew
+from checks.proof.runs import Job, Line, as_text, jobs, summary, tables
 from checks.proof.table import PLANS, load, stated, unmatched
 from checks.proof.worlds import worlds
 
@@ -37,15 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines: list[Line] = []
     named = [job for job in jobs(table, chosen.plans) if chosen.only in f"{job.part} {job.name} {job.method}"]
     for line in run(named, chosen.jobs):
-        print(page.as_text(line, new_part=not lines or lines[-1].part != line.part), flush=True)
+        print(as_text(line, new_part=not lines or lines[-1].part != line.part), flush=True)
         lines.append(line)
         short += line.shortfalls
     worked = sum(line.seconds for line in lines)
-    print(f"\n{page.summary(lines)}: {worked:.0f} s of processor time in {time.monotonic() - began:.0f} s")
+    print(f"\n{summary(lines)}: {worked:.0f} s of processor time in {time.monotonic() - began:.0f} s")
     for shortfall in short:
         print(f"FAILED: {shortfall}")
     if chosen.write is not None and not short:
-        page.renew(chosen.write, lines)
+        renew(chosen.write, "proof-page", tables(lines))
     return 1 if short or not lines else 0
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from checks.proof.mutants import MUTANTS, Mutant, planted
+from checks.mutation.judgement import Mutant, by_hand
+from checks.page import table as as_table
 from checks.proof.solver import Report, Verdict, check, python
 from checks.proof.table import PLANS, Expected, Table, shortfalls
 
-__all__ = ["PARTS", "Job", "Line", "explored", "jobs"]
+__all__ = ["PARTS", "Job", "Line", "as_text", "explored", "jobs", "planted", "summary", "tables"]
 
 WORLDS, THEOREMS, SEARCHED, REFUTED, PLANTED = PARTS = (
     "Small worlds: every state, faults included",
@@ -23,6 +28,11 @@ WORLDS, THEOREMS, SEARCHED, REFUTED, PLANTED = PARTS = (
     "Planted faults, each refuted by the check named",
 )
 _PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.SEARCHED: SEARCHED, Verdict.REFUTED: REFUTED}
+
+
+SOURCE: Final = Path(__file__).resolve().parents[2] / "src"
+LONGEST: Final = 200
+"""Characters of a result: a world's counterexample is a whole state, told in full where the run fails."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def jobs(table: Table, plans: int = len(PLANS)) -> Iterator[Job]:
         expected = replace(at_all, plans=at_all.plans[:plans])
         checks = [partial(check, name, refill=plan, seconds=expected.seconds) for plan in expected.plans]
         yield Job(_PART_OF[expected.verdict], name, _terms(expected.plans), expected, checks)
-    for mutant in MUTANTS:
+    for mutant in by_hand(script=False):
         yield Job(PLANTED, mutant.name, mutant.by, Expected(Verdict.REFUTED), [partial(noticed, mutant, table)])
 
 
@@ -100,3 +110,41 @@ def noticed(mutant: Mutant, table: Table) -> Report:
             return check(mutant.by, refill=expected.plans[0], seconds=expected.seconds, source=source)
     except (KeyError, ValueError) as misfit:
         return Report(Verdict.FAILED, str(misfit))
+
+
+@contextmanager
+def planted(mutant: Mutant, source: Path = SOURCE) -> Iterator[Path]:
+    """Yield a folder to import the package from that has the fault. A fault that no longer applies is a ValueError."""
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder:
+        copy = Path(folder)
+        shutil.copytree(source / "keepa_tokens", copy / "keepa_tokens", ignore=shutil.ignore_patterns("__pycache__"))
+        module = copy / "keepa_tokens" / mutant.place
+        module.write_text(mutant.of(module.read_text(encoding="utf-8")), encoding="utf-8")
+        yield copy
+
+
+# --- what came out, as text and as the tables of docs/proof.md
+
+
+def as_text(line: Line, *, new_part: bool) -> str:
+    """Return a line to be printed, with the title of its part before the first one."""
+    title = f"\n== {line.part} ==\n" if new_part else ""
+    return f"{title}{line.name:65} {line.method:36} {line.seconds:6.1f} s  {_short(line.result)}"
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """Return how many lines there are of each part."""
+    parts = {part: len(list(group)) for part, group in groupby(lines, key=lambda line: line.part)}
+    return ", ".join(f"{count} {part.partition(':')[0].partition(',')[0].lower()}" for part, count in parts.items())
+
+
+def tables(lines: Iterable[Line]) -> Iterator[str]:
+    """Yield a table for each part."""
+    for part, group in groupby(lines, key=lambda line: line.part):
+        yield from (f"### {part}", "")
+        rows = ((line.name, line.method, _short(line.result), f"{line.seconds:.0f}") for line in group)
+        yield from as_table(("what", "how", "result", "s:"), rows)
+
+
+def _short(result: str) -> str:
+    return result if len(result) <= LONGEST else f"{result[:LONGEST]} ..."

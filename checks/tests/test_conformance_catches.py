@@ -11,22 +11,19 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from hypothesis import Phase, settings
 
-from checks.models.machine import Bench
-from checks.models.programs import QUOTA
-from checks.models.reading_machine import ReadingMachine, Word
-from checks.models.strategies import HOUR, MINUTE, NUMBERS, SECOND
+from checks.models.broken import Place, Sound
+from checks.models.strategies import HOUR, NUMBERS, SECOND, TERMS
 from checks.models.suite import MachinesOnAStorage
 from examples.sqlite_storage import SqliteStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing.conformance import SharedStorageConformance, StorageConformance, StorageUnderTest
-from keepa_tokens.units import UNLIMITED
 
 # Where a fault is found the first time will do; the same programs in every run.
 settings.register_profile(
@@ -47,57 +44,6 @@ def hunt() -> Iterator[None]:
     settings.load_profile("hunt")
     yield
     settings.load_profile(before)
-
-
-# --- a storage that is sound, in parts that can each be broken
-
-
-class Place:
-    """Where texts are kept, for all storages that are made on it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.rows: dict[str, dict[str, str]] = {}
-
-
-class Sound:
-    """A storage of texts in a dict."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        with self.place.lock:
-            return self.step(key, quota, command, self.now(now_us))
-
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        stored = self.load(key)
-        state, outcome = transition(quota, stored, now, command)
-        if state is not None and state is not stored:
-            self.save(key, state, outcome)
-        return outcome
-
-    def now(self, now_us: int | None) -> int:
-        return time.time_ns() // 1000 if now_us is None else now_us
-
-    def load(self, key: str) -> BucketState | None:
-        row = self.place.rows.get(key)
-        return None if row is None else BucketState.from_fields(row)
-
-    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
-        self.place.rows[key] = state.to_fields()
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        state = self.load(key)
-        if state is None or state.quota is None:
-            return None
-        return transition(state.quota, state, self.now(now_us), Peek())[1].snapshot
-
-    def keys(self) -> Iterator[str]:
-        return iter(list(self.place.rows))
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class Kit(SharedStorageConformance, MachinesOnAStorage):
@@ -138,7 +84,6 @@ def finds(kit: StorageUnderTest, test: str) -> bool:
 
 EVERY_COMMAND = "test_every_command_comes_to_what_the_rules_say"
 HISTORY = "test_any_history_is_as_the_reference_has_it"
-WITH_READINGS = "test_any_history_with_readings_is_as_the_reference_has_it"
 AT_ONCE = "test_workers_at_the_same_time_never_get_one_token_twice"
 
 
@@ -433,7 +378,7 @@ def test_a_sound_storage_is_not(test: str) -> None:
     run(Kit(), test)
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, *QUOTA])
+@pytest.mark.parametrize("name", [*NUMBERS, *TERMS])
 def test_a_storage_that_forgets_any_one_field_is_found_out(name: str) -> None:
     """Whichever field isn't stored, some command's outcome tells."""
 
@@ -464,283 +409,6 @@ def test_a_storage_that_spoils_any_part_of_a_hold_is_found_out(spoil: Callable[[
             super().save(key, replace(state, holds={n: spoil(h) for n, h in state.holds.items()}), outcome)
 
     assert finds(kit_of(Spoils), EVERY_COMMAND)
-
-
-# --- what goes wrong between a bucket and its server
-
-
-class OfSynced(Sound):
-    """A storage that is broken in what it keeps, or does, of a server's bucket alone."""
-
-    def stored(self, state: BucketState, command: Command, now: int) -> BucketState:
-        """Return the state on which a command works."""
-        return state
-
-    def sent(self, command: Command) -> Command:
-        """Return the command that works on it."""
-        return command
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        """Return what is kept of a state."""
-        return state
-
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        stored = self.load(key)
-        before = None if stored is None else self.stored(stored, command, now)
-        state, outcome = transition(quota, before, now, self.sent(command))
-        if state is not None and state is not before:
-            self.save(key, self.kept(state, outcome), outcome)
-        return outcome
-
-
-class TakesStaleReadings(OfSynced):
-    """Takes whatever the server says last to arrive for the latest."""
-
-    def stored(self, state: BucketState, command: Command, now: int) -> BucketState:
-        return replace(state, server_time=None)
-
-
-class ShutsReadingsOut(OfSynced):
-    """Takes no older reading outside a call, however long ago the last one was."""
-
-    def stored(self, state: BucketState, command: Command, now: int) -> BucketState:
-        heard = isinstance(command, Reconcile) and state.reading_at is not None
-        return replace(state, reading_at=now) if heard else state
-
-
-class ChargesWhatIsIncluded(OfSynced):
-    """Charges the cost of a call whose reading is older than one that had it."""
-
-    def stored(self, state: BucketState, command: Command, now: int) -> BucketState:
-        late = isinstance(command, Settle) and command.reading is not None and command.id in state.holds
-        return replace(state, server_time=None) if late and state.reading_at is not None else state
-
-    def sent(self, command: Command) -> Command:
-        if isinstance(command, Settle) and command.reading is not None:
-            return replace(command, reading=replace(command.reading, server_time=None))
-        return command
-
-
-class GivesBackAfterAReading(OfSynced):
-    """Corrects by the difference, though a reading has replaced the balance since."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return replace(state, reading_sequence=0)
-
-
-class LosesCallsInFlight(OfSynced):
-    """Drops what is in flight when the server tells the balance."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return replace(state, holds={}) if outcome.reading == "TAKEN" else state
-
-
-class ProbesTwice(OfSynced):
-    """Forgets that somebody was sent to ask the server."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return replace(state, probe_until=None)
-
-
-class NeverBacksOff(OfSynced):
-    """Sends the next one as soon as the last one failed."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return replace(state, probe_failures=0)
-
-
-class WaitsForTheServer(OfSynced):
-    """Begins at nothing when the server can't be asked."""
-
-    def stored(self, state: BucketState, command: Command, now: int) -> BucketState:
-        gone = state.balance is None and state.probe_until is not None and state.probe_until <= now
-        return replace(state, probe_until=None) if gone else state
-
-
-class BeginsFull(OfSynced):
-    """Takes a bucket of which nothing is known for full."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        full = None if state.quota is None else state.quota.capacity
-        return replace(state, balance=full) if state.balance is None else state
-
-
-class LetsOverdrawersGoTogether(OfSynced):
-    """Admits each call as if it were alone."""
-
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        stored = self.load(key)
-        if not isinstance(command, Acquire | Reserve) or stored is None or stored.balance is None:
-            return super().step(key, quota, command, now)
-        # Let what is in flight run out, as if it were charged already: then nothing is in flight.
-        charged = {n: replace(h, charged=max(1, h.charged)) for n, h in stored.holds.items()}
-        held = sum(hold.tokens for hold in stored.holds.values() if hold.in_flight)
-        state, outcome = transition(quota, replace(stored, balance=stored.balance - held, holds=charged), now, command)
-        if state is not None and state.balance is not None:
-            self.save(key, replace(state, balance=state.balance + held, holds={**state.holds, **stored.holds}), outcome)
-        return outcome
-
-
-class ForgetsOthers(OfSynced):
-    """Keeps nothing back for whoever else was seen to spend."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return replace(state, kept_back=None)
-
-
-class NeverForgivesOthers(OfSynced):
-    """Keeps back for ever what somebody else spent once."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return replace(state, kept_back_at=None)
-
-
-class IgnoresThePlan(OfSynced):
-    """Doesn't listen when the server tells capacity and refill."""
-
-    def sent(self, command: Command) -> Command:
-        if isinstance(command, Settle | Reconcile) and command.reading is not None:
-            return replace(command, reading=replace(command.reading, capacity=None, refill=None))
-        return command
-
-
-class IgnoresThePhase(OfSynced):
-    """Doesn't listen when the server tells the time of its next step."""
-
-    def sent(self, command: Command) -> Command:
-        if isinstance(command, Settle | Reconcile) and command.reading is not None:
-            return replace(command, reading=replace(command.reading, next_refill_in=None))
-        return command
-
-
-class IgnoresRefusals(OfSynced):
-    """Doesn't listen when the server refuses a call."""
-
-    def sent(self, command: Command) -> Command:
-        return replace(command, refused=False) if isinstance(command, Settle) else command
-
-
-class SettlesTwice(OfSynced):
-    """Charges a call that is settled again."""
-
-    def kept(self, state: BucketState, outcome: Outcome) -> BucketState:
-        return state
-
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        stored = self.load(key)
-        outcome = super().step(key, quota, command, now)
-        state = self.load(key)
-        if isinstance(command, Settle) and not outcome.found and stored is not None and state is not None:
-            spent = None if state.balance is None else state.balance - (command.actual or 0)
-            self.save(key, replace(state, balance=spent), outcome)
-        return outcome
-
-
-OF_SYNCED: list[type[OfSynced]] = [
-    *(TakesStaleReadings, ShutsReadingsOut, ChargesWhatIsIncluded, LosesCallsInFlight, ProbesTwice, BeginsFull),
-    *(LetsOverdrawersGoTogether, ForgetsOthers, IgnoresThePlan, SettlesTwice),
-]
-
-
-def patient(broken: type[Sound]) -> Kit:
-    """Return the kit on a kind of storage, which it looks at for longer."""
-    kit = kit_of(broken)
-    type(kit).effort = 12.0
-    return kit
-
-
-@pytest.mark.parametrize("broken", OF_SYNCED)
-def test_the_machine_alone_finds_what_is_broken_between_bucket_and_server(broken: type[OfSynced]) -> None:
-    """Without the rules to compare with, in histories that nobody wrote, the machine finds each of these out."""
-    assert finds(patient(broken), WITH_READINGS)
-
-
-# What takes a longer history to show; chance comes by it at night.
-
-
-def hears(balance: int, **more: Any) -> Word:
-    """Return what the server says now."""
-    fields = {"off": None, "ago": 0, "next_refill_in": None, "refill": None, "capacity": None}
-    return Word(**{**fields, "balance": balance, **more})
-
-
-def a_call_that_ran_out_before_a_reading_ends(machine: ReadingMachine) -> None:
-    """Its cost was in the reading, or wasn't: nothing is given back."""
-    machine.hear(0, hears(50))
-    machine.hold_little(0, "a", 3, MINUTE)
-    machine.time_passes(MINUTE + SECOND)
-    machine.hear(0, hears(20))
-    machine.cancel(0, "a")
-
-
-def an_hour_without_others_passes(machine: ReadingMachine) -> None:
-    """What was kept back for somebody else is halved."""
-    machine.hear(0, hears(200))
-    machine.time_passes(SECOND)
-    machine.hear(0, hears(100))
-    machine.time_passes(SECOND)
-    machine.hear(0, hears(40))
-    machine.time_passes(HOUR + SECOND)
-    machine.hear(0, hears(300))
-
-
-def a_call_is_refused(machine: ReadingMachine) -> None:
-    """The server had nothing, whatever the projection says."""
-    machine.hear(0, hears(50))
-    machine.hold_little(0, "a", 3, MINUTE)
-    machine.settle(0, "a", 0, refused=True)
-
-
-def the_server_says_when_it_refills(machine: ReadingMachine) -> None:
-    """The next step comes when the server says."""
-    machine.hear(0, hears(50, next_refill_in=2.0))
-    machine.time_passes(3 * SECOND)
-    machine.take(0, 1, 0, None)
-
-
-def nobody_comes_back_from_the_server(machine: ReadingMachine) -> None:
-    """The bucket starts at 0 then, and refills; and the next one is sent later each time."""
-    machine.take(0, 5, 0, 10 * MINUTE)
-    machine.time_passes(30 * SECOND)
-    for _ in range(4):
-        machine.take(0, 300, 0, MINUTE)
-        machine.time_passes(90 * SECOND)
-
-
-HISTORIES: list[tuple[type[OfSynced], Callable[[ReadingMachine], None]]] = [
-    (GivesBackAfterAReading, a_call_that_ran_out_before_a_reading_ends),
-    (NeverForgivesOthers, an_hour_without_others_passes),
-    (ForgetsOthers, an_hour_without_others_passes),
-    (IgnoresRefusals, a_call_is_refused),
-    (IgnoresThePhase, the_server_says_when_it_refills),
-    (WaitsForTheServer, nobody_comes_back_from_the_server),
-    (NeverBacksOff, nobody_comes_back_from_the_server),
-]
-
-
-def go_through(kind: type[Sound], history: Callable[[ReadingMachine], None]) -> None:
-    """Let the machine do what a history says, and look at what always holds."""
-    machine = ReadingMachine(Bench(kind(Place()), "k"))
-    machine.begin(Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED), (0, 0, 0))
-    history(machine)
-    machine.both_show_the_same()
-    machine.nobody_got_too_much()
-    machine.it_never_stands_still()
-
-
-@pytest.mark.parametrize("broken, history", HISTORIES)
-def test_a_history_in_which_the_machine_finds_what_shows_rarely(
-    broken: type[OfSynced], history: Callable[[ReadingMachine], None]
-) -> None:
-    """In these histories the machine parts from the broken storage, and not from the sound one."""
-    go_through(OfSynced, history)
-    with pytest.raises(AssertionError):
-        go_through(broken, history)
-
-
-def test_the_machine_finds_nothing_where_nothing_is_broken_between_bucket_and_server() -> None:
-    """The storage in whose steps they are broken is sound."""
-    run(kit_of(OfSynced), WITH_READINGS)
 
 
 # --- what the kit can see where it may damage fields

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 
-from checks.mutation.judgement import MODULES, Mutant, Survivor, judged, listed, shared_out, table
+from checks.mutation.judgement import Mutant, judged, listed, shared_out, survivors
 
 FUNCTION = "keepa.reading._whole"
-MUTANTS = [Mutant("keepa.reading", "_whole", f"x__whole__mutmut_{n}", "was", f"becomes {n}") for n in range(1, 101)]
+MUTANTS = [Mutant(FUNCTION, "was", f"becomes {n}", f"x__whole__mutmut_{n}") for n in range(1, 101)]
 
 
-def survivor(mutant: Mutant, *, equivalent: bool = False) -> Survivor:
-    return Survivor(mutant.place, mutant.was, mutant.becomes, "for a reason", mutant.nth, equivalent=equivalent)
+def survivor(mutant: Mutant, *, equivalent: bool = False) -> Mutant:
+    return replace(mutant, reason="for a reason", equivalent=equivalent)
 
 
 def test_a_run_in_which_all_are_noticed_passes() -> None:
@@ -54,7 +54,7 @@ def test_a_reason_for_what_is_no_mutant_any_more_fails_the_run() -> None:
 
 def test_a_run_of_one_module_leaves_the_reasons_of_others_alone() -> None:
     """What is listed of modules that were not tried is neither gone nor counted."""
-    judgement = judged(MUTANTS, [], [replace(survivor(MUTANTS[0]), place="keepa.reading_of_another._whole")])
+    judgement = judged(MUTANTS, [], [replace(survivor(MUTANTS[0]), place="rules.reading._whole")])
     assert (judgement.gone, judgement.listed, judgement.passed) == ([], [], True)
 
 
@@ -73,18 +73,17 @@ def test_a_row_lists_each_thing_that_may_stand_in_a_place() -> None:
 
 def test_mutants_of_one_function_stay_together() -> None:
     """Whatever noticed one of them is near when the next is tried; each is tried once, by one lane."""
-    others = [replace(mutant, function="_number") for mutant in MUTANTS[:60]]
+    others = [replace(mutant, place="keepa.reading._number") for mutant in MUTANTS[:60]]
     shares = shared_out([*MUTANTS, *others], 3)
     assert sorted(len(names) for share in shares for names in share.values()) == [60, 100]
 
 
 def test_the_table_is_of_the_code_as_it_is() -> None:
     """Each survivor names a function that there is, and code that stands in it; none is listed twice."""
-    rows = table()
+    rows = survivors()
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
-        (module,) = (name for name in MODULES if row.place.startswith(f"{name}."))
-        code = _function(module, row.place.removeprefix(f"{module}."))
+        code = _function(row.module, row.place.removeprefix(f"{row.module}."))
         assert _without_space(row.was) in _without_space(code), row
         assert len(row.reason) > len("equivalent"), row
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from checks.mutation.judgement import Mutant, by_hand
+from checks.page import END, begin, renew, says
 from checks.proof import __main__ as command_line
-from checks.proof import page, solver
-from checks.proof.mutants import MUTANTS, Mutant, planted
-from checks.proof.runs import Job, Line, explored, jobs, noticed
+from checks.proof import solver
+from checks.proof.runs import Job, Line, explored, jobs, noticed, planted, tables
 from checks.proof.solver import Report, Verdict, read_report
 from checks.proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
 from checks.proof.worlds import Alone, Synced, explore, worlds
 
 CONFIRMED = Expected(Verdict.CONFIRMED, PLANS)
+FAULTS = by_hand(script=False)
 PLAN_FREE = {"DEBT", "LATEST", "pick"}
 QUICK = list(worlds(quick=True))
 
@@ -107,7 +109,7 @@ def test_the_table_names_what_there_is() -> None:
 
     assert unmatched("theorem", table.theorems, (theorem.name for theorem in stated())) == []
     assert unmatched("world", table.worlds, (world.name for world in worlds())) == []
-    assert {mutant.by for mutant in MUTANTS} <= {*table.theorems, *table.worlds}
+    assert {mutant.by for mutant in FAULTS} <= {*table.theorems, *table.worlds}
 
 
 def test_the_guarantees_name_theorems_that_are_confirmed() -> None:
@@ -126,7 +128,7 @@ def test_every_theorem_world_and_fault_is_run() -> None:
     table = load()
     run = {job.name: job for job in jobs(table)}
 
-    assert run.keys() == {*table.theorems, *table.worlds, *(mutant.name for mutant in MUTANTS)}
+    assert run.keys() == {*table.theorems, *table.worlds, *(mutant.name for mutant in FAULTS)}
     assert all(len(run[name].checks) == len(expected.plans) for name, expected in table.theorems.items())
 
 
@@ -183,19 +185,19 @@ def test_every_rate_means_every_rate() -> None:
     assert not every_rate & of_plans
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", FAULTS, ids=lambda mutant: mutant.name)
 def test_planted_faults_still_apply(mutant: Mutant) -> None:
     """Each fault can be planted in the code as it is: what it replaces stands there once, and the result compiles."""
     with planted(mutant) as source:
-        text = (source / "keepa_tokens" / mutant.module).read_text()
+        text = (source / "keepa_tokens" / mutant.place).read_text()
 
-    compile(text, mutant.module, "exec")
-    assert mutant.wrong in text
+    compile(text, mutant.place, "exec")
+    assert mutant.becomes in text
 
 
 def test_a_fault_that_no_longer_applies_is_told() -> None:
     """A planted fault whose place is gone fails the run; it isn't left out."""
-    gone = replace(MUTANTS[0], right="no such line")
+    gone = replace(FAULTS[0], was="no such line")
 
     assert noticed(gone, load()).verdict is Verdict.FAILED
 
@@ -216,7 +218,7 @@ def test_all_interleavings_are_there() -> None:
 
 def test_a_world_notices_a_planted_fault() -> None:
     """A transition that believes answers in whatever order they come is refuted by the world of three calls."""
-    (fault,) = (mutant for mutant in MUTANTS if mutant.name.startswith("every answer of a call is believed"))
+    (fault,) = (mutant for mutant in FAULTS if mutant.name.startswith("every answer of a call is believed"))
 
     assert noticed(fault, load()).verdict is Verdict.REFUTED
 
@@ -262,15 +264,17 @@ def test_a_run_of_nothing_fails() -> None:
 def test_the_page_is_renewed_between_its_marks(tmp_path: Path) -> None:
     """What came out goes between the two marks of a page, and a page without them is refused."""
     path = tmp_path / "proof.md"
-    path.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    path.write_text(f"before\n{begin('proof-page')}\nold\n{END}\nafter\n")
+    lines = list(tables([Line("Theorems", "a.b", "every rate", "confirmed: 1 | 2", 1.0)]))
 
-    page.renew(path, [Line("Theorems", "a.b", "every rate", "confirmed", 1.0)])
+    assert not says(path, "proof-page", lines)
+    renew(path, "proof-page", lines)
 
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| a.b | every rate | confirmed | 1 |" in text
-    path.write_text("nothing")
+    assert "| a.b | every rate | confirmed: 1 \\| 2 | 1 |" in text
+    assert says(path, "proof-page", lines)
     with pytest.raises(ValueError, match="no place"):
-        page.renew(path, [])
+        renew(path, "another", lines)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 from keepa_tokens import Reading
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
@@ -168,24 +168,7 @@ Entry: TypeAlias = (
     Sent | Told | Failed | Asked | Answered | Charged | Fault | Calm | Killed | Left | Broke | Remains | Total
 )
 
-_KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind
-    for kind in (
-        Sent,
-        Told,
-        Failed,
-        Asked,
-        Answered,
-        Charged,
-        Fault,
-        Calm,
-        Killed,
-        Left,
-        Broke,
-        Remains,
-        Total,
-    )
-}
+_KINDS: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in get_args(Entry)}
 
 
 def machine_us() -> int:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from checks.models.programs import BOUNDS, GARBAGE, QUOTA, Act, Program
-from checks.models.strategies import EPOCH, HOUR, MINUTE, NUMBERS, SECOND
+from checks.models.programs import BOUNDS, GARBAGE, Act, Program
+from checks.models.strategies import EPOCH, HOUR, MINUTE, NUMBERS, SECOND, TERMS
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Reserve
 from keepa_tokens.rules.reading import Reading
@@ -115,7 +115,7 @@ _IN_A_HOLD: Final = ("tokens", "opened", "expires_at", "hold_for", "charged")
 def programs_of(bucket: Bucket) -> Iterator[Program]:
     """Yield a program for each field: again and again another fault, a look that mends it, a later request."""
     texts, now = bucket.texts(), bucket.now
-    fields = (*NUMBERS, *QUOTA, "hold:a", "hold:b")
+    fields = (*NUMBERS, *TERMS, "hold:a", "hold:b")
     for name in fields:
         acts: list[Act] = []
         for fault in dict.fromkeys(_faults(name, texts, now)):

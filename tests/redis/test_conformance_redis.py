@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import pytest
+
 from keepa_tokens.testing.conformance import SharedStorageConformance, StorageConformance
-from tests.storages import OnAFake, OnAFakeByCoroutines, OnAServer, OnAServerByCoroutines
+from tests.storages import PART, OnAFake, OnAFakeByCoroutines, OnAServer, OnAServerByCoroutines
 
 
+@pytest.mark.drawn
 class TestRedisStorage(OnAServer, SharedStorageConformance):
-    pass
+    effort = PART
 
 
+@pytest.mark.drawn
 class TestAsyncRedisStorage(OnAServerByCoroutines, SharedStorageConformance):
-    pass
+    effort = PART
 
 
+@pytest.mark.deep
+@pytest.mark.drawn
 class TestRedisStorageOnTheFake(OnAFake, StorageConformance):
-    pass
+    effort = PART * OnAFake.effort
 
 
+@pytest.mark.deep
+@pytest.mark.drawn
 class TestAsyncRedisStorageOnTheFake(OnAFakeByCoroutines, StorageConformance):
-    pass
+    effort = PART * OnAFake.effort

@@ -16,7 +16,7 @@ import redis
 
 from keepa_tokens import BucketState, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.rules.commands import Acquire
-from keepa_tokens.rules.state import _NUMBERS, _QUOTA
+from keepa_tokens.rules.state import NUMBERS, QUOTA
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
 from tests.redis.flavours import SENT_BY_DEFAULT
@@ -105,7 +105,7 @@ def test_the_hash_is_what_is_stored(server: Server, client: redis.Redis) -> None
 def test_every_field_is_told() -> None:
     """The table of fields has each field of a state once, and no other."""
     told = [name for row in rows("What is stored") for name in re.findall(r"`([^`]+)`", row[0])]
-    assert told == [*_NUMBERS, *_QUOTA, "hold:<id>"]
+    assert told == [*NUMBERS, *QUOTA, "hold:<id>"]
 
 
 def test_sendings_are_as_measured() -> None:

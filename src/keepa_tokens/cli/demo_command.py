@@ -55,6 +55,7 @@ class DemoShow:
 
 
 @shell.command(
+    "see it work, without a key",
     examples="""
     keepa-tokens demo
     keepa-tokens demo --seconds 10 --plain

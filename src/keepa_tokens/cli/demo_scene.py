@@ -68,7 +68,9 @@ class Row:
 
     def follow(self, note: Note) -> bool:
         """Do as the note says; return whether that is news, which asking again in the same wait isn't."""
-        before, self.due_us = (self.doing, self.reason), None
+        before = (self.doing, self.reason)
+        if isinstance(note.kind, Did) or note.kind in {EventKind.REFUSED, EventKind.GRANTED}:
+            self.due_us = None
         match note.kind:
             case Did.WANTS:
                 self.job, self.wanted, self.doing = note.text, note.tokens, Doing.RESTING

@@ -51,7 +51,7 @@ def picture(scene: Scene) -> Picture:
         curves=_curves(scene, projection),
         low=LOW,
         high=-(-max([HIGH, *(moment.truth for moment in scene.history)]) // HEADROOM) * HEADROOM,
-        beside_legend=f"next refill {duration(scene.next_refill):>4}",
+        beside_legend=f"refill {duration(scene.next_refill):>4}",
         facts=_facts(scene),
         lanes=[_lane(row, scene.now_us) for row in scene.rows],
         box_title="recovered" if recovered else scene.chapter,
@@ -68,14 +68,14 @@ def _curves(scene: Scene, projection: str) -> list[Curve]:
             "server",
             [(x, moment.truth) for x, moment in points],
             "green",
-            "" if scene.latest is None else f"{scene.latest.truth:<5}",
+            "" if scene.latest is None else f"{scene.latest.truth:<4}",
             dash=(1, 1),
         ),
         Curve(
             "projection",
             [(x, moment.projection) for x, moment in points if moment.projection is not None],
             "cyan",
-            f"{projection:<7}",
+            f"{projection:<4}",
         ),
     ]
     if scene.fault is not None:

@@ -6,6 +6,8 @@ the command line needs to know of a storage's inside is in this module.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -22,12 +24,24 @@ class Place(Protocol):
         """The storage itself."""
         ...
 
+    def now_us(self) -> int:
+        """Return the storage's own time in microseconds."""
+        ...
+
     def fields(self, key: str) -> dict[str, str] | None:
         """Return a bucket's fields as they are stored, sound or not; None: there is no such bucket."""
         ...
 
+    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
+        """Store a bucket for at least `lifetime` seconds, unless there is one already; return whether it was stored."""
+        ...
+
     def drop(self, key: str, field: str) -> None:
         """Remove one field of a bucket."""
+        ...
+
+    def keep_for(self, key: str, seconds: float) -> None:
+        """Give a bucket's key a lifetime, where the storage has such."""
         ...
 
     def delete(self, key: str) -> None:
@@ -45,15 +59,29 @@ class MemoryPlace:
     def __init__(self) -> None:
         self.storage = MemoryStorage()
 
+    def now_us(self) -> int:
+        """Return the monotonic time in microseconds."""
+        return time.monotonic_ns() // 1000
+
     def fields(self, key: str) -> dict[str, str] | None:
         """Return a bucket's fields as they are stored."""
         state = self.storage.dump(key)
         return None if state is None else state.to_fields()
 
+    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:  # noqa: ARG002 - as long as we live
+        """Store a bucket, unless there is one already; return whether it was stored."""
+        if self.storage.dump(key) is not None:
+            return False
+        self.storage.load(key, BucketState.from_fields(fields))
+        return True
+
     def drop(self, key: str, field: str) -> None:
         """Remove one field of a bucket."""
         fields = self.fields(key) or {}
         self.storage.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
+
+    def keep_for(self, key: str, seconds: float) -> None:
+        """Do nothing: the bucket ends with the process."""
 
     def delete(self, key: str) -> None:
         """Do nothing: the bucket ends with the process."""

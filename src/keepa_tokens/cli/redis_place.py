@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self, cast
+from typing import Final, Self, cast
 
 from ..errors import StorageUnavailable
 from ..storage.base import Storage
 from ..storage.redis import DEFAULT_PREFIX, RedisStorage
+from ..units import MICROSECONDS
 from .place import text
+
+PUT: Final = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
+"""
 
 
 class RedisPlace(RedisStorage):
@@ -29,9 +37,23 @@ class RedisPlace(RedisStorage):
         reply = cast("Mapping[object, object]", self.command("HGETALL", self.prefix + key))
         return {text(name): text(value) for name, value in reply.items()} or None
 
+    def now_us(self) -> int:
+        """Return the server's time in microseconds."""
+        seconds, micros = cast("tuple[object, object]", self.command("TIME"))
+        return int(text(seconds)) * MICROSECONDS + int(text(micros))
+
+    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
+        """Store a bucket for `lifetime` seconds, unless there is one already; return whether it was stored."""
+        flat = [part for pair in fields.items() for part in pair]
+        return self.command("EVAL", PUT, 1, self.prefix + key, round(lifetime * 1000), *flat) == 1
+
     def drop(self, key: str, field: str) -> None:
         """Remove one field of a bucket."""
         self.command("HDEL", self.prefix + key, field)
+
+    def keep_for(self, key: str, seconds: float) -> None:
+        """Give a bucket's key a lifetime."""
+        self.command("PEXPIRE", self.prefix + key, round(seconds * 1000))
 
     def delete(self, key: str) -> None:
         """Remove a bucket."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Final, NoReturn
+from typing import Final
 
 import click
 from rich.console import Console
@@ -27,6 +27,10 @@ KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
 CODES: Final = "0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused, 130 interrupted"
+
+
+class RefusedError(Exception):
+    """What was asked makes no sense here: a line says why, and what to do."""
 
 
 class KeyRefusedError(Exception):
@@ -48,12 +52,12 @@ class Command(click.Command):
         write_list(formatter, "Next", self.then)
 
 
-def command(*, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
-    """Make a command of a function; its help has this beginning and this end."""
+def command(summary: str, *, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function: `summary` stands in the list of all, its help has this beginning and this end."""
 
     def make(function: Callable[..., None]) -> Command:
         made = click.command(cls=Command)(function)
-        made.examples, made.then = examples, then
+        made.short_help, made.examples, made.then = summary, examples, then
         return made
 
     return make
@@ -97,12 +101,15 @@ class Group(click.Group):
         except KeyboardInterrupt:
             complain("interrupted; nothing is left running")
             ctx.exit(INTERRUPTED)
+        except click.Abort:
+            complain("no answer was given; nothing was changed")
+            ctx.exit(INTERRUPTED)
         except StorageUnavailable as error:
             complain(str(error))
             ctx.exit(STORAGE_AWAY)
         except ModuleNotFoundError:
             raise  # `main` says how to get it
-        except (ConfigError, ImportError) as error:
+        except (RefusedError, ConfigError, ImportError) as error:
             complain(str(error))
             ctx.exit(USAGE)
         except KeyRefusedError as error:
@@ -111,6 +118,16 @@ class Group(click.Group):
 
 
 COMMANDS: Final = {
+    "status": "status_command",
+    "doctor": "doctor_command",
+    "adopt": "adopt_command",
+    "watch": "watch_command",
+    "pause": "manage_command",
+    "resume": "manage_command",
+    "reset": "manage_command",
+    "release": "manage_command",
+    "simulate": "simulate_command",
+    "completion": "completion_command",
     "demo": "demo_command",
 }
 """The commands, and the modules that they are in."""
@@ -127,12 +144,7 @@ def complain(message: str) -> None:
     click.echo(f"keepa-tokens: {' '.join(message.split())}", err=True)
 
 
-def refuse(message: str) -> NoReturn:
-    """End with a usage error."""
-    raise click.UsageError(message)
-
-
-def print_json(document: dict[str, object]) -> None:
+def print_json(document: Mapping[str, object]) -> None:
     """Print a document to the standard output."""
     click.echo(json.dumps({"schema": 1, **document}, indent=2))
 

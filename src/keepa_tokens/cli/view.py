@@ -23,7 +23,7 @@ LEAST_HEIGHT: Final = 20
 WIDEST: Final = 110
 CHART_ROWS: Final = (4, 12)
 BAR: Final = (6, 40)
-NAME: Final = 11
+NAME: Final = 12
 WORDS: Final = 24
 LABEL: Final = 5
 
@@ -168,7 +168,7 @@ def _lane(lane: Lane, width: int) -> Text:
 def _box(picture: Picture, width: int) -> tuple[Panel, int]:
     """Return the box, and how many rows it takes: its sentences wrap and are never cut."""
     lines = [line for text in picture.box for line in textwrap.wrap(text, width - 4, subsequent_indent="  ")]
-    title = f" {picture.box_title} "
+    title = str(picture.box_title)
     panel = Panel("\n".join(lines), title=title, title_align="left", border_style=picture.box_style, width=width)
     panel.highlight = False
     return panel, len(lines) + 2

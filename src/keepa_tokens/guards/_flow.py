@@ -18,10 +18,11 @@ from ..errors import AcquireTimeout, StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import Refusals, retry_after
+from ..keepa.reading import envelope
 from ..keepa.sync import Call, KeepaSync
 from ..rules.decision import Reason, Snapshot
+from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
-from ._sent import forget_locals, never_sent
 
 __all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "done", "metered"]
 
@@ -92,13 +93,15 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
     left, refusals = meter.timeout, Refusals()
     while True:
         call = await (ask(cost, left) if ask else asking(sync, meter)(cost, left))
-        answer = await _sent(call, meter, asked, client)
+        answer, body = await _sent(call, meter, asked, client)
         wanted = retry_after(client.headers(answer))
         again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
         if not (again and meter.again and client.repeatable):
             return answer
         bucket: Snapshot = await done(sync.bucket.peek(cost, keep=meter.keep))
-        pause = refusals.pause(bucket.retry_after, retry_after=wanted, chance=random.random())  # noqa: S311 - no secret hangs on it
+        explained = wanted is None and bucket.retry_after > 0 and envelope(body).reading is not None
+        chance = random.random()  # noqa: S311 - no secret hangs on it
+        pause = refusals.pause(bucket.retry_after if explained else 0.0, retry_after=wanted, chance=chance)
         if pause is None:
             return answer
         left = None if left is None else max(0.0, left - call.waited)
@@ -117,8 +120,11 @@ def asking(sync: AnySync, meter: Meter) -> Ask:
     return ask
 
 
-async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) -> R:
-    """Send the request and let its answer end the call: now, or when its reader has come to the end."""
+async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) -> tuple[R, bytes | None]:
+    """Send the request and let its answer end the call: now, or when its reader has come to the end.
+
+    Return the answer, and its body where it was read.
+    """
     try:
         answer = await done(client.send())
     except Exception as error:
@@ -138,16 +144,16 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
 
     refused = status == REFUSED or status >= SERVER_ERROR
     if is_image(client.headers(answer)) and not refused:
-        return answer  # it carries no envelope, so its hold is left to run out
+        return answer, None  # it carries no envelope, so its hold is left to run out
     streaming = None if refused else client.streamed(answer, end)
     if streaming is not None:
-        return streaming
+        return streaming, None
     body: bytes | None = None
     try:
         answer, body = await done(client.read(answer))
     finally:
         await end(body)
-    return answer
+    return answer, body
 
 
 async def _observed(sync: AnySync, client: Client[R]) -> R:

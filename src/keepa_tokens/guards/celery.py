@@ -1,17 +1,18 @@
 """A Celery task that comes back when there are tokens, instead of waiting for them in a worker.
 
     sync = KeepaSync.from_key(key, storage=RedisStorage.from_url(url))
+    transport = KeepaTransport(sync, api_key=key, timeout=0, retry_refused=True)   # never sleeps: raises instead
+    client = httpx.Client(base_url="https://api.keepa.com", transport=transport)
 
     @app.task(base=KeepaTask)
     def look_up(asin):
-        for call in sync.attempts(1, timeout=0):   # never sleeps: raises where there is nothing to be had
-            with call:
-                answer = requests.get(...)
-                call.settle(answer.content, status=answer.status_code)
-        ...
+        return client.get("/product", params={"domain": 1, "asin": asin}).json()
 
-Whatever raises NotEnoughTokens in the task will do: `sync.try_request`, `sync.attempts(..., timeout=0)`, or a client
-whose transport or adapter is made with `timeout=0, retry_refused=True`. The worker is free meanwhile.
+Whatever raises NotEnoughTokens in the task will do: such a transport, a `KeepaAdapter` made the same way, the keepa
+client with `wait=False`, `bucket.try_reserve`. The worker is free meanwhile.
+
+A task runs again from its beginning, so let it make one request: what came before the refusal would be paid again. An
+answer is never lost for a storage that is away, as the guards hand it out; who settles by hand sees to that himself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     msg = "the guard for Celery needs it: pip install 'keepa-tokens[celery]'"
     raise ImportError(msg) from missing
 
-from ..errors import NotEnoughTokens
+from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
 from ..rules.decision import Reason
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 else:
     _Task = Task
 
-__all__ = ["LONGEST_COUNTDOWN", "KeepaTask"]
+__all__ = ["LONGEST_COUNTDOWN", "KeepaTask", "TokenTask"]
 
 LONGEST_COUNTDOWN: Final = 900.0
 """Seconds after which a task asks again, however long the wait: the balance may be better by then.
@@ -42,40 +43,59 @@ Redis brokers deliver a message again that nobody acknowledged within their visi
 countdown beyond it is run twice.
 """
 
+SHORT_COUNTDOWN: Final = 2.0
+"""The same where the wait isn't known: somebody is asking the server just now, or the storage is away."""
 
-UNKNOWN_COUNTDOWN: Final = 2.0
-"""The same while the balance is unknown: somebody is asking the server, and the truth is a moment off."""
+TIMES: Final = "keepa_tokens_times"
+"""The header of the message that says how often the task was sent back."""
+
+BROKER_AWAY: Final = {"max_retries": 120, "interval_start": 0.5, "interval_step": 0.5, "interval_max": 5.0}
+"""How long a task is kept that can't be sent back as the broker is away, often for the same reason as the storage: some
+ten minutes. As Celery comes it is under a second, and then the task is lost."""
 
 
-class KeepaTask(_Task):
-    """The base of tasks that spend tokens: `@app.task(base=KeepaTask)`.
+class TokenTask(_Task):
+    """The base of tasks that spend tokens: `@app.task(base=TokenTask)`. It keeps a task until it is done.
 
-    NotEnoughTokens sends the task back to the broker, with a countdown of its `retry_after`, LONGEST_COUNTDOWN at most,
-    UNKNOWN_COUNTDOWN while the balance is unknown. That is no failure: it counts for no `max_retries`, and
-    `autoretry_for` leaves it alone. Where no refill would ever bring the tokens (`retry_after` is inf) the task fails
-    with it; and so it does when it was called directly or eagerly, where there is nothing that it could be sent back
-    to.
+    NotEnoughTokens sends the task back to the broker, with a countdown of its `retry_after`, LONGEST_COUNTDOWN at most;
+    StorageUnavailable, and a balance that is unknown, with SHORT_COUNTDOWN. That is no failure: it counts for no
+    `max_retries`, and `autoretry_for` leaves it alone. most_times: how often a task may be sent back so, after which it
+    fails with what sent it back (None: as often as it takes); Celery's own `expires` bounds the time.
+
+    What waiting can't help fails at once: a cost that the quota could never admit, no refill (`retry_after` is inf), a
+    mistake in the configuration. And so does what was called directly or eagerly, where there is nothing that it could
+    be sent back to.
     """
 
-    dont_autoretry_for = (NotEnoughTokens,)
+    dont_autoretry_for = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
+    most_times: int | None = None
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        """Run the task; sent back to the broker if there are not enough tokens."""
+        """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
+        # A request that takes a place in the bucket's line (`place=`) gets `self.request.id` here: it keeps its place.
         try:
             return self.run(*args, **kwargs)
-        except NotEnoughTokens as refused:
-            request, countdown = self.request, _countdown(refused)
-            if request.called_directly or request.is_eager or math.isinf(countdown):
+        except (NotEnoughTokens, StorageUnavailable) as missing:
+            request, countdown = self.request, _countdown(missing)
+            times = int((request.headers or {}).get(TIMES, 0))
+            has_had_enough = self.most_times is not None and times >= self.most_times
+            if request.called_directly or request.is_eager or math.isinf(countdown) or has_had_enough:
                 raise
+            headers = {**(request.headers or {}), TIMES: str(times + 1)}
             request.retries -= 1  # `retry` adds one
             try:
-                raise self.retry(exc=refused, countdown=countdown)
+                raise self.retry(exc=missing, countdown=countdown, headers=headers, retry_policy=BROKER_AWAY)
             finally:
                 request.retries += 1
 
 
-def _countdown(refused: NotEnoughTokens) -> float:
-    """Return the seconds after which a refused task asks again; inf: no refill will bring its tokens."""
-    if refused.reason == Reason.UNKNOWN:
-        return min(refused.retry_after, UNKNOWN_COUNTDOWN)
-    return math.inf if math.isinf(refused.retry_after) else min(refused.retry_after, LONGEST_COUNTDOWN)
+KeepaTask = TokenTask
+
+
+def _countdown(missing: NotEnoughTokens | StorageUnavailable) -> float:
+    """Return the seconds after which a task asks again; inf: no refill will bring its tokens."""
+    if isinstance(missing, StorageUnavailable):
+        return SHORT_COUNTDOWN
+    if missing.reason == Reason.UNKNOWN:
+        return min(missing.retry_after, SHORT_COUNTDOWN)
+    return math.inf if math.isinf(missing.retry_after) else min(missing.retry_after, LONGEST_COUNTDOWN)

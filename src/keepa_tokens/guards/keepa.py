@@ -29,7 +29,6 @@ from functools import partial, wraps
 from math import isfinite
 from types import FunctionType, SimpleNamespace
 from typing import ClassVar, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
-from urllib.parse import quote
 
 try:
     import keepa
@@ -46,8 +45,9 @@ from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
+from ._errors import forget_key
 from ._flow import AnyCall, AnySync, Ask, End, NotCopied, done, metered
-from ._http import Asked, Meter
+from ._http import KEY, Asked, Meter
 from .requests import Exchange
 
 __all__ = ["guard", "unguard"]
@@ -135,6 +135,7 @@ class _Guard(NotCopied):
         is_json: bool = True,  # noqa: FBT001, FBT002 - the same
     ) -> object:
         """Make one request as the client does, metered; wait=False: don't wait for tokens."""
+        payload[KEY] = "***"  # the frames of the client's methods, which an exception shows, hold the same dict
         if request_type == TOKEN and is_json and not raw_response:
             return await self.token()
         return await self._http(request_type, payload, wait=wait, raw_response=raw_response, is_json=is_json)
@@ -172,7 +173,7 @@ class _Guard(NotCopied):
         return _show(self._api, bucket)
 
     async def _ask(self) -> object:
-        return await self._http(TOKEN, {"key": self._api.accesskey}, wait=False, raw_response=False, is_json=True)
+        return await self._http(TOKEN, {}, wait=False, raw_response=False, is_json=True)
 
     async def _http(
         self, request_type: str, payload: dict[str, object], *, wait: bool, raw_response: bool, is_json: bool
@@ -188,7 +189,14 @@ class _Guard(NotCopied):
         request = _seeing(self._own_request, **seen)
         with _Tidy(self._api):
             return await done(
-                request(self._api, request_type, payload, wait=False, raw_response=raw_response, is_json=is_json)
+                request(
+                    self._api,
+                    request_type,
+                    {**payload, KEY: self._api.accesskey},
+                    wait=False,
+                    raw_response=raw_response,
+                    is_json=is_json,
+                )
             )
 
     async def _call(self, cost: int, left: float | None = None, *, waits: bool, keep: int = 0) -> AnyCall:
@@ -210,24 +218,27 @@ class _Guard(NotCopied):
         return pages.held.pop(0) if pages.held else None
 
     async def _together(self, costs: list[int], *, waits: bool) -> list[AnyCall]:
-        """Set the tokens of all pages aside, or none.
-
-        The server admits a page while the balance is above 0. So what all pages but the last cost must be there, and 1.
-        """
+        """Set the tokens of all pages aside, or none: each is a hold of its own, settled by its own answer."""
         held: list[AnyCall] = []
+        left, total = self._waiting.timeout, sum(costs)
         try:
-            while len(held) < len(costs):
-                cost, ahead = costs[len(held)], sum(costs[len(held) : -1])
-                held.append(await self._call(cost, self._waiting.timeout, waits=waits, keep=ahead))
-                if held[-1].decision.probe:  # the scout: the free question will do
-                    await done(held.pop().cancel())
-                    await self._ask()
-        except CostTooLarge:
-            keep, capacity = self._waiting.keep, self._sync.bucket.quota.capacity
-            raise CostTooLarge(sum(costs), keep, capacity - keep - 1 + costs[-1]) from None
-        except NotEnoughTokens as refused:
+            # One token beside all the others: whether all of them are there.
+            first = await self._call(1, left, waits=waits, keep=total - 1)
+            await done(first.cancel())
+            if first.decision.probe:  # the scout, who knows of no balance: the free question will do
+                await self._ask()
+                first = await self._call(1, left, waits=waits, keep=total - 1)
+                await done(first.cancel())
+            for cost in costs:
+                held += [await self._call(cost, left, waits=waits)]
+        except BaseException as error:
             await _cancel(held)
-            raise type(refused)(sum(costs), refused.retry_after, refused.reason, refused.balance) from None
+            if isinstance(error, CostTooLarge):
+                keep = self._waiting.keep
+                raise CostTooLarge(total, keep, self._sync.bucket.quota.capacity - keep) from None
+            if isinstance(error, NotEnoughTokens):
+                raise type(error)(total, error.retry_after, error.reason, error.balance) from None
+            raise
         return held
 
 
@@ -336,13 +347,25 @@ class _AsyncExchange(AsyncExitStack):
         super().__init__()
         self._url = url
         self._options = options
+        self._went_out = False
+        self._trace = aiohttp.TraceConfig()
+        self._trace.on_request_headers_sent.append(self._note)
+
+    async def _note(self, *_: object) -> None:
+        self._went_out = True
 
     async def send(self) -> aiohttp.ClientResponse:
         """Send the request, and close the answer before."""
         await self.aclose()
-        session = await self.enter_async_context(aiohttp.ClientSession())
+        self._went_out = False
+        session = await self.enter_async_context(aiohttp.ClientSession(trace_configs=[self._trace]))
         get = cast("Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]", session.get)
-        return await self.enter_async_context(get(self._url, **self._options))
+        try:
+            return await self.enter_async_context(get(self._url, **self._options))
+        except aiohttp.ClientConnectorError as error:
+            if self._went_out:  # aiohttp sent it again by itself: there is no connection now, but there was one
+                raise aiohttp.ClientOSError(*error.args) from None
+            raise
 
     def status(self, answer: aiohttp.ClientResponse) -> int:
         """Return the status."""
@@ -380,7 +403,7 @@ class _Tidy:
             # The client compares it with its own clock; the server's may be minutes off.
             api.status.timestamp = _now_ms()
         if error is not None:
-            _forget(error, api.accesskey)
+            forget_key(error, api.accesskey)
 
 
 def _own(api: object, name: str, *needed: str) -> FunctionType:
@@ -425,41 +448,3 @@ def _show(api: keepa.Keepa | keepa.AsyncKeepa, bucket: Snapshot) -> dict[str, ob
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _forget(error: BaseException, key: str) -> None:
-    """Take the API key out of what an exception and those behind it say: requests puts the whole URL into its texts."""
-    if not key:
-        return
-    links = _links(error)
-    for link in links:
-        if isinstance(link, aiohttp.ClientResponseError):  # it makes its text up from the request's URL
-            bare = link.request_info.url.with_query(None)
-            link.request_info = link.request_info._replace(url=bare, real_url=bare)
-            link.args = (link.request_info, ())
-            link.history = ()
-        link.args = tuple(_without(arg, key) for arg in link.args)
-        for name, value in list(vars(link).items()):
-            if isinstance(value, str):
-                setattr(link, name, _without(value, key))
-    for link in links:  # what makes its text up from other things goes whole
-        for name in ("__context__", "__cause__"):
-            behind = getattr(link, name)
-            if behind is not None and key in f"{behind!s}{behind!r}":
-                setattr(link, name, None)
-
-
-def _without(value: object, key: str) -> object:
-    return value.replace(quote(key, safe=""), "***").replace(key, "***") if isinstance(value, str) else value
-
-
-def _links(error: BaseException) -> list[BaseException]:
-    """Return the exception and all that it carries or came from."""
-    found: list[BaseException] = []
-    ahead: list[object] = [error]
-    while ahead:
-        link = ahead.pop()
-        if isinstance(link, BaseException) and link not in found:
-            found.append(link)
-            ahead += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
-    return found

@@ -1,8 +1,8 @@
 """How long to wait before a call that the server refused is made again, and when to stop. Pure.
 
-A refusal (429) whose answer leaves the bucket empty explains itself: the bucket says when there will be tokens again. A
-refusal that leaves the bucket open, or that comes with a `Retry-After`, doesn't: the bucket would let the next call
-through at once, to be refused again. So:
+A refusal (429) whose envelope leaves the bucket without tokens explains itself: the bucket says when there will be
+some. One that leaves the bucket open, has no envelope or comes with a `Retry-After` doesn't: the bucket would let the
+next call through, to be refused again. So:
 
 1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED at most.
 2. Else FIRST, doubled each time, jittered upwards so that many workers don't come back together.
@@ -37,8 +37,8 @@ class Refusals:
     def pause(self, wait: float, *, retry_after: float | None = None, chance: float = 0.0) -> float | None:
         """Count a refusal and return the seconds to wait before the bucket is asked again; None: make no other try.
 
-        wait: seconds that the bucket, having heard the refusal, would keep the same request. retry_after: what the
-        server asked for, None if nothing. chance: a number from 0 to 1, for the jitter.
+        wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
+        envelope. retry_after: what the server asked for, None if nothing. chance: from 0 to 1, for the jitter.
         """
         if retry_after is None and wait > 0:
             return max(0.0, FIRST - wait)

@@ -20,7 +20,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Final, Literal, get_args
 
@@ -36,6 +36,8 @@ from keepa_tokens.testing.fake_answers import (
 )
 
 Fault = Literal[
+    "429",
+    "429_bare",
     "500",
     "503",
     "html",
@@ -50,6 +52,7 @@ Fault = Literal[
 ]
 """What goes wrong with one call:
 
+`429`, `429_bare`: a refusal though there are tokens, with a true envelope or a proxy's page, not charged.
 `500`, `503`: an error with a true envelope, not charged. `html`: a proxy's page with status 502, not charged.
 `empty`: status 200 and no body, charged. `timeout_*`, `disconnect_*`: no answer, charged or not.
 `error200`: status 200 with an error and a true envelope, not charged. `no_envelope`: an answer without one, charged.
@@ -65,6 +68,11 @@ HOURS_OF_CAPACITY_IN_MINUTES: Final = 60
 IMAGE_CACHE_US: Final = 90 * 60 * 1_000_000
 STEP_BY_STEP: Final = 1000  # a longer gap is refilled in one go: after it the bucket is full in any case
 CHARGED_FAULTS: Final = frozenset({"empty", "timeout_charged", "disconnect_charged", "no_envelope"})
+_PAGES: Final = {
+    "html": (502, "Bad Gateway"),
+    "429_bare": (429, "Too Many Requests"),
+    "down": (503, "Service Unavailable"),
+}
 DEFAULT_PERIOD: Final = (60.19, 60.45)
 
 
@@ -91,6 +99,16 @@ class Ticket:
     cost: int
     due: int
     began_us: int
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A fault that waits for its call."""
+
+    kind: Fault | Literal["down"] | None
+    path: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class FakeKeepa:
@@ -150,7 +168,7 @@ class FakeKeepa:
         self._next_refill_us = self._random.randint(1, self._draw_period_us())
         self._numbers = itertools.count(1)
         self._open: dict[int, Ticket] = {}
-        self._faults: deque[tuple[Fault, str | None]] = deque()
+        self._faults: deque[_Planned] = deque()
         self._images: dict[tuple[tuple[str, str], ...], int] = {}
 
     # --- the truth
@@ -218,13 +236,18 @@ class FakeKeepa:
             self._balance -= tokens
             self.spent_outside += tokens
 
-    def fail_next(self, n: int = 1, kind: Fault = "500", *, path: str | None = None) -> None:
-        """Queue a fault for the next `n` calls, of one path only if given; /token counts as a call like any other."""
+    def fail_next(
+        self, n: int = 1, kind: Fault = "500", *, path: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Queue a fault for the next `n` calls, of one path only if given; /token counts as a call like any other.
+
+        headers: what its answer carries besides, such as a `Retry-After`.
+        """
         if kind not in get_args(Fault):
             raise ValueError(f"unknown fault {kind!r}; known: {', '.join(get_args(Fault))}")
         with self._lock:
             only = None if path is None else _normal(path)
-            self._faults.extend((kind, only) for _ in range(n))
+            self._faults.extend(_Planned(kind, only, headers or {}) for _ in range(n))
 
     # --- time and refill
 
@@ -263,7 +286,8 @@ class FakeKeepa:
         with self._lock:
             self._catch_up()
             self.token_calls += path == "/token"
-            fault = self._fault_for(path)
+            planned = self._fault_for(path)
+            fault = planned.kind
             verdict, message = self._judge(path, asked)
             charged = verdict == "run" and (fault is None or fault in CHARGED_FAULTS)
             cost = self._price(path, asked) if charged else 0
@@ -271,18 +295,19 @@ class FakeKeepa:
             self.refused += verdict == "refused" and fault is None
             due = 0 if self.charge == "admission" else cost
             self._take(cost - due)
-            ticket = Ticket(next(self._numbers), path, asked, verdict, message, fault, cost, due, self._time_us)
+            number = next(self._numbers)
+            ticket = Ticket(number, path, asked, verdict, message, fault, cost, due, self._time_us, planned.headers)
             self._open[ticket.number] = ticket
             return ticket
 
-    def _fault_for(self, path: str) -> Fault | Literal["down"] | None:
+    def _fault_for(self, path: str) -> _Planned:
         if path == "/token" and self.token_down:
-            return "down"
-        for place, (kind, only) in enumerate(self._faults):
-            if only in (None, path):
+            return _Planned("down")
+        for place, planned in enumerate(self._faults):
+            if planned.path in (None, path):
                 del self._faults[place]
-                return kind
-        return None
+                return planned
+        return _Planned(None)
 
     def _judge(self, path: str, params: Mapping[str, str]) -> tuple[_Verdict, str]:
         if self.key is not None and params.get("key") != self.key:
@@ -334,7 +359,8 @@ class FakeKeepa:
             self._catch_up()
             self._take(ticket.due)
             if ticket.fault is not None:
-                return self._faulty(ticket, ticket.fault)
+                answer = self._faulty(ticket, ticket.fault)
+                return replace(answer, headers={**answer.headers, **ticket.headers})
             if ticket.verdict != "run":
                 return self._rejection(ticket)
             if ticket.path == "/graphimage":
@@ -383,10 +409,8 @@ class FakeKeepa:
                 raise TimeoutError(f"no answer from {ticket.path}")
             case "disconnect_charged" | "disconnect_uncharged":
                 raise ConnectionError(f"connection lost during {ticket.path}")
-            case "html":
-                return _html(502, "Bad Gateway")
-            case "down":
-                return _html(503, "Service Unavailable")
+            case "html" | "429_bare" | "down":
+                return _html(*_PAGES[fault])
             case "empty":
                 return Response(200, None, b"", {"Content-Type": "application/json"})
             case "no_envelope":
@@ -395,8 +419,9 @@ class FakeKeepa:
                 return _json(400, self._zero_envelope() | _error("invalidParameter", "request rejected"))
             case "error200":
                 return _json(200, self._envelope(ticket) | _error("invalidParameter", "request rejected"))
-            case "500" | "503":
-                return _json(int(fault), self._envelope(ticket) | _error("internalServerError", "try again later"))
+            case "429" | "500" | "503":
+                kind = "tooManyRequests" if fault == "429" else "internalServerError"
+                return _json(int(fault), self._envelope(ticket) | _error(kind, "try again later"))
 
     def _bare(self, ticket: Ticket) -> Response:
         if ticket.verdict != "run":

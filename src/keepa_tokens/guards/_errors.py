@@ -1,16 +1,16 @@
-"""Whether a request that failed can have reached the server: decided here, from the exception, for every client.
+"""What a client's exception tells: whether the request can have reached the server. And what it must not: the API key.
 
-Libraries are told by name, so none has to be installed. Whatever isn't known may have been sent, so its hold runs out.
-Only what the exception says and was raised from counts, not what happened to be handled when it was raised.
+Decided here for every client, sync or async. Libraries are told by name, so none has to be installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from traceback import clear_frames, walk_tb
-from typing import Final
+from typing import Any, Final
+from urllib.parse import quote
 
-__all__ = ["forget_locals", "never_sent"]
+__all__ = ["forget_key", "forget_locals", "never_sent"]
 
 NO_CONNECTION: Final = frozenset(
     {
@@ -33,14 +33,16 @@ MISTAKES: Final = frozenset({OSError, FileNotFoundError, TypeError, UnicodeEncod
 """Exactly these, bare, are a client's checks of what it was given: a timeout of 0, a header with a line break, a
 missing file of certificates. What the network does comes in the client's own exceptions."""
 
-CONNECTING: Final = frozenset(
-    {("ssl", "do_handshake"), ("urllib3.connection", "connect"), ("urllib3.connection", "_new_conn")}
-)
+CONNECTING: Final = frozenset({("urllib3.connection", "connect"), ("aiohttp.connector", "connect")})
 """Who fails in one of these functions has no connection yet, whatever the exception is called."""
 
 
 def never_sent(error: BaseException) -> bool:
-    """Return whether the request of `error` certainly never reached the server, which so can't have charged it."""
+    """Return whether the request of `error` certainly never reached the server, which so can't have charged it.
+
+    Whatever isn't known may have been sent. Only what the exception says and was raised from counts, not what happened
+    to be handled when it was raised.
+    """
     if type(error) in MISTAKES and getattr(error, "errno", None) in {None, 2}:
         return True
     return any(
@@ -55,6 +57,38 @@ def forget_locals(error: BaseException) -> None:
     """
     for link in _links(error, also_handled=True):
         clear_frames(link.__traceback__)
+
+
+def forget_key(error: BaseException, key: str) -> None:
+    """Take the API key out of what an exception and those behind it say: requests puts the whole URL into its texts."""
+    forget_locals(error)
+    if not key:
+        return
+    links = _links(error, also_handled=True)
+    for link in links:
+        if "aiohttp.ClientResponseError" in _names(link):  # it makes its text up from the request's URL
+            _forget_request(link)
+        link.args = tuple(_without(arg, key) for arg in link.args)
+        for holder in (link, getattr(link, "request", None)):  # requests hangs the whole request on
+            for name, value in list(getattr(holder, "__dict__", {}).items()):
+                if isinstance(value, str):
+                    setattr(holder, name, _without(value, key))
+    for link in links:  # what makes its text up from other things goes whole
+        for name in ("__context__", "__cause__"):
+            behind = getattr(link, name)
+            if behind is not None and key in f"{behind!s}{behind!r}":
+                setattr(link, name, None)
+
+
+def _forget_request(error: Any) -> None:  # noqa: ANN401 - aiohttp need not be installed
+    bare = error.request_info.url.with_query(None)
+    error.request_info = error.request_info._replace(url=bare, real_url=bare)
+    error.args = (error.request_info, ())
+    error.history = ()
+
+
+def _without(value: object, key: str) -> object:
+    return value.replace(quote(key, safe=""), "***").replace(key, "***") if isinstance(value, str) else value
 
 
 def _names(error: BaseException) -> frozenset[str]:

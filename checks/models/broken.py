@@ -1,0 +1,237 @@
+"""A storage of texts in a dict, whose parts can each be broken, and the ways in which it is broken beside a server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from keepa_tokens import BucketState, Quota, Snapshot
+from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.transition import transition
+
+
+class Place:
+    """Where texts are kept, for all storages that are made on it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.rows: dict[str, dict[str, str]] = {}
+
+
+class Sound:
+    """A storage that is sound."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Carry `command` to the bucket `key`."""
+        with self.place.lock:
+            return self.step(key, quota, command, self.now(now_us))
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        """Read, decide, write."""
+        stored = self.load(key)
+        state, outcome = transition(quota, stored, now, command)
+        if state is not None and state is not stored:
+            self.save(key, state, outcome)
+        return outcome
+
+    def now(self, now_us: int | None) -> int:
+        """Return the time of a step."""
+        return time.time_ns() // 1000 if now_us is None else now_us
+
+    def load(self, key: str) -> BucketState | None:
+        """Read."""
+        row = self.place.rows.get(key)
+        return None if row is None else BucketState.from_fields(row)
+
+    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:  # noqa: ARG002 - some broken ones use it
+        """Write."""
+        self.place.rows[key] = state.to_fields()
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands."""
+        state = self.load(key)
+        if state is None or state.quota is None:
+            return None
+        return transition(state.quota, state, self.now(now_us), Peek())[1].snapshot
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all buckets."""
+        return iter(list(self.place.rows))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as it would rightly be: what was stored, the command, what is to be stored and what it came to."""
+
+    before: BucketState | None
+    command: Command
+    after: BucketState
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a storage does wrong between a bucket and its server.
+
+    stored: with the state that a command finds. sent: with the command. kept: with the state that is kept. told: with
+    the outcome. shown: with a look.
+    """
+
+    stored: Callable[[BucketState, Command, int], BucketState] = lambda state, _command, _now: state
+    sent: Callable[[Command], Command] = lambda command: command
+    kept: Callable[[Step], BucketState] = lambda step: step.after
+    told: Callable[[Outcome], Outcome] = lambda outcome: outcome
+    shown: Callable[[Snapshot], Snapshot] = lambda shown: shown
+
+
+class Broken(Sound):
+    """A storage with such a fault."""
+
+    def __init__(self, place: Place, fault: Fault) -> None:
+        super().__init__(place)
+        self.fault = fault
+
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        """Read, decide, write, and go wrong somewhere."""
+        stored = self.load(key)
+        before = None if stored is None else self.fault.stored(stored, command, now)
+        state, outcome = transition(quota, before, now, self.fault.sent(command))
+        if state is not None and state is not before:
+            self.save(key, self.fault.kept(Step(stored, command, state, outcome)), outcome)
+        return self.fault.told(outcome)
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands, or not."""
+        shown = super().inspect(key, now_us=now_us)
+        return None if shown is None else self.fault.shown(shown)
+
+
+def keeping(**fields: object) -> Fault:
+    """Return the fault of keeping these fields wrong."""
+    return Fault(kept=lambda step: replace(step.after, **fields))  # type: ignore[arg-type] # each a field of its own type
+
+
+def mishearing(**fields: object) -> Fault:
+    """Return the fault of taking these for what the server says."""
+
+    def sent(command: Command) -> Command:
+        if not isinstance(command, Settle | Reconcile) or command.reading is None:
+            return command
+        return replace(command, reading=replace(command.reading, **fields))  # type: ignore[arg-type] # as above
+
+    return Fault(sent=sent)
+
+
+def _timeless(state: BucketState, _command: Command, _now: int) -> BucketState:
+    return replace(state, server_time=None)
+
+
+def _deaf(state: BucketState, command: Command, now: int) -> BucketState:
+    heard = isinstance(command, Reconcile) and state.reading_at is not None
+    return replace(state, reading_at=now) if heard else state
+
+
+def _out_of_order(state: BucketState, command: Command, _now: int) -> BucketState:
+    late = isinstance(command, Settle) and command.reading is not None and command.id in state.holds
+    return replace(state, server_time=None) if late and state.reading_at is not None else state
+
+
+def _full(state: BucketState, command: Command, _now: int) -> BucketState:
+    asked = isinstance(command, Acquire | Reserve) and state.quota is not None and state.balance is None
+    return replace(state, balance=state.quota.capacity) if asked and state.quota is not None else state
+
+
+def _waiting(state: BucketState, _command: Command, now: int) -> BucketState:
+    gone = state.balance is None and state.probe_until is not None and state.probe_until <= now
+    return replace(state, probe_until=None) if gone else state
+
+
+def _alone(state: BucketState, command: Command, _now: int) -> BucketState:
+    """Take what is in flight for charged already: then nothing is in flight."""
+    if not isinstance(command, Acquire | Reserve) or state.balance is None:
+        return state
+    charged = {name: replace(hold, charged=max(1, hold.charged)) for name, hold in state.holds.items()}
+    return replace(state, balance=state.balance - _in_flight(state), holds=charged)
+
+
+def _beside_others(step: Step) -> BucketState:
+    before, after = step.before, step.after
+    if not isinstance(step.command, Acquire | Reserve) or before is None or None in {before.balance, after.balance}:
+        return after
+    return replace(after, balance=(after.balance or 0) + _in_flight(before), holds={**after.holds, **before.holds})
+
+
+def _in_flight(state: BucketState) -> int:
+    return sum(hold.tokens for hold in state.holds.values() if hold.in_flight)
+
+
+def _settled_again(step: Step) -> BucketState:
+    if not isinstance(step.command, Settle) or step.outcome.found:
+        return step.after
+    return _with(step.after, -(step.command.actual or 0))
+
+
+def _given_back(step: Step) -> BucketState:
+    late = isinstance(step.command, Settle) and step.outcome.found and step.outcome.reading is Verdict.STALE
+    return _with(step.after, 5) if late else step.after
+
+
+def _with(state: BucketState, tokens: int) -> BucketState:
+    return state if state.balance is None else replace(state, balance=state.balance + tokens)
+
+
+def _uncharged(state: BucketState, _command: Command, now: int) -> BucketState:
+    left = {name: hold for name, hold in state.holds.items() if not (hold.in_flight and hold.expires_at <= now)}
+    return replace(state, holds=left)
+
+
+def _never_sent(outcome: Outcome) -> Outcome:
+    return outcome if outcome.granted else replace(outcome, probe=False)
+
+
+def _always_sent(outcome: Outcome) -> Outcome:
+    unknown = not outcome.granted and outcome.reason == "UNKNOWN"
+    return replace(outcome, probe=True) if unknown else outcome
+
+
+FAULTS: Final = {
+    "whatever the server says last to arrive is the latest": Fault(_timeless),
+    "no older reading is taken outside a call, however long ago the last one was": Fault(_deaf),
+    "a call's cost is charged, though a newer reading had it": Fault(_out_of_order, mishearing(server_time=None).sent),
+    "what a reading has replaced is corrected by the difference": keeping(reading_sequence=0),
+    "more is given back than a late answer's call had set aside": Fault(kept=_given_back),
+    "a reading drops what is in flight": Fault(
+        kept=lambda step: replace(step.after, holds={}) if step.outcome.reading == "TAKEN" else step.after
+    ),
+    "nobody remembers who was sent to ask the server": keeping(probe_until=None),
+    "everybody is sent to ask the server": Fault(told=_always_sent),
+    "nobody is sent to ask the server": Fault(told=_never_sent),
+    "the next one is sent as soon as the last one failed": keeping(probe_failures=0),
+    "nothing begins when the server can't be asked": Fault(_waiting),
+    "a bucket of which nothing is known is full": Fault(_full),
+    "each call is admitted as if it were alone": Fault(_alone, kept=_beside_others),
+    "nothing is kept back for others": keeping(kept_back=None),
+    "all is kept back for others": Fault(shown=lambda shown: replace(shown, kept_back=shown.capacity)),
+    "what is kept back never halves": keeping(kept_back_at=None),
+    "the server's plan is not heard": mishearing(capacity=None, refill=None),
+    "the time of the server's next step is not heard": mishearing(next_refill_in=None),
+    "the server's step is believed to come at once": mishearing(next_refill_in=1.0),
+    "a refusal by the server is not heard": Fault(
+        sent=lambda command: replace(command, refused=False) if isinstance(command, Settle) else command
+    ),
+    "a call that is settled again is charged again": Fault(kept=_settled_again),
+    "a hold that runs out is given back": Fault(_uncharged),
+    "whoever asks takes now for the last refill": Fault(
+        lambda state, command, _: replace(state, refilled_at=None) if isinstance(command, Reserve) else state
+    ),
+}
+"""The faults, by what the storage does wrong."""

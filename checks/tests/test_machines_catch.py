@@ -1,0 +1,144 @@
+"""The machines are no blind ones: ways to be broken between a bucket and its server, and which machine finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from checks.models.broken import FAULTS, Broken, Fault, Place
+from checks.models.machine import Bench
+from checks.models.reading_machine import ReadingMachine, Word
+from checks.models.strategies import HOUR, MINUTE, SECOND
+from checks.models.synced_machine import SyncedMachine
+from keepa_tokens import Quota
+from keepa_tokens.units import UNLIMITED
+
+HUNT: Final = settings(
+    deadline=None,
+    max_examples=1000,
+    stateful_step_count=30,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    # On a loaded machine a slow generator is no finding.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+"""Looks hard, and at the same runs each time."""
+
+NEVER_HALVES: Final = "what is kept back never halves"
+NO_BACKOFF: Final = "the next one is sent as soon as the last one failed"
+NO_BEGINNING: Final = "nothing begins when the server can't be asked"
+
+BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING}
+"""These show in long histories; see below for those that are written down."""
+
+BEYOND_THE_SERVER: Final = {
+    *(NEVER_HALVES, NO_BACKOFF, "a refusal by the server is not heard"),
+    "no older reading is taken outside a call, however long ago the last one was",
+    "the time of the server's next step is not heard",
+}
+"""With these the bucket has less than its server, which the machine that plays it lets pass."""
+
+
+def benches(fault: Fault) -> Iterator[Bench]:
+    """Yield buckets on a broken storage."""
+    place = Place()
+    for number in count():
+        key = f"k{number}"
+
+        def fields(key: str = key) -> Mapping[str, str]:
+            return place.rows.get(key, {})
+
+        def store(texts: Mapping[str, str], key: str = key) -> None:
+            place.rows[key] = dict(texts)
+
+        yield Bench(Broken(place, fault), key, fields, store)
+
+
+def drive(kind: Callable[[Bench], RuleBasedStateMachine], fault: Fault, examples: int = 1000) -> None:
+    """Drive a broken storage."""
+    each = benches(fault)
+    made: Any = lambda: kind(next(each))  # noqa: E731 - Hypothesis takes any factory, though it says a class
+    run_state_machine_as_test(made, settings=settings(HUNT, max_examples=examples))
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - BEYOND_THE_REFERENCE))
+def test_the_machine_beside_the_reference_finds(fault: str) -> None:
+    """In histories that nobody wrote, a bucket that goes wrong like this parts from its reference."""
+    with pytest.raises(AssertionError):
+        drive(ReadingMachine, FAULTS[fault])
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - BEYOND_THE_SERVER))
+def test_the_machine_that_plays_the_server_finds(fault: str) -> None:
+    """The bucket has more than its server then, or less than was told, or asks it too often or never."""
+    with pytest.raises(AssertionError):
+        drive(SyncedMachine, FAULTS[fault])
+
+
+@pytest.mark.parametrize("kind", [ReadingMachine, SyncedMachine])
+def test_a_sound_storage_is_not_found_out(kind: Callable[[Bench], RuleBasedStateMachine]) -> None:
+    """The storage in whose steps they are broken passes."""
+    drive(kind, Fault(), examples=60)
+
+
+# --- what takes a longer history to show; chance comes by it at night
+
+
+def hears(balance: int, **more: Any) -> Word:
+    """Return what the server says now."""
+    fields = {"off": None, "ago": 0, "next_refill_in": None, "refill": None, "capacity": None}
+    return Word(**{**fields, "balance": balance, **more})
+
+
+def an_hour_without_others_passes(machine: ReadingMachine) -> None:
+    """What was kept back for somebody else is halved."""
+    machine.hear(0, hears(200))
+    machine.time_passes(SECOND)
+    machine.hear(0, hears(100))
+    machine.time_passes(SECOND)
+    machine.hear(0, hears(40))
+    machine.time_passes(HOUR + SECOND)
+    machine.hear(0, hears(300))
+
+
+def nobody_comes_back_from_the_server(machine: ReadingMachine) -> None:
+    """The bucket starts at 0 then, and refills; and the next one is sent later each time."""
+    machine.take(0, 5, 0, 10 * MINUTE)
+    machine.time_passes(30 * SECOND)
+    for _ in range(4):
+        machine.take(0, 300, 0, MINUTE)
+        machine.time_passes(90 * SECOND)
+
+
+def go_through(fault: Fault, history: Callable[[ReadingMachine], None]) -> None:
+    """Let the machine do what a history says, and look at what always holds."""
+    machine = ReadingMachine(next(benches(fault)))
+    machine.begin(Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED), (0, 0, 0))
+    history(machine)
+    machine.both_show_the_same()
+    machine.nobody_got_too_much()
+    machine.it_never_stands_still()
+
+
+@pytest.mark.parametrize(
+    "fault, history",
+    [
+        (NEVER_HALVES, an_hour_without_others_passes),
+        (NO_BACKOFF, nobody_comes_back_from_the_server),
+        (NO_BEGINNING, nobody_comes_back_from_the_server),
+    ],
+)
+def test_a_history_in_which_the_machine_finds_what_shows_rarely(
+    fault: str, history: Callable[[ReadingMachine], None]
+) -> None:
+    """In these histories the machine parts from the broken storage, and not from the sound one."""
+    go_through(Fault(), history)
+    with pytest.raises(AssertionError):
+        go_through(FAULTS[fault], history)

@@ -1,0 +1,212 @@
+"""What is wrong with a bucket, in sentences: what, its effect, its cure. Pure: a look goes in.
+
+A healthy bucket has no finding, however busy it is. `doctor_server` has the same for the server below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..rules.decision import Snapshot
+from .look import HeldCall, Look
+from .words import count, duration
+
+DEAD_PART: Final = 0.75
+"""A call that is out for this part of its hold has hardly a worker left that waits for it."""
+
+DEAD_AFTER: Final = 600.0
+"""Seconds after which no call is still out, however long its hold."""
+
+DRIFT_PART: Final = 10
+"""A reading may be off by two steps, or by this part of the capacity, before somebody must have spent."""
+
+UNASKED: Final = 3
+"""Probes that may fail in a row before it is worth a finding."""
+
+RECENT: Final = 300.0
+
+EFFECTS: Final = {
+    "refilled_at": "the time that passed since the last refill is lost; it refills from the next command on",
+    "carry": "less than one token of the refill under way is lost",
+    "sequence": "answers in flight are put in order by the server's time alone",
+    "reading_at": "the last reading counts as none, so the next refusal asks the server",
+    "reading_sequence": "answers in flight are put in order by the server's time alone",
+    "closed_until": "a recharge that was under way counts as over",
+    "paused_until": "a pause that was under way counts as over",
+    "probe_until": "the server may be asked once more than needed",
+    "reported_refill": "it refills at the rate that the workers were told, until the server speaks",
+    "reported_capacity": "it fills up to the capacity that the workers were told, until the server speaks",
+    "format": "the state is taken for one of this release",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong, what that does, and what to do about it.
+
+    about: the server, or a bucket's key. fault: False for what is worth knowing and may well be meant. mend: what
+    `--repair` does about it: "fields" or "lifetime"; nothing where it is not certain to be safe.
+    """
+
+    code: str
+    about: str
+    what: str
+    effect: str
+    cure: str
+    fault: bool = True
+    mend: str = field(default="")
+
+
+def examine(look: Look, *, later: Sequence[Look] = (), lifetime: float | None = None) -> Iterator[Finding]:
+    """Yield what is wrong with a bucket.
+
+    later: more looks, a moment apart. lifetime: seconds for which the storage will keep it; -1: for ever; None: the
+    storage has no lifetimes.
+    """
+    yield from _damage(look)
+    snapshot = look.snapshot()
+    if snapshot is None or look.quota is None:
+        return
+    yield from _terms(look, later)
+    yield from _refill(look, snapshot)
+    yield from _others(look, snapshot)
+    yield from _calls(look)
+    failures = look.state.probe_failures or 0
+    if failures >= UNASKED:
+        yield Finding(
+            "probes-fail",
+            look.key,
+            f"the last {failures} attempts to ask the server brought no balance",
+            "the bucket goes by its own projection, or stands at 0 and refills where it knew nothing",
+            "see whether the workers reach the server and the API key is good: `keepa-tokens status --probe`",
+        )
+    if lifetime == -1 and (look.quota.starts_at is None or look.quota.starts_at >= look.quota.capacity):
+        yield Finding(
+            "no-lifetime",
+            look.key,
+            "its key has no lifetime",
+            "it stays in the storage when nobody uses it any more; right where the workers bring a clock of their own",
+            "`keepa-tokens doctor --repair` gives it one",
+            fault=False,
+            mend="lifetime",
+        )
+
+
+def _damage(look: Look) -> Iterator[Finding]:
+    snapshot = look.snapshot()
+    names = dict.fromkeys((*look.state.unreadable, *(snapshot.repaired if snapshot else ())))
+    if look.quota is None:
+        names.pop("quota", None)
+        yield Finding(
+            "terms-lost",
+            look.key,
+            "the terms that it was last used on are missing or can't be read",
+            "nobody can tell from outside what it holds; workers bring terms of their own and aren't stopped by this",
+            "the next call of a worker writes them again",
+        )
+    for name in names:
+        how = "can't be read" if name in look.state.unreadable or name in look.fields else "is missing"
+        how = "says what can't be" if name in look.fields and name not in look.state.unreadable else how
+        yield Finding(
+            f"damaged-{name.partition(':')[0]}",
+            look.key,
+            f"its field {name} {how}",
+            _effect(look, name),
+            "any call of a worker mends it, or `keepa-tokens doctor --repair` now",
+            mend="fields",
+        )
+
+
+def _effect(look: Look, name: str) -> str:
+    if name == "balance" and look.quota is not None:
+        unknown = "the balance counts as unknown, so the next call asks the server"
+        return unknown if look.quota.synced else "it counts as 0 and refills from there"
+    if name.startswith("hold:"):
+        return "that call's tokens are not set aside any more; its settle changes nothing"
+    return EFFECTS.get(name, "a safe value takes its place")
+
+
+def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
+    if any(other.quota not in {None, look.quota} for other in later):
+        yield Finding(
+            "terms-flap",
+            look.key,
+            "its terms change from one moment to the next: workers use it with different ones",
+            "capacity and refill are now those of the one, now those of the other",
+            "give all workers the same refill rate and options for this bucket",
+        )
+        return
+    terms_at: int | None = getattr(look.state, "terms_at", None)
+    ago = None if terms_at is None else (look.now_us - terms_at) / 1_000_000
+    if ago is not None and 0 <= ago < RECENT:
+        yield Finding(
+            "terms-changed",
+            look.key,
+            f"its terms changed {duration(ago)} ago",
+            "right after a change of plan or a deployment; else workers use it with different ones",
+            "look again in a minute; if they change again, give all workers the same terms",
+            fault=False,
+        )
+
+
+def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
+    if snapshot.refill == 0:
+        yield Finding(
+            "no-refill",
+            look.key,
+            "the net refill is 0",
+            "no token comes back, so whoever waits waits until this changes",
+            "reduce what is tracked on the key, or see whether its plan has ended; a reading brings the new rate",
+        )
+    recharge_to = snapshot.quota.recharge_to
+    if recharge_to is not None and recharge_to > snapshot.capacity:
+        yield Finding(
+            "recharge-too-high",
+            look.key,
+            f"workers wait for {recharge_to:,} tokens to recharge to; the bucket holds {snapshot.capacity:,}",
+            f"they wait for {snapshot.capacity:,} instead",
+            "set recharge_to below the capacity",
+            fault=False,
+        )
+
+
+def _others(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
+    if snapshot.kept_back:
+        yield Finding(
+            "kept-back",
+            look.key,
+            f"{count(snapshot.kept_back, 'token')} are kept back for somebody else who was seen to spend",
+            "workers get less than the whole refill, so that the others' calls and theirs are not refused",
+            "find the other program that uses this API key, and let it use this bucket too",
+        )
+        return
+    allowed = max(2 * snapshot.refill, snapshot.capacity // DRIFT_PART)
+    if snapshot.drift is not None and snapshot.drift < -allowed:
+        yield Finding(
+            "drift",
+            look.key,
+            f"at the last reading the server had {count(-snapshot.drift, 'token')} fewer than projected",
+            "calls may have been refused by the server; the balance is right again since",
+            "find what spends from this API key beside these workers, or settles too little",
+        )
+
+
+def _calls(look: Look) -> Iterator[Finding]:
+    for call in look.held_calls():
+        if call.left > 0 and call.age >= min(DEAD_PART * call.hold_for, DEAD_AFTER):
+            yield Finding("dead-hold", look.key, _dead(call), *_dead_means(look, call))
+
+
+def _dead(call: HeldCall) -> str:
+    label = f" of {call.label}" if call.label else ""
+    return f"a call{label} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead"
+
+
+def _dead_means(look: Look, call: HeldCall) -> tuple[str, str]:
+    charged = "they are charged then" if look.quota is None or look.quota.synced else "it is forgotten then"
+    return (
+        f"the tokens stay set aside for another {duration(call.left)}; {charged}",
+        f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
+    )

@@ -1,0 +1,174 @@
+"""`keepa-tokens doctor`, as click sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Final
+
+import click
+from rich.text import Text
+
+from ..bucket import TokenBucket
+from ..errors import StorageUnavailable
+from . import shell
+from .doctor import Finding, examine
+from .look import Look, all_buckets, look
+from .place import Place
+from .where import Where, with_bucket
+from .words import count
+
+LOOKS: Final = 4
+APART: Final = 0.05
+"""Real seconds between looks at one bucket, to see terms that change."""
+
+DAY: Final = 86_400.0
+
+
+@shell.command(
+    "what is wrong, its effect, its cure; --repair mends",
+    examples="""
+    keepa-tokens doctor --redis redis://127.0.0.1:6379
+    keepa-tokens doctor --redis redis://127.0.0.1:6379 --repair
+    KEEPA_API_KEY=... keepa-tokens doctor --redis redis://127.0.0.1:6379 --probe
+    """,
+    then="keepa-tokens watch     see it go on",
+)
+@with_bucket
+@click.option("--repair", is_flag=True, help="Mend what is safe to mend, and say what was changed.")
+@click.option("--probe", is_flag=True, help="Try the API key as well: ask the server, which costs no tokens.")
+@click.option("--base-url", default="https://api.keepa.com", show_default=True, help="Where --probe asks.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.pass_context
+def doctor_command(
+    ctx: click.Context, where: Where, *, repair: bool, probe: bool, base_url: str, as_json: bool
+) -> None:
+    """Say what is wrong with the server and the buckets: what, its effect, its cure.
+
+    Without KEY it looks at every bucket. It ends with 0 if nothing is wrong, with 1 if something is. To see whether the
+    server lets a worker work, it takes one token of a bucket of its own and deletes that.
+    """
+    facts: list[str] = []
+    findings: list[Finding] = []
+    mended: list[str] = []
+    gone: set[tuple[str, str]] = set()
+    with where.opened() as place:
+        looks = [_only(place, where)] if where.key else list(all_buckets(place))
+        facts += _server(place, looks, findings)
+        for seen in looks:
+            findings += _examined(place, seen)
+        if probe:
+            facts.append(_probe(place, where, base_url))
+        if repair:
+            wanted = {(finding.about, finding.mend) for finding in findings if finding.mend}
+            mended = [_mend(place, about, mend) for about, mend in sorted(wanted)]
+            left = [found for about, _ in wanted for found in _examined(place, look(place, about))]
+            left_codes = {(found.about, found.code) for found in left}
+            gone = {(found.about, found.code) for found in findings if found.mend} - left_codes
+    healthy = [seen.key for seen in looks if seen.key not in {finding.about for finding in findings}]
+    faults = sum(finding.fault and (finding.about, finding.code) not in gone for finding in findings)
+    if as_json:
+        told = [asdict(finding) for finding in findings]
+        shell.print_json({"ok": not faults, "facts": facts, "healthy": healthy, "findings": told, "mended": mended})
+    else:
+        _print(where.name, facts, healthy, findings)
+        _print_end(findings, mended, faults)
+    ctx.exit(shell.FINDINGS if faults else shell.WELL)
+
+
+def _only(place: Place, where: Where) -> Look:
+    seen = look(place, where.bucket(place))
+    if seen is None:
+        raise shell.RefusedError("the bucket is gone")
+    return seen
+
+
+def _again(place: Place, seen: Look) -> list[Look]:
+    later: list[Look] = []
+    for _ in range(LOOKS):
+        time.sleep(APART)
+        again = look(place, seen.key)
+        later += [] if again is None else [again]
+    return later
+
+
+def _server(place: Place, looks: Sequence[Look], findings: list[Finding]) -> list[str]:
+    try:
+        from .doctor_server import examine_server  # noqa: PLC0415 - needs a client for Redis
+        from .manager import stuck  # noqa: PLC0415
+        from .redis_place import RedisPlace  # noqa: PLC0415
+    except ImportError:
+        return []
+    if not isinstance(place, RedisPlace):
+        return []
+    seen = examine_server(place, plain=any(look.quota is not None and not look.quota.synced for look in looks))
+    findings += seen.findings
+    try:
+        findings += stuck(place, time.time())
+    except StorageUnavailable:
+        seen.facts.append("other keys may not be read by this user: no hand-made manager was looked for")
+    return seen.facts
+
+
+def _lifetime(place: Place, key: str) -> float | None:
+    try:
+        from .doctor_server import lifetime  # noqa: PLC0415
+        from .redis_place import RedisPlace  # noqa: PLC0415
+    except ImportError:
+        return None
+    return lifetime(place, key) if isinstance(place, RedisPlace) else None
+
+
+def _probe(place: Place, where: Where, base_url: str) -> str:
+    from .probe import ask_server  # noqa: PLC0415 - needs httpx
+
+    seen = look(place, where.bucket(place))
+    if seen is None:
+        raise shell.RefusedError("there is no bucket to compare the server with")
+    return f"Keepa {ask_server(place, seen, where.needed_api_key(), base_url).sentence()}"
+
+
+def _examined(place: Place, seen: Look | None) -> list[Finding]:
+    if seen is None:
+        return []
+    return list(examine(seen, later=_again(place, seen), lifetime=_lifetime(place, seen.key)))
+
+
+def _mend(place: Place, key: str, mend: str) -> str:
+    """Mend a bucket and return what was done."""
+    seen = look(place, key)
+    snapshot = None if seen is None else seen.snapshot()
+    if seen is None or seen.quota is None or snapshot is None:
+        return f"{key}: nothing, it is gone or its terms are lost"
+    if mend == "fields":
+        # Looking as a worker does writes what it mends.
+        TokenBucket(seen.quota, key=key, storage=place.storage, listener=lambda _: None).peek()
+        return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
+    place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
+    return f"{key}: its key ends a day after the bucket would be full; every use renews that"
+
+
+def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Sequence[Finding]) -> None:
+    console = shell.console()
+    shell.print_table(
+        [("looked at", name), *(("fine", fact) for fact in facts), *(("fine", f"bucket {key}") for key in healthy)]
+    )
+    for number, finding in enumerate(findings, 1):
+        console.print()
+        style = "bold red" if finding.fault else "bold yellow"
+        console.print(Text(f"{number}. {finding.about}: {finding.what}.", style))
+        shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
+
+
+def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) -> None:
+    console = shell.console()
+    console.print()
+    for words in mended:
+        console.print(Text(f"mended {words}", "green"))
+    before = sum(finding.fault for finding in findings)
+    if before:
+        left = f", {count(faults, 'is', 'are')} left" if mended else ""
+        console.print(Text(f"{count(before, 'fault')} found{left}.", "bold red" if faults else "bold green"))
+    else:
+        console.print(Text("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", "bold green"))

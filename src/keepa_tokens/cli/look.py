@@ -1,0 +1,127 @@
+"""One bucket at one moment: what is stored of it, and what the rules make of that. Writes nothing anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ..bucket import TokenBucket
+from ..errors import CostTooLarge
+from ..quota import Quota
+from ..rules.decision import Decision, Reason, Snapshot
+from ..rules.state import BucketState, Hold
+from ..storage.memory import MemoryStorage
+from ..units import MICROSECONDS
+from .place import Place
+
+COPY: Final = "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCall:
+    """A hold in flight. age, left: seconds since it was opened, and until it runs out."""
+
+    id: str
+    tokens: int
+    age: float
+    left: float
+    hold_for: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A bucket at `now_us` of its storage's time. quota: the terms last used; None where they are lost."""
+
+    key: str
+    now_us: int
+    fields: dict[str, str]
+    state: BucketState
+
+    @property
+    def quota(self) -> Quota | None:
+        """The terms last used; None where they are lost."""
+        return self.state.quota
+
+    def snapshot(self, tokens: int = 1) -> Snapshot | None:
+        """Return what `peek` would; None without terms."""
+        return None if self.quota is None else self._copy(self.quota).peek(tokens)
+
+    def ask(self, tokens: int) -> Decision | None:
+        """Return what a request for `tokens` would be told; None without terms."""
+        if self.quota is None:
+            return None
+        try:
+            return self._copy(self.quota).try_acquire(tokens)
+        except CostTooLarge:
+            return Decision(granted=False, reason=Reason.TOO_LARGE, balance=self.state.balance, retry_after=math.inf)
+
+    def held_calls(self) -> list[HeldCall]:
+        """Return the holds in flight, the oldest first."""
+        calls = [self._held(hold_id, hold) for hold_id, hold in self.state.holds.items() if hold.in_flight]
+        return sorted(calls, key=lambda call: -call.age)
+
+    def next_step(self, snapshot: Snapshot) -> float:
+        """Return the seconds until the next refill step, or the next token of a smooth refill."""
+        since_us = max(0, self.now_us - (self.state.refilled_at or self.now_us))
+        step_us = round(snapshot.period * MICROSECONDS)
+        if self.quota is not None and not self.quota.stepped:
+            step_us = max(1, step_us // max(1, snapshot.refill))
+        return (step_us - since_us % step_us) / MICROSECONDS
+
+    def paused_for(self) -> float:
+        """Return the seconds until a pause ends; 0: there is none."""
+        until: int = getattr(self.state, "paused_until", None) or 0
+        return max(0, until - self.now_us) / MICROSECONDS
+
+    def _copy(self, quota: Quota) -> TokenBucket:
+        storage = MemoryStorage()
+        storage.load(COPY, self.state)
+        return TokenBucket(quota, key=COPY, storage=storage, clock=StandingClock(self.now_us), listener=lambda _: None)
+
+    def _held(self, hold_id: str, hold: Hold) -> HeldCall:
+        left = (hold.expires_at - self.now_us) / MICROSECONDS
+        hold_for = hold.hold_for / MICROSECONDS
+        return HeldCall(hold_id, hold.tokens, max(0.0, hold_for - left), left, hold_for, getattr(hold, "label", ""))
+
+
+def look(place: Place, key: str) -> Look | None:
+    """Look at a bucket; None: there is none. Raises StorageUnavailable."""
+    fields = place.fields(key)
+    if fields is None:
+        return None
+    return Look(key, place.now_us(), fields, BucketState.from_fields(fields))
+
+
+def all_buckets(place: Place) -> Iterator[Look]:
+    """Look at every bucket, in the order of their keys."""
+    for key in sorted(place.storage.keys()):
+        seen = look(place, key)
+        if seen is not None:
+            yield seen
+
+
+def waiting(snapshot: Snapshot) -> tuple[int, int]:
+    """Return how many callers stand in line, and the tokens that they want."""
+    return getattr(snapshot, "waiting", 0), getattr(snapshot, "wanted", 0)
+
+
+class StandingClock:
+    """A clock that stands still: a copy of a bucket is asked at the moment of the look."""
+
+    def __init__(self, now_us: int) -> None:
+        self._now_us = now_us
+
+    def now_us(self) -> int:
+        """Return the moment."""
+        return self._now_us
+
+    def sleep(self, seconds: float, /) -> None:
+        """Raise: a copy is only asked, it never waits."""
+        raise RuntimeError(f"a copy of a bucket can't wait for {seconds} s")
+
+    async def asleep(self, seconds: float, /) -> None:
+        """Raise: a copy is only asked, it never waits."""
+        self.sleep(seconds)

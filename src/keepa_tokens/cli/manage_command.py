@@ -1,0 +1,154 @@
+"""`keepa-tokens pause`, `resume`, `reset` and `release`, as click sees them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final, cast
+
+import click
+
+from ..bucket import TokenBucket
+from ..rules.commands import Cancel
+from . import shell, status
+from .look import Look, look
+from .place import Place
+from .where import Where, with_bucket
+from .words import count, duration
+
+UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+DAY: Final = 86_400
+SPAN: Final = re.compile(r"(?:\d+[smhd])+", re.ASCII)
+
+
+def _span(_: click.Context, __: click.Parameter, said: str) -> int:
+    """Return the seconds of 90s, 30m or 1h30m."""
+    said = said.strip().lower()
+    seconds = sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", said))
+    if not SPAN.fullmatch(said) or not 0 < seconds <= DAY:
+        raise click.BadParameter(f"{said!r} is no duration up to a day: write 90s, 30m, 1h30m")
+    return seconds
+
+
+@shell.command(
+    "let no call go for a while",
+    examples="""
+    keepa-tokens pause --redis redis://127.0.0.1:6379 --for 30m
+    """,
+    then="keepa-tokens resume     ends it earlier",
+)
+@with_bucket
+@click.option(
+    "--for", "span", callback=_span, default="1h", show_default=True, help="How long: 90s, 30m, 1h30m; a day at most."
+)
+def pause_command(where: Where, *, span: int) -> None:
+    """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
+    with where.opened() as place:
+        seen = _known(place, where)
+        _pause(place, seen, span)
+        click.echo(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
+
+
+@shell.command(
+    "end a pause",
+    examples="""
+    keepa-tokens resume --redis redis://127.0.0.1:6379
+    """,
+    then="keepa-tokens status",
+)
+@with_bucket
+def resume_command(where: Where) -> None:
+    """End a pause."""
+    with where.opened() as place:
+        seen = _known(place, where)
+        left = seen.paused_for()
+        if not left:
+            click.echo(f"{seen.key} was not paused; nothing was changed.")
+            return
+        _pause(place, seen, 0)
+        click.echo(f"{seen.key} goes on; {duration(left)} of its pause were left.")
+
+
+@shell.command(
+    "forget a bucket",
+    examples="""
+    keepa-tokens reset --redis redis://127.0.0.1:6379
+    """,
+    then="keepa-tokens status     once a worker has made its first call",
+)
+@with_bucket
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def reset_command(where: Where, *, yes: bool) -> None:
+    """Forget a bucket: the next call makes a new one.
+
+    A plain one begins full, one that follows a server unknown until that was asked.
+    """
+    with where.opened() as place:
+        key = where.bucket(place)
+        seen = look(place, key)
+        lost = {} if seen is None else dict(status.sentences(seen))
+        what = f"balance {lost.get('balance', 'unknown')}; available {lost.get('available', 'unknown')}"
+        _ask_twice(f"This forgets the bucket {key} ({what}).", key, yes=yes)
+        place.delete(key)
+        click.echo(f"{key} is forgotten: the next call of a worker makes a new bucket.")
+
+
+@shell.command(
+    "give back what a dead call holds",
+    examples="""
+    keepa-tokens release --redis redis://127.0.0.1:6379 3253b0b4
+    """,
+    then="keepa-tokens status     what is held now",
+)
+@click.argument("hold_id", metavar="HOLD")
+@with_bucket
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
+    """Give back what a call holds that was certainly never sent, e.g. of a worker that died.
+
+    HOLD is its id, or the beginning of it, as `doctor` and `status --json` show it. If the server did charge the call,
+    the next reading says so.
+    """
+    with where.opened() as place:
+        seen = _known(place, where)
+        held = [call for call in seen.held_calls() if call.id.startswith(hold_id)]
+        if len(held) != 1:
+            there = ", ".join(f"{call.id} ({call.tokens})" for call in seen.held_calls()) or "none"
+            raise shell.RefusedError(f"{len(held)} calls in flight begin with {hold_id!r}; there are: {there}")
+        (call,) = held
+        what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
+        _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
+        if seen.quota is None:
+            raise shell.RefusedError("the terms of the bucket are lost: a worker's next call writes them again")
+        outcome = place.storage.apply(seen.key, seen.quota, Cancel(call.id))
+        click.echo(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
+
+
+def _known(place: Place, where: Where) -> Look:
+    key = where.bucket(place)
+    seen = look(place, key)
+    if seen is None or seen.quota is None:
+        raise shell.RefusedError(f"the bucket {key!r} is gone, or its terms are lost: a worker's next call writes them")
+    return seen
+
+
+def _pause(place: Place, seen: Look, seconds: int) -> None:
+    if seen.quota is None:
+        raise shell.RefusedError("the terms of the bucket are lost")
+    bucket = TokenBucket(seen.quota, key=seen.key, storage=place.storage, listener=lambda _: None)
+    pause = cast("Callable[[float], object] | None", getattr(bucket, "pause", None))
+    if pause is None:
+        raise shell.RefusedError("this release can't pause a bucket yet")
+    pause(seconds)
+
+
+def _ask_twice(what: str, word: str, *, yes: bool) -> None:
+    """Ask whether to do what can't be undone, and once more for a word; `--yes` answers both."""
+    if yes:
+        return
+    click.echo(what, err=True)
+    if not click.confirm("Go on?", err=True):
+        raise shell.RefusedError("nothing was changed")
+    said = click.prompt(f"It can't be undone. Type {word} to do it", err=True, default="", show_default=False)
+    if str(said).strip() != word:
+        raise shell.RefusedError("that is not it; nothing was changed")

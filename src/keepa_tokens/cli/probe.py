@@ -1,0 +1,58 @@
+"""Asking the server by hand, with both balances to show. Needs httpx."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from ..bucket import TokenBucket
+from ..keepa.probe import http_probe
+from ..keepa.reading import envelope
+from ..keepa.sync import KeepaSync
+from .look import Look
+from .place import Place
+from .shell import KeyRefusedError
+
+REFUSALS: Final = frozenset({400, 401, 402, 403})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said. projected, said: the bucket's balance before, and the server's; None: unknown."""
+
+    projected: int | None
+    said: int | None
+    why_not: str = ""
+
+    def sentence(self) -> str:
+        """Return both balances in words."""
+        if self.said is None:
+            return f"no balance: {self.why_not}"
+        if self.projected is None:
+            return f"says {self.said:,}; the bucket knew nothing"
+        apart = self.said - self.projected
+        return f"says {self.said:,}; the bucket projected {self.projected:,}" + f" ({apart:+,})" * bool(apart)
+
+
+def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
+    """Ask the server, once, and let the bucket take what it says.
+
+    Raises KeyRefusedError where the server doesn't take the key.
+    """
+    snapshot = look.snapshot()
+    if look.quota is None or snapshot is None or not look.quota.synced:
+        return Answer(None, None, "this bucket follows no server")
+    try:
+        status, body = http_probe(api_key, base_url=base_url)()
+    except httpx.HTTPError as error:  # by its type alone: its text can hold the URL, and so the key
+        return Answer(snapshot.balance, None, f"asking it failed ({type(error).__name__})")
+    heard = envelope(body)
+    if heard.reading is None and status in REFUSALS:
+        raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
+    if heard.reading is None:
+        return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
+    bucket = TokenBucket(look.quota, key=look.key, storage=place.storage, listener=lambda _: None)
+    KeepaSync(bucket).observe(body, status=status)
+    return Answer(snapshot.balance, heard.reading.balance)

@@ -1,0 +1,268 @@
+"""Would this plan do? The rules and the model of the server, run through days of a load in a second. Pure.
+
+Workers ask, wait as they are told, call, settle. Nothing is real but the rules: time jumps from event to event.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..bucket import TokenBucket
+from ..errors import ConfigError, NotEnoughTokens
+from ..keepa.costs import estimate
+from ..keepa.quota import keepa_quota
+from ..keepa.sync import Call, KeepaSync
+from ..storage.memory import MemoryStorage
+from ..testing.clock import ManualClock
+from ..testing.fake_keepa import FakeKeepa, Ticket
+
+EPOCH: Final = 1_780_000_000.0
+DAY: Final = 86_400.0
+HOUR: Final = 3600.0
+LATENCY: Final = (1.0, 6.0)
+REST: Final = 1.0
+OTHERS_EVERY: Final = 300.0
+LONGEST_POLL: Final = 3600.0
+POINTS: Final = 400
+ENOUGH_USED: Final = 0.95
+
+KINDS: Final = ("product", "offers", "search", "query", "bestsellers", "deal", "seller", "category")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of call. items: products or sellers in it. weight: how often, beside the others."""
+
+    name: str
+    items: int
+    weight: float
+
+    @property
+    def path(self) -> str:
+        """The path that it asks for."""
+        return "/product" if self.name == "offers" else f"/{self.name}"
+
+    def params(self, chance: random.Random) -> dict[str, str]:
+        """Return the parameters of one call."""
+        codes = ",".join(f"B0{chance.randrange(10**8):08d}" for _ in range(self.items))
+        match self.name:
+            case "product":
+                return {"asin": codes}
+            case "offers":
+                return {"asin": codes, "offers": "20"}
+            case "search":
+                return {"type": "product", "term": codes[:10], "page": "0"}
+            case "query":
+                return {"selection": '{"perPage": 100}'}
+            case "bestsellers":
+                return {"domain": "1", "category": "1"}
+            case "seller":
+                return {"domain": "1", "seller": codes}
+            case "category":
+                return {"domain": "1", "category": "1"}
+            case _:
+                return {"selection": '{"domainId": 1, "page": 0}'}
+
+
+def parse_mix(said: str) -> list[Kind]:
+    """Return the kinds of `product:10=70,search=30`: a name, how many items are in a call, and how often it comes."""
+    kinds: list[Kind] = []
+    for part in said.split(","):
+        name_items, _, weight = part.strip().partition("=")
+        name, _, items = name_items.partition(":")
+        try:
+            kind = Kind(name, int(items or 1), float(weight or 1))
+        except ValueError:
+            raise ConfigError(f"{part.strip()!r} is no kind of call: write product:10=70 or search=30") from None
+        if name not in KINDS:
+            raise ConfigError(f"{name!r} is no kind of call: there are {', '.join(KINDS)}")
+        if not 1 <= kind.items <= 100 or not 0 < kind.weight < 1e9:  # noqa: PLR2004 - as many as Keepa takes
+            raise ConfigError(f"{part.strip()!r}: a call has 1 to 100 items, and a weight above 0")
+        kinds.append(kind)
+    return kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is to be done.
+
+    backlog: calls at the start. per_hour: calls that come on top. outside: tokens an hour that others spend. faults:
+    the part of calls that get no answer. days: when to give up.
+    """
+
+    mix: Sequence[Kind]
+    backlog: int
+    per_hour: float = 0.0
+    workers: int = 4
+    outside: float = 0.0
+    faults: float = 0.0
+    days: float = 7.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of it at one rate. done_at: seconds until nothing was left; None: not within the days.
+
+    left: calls not done, over time. waits: seconds that calls waited.
+    """
+
+    rate: int
+    done_at: float | None = None
+    seconds: float = 0.0
+    calls: int = 0
+    tokens: int = 0
+    minted: int = 0
+    refused: int = 0
+    failed: int = 0
+    probes: int = 0
+    remaining: int = 0
+    waits: list[float] = field(default_factory=list[float])
+    left: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+
+    @property
+    def used(self) -> float:
+        """The part of the tokens there were that was spent."""
+        return self.tokens / self.minted if self.minted else 0.0
+
+    @property
+    def median_wait(self) -> float:
+        """Seconds that the middle call waited."""
+        return statistics.median(self.waits) if self.waits else 0.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """Somebody who does one call after the other. since: when the call at hand was first asked for."""
+
+    number: int
+    kind: Kind | None = None
+    params: dict[str, str] = field(default_factory=dict[str, str])
+    since: float = 0.0
+    flight: tuple[Call, Ticket] | None = None
+
+
+class Run:
+    """One load at one rate."""
+
+    def __init__(self, load: Load, rate: int) -> None:
+        self._load = load
+        self._clock = ManualClock(EPOCH)
+        self._fake = FakeKeepa(refill_rate=rate, clock=self._clock, seed=load.seed, epoch=EPOCH)
+        bucket = TokenBucket(
+            keepa_quota(rate), key="simulated", storage=MemoryStorage(), clock=self._clock, listener=lambda _: None
+        )
+        self._sync = KeepaSync(bucket, probe=self._fake.probe)
+        self._chance = random.Random(f"{load.seed}")  # noqa: S311 - a load, repeatable by its seed
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Worker | None]] = []
+        self._left, self._arrived, self._now = load.backlog, 0, 0.0
+        self.result = Result(rate)
+
+    def play(self, progress: Callable[[float], None]) -> Result:
+        """Run until nothing is left, or the days are over. progress: is told the part of the days that is done."""
+        load, result, end = self._load, self.result, self._load.days * DAY
+        for number in range(load.workers):
+            self._at(number * REST / load.workers, Worker(number))
+        if load.outside:
+            self._at(0.0, None)
+        step = end / POINTS
+        while self._events and self._events[0][0] <= end:
+            self._now, _, worker = heapq.heappop(self._events)
+            self._clock.set(EPOCH + self._now)
+            self._arrive()
+            if not result.left or self._now >= result.left[-1][0] + step:
+                result.left.append((self._now, self._left))
+                progress(self._now / end)
+            if worker is None:
+                spent = int(load.outside * self._now / HOUR)
+                self._fake.spend_outside(spent - self._fake.spent_outside)
+                self._at(self._now + OTHERS_EVERY, None)
+            else:
+                self._turn(worker)
+            if result.done_at is not None and not load.per_hour:
+                break
+        result.seconds = self._now
+        result.left.append((self._now, self._left))
+        result.remaining = self._left
+        result.tokens = self._fake.spent
+        result.minted = self._fake.minted + self._fake.wasted + self._fake.capacity
+        result.refused, result.probes = self._fake.refused, self._fake.token_calls
+        progress(1.0)
+        return result
+
+    def _at(self, when: float, worker: Worker | None) -> None:
+        heapq.heappush(self._events, (when, next(self._order), worker))
+
+    def _arrive(self) -> None:
+        come = int(self._load.per_hour * self._now / HOUR - self._arrived)
+        self._arrived += come
+        self._left += come
+
+    def _turn(self, worker: Worker) -> None:
+        """Let a worker do its next thing."""
+        if worker.flight is not None:
+            self._land(worker)
+        elif worker.kind is not None:
+            self._ask(worker, worker.kind)
+        elif self._left > 0:
+            self._left -= 1
+            weights = [kind.weight for kind in self._load.mix]
+            (worker.kind,) = self._chance.choices(self._load.mix, weights)
+            worker.params, worker.since = worker.kind.params(self._chance), self._now
+            self._ask(worker, worker.kind)
+        else:
+            self._at(self._now + (LONGEST_POLL if not self._load.per_hour else 60 * REST), worker)
+
+    def _ask(self, worker: Worker, kind: Kind) -> None:
+        try:
+            call = self._sync.try_request(estimate(kind.path, worker.params))
+        except NotEnoughTokens as refused:
+            self._at(self._now + min(LONGEST_POLL, max(REST, refused.retry_after)), worker)
+            return
+        if self._chance.random() < self._load.faults:
+            charged = self._chance.random() < 0.5  # noqa: PLR2004 - nobody knows
+            self._fake.fail_next(1, "timeout_charged" if charged else "timeout_uncharged", path=kind.path)
+        worker.flight = call, self._fake.begin(kind.path, worker.params)
+        self._at(self._now + self._chance.uniform(*LATENCY), worker)
+
+    def _land(self, worker: Worker) -> None:
+        if worker.flight is None:
+            return
+        (call, ticket), worker.flight = worker.flight, None
+        try:
+            answer = self._fake.finish(ticket)
+        except (TimeoutError, ConnectionError):
+            call.settle(None)
+            self.result.failed += 1
+            self._at(self._now + REST, worker)
+            return
+        call.settle(answer.content, status=answer.status)
+        if call.refused:
+            self._at(self._now + REST, worker)
+            return
+        self.result.calls += 1
+        self.result.waits.append(max(0.0, self._now - worker.since))
+        worker.kind = None
+        self._at(self._now + REST, worker)
+        if self.result.done_at is None and self.result.calls == self._load.backlog + self._arrived:
+            self.result.done_at = self._now
+
+
+def simulate(load: Load, rate: int, progress: Callable[[float], None] = lambda _: None) -> Result:
+    """Return what comes of a load at a rate of tokens a minute."""
+    return Run(load, rate).play(progress)
+
+
+def demand(load: Load) -> float:
+    """Return the tokens an hour that come on top, by the estimates of the cost table."""
+    chance = random.Random(f"{load.seed}")  # noqa: S311 - repeatable by its seed
+    weight = sum(kind.weight for kind in load.mix)
+    mean = sum(kind.weight * estimate(kind.path, kind.params(chance)) for kind in load.mix) / weight
+    return mean * load.per_hour + load.outside

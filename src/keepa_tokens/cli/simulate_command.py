@@ -1,0 +1,194 @@
+"""`keepa-tokens simulate`, as click sees it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Final
+
+import click
+
+from . import shell
+from .simulate import DAY, HOUR, KINDS, Load, Result, demand, parse_mix, simulate
+from .words import duration
+
+WIDTH: Final = 720
+HEIGHT: Final = 320
+MARGIN: Final = 56
+COLOURS: Final = ("#1a7f5a", "#2f6fb2", "#c2453a", "#8a5fb0", "#b07a1a", "#5f6a76")
+DASHES: Final = ("", "8 4", "2 4", "12 4 2 4", "4 2", "1 3")
+INK: Final = "#1f2933"
+MOST_RATE: Final = 10_000
+
+
+def rates_of(said: str) -> list[int]:
+    """Return the rates of `5,20,60`."""
+    try:
+        rates = [int(part) for part in said.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(1 <= rate <= MOST_RATE for rate in rates):
+        raise shell.RefusedError(f"--rates {said!r}: write tokens a minute, such as 5,20,60")
+    return sorted(set(rates))
+
+
+@shell.command(
+    "try a plan before you buy it",
+    examples="""
+    keepa-tokens simulate --backlog 2000 --mix product:10=70,offers:2=20,search=10
+    keepa-tokens simulate --rates 20,60 --backlog 0 --per-hour 100 --days 2 --svg plan.svg
+    """,
+    then="keepa-tokens demo     see the bucket at work",
+)
+@click.option("--rates", default="5,20,60", show_default=True, help="Plans to compare, in tokens a minute.")
+@click.option("--backlog", type=click.IntRange(0, 1_000_000), default=1000, show_default=True, help="Calls to be done.")
+@click.option("--per-hour", type=click.FloatRange(0, 100_000), default=0.0, help="Calls that come on top, an hour.")
+@click.option(
+    "--mix",
+    default="product:10=70,offers:2=20,search=10",
+    show_default=True,
+    help=f"Kinds of calls: name:items=weight, of {', '.join(KINDS)}.",
+)
+@click.option("--workers", type=click.IntRange(1, 200), default=4, show_default=True)
+@click.option("--outside", type=click.FloatRange(0, 1e6), default=0.0, help="Tokens an hour that others spend.")
+@click.option("--faults", type=click.FloatRange(0, 50), default=0.0, help="Percent of calls that get no answer.")
+@click.option("--days", type=click.FloatRange(0.01, 60), default=7.0, show_default=True, help="When to give up.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which calls come in which order.")
+@click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Write a chart of what is left over time.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.pass_context
+def simulate_command(
+    ctx: click.Context,
+    *,
+    rates: str,
+    backlog: int,
+    per_hour: float,
+    mix: str,
+    workers: int,
+    outside: float,
+    faults: float,
+    days: float,
+    seed: int,
+    svg: str | None,
+    as_json: bool,
+) -> None:
+    """Try a plan before you buy it: say when the work is done, and which plan is enough.
+
+    It runs the rules of this library and a model of the server in virtual time. It ends with 0 if a plan is enough,
+    with 1 if none is.
+    """
+    load = Load(parse_mix(mix), backlog, per_hour, workers, outside, faults / 100, days, seed)
+    results = _run(load, rates_of(rates))
+    if svg is not None:
+        Path(svg).write_text(chart(load, results), encoding="utf-8")
+    if as_json:
+        shell.print_json({"demand_per_hour": demand(load), "plans": [_document(load, result) for result in results]})
+    else:
+        for line in table(load, results):
+            click.echo(line)
+        click.echo(verdict(load, results))
+    ctx.exit(shell.WELL if any(is_enough(load, result) for result in results) else shell.FINDINGS)
+
+
+def _run(load: Load, rates: Sequence[int]) -> list[Result]:
+    results: list[Result] = []
+    for rate in rates:
+        hidden = not sys.stderr.isatty()
+        with click.progressbar(length=1000, label=f"{rate:>6} a minute", file=sys.stderr, hidden=hidden) as progress:
+            done = 0
+
+            def move(part: float) -> None:
+                nonlocal done
+                progress.update(round(1000 * part) - done)
+                done = round(1000 * part)
+
+            results.append(simulate(load, rate, move))
+    return results
+
+
+def is_enough(load: Load, result: Result) -> bool:
+    """Whether the work is done within the days, and what comes on top is less than what refills."""
+    return result.done_at is not None and demand(load) < result.rate * HOUR / 60
+
+
+def table(load: Load, results: Sequence[Result]) -> list[str]:
+    """Return what came of each plan, a line each below a heading."""
+    rows = [("PLAN", "DONE AFTER", "CALLS", "LEFT", "TOKENS", "USED", "WAIT", "LONGEST", "REFUSED", "ENOUGH")]
+    rows += [
+        (
+            f"{result.rate}/min",
+            "-" if result.done_at is None else duration(result.done_at),
+            f"{result.calls:,}",
+            f"{result.remaining:,}",
+            f"{result.tokens:,}",
+            f"{100 * result.used:.0f} %",
+            duration(result.median_wait),
+            duration(max(result.waits, default=0.0)),
+            str(result.refused),
+            "yes" if is_enough(load, result) else "no",
+        )
+        for result in results
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def verdict(load: Load, results: Sequence[Result]) -> str:
+    """Return the answer in a sentence."""
+    enough = next((result for result in results if is_enough(load, result)), None)
+    if enough is None:
+        needed = demand(load) / 60
+        why = f"{needed:,.1f} tokens a minute are needed" if load.per_hour else f"it takes more than {load.days:g} days"
+        return f"None of these plans is enough: {why}."
+    spare = f"; {demand(load) / 60:,.1f} tokens a minute are needed for what comes on top" if load.per_hour else ""
+    return f"{enough.rate} tokens a minute are enough: done after {duration(enough.done_at or 0.0)}{spare}."
+
+
+def _document(load: Load, result: Result) -> dict[str, object]:
+    return {
+        "rate": result.rate,
+        "enough": is_enough(load, result),
+        "done_after": result.done_at,
+        "calls": result.calls,
+        "left": result.remaining,
+        "tokens": result.tokens,
+        "used": result.used,
+        "median_wait": result.median_wait,
+        "longest_wait": max(result.waits, default=0.0),
+        "refused": result.refused,
+        "failed": result.failed,
+        "probes": result.probes,
+    }
+
+
+def chart(load: Load, results: Sequence[Result]) -> str:
+    """Return a chart, as SVG, of the calls that are left over time: lines differ by colour and by dash."""
+    span = max((result.seconds for result in results), default=1.0) or 1.0
+    most = max([1, *(left for result in results for _, left in result.left)])
+    across, down = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
+    unit, name = (DAY, "days") if span > 2 * DAY else (HOUR, "hours")
+    font = f'font-family="sans-serif" font-size="12" fill="{INK}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {font}>',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        f'<text x="{MARGIN}" y="24" font-size="15">Calls left, {load.workers} workers</text>',
+        f'<path d="M{MARGIN} {MARGIN}V{MARGIN + down}H{MARGIN + across}" fill="none" stroke="{INK}"/>',
+        f'<text x="{MARGIN - 6}" y="{MARGIN + 4}" text-anchor="end">{most:,}</text>',
+        f'<text x="{MARGIN - 6}" y="{MARGIN + down}" text-anchor="end">0</text>',
+        f'<text x="{MARGIN + across}" y="{MARGIN + down + 18}" text-anchor="end">{span / unit:.1f} {name}</text>',
+    ]
+    for place, result in enumerate(results):
+        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+        points = " ".join(
+            f"{MARGIN + across * at / span:.1f},{MARGIN + down * (1 - left / most):.1f}" for at, left in result.left
+        )
+        x, y = MARGIN + across - 120, MARGIN + 18 * place
+        line = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash or "none"}"'
+        parts += [
+            f'<polyline points="{points}" {line}/>',
+            f'<path d="M{x} {y}h30" {line}/>',
+            f'<text x="{x + 38}" y="{y + 4}">{escape(f"{result.rate} a minute")}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,0 +1,215 @@
+"""A bucket in sentences, and as a document. Pure: a look goes in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from ..rules.decision import Decision, Reason, Snapshot
+from .look import Look, waiting
+from .view import bar
+from .words import count, duration
+
+CALLS: Final = (10, 150)
+"""What a small and a large call cost: what they would get is told."""
+
+BAR: Final = 30
+
+WHY: Final = {
+    Reason.EMPTY: "too few tokens",
+    Reason.RECHARGING: "the bucket recharges and is closed until then",
+    Reason.UNKNOWN: "the balance is unknown; the next caller asks the server",
+    Reason.TOO_LARGE: "more than the bucket ever lets through",
+    "IN_FLIGHT": "others hold the tokens; they may be back any moment",
+    "PAUSED": "the bucket is paused",
+}
+
+
+def state_of(look: Look, snapshot: Snapshot | None) -> str:
+    """Return how a bucket is, in a word or two."""
+    if snapshot is None:
+        return "terms lost"
+    if look.paused_for() > 0:
+        return "paused"
+    if snapshot.balance is None:
+        return "unknown"
+    if snapshot.closed_for > 0:
+        return "recharging"
+    if snapshot.refill == 0:
+        return "no refill"
+    return "open" if snapshot.retry_after <= 0 else "empty"
+
+
+def headline(look: Look) -> str:
+    """Return how a bucket is, in a sentence."""
+    state, snapshot, small = state_of(look, look.snapshot()), look.snapshot(), CALLS[0]
+    if snapshot is None or state in {"paused", "no refill", "terms lost"}:
+        return f"{look.key}: {state}."
+    if state == "open":
+        return f"{look.key}: open, calls go at once."
+    return f"{look.key}: {state}, a call of {small} {_when(look.ask(small))}."
+
+
+def sentences(look: Look) -> list[tuple[str, str]]:
+    """Return all there is to say of a bucket, each with its name."""
+    snapshot = look.snapshot()
+    if snapshot is None:
+        return [("terms", "lost: nobody can tell what it holds; `keepa-tokens doctor` says more")]
+    lines = [
+        ("terms", _terms(look, snapshot)),
+        ("balance", _balance(snapshot)),
+        ("available", _available(look, snapshot)),
+        ("kept back", _kept_back(snapshot)),
+        ("next step", _next_step(look, snapshot)),
+        *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
+        ("waiting", _waiting(snapshot)),
+    ]
+    if look.paused_for() > 0:
+        lines.insert(1, ("paused", f"for another {duration(look.paused_for())}; `keepa-tokens resume` ends it"))
+    if snapshot.quota.synced:
+        lines.append(("reading", _reading(snapshot)))
+    lines.append(("mended", ", ".join(snapshot.repaired) or "nothing had to be"))
+    return lines
+
+
+def _terms(look: Look, snapshot: Snapshot) -> str:
+    kind = "follows the server" if snapshot.quota.synced else "keeps its own books"
+    unit = "" if snapshot.quota.stepped else ", evenly"
+    every = "a minute" if snapshot.period in {60.0, 60.5} else f"every {duration(snapshot.period)}"
+    told = ""
+    if look.quota is not None and (snapshot.refill, snapshot.capacity) != (look.quota.refill, look.quota.capacity):
+        told = f" (the server says so; the workers were told {look.quota.refill:,})"
+    return f"{count(snapshot.refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
+
+
+def _balance(snapshot: Snapshot) -> str:
+    if snapshot.balance is None:
+        return f"unknown of {snapshot.capacity:,}; nothing goes until the server was asked, which the next caller does"
+    drawn = bar(snapshot.balance / snapshot.capacity, BAR)
+    return f"{snapshot.balance:,} of {snapshot.capacity:,}  {drawn}"
+
+
+def _available(look: Look, snapshot: Snapshot) -> str:
+    calls = look.held_calls()
+    amount = "unknown" if snapshot.available is None else f"{snapshot.available:,}"
+    if not calls:
+        return f"{amount}; no call is in flight"
+    oldest = calls[0]
+    label = f", {oldest.label}" if oldest.label else ""
+    beside = "held" if snapshot.quota.synced else "taken"
+    oldest_for = f"the oldest for {duration(oldest.age)}{label}"
+    return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
+
+
+def _kept_back(snapshot: Snapshot) -> str:
+    if not snapshot.kept_back:
+        return "nothing"
+    return f"{count(snapshot.kept_back, 'token')}, for somebody else who was seen to spend"
+
+
+def _next_step(look: Look, snapshot: Snapshot) -> str:
+    if snapshot.refill == 0:
+        return "never: the net refill is 0"
+    if snapshot.balance is not None and snapshot.balance >= snapshot.capacity:
+        return "none: the bucket is full"
+    gain = snapshot.refill if snapshot.quota.stepped else 1
+    full = "" if math.isinf(snapshot.full_in) else f"; full in {duration(snapshot.full_in)}"
+    return f"{gain:+,} in {duration(look.next_step(snapshot))}{full}"
+
+
+def _call(decision: Decision | None) -> str:
+    when = _when(decision)
+    if decision is None or decision.granted:
+        return when
+    return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
+
+
+def _when(decision: Decision | None) -> str:
+    if decision is None or decision.granted:
+        return "goes at once"
+    if math.isinf(decision.retry_after):
+        return "never goes"
+    return f"goes in {duration(decision.retry_after)} at the latest"
+
+
+def _waiting(snapshot: Snapshot) -> str:
+    callers, wanted = waiting(snapshot)
+    return f"{count(callers, 'caller')}, for {count(wanted, 'token')}" if callers else "nobody"
+
+
+def _reading(snapshot: Snapshot) -> str:
+    if snapshot.reading_age is None:
+        return "none yet: the server was never asked"
+    age = f"{duration(snapshot.reading_age)} old"
+    if not snapshot.drift:
+        return f"{age}, as projected" if snapshot.drift == 0 else age
+    than = "fewer than projected" if snapshot.drift < 0 else "more than projected"
+    return f"{age}; the server had {count(abs(snapshot.drift), 'token')} {than}"
+
+
+def document(look: Look) -> dict[str, object]:
+    """Return a bucket for machines. Durations are seconds; null: never, or unknown."""
+    snapshot = look.snapshot()
+    if snapshot is None:
+        return {"key": look.key, "state": state_of(look, None)}
+    callers, wanted = waiting(snapshot)
+    return {
+        "key": look.key,
+        "state": state_of(look, snapshot),
+        "balance": snapshot.balance,
+        "capacity": snapshot.capacity,
+        "refill": snapshot.refill,
+        "period": snapshot.period,
+        "synced": snapshot.quota.synced,
+        "available": snapshot.available,
+        "held": snapshot.held,
+        "holds": [
+            {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.left, "label": call.label}
+            for call in look.held_calls()
+        ],
+        "kept_back": snapshot.kept_back,
+        "next_step_in": look.next_step(snapshot) if snapshot.refill else None,
+        "full_in": _finite(snapshot.full_in),
+        "closed_for": snapshot.closed_for,
+        "paused_for": look.paused_for(),
+        "bound": _finite(snapshot.bound),
+        "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
+        "waiting": callers,
+        "wanted": wanted,
+        "reading_age": snapshot.reading_age,
+        "drift": snapshot.drift,
+        "repaired": list(snapshot.repaired),
+    }
+
+
+def _call_document(tokens: int, decision: Decision | None) -> dict[str, object]:
+    if decision is None:
+        return {"tokens": tokens, "granted": None}
+    wait = _finite(decision.retry_after)
+    return {"tokens": tokens, "granted": decision.granted, "reason": str(decision.reason), "retry_after": wait}
+
+
+def _finite(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds
+
+
+def table(looks: Sequence[Look]) -> list[str]:
+    """Return a table of buckets, a line each below a heading."""
+    rows = [("BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING")]
+    for look in looks:
+        snapshot = look.snapshot()
+        if snapshot is None:
+            rows.append((look.key, state_of(look, None), "?", "?", "?", "?", "?"))
+            continue
+        balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
+        age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
+        callers = str(waiting(snapshot)[0])
+        of = f"{balance}/{snapshot.capacity:,}"
+        rows.append((look.key, state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(_cell(cell, widths[at], at) for at, cell in enumerate(row)).rstrip() for row in rows]
+
+
+def _cell(text: str, width: int, column: int) -> str:
+    return f"{text:<{width}}" if column < 2 else f"{text:>{width}}"  # noqa: PLR2004 - names left, numbers right

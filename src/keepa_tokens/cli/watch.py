@@ -1,0 +1,186 @@
+"""A bucket over time, as a picture and as lines. Pure: looks go in, one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ..rules.decision import Snapshot
+from ..units import MICROSECONDS
+from .look import HeldCall, Look, waiting
+from .status import CALLS, WHY, state_of
+from .view import Curve, Lane, Picture
+from .words import count, duration
+
+HOUR_US: Final = 3600 * MICROSECONDS
+MINUTE_US: Final = 60 * MICROSECONDS
+MOST_POINTS: Final = 7200
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The balance, and what of it nobody holds, at a moment."""
+
+    at_us: int
+    balance: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was seen between two looks: calls begun, tokens spent, readings, times that the server was asked."""
+
+    at_us: int
+    calls: int = 0
+    tokens: int = 0
+    readings: int = 0
+    probes: int = 0
+
+
+@dataclass(slots=True)
+class Story:
+    """What was seen of a bucket so far. waits: the longest that a call of each cost was told to wait."""
+
+    points: deque[Point] = field(default_factory=lambda: deque[Point](maxlen=MOST_POINTS))
+    steps: deque[Step] = field(default_factory=lambda: deque[Step](maxlen=MOST_POINTS))
+    waits: dict[int, float] = field(default_factory=dict[int, float])
+    latest: Look | None = None
+    told: str = ""
+
+    def take(self, look: Look) -> str:
+        """Take notice of a look; return a line about it if something has changed."""
+        snapshot = look.snapshot()
+        if self.latest is not None:
+            self.steps.append(_between(self.latest, look))
+        self.latest = look
+        if snapshot is not None and snapshot.balance is not None:
+            self.points.append(Point(look.now_us, snapshot.balance, snapshot.available or 0))
+        for tokens in CALLS:
+            self._wait(tokens, look)
+        words = _line(look, snapshot)
+        if words == self.told:
+            return ""
+        self.told = words
+        return words
+
+    def seen(self, look: Look) -> Step:
+        """Return what was seen in the last minute."""
+        recent = [step for step in self.steps if step.at_us > look.now_us - MINUTE_US]
+        sums = ((sum(getattr(step, name) for step in recent)) for name in ("calls", "tokens", "readings", "probes"))
+        return Step(look.now_us, *sums)
+
+    def _wait(self, tokens: int, look: Look) -> None:
+        decision = look.ask(tokens)
+        if decision is None or decision.granted:
+            self.waits.pop(tokens, None)
+        else:
+            self.waits[tokens] = max(decision.retry_after, self.waits.get(tokens, 0.0))
+
+
+def _between(before: Look, now: Look) -> Step:
+    """Return what happened between two looks, by what is stored: what began and ended in between is not seen."""
+    meanwhile = replace(before, now_us=now.now_us).snapshot()
+    snapshot = now.snapshot()
+    spent = 0
+    if (
+        meanwhile is not None
+        and snapshot is not None
+        and meanwhile.balance is not None
+        and snapshot.balance is not None
+    ):
+        spent = max(0, meanwhile.balance - snapshot.balance)
+    return Step(
+        now.now_us,
+        len(now.state.holds.keys() - before.state.holds.keys()),
+        spent,
+        int(now.state.reading_at != before.state.reading_at),
+        int((now.state.probe_until or 0) > (before.state.probe_until or 0)),
+    )
+
+
+def _line(look: Look, snapshot: Snapshot | None) -> str:
+    if snapshot is None:
+        return "terms lost"
+    balance = "unknown" if snapshot.balance is None else f"{snapshot.balance:,} of {snapshot.capacity:,}"
+    held = f", {snapshot.held:,} held in {count(snapshot.holds, 'call')}" if snapshot.holds else ""
+    callers, wanted = waiting(snapshot)
+    line = f", {count(callers, 'caller')} waiting for {wanted:,}" if callers else ""
+    return f"{state_of(look, snapshot)}: {balance}{held}{line}"
+
+
+def picture(story: Story, look: Look, clock: str) -> Picture:
+    """Return the story so far as a picture."""
+    snapshot = look.snapshot()
+    points = story.points
+    span = max(HOUR_US // 60, min(HOUR_US, look.now_us - points[0].at_us if points else 0))
+    start = look.now_us - span
+    recent = [point for point in points if point.at_us >= start]
+    seen = story.seen(look)
+    begun = f"{count(seen.calls, 'call')} begun, {count(seen.tokens, 'token')} spent"
+    told = f"{count(seen.readings, 'reading')}, server asked {count(seen.probes, 'time')}"
+    balance = "unknown" if snapshot is None or snapshot.balance is None else f"{snapshot.balance:,}"
+    available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
+    return Picture(
+        title="keepa-tokens watch",
+        about=look.key,
+        aside=clock,
+        curves=[
+            Curve(
+                "available", [_at(point, start, span, point.available) for point in recent], "green", available, (1, 1)
+            ),
+            Curve("balance", [_at(point, start, span, point.balance) for point in recent], "cyan", balance),
+        ],
+        low=min([0, *(point.available for point in recent)]),
+        high=max([10, *(point.balance for point in recent)]),
+        beside_legend=f"the last {duration(span / MICROSECONDS)}",
+        facts=[f"in the last minute: {begun}, {told}"],
+        lanes=_lanes(story, look, snapshot),
+        box_title=state_of(look, snapshot),
+        box=_box(look, snapshot),
+        box_style="" if snapshot is not None and snapshot.retry_after <= 0 else "yellow",
+    )
+
+
+def _at(point: Point, start: int, span: int, value: int) -> tuple[float, int]:
+    return (point.at_us - start) / span, value
+
+
+def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
+    if snapshot is None:
+        return []
+    lanes = [_wait_lane(story, look, tokens) for tokens in CALLS]
+    if snapshot.refill:
+        left = look.next_step(snapshot)
+        lanes.insert(0, Lane("next step", f"+{snapshot.refill}", "cyan", 1 - left / snapshot.period, duration(left)))
+    return lanes + [_held_lane(call) for call in look.held_calls()]
+
+
+def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
+    decision = look.ask(tokens)
+    if decision is None or decision.granted:
+        return Lane(f"call of {tokens}", "goes at once", "green")
+    whole = story.waits.get(tokens, decision.retry_after)
+    part = 1 - decision.retry_after / whole if 0 < whole < float("inf") else 0.0
+    return Lane(f"call of {tokens}", f"waits: {decision.reason}", "yellow", part, duration(decision.retry_after))
+
+
+def _held_lane(call: HeldCall) -> Lane:
+    words = f"in flight, {count(call.tokens, 'token')}"
+    return Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left))
+
+
+def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
+    if snapshot is None:
+        return ["The terms are lost: `keepa-tokens doctor` says more."]
+    decision = look.ask(1)
+    lines = [f"{_line(look, snapshot).capitalize()}."]
+    if decision is not None and not decision.granted:
+        lines.append(f"A call waits because of this: {WHY.get(decision.reason, str(decision.reason))}.")
+    if snapshot.reading_age is not None:
+        lines.append(f"The server last spoke {duration(snapshot.reading_age)} ago.")
+    if snapshot.kept_back:
+        lines.append(f"{count(snapshot.kept_back, 'token')} are kept back for somebody else who spends.")
+    if snapshot.repaired:
+        lines.append(f"Damaged: {', '.join(snapshot.repaired)}; `keepa-tokens doctor` says more.")
+    return lines

@@ -1,0 +1,157 @@
+"""Which bucket a command means, and where it is: the options that commands share."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..errors import ConfigError
+from ..keepa.quota import bucket_key
+from .place import Place, address
+from .shell import RefusedError
+
+KEY_VARIABLE: Final = "KEEPA_API_KEY"
+LOOKS_LIKE_A_KEY: Final = re.compile(r"[0-9a-z]{60,70}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Where:
+    """What was said of the place, the bucket and the API key."""
+
+    redis: str | None = field(repr=False)
+    sqlite: str | None
+    prefix: str
+    key: str | None = None
+    key_file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The place for people, without secrets."""
+        return address(self.redis) if self.redis else str(self.sqlite)
+
+    @contextmanager
+    def opened(self) -> Generator[Place]:
+        """Open the place. Raises StorageUnavailable, ConfigError, ImportError without a client for Redis."""
+        place = self._open()
+        try:
+            yield place
+        finally:
+            place.close()
+
+    def _open(self) -> Place:
+        if self.redis and self.sqlite:
+            raise RefusedError("give --redis or --sqlite, not both")
+        if self.redis:
+            from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
+
+            return RedisPlace.at(self.redis, self.prefix)
+        if self.sqlite:
+            raise ConfigError("this release has no storage in SQLite yet: give --redis")
+        raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
+
+    def bucket(self, place: Place) -> str:
+        """Return the key of the bucket that is meant; a usage error names those that there are."""
+        if self.key is not None:
+            return self._named(place, self.key)
+        keys = sorted(place.storage.keys())
+        if len(keys) == 1:
+            return keys[0]
+        api_key = self.api_key()
+        if api_key is not None and bucket_key(api_key) in keys:
+            return bucket_key(api_key)
+        if not keys:
+            raise RefusedError(
+                f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
+            )
+        raise RefusedError(f"there are {len(keys)} buckets, say which: {_listed(keys)}")
+
+    def _named(self, place: Place, key: str) -> str:
+        if LOOKS_LIKE_A_KEY.fullmatch(key):
+            # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
+            raise RefusedError(
+                f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument"
+            )
+        for name in (key, f"keepa-{key}"):
+            if place.fields(name) is not None:
+                return name
+        keys = sorted(place.storage.keys())
+        found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
+        if len(found) == 1:
+            return found[0]
+        raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {_listed(keys)}")
+
+    def api_key(self) -> str | None:
+        """Return the API key, from a file, the standard input or the environment; None: there is none."""
+        if self.key_file is not None:
+            text = sys.stdin.read() if self.key_file == "-" else _read(self.key_file)
+            if not text.strip():
+                raise RefusedError(f"--key-file {self.key_file} is empty")
+            return text.strip()
+        return os.environ.get(KEY_VARIABLE, "").strip() or None
+
+    def needed_api_key(self) -> str:
+        """Return the API key; a usage error without one."""
+        api_key = self.api_key()
+        if api_key is None:
+            raise RefusedError(
+                f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
+            )
+        return api_key
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"--key-file {name} can't be read: {type(error).__name__}") from error
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:20]) + f" and {len(keys) - 20} more" * (len(keys) > 20) or "none"  # noqa: PLR2004 - a line
+
+
+Function = Callable[..., None]
+
+
+def with_place(function: Function) -> Function:
+    """Give a command the options of a place; it gets a `Where`."""
+    options = (
+        click.option(
+            "--redis",
+            metavar="URL",
+            envvar="KEEPA_TOKENS_REDIS",
+            help="The Redis or Valkey with the buckets: redis://HOST:PORT, rediss://, unix://.  [KEEPA_TOKENS_REDIS]",
+        ),
+        click.option(
+            "--sqlite", metavar="FILE", envvar="KEEPA_TOKENS_SQLITE", help="The SQLite file.  [KEEPA_TOKENS_SQLITE]"
+        ),
+        click.option(
+            "--prefix", default="keepa_tokens:", show_default=True, help="What stands before every key in Redis."
+        ),
+    )
+
+    @functools.wraps(function)
+    def command(redis: str | None, sqlite: str | None, prefix: str, **rest: Any) -> None:  # noqa: ANN401 - click's
+        where = Where(redis, sqlite, prefix, rest.pop("key", None), rest.pop("key_file", None))
+        function(where, **rest)
+
+    return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def with_bucket(function: Function) -> Function:
+    """The same for one bucket: KEY, or the one of an API key."""
+    key_file = click.option(
+        "--key-file",
+        metavar="FILE",
+        help=f"A file with the API key (- is stdin); else it is taken from {KEY_VARIABLE}. It names a bucket, too.",
+    )
+    return click.argument("key", metavar="[KEY]", required=False)(key_file(with_place(function)))

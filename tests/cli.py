@@ -1,0 +1,60 @@
+"""What the tests of the command line share: run a command in this process, and look at what it said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens.cli.app import app
+from tests.servers import Server, running
+
+KEY = "keepa-" + "a" * 24
+
+
+def run(*arguments: str, code: int = 0, stdin: str | None = None, env: dict[str, str | None] | None = None) -> Result:
+    """Run a command and return what came; its exit code is as expected."""
+    clean: dict[str, str | None] = {"KEEPA_API_KEY": None, "KEEPA_TOKENS_REDIS": None, "KEEPA_TOKENS_SQLITE": None}
+    result = CliRunner().invoke(app, arguments, input=stdin, env=clean | (env or {}))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def document(*arguments: str, code: int = 0, **rest: Any) -> Any:
+    """Run a command with --json and return its document, which is all there is on the standard output."""
+    said = json.loads(run(*arguments, "--json", code=code, **rest).stdout)
+    assert said.pop("schema") == 1
+    return said
+
+
+class Workers:
+    """A server with doors to buckets on it, as workers have them; all are closed with it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.url = server.url
+        self.storage = RedisStorage.from_url(server.url)
+
+    def bucket(self, key: str = KEY, refill_rate: int = 20) -> TokenBucket:
+        """Return a worker's door to a synced bucket."""
+        return TokenBucket(keepa_quota(refill_rate), key=key, storage=self.storage, listener=lambda _: None)
+
+    @contextmanager
+    def client(self) -> Generator[Any]:
+        """Have a client of the server."""
+        with self.server.client() as client:
+            yield client
+
+
+@contextmanager
+def valkey_with_workers() -> Generator[Workers]:
+    """Have a Valkey, and doors to buckets on it."""
+    with running("valkey") as server:
+        workers = Workers(server)
+        yield workers
+        workers.storage.close()

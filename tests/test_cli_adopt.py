@@ -1,0 +1,168 @@
+"""`keepa-tokens adopt`: a hand-made manager's state becomes a bucket in one step, dry run first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens.cli.adopt import adopt, plan_adoption
+from keepa_tokens.cli.manager import Manager, instant, understand
+from keepa_tokens.cli.redis_place import RedisPlace
+from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.testing import FakeKeepa
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
+
+SECOND = 1_000_000
+NOW = 1_780_000_000.0
+ENV: dict[str, str | None] = {"KEEPA_API_KEY": "mine"}
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Workers]:
+    """A Valkey for this file alone."""
+    with valkey_with_workers() as server:
+        yield server
+
+
+@pytest.fixture
+def server(valkey: Workers) -> Workers:
+    """The same, with the stuck state of a hand-made manager and nothing else."""
+    with valkey.client() as client:
+        client.flushall()
+        client.mset({"keepa:tokens": "-79", "keepa:rate": "20"})
+    return valkey
+
+
+OPTIONS = ("--balance-key", "keepa:tokens", "--timestamp-key", "keepa:last_refill", "--rate-key", "keepa:rate")
+
+
+def test_a_dry_run_says_all_and_writes_nothing(server: Workers) -> None:
+    """Without --yes it says what it found, what it would write and when the first call would go, and writes nothing."""
+    said = run("adopt", "--redis", server.url, *OPTIONS, env=ENV).stdout
+    with server.client() as client:
+        assert sorted(client.keys("*")) == [b"keepa:rate", b"keepa:tokens"]
+
+    assert said == (
+        "found       a balance of -79, no time of its last refill: it stands still for ever\n"
+        f"bucket      {bucket_key('mine')}\n"
+        "terms       20 tokens a minute, up to 1,200\n"
+        "balance     -79 now\n"
+        "first call  asks the server and goes by its answer; without one in 4:02\n"
+        "note        the time of the last refill is missing: it refills from now on, so nothing is made up\n"
+        "dry run     nothing was written: the same with --yes does it\n"
+    )
+
+
+def test_found_adopted_and_running_in_three_commands(server: Workers) -> None:
+    """The stuck state is found by `doctor`, taken over by `adopt --yes`, and `status` shows the bucket that runs: the
+    first worker asks the server and works at once, since the server had long been full again.
+    """
+    stuck = document("doctor", "--redis", server.url, code=1)["findings"]
+    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    told = document("status", "--redis", server.url)["bucket"]
+
+    assert [found["code"] for found in stuck] == ["stuck-manager"]
+    assert (told["key"], told["balance"], told["refill"], told["repaired"]) == (bucket_key("mine"), -79, 20, [])
+    keepa = FakeKeepa(refill_rate=20)
+    worker = KeepaSync(server.bucket(bucket_key("mine")), probe=keepa.probe)
+    worker.try_request(5).cancel()
+    assert (keepa.token_calls, worker.bucket.peek().balance) == (1, 1200)
+
+
+def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
+    """Where the old manager still knows its last refill, the bucket goes on from there; else from now, never from 0."""
+    with server.client() as client:
+        seconds, _ = client.time()
+        client.set("keepa:last_refill", str(seconds - 303))
+    told = document("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+
+    assert (told["found"]["stuck"], told["written"]) == (False, True)
+    assert told["bucket"]["balance"] == -79 + 5 * 20
+    assert server.bucket(bucket_key("mine")).peek().balance == 21
+
+
+def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
+    """A second adoption is refused: whatever workers have made of the bucket since stays."""
+    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+
+    assert "there is a bucket" in run("adopt", "--redis", server.url, *OPTIONS, "--yes", code=2, env=ENV).stderr
+
+
+def test_the_key_has_an_end(server: Workers) -> None:
+    """An adopted bucket that nobody uses ends by itself, but not before it could have been used for a day."""
+    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    with server.client() as client:
+        assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
+
+
+def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
+    """With --hash the other options name fields of one hash; KEY says which bucket."""
+    with server.client() as client:
+        client.hset("old", mapping={"tokens": "-31", "rate": "5", "recharge": "480"})
+    options = ("--hash", "old", "--balance-key", "tokens", "--rate-key", "rate", "--recharge-key", "recharge")
+    told = document("adopt", "--redis", server.url, KEY, *options)
+
+    assert told["found"] == {"balance": -31, "refilled_at": None, "rate": 5, "recharge_to": 480, "stuck": True}
+    assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
+
+
+def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
+    """The bucket is the API key's or KEY; without either that is a usage error."""
+    assert "say for which bucket" in run("adopt", "--redis", server.url, *OPTIONS, code=2).stderr
+
+
+def test_as_a_function_it_does_the_same(server: Workers) -> None:
+    """`adopt` as a function plans without writing, writes once, and raises where a bucket is there."""
+    place = RedisPlace.at(server.url)
+    stuck = Manager(balance=-79)
+
+    assert adopt(place, KEY, stuck, refill_rate=20).first_call_in == pytest.approx(242.0)
+    assert place.fields(KEY) is None
+    adopt(place, KEY, stuck, refill_rate=20, write=True)
+    assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
+    with pytest.raises(ConfigError):
+        adopt(place, KEY, stuck, refill_rate=20, write=True)
+    place.close()
+
+
+@pytest.mark.parametrize(
+    "said", ["1779999000", "1779999000.0", "1779999000000", "1779999000000000", "2026-05-28T20:10:00"]
+)
+def test_a_time_is_read_in_any_unit(said: str) -> None:
+    """Seconds, milliseconds, microseconds and ISO texts are all read as the time that they mean."""
+    assert instant(said, NOW) == 1779999000.0
+
+
+@pytest.mark.parametrize("said", [None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300"])
+def test_what_is_no_time_is_lost(said: str | None) -> None:
+    """What says no time, or one that can't be, counts as lost: nothing may refill for it."""
+    assert instant(said, NOW) is None
+
+
+@pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
+def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
+    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket."""
+    manager = understand({"balance": said}, NOW)
+    plan = plan_adoption(round(NOW * SECOND), KEY, manager, 20)
+
+    assert manager.balance is plan.balance is None
+    decision = plan.look.ask(1)
+    assert decision is not None
+    assert (decision.granted, decision.reason, decision.probe) == (False, "UNKNOWN", True)
+
+
+def test_a_time_ahead_mints_nothing() -> None:
+    """A time that lies a moment ahead refills nothing and is no damage."""
+    plan = plan_adoption(round(NOW * SECOND), KEY, Manager(-79, refilled_at=NOW + 60.0), 20)
+
+    assert (plan.balance, plan.look.snapshot().repaired) == (-79, ())  # type: ignore[union-attr]
+
+
+def test_a_recharge_flag_without_an_end_is_left_out() -> None:
+    """A flag says nothing of when a recharge is over: it is left out, and that is said."""
+    manager = understand({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, NOW)
+
+    assert manager.recharge_to is None
+    assert manager.notes == ("the recharge flag (True) is left out: it has no end",)

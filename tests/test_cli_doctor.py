@@ -1,0 +1,445 @@
+"""`keepa-tokens doctor`: finds each fault that is planted, says its effect and cure; a healthy bucket has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from keepa_tokens import KeepaSync, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli.doctor import examine
+from keepa_tokens.cli.look import Look, look
+from keepa_tokens.cli.place import MemoryPlace
+from keepa_tokens.cli.redis_place import RedisPlace
+from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.servers import HOST, free_port
+
+SECOND = 1_000_000
+NOW = 1_780_000_000 * SECOND
+STORED = f"keepa_tokens:{KEY}"
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Workers]:
+    """A Valkey for this file alone."""
+    with valkey_with_workers() as server:
+        yield server
+
+
+@pytest.fixture
+def server(valkey: Workers) -> Iterator[Workers]:
+    """The same, empty, with its own settings afterwards."""
+    with valkey.client() as client:
+        client.flushall()
+        yield valkey
+        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
+        client.replicaof("NO", "ONE")
+        client.flushall()
+
+
+def findings(server: Workers, *options: str, code: int = 1) -> dict[str, Any]:
+    """Return what the doctor finds, by code."""
+    told = document("doctor", "--redis", server.url, *options, code=code)
+    return {found["code"]: found for found in told["findings"]}
+
+
+def healthy(server: Workers) -> TokenBucket:
+    """Return a bucket in use: read, charged, two calls in flight."""
+    worker = server.bucket()
+    worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
+    worker.try_reserve(9).settle(8, Reading(404, server_time=1_700_000_001.0))
+    worker.try_reserve(12)
+    worker.try_reserve(3)
+    return worker
+
+
+# --- nothing
+
+
+def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
+    """On a healthy server with buckets in use, synced and plain, the doctor finds nothing and ends with 0."""
+    healthy(server)
+    plain = TokenBucket(Quota.per_minute(60), key="plain", storage=server.storage)
+    assert plain.try_acquire(60)
+    assert not plain.try_acquire(60)
+    plain.acquire(1)
+
+    told = document("doctor", "--redis", server.url)
+    assert (told["ok"], [found for found in told["findings"] if found["fault"]]) == (True, [])
+    assert sorted(told["healthy"]) == [KEY, "plain"]
+    assert run("doctor", "--redis", server.url).stdout.splitlines()[-1].startswith("Nothing is wrong")
+
+
+def test_a_day_of_load_leaves_nothing_to_find() -> None:
+    """Looked at every ten minutes of a day of four workers on a fake server, a bucket never has a finding."""
+    clock = ManualClock(1_780_000_000.0)
+    fake = FakeKeepa(refill_rate=20, clock=clock, latency=3.0)
+    place = MemoryPlace()
+    sync = KeepaSync(
+        TokenBucket(keepa_quota(20), key=KEY, storage=place.storage, clock=clock, listener=lambda _: None),
+        probe=fake.probe,
+    )
+    costs, found = [1, 12, 6, 40, 3, 100], []
+    end, due = clock.now_us() + 86_400 * SECOND, 0
+    while clock.now_us() < end:
+        for call in sync.attempts(costs[fake.admitted % len(costs)]):
+            asked = fake.begin("/product", {"asin": ",".join(f"B{n:09d}" for n in range(costs[fake.admitted % 6]))})
+            clock.advance(fake.draw_latency())
+            answer = fake.finish(asked)
+            call.settle(answer.content, status=answer.status)
+        if clock.now_us() >= due:
+            due = clock.now_us() + 600 * SECOND
+            state = place.storage.dump(KEY)
+            assert state is not None
+            found += list(examine(Look(KEY, clock.now_us(), state.to_fields(), state)))
+
+    assert fake.admitted > 500
+    assert found == []
+
+
+# --- the bucket
+
+
+def state(**fields: Any) -> Look:
+    """Return a look at a bucket with these fields."""
+    known = {"balance": 412, "refilled_at": NOW, "sequence": 9, "reading_at": NOW - SECOND, "reading_sequence": 5}
+    stored = BucketState(**(known | {"quota": keepa_quota(20)} | fields))
+    return Look(KEY, NOW, stored.to_fields(), stored)
+
+
+def hold(age: float, hold_for: int = 120) -> Hold:
+    return Hold(15, 8, NOW + round((hold_for - age) * SECOND), hold_for * SECOND)
+
+
+@pytest.mark.parametrize(
+    "planted, code, what",
+    [
+        (state(holds={"dead": hold(95)}), "dead-hold", "a call has held 15 tokens for 1:35: its worker may be dead"),
+        (
+            state(holds={"dead": hold(700, 86_400)}),
+            "dead-hold",
+            "a call has held 15 tokens for 11:40: its worker may be",
+        ),
+        (state(drift=-150), "drift", "at the last reading the server had 150 tokens fewer than projected"),
+        (state(kept_back=60, kept_back_at=NOW), "kept-back", "60 tokens are kept back for somebody else who was seen"),
+        (state(probe_failures=4), "probes-fail", "the last 4 attempts to ask the server brought no balance"),
+        (
+            state(reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200),
+            "no-refill",
+            "the net refill is 0",
+        ),
+        (
+            state(quota=keepa_quota(5, recharge_to=480)),
+            "recharge-too-high",
+            "workers wait for 480 tokens to recharge to; the bucket holds 300",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: str) -> None:
+    """Each thing that can be wrong with a bucket is one finding, that says what, its effect and its cure."""
+    (found,) = examine(planted)
+
+    assert (found.code, found.about) == (code, KEY)
+    assert found.what.startswith(what)
+    assert found.effect
+    assert found.cure
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        state(),
+        state(holds={"young": hold(60)}),
+        state(holds={"slow": hold(300, 3600)}),
+        state(drift=-40),
+        state(drift=500),
+        state(probe_failures=1),
+        state(balance=None, reading_at=None, reading_sequence=0),
+        state(balance=-79),
+    ],
+)
+def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
+    """A call that takes long, a step of drift, one failed probe, a bucket never asked and a debt are no findings."""
+    assert list(examine(sound)) == []
+
+
+@pytest.mark.parametrize("field", ["balance", "refilled_at", "sequence", "reading_sequence"])
+@pytest.mark.parametrize("damage", ["missing", "garbled"])
+def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, damage: str) -> None:
+    """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
+    finds nothing.
+    """
+    healthy(server)
+    with server.client() as client:
+        if damage == "missing":
+            client.hdel(STORED, field)
+        else:
+            client.hset(STORED, field, "NaN")
+
+    found = findings(server)[f"damaged-{field}"]
+    assert found["about"] == KEY
+    assert field in found["what"]
+    assert found["effect"]
+    mended = document("doctor", "--redis", server.url, "--repair")
+    assert any(field in words for words in mended["mended"])
+    assert findings(server, code=0) == {}
+
+
+def test_lost_terms_are_found(server: Workers) -> None:
+    """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again."""
+    worker = healthy(server)
+    with server.client() as client:
+        client.hdel(STORED, "quota", "capacity", "refill")
+
+    assert "terms-lost" in findings(server)
+    worker.try_acquire()
+    assert findings(server, code=0) == {}
+
+
+def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Workers) -> None:
+    """A key that would stay for ever is told, though it is no fault, and --repair gives it an end."""
+    healthy(server)
+    with server.client() as client:
+        client.persist(STORED)
+        assert findings(server, code=0)["no-lifetime"]["fault"] is False
+        run("doctor", "--redis", server.url, "--repair")
+        assert client.ttl(STORED) > 86_400
+
+
+def test_terms_that_change_between_looks_are_found() -> None:
+    """Workers that use one bucket with different terms are found by looking more than once."""
+    one, other = state(), state(quota=keepa_quota(5))
+
+    (found,) = examine(one, later=[one, other])
+    assert found.code == "terms-flap"
+    assert list(examine(one, later=[one, one])) == []
+
+
+# --- the server
+
+
+def configured(**settings: str) -> Callable[[redis.Redis], None]:
+    def plant(client: redis.Redis) -> None:
+        for name, value in settings.items():
+            client.config_set(name.replace("_", "-"), value)
+
+    return plant
+
+
+def a_replica(client: redis.Redis) -> None:
+    client.replicaof(HOST, free_port())
+
+
+@pytest.mark.parametrize(
+    "plant, code",
+    [
+        (configured(maxmemory="100mb", maxmemory_policy="allkeys-lru"), "evicts"),
+        (configured(maxmemory="100mb", maxmemory_policy="volatile-ttl"), "evicts"),
+        (configured(maxmemory="1"), "full"),
+        (a_replica, "read-only"),
+    ],
+)
+def test_what_is_wrong_with_the_server_is_found(
+    server: Workers, plant: Callable[[redis.Redis], None], code: str
+) -> None:
+    """Eviction, full memory and a replica are each found on a real server, with effect and cure."""
+    healthy(server)
+    with server.client() as client:
+        plant(client)
+    found = findings(server)[code]
+
+    assert found["about"] == "server"
+    assert found["effect"]
+    assert found["cure"]
+
+
+def test_missing_rights_are_found(server: Workers) -> None:
+    """A user who may read but not run the script is told what to allow."""
+    healthy(server)
+    with server.client() as client:
+        client.acl_setuser(
+            "reader",
+            enabled=True,
+            passwords=["+pw"],
+            keys=["*"],
+            categories=["+@read", "+@connection"],
+            commands=["+info", "+time"],
+        )
+        url = server.url.replace("redis://", "redis://reader:pw@")
+        try:
+            told = document("doctor", "--redis", url, code=1)
+        finally:
+            client.acl_deluser("reader")
+
+    assert [found["code"] for found in told["findings"]] == ["rights"]
+    assert "+evalsha" in told["findings"][0]["cure"]
+
+
+def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
+    """With no more rights than docs/redis.md gives a worker, the doctor works, and says what it could not look at."""
+    healthy(server)
+    rights = "on >pw ~keepa_tokens:* +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan"
+    with server.client() as client:
+        client.set("keepa:tokens", "-79")
+        client.execute_command("ACL SETUSER", "worker", *rights.split(" "))
+        try:
+            told = document("doctor", "--redis", server.url.replace("redis://", "redis://worker:pw@"))
+        finally:
+            client.acl_deluser("worker")
+
+    assert told["healthy"] == [KEY]
+    assert "runs the script, and lets this user write" in told["facts"]
+    assert sum("not allowed to this user" in fact or "may not" in fact for fact in told["facts"]) == 3
+
+
+def test_what_is_right_is_told_too(server: Workers) -> None:
+    """The doctor says what it looked at: version, latency, clock, eviction, disk, replicas, rights, and the bucket."""
+    healthy(server)
+    said = run("doctor", "--redis", server.url).stdout
+
+    for words in (
+        "Valkey 9",
+        "answers in",
+        "agrees with this machine's",
+        "evicts nothing",
+        "keeps on disk",
+        "no replica",
+    ):
+        assert words in said
+    assert "runs the script, and lets this user write" in said
+    assert f"bucket {KEY}" in said
+
+
+def test_the_doctor_leaves_nothing_behind(server: Workers) -> None:
+    """What the doctor tries on a server is gone afterwards, and the buckets are as they were."""
+    healthy(server)
+    with server.client() as client:
+        before = client.hgetall(STORED)
+        run("doctor", "--redis", server.url)
+        assert client.keys("*") == [STORED.encode()]
+        assert client.hgetall(STORED) == before
+
+
+def test_an_old_server_is_found() -> None:
+    """A Redis older than 6.2 is found by its version."""
+    from keepa_tokens.cli import doctor_server
+
+    for version, codes in [("6.0.16", ["old"]), ("6.2.0", []), ("7.4.1", [])]:
+        seen = doctor_server.Examination()
+        doctor_server._version({"redis_version": version}, seen)
+        assert [found.code for found in seen.findings] == codes
+
+
+def test_a_lagging_replica_is_found() -> None:
+    """A replica that is far behind is found, however the client shows its line."""
+    from keepa_tokens.cli import doctor_server
+
+    for line in ("ip=10.0.0.2,port=6379,state=online,offset=1,lag=45", "{'ip': '10.0.0.2', 'offset': 1, 'lag': 45}"):
+        seen = doctor_server.Examination()
+        doctor_server._replication({"role": "master", "connected_slaves": "1", "slave0": line}, seen)
+        assert [found.what for found in seen.findings] == ["replica 0 is 45 s behind"]
+
+
+def test_a_failed_save_and_a_plain_bucket_on_nothing_are_told() -> None:
+    """A save that failed is a fault; that a plain bucket's server saved nothing so far is only told."""
+    from keepa_tokens.cli import doctor_server
+
+    seen = doctor_server.Examination()
+    doctor_server._persistence({"rdb_last_bgsave_status": "err"}, seen, plain=True)
+    assert [(found.code, found.fault) for found in seen.findings] == [("not-kept", False), ("save-failed", True)]
+
+
+# --- the API key, and the stuck state of a hand-made manager
+
+
+def test_the_api_key_is_tried(server: Workers) -> None:
+    """With --probe the doctor asks the server and says both balances; a key that is refused ends with 4."""
+    healthy(server)
+    with FakeKeepaServer(FakeKeepa(refill_rate=20, initial=389, key="right")) as keepa:
+        place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
+        assert "Keepa says 389" in run("doctor", *place, env={"KEEPA_API_KEY": "right"}).stdout
+        run("doctor", *place, code=4, env={"KEEPA_API_KEY": "wrong"})
+
+
+@pytest.mark.parametrize(
+    "keys, cure",
+    [
+        ({"keepa:tokens": "-79"}, "adopt --balance-key keepa:tokens`"),
+        (
+            {"keepa_tokens_left": "-79", "keepa_last_refill": "None", "keepa_refill_rate": "20"},
+            "adopt --balance-key keepa_tokens_left --timestamp-key keepa_last_refill --rate-key keepa_refill_rate`",
+        ),
+        ({"keepa": {"tokens": "-79", "rate": "20"}}, "adopt --hash keepa --balance-key tokens --rate-key rate`"),
+        (
+            {"tokenmanager": {"balance": "-79.0", "last_update": "", "recharging": "1"}},
+            "adopt --hash tokenmanager --balance-key balance --timestamp-key last_update`",
+        ),
+    ],
+)
+def test_the_stuck_state_of_a_hand_made_manager_is_found(
+    server: Workers, keys: dict[str, str | dict[str, str]], cure: str
+) -> None:
+    """A negative balance beside a missing or unreadable time, in two keys or in one hash, is found, and the cure is the
+    whole command that takes it over.
+    """
+    with server.client() as client:
+        for name, value in keys.items():
+            if isinstance(value, dict):
+                client.hset(name, mapping=value)
+            else:
+                client.set(name, value)
+    found = findings(server)["stuck-manager"]
+
+    assert "holds a balance of -79" in found["what"]
+    assert "no time of the last refill beside it" in found["what"]
+    assert cure in found["cure"]
+
+
+def test_a_manager_that_works_is_no_finding(server: Workers) -> None:
+    """A balance above 0, a debt with its time beside it, and other programs' negative numbers are no findings."""
+    with server.client() as client:
+        client.mset({"keepa:tokens": "-79", "keepa:last_refill": "1780000000.5", "shop:balance": "12", "zone": "-5"})
+        client.hset("old", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
+        client.hset("new", mapping={"tokens": "31"})
+        client.lpush("token:queue", "-1")
+
+    assert findings(server, code=0) == {}
+
+
+def test_findings_read_well(server: Workers) -> None:
+    """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
+    healthy(server)
+    with server.client() as client:
+        client.hdel(STORED, "refilled_at")
+    said = run("doctor", "--redis", server.url, code=1).stdout
+
+    assert said.partition("\n\n")[2] == (
+        f"1. {KEY}: its field refilled_at is missing.\n"
+        "   effect  the time that passed since the last refill is lost; it refills from the next command on.\n"
+        "   cure    any call of a worker mends it, or `keepa-tokens doctor --repair` now.\n"
+        "\n"
+        "1 fault found.\n"
+    )
+
+
+def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers) -> None:
+    """What the doctor looks at is the bucket's fields as they are in Redis, by the server's own time."""
+    healthy(server)
+    place = RedisPlace.at(server.url)
+    seen = look(place, KEY)
+    assert seen is not None
+    with server.client() as client:
+        stored = {name.decode(): value.decode() for name, value in client.hgetall(STORED).items()}
+        seconds, _ = client.time()
+
+    assert seen.fields == stored
+    assert abs(seen.now_us // SECOND - seconds) <= 1
+    assert replace(seen, fields={}).state.balance == 404
+    assert look(place, "nobody") is None
+    place.close()

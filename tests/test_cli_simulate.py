@@ -1,0 +1,97 @@
+"""`keepa-tokens simulate`: a load at several rates, in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from keepa_tokens import ConfigError
+from keepa_tokens.cli.simulate import Load, demand, parse_mix, simulate
+from keepa_tokens.cli.simulate_command import is_enough, verdict
+from tests.cli import document, run
+
+LOAD = Load(parse_mix("product:10"), backlog=60)
+
+
+def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
+    """600 tokens on a full bucket of 300 and 5 a minute take the hour in which the other 300 come; 20 a minute hold
+    them all.
+    """
+    slow, quick = simulate(LOAD, 5), simulate(LOAD, 20)
+
+    assert slow.done_at is not None
+    assert quick.done_at is not None
+    assert 58 * 60 < slow.done_at < 64 * 60
+    assert quick.done_at < 10 * 60
+    assert slow.calls == quick.calls == 60
+    assert slow.tokens == quick.tokens == 600
+
+
+def test_a_seed_decides_the_whole_run() -> None:
+    """The same seed is the same run; another one is another."""
+    load = replace(LOAD, mix=parse_mix("product:10,search,offers:2"))
+
+    assert simulate(load, 5) == simulate(load, 5)
+    assert simulate(load, 5) != simulate(replace(load, seed=1), 5)
+
+
+def test_others_and_faults_make_it_slower() -> None:
+    """What others spend and calls without an answer cost time, and the calls are all done none the less."""
+    plain = simulate(LOAD, 5)
+    others = simulate(replace(LOAD, outside=200), 5)
+    faults = simulate(replace(LOAD, faults=0.2), 5)
+
+    assert plain.done_at is not None
+    for result in (others, faults):
+        assert result.done_at is not None
+        assert result.done_at > plain.done_at
+        assert result.calls == 60
+    assert faults.failed > 0
+
+
+def test_a_plan_that_is_too_small_is_told() -> None:
+    """Where more comes than refills, the plan is not enough however long it runs, and the sentence says what is."""
+    load = Load(parse_mix("product:10"), backlog=0, per_hour=60, days=0.25)
+    small, large = simulate(load, 5), simulate(load, 20)
+
+    assert demand(load) == 600
+    assert not is_enough(load, small)
+    assert is_enough(load, large)
+    assert "20 tokens a minute are enough" in verdict(load, [small, large])
+    assert verdict(load, [small]) == "None of these plans is enough: 10.0 tokens a minute are needed."
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "nonsense", "product:0", "product:101", "product:x", "product=0", "product:5=-1"]
+)
+def test_a_mix_that_makes_no_sense_is_refused(wrong: str) -> None:
+    """A kind of call that there is not, and items or weights that can't be, are named."""
+    with pytest.raises(ConfigError):
+        parse_mix(wrong)
+
+
+def test_the_table_and_the_answer(tmp_path: Path) -> None:
+    """The command prints a line a plan and the answer in a sentence; the chart has a line for each plan."""
+    said = run(
+        "simulate", "--backlog", "60", "--mix", "product:10", "--rates", "20,5", "--svg", str(tmp_path / "plan.svg")
+    )
+    heading, five, twenty, answer = said.stdout.splitlines()
+
+    assert heading.split()[:3] == ["PLAN", "DONE", "AFTER"]
+    assert (five.split()[0], twenty.split()[0]) == ("5/min", "20/min")
+    assert answer.startswith("5 tokens a minute are enough: done after 58:")
+    assert said.stderr == ""
+    chart = ET.fromstring((tmp_path / "plan.svg").read_text())
+    lines = chart.findall("{http://www.w3.org/2000/svg}polyline")
+    assert len({line.get("stroke-dasharray") for line in lines}) == len(lines) == 2
+
+
+def test_no_plan_that_is_enough_ends_with_1() -> None:
+    """If no plan is enough, the exit code is 1; rates that are none are a usage error."""
+    told = document("simulate", "--backlog", "600", "--rates", "5", "--days", "0.05", "--mix", "product:10", code=1)
+
+    assert (told["plans"][0]["enough"], told["plans"][0]["done_after"]) == (False, None)
+    assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", "fast", code=2).stderr

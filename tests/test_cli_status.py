@@ -1,0 +1,266 @@
+"""`keepa-tokens status`: what a person reads, what a program reads, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepa_tokens import Quota, Reading, TokenBucket
+from keepa_tokens.cli.look import Look
+from keepa_tokens.cli.status import document as status_document
+from keepa_tokens.cli.status import headline, sentences
+from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.servers import free_port
+
+SECOND = 1_000_000
+NOW = 1_780_000_000 * SECOND
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Workers]:
+    """A Valkey for this file alone."""
+    with valkey_with_workers() as server:
+        yield server
+
+
+@pytest.fixture
+def server(valkey: Workers) -> Workers:
+    """The same, empty."""
+    with valkey.client() as client:
+        client.flushall()
+    return valkey
+
+
+def seen(**fields: object) -> Look:
+    """Return a look at a bucket of 20 tokens a minute with these fields."""
+    known: dict[str, object] = {
+        "balance": 412,
+        "refilled_at": NOW - 38 * SECOND,
+        "sequence": 7,
+        "reading_at": NOW - 45 * SECOND,
+        "reading_sequence": 5,
+        "drift": -3,
+        "quota": bucket_quota(),
+    }
+    state = BucketState(**known | fields)  # type: ignore[arg-type]
+    return Look(KEY, NOW, state.to_fields(), state)
+
+
+def bucket_quota() -> Quota:
+    return Quota(1200, 20, 60.5, stepped=True, overdraft=2**52, synced=True)
+
+
+def hold(tokens: int, age: int) -> Hold:
+    return Hold(tokens, 6, NOW + (120 - age) * SECOND, 120 * SECOND)
+
+
+def test_a_bucket_is_told_in_sentences() -> None:
+    """Status says in sentences what is there, who holds it, when more comes and what calls of two sizes would get."""
+    assert sentences(seen(holds={"a": hold(9, 12), "b": hold(6, 3)})) == [
+        ("terms", "20 tokens a minute, up to 1,200; follows the server"),
+        ("balance", "412 of 1,200  ██████████░░░░░░░░░░░░░░░░░░░░"),
+        ("available", "397; 15 held in 2 calls, the oldest for 0:12"),
+        ("kept back", "nothing"),
+        ("next step", "+20 in 0:23; full in 39:42"),
+        ("call of 10", "goes at once"),
+        ("call of 150", "goes at once"),
+        ("waiting", "nobody"),
+        ("reading", "0:45 old; the server had 3 tokens fewer than projected"),
+        ("mended", "nothing had to be"),
+    ]
+
+
+def test_the_first_line_says_how_it_is() -> None:
+    """The first line says in a sentence whether calls go, and if not, when a small one does."""
+    assert headline(seen()) == f"{KEY}: open, calls go at once."
+    assert headline(seen(balance=-79, refilled_at=None)) == f"{KEY}: empty, a call of 10 goes in 4:02 at the latest."
+    assert headline(seen(quota=None)) == f"{KEY}: terms lost."
+
+
+def test_a_debt_and_a_lost_time_are_told() -> None:
+    """Of a bucket in debt whose time of the last refill is lost, it says when a call goes and what is to be mended."""
+    told = dict(sentences(seen(balance=-79, refilled_at=None)))
+
+    assert told["balance"] == "-79 of 1,200  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░"
+    assert told["call of 10"] == "goes in 4:02 at the latest: too few tokens (EMPTY)"
+    assert told["mended"] == "refilled_at"
+
+
+def test_an_unknown_balance_is_told() -> None:
+    """Before the server was asked, status says that nothing goes until the next caller asks it."""
+    told = dict(sentences(seen(balance=None, reading_at=None, reading_sequence=0, drift=None)))
+
+    assert told["balance"] == "unknown of 1,200; nothing goes until the server was asked, which the next caller does"
+    assert told["reading"] == "none yet: the server was never asked"
+    assert "the balance is unknown" in told["call of 10"]
+
+
+def test_a_plain_bucket_is_told() -> None:
+    """A bucket that keeps its own books has no reading; a call larger than its balance waits for the refill."""
+    state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(200, 1, 1.0))
+    told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
+
+    assert told["terms"] == "1 token every 0:01, evenly, up to 200; keeps its own books"
+    assert told["next step"] == "+1 in 0:01; full in 3:00"
+    assert told["call of 150"] == "goes in 2:10 at the latest: too few tokens (EMPTY)"
+    assert "reading" not in told
+
+
+def test_never_is_null_for_machines() -> None:
+    """What never comes is null in a document, since JSON has no infinity; a net refill of 0 says so in words."""
+    state = seen(balance=-5, reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
+
+    told = status_document(state)
+    assert (told["state"], told["full_in"], told["next_step_in"]) == ("no refill", None, None)
+    assert dict(sentences(state))["call of 10"].startswith("never goes: ")
+    assert dict(sentences(state))["next step"] == "never: the net refill is 0"
+
+
+def test_the_only_bucket_needs_no_key(server: Workers) -> None:
+    """With one bucket there, status shows it without being told which, reads it alone and writes nothing."""
+    worker = server.bucket()
+    worker.reconcile(Reading(300, refill=20.0, capacity=1200, next_refill_in=50.0))
+    worker.try_reserve(7)
+    with server.client() as client:
+        before = client.hgetall(f"keepa_tokens:{KEY}")
+        told = document("status", "--redis", server.url)["bucket"]
+        assert client.hgetall(f"keepa_tokens:{KEY}") == before
+
+    assert (told["key"], told["balance"], told["held"], told["available"]) == (KEY, 300, 7, 293)
+    assert [call["tokens"] for call in told["holds"]] == [7]
+    assert "293; 7 held in 1 call, the oldest for 0:0" in run("status", "--redis", server.url).stdout
+
+
+def test_a_damaged_bucket_stays_as_it_is(server: Workers) -> None:
+    """Status mends nothing: what is damaged is still there for the doctor."""
+    server.bucket().reconcile(Reading(-79))
+    with server.client() as client:
+        client.hdel(f"keepa_tokens:{KEY}", "refilled_at")
+        told = document("status", "--redis", server.url)["bucket"]
+        assert not client.hexists(f"keepa_tokens:{KEY}", "refilled_at")
+
+    assert told["repaired"] == ["refilled_at"]
+
+
+def test_of_several_the_api_key_tells_which(server: Workers, tmp_path: Path) -> None:
+    """Of several buckets the one of the API key is meant, from a file, the standard input or the environment; without
+    one the message names them all.
+    """
+    for key in (bucket_key("mine"), bucket_key("theirs")):
+        server.bucket(key).reconcile(Reading(300))
+    (tmp_path / "key").write_text("mine\n")
+    place = ("--redis", server.url)
+
+    asked = run("status", *place, code=2).stderr
+    assert bucket_key("mine") in asked
+    assert bucket_key("theirs") in asked
+    ways: list[tuple[list[str], dict[str, Any]]] = [
+        (["--key-file", str(tmp_path / "key")], {}),
+        (["--key-file", "-"], {"stdin": "mine\n"}),
+        ([], {"env": {"KEEPA_API_KEY": "mine"}}),
+        ([bucket_key("mine")], {}),
+        ([bucket_key("mine").removeprefix("keepa-")], {}),
+        ([bucket_key("mine")[:12]], {}),
+    ]
+    for extra, rest in ways:
+        assert document("status", *place, *extra, **rest)["bucket"]["key"] == bucket_key("mine")
+
+
+def test_an_api_key_as_an_argument_is_refused_and_not_repeated(server: Workers) -> None:
+    """What looks like an API key is not taken from the command line, and the message doesn't show it."""
+    result = run("status", "--redis", server.url, "k1" * 32, code=2)
+
+    assert "--key-file" in result.stderr
+    assert "k1k1" not in result.output
+
+
+def test_all_is_a_table(server: Workers) -> None:
+    """--all shows every bucket in a line below a heading; on an empty server it says so on the standard error."""
+    assert "there is no bucket here" in run("status", "--redis", server.url, "--all").stderr
+    server.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    server.bucket("b").try_acquire()
+
+    heading, *rows = run("status", "--redis", server.url, "--all").stdout.splitlines()
+    assert heading.split() == ["BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING"]
+    assert [row.split()[:3] for row in rows] == [["b", "unknown", "?/1,200"], [KEY, "open", "300/1,200"]]
+
+
+def test_a_probe_shows_both_balances(server: Workers) -> None:
+    """--probe asks the server once, shows its balance beside the projected one, and the bucket follows it."""
+    server.bucket().reconcile(Reading(412, refill=20.0, capacity=1200))
+    fake = FakeKeepa(refill_rate=20, initial=400, key="right")
+    with FakeKeepaServer(fake) as keepa:
+        place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
+        said = run("status", *place, env={"KEEPA_API_KEY": "right"}).stdout
+
+    assert "server       says 400; the bucket projected 412 (-12)" in said
+    assert fake.token_calls == 1
+    assert server.bucket().peek().balance == 400
+
+
+def test_a_refused_api_key_ends_with_4(server: Workers) -> None:
+    """Where the server does not take the API key, that is one line without the key, and exit code 4."""
+    server.bucket().reconcile(Reading(412))
+    with FakeKeepaServer(FakeKeepa(key="right")) as keepa:
+        place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
+        result = run("status", *place, code=4, env={"KEEPA_API_KEY": "wrong-one"})
+
+    assert (
+        result.stderr == "keepa-tokens: the server refused the API key (HTTP 400): is it the right one, and paid for?\n"
+    )
+
+
+def test_a_probe_without_a_key_says_what_to_give(server: Workers) -> None:
+    """--probe without an API key is a usage error that says where to put it."""
+    server.bucket().reconcile(Reading(412))
+
+    assert (
+        "--key-file FILE (- is stdin) or KEEPA_API_KEY"
+        in run("status", "--redis", server.url, "--probe", code=2).stderr
+    )
+
+
+def test_a_storage_that_is_away_ends_with_3() -> None:
+    """A server that can't be reached is one line on the standard error, nothing on the other, and exit code 3."""
+    result = run("status", "--redis", f"redis://127.0.0.1:{free_port()}", code=3)
+
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_password_is_never_shown(server: Workers) -> None:
+    """A message that names the place leaves out user and password of its URL."""
+    url = server.url.replace("redis://", "redis://:hush@")
+    with server.client() as client:
+        client.config_set("requirepass", "hush")
+        try:
+            said = run("status", "--redis", url, code=2).output
+        finally:
+            client.config_set("requirepass", "")
+
+    assert "hush" not in said
+    assert "there is no bucket in redis://127.0.0.1" in said
+
+
+def test_a_command_without_a_place_says_what_to_give() -> None:
+    """Without --redis or --sqlite a command says what to give; with both, that it is one too many."""
+    assert "--redis redis://HOST:PORT, or --sqlite FILE" in run("status", code=2).stderr
+    assert "not both" in run("status", "--redis", "redis://x", "--sqlite", "y", code=2).stderr
+
+
+def test_the_place_can_stand_in_the_environment(server: Workers) -> None:
+    """KEEPA_TOKENS_REDIS names the place, so that a URL with a password needs to be on no command line; a call that
+    is larger than the bucket never goes.
+    """
+    storage = server.storage
+    TokenBucket(Quota.per_minute(60), key="plain", storage=storage, listener=lambda _: None).try_acquire(5)
+
+    told = document("status", env={"KEEPA_TOKENS_REDIS": server.url})["bucket"]
+    assert told["balance"] == 55
+    assert told["calls"][1] == {"tokens": 150, "granted": False, "reason": "TOO_LARGE", "retry_after": None}

@@ -1,0 +1,149 @@
+"""`keepa-tokens watch`: what is seen from one look to the next, as lines and as a picture."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli.look import Look, look
+from keepa_tokens.cli.place import MemoryPlace
+from keepa_tokens.cli.view import draw
+from keepa_tokens.cli.watch import Story, picture
+from keepa_tokens.testing import ManualClock
+from tests.cli import KEY, Workers, run, valkey_with_workers
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Workers]:
+    """A Valkey for this file alone."""
+    with valkey_with_workers() as server:
+        yield server
+
+
+class Watched:
+    """A bucket in memory, and a watcher who looks at it."""
+
+    def __init__(self) -> None:
+        self.clock, self.place, self.story = ManualClock(1000.0), MemoryPlace(), Story()
+        self.bucket = TokenBucket(
+            keepa_quota(20), key=KEY, storage=self.place.storage, clock=self.clock, listener=lambda _: None
+        )
+
+    def seen(self) -> Look:
+        seen = look(self.place, KEY)
+        assert seen is not None
+        return Look(KEY, self.clock.now_us(), seen.fields, seen.state)
+
+    def line(self) -> str:
+        return self.story.take(self.seen())
+
+    def drawn(self, width: int, height: int) -> list[str]:
+        console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
+        with console.capture() as captured:
+            console.print(draw(picture(self.story, self.seen(), "12:00:00"), width, height))
+        return captured.get().splitlines()
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_a_line_is_written_only_where_something_changed(watched: Watched) -> None:
+    """Each change is a line, and a moment without one is none."""
+    watched.bucket.reconcile(Reading(100, next_refill_in=30.0, refill=20.0, capacity=1200))
+    lines = [watched.line(), watched.line()]
+    held = watched.bucket.try_reserve(30)
+    lines += [watched.line()]
+    held.settle(25)
+    lines += [watched.line()]
+    watched.clock.advance(30)
+    lines += [watched.line()]
+
+    assert lines == [
+        "open: 100 of 1,200",
+        "",
+        "open: 100 of 1,200, 30 held in 1 call",
+        "open: 75 of 1,200",
+        "open: 95 of 1,200",
+    ]
+
+
+def test_what_happened_in_the_last_minute_is_counted(watched: Watched) -> None:
+    """Calls begun, tokens spent, readings and probes are counted from look to look; the refill is no spending."""
+    watched.bucket.reconcile(Reading(100, next_refill_in=10.0, refill=20.0, capacity=1200, server_time=5000.0))
+    watched.line()
+    watched.clock.advance(15)
+    held = watched.bucket.try_reserve(7)
+    watched.line()
+    held.settle(9, Reading(111, server_time=5015.0))
+    watched.line()
+
+    seen = watched.story.seen(watched.seen())
+    assert (seen.calls, seen.tokens, seen.readings, seen.probes) == (1, 9, 1, 0)
+    watched.clock.advance(61)
+    assert watched.story.seen(watched.seen()).calls == 0
+
+
+@pytest.mark.parametrize("size", [(72, 20), (80, 24), (120, 40)])
+@pytest.mark.parametrize("calls", [0, 3, 40])
+def test_the_picture_fits_its_terminal(watched: Watched, size: tuple[int, int], calls: int) -> None:
+    """No picture is wider or higher than its terminal, however many calls are in flight, and none of it is cut."""
+    watched.bucket.reconcile(Reading(400, next_refill_in=30.0, refill=20.0, capacity=1200))
+    for _ in range(calls):
+        watched.bucket.try_reserve(3)
+    for _ in range(50):
+        watched.clock.advance(1)
+        watched.line()
+    lines = watched.drawn(*size)
+
+    assert len(lines) <= size[1]
+    assert max(map(len, lines)) <= size[0]
+    text = "\n".join(lines)
+    assert KEY in text
+    assert "goes at once" in text or size[1] == 20
+    assert f"{calls} call" in text or not calls
+
+
+def test_a_wait_has_a_bar_that_grows(watched: Watched) -> None:
+    """What a call of 10 has to wait is a bar that fills as the time passes, with the reason in words."""
+    watched.bucket.reconcile(Reading(-79, next_refill_in=60.0, refill=20.0, capacity=1200))
+    watched.line()
+    first = [line for line in watched.drawn(100, 30) if "call of 10 " in line]
+    watched.clock.advance(130)
+    watched.line()
+    later = [line for line in watched.drawn(100, 30) if "call of 10 " in line]
+
+    assert "waits: EMPTY" in first[0]
+    assert first[0].count("█") < later[0].count("█")
+    assert "too few tokens" in " ".join(watched.drawn(100, 30))
+
+
+def test_in_a_pipe_it_writes_lines(valkey: Workers) -> None:
+    """In a pipe a watch writes plain lines with the time, and ends after as many looks as it was told."""
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    said = run("watch", "--redis", valkey.url, "--looks", "2", "--every", "0.1").stdout
+
+    (line,) = said.splitlines()
+    assert line.endswith("  open: 300 of 1,200")
+    assert line[2] == line[5] == ":"
+
+
+def test_an_interrupt_ends_a_watch_with_a_last_line(valkey: Workers) -> None:
+    """Ctrl-C ends a watch with a last line on the standard error and exit code 130."""
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    command = [sys.executable, "-W", "error", "-m", "keepa_tokens", "watch", "--redis", valkey.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=30)
+
+    assert (watching.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")

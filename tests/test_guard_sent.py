@@ -1,0 +1,407 @@
+"""Whether a request can have reached the server: what certainly never did frees its tokens, in every guard alike.
+
+The servers are real ones, on the loopback interface, and what goes wrong with them really does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import httpx
+import httpx2
+import keepa
+import pytest
+import requests
+import trustme
+
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStorage, TokenBucket, keepa_quota
+from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
+from keepa_tokens.guards.keepa import guard
+from keepa_tokens.guards.requests import KeepaAdapter
+from keepa_tokens.testing import ManualClock
+
+# A client that fails on its way to a connection leaves the socket to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+KINDS: Final = ("httpx", "httpx-async", "httpx2", "httpx2-async", "requests", "keepa", "keepa-async")
+HOST: Final = "127.0.0.1"
+KEY: Final = "k" * 64
+HELD: Final = 20
+FULL: Final = {"timestamp": 1_780_000_000_000, "tokensLeft": 100, "refillIn": 5000, "refillRate": 5}
+
+ERRORS: Final = (
+    *(httpx.TransportError, httpx2.TransportError, requests.RequestException, aiohttp.ClientError),
+    *(OSError, ValueError),  # a client's own checks
+)
+
+Serve = Callable[[socket.socket], None]
+
+
+@contextmanager
+def listening(serve: Serve) -> Iterator[int]:
+    """Run a server that does one thing with each connection; its port."""
+    with socket.create_server((HOST, 0)) as listener:
+        ended = threading.Event()
+
+        def accept() -> None:
+            while not ended.is_set():
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.settimeout(5)
+                    if not ended.is_set():
+                        serve(connection)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        ended.set()
+        socket.create_connection((HOST, listener.getsockname()[1])).close()
+        thread.join(10)
+
+
+def tls(context: ssl.SSLContext, then: Serve) -> Serve:
+    """Return a server that speaks TLS first."""
+
+    def serve(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            then(secure)
+
+    return serve
+
+
+def read_and_go(connection: socket.socket) -> None:
+    """Read a request and hang up: it may have been carried out."""
+    connection.recv(65536)
+
+
+def half_an_answer(connection: socket.socket) -> None:
+    """Begin to answer."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+
+
+def never_answers(connection: socket.socket) -> None:
+    """Read and say nothing until the client has gone."""
+    while connection.recv(65536):
+        pass
+
+
+def hangs_up(connection: socket.socket) -> None:
+    """Say nothing at all."""
+
+
+def speaks_no_tls(connection: socket.socket) -> None:
+    """Answer in plain HTTP, whatever was asked."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def refuses_the_tunnel(connection: socket.socket) -> None:
+    """Be a proxy that lets nobody through."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
+class Guarded:
+    """A client of one kind behind its guard, and its bucket of a hundred tokens."""
+
+    def __init__(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kind = kind
+        self.monkeypatch = monkeypatch
+        self.storage = MemoryStorage()
+        common: dict[str, Any] = {"storage": self.storage, "clock": ManualClock(1000.0)}
+        self.sync = KeepaSync(TokenBucket(keepa_quota(5), **common))
+        self.asynch = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), **common))
+        self.sync.observe(FULL)
+
+    def get(
+        self,
+        url: str,
+        *,
+        timeout: float = 0.3,
+        proxy: str | None = None,
+        certificates: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> object:
+        """Ask for 20 products."""
+        options: dict[str, Any] = {"headers": headers, "timeout": timeout}
+        products = {"asin": ",".join(f"B{place:09d}" for place in range(HELD))}
+        match self.kind:
+            case "httpx" | "httpx2":
+                library: Any = {"httpx": httpx, "httpx2": httpx2}[self.kind]
+                verify = ssl.create_default_context(cafile=certificates)
+                inner = library.HTTPTransport(verify=verify, proxy=proxy)
+                with library.Client(transport=KeepaTransport(self.sync, inner, host=HOST)) as client:
+                    return client.get(url, params=products, **options)
+            case "httpx-async" | "httpx2-async":
+                return asyncio.run(self.aget(url, products, proxy, certificates, options))
+            case "requests":
+                with requests.Session() as session:
+                    session.mount("https://", KeepaAdapter(self.sync, host=HOST))
+                    session.mount("http://", KeepaAdapter(self.sync, host=HOST))
+                    request = session.prepare_request(requests.Request("GET", url, params=products))
+                    request.headers.update(headers or {})
+                    return session.send(
+                        request,
+                        timeout=timeout,
+                        verify=certificates or True,
+                        proxies={"https": proxy} if proxy else {},
+                    )
+            case _:
+                return self.query(url, timeout, proxy, certificates)
+
+    async def aget(
+        self, url: str, products: dict[str, str], proxy: str | None, certificates: str | None, options: dict[str, Any]
+    ) -> object:
+        library: Any = {"httpx-async": httpx, "httpx2-async": httpx2}[self.kind]
+        verify = ssl.create_default_context(cafile=certificates)
+        inner = library.AsyncHTTPTransport(verify=verify, proxy=proxy)
+        async with library.AsyncClient(transport=AsyncKeepaTransport(self.asynch, inner, host=HOST)) as client:
+            return await client.get(url, params=products, **options)
+
+    def query(self, url: str, timeout: float, proxy: str | None, certificates: str | None) -> object:
+        """Let the keepa client, whose host is fixed, ask the server at `url`."""
+        api: Any
+        asins = [f"B{place:09d}" for place in range(HELD)]
+        base, _, _ = url.partition("/product")
+        if self.kind == "keepa":
+            sent: Any = requests.Session.request
+
+            def request(session: Any, method: str, url: str, **more: Any) -> Any:
+                more |= {"verify": certificates or True, "proxies": {"https": proxy} if proxy else {}}
+                return sent(session, method, url.replace("https://api.keepa.com", base), **more)
+
+            self.monkeypatch.setattr(requests.Session, "request", request)
+            api = guard(keepa.Keepa(KEY, timeout=timeout), self.sync)
+            return api.query(asins, progress_bar=False, history=False)
+
+        async_request: Any = aiohttp.ClientSession._request
+
+        def arequest(session: Any, method: str, to: str, **more: Any) -> Any:
+            more |= {"proxy": proxy, "ssl": ssl.create_default_context(cafile=certificates)}
+            more["timeout"] = aiohttp.ClientTimeout(total=timeout)
+            return async_request(session, method, to.replace("https://api.keepa.com", base), **more)
+
+        self.monkeypatch.setattr(aiohttp.ClientSession, "_request", arequest)
+        api = keepa.AsyncKeepa()
+        api.accesskey, api.tokens_left, api._timeout, api.status = KEY, 0, timeout, keepa.Keepa(KEY).status
+        guard(api, self.asynch)
+        return asyncio.run(api.query(asins, progress_bar=False, history=False))
+
+    def held(self) -> int:
+        """Return the tokens that are set aside."""
+        return self.sync.bucket.peek().held
+
+
+@pytest.fixture(params=KINDS)
+def guarded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Guarded:
+    return Guarded(request.param, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def tidied(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take no proxy from the environment, and collect the sockets that clients left, before another test does."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificates(authority: trustme.CA, tmp_path: Path) -> str:
+    """Return the file of the authority that the servers' certificates come from."""
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    return str(file)
+
+
+def secure(authority: trustme.CA, then: Serve) -> Serve:
+    """Return a server with a certificate of its own, for 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(HOST).configure_cert(context)
+    return tls(context, then)
+
+
+def refuses_clients(authority: trustme.CA) -> Serve:
+    """Return a server that breaks off the handshake of who brings no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    authority.issue_cert(HOST).configure_cert(context)
+    return tls(context, read_and_go)
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [hangs_up, never_answers, speaks_no_tls],
+    ids=lambda serve: serve.__name__,
+)
+def test_a_handshake_that_fails_frees_the_tokens(guarded: Guarded, serve: Serve) -> None:
+    """Broken off, hanging or answered in plain HTTP: without TLS nothing was sent, so nothing stays held."""
+    with listening(serve) as port, pytest.raises(ERRORS):
+        guarded.get(f"https://{HOST}:{port}/product")
+    assert guarded.held() == 0
+
+
+def test_an_untrusted_certificate_frees_the_tokens(guarded: Guarded, authority: trustme.CA) -> None:
+    """The client breaks the handshake off, so nothing was sent; after three tries none is held."""
+    with listening(secure(authority, read_and_go)) as port:
+        for _ in range(3):
+            with pytest.raises(ERRORS):
+                guarded.get(f"https://{HOST}:{port}/product")
+    assert guarded.held() == 0
+
+
+def test_a_certificate_for_another_name_frees_the_tokens(
+    guarded: Guarded, authority: trustme.CA, certificates: str
+) -> None:
+    """A trusted certificate of somebody else is refused before anything is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("example.org").configure_cert(context)
+    with listening(tls(context, read_and_go)) as port, pytest.raises(ERRORS):
+        guarded.get(f"https://{HOST}:{port}/product", certificates=certificates)
+    assert guarded.held() == 0
+
+
+def test_a_server_that_wants_a_certificate_frees_the_tokens(
+    guarded: Guarded, authority: trustme.CA, certificates: str
+) -> None:
+    """The server breaks the handshake off, so nothing was sent."""
+    with listening(refuses_clients(authority)) as port, pytest.raises(ERRORS):
+        guarded.get(f"https://{HOST}:{port}/product", certificates=certificates)
+    assert guarded.held() == 0
+
+
+def test_a_proxy_that_refuses_the_tunnel_frees_the_tokens(guarded: Guarded) -> None:
+    """The request would have gone through the tunnel, which there is not."""
+    with listening(refuses_the_tunnel) as port, pytest.raises(ERRORS):
+        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}")
+    assert guarded.held() == 0
+
+
+def test_a_proxy_that_is_not_there_frees_the_tokens(guarded: Guarded) -> None:
+    """Where nobody listens for the proxy, nothing was sent."""
+    with socket.create_server((HOST, 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ERRORS):
+        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}")
+    assert guarded.held() == 0
+
+
+def test_a_full_queue_of_connections_frees_the_tokens(guarded: Guarded) -> None:
+    """A server that accepts no connection in time was sent nothing."""
+    with socket.create_server((HOST, 0), backlog=0) as listener:
+        waiting = [socket.socket() for _ in range(3)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        with pytest.raises(ERRORS):
+            guarded.get(f"https://{HOST}:{listener.getsockname()[1]}/product")
+        for each in waiting:
+            each.close()
+    assert guarded.held() == 0
+
+
+def test_a_timeout_of_nothing_frees_the_tokens(guarded: Guarded) -> None:
+    """`timeout=0.0` never gets as far as a connection; aiohttp takes it for none at all, so it is left out here."""
+    if guarded.kind == "keepa-async":
+        return
+    with listening(never_answers) as port:
+        for _ in range(3):
+            with pytest.raises(ERRORS):
+                guarded.get(f"http://{HOST}:{port}/product", timeout=0.0)
+    assert guarded.held() == 0
+
+
+@pytest.mark.parametrize("header", ["a\nb", "a\r\nX: b", "\N{SNOWMAN}"])
+def test_a_header_that_can_not_be_sent_frees_the_tokens(guarded: Guarded, header: str) -> None:
+    """A header with a line break, or with what no header may have, is refused before it is written."""
+    if guarded.kind.startswith("keepa"):
+        return  # it takes no headers
+    with listening(never_answers) as port, pytest.raises(ERRORS):
+        guarded.get(f"http://{HOST}:{port}/product", headers={"X-Note": header})
+    assert guarded.held() == 0
+
+
+@pytest.mark.parametrize("kind", ["requests", "keepa"])
+def test_missing_certificates_free_the_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests looks for the file only when it is to send; the other clients when they are made."""
+    guarded = Guarded(kind, monkeypatch)
+    with pytest.raises(OSError, match="certificate bundle"):
+        guarded.get(f"https://{HOST}:9/product", certificates="/there/is/no.pem")
+    assert guarded.held() == 0
+
+
+@pytest.mark.parametrize("serve", [read_and_go, half_an_answer, never_answers], ids=lambda serve: serve.__name__)
+@pytest.mark.parametrize("by_tls", [True, False])
+def test_what_may_have_been_sent_stays_held(
+    guarded: Guarded, authority: trustme.CA, certificates: str, serve: Serve, by_tls: bool
+) -> None:
+    """A server that read the request may have charged it, whatever became of the answer, with TLS or without."""
+    with listening(secure(authority, serve) if by_tls else serve) as port, pytest.raises(ERRORS):
+        guarded.get(f"{'https' if by_tls else 'http'}://{HOST}:{port}/product", certificates=certificates)
+    assert guarded.held() == HELD
+
+
+def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aiohttp sends a GET again by itself after a broken connection: that nobody listens then frees nothing."""
+    guarded = Guarded("keepa-async", monkeypatch)
+    with socket.create_server((HOST, 0)) as listener:
+
+        def once() -> None:
+            connection, _ = listener.accept()
+            connection.recv(65536)
+            listener.close()
+            connection.close()
+
+        thread = threading.Thread(target=once)
+        thread.start()
+        with pytest.raises(aiohttp.ClientError):
+            guarded.get(f"http://{HOST}:{listener.getsockname()[1]}/product")
+        thread.join(10)
+    assert guarded.held() == HELD
+
+
+def test_what_was_handled_before_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an inner transport tries again, the second try's broken answer counts, not the first one's connection."""
+    guarded = Guarded("httpx", monkeypatch)
+
+    def twice(request: httpx.Request) -> httpx.Response:
+        error = httpx.ReadError("gone while reading")
+        error.__context__ = httpx.ConnectError("no connection")  # as where it is raised in an `except`
+        raise error
+
+    client = httpx.Client(transport=KeepaTransport(guarded.sync, httpx.MockTransport(twice)))
+    with client, pytest.raises(httpx.ReadError):
+        client.get("https://api.keepa.com/product?asin=B1")
+    assert guarded.held() == 1
+
+
+def test_an_answer_that_makes_no_sense_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the bare mistakes of a client's own checks count as never sent, not what comes of reading an answer."""
+    guarded = Guarded("httpx", monkeypatch)
+
+    def decoding(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=int(b"\xff".decode()))
+
+    client = httpx.Client(transport=KeepaTransport(guarded.sync, httpx.MockTransport(decoding)))
+    with client, pytest.raises(UnicodeDecodeError):
+        client.get("https://api.keepa.com/product?asin=B1")
+    assert guarded.held() == 1
