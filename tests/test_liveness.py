@@ -17,7 +17,6 @@ from checks.models.strategies import (
     HOUR,
     MINUTE,
     NONSENSE,
-    NUMBERS,
     SECOND,
     gaps,
     instants,
@@ -32,7 +31,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
 

@@ -15,7 +15,6 @@ from checks.models.strategies import (
     EPOCH,
     HOUR,
     MINUTE,
-    NUMBERS,
     SECOND,
     TERMS,
     gaps,
@@ -39,6 +38,7 @@ from keepa_tokens.rules.commands import (
     Settle,
 )
 from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.rules.transition import HALF_LIFE_US
 from keepa_tokens.units import (
     CLAIM_US,

@@ -20,7 +20,6 @@ from checks.models.strategies import (
     HOUR,
     IDS,
     MINUTE,
-    NUMBERS,
     SECOND,
     costs,
     hold_lives,
@@ -44,6 +43,7 @@ from keepa_tokens.rules.commands import (
     Verdict,
 )
 from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
 
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from checks.models.machine import Bench
-from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, NUMBERS, SECOND
+from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.units import CLAIM_US, MICROSECONDS, REORDER_US, TOLERANCE_US, UNLIMITED
 
 HOLD_FOR: Final = 2 * MINUTE

@@ -17,11 +17,12 @@ import pytest
 from hypothesis import Phase, settings
 
 from checks.models.broken import Place, Sound
-from checks.models.strategies import HOUR, NUMBERS, SECOND, TERMS
+from checks.models.strategies import HOUR, SECOND, TERMS
 from checks.models.suite import MachinesOnAStorage
 from examples.sqlite_storage import SqliteStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing.conformance import SharedStorageConformance, StorageConformance, StorageUnderTest
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from checks.models.programs import BOUNDS, GARBAGE, Act, Program
-from checks.models.strategies import EPOCH, HOUR, MINUTE, NUMBERS, SECOND, TERMS
+from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, TERMS
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Reserve
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.state import NUMBERS, BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT, UNLIMITED
 from tests.redis.strategies import RAW

@@ -14,10 +14,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 
 from checks.models.programs import STORIES, Act, Program, is_ours
-from checks.models.strategies import EPOCH, NUMBERS, TERMS
+from checks.models.strategies import EPOCH, TERMS
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Refund
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.state import NUMBERS, BucketState
 from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.memory import MemoryStorage
