@@ -88,8 +88,8 @@ class Cancel:
 class Refund:
     """Give back tokens that were taken and not used, once by `id`, up to capacity.
 
-    own_us: the instant from which their caller might go; None: long past, or not known. With places ahead a plain bucket
-    gives back less, the older that instant is (rule 6).
+    own_us: the instant from which their caller might go; None: long past, or not known. With places ahead a plain
+    bucket gives back less, the older that instant is (rule 6).
     """
 
     id: str
