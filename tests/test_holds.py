@@ -54,7 +54,7 @@ def balance(bucket: Bucket, now: int) -> tuple[int | None, int]:
 def test_a_hold_takes_its_tokens_or_sets_them_aside_and_settling_charges_the_actual_cost(
     make: Callable[[Quota], Bucket], quota: Quota, left_beside: int
 ) -> None:
-    """Plain: the balance goes down at once. Synced: they stand beside it. Either way a settle leaves the actual cost."""
+    """Plain: the balance goes down at once. Synced: they stand beside it. A settle leaves the actual cost."""
     for actual, left in ((7, 93), (10, 90), (0, 100), (25, 75), (150, -50)):
         bucket = make(quota)
         assert bucket.apply(Reserve("a", 10, MINUTE), 0).granted
