@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens import AsyncTokenBucket, MemoryStorage, Quota, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
+from keepa_tokens.rules.commands import Acquire, Command, Outcome, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
@@ -110,28 +111,101 @@ def test_a_place_further_ahead_than_the_wait_is_refused_and_takes_nothing(wait: 
         assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, 3 * SECOND)
 
 
-def test_a_place_given_up_gives_its_tokens_to_who_asks_next() -> None:
-    """After the refund of a place in the middle, those behind keep theirs and the next one to ask comes earlier."""
+@pytest.mark.parametrize("given_up, next_place", [(0, 9), (1, 9), (2, 6)])
+def test_a_place_given_up_gives_back_what_the_places_behind_it_leave(given_up: int, next_place: int) -> None:
+    """Those behind keep their places, told for good; only of the last one, all comes back."""
     bucket = Direct(Quota(3, 1, 1.0))
-    for _ in range(3):
-        placed(bucket, 3, EPOCH)
-    bucket.apply(Refund("r", 3, EPOCH), EPOCH)
-    assert placed(bucket, 3, EPOCH) == EPOCH + 6 * SECOND
+    places = [placed(bucket, 3, EPOCH) for _ in range(4)][1:]
+    bucket.apply(Refund("r", 3, places[given_up]), EPOCH)
+    assert placed(bucket, 3, EPOCH) == EPOCH + (next_place + 3) * SECOND
+
+
+@pytest.mark.parametrize(
+    "tokens, own, back", [(10, 4, 6), (10, 0, 2), (8, 0, 0), (10, 8, 10), (10, 9, 10), (3, None, 0)]
+)
+def test_what_exceeds_the_refill_up_to_the_last_place_comes_back(tokens: int, own: int | None, back: int) -> None:
+    """With a place 8 s ahead, of tokens for the instant `own` what the refill from there to the place leaves."""
+    bucket = Direct(Quota(100, 1, 1.0))
+    bucket.apply(Acquire(100), EPOCH)
+    assert placed(bucket, 8, EPOCH) == EPOCH + 8 * SECOND
+    refund = Refund("r", tokens, None if own is None else EPOCH + own * SECOND)
+    assert bucket.apply(refund, EPOCH).balance == -8 + back
+
+
+def test_with_no_place_ahead_everything_comes_back() -> None:
+    """Once the last place has come, an unused grant comes back whole, of whatever instant it was."""
+    bucket = Direct(Quota(100, 1, 1.0))
+    bucket.apply(Acquire(100), EPOCH)
+    placed(bucket, 8, EPOCH)
+    assert bucket.apply(Refund("r", 10, EPOCH), EPOCH + 8 * SECOND - 1).balance == 1
+    assert bucket.apply(Refund("s", 10, EPOCH), EPOCH + 8 * SECOND).balance == 12
+
+
+@pytest.mark.parametrize("first", ["last", "middle"])
+def test_the_last_place_is_not_freed_behind_one_before_which_tokens_came_back(first: str) -> None:
+    """After a give-back in the middle the balance alone tells no more where the last place is: it stays firm."""
+    bucket = Direct(Quota(10, 1, 1.0))
+    bucket.apply(Acquire(10), EPOCH)
+    places = {"middle": placed(bucket, 10, EPOCH), "rest": placed(bucket, 4, EPOCH), "last": placed(bucket, 4, EPOCH)}
+    assert [at and (at - EPOCH) // SECOND for at in places.values()] == [10, 14, 18]
+    sizes = {"middle": 10, "last": 4}
+    for name in sorted(sizes, reverse=first == "middle"):
+        bucket.apply(Refund(name, sizes[name], places[name]), EPOCH)
+    # Freed first, the last place is gone, and 6 of 10 come back before the 14th second; else 2 of them, then all 4.
+    assert placed(bucket, 1, EPOCH) == EPOCH + (9 if first == "last" else 13) * SECOND
+
+
+# --- beside holds
 
 
 @pytest.mark.parametrize("make", BUCKETS)
-def test_a_reserved_place_holds_from_its_own_instant(make: Callable[[Quota], Bucket]) -> None:
-    """A hold taken in a place runs out one lifetime after the place; asked again, it names the same place."""
-    bucket = make(Quota(3, 1, 1.0))
-    bucket.apply(Acquire(3), EPOCH)
-    command = Reserve("a", 2, MINUTE, wait_us=WAITS)
-    assert bucket.apply(command, EPOCH).place_us == 2 * SECOND
-    assert bucket.apply(command, EPOCH + SECOND).place_us == SECOND
-    assert bucket.apply(command, EPOCH + 3 * SECOND).place_us == 0
-    assert bucket.state is not None
-    assert bucket.state.holds["a"].expires_at == EPOCH + 2 * SECOND + MINUTE
-    bucket.apply(Cancel("a"), EPOCH + 3 * SECOND)
-    assert placed(bucket, 3, EPOCH + 3 * SECOND) == EPOCH + 3 * SECOND
+def test_places_never_look_ahead_over_holds(make: Callable[[Quota], Bucket]) -> None:
+    """What is reserved is taken: places behind it are 2 s apart, and nobody goes before who asked earlier."""
+    bucket = make(Quota(20, 10, 1.0))
+    assert bucket.apply(Reserve("a", 20, 2 * MINUTE), EPOCH).granted
+    assert [placed(bucket, 20, EPOCH) for _ in range(5)] == [EPOCH + n * 2 * SECOND for n in range(1, 6)]
+    bucket = make(Quota(20, 10, 1.0))
+    assert bucket.apply(Reserve("a", 10, 2 * MINUTE), EPOCH).granted
+    assert placed(bucket, 16, EPOCH) == EPOCH + 600_000
+    assert placed(bucket, 14, EPOCH) == EPOCH + 2 * SECOND
+
+
+@pytest.mark.parametrize("make", BUCKETS)
+def test_who_reserves_waits_for_the_refill_and_never_for_a_hold(make: Callable[[Quota], Bucket]) -> None:
+    """A third hold of 10 beside two: told 1 s, and granted then, though the two are still open."""
+    bucket = make(Quota(20, 10, 1.0))
+    for name in "ab":
+        assert bucket.apply(Reserve(name, 10, 2 * MINUTE), EPOCH).granted
+    told = bucket.apply(Reserve("c", 10, 2 * MINUTE), EPOCH)
+    assert (told.granted, told.reason, told.retry_after_us) == (False, Reason.EMPTY, SECOND)
+    assert not bucket.apply(Reserve("c", 10, 2 * MINUTE), EPOCH + SECOND - 1).granted
+    assert bucket.apply(Reserve("c", 10, 2 * MINUTE), EPOCH + SECOND).granted
+
+
+@pytest.mark.parametrize(
+    "quota, workers, tokens, until, begun",
+    [
+        (Quota(10, 1, 1.0, initial=0), 2, 10, 25 * SECOND, [10, 20]),
+        (Quota.per_second(10), 15, 1, 300 * SECOND, None),
+    ],
+)
+def test_workers_that_reserve_and_settle_get_all_the_refill(
+    quota: Quota, workers: int, tokens: int, until: int, begun: list[int] | None
+) -> None:
+    """Each asks again when it was told to, and settles at once: two on an empty bucket, and 3,000 calls in 300 s."""
+    bucket = Direct(quota)
+    asking = [(0, worker) for worker in range(workers)]
+    began: list[int] = []
+    while (asked := heapq.heappop(asking))[0] <= until:
+        now, worker = asked
+        outcome = bucket.apply(Reserve(f"{worker} {now}", tokens, 2 * MINUTE), EPOCH + now)
+        if outcome.granted:
+            began.append(now)
+            bucket.apply(Settle(f"{worker} {now}", tokens), EPOCH + now)
+        heapq.heappush(asking, (now + outcome.retry_after_us, worker))
+    if begun is not None:
+        assert began == [at * SECOND for at in begun]
+    assert len(began) * tokens == (quota.starts_at or 0) + until * quota.refill // quota.period_us // tokens * tokens
 
 
 # --- through the doors

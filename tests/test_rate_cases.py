@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import pytest
 
-from keepa_tokens import AcquireTimeout, CostTooLarge, MemoryStorage, NotEnoughTokens, Quota, TokenBucket
+from keepa_tokens import AcquireTimeout, CostTooLarge, MemoryStorage, Quota, TokenBucket
 from keepa_tokens.async_bucket import AsyncTokenBucket
 from keepa_tokens.quota import exact
-from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Refund
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
 
@@ -34,19 +34,20 @@ class Bench:
 
     def allow(self, at: int, tokens: int) -> tuple[int | None, bool]:
         """Return the tokens that there were, and whether the request got its own."""
-        before = self._apply(at, Acquire(0)).balance
-        return before, self._apply(at, Acquire(tokens)).granted
+        before = self.apply(at, Acquire(0)).balance
+        return before, self.apply(at, Acquire(tokens)).granted
 
     def reserve(self, at: int, tokens: int, *, within: int = FOR_EVER) -> int | None:
         """Return the place (in D) that a request gets at `at`, None if it gets none."""
-        outcome = self._apply(at, Acquire(tokens, wait_us=within))
+        outcome = self.apply(at, Acquire(tokens, wait_us=within))
         return (at * D + outcome.place_us) // D if outcome.granted else None
 
-    def cancel(self, at: int, tokens: int, name: str = "r") -> None:
-        """Give a place up, as the doors do it."""
-        self._apply(at, Refund(name, tokens, START + at * D))
+    def cancel(self, at: int, tokens: int, place: int) -> None:
+        """Give the place `place` (in D) up, as the doors do it."""
+        self.apply(at, Refund(f"{tokens} at {place}", tokens, START + place * D))
 
-    def _apply(self, at: int, command: Acquire | Refund) -> Outcome:
+    def apply(self, at: int, command: Command) -> Outcome:
+        """Carry out a command."""
         return self.storage.apply("k", self.quota, command, now_us=START + at * D)
 
 
@@ -148,13 +149,11 @@ def test_a_mix_of_both() -> None:
 
 def test_what_was_refused_has_nothing_to_give_back() -> None:
     """A cancelled reservation that was never made changes nothing: by id, it isn't there."""
-    clock = ManualClock(100.0)
-    bucket = TokenBucket(Quota(2, 10, 1.0), clock=clock)
-    bucket.try_acquire(2)
-    with pytest.raises(NotEnoughTokens):
-        bucket.try_reserve(2)
-    assert not bucket.storage.apply(bucket.key, bucket.quota, Cancel("never"), now_us=clock.now_us()).found
-    assert bucket.peek().balance == 0
+    bench = ten(2)
+    assert bench.allow(0, 2) == (2, True)
+    assert not bench.apply(0, Reserve("never", 2, 10 * D)).granted
+    assert not bench.apply(0, Cancel("never")).found
+    assert bench.allow(0, 1) == (0, False)
 
 
 def test_cancelling_the_last_place_frees_it() -> None:
@@ -162,7 +161,7 @@ def test_cancelling_the_last_place_frees_it() -> None:
     bench = ten(2)
     assert bench.reserve(0, 2) == 0
     assert bench.reserve(0, 2) == 2
-    bench.cancel(1, 2)
+    bench.cancel(1, 2, 2)
     assert bench.reserve(1, 2) == 2
 
 
@@ -171,32 +170,42 @@ def test_cancelling_twice_gives_back_once() -> None:
     bench = ten(2)
     bench.reserve(0, 2)
     bench.reserve(0, 2)
-    bench.cancel(1, 2)
-    bench.cancel(1, 2)
+    bench.cancel(1, 2, 2)
+    bench.cancel(1, 2, 2)
     assert bench.reserve(1, 2) == 2
     assert bench.reserve(1, 2) == 4
 
 
-def test_cancelling_in_the_middle_moves_only_the_next_to_ask() -> None:
-    """Those behind keep their places; unlike Go's limiter, which gives back less then, all the tokens come back."""
+def test_cancelling_when_the_place_has_come_gives_it_all_back() -> None:
+    """Nobody was told an instant ahead: what was not used is there again. Go's limiter gives nothing back then."""
     bench = ten(2)
     bench.reserve(0, 2)
     assert bench.reserve(0, 2) == 2
-    assert bench.reserve(0, 1) == 3
-    bench.cancel(1, 2)
-    assert bench.reserve(1, 2) == 3
+    bench.cancel(3, 2, 2)
+    assert bench.reserve(3, 2) == 3
+
+
+def test_cancelling_in_the_middle_gives_back_what_those_behind_leave() -> None:
+    """Those behind keep their places; of two tokens one is promised to the place a tenth behind."""
+    for at, place in ((1, 4), (2, 4)):
+        bench = ten(2)
+        bench.reserve(0, 2)
+        assert bench.reserve(0, 2) == 2
+        assert bench.reserve(0, 1) == 3
+        bench.cancel(at, 2, 2)
+        assert bench.reserve(at, 2) == place
 
 
 def test_cancelling_several() -> None:
-    """Two of four places are given up: all their tokens come back."""
+    """Two of four places are given up: the last one whole, the other as if the last one had never been."""
     bench = ten(4)
     bench.reserve(0, 4)
     assert bench.reserve(0, 3) == 3
     assert bench.reserve(0, 1) == 4
     assert bench.reserve(0, 1) == 5
-    bench.cancel(1, 1, "c")
-    bench.cancel(1, 3, "a")
-    assert bench.reserve(1, 3) == 4
+    bench.cancel(1, 1, 5)
+    bench.cancel(1, 3, 3)
+    assert bench.reserve(1, 3) == 5
 
 
 def test_reservations_over_a_clock_that_steps_back() -> None:
@@ -212,13 +221,13 @@ def test_reservations_over_a_clock_that_steps_back() -> None:
 
 
 def test_cancelling_by_a_clock_that_stands_behind() -> None:
-    """The tokens come back all the same."""
+    """As many tokens come back: what counts are the places."""
     bench = ten(2)
     bench.reserve(1, 2)
     assert bench.reserve(1, 2) == 3
     assert bench.reserve(1, 1) == 4
-    bench.cancel(0, 2)
-    assert bench.reserve(1, 2) == 4
+    bench.cancel(0, 2, 3)
+    assert bench.reserve(1, 2) == 5
 
 
 def test_another_rate_or_burst_counts_from_now_on() -> None:
@@ -227,8 +236,8 @@ def test_another_rate_or_burst_counts_from_now_on() -> None:
     bench.reserve(0, 2)
     assert bench.reserve(0, 2) == 4
     bench.quota = Quota(2, 10, 1.0)
-    # At 2 one token has flowed at the old rate's pace or, judged now, two at the new: then one more, and its own.
-    assert bench.reserve(2, 1) == 3
+    # At 2 one token has flowed at the old rate; one more and its own come at the new one.
+    assert bench.reserve(2, 1) == 4
     bench = Bench(Quota(2, 5, 1.0))
     bench.reserve(0, 2)
     bench.quota = replace(bench.quota, capacity=4)
@@ -294,9 +303,11 @@ def test_a_rate_of_0() -> None:
     with pytest.raises(AcquireTimeout):
         bucket.acquire()
     clock.advance(3600.0)
-    faster = TokenBucket(Quota(1, 10, 1.0), storage=storage, clock=clock)
+    faster = TokenBucket(Quota(100, 1, 1.0), storage=storage, clock=clock)
     assert not bucket.try_acquire()
-    assert faster.acquire().waited == 0.1
+    # Of the time without any refill a minute goes over, no more.
+    assert faster.try_acquire(60)
+    assert faster.acquire().waited == 1.0
 
 
 def test_a_tiny_rate() -> None:

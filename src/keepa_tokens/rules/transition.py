@@ -102,7 +102,7 @@ from .commands import (
 from .decision import InFlight, Reason, Snapshot
 from .flow import clipped_at, flow_in_effect
 from .reading import Reading
-from .repair import repair
+from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 
 __all__ = ["lifetime_us", "transition"]
@@ -132,7 +132,9 @@ def transition(
     outcome = step.run(command)
     # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
     begun = state is None and sound.balance is not None and sound.balance < step.flow.capacity
-    if not (step.changed or repaired or begun):
+    # Terms that were lost are stored again: nobody else may take them for others' next time.
+    unnamed = state is not None and state.quota is None
+    if not (step.changed or repaired or begun or unnamed):
         return state, outcome
     sound.version += 1
     return sound.stored(step.fast()), outcome
@@ -148,21 +150,21 @@ def lifetime_us(state: BucketState, now: int) -> int | None:
     sound, _ = repair(state.quota, state, now)
     quota, flow = sound.quota, flow_in_effect(sound, now)
     last = max((max(hold.expires_at, hold.due_at) for hold in sound.holds.values()), default=now)
-    if quota.synced:
-        differs = quota.initial is not None and (flow.capacity, flow.refill) != (quota.capacity, quota.refill)
-        return None if differs or _starts_low(quota) else max(DAY_US, last - now + LIFETIME_MARGIN_US)
-    if _starts_low(quota):
+    last = max(last, sound.paused_until or 0)
+    if quota.synced and quota.initial is None:
+        return max(DAY_US, last - now + LIFETIME_MARGIN_US)
+    differs = quota.synced and flow != flow_in_effect(new_state(quota, now), now)
+    if differs or (quota.initial is not None and quota.initial < quota.capacity):
         return None
     if flow.refill == 0:
         return DAY_US
-    full_at = flow.instant(flow.capacity - (sound.balance or 0), sound.refilled_at, 0)
+    # What calls in flight may still cost a synced bucket flows in again from their end.
+    held = sound.held if quota.synced else 0
+    start = max(sound.refilled_at, last) if held else sound.refilled_at
+    full_at = flow.instant(flow.capacity - (sound.balance or 0) + held, start, 0)
     if full_at == NEVER:
         return None
-    return max(SHORTEST_LIFETIME_US, max(full_at, last) - now + LIFETIME_MARGIN_US)
-
-
-def _starts_low(quota: Quota) -> bool:
-    return quota.initial is not None and quota.initial < quota.capacity
+    return max(DAY_US if quota.synced else SHORTEST_LIFETIME_US, max(full_at, last) - now + LIFETIME_MARGIN_US)
 
 
 class _Step:
