@@ -137,8 +137,8 @@ def test_with_no_place_ahead_everything_comes_back() -> None:
     bucket = Direct(Quota(100, 1, 1.0))
     bucket.apply(Acquire(100), EPOCH)
     placed(bucket, 8, EPOCH)
-    assert bucket.apply(Refund("r", 10, EPOCH), EPOCH + 8 * SECOND - 1).balance == 1
-    assert bucket.apply(Refund("s", 10, EPOCH), EPOCH + 8 * SECOND).balance == 12
+    assert bucket.apply(Refund("r", 10, EPOCH), EPOCH + 8 * SECOND - 1).balance == 8
+    assert bucket.apply(Refund("s", 10, EPOCH), EPOCH + 8 * SECOND).balance == 19
 
 
 @pytest.mark.parametrize("first", ["last", "middle"])

@@ -138,7 +138,7 @@ def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
     back = tokens
     if not n.synced:
         back = given_back(tokens, own, n.last_place, now, n.refill, n.period_us, stepped=n.stepped)
-        if own <= now < n.last_place:
+        if own < now < n.last_place:
             # The bucket must not run over before the largest place is reached: what runs over has not come back.
             flowed = flowed_between(now, n.last_place, n.refill, n.period_us, stepped=n.stepped)
             back = min(back, max(0, n.capacity - n.largest_place - max(0, saturated(n.balance + flowed))))
