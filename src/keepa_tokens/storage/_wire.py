@@ -98,7 +98,8 @@ def store(before: Handed, after: BucketState, command: Command, now_us: int | No
     lifetime = lifetime_us(after, before.now_us) if now_us is None else None
     return [
         *("store", "", "" if now_us is None else now_us),
-        *(before.texts.get("version", ""), before.texts.get("refilled_at", ""), token),
+        *(as_bytes(before.texts.get(name, "")) for name in ("version", "refilled_at")),
+        token,
         "" if lifetime is None else min(LIMIT, -(-lifetime // 1000)),
         *("some" if before.partial else "all", named(command), len(removed)),
         *(as_bytes(name) for name in removed),

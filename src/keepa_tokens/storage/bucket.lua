@@ -24,6 +24,10 @@ end
 -- All fields, or the numbers and the hold that the command names.
 local function hand_over(what, named)
   local answer, names, texts = {nonce, format('%.0f', now), what}, nil, nil
+  local function add(text)
+    -- Bytes that are no text can't stand in every client's answer as they are.
+    answer[#answer + 1] = string.gsub(text, '[^ -$&-~]', function(byte) return format('%%%02X', string.byte(byte)) end)
+  end
   if what == 'all' then
     texts = call('HGETALL', key)
   else
@@ -40,12 +44,9 @@ local function hand_over(what, named)
     local text = texts[place]
     if text then
       if names then
-        answer[#answer + 1] = names[place]
+        add(names[place])
       end
-      -- Bytes that are no text can't stand in every client's answer as they are.
-      answer[#answer + 1] = string.gsub(text, '[^ -$&-~]', function(byte)
-        return format('%%%02X', string.byte(byte))
-      end)
+      add(text)
     end
   end
   return answer
@@ -123,7 +124,8 @@ local balance = whole(stored[3], 1 - LIMIT, LIMIT - 1)
 local refilled_at = whole(stored[4], 0, now + 5 * SECOND)
 local carry = whole(stored[5], 0, LIMIT, 0)
 local due_at, last_place, firm_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0
-if synced or stored[12] or stored[13] or stored[14] or stored[15] or stored[16] or stored[17] then
+local more = stored[12] or stored[13] or stored[14] or stored[15] or stored[16] or stored[17]
+if synced or more then
   local missing = not synced and 0 or nil
   due_at = whole(stored[12], now + 1, now + 2 * DAY_US + 5 * SECOND, LIMIT)
   last_place = whole(stored[13], 0, LIMIT - 1, 0)
@@ -134,7 +136,7 @@ if synced or stored[12] or stored[13] or stored[14] or stored[15] or stored[16] 
 end
 
 if is_new then
-  if not queues or stored[1] or stored[3] or stored[6] then
+  if not queues or more or stored[1] or stored[3] or stored[5] or stored[6] then
     return hand_over('all')
   end
   balance, refilled_at = tonumber(q7) or tonumber(q1), now
@@ -369,7 +371,7 @@ if hold then
   changes[#changes + 1], changes[#changes + 2] = 'hold:' .. id, hold
 end
 local answer = format('%s %.0f %.0f', nonce, now, balance)
-if at > now or open > 0 or kept_back > 0 then
+if at > now or held > 0 or open > 0 or kept_back > 0 then
   local kept = min(kept_back, (divmod(capacity, 3)))
   answer = format('%s %.0f %.0f %.0f %.0f', answer, at - now, held, open, kept)
 end
