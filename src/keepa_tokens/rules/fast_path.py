@@ -68,7 +68,7 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
 
     wait_us: how far ahead a place may be; -1: now or not at all.
     """
-    if tokens == 0:
+    if tokens == 0 or n.held + tokens >= LIMIT:
         return None
     balance, refilled_at, carry = n.flowed(now)
     need = _need(n, tokens, keep)
@@ -85,7 +85,8 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
             return None
         n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
         n.last_place = max(n.last_place, at)
-    n.balance, n.refilled_at, n.carry = saturated(balance - tokens), refilled_at, carry
+    balance -= tokens
+    n.balance, n.refilled_at, n.carry = balance if balance > -LIMIT else 1 - LIMIT, refilled_at, carry
     return at
 
 
@@ -128,6 +129,8 @@ def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
 
 
 def _need(n: Numbers, tokens: int, keep: int) -> int:
+    if not (n.overdraft or keep or n.synced):
+        return tokens
     alone = required(tokens, n.overdraft)
     need = tokens if n.synced and n.held else alone
     return need + set_aside(keep, n.kept_back, n.capacity, alone)
