@@ -186,7 +186,7 @@ class Working(fast_path.Numbers):
         hold = self.holds.get(hold_id)
         if hold is None or not hold.in_flight or hold.expires_at <= now:
             return False
-        fast_path.settle(self, now, hold.tokens, hold.tokens if actual is None else actual)
+        fast_path.settle(self, now, hold.tokens, hold.tokens if actual is None else actual, hold.granted_at)
         del self.holds[hold_id]
         return True
 
@@ -195,7 +195,7 @@ class Working(fast_path.Numbers):
             return False
         self.sequence += 1
         hold = Hold(0, self.sequence, now, REFUND_MEMORY_US, self.sequence)
-        fast_path.refund(self, now, command.tokens, now if command.own_us is None else command.own_us)
+        fast_path.refund(self, now, command.tokens, command.own_us or 0)
         self._remember(command.id, hold, now + REFUND_MEMORY_US)
         return True
 

@@ -260,7 +260,7 @@ if verb == 'settle' or verb == 'refund' then
     local back = tokens
     if not synced and last_place > max(own, now) then
       -- What flows in between the two places was promised to those who stand there.
-      local periods, rest = divmod(last_place - max(own, now), period)
+      local periods, rest = divmod(last_place - own, period)
       local flows = LIMIT
       if refill == 0 then
         flows = 0
@@ -330,12 +330,12 @@ elseif verb == 'settle' then
   if synced or cost > tokens then
     balance = max(1 - LIMIT, min(LIMIT - 1, balance - cost + (synced and 0 or tokens)))
   else
-    give_back(tokens - cost, now)
+    give_back(tokens - cost, max(0, c - d))
   end
 elseif verb == 'refund' and not stored[19] then
   sequence, ends = sequence + 1, now + REMEMBERED_US
   hold = format('0 %.0f %.0f %.0f %.0f', sequence, now, REMEMBERED_US, sequence)
-  give_back(tonumber(ARGV[6]), tonumber(ARGV[7]) or now)
+  give_back(tonumber(ARGV[6]), tonumber(ARGV[7]) or 0)
 else
   return hand_over('some', id)
 end
@@ -361,8 +361,18 @@ end
 if last_place ~= old_last or firm_place ~= old_firm then
   for _, item in ipairs({'last_place', last_place, 'firm_place', firm_place}) do changes[#changes + 1] = item end
 end
+local gone = {'HDEL', key}
+if hold == false then
+  gone[3] = 'hold:' .. id
+end
 if verb ~= 'acquire' then
-  for _, item in ipairs({'sequence', sequence, 'held', held, 'open', open}) do changes[#changes + 1] = item end
+  for name, number in pairs({sequence = sequence, held = held, open = open}) do
+    if number ~= 0 or synced then
+      changes[#changes + 1], changes[#changes + 2] = name, number
+    elseif hold == false then
+      gone[#gone + 1] = name
+    end
+  end
 end
 if due_at ~= old_due then
   changes[#changes + 1], changes[#changes + 2] = 'due_at', due_at
@@ -395,7 +405,7 @@ if hold == false then
 end
 call(unpack(changes))
 if hold == false then
-  call('HDEL', key, 'hold:' .. id)
+  call(unpack(gone))
 end
 if is_new and lifetime ~= '' then
   call('PEXPIRE', key, lifetime)
