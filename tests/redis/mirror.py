@@ -17,7 +17,7 @@ from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage._working import Working
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
-ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place")
+ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
 """Numbers that may be left out where they are 0."""
 
 ALL, SOME = "all", "some"
@@ -100,7 +100,7 @@ def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> 
 
 
 def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Working | str:
-    known = {"format", "balance", "carry", QUOTA, "due_at", "last_place", "firm_place", "held", "open", "sequence"}
+    known = {"format", "balance", "carry", QUOTA, "due_at", "last_place", "firm_place", "largest_place", "held", "open", "sequence"}
     working = Working.begun(quota, now, own=True)
     if working is None or known & texts.keys():
         return ALL

@@ -89,25 +89,6 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
     """
     if tokens == 0 or n.held + tokens >= LIMIT:
         return None
-<<<<<<< HEAD
-    balance, refilled_at, carry = n.flowed(now)
-    need = _need(n, tokens, keep)
-    at = now
-    if balance - (n.held if n.synced else 0) < need:
-        if wait_us < 0 or keep or not n.queues:
-            return None
-        if n.stepped:
-            at = instant_stepped(need - balance, refilled_at, n.refill, n.period_us)
-        else:
-            at = instant_smooth(need - balance, refilled_at, carry, n.refill, n.period_us)
-        at = max(at, now)
-        if need > n.capacity or at >= NEVER or at - now > wait_us:
-            return None
-        n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
-        n.last_place = max(n.last_place, at)
-    balance -= tokens
-    n.balance, n.refilled_at, n.carry = balance if balance > -LIMIT else 1 - LIMIT, refilled_at, carry
-=======
     balance, at = take(n, now, tokens, keep)
     if at == now:
         return at
@@ -115,8 +96,8 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
         return None
     _, n.refilled_at, n.carry = n.flowed(now)
     n.balance = saturated(balance - tokens)
+    n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
     n.last_place = max(n.last_place, at)
->>>>>>> 605c340 (Memory storage keeps working copies; a grant is taken directly (wip))
     return at
 
 

@@ -33,7 +33,7 @@ local function hand_over(what, named)
   else
     names = {
       'format', 'version', 'balance', 'refilled_at', 'carry', 'closed_until', 'paused_until', 'sequence', 'held',
-      'open', 'due_at', 'last_place', 'firm_place', 'terms_at', 'wide_capacity', 'reading_at', 'reading_sequence',
+      'open', 'due_at', 'last_place', 'firm_place', 'largest_place', 'terms_at', 'wide_capacity', 'reading_at', 'reading_sequence',
       'server_time', 'server_time_at', 'drift', 'kept_back', 'kept_back_at', 'probe_until', 'probe_failures',
       'probe_returned', 'reported_refill', 'reported_period_us', 'reported_capacity', 'stretched_us', 'quota', 'fast',
       'turn', 'hold:' .. named,
@@ -100,7 +100,7 @@ end
 local terms, id = ARGV[4], ARGV[5]
 local stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
   'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'due_at', 'last_place', 'firm_place', 'held', 'open',
-  'sequence', 'fast', 'hold:' .. id)
+  'sequence', 'fast', 'largest_place', 'hold:' .. id)
 if stored[7] and is_anothers_turn(stored[7], '') then
   return {nonce, format('%.0f', now), 'busy'}
 end
@@ -123,13 +123,15 @@ local version = whole(stored[2], 0, LIMIT - 2, 0)
 local balance = whole(stored[3], 1 - LIMIT, LIMIT - 1)
 local refilled_at = whole(stored[4], 0, now + 5 * SECOND)
 local carry = whole(stored[5], 0, LIMIT, 0)
-local due_at, last_place, firm_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0
+local due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
 local more = stored[12] or stored[13] or stored[14] or stored[15] or stored[16] or stored[17]
+  or stored[19]
 if synced or more then
   local missing = not synced and 0 or nil
   due_at = whole(stored[12], now + 1, now + 2 * DAY_US + 5 * SECOND, LIMIT)
   last_place = whole(stored[13], 0, LIMIT - 1, 0)
   firm_place = whole(stored[14], 0, LIMIT - 1, 0)
+  largest_place = whole(stored[19], 0, LIMIT - 1, 0)
   held = whole(stored[15], 0, LIMIT - 1, missing)
   open = whole(stored[16], 0, LIMIT - 2, missing)
   sequence = whole(stored[17], 0, LIMIT / 2 - 1, missing)
@@ -141,7 +143,7 @@ if is_new then
   end
   balance, refilled_at = tonumber(q7) or tonumber(q1), now
 elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and carry and due_at and last_place
-    and firm_place and held and open and sequence) or now - refilled_at > 365 * DAY_US then
+    and firm_place and largest_place and held and open and sequence) or now - refilled_at > 365 * DAY_US then
   return hand_over('all')
 end
 if stored[8] or stored[9] or stored[10] then
@@ -220,7 +222,8 @@ end
 
 -- The balance flows to now.
 
-local old_carry, old_last, old_firm, old_due, old_open = carry, last_place, firm_place, due_at, open
+local old_carry, old_last, old_firm, old_largest = carry, last_place, firm_place, largest_place
+local old_due, old_open = due_at, open
 if now > refilled_at then
   local room, elapsed = capacity - balance, now - refilled_at
   if stepped then
@@ -256,29 +259,38 @@ end
 
 local at, hold, ends, give_back = now, nil, nil, nil
 if verb == 'settle' or verb == 'refund' then
+  local function flowed_until_last(from)
+    local periods, rest = divmod(last_place - from, period)
+    if refill == 0 or periods >= (divmod(LIMIT, refill)) then
+      return refill == 0 and 0 or LIMIT
+    end
+    return periods * refill + (stepped and (rest > 0 and refill or 0) or -divmod(-rest * refill, period))
+  end
+  local function moved_back(own, tokens)
+    if refill == 0 then
+      return own
+    end
+    local periods, rest = divmod(tokens, refill)
+    if periods > (divmod(own, period)) then
+      return 0
+    end
+    return max(0, own - periods * period - (stepped and 0 or (divmod(rest * period, refill))))
+  end
   function give_back(tokens, own)
     local back = tokens
-    if not synced and last_place > max(own, now) then
-      -- What flows in between the two places was promised to those who stand there.
-      local periods, rest = divmod(last_place - own, period)
-      local flows = LIMIT
-      if refill == 0 then
-        flows = 0
-      elseif periods < (divmod(LIMIT, refill)) then
-        flows = periods * refill + (stepped and (rest > 0 and refill or 0) or -divmod(-rest * refill, period))
+    if not synced and last_place > now then
+      if last_place > own then
+        back = max(0, tokens - flowed_until_last(max(own, now)))
       end
-      back = max(0, tokens - flows)
-      if back > 0 then
+      if own <= now then
+        local full = min(LIMIT - 1, balance + flowed_until_last(now))
+        back = min(back, max(0, capacity - largest_place - max(0, full)))
+      end
+      if back > 0 and own < last_place then
         firm_place = last_place
+      elseif back > 0 then
+        last_place = max(firm_place, moved_back(own, tokens))
       end
-    elseif not synced and back > 0 and last_place > now then
-      local moved = own
-      if refill > 0 then
-        local periods, rest = divmod(tokens, refill)
-        moved = periods > (divmod(own, period)) and 0
-          or max(0, own - periods * period - (stepped and 0 or (divmod(rest * period, refill))))
-      end
-      last_place = max(firm_place, moved)
     end
     if back > 0 then
       balance = max(1 - LIMIT, min(max(balance, capacity), balance + back, LIMIT - 1))
@@ -305,6 +317,7 @@ if verb == 'acquire' or verb == 'reserve' then
     if wait_us < 0 or keep > 0 or not queues or need > capacity or at >= LIMIT or at - now > wait_us then
       return hand_over('some', id)
     end
+    largest_place = max(tokens, last_place > now and largest_place or 0)
     last_place = max(last_place, at)
   end
   if verb == 'acquire' or not synced then
@@ -312,14 +325,14 @@ if verb == 'acquire' or verb == 'reserve' then
   end
   if verb == 'reserve' then
     ends = now + ARGV[8]
-    if stored[19] or ends >= LIMIT then
+    if stored[20] or ends >= LIMIT then
       return hand_over('some', id)
     end
     sequence, held, open = sequence + 1, held + tokens, open + 1
     hold = format('%.0f %.0f %.0f %s 0%s', tokens, sequence, ends, ARGV[8], ARGV[9])
   end
 elseif verb == 'settle' then
-  local a, b, c, d, label = match(stored[19] or '', '^(%d+) (%d+) (%d+) (%d+) 0(.*)$')
+  local a, b, c, d, label = match(stored[20] or '', '^(%d+) (%d+) (%d+) (%d+) 0(.*)$')
   local tokens, life = whole(a, 0, held), whole(d, 1, DAY_US)
   if not (tokens and life and whole(b, 0, sequence) and whole(c, now + 1, now + life + 5 * SECOND)) or open == 0
       or not (label == '' or match(label, '^ ')) then
@@ -332,7 +345,7 @@ elseif verb == 'settle' then
   else
     give_back(tokens - cost, max(0, c - d))
   end
-elseif verb == 'refund' and not stored[19] then
+elseif verb == 'refund' and not stored[20] then
   sequence, ends = sequence + 1, now + REMEMBERED_US
   hold = format('0 %.0f %.0f %.0f %.0f', sequence, now, REMEMBERED_US, sequence)
   give_back(tonumber(ARGV[6]), tonumber(ARGV[7]) or 0)
@@ -358,8 +371,12 @@ local changes = {'HSET', key, 'version', version + 1, 'balance', balance, 'refil
 if carry ~= old_carry then
   changes[#changes + 1], changes[#changes + 2] = 'carry', carry
 end
-if last_place ~= old_last or firm_place ~= old_firm then
-  for _, item in ipairs({'last_place', last_place, 'firm_place', firm_place}) do changes[#changes + 1] = item end
+for name, numbers in pairs((last_place ~= old_last or firm_place ~= old_firm or largest_place ~= old_largest) and {
+    last_place = {last_place, old_last}, firm_place = {firm_place, old_firm}, largest_place = {largest_place, old_largest},
+  } or {}) do
+  if numbers[1] ~= numbers[2] then
+    changes[#changes + 1], changes[#changes + 2] = name, numbers[1]
+  end
 end
 local gone = {'HDEL', key}
 if hold == false then
