@@ -69,8 +69,13 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     If they are not, nothing changes: the balance as it is, and, of a plain bucket, the later instant at which they are;
     NEVER if the bucket can't hold so much. Not for 0 tokens, nor for more than can be counted exactly beside `held`.
     """
-    balance, refilled_at, carry = n.flowed(now)
-    need = _need(n, tokens, keep)
+    if n.stepped:
+        balance, refilled_at, carry = n.flowed(now)
+    else:
+        balance, refilled_at, carry = refill_smooth(
+            n.balance, n.refilled_at, n.carry, now, n.capacity, n.refill, n.period_us
+        )
+    need = _need(n, tokens, keep) if n.overdraft or keep or n.synced else tokens
     if balance - (n.held if n.synced else 0) >= need:
         balance -= tokens
         n.balance, n.refilled_at, n.carry = balance if balance > -LIMIT else 1 - LIMIT, refilled_at, carry
@@ -140,8 +145,6 @@ def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
 
 
 def _need(n: Numbers, tokens: int, keep: int) -> int:
-    if not (n.overdraft or keep or n.synced):
-        return tokens
     alone = required(tokens, n.overdraft)
     need = tokens if n.synced and n.held else alone
     return need + set_aside(keep, n.kept_back, n.capacity, alone)

@@ -15,29 +15,31 @@ from .._arguments import whole
 from ..quota import Quota
 from ..rules import fast_path
 from ..rules.arithmetic import required
-from ..rules.commands import Acquire, Command, Outcome, Peek
+from ..rules.commands import Command, Outcome, Peek
 from ..rules.decision import Decision, Reason, Snapshot
-from ..rules.state import BucketState
-from ..rules.transition import lifetime_us, transition
-from ..units import LIMIT, NEVER, seconds
-from ._working import Working
+from ..rules.repair import new_state, repair
+from ..rules.state import BucketState, SoundState
+from ..rules.transition import carry_out, lifetime_us, transition
+from ..units import LIMIT, NEVER, YEAR_US, seconds
+from ._working import Bucket, Compact, begun, kept, serves, step
 
 __all__ = ["MemoryStorage"]
 
 _SWEPT_PER_STEP: Final = 2
 _LOOKED_FOR_FORK_S: Final = 1.0
+_GRANTED: Final = Reason.GRANTED  # a member of an enumeration is looked up slowly
 
 
 @dataclass(slots=True)
-class _Frozen:
-    """A bucket that the fast path doesn't serve. touched, own: as `Working` has them."""
+class _Loaded:
+    """A state that was brought along: whatever is wrong with it, the next command mends. The rest as in `Whole`."""
 
-    rest: BucketState
-    touched: int
-    own: bool
+    brought: BucketState
+    touched: int = 0
+    own: bool = True
 
     def state(self) -> BucketState:
-        return self.rest
+        return self.brought
 
 
 class MemoryStorage:
@@ -51,7 +53,7 @@ class MemoryStorage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._buckets: dict[str, Working | _Frozen] = {}
+        self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
 
     def take(self, key: str, quota: Quota, tokens: int, keep: int = 0, *, now_us: int | None = None) -> Decision | None:
@@ -65,19 +67,18 @@ class MemoryStorage:
             bucket = self._buckets.get(key)
             now = time.monotonic_ns() // 1000 if now_us is None else now_us
             if (
-                type(bucket) is not Working
+                type(bucket) is not Compact
                 or bucket.quota is not quota
                 or bucket.own is not (now_us is None)
                 or not bucket.refilled_at <= now < bucket.until
-                or tokens == 0
-                or bucket.held + tokens >= LIMIT
+                or not 0 < tokens < LIMIT - bucket.held
             ):
                 return None
             balance, at = fast_path.take(bucket, now, tokens, keep)
             if at == now:
                 bucket.version += 1
                 bucket.touched = now
-                return Decision(True, Reason.GRANTED, balance)  # noqa: FBT003 - by position: keywords cost time
+                return Decision(True, _GRANTED, balance)  # noqa: FBT003 - by position: keywords cost time
             if not bucket.queues:
                 return None
             reason = Reason.TOO_LARGE if at >= NEVER and required(tokens, bucket.overdraft) + keep > bucket.capacity else Reason.EMPTY
@@ -135,7 +136,7 @@ class MemoryStorage:
     def load(self, key: str, state: BucketState) -> None:
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
         with _Held(self):
-            self._buckets[key] = _Frozen(state, 0, own=True)
+            self._buckets[key] = _Loaded(state)
 
     def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
         own = now_us is None
@@ -145,37 +146,48 @@ class MemoryStorage:
         if now >= deadlines.next:
             self._drop(deadlines, now)
         bucket = self._buckets.get(key)
-        if type(bucket) is Working and bucket.own is own and bucket.serves(quota, now):
-            outcome = bucket.step(command, now)
-            if outcome is not None:
-                return outcome
-        if bucket is None and type(command) is Acquire:
-            begun = Working.begun(quota, now, own=own)
-            outcome = None if begun is None else begun.step(command, now)
-            if begun is not None and outcome is not None:
-                self._keep(key, begun, deadlines)
-                return outcome
-        return self._decide(key, quota, command, now, own=own)
+        if bucket is None:
+            return self._begin(key, quota, command, now, own=own)
+        if type(bucket) is not _Loaded and bucket.own is own:
+            if serves(bucket, quota, now):
+                outcome = step(bucket, command, now)
+                if outcome is not None:
+                    return outcome
+            # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
+            on_time = bucket.touched <= now < bucket.refilled_at + YEAR_US
+            if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
+                return self._decide(key, quota, command, now, bucket.sound(), (), own=own)
+        sound, repaired = repair(quota, bucket.state(), now)
+        return self._decide(key, quota, command, now, sound, repaired, own=own)
 
-    def _decide(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
-        """Let the rules decide."""
-        bucket = self._buckets.get(key)
-        stored = None if bucket is None else bucket.state()
-        state, outcome = transition(quota, stored, now, command)
-        if state is not None and state is not stored:
-            kept = Working.of(state, now, own=own) or _Frozen(state, now, own=own)
-            self._keep(key, kept, self._own if own else self._callers)
+    def _begin(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
+        bucket = begun(quota, now, own=own)
+        outcome = None if bucket is None else step(bucket, command, now)
+        if bucket is None or outcome is None:
+            return self._decide(key, quota, command, now, new_state(quota, now), (), own=own)
+        self._keep(key, bucket)
         return outcome
 
-    def _keep(self, key: str, bucket: Working | _Frozen, deadlines: _Deadlines) -> None:
+    def _decide(
+        self, key: str, quota: Quota, command: Command, now: int, sound: SoundState, repaired: tuple[str, ...], *, own: bool
+    ) -> Outcome:
+        """Let the rules decide."""
+        is_new = key not in self._buckets
+        changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=is_new)
+        if changed:
+            self._keep(key, kept(sound, fast, now, own=own))
+        return outcome
+
+    def _keep(self, key: str, bucket: Bucket) -> None:
         before = self._buckets.get(key)
         self._buckets[key] = bucket
-        if type(before) is Working and before.own is bucket.own:
-            # Its deadline stands in the queue, and is looked at anew when it has come.
-            return
+        if before is None or type(before) is _Loaded or before.own is not bucket.own:
+            self._await_end(key, bucket)
+
+    def _await_end(self, key: str, bucket: Bucket) -> None:
         at = _forgotten_at(bucket)
         if at is not None:
-            deadlines.add(at, key)
+            (self._own if bucket.own else self._callers).add(at, key)
 
     def _drop(self, deadlines: _Deadlines, now: int) -> None:
         """Forget buckets whose time has come, a few at each step: no thread, and no step pays for all."""
@@ -185,12 +197,10 @@ class MemoryStorage:
             if key is None or bucket is None or bucket.own is not (deadlines is self._own):
                 continue
             at = _forgotten_at(bucket)
-            if at is None:
-                continue
-            if at > now:
-                deadlines.add(at, key)
-            else:
+            if at is not None and at <= now:
                 del self._buckets[key]
+            elif at is not None:
+                deadlines.add(at, key)
 
     def _wait(self) -> None:
         """Get the lock, which somebody else has; in a forked child perhaps a thread that is not there."""
@@ -243,7 +253,7 @@ class _Deadlines:
         return key
 
 
-def _forgotten_at(bucket: Working | _Frozen) -> int | None:
+def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:
     """Return when a bucket that nobody touches may be forgotten; None: never."""
     lifetime = lifetime_us(bucket.state(), bucket.touched)
     return None if lifetime is None else bucket.touched + lifetime
