@@ -33,9 +33,11 @@ def refill_smooth(
     if balance >= capacity or rate == 0:
         return balance, now, 0
     room = capacity - balance
-    periods, rest = divmod(now - refilled_at, period)
-    if periods >= room // rate + 1:
-        return capacity, now, 0
+    periods, rest = 0, now - refilled_at
+    if rest >= period:
+        periods, rest = divmod(rest, period)
+        if periods > room // rate:
+            return capacity, now, 0
     earned = rest * rate + carry
     gain = periods * rate + earned // period
     if gain >= room:

@@ -28,7 +28,7 @@ class Reason(StrEnum):
     """More than the capacity in effect can ever admit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: making one would cost as much as the whole step
 class Decision:
     """What the bucket said to a request for tokens. True if they were granted.
 

@@ -22,7 +22,7 @@ from .arithmetic import (
     set_aside,
 )
 
-__all__ = ["Numbers", "acquire", "give_back", "refund", "reserve", "settle"]
+__all__ = ["Numbers", "acquire", "give_back", "refund", "reserve", "settle", "take"]
 
 
 @dataclass(slots=True)
@@ -63,29 +63,46 @@ class Numbers:
         )
 
 
+def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
+    """Take `tokens` if they are there and return the balance then, and `now`.
+
+    If they are not, nothing changes: the balance as it is, and, of a plain bucket, the later instant at which they are;
+    NEVER if the bucket can't hold so much. Not for 0 tokens, nor for more than can be counted exactly beside `held`.
+    """
+    if n.stepped:
+        balance, refilled_at, carry = n.flowed(now)
+    else:
+        balance, refilled_at, carry = refill_smooth(
+            n.balance, n.refilled_at, n.carry, now, n.capacity, n.refill, n.period_us
+        )
+    need = _need(n, tokens, keep) if n.overdraft or keep or n.synced else tokens
+    if balance - (n.held if n.synced else 0) >= need:
+        balance -= tokens
+        n.balance, n.refilled_at, n.carry = balance if balance > -LIMIT else 1 - LIMIT, refilled_at, carry
+        return n.balance, now
+    if need > n.capacity:
+        return balance, NEVER
+    if n.stepped:
+        return balance, instant_stepped(need - balance, refilled_at, n.refill, n.period_us)
+    return balance, instant_smooth(need - balance, refilled_at, carry, n.refill, n.period_us)
+
+
 def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int | None:
     """Take `tokens` and return the instant from which the caller may go; None: not the fast path's business.
 
     wait_us: how far ahead a place may be; -1: now or not at all.
     """
-    if tokens == 0:
+    if tokens == 0 or n.held + tokens >= LIMIT:
         return None
-    balance, refilled_at, carry = n.flowed(now)
-    need = _need(n, tokens, keep)
-    at = now
-    if balance - (n.held if n.synced else 0) < need:
-        if wait_us < 0 or keep or not n.queues:
-            return None
-        if n.stepped:
-            at = instant_stepped(need - balance, refilled_at, n.refill, n.period_us)
-        else:
-            at = instant_smooth(need - balance, refilled_at, carry, n.refill, n.period_us)
-        at = max(at, now)
-        if need > n.capacity or at >= NEVER or at - now > wait_us:
-            return None
-        n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
-        n.last_place = max(n.last_place, at)
-    n.balance, n.refilled_at, n.carry = saturated(balance - tokens), refilled_at, carry
+    balance, at = take(n, now, tokens, keep)
+    if at == now:
+        return at
+    if wait_us < 0 or keep or not n.queues or at >= NEVER or at - now > wait_us:
+        return None
+    _, n.refilled_at, n.carry = n.flowed(now)
+    n.balance = saturated(balance - tokens)
+    n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
+    n.last_place = max(n.last_place, at)
     return at
 
 

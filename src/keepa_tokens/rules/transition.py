@@ -105,7 +105,7 @@ from .reading import Reading
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 
-__all__ = ["lifetime_us", "transition"]
+__all__ = ["carry_out", "lifetime_us", "transition"]
 
 HALF_LIFE_US: Final = 3_600 * MICROSECONDS
 """What is kept back halves in this time without a gap."""
@@ -126,18 +126,35 @@ def transition(
     format of a newer release, and for a bucket of the other kind; nothing else.
     """
     sound, repaired = repair(quota, state, now)
-    step = _Step(quota, sound, now, repaired)
-    step.advance()
-    step.take_up(quota)
-    outcome = step.run(command)
-    # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
-    begun = state is None and sound.balance is not None and sound.balance < step.flow.capacity
     # Terms that were lost are stored again: nobody else may take them for others' next time.
     unnamed = state is not None and state.quota is None
+    changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=state is None, unnamed=unnamed)
+    return sound.stored(fast) if changed else state, outcome
+
+
+def carry_out(
+    callers: Quota,
+    sound: SoundState,
+    now: int,
+    command: Command,
+    repaired: tuple[str, ...] = (),
+    *,
+    is_new: bool = False,
+    unnamed: bool = False,
+) -> tuple[bool, FastTerms | None, Outcome]:
+    """Carry `command` to a sound state, in place; return whether there is anything to store, what goes with it, and what
+    it came to. If not, only time has passed in the state; its holds are as they were.
+    """
+    step = _Step(callers, sound, now, repaired)
+    step.advance()
+    step.take_up(callers)
+    outcome = step.run(command)
+    # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
+    begun = is_new and sound.balance is not None and sound.balance < step.flow.capacity
     if not (step.changed or repaired or begun or unnamed):
-        return state, outcome
+        return False, None, outcome
     sound.version += 1
-    return sound.stored(step.fast()), outcome
+    return True, step.fast(), outcome
 
 
 def lifetime_us(state: BucketState, now: int) -> int | None:

@@ -2,91 +2,182 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, assert_never, cast
-from urllib.parse import unquote_to_bytes
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Final, TypeAlias, cast
+from urllib.parse import quote, unquote_to_bytes
 
 from .._arguments import whole
 from ..errors import ConfigError
 from ..quota import Quota
-from ..rules.commands import (
-    Acquire,
-    Cancel,
-    ClaimProbe,
-    Command,
-    Outcome,
-    Peek,
-    Reconcile,
-    Refund,
-    Reserve,
-    Settle,
-    Verdict,
-)
-from ..rules.decision import Reason, Snapshot
-from ..rules.reading import Reading
-from ..rules.state import BucketState
-from ..units import LIMIT, NEVER, seconds
+from ..rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from ..rules.state import FAST, HOLD, NUMBERS, QUOTA, BucketState, quota_text
+from ..rules.transition import lifetime_us
+from ..units import LIMIT
 
-__all__ = ["as_bytes", "as_text", "decode", "decode_inspection", "encode", "encode_inspection"]
+__all__ = [
+    "Answer",
+    "Argument",
+    "Handed",
+    "Sign",
+    "as_bytes",
+    "as_text",
+    "attempt",
+    "foreign",
+    "look",
+    "store",
+    "understood",
+]
 
-_TOLD: Final = 13
-"""Texts about the outcome itself: TOLD in `bucket.lua`."""
+Argument: TypeAlias = bytes | str | int
 
-_SHOWN: Final = 11
-"""Texts about the snapshot: SHOWN in `bucket.lua`. After them come the repaired names."""
+TURN: Final = "turn"
+"""The field by which somebody who lost to other writers has the next moment alone. No part of the bucket's state."""
+
+_NO_ID: Final = b""
 
 
-def encode(quota: Quota, command: Command, now_us: int | None) -> list[str]:
-    """Return the script's arguments.
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A bucket that the script handed over: the texts as they stand, or the numbers and one hold of them."""
+
+    now_us: int
+    texts: dict[str, str]
+    partial: bool
+
+    @property
+    def state(self) -> BucketState | None:
+        """What is stored; None: there is nothing."""
+        # In the order of their names: a hash has none, and repairs are named in the order in which they come.
+        texts = {name: self.texts[name] for name in sorted(self.texts)}
+        if not texts.keys() - {TURN}:
+            return None
+        state = BucketState.from_fields(texts)
+        return replace(state, partial=True) if self.partial else state
+
+
+def attempt(quota: Quota, command: Command, now_us: int | None) -> list[Argument]:
+    """Return the script's arguments for one step, which it takes by itself or hands over. The second, '', is for a nonce.
 
     Raises TypeError or ConfigError for numbers that the script could not compute exactly.
     """
-    now = "" if now_us is None else str(whole("now_us", now_us))
-    return [type(command).__name__, now, *_quota(quota), *_arguments(command)]
+    now = "" if now_us is None else whole("now_us", now_us)
+    terms = quota_text(quota)
+    match command:
+        case Acquire(tokens, keep, wait_us):
+            # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
+            wait = -1 if wait_us is None else max(-1, min(LIMIT, wait_us))
+            return ["acquire", "", now, terms, _NO_ID, whole("tokens", tokens), whole("keep", keep), wait]
+        case Reserve():
+            numbers = (whole("tokens", command.tokens), whole("keep", command.keep))
+            life = whole("hold_for_us", command.hold_for_us)
+            label = f" {quote(command.label, safe='')}" if command.label else ""
+            return ["reserve", "", now, terms, as_bytes(command.id), *numbers, life, label]
+        case Settle(hold_id, actual, None, False):
+            cost = "" if actual is None else whole("actual", actual)
+            return ["settle", "", now, terms, as_bytes(hold_id), cost]
+        case Cancel(hold_id):
+            return ["settle", "", now, terms, as_bytes(hold_id), 0]
+        case Refund(refund_id, tokens, own_us):
+            own = "" if own_us is None else whole("own_us", own_us)
+            return ["refund", "", now, terms, as_bytes(refund_id), whole("tokens", tokens), own]
+        case Peek() | Reconcile():
+            # What is shown of holds needs all of them.
+            return ["look", "", now, terms, _NO_ID]
+        case _:
+            return ["read", "", now, terms, named(command)]
 
 
-def decode(reply: object, quota: Quota, command: Command) -> Outcome:
-    """Return the outcome that the script's reply tells, bytes or str."""
-    texts = _texts(reply)
-    if len(texts) < _TOLD + _SHOWN:
-        raise _nonsense(reply)
-    told, shown, names = texts[:_TOLD], texts[_TOLD : _TOLD + _SHOWN], texts[_TOLD + _SHOWN :]
-    now, balance, granted, reason, retry_after, place, closed, kept_back, probe, scout, found, verdict, drift = told
-    repaired = tuple(_unescaped(name) for name in names)
-    snapshot = None
-    if isinstance(command, Peek | Reconcile):
-        snapshot = _snapshot(quota, _number(balance), int(kept_back), shown, repaired)
+def look(now_us: int | None) -> list[Argument]:
+    """Return the script's arguments for all fields as they stand."""
+    return ["look", "", "" if now_us is None else whole("now_us", now_us), "", _NO_ID]
+
+
+def named(command: Command) -> bytes:
+    """Return the id of the hold that a command names, or nothing."""
+    return as_bytes(command.id) if isinstance(command, Reserve | Settle | Cancel | Refund) else _NO_ID
+
+
+def store(before: Handed, after: BucketState, command: Command, now_us: int | None, token: str) -> list[Argument]:
+    """Return the script's arguments for what is to be changed of a bucket, if nobody wrote since `before`.
+
+    token: what tells this writer from others if it gets a turn.
+    """
+    texts = after.to_fields()
+    changed = [item for item in texts.items() if before.texts.get(item[0]) != item[1]]
+    removed = [name for name in before.texts if name not in texts and _is_ours(name)]
+    lifetime = lifetime_us(after, before.now_us) if now_us is None else None
+    return [
+        *("store", "", "" if now_us is None else now_us),
+        *(as_bytes(before.texts.get(name, "")) for name in ("version", "refilled_at")),
+        token,
+        "" if lifetime is None else min(LIMIT, -(-lifetime // 1000)),
+        *("some" if before.partial else "all", named(command), len(removed)),
+        *(as_bytes(name) for name in removed),
+        *(as_bytes(part) for item in changed for part in item),
+    ]
+
+
+class Sign(Enum):
+    """What the script says beside outcomes and buckets."""
+
+    STORED = auto()
+    BUSY = auto()
+
+
+Answer: TypeAlias = Outcome | Handed | Sign
+
+
+def understood(reply: object, command: Command, nonce: str) -> Answer | None:
+    """Return what the script's reply says; None: it is no answer to this command."""
+    if isinstance(reply, bytes | str):
+        return _told(reply, command, nonce)
+    if not isinstance(reply, list | tuple):
+        return None
+    items = [as_text(item) for item in cast("Sequence[object]", reply)]
+    if len(items) % 2 == 0 or len(items) < _HEAD or items[0] != nonce:
+        return None
+    now, what = int(items[1]), items[2]
+    if what == "busy":
+        return Sign.BUSY
+    fields = {_unescaped(name): _unescaped(text) for name, text in zip(items[3::2], items[4::2], strict=True)}
+    return Handed(now, fields, partial=what == "some")
+
+
+def _told(reply: bytes | str, command: Command, nonce: str) -> Answer | None:
+    parts = reply.split() if isinstance(reply, str) else reply.decode("ascii", "replace").split()
+    if not parts or parts[0] != nonce:
+        return None
+    if len(parts) == _STORED:
+        return Sign.STORED
+    now, balance, place, held, number, kept_back = map(int, (*parts[1:], *_NOTHING_ELSE[len(parts) :]))
     return Outcome(
-        now_us=int(now),
-        balance=_number(balance),
-        granted=granted == "1",
-        reason=Reason(reason),
-        retry_after_us=int(retry_after),
-        place_us=int(place),
-        closed=closed == "1",
-        kept_back=int(kept_back),
-        probe=probe == "1",
-        scout=scout == "1",
-        found=found == "1",
-        reading=Verdict(verdict),
-        drift=_number(drift),
-        repaired=repaired,
-        snapshot=snapshot,
+        now_us=now,
+        balance=balance,
+        granted=isinstance(command, Acquire | Reserve),
+        place_us=place,
+        held=held,
+        open=number,
+        kept_back=kept_back,
     )
 
 
-def encode_inspection(now_us: int | None) -> list[str]:
-    """Return the script's arguments for reading the hash as it is."""
-    return ["Inspect", "" if now_us is None else str(whole("now_us", now_us))]
+_STORED: Final = 2
+"""Texts in the answer to `store`."""
+
+_NOTHING_ELSE: Final = ("", "", "", "0", "0", "0", "0")
+"""What stands for texts that an answer leaves out."""
+
+_HEAD: Final = 3
+"""Texts before the fields of a bucket that is handed over."""
 
 
-def decode_inspection(reply: object) -> tuple[int, BucketState | None]:
-    """Return the time of the look, and the stored state; None: there is none."""
-    texts = _texts(reply)
-    if len(texts) % 2 == 0:
-        raise _nonsense(reply)
-    fields = {_unescaped(name): _unescaped(text) for name, text in zip(texts[1::2], texts[2::2], strict=True)}
-    return int(texts[0]), BucketState.from_fields(fields) if fields else None
+def foreign(reply: object) -> ConfigError:
+    """Return the error for a client that answers no command at all."""
+    return ConfigError(
+        f"the client answered the script with {str(reply)[:60]!r}: give the storage a plain client, not a pipeline"
+    )
 
 
 def as_bytes(text: str) -> bytes:
@@ -101,124 +192,11 @@ def as_text(text: object) -> str:
     return str(text)
 
 
-def _quota(quota: Quota) -> Iterable[str]:
-    yield from _numbers(quota.capacity, quota.refill, quota.period_us)
-    yield _flag(quota.stepped)
-    yield from _numbers(quota.overdraft, quota.recharge_to, quota.initial)
-    yield _flag(quota.synced)
-    yield from _numbers(quota.rate, quota.rate_period_us)
+def _is_ours(name: str) -> bool:
+    return name.startswith(HOLD) or name in _OURS
 
 
-def _arguments(command: Command) -> Iterable[str]:
-    match command:
-        case Acquire():
-            yield from _request(command)
-        case Reserve():
-            tokens, *rest = _request(command)
-            yield from (command.id, tokens, _whole("hold_for_us", command.hold_for_us), *rest, _flag(command.scout))
-        case Settle():
-            actual = "" if command.actual is None else _whole("actual", command.actual)
-            yield from (command.id, actual, _flag(command.refused))
-            yield from _reading(command.reading)
-        case Cancel():
-            yield command.id
-        case Refund():
-            yield from (command.id, _whole("tokens", command.tokens), _whole("issued_us", command.issued_us))
-        case Reconcile():
-            yield from _look(Peek())
-            yield from _reading(command.reading)
-        case ClaimProbe():
-            return
-        case Peek():
-            yield from _look(command)
-        case _:
-            assert_never(command)
-
-
-def _request(command: Acquire | Reserve) -> tuple[str, str, str, str]:
-    wait_us = command.wait_us
-    return (
-        _whole("tokens", command.tokens),
-        _whole("keep", command.keep),
-        # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
-        "" if wait_us is None else str(max(-1, min(LIMIT, wait_us))),
-        _probe_after(command.probe_after_us),
-    )
-
-
-def _look(command: Peek) -> tuple[str, str, str]:
-    tokens, keep = _whole("tokens", command.tokens), _whole("keep", command.keep)
-    return tokens, keep, _probe_after(command.probe_after_us)
-
-
-def _reading(reading: Reading | None) -> Iterable[str]:
-    if reading is None:
-        return _numbers(None, None, None, None, None, None, None)
-    return _numbers(
-        reading.balance,
-        reading.next_refill_in_us,
-        reading.refill_tokens,
-        reading.refill_periods,
-        reading.period_us,
-        reading.capacity,
-        reading.server_time_us,
-    )
-
-
-def _snapshot(
-    quota: Quota, balance: int | None, kept_back: int, shown: Sequence[str], repaired: tuple[str, ...]
-) -> Snapshot:
-    held, holds, retry_after, full_in, closed_for, bound, capacity, refill, period, reading_age, drift = shown
-    age = _number(reading_age)
-    return Snapshot(
-        balance=balance,
-        held=int(held),
-        holds=int(holds),
-        retry_after=seconds(int(retry_after)),
-        full_in=seconds(int(full_in)),
-        closed_for=seconds(int(closed_for)),
-        bound=seconds(int(bound)),
-        quota=quota,
-        capacity=int(capacity),
-        refill=int(refill),
-        period=seconds(int(period)),
-        reading_age=None if age is None else seconds(age),
-        drift=_number(drift),
-        kept_back=kept_back,
-        repaired=repaired,
-    )
-
-
-def _whole(name: str, value: int) -> str:
-    return str(whole(name, value))
-
-
-def _probe_after(value: int | None) -> str:
-    return "" if value is None else str(whole("probe_after_us", value, most=NEVER))
-
-
-def _numbers(*values: int | None) -> list[str]:
-    return ["" if value is None else str(value) for value in values]
-
-
-def _flag(value: bool) -> str:  # noqa: FBT001 - a flag is what it writes
-    return "1" if value else "0"
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text else None
-
-
-def _texts(reply: object) -> list[str]:
-    if not isinstance(reply, list | tuple):
-        raise _nonsense(reply)
-    return [as_text(item) for item in cast("Sequence[object]", reply)]
-
-
-def _nonsense(reply: object) -> ConfigError:
-    return ConfigError(
-        f"the client answered the script with {str(reply)[:60]!r}: give the storage a plain client, not a pipeline"
-    )
+_OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, TURN})
 
 
 def _unescaped(text: str) -> str:

@@ -1,121 +1,271 @@
-"""States in this process: one lock around `transition`."""
+"""States in this process: a working copy of each bucket, and one lock."""
 
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import Final
 
+from .._arguments import whole
 from ..quota import Quota
+from ..rules import fast_path
+from ..rules.arithmetic import required
 from ..rules.commands import Command, Outcome, Peek
-from ..rules.decision import Snapshot
-from ..rules.state import BucketState
-from ..rules.transition import lifetime_us, transition
+from ..rules.decision import Decision, Reason, Snapshot
+from ..rules.repair import new_state, repair
+from ..rules.state import BucketState, SoundState
+from ..rules.transition import carry_out, lifetime_us, transition
+from ..units import LIMIT, NEVER, YEAR_US, seconds
+from ._working import Bucket, Compact, begun, kept, serves, step
 
 __all__ = ["MemoryStorage"]
 
-_SWEPT_PER_STEP = 2
+_SWEPT_PER_STEP: Final = 2
+_LOOKED_FOR_FORK_S: Final = 1.0
+_GRANTED: Final = Reason.GRANTED  # a member of an enumeration is looked up slowly
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A state that was brought along: whatever is wrong with it, the next command mends. The rest as in `Whole`."""
+
+    brought: BucketState
+    touched: int = 0
+    own: bool = True
+
+    def state(self) -> BucketState:
+        return self.brought
 
 
 class MemoryStorage:
     """Buckets in this process's memory, for threads and coroutines alike. Its own time is the monotonic clock.
 
     A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock
-    are dropped by that clock, so give one storage one such clock.
+    are dropped by that clock, so give one storage one such clock. A forked child goes on with a copy of its own, as it
+    was at the fork; of a step that another thread was in the middle of, the child may see a part.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._states: dict[str, BucketState] = {}
-        self._by_own_time, self._by_callers_time = _Deadlines(), _Deadlines()
+        self._process = os.getpid()
+        self._buckets: dict[str, Bucket | _Loaded] = {}
+        self._own, self._callers = _Deadlines(), _Deadlines()
+
+    def take(self, key: str, quota: Quota, tokens: int, keep: int = 0, *, now_us: int | None = None) -> Decision | None:
+        """Take tokens now, or say when they are there: what `Acquire(tokens, keep)` comes to where that is plain.
+
+        None: nothing was done, `apply` must be asked. The arguments are checked by whoever calls.
+        """
+        if not self._lock.acquire(blocking=False):
+            self._wait()
+        try:
+            bucket = self._buckets.get(key)
+            now = time.monotonic_ns() // 1000 if now_us is None else now_us
+            if (
+                type(bucket) is not Compact
+                or bucket.quota is not quota
+                or bucket.own is not (now_us is None)
+                or not bucket.refilled_at <= now < bucket.until
+                or not 0 < tokens < LIMIT - bucket.held
+            ):
+                return None
+            balance, at = fast_path.take(bucket, now, tokens, keep)
+            if at == now:
+                bucket.version += 1
+                bucket.touched = now
+                return Decision(True, _GRANTED, balance)  # noqa: FBT003 - by position: keywords cost time
+            if not bucket.queues:
+                return None
+            reason = (
+                Reason.TOO_LARGE
+                if at >= NEVER and required(tokens, bucket.overdraft) + keep > bucket.capacity
+                else Reason.EMPTY
+            )
+            return Decision(False, reason, balance, seconds(at - now) if at < NEVER else inf)
+        finally:
+            self._lock.release()
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
-        with self._lock:
-            deadlines, other, now = self._timed(now_us)
-            stored = self._states.get(key)
-            state, outcome = transition(quota, stored, now, command)
-            if state is not None and state is not stored:
-                self._states[key] = state
-                other.remove(key)
-                lifetime = lifetime_us(state, now)
-                deadlines.set(key, None if lifetime is None else now + lifetime)
-            for due in deadlines.due(now):
-                del self._states[due]
-            return outcome
+        if now_us is not None:
+            now_us = whole("now_us", now_us)
+        if not self._lock.acquire(blocking=False):
+            self._wait()
+        try:
+            return self._apply(key, quota, command, now_us)
+        finally:
+            self._lock.release()
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        """Return the bucket as it stands by the quota last used on it, writing nothing; None if there is none.
+        """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
 
         Without `now_us` a bucket used with a caller's clock is shown as at that clock's last step.
         """
-        with self._lock:
-            state = self._states.get(key)
-            if state is None or state.quota is None:
+        with _Held(self):
+            bucket = self._buckets.get(key)
+            if bucket is None:
                 return None
-            if now_us is None and key in self._by_callers_time:
-                now_us = self._by_callers_time.seen
-            return transition(state.quota, state, self._timed(now_us)[2], Peek())[1].snapshot
+            state = bucket.state()
+            if now_us is None and not bucket.own:
+                now_us = self._callers.seen
+        if state.quota is None:
+            return None
+        now = time.monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us)
+        return transition(state.quota, state, now, Peek())[1].snapshot
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
-        with self._lock:
-            return iter(list(self._states))
+        with _Held(self):
+            return iter(list(self._buckets))
+
+    def delete(self, key: str) -> None:
+        """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
+        with _Held(self):
+            self._buckets.pop(key, None)
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
     def dump(self, key: str) -> BucketState | None:
         """Return the stored state of `key`, to move it elsewhere."""
-        with self._lock:
-            return self._states.get(key)
+        with _Held(self):
+            bucket = self._buckets.get(key)
+            return None if bucket is None else bucket.state()
 
     def load(self, key: str, state: BucketState) -> None:
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
-        with self._lock:
-            self._states[key] = state
+        with _Held(self):
+            self._buckets[key] = _Loaded(state)
 
-    def _timed(self, now_us: int | None) -> tuple[_Deadlines, _Deadlines, int]:
-        if now_us is None:
-            return self._by_own_time, self._by_callers_time, time.monotonic_ns() // 1000
-        return self._by_callers_time, self._by_own_time, now_us
+    def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
+        own = now_us is None
+        now = time.monotonic_ns() // 1000 if now_us is None else now_us
+        deadlines = self._own if own else self._callers
+        deadlines.seen = now
+        if now >= deadlines.next:
+            self._drop(deadlines, now)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            return self._begin(key, quota, command, now, own=own)
+        if type(bucket) is not _Loaded and bucket.own is own:
+            if serves(bucket, quota, now):
+                outcome = step(bucket, command, now)
+                if outcome is not None:
+                    return outcome
+            # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
+            on_time = bucket.touched <= now < bucket.refilled_at + YEAR_US
+            if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
+                return self._decide(key, quota, command, now, bucket.sound(), (), own=own)
+        sound, repaired = repair(quota, bucket.state(), now)
+        return self._decide(key, quota, command, now, sound, repaired, own=own)
+
+    def _begin(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
+        bucket = begun(quota, now, own=own)
+        outcome = None if bucket is None else step(bucket, command, now)
+        if bucket is None or outcome is None:
+            return self._decide(key, quota, command, now, new_state(quota, now), (), own=own)
+        self._keep(key, bucket)
+        return outcome
+
+    def _decide(
+        self,
+        key: str,
+        quota: Quota,
+        command: Command,
+        now: int,
+        sound: SoundState,
+        repaired: tuple[str, ...],
+        *,
+        own: bool,
+    ) -> Outcome:
+        """Let the rules decide."""
+        is_new = key not in self._buckets
+        changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=is_new)
+        if changed:
+            self._keep(key, kept(sound, fast, now, own=own))
+        return outcome
+
+    def _keep(self, key: str, bucket: Bucket) -> None:
+        before = self._buckets.get(key)
+        self._buckets[key] = bucket
+        if before is None or type(before) is _Loaded or before.own is not bucket.own:
+            self._await_end(key, bucket)
+
+    def _await_end(self, key: str, bucket: Bucket) -> None:
+        at = _forgotten_at(bucket)
+        if at is not None:
+            (self._own if bucket.own else self._callers).add(at, key)
+
+    def _drop(self, deadlines: _Deadlines, now: int) -> None:
+        """Forget buckets whose time has come, a few at each step: no thread, and no step pays for all."""
+        for _ in range(_SWEPT_PER_STEP):
+            key = deadlines.pop(now)
+            bucket = None if key is None else self._buckets.get(key)
+            if key is None or bucket is None or bucket.own is not (deadlines is self._own):
+                continue
+            at = _forgotten_at(bucket)
+            if at is not None and at <= now:
+                del self._buckets[key]
+            elif at is not None:
+                deadlines.add(at, key)
+
+    def _wait(self) -> None:
+        """Get the lock, which somebody else has; in a forked child perhaps a thread that is not there."""
+        while True:
+            if self._process != os.getpid():
+                self._process, self._lock = os.getpid(), threading.Lock()
+            if self._lock.acquire(timeout=_LOOKED_FOR_FORK_S):
+                return
+
+
+class _Held:
+    """The storage's lock, for the time of a `with`."""
+
+    __slots__ = ("_storage",)
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self._storage = storage
+
+    def __enter__(self) -> None:
+        if not self._storage._lock.acquire(blocking=False):
+            self._storage._wait()
+
+    def __exit__(self, *_: object) -> None:
+        self._storage._lock.release()
 
 
 class _Deadlines:
-    """When each bucket may be dropped, by one clock. A key is queued once and requeued when its time has moved on."""
+    """When buckets may be forgotten, by one clock. One is looked at when its time has come, and put back if it moved."""
+
+    __slots__ = ("_queue", "_queued", "next", "seen")
 
     def __init__(self) -> None:
         self.seen = 0
-        self._at: dict[str, int | None] = {}
+        self.next: float = float("inf")
         self._queue: list[tuple[int, str]] = []
         self._queued: set[str] = set()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._at
-
-    def set(self, key: str, at: int | None) -> None:
-        self._at[key] = at
-        if at is not None and key not in self._queued:
+    def add(self, at: int, key: str) -> None:
+        if key not in self._queued:
             self._queued.add(key)
             heapq.heappush(self._queue, (at, key))
+            self.next = self._queue[0][0]
 
-    def remove(self, key: str) -> None:
-        self._at.pop(key, None)
+    def pop(self, now: int) -> str | None:
+        if not self._queue or self._queue[0][0] > now:
+            return None
+        _, key = heapq.heappop(self._queue)
+        self._queued.discard(key)
+        self.next = self._queue[0][0] if self._queue else float("inf")
+        return key
 
-    def due(self, now: int) -> Iterator[str]:
-        """Yield keys whose time has come, a few at each step: no thread, and no step pays for all."""
-        self.seen = now
-        for _ in range(_SWEPT_PER_STEP):
-            if not self._queue or self._queue[0][0] > now:
-                return
-            _, key = heapq.heappop(self._queue)
-            self._queued.discard(key)
-            at = self._at.get(key)
-            if at is None:
-                continue
-            if at > now:
-                self.set(key, at)
-            else:
-                del self._at[key]
-                yield key
+
+def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:
+    """Return when a bucket that nobody touches may be forgotten; None: never."""
+    lifetime = lifetime_us(bucket.state(), bucket.touched)
+    return None if lifetime is None else bucket.touched + lifetime

@@ -1,102 +1,197 @@
-"""States in Redis or Valkey, shared by processes and machines: one script call a command, one hash a bucket."""
+"""States in Redis or Valkey, shared by processes and machines: one hash a bucket, one script (`bucket.lua`).
+
+A command is one call of the script where its fast path serves it, and where nothing is worth storing; else two: the
+rules decide here, and the script stores what they decided if nobody has written meanwhile.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
+import logging
 import os
+import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from importlib import import_module, resources
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import resources
 from importlib.util import find_spec
-from inspect import signature
-from typing import Any, Final, Protocol, Self
+from typing import Final, Generic, Self, TypeVar
 
 from .._arguments import checked_key, instance
-from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
+from .._blocking import run
+from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome, Peek
 from ..rules.decision import Snapshot
-from ..rules.state import FORMAT
+from ..rules.state import BucketState
 from ..rules.transition import transition
 from . import _wire
+from ._clients import (
+    CLIENTS,
+    AsyncRedisClient,
+    RedisClient,
+    checked,
+    client_from_url,
+    is_clients,
+    is_script_lost,
+    is_single_connection,
+    meaning,
+    pools,
+    resends,
+)
 
 __all__ = ["AsyncRedisClient", "AsyncRedisStorage", "RedisClient", "RedisStorage"]
 
 DEFAULT_PREFIX: Final = "keepa_tokens:"
 
-TIMEOUT_S: Final = 2.0
-"""How long `from_url` lets a connection or an answer take, unless the URL says otherwise."""
-
-_CLIENTS: Final = ("redis", "valkey")
-_MISSING: Final = "RedisStorage needs a client for Redis or Valkey: pip install 'keepa-tokens[redis]', or [valkey]"
 _SCANNED_AT_ONCE: Final = 500
 
-_SCHEMES: Final = {
-    "redis": "redis",
-    "rediss": "rediss",
-    "valkey": "redis",
-    "valkeys": "rediss",
-    "unix": "unix",
-}
-"""What a URL may begin with, and how redis-py calls it."""
+_PATIENCE_S: Final = 2.0
+"""How long a command that loses to other writers tries again."""
 
-if not any(find_spec(name) for name in _CLIENTS):
+_PAUSE_S: Final = 0.001
+"""The longest pause before it does: random, so that processes meet less often."""
+
+_MISSING: Final = "RedisStorage needs a client for Redis or Valkey: pip install 'keepa-tokens[redis]', or [valkey]"
+
+if not any(find_spec(name) for name in CLIENTS):
     raise ImportError(_MISSING)
 
+_log = logging.getLogger("keepa_tokens")
 
-class RedisClient(Protocol):
-    """What is used of a client: redis-py's and valkey-py's `Redis`, `RedisCluster`, Sentinel's masters have it."""
-
-    def execute_command(self, *args: bytes | str | int) -> object:
-        """Send one command and return its answer."""
-        ...
-
-    def scan_iter(
-        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
-    ) -> Iterator[object]:
-        """Yield the names of keys."""
-        ...
-
-    def close(self) -> object:
-        """Close the connections."""
-        ...
+LockT = TypeVar("LockT")
 
 
-class AsyncRedisClient(Protocol):
-    """The same for the asyncio clients."""
+class _Turns(Generic[LockT]):
+    """A lock a key, made when somebody needs it and dropped with the last one: no more than there are commands."""
 
-    def execute_command(self, *args: bytes | str | int) -> Awaitable[object]:
-        """Send one command and return its answer."""
-        ...
+    def __init__(self, make: Callable[[], LockT]) -> None:
+        self._make = make
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[LockT, list[None]]] = {}
+        self._process = os.getpid()
 
-    def scan_iter(
-        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
-    ) -> AsyncIterator[object]:
-        """Yield the names of keys."""
-        ...
+    def enter(self, key: str) -> LockT:
+        if self._process != os.getpid():
+            # In a forked child nobody holds what was held at the fork.
+            self.__init__(self._make)  # type: ignore[misc]
+        with self._guard:
+            lock, users = self._locks.setdefault(key, (self._make(), []))
+            users.append(None)
+            return lock
 
-    def aclose(self) -> Awaitable[object]:
-        """Close the connections."""
-        ...
+    def leave(self, key: str) -> None:
+        with self._guard:
+            users = self._locks[key][1]
+            users.pop()
+            if not users:
+                del self._locks[key]
 
 
-class _Keyspace:
-    """What both storages know without a connection: the names of their keys, the script, what an error means."""
+class _Keyspace(Generic[LockT]):
+    """What both storages do alike: names of keys, the script, and a command's way through it."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
         self.prefix = instance("prefix", prefix, str)
         self._script = resources.files("keepa_tokens.storage").joinpath("bucket.lua").read_bytes()
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
+        self._salt = secrets.token_hex(4)
+        self._numbers = itertools.count()
+        self._turns = _Turns(make_lock)
+        self._sent_once = not resends(client)
+        if not self._sent_once:
+            _log.warning(
+                "%s sends commands again by itself when a connection is lost: a plain acquire may be charged each time."
+                " Give it retry=Retry(NoBackoff(), 0), or use %s.from_url",
+                type(client).__name__,
+                type(self).__name__,
+            )
 
-    def _by_digest(self, key: str, arguments: list[str]) -> list[bytes | str | int]:
-        return ["EVALSHA", self._digest, *self._for_key(key, arguments)]
+    # what differs: a blocking client, and one that is awaited
 
-    def _by_text(self, key: str, arguments: list[str]) -> list[bytes | str | int]:
-        return ["EVAL", self._script, *self._for_key(key, arguments)]
+    async def _send(self, arguments: list[_wire.Argument]) -> object:
+        raise NotImplementedError
 
-    def _for_key(self, key: str, arguments: list[str]) -> list[bytes | str | int]:
+    async def _drop_idle(self) -> None:
+        raise NotImplementedError
+
+    async def _rest(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def _alone(self, key: str) -> AbstractAsyncContextManager[bool]:
+        raise NotImplementedError
+
+    # a command's way
+
+    async def _apply(
+        self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer
+    ) -> Outcome:
+        """Decide what the script handed over, and store it; again if somebody else has written meanwhile."""
+        decided = _decided(quota, command, answer)
+        if isinstance(decided, Outcome):
+            return decided
+        end, token = time.monotonic() + _PATIENCE_S, self._nonce()
+        async with self._alone(key) as had_to_wait:
+            if had_to_wait:
+                answer = await self._attempt(key, quota, command, now_us)
+            while True:
+                decided = _decided(quota, command, answer)
+                if isinstance(decided, Outcome):
+                    return decided
+                if decided is not None:
+                    before, after, outcome = decided
+                    answer = await self._ask(key, _wire.store(before, after, command, now_us, token), command)
+                    if answer is _wire.Sign.STORED:
+                        return outcome
+                if time.monotonic() > end:
+                    raise StorageUnavailable(
+                        f"others wrote to the bucket {key!r} without a pause for {_PATIENCE_S:g} s."
+                        " The command was certainly not carried out."
+                    )
+                if answer is _wire.Sign.BUSY:
+                    await self._rest(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
+                    answer = await self._attempt(key, quota, command, now_us)
+
+    async def _attempt(self, key: str, quota: Quota, command: Command, now_us: int | None) -> _wire.Answer:
+        return await self._ask(key, _wire.attempt(quota, command, now_us), command)
+
+    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
+        """Run the script and return its answer to this very call."""
+        call = self._call(key, arguments)
+        try:
+            try:
+                reply = await self._send(call)
+            except Exception as error:
+                if not is_script_lost(error):
+                    raise
+                call = self._call(key, arguments, by_text=True)
+                reply = await self._send(call)
+        except Exception as error:
+            raise self._meant(error, key) from error
+        answer = _wire.understood(reply, command, str(call[_NONCE]))
+        if answer is not None:
+            return answer
+        await self._drop_idle()
+        raise _confused(reply)
+
+    def _call(self, key: str, arguments: list[_wire.Argument], *, by_text: bool = False) -> list[_wire.Argument]:
+        """Return the words of one call of the script, each with a nonce of its own."""
         name = _wire.as_bytes(self.prefix + checked_key(key))
-        return [1, name, *(_wire.as_bytes(argument) for argument in arguments)]
+        script: tuple[_wire.Argument, ...] = ("EVAL", self._script) if by_text else ("EVALSHA", self._digest)
+        return [*script, 1, name, arguments[0], self._nonce(), *arguments[2:]]
+
+    def _nonce(self) -> str:
+        return f"{self._salt}{next(self._numbers)}"
+
+    def _meant(self, error: Exception, key: str = "") -> Exception:
+        return meaning(error, key, sent_once=self._sent_once) or error
+
+    # keys
 
     def _pattern(self) -> bytes:
         """Return the SCAN pattern of this prefix, which may itself contain what patterns are made of."""
@@ -110,7 +205,33 @@ class _Keyspace:
         return f"{type(self).__name__}(prefix={self.prefix!r})"
 
 
-class RedisStorage(_Keyspace):
+_NONCE: Final = 5
+"""Where the nonce stands in a call."""
+
+_Decided = tuple[_wire.Handed, BucketState, Outcome]
+
+
+def _decided(quota: Quota, command: Command, answer: _wire.Answer) -> Outcome | _Decided | None:
+    """Return what the command came to, or first what is to be stored for that; None: nothing can be said now."""
+    if isinstance(answer, Outcome):
+        return answer
+    if not isinstance(answer, _wire.Handed):
+        return None
+    stored = answer.state
+    after, outcome = transition(quota, stored, answer.now_us, command)
+    return outcome if after is None or after is stored else (answer, after, outcome)
+
+
+def _confused(reply: object) -> Exception:
+    if reply is not None and not isinstance(reply, bytes | str | int | float | list | tuple | dict | set):
+        return _wire.foreign(reply)
+    return StorageUnavailable(
+        "the connection held the answer to an earlier command, which was interrupted before it was read: idle"
+        " connections were closed. Nobody knows whether this command was carried out."
+    )
+
+
+class RedisStorage(_Keyspace[threading.Lock]):
     """Buckets in Redis (6.2 or newer) or Valkey. Its own time is the server's. Safe to share between threads.
 
     client: a client of redis-py or valkey-py, used as it is: standalone, Sentinel's master, Cluster, pooled, either
@@ -118,40 +239,40 @@ class RedisStorage(_Keyspace):
     connection may run a plain `acquire` twice, which charges twice; `from_url` makes one that does not.
 
     Raises StorageUnavailable when Redis can't be reached or can't carry a command out, within the client's own
-    timeouts; ConfigError for a key that holds something else, or the state of a newer release.
+    timeouts; ConfigError for what the next try would only repeat: a key that holds something else, the state of a newer
+    release, a refused login, a right that is missing.
     """
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
-        super().__init__(prefix)
-        if hasattr(client, "aclose"):
-            msg = (
-                f"{type(client).__module__}.{type(client).__name__} is an asyncio client: give it to AsyncRedisStorage"
-            )
-            raise ConfigError(msg)
+        checked("RedisStorage", client, asynchronous=False)
+        super().__init__(prefix, client, threading.Lock)
         self._client = client
         self._opened = False
+        self._process: int | None = None
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
         """Return a storage with a client of its own, which `close` closes and which never re-sends a command.
 
-        url: redis://, rediss:// (TLS), valkey://, valkeys:// or unix://, as redis-py and valkey-py read it.
+        url: redis://, rediss:// (TLS), valkey://, valkeys:// or unix://, as redis-py and valkey-py read it. Raises
+        ConfigError for one that can't be used.
         """
-        client: RedisClient = _client_from_url(url, "")
+        client: RedisClient = client_from_url(url, "")
         storage = cls(client, prefix=prefix)
         storage._opened = True
         return storage
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` in one round trip and return what it came to."""
-        return _wire.decode(self._run(key, _wire.encode(quota, command, now_us)), quota, command)
+        """Carry `command` to the bucket `key` and return what it came to."""
+        answer = run(self._attempt(key, quota, command, now_us))
+        return answer if isinstance(answer, Outcome) else run(self._apply(key, quota, command, now_us, answer))
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        """Return the bucket as it stands by the quota last used on it, writing nothing; None if there is none.
+        """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
 
         A bucket that is used with a caller's clock needs that clock's time as `now_us`.
         """
-        return _inspected(self._run(key, _wire.encode_inspection(now_us)))
+        return _inspected(run(self._ask(key, _wire.look(now_us), Peek())))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
@@ -163,32 +284,65 @@ class RedisStorage(_Keyspace):
                     seen.add(key)
                     yield key
         except Exception as error:
-            meaning = _meaning(error)
-            if meaning is None:
-                raise
-            raise meaning from error
+            raise self._meant(error) from error
+
+    def delete(self, key: str) -> None:
+        """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
+        try:
+            self._client.execute_command("DEL", _wire.as_bytes(self.prefix + checked_key(key)))
+        except Exception as error:
+            raise self._meant(error, key) from error
 
     def close(self) -> None:
         """Close the client if `from_url` made it."""
         if self._opened:
             self._client.close()
 
-    def _run(self, key: str, arguments: list[str]) -> object:
+    async def _send(self, arguments: list[_wire.Argument]) -> object:
+        self._check_process()
         try:
+            return self._client.execute_command(*arguments)
+        except BaseException as error:
+            if not is_clients(error):
+                # Interrupted between sending and reading, the client gives back a connection that holds an answer.
+                await self._drop_idle()
+            raise
+
+    async def _drop_idle(self) -> None:
+        for pool in pools(self._client):
+            pool.disconnect(inuse_connections=False)
+
+    async def _rest(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @asynccontextmanager
+    async def _alone(self, key: str) -> AsyncIterator[bool]:
+        lock = self._turns.enter(key)
+        try:
+            had_to_wait = not lock.acquire(blocking=False)
+            # Whoever can't get it goes on without: it saves tries, and is no part of what makes them right.
+            held = not had_to_wait or lock.acquire(timeout=_PATIENCE_S)
             try:
-                return self._client.execute_command(*self._by_digest(key, arguments))
-            except Exception as error:
-                if not _is_script_lost(error):
-                    raise
-                return self._client.execute_command(*self._by_text(key, arguments))
-        except Exception as error:
-            meaning = _meaning(error, key)
-            if meaning is None:
-                raise
-            raise meaning from error
+                yield had_to_wait
+            finally:
+                if held:
+                    lock.release()
+        finally:
+            self._turns.leave(key)
+
+    def _check_process(self) -> None:
+        """Raise ConfigError where a single connection is shared over a fork: each would read the other's answers."""
+        if not is_single_connection(self._client):
+            return
+        if self._process not in {None, os.getpid()}:
+            raise ConfigError(
+                "this client has one single connection, which was in use before the process was forked: make a client"
+                " in each process, or leave out single_connection_client=True. Nothing was sent."
+            )
+        self._process = os.getpid()
 
 
-class AsyncRedisStorage(_Keyspace):
+class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
     """`RedisStorage` for coroutines, on an asyncio client.
 
     Once used it belongs to its process and its event loop: in a process that was forked later it raises ConfigError,
@@ -196,10 +350,8 @@ class AsyncRedisStorage(_Keyspace):
     """
 
     def __init__(self, client: AsyncRedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
-        super().__init__(prefix)
-        if not hasattr(client, "aclose"):
-            msg = f"{type(client).__module__}.{type(client).__name__} blocks: give AsyncRedisStorage an asyncio client"
-            raise ConfigError(msg)
+        checked("AsyncRedisStorage", client, asynchronous=True)
+        super().__init__(prefix, client, asyncio.Lock)
         self._client = client
         self._opened = False
         self._process: int | None = None
@@ -207,18 +359,19 @@ class AsyncRedisStorage(_Keyspace):
     @classmethod
     def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
         """Return a storage with a client of its own; as `RedisStorage.from_url`."""
-        client: AsyncRedisClient = _client_from_url(url, ".asyncio")
+        client: AsyncRedisClient = client_from_url(url, ".asyncio")
         storage = cls(client, prefix=prefix)
         storage._opened = True
         return storage
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` in one round trip and return what it came to."""
-        return _wire.decode(await self._run(key, _wire.encode(quota, command, now_us)), quota, command)
+        """Carry `command` to the bucket `key` and return what it came to."""
+        answer = await self._attempt(key, quota, command, now_us)
+        return answer if isinstance(answer, Outcome) else await self._apply(key, quota, command, now_us, answer)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `RedisStorage.inspect`."""
-        return _inspected(await self._run(key, _wire.encode_inspection(now_us)))
+        return _inspected(await self._ask(key, _wire.look(now_us), Peek()))
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
@@ -231,15 +384,41 @@ class AsyncRedisStorage(_Keyspace):
                     seen.add(key)
                     yield key
         except Exception as error:
-            meaning = _meaning(error)
-            if meaning is None:
-                raise
-            raise meaning from error
+            raise self._meant(error) from error
+
+    async def delete(self, key: str) -> None:
+        """Forget the bucket `key`; as `RedisStorage.delete`."""
+        self._check_process()
+        try:
+            await self._client.execute_command("DEL", _wire.as_bytes(self.prefix + checked_key(key)))
+        except Exception as error:
+            raise self._meant(error, key) from error
 
     async def aclose(self) -> None:
         """Close the client if `from_url` made it."""
         if self._opened and not self._is_forked():
             await self._client.aclose()
+
+    async def _send(self, arguments: list[_wire.Argument]) -> object:
+        self._check_process()
+        return await self._client.execute_command(*arguments)
+
+    async def _drop_idle(self) -> None:
+        for pool in pools(self._client):
+            await pool.disconnect(inuse_connections=False)
+
+    async def _rest(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def _alone(self, key: str) -> AsyncIterator[bool]:
+        lock = self._turns.enter(key)
+        try:
+            had_to_wait = lock.locked()
+            async with lock:
+                yield had_to_wait
+        finally:
+            self._turns.leave(key)
 
     def _is_forked(self) -> bool:
         return self._process not in {None, os.getpid()}
@@ -253,93 +432,9 @@ class AsyncRedisStorage(_Keyspace):
             )
         self._process = os.getpid()
 
-    async def _run(self, key: str, arguments: list[str]) -> object:
-        self._check_process()
-        try:
-            try:
-                return await self._client.execute_command(*self._by_digest(key, arguments))
-            except Exception as error:
-                if not _is_script_lost(error):
-                    raise
-                return await self._client.execute_command(*self._by_text(key, arguments))
-        except Exception as error:
-            meaning = _meaning(error, key)
-            if meaning is None:
-                raise
-            raise meaning from error
 
-
-def _inspected(reply: object) -> Snapshot | None:
-    now, state = _wire.decode_inspection(reply)
-    if state is None or state.quota is None:
+def _inspected(answer: _wire.Answer) -> Snapshot | None:
+    state = answer.state if isinstance(answer, _wire.Handed) else None
+    if state is None or state.quota is None or not isinstance(answer, _wire.Handed):
         return None
-    return transition(state.quota, state, now, Peek())[1].snapshot
-
-
-def _is_script_lost(error: Exception) -> bool:
-    return type(error).__name__ == "NoScriptError" and _is_clients(error)
-
-
-def _is_clients(error: Exception) -> bool:
-    """Whether a client raised it: redis-py's and valkey-py's errors have no base in common, and not even one each."""
-    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, OSError) or not roots.isdisjoint(_CLIENTS)
-
-
-def _meaning(error: Exception, key: str = "") -> KeepaTokensError | None:
-    """Return what a client's error means here; None: it is none of a client's."""
-    if type(error) is RuntimeError and "loop" in str(error):
-        return ConfigError(
-            f"this storage was in use in another event loop ({error}): make one in each, or aclose() it before its loop"
-            " ends. Nobody knows whether the command counted."
-        )
-    if not _is_clients(error):
-        return None
-    text = str(error)
-    if "KEEPATOKENS type" in text:
-        return ConfigError(
-            f"the key of bucket {key!r} holds something that is no bucket: use another key or prefix."
-            " Nothing was changed."
-        )
-    if type(error).__name__ == "MovedError" or text.startswith("MOVED "):
-        return ConfigError(
-            f"this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the storage the"
-            " library's cluster client. Nothing was changed."
-        )
-    newer = re.search(r"KEEPATOKENS format ([0-9]+)", text)
-    if newer:
-        return ConfigError(
-            f"the state of bucket {key!r} has format {newer[1]}, this release knows format {FORMAT}:"
-            " it was written by a newer release. Upgrade this one; nothing was changed."
-        )
-    return StorageUnavailable(
-        f"Redis did not carry the command out ({type(error).__name__}: {text}); nobody knows whether it counted"
-    )
-
-
-def _client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - either library's client; named by the caller
-    """Return a client by the library that goes with the URL, or by the other one if that is what is installed."""
-    scheme, colon, rest = instance("url", url, str).partition("://")
-    if scheme not in _SCHEMES or not colon:
-        # Not the URL itself: it may hold a password.
-        raise ConfigError(f"the URL must begin with one of {', '.join(f'{known}://' for known in _SCHEMES)}")
-    wanted = "valkey" if scheme.startswith("valkey") else "redis"
-    library = next(name for name in (wanted, *_CLIENTS) if find_spec(name))
-    if library == "redis":
-        scheme = _SCHEMES[scheme]
-    kind = getattr(import_module(library + asynchronous), library.capitalize())
-    options: dict[str, object] = {
-        "socket_timeout": TIMEOUT_S,
-        "socket_connect_timeout": TIMEOUT_S,
-        "retry": import_module(f"{library}{asynchronous}.retry").Retry(
-            import_module(f"{library}.backoff").NoBackoff(), 0
-        ),
-    }
-    if "maint_notifications_config" in signature(kind).parameters:
-        # While it listens for these, redis-py's asyncio client hands out idle connections that the server has closed.
-        off = import_module(f"{library}.maint_notifications").MaintNotificationsConfig(enabled=False)
-        options["maint_notifications_config"] = off
-    try:
-        return kind.from_url(f"{scheme}://{rest}", **options)
-    except ValueError as error:
-        raise ConfigError(f"the URL can't be used: {error}") from error
+    return transition(state.quota, state, answer.now_us, Peek())[1].snapshot

@@ -1,0 +1,248 @@
+"""What the clients of Redis and Valkey have in common: how one is made of a URL, what it is, what its errors mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import signature
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from .._arguments import instance, shown
+from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
+
+__all__ = ["AsyncRedisClient", "RedisClient", "checked", "client_from_url", "is_script_lost", "meaning", "resends"]
+
+TIMEOUT_S: Final = 2.0
+"""How long `from_url` lets a connection or an answer take, unless the URL says otherwise."""
+
+CLIENTS: Final = ("redis", "valkey")
+
+_SCHEMES: Final = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "unix": "unix",
+}
+"""What a URL may begin with, and how redis-py calls it."""
+
+_NOT_CARRIED_OUT: Final = "The command was certainly not carried out."
+_NOBODY_KNOWS: Final = "Nobody knows whether the command was carried out."
+
+
+class RedisClient(Protocol):
+    """What is used of a client: redis-py's and valkey-py's `Redis`, `RedisCluster`, Sentinel's masters have it."""
+
+    def execute_command(self, *args: bytes | str | int) -> object:
+        """Send one command and return its answer."""
+        ...
+
+    def scan_iter(
+        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
+    ) -> Iterator[object]:
+        """Yield the names of keys."""
+        ...
+
+    def close(self) -> object:
+        """Close the connections."""
+        ...
+
+
+class AsyncRedisClient(Protocol):
+    """The same for the asyncio clients."""
+
+    def execute_command(self, *args: bytes | str | int) -> Awaitable[object]:
+        """Send one command and return its answer."""
+        ...
+
+    def scan_iter(
+        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
+    ) -> AsyncIterator[object]:
+        """Yield the names of keys."""
+        ...
+
+    def aclose(self) -> Awaitable[object]:
+        """Close the connections."""
+        ...
+
+
+def checked(storage: str, client: object, *, asynchronous: bool) -> None:
+    """Raise ConfigError for what is no client of this kind, with what to give instead."""
+    if isinstance(client, str | bytes):
+        # Not the text itself: it may hold a password.
+        raise ConfigError(f"{storage} takes a client, not a URL: use {storage}.from_url(url)")
+    kind = f"{type(client).__module__}.{type(client).__name__}"
+    if not (hasattr(client, "execute_command") and hasattr(client, "scan_iter")):
+        raise ConfigError(f"{storage} takes a client of redis-py or valkey-py, not {shown(client)}")
+    if hasattr(client, "command_stack"):
+        raise ConfigError(f"{kind} is a pipeline: give {storage} a plain client")
+    if hasattr(client, "aclose") and not asynchronous:
+        raise ConfigError(f"{kind} is an asyncio client: give it to AsyncRedisStorage")
+    if not hasattr(client, "aclose") and asynchronous:
+        raise ConfigError(f"{kind} blocks: give AsyncRedisStorage an asyncio client")
+
+
+def resends(client: Any) -> bool:  # noqa: ANN401 - either library's client
+    """Whether the client sends a command again by itself after its connection was lost."""
+    options = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
+    if options is None:
+        # A cluster client: it sends again after what it takes for a move of slots.
+        retry = getattr(client, "retry", None)
+        attempts = getattr(retry, "_retries", getattr(client, "cluster_error_retry_attempts", 0))
+        return bool(attempts)
+    retry = options.get("retry")
+    if retry is None:
+        return bool(options.get("retry_on_timeout") or options.get("retry_on_error"))
+    return bool(getattr(retry, "_retries", 0))
+
+
+def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - either library's client; named by the caller
+    """Return a client by the library that goes with the URL, or by the other one if that is what is installed."""
+    scheme, colon, rest = instance("url", url, str).partition("://")
+    if scheme not in _SCHEMES or not colon:
+        # Not the URL itself: it may hold a password.
+        raise ConfigError(f"the URL must begin with one of {', '.join(f'{known}://' for known in _SCHEMES)}")
+    wanted = "valkey" if scheme.startswith("valkey") else "redis"
+    library = next(name for name in (wanted, *CLIENTS) if find_spec(name))
+    if library == "redis":
+        scheme = _SCHEMES[scheme]
+    _check_parts(f"{scheme}://{rest}")
+    kind = getattr(import_module(library + asynchronous), library.capitalize())
+    options: dict[str, object] = {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+        "retry": import_module(f"{library}{asynchronous}.retry").Retry(
+            import_module(f"{library}.backoff").NoBackoff(), 0
+        ),
+    }
+    if "maint_notifications_config" in signature(kind).parameters:
+        # While it listens for these, redis-py's asyncio client hands out idle connections that the server has closed.
+        off = import_module(f"{library}.maint_notifications").MaintNotificationsConfig(enabled=False)
+        options["maint_notifications_config"] = off
+    try:
+        client = kind.from_url(f"{scheme}://{rest}", **options)
+        # An option that nobody knows would otherwise show at the first command only.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except Exception as error:  # noqa: BLE001 - either library's errors, and whatever a connection raises for an option
+        # Not chained: what the library says may hold parts of the password.
+        raise ConfigError(f"the URL can't be used: {_without_secrets(error)}") from None
+    return client
+
+
+def _check_parts(url: str) -> None:
+    """Raise ConfigError where a password that was not quoted has torn the URL apart."""
+    told = "write special characters of a user's name or password as percent codes (urllib.parse.quote)"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"the URL has no port that is a number; {told}") from None
+    torn = "#" in url or (parts.scheme != "unix" and ("@" in parts.path or ("@" in parts.query and "@" not in url[:9])))
+    if torn and not (parts.username and "#" not in url and "@" not in parts.path):
+        raise ConfigError(f"the URL's parts can't be told apart; {told}")
+    if port == 0:
+        raise ConfigError("the URL names port 0: give the port that the server listens on")
+    if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdigit():
+        raise ConfigError("the URL's path must be the number of a database, as in redis://localhost:6379/0")
+
+
+def _without_secrets(error: Exception) -> str:
+    """Return what a library says of a URL's options, where that is surely no secret."""
+    text = str(error)
+    option = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if option:
+        return f"there is no option {option[1]!r}"
+    value = re.search(r"Invalid value for '?(\w+)'? in connection URL", text)
+    if value:
+        return f"the value of the option {value[1]!r} is none"
+    if "Certificate Requirements" in text:
+        return "ssl_cert_reqs must be one of none, optional, required"
+    if "protocol" in text.lower():
+        return "protocol must be 2 or 3"
+    return f"{type(error).__name__} while it was read"
+
+
+def is_script_lost(error: Exception) -> bool:
+    """Whether the server does not know the script any more."""
+    return type(error).__name__ == "NoScriptError" and is_clients(error)
+
+
+def is_clients(error: BaseException) -> bool:
+    """Whether a client raised it: redis-py's and valkey-py's errors have no base in common, and not even one each."""
+    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError) or not roots.isdisjoint(CLIENTS)
+
+
+_MISTAKES: Final = (
+    ("WRONGTYPE", "the key of bucket {key!r} holds something that is no bucket: use another key or prefix"),
+    (
+        "MOVED ",
+        "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the storage the library's"
+        " cluster client",
+    ),
+    ("DB index is out of range", "the server has no database of that number: name another one in the URL"),
+    ("WRONGPASS", "the server refuses the user's name or password: give those of a user that it knows"),
+    ("invalid password", "the server refuses the password: give the right one"),
+    ("invalid username-password", "the server refuses the user's name or password: give those of a user that it knows"),
+    ("NOAUTH", "the server wants a password: give it in the URL or to the client"),
+    ("Authentication required", "the server wants a password: give it in the URL or to the client"),
+    ("without any password configured", "the server has no password set: leave it out of the URL"),
+    (
+        "NOPERM",
+        "the user may not do all that a bucket needs ({error}): allow evalsha, eval, time, hget, hmget, hgetall, hset,"
+        " hdel, pexpire, pttl, persist and, for keys(), scan on the keys of the prefix",
+    ),
+    ("can't run this command", "the user may not do all that a bucket needs ({error})"),
+    ("can't access at least one of the keys", "the user may not touch the key of bucket {key!r} ({error})"),
+    ("No permissions to access a key", "the user may not touch the key of bucket {key!r} ({error})"),
+)
+"""What a server says of a mistake that the next try would only repeat, and what to tell."""
+
+
+def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> KeepaTokensError | None:
+    """Return what a client's error means here; None: it is none of a client's.
+
+    sent_once: the client sends nothing again by itself, so that the last error tells of the only sending.
+    """
+    if type(error) is RuntimeError and "loop" in str(error):
+        return ConfigError(
+            f"this storage was in use in another event loop ({error}): make one in each, or aclose() it before its loop"
+            f" ends. {_NOBODY_KNOWS}"
+        )
+    if not is_clients(error):
+        return None
+    text = str(error)
+    if type(error).__name__ == "MovedError":
+        text = f"MOVED {text}"
+    for sign, told in _MISTAKES:
+        if sign in text:
+            return ConfigError(f"{told.format(key=key, error=text)}. Nothing was changed.")
+    certain = _NOT_CARRIED_OUT if sent_once and _is_certain(error, text) else _NOBODY_KNOWS
+    return StorageUnavailable(f"Redis did not carry the command out ({type(error).__name__}: {text}). {certain}")
+
+
+def _is_certain(error: Exception, text: str) -> bool:
+    """Whether the command was never sent, or the server answered that it refuses it. The script writes only at its end,
+    and nothing that can fail comes after its first write.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text
+    pool_is_empty = "Too many connections" in text or "No connection available" in text
+    refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
+    return never_sent or pool_is_empty or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
+
+
+def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
+    """Return the pools of a client's connections: one, or one a node of a cluster."""
+    if hasattr(client, "get_nodes"):
+        connections = (getattr(node, "redis_connection", node) for node in client.get_nodes())
+        return [getattr(node, "connection_pool", node) for node in connections if node is not None]
+    return [client.connection_pool]
+
+
+def is_single_connection(client: object) -> bool:
+    """Whether all commands of the client go over one connection that it keeps."""
+    return getattr(client, "connection", None) is not None

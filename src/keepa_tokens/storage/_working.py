@@ -1,0 +1,224 @@
+"""A bucket as it is worked on in memory: the numbers of the fast path, and what tells when the rules must decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Final, TypeAlias
+
+from ..quota import Quota
+from ..rules import fast_path
+from ..rules.arithmetic import KEPT_SHARE
+from ..rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
+from ..rules.state import BucketState, FastTerms, Hold, SoundState
+from ..units import LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, YEAR_US
+
+__all__ = ["Bucket", "Compact", "Whole", "begun", "kept", "serves", "step"]
+
+
+@dataclass(slots=True)
+class Compact(fast_path.Numbers):
+    """A plain bucket of which the fast path's numbers tell all. The names are those of `SoundState`.
+
+    until: the fast path may serve it up to then. touched: when it was last written. own: whether by the storage's own
+    time.
+    """
+
+    quota: Quota
+    version: int
+    due_at: int | None
+    until: int
+    touched: int
+    own: bool
+    holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+
+    @property
+    def terms_at(self) -> None:
+        """When its terms replaced others: never."""
+
+    def sound(self) -> SoundState:
+        """Return the state, to be worked on in place; its holds are this bucket's own."""
+        return SoundState(
+            quota=self.quota,
+            refilled_at=self.refilled_at,
+            balance=self.balance,
+            carry=self.carry,
+            version=self.version,
+            sequence=self.sequence,
+            held=self.held,
+            open=self.open,
+            due_at=self.due_at,
+            last_place=self.last_place,
+            firm_place=self.firm_place,
+            largest_place=self.largest_place,
+            holds=self.holds,
+        )
+
+    def state(self) -> BucketState:
+        """Return what is stored of it."""
+        return _frozen(self.sound(), None)
+
+
+@dataclass(slots=True)
+class Whole(SoundState):
+    """Any other bucket: its whole state, and beside it the fast path's numbers in effect."""
+
+    fast: FastTerms | None = None
+    capacity: int = 0
+    refill: int = 0
+    period_us: int = 1
+    stepped: bool = False
+    overdraft: int = 0
+    synced: bool = False
+    queues: bool = False
+    until: int = 0
+    touched: int = 0
+    own: bool = True
+
+    flowed = fast_path.Numbers.flowed
+
+    def sound(self) -> SoundState:
+        """Return a copy of the state, to be worked on in place; its holds are this bucket's own."""
+        return SoundState(*_state_of(self))
+
+    def state(self) -> BucketState:
+        """Return what is stored of it."""
+        return _frozen(self.sound(), self.fast)
+
+
+Bucket: TypeAlias = Compact | Whole
+
+_NAMES: Final = tuple(each.name for each in fields(SoundState))
+_state_of: Final = attrgetter(*_NAMES)
+_beside: Final = attrgetter(
+    *(
+        *("closed_until", "paused_until", "terms_at", "wide_capacity", "reading_at", "reading_sequence"),
+        *("server_time", "server_time_at", "drift", "kept_back", "kept_back_at", "probe_until", "probe_failures"),
+        *("probe_returned", "reported_refill", "reported_period_us", "reported_capacity", "stretched_us"),
+    )
+)
+"""What a `Compact` bucket has nothing of."""
+_NOTHING: Final = _beside(SoundState(Quota(1, 1, 1.0), 0))
+
+
+def _frozen(sound: SoundState, fast: FastTerms | None) -> BucketState:
+    sound.holds = dict(sound.holds)
+    return sound.stored(fast)
+
+
+def begun(quota: Quota, now: int, *, own: bool) -> Compact | None:
+    """Return a bucket never seen before; None: it is not the fast path's business."""
+    if quota.starts_at is None or quota.synced or quota.recharge_to is not None:
+        return None
+    bucket = kept(SoundState(quota, now, quota.starts_at), None, now, own=own)
+    return bucket if isinstance(bucket, Compact) else None
+
+
+def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> Bucket:
+    """Return what is kept of a sound state, which is handed over."""
+    quota = sound.quota
+    refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
+    queues = not quota.synced and quota.recharge_to is None
+    if queues and sound.balance is not None and _beside(sound) == _NOTHING:
+        return Compact(
+            *(sound.balance, sound.refilled_at, sound.carry, sound.held, sound.open, sound.sequence),
+            *(sound.last_place, sound.firm_place, sound.largest_place, quota.capacity, refill, period_us),
+            *(quota.stepped, quota.overdraft, False, True, 0, quota, sound.version, sound.due_at),
+            *(_until(sound, None), now, own, sound.holds),
+        )
+    whole = Whole(
+        *_state_of(sound),
+        *(fast, quota.capacity, refill, period_us, quota.stepped, quota.overdraft, quota.synced, queues),
+        *(_until(sound, fast), now, own),
+    )
+    if fast is not None:
+        whole.capacity, whole.refill, whole.period_us = fast.capacity, fast.refill, fast.period_us
+    return whole
+
+
+def _until(sound: SoundState, fast: FastTerms | None) -> int:
+    """Return up to when the fast path may serve a bucket; 0: not at all."""
+    if sound.balance is None or not (
+        sound.closed_until is None and sound.paused_until is None and sound.wide_capacity is None
+    ):
+        return 0
+    until = sound.refilled_at + YEAR_US if fast is None else fast.until
+    return until if sound.due_at is None else min(until, sound.due_at)
+
+
+def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
+    """Whether the fast path may serve a caller with these terms now."""
+    if not bucket.refilled_at - TOLERANCE_US <= now < bucket.until:
+        return False
+    if callers is bucket.quota or callers == bucket.quota:
+        return True
+    terms_at = bucket.terms_at
+    return callers.synced == bucket.synced and terms_at is not None and now - terms_at < MINUTE_US
+
+
+def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
+    """Carry a command out on the fast path; None: it is not its business, and nothing has changed."""
+    granted, place_us = False, 0
+    kind = type(command)
+    if kind is Acquire:
+        wait_us = -1 if command.wait_us is None else command.wait_us
+        at = fast_path.acquire(bucket, now, command.tokens, command.keep, wait_us)
+        if at is None:
+            return None
+        granted, place_us = True, at - now
+    elif kind is Reserve:
+        if not _reserve(bucket, command, now):
+            return None
+        granted = True
+    elif kind is Settle:
+        if command.reading is not None or command.refused or not _settle(bucket, command.id, command.actual, now):
+            return None
+    elif kind is Cancel:
+        if not _settle(bucket, command.id, 0, now):
+            return None
+    elif kind is not Refund or not _refund(bucket, command, now):
+        return None
+    bucket.version += 1
+    bucket.touched = now
+    kept_back = min(bucket.kept_back, bucket.capacity // KEPT_SHARE) if bucket.kept_back else 0
+    outcome = Outcome(now, bucket.balance, granted)
+    outcome.place_us, outcome.held, outcome.open, outcome.kept_back = place_us, bucket.held, bucket.open, kept_back
+    return outcome
+
+
+def _reserve(bucket: Bucket, command: Reserve, now: int) -> bool:
+    ends = now + command.hold_for_us
+    if command.id in bucket.holds or ends >= LIMIT:
+        return False
+    if not fast_path.reserve(bucket, now, command.tokens, command.keep):
+        return False
+    hold = Hold(command.tokens, bucket.sequence, ends, command.hold_for_us, 0, command.label)
+    _remember(bucket, command.id, hold, ends)
+    return True
+
+
+def _settle(bucket: Bucket, hold_id: str, actual: int | None, now: int) -> bool:
+    hold = bucket.holds.get(hold_id)
+    if hold is None or hold.charged or hold.expires_at <= now:
+        return False
+    cost = hold.tokens if actual is None else actual
+    fast_path.settle(bucket, now, hold.tokens, cost, hold.granted_at)
+    del bucket.holds[hold_id]
+    return True
+
+
+def _refund(bucket: Bucket, command: Refund, now: int) -> bool:
+    if command.id in bucket.holds:
+        return False
+    bucket.sequence += 1
+    hold = Hold(0, bucket.sequence, now, REFUND_MEMORY_US, bucket.sequence)
+    fast_path.refund(bucket, now, command.tokens, command.own_us or 0)
+    _remember(bucket, command.id, hold, now + REFUND_MEMORY_US)
+    return True
+
+
+def _remember(bucket: Bucket, hold_id: str, hold: Hold, due_at: int) -> None:
+    bucket.holds[hold_id] = hold
+    if bucket.due_at is None or due_at < bucket.due_at:
+        bucket.due_at = due_at
+    bucket.until = min(bucket.until, due_at)

@@ -1,0 +1,191 @@
+"""What `bucket.lua` does to a hash, in Python: which step it takes by itself, what it hands over, what is stored then.
+
+The numbers are `fast_path.py`'s, the rest `transition`'s; only what the script may serve is told once more here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.flow import Flow
+from keepa_tokens.rules.state import FAST, HOLD, NUMBERS, QUOTA, BucketState, quota_text
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.storage._working import Working
+from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
+
+ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
+"""Numbers that may be left out where they are 0."""
+
+ALL, SOME = "all", "some"
+_TERMS: Final = re.compile(r"[0-9]+ [0-9]+ [0-9]+ [01] [0-9]+ \S+ \S+ [01] [0-9]+ [0-9]+", re.ASCII)
+
+
+def normal(texts: dict[str, str]) -> dict[str, str]:
+    """Return the texts without numbers that say nothing."""
+    return {name: text for name, text in texts.items() if not (name in ZERO and text in {"0", "-0"})}
+
+
+@dataclass
+class Mirror:
+    """A hash, and what commands make of it. took: how often the script took the step by itself."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    took: int = 0
+
+    def apply(self, quota: Quota, command: Command, now: int) -> Outcome:
+        """Carry the command out as the storage does."""
+        served = attempt(self.texts, quota, command, now)
+        if isinstance(served, Working):
+            self.took += 1
+            outcome = served.step(command, now)
+            assert outcome is not None
+            self._write(self.texts, served.state(), command)
+            return outcome
+        seen = self.texts if served == ALL else some_of(self.texts, command)
+        stored = replace(BucketState.from_fields(dict(sorted(seen.items()))), partial=served == SOME) if seen else None
+        after, outcome = transition(quota, stored, now, command)
+        if after is not None and after is not stored:
+            self._write(seen, after, None)
+        return outcome
+
+    def _write(self, seen: dict[str, str], after: BucketState, command: Command | None) -> None:
+        texts = after.to_fields()
+        if command is not None:
+            # The fast path leaves every other hold alone, and numbers that it does not know.
+            name = HOLD + command.id if isinstance(command, Reserve | Settle | Cancel | Refund) else ""
+            seen = {key: "" for key in (name, *ZERO) if key in seen}
+            texts = {key: text for key, text in texts.items() if not key.startswith(HOLD) or key == name}
+        gone = {key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST})}
+        self.texts = {key: text for key, text in self.texts.items() if key not in gone} | texts
+
+
+def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
+    """Return the numbers, and the hold that the command names."""
+    names = {*NUMBERS, QUOTA, FAST, HOLD + getattr(command, "id", "")}
+    return {name: text for name, text in texts.items() if name in names}
+
+
+def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Working | str:
+    """Return the bucket that the fast path serves, or what is handed over."""
+    if isinstance(command, Peek | Reconcile):
+        return ALL
+    if "version" not in texts and "refilled_at" not in texts:
+        return _attempt_new(texts, quota, command, now)
+    state = BucketState.from_fields(texts)
+    if not _is_sound(texts, state, now):
+        return ALL
+    if {"closed_until", "paused_until", "wide_capacity"} & texts.keys():
+        return SOME
+    if state.quota is None:
+        return ALL
+    if texts[QUOTA] != quota_text(quota):
+        terms_at = state.terms_at
+        recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
+        if not recent or quota.synced != state.quota.synced:
+            return SOME
+    if not state.quota.synced and state.quota.recharge_to is None:
+        state = replace(state, fast=None)
+    elif texts.get(FAST, "").startswith("0 ") and len(texts[FAST].split(" ")) == 5 and _digits(texts[FAST]):
+        return SOME
+    elif not _fast_is_sound(state, now):
+        return ALL
+    working = Working.of(state, now)
+    if working is None or _is_damaged(working, now):
+        return ALL
+    return _served(working, texts, command, now)
+
+
+def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Working | str:
+    known = {
+        "format",
+        "balance",
+        "carry",
+        QUOTA,
+        "due_at",
+        "last_place",
+        "firm_place",
+        "largest_place",
+        "held",
+        "open",
+        "sequence",
+    }
+    working = Working.begun(quota, now, own=True)
+    if working is None or known & texts.keys():
+        return ALL
+    if {"closed_until", "paused_until", "wide_capacity"} & texts.keys():
+        return SOME
+    served = _served(working, texts, command, now)
+    return ALL if texts and isinstance(served, Working) else served
+
+
+def _served(working: Working, texts: dict[str, str], command: Command, now: int) -> Working | str:
+    hold_id = getattr(command, "id", "")
+    is_there = HOLD + hold_id in texts
+    if isinstance(command, Reserve | Refund) and is_there:
+        return SOME
+    if isinstance(command, Settle | Cancel):
+        hold = working.holds.get(hold_id)
+        if hold is None or hold.tokens > working.held or working.open == 0 or hold.opened > working.sequence:
+            return SOME
+        if hold.hold_for < 1 or hold.hold_for > DAY_US or hold.expires_at > now + hold.hold_for + TOLERANCE_US:
+            return SOME
+        if hold.tokens < 0:
+            return SOME
+    tried = replace(working, holds=dict(working.holds))
+    return SOME if tried.step(command, now) is None else working
+
+
+def _is_sound(texts: dict[str, str], state: BucketState, now: int) -> bool:
+    if texts.get("format") != "1" or not _TERMS.fullmatch(texts.get(QUOTA, "")):
+        return False
+    needed = ["balance", "refilled_at"]
+    if texts[QUOTA].split(" ")[7] == "1":
+        needed += ["held", "open", "sequence"]
+    if any(name not in texts for name in needed):
+        return False
+    checked = ("version", "carry", "due_at", "balance", "refilled_at", *ZERO)
+    if any(name in state.unreadable for name in checked):
+        return False
+    most = {"version": LIMIT - 2, "open": LIMIT - 2, "sequence": LIMIT // 2 - 1, "carry": LIMIT}
+    for name in ("version", *ZERO):
+        if not 0 <= (getattr(state, name) or 0) <= most.get(name, LIMIT - 1):
+            return False
+    assert state.balance is not None
+    assert state.refilled_at is not None
+    due_at = now + 1 if state.due_at is None else state.due_at
+    return (
+        1 - LIMIT <= state.balance < LIMIT
+        and 0 <= state.refilled_at <= now + TOLERANCE_US
+        and now - state.refilled_at <= 365 * DAY_US
+        and now < due_at <= now + 2 * DAY_US + TOLERANCE_US
+    )
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.replace(" ", "").isdigit()
+
+
+def _fast_is_sound(state: BucketState, now: int) -> bool:
+    fast = state.fast
+    return (
+        fast is not None
+        and now < fast.until <= now + MINUTE_US
+        and 1 <= fast.capacity < LIMIT
+        and 0 <= fast.refill < LIMIT
+        and 1 <= fast.period_us < LIMIT
+        and 0 <= fast.kept_back < LIMIT
+        and fast.refill * (fast.period_us + 1) < LIMIT
+    )
+
+
+def _is_damaged(working: Working, now: int) -> bool:
+    if working.carry >= working.period_us:
+        return True
+    latest = max(working.last_place, working.firm_place)
+    flow = Flow(working.capacity, working.refill, working.period_us, working.stepped)
+    furthest = flow.instant(working.capacity - min(0, working.balance), now, 0)
+    return latest > now and furthest < NEVER and latest > furthest + working.period_us + TOLERANCE_US
