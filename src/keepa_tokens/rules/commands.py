@@ -36,7 +36,8 @@ __all__ = [
 class Acquire:
     """Take tokens, now or (on a plain bucket) in a place up to `wait_us` ahead.
 
-    keep: tokens to leave for others. wait_us: the longest wait for a place; None: now or not at all.
+    keep: tokens to leave for others. wait_us: the longest wait for a place; None: now or not at all. ticket: stand in
+    line by this id if there is no place and there are not enough tokens; None: don't.
     probe_after_us: a refusal that rests on a reading older than this claims the probe; None: never claim.
     """
 
@@ -44,6 +45,7 @@ class Acquire:
     keep: int = 0
     wait_us: int | None = None
     probe_after_us: int | None = PROBE_AFTER_US
+    ticket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Reserve:
     probe_after_us: int | None = PROBE_AFTER_US
     scout: bool = False
     label: str = ""
+    ticket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End the hold `id`: it was certainly never sent. Its tokens are free again."""
+    """End the hold `id`: it was certainly never sent. Its tokens are free again. A ticket `id` leaves the line."""
 
     id: str
 

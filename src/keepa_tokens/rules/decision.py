@@ -98,6 +98,9 @@ class Snapshot:
     """Reported minus projected balance at the last reading."""
     kept_back: int = 0
     """Tokens left to somebody else who was seen to spend, on top of any `keep`."""
+    waiting: int = 0
+    """How many stand in line, and `wanted`, for how many tokens."""
+    wanted: int = 0
     in_flight: tuple[InFlight, ...] = ()
     """The calls in flight, the oldest first."""
     repaired: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from ..units import (
 )
 from .arithmetic import anchored, saturated
 from .flow import flow_in_effect
+from .line import LONGEST_LINE
 from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold, SoundState
 
 __all__ = ["new_state", "repair"]
@@ -90,6 +91,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
         partial=stored.partial,
     )
     mender.holds(sound)
+    mender.line(sound)
     mender.within_its_flow(sound)
     return sound, tuple(mender.names)
 
@@ -246,6 +248,16 @@ class _Mender:
         if sound.holds:
             first = min(hold.due_at for hold in sound.holds.values())
             sound.due_at = first if sound.due_at is None else min(sound.due_at, max(first, self.now + SWEEP_US))
+
+    def line(self, sound: SoundState) -> None:
+        """Take over the tickets, none told an instant further ahead than a day."""
+        stored = self.stored.line if isinstance(cast("object", self.stored.line), tuple) else ()
+        for ticket in stored[:LONGEST_LINE]:
+            arrived, told_at = min(ticket.arrived, sound.sequence), min(ticket.told_at, self.now + DAY_US)
+            if (arrived, told_at) != (ticket.arrived, ticket.told_at):
+                self.note("line")
+                ticket = replace(ticket, arrived=arrived, told_at=told_at)  # noqa: PLW2901 - the mended one
+            sound.line.append(ticket)
 
     def _clamped(self, hold_id: str, hold: Hold, sequence: int) -> Hold:
         opened, charged = min(hold.opened, sequence), min(hold.charged, max(1, sequence))

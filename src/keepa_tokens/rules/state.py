@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
+from .line import Ticket
 
 __all__ = ["BucketState", "FastTerms", "Hold", "SoundState"]
 
@@ -140,6 +141,7 @@ class BucketState:
     quota: Quota | None = None
     fast: FastTerms | None = None
     holds: Mapping[str, Hold] = field(default_factory=dict[str, Hold])
+    line: tuple[Ticket, ...] = ()
     unreadable: tuple[str, ...] = ()
     partial: bool = False
 
@@ -150,6 +152,8 @@ class BucketState:
             texts[QUOTA] = quota_text(self.quota)
         if self.fast is not None:
             texts[FAST] = self.fast.text()
+        if self.line:
+            texts[LINE] = " ".join(ticket.text() for ticket in self.line)
         return texts | {HOLD + hold_id: hold_text(hold) for hold_id, hold in self.holds.items()}
 
     @classmethod
@@ -171,7 +175,12 @@ class BucketState:
             for name, text in texts.items()
             if name.startswith(HOLD) and (hold := read(name, _hold_from(text))) is not None
         }
+        tickets = [Ticket.from_text(text) for text in texts.get(LINE, "").split()]
+        if None in tickets:
+            # A garbled ticket is dropped; whoever held it comes again.
+            damaged.append(LINE)
         return cls(
+            line=tuple(ticket for ticket in tickets if ticket is not None),
             quota=read(QUOTA, _quota_from(texts.get(QUOTA))),
             fast=read(FAST, FastTerms.from_text(texts.get(FAST))),
             holds=holds,
@@ -219,18 +228,20 @@ class SoundState:
     reported_capacity: int | None = None
     stretched_us: int | None = None
     holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+    line: list[Ticket] = field(default_factory=list[Ticket])
     partial: bool = False
 
     def stored(self, fast: FastTerms | None) -> BucketState:
         """Return what is stored of it. What is 0 and says nothing by that is left out."""
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
         left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
-        kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
+        kept: Any = {name: value for name, value in numbers.items() if value or name not in left_out}
         return BucketState(
             **kept,
             quota=self.quota,
             fast=fast,
             holds=self.holds,
+            line=tuple(self.line),
             partial=self.partial,
         )
 
@@ -238,8 +249,9 @@ class SoundState:
 HOLD: Final = "hold:"
 QUOTA: Final = "quota"
 FAST: Final = "fast"
+LINE: Final = "line"
 NUMBERS: Final = tuple(
-    each.name for each in fields(BucketState) if each.name not in {QUOTA, FAST, "holds", "unreadable", "partial"}
+    each.name for each in fields(BucketState) if each.name not in {QUOTA, FAST, LINE, "holds", "unreadable", "partial"}
 )
 """The stored fields that are one whole number each."""
 

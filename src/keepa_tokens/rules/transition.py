@@ -50,6 +50,12 @@ from the balance already, and available = balance.
    kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to
    a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
    back for every hour without a gap.
+11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
+   by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens of
+   the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its turn.
+   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Late: 1 s past
+   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
+   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
    in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
@@ -101,6 +107,7 @@ from .commands import (
 )
 from .decision import InFlight, Reason, Snapshot
 from .flow import clipped_at, flow_in_effect
+from .line import LATE_US, LONGEST_LINE, Ticket, ahead_of, lapses_at, standing
 from .reading import Reading
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
@@ -142,8 +149,10 @@ def carry_out(
     is_new: bool = False,
     unnamed: bool = False,
 ) -> tuple[bool, FastTerms | None, Outcome]:
-    """Carry `command` to a sound state, in place; return whether there is anything to store, what goes with it, and what
-    it came to. If not, only time has passed in the state; its holds are as they were.
+    """Carry `command` to a sound state, in place.
+
+    Return whether there is anything to store, what goes with it, and what it came to. If there is nothing, only time
+    has passed in the state; its holds are as they were.
     """
     step = _Step(callers, sound, now, repaired)
     step.advance()
@@ -167,7 +176,7 @@ def lifetime_us(state: BucketState, now: int) -> int | None:
     sound, _ = repair(state.quota, state, now)
     quota, flow = sound.quota, flow_in_effect(sound, now)
     last = max((max(hold.expires_at, hold.due_at) for hold in sound.holds.values()), default=now)
-    last = max(last, sound.paused_until or 0)
+    last = max(last, sound.paused_until or 0, *(lapses_at(each) for each in sound.line))
     if quota.synced and quota.initial is None:
         return max(DAY_US, last - now + LIFETIME_MARGIN_US)
     differs = quota.synced and flow != flow_in_effect(new_state(quota, now), now)
@@ -230,6 +239,9 @@ class _Step:
         """Let the balance flow to now, sweeping what falls due on the way."""
         if self.s.due_at is not None and self.s.due_at <= self.now:
             self._sweep()
+        line = standing(self.s.line, self.now)
+        if len(line) < len(self.s.line):
+            self.s.line, self.changed = line, True
         self._flow_to(self.now)
         self._reopen()
         if self.s.paused_until is not None and self.s.paused_until <= self.now:
@@ -297,8 +309,11 @@ class _Step:
         """Return the tokens that are set aside beside the balance; a plain bucket has taken them already."""
         return self.s.held if self.s.quota.synced else 0
 
-    def _judge(self, tokens: int, keep: int) -> tuple[Reason, int]:
-        """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again."""
+    def _judge(self, tokens: int, keep: int, ticket: str | None = None) -> tuple[Reason, int]:
+        """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
+
+        ticket: who asks stands in line by this id, or would.
+        """
         s = self.s
         if tokens == 0:
             return Reason.GRANTED, self.now
@@ -307,16 +322,16 @@ class _Step:
         alone = required(tokens, s.quota.overdraft)
         aside = set_aside(keep, self._kept_back(), self.flow.capacity, alone)
         wanted = alone + aside
-        reason, at = self._open_judge(tokens, keep, wanted, aside)
+        reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
         if s.paused_until is not None:
             return Reason.PAUSED, max(s.paused_until, at)
         return reason, at
 
-    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int) -> tuple[Reason, int]:
+    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None) -> tuple[Reason, int]:
         s = self.s
         if s.balance is None:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
-        in_flight = self._in_flight()
+        in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
         available = s.balance - in_flight
         if available < wanted and wanted > self.flow.capacity:
             # While it is served by others' terms, the caller's own may still admit it.
@@ -324,11 +339,16 @@ class _Step:
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, self._reached(wanted))
-        if available >= (tokens + aside if in_flight else wanted):
+        others = in_flight or (ahead and s.quota.synced)
+        if available - ahead >= (tokens + aside if others else wanted):
             return Reason.GRANTED, self.now
-        if s.balance >= wanted:
+        if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
-        return Reason.EMPTY, self._reached(wanted)
+        if not ahead and ticket is None:
+            return Reason.EMPTY, self._reached(wanted)
+        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
+        at = self.flow.instant(saturated(wanted + ahead - available), s.refilled_at, s.carry)
+        return Reason.EMPTY, at if at > self.now else self.now + LOOK_AGAIN_US
 
     def _reached(self, wanted: int) -> int:
         """Return the first instant from now on at which the balance has flowed to `wanted`; NEVER if none."""
@@ -383,7 +403,7 @@ class _Step:
 
     def acquire(self, command: Acquire) -> Outcome:
         self._close_for(command.tokens, command.keep)
-        reason, at = self._judge(command.tokens, command.keep)
+        reason, at = self._judge(command.tokens, command.keep, command.ticket)
         if not (reason is Reason.GRANTED or self._has_place(reason, at, command)):
             return self._refuse(reason, command)
         if at > self.now:
@@ -391,12 +411,13 @@ class _Step:
             s.largest_place = max(command.tokens, s.largest_place if s.last_place > self.now else 0)
             s.last_place = max(s.last_place, at)
         self._take(command.tokens)
+        self._leave(command.ticket)
         return self._outcome(granted=True, place_us=at - self.now)
 
     def _has_place(self, reason: Reason, at: int, command: Acquire) -> bool:
         if command.wait_us is None or command.keep or reason is not Reason.EMPTY:
             return False
-        queues = not self.s.quota.synced and self.s.quota.recharge_to is None
+        queues = not self.s.quota.synced and self.s.quota.recharge_to is None and not self._ahead(0, command.ticket)
         return queues and at < NEVER and at - self.now <= command.wait_us
 
     def _take(self, tokens: int) -> None:
@@ -408,7 +429,7 @@ class _Step:
         if command.id in self.s.holds:
             return self._outcome(granted=True)
         self._close_for(command.tokens, command.keep)
-        reason, _ = self._judge(command.tokens, command.keep)
+        reason, _ = self._judge(command.tokens, command.keep, command.ticket)
         if reason is Reason.GRANTED:
             self._open(command)
             return self._outcome(granted=True)
@@ -430,6 +451,7 @@ class _Step:
         if not s.quota.synced:
             self._take(command.tokens)
         self._remember(hold)
+        self._leave(command.ticket)
 
     def _remember(self, hold: Hold) -> None:
         self.s.due_at = hold.due_at if self.s.due_at is None else min(self.s.due_at, hold.due_at)
@@ -439,8 +461,43 @@ class _Step:
         claimed_until_us = None
         if reason is not Reason.PAUSED and self._probe_at(command.probe_after_us) <= self.now:
             claimed_until_us = self._claim()
-        reason, at = self._judge(command.tokens, command.keep)
+        reason, at = self._judge(command.tokens, command.keep, command.ticket)
+        if command.ticket is not None and reason in _STANDS:
+            self._stand(command.ticket, command.tokens, command.keep, at)
         return self._outcome(reason=reason, retry_after_us=_until(at, self.now), claimed_until_us=claimed_until_us)
+
+    # 11: the line
+
+    def _ahead(self, keep: int, ticket: str | None) -> int:
+        """Return the tokens of those who are before a request in line."""
+        line = self.s.line
+        if not line:
+            return 0
+        rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
+        return ahead_of(line, rank, self.now)
+
+    def _stand(self, ticket: str, tokens: int, keep: int, at: int) -> None:
+        """Take a place in line, or tell anew whoever stands there already."""
+        s = self.s
+        arrived = next((each.arrived for each in s.line if each.id == ticket), None)
+        if arrived is None and len(s.line) >= LONGEST_LINE:
+            return
+        self._leave(ticket)
+        if arrived is None:
+            s.sequence += 1
+            arrived = s.sequence
+        s.line.append(Ticket(ticket, tokens, keep, arrived, min(at, self.now + DAY_US)))
+        s.line.sort(key=lambda each: each.rank)
+        self.changed = True
+
+    def _leave(self, ticket: str | None) -> bool:
+        """Leave the line; return whether there was such a ticket."""
+        staying = [each for each in self.s.line if each.id != ticket]
+        left = len(staying) < len(self.s.line)
+        if left:
+            self.s.line = staying
+            self.changed = True
+        return left
 
     # 3 and 6: ending a hold, giving back
 
@@ -476,9 +533,10 @@ class _Step:
         return self._outcome(reading=verdict, drift=drift)
 
     def cancel(self, command: Cancel) -> Outcome:
+        left = self._leave(command.id)
         hold = self.s.holds.pop(command.id, None)
         if hold is None:
-            return self._outcome(found=False)
+            return self._outcome(found=left)
         self.changed = True
         if hold.in_flight:
             self._end(hold)
@@ -700,7 +758,8 @@ class _Step:
         s = self.s
         if not s.quota.synced and s.quota.recharge_to is None:
             return None
-        usual = s.balance is not None and s.closed_until is None and s.paused_until is None and s.wide_capacity is None
+        due = (s.closed_until, s.paused_until, s.wide_capacity)
+        usual = s.balance is not None and due == (None, None, None) and not s.line
         flow = self.flow
         return FastTerms(self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, s.kept_back)
 
@@ -758,6 +817,8 @@ class _Step:
             reading_age=None if s.reading_at is None else seconds(max(0, now - s.reading_at)),
             drift=s.drift,
             kept_back=self._kept_back(),
+            waiting=len(s.line),
+            wanted=sum(each.tokens for each in s.line),
             in_flight=tuple(
                 InFlight(
                     id=hold_id,
@@ -788,11 +849,21 @@ class _Step:
             return at
         alone = required(command.tokens, s.quota.overdraft)
         wanted = alone + set_aside(command.keep, self._kept_back(), self.flow.capacity, alone)
-        latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)
+        latest = max(self._charged_all(wanted), self._passed(wanted), s.paused_until or 0, s.closed_until or 0)
         if s.quota.recharge_to is None:
             return latest
         end = self._charged_all(min(s.quota.recharge_to, self.flow.capacity))
         return max(latest, end) if end < NEVER else latest
+
+    def _passed(self, wanted: int) -> int:
+        """Return when those who stand in line are gone, or late, and the refill has brought all of that."""
+        s = self.s
+        if not s.line:
+            return 0
+        ahead = sum(each.tokens for each in s.line)
+        start = max(self.now, s.refilled_at, *(each.told_at + LATE_US + 1 for each in s.line))
+        need = saturated(wanted + ahead + s.held - (s.balance or 0))
+        return max(start, self.flow.instant(need, start, 0) + LATE_US)
 
     def _charged_all(self, wanted: int) -> int:
         """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks."""
@@ -844,6 +915,10 @@ class _Step:
             terms=self.terms,
             snapshot=snapshot,
         )
+
+
+_STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
+"""Refusals with which one stands in line."""
 
 
 class _Order(Enum):

@@ -1,0 +1,74 @@
+"""The line of those who wait without a place (rule 11): whose turn it is, as scalars and small tuples. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+from urllib.parse import quote, unquote
+
+from ..units import LIMIT, MICROSECONDS, MINUTE_US
+
+__all__ = ["LONGEST_LINE", "Ticket", "ahead_of", "is_late", "lapses_at", "standing"]
+
+LATE_US: Final = MICROSECONDS
+"""Whoever does not come within this time of the instant that was told lets others pass."""
+
+LAPSES_US: Final = MINUTE_US
+"""Whoever does not come within this time has left the line."""
+
+LONGEST_LINE: Final = 256
+"""More than these get the plain refusal: the line is one field, read and written whole."""
+
+_NUMBERS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A place in line. tokens and keep: as asked for. arrived: a sequence number. told_at: when to come again."""
+
+    id: str
+    tokens: int
+    keep: int
+    arrived: int
+    told_at: int
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What orders the line: those who leave the least for others first, then by arrival."""
+        return self.keep, self.arrived
+
+    def text(self) -> str:
+        """Return the text that is stored."""
+        return f"{quote(self.id, safe='')}:{self.tokens}:{self.keep}:{self.arrived}:{self.told_at}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Self | None:
+        """Return what `text` wrote; None if it can't be read."""
+        name, *parts = text.split(":")
+        if len(parts) != _NUMBERS or not all(part.isascii() and part.isdigit() and len(part) <= 16 for part in parts):  # noqa: PLR2004 - digits of LIMIT
+            return None
+        tokens, keep, arrived, told_at = map(int, parts)
+        if max(tokens, keep, arrived, told_at) >= LIMIT or not name:
+            return None
+        return cls(unquote(name), tokens, keep, arrived, told_at)
+
+
+def is_late(ticket: Ticket, now: int) -> bool:
+    """Whether others may pass it."""
+    return now > ticket.told_at + LATE_US
+
+
+def lapses_at(ticket: Ticket) -> int:
+    """Return when it has left the line."""
+    return ticket.told_at + LAPSES_US
+
+
+def standing(line: Iterable[Ticket], now: int) -> list[Ticket]:
+    """Return the tickets that have not lapsed, in the order of the line."""
+    return sorted((ticket for ticket in line if lapses_at(ticket) > now), key=lambda ticket: ticket.rank)
+
+
+def ahead_of(line: Sequence[Ticket], rank: tuple[int, int], now: int) -> int:
+    """Return the tokens of the tickets before `rank` that are not late."""
+    return min(LIMIT - 1, sum(each.tokens for each in line if each.rank < rank and not is_late(each, now)))

@@ -1,0 +1,196 @@
+"""Rule 11: those who wait without a place stand in line, so that small calls can't starve a big one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.decision import Reason, Snapshot
+from keepa_tokens.rules.line import LONGEST_LINE, Ticket
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import MICROSECONDS, UNLIMITED
+
+SECOND: Final = MICROSECONDS
+NOW: Final = 1_780_000_000 * SECOND
+KEEPA: Final = Quota(300, 5, 60.0, stepped=True, overdraft=UNLIMITED, synced=True)
+PLAIN: Final = Quota(100, 1, 1.0)
+
+
+@dataclass
+class Bench:
+    """A bucket, its time, and the commands that the tests give."""
+
+    quota: Quota
+    balance: int
+    now: int = NOW
+    state: BucketState | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        reading_at = self.now if self.quota.synced else None
+        self.state = BucketState(
+            balance=self.balance, refilled_at=self.now, quota=self.quota, reading_at=reading_at, sequence=1, held=0
+        )
+        if self.quota.synced:
+            self.state = replace(self.state, open=0, reading_sequence=1)
+
+    def reserve(self, name: str, tokens: int, *, keep: int = 0, stands: bool = True) -> Outcome:
+        """Ask for a hold; stand in line if need be."""
+        ticket = f"ticket {name}" if stands else None
+        command = Reserve(name, tokens, 120 * SECOND, keep, ticket=ticket)
+        self.state, outcome = transition(self.quota, self.state, self.now, command)
+        return outcome
+
+    def run(self, command: Acquire | Cancel | Settle) -> Outcome:
+        """Carry out a command."""
+        self.state, outcome = transition(self.quota, self.state, self.now, command)
+        return outcome
+
+    def peek(self, tokens: int = 1) -> Snapshot:
+        """Look."""
+        self.state, outcome = transition(self.quota, self.state, self.now, Peek(tokens))
+        assert outcome.snapshot is not None
+        return outcome.snapshot
+
+
+def test_small_calls_do_not_pass_a_big_one() -> None:
+    """A call of 50 that waits is served before later calls of 5, which are told to come after it."""
+    bench = Bench(PLAIN, 0)
+    big = bench.reserve("big", 50)
+    assert (big.reason, big.retry_after_us) == (Reason.EMPTY, 50 * SECOND)
+    bench.now += 10 * SECOND
+    small = bench.reserve("small", 5)
+    assert (small.granted, small.retry_after_us) == (False, 45 * SECOND)
+    bench.now += 40 * SECOND
+    assert not bench.reserve("small", 5).granted
+    assert bench.reserve("big", 50).granted
+    bench.now += 5 * SECOND
+    assert bench.reserve("small", 5).granted
+    assert bench.peek().waiting == 0
+
+
+def test_who_only_tries_gets_no_ticket_and_does_not_pass() -> None:
+    """A request that names no ticket is refused while others are before it, and leaves nothing behind."""
+    bench = Bench(PLAIN, 10)
+    assert not bench.reserve("big", 50).granted
+    assert not bench.reserve("try", 5, stands=False).granted
+    assert bench.peek().waiting == 1
+    assert bench.peek().wanted == 50
+
+
+def test_late_tickets_let_others_pass_and_lapse_after_a_minute() -> None:
+    """Whoever does not come within a second of the told instant is passed, and after a minute is out of the line."""
+    bench = Bench(PLAIN, 0)
+    bench.reserve("dead", 50)
+    bench.now += 51 * SECOND
+    assert not bench.reserve("small", 5, stands=False).granted
+    bench.now += 1
+    assert bench.reserve("small", 5, stands=False).granted
+    assert bench.peek().waiting == 1
+    bench.now += 59 * SECOND
+    assert bench.peek().waiting == 0
+
+
+def test_whoever_comes_late_keeps_the_order_of_arrival() -> None:
+    """A ticket that was late is told anew by its next look, before those who arrived after it."""
+    bench = Bench(PLAIN, 0)
+    bench.reserve("first", 50)
+    bench.reserve("second", 10)
+    bench.now += 55 * SECOND
+    assert bench.reserve("first", 60).retry_after_us == 5 * SECOND
+    assert not bench.reserve("second", 10).granted
+
+
+def test_the_line_is_ordered_by_keep_then_by_arrival() -> None:
+    """A request that leaves less for others goes before one that leaves more, whoever came first."""
+    bench = Bench(PLAIN, 0)
+    assert bench.reserve("modest", 5, keep=50).retry_after_us == 55 * SECOND
+    assert bench.reserve("urgent", 20).retry_after_us == 20 * SECOND
+    bench.now += 20 * SECOND
+    assert bench.reserve("urgent", 20).granted
+
+
+def test_a_call_that_overdraws_gets_its_turn_when_those_in_flight_have_settled() -> None:
+    """On a bucket with overdraft, a call of 50 waits for the calls in flight, and no small one slips in meanwhile."""
+    bench = Bench(KEEPA, 20)
+    assert bench.reserve("flying", 15).granted
+    big = bench.reserve("big", 50)
+    assert (big.granted, big.reason) == (False, Reason.IN_FLIGHT)
+    assert not bench.reserve("small", 1).granted
+    bench.run(Settle("flying", 15))
+    assert not bench.reserve("small", 1).granted
+    assert bench.reserve("big", 50).granted
+
+
+def test_leaving_the_line_frees_what_stood_behind() -> None:
+    """A cancel by the ticket's id leaves the line; the next one is granted at once."""
+    bench = Bench(PLAIN, 10)
+    bench.reserve("big", 50)
+    assert not bench.reserve("small", 5).granted
+    assert bench.run(Cancel("ticket big")).found
+    assert bench.reserve("small", 5).granted
+
+
+def test_an_acquire_gets_no_place_while_somebody_stands_in_line() -> None:
+    """A plain acquire that may wait stands in line too, behind whoever stands there already."""
+    bench = Bench(PLAIN, 0)
+    bench.reserve("first", 50)
+    waits = bench.run(Acquire(5, wait_us=10**9, ticket="a"))
+    assert (waits.granted, waits.retry_after_us) == (False, 55 * SECOND)
+
+
+def test_a_full_line_gives_the_plain_refusal() -> None:
+    """The two hundred and fifty-seventh gets no ticket, and is refused all the same."""
+    bench = Bench(PLAIN, 0)
+    for number in range(LONGEST_LINE + 1):
+        assert not bench.reserve(f"{number}", 1).granted
+    assert bench.peek().waiting == LONGEST_LINE
+
+
+@pytest.mark.parametrize("text", ["", "x", "a:1:2", "a:1:2:3:x", ":1:2:3:4", "a:1:2:3:99999999999999999", "a:-1:2:3:4"])
+def test_a_garbled_ticket_is_dropped_and_named(text: str) -> None:
+    """What can't be read leaves the line; the others stay, and the repair is said."""
+    whole = Ticket("b", 1, 0, 2, NOW).text()
+    state = BucketState.from_fields({"balance": "0", "line": f"{whole} {text or '::::'}"})
+    assert [ticket.id for ticket in state.line] == ["b"]
+    assert state.unreadable == ("line",)
+
+
+@given(st.text(min_size=1, max_size=20), *[st.integers(0, 2**52 - 1)] * 4)
+def test_a_ticket_comes_back_from_its_text(name: str, tokens: int, keep: int, arrived: int, told_at: int) -> None:
+    """Whatever a ticket is called, its stored text reads as the same ticket."""
+    ticket = Ticket(name, tokens, keep, arrived, told_at)
+    assert Ticket.from_text(ticket.text()) == ticket
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0, 0, 5])), min_size=1, max_size=8),
+    st.integers(0, 30),
+    st.booleans(),
+)
+def test_nobody_waits_for_ever_and_each_comes_in_turn(wants: list[tuple[int, int]], balance: int, synced: bool) -> None:
+    """Everybody who comes when told is granted, within the time of all that was before, and nothing is minted."""
+    quota = replace(PLAIN, synced=True) if synced else PLAIN
+    bench = Bench(quota, balance)
+    due = {name: (NOW, tokens, keep) for name, (tokens, keep) in enumerate(wants)}
+    spent, looks = 0, 0
+    while due:
+        name = min(due, key=lambda each: (due[each][0], each))
+        at, tokens, keep = due.pop(name)
+        bench.now = max(bench.now, at)
+        looks += 1
+        assert looks < 40 * len(wants)
+        outcome = bench.reserve(str(name), tokens, keep=keep)
+        if outcome.granted:
+            spent += tokens
+            bench.run(Settle(str(name), tokens))
+            assert spent <= balance + (bench.now - NOW) // SECOND
+        else:
+            due[name] = (bench.now + outcome.retry_after_us, tokens, keep)
+    assert bench.now <= NOW + (sum(tokens for tokens, _ in wants) + 5) * SECOND
