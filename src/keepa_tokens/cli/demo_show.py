@@ -167,4 +167,5 @@ def document(outcome: Outcome) -> dict[str, object]:
 
 
 def _sample(sample: Sample) -> dict[str, object]:
-    return asdict(sample) | {"apart": sample.apart, "allowed": sample.allowed}
+    told: dict[str, object] = asdict(sample)
+    return told | {"apart": sample.apart, "allowed": sample.allowed}
