@@ -191,6 +191,42 @@ def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, dam
     assert findings(server, code=0) == {}
 
 
+GARBAGE = ("\ufffd\x00", "NaN", "inf", "1e308", "", "[1, 2]", "9" * 400)
+
+
+@pytest.mark.parametrize("synced", [True, False])
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda text: ascii(text)[:12])
+def test_every_field_that_says_nothing_is_found(synced: bool, garbage: str) -> None:
+    """Whatever field of a bucket holds a text that says nothing, the doctor names that field, and no sound one."""
+    clock = ManualClock(1_780_000_000.0)
+    quota = keepa_quota(20) if synced else Quota(100, 20, 60.0)
+    place = MemoryPlace()
+    worker = TokenBucket(quota, key=KEY, storage=place.storage, clock=clock, listener=lambda _: None)
+    if synced:
+        worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_780_000_000.0))
+    worker.try_reserve(9)
+    clock.advance(45)
+    worker.try_acquire(5)
+    fields = place.fields(KEY)
+    assert fields is not None
+    for field in fields:
+        damaged = fields | {field: garbage}
+        found = list(examine(Look(KEY, clock.now_us(), damaged, BucketState.from_fields(damaged))))
+        named = [
+            one
+            for one in found
+            if field in one.what or (one.code == "terms-lost" and BucketState.from_fields(damaged).quota is None)
+        ]
+        assert named, field
+
+
+def test_a_balance_above_the_capacity_is_worth_knowing() -> None:
+    """More tokens than the bucket holds are told, though a smaller plan explains them."""
+    (found,) = examine(state(balance=5000))
+
+    assert (found.code, found.fault) == ("above-capacity", False)
+
+
 def test_lost_terms_are_found(server: Workers) -> None:
     """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again."""
     worker = healthy(server)

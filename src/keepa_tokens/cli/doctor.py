@@ -152,6 +152,15 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
 
 
 def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
+    if snapshot.balance is not None and snapshot.balance > snapshot.capacity:
+        yield Finding(
+            "above-capacity",
+            look.key,
+            f"its balance is {snapshot.balance:,}, more than the {snapshot.capacity:,} that it holds",
+            "right after a change to a smaller plan; else more goes than should",
+            "`keepa-tokens status --probe` asks the server what is true",
+            fault=False,
+        )
     if snapshot.refill == 0:
         yield Finding(
             "no-refill",
