@@ -135,7 +135,7 @@ def hold(age: float, hold_for: int = 120) -> Hold:
             "the net refill is 0",
         ),
         (
-            state(quota=keepa_quota(5, recharge_to=480)),
+            state(balance=100, quota=keepa_quota(5, recharge_to=480)),
             "recharge-too-high",
             "workers wait for 480 tokens to recharge to; the bucket holds 300",
         ),
@@ -189,6 +189,84 @@ def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, dam
     mended = document("doctor", "--redis", server.url, "--repair")
     assert any(field in words for words in mended["mended"])
     assert findings(server, code=0) == {}
+
+
+GARBAGE = ("\ufffd\x00", "NaN", "inf", "1e308", "", "[1, 2]", "9" * 400)
+
+
+@pytest.mark.parametrize("synced", [True, False])
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda text: ascii(text)[:12])
+def test_every_field_that_says_nothing_is_found(synced: bool, garbage: str) -> None:
+    """Whatever field of a bucket holds a text that says nothing, the doctor names that field, and no sound one."""
+    clock = ManualClock(1_780_000_000.0)
+    quota = keepa_quota(20) if synced else Quota(100, 20, 60.0)
+    place = MemoryPlace()
+    worker = TokenBucket(quota, key=KEY, storage=place.storage, clock=clock, listener=lambda _: None)
+    if synced:
+        worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_780_000_000.0))
+    worker.try_reserve(9)
+    clock.advance(45)
+    worker.try_acquire(5)
+    fields = place.fields(KEY)
+    assert fields is not None
+    for field in fields:
+        damaged = fields | {field: garbage}
+        found = list(examine(Look(KEY, clock.now_us(), damaged, BucketState.from_fields(damaged))))
+        named = [
+            one
+            for one in found
+            if field in one.what or (one.code == "terms-lost" and BucketState.from_fields(damaged).quota is None)
+        ]
+        assert named, field
+
+
+def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers) -> None:
+    """A bucket whose workers bring a clock with another epoch is seen by that clock: no fault, only a word about it."""
+    clock = ManualClock(5_000.0)
+    worker = TokenBucket(keepa_quota(20), key=KEY, storage=server.storage, clock=clock, listener=lambda _: None)
+    worker.reconcile(Reading(412, refill=20.0, capacity=1200))
+    worker.try_reserve(5)
+
+    assert list(findings(server, code=0)) == ["own-clock"]
+    assert document("status", "--redis", server.url)["bucket"]["available"] == 407
+
+
+def test_the_state_of_a_newer_release_is_left_alone(server: Workers) -> None:
+    """A bucket of a newer release is a finding of its own, and the others are looked at none the less."""
+    healthy(server)
+    with server.client() as client:
+        client.hset("keepa_tokens:later", mapping={"format": "7", **fields_of(client, STORED)})
+        client.hset("keepa_tokens:later", "format", "7")
+
+    told = document("doctor", "--redis", server.url, "--repair", code=1)
+    assert [(found["code"], found["about"]) for found in told["findings"]] == [("newer-release", "later")]
+    assert told["healthy"] == [KEY]
+    rows = run("status", "--redis", server.url, "--all").stdout.splitlines()
+    assert [row.split()[1:3] for row in rows if row.startswith("later")] == [["newer", "release"]]
+
+
+def fields_of(client: Any, name: str) -> dict[str, str]:
+    return {field.decode(): text.decode() for field, text in client.hgetall(name).items()}
+
+
+def test_what_is_no_bucket_is_said(server: Workers) -> None:
+    """A KEY whose place in Redis holds something else is a usage error that says so, not a storage that is away."""
+    with server.client() as client:
+        client.set("keepa_tokens:text", "x")
+
+    assert "holds something else" in run("status", "--redis", server.url, "text", code=2).stderr
+
+
+def test_an_empty_server_is_well(server: Workers) -> None:
+    """Where there is no bucket yet, the doctor looks at the server and finds nothing."""
+    assert document("doctor", "--redis", server.url)["healthy"] == []
+
+
+def test_a_balance_above_the_capacity_is_worth_knowing() -> None:
+    """More tokens than the bucket holds are told, though a smaller plan explains them."""
+    (found,) = examine(state(balance=5000))
+
+    assert (found.code, found.fault) == ("above-capacity", False)
 
 
 def test_lost_terms_are_found(server: Workers) -> None:
@@ -435,7 +513,7 @@ def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers) -> None:
     seen = look(place, KEY)
     assert seen is not None
     with server.client() as client:
-        stored = {name.decode(): value.decode() for name, value in client.hgetall(STORED).items()}
+        stored = fields_of(client, STORED)
         seconds, _ = client.time()
 
     assert seen.fields == stored

@@ -286,7 +286,7 @@ def test_a_poll_is_no_news(meter: Meter) -> None:
     notes = (refused(0, 1), refused(0, 2), refused(0, 3), refused(0, 4, "UNKNOWN"), refused(1, 5))
     lines = [line for line in map(scene.take, notes) if line]
 
-    assert scene.waits == {"EMPTY": 2, "UNKNOWN": 1}
+    assert scene.counts.waits == {"EMPTY": 2, "UNKNOWN": 1}
     assert lines == [
         "    0:01  prices      waits for 5: EMPTY, 0:30 to go",
         "    0:01  prices      waits for 5: UNKNOWN, until the server says",
@@ -326,7 +326,7 @@ def test_the_key_sentence_is_whole_at_80_columns(meter: Meter) -> None:
     """The sentence that the demo is made for, that the bucket recovered where the old rule stood still, isn't cut."""
     scene = Scene.at_start(SETTINGS, meter)
     scene.chapter = Chapter.RECOVERED
-    scene.fault = Fault(0, -79, -79, 242.0, "refilled_at", old_rule.OldState(-79, None), recovered_at_us=5 * MINUTE_US)
+    scene.fault = Fault(0, -79, -79, 242.0, "refilled_at", old_rule.OldState(-79, None), recovered_after=300.0)
     console = Console(file=io.StringIO(), width=80, height=24, color_system=None)
     with console.capture() as captured:
         console.print(draw(picture(scene), 80, 24))

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from ._arguments import checked_key, instance
 from .clock import Clock, SystemClock
-from .events import Event, EventKind, Listener, LoggingListener, events_of
+from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
 from .rules.commands import Command, Outcome
 from .rules.decision import Reason
@@ -21,7 +21,7 @@ S_co = TypeVar("S_co", covariant=True)
 class Door(Generic[S_co]):
     """What both doors have in common. Stateless but for its listener; the state is in the storage."""
 
-    __slots__ = ("_listener", "_log", "clock", "key", "quota", "sleeper", "storage")
+    __slots__ = ("_hears", "_listener", "_log", "clock", "key", "quota", "sleeper", "storage")
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
         self.quota = instance("quota", quota, Quota)
@@ -39,6 +39,7 @@ class Door(Generic[S_co]):
     @listener.setter
     def listener(self, listener: Listener) -> None:
         self._listener = listener
+        self._hears = Contained(listener)
         self._log = listener if type(listener) is LoggingListener else None
 
     def now_us(self) -> int | None:
@@ -54,17 +55,23 @@ class Door(Generic[S_co]):
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
-            self._listener(event)
+            self._hears(event)
 
-    def say(self, kind: EventKind, why: str) -> None:
+    def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
-        self._listener(Event(kind, self.key, why=why))
+        self._hears(Event(kind, self.key, tokens, why=why))
+
+    def not_given_back(self, tokens: int, why: str) -> None:
+        """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""
+        self.say(
+            EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
+        )
 
     def pause(self, duration_us: int, spread_us: int, reason: Reason) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:
-            self._listener(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
+            self._hears(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
         # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 

@@ -2,7 +2,7 @@
 
 What touches the world is a step of `Steps`: the async door's steps are really awaited; the blocking door's never
 suspend, so `_blocking.run` carries a whole plan out in one go. A door takes its first step by itself, since most calls
-need no second one, and then goes on with a plan.
+need no second one, and then goes on with a plan. When a call is interrupted, its door gives back what `Taken` knows.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ._arguments import instance, whole
-from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
+from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle, Verdict
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
 from .units import LIMIT, MICROSECONDS, seconds
@@ -28,9 +28,6 @@ UNKNOWN_PAUSE_US = MICROSECONDS
 class Steps(Protocol):
     """What a plan may do to the world, for one call of a door."""
 
-    outcome: Outcome | None
-    """What the last command came to; None if it was interrupted before anybody knew."""
-
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         ...
@@ -42,6 +39,53 @@ class Steps(Protocol):
     def elapsed_us(self) -> int:
         """Return the time since an instant of the steps' own, to measure waits by."""
         ...
+
+
+class Taken:
+    """What one call has taken so far, to be given back if it is interrupted before its caller knows.
+
+    request: the last command that takes. outcome: what came of it; None: it was interrupted before anybody knew.
+    claimed: it was given the claim on the probe, and no probe has ended since.
+    """
+
+    __slots__ = ("claimed", "outcome", "request")
+
+    def __init__(self) -> None:
+        self.request: Acquire | Reserve | None = None
+        self.outcome: Outcome | None = None
+        self.claimed = False
+
+    def sends(self, command: Command) -> None:
+        """Take note of a command that is about to be sent."""
+        if isinstance(command, Acquire | Reserve):
+            self.request, self.outcome = command, None
+
+    def told(self, command: Command, outcome: Outcome) -> None:
+        """Take note of what a command came to."""
+        if command is self.request:
+            self.outcome = outcome
+        if outcome.probe:
+            self.claimed = True
+        if outcome.reading is Verdict.TAKEN:
+            self.claimed = False
+
+    def undoing(self, refund_id: str) -> list[Command]:
+        """Return the commands that give everything back."""
+        request, outcome = self.request, self.outcome
+        if isinstance(request, Reserve) and (outcome is None or outcome.granted):
+            # By id, so it does no harm where the hold was never opened.
+            return [Cancel(request.id)]
+        if isinstance(request, Acquire) and outcome is not None and outcome.granted:
+            return [Refund(refund_id, request.tokens, outcome.now_us + outcome.place_us)]
+        return []
+
+    def asked(self) -> int:
+        """Return the tokens that were asked for."""
+        return 0 if self.request is None else self.request.tokens
+
+    def lost(self) -> int:
+        """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
+        return self.request.tokens if isinstance(self.request, Acquire) and self.outcome is None else 0
 
 
 class Patience:
@@ -67,6 +111,13 @@ class Grant:
     decision: Decision
 
 
+def granted(command: Reserve, outcome: Outcome) -> Grant:
+    """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
+    if not outcome.granted:
+        raise refusal(NotEnoughTokens, outcome, command.tokens)
+    return Grant(command.id, command.tokens, outcome.decision())
+
+
 async def wait(
     steps: Steps, quota: Quota, patience: Patience, command: Acquire | Reserve, outcome: Outcome
 ) -> Decision:
@@ -80,19 +131,6 @@ async def wait(
     if outcome.place_us > 0:
         await steps.sleep(outcome.place_us, 0, Reason.EMPTY)
     return outcome.decision(slept + outcome.place_us)
-
-
-async def give_back(steps: Steps, command: Acquire | Reserve, error: BaseException, refund_id: str) -> None:
-    """Give back what `command` has taken for a call that ends with `error` before its caller knows."""
-    if isinstance(error, KeepaTokensError):
-        # A refusal took nothing; with the storage away nothing can be undone, a hold that was opened runs out.
-        return
-    if isinstance(command, Reserve):
-        # By id, so it does no harm where the hold was never opened.
-        await steps.apply(Cancel(command.id))
-    elif steps.outcome is not None and steps.outcome.granted:
-        place = steps.outcome.now_us + steps.outcome.place_us
-        await steps.apply(Refund(refund_id, command.tokens, place))
 
 
 def reconciliation(quota: Quota, reading: Reading) -> Reconcile:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import hold_for_us, timeout_us, whole
 from ._door import Door, new_id
-from ._plans import Grant, Patience
+from ._loops import on_trio, shielded
+from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import ConfigError, NotEnoughTokens
+from .errors import ConfigError, KeepaTokensError
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -22,6 +25,12 @@ from .storage.base import AsyncStorage
 from .storage.memory import MemoryStorage
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
+
+PATIENCE_SECONDS = 3.0
+"""How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
+
+CLEANUP_SECONDS = 5.0
+"""The longest that each step of a clean-up may take."""
 
 
 class AsyncTokenBucket:
@@ -41,7 +50,7 @@ class AsyncTokenBucket:
             raise ConfigError(
                 f"{type(where).__name__} blocks: an AsyncTokenBucket needs an async storage, or MemoryStorage"
             )
-        self._door = Door(quota, key, where, clock, listener)
+        self._door = AsyncDoor(quota, key, where, clock, listener)
 
     @property
     def quota(self) -> Quota:
@@ -75,42 +84,56 @@ class AsyncTokenBucket:
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
         self.quota.check_cost(tokens, keep)
-        return (await AwaitedSteps(self._door).apply(Acquire(tokens, keep))).decision()
+        steps = AwaitedSteps(self._door)
+        try:
+            return (await steps.apply(Acquire(tokens, keep))).decision()
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
         self.quota.check_cost(tokens, keep)
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        return await _taken(steps, patience, Acquire(tokens, keep, wait_us=patience.left_us()))
+        command = Acquire(tokens, keep, wait_us=patience.left_us())
+        try:
+            outcome = await steps.apply(command)
+            return await plans.wait(steps, self.quota, patience, command, outcome)
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
         self.quota.check_cost(tokens, keep)
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
+        return Pending(self._try_reserve(Reserve(new_id(), tokens, hold_for_us(hold_for), keep)))
 
-        async def reservation() -> AsyncReservation:
-            outcome = await AwaitedSteps(self._door).apply(command)
-            if not outcome.granted:
-                raise plans.refusal(NotEnoughTokens, outcome, tokens)
-            return AsyncReservation(self._door, Grant(command.id, tokens, outcome.decision()))
-
-        return Pending(reservation)
+    async def _try_reserve(self, command: Reserve) -> AsyncReservation:
+        steps = AwaitedSteps(self._door)
+        try:
+            return AsyncReservation(self._door, plans.granted(command, await steps.apply(command)))
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     def reserve(
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
         self.quota.check_cost(tokens, keep)
-        hold_us, patience_us = hold_for_us(hold_for), timeout_us(timeout)
+        return Pending(self._reserve(Reserve(new_id(), tokens, hold_for_us(hold_for), keep), timeout_us(timeout)))
 
-        async def reservation() -> AsyncReservation:
-            steps = AwaitedSteps(self._door)
-            patience = Patience(steps, patience_us)
-            command = Reserve(new_id(), tokens, hold_us, keep)
-            return AsyncReservation(self._door, Grant(command.id, tokens, await _taken(steps, patience, command)))
-
-        return Pending(reservation)
+    async def _reserve(self, command: Reserve, patience_us: int | None) -> AsyncReservation:
+        steps = AwaitedSteps(self._door)
+        patience = Patience(steps, patience_us)
+        try:
+            outcome = await steps.apply(command)
+            decision = await plans.wait(steps, self.quota, patience, command, outcome)
+            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision))
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     async def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity; as `TokenBucket.refund`."""
@@ -126,33 +149,107 @@ class AsyncTokenBucket:
 
     def with_key(self, key: str) -> AsyncTokenBucket:
         """Return the same door to another bucket."""
-        return AsyncTokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
+        other = AsyncTokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
+        other._door.under_way = self._door.under_way
+        return other
+
+    async def aclose(self) -> None:
+        """Wait for what interrupted calls still give back. The storage is closed by whoever opened it."""
+        while self._door.under_way:
+            await asyncio.wait(self._door.under_way)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return self._door.described(type(self).__name__)
 
 
-class AwaitedSteps:
-    """The steps of one call, for a coroutine."""
+class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
+    """A door for coroutines, and the clean-up that still goes on after calls that were interrupted."""
 
-    __slots__ = ("door", "outcome")
+    __slots__ = ("under_way",)
 
-    def __init__(self, door: Door[AsyncStorage | MemoryStorage]) -> None:
+    def __init__(
+        self,
+        quota: Quota,
+        key: str,
+        storage: AsyncStorage | MemoryStorage,
+        clock: Clock | None,
+        listener: Listener | None,
+    ) -> None:
+        super().__init__(quota, key, storage, clock, listener)
+        self.under_way: set[asyncio.Task[None]] = set()
+
+    async def afterwards(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Carry `work` out although the caller is interrupted.
+
+        The caller waits for it for a while, unless it is interrupted again; then it goes on without.
+        """
+        task = self.in_background(work)
+        with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+
+    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
+        """Carry `work` out, whoever waits for it; RuntimeError where no loop runs."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work())
+        self.under_way.add(task)
+        task.add_done_callback(self.under_way.discard)
+        return task
+
+
+class AwaitedSteps(Taken):
+    """The steps of one call, for a coroutine.
+
+    A step at a storage that may suspend runs in a task of its own: interrupted in it, the call is given up, and the
+    step ends before anything is undone. Only so is it known what there is to undo.
+    """
+
+    __slots__ = ("_step", "door")
+
+    def __init__(self, door: AsyncDoor) -> None:
+        super().__init__()
         self.door = door
-        self.outcome: Outcome | None = None
+        self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
-        door = self.door
-        self.outcome = None
-        if isinstance(door.storage, MemoryStorage):
-            # It holds its lock for microseconds and waits for nothing else.
-            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        else:
-            outcome = await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        self.outcome = outcome
-        door.tell(command, outcome)
+        self.sends(command)
+        if isinstance(self.door.storage, MemoryStorage):
+            return self._ended(command, await self._applied(command))
+        if on_trio():
+            with shielded(CLEANUP_SECONDS):
+                return self._ended(command, await self._applied(command))
+        task = asyncio.get_running_loop().create_task(self._applied(command))
+        self._step = command, task
+        outcome = await asyncio.shield(task)
+        self._step = None
+        return self._ended(command, outcome)
+
+    def _ended(self, command: Command, outcome: Outcome) -> Outcome:
+        self.told(command, outcome)
+        self.door.tell(command, outcome)
         return outcome
+
+    async def finish(self, command: Command) -> Outcome:
+        """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
+        try:
+            return await self.apply(command)
+        except BaseException as error:
+            if self._step is not None:
+                await self._afterwards(error, self._let_end)
+            raise
+
+    async def undo(self, error: BaseException) -> None:
+        """Give back what the call has taken if it was interrupted."""
+        if not isinstance(error, KeepaTokensError):
+            await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
         """Suspend the coroutine."""
@@ -162,26 +259,79 @@ class AwaitedSteps:
         """Return the time by which timeouts are measured."""
         return self.door.elapsed_us()
 
+    async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        if isinstance(self.door.storage, MemoryStorage):
+            # Nothing of it suspends, so it works where nothing can be awaited any more, too.
+            await work()
+        elif isinstance(error, GeneratorExit):
+            self._left_to_the_loop(work)
+        elif on_trio():
+            with shielded(PATIENCE_SECONDS):
+                await work()
+        else:
+            await self.door.afterwards(work)
 
-def async_door_of(bucket: AsyncTokenBucket) -> Door[AsyncStorage | MemoryStorage]:
+    def _left_to_the_loop(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Leave `work` to the event loop: the coroutine was closed, and may await nothing more."""
+        try:
+            _ = self.door.in_background(work)
+        except RuntimeError:
+            self.door.not_given_back(self.asked(), "its event loop is gone")
+
+    async def _let_end(self) -> None:
+        """Let the step under way end."""
+        if self._step is None:
+            return
+        (command, task), self._step = self._step, None
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
+        if task.done() and not task.cancelled() and task.exception() is None:
+            self._ended(command, task.result())
+        task.cancel()
+
+    async def _give_back(self) -> None:
+        """Let the step under way end, then give back what was taken. What fails is told."""
+        await self._let_end()
+        for command in self.undoing(new_id()):
+            await self._once_more(command)
+        if self.lost():
+            self.door.not_given_back(self.lost(), "the storage did not answer")
+
+    async def _once_more(self, command: Command) -> None:
+        for _ in range(2):
+            try:
+                async with _limit():
+                    self._ended(command, await self._applied(command))
+            except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
+                self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
+                return
+            except asyncio.CancelledError:
+                # The loop is being shut down: once more, then no more.
+                continue
+            else:
+                return
+
+    async def _applied(self, command: Command) -> Outcome:
+        door = self.door
+        # Memory storage holds its lock for microseconds and waits for nothing else.
+        if isinstance(door.storage, MemoryStorage):
+            return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+
+
+def _limit() -> AbstractAsyncContextManager[object]:
+    return nullcontext() if on_trio() else asyncio.timeout(CLEANUP_SECONDS)
+
+
+def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
     """Return the inside of a bucket, for the other doors of this library."""
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
-
-
-async def _taken(steps: AwaitedSteps, patience: Patience, command: Acquire | Reserve) -> Decision:
-    """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
-    try:
-        outcome = await steps.apply(command)
-        return await plans.wait(steps, steps.door.quota, patience, command, outcome)
-    except BaseException as error:
-        await plans.give_back(steps, command, error, new_id())
-        raise
 
 
 class AsyncReservation:
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
 
-    def __init__(self, door: Door[AsyncStorage | MemoryStorage], grant: Grant) -> None:
+    def __init__(self, door: AsyncDoor, grant: Grant) -> None:
         self._door = door
         self.id = grant.id
         self.tokens = grant.tokens
@@ -197,7 +347,7 @@ class AsyncReservation:
         await self._end(Cancel(self.id))
 
     async def _end(self, command: Settle | Cancel) -> None:
-        await AwaitedSteps(self._door).apply(command)
+        await AwaitedSteps(self._door).finish(command)
         self.open = False
 
     async def __aenter__(self) -> Self:
@@ -208,7 +358,7 @@ class AsyncReservation:
     ) -> None:
         command = plans.on_leaving(self._door.quota, self.id)
         if self.open and command is not None:
-            await AwaitedSteps(self._door).apply(command)
+            await AwaitedSteps(self._door).finish(command)
 
     def __repr__(self) -> str:
         return f"AsyncReservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"
@@ -225,17 +375,37 @@ class _Entered(Protocol):
 E = TypeVar("E", bound=_Entered)
 
 
-class Pending(Generic[E]):
-    """What is there once awaited: `x = await pending`, or `async with pending as x`. Use it once."""
+class Pending(Coroutine[object, object, E]):
+    """What is there once awaited: `x = await pending`, or `async with pending as x`. A task can be made of it. Once."""
 
-    __slots__ = ("_entered", "_make")
+    __slots__ = ("_coroutine", "_entered")
 
-    def __init__(self, make: Callable[[], Awaitable[E]]) -> None:
-        self._make = make
+    def __init__(self, coroutine: Coroutine[object, object, E]) -> None:
+        self._coroutine = coroutine
         self._entered: E | None = None
 
-    def __await__(self) -> Generator[None, None, E]:
-        return self._make().__await__()
+    def __await__(self) -> Generator[object, object, E]:
+        return self._coroutine.__await__()
+
+    def send(self, value: object, /) -> object:
+        """Go on; as of any coroutine."""
+        return self._coroutine.send(value)
+
+    def throw(
+        self,
+        error: type[BaseException] | BaseException,
+        value: BaseException | object = None,
+        trace: TracebackType | None = None,
+        /,
+    ) -> object:
+        """Raise in it; as of any coroutine."""
+        if not isinstance(error, BaseException):
+            error = value if isinstance(value, BaseException) else error()
+        return self._coroutine.throw(error if trace is None else error.with_traceback(trace))
+
+    def close(self) -> None:
+        """End it; as of any coroutine."""
+        self._coroutine.close()
 
     async def __aenter__(self) -> E:
         self._entered = await self

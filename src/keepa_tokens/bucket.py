@@ -9,9 +9,10 @@ from . import _plans as plans
 from ._arguments import hold_for_us, timeout_us, whole
 from ._blocking import run
 from ._door import Door, new_id
-from ._plans import Grant, Patience
+from ._interrupts import interrupt_in
+from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import NotEnoughTokens
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -81,9 +82,14 @@ class TokenBucket:
         door = self._door
         door.quota.check_cost(tokens, keep)
         command = Acquire(tokens, keep)
-        outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        door.tell(command, outcome)
-        return outcome.decision()
+        outcome: Outcome | None = None
+        try:
+            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            door.tell(command, outcome)
+            return outcome.decision()
+        except BaseException as error:
+            BlockingSteps(door, command, outcome).undo(error)
+            raise
 
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
@@ -96,7 +102,12 @@ class TokenBucket:
         self.quota.check_cost(tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        return _taken(steps, patience, Acquire(tokens, keep, wait_us=patience.left_us()))
+        command = Acquire(tokens, keep, wait_us=patience.left_us())
+        try:
+            return steps.waited(patience, command)
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0) -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
@@ -105,10 +116,12 @@ class TokenBucket:
         """
         self.quota.check_cost(tokens, keep)
         command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
-        outcome = BlockingSteps(self._door).carry(command)
-        if not outcome.granted:
-            raise plans.refusal(NotEnoughTokens, outcome, tokens)
-        return Reservation(self._door, Grant(command.id, tokens, outcome.decision()))
+        steps = BlockingSteps(self._door)
+        try:
+            return Reservation(self._door, plans.granted(command, steps.carry(command)))
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     def reserve(
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
@@ -118,7 +131,11 @@ class TokenBucket:
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
         command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
-        return Reservation(self._door, Grant(command.id, tokens, _taken(steps, patience, command)))
+        try:
+            return Reservation(self._door, Grant(command.id, tokens, steps.waited(patience, command)))
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
@@ -139,30 +156,92 @@ class TokenBucket:
         """Return the same door to another bucket."""
         return TokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
 
+    def close(self) -> None:
+        """Do nothing: a thread's call gives back what it took before it ends. The twin of `AsyncTokenBucket.aclose`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def __repr__(self) -> str:
         return self._door.described(type(self).__name__)
 
 
-class BlockingSteps:
+class BlockingSteps(Taken):
     """The steps of one call, for a thread: none of them suspends."""
 
-    __slots__ = ("door", "outcome")
+    __slots__ = ("door",)
 
-    def __init__(self, door: Door[Storage]) -> None:
+    def __init__(self, door: Door[Storage], request: Acquire | None = None, outcome: Outcome | None = None) -> None:
+        super().__init__()
         self.door = door
-        self.outcome: Outcome | None = None
+        self.request = request
+        self.outcome = outcome
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
-        self.outcome = None
-        self.outcome = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        self.sends(command)
+        outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        self.told(command, outcome)
         door.tell(command, outcome)
         return outcome
+
+    def waited(self, patience: Patience, command: Acquire | Reserve) -> Decision:
+        """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
+        outcome = self.carry(command)
+        if outcome.granted and not outcome.place_us:
+            return outcome.decision()
+        return run(plans.wait(self, self.door.quota, patience, command, outcome))
+
+    def end(self, command: Command) -> Outcome:
+        """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
+        try:
+            return self.carry(command)
+        except BaseException as error:
+            interrupt = interrupt_in(error)
+            if interrupt is None:
+                raise
+            self._once_more(command)
+            raise interrupt from None
+
+    def undo(self, error: BaseException) -> None:
+        """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
+        if isinstance(error, KeepaTokensError) and not isinstance(error, StorageUnavailable):
+            return
+        interrupt = interrupt_in(error)
+        if isinstance(error, StorageUnavailable) and interrupt is None:
+            return
+        for command in self.undoing(new_id()):
+            self._once_more(command)
+        if interrupt is not None and self.lost():
+            self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        if interrupt is not None and interrupt is not error:
+            raise interrupt from None
+
+    def _once_more(self, command: Command) -> None:
+        """Carry out what ends an interrupted call, and once more if that is interrupted too. Its errors are told."""
+        for _ in range(2):
+            try:
+                self.carry(command)
+            except BaseException as error:  # noqa: BLE001 - what the caller sees is the first interrupt
+                if interrupt_in(error) is None:
+                    self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
+                    return
+            else:
+                return
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket."""
         return self.carry(command)
+
+    async def finish(self, command: Command) -> Outcome:
+        """Carry out a command that counts once however often it is sent."""
+        return self.end(command)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
         """Block the thread."""
@@ -176,18 +255,6 @@ class BlockingSteps:
 def door_of(bucket: TokenBucket) -> Door[Storage]:
     """Return the inside of a bucket, for the other doors of this library."""
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
-
-
-def _taken(steps: BlockingSteps, patience: Patience, command: Acquire | Reserve) -> Decision:
-    """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
-    try:
-        outcome = steps.carry(command)
-        if outcome.granted and not outcome.place_us:
-            return outcome.decision()
-        return run(plans.wait(steps, steps.door.quota, patience, command, outcome))
-    except BaseException as error:
-        run(plans.give_back(steps, command, error, new_id()))
-        raise
 
 
 class Reservation:
@@ -212,7 +279,7 @@ class Reservation:
         self._end(Cancel(self.id))
 
     def _end(self, command: Settle | Cancel) -> None:
-        BlockingSteps(self._door).carry(command)
+        BlockingSteps(self._door).end(command)
         self.open = False
 
     def __enter__(self) -> Self:
@@ -223,7 +290,7 @@ class Reservation:
     ) -> None:
         command = plans.on_leaving(self._door.quota, self.id)
         if self.open and command is not None:
-            BlockingSteps(self._door).carry(command)
+            BlockingSteps(self._door).end(command)
 
     def __repr__(self) -> str:
         return f"Reservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"

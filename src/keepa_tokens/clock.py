@@ -6,9 +6,10 @@ and sleeps with `SystemClock`; one that is given a clock asks it for both.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Protocol, runtime_checkable
+
+from . import _loops
 
 
 @runtime_checkable
@@ -42,8 +43,8 @@ class SystemClock:
         time.sleep(seconds)
 
     async def asleep(self, seconds: float, /) -> None:
-        """Suspend the calling coroutine for `seconds`."""
-        await asyncio.sleep(seconds)
+        """Suspend the calling coroutine for `seconds`, on asyncio or trio."""
+        await _loops.sleep(seconds)
 
     def __repr__(self) -> str:
         return "SystemClock()"

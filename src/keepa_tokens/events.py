@@ -30,6 +30,7 @@ class EventKind(StrEnum):
     REPAIRED = "repaired"
     PROBE_CLAIMED = "probe claimed"
     PROBE_FAILED = "probe failed"
+    NOT_GIVEN_BACK = "not given back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Event:
 
     tokens: asked for; of a settle, what the call cost (0 where nobody said). balance: after it; None: unknown.
     seconds: a wait, as `kind` says. drift: reported minus projected balance. why: the reason of a grant, a refusal or a
-    wait; what a probe is for; the fault of a reading or a probe; the names of repaired fields. kept_back: tokens of the
+    wait; what a probe is for; the fault of a reading or a probe; the names of repaired fields; what an
+    interrupted call left behind. kept_back: tokens of the
     balance that are left to somebody else who was seen to spend.
     """
 
@@ -53,11 +55,35 @@ class Event:
 
 
 class Listener(Protocol):
-    """Is told of every event, in the thread or coroutine in which it happened: be quick, and don't raise."""
+    """Is told of every event, in the thread or coroutine in which it happened: be quick.
+
+    What it raises is logged, once, and harms nobody.
+    """
 
     def __call__(self, event: Event, /) -> None:
         """Take notice of `event`."""
         ...
+
+
+class Contained:
+    """A listener whose errors harm nobody: what happened to the bucket has happened, and its caller must be told."""
+
+    __slots__ = ("_failed", "_listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._failed = False
+
+    def __call__(self, event: Event, /) -> None:
+        """Tell the listener; log the first error that it raises."""
+        try:
+            self._listener(event)
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                logging.getLogger("keepa_tokens").exception(
+                    "the listener of bucket %s raised; its further errors are not logged", event.key
+                )
 
 
 def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
@@ -116,6 +142,8 @@ class LoggingListener:
                 self._logger.warning("bucket %s: ignored a reading: %s", event.key, event.why)
             case EventKind.PROBE_FAILED:
                 self._logger.warning("bucket %s: the probe failed: %s", event.key, event.why)
+            case EventKind.NOT_GIVEN_BACK:
+                self._logger.warning("bucket %s: %s", event.key, event.why)
             case EventKind.REFUSED:
                 self._on_refused(event)
             case EventKind.GRANTED if self._refused.pop(event.key, None):

@@ -11,16 +11,16 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from ..testing.clock import ScaledClock
 from ..testing.fake_keepa import FakeKeepa
 from ..testing.fake_server import FakeKeepaServer
-from .demo_crew import Crew, GaveUpError, crew
+from .demo_crew import Crew, crew
 from .demo_measure import Meter
 from .demo_scene import DEBT, Chapter, Fault, Scene, Settings, line
 from .demo_show import Outcome
-from .demo_worker import BUCKET, REFILL_RATE, Desk, Job, Note, Order, WorkerClock
+from .demo_worker import BUCKET, CLOSE, OPEN, REFILL_RATE, Desk, GaveUpError, Job, Note, WorkerClock
 from .old_rule import OldState
 
 EPOCH: Final = 1_780_000_000.0
@@ -51,34 +51,31 @@ ITSELF: Final = -1
 """The demo's own number among the workers."""
 
 
-class Show(Protocol):
-    """Shows the run to somebody."""
+def run(settings: Settings, say: Callable[[str], None], show: Callable[[Scene], None]) -> Outcome:
+    """Run the demo; say what happens in lines, and show the scene some ten times a second.
 
-    def say(self, line: str) -> None:
-        """Say what happened, in a line."""
-        ...
-
-    def frame(self, scene: Scene) -> None:
-        """Show the scene as it is now; called some ten times a second."""
-        ...
-
-
-def run(settings: Settings, show: Show) -> Outcome:
-    """Run the demo and show it. Whatever it started has ended when this returns or raises.
-
-    Raises StorageUnavailable or ConfigError if the Redis of the settings can't be used, ImportError if a client for it
-    is missing.
+    Whatever it started has ended when this returns or raises. Raises StorageUnavailable or ConfigError if the Redis of
+    the settings can't be used, ImportError if a client for it is missing.
     """
     fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
     with crew(settings.redis_url) as workers, FakeKeepaServer(fake, speed=settings.speed) as server:
-        return Stage(settings, fake, server.url, workers, show).play()
+        return Stage(settings, fake, server.url, workers, say, show).play()
 
 
 class Stage:
     """The server, the workers, and the script that they play."""
 
-    def __init__(self, settings: Settings, fake: FakeKeepa, url: str, workers: Crew, show: Show) -> None:
-        self._settings, self._fake, self._url, self._crew, self._show = settings, fake, url, workers, show
+    def __init__(
+        self,
+        settings: Settings,
+        fake: FakeKeepa,
+        url: str,
+        workers: Crew,
+        say: Callable[[str], None],
+        show: Callable[[Scene], None],
+    ) -> None:
+        self._settings, self._fake, self._url, self._crew = settings, fake, url, workers
+        self._say, self._show = say, show
         # While it serves, the server runs the fake by a clock of this kind; all others go by the same one.
         self._clock = cast("ScaledClock", fake.clock)
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
@@ -95,11 +92,11 @@ class Stage:
         meter = Meter(self._fake, own.bucket, self._crew.stored, EPOCH)
         scene = Scene.at_start(self._settings, meter)
         failed: tuple[str, ...] = ()
-        self._show.say(scene.heading())
+        self._say(scene.heading())
         self._turn(scene, Chapter.INGESTING)
         try:
             self._crew.start(self._settings.workers, self._settings.seed, self._url, self._clock, tell)
-            shared = self._crew.shared
+            shared = self._crew.shared()
             for _ in self._script(scene, own):
                 self._crew.check()
                 self._tick(scene)
@@ -114,7 +111,7 @@ class Stage:
             own.close()
         self._tick(scene)
         self._turn(scene, Chapter.OVER)
-        self._show.frame(scene)
+        self._show(scene)
         return Outcome(scene, (*meter.broken(), *failed), shared)
 
     # --- the script
@@ -122,15 +119,15 @@ class Stage:
     def _script(self, scene: Scene, own: Desk) -> Iterator[None]:
         """Yield at each tick."""
         # On a busy machine that may be more than half of a short run; and who never began has no balance to overdraw.
-        yield from self._await("the first answer", lambda: scene.answers > 0, LONGEST_TO_DEBT)
+        yield from self._await("the first answer", lambda: scene.counts.answers > 0, LONGEST_TO_DEBT)
         while self._real() < self._settings.seconds / 2:
             yield
         self._turn(scene, Chapter.LARGE_CALL)
         yield from self._run_into_debt(own)
         fault = self._lose_timestamp(scene, own)
         self._turn(scene, Chapter.LOST)
-        self._crew.order(Order.OPEN)
-        yield from self._await("a grant after the fault", lambda: fault.recovered_at_us is not None, fault.promised)
+        self._crew.order(OPEN)
+        yield from self._await("a grant after the fault", lambda: fault.recovered_after is not None, fault.promised)
         self._turn(scene, Chapter.RECOVERED)
         end = max(self._settings.seconds, self._real() + EPILOGUE * self._settings.seconds)
         while self._real() < end:
@@ -139,7 +136,7 @@ class Stage:
     def _run_into_debt(self, own: Desk) -> Iterator[None]:
         """Let everybody pause, and one large call take the balance to exactly -79, as Keepa lets it."""
         for _ in range(TRIES):
-            self._crew.order(Order.CLOSE)
+            self._crew.order(CLOSE)
             yield from self._await("a quiet moment for the large call", lambda: self._is_quiet(own), LONGEST_TO_DEBT)
             tokens = self._batch_cost = self._fake.balance - DEBT
             job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
@@ -193,20 +190,20 @@ class Stage:
         scene.now_us = self._clock.now_us()
         scene.real_seconds = self._real()
         scene.next_refill = self._fake.refill_in
-        scene.probes = self._fake.token_calls
+        scene.counts.probes = self._fake.token_calls
         self._take_notes(scene)
         if scene.real_seconds - self._framed >= FRAME:
             self._framed = scene.real_seconds
             scene.remember()
-            self._show.frame(scene)
+            self._show(scene)
 
     def _take_notes(self, scene: Scene) -> None:
         while not self._notes.empty():
             news = scene.take(self._notes.get())
             if news:
-                self._show.say(news)
+                self._say(news)
 
     def _turn(self, scene: Scene, chapter: Chapter) -> None:
         scene.chapter = chapter
         scene.now_us = self._clock.now_us()
-        self._show.say(line(scene.now_us, "demo", scene.story()))
+        self._say(line(scene.now_us, "demo", scene.story()))

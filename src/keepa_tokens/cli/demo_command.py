@@ -11,7 +11,7 @@ import click
 
 from . import shell
 from .demo import run as run_demo
-from .demo_scene import Scene, Settings
+from .demo_scene import Settings
 from .demo_show import document, picture, summary
 from .view import Screen, fits
 
@@ -34,24 +34,6 @@ class Number(click.FloatRange):
         if math.isnan(number):
             self.fail("give a number", param, ctx)
         return number
-
-
-class DemoShow:
-    """Shows the demo: as pictures where there is a screen, else line by line unless it is to be silent."""
-
-    def __init__(self, screen: Screen | None, *, silent: bool) -> None:
-        self._screen, self._silent = screen, silent or screen is not None
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        if not self._silent:
-            click.echo(line)
-            sys.stdout.flush()
-
-    def frame(self, scene: Scene) -> None:
-        """Draw the scene."""
-        if self._screen is not None:
-            self._screen.show(picture(scene))
 
 
 @shell.command(
@@ -98,8 +80,9 @@ def demo_command(
     speed = speed or max(SLOWEST, math.ceil(RECOVERY / (RECOVERY_PART * seconds)))
     settings = Settings(seconds, workers, speed, seed, redis_url)
     screen = None if as_json or plain or not fits(sys.stdout) else Screen()
+    say = _print if screen is None and not as_json else _nothing
     with screen or nullcontext():
-        outcome = run_demo(settings, DemoShow(screen, silent=as_json))
+        outcome = run_demo(settings, say, _nothing if screen is None else lambda scene: screen.show(picture(scene)))
     if as_json:
         shell.print_json(document(outcome))
         ctx.exit(shell.FINDINGS if outcome.broken else shell.WELL)
@@ -111,3 +94,12 @@ def demo_command(
     if not outcome.broken:
         console.print("Every bound held.", style="bold green")
     ctx.exit(shell.FINDINGS if outcome.broken else shell.WELL)
+
+
+def _print(line: str) -> None:
+    click.echo(line)
+    sys.stdout.flush()
+
+
+def _nothing(_: object) -> None:
+    """Show nothing."""

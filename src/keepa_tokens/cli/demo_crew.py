@@ -19,27 +19,13 @@ from typing import Final
 from ..errors import StorageUnavailable
 from ..rules.state import BucketState
 from ..testing.clock import ScaledClock
-from .demo_worker import BUCKET, End, Note, Order, Task, Tell, main, worker_name
+from .demo_worker import BUCKET, STOP, GaveUpError, Note, Tell, main, worker_name
 from .place import MemoryPlace, Place, address
 
 PREFIX: Final = "keepa_tokens:demo:"
 
 ENDED_WITHIN: Final = 5.0
 """Real seconds that the workers may take to end. Then they are ended."""
-
-
-class GaveUpError(Exception):
-    """Something that should have come did not, or somebody left who should have stayed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Where processes share the bucket. redis: its address without secrets. demo, workers: process ids."""
-
-    redis: str
-    key: str
-    demo: int
-    workers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +36,7 @@ class Member:
     body: threading.Thread | BaseProcess
     pipe: Connection
 
-    def order(self, order: Order) -> None:
+    def order(self, order: str) -> None:
         """Send an order; one that has ended needs none."""
         with suppress(OSError):
             self.pipe.send(order)
@@ -72,32 +58,35 @@ class Crew:
         fields = self.place.fields(BUCKET)
         return None if fields is None else BucketState.from_fields(fields)
 
-    @property
-    def shared(self) -> Shared | None:
-        """Where the workers share the bucket; None: in this process."""
+    def shared(self) -> dict[str, object] | None:
+        """Return where processes share the bucket, without secrets; None: it is in this process."""
         if self._redis_url is None:
             return None
-        ids = [member.body.pid or 0 for member in self._members if isinstance(member.body, BaseProcess)]
-        return Shared(address(self._redis_url), self._prefix + BUCKET, os.getpid(), tuple(ids))
+        ids = [member.body.pid for member in self._members if isinstance(member.body, BaseProcess)]
+        processes = {"demo": os.getpid(), "workers": ids}
+        return {"url": address(self._redis_url), "key": self._prefix + BUCKET, "processes": processes}
 
     def start(self, workers: int, seed: int, url: str, clock: ScaledClock, tell: Tell) -> None:
         """Let the workers work by `clock` on the server at `url`, and tell of it."""
         self._tell = tell
-        with _interrupts_ignored():  # and so by processes started meanwhile: Ctrl-C is for the demo alone
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # and so in processes started now: Ctrl-C is the demo's
+        try:
             for worker in range(workers):
-                self._members.append(self._member(Task(worker, seed, url, clock, self._open_place)))
+                self._members.append(self._member(worker, (worker, seed, url, clock, self._open_place)))
+        finally:
+            signal.signal(signal.SIGINT, before)
 
-    def _member(self, task: Task) -> Member:
+    def _member(self, worker: int, task: tuple[object, ...]) -> Member:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         kind = threading.Thread if self._redis_url is None else context.Process
-        body = kind(target=main, args=(task, theirs), name=f"demo: {worker_name(task.worker)}", daemon=True)
+        body = kind(target=main, args=(*task, theirs), name=f"demo: {worker_name(worker)}", daemon=True)
         body.start()
         if isinstance(body, BaseProcess):
             theirs.close()  # theirs alone now, so that each side learns when the other is gone
-        return Member(worker_name(task.worker), body, ours)
+        return Member(worker_name(worker), body, ours)
 
-    def order(self, order: Order) -> None:
+    def order(self, order: str) -> None:
         """Tell all workers to go on, to pause once they have their answer, or to stop."""
         for member in self._members:
             member.order(order)
@@ -111,9 +100,9 @@ class Crew:
         members, self._members = self._members, []
         deadline = time.monotonic() + ENDED_WITHIN
         for member in members:
-            member.order(Order.STOP)
+            member.order(STOP)
         try:
-            self._pass_on([note for member in members for note in _told(member, deadline)])
+            self._pass_on([note for member in members for note in _last_told(member, deadline)])
         finally:
             for member in members:
                 member.body.join(max(0.1, deadline - time.monotonic()))
@@ -155,27 +144,21 @@ def _opener(redis_url: str | None, prefix: str) -> Callable[[], Place]:
     return partial(RedisPlace.at, redis_url, prefix)
 
 
-@contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _told(member: Member, deadline: float) -> Generator[Note]:
     """Yield what a worker told: so far, or by the deadline up to its end. Its death is raised."""
     while member.pipe.poll(max(0.0, deadline - time.monotonic())):
         try:
-            word = member.pipe.recv()
+            word: Note | Exception | None = member.pipe.recv()
         except (EOFError, OSError):
             raise GaveUpError(f"{member.name} ended without a word") from None
-        if isinstance(word, Note):
-            yield word
-            continue
-        if isinstance(word, End) and word.storage:
-            raise StorageUnavailable(word.text)
-        if isinstance(word, End) and word.text:
-            raise GaveUpError(f"{member.name} failed: {word.text}")
-        return
+        if isinstance(word, Exception):
+            raise word
+        if word is None:
+            return
+        yield word
+
+
+def _last_told(member: Member, deadline: float) -> Generator[Note]:
+    """Yield what a worker told before it ended, however it did: that was said before, or doesn't matter any more."""
+    with suppress(GaveUpError, StorageUnavailable):
+        yield from _told(member, deadline)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 from ..events import EventKind
 from ..rules.decision import Reason
@@ -44,54 +44,46 @@ class Chapter(StrEnum):
     OVER = "over"
 
 
-class Doing(StrEnum):
-    """What a worker is at."""
-
-    RESTING = "resting"
-    WAITING = "waiting"
-    CALLING = "calling"
-
-
 @dataclass(slots=True)
 class Row:
-    """One worker. Times are microseconds of the server's clock; job, wanted: its call and that call's tokens."""
+    """One worker. job, wanted: its call and that call's tokens. latest: what it told last, new since `since_us`."""
 
     name: str
-    doing: Doing = Doing.RESTING
     job: str = ""
     wanted: int = 0
-    reason: str = ""
+    latest: Note | None = None
     since_us: int = 0
-    due_us: int | None = None
     calls: int = 0
     spent: int = 0
 
     def follow(self, note: Note) -> bool:
-        """Do as the note says; return whether that is news, which asking again in the same wait isn't."""
-        before = (self.doing, self.reason)
-        if isinstance(note.kind, Did) or note.kind in {EventKind.REFUSED, EventKind.GRANTED}:
-            self.due_us = None
-        match note.kind:
-            case Did.WANTS:
-                self.job, self.wanted, self.doing = note.text, note.tokens, Doing.RESTING
-                return False
-            case EventKind.REFUSED:
-                self.doing, self.reason = Doing.WAITING, note.text
-                # While nothing is known, the time is that of the worst case: the probe under way will end it sooner.
-                if note.text != Reason.UNKNOWN and note.seconds < math.inf:
-                    self.due_us = note.at_us + round(note.seconds * MICROSECONDS)
-                if (self.doing, self.reason) == before:
-                    return False
-            case EventKind.GRANTED:
-                self.doing = Doing.CALLING
-            case Did.ANSWERED | Did.FAILED:
-                self.doing = Doing.RESTING
-                self.calls += 1
-                self.spent += note.tokens
-            case _:
-                return True
+        """Take notice of a note; return whether it is news, which asking again in the same wait isn't."""
+        if note.kind is Did.WANTS:
+            self.job, self.wanted = note.text, note.tokens
+            return False
+        if note.kind not in {EventKind.REFUSED, EventKind.GRANTED, Did.ANSWERED, Did.FAILED}:
+            return True
+        before, self.latest = self.latest, note
+        if before is not None and (before.kind, before.text) == (note.kind, note.text) == (
+            EventKind.REFUSED,
+            note.text,
+        ):
+            return False
         self.since_us = note.at_us
+        if isinstance(note.kind, Did):
+            self.calls += 1
+            self.spent += note.tokens
         return True
+
+    def due_us(self) -> int | None:
+        """Return when its wait should be over.
+
+        While nothing is known, the time told is that of the worst case: the probe under way will end the wait sooner.
+        """
+        note = self.latest
+        if note is None or note.text == Reason.UNKNOWN or note.seconds == math.inf:
+            return None
+        return note.at_us + round(note.seconds * MICROSECONDS)
 
 
 @dataclass(slots=True)
@@ -99,7 +91,8 @@ class Fault:
     """What was done at half-way, and what came of it.
 
     truth, balance: as the server and the storage had them. promised: seconds to the next grant, as `peek()` said.
-    repaired: what it mended. old: what the old rule stores. verdicts: what it said to the same requests.
+    repaired: what it mended. asked_after, recovered_after: seconds of server time until the server was asked, and until
+    the next grant. old: what the old rule stores. verdicts: what it said to the same requests.
     """
 
     at_us: int
@@ -108,19 +101,9 @@ class Fault:
     promised: float
     repaired: str
     old: old_rule.OldState
-    probed_at_us: int | None = None
-    recovered_at_us: int | None = None
+    asked_after: float | None = None
+    recovered_after: float | None = None
     verdicts: Counter[old_rule.Verdict] = field(default_factory=Counter[old_rule.Verdict])
-
-    @property
-    def took(self) -> float | None:
-        """The seconds of server time from the fault to the next grant."""
-        return None if self.recovered_at_us is None else self.since(self.recovered_at_us)
-
-    @property
-    def asked_after(self) -> float | None:
-        """The seconds of server time from the fault until the server was asked; None: it was not needed."""
-        return None if self.probed_at_us is None else self.since(self.probed_at_us)
 
     def since(self, at_us: int) -> float:
         """Return the seconds of server time since the fault."""
@@ -128,24 +111,35 @@ class Fault:
 
     def compare(self, note: Note) -> None:
         """Put the same request to the old rule, and see whether the new one has recovered."""
-        if self.recovered_at_us is None and note.kind is EventKind.PROBE_CLAIMED and self.probed_at_us is None:
-            self.probed_at_us = note.at_us
+        if self.recovered_after is None and note.kind is EventKind.PROBE_CLAIMED and self.asked_after is None:
+            self.asked_after = self.since(note.at_us)
         if note.kind not in {EventKind.GRANTED, EventKind.REFUSED}:
             return
-        if self.recovered_at_us is None and note.kind is EventKind.GRANTED:
-            self.recovered_at_us = note.at_us
+        if self.recovered_after is None and note.kind is EventKind.GRANTED:
+            self.recovered_after = self.since(note.at_us)
         self.old, verdict = old_rule.attempt(self.old, note.tokens, REFILL_RATE, note.at_us)
         self.verdicts[verdict] += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One point of the chart. old: the balance that the old rule sees."""
+Moment: TypeAlias = tuple[int, int | None, int, int | None]
+"""One point of the chart: when, the projection, the server's balance, and the one that the old rule sees."""
 
-    at_us: int
-    projection: int | None
-    truth: int
-    old: int | None
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far. waits: how often workers began to wait, by reason. refused: by the server."""
+
+    grants: int = 0
+    answers: int = 0
+    tokens: int = 0
+    waits: Counter[str] = field(default_factory=Counter[str])
+    refused: int = 0
+    probes: int = 0
+    failed: int = 0
+
+    def waits_say(self) -> str:
+        """Return how often workers waited, and why."""
+        return ", ".join(f"{times} {reason}" for reason, times in self.waits.most_common()) or "none"
 
 
 @dataclass(slots=True)
@@ -161,13 +155,7 @@ class Scene:
     next_refill: float = 0.0
     latest: Sample | None = None
     history: list[Moment] = field(default_factory=list[Moment])
-    waits: Counter[str] = field(default_factory=Counter[str])
-    grants: int = 0
-    answers: int = 0
-    spent: int = 0
-    refused: int = 0
-    failed: int = 0
-    probes: int = 0
+    counts: Counts = field(default_factory=Counts)
     fault: Fault | None = None
 
     @classmethod
@@ -180,19 +168,14 @@ class Scene:
         # The demo itself is worker -1.
         row = self.rows[note.worker] if 0 <= note.worker < len(self.rows) else None
         news = row is None or row.follow(note)
-        match note.kind:
-            case EventKind.GRANTED:
-                self.grants += 1
-            case EventKind.REFUSED if news:
-                self.waits[note.text] += 1
-            case Did.ANSWERED:
-                self.answers += 1
-                self.spent += note.tokens
-                self.refused += note.text == "429"
-            case Did.FAILED:
-                self.failed += 1
-            case _:
-                pass
+        counts = self.counts
+        counts.grants += note.kind is EventKind.GRANTED
+        counts.answers += note.kind is Did.ANSWERED
+        counts.tokens += note.tokens if note.kind is Did.ANSWERED else 0
+        counts.refused += note.text == "429"
+        counts.failed += note.kind is Did.FAILED
+        if news and note.kind is EventKind.REFUSED:
+            counts.waits[note.text] += 1
         if self.fault is not None and note.at_us > self.fault.at_us:
             self.fault.compare(note)
         words = _words(note, "" if row is None else row.job) if news else ""
@@ -201,7 +184,7 @@ class Scene:
     def remember(self) -> None:
         """Add this moment to the chart."""
         if self.latest is not None:
-            self.history.append(Moment(self.now_us, self.latest.projection, self.latest.truth, self.old_balance()))
+            self.history.append((self.now_us, self.latest.projection, self.latest.truth, self.old_balance()))
 
     def old_balance(self) -> int | None:
         """Return what the old rule takes for the balance now; None before the fault."""
@@ -230,9 +213,9 @@ class Scene:
                 return (
                     f"The timestamp is lost at {fault.balance}. peek() promises a grant in {duration(fault.promised)}."
                 )
-            case Chapter.RECOVERED if fault is not None and fault.took is not None:
+            case Chapter.RECOVERED if fault is not None and fault.recovered_after is not None:
                 return (
-                    f"Recovered: a grant after {duration(fault.took)}, {duration(fault.promised)} promised."
+                    f"Recovered: a grant after {duration(fault.recovered_after)}, {duration(fault.promised)} promised."
                     f" The old rule stands at {self.old_balance()}."
                 )
             case _:
@@ -254,9 +237,9 @@ class Scene:
         if fault is None:
             return ""
         asked = "" if fault.asked_after is None else f"server asked at {duration(fault.asked_after)}, "
-        if fault.took is None:
+        if fault.recovered_after is None:
             return f"{asked}a grant in {duration(fault.promised - fault.since(self.now_us))}"
-        return f"{asked}granted at {duration(fault.took)} (promised {duration(fault.promised)})"
+        return f"{asked}granted at {duration(fault.recovered_after)} (promised {duration(fault.promised)})"
 
     def old_rule_says(self) -> str:
         """Return how the old rule took it, from the same requests."""
@@ -268,10 +251,6 @@ class Scene:
             return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
         still = duration(fault.since(self.now_us))
         return f"unmoved for {still}, refused {count(refused, 'time')}, server never asked"
-
-    def waits_say(self) -> str:
-        """Return how often workers waited, and why."""
-        return ", ".join(f"{times} {reason}" for reason, times in self.waits.most_common()) or "none"
 
 
 def line(at_us: int, who: str, words: str) -> str:

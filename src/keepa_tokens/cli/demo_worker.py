@@ -11,7 +11,7 @@ import ssl
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -49,6 +49,15 @@ PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
 KEPT_BY_BACKFILL: Final = 10
 
 
+OPEN: Final = "open the gate"
+CLOSE: Final = "close the gate"
+STOP: Final = "stop"
+
+
+class GaveUpError(Exception):
+    """Something that should have come did not, or somebody left who should have stayed."""
+
+
 class Stopped(Exception):
     """The demo is over; raised out of whatever a worker waits for."""
 
@@ -59,14 +68,6 @@ class Did(StrEnum):
     WANTS = "wants"
     ANSWERED = "answered"
     FAILED = "failed"
-
-
-class Order(StrEnum):
-    """What the demo tells a worker."""
-
-    OPEN = "open the gate"
-    CLOSE = "close the gate"
-    STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +87,6 @@ class Note:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """What a worker says last. text: what it died of, or nothing. storage: the storage was away."""
-
-    text: str = ""
-    storage: bool = False
-
-
 Tell: TypeAlias = Callable[[Note], None]
 
 
@@ -106,17 +99,6 @@ class Job:
     text: str
     tokens: int
     keep: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a worker is given. url: the server's. open_place: where the bucket lives."""
-
-    worker: int
-    seed: int
-    url: str
-    clock: ScaledClock
-    open_place: Callable[[], Place]
 
 
 class WorkerClock:
@@ -190,61 +172,64 @@ class Desk:
         self._tell(Note(self._worker, self.clock.now_us(), kind, tokens, balance, seconds, text))
 
 
-def main(task: Task, pipe: Connection) -> None:
-    """Ingest until told to stop, or until the demo is gone; then the bucket is cleared away."""
-    clock, alone = WorkerClock(task.clock), threading.Event()
-    follower = threading.Thread(target=_follow, args=(pipe, clock, alone), daemon=True)
+def main(
+    worker: int, seed: int, url: str, clock: ScaledClock, open_place: Callable[[], Place], pipe: Connection
+) -> None:
+    """Ingest until told to stop, or until the demo is gone; then the bucket is cleared away.
+
+    The last word is None, or the error that the worker died of.
+    """
+    own, alone = WorkerClock(clock), threading.Event()
+    follower = threading.Thread(target=_follow, args=(pipe, own, alone), daemon=True)
     follower.start()
-
-    def tell(word: Note | End) -> None:
-        with suppress(OSError):  # the demo is gone; the follower has noticed
-            pipe.send(word)
-
+    last: Exception | None = None
     try:
-        _work(task, clock, tell)
-        end = End()
+        _work(worker, random.Random(f"{seed}/{worker}"), url, own, open_place, pipe)  # noqa: S311 - a load
     except StorageUnavailable as error:
-        end = End(str(error), storage=True)
+        last = StorageUnavailable(str(error))  # without its cause, which may not travel
     except Exception:  # noqa: BLE001 - whatever it was, the demo is to know
-        end = End(traceback.format_exc())
-    tell(end)
+        last = GaveUpError(f"{worker_name(worker)} failed: {traceback.format_exc()}")
+    with suppress(OSError):
+        pipe.send(last)
     follower.join()
     if alone.is_set():
         # Each worker does it, so the last one does it for good: on the demo's clock the key would never expire.
         with suppress(StorageUnavailable):
-            task.open_place().delete(BUCKET)
+            open_place().delete(BUCKET)
 
 
-def _work(task: Task, clock: WorkerClock, tell: Tell) -> None:
-    chance = random.Random(f"{task.seed}/{task.worker}")  # noqa: S311 - a load, repeatable by its seed
-    place = task.open_place()
-    desk = Desk(task.worker, task.url, place.storage, clock, tell)
-    try:
-        with suppress(Stopped):
-            while True:
-                clock.pass_gate()
-                desk.call(next_job(task.worker, chance))
-                clock.sleep(chance.uniform(*REST))
-    finally:
-        desk.close()
-        place.close()
+def _work(
+    worker: int,
+    chance: random.Random,
+    url: str,
+    clock: WorkerClock,
+    open_place: Callable[[], Place],
+    pipe: Connection,
+) -> None:
+    def tell(note: Note) -> None:
+        with suppress(OSError):  # the demo is gone; the follower has noticed
+            pipe.send(note)
+
+    with (
+        closing(open_place()) as place,
+        closing(Desk(worker, url, place.storage, clock, tell)) as desk,
+        suppress(Stopped),
+    ):
+        while True:
+            clock.pass_gate()
+            desk.call(next_job(worker, chance))
+            clock.sleep(chance.uniform(*REST))
 
 
 def _follow(pipe: Connection, clock: WorkerClock, alone: threading.Event) -> None:
-    """Do as the demo says; if it is gone, say so and stop."""
-    order: object = None
-    while order is not Order.STOP:
-        try:
-            order = pipe.recv()
-        except (EOFError, OSError):
-            alone.set()
-            order = Order.STOP
-        if order is Order.CLOSE:
-            clock.gate.clear()
-            continue
-        if order is Order.STOP:
-            clock.stop.set()
-        clock.gate.set()
+    """Do as the demo says: open the gate, close it, stop; if it is gone, say so and stop."""
+    try:
+        while (order := pipe.recv()) != STOP:
+            (clock.gate.set if order == OPEN else clock.gate.clear)()
+    except (EOFError, OSError):
+        alone.set()
+    clock.stop.set()
+    clock.gate.set()
 
 
 def worker_name(worker: int) -> str:

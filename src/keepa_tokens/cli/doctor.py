@@ -59,12 +59,17 @@ class Finding:
     mend: str = field(default="")
 
 
-def examine(look: Look, *, later: Sequence[Look] = (), lifetime: float | None = None) -> Iterator[Finding]:
-    """Yield what is wrong with a bucket.
-
-    later: more looks, a moment apart. lifetime: seconds for which the storage will keep it; -1: for ever; None: the
-    storage has no lifetimes.
-    """
+def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
+    """Yield what is wrong with a bucket. later: more looks, a moment apart."""
+    if look.trouble == "newer release":
+        yield Finding(
+            "newer-release",
+            look.key,
+            f"it was written by a newer release (format {look.fields.get('format')})",
+            "this release leaves it as it is, and can't say how it is; its workers get a ConfigError",
+            "upgrade what is older: the workers, or this command",
+        )
+        return
     yield from _damage(look)
     snapshot = look.snapshot()
     if snapshot is None or look.quota is None:
@@ -82,7 +87,16 @@ def examine(look: Look, *, later: Sequence[Look] = (), lifetime: float | None = 
             "the bucket goes by its own projection, or stands at 0 and refills where it knew nothing",
             "see whether the workers reach the server and the API key is good: `keepa-tokens status --probe`",
         )
-    if lifetime == -1 and (look.quota.starts_at is None or look.quota.starts_at >= look.quota.capacity):
+    if look.own_clock:
+        yield Finding(
+            "own-clock",
+            look.key,
+            "its times are not the storage's: its workers bring a clock of their own",
+            "it is shown as it was at their last step; it stays in the storage when nobody uses it any more",
+            "nothing, if that is meant; else leave clock= out, so that all workers go by the storage's time",
+            fault=False,
+        )
+    elif look.lifetime == -1 and (look.quota.starts_at is None or look.quota.starts_at >= look.quota.capacity):
         yield Finding(
             "no-lifetime",
             look.key,
@@ -152,6 +166,15 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
 
 
 def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
+    if snapshot.balance is not None and snapshot.balance > snapshot.capacity:
+        yield Finding(
+            "above-capacity",
+            look.key,
+            f"its balance is {snapshot.balance:,}, more than the {snapshot.capacity:,} that it holds",
+            "right after a change to a smaller plan; else more goes than should",
+            "`keepa-tokens status --probe` asks the server what is true",
+            fault=False,
+        )
     if snapshot.refill == 0:
         yield Finding(
             "no-refill",

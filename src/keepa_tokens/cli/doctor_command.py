@@ -111,15 +111,6 @@ def _server(place: Place, looks: Sequence[Look], findings: list[Finding]) -> lis
     return seen.facts
 
 
-def _lifetime(place: Place, key: str) -> float | None:
-    try:
-        from .doctor_server import lifetime  # noqa: PLC0415
-        from .redis_place import RedisPlace  # noqa: PLC0415
-    except ImportError:
-        return None
-    return lifetime(place, key) if isinstance(place, RedisPlace) else None
-
-
 def _probe(place: Place, where: Where, base_url: str) -> str:
     from .probe import ask_server  # noqa: PLC0415 - needs httpx
 
@@ -132,7 +123,7 @@ def _probe(place: Place, where: Where, base_url: str) -> str:
 def _examined(place: Place, seen: Look | None) -> list[Finding]:
     if seen is None:
         return []
-    return list(examine(seen, later=_again(place, seen), lifetime=_lifetime(place, seen.key)))
+    return list(examine(seen, later=_again(place, seen)))
 
 
 def _mend(place: Place, key: str, mend: str) -> str:

@@ -218,12 +218,3 @@ def _write(place: RedisPlace, seen: Examination) -> None:
         place.delete(key)
     except StorageUnavailable:
         seen.facts.append(f"DEL is not allowed to this user: {key} ends by itself in a minute")
-
-
-def lifetime(place: RedisPlace, key: str) -> float | None:
-    """Return the seconds for which the server keeps a bucket; -1: for ever; None: this user may not ask."""
-    try:
-        milliseconds = int(str(place.command("PTTL", place.prefix + key)))
-    except StorageUnavailable:
-        return None
-    return milliseconds / 1000 if milliseconds >= 0 else -1

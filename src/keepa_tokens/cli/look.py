@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..bucket import TokenBucket
-from ..errors import CostTooLarge
+from ..errors import ConfigError, CostTooLarge
 from ..quota import Quota
 from ..rules.decision import Decision, Reason, Snapshot
 from ..rules.state import BucketState, Hold
@@ -17,6 +17,7 @@ from ..units import MICROSECONDS
 from .place import Place
 
 COPY: Final = "copy"
+YEAR_US: Final = 365 * 86_400 * MICROSECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +34,42 @@ class HeldCall:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A bucket at `now_us` of its storage's time. quota: the terms last used; None where they are lost."""
+    """A bucket at `now_us` of its storage's time.
+
+    lifetime: seconds for which the storage will keep it; -1: for ever; None: unknown, or as long as the storage.
+    own_clock: its workers bring a clock of their own, and it is seen as it was at that clock's last step.
+    """
 
     key: str
     now_us: int
     fields: dict[str, str]
     state: BucketState
+    lifetime: float | None = None
+    own_clock: bool = False
 
     @property
     def quota(self) -> Quota | None:
         """The terms last used; None where they are lost."""
         return self.state.quota
 
+    @property
+    def trouble(self) -> str:
+        """Why the rules can't make anything of it: lost terms, or a newer release's state; nothing if they can."""
+        if self.quota is None:
+            return "terms lost"
+        try:
+            self._copy(self.quota).peek()
+        except ConfigError:
+            return "newer release"
+        return ""
+
     def snapshot(self, tokens: int = 1) -> Snapshot | None:
-        """Return what `peek` would; None without terms."""
-        return None if self.quota is None else self._copy(self.quota).peek(tokens)
+        """Return what `peek` would; None in trouble."""
+        return None if self.quota is None or self.trouble else self._copy(self.quota).peek(tokens)
 
     def ask(self, tokens: int) -> Decision | None:
-        """Return what a request for `tokens` would be told; None without terms."""
-        if self.quota is None:
+        """Return what a request for `tokens` would be told; None in trouble."""
+        if self.quota is None or self.trouble:
             return None
         try:
             return self._copy(self.quota).try_acquire(tokens)
@@ -92,7 +110,12 @@ def look(place: Place, key: str) -> Look | None:
     fields = place.fields(key)
     if fields is None:
         return None
-    return Look(key, place.now_us(), fields, BucketState.from_fields(fields))
+    state, now, lifetime = BucketState.from_fields(fields), place.now_us(), place.lifetime(key)
+    # On a clock of the callers' own, and only there, a bucket has no lifetime and another epoch.
+    own_clock = lifetime == -1 and state.refilled_at is not None and abs(now - state.refilled_at) > YEAR_US
+    if own_clock:
+        now = max(state.refilled_at or 0, state.reading_at or 0)
+    return Look(key, now, fields, state, lifetime, own_clock)
 
 
 def all_buckets(place: Place) -> Iterator[Look]:

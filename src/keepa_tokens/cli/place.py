@@ -32,6 +32,10 @@ class Place(Protocol):
         """Return a bucket's fields as they are stored, sound or not; None: there is no such bucket."""
         ...
 
+    def lifetime(self, key: str) -> float | None:
+        """Return the seconds for which the storage will keep a bucket; -1: for ever; None: it can't be told."""
+        ...
+
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
         """Store a bucket for at least `lifetime` seconds, unless there is one already; return whether it was stored."""
         ...
@@ -67,6 +71,10 @@ class MemoryPlace:
         """Return a bucket's fields as they are stored."""
         state = self.storage.dump(key)
         return None if state is None else state.to_fields()
+
+    def lifetime(self, key: str) -> float | None:  # noqa: ARG002 - as long as we live
+        """Return None: as long as the process."""
+        return None
 
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:  # noqa: ARG002 - as long as we live
         """Store a bucket, unless there is one already; return whether it was stored."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Self, cast
 
-from ..errors import StorageUnavailable
+from ..errors import ConfigError, StorageUnavailable
 from ..storage.base import Storage
 from ..storage.redis import DEFAULT_PREFIX, RedisStorage
 from ..units import MICROSECONDS
@@ -42,6 +42,14 @@ class RedisPlace(RedisStorage):
         seconds, micros = cast("tuple[object, object]", self.command("TIME"))
         return int(text(seconds)) * MICROSECONDS + int(text(micros))
 
+    def lifetime(self, key: str) -> float | None:
+        """Return the seconds for which the server keeps a bucket; -1: for ever; None: this user may not ask."""
+        try:
+            milliseconds = int(text(self.command("PTTL", self.prefix + key)))
+        except StorageUnavailable:
+            return None
+        return milliseconds / 1000 if milliseconds >= 0 else -1
+
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
         """Store a bucket for `lifetime` seconds, unless there is one already; return whether it was stored."""
         flat = [part for pair in fields.items() for part in pair]
@@ -64,4 +72,6 @@ class RedisPlace(RedisStorage):
         try:
             return self._client.execute_command(*parts)
         except Exception as error:  # each client library has errors of its own
+            if "WRONGTYPE" in str(error):
+                raise ConfigError(f"the key {parts[1]!r} holds something else than was expected") from error
             raise StorageUnavailable(f"Redis did not answer {parts[0]} ({type(error).__name__}: {error})") from error

@@ -29,7 +29,7 @@ WHY: Final = {
 def state_of(look: Look, snapshot: Snapshot | None) -> str:
     """Return how a bucket is, in a word or two."""
     if snapshot is None:
-        return "terms lost"
+        return look.trouble
     if look.paused_for() > 0:
         return "paused"
     if snapshot.balance is None:
@@ -44,7 +44,7 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
 def headline(look: Look) -> str:
     """Return how a bucket is, in a sentence."""
     state, snapshot, small = state_of(look, look.snapshot()), look.snapshot(), CALLS[0]
-    if snapshot is None or state in {"paused", "no refill", "terms lost"}:
+    if snapshot is None or state in {"paused", "no refill"}:
         return f"{look.key}: {state}."
     if state == "open":
         return f"{look.key}: open, calls go at once."
@@ -55,7 +55,7 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     """Return all there is to say of a bucket, each with its name."""
     snapshot = look.snapshot()
     if snapshot is None:
-        return [("terms", "lost: nobody can tell what it holds; `keepa-tokens doctor` says more")]
+        return [("trouble", f"{look.trouble}: nobody can tell what it holds; `keepa-tokens doctor` says more")]
     lines = [
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot)),

@@ -101,7 +101,7 @@ def _between(before: Look, now: Look) -> Step:
 
 def _line(look: Look, snapshot: Snapshot | None) -> str:
     if snapshot is None:
-        return "terms lost"
+        return look.trouble
     balance = "unknown" if snapshot.balance is None else f"{snapshot.balance:,} of {snapshot.capacity:,}"
     held = f", {snapshot.held:,} held in {count(snapshot.holds, 'call')}" if snapshot.holds else ""
     callers, wanted = waiting(snapshot)
@@ -172,7 +172,7 @@ def _held_lane(call: HeldCall) -> Lane:
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
     if snapshot is None:
-        return ["The terms are lost: `keepa-tokens doctor` says more."]
+        return [f"{look.trouble.capitalize()}: `keepa-tokens doctor` says more."]
     decision = look.ask(1)
     lines = [f"{_line(look, snapshot).capitalize()}."]
     if decision is not None and not decision.granted:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from .._plans import Grant, Patience, Steps, give_back, pause, refusal, snapshot_of
-from ..errors import ConfigError, NotEnoughTokens
+from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of
+from ..errors import ConfigError
 from ..events import EventKind
 from ..quota import Quota
-from ..rules.commands import ClaimProbe, Outcome, Peek, Reconcile, Reserve, Settle
+from ..rules.commands import ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle
 from ..rules.decision import Reason, Snapshot
 from .reading import REFUSED, Body, Envelope, envelope
 
@@ -43,6 +43,12 @@ class Answer:
 
 class KeepaSteps(Steps, Protocol):
     """What a plan of this module may do beside the steps of a bucket."""
+
+    claimed: bool
+
+    async def finish(self, command: Command) -> Outcome:
+        """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
+        ...
 
     async def probe(self) -> Answer:
         """Ask the server for its balance."""
@@ -80,32 +86,21 @@ class Request:
         )
 
 
-async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Patience, refund_id: str) -> Grant:
+async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Patience) -> Grant:
     """Set the estimate aside, waiting for it. Probes on the way if told to."""
     command = wanted.command()
     slept = 0
-    try:
-        while True:
-            outcome = await _ask(steps, command)
-            if outcome.granted:
-                return Grant(wanted.id, wanted.tokens, outcome.decision(slept))
-            slept += await pause(steps, quota, outcome, wanted.tokens, patience.left_us())
-    except BaseException as error:
-        await give_back(steps, command, error, refund_id)
-        raise
+    while True:
+        outcome = await _ask(steps, command)
+        if outcome.granted:
+            return Grant(wanted.id, wanted.tokens, outcome.decision(slept))
+        slept += await pause(steps, quota, outcome, wanted.tokens, patience.left_us())
 
 
-async def try_request(steps: KeepaSteps, wanted: Request, refund_id: str) -> Grant:
+async def try_request(steps: KeepaSteps, wanted: Request) -> Grant:
     """Set the estimate aside now, after a probe at most, or raise NotEnoughTokens."""
     command = wanted.command()
-    try:
-        outcome = await _ask(steps, command)
-    except BaseException as error:
-        await give_back(steps, command, error, refund_id)
-        raise
-    if not outcome.granted:
-        raise refusal(NotEnoughTokens, outcome, wanted.tokens)
-    return Grant(wanted.id, wanted.tokens, outcome.decision())
+    return granted(command, await _ask(steps, command))
 
 
 async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None) -> int | None:
@@ -120,7 +115,7 @@ async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None
         steps.say(EventKind.READING_BAD, said.why)
     refused = status == REFUSED
     consumed = 0 if refused else said.consumed
-    found = (await steps.apply(Settle(hold_id, consumed, said.reading, refused=refused))).found
+    found = (await steps.finish(Settle(hold_id, consumed, said.reading, refused=refused))).found
     if refused and found:
         # The bucket's own event of a settle doesn't know why.
         steps.say(EventKind.SETTLED, SERVER_REFUSED)
@@ -133,7 +128,7 @@ async def observe(steps: KeepaSteps, body: Body, status: int) -> None:
     if said.reading is None:
         steps.say(EventKind.READING_BAD, f"status {status}: {said.why}")
         return
-    await steps.apply(Reconcile(said.reading))
+    await steps.finish(Reconcile(said.reading))
 
 
 async def refresh(steps: KeepaSteps) -> Snapshot:
@@ -174,6 +169,8 @@ async def _ask(steps: KeepaSteps, command: Reserve) -> Outcome:
 async def _probe(steps: KeepaSteps) -> Probed:
     """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
     answer = await steps.probe()
+    # However it ended, it was a probe: a claim is given back only where none was made.
+    steps.claimed = False
     if answer.why:
         steps.say(EventKind.PROBE_FAILED, answer.why)
         return Probed.FAILED
@@ -181,5 +178,5 @@ async def _probe(steps: KeepaSteps) -> Probed:
     if said.reading is None:
         steps.say(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
         return Probed.WITHHELD if answer.status in WITHHELD else Probed.FAILED
-    await steps.apply(Reconcile(said.reading))
+    await steps.finish(Reconcile(said.reading))
     return Probed.TOLD

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from .._arguments import timeout_us
-from .._door import new_id
+from .._interrupts import interrupt_in
 from .._plans import Grant, Patience
 from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
 from ..clock import Clock
@@ -66,23 +66,28 @@ class AsyncKeepaSync(KeepaDoor):
 
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        wanted, patience_us = self._wanted(estimate, keep), timeout_us(timeout)
+        return Pending(self._request(self._wanted(estimate, keep), timeout_us(timeout)))
 
-        async def call() -> AsyncCall:
-            steps = self._steps()
-            patience = Patience(steps, patience_us)
-            return AsyncCall(self._steps, await plans.request(steps, self._quota, wanted, patience, new_id()))
-
-        return Pending(call)
+    async def _request(self, wanted: plans.Request, patience_us: int | None) -> AsyncCall:
+        steps = self._steps()
+        try:
+            grant = await plans.request(steps, self._quota, wanted, Patience(steps, patience_us))
+            return AsyncCall(self._steps, grant)
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     def try_request(self, estimate: int, *, keep: int = 0) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        wanted = self._wanted(estimate, keep)
+        return Pending(self._try_request(self._wanted(estimate, keep)))
 
-        async def call() -> AsyncCall:
-            return AsyncCall(self._steps, await plans.try_request(self._steps(), wanted, new_id()))
-
-        return Pending(call)
+    async def _try_request(self, wanted: plans.Request) -> AsyncCall:
+        steps = self._steps()
+        try:
+            return AsyncCall(self._steps, await plans.try_request(steps, wanted))
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     async def attempts(
         self,
@@ -107,7 +112,12 @@ class AsyncKeepaSync(KeepaDoor):
     async def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so; as `KeepaSync.refresh`."""
         self._check_probe()
-        return await plans.refresh(self._steps())
+        steps = self._steps()
+        try:
+            return await plans.refresh(steps)
+        except BaseException as error:
+            await steps.undo(error)
+            raise
 
     async def claim_probe(self) -> bool:
         """Claim the right to ask the server now; as `KeepaSync.claim_probe`."""
@@ -135,8 +145,11 @@ class _Steps(AwaitedSteps):
             return Answer(None, None, "there is no probe")
         try:
             status, body = await self._ask()
-        except Exception as error:  # noqa: BLE001 - a probe is somebody else's code; whatever it raises, it brought no reading
-            return failed(error)
+        except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
+            interrupt = interrupt_in(error)
+            if interrupt is None:
+                return failed(error)
+            raise interrupt from None
         return Answer(status, body)
 
     def say(self, kind: EventKind, why: str) -> None:
@@ -163,7 +176,7 @@ class AsyncCall:
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
-        await self._steps().apply(Cancel(self.id))
+        await self._steps().finish(Cancel(self.id))
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 
 from .._arguments import timeout_us
 from .._blocking import run
-from .._door import new_id
+from .._interrupts import interrupt_in
 from .._plans import Grant, Patience
 from ..bucket import BlockingSteps, TokenBucket, door_of
 from ..clock import Clock
@@ -83,14 +83,24 @@ class KeepaSync(KeepaDoor):
         wanted = self._wanted(estimate, keep)
         steps = self._steps()
         patience = Patience(steps, timeout_us(timeout))
-        return Call(self._steps, run(plans.request(steps, self._quota, wanted, patience, new_id())))
+        try:
+            return Call(self._steps, run(plans.request(steps, self._quota, wanted, patience)))
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     def try_request(self, estimate: int, *, keep: int = 0) -> Call:
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
 
         Never sleeps, but may probe. For task queues: retry the task after `retry_after` seconds.
         """
-        return Call(self._steps, run(plans.try_request(self._steps(), self._wanted(estimate, keep), new_id())))
+        wanted = self._wanted(estimate, keep)
+        steps = self._steps()
+        try:
+            return Call(self._steps, run(plans.try_request(steps, wanted)))
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     def attempts(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Generator[Call, None, None]:
         """Yield calls until one is not refused by the server: `for call in sync.attempts(5): with call: ...`.
@@ -115,7 +125,12 @@ class KeepaSync(KeepaDoor):
         Raises ConfigError without a probe. A probe that fails is reported, and the bucket returned as it is known.
         """
         self._check_probe()
-        return run(plans.refresh(self._steps()))
+        steps = self._steps()
+        try:
+            return run(plans.refresh(steps))
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     def claim_probe(self) -> bool:
         """Claim the right to ask the server now; if True, ask it and `observe` the answer. For who has no probe here.
@@ -146,8 +161,11 @@ class _Steps(BlockingSteps):
             return Answer(None, None, "there is no probe")
         try:
             status, body = self._ask()
-        except Exception as error:  # noqa: BLE001 - a probe is somebody else's code; whatever it raises, it brought no reading
-            return failed(error)
+        except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
+            interrupt = interrupt_in(error)
+            if interrupt is None:
+                return failed(error)
+            raise interrupt from None
         return Answer(status, body)
 
     def say(self, kind: EventKind, why: str) -> None:
@@ -185,7 +203,7 @@ class Call:
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
-        self._steps().carry(Cancel(self.id))
+        self._steps().end(Cancel(self.id))
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,637 @@
+"""Interrupted between "the storage did it" and "the caller knows": nothing is lost, and the interrupt is what is seen.
+
+Every door is run again and again, and interrupted one step later each time: at each command to the storage, before and
+after it counts, in each sleep and each probe; in coroutines at each await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final
+
+import anyio
+import pytest
+
+from keepa_tokens import (
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    Event,
+    EventKind,
+    KeepaSync,
+    MemoryStorage,
+    Outcome,
+    Quota,
+    Reading,
+    Reservation,
+    Snapshot,
+    StorageUnavailable,
+    TokenBucket,
+)
+from keepa_tokens.rules.commands import Acquire, Command
+from keepa_tokens.testing import ManualClock
+
+PLAIN: Final = Quota(10, 1, 1.0)
+SYNCED: Final = Quota(10, 1, 1.0, synced=True, initial=10)
+UNKNOWN: Final = Quota(10, 1, 1.0, synced=True)
+TOLD: Final[tuple[int, Mapping[str, object]]] = (200, {"tokensLeft": 8})
+
+
+class Struck(Exception):
+    """Raised by the handler of a signal."""
+
+
+def _strike(*_: object) -> None:
+    raise Struck
+
+
+@contextmanager
+def struck_by_signals() -> Iterator[None]:
+    """Let SIGUSR1 raise `Struck`."""
+    before = signal.signal(signal.SIGUSR1, _strike)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def strike() -> None:
+    """Interrupt by a signal, as of now."""
+    signal.raise_signal(signal.SIGUSR1)
+
+
+@dataclass
+class Plot:
+    """At which of the steps that touch the world an interrupt strikes."""
+
+    at: int
+    strike: Callable[[], None]
+    step: int = 0
+    struck: bool = False
+
+    def point(self) -> None:
+        """Pass one place at which it may strike."""
+        self.step += 1
+        if self.step == self.at:
+            self.struck = True
+            self.strike()
+
+
+class Plotted(MemoryStorage):
+    """Memory storage at which an interrupt may strike before and after each command counts."""
+
+    plot: Plot | None = None
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        if self.plot is None:
+            return super().apply(key, quota, command, now_us=now_us)
+        self.plot.point()
+        outcome = super().apply(key, quota, command, now_us=now_us)
+        if isinstance(command, Acquire):
+            # A thread can't tell any more whether this one counted: see the test of what is lost then.
+            return outcome
+        self.plot.point()
+        return outcome
+
+
+class PlottedClock(ManualClock):
+    """A clock in whose sleeps an interrupt may strike."""
+
+    plot: Plot | None = None
+
+    def sleep(self, seconds: float, /) -> None:
+        if self.plot is not None:
+            self.plot.point()
+        super().sleep(seconds)
+
+
+@dataclass
+class Scene:
+    """A bucket in this process, and what its listener heard."""
+
+    quota: Quota
+    spent: int = 0
+    storage: Plotted = field(default_factory=Plotted)
+    clock: PlottedClock = field(default_factory=lambda: PlottedClock(100.0))
+    events: list[Event] = field(default_factory=list)
+    probes: int = 0
+
+    def __post_init__(self) -> None:
+        self.bucket = TokenBucket(self.quota, storage=self.storage, clock=self.clock, listener=self.events.append)
+        if self.spent:
+            assert self.bucket.try_acquire(self.spent)
+
+    def probe(self) -> tuple[int, Mapping[str, object]]:
+        """Answer as Keepa's `/token`."""
+        if self.clock.plot is not None:
+            self.clock.plot.point()
+        self.probes += 1
+        return TOLD
+
+    @property
+    def sync(self) -> KeepaSync:
+        """The Keepa door to the bucket."""
+        return KeepaSync(self.bucket, probe=self.probe)
+
+    def plot(self, plot: Plot | None) -> None:
+        """Let interrupts strike by `plot`."""
+        self.storage.plot = self.clock.plot = plot
+
+    def unchanged(self) -> bool:
+        """Whether all is as it was, but for what was refilled, or told by the server."""
+        return unchanged(self.bucket.peek(), self.quota, self.spent, self.clock)
+
+
+def unchanged(seen: Snapshot, quota: Quota, spent: int, clock: ManualClock) -> bool:
+    """Whether a bucket that nobody holds anything of has what it began with, or what the probe told, and the refill."""
+    started, since = (10 - spent, clock.now_us() // 10**6 - 100) if quota.initial or not quota.synced else (None, 0)
+    if seen.reading_age is not None:
+        started, since = 8, int(seen.reading_age)
+    balance = None if started is None else min(10, started + since)
+    return (seen.balance, seen.held, seen.holds) == (balance, 0, 0)
+
+
+def first_of_attempts(sync: KeepaSync) -> object:
+    return next(iter(sync.attempts(4)))
+
+
+DOORS: Final[dict[str, tuple[Callable[[], Scene], Callable[[Scene], object]]]] = {
+    "try_acquire": (lambda: Scene(PLAIN), lambda scene: scene.bucket.try_acquire(4)),
+    "acquire": (lambda: Scene(PLAIN), lambda scene: scene.bucket.acquire(4)),
+    "acquire in a place": (lambda: Scene(PLAIN, 10), lambda scene: scene.bucket.acquire(4)),
+    "acquire with keep": (lambda: Scene(PLAIN, 10), lambda scene: scene.bucket.acquire(2, keep=2)),
+    "acquire, synced": (lambda: Scene(SYNCED, 10), lambda scene: scene.bucket.acquire(4)),
+    "try_reserve": (lambda: Scene(PLAIN), lambda scene: scene.bucket.try_reserve(4)),
+    "try_reserve, synced": (lambda: Scene(SYNCED), lambda scene: scene.bucket.try_reserve(4)),
+    "reserve": (lambda: Scene(PLAIN), lambda scene: scene.bucket.reserve(4)),
+    "reserve that waits": (lambda: Scene(PLAIN, 10), lambda scene: scene.bucket.reserve(4)),
+    "reserve that waits, synced": (lambda: Scene(SYNCED, 10), lambda scene: scene.bucket.reserve(4)),
+    "request": (lambda: Scene(SYNCED), lambda scene: scene.sync.request(4)),
+    "request that waits": (lambda: Scene(SYNCED, 10), lambda scene: scene.sync.request(4)),
+    "request that probes": (lambda: Scene(UNKNOWN), lambda scene: scene.sync.request(4)),
+    "try_request": (lambda: Scene(SYNCED), lambda scene: scene.sync.try_request(4)),
+    "try_request that probes": (lambda: Scene(UNKNOWN), lambda scene: scene.sync.try_request(4)),
+    "attempts": (lambda: Scene(SYNCED), lambda scene: first_of_attempts(scene.sync)),
+    "attempts that probe": (lambda: Scene(UNKNOWN), lambda scene: first_of_attempts(scene.sync)),
+    "scout": (lambda: Scene(UNKNOWN), lambda scene: KeepaSync(scene.bucket).request(4)),
+    "refresh": (lambda: Scene(UNKNOWN), lambda scene: scene.sync.refresh()),
+}
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("kind, interrupt", [(KeyboardInterrupt, ctrl_c), (Struck, strike)], ids=["ctrl-c", "signal"])
+def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
+    door: str, kind: type[BaseException], interrupt: Callable[[], None]
+) -> None:
+    """Before and after each command, in each sleep and each probe: the interrupt is raised, tokens and holds are as
+    before, and nothing keeps the next caller from probing.
+    """
+    make, enter = DOORS[door]
+    with struck_by_signals():
+        for at in count(1):
+            scene = make()
+            plot = Plot(at, interrupt)
+            scene.plot(plot)
+            try:
+                enter(scene)
+            except kind:
+                assert plot.struck
+            scene.plot(None)
+            if not plot.struck:
+                assert at > 1
+                return
+            assert scene.unchanged(), at
+            assert_free_to_ask(scene)
+
+
+def assert_free_to_ask(scene: Scene) -> None:
+    """Assert that a claim on the probe, if there was one, is free again."""
+
+
+def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing() -> None:
+    """Struck once more while the hold is given back, that is done once more; the first interrupt is what is seen."""
+    with struck_by_signals():
+        for at in (2, 3):
+            scene = Scene(SYNCED)
+            plots = iter([Plot(2, ctrl_c), Plot(at - 1, strike)])
+
+            class Twice(Plot):
+                """Strikes by one plot after the other."""
+
+                def point(self, plots: Iterator[Plot] = plots) -> None:
+                    if self.struck:
+                        return
+                    self.current = getattr(self, "current", None) or next(plots)
+                    try:
+                        self.current.point()
+                    finally:
+                        if self.current.struck:
+                            self.current = next(plots, None)
+                            self.struck = self.current is None
+
+            scene.plot(Twice(0, ctrl_c))
+            with pytest.raises(KeyboardInterrupt):
+                scene.bucket.reserve(4)
+            scene.plot(None)
+            assert scene.unchanged()
+
+
+@pytest.mark.parametrize("end", ["settle", "cancel"])
+def test_a_settle_or_a_cancel_that_is_interrupted_counts_all_the_same(end: str) -> None:
+    """The cost is known, so it is charged, once; what is seen is the interrupt."""
+    for at in (1, 2):
+        scene = Scene(SYNCED)
+        call = scene.sync.request(4)
+        scene.plot(Plot(at, ctrl_c))
+        with pytest.raises(KeyboardInterrupt):
+            call.settle({"tokensConsumed": 3}, status=200) if end == "settle" else call.cancel()
+        scene.plot(None)
+        assert (scene.bucket.peek().balance, scene.bucket.peek().holds) == (7 if end == "settle" else 10, 0)
+
+
+class Away(Plotted):
+    """Memory storage that is away from some command on."""
+
+    down = False
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        if self.down:
+            raise StorageUnavailable("nobody there")
+        outcome = super().apply(key, quota, command, now_us=now_us)
+        return outcome
+
+
+@pytest.mark.parametrize("door", ["acquire", "reserve"])
+def test_where_the_storage_is_away_too_the_interrupt_is_seen_and_the_loss_is_told(door: str) -> None:
+    """Ctrl-C while it waits and the storage gone: KeyboardInterrupt, and an event that names what may be lost."""
+    scene = Scene(PLAIN, 10, storage=Away())
+
+    class Cutting(PlottedClock):
+        """A clock during whose sleep everything goes wrong."""
+
+        def sleep(self, seconds: float, /) -> None:
+            Away.down = True
+            raise KeyboardInterrupt
+
+    bucket = TokenBucket(PLAIN, storage=scene.storage, clock=Cutting(100.0), listener=scene.events.append)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            getattr(bucket, door)(4)
+    finally:
+        Away.down = False
+    lost = [event for event in scene.events if event.kind is EventKind.NOT_GIVEN_BACK]
+    assert (
+        [event.tokens for event in lost] == [4] if door == "acquire" else [event.tokens for event in lost] in ([], [4])
+    )
+
+
+def test_of_a_plain_acquire_without_an_answer_the_loss_is_its_own_tokens_and_is_told() -> None:
+    """A thread struck between "the storage did it" and its answer can't tell: at most what it asked for is gone."""
+
+    class Late(MemoryStorage):
+        """Memory storage that is struck when all is done."""
+
+        def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+            outcome = super().apply(key, quota, command, now_us=now_us)
+            if isinstance(command, Acquire):
+                raise KeyboardInterrupt
+            return outcome
+
+    events: list[Event] = []
+    bucket = TokenBucket(PLAIN, storage=Late(), clock=ManualClock(1.0), listener=events.append)
+    for door in (bucket.try_acquire, bucket.acquire):
+        events.clear()
+        with pytest.raises(KeyboardInterrupt):
+            door(4)
+        assert [(event.kind, event.tokens) for event in events] == [(EventKind.NOT_GIVEN_BACK, 4)]
+    assert bucket.peek().balance == 2
+
+
+def test_a_time_limit_inside_a_probe_is_not_taken_for_a_failed_probe() -> None:
+    """What a signal's handler raises goes through, whatever its type, as does what hides it."""
+
+    def limited() -> tuple[int, Mapping[str, object]]:
+        strike()
+        return TOLD
+
+    def wrapped() -> tuple[int, Mapping[str, object]]:
+        try:
+            return limited()
+        except Struck:
+            raise OSError("the client's own words")  # noqa: B904 - as clients do
+
+    with struck_by_signals():
+        for probe in (limited, wrapped):
+            scene = Scene(UNKNOWN)
+            with pytest.raises(Struck):
+                KeepaSync(scene.bucket, probe=probe).try_request(4)
+            assert not any(event.kind is EventKind.PROBE_FAILED for event in scene.events)
+
+
+def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
+    """Who uses a bucket in an `except KeyboardInterrupt:` is told of a storage that is away as anybody else."""
+    storage = Away()
+    bucket = TokenBucket(PLAIN, storage=storage, clock=ManualClock(1.0))
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        storage.down = True
+        with pytest.raises(StorageUnavailable):
+            bucket.reserve(4)
+
+
+@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
+def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
+    """Wherever in the code a timer's signal strikes, thousands of times: no hold is left, and nothing is charged."""
+    bucket = TokenBucket(quota, clock=ManualClock(100.0))
+    chance, strikes, armed = random.Random(1), 0, False
+
+    def strike_if_armed(*_: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Struck
+
+    signal.signal(signal.SIGALRM, strike_if_armed)
+    try:
+        for _ in range(4000):
+            held: Reservation | None = None
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 2e-4))
+                held = bucket.reserve(1)
+                held.settle(0)
+                armed = False
+            except Struck:
+                strikes += 1
+            if held is not None:
+                held.cancel()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one may still be on its way
+    seen = bucket.peek()
+    assert (seen.balance, seen.held, seen.holds) == (10, 0, 0)
+    assert strikes > 100
+
+
+# --- coroutines
+
+
+class Slow:
+    """An async storage that suspends before and after each command counts."""
+
+    def __init__(self, inner: MemoryStorage | None = None) -> None:
+        self.inner = inner or MemoryStorage()
+        self.down = False
+
+    async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        await asyncio.sleep(0)
+        if self.down:
+            raise StorageUnavailable("nobody there")
+        outcome = self.inner.apply(key, quota, command, now_us=now_us)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        return self.inner.inspect(key, now_us=now_us)
+
+    async def keys(self) -> AsyncIterator[str]:
+        for key in self.inner.keys():  # noqa: SIM118 - a storage is no dict
+            yield key
+
+    async def aclose(self) -> None:
+        self.inner.close()
+
+
+class AsyncScene:
+    """A bucket over a slow storage."""
+
+    def __init__(self, quota: Quota, spent: int = 0) -> None:
+        self.quota, self.spent, self.probes = quota, spent, 0
+        self.clock, self.storage = ManualClock(100.0), Slow()
+        self.events: list[Event] = []
+        self.bucket = AsyncTokenBucket(quota, storage=self.storage, clock=self.clock, listener=self.events.append)
+        if spent:
+            assert TokenBucket(quota, storage=self.storage.inner, clock=self.clock).try_acquire(spent)
+
+    async def probe(self) -> tuple[int, Mapping[str, object]]:
+        """Answer as Keepa's `/token`."""
+        await asyncio.sleep(0)
+        self.probes += 1
+        await asyncio.sleep(0)
+        return TOLD
+
+    @property
+    def sync(self) -> AsyncKeepaSync:
+        """The Keepa door to the bucket."""
+        return AsyncKeepaSync(self.bucket, probe=self.probe)
+
+    def seen(self) -> Snapshot:
+        """Return the bucket."""
+        return TokenBucket(self.quota, storage=self.storage.inner, clock=self.clock).peek()
+
+    def unchanged(self) -> bool:
+        """Whether all is as it was, but for what was refilled, or told by the server."""
+        return unchanged(self.seen(), self.quota, self.spent, self.clock)
+
+
+async def first_of_async_attempts(sync: AsyncKeepaSync) -> None:
+    async for _ in sync.attempts(4):
+        return
+
+
+ASYNC_DOORS: Final[dict[str, tuple[Callable[[], AsyncScene], Callable[[AsyncScene], Coroutine[Any, Any, Any]]]]] = {
+    "try_acquire": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.try_acquire(4)),
+    "acquire": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.acquire(4)),
+    "acquire in a place": (lambda: AsyncScene(PLAIN, 10), lambda scene: scene.bucket.acquire(4)),
+    "acquire with keep": (lambda: AsyncScene(PLAIN, 10), lambda scene: scene.bucket.acquire(2, keep=2)),
+    "acquire, synced": (lambda: AsyncScene(SYNCED, 10), lambda scene: scene.bucket.acquire(4)),
+    "try_reserve": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.try_reserve(4)),
+    "try_reserve, synced": (lambda: AsyncScene(SYNCED), lambda scene: scene.bucket.try_reserve(4)),
+    "reserve": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.reserve(4)),
+    "reserve that waits": (lambda: AsyncScene(PLAIN, 10), lambda scene: scene.bucket.reserve(4)),
+    "reserve that waits, synced": (lambda: AsyncScene(SYNCED, 10), lambda scene: scene.bucket.reserve(4)),
+    "request": (lambda: AsyncScene(SYNCED), lambda scene: scene.sync.request(4)),
+    "request that waits": (lambda: AsyncScene(SYNCED, 10), lambda scene: scene.sync.request(4)),
+    "request that probes": (lambda: AsyncScene(UNKNOWN), lambda scene: scene.sync.request(4)),
+    "try_request": (lambda: AsyncScene(SYNCED), lambda scene: scene.sync.try_request(4)),
+    "try_request that probes": (lambda: AsyncScene(UNKNOWN), lambda scene: scene.sync.try_request(4)),
+    "attempts": (lambda: AsyncScene(SYNCED), lambda scene: first_of_async_attempts(scene.sync)),
+    "attempts that probe": (lambda: AsyncScene(UNKNOWN), lambda scene: first_of_async_attempts(scene.sync)),
+    "scout": (lambda: AsyncScene(UNKNOWN), lambda scene: AsyncKeepaSync(scene.bucket).request(4)),
+    "refresh": (lambda: AsyncScene(UNKNOWN), lambda scene: scene.sync.refresh()),
+}
+
+
+async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | None) -> bool:
+    """Cancel `enter` after so many passes of the loop, and once more `again` passes later; False: it was done before."""
+    task = asyncio.ensure_future(enter)
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    if task.done():
+        task.result()
+        return False
+    task.cancel()
+    if again is not None:
+        for _ in range(again):
+            await asyncio.sleep(0)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return True
+
+
+@pytest.mark.parametrize("again", [None, 0, 1, 2, 5])
+@pytest.mark.parametrize("door", ASYNC_DOORS)
+def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: str, again: int | None) -> None:
+    """One pass of the loop later each time, and once more in the middle of the clean-up: CancelledError is what is seen,
+    tokens and holds are as before once `aclose` has waited.
+    """
+    make, enter = ASYNC_DOORS[door]
+
+    async def main(passes: int) -> bool:
+        scene = make()
+        if not await cancelled(enter(scene), passes, again):
+            return False
+        if again is None:
+            assert scene.unchanged(), passes
+        await scene.bucket.aclose()
+        assert scene.unchanged(), passes
+        assert len(asyncio.all_tasks()) == 1
+        return True
+
+    passes = next(passes for passes in count(1) if not asyncio.run(main(passes)))
+    assert passes > 3
+
+
+@pytest.mark.parametrize("door", ASYNC_DOORS)
+def test_a_scope_of_anyio_that_cancels_every_further_await_loses_nothing(door: str) -> None:
+    """Cancelled by level, not by edge: the clean-up is shielded, and the scope ends as it should."""
+    make, enter = ASYNC_DOORS[door]
+
+    async def main(passes: int) -> bool:
+        scene = make()
+        done = False
+
+        async def work() -> None:
+            nonlocal done
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await enter(scene)
+                done = True
+
+        scopes: list[anyio.CancelScope] = []
+        async with anyio.create_task_group() as group:
+            group.start_soon(work)
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            if scopes:
+                scopes[0].cancel()
+        if done:
+            return False
+        assert scene.unchanged(), passes
+        return True
+
+    passes = next(passes for passes in count(1) if not asyncio.run(main(passes)))
+    assert passes > 3
+
+
+class Asleep(ManualClock):
+    """A clock in whose sleeps the storage goes away, and nobody ever wakes."""
+
+    storage: Slow
+
+    async def asleep(self, seconds: float, /) -> None:
+        self.storage.down = True
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("limit", [None, 0.01])
+@pytest.mark.parametrize("door", ["acquire", "reserve", "request"])
+def test_a_waiting_coroutine_is_cancelled_though_the_storage_is_away(door: str, limit: float | None) -> None:
+    """CancelledError, or the TimeoutError of whoever set the limit, and never StorageUnavailable; the loss is told."""
+    clock, storage, events = Asleep(100.0), Slow(), list[Event]()
+    clock.storage = storage
+    bucket = AsyncTokenBucket(
+        PLAIN if door == "acquire" else SYNCED, storage=storage, clock=clock, listener=events.append
+    )
+
+    async def main() -> None:
+        await (bucket.try_acquire(10) if door == "acquire" else bucket.reconcile(Reading(0)))
+        waiting = AsyncKeepaSync(bucket).request(4) if door == "request" else getattr(bucket, door)(4)
+
+        async def limited() -> None:
+            async with asyncio.timeout(limit):
+                await waiting
+
+        task = asyncio.ensure_future(limited())
+        while limit is None and not storage.down:
+            await asyncio.sleep(0)
+        if limit is None:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if limit is None else TimeoutError):
+            await task
+        await bucket.aclose()
+
+    asyncio.run(main())
+    lost = [event.tokens for event in events if event.kind is EventKind.NOT_GIVEN_BACK]
+    # Who had to ask again holds nothing yet.
+    assert lost == ([4] if door == "acquire" else [])
+
+
+def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
+    """A coroutine that is thrown away while it waits leaves its clean-up to the loop; without one that is told."""
+
+    async def main(scene: AsyncScene) -> None:
+        waiting = scene.bucket.reserve(4)
+        waiting.send(None)
+        for _ in range(6):
+            await asyncio.sleep(0)
+        waiting.close()
+        await scene.bucket.aclose()
+
+    scene = AsyncScene(PLAIN)
+    asyncio.run(main(scene))
+    assert (scene.seen().balance, scene.seen().holds) == (10, 0)
+
+
+def test_a_reading_is_taken_though_whoever_settles_is_cancelled() -> None:
+    """A settle ends as it began: its cost and its reading count, at each await."""
+
+    async def main(passes: int) -> bool:
+        scene = AsyncScene(SYNCED)
+        call = await scene.sync.request(4)
+        body = {"tokensLeft": 5, "tokensConsumed": 4}
+        if not await cancelled(call.settle(body, status=200), passes, None):
+            return False
+        await scene.bucket.aclose()
+        assert (scene.seen().balance, scene.seen().holds) == (5, 0), passes
+        return True
+
+    assert next(passes for passes in count(2) if not asyncio.run(main(passes))) > 3
+
+
+def test_readings_outside_a_call_are_taken_all_the_same() -> None:
+    """`reconcile` and `observe` that are cancelled in the middle have told the bucket what they were told."""
+
+    async def main(passes: int, *, observes: bool) -> bool:
+        scene = AsyncScene(SYNCED)
+        told = scene.sync.observe({"tokensLeft": 5}) if observes else scene.bucket.reconcile(Reading(5))
+        if not await cancelled(told, passes, None):
+            return False
+        await scene.bucket.aclose()
+        assert (scene.seen().balance, scene.seen().holds) == (5, 0), passes
+        return True
+
+    for observes in (True, False):
+        assert next(passes for passes in count(2) if not asyncio.run(main(passes, observes=observes))) > 3
