@@ -1,90 +1,78 @@
-"""What goes to the script and what comes back, text by text: the order that `bucket.lua` counts on."""
+"""What goes to the script and what comes back: texts in one order, and nothing that it could not compute."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from keepa_tokens import ConfigError, Quota, Reading
+from keepa_tokens.errors import ConfigError
+from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
     Acquire,
     Cancel,
     ClaimProbe,
     Command,
     Outcome,
+    Pause,
     Peek,
     Reconcile,
     Refund,
     Reserve,
     Settle,
-    Verdict,
+    Unclaim,
 )
-from keepa_tokens.rules.decision import Reason, Snapshot
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import NUMBERS, BucketState, Hold, hold_text, quota_text
 from keepa_tokens.storage import _wire
-from keepa_tokens.units import LIMIT, NEVER
+from keepa_tokens.units import LIMIT
 
-PLAIN: Final = Quota(10, 6, 4.0, overdraft=3, recharge_to=8, initial=7)
-SYNCED: Final = Quota(20, 5, 60.5, stepped=True, synced=True)
-OF_PLAIN: Final = ["10", "6", "4000000", "0", "3", "8", "7", "0", "3", "2000000"]
-OF_SYNCED: Final = ["20", "5", "60500000", "1", "0", "", "", "1", "1", "12100000"]
-READING: Final = Reading(-4, next_refill_in=1.5, refill=0.3, period=60.0, capacity=900, server_time=1e9)
-OF_READING: Final = ["-4", "1500000", "1", "4", "60000000", "900", "1000000000000000"]
-NO_READING: Final = [""] * 7
+PLAIN: Final = Quota(10, 3, 2.0)
+SYNCED: Final = Quota(300, 5, 60.5, stepped=True, synced=True)
+READING: Final = Reading(-4, server_time=1e9)
 
-PROBE_AFTER: Final = "600000000"
-
-SENT: Final[list[tuple[Command, list[str]]]] = [
-    (Acquire(2), ["2", "0", "", PROBE_AFTER]),
-    (Acquire(2, keep=3, wait_us=0, probe_after_us=4), ["2", "3", "0", "4"]),
-    (Acquire(2, wait_us=-5, probe_after_us=None), ["2", "0", "-1", ""]),
-    (Acquire(2, wait_us=LIMIT + 5, probe_after_us=0), ["2", "0", str(LIMIT), "0"]),
-    (Reserve("a", 2, 5, keep=3, wait_us=6, probe_after_us=7), ["a", "2", "5", "3", "6", "7", "0"]),
-    (Reserve("a", 2, 5, scout=True), ["a", "2", "5", "0", "", PROBE_AFTER, "1"]),
-    (Settle("a"), ["a", "", "0", *NO_READING]),
-    (Settle("a", 0, READING), ["a", "0", "0", *OF_READING]),
-    (Settle("a", 3, refused=True), ["a", "3", "1", *NO_READING]),
-    (Cancel("a"), ["a"]),
-    (Refund("a", 2, 3), ["a", "2", "3"]),
-    (Reconcile(READING), ["1", "0", PROBE_AFTER, *OF_READING]),
-    (Reconcile(Reading(5)), ["1", "0", PROBE_AFTER, "5", "", "", "1", "", "", ""]),
-    (ClaimProbe(), []),
-    (Peek(), ["1", "0", PROBE_AFTER]),
-    (Peek(2, keep=3, probe_after_us=NEVER), ["2", "3", str(NEVER)]),
+SENT: Final[list[tuple[Command, str, list[object]]]] = [
+    (Acquire(2), "acquire", [b"", 2, 0, -1]),
+    (Acquire(2, keep=3, wait_us=0), "acquire", [b"", 2, 3, 0]),
+    (Acquire(2, wait_us=-5), "acquire", [b"", 2, 0, -1]),
+    (Acquire(2, wait_us=LIMIT + 5), "acquire", [b"", 2, 0, LIMIT]),
+    (Reserve("é", 2, 5, keep=3), "reserve", [b"\xc3\xa9", 2, 3, 5, ""]),
+    (Reserve("a", 2, 5, label="a task\n"), "reserve", [b"a", 2, 0, 5, " a%20task%0A"]),
+    (Settle("a"), "settle", [b"a", ""]),
+    (Settle("a", 0), "settle", [b"a", 0]),
+    (Cancel("a"), "settle", [b"a", 0]),
+    (Refund("a", 2), "refund", [b"a", 2, ""]),
+    (Refund("a", 2, 3), "refund", [b"a", 2, 3]),
+    (Settle("a", 0, READING), "read", [b"a"]),
+    (Settle("a", 3, refused=True), "read", [b"a"]),
+    (ClaimProbe(), "read", [b""]),
+    (Unclaim(5), "read", [b""]),
+    (Pause(5), "read", [b""]),
+    (Peek(), "look", [b""]),
+    (Reconcile(READING), "look", [b""]),
 ]
 
 
-@pytest.mark.parametrize("quota, told", [(PLAIN, OF_PLAIN), (SYNCED, OF_SYNCED)])
-@pytest.mark.parametrize("command, arguments", SENT)
-def test_a_command_is_its_name_the_time_the_quota_and_its_arguments(
-    command: Command, arguments: list[str], quota: Quota, told: list[str]
+@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
+@pytest.mark.parametrize("command, verb, arguments", SENT)
+def test_a_command_is_a_verb_the_time_the_terms_and_its_numbers(
+    command: Command, verb: str, arguments: list[object], quota: Quota
 ) -> None:
-    """Everything in one order, whole numbers as texts, '' for what there is not; flags are 1 or 0."""
-    assert _wire.encode(quota, command, None) == [type(command).__name__, "", *told, *arguments]
-    assert _wire.encode(quota, command, 0)[1:3] == ["0", told[0]]
-
-
-def test_a_look_at_the_hash_is_a_name_and_a_time() -> None:
-    """Without a quota there is only who asks, and when."""
-    assert _wire.encode_inspection(None) == ["Inspect", ""]
-    assert _wire.encode_inspection(3) == ["Inspect", "3"]
+    """Everything in one order; what only the rules can decide is sent as a wish to read."""
+    assert _wire.attempt(quota, command, None) == [verb, "", "", quota_text(quota), *arguments]
+    assert _wire.attempt(quota, command, 7)[2] == 7
 
 
 OUT_OF_RANGE: Final[list[tuple[str, Command]]] = [
     ("tokens", Acquire(LIMIT)),
     ("tokens", Reserve("a", LIMIT, 1)),
-    ("tokens", Refund("a", LIMIT, 1)),
-    ("tokens", Peek(LIMIT)),
+    ("tokens", Refund("a", LIMIT)),
     ("keep", Acquire(1, keep=LIMIT)),
-    ("keep", Peek(1, keep=LIMIT)),
     ("hold_for_us", Reserve("a", 1, LIMIT)),
     ("actual", Settle("a", LIMIT)),
-    ("issued_us", Refund("a", 1, LIMIT)),
-    ("probe_after_us", Acquire(1, probe_after_us=NEVER + 1)),
-    ("probe_after_us", Peek(1, probe_after_us=NEVER + 1)),
+    ("own_us", Refund("a", 1, LIMIT)),
 ]
 
 
@@ -92,116 +80,78 @@ OUT_OF_RANGE: Final[list[tuple[str, Command]]] = [
 def test_a_number_that_lua_could_not_hold_is_named(name: str, command: Command) -> None:
     """Nothing is sent that would be computed inexactly; the error has the field's name."""
     with pytest.raises(ConfigError, match=rf"^{name}=[0-9]+ is out of range"):
-        _wire.encode(PLAIN, command, 1)
+        _wire.attempt(PLAIN, command, 1)
 
 
-@pytest.mark.parametrize("now", [-1, LIMIT])
+@pytest.mark.parametrize("now", [-1, LIMIT, 1.5])
 def test_a_time_that_lua_could_not_hold_is_named(now: int) -> None:
     """The caller's time too, for a command and for a look."""
-    with pytest.raises(ConfigError, match=rf"^now_us={now} is out of range"):
-        _wire.encode(PLAIN, Peek(), now)
-    with pytest.raises(ConfigError, match=rf"^now_us={now} is out of range"):
-        _wire.encode_inspection(now)
+    with pytest.raises((ConfigError, TypeError), match=r"^now_us"):
+        _wire.attempt(PLAIN, Peek(), now)
+    with pytest.raises((ConfigError, TypeError), match=r"^now_us"):
+        _wire.look(now)
 
 
-TOLD: Final = ["7", "-3", "1", "GRANTED", "5", "6", "1", "9", "1", "1", "1", "TAKEN", "-2"]
-SHOWN: Final = ["1", "2", "3000000", str(NEVER), "4000000", "5000000", "30", "4", "60500000", "6000000", "-8"]
-OUTCOME: Final = Outcome(
-    now_us=7,
-    balance=-3,
-    granted=True,
-    reason=Reason.GRANTED,
-    retry_after_us=5,
-    place_us=6,
-    closed=True,
-    kept_back=9,
-    probe=True,
-    scout=True,
-    found=True,
-    reading=Verdict.TAKEN,
-    drift=-2,
-    repaired=("balance", "hold:a%b"),
-)
-SNAPSHOT: Final = Snapshot(
-    balance=-3,
-    held=1,
-    holds=2,
-    retry_after=3.0,
-    full_in=float("inf"),
-    closed_for=4.0,
-    bound=5.0,
-    quota=SYNCED,
-    capacity=30,
-    refill=4,
-    period=60.5,
-    reading_age=6.0,
-    drift=-8,
-    kept_back=9,
-    repaired=("balance", "hold:a%b"),
-)
+def test_a_step_of_the_script_is_an_outcome() -> None:
+    """Each number lands in its own field, as str or bytes; zeros at the end may be left out."""
+    whole = Outcome(7, -3, granted=True, place_us=6, held=5, open=2, kept_back=9)
+    assert _wire.understood("n1 7 -3 6 5 2 9", Acquire(1), "n1") == whole
+    assert _wire.understood(b"n1 7 -3 6 5 2 9", Acquire(1), "n1") == whole
+    assert _wire.understood(b"n1 7 -3", Acquire(1), "n1") == Outcome(7, -3, granted=True)
+    assert _wire.understood(b"n1 7 -3", Cancel("a"), "n1") == Outcome(7, -3)
 
 
-@pytest.mark.parametrize("reply", [[*TOLD, *SHOWN, "balance", "hold:a%25b"]])
-def test_a_reply_is_an_outcome(reply: list[str]) -> None:
-    """Each text lands in its own field, as str or bytes; only who looked or reconciled is told of the bucket."""
-    assert _wire.decode(reply, SYNCED, Acquire(1)) == OUTCOME
-    assert _wire.decode([text.encode() for text in reply], SYNCED, Acquire(1)) == OUTCOME
-    for look in (Peek(), Reconcile(READING)):
-        outcome = _wire.decode(tuple(reply), SYNCED, look)
-        assert outcome.snapshot == SNAPSHOT
-        assert all(getattr(outcome, field.name) == getattr(OUTCOME, field.name) for field in fields(OUTCOME)[:-1])
+def test_signs() -> None:
+    """What was decided is stored, or somebody else has the next moment."""
+    assert _wire.understood(b"n1 stored", Peek(), "n1") is _wire.Sign.STORED
+    assert _wire.understood([b"n1", b"7", b"busy"], Peek(), "n1") is _wire.Sign.BUSY
 
 
-def test_a_name_that_is_no_text_is_told_as_it_stands() -> None:
-    """What was repaired may be called anything; nothing is unescaped that was not escaped."""
-    reply = [*TOLD, *SHOWN, b"hold:\xff", "hold:%FF%25"]
-    assert _wire.decode(reply, SYNCED, Acquire(1)).repaired == ("hold:\udcff", "hold:\udcff%")
-
-
-def test_a_reply_with_nothing_in_it_is_an_outcome() -> None:
-    """'' is None, 0 is no: nothing known, nothing found, nothing repaired."""
-    told = ["0", "", "0", "EMPTY", "0", "0", "0", "0", "0", "0", "0", "NONE", ""]
-    shown = ["0", "0", "0", "0", "0", "0", "1", "0", "1", "", ""]
-    outcome = _wire.decode([*told, *shown], PLAIN, Peek())
-    assert outcome.snapshot is not None
-    assert (outcome.snapshot.balance, outcome.snapshot.reading_age, outcome.snapshot.drift) == (None, None, None)
-    assert (outcome.balance, outcome.drift, outcome.repaired) == (None, None, ())
-    flags = (outcome.granted, outcome.closed, outcome.probe, outcome.scout, outcome.found)
-    assert flags == (False, False, False, False, False)
-
-
-@pytest.mark.parametrize("reply", ["OK", b"QUEUED", None, 3, [*TOLD, *SHOWN[:-1]], []])
-def test_a_reply_that_is_none_of_the_scripts_is_an_error(reply: object) -> None:
-    """A pipeline's promise, or what is too short: the error shows it, cut to 60 letters, and says what to do."""
-    text = repr(str(reply)[:60])
-    message = (
-        f"^the client answered the script with {re.escape(text)}: give the storage a plain client, not a pipeline$"
-    )
-    with pytest.raises(ConfigError, match=message):
-        _wire.decode(reply, PLAIN, Peek())
-
-
-@pytest.mark.parametrize("reply", ["OK", None, [], ["7", "balance"]])
-def test_a_look_that_is_none_of_the_scripts_is_an_error(reply: object) -> None:
-    """A look has the time and then pairs."""
-    with pytest.raises(ConfigError, match=re.escape(repr(str(reply)[:60]))):
-        _wire.decode_inspection(reply)
-
-
-def test_a_look_is_the_time_and_what_is_stored() -> None:
-    """Names and texts come in pairs, escaped where they have a %; none at all is no bucket."""
+def test_a_bucket_that_is_handed_over_is_its_texts() -> None:
+    """Names and texts come in pairs, escaped where they have a %; of a part only the sums tell of other holds."""
     hold = Hold(2, 3, 9_000_000, 5_000_000)
-    told = ["7", b"balance", "-3", "hold:%25%FF", hold_text(hold)]
-    assert _wire.decode_inspection(told) == (
-        7,
-        BucketState.from_fields({"balance": "-3", "hold:%\udcff": hold_text(hold)}),
+    told = [b"n1", b"7", b"all", b"balance", b"-3", b"hold:%25%FF", hold_text(hold).encode()]
+    texts = {"balance": "-3", "hold:%\udcff": hold_text(hold)}
+    assert _wire.understood(told, Peek(), "n1") == _wire.Handed(7, texts, partial=False)
+    answer = _wire.understood([text.decode() for text in (*told[:2], b"some", *told[3:])], Peek(), "n1")
+    assert isinstance(answer, _wire.Handed)
+    assert answer.state == BucketState(version=None, format=None, balance=-3, holds={"%\udcff": hold}, partial=True)
+    assert _wire.Handed(7, {}, partial=False).state is None
+    assert _wire.Handed(7, {"turn": "7 n1"}, partial=True).state is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *("OK", b"QUEUED", None, 3, [], "", b"n2 7 -3", [b"n2", b"7", b"all"], [b"n1", b"7"], [b"n1"], {"n1": 7}),
+        *([b"n1", b"7", b"all", b"balance"], "n1é"),
+    ],
+)
+def test_a_reply_that_answers_something_else_is_known(reply: object) -> None:
+    """Without this command's nonce, or in another shape, nothing is taken for an answer."""
+    assert _wire.understood(reply, Peek(), "n1") is None
+
+
+def test_what_is_stored_is_what_changed() -> None:
+    """Names that are gone are removed, texts that differ are set, what this release doesn't know stays."""
+    before = _wire.Handed(
+        7, {"version": "4", "refilled_at": "6", "balance": "5", "drift": "x", "note": "n", "hold:a": "x"}, partial=False
     )
-    assert _wire.decode_inspection(["7"]) == (7, None)
+    after = BucketState(version=5, balance=5, refilled_at=7, quota=PLAIN)
+    sent = _wire.store(before, after, Peek(), None, "me")
+    assert sent[:11] == ["store", "", "", b"4", b"6", "me", 60_000, "all", b"", 2, b"drift"]
+    assert sent[11:] == [
+        *(b"hold:a", b"format", b"1", b"version", b"5", b"refilled_at", b"7", b"quota", quota_text(PLAIN).encode())
+    ]
+    # On a caller's clock a key is kept for ever.
+    assert _wire.store(before, after, Peek(), 7, "me")[6] == ""
 
 
-def hold_text(hold: Hold) -> str:
-    """Return a hold as it is stored."""
-    return BucketState(holds={"a": hold}).to_fields()["hold:a"]
+def test_the_script_hands_over_every_number() -> None:
+    """The names that the script reads are all that a state has."""
+    script = Path(_wire.__file__).with_name("bucket.lua").read_text()
+    (names,) = re.findall(r"names = \{(.*?)'hold:'", script, re.DOTALL)
+    assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "turn"}
 
 
 @pytest.mark.parametrize("text, raw", [("é", b"\xc3\xa9"), ("\udcff", b"\xff"), ("k", b"k")])

@@ -12,13 +12,16 @@ from typing import Final
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.flow import Flow
-from keepa_tokens.rules.state import FAST, HOLD, NUMBERS, QUOTA, BucketState, quota_text
+from keepa_tokens.rules.state import FAST, HOLD, NUMBERS, QUOTA, BucketState, SoundState, quota_text
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.storage._working import Working
+from keepa_tokens.storage._working import Bucket, Compact, Whole, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
 ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
 """Numbers that may be left out where they are 0."""
+
+WRITTEN: Final = {"format", "quota", "version", "balance", "refilled_at", "due_at", *ZERO}
+"""What the fast path writes beside the hold that the command names."""
 
 ALL, SOME = "all", "some"
 _TERMS: Final = re.compile(r"[0-9]+ [0-9]+ [0-9]+ [01] [0-9]+ \S+ \S+ [01] [0-9]+ [0-9]+", re.ASCII)
@@ -39,9 +42,9 @@ class Mirror:
     def apply(self, quota: Quota, command: Command, now: int) -> Outcome:
         """Carry the command out as the storage does."""
         served = attempt(self.texts, quota, command, now)
-        if isinstance(served, Working):
+        if isinstance(served, Compact | Whole):
             self.took += 1
-            outcome = served.step(command, now)
+            outcome = step(served, command, now)
             assert outcome is not None
             self._write(self.texts, served.state(), command)
             return outcome
@@ -55,10 +58,10 @@ class Mirror:
     def _write(self, seen: dict[str, str], after: BucketState, command: Command | None) -> None:
         texts = after.to_fields()
         if command is not None:
-            # The fast path leaves every other hold alone, and numbers that it does not know.
+            # The fast path leaves every other hold alone, and what it does not know.
             name = HOLD + command.id if isinstance(command, Reserve | Settle | Cancel | Refund) else ""
             seen = {key: "" for key in (name, *ZERO) if key in seen}
-            texts = {key: text for key, text in texts.items() if not key.startswith(HOLD) or key == name}
+            texts = {key: text for key, text in texts.items() if key == name or key in WRITTEN}
         gone = {key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST})}
         self.texts = {key: text for key, text in self.texts.items() if key not in gone} | texts
 
@@ -69,7 +72,7 @@ def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name in names}
 
 
-def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Working | str:
+def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
     """Return the bucket that the fast path serves, or what is handed over."""
     if isinstance(command, Peek | Reconcile):
         return ALL
@@ -93,36 +96,26 @@ def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> 
         return SOME
     elif not _fast_is_sound(state, now):
         return ALL
-    working = Working.of(state, now)
-    if working is None or _is_damaged(working, now):
+    working = kept(sound_of(state), state.fast, now, own=True)
+    if state.fast is not None:
+        working.kept_back = state.fast.kept_back
+    if _is_damaged(working, now):
         return ALL
     return _served(working, texts, command, now)
 
 
-def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Working | str:
-    known = {
-        "format",
-        "balance",
-        "carry",
-        QUOTA,
-        "due_at",
-        "last_place",
-        "firm_place",
-        "largest_place",
-        "held",
-        "open",
-        "sequence",
-    }
-    working = Working.begun(quota, now, own=True)
+def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
+    known = {"format", "balance", "carry", QUOTA, "due_at", "last_place", "firm_place", "largest_place", "held", "open", "sequence"}
+    working = begun(quota, now, own=True)
     if working is None or known & texts.keys():
         return ALL
     if {"closed_until", "paused_until", "wide_capacity"} & texts.keys():
         return SOME
     served = _served(working, texts, command, now)
-    return ALL if texts and isinstance(served, Working) else served
+    return ALL if texts and not isinstance(served, str) else served
 
 
-def _served(working: Working, texts: dict[str, str], command: Command, now: int) -> Working | str:
+def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) -> Bucket | str:
     hold_id = getattr(command, "id", "")
     is_there = HOLD + hold_id in texts
     if isinstance(command, Reserve | Refund) and is_there:
@@ -136,7 +129,18 @@ def _served(working: Working, texts: dict[str, str], command: Command, now: int)
         if hold.tokens < 0:
             return SOME
     tried = replace(working, holds=dict(working.holds))
-    return SOME if tried.step(command, now) is None else working
+    return SOME if step(tried, command, now) is None else working
+
+
+def sound_of(state: BucketState) -> SoundState:
+    """Return a sound stored state as the one that is worked on."""
+    assert state.quota is not None
+    assert state.refilled_at is not None
+    sound = SoundState(state.quota, state.refilled_at, holds=dict(state.holds))
+    for name in NUMBERS:
+        if name != "format" and getattr(state, name) is not None:
+            setattr(sound, name, getattr(state, name))
+    return sound
 
 
 def _is_sound(texts: dict[str, str], state: BucketState, now: int) -> bool:
@@ -182,7 +186,7 @@ def _fast_is_sound(state: BucketState, now: int) -> bool:
     )
 
 
-def _is_damaged(working: Working, now: int) -> bool:
+def _is_damaged(working: Bucket, now: int) -> bool:
     if working.carry >= working.period_us:
         return True
     latest = max(working.last_place, working.firm_place)

@@ -66,8 +66,8 @@ class Numbers:
 def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """Take `tokens` if they are there and return the balance then, and `now`.
 
-    If they are not, nothing changes: the balance as it is, and, of a plain bucket, the later instant at which they are;
-    NEVER if the bucket can't hold so much. Not for 0 tokens, nor for more than can be counted exactly beside `held`.
+    If they are not, nothing changes: the balance as it is, and the later instant at which they are; NEVER if the bucket
+    can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can be counted exactly beside `held`.
     """
     if n.stepped:
         balance, refilled_at, carry = n.flowed(now)
@@ -80,7 +80,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
         balance -= tokens
         n.balance, n.refilled_at, n.carry = balance if balance > -LIMIT else 1 - LIMIT, refilled_at, carry
         return n.balance, now
-    if need > n.capacity:
+    if need > n.capacity or not n.queues:
         return balance, NEVER
     if n.stepped:
         return balance, instant_stepped(need - balance, refilled_at, n.refill, n.period_us)
@@ -97,7 +97,7 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
     balance, at = take(n, now, tokens, keep)
     if at == now:
         return at
-    if wait_us < 0 or keep or not n.queues or at >= NEVER or at - now > wait_us:
+    if wait_us < 0 or keep or at >= NEVER or at - now > wait_us:
         return None
     _, n.refilled_at, n.carry = n.flowed(now)
     n.balance = saturated(balance - tokens)

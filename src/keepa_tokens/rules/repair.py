@@ -79,7 +79,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
         server_time=mender.optional("server_time"),
         server_time_at=mender.past("server_time_at") or 0,
         drift=mender.optional("drift", 1 - LIMIT),
-        kept_back=mender.number("kept_back"),
+        kept_back=mender.number("kept_back") if terms.synced else 0,
         kept_back_at=mender.past("kept_back_at"),
         probe_until=mender.ahead("probe_until", CLAIM_US),
         probe_failures=min(_MAX_FAILURES, mender.number("probe_failures")),

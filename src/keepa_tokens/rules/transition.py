@@ -761,7 +761,7 @@ class _Step:
         due = (s.closed_until, s.paused_until, s.wide_capacity)
         usual = s.balance is not None and due == (None, None, None) and not s.line
         flow = self.flow
-        return FastTerms(self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, s.kept_back)
+        return FastTerms(self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, self._kept_back())
 
     def _numbers(self, balance: int) -> fast_path.Numbers:
         s, flow = self.s, self.flow
@@ -782,7 +782,7 @@ class _Step:
             overdraft=s.quota.overdraft,
             synced=s.quota.synced,
             queues=not s.quota.synced and s.quota.recharge_to is None,
-            kept_back=s.kept_back,
+            kept_back=self._kept_back(),
         )
 
     # what is told

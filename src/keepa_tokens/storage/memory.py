@@ -59,8 +59,10 @@ class MemoryStorage:
     def take(self, key: str, quota: Quota, tokens: int, keep: int = 0, *, now_us: int | None = None) -> Decision | None:
         """Take tokens now, or say when they are there: what `Acquire(tokens, keep)` comes to where that is plain.
 
-        None: nothing was done, `apply` must be asked. The arguments are checked by whoever calls.
+        None: nothing was done, `apply` must be asked. Tokens and keep are checked by whoever calls.
         """
+        if now_us is not None:
+            now_us = whole("now_us", now_us)
         if not self._lock.acquire(blocking=False):
             self._wait()
         try:
