@@ -7,10 +7,23 @@ from typing import Any, Final
 
 import pytest
 
-from keepa_tokens import BucketState, Hold, Quota, Reading, Reason
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
-from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, SHORTEST_LIFETIME_US, lifetime_us, transition
-from keepa_tokens.units import CLAIM_US, LIMIT, REORDER_US, UNLIMITED
+from checks.models.strategies import summed
+from keepa_tokens import BucketState, ConfigError, Hold, Quota, Reading, Reason
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    Command,
+    Outcome,
+    Pause,
+    Peek,
+    Reconcile,
+    Reserve,
+    Settle,
+    Unclaim,
+    Verdict,
+)
+from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, lifetime_us, transition
+from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000
 SECOND: Final = 1_000_000
@@ -20,8 +33,8 @@ RECHARGING: Final = Quota(10, 1, 1.0, recharge_to=4)
 
 def known(**fields: Any) -> BucketState:
     """Return a bucket with a reading from just now."""
-    read = {"refilled_at": NOW, "reading_at": NOW, "sequence": 5, "reading_sequence": 3}
-    return BucketState(**{**read, **fields})
+    read = {"refilled_at": NOW, "reading_at": NOW, "sequence": 5, "reading_sequence": 3, "server_time_at": NOW}
+    return summed(SYNCED, BucketState(**{**read, **fields}))
 
 
 def step(quota: Quota, state: BucketState | None, command: Command, now: int = NOW) -> tuple[BucketState, Outcome]:
@@ -43,17 +56,19 @@ def test_the_drift_of_a_call_that_ran_out_counts_its_charge_back() -> None:
     assert (outcome.reading, outcome.drift) == (Verdict.TAKEN, 40 - 48)
 
 
-def test_a_hold_given_up_brings_the_end_of_a_recharge_nearer() -> None:
-    """What it had set aside is available again: the bucket opens as soon as the rest has flowed in."""
-    held = BucketState(balance=5, refilled_at=NOW, sequence=1, holds={"a": Hold(4, 1, NOW + 99 * SECOND, 99 * SECOND)})
-    state, outcome = step(RECHARGING, held, Acquire(3))
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_hold_given_up_brings_the_end_of_a_recharge_nearer(synced: bool) -> None:
+    """What it had taken or set aside is available again: the bucket opens as soon as the rest has flowed in."""
+    quota = replace(RECHARGING, synced=synced)
+    hold, other = (Hold(tokens, 1, NOW + 99 * SECOND, 99 * SECOND) for tokens in (4, 1))
+    held = summed(quota, known(balance=5 if synced else 1, holds={"a": hold}))
+    state, outcome = step(quota, held, Acquire(3))
     assert (outcome.reason, state.closed_until) == (Reason.RECHARGING, NOW + 3 * SECOND)
-    assert step(RECHARGING, state, Cancel("a"))[0].closed_until is None
-    other = Hold(1, 2, NOW + 99 * SECOND, 99 * SECOND)
-    both = replace(held, balance=3, sequence=2, holds={**held.holds, "b": other})
-    state, _ = step(RECHARGING, both, Acquire(3))
+    assert step(quota, state, Cancel("a"))[0].closed_until is None
+    both = summed(quota, replace(held, balance=3 if synced else -2, holds={"a": hold, "b": other}))
+    state, _ = step(quota, both, Acquire(3))
     assert state.closed_until == NOW + 6 * SECOND
-    assert step(RECHARGING, state, Cancel("a"))[0].closed_until == NOW + 2 * SECOND
+    assert step(quota, state, Cancel("a"))[0].closed_until == NOW + 2 * SECOND
 
 
 # --- 4: admission
@@ -61,10 +76,26 @@ def test_a_hold_given_up_brings_the_end_of_a_recharge_nearer() -> None:
 
 def test_more_than_can_be_counted_is_too_large() -> None:
     """What is held and what is asked for must stay below 2**52 together."""
-    quota = Quota(10, 1, 1.0, overdraft=UNLIMITED)
-    state = BucketState(balance=5, refilled_at=NOW, sequence=1, holds={"a": Hold(LIMIT - 2, 1, NOW + 1, 1)})
-    assert step(quota, state, Acquire(1))[1].reason is Reason.EMPTY
+    quota = Quota(10, 1, 1.0, overdraft=UNLIMITED, synced=True)
+    state = known(balance=5, holds={"a": Hold(LIMIT - 2, 1, NOW + 1, 1)})
+    assert step(quota, state, Acquire(1))[1].reason is Reason.IN_FLIGHT
     assert step(quota, state, Acquire(2))[1].reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "balance, reason, wait_us",
+    [(11, Reason.EMPTY, 12 * SECOND), (12, Reason.IN_FLIGHT, LOOK_AGAIN_US), (26, Reason.IN_FLIGHT, LOOK_AGAIN_US)],
+)
+def test_who_is_refused_only_because_of_calls_in_flight_asks_again_soon(
+    balance: int, reason: Reason, wait_us: int
+) -> None:
+    """12 beside 15 in flight: a settle may free it where the balance would do; else told as if they cost nothing."""
+    state = known(balance=balance, holds={"a": Hold(15, 4, NOW + 90 * SECOND, 120 * SECOND)})
+    outcome = step(Quota(300, 5, 60.0, synced=True), state, Reserve("b", 12, SECOND))[1]
+    assert (outcome.granted, outcome.reason, outcome.retry_after_us) == (False, reason, wait_us)
+    assert (outcome.balance, outcome.held, outcome.open) == (balance, 15, 1)
+    state = replace(state, balance=27)
+    assert step(Quota(300, 5, 60.0, synced=True), state, Reserve("b", 12, SECOND))[1].granted
 
 
 def test_what_is_there_can_be_had_above_the_capacity_too() -> None:
@@ -84,16 +115,19 @@ def test_a_free_call_in_flight_delays_nobody_who_overdraws() -> None:
     assert step(quota, state, Acquire(50), NOW + wait)[1].granted
 
 
-@pytest.mark.parametrize("ends_by", [-1, 0, 1])
-def test_a_hold_that_ends_with_the_claim_is_counted_to_the_microsecond(ends_by: int) -> None:
-    """Whether it runs out just before, at or after the start from 0, the wait that is told is the one that it takes."""
+# --- 8: an unknown balance
+
+
+@pytest.mark.parametrize("ends_by, left", [(-1, 0), (0, -5), (1, 0)])
+def test_a_failed_probe_of_an_unknown_balance_starts_it_at_the_end_of_the_claim(ends_by: int, left: int) -> None:
+    """What runs out before then charges nothing, what runs out at it or later does; until then ask again soon."""
     claimed_until = NOW + CLAIM_US
     hold = Hold(5, 1, claimed_until + ends_by, CLAIM_US)
-    state = BucketState(balance=None, refilled_at=NOW, sequence=1, probe_until=claimed_until, holds={"a": hold})
-    quota = Quota(300, 5, 60.0, synced=True)
-    wait = step(quota, state, Peek(1))[1].retry_after_us
-    assert not step(quota, state, Acquire(1), NOW + wait - 1)[1].granted
-    assert step(quota, state, Acquire(1), NOW + wait)[1].granted
+    state = known(balance=None, reading_at=None, probe_until=claimed_until, holds={"a": hold})
+    early = step(SYNCED, state, Acquire(1))[1]
+    assert (early.reason, early.retry_after_us) == (Reason.UNKNOWN, LOOK_AGAIN_US)
+    assert step(SYNCED, state, Acquire(0), claimed_until - 1)[1].balance is None
+    assert step(SYNCED, state, Acquire(0), claimed_until)[1].balance == left
 
 
 # --- 5: recharge
@@ -144,7 +178,7 @@ def test_a_call_is_later_than_a_reading_if_it_was_opened_after_it(opened: int, f
 
 def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
     """Its own count is the truth: a settle with a reading ends the hold at its cost, and no more."""
-    state = known(balance=9, holds={"a": Hold(5, 4, NOW + SECOND, SECOND)})
+    state = BucketState(balance=4, refilled_at=NOW, sequence=1, holds={"a": Hold(5, 1, NOW + SECOND, SECOND)})
     after, outcome = step(Quota(10, 1, 60.0), state, Settle("a", 2, Reading(1)))
     assert (outcome.reading, after.balance) == (Verdict.STALE, 7)
 
@@ -165,10 +199,10 @@ def test_a_reading_that_cannot_be_put_in_order_charges_its_cost() -> None:
 
 
 @pytest.mark.parametrize("age, taken", [(REORDER_US, False), (REORDER_US + 1, True)])
-def test_an_older_reading_is_shut_out_for_two_minutes(age: int, taken: bool) -> None:
+def test_a_reading_that_tells_no_order_is_shut_out_for_two_minutes(age: int, taken: bool) -> None:
     """Also if the last one was taken at the very beginning of time."""
-    state = BucketState(balance=5, refilled_at=0, reading_at=0, server_time=9 * SECOND)
-    outcome = step(SYNCED, state, Reconcile(Reading(3, server_time=8.0)), age)[1]
+    state = replace(known(balance=5, reading_at=0, server_time=9 * SECOND, server_time_at=0), refilled_at=0)
+    outcome = step(SYNCED, state, Reconcile(Reading(3)), age)[1]
     assert (outcome.reading is Verdict.TAKEN) == taken
 
 
@@ -176,8 +210,8 @@ def test_a_reading_that_says_nothing_of_the_next_step_leaves_it_where_it_was() -
     """The phase of the steps is kept: the refill comes when it would have come."""
     state = known(balance=50, refilled_at=NOW - 40 * SECOND)
     after, _ = step(SYNCED, state, Reconcile(Reading(20)))
-    assert step(SYNCED, after, Acquire(0), NOW + 20 * SECOND - 1)[0].balance == 20
-    assert step(SYNCED, after, Acquire(0), NOW + 20 * SECOND)[0].balance == 25
+    assert step(SYNCED, after, Acquire(0), NOW + 20 * SECOND - 1)[1].balance == 20
+    assert step(SYNCED, after, Acquire(0), NOW + 20 * SECOND)[1].balance == 25
 
 
 @pytest.mark.parametrize("period_us, adopted", [(LIMIT // 2 - 2, True), (LIMIT // 2 - 1, False)])
@@ -192,7 +226,30 @@ def test_a_rate_is_adopted_if_it_can_be_computed(period_us: int, adopted: bool) 
 def test_a_reading_brings_its_own_period() -> None:
     """What the server calls a period counts, not what the quota does."""
     after, _ = step(SYNCED, known(balance=5), Reconcile(Reading(5, refill=2, period=30.0, next_refill_in=10.0)))
-    assert step(SYNCED, after, Acquire(0), NOW + 40 * SECOND)[0].balance == 9
+    assert step(SYNCED, after, Acquire(0), NOW + 40 * SECOND)[1].balance == 9
+
+
+@pytest.mark.parametrize(
+    "told, first, second",
+    [
+        (60_000_000, 60_000_000, 120_500_000),
+        (60_500_000, 60_500_000, 121_000_000),
+        (60_500_001, 60_500_001, 121_000_002),
+        (90_000_000, 90_000_000, 180_000_000),
+        (600_000_000, 600_000_000, 1_200_000_000),
+        (600_000_001, 600_000_000, 1_200_000_000),
+    ],
+)
+def test_a_refill_told_further_off_than_the_period_is_the_period_until_the_next_reading(
+    told: int, first: int, second: int
+) -> None:
+    """0 left and the next step in 90 s: ask again in 90 s; after ten minutes no word of the server's is waited for."""
+    quota = Quota(300, 5, 60.5, stepped=True, synced=True)
+    state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
+    assert step(quota, state, Acquire(1))[1].retry_after_us == first
+    assert step(quota, state, Acquire(6))[1].retry_after_us == second
+    state, _ = step(quota, state, Reconcile(Reading(0, next_refill_in=60.0)), NOW + 1)
+    assert step(quota, state, Acquire(6), NOW + 1)[1].retry_after_us == 120_500_000
 
 
 # --- 8: the probe
@@ -206,6 +263,28 @@ def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
     assert shown.bound == 0
 
 
+@pytest.mark.parametrize("balance, failures, free_at", [(5, 0, 0), (None, 0, 0), (None, 1, CLAIM_US + 600 * SECOND)])
+def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
+    balance: int | None, failures: int, free_at: int
+) -> None:
+    """Whoever is cancelled leaves the claim to the next one; who gives it back again and again must not hammer."""
+    state = known(balance=balance, reading_at=None, probe_failures=failures)
+    state, claim = step(SYNCED, state, Acquire(999))
+    assert claim.claimed_until_us == NOW + CLAIM_US
+    assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US - 1))[1].found
+    state, given = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
+    assert given.found
+    assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US))[1].found
+    if failures:
+        assert not step(SYNCED, state, Acquire(999))[1].probe
+        return
+    state, again = step(SYNCED, state, Acquire(999))
+    assert again.probe
+    state, _ = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
+    assert not step(SYNCED, state, Acquire(999), NOW + 600 * SECOND - 1)[1].probe
+    assert step(SYNCED, state, Acquire(999), NOW + 1200 * SECOND)[1].probe
+
+
 # --- 9: lifetime
 
 
@@ -214,25 +293,19 @@ def test_a_bucket_that_starts_full_is_forgotten_when_it_is_full() -> None:
     for initial, expected in ((10, 300 * SECOND + LIFETIME_MARGIN_US), (9, None)):
         quota = Quota(10, 1, 100.0, initial=initial)
         state, _ = step(quota, BucketState(balance=10, refilled_at=0), Acquire(3), 0)
-        assert lifetime_us(quota, state, 0) == expected
+        assert lifetime_us(state, 0) == expected
 
 
-def test_a_bucket_is_kept_until_what_its_holds_will_have_cost_is_refilled() -> None:
-    """From the end of the last hold on, all that was set aside has to flow in again."""
-    state, outcome = step(Quota(10, 1, 100.0), None, Reserve("a", 4, SECOND))
-    assert outcome.granted
-    assert lifetime_us(Quota(10, 1, 100.0), state, NOW) == 401 * SECOND + LIFETIME_MARGIN_US
-
-
-def test_an_unknown_bucket_is_kept_for_as_long_as_it_can_tell_anything() -> None:
-    """Asked about, until it would have filled from 0 to the last token; if nobody asked, for the shortest time."""
-    quota = Quota(11, 5, 60.5, stepped=True, synced=True)
-    state, outcome = step(quota, None, Acquire(1))
-    assert outcome.probe
-    assert lifetime_us(quota, state, NOW) == (20 + 3 * 60.5) * SECOND + LIFETIME_MARGIN_US
-    state, outcome = step(quota, None, Acquire(0))
-    assert not outcome.probe
-    assert lifetime_us(quota, state, NOW) == SHORTEST_LIFETIME_US
+def test_a_look_at_an_empty_bucket_never_used_lets_it_begin_to_fill() -> None:
+    """It is stored, so that who waits as told is granted; a full one needs no storing."""
+    quota = Quota(3, 1, 1.0, initial=0)
+    state, outcome = transition(quota, None, NOW, Peek(3))
+    assert state is not None
+    assert outcome.retry_after_us == 3 * SECOND
+    for early in (1, 0):
+        shown = step(quota, state, Peek(3), NOW + 3 * SECOND - early)[1]
+        assert (shown.granted, shown.retry_after_us) == (not early, early)
+    assert transition(Quota(3, 1, 1.0), None, NOW, Peek(3))[0] is None
 
 
 # --- 10: others
@@ -276,3 +349,113 @@ def test_beside_calls_in_flight_nothing_is_learned() -> None:
     state = known(balance=200, holds={"a": Hold(9, 4, NOW + SECOND, SECOND)})
     after, _ = step(quota, state, Reconcile(Reading(150)))
     assert not after.kept_back
+
+
+# --- 12: a pause
+
+
+@pytest.mark.parametrize("quota", [Quota(10, 1, 1.0), RECHARGING, Quota(10, 1, 1.0, synced=True)])
+def test_a_pause_refuses_every_request_until_its_end_and_nothing_else(quota: Quota) -> None:
+    """Whoever asks, in whatever way, is told its end; no probe is claimed, no recharge begins, holds are ended."""
+    state = summed(quota, known(balance=7, holds={"a": Hold(2, 1, NOW + 99 * SECOND, 99 * SECOND)}))
+    state, _ = step(quota, state, Pause(5 * SECOND))
+    asks = (Acquire(1), Acquire(1, wait_us=LIMIT - 1), Reserve("b", 1, SECOND, scout=True), Peek(1))
+    for command in asks:
+        outcome = step(quota, state, command, NOW + 5 * SECOND - 1)[1]
+        assert (outcome.granted, outcome.reason, outcome.retry_after_us) == (False, Reason.PAUSED, 1)
+        assert not outcome.probe
+        assert not outcome.closed
+        assert step(quota, state, command, NOW + 5 * SECOND)[1].granted
+    assert step(quota, state, Settle("a", 1))[1].found
+    assert step(quota, state, Acquire(0))[1].granted
+    assert step(quota, step(quota, state, Pause(0))[0], Acquire(1))[1].granted
+
+
+def test_who_would_wait_for_longer_than_the_pause_is_told_so() -> None:
+    """The later of the two instants."""
+    state, _ = step(Quota(10, 1, 1.0), BucketState(balance=0, refilled_at=NOW), Pause(2 * SECOND))
+    for tokens, wait_us in ((1, 2 * SECOND), (2, 2 * SECOND), (3, 3 * SECOND)):
+        assert step(Quota(10, 1, 1.0), state, Acquire(tokens))[1].retry_after_us == wait_us
+
+
+def test_a_pause_is_a_day_at_most() -> None:
+    """A longer one is cut when it is set, and damage is drawn in to as much when it is read."""
+    day = 86_400 * SECOND
+    state, _ = step(RECHARGING, None, Pause(day + 1))
+    assert state.paused_until == NOW + day
+    state, outcome = step(RECHARGING, replace(state, paused_until=LIMIT - 1), Acquire(0))
+    assert (state.paused_until, outcome.repaired) == (NOW + day, ("paused_until",))
+
+
+# --- 13: terms
+
+
+def test_others_terms_replace_the_stored_ones_once_a_minute() -> None:
+    """In between who asks is served by the stored ones; what changed is said once."""
+    slow, fast = Quota(10, 1, 1.0), Quota(10, 5, 1.0)
+    minute = 60 * SECOND
+    state, first = step(slow, None, Acquire(10))
+    assert first.terms is None
+    state, changed = step(fast, state, Acquire(5))
+    assert (changed.terms, changed.retry_after_us, state.quota) == ((slow, fast), SECOND, fast)
+    served, outcome = step(slow, state, Acquire(5), NOW + minute - 1)
+    assert (outcome.granted, outcome.terms, served.quota) == (True, None, fast)
+    assert step(slow, state, Acquire(0), NOW + minute)[1].terms == (fast, slow)
+
+
+def test_the_time_under_way_goes_over_as_time() -> None:
+    """Half a token of the old rate is half a second, and so many tokens at the new one."""
+    state, _ = step(Quota(10, 1, 1.0), None, Acquire(10))
+    state, outcome = step(Quota(10, 10, 1.0), state, Acquire(0), NOW + 1_500_000)
+    assert outcome.balance == 1 + 5
+    stepped, _ = step(Quota(10, 1, 1.0), None, Acquire(10))
+    stepped, outcome = step(Quota(10, 1, 1.0, stepped=True), stepped, Acquire(1), NOW + 500_000)
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, 500_000)
+
+
+@pytest.mark.parametrize("stood, minutes", [(SECOND, 1), (3600 * SECOND, 1)])
+def test_of_the_time_at_refill_0_at_most_a_minute_goes_over(stood: int, minutes: int) -> None:
+    """It was not counted, so it may not all count at the next rate."""
+    state, _ = step(Quota(1000, 0, 1.0), None, Acquire(1000))
+    assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + stood)[1].balance == 60 * minutes
+
+
+def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() -> None:
+    """At the end of the minute what is above the smaller one is gone, and no sooner; refill fills up to the larger."""
+    large, small, minute = Quota(100, 1, 60.0), Quota(50, 1, 60.0), 60 * SECOND
+    state, _ = step(large, None, Acquire(20))
+    state, changed = step(small, state, Acquire(0))
+    assert (changed.balance, changed.terms) == (80, (large, small))
+    assert step(small, state, Acquire(81), NOW + minute - 1)[1].reason is Reason.EMPTY
+    assert step(small, state, Acquire(80), NOW + minute - 1)[1].granted
+    assert step(small, state, Acquire(0), NOW + minute)[1].balance == 50
+    assert step(small, state, Acquire(0), NOW + 9 * minute)[1].balance == 50
+
+
+def test_a_fast_rate_left_behind_lets_no_more_go_than_the_slow_one() -> None:
+    """1,000 a second, then 10 a second on a bucket of 10: what the fast one held is gone after the minute."""
+    fast, slow, minute = Quota.per_second(1000), Quota.per_second(10), 60 * SECOND
+    state, _ = step(slow, BucketState(balance=1000, refilled_at=NOW, quota=fast), Acquire(0))
+    assert step(slow, state, Acquire(1000), NOW + minute)[1].reason is Reason.TOO_LARGE
+    assert not step(slow, state, Acquire(11), NOW + minute)[1].granted
+    assert step(slow, state, Acquire(10), NOW + minute)[1].granted
+
+
+def test_what_the_callers_own_terms_admit_is_too_large_for_a_minute_only() -> None:
+    """Served by others' smaller capacities, a request is told when its own terms may count."""
+    small, middle, large = (Quota(capacity, 1, 1.0) for capacity in (50, 100, 200))
+    state, _ = step(small, step(middle, None, Acquire(60))[0], Acquire(0))
+    refused = step(large, state, Acquire(150), NOW + 10 * SECOND)[1]
+    assert (refused.reason, refused.retry_after_us) == (Reason.TOO_LARGE, 50 * SECOND)
+    assert step(large, state, Acquire(150), NOW + 60 * SECOND)[1].reason is Reason.EMPTY
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_plain_and_synced_terms_on_one_key_are_an_error_that_names_both(first: bool) -> None:
+    """Nothing is changed; the words say what to do."""
+    stored, callers = Quota(10, 1, 1.0, synced=first), Quota(20, 2, 1.0, synced=not first)
+    state, _ = step(stored, None, Pause(SECOND))
+    with pytest.raises(ConfigError, match=r"own key.*reset\(\)") as caught:
+        transition(callers, state, NOW, Peek())
+    assert str(stored) in str(caught.value)
+    assert str(callers) in str(caught.value)

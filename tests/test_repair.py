@@ -6,11 +6,25 @@ import re
 from typing import Any, Final, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from checks.models.strategies import commands, gaps, instants, quotas, summed
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import FORMAT
-from keepa_tokens.units import CLAIM_US, LIMIT, MAX_HOLD_US, TOLERANCE_US
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import (
+    CLAIM_US,
+    DAY_US,
+    LIMIT,
+    LONGEST_STRETCH_US,
+    MAX_HOLD_US,
+    SWEEP_US,
+    TOLERANCE_US,
+    YEAR_US,
+)
+from tests.strategies import SPARING
 
 NOW: Final = 1_780_000_000_000_000
 PLAIN: Final = Quota(10, 1, 60.0)
@@ -39,7 +53,7 @@ def test_a_sound_state_is_left_as_it_is() -> None:
 
 EDGES: Final[list[tuple[str, int, int]]] = [
     ("balance", 1 - LIMIT, LIMIT - 1),
-    ("refilled_at", 0, NOW + TOLERANCE_US),
+    ("refilled_at", NOW - YEAR_US, NOW + TOLERANCE_US),
     ("carry", 0, 59_999_999),
     ("drift", 1 - LIMIT, LIMIT - 1),
     ("kept_back", 0, LIMIT - 1),
@@ -50,6 +64,15 @@ EDGES: Final[list[tuple[str, int, int]]] = [
     ("kept_back_at", 0, NOW + TOLERANCE_US),
     ("reading_at", 0, NOW + TOLERANCE_US),
     ("probe_until", 0, NOW + CLAIM_US + TOLERANCE_US),
+    ("paused_until", 0, NOW + DAY_US + TOLERANCE_US),
+    ("due_at", 0, NOW + 2 * MAX_HOLD_US + TOLERANCE_US),
+    ("terms_at", 0, NOW + TOLERANCE_US),
+    ("server_time_at", 0, NOW + TOLERANCE_US),
+    ("stretched_us", 1, LONGEST_STRETCH_US),
+    # Ten tokens from empty are ten minutes, then a period and the tolerance.
+    ("last_place", 0, NOW + 660_000_000 + TOLERANCE_US),
+    ("firm_place", 0, NOW + 660_000_000 + TOLERANCE_US),
+    ("version", 0, LIMIT - 1),
     ("sequence", 0, LIMIT // 2),
 ]
 
@@ -113,7 +136,7 @@ def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
     assert (state.sequence, state.reading_sequence, mended) == (7, 7, ("sequence",))
     state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=LIMIT // 2 + 1), NOW)
     assert (state.sequence, state.reading_sequence) == (0, 0)
-    assert mended == ("sequence", "reading_sequence")
+    assert mended == ("reading_sequence",)
 
 
 def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:
@@ -125,12 +148,81 @@ def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:
 
 
 @pytest.mark.parametrize("late, mended", [(0, ()), (1, ("hold:a",))])
-def test_a_hold_of_a_plain_bucket_ends_by_its_lifetime_from_where_all_debt_is_refilled(
-    late: int, mended: tuple[str, ...]
+def test_a_hold_ends_by_its_lifetime_and_the_tolerance(late: int, mended: tuple[str, ...]) -> None:
+    """At the beginning of time too; one that ends later is drawn in."""
+    for quota in (PLAIN, SYNCED):
+        state = summed(
+            quota, BucketState(balance=5, refilled_at=0, holds={"a": Hold(5, 0, 1 + TOLERANCE_US + late, 1)})
+        )
+        sound, names = repair(quota, state, 0)
+        assert (sound.holds["a"].expires_at, names) == (1 + TOLERANCE_US, mended)
+
+
+@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
+@pytest.mark.parametrize("held, number", [(3, 1), (2, 2), (0, 0), (None, 1)])
+def test_sums_that_say_something_else_than_the_holds_are_added_up_again(
+    quota: Quota, held: int | None, number: int
 ) -> None:
-    """At the beginning of time too: five tokens of debt are five minutes, and then its lifetime and the tolerance."""
-    hold = Hold(5, 0, 300_000_000 + 1 + TOLERANCE_US + late, 1)
-    assert repair(PLAIN, BucketState(balance=10, refilled_at=0, holds={"a": hold}), 0)[1] == mended
+    """With all holds there they are right; where only some were read, nothing but the sums tells of the others."""
+    sound, mended = repair(quota, stored(held=held, open=number, holds={"a": HOLD}), NOW)
+    assert (sound.held, sound.open) == (2, 1)
+    # A plain bucket leaves the sums out where they are 0, and its balance doesn't hang on them.
+    assert mended == (() if held is None and not quota.synced else ("held",))
+    sound, mended = repair(quota, stored(held=held, open=number, holds={"a": HOLD}, partial=True), NOW)
+    assert (sound.held, sound.open, mended) == (held or 0, number, ())
+
+
+@pytest.mark.parametrize("lost", ["due_at", None])
+def test_a_hold_is_swept_in_time_whatever_its_sweep_was_put_off_to(lost: str | None) -> None:
+    """At its own end where that is lost; else within a second of it."""
+    due_at = None if lost else NOW + 2 * MAX_HOLD_US
+    for now, expected in ((NOW, HOLD.expires_at), (HOLD.expires_at, HOLD.expires_at + (0 if lost else SWEEP_US))):
+        assert repair(PLAIN, stored(held=2, open=1, holds={"a": HOLD}, due_at=due_at), now)[0].due_at == expected
+
+
+@pytest.mark.parametrize("age", [NOW, NOW - NOW // 1_000_000])
+@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
+def test_a_time_of_refill_of_0_or_in_seconds_fills_no_bucket_in_debt(quota: Quota, age: int) -> None:
+    """The balance stays at -79 and refills from now."""
+    sound, mended = repair(quota, stored(balance=-79, refilled_at=NOW - age, carry=7), NOW)
+    assert (sound.balance, sound.refilled_at, sound.carry, mended) == (-79, NOW, 0, ("refilled_at",))
+
+
+@pytest.mark.parametrize("late, mended", [(0, ()), (1, ("refilled_at",))])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_slow_bucket_may_rightly_not_have_been_touched_for_years(
+    late: int, mended: tuple[str, ...], stepped: bool
+) -> None:
+    """Up to the time from its balance to full, and two periods: ten tokens at one in 100 days are 1,200 days."""
+    quota = Quota(10, 1, 100 * 86_400.0, stepped=stepped)
+    state = BucketState(balance=0, refilled_at=NOW - 1200 * DAY_US - late)
+    assert repair(quota, state, NOW)[1] == mended
+
+
+@pytest.mark.parametrize("balance, furthest", [(10, 660), (0, 660), (-5, 960)])
+@pytest.mark.parametrize("name", ["last_place", "firm_place"])
+def test_a_place_lies_no_further_ahead_than_the_refill_of_debt_and_capacity(
+    name: str, balance: int, furthest: int
+) -> None:
+    """And a period, and the tolerance; a later one is none."""
+    at = NOW + furthest * 1_000_000 + TOLERANCE_US
+    for value, kept, mended in ((at, at, ()), (at + 1, 0, (name,))):
+        sound, names = repair(PLAIN, stored(balance=balance, **{name: value}), NOW)
+        assert (getattr(sound, name), names) == (kept, mended)
+
+
+@pytest.mark.parametrize("synced", [False, True])
+@SPARING
+@given(data=st.data())
+def test_what_the_rules_wrote_needs_no_mending(synced: bool, data: st.DataObject) -> None:
+    """Whatever is asked, also by callers with different terms: as long as the clock goes forwards nothing is damage."""
+    terms = data.draw(st.lists(quotas(synced=synced), min_size=1, max_size=2))
+    state, now = None, data.draw(instants)
+    for _ in range(data.draw(st.integers(1, 15))):
+        now += data.draw(gaps)
+        state, outcome = transition(data.draw(st.sampled_from(terms)), state, now, data.draw(commands(now)))
+        assert outcome.repaired == ()
+        state = None if state is None else BucketState.from_fields(state.to_fields())
 
 
 def test_a_remainder_of_a_whole_token_is_none() -> None:
