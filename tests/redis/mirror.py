@@ -12,7 +12,7 @@ from typing import Final
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.flow import Flow
-from keepa_tokens.rules.state import FAST, HOLD, NUMBERS, QUOTA, BucketState, SoundState, quota_text
+from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, SoundState, quota_text
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage._working import Bucket, Compact, Whole, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
@@ -62,13 +62,13 @@ class Mirror:
             name = HOLD + command.id if isinstance(command, Reserve | Settle | Cancel | Refund) else ""
             seen = {key: "" for key in (name, *ZERO) if key in seen}
             texts = {key: text for key, text in texts.items() if key == name or key in WRITTEN}
-        gone = {key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST})}
+        gone = {key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST, LINE})}
         self.texts = {key: text for key, text in self.texts.items() if key not in gone} | texts
 
 
 def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
     """Return the numbers, and the hold that the command names."""
-    names = {*NUMBERS, QUOTA, FAST, HOLD + getattr(command, "id", "")}
+    names = {*NUMBERS, QUOTA, FAST, LINE, HOLD + getattr(command, "id", "")}
     return {name: text for name, text in texts.items() if name in names}
 
 
@@ -81,7 +81,7 @@ def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> 
     state = BucketState.from_fields(texts)
     if not _is_sound(texts, state, now):
         return ALL
-    if {"closed_until", "paused_until", "wide_capacity"} & texts.keys():
+    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
         return SOME
     if state.quota is None:
         return ALL
@@ -109,7 +109,7 @@ def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int
     working = begun(quota, now, own=True)
     if working is None or known & texts.keys():
         return ALL
-    if {"closed_until", "paused_until", "wide_capacity"} & texts.keys():
+    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
         return SOME
     served = _served(working, texts, command, now)
     return ALL if texts and not isinstance(served, str) else served

@@ -12,7 +12,7 @@ from .._arguments import whole
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
-from ..rules.state import FAST, HOLD, NUMBERS, QUOTA, BucketState, quota_text
+from ..rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, quota_text
 from ..rules.transition import lifetime_us
 from ..units import LIMIT
 
@@ -196,7 +196,7 @@ def _is_ours(name: str) -> bool:
     return name.startswith(HOLD) or name in _OURS
 
 
-_OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, TURN})
+_OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, LINE, TURN})
 
 
 def _unescaped(text: str) -> str:

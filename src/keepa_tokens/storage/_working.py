@@ -119,7 +119,7 @@ def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> B
     quota = sound.quota
     refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
     queues = not quota.synced and quota.recharge_to is None
-    if queues and sound.balance is not None and _beside(sound) == _NOTHING:
+    if queues and sound.balance is not None and not sound.line and _beside(sound) == _NOTHING:
         return Compact(
             *(sound.balance, sound.refilled_at, sound.carry, sound.held, sound.open, sound.sequence),
             *(sound.last_place, sound.firm_place, sound.largest_place, quota.capacity, refill, period_us),
@@ -138,7 +138,7 @@ def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> B
 
 def _until(sound: SoundState, fast: FastTerms | None) -> int:
     """Return up to when the fast path may serve a bucket; 0: not at all."""
-    if sound.balance is None or not (
+    if sound.balance is None or sound.line or not (
         sound.closed_until is None and sound.paused_until is None and sound.wide_capacity is None
     ):
         return 0

@@ -36,7 +36,7 @@ local function hand_over(what, named)
       'open', 'due_at', 'last_place', 'firm_place', 'largest_place', 'terms_at', 'wide_capacity', 'reading_at', 'reading_sequence',
       'server_time', 'server_time_at', 'drift', 'kept_back', 'kept_back_at', 'probe_until', 'probe_failures',
       'probe_returned', 'reported_refill', 'reported_period_us', 'reported_capacity', 'stretched_us', 'quota', 'fast',
-      'turn', 'hold:' .. named,
+      'line', 'turn', 'hold:' .. named,
     }
     texts = call('HMGET', key, unpack(names))
   end
@@ -100,7 +100,7 @@ end
 local terms, id = ARGV[4], ARGV[5]
 local stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
   'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'due_at', 'last_place', 'firm_place', 'held', 'open',
-  'sequence', 'fast', 'largest_place', 'hold:' .. id)
+  'sequence', 'fast', 'largest_place', 'hold:' .. id, 'line')
 if stored[7] and is_anothers_turn(stored[7], '') then
   return {nonce, format('%.0f', now), 'busy'}
 end
@@ -146,7 +146,7 @@ elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and c
     and firm_place and largest_place and held and open and sequence) or now - refilled_at > 365 * DAY_US then
   return hand_over('all')
 end
-if stored[8] or stored[9] or stored[10] then
+if stored[8] or stored[9] or stored[10] or stored[21] then
   return hand_over('some', id)
 end
 if quota ~= terms then
