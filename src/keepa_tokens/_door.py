@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import random
 import time
+from math import inf
 from typing import Generic, TypeVar
 
 from ._arguments import checked_key, instance
 from .clock import Clock, SystemClock
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
-from .rules.commands import Command, Outcome
-from .rules.decision import Reason
-from .units import seconds
+from .rules.commands import Acquire, Command, Outcome
+from .rules.decision import Decision, Reason
+from .units import MICROSECONDS, NEVER, seconds
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -55,6 +56,15 @@ class Door(Generic[S_co]):
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
+            self._hears(event)
+
+    def decided(self, tokens: int, decision: Decision) -> None:
+        """Tell the listener of a decision that was taken without a command."""
+        if self._log is not None and not self._log.is_news(self.key, decision):
+            return
+        retry_after_us = min(NEVER, round(decision.retry_after * MICROSECONDS)) if decision.retry_after < inf else NEVER
+        outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
+        for event in events_of(self.key, Acquire(tokens), outcome):
             self._hears(event)
 
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:

@@ -43,6 +43,8 @@ class TokenBucket:
     ) -> None:
         where: Storage = MemoryStorage() if storage is None else storage
         self._door = Door(quota, key, where, clock, listener)
+        # Most buckets live in memory, and most calls there need no command, no outcome and no event.
+        self._take = where.take if type(where) is MemoryStorage else None
 
     @property
     def quota(self) -> Quota:
@@ -80,6 +82,15 @@ class TokenBucket:
         number from 0.
         """
         door = self._door
+        if self._take is not None and type(tokens) is int and 0 < tokens <= door.quota.capacity and keep == 0:
+            try:
+                decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
+                if decision is not None:
+                    door.decided(tokens, decision)
+                    return decision
+            except BaseException as error:
+                BlockingSteps(door, Acquire(tokens)).undo(error)
+                raise
         door.quota.check_cost(tokens, keep)
         command = Acquire(tokens, keep)
         outcome: Outcome | None = None

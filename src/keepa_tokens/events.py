@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
-from .rules.decision import Reason
+from .rules.decision import Decision, Reason
 from .units import seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
@@ -132,6 +132,11 @@ class LoggingListener:
         if outcome.reason is not Reason.GRANTED or outcome.repaired or outcome.drift:
             return True
         return outcome.granted and key in self._refused
+
+    def is_news(self, key: str, decision: Decision) -> bool:
+        """Whether a plain decision may be worth a line."""
+        refused = self._refused.get(key)
+        return refused is not None if decision.granted else refused != decision.reason
 
     def __call__(self, event: Event, /) -> None:
         """Log `event` if it says something new."""
