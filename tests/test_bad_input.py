@@ -65,7 +65,7 @@ class Watched:
 
     def assert_untouched(self) -> None:
         """Assert that nothing was taken."""
-        assert self.storage.dump("default") is self.before
+        assert self.storage.dump("default") == self.before
 
 
 @pytest.fixture

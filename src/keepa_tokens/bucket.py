@@ -82,7 +82,7 @@ class TokenBucket:
         number from 0.
         """
         door = self._door
-        if self._take is not None and type(tokens) is int and 0 < tokens <= door.quota.capacity and keep == 0:
+        if self._take is not None and type(tokens) is int is type(keep) and 0 < tokens <= door.quota.capacity and not keep:
             try:
                 decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
                 if decision is not None:
