@@ -161,7 +161,7 @@ def test_no_door_passes_silently() -> None:
         proxied(server.port) as proxy,
         FLAVOURS[0].at(f"{proxy.url}?socket_timeout={patience_s}") as opened,
     ):
-        bucket = TokenBucket(PLAIN, key="k", storage=opened)
+        bucket = TokenBucket(Quota(1000, 1, 3600.0), key="k", storage=opened)  # so slow that no refill shows
         reservation = bucket.reserve(100)
         attempts: list[Callable[[], object]] = [
             bucket.try_acquire,

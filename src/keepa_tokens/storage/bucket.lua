@@ -359,7 +359,7 @@ due_at = min(due_at, ends or LIMIT)
 local left = (not is_new and (synced or due_at < LIMIT or old_open > 0)) and call('PTTL', key) or 0
 local lifetime = ''
 if given == '' and not (q7 ~= '-' and tonumber(q7) < tonumber(q1)) and not (synced and left == -1) then
-  local full_at = (synced or refill == 0) and now + DAY_US or instant(capacity - balance, refilled_at, 0)
+  local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND or instant(capacity - balance, refilled_at, 0)
   if full_at < LIMIT then
     local wanted = max(60 * SECOND, max(full_at, ends or 0) - now + 10 * SECOND)
     lifetime = format('%.0f', max(left, -divmod(-wanted, 1000)))
