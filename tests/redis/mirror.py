@@ -62,7 +62,9 @@ class Mirror:
             name = HOLD + command.id if isinstance(command, Reserve | Settle | Cancel | Refund) else ""
             seen = {key: "" for key in (name, *ZERO) if key in seen}
             texts = {key: text for key, text in texts.items() if key == name or key in WRITTEN}
-        gone = {key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST, LINE})}
+        gone = {
+            key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST, LINE})
+        }
         self.texts = {key: text for key, text in self.texts.items() if key not in gone} | texts
 
 
@@ -105,7 +107,19 @@ def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> 
 
 
 def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
-    known = {"format", "balance", "carry", QUOTA, "due_at", "last_place", "firm_place", "largest_place", "held", "open", "sequence"}
+    known = {
+        "format",
+        "balance",
+        "carry",
+        QUOTA,
+        "due_at",
+        "last_place",
+        "firm_place",
+        "largest_place",
+        "held",
+        "open",
+        "sequence",
+    }
     working = begun(quota, now, own=True)
     if working is None or known & texts.keys():
         return ALL

@@ -573,7 +573,14 @@ def test_hundreds_of_holds_fit(storage: RedisStorage, client: redis.Redis) -> No
     quota = Quota(10_000, 1, 1.0, synced=True)
     holds = {f"h{n}": Hold(1, n + 1, NOW + SECOND, SECOND) for n in range(1500)}
     state = BucketState(
-        balance=10_000, refilled_at=NOW, sequence=1501, quota=quota, holds=holds, held=1500, open=1500, due_at=NOW + SECOND
+        balance=10_000,
+        refilled_at=NOW,
+        sequence=1501,
+        quota=quota,
+        holds=holds,
+        held=1500,
+        open=1500,
+        due_at=NOW + SECOND,
     )
     client.hset("keepa_tokens:k", items=[part for field in state.to_fields().items() for part in field])
     outcome = storage.apply("k", quota, Acquire(0), now_us=NOW + SECOND * 3 // 2)

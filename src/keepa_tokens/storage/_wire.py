@@ -11,7 +11,20 @@ from urllib.parse import quote, unquote_to_bytes
 from .._arguments import whole
 from ..errors import ConfigError
 from ..quota import Quota
-from ..rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from ..rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Outcome,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+)
 from ..rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, quota_text
 from ..rules.transition import lifetime_us
 from ..units import LIMIT
@@ -57,10 +70,21 @@ class Handed:
         return replace(state, partial=True) if self.partial else state
 
 
-def attempt(quota: Quota, command: Command, now_us: int | None) -> list[Argument]:
+def is_for_the_rules(command: Command) -> bool:
+    """Whether the script can never carry it out by itself, so that it is two calls at least."""
+    match command:
+        case Settle():
+            return command.reading is not None or command.refused
+        case Reconcile() | ClaimProbe() | Unclaim() | Pause():
+            return True
+    return False
+
+
+def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") -> list[Argument]:
     """Return the script's arguments for one step, which it takes by itself or hands over. The second, '', is for a nonce.
 
-    Raises TypeError or ConfigError for numbers that the script could not compute exactly.
+    turn: who wants the next moment alone, to decide. Raises TypeError or ConfigError for numbers that the script could
+    not compute exactly.
     """
     now = "" if now_us is None else whole("now_us", now_us)
     terms = quota_text(quota)
@@ -86,7 +110,7 @@ def attempt(quota: Quota, command: Command, now_us: int | None) -> list[Argument
             # What is shown of holds needs all of them.
             return ["look", "", now, terms, _NO_ID]
         case _:
-            return ["read", "", now, terms, named(command)]
+            return ["read", "", now, terms, named(command), turn]
 
 
 def look(now_us: int | None) -> list[Argument]:

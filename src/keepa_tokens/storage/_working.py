@@ -138,8 +138,10 @@ def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> B
 
 def _until(sound: SoundState, fast: FastTerms | None) -> int:
     """Return up to when the fast path may serve a bucket; 0: not at all."""
-    if sound.balance is None or sound.line or not (
-        sound.closed_until is None and sound.paused_until is None and sound.wide_capacity is None
+    if (
+        sound.balance is None
+        or sound.line
+        or not (sound.closed_until is None and sound.paused_until is None and sound.wide_capacity is None)
     ):
         return 0
     until = sound.refilled_at + YEAR_US if fast is None else fast.until

@@ -60,6 +60,11 @@ local function is_anothers_turn(turn, mine)
   return left > 0 and left <= TURN_US and whose ~= mine
 end
 
+local function take_turn(mine)
+  local time = call('TIME')
+  call('HSET', key, 'turn', format('%.0f %s', time[1] * SECOND + time[2] + TURN_US, mine))
+end
+
 -- Compare-and-set: `version` and `refilled_at` as they were read, the writer's own token, the lifetime, what to hand
 -- over if it fails, how many names to remove and the names, then names and texts to set.
 if verb == 'store' then
@@ -68,8 +73,7 @@ if verb == 'store' then
   local is_taken = stored[3] and is_anothers_turn(stored[3], mine)
   if is_taken or (stored[1] or '') ~= version or (stored[2] or '') ~= refilled_at then
     if stored[1] and not is_taken then
-      local time = call('TIME')
-      call('HSET', key, 'turn', format('%.0f %s', time[1] * SECOND + time[2] + TURN_US, mine))
+      take_turn(mine)
     end
     return hand_over(what, named)
   end
@@ -101,8 +105,11 @@ local terms, id = ARGV[4], ARGV[5]
 local stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
   'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'due_at', 'last_place', 'firm_place', 'held', 'open',
   'sequence', 'fast', 'largest_place', 'hold:' .. id, 'line')
-if stored[7] and is_anothers_turn(stored[7], '') then
+local turn = verb == 'read' and ARGV[6] or ''
+if stored[7] and is_anothers_turn(stored[7], turn) then
   return {nonce, format('%.0f', now), 'busy'}
+elseif turn ~= '' and stored[2] then
+  take_turn(turn)
 end
 
 -- The whole number that a stored text is, as state.py reads it; nil: it is none, or out of its range.

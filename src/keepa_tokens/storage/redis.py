@@ -54,6 +54,9 @@ _SCANNED_AT_ONCE: Final = 500
 _PATIENCE_S: Final = 2.0
 """How long a command that loses to other writers tries again."""
 
+_CROWDED_S: Final = 1.0
+"""For how long after a lost try whoever must decide asks for a turn beforehand."""
+
 _PAUSE_S: Final = 0.001
 """The longest pause before it does: random, so that processes meet less often."""
 
@@ -75,6 +78,9 @@ class _Turns(Generic[LockT]):
         self._guard = threading.Lock()
         self._locks: dict[str, tuple[LockT, list[None]]] = {}
         self._process = os.getpid()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._locks
 
     def enter(self, key: str) -> LockT:
         if self._process != os.getpid():
@@ -103,6 +109,7 @@ class _Keyspace(Generic[LockT]):
         self._salt = secrets.token_hex(4)
         self._numbers = itertools.count()
         self._turns = _Turns(make_lock)
+        self._crowded_until = 0.0
         self._sent_once = not resends(client)
         if not self._sent_once:
             _log.warning(
@@ -128,37 +135,48 @@ class _Keyspace(Generic[LockT]):
 
     # a command's way
 
-    async def _apply(
-        self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer
-    ) -> Outcome:
-        """Decide what the script handed over, and store it; again if somebody else has written meanwhile."""
-        decided = _decided(quota, command, answer)
-        if isinstance(decided, Outcome):
-            return decided
-        end, token = time.monotonic() + _PATIENCE_S, self._nonce()
+    async def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
+        """Let the script carry the command out, or decide what it hands over."""
+        answer: _wire.Answer | None = None
+        if not (key in self._turns or _wire.is_for_the_rules(command)):
+            answer = await self._attempt(key, quota, command, now_us)
+            decided = _decided(quota, command, answer)
+            if isinstance(decided, Outcome):
+                return decided
         async with self._alone(key) as had_to_wait:
-            if had_to_wait:
-                answer = await self._attempt(key, quota, command, now_us)
-            while True:
-                decided = _decided(quota, command, answer)
-                if isinstance(decided, Outcome):
-                    return decided
-                if decided is not None:
-                    before, after, outcome = decided
-                    answer = await self._ask(key, _wire.store(before, after, command, now_us, token), command)
-                    if answer is _wire.Sign.STORED:
-                        return outcome
-                if time.monotonic() > end:
-                    raise StorageUnavailable(
-                        f"others wrote to the bucket {key!r} without a pause for {_PATIENCE_S:g} s."
-                        " The command was certainly not carried out."
-                    )
-                if answer is _wire.Sign.BUSY:
-                    await self._rest(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
-                    answer = await self._attempt(key, quota, command, now_us)
+            return await self._decide(key, quota, command, now_us, None if had_to_wait else answer)
 
-    async def _attempt(self, key: str, quota: Quota, command: Command, now_us: int | None) -> _wire.Answer:
-        return await self._ask(key, _wire.attempt(quota, command, now_us), command)
+    async def _decide(
+        self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer | None
+    ) -> Outcome:
+        """Decide what was handed over, and store it; again if somebody else has written meanwhile."""
+        began, token = time.monotonic(), self._nonce()
+        while True:
+            if answer is None or answer is _wire.Sign.BUSY:
+                # Where many write, whoever must decide first gets a turn.
+                turn = token if began < self._crowded_until else ""
+                answer = await self._attempt(key, quota, command, now_us, turn)
+            decided = _decided(quota, command, answer)
+            if isinstance(decided, Outcome):
+                return decided
+            if decided is not None:
+                before, after, outcome = decided
+                answer = await self._ask(key, _wire.store(before, after, command, now_us, token), command)
+                if answer is _wire.Sign.STORED:
+                    return outcome
+                self._crowded_until = time.monotonic() + _CROWDED_S
+            if time.monotonic() > began + _PATIENCE_S:
+                raise StorageUnavailable(
+                    f"others wrote to the bucket {key!r} without a pause for {_PATIENCE_S:g} s."
+                    " The command was certainly not carried out."
+                )
+            if answer is _wire.Sign.BUSY:
+                await self._rest(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
+
+    async def _attempt(
+        self, key: str, quota: Quota, command: Command, now_us: int | None, turn: str = ""
+    ) -> _wire.Answer:
+        return await self._ask(key, _wire.attempt(quota, command, now_us, turn), command)
 
     async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
         """Run the script and return its answer to this very call."""
@@ -264,8 +282,7 @@ class RedisStorage(_Keyspace[threading.Lock]):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        answer = run(self._attempt(key, quota, command, now_us))
-        return answer if isinstance(answer, Outcome) else run(self._apply(key, quota, command, now_us, answer))
+        return run(self._apply(key, quota, command, now_us))
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -366,8 +383,7 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        answer = await self._attempt(key, quota, command, now_us)
-        return answer if isinstance(answer, Outcome) else await self._apply(key, quota, command, now_us, answer)
+        return await self._apply(key, quota, command, now_us)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `RedisStorage.inspect`."""
