@@ -59,9 +59,8 @@ def test_memory_storage_is_transition(program: Program) -> None:
                 storage.apply("k", act.quota, act.command, now_us=act.now)
             continue
         told = None
-        match act.command:
-            case Acquire(tokens, keep, None, probe_after_us) if probe_after_us is not None:
-                told = storage.take("k", act.quota, tokens, keep, now_us=act.now)
+        if isinstance(act.command, Acquire) and act.command.wait_us is None:
+            told = storage.take("k", act.quota, act.command.tokens, act.command.keep, now_us=act.now)
         if told is None:
             assert storage.apply("k", act.quota, act.command, now_us=act.now) == expected
         else:

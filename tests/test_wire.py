@@ -151,7 +151,7 @@ def test_the_script_hands_over_every_number() -> None:
     """The names that the script reads are all that a state has."""
     script = Path(_wire.__file__).with_name("bucket.lua").read_text()
     (names,) = re.findall(r"names = \{(.*?)'hold:'", script, re.DOTALL)
-    assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "turn"}
+    assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "line", "turn"}
 
 
 @pytest.mark.parametrize("text, raw", [("é", b"\xc3\xa9"), ("\udcff", b"\xff"), ("k", b"k")])

@@ -74,7 +74,9 @@ def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name in names}
 
 
-def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
+def attempt(  # noqa: C901 - the script's questions, in its order
+    texts: dict[str, str], quota: Quota, command: Command, now: int
+) -> Bucket | str:
     """Return the bucket that the fast path serves, or what is handed over."""
     if isinstance(command, Peek | Reconcile):
         return ALL
@@ -205,5 +207,5 @@ def _is_damaged(working: Bucket, now: int) -> bool:
         return True
     latest = max(working.last_place, working.firm_place)
     flow = Flow(working.capacity, working.refill, working.period_us, working.stepped)
-    furthest = flow.instant(working.capacity - min(0, working.balance), now, 0)
+    furthest = flow.instant(working.capacity - min(0, working.balance or 0), now, 0)
     return latest > now and furthest < NEVER and latest > furthest + working.period_us + TOLERANCE_US

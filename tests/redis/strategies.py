@@ -164,14 +164,12 @@ class Damage:
 
     def text(self, now: int) -> str | None:
         """Return the text that is stored."""
-        match self.what:
-            case int():
-                return str(now + self.what if self.from_now else self.what)
-            case FastTerms():
-                return replace(self.what, until=now + self.what.until).text()
-            case Hold():
-                return hold_text(replace(self.what, expires_at=now + self.what.expires_at))
-        return self.what
+        what = self.what
+        if isinstance(what, int):
+            return str(now + what if self.from_now else what)
+        if isinstance(what, FastTerms):
+            return replace(what, until=now + what.until).text()
+        return hold_text(replace(what, expires_at=now + what.expires_at)) if isinstance(what, Hold) else what
 
 
 _damages = st.one_of(
@@ -228,9 +226,6 @@ def programs(draw: st.DrawFn, *, damaged: bool = True, most: int = 14) -> Progra
 
 
 def _placed(command: Command, now: int) -> Command:
-    match command:
-        case Refund(refund_id, tokens, own_us) if own_us is not None:
-            return Refund(refund_id, tokens, max(0, now + own_us))
-        case Unclaim(until_us):
-            return Unclaim(now + until_us)
-    return command
+    if isinstance(command, Refund) and command.own_us is not None:
+        return replace(command, own_us=max(0, now + command.own_us))
+    return Unclaim(now + command.until_us) if isinstance(command, Unclaim) else command

@@ -262,7 +262,7 @@ def test_the_servers_time_rules_without_a_clock(storage: RedisStorage, client: r
 
 
 def test_lifetimes_by_rule_9(storage: RedisStorage, client: redis.Redis) -> None:
-    """A bucket that is nearly full is kept a minute, one at refill 0 and a synced one a day, one with a hold to its end;
+    """A bucket nearly full is kept a minute, one at refill 0 and a synced one a day, a hold keeps it to its end;
     with a small `initial` or a caller's clock for ever.
     """
 
@@ -486,7 +486,7 @@ def test_a_server_that_hangs_is_said_within_the_timeout(own_server: Server, sche
 
 
 def test_a_replica_and_a_full_server_are_said(own_server: Server) -> None:
-    """A read-only replica refuses a write: StorageUnavailable, nothing written. A full server goes on serving buckets."""
+    """A read-only replica refuses a write: StorageUnavailable, nothing written. A full server goes on with buckets."""
     storage = RedisStorage.from_url(own_server.url)
     storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
     with own_server.client() as client:

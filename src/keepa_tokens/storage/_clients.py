@@ -176,12 +176,14 @@ def is_clients(error: BaseException) -> bool:
     return isinstance(error, OSError) or not roots.isdisjoint(CLIENTS)
 
 
+NEEDED: Final = "evalsha, eval, time, hget, hmget, hgetall, hset, hdel, pexpire, pttl, persist and, for keys(), scan"
+"""What a user of buckets must be allowed."""
+
 _MISTAKES: Final = (
     ("WRONGTYPE", "the key of bucket {key!r} holds something that is no bucket: use another key or prefix"),
     (
         "MOVED ",
-        "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the storage the library's"
-        " cluster client",
+        "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client",
     ),
     ("DB index is out of range", "the server has no database of that number: name another one in the URL"),
     ("WRONGPASS", "the server refuses the user's name or password: give those of a user that it knows"),
@@ -191,11 +193,7 @@ _MISTAKES: Final = (
     ("already authenticated", "the server wants a password: give it in the URL or to the client"),
     ("Authentication required", "the server wants a password: give it in the URL or to the client"),
     ("without any password configured", "the server has no password set: leave it out of the URL"),
-    (
-        "NOPERM",
-        "the user may not do all that a bucket needs ({error}): allow evalsha, eval, time, hget, hmget, hgetall, hset,"
-        " hdel, pexpire, pttl, persist and, for keys(), scan on the keys of the prefix",
-    ),
+    ("NOPERM", f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED} on the keys of the prefix"),
     ("can't run this command", "the user may not do all that a bucket needs ({error})"),
     ("can't access at least one of the keys", "the user may not touch the key of bucket {key!r} ({error})"),
     ("No permissions to access a key", "the user may not touch the key of bucket {key!r} ({error})"),
@@ -226,8 +224,9 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
 
 
 def _is_certain(error: Exception, text: str) -> bool:
-    """Whether the command was never sent, or the server answered that it refuses it. The script writes only at its end,
-    and nothing that can fail comes after its first write.
+    """Whether the command was never sent, or the server answered that it refuses it.
+
+    The script writes only at its end, and nothing that can fail comes after its first write.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text

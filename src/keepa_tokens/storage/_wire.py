@@ -72,16 +72,13 @@ class Handed:
 
 def is_for_the_rules(command: Command) -> bool:
     """Whether the script can never carry it out by itself, so that it is two calls at least."""
-    match command:
-        case Settle():
-            return command.reading is not None or command.refused
-        case Reconcile() | ClaimProbe() | Unclaim() | Pause():
-            return True
-    return False
+    if isinstance(command, Settle):
+        return command.reading is not None or command.refused
+    return isinstance(command, Reconcile | ClaimProbe | Unclaim | Pause)
 
 
 def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") -> list[Argument]:
-    """Return the script's arguments for one step, which it takes by itself or hands over. The second, '', is for a nonce.
+    """Return the script's arguments for one step, which it takes by itself or hands over; one, '', is for a nonce.
 
     turn: who wants the next moment alone, to decide. Raises TypeError or ConfigError for numbers that the script could
     not compute exactly.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..quota import Quota
 from ..rules import fast_path
@@ -121,16 +121,35 @@ def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> B
     queues = not quota.synced and quota.recharge_to is None
     if queues and sound.balance is not None and not sound.line and _beside(sound) == _NOTHING:
         return Compact(
-            *(sound.balance, sound.refilled_at, sound.carry, sound.held, sound.open, sound.sequence),
-            *(sound.last_place, sound.firm_place, sound.largest_place, quota.capacity, refill, period_us),
-            *(quota.stepped, quota.overdraft, False, True, 0, quota, sound.version, sound.due_at),
-            *(_until(sound, None), now, own, sound.holds),
+            balance=sound.balance,
+            refilled_at=sound.refilled_at,
+            carry=sound.carry,
+            held=sound.held,
+            open=sound.open,
+            sequence=sound.sequence,
+            last_place=sound.last_place,
+            firm_place=sound.firm_place,
+            largest_place=sound.largest_place,
+            capacity=quota.capacity,
+            refill=refill,
+            period_us=period_us,
+            stepped=quota.stepped,
+            overdraft=quota.overdraft,
+            synced=False,
+            queues=True,
+            kept_back=0,
+            quota=quota,
+            version=sound.version,
+            due_at=sound.due_at,
+            until=_until(sound, None),
+            touched=now,
+            own=own,
+            holds=sound.holds,
         )
-    whole = Whole(
-        *_state_of(sound),
-        *(fast, quota.capacity, refill, period_us, quota.stepped, quota.overdraft, quota.synced, queues),
-        *(_until(sound, fast), now, own),
-    )
+    whole = Whole(*_state_of(sound))
+    whole.fast, whole.until, whole.touched, whole.own = fast, _until(sound, fast), now, own
+    whole.overdraft, whole.stepped, whole.synced, whole.queues = quota.overdraft, quota.stepped, quota.synced, queues
+    whole.capacity, whole.refill, whole.period_us = quota.capacity, refill, period_us
     if fast is not None:
         whole.capacity, whole.refill, whole.period_us = fast.capacity, fast.refill, fast.period_us
     return whole
@@ -160,25 +179,25 @@ def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
 
 def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
     """Carry a command out on the fast path; None: it is not its business, and nothing has changed."""
+    served: Any = bucket  # either kind has the numbers, and one that is served a balance
     granted, place_us = False, 0
-    kind = type(command)
-    if kind is Acquire:
+    if isinstance(command, Acquire):
         wait_us = -1 if command.wait_us is None else command.wait_us
-        at = fast_path.acquire(bucket, now, command.tokens, command.keep, wait_us)
+        at = fast_path.acquire(served, now, command.tokens, command.keep, wait_us)
         if at is None:
             return None
         granted, place_us = True, at - now
-    elif kind is Reserve:
-        if not _reserve(bucket, command, now):
+    elif isinstance(command, Reserve):
+        if not _reserve(served, command, now):
             return None
         granted = True
-    elif kind is Settle:
-        if command.reading is not None or command.refused or not _settle(bucket, command.id, command.actual, now):
+    elif isinstance(command, Settle):
+        if command.reading is not None or command.refused or not _settle(served, command.id, command.actual, now):
             return None
-    elif kind is Cancel:
-        if not _settle(bucket, command.id, 0, now):
+    elif isinstance(command, Cancel):
+        if not _settle(served, command.id, 0, now):
             return None
-    elif kind is not Refund or not _refund(bucket, command, now):
+    elif not isinstance(command, Refund) or not _refund(served, command, now):
         return None
     bucket.version += 1
     bucket.touched = now
@@ -188,7 +207,7 @@ def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
     return outcome
 
 
-def _reserve(bucket: Bucket, command: Reserve, now: int) -> bool:
+def _reserve(bucket: Compact, command: Reserve, now: int) -> bool:
     ends = now + command.hold_for_us
     if command.id in bucket.holds or ends >= LIMIT:
         return False
@@ -199,7 +218,7 @@ def _reserve(bucket: Bucket, command: Reserve, now: int) -> bool:
     return True
 
 
-def _settle(bucket: Bucket, hold_id: str, actual: int | None, now: int) -> bool:
+def _settle(bucket: Compact, hold_id: str, actual: int | None, now: int) -> bool:
     hold = bucket.holds.get(hold_id)
     if hold is None or hold.charged or hold.expires_at <= now:
         return False
@@ -209,7 +228,7 @@ def _settle(bucket: Bucket, hold_id: str, actual: int | None, now: int) -> bool:
     return True
 
 
-def _refund(bucket: Bucket, command: Refund, now: int) -> bool:
+def _refund(bucket: Compact, command: Refund, now: int) -> bool:
     if command.id in bucket.holds:
         return False
     bucket.sequence += 1
@@ -219,7 +238,7 @@ def _refund(bucket: Bucket, command: Refund, now: int) -> bool:
     return True
 
 
-def _remember(bucket: Bucket, hold_id: str, hold: Hold, due_at: int) -> None:
+def _remember(bucket: Compact, hold_id: str, hold: Hold, due_at: int) -> None:
     bucket.holds[hold_id] = hold
     if bucket.due_at is None or due_at < bucket.due_at:
         bucket.due_at = due_at

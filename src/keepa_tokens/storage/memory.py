@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -20,14 +21,15 @@ from ..rules.decision import Decision, Reason, Snapshot
 from ..rules.repair import new_state, repair
 from ..rules.state import BucketState, SoundState
 from ..rules.transition import carry_out, lifetime_us, transition
-from ..units import LIMIT, NEVER, YEAR_US, seconds
+from ..units import LIMIT, MICROSECONDS, NEVER, YEAR_US
 from ._working import Bucket, Compact, begun, kept, serves, step
 
 __all__ = ["MemoryStorage"]
 
 _SWEPT_PER_STEP: Final = 2
 _LOOKED_FOR_FORK_S: Final = 1.0
-_GRANTED: Final = Reason.GRANTED  # a member of an enumeration is looked up slowly
+_GRANTED: Final = Reason.GRANTED  # here, because a member of an enumeration is looked up slowly
+_EMPTY: Final = Reason.EMPTY
 
 
 @dataclass(slots=True)
@@ -80,15 +82,13 @@ class MemoryStorage:
             if at == now:
                 bucket.version += 1
                 bucket.touched = now
-                return Decision(True, _GRANTED, balance)  # noqa: FBT003 - by position: keywords cost time
-            if not bucket.queues:
-                return None
-            reason = (
-                Reason.TOO_LARGE
-                if at >= NEVER and required(tokens, bucket.overdraft) + keep > bucket.capacity
-                else Reason.EMPTY
+                return Decision(True, _GRANTED, balance)  # noqa: FBT003 - keywords cost time
+            if at < NEVER:
+                return Decision(False, _EMPTY, balance, (at - now) / MICROSECONDS)  # noqa: FBT003
+            too_large = required(tokens, bucket.overdraft) + keep > bucket.capacity
+            return Decision(
+                granted=False, reason=Reason.TOO_LARGE if too_large else _EMPTY, balance=balance, retry_after=inf
             )
-            return Decision(False, reason, balance, seconds(at - now) if at < NEVER else inf)
         finally:
             self._lock.release()
 
@@ -108,7 +108,7 @@ class MemoryStorage:
 
         Without `now_us` a bucket used with a caller's clock is shown as at that clock's last step.
         """
-        with _Held(self):
+        with self._held():
             bucket = self._buckets.get(key)
             if bucket is None:
                 return None
@@ -122,12 +122,12 @@ class MemoryStorage:
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
-        with _Held(self):
+        with self._held():
             return iter(list(self._buckets))
 
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
-        with _Held(self):
+        with self._held():
             self._buckets.pop(key, None)
 
     def close(self) -> None:
@@ -135,13 +135,13 @@ class MemoryStorage:
 
     def dump(self, key: str) -> BucketState | None:
         """Return the stored state of `key`, to move it elsewhere."""
-        with _Held(self):
+        with self._held():
             bucket = self._buckets.get(key)
             return None if bucket is None else bucket.state()
 
     def load(self, key: str, state: BucketState) -> None:
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
-        with _Held(self):
+        with self._held():
             self._buckets[key] = _Loaded(state)
 
     def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
@@ -154,7 +154,7 @@ class MemoryStorage:
         bucket = self._buckets.get(key)
         if bucket is None:
             return self._begin(key, quota, command, now, own=own)
-        if type(bucket) is not _Loaded and bucket.own is own:
+        if not isinstance(bucket, _Loaded) and bucket.own is own:
             if serves(bucket, quota, now):
                 outcome = step(bucket, command, now)
                 if outcome is not None:
@@ -195,7 +195,7 @@ class MemoryStorage:
     def _keep(self, key: str, bucket: Bucket) -> None:
         before = self._buckets.get(key)
         self._buckets[key] = bucket
-        if before is None or type(before) is _Loaded or before.own is not bucket.own:
+        if before is None or isinstance(before, _Loaded) or before.own is not bucket.own:
             self._await_end(key, bucket)
 
     def _await_end(self, key: str, bucket: Bucket) -> None:
@@ -216,6 +216,15 @@ class MemoryStorage:
             elif at is not None:
                 deadlines.add(at, key)
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            self._wait()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _wait(self) -> None:
         """Get the lock, which somebody else has; in a forked child perhaps a thread that is not there."""
         while True:
@@ -225,24 +234,8 @@ class MemoryStorage:
                 return
 
 
-class _Held:
-    """The storage's lock, for the time of a `with`."""
-
-    __slots__ = ("_storage",)
-
-    def __init__(self, storage: MemoryStorage) -> None:
-        self._storage = storage
-
-    def __enter__(self) -> None:
-        if not self._storage._lock.acquire(blocking=False):
-            self._storage._wait()
-
-    def __exit__(self, *_: object) -> None:
-        self._storage._lock.release()
-
-
 class _Deadlines:
-    """When buckets may be forgotten, by one clock. One is looked at when its time has come, and put back if it moved."""
+    """When buckets may be forgotten, by one clock. One whose time has come is put back if it has moved."""
 
     __slots__ = ("_queue", "_queued", "next", "seen")
 

@@ -330,7 +330,7 @@ class RedisStorage(_Keyspace[threading.Lock]):
             pool.disconnect(inuse_connections=False)
 
     async def _rest(self, seconds: float) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
 
     @asynccontextmanager
     async def _alone(self, key: str) -> AsyncIterator[bool]:
