@@ -76,7 +76,8 @@ def instant_smooth(need: int, refilled_at: int, carry: int, rate: int, period: i
     if periods > (NEVER - refilled_at) // period:
         return NEVER
     # -(-a // b) is a / b rounded up: a microsecond too late is a wait, one too early a refusal.
-    return min(NEVER, refilled_at + periods * period - (carry - rest * period) // rate)
+    at = refilled_at + periods * period - (carry - rest * period) // rate
+    return at if at < NEVER else NEVER
 
 
 def instant_stepped(need: int, refilled_at: int, refill: int, period: int) -> int:

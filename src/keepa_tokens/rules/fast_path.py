@@ -71,7 +71,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """
     if n.stepped:
         balance, refilled_at, carry = n.flowed(now)
-    else:
+    else:  # what `flowed` does, without one more call
         balance, refilled_at, carry = refill_smooth(
             n.balance, n.refilled_at, n.carry, now, n.capacity, n.refill, n.period_us
         )

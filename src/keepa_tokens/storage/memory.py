@@ -5,24 +5,24 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
-from typing import Final
+from time import monotonic_ns
+from typing import Any, Final
 
 from .._arguments import whole
 from ..quota import Quota
-from ..rules import fast_path
 from ..rules.arithmetic import required
 from ..rules.commands import Command, Outcome, Peek
 from ..rules.decision import Decision, Reason, Snapshot
+from ..rules.fast_path import take
 from ..rules.repair import new_state, repair
 from ..rules.state import BucketState, SoundState
 from ..rules.transition import carry_out, lifetime_us, transition
 from ..units import LIMIT, MICROSECONDS, NEVER, YEAR_US
-from ._working import Bucket, Compact, begun, kept, serves, step
+from ._working import Bucket, begun, kept, serves, step
 
 __all__ = ["MemoryStorage"]
 
@@ -37,6 +37,7 @@ class _Loaded:
     """A state that was brought along: whatever is wrong with it, the next command mends. The rest as in `Whole`."""
 
     brought: BucketState
+    quota: Quota | None = None
     touched: int = 0
     own: bool = True
 
@@ -65,30 +66,26 @@ class MemoryStorage:
         """
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
             self._wait()
         try:
-            bucket = self._buckets.get(key)
-            now = time.monotonic_ns() // 1000 if now_us is None else now_us
+            bucket: Any = self._buckets.get(key)
+            now = monotonic_ns() // 1000 if now_us is None else now_us
             if (
-                type(bucket) is not Compact
+                bucket is None
                 or bucket.quota is not quota
                 or bucket.own is not (now_us is None)
                 or not bucket.refilled_at <= now < bucket.until
                 or not 0 < tokens < LIMIT - bucket.held
             ):
                 return None
-            balance, at = fast_path.take(bucket, now, tokens, keep)
+            balance, at = take(bucket, now, tokens, keep)
             if at == now:
                 bucket.version += 1
-                bucket.touched = now
                 return Decision(True, _GRANTED, balance)  # noqa: FBT003 - keywords cost time
             if at < NEVER:
-                return Decision(False, _EMPTY, balance, (at - now) / MICROSECONDS)  # noqa: FBT003
-            too_large = required(tokens, bucket.overdraft) + keep > bucket.capacity
-            return Decision(
-                granted=False, reason=Reason.TOO_LARGE if too_large else _EMPTY, balance=balance, retry_after=inf
-            )
+                return Decision(False, _EMPTY, balance, (at - now) / MICROSECONDS)  # noqa: FBT003 - the same
+            return _refused(bucket, tokens, keep, balance)
         finally:
             self._lock.release()
 
@@ -96,7 +93,7 @@ class MemoryStorage:
         """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
             self._wait()
         try:
             return self._apply(key, quota, command, now_us)
@@ -117,7 +114,7 @@ class MemoryStorage:
                 now_us = self._callers.seen
         if state.quota is None:
             return None
-        now = time.monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us)
+        now = monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us)
         return transition(state.quota, state, now, Peek())[1].snapshot
 
     def keys(self) -> Iterator[str]:
@@ -146,7 +143,7 @@ class MemoryStorage:
 
     def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
         own = now_us is None
-        now = time.monotonic_ns() // 1000 if now_us is None else now_us
+        now = monotonic_ns() // 1000 if now_us is None else now_us
         deadlines = self._own if own else self._callers
         deadlines.seen = now
         if now >= deadlines.next:
@@ -160,7 +157,7 @@ class MemoryStorage:
                 if outcome is not None:
                     return outcome
             # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
-            on_time = bucket.touched <= now < bucket.refilled_at + YEAR_US
+            on_time = max(bucket.touched, bucket.refilled_at) <= now < bucket.refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
                 return self._decide(key, quota, command, now, bucket.sound(), (), own=own)
         sound, repaired = repair(quota, bucket.state(), now)
@@ -195,10 +192,9 @@ class MemoryStorage:
     def _keep(self, key: str, bucket: Bucket) -> None:
         before = self._buckets.get(key)
         self._buckets[key] = bucket
-        if before is None or isinstance(before, _Loaded) or before.own is not bucket.own:
-            self._await_end(key, bucket)
-
-    def _await_end(self, key: str, bucket: Bucket) -> None:
+        if before is not None and before.quota == bucket.quota and before.own is bucket.own:
+            # It waits for its end already, and is looked at anew when that has come.
+            return
         at = _forgotten_at(bucket)
         if at is not None:
             (self._own if bucket.own else self._callers).add(at, key)
@@ -218,7 +214,7 @@ class MemoryStorage:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
             self._wait()
         try:
             yield
@@ -264,3 +260,12 @@ def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:
     """Return when a bucket that nobody touches may be forgotten; None: never."""
     lifetime = lifetime_us(bucket.state(), bucket.touched)
     return None if lifetime is None else bucket.touched + lifetime
+
+
+def _refused(bucket: Bucket, tokens: int, keep: int, balance: int) -> Decision | None:
+    """Return what is told of tokens that no refill brings; None: more than the refill decides."""
+    if not bucket.queues:
+        return None
+    too_large = required(tokens, bucket.overdraft) + keep > bucket.capacity
+    reason = Reason.TOO_LARGE if too_large else Reason.EMPTY
+    return Decision(granted=False, reason=reason, balance=balance, retry_after=inf)
