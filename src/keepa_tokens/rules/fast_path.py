@@ -67,14 +67,20 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """Take `tokens` if they are there and return the balance then, and `now`.
 
     If they are not, nothing changes: the balance as it is, and the later instant at which they are; NEVER if the bucket
-    can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can be counted exactly beside `held`.
+    can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can be
+    counted exactly beside `held`.
     """
-    if n.stepped:
-        balance, refilled_at, carry = n.flowed(now)
-    else:  # what `flowed` does, without one more call
-        balance, refilled_at, carry = refill_smooth(
-            n.balance, n.refilled_at, n.carry, now, n.capacity, n.refill, n.period_us
-        )
+    balance, refilled_at, carry = n.balance, n.refilled_at, n.carry
+    if refilled_at < now:
+        if n.stepped or balance >= n.capacity or now - refilled_at >= n.period_us:
+            balance, refilled_at, carry = n.flowed(now)
+        else:  # the same, within one period, where most calls are: a call and two divisions less
+            carry += (now - refilled_at) * n.refill
+            balance += carry // n.period_us
+            carry %= n.period_us
+            refilled_at = now
+            if balance >= n.capacity:
+                balance, carry = n.capacity, 0
     need = _need(n, tokens, keep) if n.overdraft or keep or n.synced else tokens
     if balance - (n.held if n.synced else 0) >= need:
         balance -= tokens
