@@ -106,7 +106,7 @@ from .commands import (
     Verdict,
 )
 from .decision import InFlight, Reason, Snapshot
-from .flow import clipped_at, flow_in_effect
+from .flow import clipped_at, flow_in_effect, furthest_place
 from .line import LATE_US, LONGEST_LINE, Ticket, ahead_of, lapses_at, standing
 from .reading import Reading
 from .repair import new_state, repair
@@ -749,6 +749,9 @@ class _Step:
         self.changed = True
         if s.balance is not None:
             s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, now)
+        # Places told by a slower refill may lie further ahead than any at the new one.
+        furthest = furthest_place(self.flow, callers.capacity, s.balance or 0, now)
+        s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
         self._reopen()
 
     # what is stored for the fast path
