@@ -17,15 +17,18 @@ from hypothesis import strategies as st
 from keepa_tokens.quota import exact, reduced
 from keepa_tokens.rules.arithmetic import (
     anchored,
-    carried_over,
+    flowed_between,
+    given_back,
     halved,
     instant_smooth,
     instant_stepped,
+    moved_back,
     phased,
     refill_smooth,
     refill_stepped,
     required,
     saturated,
+    set_aside,
 )
 from keepa_tokens.units import LIMIT, NEVER, TOLERANCE_US
 
@@ -171,34 +174,6 @@ def test_refill_never_lowers_and_never_passes_the_cap(flow: tuple[Rate, int, int
     assert balance <= smooth <= max(balance, capacity)
 
 
-@given(old=flows(), new=rates)
-def test_a_remainder_carried_to_another_rate_never_mints(old: tuple[Rate, int, int, int, int], new: Rate) -> None:
-    """A remainder stands for the same time at the other rate, or less, and is under a token; back again, no more."""
-    rate, carry, _, _, _ = old
-    moved = carried_over(carry, rate.rate, rate.period, new.rate, new.period)
-    assert 0 <= moved < new.period
-    if rate == new:
-        assert moved == carry
-    elif rate.rate and new.rate:
-        assert Fraction(moved, new.rate) <= Fraction(carry, rate.rate)
-        assert carried_over(moved, new.rate, new.period, rate.rate, rate.period) <= carry
-    else:
-        assert moved == 0
-
-
-@given(old=flows(), others=st.lists(rates, max_size=6))
-def test_switching_back_and_forth_between_rates_never_mints(
-    old: tuple[Rate, int, int, int, int], others: list[Rate]
-) -> None:
-    """However many quotas take turns on one key without time passing, the first one's remainder has not grown."""
-    first, carry, _, _, _ = old
-    rate, moved = first, carry
-    for other in (*others, first):
-        moved = carried_over(moved, rate.rate, rate.period, other.rate, other.period)
-        rate = other
-    assert moved <= carry
-
-
 @given(at=moments, now=moments)
 def test_only_what_is_ahead_by_more_than_the_tolerance_is_anchored(at: int, now: int) -> None:
     """A stored instant is kept, up to the tolerance ahead of the clock, else it becomes now."""
@@ -251,12 +226,6 @@ def test_the_last_step_before_the_end_of_time_is_counted(at: int, expected: int)
     assert instant_smooth(1, at, 0, 1, 2) == expected
 
 
-@pytest.mark.parametrize("carry, moved", [(3, 3), (4, 4), (5, 4), (6, 4)])
-def test_a_remainder_that_is_worth_a_token_at_the_new_rate_stays_just_below_one(carry: int, moved: int) -> None:
-    """A remainder of up to a whole new period is taken over; a longer one would be a token, and isn't minted."""
-    assert carried_over(carry, 1, 7, 1, 5) == moved
-
-
 @given(tokens=st.integers(0, LIMIT - 1), since=moments, gap=later, half_life=st.integers(1, 10**10))
 @example(tokens=LIMIT - 1, since=0, gap=52, half_life=1)
 @example(tokens=LIMIT - 1, since=0, gap=51, half_life=1)
@@ -270,3 +239,58 @@ def test_halving_halves_once_a_half_life(tokens: int, since: int, gap: int, half
 def test_a_clock_behind_halves_nothing() -> None:
     """Before the last halving there is nothing to do, however short the half-life."""
     assert halved(8, 5, 3, 1) == halved(8, 5, 5, 1) == (8, 5)
+
+
+# --- what comes back, and what is left to others
+
+
+@given(rate=rates, start=moments, gap=later, stepped=st.booleans())
+def test_what_flows_between_two_instants_is_rounded_up(rate: Rate, start: int, gap: int, stepped: bool) -> None:
+    """Never less than the exact share, and less than a token (stepped: a step) more, up to what is counted exactly."""
+    flowed = flowed_between(start, start + gap, rate.rate, rate.period, stepped=stepped)
+    true = Fraction(gap * rate.rate, rate.period)
+    more = max(1, rate.rate) if stepped else 1
+    assert min(true, LIMIT) <= flowed
+    assert flowed <= LIMIT + rate.rate
+    assert flowed < true + more
+    assert flowed_between(start + gap + 1, start + gap, rate.rate, rate.period, stepped=stepped) == 0
+
+
+@given(rate=rates, tokens=st.integers(0, 10**6), now=moments, own=moments, last_place=moments, stepped=st.booleans())
+def test_what_is_given_back_is_no_more_than_the_places_behind_leave(
+    rate: Rate, tokens: int, now: int, own: int, last_place: int, stepped: bool
+) -> None:
+    """All of it with no place ahead or by the last one; else the refill from its own instant to the last is left."""
+    back = given_back(tokens, own, last_place, now, rate.rate, rate.period, stepped=stepped)
+    if last_place <= max(own, now):
+        assert back == tokens
+        return
+    assert back == max(0, tokens - flowed_between(max(own, now), last_place, rate.rate, rate.period, stepped=stepped))
+
+
+@given(rate=rates, tokens=st.integers(0, 10**6), own=moments, stepped=st.booleans())
+def test_the_place_before_another_is_as_far_back_as_its_tokens_take(
+    rate: Rate, tokens: int, own: int, stepped: bool
+) -> None:
+    """The refill from there to the place is no less than the tokens, a microsecond (stepped: a period) later it is."""
+    back = moved_back(own, tokens, rate.rate, rate.period, stepped=stepped)
+    assert 0 <= back <= own
+    if rate.rate == 0:
+        assert back == own
+    elif not stepped and back:
+        exact_back = own - Fraction(tokens * rate.period, rate.rate)
+        assert 0 <= back - exact_back < 1
+    elif stepped and back:
+        assert back == own - tokens // rate.rate * rate.period
+
+
+@given(keep=st.integers(0, 500), kept=st.integers(0, 500), capacity=st.integers(1, 400), need=st.integers(1, 400))
+def test_what_is_set_aside_is_the_keep_and_at_most_a_third(keep: int, kept: int, capacity: int, need: int) -> None:
+    """Never less than the keep; what is kept back on top goes to a third and makes nothing impossible."""
+    aside = set_aside(keep, kept, capacity, need)
+    assert keep <= aside <= max(keep, capacity // 3)
+    if aside > keep:
+        assert aside + need <= capacity
+        assert aside - keep <= min(kept, capacity // 3)
+    elif kept and capacity >= 3:
+        assert keep >= min(capacity // 3, capacity - need)

@@ -426,10 +426,30 @@ def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() ->
     state, _ = step(large, None, Acquire(20))
     state, changed = step(small, state, Acquire(0))
     assert (changed.balance, changed.terms) == (80, (large, small))
-    assert step(small, state, Acquire(81), NOW + minute - 1)[1].reason is Reason.EMPTY
+    assert step(small, state, Acquire(81), NOW + minute - 1)[1].reason is Reason.TOO_LARGE
     assert step(small, state, Acquire(80), NOW + minute - 1)[1].granted
     assert step(small, state, Acquire(0), NOW + minute)[1].balance == 50
     assert step(small, state, Acquire(0), NOW + 9 * minute)[1].balance == 50
+
+
+@pytest.mark.parametrize("tokens, reason, wait_us", [(69, Reason.EMPTY, 59 * SECOND), (70, Reason.TOO_LARGE, LIMIT)])
+def test_what_the_smaller_capacity_will_clip_is_never_there(tokens: int, reason: Reason, wait_us: int) -> None:
+    """10 tokens at one a second: the 70th would come as only 50 are held any more."""
+    large, small = Quota(100, 1, 1.0), Quota(50, 1, 1.0)
+    state, _ = step(small, step(large, None, Acquire(90))[0], Acquire(0))
+    outcome = step(small, state, Acquire(tokens))[1]
+    assert (outcome.reason, outcome.retry_after_us) == (reason, wait_us)
+    assert not step(small, state, Acquire(tokens), NOW + 59 * SECOND - 1)[1].granted
+    assert step(small, state, Acquire(tokens), NOW + 59 * SECOND)[1].granted is (reason is Reason.EMPTY)
+    assert not step(small, state, Acquire(tokens), NOW + 60 * SECOND)[1].granted
+
+
+def test_a_recharge_aims_at_the_capacity_that_lasts() -> None:
+    """Its end is fixed when it begins, so it may not reckon with the larger one that bounds for a minute."""
+    large, small = Quota(100, 1, 2.0, recharge_to=90), Quota(50, 1, 2.0, recharge_to=90)
+    state, _ = step(small, step(large, None, Acquire(100))[0], Acquire(0))
+    outcome = step(small, state, Acquire(1))[1]
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.RECHARGING, 100 * SECOND)
 
 
 def test_a_fast_rate_left_behind_lets_no_more_go_than_the_slow_one() -> None:

@@ -40,6 +40,13 @@ def opened(bucket: Direct, *names: str) -> None:
         assert bucket.apply(Reserve(name, 10, 10 * MINUTE), EPOCH).granted
 
 
+def look(bucket: Direct) -> Snapshot:
+    """Return the bucket as it stands a second later."""
+    snapshot = bucket.apply(Peek(), EPOCH + SECOND).snapshot
+    assert snapshot is not None
+    return snapshot
+
+
 def settled(bucket: Direct, name: str, actual: int, reading: Reading | None) -> Outcome:
     """Settle a hold."""
     return bucket.apply(Settle(name, actual, reading), EPOCH + SECOND)
@@ -122,30 +129,58 @@ def test_a_settle_again_may_still_bring_a_reading_but_charges_nothing() -> None:
     assert settled(bucket, "a", 10, told(70, 1002.0)).balance == 70
 
 
+FRESH, LOWER, SHUT_OUT = (True, True), (False, True), (False, False)
+"""Whether a higher balance is taken, and whether a lower one is."""
+
+
 @pytest.mark.parametrize(
-    "time, age_us, verdict",
+    "time, age_us, taken",
     [
-        pytest.param(1001.0, 0, Verdict.TAKEN, id="later-by-the-server"),
-        pytest.param(1000.0, 0, Verdict.STALE, id="equal-and-higher"),
-        pytest.param(999.0, 0, Verdict.STALE, id="earlier"),
-        pytest.param(999.0, REORDER_US, Verdict.STALE, id="earlier-at-two-minutes"),
-        pytest.param(999.0, REORDER_US + 1, Verdict.TAKEN, id="earlier-but-ours-is-older-than-two-minutes"),
-        pytest.param(None, 0, Verdict.STALE, id="no-time"),
-        pytest.param(None, REORDER_US + 1, Verdict.TAKEN, id="no-time-but-ours-is-old"),
+        pytest.param(1001.0, 0, FRESH, id="later-by-the-server"),
+        pytest.param(1000.0, 0, LOWER, id="equal"),
+        pytest.param(995.0, 0, LOWER, id="five-seconds-earlier"),
+        pytest.param(994.999999, 0, SHUT_OUT, id="earlier"),
+        pytest.param(1060.0, 0, FRESH, id="a-minute-more-than-our-clock"),
+        pytest.param(1060.000001, 0, LOWER, id="over-a-minute-more"),
+        pytest.param(1000.000001, 60 * SECOND, FRESH, id="later-and-under-a-minute-less"),
+        pytest.param(1000.0, 60 * SECOND, LOWER, id="equal-a-minute-later"),
+        pytest.param(1000.000001, 60 * SECOND + 2, LOWER, id="over-a-minute-less"),
+        pytest.param(0.0, 60 * SECOND, LOWER, id="years-less"),
+        pytest.param(999.0, REORDER_US, LOWER, id="earlier-at-two-minutes"),
+        pytest.param(999.0, REORDER_US + 1, FRESH, id="earlier-but-ours-is-older-than-two-minutes"),
+        pytest.param(None, 0, SHUT_OUT, id="no-time"),
+        pytest.param(None, REORDER_US, SHUT_OUT, id="no-time-at-two-minutes"),
+        pytest.param(None, REORDER_US + 1, FRESH, id="no-time-but-ours-is-old"),
     ],
 )
-def test_a_reading_outside_any_call(time: float | None, age_us: int, verdict: Verdict) -> None:
-    """A probe's or an observed reading needs a later server's time, or a last reading older than two minutes."""
-    bucket = at(told(100, 1000.0))
-    outcome = bucket.apply(Reconcile(told(200, time)), EPOCH + age_us)
-    assert outcome.reading is verdict
-    assert outcome.balance == (200 if verdict is Verdict.TAKEN else 100)
+def test_a_reading_outside_any_call(time: float | None, age_us: int, taken: tuple[bool, bool]) -> None:
+    """A probe's or an observed reading needs a later server's time, or a last reading older than two minutes.
+
+    Where the server's time tells no order the lower of projection and reading counts.
+    """
+    for balance, is_taken in zip((200, 50), taken, strict=True):
+        bucket = at(told(100, 1000.0))
+        outcome = bucket.apply(Reconcile(told(balance, time)), EPOCH + age_us)
+        assert (outcome.reading is Verdict.TAKEN) is is_taken
+        assert outcome.balance == (balance if is_taken else 100)
 
 
-def test_equal_server_time_with_a_lower_balance_is_taken_outside_a_call_too() -> None:
-    """Of two readings at one time the lower counts."""
+def test_of_two_front_ends_five_seconds_apart_the_lower_balance_counts() -> None:
+    """A's answer, by a clock ahead, came first; B's cost came after it: 40 are left, not 90."""
     bucket = at(told(100, 1000.0))
-    assert bucket.apply(Reconcile(told(99, 1000.0)), EPOCH).balance == 99
+    opened(bucket, "a", "b")
+    assert settled(bucket, "a", 10, told(90, 1001.0)).balance == 90
+    assert settled(bucket, "b", 50, told(40, 996.0)).balance == 40
+    assert look(bucket).held == 0
+
+
+def test_a_server_that_was_in_2100_once_is_followed_again() -> None:
+    """The first time that is no longer the old one's tells no order; it replaces that, so that the next one does."""
+    bucket = at(told(100, 4_102_444_800.0))
+    opened(bucket, "a")
+    bucket.apply(Reconcile(told(95, 1001.0)), EPOCH + SECOND)
+    outcome = bucket.apply(Reconcile(told(97, 1002.0)), EPOCH + 2 * SECOND)
+    assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, 97)
 
 
 def test_if_nobody_ever_gave_a_server_time_the_latest_to_arrive_counts() -> None:
@@ -221,20 +256,26 @@ def test_a_fractional_refill_is_rounded_down(told_refill: float, tokens: int, pe
 @SPARING
 @given(data=st.data(), reading=readings, quota=quotas(synced=True))
 def test_a_reading_that_is_taken_is_the_balance(data: st.DataObject, reading: Reading, quota: Quota) -> None:
-    """A reading that is taken becomes the balance and ends the probe; one that isn't taken changes nothing."""
+    """A reading that is taken becomes the balance, and ends the probe if it is news; another one changes nothing."""
     state: BucketState = data.draw(sound_states(quota, EPOCH))
     bucket, untouched = Direct(quota, state), Direct(quota, state)
     before = untouched.apply(Acquire(0), EPOCH)
     outcome = bucket.apply(Reconcile(reading), EPOCH)
     assert bucket.state is not None
-    if outcome.reading is Verdict.TAKEN:
-        assert outcome.balance == reading.balance
-        assert bucket.state.probe_until is None
-        assert bucket.state.probe_failures == 0
-        assert bucket.state.reading_at == EPOCH
-    else:
+    if outcome.reading is Verdict.STALE:
         assert outcome.balance == before.balance
-        assert bucket.state == untouched.state
+        for later in (EPOCH, EPOCH + 5 * MINUTE):
+            assert bucket.apply(Acquire(5, probe_after_us=None), later) == untouched.apply(
+                Acquire(5, probe_after_us=None), later
+            )
+        return
+    assert outcome.balance == reading.balance
+    if bucket.state.reading_at == EPOCH:
+        assert bucket.state.probe_until is None
+        assert not bucket.state.probe_failures
+    else:
+        assert before.balance is not None
+        assert reading.balance < before.balance
 
 
 @SPARING

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import commands, gaps, instants, quotas, summed
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
+from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import FORMAT
 from keepa_tokens.rules.transition import transition
@@ -209,6 +210,19 @@ def test_a_place_lies_no_further_ahead_than_the_refill_of_debt_and_capacity(
     for value, kept, mended in ((at, at, ()), (at + 1, 0, (name,))):
         sound, names = repair(PLAIN, stored(balance=balance, **{name: value}), NOW)
         assert (getattr(sound, name), names) == (kept, mended)
+
+
+def test_a_place_told_by_slower_terms_is_no_damage_under_faster_ones() -> None:
+    """Ten minutes ahead at one token a minute, where a hundred a second put nobody further than a second."""
+    state, now = None, NOW
+    for quota, command in (
+        (PLAIN, Acquire(10)),
+        (PLAIN, Acquire(10, wait_us=DAY_US)),
+        (Quota(10, 100, 1.0), Acquire(0)),
+        (Quota(10, 100, 1.0), Acquire(0)),
+    ):
+        state, outcome = transition(quota, state, now, command)
+        assert outcome.repaired == ()
 
 
 @pytest.mark.parametrize("synced", [False, True])

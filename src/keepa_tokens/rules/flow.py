@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..units import MINUTE_US
-from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped
+from ..units import MINUTE_US, TOLERANCE_US
+from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped, saturated
 from .state import SoundState
 
-__all__ = ["Flow", "clipped_at", "flow_in_effect"]
+__all__ = ["Flow", "clipped_at", "flow_in_effect", "furthest_place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class Flow:
         if self.stepped:
             return instant_stepped(need, refilled_at, self.refill, self.period_us)
         return instant_smooth(need, refilled_at, carry, self.refill, self.period_us)
+
+
+def furthest_place(flow: Flow, capacity: int, balance: int, now: int) -> int:
+    """Return the latest instant that anybody can rightly have been told at a plain bucket of this flow."""
+    return flow.instant(saturated(capacity - min(0, balance)), now, 0) + flow.period_us + TOLERANCE_US
 
 
 def flow_in_effect(state: SoundState, now: int) -> Flow:

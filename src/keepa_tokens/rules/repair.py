@@ -18,13 +18,12 @@ from ..units import (
     LIMIT,
     LONGEST_STRETCH_US,
     MAX_HOLD_US,
-    NEVER,
     SWEEP_US,
     TOLERANCE_US,
     YEAR_US,
 )
 from .arithmetic import anchored, saturated
-from .flow import flow_in_effect
+from .flow import flow_in_effect, furthest_place
 from .line import LONGEST_LINE
 from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold, SoundState
 
@@ -282,9 +281,9 @@ class _Mender:
             # 0, or seconds where microseconds belong: it must not fill a bucket that is in debt.
             self.note("refilled_at")
             sound.refilled_at, sound.carry = self.now, 0
-        furthest = flow.instant(saturated(flow.capacity - min(0, balance)), self.now, 0)
+        furthest = furthest_place(flow, flow.capacity, balance, self.now)
         for name in ("last_place", "firm_place"):
-            if furthest < NEVER and getattr(sound, name) > furthest + flow.period_us + TOLERANCE_US:
+            if getattr(sound, name) > furthest:
                 self.note(name)
                 setattr(sound, name, 0)
 

@@ -106,7 +106,7 @@ from .commands import (
     Verdict,
 )
 from .decision import InFlight, Reason, Snapshot
-from .flow import clipped_at, flow_in_effect
+from .flow import clipped_at, flow_in_effect, furthest_place
 from .line import LATE_US, LONGEST_LINE, Ticket, ahead_of, lapses_at, standing
 from .reading import Reading
 from .repair import new_state, repair
@@ -333,7 +333,7 @@ class _Step:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
         in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
         available = s.balance - in_flight
-        if available < wanted and wanted > self.flow.capacity:
+        if available < wanted and (wanted > self.flow.capacity or self._clipped_before(wanted)):
             # While it is served by others' terms, the caller's own may still admit it.
             return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
         closed_until = self._closed_for(tokens, keep)
@@ -359,7 +359,17 @@ class _Step:
             return start
         if wanted > self.flow.capacity:
             return NEVER
-        return max(start, self.flow.instant(wanted - balance, refilled_at, carry))
+        at = max(start, self.flow.instant(wanted - balance, refilled_at, carry))
+        return at if wanted <= self._lasting_capacity() or at < clipped_at(self.s) else NEVER
+
+    def _clipped_before(self, wanted: int) -> bool:
+        """Whether `wanted` can be had only until the smaller capacity bounds (rule 13), and isn't there by then."""
+        return wanted > self._lasting_capacity() and self._reached(wanted) == NEVER
+
+    def _lasting_capacity(self) -> int:
+        """Return the capacity in effect, without the larger one that bounds for a minute only."""
+        s = self.s
+        return self.flow.capacity if s.wide_capacity is None else flow_in_effect(s, clipped_at(s)).capacity
 
     # 5: recharge
 
@@ -367,7 +377,7 @@ class _Step:
         s = self.s
         if s.balance is None:
             return NEVER
-        lacking = min(s.quota.recharge_to or 0, self.flow.capacity) - (s.balance - self._in_flight())
+        lacking = min(s.quota.recharge_to or 0, self._lasting_capacity()) - (s.balance - self._in_flight())
         return self.now if lacking <= 0 else max(self.now, self.flow.instant(lacking, s.refilled_at, s.carry))
 
     def _closed_for(self, tokens: int, keep: int) -> int | None:
@@ -377,7 +387,7 @@ class _Step:
             return None
         lacking = required(tokens, s.quota.overdraft)
         enough = tokens == 0 or s.balance - self._in_flight() >= lacking
-        if s.closed_until is not None or enough or lacking + keep > self.flow.capacity:
+        if s.closed_until is not None or enough or lacking + keep > self._lasting_capacity():
             return s.closed_until
         end = self._recharged_at()
         return end if self.now < end < NEVER else None
@@ -749,6 +759,9 @@ class _Step:
         self.changed = True
         if s.balance is not None:
             s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, now)
+        # Places told by a slower refill may lie further ahead than any at the new one.
+        furthest = furthest_place(self.flow, callers.capacity, s.balance or 0, now)
+        s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
         self._reopen()
 
     # what is stored for the fast path
@@ -852,7 +865,7 @@ class _Step:
         latest = max(self._charged_all(wanted), self._passed(wanted), s.paused_until or 0, s.closed_until or 0)
         if s.quota.recharge_to is None:
             return latest
-        end = self._charged_all(min(s.quota.recharge_to, self.flow.capacity))
+        end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
         return max(latest, end) if end < NEVER else latest
 
     def _passed(self, wanted: int) -> int:
