@@ -81,9 +81,13 @@ def guard(
     that one request may wait for tokens (None: as long as it takes); AcquireTimeout, nothing spent, when it would be
     longer.
 
+    A query of several requests that may not wait for long, by `wait=False` or a timeout, gets the tokens of all of them
+    before the first is made, or NotEnoughTokens, so that who comes back repeats nothing that was paid; CostTooLarge
+    where the bucket could never have them at once.
+
     Guarding again replaces the guard: a request is never metered twice. Raises ConfigError for a sync client with
     an async bucket or the reverse, and for a client whose own requests can't be seen (another release, a subclass
-    with its own `_request`).
+    with its own `_request`, a status that is a dict).
     """
     kind: type[_Guard]
     if isinstance(api, keepa.Keepa) and isinstance(sync, KeepaSync):
@@ -94,6 +98,11 @@ def guard(
         raise ConfigError(
             f"a {type(api).__name__} can't spend through a {type(sync).__name__}: guard keepa.Keepa with KeepaSync, and"
             " keepa.AsyncKeepa with AsyncKeepaSync"
+        )
+    if isinstance(getattr(api, "status", None), dict):
+        raise ConfigError(
+            f"keepa {keepa.__version__} keeps its status in a dict, which this guard doesn't understand: it is for"
+            " keepa 1.6 (pip install 'keepa>=1.6,<1.7')"
         )
     guarded = kind(api, sync, keep, timeout)
     vars(api).update({name: getattr(guarded, name) for name in kind.shadows})
