@@ -511,6 +511,14 @@ def test_an_answer_outlives_a_storage_that_is_away(make: Make, caplog: pytest.Lo
     assert world.fake.spent == spent
 
 
+def test_a_sync_of_the_wrong_kind_is_told_at_once(kind: Kind) -> None:
+    """A guard for coroutines takes an AsyncKeepaSync and no other, one for threads a KeepaSync: ConfigError says so."""
+    world: Any = World(kind)
+    world.sync, world.asynch = world.asynch, world.sync
+    with pytest.raises(ConfigError, match=r"needs a (Async)?KeepaSync, not "):
+        world.guard()
+
+
 class TimeIsUp(Exception):
     """As Celery's SoftTimeLimitExceeded: raised by a signal, in the middle of anything."""
 
