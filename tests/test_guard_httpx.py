@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -221,6 +223,28 @@ def test_the_key_goes_by_https_to_the_api_alone(library: Any, url: str, gets_it:
     with library.Client(transport=transport, follow_redirects=True) as client:
         client.get("https://api.keepa.com/first" if redirected else url)
     assert ["key=SECRET" in each for each in seen] == [gets_it]
+
+
+ALONE = """
+import sys
+sys.modules["{absent}"] = None
+import {present} as library
+from keepa_tokens import KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens.guards.httpx import KeepaTransport
+sync = KeepaSync(TokenBucket(keepa_quota(5, initial=100)))
+inner = library.MockTransport(lambda request: library.Response(200, json={{"tokensLeft": 77, "refillRate": 5}}))
+with library.Client(transport=KeepaTransport(sync, inner)) as client:
+    client.get("https://api.keepa.com/product?asin=B1").raise_for_status()
+print(sync.bucket.peek().balance)
+"""
+
+
+@pytest.mark.parametrize("present, absent", [("httpx", "httpx2"), ("httpx2", "httpx")])
+def test_either_library_alone_is_enough(present: str, absent: str) -> None:
+    """Where only one of the two is installed, the transport works with that one."""
+    program = ALONE.format(present=present, absent=absent)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "77\n"
 
 
 def test_what_is_sent_without_tls_is_paid_for_too() -> None:
