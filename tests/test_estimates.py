@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -16,6 +19,7 @@ from keepa_tokens.events import Event, EventKind
 from keepa_tokens.keepa.costs import estimate
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from tests.servers import wait_until
 
 PRODUCT = "product"
 
@@ -272,3 +276,31 @@ def test_estimates_of_codes_follow_what_they_cost() -> None:
         estimator.learn("product", params, consumed)
     assert table == 300
     assert learning == 1
+
+
+def test_a_forked_child_goes_on() -> None:
+    """Forked while another thread is in the estimator, a child estimates by what was learned, learns, and ends."""
+    estimator = Estimator()
+    estimator.learn("product", {"code": "1"}, 7)
+    with estimator._lock:  # as the other thread
+        child = os.fork()
+        if child == 0:  # pragma: no cover - in the child
+            with suppress(BaseException):
+                estimator.learn("product", {"code": "1"}, 9)
+                os._exit(estimator.estimate("product", {"code": "1"}))
+            os._exit(99)
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            ended.append(os.waitstatus_to_exitcode(status))
+        return bool(ended)
+
+    try:
+        wait_until("the child ends", has_ended, within_s=10)
+    finally:
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert ended == [9]

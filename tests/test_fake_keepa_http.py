@@ -44,6 +44,40 @@ def client(server: FakeKeepaServer) -> Iterator[httpx.Client]:
         yield opened
 
 
+DEEP = "[" * 20_000
+
+
+@pytest.mark.parametrize(
+    "path, params, status",
+    [
+        ("/product", {"asin": "B000000001", "offers": "1" + "0" * 22}, 400),
+        ("/product", {"asin": "B000000001", "offers": "9" * 5000}, 400),
+        ("/product", {"asin": "B000000001", "offers": "1e22", "domain": "9" * 5000}, 200),
+        ("/product", {"code": "1", "code-limit": "9" * 30}, 200),
+        ("/query", {"selection": DEEP}, 400),
+        ("/deal", {"selection": DEEP}, 400),
+        ("/tracking", {"type": "add", "selection": DEEP}, 400),
+        ("/query", {"selection": '{"perPage": 1' + "0" * 30 + "}"}, 200),
+        ("/query", {"selection": '{"perPage": -1000000000}'}, 200),
+        ("/category", {"category": "9" * 5000}, 200),
+        ("/search", {"term": "x", "page": "9" * 30}, 200),
+    ],
+)
+def test_what_no_client_would_send_is_answered(
+    client: httpx.Client,
+    fake: FakeKeepa,
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    params: dict[str, str],
+    status: int,
+) -> None:
+    """Numbers beyond all reason and a selection nested thousands deep are answered at once, and nothing breaks."""
+    assert client.get(path, params=params).status_code == status
+    assert 0 <= fake.spent <= 50
+    assert client.get("/token").status_code == 200
+    assert capsys.readouterr().err == ""
+
+
 def test_answers_go_over_the_wire_as_they_are(client: httpx.Client, fake: FakeKeepa) -> None:
     """Status, JSON, PNG and errors arrive as the model makes them, over one connection that is kept alive."""
     token = client.get("/token")

@@ -6,16 +6,28 @@ import asyncio
 import gzip
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
+import httpx2
 import pytest
 
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStorage, TokenBucket, keepa_quota
+from keepa_tokens import (
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    ConfigError,
+    KeepaSync,
+    MemoryStorage,
+    TokenBucket,
+    keepa_quota,
+)
 from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import ManualClock, virtual_loop
 
-from tests.http_guards import KEY, World, asins, running  # isort: skip
+from tests.http_guards import KEY, Client, Kind, World, asins, running  # isort: skip
 
 ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
 URL = "https://api.keepa.com/product?asin=B1"
@@ -179,3 +191,92 @@ def test_a_mounted_transport_meters_keepa_alone() -> None:
             client.get(f"http://localhost:{server.port}/product", params=asins(2))
         assert server.fake.spent == 2
         assert sync.bucket.peek().balance == server.fake.balance
+
+
+@pytest.mark.parametrize(
+    "url, gets_it",
+    [
+        ("https://api.keepa.com/product", True),
+        ("https://API.KEEPA.com:443/product", True),
+        ("http://api.keepa.com/product", False),
+        ("http://api.keepa.com:443/product", False),
+        ("https://api.keepa.com:8443/product", False),
+        ("https://api.keepa.com.example.org/product", False),
+        ("https://example.org/api.keepa.com", False),
+        ("https://api.keepa.com@example.org/product", False),
+        ("https://127.0.0.1/product", False),
+    ],
+)
+@pytest.mark.parametrize("redirected", [False, True])
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_the_key_goes_by_https_to_the_api_alone(library: Any, url: str, gets_it: bool, redirected: bool) -> None:
+    """Asked for directly or on a redirect: no other scheme, port or host is sent the key."""
+    seen: list[str] = []
+
+    def answer(request: Any) -> Any:
+        if request.url.path == "/first":
+            return library.Response(302, headers={"Location": url}, json=ENVELOPE)
+        seen.append(str(request.url))
+        return library.Response(200, json=ENVELOPE)
+
+    transport = KeepaTransport(bucket(), library.MockTransport(answer), api_key="SECRET")
+    with library.Client(transport=transport, follow_redirects=True) as client:
+        client.get("https://api.keepa.com/first" if redirected else url)
+    assert ["key=SECRET" in each for each in seen] == [gets_it]
+
+
+ALONE = """
+import sys
+sys.modules["{absent}"] = None
+import {present} as library
+from keepa_tokens import KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens.guards.httpx import KeepaTransport
+sync = KeepaSync(TokenBucket(keepa_quota(5, initial=100)))
+inner = library.MockTransport(lambda request: library.Response(200, json={{"tokensLeft": 77, "refillRate": 5}}))
+with library.Client(transport=KeepaTransport(sync, inner)) as client:
+    client.get("https://api.keepa.com/product?asin=B1").raise_for_status()
+print(sync.bucket.peek().balance)
+"""
+
+
+@pytest.mark.parametrize("present, absent", [("httpx", "httpx2"), ("httpx2", "httpx")])
+def test_either_library_alone_is_enough(present: str, absent: str) -> None:
+    """Where only one of the two is installed, the transport works with that one."""
+    program = ALONE.format(present=present, absent=absent)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "77\n"
+
+
+def test_what_is_sent_without_tls_is_paid_for_too() -> None:
+    """A request to the API's host is metered however it goes there: who puts the key in himself is not let past."""
+    sync = bucket()
+    inner = httpx.MockTransport(lambda request: httpx.Response(200, json=ENVELOPE))
+    with httpx.Client(transport=KeepaTransport(sync, inner)) as client:
+        client.get("http://api.keepa.com/product?asin=B1&key=mine")
+    assert sync.bucket.peek().balance == 77
+
+
+@pytest.mark.parametrize("kind", ["httpx", "httpx-async", "httpx2", "httpx2-async"])
+def test_a_proxy_from_the_environment_is_used(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an inner transport requests go by the proxy that HTTP_PROXY names, but not where NO_PROXY says so."""
+    nowhere = "http://127.0.0.1:9"
+    with running(kind, initial=100) as world:
+        monkeypatch.setenv("HTTP_PROXY", world.server.url.removeprefix("http://"))
+        monkeypatch.setenv("http_proxy", world.server.url.removeprefix("http://"))
+        made: Any = AsyncKeepaTransport if world.is_async else KeepaTransport
+        guard = made(world.asynch if world.is_async else world.sync, api_key=KEY, host="127.0.0.1")
+        client = Client(world, guard)
+        assert client.get("/product", asins(2), base=nowhere).status == 200
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
+            client.get("/product", asins(2), base=nowhere)
+        client.close()
+        assert world.fake.spent == 2
+
+
+@pytest.mark.parametrize("inner", [httpx.AsyncHTTPTransport(), "no transport", httpx.Client])
+def test_an_inner_transport_of_the_wrong_kind_is_told_at_once(inner: Any) -> None:
+    """What can't send a request is a ConfigError that says what it must have."""
+    with pytest.raises(ConfigError, match=r"must have handle_request\(\)"):
+        KeepaTransport(bucket(), inner)

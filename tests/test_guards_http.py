@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
+import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
@@ -507,6 +511,53 @@ def test_an_answer_outlives_a_storage_that_is_away(make: Make, caplog: pytest.Lo
     assert world.fake.spent == spent
 
 
+def test_a_sync_of_the_wrong_kind_is_told_at_once(kind: Kind) -> None:
+    """A guard for coroutines takes an AsyncKeepaSync and no other, one for threads a KeepaSync: ConfigError says so."""
+    world: Any = World(kind)
+    world.sync, world.asynch = world.asynch, world.sync
+    with pytest.raises(ConfigError, match=r"needs a (Async)?KeepaSync, not "):
+        world.guard()
+
+
+class TimeIsUp(Exception):
+    """As Celery's SoftTimeLimitExceeded: raised by a signal, in the middle of anything."""
+
+
+@pytest.mark.parametrize("kind", ["httpx", "httpx2", "requests"])
+def test_a_time_limit_passes_through(kind: Kind) -> None:
+    """What a signal raises while an answer is waited for arrives as it is; charged or not, so the hold stays."""
+
+    def limit(*_: object) -> None:
+        raise TimeIsUp
+
+    with running(kind, initial=300) as world:
+        client = world.client()
+        client.get("/token")
+        world.fake.fail_next(1, "timeout_charged", path="/product")
+        before = signal.signal(signal.SIGALRM, limit)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(TimeIsUp):
+                client.get("/product", asins(5))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert world.bucket().held == 5
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_guard_can_not_be_copied(kind: Kind, copied: Callable[[Any], object]) -> None:
+    """Pickled or copied, by itself or in a session of requests, it says at once that it can't and what to do."""
+    guard = World(kind).guard()
+    with pytest.raises(TypeError, match="can't be pickled or copied: make one in each process"):
+        copied(guard)
+    if kind == "requests" and copied is not copy.copy:
+        with requests.Session() as session:
+            session.mount("https://api.keepa.com/", guard)
+            with pytest.raises(TypeError, match="can't be pickled or copied"):
+                copied(session)
+
+
 # --- estimates
 
 
@@ -590,6 +641,28 @@ def test_a_guard_says_what_it_is(kind: Kind) -> None:
     assert "key='default'" in text
     assert HOST in text
     assert KEY not in text
+
+
+def test_no_frame_below_the_guard_holds_the_key(make: Make) -> None:
+    """After a lost answer and a failed connection the local variables of all frames, as error reports show them, and
+    the pickled exception have no key.
+    """
+    world = make(initial=300)
+    client = world.client()
+    client.get("/token")
+    world.fake.fail_next(1, "disconnect_charged", path="/product")
+    with FakeKeepaServer(world.fake) as gone:
+        base = gone.url
+    for where in (world.server.url, base):
+        with pytest.raises(NETWORK_ERRORS) as lost:
+            client.get("/product", asins(5), base=where)
+        links: list[BaseException] = [lost.value]
+        for link in links:
+            links += [each for each in (link.__cause__, link.__context__) if each is not None and each not in links]
+            for frame, _ in traceback.walk_tb(link.__traceback__):
+                if "tests" not in frame.f_code.co_filename:
+                    assert "sEcReT" not in repr(frame.f_locals)
+        assert b"sEcReT" not in pickle.dumps((lost.value.args, getattr(lost.value, "request", None)))
 
 
 def watch(world: World) -> list[Command]:

@@ -7,7 +7,9 @@ they show of both.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -759,6 +761,36 @@ def test_the_api_key_is_said_nowhere(
     assert not [line for line in lines if KEY in line]
 
 
+def test_no_frame_and_no_pickle_holds_the_key(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What error reports show of an exception beyond its text, and what Celery sends of it, have no key either."""
+    world = make(refill_rate=5)
+    world.guard(initial=200)
+    world.do("update_status")
+    monkeypatch.setattr(FakeKeepaServer, "url", "http://127.0.0.1:9")
+    for name, args in (("query", ["B000000001"]), ("deals", [{"page": 0}])):
+        with pytest.raises((requests.ConnectionError, aiohttp.ClientError)) as away:
+            world.do(name, *args)
+        links: list[BaseException] = [away.value]
+        for link in links:
+            links += [each for each in (link.__cause__, link.__context__) if each is not None and each not in links]
+            for frame, _ in traceback.walk_tb(link.__traceback__):
+                if "tests" not in frame.f_code.co_filename:
+                    assert KEY not in repr(frame.f_locals)
+        request = getattr(away.value, "request", None)
+        assert KEY not in repr(vars(request) if request is not None else "")
+        if world.kind == "sync":
+            assert KEY.encode() not in pickle.dumps(away.value)
+
+
+def test_a_guarded_client_can_not_be_copied(make: Make) -> None:
+    """Its guard would come apart from its bucket: a deep copy and a pickle are refused with what to do."""
+    world = make(refill_rate=5)
+    world.guard()
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="can't be pickled or copied"):
+            copied(world.api)
+
+
 def test_the_search_for_the_key_is_not_blind(make: Make) -> None:
     """Without a guard, the client's own exceptions do carry the key: the test above would find it."""
     world = make(refill_rate=5)
@@ -830,6 +862,14 @@ def test_sync_and_async_do_not_mix() -> None:
         wrong(keepa.Keepa(KEY), AsyncKeepaSync.from_key(KEY))
     with pytest.raises(ConfigError):
         wrong("no client", KeepaSync.from_key(KEY))
+
+
+def test_a_release_whose_status_is_a_dict_is_refused_by_name() -> None:
+    """Release 1.3 keeps its status in a dict: a ConfigError says which releases work."""
+    api = keepa.Keepa(KEY)
+    vars(api)["status"] = {"tokensLeft": None, "refillIn": None}
+    with pytest.raises(ConfigError, match=r"keepa 1\.6"):
+        guard(api, KeepaSync.from_key(KEY))
 
 
 @pytest.mark.parametrize("options", [{"keep": -1}, {"timeout": -1.0}])

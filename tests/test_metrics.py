@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from keepa_tokens import (
     Event,
@@ -14,11 +20,12 @@ from keepa_tokens import (
     MemoryStorage,
     NotEnoughTokens,
     Quota,
+    StorageUnavailable,
     TokenBucket,
     keepa_quota,
 )
 from keepa_tokens.keepa._plans import SERVER_REFUSED
-from keepa_tokens.metrics import PrometheusListener
+from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import FakeKeepa, ManualClock
 
 
@@ -67,7 +74,7 @@ def test_refusals_and_waits_are_counted_by_reason() -> None:
     assert world.value("refusals_total", reason="UNKNOWN") == 1  # asked the server
     assert world.value("refusals_total", reason="EMPTY") == 1
     world.call(1)
-    waits, paused = world.value("waits_total", reason="EMPTY"), world.value("wait_seconds_total", reason="EMPTY")
+    waits, paused = (world.value(f"wait_seconds_{what}", reason="EMPTY") for what in ("count", "sum"))
     assert waits is not None
     assert waits >= 3
     assert paused == pytest.approx(world.clock.slept, rel=0.01)
@@ -166,3 +173,121 @@ def test_the_two_events_of_a_429_are_told_apart() -> None:
     listener(Event(EventKind.SETTLED, "k", why=SERVER_REFUSED))
     assert registry.get_sample_value("keepa_tokens_settled_total", {"bucket": "k"}) == 1
     assert registry.get_sample_value("keepa_tokens_server_refusals_total", {"bucket": "k"}) == 1
+
+
+# --- several processes
+
+WORKER = """
+import sys
+from keepa_tokens import Event, EventKind
+from keepa_tokens.metrics import PrometheusListener
+balance = int(sys.argv[1])
+listener = PrometheusListener()
+listener(Event(EventKind.GRANTED, "k", tokens=3, balance=balance))
+listener(Event(EventKind.READING_TAKEN, "k", balance=balance, drift=-balance))
+"""
+
+SCRAPE = """
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+def test_several_processes_show_one_value(tmp_path: Path) -> None:
+    """Three workers of one bucket: the gauges have one value, the one heard last, and the counts are summed up."""
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+
+    def run(program: str, *arguments: str) -> str:
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    for balance in ("7", "9", "8"):
+        run(WORKER, balance)
+    lines = [line for line in run(SCRAPE).splitlines() if line.startswith("keepa_tokens_")]
+    assert [line for line in lines if line.startswith(("keepa_tokens_balance", "keepa_tokens_drift{"))] == [
+        'keepa_tokens_balance{bucket="k"} 8.0',
+        'keepa_tokens_drift{bucket="k"} -8.0',
+    ]
+    assert 'keepa_tokens_granted_tokens_total{bucket="k"} 9.0' in lines
+    assert not [line for line in lines if "pid=" in line]
+
+
+def test_the_default_registry_is_the_default() -> None:
+    """Without a registry the metrics go where a service's other metrics go."""
+    for kind in (PrometheusListener, BucketCollector):
+        assert inspect.signature(kind).parameters["registry"].default is REGISTRY
+
+
+# --- a look at scrape time
+
+
+def test_a_scrape_looks_at_the_bucket() -> None:
+    """What a scrape shows is the bucket as it is then, though no event has told of it; it takes nothing."""
+    world = World(initial=-10)
+    world.sync.refresh()
+    BucketCollector(world.sync.bucket, registry=world.registry)
+    assert world.value("bucket_balance") == -10
+    world.clock.advance(301)
+    balance = world.value("bucket_balance")
+    assert balance == world.sync.bucket.peek().balance
+    assert balance is not None
+    assert balance >= 10
+    assert world.value("bucket_reading_age_seconds") == pytest.approx(301)
+    assert world.value("bucket_capacity") == 300
+    assert world.value("bucket_refill_per_minute") == pytest.approx(5 * 60 / 60.5)
+    with world.sync.request(4):
+        assert (world.value("bucket_held"), world.value("bucket_holds")) == (4, 1)
+        assert world.value("bucket_available") == balance - 4
+    assert world.value("bucket_up") == 1
+    assert world.fake.spent == 0
+
+
+def test_an_unknown_balance_is_shown_as_such() -> None:
+    """Of a bucket never told there is no number: NaN, and no age of a reading."""
+    world = World()
+    BucketCollector(world.sync.bucket, registry=world.registry)
+    balance = world.value("bucket_balance")
+    assert balance is not None
+    assert math.isnan(balance)
+    assert world.value("bucket_reading_age_seconds") is None
+
+
+def test_a_storage_that_is_away_spoils_no_scrape() -> None:
+    """The bucket whose storage is away is shown as down, the other one as it is."""
+
+    class Away(MemoryStorage):
+        def apply(self, *_: Any, **__: Any) -> Any:
+            raise StorageUnavailable("the storage is away")
+
+    registry = CollectorRegistry()
+    quota = Quota(5, 1, 1.0)
+    BucketCollector(TokenBucket(quota, key="here"), TokenBucket(quota, key="away", storage=Away()), registry=registry)
+    found = {
+        (sample.name, sample.labels["bucket"]): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+    assert found["keepa_tokens_bucket_up", "away"] == 0
+    assert found["keepa_tokens_bucket_balance", "here"] == 5
+    assert [name for name, bucket in found if bucket == "away"] == ["keepa_tokens_bucket_up"]
+
+
+def test_registering_looks_at_no_bucket() -> None:
+    """A registry that describes what it has learns the names without a look."""
+
+    class Watched(MemoryStorage):
+        looks = 0
+
+        def apply(self, *args: Any, **options: Any) -> Any:
+            self.looks += 1
+            return super().apply(*args, **options)
+
+    storage = Watched()
+    registry = CollectorRegistry(auto_describe=True)
+    BucketCollector(TokenBucket(Quota(5, 1, 1.0), key="k", storage=storage), registry=registry)
+    assert storage.looks == 0
+    generate_latest(registry)
+    assert storage.looks == 1

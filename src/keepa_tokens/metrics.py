@@ -1,27 +1,39 @@
-"""A listener that counts what happened in Prometheus metrics (an extra). Labels name buckets, never API keys."""
+"""Prometheus metrics (an extra): a listener that counts what happened, and a collector that looks at buckets.
+
+Labels name buckets, never API keys.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
 
 try:
-    from prometheus_client import CollectorRegistry, Counter, Gauge
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.registry import Collector
 except ImportError as missing:  # pragma: no cover - the message is all there is to it
-    msg = "the Prometheus listener needs prometheus-client: pip install 'keepa-tokens[metrics]'"
+    msg = "the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'"
     raise ImportError(msg) from missing
 
+from .bucket import TokenBucket
+from .errors import StorageUnavailable
 from .events import Event, EventKind, Listener
 from .keepa._plans import SERVER_REFUSED
+from .rules.decision import Snapshot
 
-__all__ = ["PrometheusListener"]
+__all__ = ["BucketCollector", "PrometheusListener"]
 
 LESS: Final = "less"
 MORE: Final = "more"
+PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 class PrometheusListener:
-    """Counts events in `registry`: `TokenBucket(..., listener=PrometheusListener(registry))`. One serves many buckets.
+    """Counts events in `registry`: `TokenBucket(..., listener=PrometheusListener())`. One serves many buckets.
+
+    With several processes (PROMETHEUS_MULTIPROC_DIR) the counts are summed up, and a gauge is the value set last.
 
     then: another listener that is told as well, e.g. a `LoggingListener`. Every metric has the label `bucket`, the
     bucket's key; its names begin with `keepa_tokens_`:
@@ -29,7 +41,7 @@ class PrometheusListener:
     - `grants_total`, `granted_tokens_total`: requests for tokens that were granted, and what they asked for
     - `refusals_total` by `reason`: requests for tokens that the bucket refused
     - `server_refusals_total`: calls that the server refused with a 429
-    - `waits_total`, `wait_seconds_total` by `reason`: pauses of those who wait
+    - `wait_seconds` by `reason`: a histogram of the pauses of those who wait, a minute each at most
     - `settled_total`: calls that were settled
     - `readings_total` by `verdict` (taken, stale, bad): what became of the server's readings
     - `probes_total`, `probe_failures_total`: times that the server was asked, or that a scout was sent
@@ -39,20 +51,32 @@ class PrometheusListener:
     - `balance`, `drift`: gauges; the balance as of the last event (NaN: unknown), the drift of the last reading
     """
 
-    def __init__(self, registry: CollectorRegistry, *, then: Listener | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry = REGISTRY, *, then: Listener | None = None) -> None:
         def counter(name: str, says: str, *labels: str) -> Counter:
             return Counter(name, says, ("bucket", *labels), namespace="keepa_tokens", registry=registry)
 
         def gauge(name: str, says: str) -> Gauge:
-            return Gauge(name, says, ("bucket",), namespace="keepa_tokens", registry=registry)
+            # All processes speak of the same bucket, so what any of them heard last is true of all.
+            return Gauge(
+                *(name, says, ("bucket",)),
+                namespace="keepa_tokens",
+                registry=registry,
+                multiprocess_mode="mostrecent",
+            )
 
         self._then = then
         self._granted_tokens = counter("granted_tokens", "Tokens asked for by the requests that were granted.")
         self._refusals = counter("refusals", "Requests for tokens that the bucket refused.", "reason")
         self._server_refusals = counter("server_refusals", "Calls that the server refused with a 429.")
         self._settled = counter("settled", "Calls that were settled.")
-        self._waits = counter("waits", "Pauses of those who wait for tokens.", "reason")
-        self._wait_seconds = counter("wait_seconds", "Seconds in pauses of those who wait for tokens.", "reason")
+        self._waits = Histogram(
+            "wait_seconds",
+            "Pauses of those who wait for tokens.",
+            ("bucket", "reason"),
+            namespace="keepa_tokens",
+            registry=registry,
+            buckets=PAUSES,
+        )
         self._readings = counter("readings", "What became of the server's readings.", "verdict")
         self._drift_tokens = counter("drift_tokens", "Tokens by which the server's balance differed.", "direction")
         self._balance = gauge("balance", "Tokens that the server would report; NaN: unknown.")
@@ -77,8 +101,7 @@ class PrometheusListener:
             case EventKind.REFUSED:
                 self._refusals.labels(bucket, event.why).inc()
             case EventKind.WAITING:
-                self._waits.labels(bucket, event.why).inc()
-                self._wait_seconds.labels(bucket, event.why).inc(event.seconds)
+                self._waits.labels(bucket, event.why).observe(event.seconds)
             case EventKind.SETTLED:
                 # Of a 429 there are two events: the bucket's, and the one that says why.
                 (self._server_refusals if event.why == SERVER_REFUSED else self._settled).labels(bucket).inc()
@@ -106,3 +129,73 @@ _VERDICTS: Final = {
 _KNOW_THE_BALANCE: Final = frozenset(
     {EventKind.GRANTED, EventKind.REFUSED, EventKind.READING_TAKEN, EventKind.READING_STALE, EventKind.REPAIRED}
 )
+
+
+class BucketCollector(Collector):
+    """Looks at buckets whenever it is scraped: `BucketCollector(sync.bucket)`. Takes nothing, asks no server.
+
+    Whichever process is scraped shows the truth, the bucket being in its storage; so register it in one alone, or in
+    each for itself, not in the registry that collects the files of PROMETHEUS_MULTIPROC_DIR more than once.
+    Every metric has the label `bucket`; its names begin with `keepa_tokens_bucket_`:
+
+    - `balance` (NaN: unknown), `available`, `held`, `holds`, `capacity`, `kept_back`, all in tokens but `holds`
+    - `refill_per_minute`, as the server last reported it
+    - `reading_age_seconds`, `retry_after_seconds` (for one token), `full_in_seconds`, `closed_for_seconds`
+    - `up`: 1 if the storage answered; 0, and nothing else of the bucket, if it did not
+    """
+
+    def __init__(self, *buckets: TokenBucket, registry: CollectorRegistry = REGISTRY) -> None:
+        self._buckets = buckets
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name the metrics without a look, which a registry would take to learn of them."""
+        return [_family(name, says) for name, says, _ in (*_LOOKS, _UP)]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Look at each bucket once."""
+        found = [(bucket.key, _look(bucket)) for bucket in self._buckets]
+        for name, says, value in _LOOKS:
+            family = _family(name, says)
+            for key, seen in found:
+                number = None if seen is None else value(seen)
+                if number is not None:
+                    family.add_metric([key], number)
+            yield family
+        up = _family(*_UP[:2])
+        for key, seen in found:
+            up.add_metric([key], float(seen is not None))
+        yield up
+
+
+Value: TypeAlias = Callable[[Snapshot], float | None]
+
+_UP: Final[tuple[str, str, Value]] = ("up", "Whether the storage of the bucket answered.", lambda _: None)
+_LOOKS: Final[tuple[tuple[str, str, Value], ...]] = (
+    ("balance", "Tokens that the server would report; NaN: unknown.", lambda seen: _known(seen.balance)),
+    ("available", "Tokens that nobody has set aside; NaN: unknown.", lambda seen: _known(seen.available)),
+    ("held", "Tokens set aside by calls in flight.", lambda seen: seen.held),
+    ("holds", "Calls in flight.", lambda seen: seen.holds),
+    ("capacity", "Tokens that a full bucket holds.", lambda seen: seen.capacity),
+    ("kept_back", "Tokens left to somebody else who was seen to spend.", lambda seen: seen.kept_back),
+    ("refill_per_minute", "Tokens that come in a minute.", lambda seen: seen.refill * 60 / seen.period),
+    ("reading_age_seconds", "Seconds since the last reading.", lambda seen: seen.reading_age),
+    ("retry_after_seconds", "Seconds until a call of one token is granted.", lambda seen: seen.retry_after),
+    ("full_in_seconds", "Seconds until the bucket is full.", lambda seen: seen.full_in),
+    ("closed_for_seconds", "Seconds that are left of a recharge.", lambda seen: seen.closed_for),
+)
+
+
+def _family(name: str, says: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"keepa_tokens_bucket_{name}", says, labels=["bucket"])
+
+
+def _known(tokens: int | None) -> float:
+    return math.nan if tokens is None else tokens
+
+
+def _look(bucket: TokenBucket) -> Snapshot | None:
+    try:
+        return bucket.peek()
+    except StorageUnavailable:
+        return None

@@ -14,7 +14,7 @@ from inspect import isawaitable
 from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 from ..clock import SystemClock
-from ..errors import AcquireTimeout, StorageUnavailable
+from ..errors import AcquireTimeout, ConfigError, StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import Refusals, retry_after
@@ -24,7 +24,7 @@ from ..rules.decision import Reason, Snapshot
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
 
-__all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "done", "metered"]
+__all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "checked_sync", "done", "metered"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -80,6 +80,13 @@ class NotCopied:
         )
 
 
+def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:
+    """Return `sync` if it is of the kind that a guard runs on; ConfigError else."""
+    if not isinstance(sync, kind):
+        raise ConfigError(f"a {type(guard).__name__} needs a {kind.__name__}, not {sync!r}")
+    return sync
+
+
 async def done(result: T | Awaitable[T]) -> T:
     """Return a result, awaited where it has to be."""
     return cast("T", await result) if isawaitable(result) else result
@@ -128,9 +135,8 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
     try:
         answer = await done(client.send())
     except Exception as error:
-        if never_sent(error):
-            with suppress(StorageUnavailable):  # then it runs out by itself
-                await done(call.cancel())
+        with suppress(StorageUnavailable):  # then it runs out by itself
+            await done(call.cancel() if never_sent(error) else call.settle())
         forget_locals(error)
         raise
     status = client.status(answer)
@@ -144,7 +150,8 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
 
     refused = status == REFUSED or status >= SERVER_ERROR
     if is_image(client.headers(answer)) and not refused:
-        return answer, None  # it carries no envelope, so its hold is left to run out
+        await end(None)  # it carries no envelope, so its hold is left to run out
+        return answer, None
     streaming = None if refused else client.streamed(answer, end)
     if streaming is not None:
         return streaming, None

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
 from urllib.request import getproxies, proxy_bypass
 
 from .._blocking import run
@@ -33,7 +33,7 @@ from ..errors import ConfigError
 from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import End, NotCopied, done, metered
+from ._flow import AnySync, End, NotCopied, checked_sync, done, metered
 from ._http import KEEPA_HOST, KEY, Estimate, Meter, Origin, asked_by
 
 if TYPE_CHECKING:
@@ -41,20 +41,10 @@ if TYPE_CHECKING:
     import httpx2
 
     class _Base(httpx.BaseTransport, httpx2.BaseTransport):
-        @overload
-        def handle_request(self, request: httpx.Request) -> httpx.Response: ...
-        @overload
-        def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
-        def handle_request(self, request: httpx.Request | httpx2.Request) -> httpx.Response | httpx2.Response: ...
+        def handle_request(self, request: Any) -> Any: ...  # noqa: ANN401 - of either library
 
     class _AsyncBase(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
-        @overload
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response: ...
-        @overload
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
-        async def handle_async_request(
-            self, request: httpx.Request | httpx2.Request
-        ) -> httpx.Response | httpx2.Response: ...
+        async def handle_async_request(self, request: Any) -> Any: ...  # noqa: ANN401 - the same
 else:  # the clients ask for no more than the methods
     _Base = _AsyncBase = object
 
@@ -69,6 +59,7 @@ Sync = TypeVar("Sync", KeepaSync, AsyncKeepaSync)
 class _Transport(NotCopied, Generic[Sync]):
     """What both transports do. send: the inner one's method. own: the kind that is made where none is given."""
 
+    kind: ClassVar[type[AnySync]]
     send: ClassVar[str]
     own: ClassVar[str]
 
@@ -89,7 +80,7 @@ class _Transport(NotCopied, Generic[Sync]):
             raise ConfigError(
                 f"the inner transport of a {type(self).__name__} must have {self.send}(), not be {inner!r}"
             )
-        self._sync: KeepaSync | AsyncKeepaSync = sync
+        self._sync = checked_sync(sync, self.kind, self)
         self._origin = Origin(host, api_key)
         self._meter = Meter(keep=keep, timeout=timeout, again=retry_refused, estimate=estimate, estimator=estimator)
         self._given = inner
@@ -136,6 +127,7 @@ class KeepaTransport(_Transport[KeepaSync], _Base):
     them to `inner`. Closing the client closes `inner`.
     """
 
+    kind: ClassVar[type[AnySync]] = KeepaSync
     send = "handle_request"
     own = "HTTPTransport"
 
@@ -155,18 +147,14 @@ class KeepaTransport(_Transport[KeepaSync], _Base):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *_: object, **__: object) -> None:
         self.close()
 
 
 class AsyncKeepaTransport(_Transport[AsyncKeepaSync], _AsyncBase):
     """`KeepaTransport` for the async clients: the same names, an `AsyncKeepaSync`, an async `inner`."""
 
+    kind: ClassVar[type[AnySync]] = AsyncKeepaSync
     send = "handle_async_request"
     own = "AsyncHTTPTransport"
 
@@ -186,12 +174,7 @@ class AsyncKeepaTransport(_Transport[AsyncKeepaSync], _AsyncBase):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *_: object, **__: object) -> None:
         await self.aclose()
 
 

@@ -21,14 +21,14 @@ answer before the client sees it. Building URLs, parsing, errors and attributes 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from math import isfinite
 from types import FunctionType, SimpleNamespace
-from typing import ClassVar, Final, ParamSpec, Self, TypeAlias, TypeVar, cast, overload
+from typing import ClassVar, Final, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 try:
     import keepa
@@ -45,8 +45,9 @@ from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
+from ._aiohttp import AsyncExchange, Session
 from ._errors import forget_key
-from ._flow import AnyCall, AnySync, Ask, End, NotCopied, done, metered
+from ._flow import AnyCall, AnySync, Ask, NotCopied, done, metered
 from ._http import KEY, Asked, Meter
 from .requests import Exchange
 
@@ -81,9 +82,13 @@ def guard(
     that one request may wait for tokens (None: as long as it takes); AcquireTimeout, nothing spent, when it would be
     longer.
 
+    A query of several requests that may not wait for long, by `wait=False` or a timeout, gets the tokens of all of them
+    before the first is made, or NotEnoughTokens, so that who comes back repeats nothing that was paid; CostTooLarge
+    where the bucket could never have them at once.
+
     Guarding again replaces the guard: a request is never metered twice. Raises ConfigError for a sync client with
     an async bucket or the reverse, and for a client whose own requests can't be seen (another release, a subclass
-    with its own `_request`).
+    with its own `_request`, a status that is a dict).
     """
     kind: type[_Guard]
     if isinstance(api, keepa.Keepa) and isinstance(sync, KeepaSync):
@@ -94,6 +99,11 @@ def guard(
         raise ConfigError(
             f"a {type(api).__name__} can't spend through a {type(sync).__name__}: guard keepa.Keepa with KeepaSync, and"
             " keepa.AsyncKeepa with AsyncKeepaSync"
+        )
+    if isinstance(getattr(api, "status", None), dict):
+        raise ConfigError(
+            f"keepa {keepa.__version__} keeps its status in a dict, which this guard doesn't understand: it is for"
+            " keepa 1.6 (pip install 'keepa>=1.6,<1.7')"
         )
     guarded = kind(api, sync, keep, timeout)
     vars(api).update({name: getattr(guarded, name) for name in kind.shadows})
@@ -319,68 +329,10 @@ class _AsyncGuard(_Guard):
 
         @asynccontextmanager
         async def get(url: str, **options: object) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-            async with _AsyncExchange(url, options) as exchange:
+            async with AsyncExchange(url, options) as exchange:
                 yield await metered(self._sync, meter, asked, exchange, ask)
 
-        return {"aiohttp": SimpleNamespace(ClientSession=lambda: _Session(get))}
-
-
-class _Session:
-    """Stands in for `aiohttp.ClientSession`: a real one is opened for each request, once there are tokens."""
-
-    def __init__(self, get: object) -> None:
-        self.get = get
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Have nothing to close."""
-
-
-class _AsyncExchange(AsyncExitStack):
-    """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
-
-    repeatable = True
-
-    def __init__(self, url: str, options: dict[str, object]) -> None:
-        super().__init__()
-        self._url = url
-        self._options = options
-        self._went_out = False
-        self._trace = aiohttp.TraceConfig()
-        self._trace.on_request_headers_sent.append(self._note)
-
-    async def _note(self, *_: object) -> None:
-        self._went_out = True
-
-    async def send(self) -> aiohttp.ClientResponse:
-        """Send the request, and close the answer before."""
-        await self.aclose()
-        self._went_out = False
-        session = await self.enter_async_context(aiohttp.ClientSession(trace_configs=[self._trace]))
-        get = cast("Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]", session.get)
-        try:
-            return await self.enter_async_context(get(self._url, **self._options))
-        except aiohttp.ClientConnectorError as error:
-            if self._went_out:  # aiohttp sent it again by itself: there is no connection now, but there was one
-                raise aiohttp.ClientOSError(*error.args) from None
-            raise
-
-    def status(self, answer: aiohttp.ClientResponse) -> int:
-        """Return the status."""
-        return answer.status
-
-    def headers(self, answer: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers."""
-        return answer.headers
-
-    async def read(self, answer: aiohttp.ClientResponse) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Read the body, which stays in the answer."""
-        return answer, await answer.read()
-
-    def streamed(self, answer: aiohttp.ClientResponse, end: End) -> None:
-        """Have it read now."""
+        return {"aiohttp": SimpleNamespace(ClientSession=lambda: Session(get))}
 
 
 class _Tidy:

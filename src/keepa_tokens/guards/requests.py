@@ -41,7 +41,7 @@ from .._blocking import run
 from ..errors import ConfigError
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import End, NotCopied, metered
+from ._flow import End, NotCopied, checked_sync, metered
 from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by, has_key, keyed
 
 __all__ = ["KeepaAdapter"]
@@ -75,7 +75,7 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
         pool_maxsize: int = 10,
         pool_block: bool = False,
     ) -> None:
-        self._sync = sync
+        self._sync = checked_sync(sync, KeepaSync, self)
         self._api_key = api_key
         self._origin = Origin(host, api_key)
         self._meter = Meter(keep=keep, timeout=timeout, again=retry_refused, estimate=estimate, estimator=estimator)

@@ -19,6 +19,7 @@ items, is far too high where the prices have a long tail. Why not more: after `w
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -57,9 +58,9 @@ class Estimator:
         estimator.estimate("product", params)   # before
         estimator.learn("product", params, call.consumed)   # after `call.settle(...)`
 
-    The HTTP guards do both where they are given one (`estimator=`). It lives in its process and starts from the table.
-    window: how many settled calls of a kind count. kinds: how many kinds are remembered, the last ones used.
-    table: what to start from.
+    The HTTP guards do both where they are given one (`estimator=`). It lives in its process, goes on in a forked child,
+    and starts from the table. window: how many settled calls of a kind count. kinds: how many kinds are remembered, the
+    last ones used. table: what to start from.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Estimator:
         self._table = table
         self._kinds: OrderedDict[Kind, deque[_Sample]] = OrderedDict()
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def estimate(self, path: str, params: Mapping[str, object]) -> int:
         """Return the tokens to set aside for a call of `path` with `params`; 0 only for what is always free."""
@@ -81,7 +83,7 @@ class Estimator:
         if table <= 0:
             return 0
         kind, items = self._kind(path, params, table)
-        with self._lock:
+        with self._own_lock():
             known = self._kinds.get(kind)
             if known is None:
                 return table
@@ -95,12 +97,18 @@ class Estimator:
         if consumed is None or not 0 < consumed < LIMIT or table <= 0:
             return
         kind, items = self._kind(path, params, table)
-        with self._lock:
+        with self._own_lock():
             known = self._kinds.setdefault(kind, deque(maxlen=self._window))
             self._kinds.move_to_end(kind)
             known.append(_Sample(consumed, items))
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
+
+    def _own_lock(self) -> threading.Lock:
+        """Return the lock of this process: a forked child keeps what was learned, but who held its lock is gone."""
+        if self._process != os.getpid():
+            self._lock, self._process = threading.Lock(), os.getpid()
+        return self._lock
 
     def _kind(self, path: str, params: Mapping[str, object], table: int) -> tuple[Kind, int]:
         """Return which kind of call this is, and for how many items: what the table counts more than once."""

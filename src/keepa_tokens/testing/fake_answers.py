@@ -18,6 +18,8 @@ JsonObject = dict[str, object]
 Params = Mapping[str, str]
 
 MAX_ITEMS: Final = 100
+MAX_OFFERS: Final = 100
+MAX_DIGITS: Final = 18
 OFFERS_PER_PAGE: Final = 10
 RESULTS_PER_PAGE: Final = 10
 SEARCH_PAGES: Final = 4
@@ -68,24 +70,36 @@ def items(params: Params, name: str) -> tuple[str, ...]:
 
 
 def number(params: Params, name: str, default: int) -> int:
-    """Return a whole-number parameter, the default where it is missing or no number."""
+    """Return a whole-number parameter, the default where it is missing, no number or beyond all reason."""
+    text = params.get(name, "")
     try:
-        return int(params[name])
-    except (KeyError, ValueError):
+        return int(text) if len(text) <= MAX_DIGITS else default
+    except ValueError:
         return default
 
 
 def selection(params: Params) -> JsonObject:
     """Return the JSON selection of a query, deal or tracking request, empty where it is no JSON object."""
-    try:
-        parsed: object = json.loads(params.get("selection", ""))
-    except ValueError:
-        return {}
+    parsed = _parsed(params.get("selection", ""))
     return cast("JsonObject", parsed) if isinstance(parsed, dict) else {}
+
+
+def _parsed(text: str) -> object:
+    """Return what a JSON text says, None where it says nothing."""
+    try:
+        parsed: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed
 
 
 def _fine(_: Params) -> str | None:
     return None
+
+
+def _selection_fault(params: Params) -> str | None:
+    unreadable = params.get("selection") and _parsed(params["selection"]) is None
+    return "parameter selection must be JSON" if unreadable else None
 
 
 def _needs(name: str) -> Callable[[Params], str | None]:
@@ -101,6 +115,9 @@ def _needs(name: str) -> Callable[[Params], str | None]:
 
 
 def _product_fault(params: Params) -> str | None:
+    offers = params.get("offers", "")
+    if offers.isdecimal() and number(params, "offers", MAX_OFFERS + 1) > MAX_OFFERS:
+        return f"parameter offers must be at most {MAX_OFFERS}"
     return _needs("asin" if "asin" in params else "code")(params)
 
 
@@ -176,7 +193,7 @@ def _history(world: World, price: int) -> list[list[int] | None]:
 
 def _found(params: Params, world: World) -> int:
     per_page = selection(params).get("perPage", 50)
-    return min(world.query_matches, per_page if isinstance(per_page, int) else 50)
+    return max(0, min(world.query_matches, per_page if isinstance(per_page, int) else 50))
 
 
 def _query_cost(params: Params, world: World) -> int:
@@ -212,7 +229,7 @@ def _categories(ids: list[str], params: Params) -> JsonObject:
     return {
         each: {"domainId": domain, "catId": int(each), "name": f"Category {each}", "children": [], "parent": 0}
         for each in ids
-        if each.isdecimal()
+        if each.isdecimal() and len(each) <= MAX_DIGITS
     }
 
 
@@ -279,10 +296,7 @@ def _tracking_cost(params: Params, _: World) -> int:
 
 
 def _tracked(params: Params) -> int:
-    try:
-        parsed: object = json.loads(params.get("selection", "") or params.get("tracking", ""))
-    except ValueError:
-        return 1
+    parsed = _parsed(params.get("selection", "") or params.get("tracking", ""))
     return len(cast("list[object]", parsed)) if isinstance(parsed, list) else 1
 
 
@@ -305,16 +319,16 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
     {
         "/token": Endpoint(_flat(0), _empty_body, _fine),
         "/product": Endpoint(_product_cost, _product_body, _product_fault),
-        "/query": Endpoint(_query_cost, _query_body, _fine),
+        "/query": Endpoint(_query_cost, _query_body, _selection_fault),
         "/search": Endpoint(_search_cost, _search_body, _fine),
-        "/deal": Endpoint(_flat(5), _deal_body, _fine),
+        "/deal": Endpoint(_flat(5), _deal_body, _selection_fault),
         "/bestsellers": Endpoint(_flat(50), _bestsellers_body, _fine),
         "/topseller": Endpoint(_flat(50), _topseller_body, _fine),
         "/lightningdeal": Endpoint(_lightning_cost, _lightning_body, _fine),
         "/seller": Endpoint(_seller_cost, _seller_body, _needs("seller")),
         "/category": Endpoint(_flat(1), _category_body, _needs("category")),
         "/graphimage": Endpoint(_flat(1), _empty_body, _needs("asin")),
-        "/tracking": Endpoint(_tracking_cost, _tracking_body, _fine),
+        "/tracking": Endpoint(_tracking_cost, _tracking_body, _selection_fault),
     }
 )
 

@@ -15,12 +15,11 @@ The rules, in the order of the code:
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, Literal, get_args
 
@@ -34,72 +33,18 @@ from keepa_tokens.testing.fake_answers import (
     adds_tracking,
     tiny_png,
 )
+from keepa_tokens.testing.fake_wire import Fault, Response, Ticket, Verdict, faulty, json_answer, rejection
 
-Fault = Literal[
-    "429",
-    "429_bare",
-    "500",
-    "503",
-    "html",
-    "empty",
-    "timeout_charged",
-    "timeout_uncharged",
-    "disconnect_charged",
-    "disconnect_uncharged",
-    "error200",
-    "zero_envelope",
-    "no_envelope",
-]
-"""What goes wrong with one call:
-
-`429`, `429_bare`: a refusal though there are tokens, with a true envelope or a proxy's page, not charged.
-`500`, `503`: an error with a true envelope, not charged. `html`: a proxy's page with status 502, not charged.
-`empty`: status 200 and no body, charged. `timeout_*`, `disconnect_*`: no answer, charged or not.
-`error200`: status 200 with an error and a true envelope, not charged. `no_envelope`: an answer without one, charged.
-`zero_envelope`: an error whose token fields are all 0, not charged.
-A fault comes instead of whatever the answer would have been; what could not be admitted is never charged.
-"""
+__all__ = ["FakeKeepa", "Fault", "Response", "Ticket"]
 
 Charge = Literal["completion", "admission"]
 CostHook = Callable[[str, Mapping[str, str]], int | None]
-_Verdict = Literal["run", "refused", "bad_key", "malformed", "unknown_path"]
 
 HOURS_OF_CAPACITY_IN_MINUTES: Final = 60
 IMAGE_CACHE_US: Final = 90 * 60 * 1_000_000
 STEP_BY_STEP: Final = 1000  # a longer gap is refilled in one go: after it the bucket is full in any case
 CHARGED_FAULTS: Final = frozenset({"empty", "timeout_charged", "disconnect_charged", "no_envelope"})
-_PAGES: Final = {
-    "html": (502, "Bad Gateway"),
-    "429_bare": (429, "Too Many Requests"),
-    "down": (503, "Service Unavailable"),
-}
 DEFAULT_PERIOD: Final = (60.19, 60.45)
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer: `body` is the parsed JSON object, None where there is none; `content` is what goes over the wire."""
-
-    status: int
-    body: JsonObject | None
-    content: bytes
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A call that has arrived and not been answered: `cost` is what it takes, `due` the part not charged yet."""
-
-    number: int
-    path: str
-    params: Mapping[str, str] = field(repr=False)  # the API key is among them
-    verdict: _Verdict
-    message: str
-    fault: Fault | Literal["down"] | None
-    cost: int
-    due: int
-    began_us: int
-    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +254,7 @@ class FakeKeepa:
                 return planned
         return _Planned(None)
 
-    def _judge(self, path: str, params: Mapping[str, str]) -> tuple[_Verdict, str]:
+    def _judge(self, path: str, params: Mapping[str, str]) -> tuple[Verdict, str]:
         if self.key is not None and params.get("key") != self.key:
             return "bad_key", "the API key is not valid"
         endpoint = ENDPOINTS.get(path)
@@ -358,14 +303,15 @@ class FakeKeepa:
                 raise ValueError(f"call {ticket.number} is not in flight")
             self._catch_up()
             self._take(ticket.due)
+            envelope = self._envelope(ticket)
             if ticket.fault is not None:
-                answer = self._faulty(ticket, ticket.fault)
-                return replace(answer, headers={**answer.headers, **ticket.headers})
+                body = ENDPOINTS[ticket.path].body(ticket.params, self._world()) if ticket.verdict == "run" else None
+                return faulty(ticket, ticket.fault, envelope, body)
             if ticket.verdict != "run":
-                return self._rejection(ticket)
+                return rejection(ticket, envelope)
             if ticket.path == "/graphimage":
                 return Response(200, None, tiny_png(), {"Content-Type": "image/png"})
-            return _json(200, self._envelope(ticket) | ENDPOINTS[ticket.path].body(ticket.params, self._world()))
+            return json_answer(200, envelope | ENDPOINTS[ticket.path].body(ticket.params, self._world()))
 
     def _envelope(self, ticket: Ticket) -> JsonObject:
         return {
@@ -378,55 +324,8 @@ class FakeKeepa:
             "processingTimeInMs": (self._time_us - ticket.began_us) // 1000,
         }
 
-    def _zero_envelope(self) -> JsonObject:
-        return {
-            "timestamp": self._unix_ms(),
-            "tokensLeft": 0,
-            "refillIn": 0,
-            "refillRate": 0,
-            "tokenFlowReduction": 0.0,
-            "tokensConsumed": 0,
-            "processingTimeInMs": 0,
-        }
-
     def _unix_ms(self) -> int:
         return (self._epoch_us + self._time_us + round(self.server_clock_offset * 1_000_000)) // 1000
-
-    def _rejection(self, ticket: Ticket) -> Response:
-        match ticket.verdict:
-            case "refused":
-                return _json(429, self._envelope(ticket) | _error("notEnoughTokens", ticket.message))
-            case "bad_key":
-                return _json(400, self._zero_envelope() | _error("invalidParameter", ticket.message))
-            case "unknown_path":
-                return _json(404, self._envelope(ticket) | _error("notFound", ticket.message))
-            case _:
-                return _json(400, self._envelope(ticket) | _error("invalidParameter", ticket.message))
-
-    def _faulty(self, ticket: Ticket, fault: Fault | Literal["down"]) -> Response:
-        match fault:
-            case "timeout_charged" | "timeout_uncharged":
-                raise TimeoutError(f"no answer from {ticket.path}")
-            case "disconnect_charged" | "disconnect_uncharged":
-                raise ConnectionError(f"connection lost during {ticket.path}")
-            case "html" | "429_bare" | "down":
-                return _html(*_PAGES[fault])
-            case "empty":
-                return Response(200, None, b"", {"Content-Type": "application/json"})
-            case "no_envelope":
-                return self._bare(ticket)
-            case "zero_envelope":
-                return _json(400, self._zero_envelope() | _error("invalidParameter", "request rejected"))
-            case "error200":
-                return _json(200, self._envelope(ticket) | _error("invalidParameter", "request rejected"))
-            case "429" | "500" | "503":
-                kind = "tooManyRequests" if fault == "429" else "internalServerError"
-                return _json(int(fault), self._envelope(ticket) | _error(kind, "try again later"))
-
-    def _bare(self, ticket: Ticket) -> Response:
-        if ticket.verdict != "run":
-            return _json(400, {})
-        return _json(200, ENDPOINTS[ticket.path].body(ticket.params, self._world()))
 
     # --- whole calls
 
@@ -502,20 +401,6 @@ def _text(value: object) -> str:
 
 def _is_free(path: str, params: Mapping[str, str]) -> bool:
     return path == "/token" or (path == "/tracking" and not adds_tracking(params))
-
-
-def _error(kind: str, message: str) -> JsonObject:
-    return {"error": {"type": kind, "message": message, "details": ""}}
-
-
-def _json(status: int, body: JsonObject) -> Response:
-    content = json.dumps(body, separators=(",", ":")).encode()
-    return Response(status, body, content, {"Content-Type": "application/json;charset=UTF-8"})
-
-
-def _html(status: int, title: str) -> Response:
-    content = f"<html><head><title>{status} {title}</title></head><body><h1>{title}</h1></body></html>".encode()
-    return Response(status, None, content, {"Content-Type": "text/html"})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""One request by aiohttp as the guards' flow makes it, and the session that the keepa client sees meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Self, cast
+
+import aiohttp
+
+from ._flow import End
+
+__all__ = ["AsyncExchange", "Session"]
+
+
+class Session:
+    """Stands in for `aiohttp.ClientSession`: a real one is opened for each request, once there are tokens."""
+
+    def __init__(self, get: object) -> None:
+        self.get = get
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Have nothing to close."""
+
+
+class AsyncExchange(AsyncExitStack):
+    """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
+
+    repeatable = True
+
+    def __init__(self, url: str, options: dict[str, object]) -> None:
+        super().__init__()
+        self._url = url
+        self._options = options
+        self._went_out = False
+        self._trace = aiohttp.TraceConfig()
+        self._trace.on_request_headers_sent.append(self._note)
+
+    async def _note(self, *_: object) -> None:
+        self._went_out = True
+
+    async def send(self) -> aiohttp.ClientResponse:
+        """Send the request, and close the answer before."""
+        await self.aclose()
+        self._went_out = False
+        session = await self.enter_async_context(aiohttp.ClientSession(trace_configs=[self._trace]))
+        get = cast("Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]", session.get)
+        try:
+            return await self.enter_async_context(get(self._url, **self._options))
+        except aiohttp.ClientConnectorError as error:
+            if self._went_out:  # aiohttp sent it again by itself: there is no connection now, but there was one
+                raise aiohttp.ClientOSError(*error.args) from None
+            raise
+
+    def status(self, answer: aiohttp.ClientResponse) -> int:
+        """Return the status."""
+        return answer.status
+
+    def headers(self, answer: aiohttp.ClientResponse) -> Mapping[str, str]:
+        """Return the headers."""
+        return answer.headers
+
+    async def read(self, answer: aiohttp.ClientResponse) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Read the body, which stays in the answer."""
+        return answer, await answer.read()
+
+    def streamed(self, answer: aiohttp.ClientResponse, end: End) -> None:
+        """Have it read now."""
