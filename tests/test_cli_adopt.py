@@ -124,6 +124,8 @@ def test_as_a_function_it_does_the_same(server: Workers) -> None:
     assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
     with pytest.raises(ConfigError):
         adopt(place, KEY, stuck, refill_rate=20, write=True)
+    assert not place.put(KEY, {"balance": "1200"}, 60.0)  # not even where it came in between
+    assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
     place.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from keepa_tokens import Quota, Reading, TokenBucket
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.status import document as status_document
-from keepa_tokens.cli.status import headline, sentences
+from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
@@ -189,6 +189,15 @@ def test_all_is_a_table(server: Workers) -> None:
     heading, *rows = run("status", "--redis", server.url, "--all").stdout.splitlines()
     assert heading.split() == ["BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING"]
     assert [row.split()[:3] for row in rows] == [["b", "unknown", "?/1,200"], [KEY, "open", "300/1,200"]]
+
+
+def test_a_table_fits_a_narrow_terminal() -> None:
+    """In a terminal that is too narrow the keys are cut, by whose beginning a bucket can be named; no figure is."""
+    wide, narrow = table([seen()]), table([seen()], 66)
+
+    assert max(map(len, narrow)) <= 66 < max(map(len, wide))
+    assert narrow[1].split("…")[1].split() == wide[1].split()[1:]
+    assert KEY.startswith(narrow[1].split("…")[0])
 
 
 def test_a_probe_shows_both_balances(server: Workers) -> None:

@@ -83,7 +83,8 @@ def test_what_happened_in_the_last_minute_is_counted(watched: Watched) -> None:
     watched.clock.advance(15)
     held = watched.bucket.try_reserve(7)
     watched.line()
-    held.settle(9, Reading(111, server_time=5015.0))
+    watched.clock.advance(59)
+    held.settle(9, Reading(131, server_time=5074.0))
     watched.line()
 
     seen = watched.story.seen(watched.seen())

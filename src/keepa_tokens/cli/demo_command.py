@@ -25,6 +25,11 @@ RECOVERY_PART: Final = 0.4
 """The part of a run to leave for it."""
 
 
+def speed_for(seconds: float) -> float:
+    """Return the speed at which a run of so many real seconds has time for the recovery: a whole number."""
+    return max(SLOWEST, math.ceil(RECOVERY / (RECOVERY_PART * seconds)))
+
+
 class Number(click.FloatRange):
     """A number in a range; NaN, which passes any comparison, is none."""
 
@@ -77,8 +82,7 @@ def demo_command(
     refill is lost. All the while it compares the projected balance with the server's own. It ends with 0 if that was
     never further off than it may be, with 1 if it was.
     """
-    speed = speed or max(SLOWEST, math.ceil(RECOVERY / (RECOVERY_PART * seconds)))
-    settings = Settings(seconds, workers, speed, seed, redis_url)
+    settings = Settings(seconds, workers, speed or speed_for(seconds), seed, redis_url)
     screen = None if as_json or plain or not fits(sys.stdout) else Screen()
     say = _print if screen is None and not as_json else _nothing
     with screen or nullcontext():

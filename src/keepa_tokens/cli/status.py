@@ -15,6 +15,7 @@ CALLS: Final = (10, 150)
 """What a small and a large call cost: what they would get is told."""
 
 BAR: Final = 30
+SHORTEST_KEY: Final = 12
 
 WHY: Final = {
     Reason.EMPTY: "too few tokens",
@@ -194,8 +195,8 @@ def _finite(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
 
 
-def table(looks: Sequence[Look]) -> list[str]:
-    """Return a table of buckets, a line each below a heading."""
+def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
+    """Return a table of buckets, a line each below a heading; keys are cut where a line would be over `width`."""
     rows = [("BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING")]
     for look in looks:
         snapshot = look.snapshot()
@@ -208,7 +209,15 @@ def table(looks: Sequence[Look]) -> list[str]:
         of = f"{balance}/{snapshot.capacity:,}"
         rows.append((look.key, state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    over = sum(widths) + 2 * (len(widths) - 1) - width
+    if over > 0:
+        widths[0] = max(SHORTEST_KEY, widths[0] - over)
+        rows = [(_cut(row[0], widths[0]), *row[1:]) for row in rows]
     return ["  ".join(_cell(cell, widths[at], at) for at, cell in enumerate(row)).rstrip() for row in rows]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _cell(text: str, width: int, column: int) -> str:

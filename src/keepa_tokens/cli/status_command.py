@@ -72,8 +72,8 @@ def _show_all(looks: list[Look], *, as_json: bool) -> None:
     if not looks:
         shell.complain("there is no bucket here: the first call of a worker makes one")
         return
-    heading, *rows = status.table(looks)
     console = shell.console()
+    heading, *rows = status.table(looks, console.width) if console.is_terminal else status.table(looks)
     console.print(Text(heading, "bold"), soft_wrap=True)
     for row in rows:
         console.print(Text(row), soft_wrap=True)

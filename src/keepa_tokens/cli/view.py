@@ -145,7 +145,8 @@ def _legend(picture: Picture, width: int) -> Text:
     left = Text(" " * (LABEL + 1))
     for curve in picture.curves:
         left.append(f"{curve.sign} ", curve.style).append(f"{curve.name} ").append(f"{curve.latest}  ", "bold")
-    return _ends(left, Text(f"{picture.beside_legend} ", "dim"), width)
+    beside = Text(f"{picture.beside_legend} ", "dim")
+    return _ends(left, beside if left.cell_len + beside.cell_len <= width else Text(""), width)
 
 
 def _lanes(lanes: Sequence[Lane], width: int, shown: int) -> list[Text]:
