@@ -169,7 +169,7 @@ class BucketState:
                 damaged.append(name)
             return value
 
-        numbers = {name: read(name, _whole(texts.get(name))) for name in NUMBERS}
+        numbers: dict[str, Any] = {name: read(name, _whole(texts.get(name))) for name in NUMBERS}
         holds = {
             name.removeprefix(HOLD): hold
             for name, text in texts.items()
@@ -235,7 +235,7 @@ class SoundState:
         """Return what is stored of it. What is 0 and says nothing by that is left out."""
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
         left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
-        kept: Any = {name: value for name, value in numbers.items() if value or name not in left_out}
+        kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
         return BucketState(
             **kept,
             quota=self.quota,
