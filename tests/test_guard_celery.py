@@ -289,6 +289,7 @@ def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None
     assert (error.tokens, error.retry_after, error.reason, error.balance) == (5, float("inf"), "EMPTY", -3)
 
 
+@pytest.mark.deep
 def test_all_is_done_though_the_bucket_was_stuck_and_its_server_away(tmp_path: Path) -> None:
     """86 deals start from a balance of -79 whose timestamp is lost, and half-way the bucket's server is gone for six
     seconds: all are done, each is paid once, and the server refuses none.

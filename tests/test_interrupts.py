@@ -349,6 +349,7 @@ def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
             bucket.reserve(4)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("quota", [PLAIN, SYNCED])
 def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
     """Wherever in the code a timer's signal strikes, thousands of times: no hold is left, and nothing is charged."""

@@ -45,6 +45,16 @@ def test_links_lead_to_files_that_are_there() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_paths_that_pages_name_are_there() -> None:
+    """Each file of the project that a page names exists, so that whoever moves one mends the page."""
+    named = 0
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for path in re.findall(r"`((?:tests|checks|src|examples)/[\w/.-]+\.\w+)`", page.read_text(encoding="utf-8")):
+            named += 1
+            assert (ROOT / path).is_file(), f"{page.name}: {path}"
+    assert named > 20
+
+
 def test_the_commands_are_targets_of_the_makefile() -> None:
     """Each `make` command that the README, CONTRIBUTING and the page of the checks show is a target."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
