@@ -210,10 +210,14 @@ def guarded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def tidied(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Take no proxy from the environment, and collect the sockets that clients left, before another test does."""
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tidied() -> Iterator[None]:
+    """Collect the sockets that clients left, before another module's tests do."""
     yield
     gc.collect()
 
