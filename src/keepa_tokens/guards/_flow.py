@@ -134,7 +134,9 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
     """
     try:
         answer = await done(client.send())
-    except Exception as error:
+    except GeneratorExit:  # nothing can be awaited any more
+        raise
+    except BaseException as error:  # interrupts and cancellations too
         with suppress(StorageUnavailable):  # then it runs out by itself
             await done(call.cancel() if never_sent(error) else call.settle())
         forget_locals(error)
