@@ -31,7 +31,7 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
@@ -191,6 +191,24 @@ def test_a_storage_that_is_away_sends_the_task_back(tasks: Tasks, retries: list[
     result = tasks.plain.delay()
     assert result.get(timeout=PATIENCE) == "done"
     assert retries == [(result.id, 2.0)]
+
+
+def test_tasks_do_not_hammer_a_server_that_refuses(
+    tasks: Tasks, retries: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server refuses though there are tokens a task comes back ever later, and as late as the server asks."""
+    monkeypatch.setattr(tasks.app.tasks["plain"], "most_times", 2)
+    waits = [0.5, 7.5, 0.5]
+
+    def work() -> None:
+        raise NotEnoughTokens(5, waits[len(retries)], "REFUSED", 250)
+
+    tasks.work = work
+    waiting = tasks.plain.delay()
+    wait_until("it was sent back twice", lambda: len(retries) == 2)
+    assert retries == [(waiting.id, 1.0), (waiting.id, 7.5)]
+    waiting.revoke()
+    assert [_countdown(NotEnoughTokens(5, 1.0, "REFUSED"), times) for times in (0, 1, 5, 6, 5000)] == [1, 2, 32, 60, 60]
 
 
 @pytest.mark.parametrize("missing", [NotEnoughTokens(5, 0.01, "EMPTY", -3), NotEnoughTokens(5, 0.01, "UNKNOWN")])

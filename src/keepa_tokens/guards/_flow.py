@@ -17,10 +17,10 @@ from ..clock import SystemClock
 from ..errors import AcquireTimeout, ConfigError, StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import Refusals, retry_after
+from ..keepa.backoff import SERVER_REFUSES, Refusals, retry_after
 from ..keepa.reading import envelope
 from ..keepa.sync import Call, KeepaSync
-from ..rules.decision import Reason, Snapshot
+from ..rules.decision import Snapshot
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
 
@@ -113,7 +113,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
             return answer
         left = None if left is None else max(0.0, left - call.waited)
         if left is not None and pause > left:
-            raise AcquireTimeout(cost, max(pause, bucket.retry_after), Reason.EMPTY, bucket.balance)
+            raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
         await _pause(sync, pause)
         left = None if left is None else left - pause
 
@@ -183,7 +183,7 @@ async def _pause(sync: AnySync, seconds: float) -> None:
     bucket = sync.bucket
     if seconds <= 0:
         return
-    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why="REFUSED"))
+    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why=SERVER_REFUSES))
     clock = bucket.clock or SystemClock()
     if isinstance(sync, KeepaSync):
         clock.sleep(seconds)

@@ -27,6 +27,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
+from ..keepa.backoff import SERVER_REFUSES
 from ..rules.decision import Reason
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ countdown beyond it is run twice.
 
 SHORT_COUNTDOWN: Final = 2.0
 """The same where the wait isn't known: somebody is asking the server just now, or the storage is away."""
+
+LONGEST_REFUSED: Final = 60.0
+"""What it grows to while the server refuses though there are tokens, unless the server asks for more."""
 
 TIMES: Final = "keepa_tokens_times"
 """The header of the message that says how often the task was sent back."""
@@ -76,8 +80,9 @@ class TokenTask(_Task):
         try:
             return self.run(*args, **kwargs)
         except (NotEnoughTokens, StorageUnavailable) as missing:
-            request, countdown = self.request, _countdown(missing)
+            request = self.request
             times = int((request.headers or {}).get(TIMES, 0))
+            countdown = _countdown(missing, times)
             has_had_enough = self.most_times is not None and times >= self.most_times
             if request.called_directly or request.is_eager or math.isinf(countdown) or has_had_enough:
                 raise
@@ -92,10 +97,12 @@ class TokenTask(_Task):
 KeepaTask = TokenTask
 
 
-def _countdown(missing: NotEnoughTokens | StorageUnavailable) -> float:
-    """Return the seconds after which a task asks again; inf: no refill will bring its tokens."""
+def _countdown(missing: NotEnoughTokens | StorageUnavailable, times: int) -> float:
+    """Return the seconds after which a task asks again, sent back so often before; inf: no refill will help."""
     if isinstance(missing, StorageUnavailable):
         return SHORT_COUNTDOWN
     if missing.reason == Reason.UNKNOWN:
         return min(missing.retry_after, SHORT_COUNTDOWN)
+    if missing.reason == SERVER_REFUSES:  # all tasks meet it, so they come back ever later
+        return max(missing.retry_after, min(2.0 ** min(times, 10), LONGEST_REFUSED))
     return math.inf if math.isinf(missing.retry_after) else min(missing.retry_after, LONGEST_COUNTDOWN)
