@@ -100,6 +100,32 @@ def test_a_refused_task_comes_back_and_is_done_once(tasks: Tasks, retries: list[
     assert (sync.bucket.peek().held, fake.spent) == (0, 36)
 
 
+def test_a_task_of_several_requests_pays_for_each_once(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """Six requests of ten on an empty bucket: refused before it has paid anything the task comes back; afterwards it
+    waits in the worker, ends, and has spent what the work costs. The next task comes back again.
+    """
+    fake = FakeKeepa(refill_rate=5, initial=-3, period=STEP)
+    events: list[Event] = []
+    quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
+    with FakeKeepaServer(fake) as server, requests.Session() as session:
+        sync = KeepaSync(TokenBucket(quota, listener=events.append), probe=fake.probe)
+        session.mount(server.url, KeepaAdapter(sync, host=HOST, timeout=0, retry_refused=True))
+
+        def look_up(times: int) -> list[int]:
+            answers = [session.get(server.url + "/product", params=asins(10), timeout=5) for _ in range(times)]
+            return [answer.status_code for answer in answers]
+
+        tasks.work = look_up
+        assert tasks.plain.delay(6).get(timeout=PATIENCE) == [200] * 6
+        assert (fake.spent, fake.refused) == (60, 0)
+        assert any(event.kind is EventKind.WAITING for event in events)
+        sent_back = len(retries)
+        assert sent_back >= 1
+        assert tasks.plain.delay(1).get(timeout=PATIENCE) == [200]
+        assert len(retries) > sent_back
+    assert (fake.spent, fake.refused) == (70, 0)
+
+
 def test_a_long_wait_is_asked_again_in_a_quarter_of_an_hour(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
     """A wait of hours is sent back with a countdown of 900 s, and the worker goes on with other tasks meanwhile."""
 

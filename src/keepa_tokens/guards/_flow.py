@@ -10,6 +10,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
@@ -23,8 +25,6 @@ from ..keepa.sync import Call, KeepaSync
 from ..rules.decision import Snapshot
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
-
-__all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "checked_sync", "done", "metered"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -71,6 +71,25 @@ class Client(Protocol[R]):
         ...
 
 
+@dataclass
+class Run:
+    """One run of a queue's task, which will run again from its beginning if it is refused. paid: it has paid a call."""
+
+    paid: bool = False
+
+
+RUN: Final = ContextVar[Run | None]("the task under way", default=None)
+
+
+def patience(timeout: float | None) -> float | None:
+    """Return how long a request may wait: as long as it takes once the task under way has paid for an earlier one.
+
+    Sent back, it would pay for that again, and again.
+    """
+    run = RUN.get()
+    return None if run is not None and run.paid else timeout
+
+
 class NotCopied:
     """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
 
@@ -97,7 +116,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
     cost = meter.cost(asked)
     if cost == 0:
         return await _observed(sync, client)
-    left, refusals = meter.timeout, Refusals()
+    left, refusals = patience(meter.timeout), Refusals()
     while True:
         call = await (ask(cost, left) if ask else asking(sync, meter)(cost, left))
         answer, body = await _sent(call, meter, asked, client)
@@ -149,6 +168,9 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
         except StorageUnavailable as error:
             _not_taken_down(error)
         meter.learn(asked, call.consumed)
+        run = RUN.get()
+        if run is not None and call.consumed:
+            run.paid = True
 
     refused = status == REFUSED or status >= SERVER_ERROR
     if is_image(client.headers(answer)) and not refused:

@@ -11,7 +11,8 @@
 Whatever raises NotEnoughTokens in the task will do: such a transport, a `KeepaAdapter` made the same way, the keepa
 client with `wait=False`, `bucket.try_reserve`. The worker is free meanwhile.
 
-A task runs again from its beginning, so let it make one request: what came before the refusal would be paid again. An
+A task runs again from its beginning, so let it make one request. Where it makes several behind a guard, and has paid
+for one, it waits for the others in the worker: sent back, it would pay again for what it had, and might never end. An
 answer is never lost for a storage that is away, as the guards hand it out; who settles by hand sees to that himself.
 """
 
@@ -29,6 +30,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
 from ..keepa.backoff import SERVER_REFUSES
 from ..rules.decision import Reason
+from ._flow import RUN, Run
 
 if TYPE_CHECKING:
     _Task = Task[..., object]
@@ -77,6 +79,7 @@ class TokenTask(_Task):
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
         # A request that takes a place in the bucket's line (`place=`) gets `self.request.id` here: it keeps its place.
+        under_way = RUN.set(Run())
         try:
             return self.run(*args, **kwargs)
         except (NotEnoughTokens, StorageUnavailable) as missing:
@@ -92,6 +95,8 @@ class TokenTask(_Task):
                 raise self.retry(exc=missing, countdown=countdown, headers=headers, retry_policy=BROKER_AWAY)
             finally:
                 request.retries += 1
+        finally:
+            RUN.reset(under_way)
 
 
 KeepaTask = TokenTask
