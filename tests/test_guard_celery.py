@@ -31,7 +31,7 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
@@ -98,6 +98,32 @@ def test_a_refused_task_comes_back_and_is_done_once(tasks: Tasks, retries: list[
     assert not any(event.kind is EventKind.WAITING for event in events)
     assert fake.refused == 0
     assert (sync.bucket.peek().held, fake.spent) == (0, 36)
+
+
+def test_a_task_of_several_requests_pays_for_each_once(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
+    """Six requests of ten on an empty bucket: refused before it has paid anything the task comes back; afterwards it
+    waits in the worker, ends, and has spent what the work costs. The next task comes back again.
+    """
+    fake = FakeKeepa(refill_rate=5, initial=-3, period=STEP)
+    events: list[Event] = []
+    quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
+    with FakeKeepaServer(fake) as server, requests.Session() as session:
+        sync = KeepaSync(TokenBucket(quota, listener=events.append), probe=fake.probe)
+        session.mount(server.url, KeepaAdapter(sync, host=HOST, timeout=0, retry_refused=True))
+
+        def look_up(times: int) -> list[int]:
+            answers = [session.get(server.url + "/product", params=asins(10), timeout=5) for _ in range(times)]
+            return [answer.status_code for answer in answers]
+
+        tasks.work = look_up
+        assert tasks.plain.delay(6).get(timeout=PATIENCE) == [200] * 6
+        assert (fake.spent, fake.refused) == (60, 0)
+        assert any(event.kind is EventKind.WAITING for event in events)
+        sent_back = len(retries)
+        assert sent_back >= 1
+        assert tasks.plain.delay(1).get(timeout=PATIENCE) == [200]
+        assert len(retries) > sent_back
+    assert (fake.spent, fake.refused) == (70, 0)
 
 
 def test_a_long_wait_is_asked_again_in_a_quarter_of_an_hour(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
@@ -191,6 +217,24 @@ def test_a_storage_that_is_away_sends_the_task_back(tasks: Tasks, retries: list[
     result = tasks.plain.delay()
     assert result.get(timeout=PATIENCE) == "done"
     assert retries == [(result.id, 2.0)]
+
+
+def test_tasks_do_not_hammer_a_server_that_refuses(
+    tasks: Tasks, retries: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server refuses though there are tokens a task comes back ever later, and as late as the server asks."""
+    monkeypatch.setattr(tasks.app.tasks["plain"], "most_times", 2)
+    waits = [0.5, 7.5, 0.5]
+
+    def work() -> None:
+        raise NotEnoughTokens(5, waits[len(retries)], "REFUSED", 250)
+
+    tasks.work = work
+    waiting = tasks.plain.delay()
+    wait_until("it was sent back twice", lambda: len(retries) == 2)
+    assert retries == [(waiting.id, 1.0), (waiting.id, 7.5)]
+    waiting.revoke()
+    assert [_countdown(NotEnoughTokens(5, 1.0, "REFUSED"), times) for times in (0, 1, 5, 6, 5000)] == [1, 2, 32, 60, 60]
 
 
 @pytest.mark.parametrize("missing", [NotEnoughTokens(5, 0.01, "EMPTY", -3), NotEnoughTokens(5, 0.01, "UNKNOWN")])

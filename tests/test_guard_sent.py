@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import socket
 import ssl
 import threading
@@ -210,14 +211,16 @@ def guarded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def tidied(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Take no proxy from the environment, and collect the sockets that clients left, before another test does."""
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    gc.freeze()  # what was there before need not be looked through, which takes longer than a test
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tidied() -> Iterator[None]:
+    """Collect the sockets that clients left, before another module's tests do."""
     yield
     gc.collect()
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +343,44 @@ def test_a_header_that_can_not_be_sent_frees_the_tokens(guarded: Guarded, header
     with listening(never_answers) as port, pytest.raises(ERRORS):
         guarded.get(f"http://{HOST}:{port}/product", headers={"X-Note": header})
     assert guarded.held() == 0
+
+
+class TimeIsUp(Exception):
+    """As Celery's SoftTimeLimitExceeded: raised by a signal, in the middle of anything."""
+
+
+@contextmanager
+def interrupted(kind: str) -> Iterator[type[BaseException]]:
+    """Interrupt what is done inside after a moment: a blocking client by a signal, an async one is cancelled."""
+
+    def limit(*_: object) -> None:
+        if kind.endswith("async"):
+            for task in asyncio.all_tasks():
+                task.cancel()
+        else:
+            raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, limit)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        yield asyncio.CancelledError if kind.endswith("async") else TimeIsUp
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_who_is_interrupted_without_a_connection_gets_the_tokens_back(guarded: Guarded) -> None:
+    """A time limit and a cancellation in the middle of the handshake pass through, and nothing stays held."""
+    with listening(never_answers) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
+        guarded.get(f"https://{HOST}:{port}/product", timeout=5)
+    assert guarded.held() == 0
+
+
+def test_who_is_interrupted_while_the_server_works_leaves_the_hold(guarded: Guarded) -> None:
+    """A time limit and a cancellation after the request went out pass through; charged or not, so the hold stays."""
+    with listening(never_answers) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
+        guarded.get(f"http://{HOST}:{port}/product", timeout=5)
+    assert guarded.held() == HELD
 
 
 @pytest.mark.parametrize("kind", ["requests", "keepa"])

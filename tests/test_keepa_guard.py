@@ -41,6 +41,7 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
+from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Command, Reserve, Settle
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock, virtual_loop
@@ -423,6 +424,25 @@ def test_pages_find_out_the_balance_without_a_probe(make: Make) -> None:
     assert len(world.query(asins(250), wait=False)) == 250
     assert world.paths() == ["token", "product", "product", "product"]
     assert world.bucket().held == 0
+
+
+@pytest.mark.parametrize("make", ["sync"], indirect=True)
+def test_a_queues_task_that_has_paid_waits_for_the_rest(make: Make) -> None:
+    """In a task that would run again from its beginning, wait=False holds until the first call is paid, not after."""
+    world = make(refill_rate=5, initial=-2)
+    world.guard()
+    under_way = RUN.set(Run())
+    try:
+        with pytest.raises(NotEnoughTokens):
+            world.query(asins(10), wait=False)
+        world.clock.sleep(70)
+        world.query(asins(10), wait=False)
+        world.query(asins(200), wait=False)
+    finally:
+        RUN.reset(under_way)
+    assert (world.fake.spent, world.fake.refused) == (210, 0)
+    with pytest.raises(NotEnoughTokens):
+        world.query(asins(10), wait=False)
 
 
 # --- the client's own answers and errors

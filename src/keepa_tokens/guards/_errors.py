@@ -33,8 +33,15 @@ MISTAKES: Final = frozenset({OSError, FileNotFoundError, TypeError, UnicodeEncod
 """Exactly these, bare, are a client's checks of what it was given: a timeout of 0, a header with a line break, a
 missing file of certificates. What the network does comes in the client's own exceptions."""
 
-CONNECTING: Final = frozenset({("urllib3.connection", "connect"), ("aiohttp.connector", "connect")})
-"""Who fails in one of these functions has no connection yet, whatever the exception is called."""
+CONNECTING: Final = frozenset(
+    {
+        *(("httpcore._sync.connection", "_connect"), ("httpcore._async.connection", "_connect")),
+        *(("httpcore._sync.connection_pool", "wait_for_connection"),),
+        *(("httpcore._async.connection_pool", "wait_for_connection"),),
+        *(("urllib3.connection", "connect"), ("aiohttp.connector", "connect")),
+    }
+)
+"""Who fails or is interrupted in one of these functions has no connection yet, whatever the exception is called."""
 
 
 def never_sent(error: BaseException) -> bool:
@@ -105,7 +112,7 @@ def _ill_formed(error: BaseException) -> bool:
 
 def _functions(error: BaseException) -> Iterator[tuple[str, str]]:
     for frame, _ in walk_tb(error.__traceback__):
-        yield str(frame.f_globals.get("__name__")), frame.f_code.co_name
+        yield str(frame.f_globals.get("__name__")).replace("httpcore2.", "httpcore."), frame.f_code.co_name
 
 
 def _links(error: BaseException, *, also_handled: bool = False) -> list[BaseException]:

@@ -10,6 +10,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
@@ -17,14 +19,12 @@ from ..clock import SystemClock
 from ..errors import AcquireTimeout, ConfigError, StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import Refusals, retry_after
+from ..keepa.backoff import SERVER_REFUSES, Refusals, retry_after
 from ..keepa.reading import envelope
 from ..keepa.sync import Call, KeepaSync
-from ..rules.decision import Reason, Snapshot
+from ..rules.decision import Snapshot
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
-
-__all__ = ["AnyCall", "AnySync", "Ask", "Client", "End", "NotCopied", "checked_sync", "done", "metered"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -71,6 +71,25 @@ class Client(Protocol[R]):
         ...
 
 
+@dataclass
+class Run:
+    """One run of a queue's task, which will run again from its beginning if it is refused. paid: it has paid a call."""
+
+    paid: bool = False
+
+
+RUN: Final = ContextVar[Run | None]("the task under way", default=None)
+
+
+def patience(timeout: float | None) -> float | None:
+    """Return how long a request may wait: as long as it takes once the task under way has paid for an earlier one.
+
+    Sent back, it would pay for that again, and again.
+    """
+    run = RUN.get()
+    return None if run is not None and run.paid else timeout
+
+
 class NotCopied:
     """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
 
@@ -97,7 +116,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
     cost = meter.cost(asked)
     if cost == 0:
         return await _observed(sync, client)
-    left, refusals = meter.timeout, Refusals()
+    left, refusals = patience(meter.timeout), Refusals()
     while True:
         call = await (ask(cost, left) if ask else asking(sync, meter)(cost, left))
         answer, body = await _sent(call, meter, asked, client)
@@ -113,7 +132,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
             return answer
         left = None if left is None else max(0.0, left - call.waited)
         if left is not None and pause > left:
-            raise AcquireTimeout(cost, max(pause, bucket.retry_after), Reason.EMPTY, bucket.balance)
+            raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
         await _pause(sync, pause)
         left = None if left is None else left - pause
 
@@ -134,7 +153,9 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
     """
     try:
         answer = await done(client.send())
-    except Exception as error:
+    except GeneratorExit:  # nothing can be awaited any more
+        raise
+    except BaseException as error:  # interrupts and cancellations too
         with suppress(StorageUnavailable):  # then it runs out by itself
             await done(call.cancel() if never_sent(error) else call.settle())
         forget_locals(error)
@@ -147,6 +168,9 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
         except StorageUnavailable as error:
             _not_taken_down(error)
         meter.learn(asked, call.consumed)
+        run = RUN.get()
+        if run is not None and call.consumed:
+            run.paid = True
 
     refused = status == REFUSED or status >= SERVER_ERROR
     if is_image(client.headers(answer)) and not refused:
@@ -181,7 +205,7 @@ async def _pause(sync: AnySync, seconds: float) -> None:
     bucket = sync.bucket
     if seconds <= 0:
         return
-    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why="REFUSED"))
+    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why=SERVER_REFUSES))
     clock = bucket.clock or SystemClock()
     if isinstance(sync, KeepaSync):
         clock.sleep(seconds)

@@ -11,7 +11,8 @@
 Whatever raises NotEnoughTokens in the task will do: such a transport, a `KeepaAdapter` made the same way, the keepa
 client with `wait=False`, `bucket.try_reserve`. The worker is free meanwhile.
 
-A task runs again from its beginning, so let it make one request: what came before the refusal would be paid again. An
+A task runs again from its beginning, so let it make one request. Where it makes several behind a guard, and has paid
+for one, it waits for the others in the worker: sent back, it would pay again for what it had, and might never end. An
 answer is never lost for a storage that is away, as the guards hand it out; who settles by hand sees to that himself.
 """
 
@@ -27,7 +28,9 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
+from ..keepa.backoff import SERVER_REFUSES
 from ..rules.decision import Reason
+from ._flow import RUN, Run
 
 if TYPE_CHECKING:
     _Task = Task[..., object]
@@ -45,6 +48,9 @@ countdown beyond it is run twice.
 
 SHORT_COUNTDOWN: Final = 2.0
 """The same where the wait isn't known: somebody is asking the server just now, or the storage is away."""
+
+LONGEST_REFUSED: Final = 60.0
+"""What it grows to while the server refuses though there are tokens, unless the server asks for more."""
 
 TIMES: Final = "keepa_tokens_times"
 """The header of the message that says how often the task was sent back."""
@@ -73,11 +79,13 @@ class TokenTask(_Task):
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
         # A request that takes a place in the bucket's line (`place=`) gets `self.request.id` here: it keeps its place.
+        under_way = RUN.set(Run())
         try:
             return self.run(*args, **kwargs)
         except (NotEnoughTokens, StorageUnavailable) as missing:
-            request, countdown = self.request, _countdown(missing)
+            request = self.request
             times = int((request.headers or {}).get(TIMES, 0))
+            countdown = _countdown(missing, times)
             has_had_enough = self.most_times is not None and times >= self.most_times
             if request.called_directly or request.is_eager or math.isinf(countdown) or has_had_enough:
                 raise
@@ -87,15 +95,19 @@ class TokenTask(_Task):
                 raise self.retry(exc=missing, countdown=countdown, headers=headers, retry_policy=BROKER_AWAY)
             finally:
                 request.retries += 1
+        finally:
+            RUN.reset(under_way)
 
 
 KeepaTask = TokenTask
 
 
-def _countdown(missing: NotEnoughTokens | StorageUnavailable) -> float:
-    """Return the seconds after which a task asks again; inf: no refill will bring its tokens."""
+def _countdown(missing: NotEnoughTokens | StorageUnavailable, times: int) -> float:
+    """Return the seconds after which a task asks again, sent back so often before; inf: no refill will help."""
     if isinstance(missing, StorageUnavailable):
         return SHORT_COUNTDOWN
     if missing.reason == Reason.UNKNOWN:
         return min(missing.retry_after, SHORT_COUNTDOWN)
+    if missing.reason == SERVER_REFUSES:  # all tasks meet it, so they come back ever later
+        return max(missing.retry_after, min(2.0 ** min(times, 10), LONGEST_REFUSED))
     return math.inf if math.isinf(missing.retry_after) else min(missing.retry_after, LONGEST_COUNTDOWN)

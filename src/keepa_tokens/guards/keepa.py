@@ -47,7 +47,7 @@ from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
 from ._aiohttp import AsyncExchange, Session
 from ._errors import forget_key
-from ._flow import AnyCall, AnySync, Ask, NotCopied, done, metered
+from ._flow import AnyCall, AnySync, Ask, NotCopied, done, metered, patience
 from ._http import KEY, Asked, Meter
 from .requests import Exchange
 
@@ -189,6 +189,7 @@ class _Guard(NotCopied):
         self, request_type: str, payload: dict[str, object], *, wait: bool, raw_response: bool, is_json: bool
     ) -> object:
         asked = Asked(request_type, payload)
+        wait = wait or patience(0.0) is None
         page = await self._page(asked, waits=wait)
 
         async def ask(cost: int, left: float | None) -> AnyCall:
@@ -218,7 +219,7 @@ class _Guard(NotCopied):
     async def _page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
         """Return the hold of a query's next page where it must not wait between pages; None: it may, or has but one."""
         pages = _PAGES.get()
-        if pages is None or (waits and self._waiting.timeout is None):
+        if pages is None or (waits and patience(self._waiting.timeout) is None):
             return None
         if not pages.begun:
             pages.begun = True

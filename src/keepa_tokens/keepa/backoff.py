@@ -16,7 +16,10 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-__all__ = ["FIRST", "LONGEST_ASKED", "TRIES", "Refusals", "retry_after"]
+__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Refusals", "retry_after"]
+
+SERVER_REFUSES: Final = "REFUSED"
+"""The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
 
 TRIES: Final = 5
 """Refusals of one request, none of them explained by an empty bucket, after which it is not made again."""
