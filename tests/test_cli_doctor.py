@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
 from tests.servers import HOST, free_port
 
+ROOT = Path(__file__).parent.parent
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
@@ -106,10 +109,10 @@ def test_a_day_of_load_leaves_nothing_to_find() -> None:
 # --- the bucket
 
 
-def state(**fields: Any) -> Look:
+def state(**given: Any) -> Look:
     """Return a look at a bucket with these fields."""
     known = {"balance": 412, "refilled_at": NOW, "sequence": 9, "reading_at": NOW - SECOND, "reading_sequence": 5}
-    stored = BucketState(**(known | {"quota": keepa_quota(20)} | fields))
+    stored = BucketState(**(known | {"quota": keepa_quota(20)} | sums(given.get("holds", {})) | given))
     return Look(KEY, NOW, stored.to_fields(), stored)
 
 
@@ -356,16 +359,17 @@ def test_missing_rights_are_found(server: Workers) -> None:
             client.acl_deluser("reader")
 
     assert [found["code"] for found in told["findings"]] == ["rights"]
-    assert "+evalsha" in told["findings"][0]["cure"]
+    assert "ACL SETUSER worker" in told["findings"][0]["cure"]
 
 
 def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
-    """With no more rights than docs/redis.md gives a worker, the doctor works, and says what it could not look at."""
+    """With no more rights than the documentation gives a worker, the doctor works and says what it couldn't look at."""
     healthy(server)
-    rights = "on >pw ~keepa_tokens:* +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan"
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md")]
+    (rights,) = {found for page in pages for found in re.findall(r"^ACL SETUSER worker (.*)$", page, re.MULTILINE)}
     with server.client() as client:
         client.set("keepa:tokens", "-79")
-        client.execute_command("ACL SETUSER", "worker", *rights.split(" "))
+        client.execute_command("ACL SETUSER", "worker", *rights.replace(">password", ">pw").split(" "))
         try:
             told = document("doctor", "--redis", server.url.replace("redis://", "redis://worker:pw@"))
         finally:

@@ -15,7 +15,7 @@ from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
 from tests.servers import free_port
 
 SECOND = 1_000_000
@@ -37,9 +37,9 @@ def server(valkey: Workers) -> Workers:
     return valkey
 
 
-def seen(**fields: object) -> Look:
+def seen(**given: Any) -> Look:
     """Return a look at a bucket of 20 tokens a minute with these fields."""
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "balance": 412,
         "refilled_at": NOW - 38 * SECOND,
         "sequence": 7,
@@ -48,7 +48,7 @@ def seen(**fields: object) -> Look:
         "drift": -3,
         "quota": bucket_quota(),
     }
-    state = BucketState(**known | fields)  # type: ignore[arg-type]
+    state = BucketState(**known | sums(given.get("holds", {})) | given)
     return Look(KEY, NOW, state.to_fields(), state)
 
 
