@@ -62,7 +62,7 @@ def valkey_with_workers() -> Generator[Workers]:
         workers.storage.close()
 
 
-def sums(holds: dict[str, Hold]) -> dict[str, object]:
+def sums(holds: dict[str, Hold]) -> dict[str, Any]:
     """Return what is stored of holds beside them."""
     there = {
         "held": sum(hold.tokens for hold in holds.values()),

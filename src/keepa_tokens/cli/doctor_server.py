@@ -148,7 +148,7 @@ def _memory(info: Mapping[str, str], seen: Examination) -> None:
     if limit and used > FULL * limit:
         seen.find(
             "nearly-full",
-            f"{100 * used / limit:.0f} % of its memory is used",
+            f"{min(100.0, 100 * used / limit):.0f} % of its memory is used",
             "soon it refuses writes, or deletes keys",
             "raise maxmemory, or delete what others have left there",
         )
