@@ -111,7 +111,13 @@ def test_a_day_of_load_leaves_nothing_to_find() -> None:
 
 def state(**given: Any) -> Look:
     """Return a look at a bucket with these fields."""
-    known: dict[str, Any] = {"balance": 412, "refilled_at": NOW, "sequence": 9, "reading_at": NOW - SECOND, "reading_sequence": 5}
+    known: dict[str, Any] = {
+        "balance": 412,
+        "refilled_at": NOW,
+        "sequence": 9,
+        "reading_at": NOW - SECOND,
+        "reading_sequence": 5,
+    }
     stored = BucketState(**(known | {"quota": keepa_quota(20)} | sums(given.get("holds", {})) | given))
     return Look(KEY, NOW, stored.to_fields(), stored)
 
