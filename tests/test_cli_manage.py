@@ -77,7 +77,7 @@ def test_a_pause_is_a_duration_up_to_a_day(server: Workers, wrong: str) -> None:
 
 
 def test_a_pause_is_seen_and_ended(server: Workers) -> None:
-    """A paused bucket lets no call go, status says for how long, and resume ends it; a release without pauses says so."""
+    """A paused bucket lets no call go, status says for how long, and resume ends it; without pauses it says so."""
     if not hasattr(commands, "Pause"):
         assert "can't pause a bucket yet" in run("pause", "--redis", server.url, "--for", "30m", code=2).stderr
         return
