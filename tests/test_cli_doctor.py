@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from keepa_tokens import KeepaSync, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli import doctor
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.place import MemoryPlace
@@ -306,6 +307,33 @@ def test_terms_that_change_between_looks_are_found() -> None:
     (found,) = examine(one, later=[one, other])
     assert found.code == "terms-flap"
     assert list(examine(one, later=[one, one])) == []
+
+
+def test_a_line_that_does_not_move_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody in line for tokens that are there, for longer than who lives would take to go, is found; where the
+    bucket changed meanwhile, or there is too little, nobody is suspected.
+    """
+    monkeypatch.setattr(doctor, "waiting", lambda _: (2, 300))
+    first, poor = state(), state(balance=200)
+    later = replace(first, now_us=NOW + 3 * SECOND)
+    moved = replace(later, state=replace(later.state, balance=400))
+
+    (found,) = examine(first, later=[later])
+    assert found.code == "line-stands"
+    assert found.what == "2 callers in line for 300 tokens that are there, and nobody takes them"
+    assert list(examine(first, later=[moved])) == []
+    assert list(examine(first, later=[replace(later, now_us=NOW + SECOND)])) == []
+    assert list(examine(poor, later=[replace(poor, now_us=NOW + 3 * SECOND)])) == []
+
+
+def test_a_line_without_a_reading_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where somebody waits and the server has not spoken for twenty minutes, that is found; an idle bucket's is not."""
+    old = state(balance=-500, reading_at=NOW - 1500 * SECOND)
+
+    assert list(examine(old)) == []
+    monkeypatch.setattr(doctor, "waiting", lambda _: (1, 5))
+    assert [found.code for found in examine(old)] == ["no-reading"]
+    assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND))) == []
 
 
 # --- the server

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..bucket import TokenBucket
 from ..errors import StorageUnavailable
 from . import shell
-from .doctor import Finding, examine
+from .doctor import Finding, could_go, examine
 from .look import Look, all_buckets, look
 from .place import Place
 from .where import Where, with_bucket
@@ -22,6 +22,9 @@ from .words import count
 LOOKS: Final = 4
 APART: Final = 0.05
 """Real seconds between looks at one bucket, to see terms that change."""
+
+APART_IN_LINE: Final = 0.8
+"""The same where somebody waits who could go: long enough for those who live to go."""
 
 DAY: Final = 86_400.0
 
@@ -86,8 +89,9 @@ def _only(place: Place, where: Where) -> Look:
 
 def _again(place: Place, seen: Look) -> list[Look]:
     later: list[Look] = []
+    apart = APART_IN_LINE if could_go(seen) else APART
     for _ in range(LOOKS):
-        time.sleep(APART)
+        time.sleep(apart)
         again = look(place, seen.key)
         later += [] if again is None else [again]
     return later
