@@ -118,8 +118,9 @@ def state(**given: Any) -> Look:
         "sequence": 9,
         "reading_at": NOW - SECOND,
         "reading_sequence": 5,
+        "quota": keepa_quota(20),
     }
-    stored = BucketState(**(known | {"quota": keepa_quota(20)} | sums(given.get("holds", {})) | given))
+    stored = BucketState(**known | sums(given.get("holds", {})) | given)
     return Look(KEY, NOW, stored.to_fields(), stored)
 
 
