@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import MovedError
 
-from keepa_tokens import Quota, Reading, TokenBucket
+from keepa_tokens import ConfigError, Quota, Reading, TokenBucket
 from keepa_tokens.cli.look import Look
+from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
@@ -241,6 +243,22 @@ def test_a_storage_that_is_away_ends_with_3() -> None:
 
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
+
+
+class ClusterNode:
+    """A client of a node that has other slots than those asked for."""
+
+    def execute_command(self, *_: object) -> object:
+        raise MovedError("6918 10.0.0.2:7001")
+
+
+def test_a_node_that_has_no_such_bucket_names_the_one_that_has() -> None:
+    """On a node of a cluster that has other slots, the message names the node to connect to instead."""
+    node: Any = ClusterNode()
+    place = RedisPlace(node)
+
+    with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):
+        place.fields(KEY)
 
 
 def test_a_password_is_never_shown(server: Workers) -> None:
