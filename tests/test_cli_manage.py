@@ -129,6 +129,14 @@ def test_the_first_help_shows_every_command_in_a_line() -> None:
     assert said.rstrip().splitlines()[-1] == "  keepa-tokens status --help"
 
 
+@pytest.mark.parametrize(
+    "wrong", [["watch", "--every", "nan"], ["simulate", "--days", "nan"], ["simulate", "--outside", "nan"]]
+)
+def test_a_number_that_is_none_is_refused(wrong: list[str]) -> None:
+    """NaN passes any comparison with a range, and is a usage error none the less."""
+    assert "give a number" in run(*wrong, code=2).stderr
+
+
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
 def test_completion_is_printed_for_each_shell(kind: str) -> None:
     """The completion of each shell is printed, and asks this program for what can come next."""
