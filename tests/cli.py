@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from click.testing import CliRunner, Result
 
 from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
+from keepa_tokens.rules.state import BucketState, Hold
 from tests.servers import Server, running
 
 KEY = "keepa-" + "a" * 24
@@ -58,3 +60,13 @@ def valkey_with_workers() -> Generator[Workers]:
         workers = Workers(server)
         yield workers
         workers.storage.close()
+
+
+def sums(holds: dict[str, Hold]) -> dict[str, Any]:
+    """Return what is stored of holds beside them."""
+    there = {
+        "held": sum(hold.tokens for hold in holds.values()),
+        "open": len(holds),
+        "due_at": min((hold.expires_at for hold in holds.values()), default=None),
+    }
+    return {name: value for name, value in there.items() if name in {each.name for each in fields(BucketState)}}

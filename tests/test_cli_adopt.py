@@ -159,7 +159,9 @@ def test_a_time_ahead_mints_nothing() -> None:
     """A time that lies a moment ahead refills nothing and is no damage."""
     plan = plan_adoption(round(NOW * SECOND), KEY, Manager(-79, refilled_at=NOW + 60.0), 20)
 
-    assert (plan.balance, plan.look.snapshot().repaired) == (-79, ())  # type: ignore[union-attr]
+    snapshot = plan.look.snapshot()
+    assert snapshot is not None
+    assert (plan.balance, snapshot.repaired) == (-79, ())
 
 
 def test_a_recharge_flag_without_an_end_is_left_out() -> None:

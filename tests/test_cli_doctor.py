@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from keepa_tokens import KeepaSync, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli import doctor
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
 from tests.servers import HOST, free_port
 
+ROOT = Path(__file__).parent.parent
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
@@ -106,10 +110,17 @@ def test_a_day_of_load_leaves_nothing_to_find() -> None:
 # --- the bucket
 
 
-def state(**fields: Any) -> Look:
+def state(**given: Any) -> Look:
     """Return a look at a bucket with these fields."""
-    known = {"balance": 412, "refilled_at": NOW, "sequence": 9, "reading_at": NOW - SECOND, "reading_sequence": 5}
-    stored = BucketState(**(known | {"quota": keepa_quota(20)} | fields))
+    known: dict[str, Any] = {
+        "balance": 412,
+        "refilled_at": NOW,
+        "sequence": 9,
+        "reading_at": NOW - SECOND,
+        "reading_sequence": 5,
+        "quota": keepa_quota(20),
+    }
+    stored = BucketState(**known | sums(given.get("holds", {})) | given)
     return Look(KEY, NOW, stored.to_fields(), stored)
 
 
@@ -299,6 +310,33 @@ def test_terms_that_change_between_looks_are_found() -> None:
     assert list(examine(one, later=[one, one])) == []
 
 
+def test_a_line_that_does_not_move_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody in line for tokens that are there, for longer than who lives would take to go, is found; where the
+    bucket changed meanwhile, or there is too little, nobody is suspected.
+    """
+    monkeypatch.setattr(doctor, "waiting", lambda _: (2, 300))
+    first, poor = state(), state(balance=200)
+    later = replace(first, now_us=NOW + 3 * SECOND)
+    moved = replace(later, state=replace(later.state, balance=400))
+
+    (found,) = examine(first, later=[later])
+    assert found.code == "line-stands"
+    assert found.what == "2 callers in line for 300 tokens that are there, and nobody takes them"
+    assert list(examine(first, later=[moved])) == []
+    assert list(examine(first, later=[replace(later, now_us=NOW + SECOND)])) == []
+    assert list(examine(poor, later=[replace(poor, now_us=NOW + 3 * SECOND)])) == []
+
+
+def test_a_line_without_a_reading_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where somebody waits and the server has not spoken for twenty minutes, that is found; an idle bucket's is not."""
+    old = state(balance=-500, reading_at=NOW - 1500 * SECOND)
+
+    assert list(examine(old)) == []
+    monkeypatch.setattr(doctor, "waiting", lambda _: (1, 5))
+    assert [found.code for found in examine(old)] == ["no-reading"]
+    assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND))) == []
+
+
 # --- the server
 
 
@@ -319,7 +357,7 @@ def a_replica(client: redis.Redis) -> None:
     [
         (configured(maxmemory="100mb", maxmemory_policy="allkeys-lru"), "evicts"),
         (configured(maxmemory="100mb", maxmemory_policy="volatile-ttl"), "evicts"),
-        (configured(maxmemory="1"), "full"),
+        (configured(maxmemory="1"), "nearly-full"),
         (a_replica, "read-only"),
     ],
 )
@@ -356,16 +394,17 @@ def test_missing_rights_are_found(server: Workers) -> None:
             client.acl_deluser("reader")
 
     assert [found["code"] for found in told["findings"]] == ["rights"]
-    assert "+evalsha" in told["findings"][0]["cure"]
+    assert "ACL SETUSER worker" in told["findings"][0]["cure"]
 
 
 def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
-    """With no more rights than docs/redis.md gives a worker, the doctor works, and says what it could not look at."""
+    """With no more rights than the documentation gives a worker, the doctor works and says what it couldn't look at."""
     healthy(server)
-    rights = "on >pw ~keepa_tokens:* +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan"
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md")]
+    (rights,) = {found for page in pages for found in re.findall(r"^ACL SETUSER worker (.*)$", page, re.MULTILINE)}
     with server.client() as client:
         client.set("keepa:tokens", "-79")
-        client.execute_command("ACL SETUSER", "worker", *rights.split(" "))
+        client.execute_command("ACL SETUSER", "worker", *rights.replace(">password", ">pw").split(" "))
         try:
             told = document("doctor", "--redis", server.url.replace("redis://", "redis://worker:pw@"))
         finally:

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from keepa_tokens import Reading
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.shell import COMMANDS
-from tests.cli import KEY, Workers, run, valkey_with_workers
+from keepa_tokens.rules import commands
+from tests.cli import KEY, Workers, document, run, valkey_with_workers
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,22 @@ def test_a_pause_is_a_duration_up_to_a_day(server: Workers, wrong: str) -> None:
     assert "write 90s, 30m, 1h30m" in run("pause", "--redis", server.url, "--for", wrong, code=2).stderr
 
 
+def test_a_pause_is_seen_and_ended(server: Workers) -> None:
+    """A paused bucket lets no call go, status says for how long, and resume ends it; without pauses it says so."""
+    if not hasattr(commands, "Pause"):
+        assert "can't pause a bucket yet" in run("pause", "--redis", server.url, "--for", "30m", code=2).stderr
+        return
+    said = run("pause", "--redis", server.url, "--for", "30m").stdout
+    assert said == f"{KEY} is paused for 30:00: no call goes, what is in flight is settled as ever.\n"
+    told = document("status", "--redis", server.url)["bucket"]
+    assert told["state"] == "paused"
+    assert 1790 < told["paused_for"] <= 1800
+    assert [call["reason"] for call in told["calls"]] == ["PAUSED", "PAUSED"]
+    assert not server.bucket().try_acquire(1)
+    assert "of its pause were left" in run("resume", "--redis", server.url).stdout
+    assert server.bucket().try_acquire(1)
+
+
 def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
     """Resuming a bucket that isn't paused changes nothing and says so."""
     assert run("resume", "--redis", server.url).stdout == f"{KEY} was not paused; nothing was changed.\n"
@@ -110,6 +127,14 @@ def test_the_first_help_shows_every_command_in_a_line() -> None:
     assert "..." not in said.partition("Commands:")[2]
     assert "0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused, 130 interrupted" in said
     assert said.rstrip().splitlines()[-1] == "  keepa-tokens status --help"
+
+
+@pytest.mark.parametrize(
+    "wrong", [["watch", "--every", "nan"], ["simulate", "--days", "nan"], ["simulate", "--outside", "nan"]]
+)
+def test_a_number_that_is_none_is_refused(wrong: list[str]) -> None:
+    """NaN passes any comparison with a range, and is a usage error none the less."""
+    assert "give a number" in run(*wrong, code=2).stderr
 
 
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import MovedError
 
-from keepa_tokens import Quota, Reading, TokenBucket
+from keepa_tokens import ConfigError, Quota, Reading, TokenBucket
 from keepa_tokens.cli.look import Look
+from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
 from tests.servers import free_port
 
 SECOND = 1_000_000
@@ -37,9 +39,9 @@ def server(valkey: Workers) -> Workers:
     return valkey
 
 
-def seen(**fields: object) -> Look:
+def seen(**given: Any) -> Look:
     """Return a look at a bucket of 20 tokens a minute with these fields."""
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "balance": 412,
         "refilled_at": NOW - 38 * SECOND,
         "sequence": 7,
@@ -48,7 +50,7 @@ def seen(**fields: object) -> Look:
         "drift": -3,
         "quota": bucket_quota(),
     }
-    state = BucketState(**known | fields)  # type: ignore[arg-type]
+    state = BucketState(**known | sums(given.get("holds", {})) | given)
     return Look(KEY, NOW, state.to_fields(), state)
 
 
@@ -241,6 +243,22 @@ def test_a_storage_that_is_away_ends_with_3() -> None:
 
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
+
+
+class ClusterNode:
+    """A client of a node that has other slots than those asked for."""
+
+    def execute_command(self, *_: object) -> object:
+        raise MovedError("6918 10.0.0.2:7001")
+
+
+def test_a_node_that_has_no_such_bucket_names_the_one_that_has() -> None:
+    """On a node of a cluster that has other slots, the message names the node to connect to instead."""
+    node: Any = ClusterNode()
+    place = RedisPlace(node)
+
+    with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):
+        place.fields(KEY)
 
 
 def test_a_password_is_never_shown(server: Workers) -> None:

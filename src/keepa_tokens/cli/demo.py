@@ -16,7 +16,7 @@ from typing import Final, cast
 from ..testing.clock import ScaledClock
 from ..testing.fake_keepa import FakeKeepa
 from ..testing.fake_server import FakeKeepaServer
-from .demo_crew import Crew, crew
+from .demo_crew import Crew
 from .demo_measure import Meter
 from .demo_scene import DEBT, Chapter, Fault, Scene, Settings, line
 from .demo_show import Outcome
@@ -25,30 +25,15 @@ from .old_rule import OldState
 
 EPOCH: Final = 1_780_000_000.0
 INITIAL: Final = 200
-LATENCY: Final = (3.0, 12.0)
-"""Seconds of server time that a call takes."""
-
-TICK: Final = 0.01
-"""Real seconds between two samples."""
-
-FRAME: Final = 0.1
-"""Real seconds between two pictures."""
-
-EPILOGUE: Final = 0.15
-"""The part of the run that is left for work as usual when the recovery came late."""
-
-PATIENCE: Final = 30.0
-"""Real seconds beyond what a chapter should take. Then the demo gives up, and says on what."""
-
-LONGEST_TO_DEBT: Final = 900.0
-"""Seconds of server time until the large call should be through: from a debt, with a try or two."""
-
-CALM: Final = 40.0
-"""Seconds of server time before the next refill, so that none comes in the middle of the fault."""
-
+LATENCY: Final = (3.0, 12.0)  # seconds of server time that a call takes
+TICK: Final = 0.01  # real seconds between two samples
+FRAME: Final = 0.1  # real seconds between two pictures
+EPILOGUE: Final = 0.15  # the part of the run that is left for work as usual when the recovery came late
+PATIENCE: Final = 30.0  # real seconds beyond what a chapter should take. Then the demo gives up, and says on what
+LONGEST_TO_DEBT: Final = 900.0  # seconds of server time until the large call should be through, with a try or two
+CALM: Final = 40.0  # seconds of server time before the next refill, so that none comes in the middle of the fault
 TRIES: Final = 3
-ITSELF: Final = -1
-"""The demo's own number among the workers."""
+ITSELF: Final = -1  # the demo's own number among the workers
 
 
 def run(settings: Settings, say: Callable[[str], None], show: Callable[[Scene], None]) -> Outcome:
@@ -58,7 +43,7 @@ def run(settings: Settings, say: Callable[[str], None], show: Callable[[Scene], 
     the settings can't be used, ImportError if a client for it is missing.
     """
     fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
-    with crew(settings.redis_url) as workers, FakeKeepaServer(fake, speed=settings.speed) as server:
+    with Crew(settings.redis_url) as workers, FakeKeepaServer(fake, speed=settings.speed) as server:
         return Stage(settings, fake, server.url, workers, say, show).play()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import nullcontext
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -30,17 +30,6 @@ def speed_for(seconds: float) -> float:
     return max(SLOWEST, math.ceil(RECOVERY / (RECOVERY_PART * seconds)))
 
 
-class Number(click.FloatRange):
-    """A number in a range; NaN, which passes any comparison, is none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
-        """Return the number."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail("give a number", param, ctx)
-        return number
-
-
 @shell.command(
     "see it work, without a key",
     examples="""
@@ -51,10 +40,16 @@ class Number(click.FloatRange):
     then="keepa-tokens simulate --help     the same question for your own plan and load",
 )
 @click.option(
-    "--seconds", type=Number(2, 3600), default=34, show_default=True, help="How long it takes, about, in real seconds."
+    "--seconds",
+    type=shell.Number(2, 3600),
+    default=34,
+    show_default=True,
+    help="How long it takes, about, in real seconds.",
 )
 @click.option("--workers", type=click.IntRange(1, 16), default=4, show_default=True, help="Workers that share the key.")
-@click.option("--speed", type=Number(1, 400), help="Server seconds in a real one.  [default: 40, more in a short run]")
+@click.option(
+    "--speed", type=shell.Number(1, 400), help="Server seconds in a real one.  [default: 40, more in a short run]"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the calls that the workers make.")
 @click.option("--plain", is_flag=True, help="Plain lines, in a terminal too.")
 @click.option("--json", "as_json", is_flag=True, help="Only one JSON document, at the end.")

@@ -9,12 +9,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 from ..errors import StorageUnavailable
 from ..rules.state import BucketState
@@ -24,26 +23,23 @@ from .place import MemoryPlace, Place, address
 
 PREFIX: Final = "keepa_tokens:demo:"
 
-ENDED_WITHIN: Final = 5.0
-"""Real seconds that the workers may take to end. Then they are ended."""
+ENDED_WITHIN: Final = 5.0  # real seconds that the workers may take to end. Then they are ended
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One worker, and this end of its pipe."""
 
     name: str
     body: threading.Thread | BaseProcess
     pipe: Connection
 
-    def order(self, order: str) -> None:
-        """Send an order; one that has ended needs none."""
-        with suppress(OSError):
-            self.pipe.send(order)
-
 
 class Crew:
-    """The workers, and the place of the bucket that they share with the demo."""
+    """The workers, and the place of the bucket that they share with the demo.
+
+    As a context manager: its workers have ended afterwards, and the bucket is gone. Entering raises StorageUnavailable
+    if Redis can't be reached; making one, ConfigError if the URL can't be used.
+    """
 
     def __init__(self, redis_url: str | None) -> None:
         self._redis_url = redis_url
@@ -52,6 +48,18 @@ class Crew:
         self.place = self._open_place()
         self._members: list[Member] = []
         self._tell: Tell = lambda _: None
+
+    def __enter__(self) -> Self:
+        self.place.fields(BUCKET)  # is it there?
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            with suppress(StorageUnavailable):  # one small key stays behind then
+                self.place.delete(BUCKET)
+            self.place.close()
 
     def stored(self) -> BucketState | None:
         """Return the bucket's state as it is stored."""
@@ -89,7 +97,8 @@ class Crew:
     def order(self, order: str) -> None:
         """Tell all workers to go on, to pause once they have their answer, or to stop."""
         for member in self._members:
-            member.order(order)
+            with suppress(OSError):  # one that has ended needs none
+                member.pipe.send(order)
 
     def check(self) -> None:
         """Pass on what the workers told, in the order of their times; raise if one of them has died."""
@@ -97,10 +106,9 @@ class Crew:
 
     def stop(self) -> None:
         """End the workers, wait until they have ended, and pass on what they told last."""
+        self.order(STOP)
         members, self._members = self._members, []
         deadline = time.monotonic() + ENDED_WITHIN
-        for member in members:
-            member.order(STOP)
         try:
             self._pass_on([note for member in members for note in _last_told(member, deadline)])
         finally:
@@ -114,25 +122,6 @@ class Crew:
     def _pass_on(self, notes: list[Note]) -> None:
         for note in sorted(notes, key=lambda note: note.at_us):
             self._tell(note)
-
-
-@contextmanager
-def crew(redis_url: str | None) -> Generator[Crew]:
-    """Have a crew; its workers have ended afterwards, and the bucket is gone.
-
-    Raises StorageUnavailable if Redis can't be reached, ConfigError if the URL can't be used.
-    """
-    crew = Crew(redis_url)
-    try:
-        crew.place.fields(BUCKET)  # is it there?
-        yield crew
-    finally:
-        try:
-            crew.stop()
-        finally:
-            with suppress(StorageUnavailable):  # one small key stays behind then
-                crew.place.delete(BUCKET)
-            crew.place.close()
 
 
 def _opener(redis_url: str | None, prefix: str) -> Callable[[], Place]:

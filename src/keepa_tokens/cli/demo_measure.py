@@ -60,47 +60,39 @@ class Meter:
     """Takes samples and keeps the worst of them.
 
     bucket: a door to the bucket by the server's clock. stored: its state as it is stored. epoch: the server's Unix time
-    at 0 of that clock.
+    at 0 of that clock. judged, quiet, unknown: samples, those with nothing in flight, and those of an unknown balance.
+    torn: moments that could not be seen. slow: samples that an answer made late by a step.
     """
 
     def __init__(
         self, fake: FakeKeepa, bucket: TokenBucket, stored: Callable[[], BucketState | None], epoch: float
     ) -> None:
-        self._fake = fake
-        self._bucket = bucket
-        self._stored = stored
+        self._fake, self._bucket, self._stored = fake, bucket, stored
         self._epoch_us = round(epoch * MICROSECONDS)
-        self.judged = self.quiet = self.unknown = self.torn = self.slow = 0
+        self.judged = self.quiet = self.unknown = self.torn = self.slow = self.slowest_us = 0
         self.worst = Sample(0, 0, 0)
         self.worst_excess: Sample | None = None
         self.highest_quiet: Sample | None = None
-        self.slowest_us = 0
         self.fault_at_us: int | None = None
 
     def sample(self) -> Sample | None:
         """Take and judge a sample; None in the unlikely case that the server moved during every try."""
-        for _ in range(TRIES):
-            sample = self._look()
-            if sample is not None:
-                self.judge(sample)
-                return sample
-        self.torn += 1
-        return None
-
-    def judge(self, sample: Sample) -> None:
-        """Keep what a sample shows."""
-        if sample.projection is None:
+        sample = next((seen for _ in range(TRIES) if (seen := self._look()) is not None), None)
+        if sample is None:
+            self.torn += 1
+        elif sample.projection is None:
             self.unknown += 1
-            return
+        else:
+            self._judge(sample)
+        return sample
+
+    def _judge(self, sample: Sample) -> None:
         self.judged += 1
-        if (sample.apart, -sample.allowed) > (self.worst.apart, -self.worst.allowed):
-            self.worst = sample
-        if self.worst_excess is None or sample.apart - sample.allowed > _excess(self.worst_excess):
-            self.worst_excess = sample
+        self.worst = max(self.worst, sample, key=lambda each: (each.apart, -each.allowed))
+        self.worst_excess = max(self.worst_excess or sample, sample, key=lambda each: each.apart - each.allowed)
         if sample.in_flight == 0:
             self.quiet += 1
-            if self.highest_quiet is None or sample.ahead > self.highest_quiet.ahead:
-                self.highest_quiet = sample
+            self.highest_quiet = max(self.highest_quiet or sample, sample, key=lambda each: each.ahead)
 
     def broken(self) -> list[str]:
         """Return in words which bounds did not hold."""
@@ -111,27 +103,24 @@ class Meter:
             )
         if (quiet := self.highest_quiet) is not None and quiet.ahead > 0:
             words.append(f"projection {quiet.projection} above truth {quiet.truth} with nothing in flight")
-        if not self.quiet:
-            words.append("no sample was taken with nothing in flight")
-        return words
+        return words if self.quiet else [*words, "no sample was taken with nothing in flight"]
 
     def _look(self) -> Sample | None:
         """Look at the server, the bucket and the server again: if the server stood still, this is one moment."""
-        counted = self._counters()
-        truth = self._fake.balance
-        before = self._stored()
+        counted, before = self._counters(), self._stored()
         snapshot = self._bucket.peek()
         after = self._stored()
         at_us = self._fake.clock.now_us()
-        moved = self._fake.balance != truth or self._counters() != counted
-        if moved or _reading(before) != _reading(after):
+        readings = [None if state is None else state.reading_sequence for state in (before, after)]
+        if self._counters() != counted or readings[0] != readings[1]:
             return None
+        truth = counted[0]
         if snapshot.balance is None or after is None or after.reading_at is None:
             return Sample(at_us, None, truth)
         return Sample(at_us, snapshot.balance, truth, snapshot.held, snapshot.refill, self._steps(after, snapshot))
 
-    def _counters(self) -> tuple[int, int, int]:
-        return self._fake.minted, self._fake.spent, self._fake.spent_outside
+    def _counters(self) -> tuple[int, int, int, int]:
+        return self._fake.balance, self._fake.minted, self._fake.spent, self._fake.spent_outside
 
     def _steps(self, state: BucketState, snapshot: Snapshot) -> int:
         """Return how many refill steps the projection may be late."""
@@ -144,11 +133,3 @@ class Meter:
         self.slow += more > 0
         lost_phase = self.fault_at_us is not None and read_at <= self.fault_at_us
         return 1 + lost_phase + more
-
-
-def _reading(state: BucketState | None) -> int | None:
-    return None if state is None else state.reading_sequence
-
-
-def _excess(sample: Sample) -> int:
-    return sample.apart - sample.allowed

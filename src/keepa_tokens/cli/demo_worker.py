@@ -41,9 +41,7 @@ HOLD_FOR: Final = 3600.0
 """Seconds of server time. In accelerated time a stalled machine must not let a hold run out under a call."""
 
 ANSWER_WITHIN: Final = 20.0
-REST: Final = (5.0, 25.0)
-"""Seconds of server time that a worker takes to store what it got."""
-
+REST: Final = (5.0, 25.0)  # seconds of server time that a worker takes to store what it got
 NAMES: Final = ("prices", "offers", "search", "backfill")
 PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
 KEPT_BY_BACKFILL: Final = 10

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..rules.decision import Snapshot
-from .look import HeldCall, Look
+from ..units import MICROSECONDS
+from .look import HeldCall, Look, waiting
 from .words import count, duration
 
 DEAD_PART: Final = 0.75
@@ -26,6 +27,11 @@ UNASKED: Final = 3
 """Probes that may fail in a row before it is worth a finding."""
 
 RECENT: Final = 300.0
+UNREAD: Final = 1200.0
+"""Seconds without a reading that are too long while somebody waits: the next refusal should have asked."""
+
+STANDS_FOR: Final = 2.5
+"""Seconds in which somebody who lives and may go has gone: who waits looks again within a second or two."""
 
 EFFECTS: Final = {
     "refilled_at": "the time that passed since the last refill is lost; it refills from the next command on",
@@ -78,6 +84,7 @@ def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
     yield from _refill(look, snapshot)
     yield from _others(look, snapshot)
     yield from _calls(look)
+    yield from _line(look, snapshot, later)
     failures = look.state.probe_failures or 0
     if failures >= UNASKED:
         yield Finding(
@@ -153,7 +160,7 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
         )
         return
     terms_at: int | None = getattr(look.state, "terms_at", None)
-    ago = None if terms_at is None else (look.now_us - terms_at) / 1_000_000
+    ago = None if terms_at is None else (look.now_us - terms_at) / MICROSECONDS
     if ago is not None and 0 <= ago < RECENT:
         yield Finding(
             "terms-changed",
@@ -213,6 +220,36 @@ def _others(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
             f"at the last reading the server had {count(-snapshot.drift, 'token')} fewer than projected",
             "calls may have been refused by the server; the balance is right again since",
             "find what spends from this API key beside these workers, or settles too little",
+        )
+
+
+def could_go(look: Look) -> bool:
+    """Whether somebody waits although there is enough for all who do: true for moments only, in a line that moves."""
+    snapshot = look.snapshot()
+    if snapshot is None or snapshot.available is None or look.paused_for() or snapshot.closed_for:
+        return False
+    callers, wanted = waiting(snapshot)
+    return callers > 0 and snapshot.available - snapshot.kept_back >= wanted
+
+
+def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Finding]:
+    callers, wanted = waiting(snapshot)
+    stood = (later[-1].now_us - look.now_us) / MICROSECONDS if later else 0.0
+    if stood >= STANDS_FOR and all(could_go(seen) and seen.state == look.state for seen in (look, *later)):
+        yield Finding(
+            "line-stands",
+            look.key,
+            f"{count(callers, 'caller')} in line for {count(wanted, 'token')} that are there, and nobody takes them",
+            "those who wait are dead or hang; the others get their turn within a minute, when the places lapse",
+            "see whether the workers live; nothing has to be mended here",
+        )
+    if callers and snapshot.reading_age is not None and snapshot.reading_age > UNREAD:
+        yield Finding(
+            "no-reading",
+            look.key,
+            f"{count(callers, 'caller')} in line, and the server has not spoken for {duration(snapshot.reading_age)}",
+            "the bucket goes by its own projection, and what the server has more or less is not seen",
+            "see whether the workers reach the server and the API key is good: `keepa-tokens status --probe`",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Final, cast
 
 import click
 from rich.text import Text
@@ -13,7 +13,7 @@ from rich.text import Text
 from ..bucket import TokenBucket
 from ..errors import StorageUnavailable
 from . import shell
-from .doctor import Finding, examine
+from .doctor import Finding, could_go, examine
 from .look import Look, all_buckets, look
 from .place import Place
 from .where import Where, with_bucket
@@ -22,6 +22,9 @@ from .words import count
 LOOKS: Final = 4
 APART: Final = 0.05
 """Real seconds between looks at one bucket, to see terms that change."""
+
+APART_IN_LINE: Final = 0.8
+"""The same where somebody waits who could go: long enough for those who live to go."""
 
 DAY: Final = 86_400.0
 
@@ -55,7 +58,7 @@ def doctor_command(
     gone: set[tuple[str, str]] = set()
     with where.opened() as place:
         looks = [_only(place, where)] if where.key else list(all_buckets(place))
-        facts += _server(place, looks, findings)
+        facts += _storage(place, where, looks, findings)
         for seen in looks:
             findings += _examined(place, seen)
         if probe:
@@ -86,26 +89,31 @@ def _only(place: Place, where: Where) -> Look:
 
 def _again(place: Place, seen: Look) -> list[Look]:
     later: list[Look] = []
+    apart = APART_IN_LINE if could_go(seen) else APART
     for _ in range(LOOKS):
-        time.sleep(APART)
+        time.sleep(apart)
         again = look(place, seen.key)
         later += [] if again is None else [again]
     return later
 
 
-def _server(place: Place, looks: Sequence[Look], findings: list[Finding]) -> list[str]:
-    try:
-        from .doctor_server import examine_server  # noqa: PLC0415 - needs a client for Redis
-        from .manager import stuck  # noqa: PLC0415
-        from .redis_place import RedisPlace  # noqa: PLC0415
-    except ImportError:
-        return []
-    if not isinstance(place, RedisPlace):
-        return []
-    seen = examine_server(place, plain=any(look.quota is not None and not look.quota.synced for look in looks))
+def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[Finding]) -> list[str]:
+    """Look at what the buckets are in; return what is right with it, and add what is wrong."""
+    if not where.redis:
+        from .sqlite_place import SqlitePlace, examine_file  # noqa: PLC0415 - sqlite3 is not in every Python
+
+        facts, found = examine_file(cast("SqlitePlace", place))
+        findings += found
+        return facts
+    from .doctor_server import examine_server  # noqa: PLC0415 - needs a client for Redis
+    from .manager import stuck  # noqa: PLC0415
+    from .redis_place import RedisPlace  # noqa: PLC0415
+
+    server = cast("RedisPlace", place)
+    seen = examine_server(server, plain=any(look.quota is not None and not look.quota.synced for look in looks))
     findings += seen.findings
     try:
-        findings += stuck(place, time.time())
+        findings += stuck(server, time.time())
     except StorageUnavailable:
         seen.facts.append("other keys may not be read by this user: no hand-made manager was looked for")
     return seen.facts

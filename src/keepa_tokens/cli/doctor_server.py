@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import statistics
 import time
@@ -30,28 +31,28 @@ SAMPLES: Final = 5
 SERVER: Final = "server"
 
 REFUSALS: Final = {
-    "readonly": (
+    r"read.?only": (
         "read-only",
         "it is a replica, and takes no writes",
         "connect to the master: by its address, or by Sentinel's or the cluster's client",
     ),
-    "nopermission": (
+    r"permission": (
         "rights",
         "its user may not do what a bucket needs",
-        "allow what docs/redis.md lists: +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan",
+        "allow it what the documentation lists for a worker: ACL SETUSER worker ...",
     ),
-    "outofmemory": (
+    r"out.?of.?memory|used memory": (
         "full",
         "its memory is full, and it refuses writes",
         "raise maxmemory, or delete what others have left there",
     ),
-    "misconf": (
+    r"misconf|persist on disk": (
         "save-failed",
         "it could not save to disk, and refuses writes",
         "see its log and the free space of its disk",
     ),
 }
-"""What a client says of a refused write: the code of the finding, what is wrong, and the cure."""
+"""What says a refused write, as a pattern: the code of the finding, what is wrong, and the cure."""
 
 
 @dataclass(slots=True)
@@ -147,7 +148,7 @@ def _memory(info: Mapping[str, str], seen: Examination) -> None:
     if limit and used > FULL * limit:
         seen.find(
             "nearly-full",
-            f"{100 * used / limit:.0f} % of its memory is used",
+            f"{min(100.0, 100 * used / limit):.0f} % of its memory is used",
             "soon it refuses writes, or deletes keys",
             "raise maxmemory, or delete what others have left there",
         )
@@ -208,7 +209,7 @@ def _write(place: RedisPlace, seen: Examination) -> None:
     except StorageUnavailable as error:
         said = str(error)
         code, what, cure = next(
-            (words for sign, words in REFUSALS.items() if sign in said.lower()),
+            (words for sign, words in REFUSALS.items() if re.search(sign, said, re.IGNORECASE)),
             ("refused", f"it did not carry out a command: {said}", "see its log"),
         )
         seen.find(code, what, f"no worker gets a token from it: {said}", cure)

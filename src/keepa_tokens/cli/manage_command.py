@@ -8,8 +8,9 @@ from typing import Final, cast
 
 import click
 
-from ..bucket import TokenBucket
-from ..rules.commands import Cancel
+from ..rules import commands
+from ..rules.commands import Cancel, Command
+from ..units import MICROSECONDS
 from . import shell, status
 from .look import Look, look
 from .place import Place
@@ -133,13 +134,10 @@ def _known(place: Place, where: Where) -> Look:
 
 
 def _pause(place: Place, seen: Look, seconds: int) -> None:
-    if seen.quota is None:
-        raise shell.RefusedError("the terms of the bucket are lost")
-    bucket = TokenBucket(seen.quota, key=seen.key, storage=place.storage, listener=lambda _: None)
-    pause = cast("Callable[[float], object] | None", getattr(bucket, "pause", None))
-    if pause is None:
+    command = cast("Callable[[int], Command] | None", getattr(commands, "Pause", None))
+    if command is None or seen.quota is None:
         raise shell.RefusedError("this release can't pause a bucket yet")
-    pause(seconds)
+    place.storage.apply(seen.key, seen.quota, command(seconds * MICROSECONDS))
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:

@@ -74,4 +74,7 @@ class RedisPlace(RedisStorage):
         except Exception as error:  # each client library has errors of its own
             if "WRONGTYPE" in str(error):
                 raise ConfigError(f"the key {parts[1]!r} holds something else than was expected") from error
+            if type(error).__name__ == "MovedError" or str(error).startswith("MOVED "):
+                node = str(error).rpartition(" ")[2]
+                raise ConfigError(f"a node of a cluster, and {parts[1]!r} is on another: try --redis {node}") from error
             raise StorageUnavailable(f"Redis did not answer {parts[0]} ({type(error).__name__}: {error})") from error

@@ -7,11 +7,12 @@ is away, 4 the API key was refused, 130 interrupted.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -35,6 +36,17 @@ class RefusedError(Exception):
 
 class KeyRefusedError(Exception):
     """The server does not take the API key."""
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN, which passes any comparison, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("give a number", param, ctx)
+        return number
 
 
 class Command(click.Command):

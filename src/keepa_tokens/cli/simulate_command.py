@@ -44,7 +44,7 @@ def rates_of(said: str) -> list[int]:
 )
 @click.option("--rates", default="5,20,60", show_default=True, help="Plans to compare, in tokens a minute.")
 @click.option("--backlog", type=click.IntRange(0, 1_000_000), default=1000, show_default=True, help="Calls to be done.")
-@click.option("--per-hour", type=click.FloatRange(0, 100_000), default=0.0, help="Calls that come on top, an hour.")
+@click.option("--per-hour", type=shell.Number(0, 100_000), default=0.0, help="Calls that come on top, an hour.")
 @click.option(
     "--mix",
     default="product:10=70,offers:2=20,search=10",
@@ -52,9 +52,9 @@ def rates_of(said: str) -> list[int]:
     help=f"Kinds of calls: name:items=weight, of {', '.join(KINDS)}.",
 )
 @click.option("--workers", type=click.IntRange(1, 200), default=4, show_default=True)
-@click.option("--outside", type=click.FloatRange(0, 1e6), default=0.0, help="Tokens an hour that others spend.")
-@click.option("--faults", type=click.FloatRange(0, 50), default=0.0, help="Percent of calls that get no answer.")
-@click.option("--days", type=click.FloatRange(0.01, 60), default=7.0, show_default=True, help="When to give up.")
+@click.option("--outside", type=shell.Number(0, 1e6), default=0.0, help="Tokens an hour that others spend.")
+@click.option("--faults", type=shell.Number(0, 50), default=0.0, help="Percent of calls that get no answer.")
+@click.option("--days", type=shell.Number(0.01, 60), default=7.0, show_default=True, help="When to give up.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which calls come in which order.")
 @click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Write a chart of what is left over time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")

@@ -25,9 +25,7 @@ from .where import Where, with_bucket
     then="keepa-tokens doctor     if it doesn't move",
 )
 @with_bucket
-@click.option(
-    "--every", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between looks."
-)
+@click.option("--every", type=shell.Number(0.1, 3600), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--looks", type=click.IntRange(1), help="End after so many looks.  [default: go on until Ctrl-C]")
 @click.option("--plain", is_flag=True, help="Plain lines, one a change, in a terminal too.")
 def watch_command(where: Where, *, every: float, looks: int | None, plain: bool) -> None:

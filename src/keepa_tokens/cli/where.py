@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ class Where:
 
             return RedisPlace.at(self.redis, self.prefix)
         if self.sqlite:
-            raise ConfigError("this release has no storage in SQLite yet: give --redis")
+            return _in_file(self.sqlite)
         raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
 
     def bucket(self, place: Place) -> str:
@@ -106,6 +107,18 @@ class Where:
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
         return api_key
+
+
+def _in_file(name: str) -> Place:
+    if not Path(name).is_file():
+        raise RefusedError(f"there is no file {name!r}: the first worker makes it")
+    from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
+
+    try:
+        home = import_module("..storage.sqlite", __package__)
+    except ModuleNotFoundError:
+        raise ConfigError("this release has no storage in SQLite yet: give --redis") from None
+    return SqlitePlace(name, home.SQLiteStorage(name))
 
 
 def _read(name: str) -> str:

@@ -1,0 +1,131 @@
+"""The commands on a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli.sqlite_place import SqlitePlace, examine_file, file_system
+from tests.cli import KEY, document, run
+
+
+class File:
+    """A SQLite file with one bucket in it."""
+
+    def __init__(self, path: Path, kind: Any) -> None:
+        self.path = path
+        self.storage = kind(str(path))
+        self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.storage, listener=lambda _: None)
+        self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
+
+    def damage(self, field: str) -> None:
+        """Lose one field of the bucket, as a program that writes by itself might."""
+        place = SqlitePlace(str(self.path), self.storage)
+        place.drop(KEY, field)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A file of this library's storage, or of the example's while the library has none."""
+    module = "keepa_tokens.storage.sqlite"
+    if find_spec(module):
+        kind = import_module(module).SQLiteStorage
+    else:
+        kind = import_module("examples.sqlite_storage").SqliteStorage
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(SQLiteStorage=kind))
+    made = File(tmp_path / "buckets.sqlite", kind)
+    yield made
+    made.storage.close()
+
+
+def test_status_shows_a_bucket_in_a_file(file: File) -> None:
+    """The only bucket of a file is shown without being named, and nothing is written."""
+    file.bucket.try_reserve(7)
+    told = document("status", "--sqlite", str(file.path))["bucket"]
+
+    assert (told["key"], told["balance"], told["held"]) == (KEY, 300, 7)
+
+
+def test_the_doctor_looks_at_a_file(file: File) -> None:
+    """On a sound file the doctor finds nothing and says what it looked at; a damaged field is found and mended."""
+    told = document("doctor", "--sqlite", str(file.path))
+    assert (told["findings"], told["healthy"]) == ([], [KEY])
+    assert told["facts"][0].startswith("SQLite 3")
+
+    file.damage("refilled_at")
+    found = document("doctor", "--sqlite", str(file.path), code=1)["findings"]
+    assert [one["code"] for one in found] == ["damaged-refilled_at"]
+    document("doctor", "--sqlite", str(file.path), "--repair")
+    assert document("doctor", "--sqlite", str(file.path))["findings"] == []
+
+
+def test_reset_and_release_work_on_a_file(file: File) -> None:
+    """A hold is given back and a bucket forgotten in a file as on a server."""
+    held = file.bucket.try_reserve(30)
+    run("release", "--sqlite", str(file.path), held.id, "--yes")
+    assert file.bucket.peek().held == 0
+    run("reset", "--sqlite", str(file.path), "--yes")
+    assert file.bucket.peek().balance is None
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """Looking makes no file: a name that is mistyped says so."""
+    path = tmp_path / "none.sqlite"
+
+    assert "there is no file" in run("status", "--sqlite", str(path), code=2).stderr
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_database_is_away(file: File) -> None:
+    """A file that SQLite can't read is a storage that is away."""
+    other = file.path.with_name("other.sqlite")
+    other.write_text("this is no database, however long it is" * 50)
+
+    assert "other.sqlite" in run("status", "--sqlite", str(other), code=3).stderr
+
+
+def test_adopt_needs_a_server(file: File) -> None:
+    """A hand-made manager's keys are in Redis; with a file that is said."""
+    options = ("--sqlite", str(file.path), KEY, "--balance-key", "tokens")
+
+    assert "give --redis" in run("adopt", *options, code=2).stderr
+
+
+def test_a_place_puts_a_bucket_once(file: File) -> None:
+    """A bucket is put where there is none, and not over one."""
+    place = SqlitePlace(str(file.path), file.storage)
+
+    assert place.put("new", {"balance": "5"}, 60.0)
+    assert not place.put("new", {"balance": "9"}, 60.0)
+    assert place.fields("new") == {"balance": "5"}
+    with sqlite3.connect(file.path) as db:
+        db.execute("UPDATE buckets SET fields = 'garbage' WHERE key = 'new'")
+    db.close()
+    assert place.fields("new") == {}
+
+
+MOUNTS = """proc /proc proc rw 0 0
+server:/x /srv/shared nfs4 rw 0 0
+/dev/sda1 / ext4 rw 0 0
+/dev/sdb /with\\040space xfs rw 0 0
+"""
+
+
+def test_a_network_file_system_is_found(file: File) -> None:
+    """The kind of file system is read from the mounts, the nearest one; a network's is a finding."""
+    assert file_system(Path("/srv/shared/a/b.sqlite"), MOUNTS) == "nfs4"
+    assert file_system(Path("/srv/b.sqlite"), MOUNTS) == "ext4"
+    assert file_system(Path("/with space/b.sqlite"), MOUNTS) == "xfs"
+    assert file_system(Path("/b.sqlite"), "") == ""
+
+    place = SqlitePlace(str(file.path), file.storage)
+    _, found = examine_file(place, f"server:/x {file.path.parent} nfs4 rw 0 0\n")
+    assert [one.code for one in found] == ["network-file"]
