@@ -35,6 +35,9 @@ class Opened:
         shown: Snapshot | None = self._done(self.storage.inspect(key, now_us=now_us))
         return shown
 
+    def delete(self, key: str) -> None:
+        self._done(self.storage.delete(key))
+
     def keys(self) -> Iterator[str]:
         found = self.storage.keys()
         if isinstance(found, Iterator):

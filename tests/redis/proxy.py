@@ -15,7 +15,7 @@ _CHUNK = 1 << 16
 class Proxy:
     """Passes bytes between clients and one server.
 
-    cuts: for as many scripts to come, the connection is reset when the script's answer arrives: it ran, and its
+    spared: so many scripts are let through first. cuts: for as many scripts to come, the connection is reset when the script's answer arrives: it ran, and its
     caller is not told. mute: what clients say is read and not passed on. deaf: what the server answers is. delay_s:
     either way takes so long. All may be set at any time. scripts, connections, bytes_muted: seen so far.
     """
@@ -23,6 +23,7 @@ class Proxy:
     def __init__(self, server_port: int = 0) -> None:
         self.server_port = server_port
         self.port = 0
+        self.spared = 0
         self.cuts = 0
         self.mute = False
         self.deaf = False
@@ -122,7 +123,9 @@ class Proxy:
         while data := await reader.read(_CHUNK):
             if script.is_set():
                 script.clear()
-                if self.cuts:
+                if self.spared:
+                    self.spared -= 1
+                elif self.cuts:
                     self.cuts -= 1
                     return
             if self.deaf:

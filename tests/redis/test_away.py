@@ -34,7 +34,7 @@ COMMANDS: list[Command] = [
     Reserve("x", 1, SECOND),
     Settle("x", 1),
     Cancel("x"),
-    Refund("y", 1, NOW),
+    Refund("y", 1),
     Reconcile(Reading(5)),
     ClaimProbe(),
     Peek(),

@@ -176,7 +176,7 @@ def is_clients(error: BaseException) -> bool:
     return isinstance(error, OSError) or not roots.isdisjoint(CLIENTS)
 
 
-NEEDED: Final = "evalsha, eval, time, hget, hmget, hgetall, hset, hdel, pexpire, pttl, persist and, for keys(), scan"
+NEEDED: Final = "evalsha, eval, time, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
 """What a user of buckets must be allowed."""
 
 _MISTAKES: Final = (
@@ -193,10 +193,10 @@ _MISTAKES: Final = (
     ("already authenticated", "the server wants a password: give it in the URL or to the client"),
     ("Authentication required", "the server wants a password: give it in the URL or to the client"),
     ("without any password configured", "the server has no password set: leave it out of the URL"),
-    ("NOPERM", f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED} on the keys of the prefix"),
-    ("can't run this command", "the user may not do all that a bucket needs ({error})"),
-    ("can't access at least one of the keys", "the user may not touch the key of bucket {key!r} ({error})"),
-    ("No permissions to access a key", "the user may not touch the key of bucket {key!r} ({error})"),
+    *(
+        (sign, f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix")
+        for sign in ("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one")
+    ),
 )
 """What a server says of a mistake that the next try would only repeat, and what to tell."""
 
@@ -214,10 +214,9 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
     if not is_clients(error):
         return None
     text = str(error)
-    if type(error).__name__ == "MovedError":
-        text = f"MOVED {text}"
+    said = f"MOVED {text}" if type(error).__name__ == "MovedError" else f"{type(error).__name__} {text}"
     for sign, told in _MISTAKES:
-        if sign in text:
+        if sign in said:
             return ConfigError(f"{told.format(key=key, error=text)}. Nothing was changed.")
     certain = _NOT_CARRIED_OUT if sent_once and _is_certain(error, text) else _NOBODY_KNOWS
     return StorageUnavailable(f"Redis did not carry the command out ({type(error).__name__}: {text}). {certain}")

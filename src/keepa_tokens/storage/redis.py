@@ -31,6 +31,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import transition
 from . import _wire
+from ._batch import Batches
 from ._clients import (
     CLIENTS,
     AsyncRedisClient,
@@ -370,6 +371,7 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
         checked("AsyncRedisStorage", client, asynchronous=True)
         super().__init__(prefix, client, asyncio.Lock)
         self._client = client
+        self._batches = Batches(client)
         self._opened = False
         self._process: int | None = None
 
@@ -412,12 +414,15 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
 
     async def aclose(self) -> None:
         """Close the client if `from_url` made it."""
-        if self._opened and not self._is_forked():
+        if self._is_forked():
+            return
+        await self._batches.aclose()
+        if self._opened:
             await self._client.aclose()
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
         self._check_process()
-        return await self._client.execute_command(*arguments)
+        return await self._batches.send(arguments)
 
     async def _drop_idle(self) -> None:
         for pool in pools(self._client):
