@@ -535,7 +535,7 @@ class _Step:
         if order is not None:
             cost = 0
         if s.balance is not None:
-            s.balance = self._corrected(before - cost)
+            self._correct(before - cost)
             if command.refused and hold.opened > s.reading_sequence:
                 s.balance = min(s.balance, 0)
         verdict, drift = (Verdict.NONE, None) if reading is None else self._lowered(reading, order)
