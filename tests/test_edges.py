@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from checks.models.strategies import summed
-from keepa_tokens import BucketState, ConfigError, Hold, Quota, Reading, Reason
+from keepa_tokens import BucketState, Hold, Quota, Reading, Reason
 from keepa_tokens.rules.commands import (
     Acquire,
     Cancel,
@@ -387,20 +387,7 @@ def test_a_pause_is_a_day_at_most() -> None:
     assert (state.paused_until, outcome.repaired) == (NOW + day, ("paused_until",))
 
 
-# --- 13: terms
-
-
-def test_others_terms_replace_the_stored_ones_once_a_minute() -> None:
-    """In between who asks is served by the stored ones; what changed is said once."""
-    slow, fast = Quota(10, 1, 1.0), Quota(10, 5, 1.0)
-    minute = 60 * SECOND
-    state, first = step(slow, None, Acquire(10))
-    assert first.terms is None
-    state, changed = step(fast, state, Acquire(5))
-    assert (changed.terms, changed.retry_after_us, state.quota) == ((slow, fast), SECOND, fast)
-    served, outcome = step(slow, state, Acquire(5), NOW + minute - 1)
-    assert (outcome.granted, outcome.terms, served.quota) == (True, None, fast)
-    assert step(slow, state, Acquire(0), NOW + minute)[1].terms == (fast, slow)
+# --- 13: terms (see also test_terms.py)
 
 
 def test_the_time_under_way_goes_over_as_time() -> None:
@@ -450,32 +437,3 @@ def test_a_recharge_aims_at_the_capacity_that_lasts() -> None:
     state, _ = step(small, step(large, None, Acquire(100))[0], Acquire(0))
     outcome = step(small, state, Acquire(1))[1]
     assert (outcome.reason, outcome.retry_after_us) == (Reason.RECHARGING, 100 * SECOND)
-
-
-def test_a_fast_rate_left_behind_lets_no_more_go_than_the_slow_one() -> None:
-    """1,000 a second, then 10 a second on a bucket of 10: what the fast one held is gone after the minute."""
-    fast, slow, minute = Quota.per_second(1000), Quota.per_second(10), 60 * SECOND
-    state, _ = step(slow, BucketState(balance=1000, refilled_at=NOW, quota=fast), Acquire(0))
-    assert step(slow, state, Acquire(1000), NOW + minute)[1].reason is Reason.TOO_LARGE
-    assert not step(slow, state, Acquire(11), NOW + minute)[1].granted
-    assert step(slow, state, Acquire(10), NOW + minute)[1].granted
-
-
-def test_what_the_callers_own_terms_admit_is_too_large_for_a_minute_only() -> None:
-    """Served by others' smaller capacities, a request is told when its own terms may count."""
-    small, middle, large = (Quota(capacity, 1, 1.0) for capacity in (50, 100, 200))
-    state, _ = step(small, step(middle, None, Acquire(60))[0], Acquire(0))
-    refused = step(large, state, Acquire(150), NOW + 10 * SECOND)[1]
-    assert (refused.reason, refused.retry_after_us) == (Reason.TOO_LARGE, 50 * SECOND)
-    assert step(large, state, Acquire(150), NOW + 60 * SECOND)[1].reason is Reason.EMPTY
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_plain_and_synced_terms_on_one_key_are_an_error_that_names_both(first: bool) -> None:
-    """Nothing is changed; the words say what to do."""
-    stored, callers = Quota(10, 1, 1.0, synced=first), Quota(20, 2, 1.0, synced=not first)
-    state, _ = step(stored, None, Pause(SECOND))
-    with pytest.raises(ConfigError, match=r"own key.*reset\(\)") as caught:
-        transition(callers, state, NOW, Peek())
-    assert str(stored) in str(caught.value)
-    assert str(callers) in str(caught.value)

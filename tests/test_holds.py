@@ -314,6 +314,18 @@ def test_a_refund_that_fills_the_bucket_leaves_no_fraction_under_way() -> None:
     assert bucket.apply(Acquire(1), now + SECOND).granted
 
 
+def test_a_late_correction_that_fills_the_bucket_leaves_no_fraction_under_way() -> None:
+    """The same for what comes back of a synced hold that ran out."""
+    for ending in (Settle("a", 0), Cancel("a")):
+        bucket = Direct(Quota(10, 1, 1.0, synced=True, initial=10))
+        bucket.apply(Reserve("a", 1, 10 * SECOND), EPOCH)
+        now = EPOCH + 11 * SECOND - 1
+        bucket.apply(Acquire(0), now)
+        assert bucket.apply(ending, now).balance == 10
+        assert bucket.apply(Acquire(10), now).granted
+        assert not bucket.apply(Acquire(1), now + SECOND - 1).granted
+
+
 @pytest.mark.parametrize("ending", [Settle("a", 1), Cancel("a")])
 @pytest.mark.parametrize("synced", [False, True])
 def test_what_is_given_back_fills_up_to_capacity(ending: Settle | Cancel, synced: bool) -> None:

@@ -348,10 +348,11 @@ def test_after_a_clock_step_there_is_a_bound_and_it_is_kept(
 @SPARING
 @given(case=tries(quotas(synced=True)))
 def test_no_synced_bucket_is_further_from_a_probe_than_the_longest_backoff(case: Try) -> None:
-    """On a synced bucket the bound is at most the reading's age limit, a claim and the longest backoff."""
+    """On a synced bucket the bound is at most the reading's age limit, a claim and the longest backoff, or a pause."""
     bucket = Direct(case.at.quota, case.at.state)
     snapshot = look(bucket, case.at.now, case.tokens, case.keep)
-    assert micro(snapshot.bound) <= max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US) + 10 * SECOND
+    longest = max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US, micro(snapshot.paused_for))
+    assert micro(snapshot.bound) <= longest + 10 * SECOND
 
 
 @pytest.mark.parametrize("make", BUCKETS)

@@ -174,6 +174,16 @@ def test_of_two_front_ends_five_seconds_apart_the_lower_balance_counts() -> None
     assert look(bucket).held == 0
 
 
+def test_a_call_opened_before_a_lower_reading_is_not_newer_than_that() -> None:
+    """C was opened after A's answer was applied, and answered before B: B's lower balance has C's cost too."""
+    bucket = at(told(100, 1000.0))
+    opened(bucket, "a", "b")
+    settled(bucket, "a", 3, told(97, 1001.0))
+    opened(bucket, "c")
+    assert settled(bucket, "b", 8, told(84, 1001.0)).balance == 84
+    assert settled(bucket, "c", 5, told(92, 1001.0)).balance == 84
+
+
 def test_a_server_that_was_in_2100_once_is_followed_again() -> None:
     """The first time that is no longer the old one's tells no order; it replaces that, so that the next one does."""
     bucket = at(told(100, 4_102_444_800.0))

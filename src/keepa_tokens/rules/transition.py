@@ -535,7 +535,7 @@ class _Step:
         if order is not None:
             cost = 0
         if s.balance is not None:
-            s.balance = self._corrected(before - cost)
+            self._correct(before - cost)
             if command.refused and hold.opened > s.reading_sequence:
                 s.balance = min(s.balance, 0)
         verdict, drift = (Verdict.NONE, None) if reading is None else self._lowered(reading, order)
@@ -637,6 +637,9 @@ class _Step:
             return Verdict.STALE, None
         drift = saturated(reading.balance - s.balance)
         s.balance, s.carry = reading.balance, 0
+        # From here on a call is newer only if it was opened after this one too.
+        s.sequence += 1
+        s.reading_sequence = s.sequence
         self.changed = True
         return Verdict.TAKEN, drift
 
@@ -774,7 +777,9 @@ class _Step:
         due = (s.closed_until, s.paused_until, s.wide_capacity)
         usual = s.balance is not None and due == (None, None, None) and not s.line
         flow = self.flow
-        return FastTerms(self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, self._kept_back())
+        return FastTerms(
+            self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, self._kept_back()
+        )
 
     def _numbers(self, balance: int) -> fast_path.Numbers:
         s, flow = self.s, self.flow
