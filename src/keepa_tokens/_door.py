@@ -6,8 +6,10 @@ import os
 import random
 import time
 import warnings
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Final, Generic, NoReturn, TypeVar, cast
+from weakref import ref
 
 from ._arguments import checked_key, instance, shown, whole
 from ._bell import Bell
@@ -157,11 +159,19 @@ def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:
     return whole("tokens", tokens), whole("keep", keep)
 
 
-def left_unsettled(door: Door[object], what: str, tokens: int, *, then: str) -> None:
+def left_unsettled(door: Door[object], what: str, tokens: int, then: str, _: object = None) -> None:
     """Warn of tokens that were set aside and not settled, and say what to do."""
     message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {then}"
     door.say(EventKind.LEFT_UNSETTLED, message, tokens)
     warnings.warn(message, ResourceWarning, stacklevel=3)
+
+
+def watched(owner: object, door: Door[object], what: str, then: str, tokens: int) -> object:
+    """Warn when `owner` is thrown away, for as long as what this returns is kept.
+
+    A `__del__` would run for each, settled or not, and a signal's exception that is raised in one is lost.
+    """
+    return ref(owner, partial(left_unsettled, door, what, tokens, then))
 
 
 CALL_ADVICE: Final = (

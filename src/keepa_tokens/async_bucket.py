@@ -11,7 +11,7 @@ from typing import Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id
+from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -340,15 +340,13 @@ def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
 class AsyncReservation(NotCopied):
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
 
-    open = False  # not before it is made: an interrupt in the making is no reservation that somebody left
-    _told = False
-
     def __init__(self, door: AsyncDoor, grant: Grant) -> None:
         self._door = door
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.open = True
+        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
@@ -360,7 +358,7 @@ class AsyncReservation(NotCopied):
 
     async def _end(self, command: Settle | Cancel) -> None:
         await AwaitedSteps(self._door).finish(command)
-        self.open = False
+        self.open, self._watch = False, None
 
     async def __aenter__(self) -> Self:
         return self
@@ -374,12 +372,8 @@ class AsyncReservation(NotCopied):
         if command is not None:
             await AwaitedSteps(self._door).finish(command)
         elif kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, then=RESERVATION_ADVICE)
-        self._told = True
-
-    def __del__(self) -> None:
-        if self.open and not self._told:
-            left_unsettled(self._door, "reservation", self.tokens, then=RESERVATION_ADVICE)
+            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"AsyncReservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"

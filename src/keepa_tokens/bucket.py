@@ -9,7 +9,7 @@ from typing import Self
 from . import _plans as plans
 from ._arguments import hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id
+from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
 from ._interrupts import interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -281,15 +281,13 @@ class Reservation(NotCopied):
     As a context manager: left unsettled, by an exception too, the estimate stays charged.
     """
 
-    open = False  # not before it is made: an interrupt in the making is no reservation that somebody left
-    _told = False
-
     def __init__(self, door: Door[Storage], grant: Grant) -> None:
         self._door = door
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.open = True
+        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
@@ -301,7 +299,7 @@ class Reservation(NotCopied):
 
     def _end(self, command: Settle | Cancel) -> None:
         BlockingSteps(self._door).end(command)
-        self.open = False
+        self.open, self._watch = False, None
 
     def __enter__(self) -> Self:
         return self
@@ -315,12 +313,8 @@ class Reservation(NotCopied):
         if command is not None:
             BlockingSteps(self._door).end(command)
         elif kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, then=RESERVATION_ADVICE)
-        self._told = True
-
-    def __del__(self) -> None:
-        if self.open and not self._told:
-            left_unsettled(self._door, "reservation", self.tokens, then=RESERVATION_ADVICE)
+            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"Reservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"

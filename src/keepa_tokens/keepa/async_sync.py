@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TypeAlias, cast
 
 from .._arguments import checked_key, timeout_us
-from .._door import CALL_ADVICE, NotCopied, left_unsettled
+from .._door import CALL_ADVICE, NotCopied, left_unsettled, watched
 from .._interrupts import interrupt_in
 from .._loops import sleep
 from .._plans import Grant, Patience
@@ -223,8 +223,6 @@ class _Steps(AwaitedSteps):
 class AsyncCall(NotCopied):
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
-    _open = False  # not before it is made: an interrupt in the making is no call that somebody left
-
     def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
         self._steps = steps
         self.id = grant.id
@@ -234,19 +232,19 @@ class AsyncCall(NotCopied):
         self.refused = False
         self.consumed: int | None = None
         self.told = False
-        self._open = True
+        self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer; as `Call.settle`. Never raises on a body."""
         answer, number = unpacked(body, status)
-        self._open = False
+        self._watch = None
         self.refused = number == REFUSED
         said = await plans.settle(self._steps(), self.id, answer, number)
         self.consumed, self.told = said.consumed, said.reading is not None
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
-        self._open = False
+        self._watch = None
         await self._steps().finish(Cancel(self.id))
 
     async def __aenter__(self) -> Self:
@@ -256,13 +254,9 @@ class AsyncCall(NotCopied):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
-        if self._open and kind is None:
-            left_unsettled(self._steps().door, "call", self.tokens, then=CALL_ADVICE)
-        self._open = False
-
-    def __del__(self) -> None:
-        if self._open:
-            left_unsettled(self._steps().door, "call", self.tokens, then=CALL_ADVICE)
+        if self._watch is not None and kind is None:
+            left_unsettled(self._steps().door, "call", self.tokens, CALL_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"AsyncCall(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"

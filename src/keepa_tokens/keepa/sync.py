@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 
 from .._arguments import checked_key, timeout_us
 from .._blocking import run
-from .._door import CALL_ADVICE, NotCopied, left_unsettled
+from .._door import CALL_ADVICE, NotCopied, left_unsettled, watched
 from .._interrupts import interrupt_in
 from .._plans import Grant, Patience
 from ..bucket import BlockingSteps, TokenBucket, door_of
@@ -234,8 +234,6 @@ class Call(NotCopied):
     out and is charged then, because nobody knows whether the server charged it.
     """
 
-    _open = False  # not before it is made: an interrupt in the making is no call that somebody left
-
     def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
         self._steps = steps
         self.id = grant.id
@@ -245,7 +243,7 @@ class Call(NotCopied):
         self.refused = False
         self.consumed: int | None = None
         self.told = False
-        self._open = True
+        self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer: parsed, as bytes or text, refusals and errors too. A second time changes nothing.
@@ -255,14 +253,14 @@ class Call(NotCopied):
         Never raises on a body.
         """
         answer, number = unpacked(body, status)
-        self._open = False
+        self._watch = None
         self.refused = number == REFUSED
         said = run(plans.settle(self._steps(), self.id, answer, number))
         self.consumed, self.told = said.consumed, said.reading is not None
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
-        self._open = False
+        self._watch = None
         self._steps().end(Cancel(self.id))
 
     def __enter__(self) -> Self:
@@ -272,13 +270,9 @@ class Call(NotCopied):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
-        if self._open and kind is None:
-            left_unsettled(self._steps().door, "call", self.tokens, then=CALL_ADVICE)
-        self._open = False
-
-    def __del__(self) -> None:
-        if self._open:
-            left_unsettled(self._steps().door, "call", self.tokens, then=CALL_ADVICE)
+        if self._watch is not None and kind is None:
+            left_unsettled(self._steps().door, "call", self.tokens, CALL_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"Call(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
