@@ -42,7 +42,7 @@ UNKNOWN: Final = Quota(10, 1, 1.0, synced=True)
 TOLD: Final[tuple[int, Mapping[str, object]]] = (200, {"tokensLeft": 8})
 
 
-class Struck(Exception):
+class Struck(Exception):  # what a signal's handler may raise, as Celery's soft time limit does
     """Raised by the handler of a signal."""
 
 
@@ -210,11 +210,6 @@ def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
                 assert at > 1
                 return
             assert scene.unchanged(), at
-            assert_free_to_ask(scene)
-
-
-def assert_free_to_ask(scene: Scene) -> None:
-    """Assert that a claim on the probe, if there was one, is free again."""
 
 
 def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing() -> None:
@@ -266,8 +261,7 @@ class Away(Plotted):
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         if self.down:
             raise StorageUnavailable("nobody there")
-        outcome = super().apply(key, quota, command, now_us=now_us)
-        return outcome
+        return super().apply(key, quota, command, now_us=now_us)
 
 
 @pytest.mark.parametrize("door", ["acquire", "reserve"])
@@ -288,10 +282,8 @@ def test_where_the_storage_is_away_too_the_interrupt_is_seen_and_the_loss_is_tol
             getattr(bucket, door)(4)
     finally:
         Away.down = False
-    lost = [event for event in scene.events if event.kind is EventKind.NOT_GIVEN_BACK]
-    assert (
-        [event.tokens for event in lost] == [4] if door == "acquire" else [event.tokens for event in lost] in ([], [4])
-    )
+    lost = [event.tokens for event in scene.events if event.kind is EventKind.NOT_GIVEN_BACK]
+    assert lost == [4]
 
 
 def test_of_a_plain_acquire_without_an_answer_the_loss_is_its_own_tokens_and_is_told() -> None:
@@ -342,7 +334,7 @@ def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
     storage = Away()
     bucket = TokenBucket(PLAIN, storage=storage, clock=ManualClock(1.0))
     try:
-        raise KeyboardInterrupt
+        ctrl_c()
     except KeyboardInterrupt:
         storage.down = True
         with pytest.raises(StorageUnavailable):
@@ -364,7 +356,7 @@ def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
 
     signal.signal(signal.SIGALRM, strike_if_armed)
     try:
-        for _ in range(4000):
+        for _ in range(1500):
             held: Reservation | None = None
             try:
                 armed = True
@@ -381,7 +373,7 @@ def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one may still be on its way
     seen = bucket.peek()
     assert (seen.balance, seen.held, seen.holds) == (10, 0, 0)
-    assert strikes > 100
+    assert strikes > 50
 
 
 # --- coroutines
@@ -475,7 +467,7 @@ ASYNC_DOORS: Final[dict[str, tuple[Callable[[], AsyncScene], Callable[[AsyncScen
 
 
 async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | None) -> bool:
-    """Cancel `enter` after so many passes of the loop, and once more `again` passes later; False: it was done before."""
+    """Cancel `enter` after so many passes of the loop, and once more `again` passes later; False: it was done."""
     task = asyncio.ensure_future(enter)
     for _ in range(passes):
         await asyncio.sleep(0)
@@ -495,8 +487,8 @@ async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | N
 @pytest.mark.parametrize("again", [None, 0, 1, 2, 5])
 @pytest.mark.parametrize("door", ASYNC_DOORS)
 def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: str, again: int | None) -> None:
-    """One pass of the loop later each time, and once more in the middle of the clean-up: CancelledError is what is seen,
-    tokens and holds are as before once `aclose` has waited.
+    """One pass of the loop later each time, and once more in the middle of the clean-up: CancelledError is what is
+    seen, tokens and holds are as before once `aclose` has waited.
     """
     make, enter = ASYNC_DOORS[door]
 
@@ -576,7 +568,7 @@ def test_a_waiting_coroutine_is_cancelled_though_the_storage_is_away(door: str, 
                 await waiting
 
         task = asyncio.ensure_future(limited())
-        while limit is None and not storage.down:
+        while limit is None and not storage.down:  # noqa: ASYNC110 - a pass of the loop each
             await asyncio.sleep(0)
         if limit is None:
             task.cancel()

@@ -333,7 +333,7 @@ def test_a_bad_key_shows_with_the_first_call() -> None:
     world = World(initial=50)
     world.fake.key = "another"
     sync = KeepaSync(world.bucket, probe=lambda: probed(world.fake.request("/token", {"key": "wrong"})))
-    call = sync.request(3, timeout=0)
+    call = sync.request(3, timeout=1)
     response = world.fake.request(PRODUCT, {**asins(3), "key": "wrong"})
     call.settle(response.content, status=response.status)
     assert response.status == 400

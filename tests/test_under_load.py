@@ -192,7 +192,8 @@ def test_whatever_happens_the_workers_go_on_and_end_in_step(seed: int) -> None:
         ended = loop.run_until_complete(storm.live())
 
     assert len(storm.happened) == 9
-    assert min(len(storm.kinds[kind]) for kind in EventKind) > 0
+    seldom = {EventKind.NOT_GIVEN_BACK, EventKind.LEFT_UNSETTLED}  # nobody is interrupted, what crashes raises
+    assert min(len(storm.kinds[kind]) for kind in set(EventKind) - seldom) > 0
 
     # Nobody stands still: after the storm answers come as soon as the debt is paid and the state is right.
     later = [storm.calm, *(at for at in storm.answered if at > storm.calm)]

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import random
 import time
+import warnings
+from functools import partial
+from inspect import iscoroutinefunction
 from math import inf
-from typing import Generic, TypeVar
+from typing import Final, Generic, NoReturn, TypeVar, cast
+from weakref import ref
 
-from ._arguments import checked_key, instance
+from ._arguments import checked_key, instance, shown, whole
+from ._bell import Bell
 from .clock import Clock, SystemClock
+from .errors import ConfigError
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome
 from .rules.decision import Decision, Reason
-from .units import MICROSECONDS, NEVER, seconds
+from .storage.base import AsyncStorage, Storage
+from .storage.memory import MemoryStorage
+from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -22,15 +30,16 @@ S_co = TypeVar("S_co", covariant=True)
 class Door(Generic[S_co]):
     """What both doors have in common. Stateless but for its listener; the state is in the storage."""
 
-    __slots__ = ("_hears", "_listener", "_log", "clock", "key", "quota", "sleeper", "storage")
+    __slots__ = ("_hears", "_listener", "_log", "bell", "clock", "key", "quota", "sleeper", "storage")
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
         self.quota = instance("quota", quota, Quota)
         self.key = checked_key(key)
         self.storage = storage
-        self.clock = clock
+        self.clock = None if clock is None else _checked_clock(clock)
         self.sleeper: Clock = SystemClock() if clock is None else clock
         self.listener = LoggingListener() if listener is None else listener
+        self.bell = Bell()
 
     @property
     def listener(self) -> Listener:
@@ -39,20 +48,26 @@ class Door(Generic[S_co]):
 
     @listener.setter
     def listener(self, listener: Listener) -> None:
+        if not callable(listener):
+            raise TypeError(f"listener must be callable with an Event, not {shown(listener)}")
         self._listener = listener
         self._hears = Contained(listener)
         self._log = listener if type(listener) is LoggingListener else None
 
     def now_us(self) -> int | None:
         """Return the caller's time, or None: the storage's own."""
-        return None if self.clock is None else self.clock.now_us()
+        if self.clock is None:
+            return None
+        now = self.clock.now_us()
+        return now if type(now) is int and 0 <= now < LIMIT else whole("clock.now_us()", now)
 
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured: the caller's clock, else the monotonic one."""
-        return time.monotonic_ns() // 1000 if self.clock is None else self.clock.now_us()
+        now = self.now_us()
+        return time.monotonic_ns() // 1000 if now is None else now
 
     def tell(self, command: Command, outcome: Outcome) -> None:
-        """Tell the listener what an applied command amounts to."""
+        """Tell the listener what a command that was carried out amounts to."""
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
@@ -88,6 +103,103 @@ class Door(Generic[S_co]):
     def described(self, kind: str) -> str:
         """Return the repr of the bucket of class `kind` that holds this door."""
         return f"{kind}({self.quota!r}, key={self.key!r})"
+
+
+def blocking(storage: object) -> Storage:
+    """Return `storage` if it is one for threads; ConfigError says what to give instead."""
+    apply = _apply_of(storage)
+    if iscoroutinefunction(apply):
+        raise ConfigError(
+            f"{_named(storage)} is a storage for coroutines: give it to an AsyncTokenBucket, and a TokenBucket a"
+            " blocking one, e.g. RedisStorage"
+        )
+    return cast("Storage", storage)
+
+
+def awaited(storage: object) -> AsyncStorage | MemoryStorage:
+    """Return `storage` if it is one for coroutines; ConfigError says what to give instead."""
+    apply = _apply_of(storage)
+    if isinstance(storage, MemoryStorage):
+        return storage
+    if not iscoroutinefunction(apply):
+        raise ConfigError(
+            f"{_named(storage)} blocks: give it to a TokenBucket, and an AsyncTokenBucket an async storage, e.g."
+            " AsyncRedisStorage, or MemoryStorage"
+        )
+    return cast("AsyncStorage", storage)
+
+
+def _apply_of(storage: object) -> object:
+    """Return the method that makes a storage. What a wrong argument is, is named, not shown: a URL holds a password."""
+    if isinstance(storage, (str, bytes)):
+        raise ConfigError(
+            "storage is a text: for the place that a URL names give RedisStorage.from_url(url), or for coroutines"
+            " AsyncRedisStorage.from_url(url)"
+        )
+    if isinstance(storage, type):
+        raise ConfigError(f"storage is the class {storage.__name__}: give an instance of it, e.g. {storage.__name__}()")
+    if hasattr(storage, "execute_command"):
+        raise ConfigError(
+            f"{_named(storage)} is a client: give RedisStorage(client), or for coroutines AsyncRedisStorage(client)"
+        )
+    apply: object = getattr(storage, "apply", None)
+    if not callable(apply):
+        raise ConfigError(
+            f"{_named(storage)} is no storage: give MemoryStorage(), RedisStorage.from_url(url), or one of your own"
+        )
+    return apply
+
+
+def _named(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__name__}"
+
+
+def _checked_clock(clock: Clock) -> Clock:
+    lacking = [name for name in ("now_us", "sleep", "asleep") if not callable(getattr(clock, name, None))]
+    if lacking or isinstance(clock, type):
+        raise TypeError(f"clock must be a Clock, not {shown(clock)}: it needs now_us(), sleep() and asleep()")
+    return clock
+
+
+def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:
+    """Return what is asked for and what is to be left, as ints; raises as `Quota.check_cost`."""
+    if type(tokens) is int and type(keep) is int and keep == 0 and 0 <= tokens <= quota.capacity:
+        return tokens, keep
+    quota.check_cost(tokens, keep)
+    return whole("tokens", tokens), whole("keep", keep)
+
+
+def left_unsettled(door: Door[object], what: str, tokens: int, then: str, _: object = None) -> None:
+    """Warn of tokens that were set aside and not settled, and say what to do."""
+    message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {then}"
+    door.say(EventKind.LEFT_UNSETTLED, message, tokens)
+    warnings.warn(message, ResourceWarning, stacklevel=3)
+
+
+def watched(owner: object, door: Door[object], what: str, then: str, tokens: int) -> object:
+    """Warn when `owner` is thrown away, for as long as what this returns is kept.
+
+    A `__del__` would run for each, settled or not, and a signal's exception that is raised in one is lost.
+    """
+    return ref(owner, partial(left_unsettled, door, what, tokens, then))
+
+
+CALL_ADVICE: Final = (
+    "it is charged in full when its hold runs out. Give it the answer, call.settle(answer.content, status=...), or"
+    " call.settle() where none came"
+)
+
+RESERVATION_ADVICE: Final = "it stays charged in full. Settle it at what it cost"
+
+
+class NotCopied:
+    """Refuses to be pickled and copied, at once."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} can't be pickled or copied: make one in each process, with the same key and a"
+            " storage that they share"
+        )
 
 
 def new_id() -> str:

@@ -49,7 +49,7 @@ def _handlers() -> Iterator[CodeType]:
         handler: object = signal.getsignal(number)
         while isinstance(handler, partial):
             handler = handler.func
-        for found in (handler, getattr(handler, "__func__", None), getattr(type(handler), "__call__", None)):
+        for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
             code = getattr(found, "__code__", None)
             if isinstance(code, CodeType):
                 yield code

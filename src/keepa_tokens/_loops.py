@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 
 
 def on_trio() -> bool:
@@ -28,6 +29,55 @@ async def sleep(seconds: float) -> None:
     import trio  # noqa: PLC0415 - the same
 
     await trio.sleep(seconds)
+
+
+@asynccontextmanager
+async def limited(seconds: float) -> AsyncGenerator[None, None]:
+    """End the block after `seconds` with a TimeoutError."""
+    if not on_trio():
+        async with asyncio.timeout(seconds):
+            yield
+        return
+    import trio  # noqa: PLC0415 - the same
+
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError as error:
+        raise TimeoutError(f"not done within {seconds:g} s") from error
+
+
+async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], None]], None]) -> bool:
+    """Await `sleeping`; give `register` what ends it early, from any thread. Return whether it was ended early."""
+    if on_trio():
+        import trio  # noqa: PLC0415 - the same
+
+        token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope() as scope:
+            register(lambda: token.run_sync_soon(scope.cancel))
+            await sleeping
+        return scope.cancelled_caught
+    loop, limit, over = asyncio.get_running_loop(), asyncio.timeout(None), False
+
+    def end() -> None:
+        if not over:
+            limit.reschedule(loop.time())
+
+    register(lambda: _ended_from_any_thread(loop, end))
+    try:
+        async with limit:
+            await sleeping
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    finally:
+        over = True
+    return limit.expired()
+
+
+def _ended_from_any_thread(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+        loop.call_soon_threadsafe(end)
 
 
 def shielded(seconds: float) -> AbstractContextManager[object]:

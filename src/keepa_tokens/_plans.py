@@ -32,8 +32,11 @@ class Steps(Protocol):
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         ...
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
-        """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once."""
+    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+        """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once.
+
+        alert: wake up where tokens come back in this process. Return the time that it took, the random part aside.
+        """
         ...
 
     def elapsed_us(self) -> int:
@@ -45,15 +48,17 @@ class Taken:
     """What one call has taken so far, to be given back if it is interrupted before its caller knows.
 
     request: the last command that takes. outcome: what came of it; None: it was interrupted before anybody knew.
-    claimed: it was given the claim on the probe, and no probe has ended since.
+    claimed: it was given the claim on the probe, and no probe has ended since. woken: it was woken because tokens came
+    back, and has not been granted since.
     """
 
-    __slots__ = ("claimed", "outcome", "request")
+    __slots__ = ("claimed", "outcome", "request", "woken")
 
     def __init__(self) -> None:
         self.request: Acquire | Reserve | None = None
         self.outcome: Outcome | None = None
         self.claimed = False
+        self.woken = False
 
     def sends(self, command: Command) -> None:
         """Take note of a command that is about to be sent."""
@@ -68,6 +73,15 @@ class Taken:
             self.claimed = True
         if outcome.reading is Verdict.TAKEN:
             self.claimed = False
+
+    def brings(self, command: Command, outcome: Outcome) -> bool:
+        """Whether somebody else who waits may be served now."""
+        if outcome.granted and self.woken:
+            self.woken = False
+            return True
+        if isinstance(command, Settle | Cancel | Refund):
+            return outcome.found
+        return outcome.reading is Verdict.TAKEN
 
     def undoing(self, refund_id: str) -> list[Command]:
         """Return the commands that give everything back."""
@@ -129,7 +143,8 @@ async def wait(
             command = replace(command, wait_us=patience.left_us())
         outcome = await steps.apply(command)
     if outcome.place_us > 0:
-        await steps.sleep(outcome.place_us, 0, Reason.EMPTY)
+        # The instant of a place stands, whatever comes back.
+        await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
     return outcome.decision(slept + outcome.place_us)
 
 
@@ -185,8 +200,7 @@ async def pause(steps: Steps, quota: Quota, outcome: Outcome, tokens: int, left_
         duration = min(retry, LONGEST_PAUSE_US) if quota.synced else retry
     duration = max(1, duration)
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration))
-    await steps.sleep(duration, spread, outcome.reason)
-    return duration
+    return await steps.sleep(duration, spread, outcome.reason)
 
 
 def refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from inspect import iscoroutinefunction
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import hold_for_us, timeout_us, whole
-from ._door import Door, new_id
-from ._loops import on_trio, shielded
+from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id, watched
+from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError
+from .errors import KeepaTokensError
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -33,7 +32,7 @@ CLEANUP_SECONDS = 5.0
 """The longest that each step of a clean-up may take."""
 
 
-class AsyncTokenBucket:
+class AsyncTokenBucket(NotCopied):
     """`TokenBucket` for coroutines: the same names, awaited. Memory storage serves both doors at once."""
 
     def __init__(
@@ -45,11 +44,7 @@ class AsyncTokenBucket:
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        where = MemoryStorage() if storage is None else storage
-        if not isinstance(where, MemoryStorage) and not iscoroutinefunction(where.apply):
-            raise ConfigError(
-                f"{type(where).__name__} blocks: an AsyncTokenBucket needs an async storage, or MemoryStorage"
-            )
+        where = MemoryStorage() if storage is None else awaited(storage)
         self._door = AsyncDoor(quota, key, where, clock, listener)
 
     @property
@@ -83,7 +78,7 @@ class AsyncTokenBucket:
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         try:
             return (await steps.apply(Acquire(tokens, keep))).decision()
@@ -93,7 +88,7 @@ class AsyncTokenBucket:
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
         command = Acquire(tokens, keep, wait_us=patience.left_us())
@@ -106,7 +101,7 @@ class AsyncTokenBucket:
 
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         return Pending(self._try_reserve(Reserve(new_id(), tokens, hold_for_us(hold_for), keep)))
 
     async def _try_reserve(self, command: Reserve) -> AsyncReservation:
@@ -121,7 +116,7 @@ class AsyncTokenBucket:
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         return Pending(self._reserve(Reserve(new_id(), tokens, hold_for_us(hold_for), keep), timeout_us(timeout)))
 
     async def _reserve(self, command: Reserve, patience_us: int | None) -> AsyncReservation:
@@ -150,7 +145,7 @@ class AsyncTokenBucket:
     def with_key(self, key: str) -> AsyncTokenBucket:
         """Return the same door to another bucket."""
         other = AsyncTokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
-        other._door.under_way = self._door.under_way
+        other._door.under_way, other._door.bell = self._door.under_way, self._door.bell
         return other
 
     async def aclose(self) -> None:
@@ -234,6 +229,8 @@ class AwaitedSteps(Taken):
 
     def _ended(self, command: Command, outcome: Outcome) -> Outcome:
         self.told(command, outcome)
+        if self.door.bell and self.brings(command, outcome):
+            self.door.bell.ring(self.door.key)
         self.door.tell(command, outcome)
         return outcome
 
@@ -251,9 +248,23 @@ class AwaitedSteps(Taken):
         if not isinstance(error, KeepaTokensError):
             await self._afterwards(error, self._give_back)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
-        """Suspend the coroutine."""
-        await self.door.sleeper.asleep(self.door.pause(duration_us, spread_us, reason))
+    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+        """Suspend the coroutine until its time has come, or tokens come back."""
+        door = self.door
+        seconds = door.pause(duration_us, spread_us, reason)
+        if not alert:
+            await door.sleeper.asleep(seconds)
+            return duration_us
+        begun, self.woken, places = door.elapsed_us(), False, list[object]()
+        try:
+            self.woken = await nap(
+                door.sleeper.asleep(seconds), lambda wake: places.append(door.bell.wait(door.key, wake))
+            )
+        finally:
+            if not all(map(door.bell.leave, places)) and not self.woken:
+                # Rung at the last moment: what came back may serve somebody else.
+                door.bell.ring(door.key)
+        return door.elapsed_us() - begun if self.woken else duration_us
 
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
@@ -300,7 +311,7 @@ class AwaitedSteps(Taken):
     async def _once_more(self, command: Command) -> None:
         for _ in range(2):
             try:
-                async with _limit():
+                async with limited(CLEANUP_SECONDS):
                     self._ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
@@ -319,16 +330,12 @@ class AwaitedSteps(Taken):
         return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
 
 
-def _limit() -> AbstractAsyncContextManager[object]:
-    return nullcontext() if on_trio() else asyncio.timeout(CLEANUP_SECONDS)
-
-
 def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
     """Return the inside of a bucket, for the other doors of this library."""
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class AsyncReservation:
+class AsyncReservation(NotCopied):
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
 
     def __init__(self, door: AsyncDoor, grant: Grant) -> None:
@@ -337,6 +344,7 @@ class AsyncReservation:
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.open = True
+        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
@@ -348,7 +356,7 @@ class AsyncReservation:
 
     async def _end(self, command: Settle | Cancel) -> None:
         await AwaitedSteps(self._door).finish(command)
-        self.open = False
+        self.open, self._watch = False, None
 
     async def __aenter__(self) -> Self:
         return self
@@ -356,9 +364,14 @@ class AsyncReservation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.open:
+            return
         command = plans.on_leaving(self._door.quota, self.id)
-        if self.open and command is not None:
+        if command is not None:
             await AwaitedSteps(self._door).finish(command)
+        elif kind is None:
+            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"AsyncReservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"

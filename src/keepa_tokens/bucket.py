@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 from typing import Self
 
 from . import _plans as plans
 from ._arguments import hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import Door, new_id
+from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
 from ._interrupts import interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -24,7 +25,7 @@ from .storage.memory import MemoryStorage
 __all__ = ["Reservation", "TokenBucket"]
 
 
-class TokenBucket:
+class TokenBucket(NotCopied):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
     quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
@@ -41,7 +42,7 @@ class TokenBucket:
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        where: Storage = MemoryStorage() if storage is None else storage
+        where: Storage = MemoryStorage() if storage is None else blocking(storage)
         self._door = Door(quota, key, where, clock, listener)
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
         self._take = where.take if type(where) is MemoryStorage else None
@@ -82,7 +83,12 @@ class TokenBucket:
         number from 0.
         """
         door = self._door
-        if self._take is not None and type(tokens) is int is type(keep) and 0 < tokens <= door.quota.capacity and not keep:
+        if (
+            self._take is not None
+            and type(tokens) is int is type(keep)
+            and 0 < tokens <= door.quota.capacity
+            and not keep
+        ):
             try:
                 decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
                 if decision is not None:
@@ -91,7 +97,7 @@ class TokenBucket:
             except BaseException as error:
                 BlockingSteps(door, Acquire(tokens)).undo(error)
                 raise
-        door.quota.check_cost(tokens, keep)
+        tokens, keep = cost(door.quota, tokens, keep)
         command = Acquire(tokens, keep)
         outcome: Outcome | None = None
         try:
@@ -110,7 +116,7 @@ class TokenBucket:
         nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
         ConfigError as `try_acquire`.
         """
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
         command = Acquire(tokens, keep, wait_us=patience.left_us())
@@ -125,7 +131,7 @@ class TokenBucket:
 
         Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as `try_acquire`.
         """
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
         steps = BlockingSteps(self._door)
         try:
@@ -138,7 +144,7 @@ class TokenBucket:
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
     ) -> Reservation:
         """Set `tokens` aside, waiting for them as `acquire` does; the lifetime of the hold counts from the grant."""
-        self.quota.check_cost(tokens, keep)
+        tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
         command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
@@ -165,7 +171,9 @@ class TokenBucket:
 
     def with_key(self, key: str) -> TokenBucket:
         """Return the same door to another bucket."""
-        return TokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
+        other = TokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
+        other._door.bell = self._door.bell
+        return other
 
     def close(self) -> None:
         """Do nothing: a thread's call gives back what it took before it ends. The twin of `AsyncTokenBucket.aclose`."""
@@ -199,6 +207,8 @@ class BlockingSteps(Taken):
         self.sends(command)
         outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         self.told(command, outcome)
+        if door.bell and self.brings(command, outcome):
+            door.bell.ring(door.key)
         door.tell(command, outcome)
         return outcome
 
@@ -254,9 +264,22 @@ class BlockingSteps(Taken):
         """Carry out a command that counts once however often it is sent."""
         return self.end(command)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason) -> None:
-        """Block the thread."""
-        self.door.sleeper.sleep(self.door.pause(duration_us, spread_us, reason))
+    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+        """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
+        door = self.door
+        seconds = door.pause(duration_us, spread_us, reason)
+        if door.clock is not None or not alert:
+            door.sleeper.sleep(seconds)
+            return duration_us
+        rung, begun = threading.Event(), door.elapsed_us()
+        place = door.bell.wait(door.key, rung.set)
+        try:
+            self.woken = rung.wait(seconds)
+        finally:
+            if not door.bell.leave(place) and not self.woken:
+                # Rung at the last moment: what came back may serve somebody else.
+                door.bell.ring(door.key)
+        return door.elapsed_us() - begun if self.woken else duration_us
 
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
@@ -268,7 +291,7 @@ def door_of(bucket: TokenBucket) -> Door[Storage]:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class Reservation:
+class Reservation(NotCopied):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
     As a context manager: left unsettled, by an exception too, the estimate stays charged.
@@ -280,6 +303,7 @@ class Reservation:
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.open = True
+        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
@@ -291,7 +315,7 @@ class Reservation:
 
     def _end(self, command: Settle | Cancel) -> None:
         BlockingSteps(self._door).end(command)
-        self.open = False
+        self.open, self._watch = False, None
 
     def __enter__(self) -> Self:
         return self
@@ -299,9 +323,14 @@ class Reservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.open:
+            return
         command = plans.on_leaving(self._door.quota, self.id)
-        if self.open and command is not None:
+        if command is not None:
             BlockingSteps(self._door).end(command)
+        elif kind is None:
+            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"Reservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"

@@ -8,13 +8,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Decision, Reason
 from .units import seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
+
+
+MOST_KEYS: Final = 1000
+"""The most buckets that the logging listener remembers."""
 
 
 class EventKind(StrEnum):
@@ -31,6 +35,7 @@ class EventKind(StrEnum):
     PROBE_CLAIMED = "probe claimed"
     PROBE_FAILED = "probe failed"
     NOT_GIVEN_BACK = "not given back"
+    LEFT_UNSETTLED = "left unsettled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,8 @@ def _why_probed(outcome: Outcome) -> str:
 class LoggingListener:
     """Logs to the standard `logging`: a line a change of state, none a poll; damage and bad readings as warnings.
 
-    Per bucket it remembers whether the last request was refused and why, to say when that changes.
+    Per bucket, of the last `MOST_KEYS` that refused, it remembers why the last request was refused, to say when that
+    changes.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -147,7 +153,7 @@ class LoggingListener:
                 self._logger.warning("bucket %s: ignored a reading: %s", event.key, event.why)
             case EventKind.PROBE_FAILED:
                 self._logger.warning("bucket %s: the probe failed: %s", event.key, event.why)
-            case EventKind.NOT_GIVEN_BACK:
+            case EventKind.NOT_GIVEN_BACK | EventKind.LEFT_UNSETTLED:
                 self._logger.warning("bucket %s: %s", event.key, event.why)
             case EventKind.REFUSED:
                 self._on_refused(event)
@@ -164,6 +170,9 @@ class LoggingListener:
         if self._refused.get(event.key) == event.why:
             return
         self._refused[event.key] = event.why
+        while len(self._refused) > MOST_KEYS:
+            # Others may do the same at this moment: the oldest is gone once.
+            self._refused.pop(next(iter(self._refused.copy())), None)
         self._logger.info(
             "bucket %s: refused %d tokens (%s), balance %s%s; ask again in %.6g s",
             event.key,

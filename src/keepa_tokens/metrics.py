@@ -45,6 +45,8 @@ class PrometheusListener:
     - `settled_total`: calls that were settled
     - `readings_total` by `verdict` (taken, stale, bad): what became of the server's readings
     - `probes_total`, `probe_failures_total`: times that the server was asked, or that a scout was sent
+    - `not_given_back_total`: interrupted calls that may have left tokens taken, with the storage away
+    - `left_unsettled_total`: calls and reservations that nobody settled
     - `repairs_total`: times that a stored state was mended
     - `drift_tokens_total` by `direction`: by how much the server had less, or more, than projected. `less` that
       keeps growing is another program that spends from the same key
@@ -85,6 +87,8 @@ class PrometheusListener:
             EventKind.GRANTED: counter("grants", "Requests for tokens that were granted."),
             EventKind.PROBE_CLAIMED: counter("probes", "Times that the server was asked, or a scout was sent."),
             EventKind.PROBE_FAILED: counter("probe_failures", "Probes that brought no reading."),
+            EventKind.NOT_GIVEN_BACK: counter("not_given_back", "Interrupted calls that may have left tokens taken."),
+            EventKind.LEFT_UNSETTLED: counter("left_unsettled", "Calls and reservations that nobody settled."),
             EventKind.REPAIRED: counter("repairs", "Times that a stored state was mended."),
         }
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from .._arguments import hold_for_us, microseconds
-from .._door import new_id
+import re
+from collections.abc import Mapping
+from inspect import iscoroutine, iscoroutinefunction, signature
+from typing import cast
+
+from .._arguments import hold_for_us, microseconds, shown
+from .._door import NotCopied, cost, new_id
 from ..errors import ConfigError
 from ..quota import Quota
 from ._plans import Answer, Request, checked_synced
 
 __all__ = ["KeepaDoor"]
 
+_SECRET = re.compile(r"(?<=key=)[^&\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)|\b[A-Za-z0-9]{40,}\b")
+"""What may be an API key or a password in the text of a probe's error."""
 
-class KeepaDoor:
+LONGEST_WHY = 200
+
+
+class KeepaDoor(NotCopied):
     """The terms on which calls are made: how long a hold lives, how old a reading may be before a refusal probes."""
 
     def __init__(self, quota: Quota, *, has_probe: bool, probe_interval: float, hold_for: float) -> None:
@@ -22,8 +32,11 @@ class KeepaDoor:
             raise ConfigError(f"probe_interval={probe_interval!r} must be longer than 0 s")
         self._hold_for_us = hold_for_us(hold_for)
 
+    def _cost(self, estimate: int, keep: int) -> tuple[int, int]:
+        return cost(self._quota, estimate, keep)
+
     def _wanted(self, estimate: int, keep: int) -> Request:
-        self._quota.check_cost(estimate, keep)
+        estimate, keep = self._cost(estimate, keep)
         return Request(new_id(), estimate, keep, self._hold_for_us, self._probe_after_us, scout=not self._has_probe)
 
     def _check_probe(self) -> None:
@@ -31,6 +44,60 @@ class KeepaDoor:
             raise ConfigError("refresh() needs a probe: give KeepaSync one, e.g. probe=http_probe(api_key)")
 
 
+def checked_bucket(bucket: object, kind: type, *, twin: str) -> None:
+    """Raise unless `bucket` is of `kind`. What it is instead is named, not shown: it may be an API key."""
+    if isinstance(bucket, kind):
+        return
+    if isinstance(bucket, str):
+        raise ConfigError("bucket is a text: for an API key there is from_key(api_key)")
+    raise ConfigError(f"bucket must be a {kind.__name__}, not {type(bucket).__name__}; its twin goes with {twin}")
+
+
+def checked_api_key(api_key: object) -> str:
+    """Return `api_key` if it can be one. It is never shown."""
+    if not isinstance(api_key, str):
+        raise TypeError(
+            f"api_key must be the API key, a text, not {type(api_key).__name__}: is the environment variable set?"
+        )
+    if not api_key or any(not 32 < ord(letter) < 127 for letter in api_key):  # noqa: PLR2004 - printable ASCII
+        raise ConfigError("api_key is empty, or has spaces, line breaks or letters in it that no API key has")
+    return api_key
+
+
+def takes_timeout(probe: object) -> bool:
+    """Whether a probe can be told how long it may take."""
+    try:
+        return "timeout" in signature(cast("type", probe)).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def checked_probe(probe: object, *, waits: bool) -> None:
+    """Raise unless `probe` can be called; a coroutine function for threads (`waits`) is a ConfigError."""
+    if probe is None:
+        return
+    if not callable(probe) or isinstance(probe, type):
+        raise TypeError(f"probe must be callable, as http_probe(api_key) is, not {shown(probe)}")
+    if waits and (iscoroutinefunction(probe) or iscoroutinefunction(type(probe).__call__)):
+        raise ConfigError(
+            "this probe is a coroutine function: KeepaSync needs one that blocks, AsyncKeepaSync takes it"
+        )
+
+
+def answered(result: object, *, waits: bool) -> Answer:
+    """Return what a probe returned; ConfigError for what is no answer. waits: for threads."""
+    given = type(result).__name__
+    if iscoroutine(result):
+        result.close()
+    if isinstance(result, tuple) and len(cast("tuple[object, ...]", result)) == 2:  # noqa: PLR2004 - a pair
+        status, body = cast("tuple[object, object]", result)
+        if isinstance(status, int) and not isinstance(status, bool) and (body is None or isinstance(body, Mapping)):
+            return Answer(int(status), cast("Mapping[str, object] | None", body))
+    kind = "KeepaSync" if waits else "AsyncKeepaSync"
+    raise ConfigError(f"a probe for {kind} must return (status, parsed body or None), not {given}")
+
+
 def failed(error: Exception) -> Answer:
-    """Return a probe's failure by its type alone: an HTTP error's text can carry the URL, and so the API key."""
-    return Answer(None, None, f"the probe raised {type(error).__name__}")
+    """Return a probe's failure in its own words, but without what may be a secret."""
+    text = _SECRET.sub("***", str(error))[:LONGEST_WHY]
+    return Answer(None, None, f"the probe raised {type(error).__name__}{': ' if text else ''}{text}")

@@ -8,12 +8,14 @@ from enum import Enum, auto
 from typing import Final, Protocol
 
 from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of
-from ..errors import ConfigError
+from ..errors import AcquireTimeout, ConfigError
 from ..events import EventKind
 from ..quota import Quota
 from ..rules.commands import ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle
 from ..rules.decision import Reason, Snapshot
-from .reading import REFUSED, Body, Envelope, envelope
+from ..units import LIMIT, MICROSECONDS
+from .backoff import Refusals
+from .reading import REFUSED, Body, Envelope
 
 __all__ = ["SERVER_REFUSED", "Answer", "KeepaSteps", "Request", "observe", "refresh", "request", "settle"]
 
@@ -22,6 +24,13 @@ SERVER_REFUSED: Final = "the server refused the call (429)"
 
 WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
 """Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
+
+
+LONGEST_PROBE_US: Final = 10 * MICROSECONDS
+"""How long a probe may take: shorter than its claim (20 s), so that nobody else is sent while it is still out."""
+
+SHORTEST_PROBE_US: Final = MICROSECONDS
+"""Who has less time than this doesn't probe."""
 
 
 class Probed(Enum):
@@ -50,8 +59,12 @@ class KeepaSteps(Steps, Protocol):
         """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
         ...
 
-    async def probe(self) -> Answer:
-        """Ask the server for its balance."""
+    async def probe(self, limit_us: int) -> Answer:
+        """Ask the server for its balance; a probe that takes a `timeout` is given `limit_us`."""
+        ...
+
+    async def envelope(self, body: Body) -> Envelope:
+        """Return what a body says, without holding up others for long."""
         ...
 
     def say(self, kind: EventKind, why: str) -> None:
@@ -74,24 +87,26 @@ class Request:
     probe_after_us: int
     scout: bool
 
-    def command(self) -> Reserve:
-        """Return the command that asks for the hold."""
+    def command(self, left_us: int) -> Reserve:
+        """Return the command that asks for the hold.
+
+        Who has no time for a probe goes ahead as the scout: callers who all have none would else never learn anything.
+        """
         return Reserve(
             self.id,
             self.tokens,
             self.hold_for_us,
             self.keep,
             probe_after_us=self.probe_after_us,
-            scout=self.scout,
+            scout=self.scout or left_us < SHORTEST_PROBE_US,
         )
 
 
 async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Patience) -> Grant:
     """Set the estimate aside, waiting for it. Probes on the way if told to."""
-    command = wanted.command()
     slept = 0
     while True:
-        outcome = await _ask(steps, command)
+        outcome = await _ask(steps, wanted.command(patience.left_us()), patience.left_us())
         if outcome.granted:
             return Grant(wanted.id, wanted.tokens, outcome.decision(slept))
         slept += await pause(steps, quota, outcome, wanted.tokens, patience.left_us())
@@ -99,18 +114,38 @@ async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Pa
 
 async def try_request(steps: KeepaSteps, wanted: Request) -> Grant:
     """Set the estimate aside now, after a probe at most, or raise NotEnoughTokens."""
-    command = wanted.command()
-    return granted(command, await _ask(steps, command))
+    command = wanted.command(LIMIT)
+    return granted(command, await _ask(steps, command, LIMIT))
 
 
-async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None) -> int | None:
-    """End a call's hold by its answer and return what it cost, None where nobody knows.
+async def before_next(
+    steps: KeepaSteps, refusals: Refusals, tokens: int, keep: int, left_us: int, *, told: bool
+) -> bool:
+    """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
+
+    told: the refusal brought a reading, so that the bucket knows. Raises AcquireTimeout where that would be longer than
+    `left_us`.
+    """
+    seen = snapshot_of(await steps.apply(Peek(tokens, keep)))
+    seconds = refusals.pause(seen.retry_after if told else 0.0)
+    if seconds is None:
+        return False
+    pause_us = round(seconds * MICROSECONDS)
+    if pause_us > left_us:
+        raise AcquireTimeout(tokens, max(seconds, seen.retry_after), Reason.EMPTY, seen.balance)
+    if pause_us:
+        await steps.sleep(pause_us, min(pause_us // 2, left_us - pause_us), Reason.EMPTY, alert=False)
+    return True
+
+
+async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None) -> Envelope:
+    """End a call's hold by its answer and return what that said; consumed: what it cost, None where nobody knows.
 
     Without an answer the hold is left to run out: charged or not, nobody knows.
     """
     if body is None and status != REFUSED:
-        return None
-    said = Envelope(None) if body is None else envelope(body)
+        return Envelope(None)
+    said = Envelope(None) if body is None else await steps.envelope(body)
     if said.reading is None and body is not None:
         steps.say(EventKind.READING_BAD, said.why)
     refused = status == REFUSED
@@ -119,12 +154,12 @@ async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None
     if refused and found:
         # The bucket's own event of a settle doesn't know why.
         steps.say(EventKind.SETTLED, SERVER_REFUSED)
-    return consumed
+    return replace(said, consumed=consumed)
 
 
 async def observe(steps: KeepaSteps, body: Body, status: int) -> None:
     """Take an envelope seen elsewhere, if it is fresh. A refusal is no different: it carries the true balance."""
-    said = envelope(body)
+    said = await steps.envelope(body)
     if said.reading is None:
         steps.say(EventKind.READING_BAD, f"status {status}: {said.why}")
         return
@@ -134,7 +169,7 @@ async def observe(steps: KeepaSteps, body: Body, status: int) -> None:
 async def refresh(steps: KeepaSteps) -> Snapshot:
     """Probe now, unless somebody is at it, and return the bucket."""
     if (await steps.apply(ClaimProbe())).probe:
-        await _probe(steps)
+        await _probe(steps, LIMIT)
     return snapshot_of(await steps.apply(Peek()))
 
 
@@ -147,7 +182,7 @@ def checked_synced(quota: Quota) -> Quota:
     return quota
 
 
-async def _ask(steps: KeepaSteps, command: Reserve) -> Outcome:
+async def _ask(steps: KeepaSteps, command: Reserve, left_us: int) -> Outcome:
     """Ask for the hold; if that brings the claim on the probe, probe and ask once more.
 
     Where the server refuses the probe, the request goes ahead in its place, as the scout does where there is no probe:
@@ -157,7 +192,7 @@ async def _ask(steps: KeepaSteps, command: Reserve) -> Outcome:
     outcome = await steps.apply(command)
     if outcome.granted or not outcome.probe:
         return outcome
-    match await _probe(steps):
+    match await _probe(steps, left_us):
         case Probed.TOLD:
             return await steps.apply(command)
         case Probed.WITHHELD:
@@ -166,15 +201,15 @@ async def _ask(steps: KeepaSteps, command: Reserve) -> Outcome:
             return outcome
 
 
-async def _probe(steps: KeepaSteps) -> Probed:
+async def _probe(steps: KeepaSteps, left_us: int) -> Probed:
     """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
-    answer = await steps.probe()
+    answer = await steps.probe(min(left_us, LONGEST_PROBE_US))
     # However it ended, it was a probe: a claim is given back only where none was made.
     steps.claimed = False
     if answer.why:
         steps.say(EventKind.PROBE_FAILED, answer.why)
         return Probed.FAILED
-    said = envelope(answer.body)
+    said = await steps.envelope(answer.body)
     if said.reading is None:
         steps.say(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
         return Probed.WITHHELD if answer.status in WITHHELD else Probed.FAILED

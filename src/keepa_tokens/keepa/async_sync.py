@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from inspect import isawaitable
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self, TypeAlias, cast
 
-from .._arguments import timeout_us
+from .._arguments import checked_key, timeout_us
+from .._door import CALL_ADVICE, NotCopied, left_unsettled, watched
 from .._interrupts import interrupt_in
+from .._loops import sleep
 from .._plans import Grant, Patience
 from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
 from ..clock import Clock
+from ..errors import ConfigError
 from ..events import EventKind, Listener
 from ..rules.commands import Cancel, ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage
 from ..storage.memory import MemoryStorage
+from ..units import LIMIT, MICROSECONDS
 from . import _plans as plans
-from ._door import KeepaDoor, failed
+from ._door import KeepaDoor, answered, checked_api_key, checked_bucket, checked_probe, failed, takes_timeout
 from ._plans import Answer
-from .quota import bucket_key, keepa_quota
-from .reading import REFUSED, Body
+from .backoff import Refusals
+from .quota import KEEPA, bucket_key, keepa_quota
+from .reading import LARGE, REFUSED, Body, Envelope, envelope, pieces, unpacked
 
 __all__ = ["AsyncCall", "AsyncKeepaSync", "AsyncProbeFunction"]
 
-AsyncProbeFunction: TypeAlias = Callable[[], Awaitable[tuple[int, Mapping[str, object] | None]]]
-"""Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object."""
+AsyncProbeFunction: TypeAlias = Callable[..., Awaitable[tuple[int, Mapping[str, object] | None]]]
+"""Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object.
+
+As `ProbeFunction`, awaited.
+"""
 
 
 class AsyncKeepaSync(KeepaDoor):
@@ -39,6 +48,8 @@ class AsyncKeepaSync(KeepaDoor):
         probe_interval: float = 600.0,
         hold_for: float = 120.0,
     ) -> None:
+        checked_bucket(bucket, AsyncTokenBucket, twin="KeepaSync")
+        checked_probe(probe, waits=False)
         super().__init__(bucket.quota, has_probe=probe is not None, probe_interval=probe_interval, hold_for=hold_for)
         self.bucket = bucket
         self._probe = probe
@@ -54,15 +65,19 @@ class AsyncKeepaSync(KeepaDoor):
         probe_interval: float = 600.0,
         recharge_to: int | None = None,
         listener: Listener | None = None,
+        probe: AsyncProbeFunction | None = None,
+        base_url: str = KEEPA,
+        hold_for: float = 120.0,
+        key: str | None = None,
     ) -> AsyncKeepaSync:
         """Return the adapter for an API key; as `KeepaSync.from_key`."""
+        checked_api_key(api_key)
         quota = keepa_quota(refill_rate, recharge_to=recharge_to)
-        bucket = AsyncTokenBucket(quota, key=bucket_key(api_key), storage=storage, clock=clock, listener=listener)
-        try:
-            from .probe import async_http_probe  # noqa: PLC0415 - httpx is an extra
-        except ImportError:
-            return cls(bucket, probe_interval=probe_interval)
-        return cls(bucket, probe=async_http_probe(api_key), probe_interval=probe_interval)
+        name = bucket_key(api_key) if key is None else checked_key(key)
+        bucket = AsyncTokenBucket(quota, key=name, storage=storage, clock=clock, listener=listener)
+        return cls(
+            bucket, probe=probe or _ready_probe(api_key, base_url), probe_interval=probe_interval, hold_for=hold_for
+        )
 
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
@@ -97,17 +112,26 @@ class AsyncKeepaSync(KeepaDoor):
         timeout: float | None = None,
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
-        left = timeout
+        estimate, keep = self._cost(estimate, keep)
+        patience_us, refusals = timeout_us(timeout), Refusals()
+        steps = self._steps()
         while True:
-            call = await self.request(estimate, keep=keep, timeout=left)
+            begun = steps.elapsed_us()
+            call = await self._request(self._wanted(estimate, keep), patience_us)
+            waited_us = steps.elapsed_us() - begun
             yield call
             if not call.refused:
                 return
-            left = None if left is None else max(0.0, left - call.waited)
+            left_us = LIMIT if patience_us is None else patience_us - waited_us
+            begun = steps.elapsed_us()
+            if not await plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told):
+                return
+            patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
     async def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh; as `KeepaSync.observe`."""
-        await plans.observe(self._steps(), body, status)
+        seen, number = unpacked(body, status)
+        await plans.observe(self._steps(), seen, number or 200)
 
     async def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so; as `KeepaSync.refresh`."""
@@ -123,11 +147,31 @@ class AsyncKeepaSync(KeepaDoor):
         """Claim the right to ask the server now; as `KeepaSync.claim_probe`."""
         return (await self._steps().apply(ClaimProbe())).probe
 
+    async def aclose(self) -> None:
+        """Wait for what interrupted calls still give back; as `AsyncTokenBucket.aclose`."""
+        await self.bucket.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
     def _steps(self) -> _Steps:
-        return _Steps(self, self._probe)
+        return _Steps(self.bucket, self._probe)
 
     def __repr__(self) -> str:
         return f"AsyncKeepaSync({self.bucket!r})"
+
+
+def _ready_probe(api_key: str, base_url: str) -> AsyncProbeFunction | None:
+    try:
+        from .probe import async_http_probe  # noqa: PLC0415 - it needs httpx, an extra
+    except ImportError:
+        return None
+    return async_http_probe(api_key, base_url=base_url)
 
 
 class _Steps(AwaitedSteps):
@@ -135,29 +179,48 @@ class _Steps(AwaitedSteps):
 
     __slots__ = ("_ask",)
 
-    def __init__(self, sync: AsyncKeepaSync, ask: AsyncProbeFunction | None) -> None:
-        super().__init__(async_door_of(sync.bucket))
+    def __init__(self, bucket: AsyncTokenBucket, ask: AsyncProbeFunction | None) -> None:
+        super().__init__(async_door_of(bucket))
         self._ask = ask
 
-    async def probe(self) -> Answer:
+    async def probe(self, limit_us: int) -> Answer:
         """Ask the server for its balance."""
         if self._ask is None:
             return Answer(None, None, "there is no probe")
         try:
-            status, body = await self._ask()
+            asked = self._ask(timeout=limit_us / MICROSECONDS) if takes_timeout(self._ask) else self._ask()
+            waits = isawaitable(asked)
+            result: object = await asked if waits else asked
         except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
             interrupt = interrupt_in(error)
             if interrupt is None:
                 return failed(error)
             raise interrupt from None
-        return Answer(status, body)
+        if not waits:
+            raise ConfigError(
+                f"a probe for AsyncKeepaSync must be awaitable, this one returned {type(result).__name__}: one that"
+                " blocks goes with KeepaSync"
+            )
+        return answered(result, waits=False)
+
+    async def envelope(self, body: Body) -> Envelope:
+        """Return what a body says; of a large one in pieces, between which others get their turn."""
+        if not isinstance(body, (str, bytes, bytearray)) or len(body) < LARGE:
+            return envelope(body)
+        steps = pieces(body)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                return cast("Envelope", stop.value)
+            await sleep(0)
 
     def say(self, kind: EventKind, why: str) -> None:
         """Tell the listener of something that no command brought about."""
         self.door.say(kind, why)
 
 
-class AsyncCall:
+class AsyncCall(NotCopied):
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
     def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
@@ -168,14 +231,20 @@ class AsyncCall:
         self.waited = grant.decision.waited
         self.refused = False
         self.consumed: int | None = None
+        self.told = False
+        self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer; as `Call.settle`. Never raises on a body."""
-        self.refused = status == REFUSED
-        self.consumed = await plans.settle(self._steps(), self.id, body, status)
+        answer, number = unpacked(body, status)
+        self._watch = None
+        self.refused = number == REFUSED
+        said = await plans.settle(self._steps(), self.id, answer, number)
+        self.consumed, self.told = said.consumed, said.reading is not None
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
+        self._watch = None
         await self._steps().finish(Cancel(self.id))
 
     async def __aenter__(self) -> Self:
@@ -185,6 +254,9 @@ class AsyncCall:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
+        if self._watch is not None and kind is None:
+            left_unsettled(self._steps().door, "call", self.tokens, CALL_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"AsyncCall(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"

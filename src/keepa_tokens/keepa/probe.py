@@ -1,109 +1,223 @@
-"""Ready probes over httpx (an extra): ask Keepa's `/token`. It costs no tokens and works while the balance is negative.
+"""Ready probes over httpx or httpx2 (extras): they ask Keepa's `/token`, which costs nothing and always works.
 
-httpx logs the URL of each request, and Keepa takes the key in the URL. So the key is added below httpx's client, in the
-transport: no log line, exception or repr ever has it.
+Both clients log the URL of each request, and Keepa takes the key in the URL. So the key is added below the client, in
+the transport: no log line, exception or repr has it. Proxies and CA files come from the environment, as they do for the
+clients themselves. A probe ends after `timeout` seconds in all, however slowly the server answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, cast
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-try:
+from .._interrupts import interrupt_in
+from .._loops import limited
+from ..errors import ConfigError
+from .quota import KEEPA
+
+if TYPE_CHECKING:
     import httpx
-except ImportError as missing:  # pragma: no cover - the message is all there is to it
-    msg = "the ready probes need httpx: pip install 'keepa-tokens[http]', or give KeepaSync a probe of your own"
-    raise ImportError(msg) from missing
+    import httpx2
+
+    Transport: TypeAlias = httpx.BaseTransport | httpx2.BaseTransport
+    AsyncTransport: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
 
 __all__ = ["async_http_probe", "http_probe"]
 
-KEEPA: Final = "https://api.keepa.com"
-
-TIMEOUT_SECONDS: Final = 10.0
+LONGEST_SECONDS: Final = 10.0
 """Shorter than the claim on the probe (20 s), so that nobody else is sent while this one is still out."""
 
+_LIBRARIES: Final = ("httpx", "httpx2")
 
-class http_probe:  # noqa: N801 - used as a function: `probe=http_probe(api_key)`
+if not any(find_spec(name) for name in _LIBRARIES):
+    raise ImportError(
+        "the ready probes need httpx or httpx2: pip install 'keepa-tokens[http]', or give KeepaSync your own"
+    )
+
+
+class _Probe:
+    """Where to ask, and with what."""
+
+    def __init__(self, api_key: str, base_url: str, transport: object) -> None:
+        if urlsplit(base_url).scheme not in {"https", "http"} or not urlsplit(base_url).hostname:
+            raise ConfigError("base_url must be the address of the API, such as https://api.keepa.com")
+        self._base_url = base_url
+        self._api_key = api_key
+        self._transport = transport
+        self._http = _library_of(transport)
+
+    def _keyed(self, request: Any) -> Any:  # noqa: ANN401 - either library's
+        url = request.url.copy_merge_params({"key": self._api_key})
+        return self._http.Request(
+            request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
+        )
+
+    def _timeout(self, seconds: float) -> object:
+        # A host may have several addresses, each of which is tried for as long.
+        return self._http.Timeout(seconds, connect=seconds / 2)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self._base_url!r})"
+
+
+class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(api_key)`
     """A probe for `KeepaSync`: called, it returns the status and the parsed body, or None where that is no JSON object.
 
-    Raises httpx errors, which `KeepaSync` takes for a failed probe. transport: for proxies and tests.
+    timeout: the seconds that it may take in all. Raises the client's errors, which `KeepaSync` takes for a failed
+    probe. transport: instead of one with the environment's proxy and CA files.
     """
 
-    def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: httpx.BaseTransport | None = None) -> None:
-        self._base_url = base_url
-        self._transport = _Keyed(api_key, transport)
+    def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: Transport | None = None) -> None:
+        super().__init__(api_key, base_url, transport)
 
-    def __call__(self) -> tuple[int, Mapping[str, object] | None]:
+    def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""
-        with httpx.Client(base_url=self._base_url, transport=self._transport, timeout=TIMEOUT_SECONDS) as client:
-            return _answer(client.get("/token"))
+        deadline = _Deadline(timeout)
+        try:
+            with self._http.Client(
+                base_url=self._base_url, transport=_Below(self._sent), timeout=self._timeout(timeout)
+            ) as client:
+                return _answer(client.get("/token", extensions={"trace": deadline.watch}))
+        except Exception as error:  # noqa: BLE001 - it goes on, without what it hides
+            raise _told(error) from None
 
-    def __repr__(self) -> str:
-        return f"http_probe(base_url={self._base_url!r})"
-
-
-class async_http_probe:  # noqa: N801 - used as a function: `probe=async_http_probe(api_key)`
-    """`http_probe` for `AsyncKeepaSync`."""
-
-    def __init__(
-        self, api_key: str, *, base_url: str = KEEPA, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        self._base_url = base_url
-        self._transport = _AsyncKeyed(api_key, transport)
-
-    async def __call__(self) -> tuple[int, Mapping[str, object] | None]:
-        """Ask `/token`."""
-        async with httpx.AsyncClient(
-            base_url=self._base_url, transport=self._transport, timeout=TIMEOUT_SECONDS
-        ) as client:
-            return _answer(await client.get("/token"))
-
-    def __repr__(self) -> str:
-        return f"async_http_probe(base_url={self._base_url!r})"
-
-
-class _Keyed(httpx.BaseTransport):
-    """Adds the API key on the way out. A transport of its own lives for one request; one brought along is left open."""
-
-    def __init__(self, api_key: str, inner: httpx.BaseTransport | None) -> None:
-        self._api_key = api_key
-        self._inner = inner
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        keyed = _keyed(request, self._api_key)
-        if self._inner is not None:
-            return self._inner.handle_request(keyed)
-        with httpx.HTTPTransport() as transport:
-            response = transport.handle_request(keyed)
+    def _sent(self, request: Any) -> Any:  # noqa: ANN401 - either library's
+        if self._transport is not None:
+            return cast("Any", self._transport).handle_request(self._keyed(request))
+        with self._http.HTTPTransport(proxy=_proxy_for(self._base_url)) as transport:
+            response = transport.handle_request(self._keyed(request))
             response.read()
             return response
 
 
-class _AsyncKeyed(httpx.AsyncBaseTransport):
-    """`_Keyed` for coroutines."""
+class async_http_probe(_Probe):  # noqa: N801 - used as a function: `probe=async_http_probe(api_key)`
+    """`http_probe` for `AsyncKeepaSync`."""
 
-    def __init__(self, api_key: str, inner: httpx.AsyncBaseTransport | None) -> None:
-        self._api_key = api_key
-        self._inner = inner
+    def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: AsyncTransport | None = None) -> None:
+        super().__init__(api_key, base_url, transport)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        keyed = _keyed(request, self._api_key)
-        if self._inner is not None:
-            return await self._inner.handle_async_request(keyed)
-        async with httpx.AsyncHTTPTransport() as transport:
-            response = await transport.handle_async_request(keyed)
+    async def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
+        """Ask `/token`."""
+        try:
+            async with (
+                limited(timeout),
+                self._http.AsyncClient(
+                    base_url=self._base_url, transport=_AsyncBelow(self._sent), timeout=self._timeout(timeout)
+                ) as client,
+            ):
+                return _answer(await client.get("/token"))
+        except Exception as error:  # noqa: BLE001 - it goes on, without what it hides
+            raise _told(error) from None
+
+    async def _sent(self, request: Any) -> Any:  # noqa: ANN401 - either library's
+        if self._transport is not None:
+            return await cast("Any", self._transport).handle_async_request(self._keyed(request))
+        async with self._http.AsyncHTTPTransport(proxy=_proxy_for(self._base_url)) as transport:
+            response = await transport.handle_async_request(self._keyed(request))
             await response.aread()
             return response
 
 
-def _keyed(request: httpx.Request, api_key: str) -> httpx.Request:
-    url = request.url.copy_merge_params({"key": api_key})
-    return httpx.Request(
-        request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
-    )
+class _Below:
+    """What stands below the client: there the key is added."""
+
+    def __init__(self, send: Callable[[Any], Any]) -> None:
+        self.handle_request = send
+
+    def close(self) -> None:
+        """Do nothing: what was opened for a request is closed after it, what was brought along is its owner's."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def _answer(response: httpx.Response) -> tuple[int, Mapping[str, object] | None]:
+class _AsyncBelow:
+    """`_Below` for coroutines."""
+
+    def __init__(self, send: Callable[[Any], Any]) -> None:
+        self.handle_async_request = send
+
+    async def aclose(self) -> None:
+        """Do nothing, as `_Below.close`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _Deadline:
+    """Ends a blocking request after so many seconds in all.
+
+    The client's own timeouts count from the last byte. So each connection that is opened is made to wait no longer than
+    until the end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """Be told what the client does, as its `trace` extension tells it."""
+        self._left()
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            stream = info["return_value"]
+            stream.read = partial(self._limited, stream.read)
+            stream.start_tls = partial(self._limited, stream.start_tls)
+
+    def _limited(self, wait: Callable[..., object], *args: object, **options: object) -> object:
+        timeout = options.pop("timeout", None)
+        left = self._left()
+        return wait(*args, timeout=min(left, timeout) if isinstance(timeout, (int, float)) else left, **options)
+
+    def _left(self) -> float:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"no answer within {self._seconds:g} s")
+        return left
+
+
+def _library_of(transport: object) -> ModuleType:
+    """Return the library that a transport is made for; for none, the one that is installed."""
+    made_for = {kind.__module__.partition(".")[0] for kind in type(transport).__mro__}
+    name = next((name for name in _LIBRARIES if name in made_for), None)
+    return import_module(name or next(name for name in _LIBRARIES if find_spec(name)))
+
+
+def _proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for `url`, as the clients find it."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _told(error: Exception) -> Exception:
+    """Return an error without what it hides and where it went through: there the key may stand."""
+    if interrupt_in(error) is None:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    return error
+
+
+def _answer(response: Any) -> tuple[int, Mapping[str, object] | None]:  # noqa: ANN401 - either library's
     try:
         body: object = response.json()
     except ValueError:

@@ -18,6 +18,9 @@ Measured steps come every 60.19 to 60.45 s. One believed early is a refused call
 envelope says when the next one really comes.
 """
 
+KEEPA: Final = "https://api.keepa.com"
+"""Where Keepa answers."""
+
 CAPACITY_MINUTES: Final = 60
 """Capacity in minutes of refill: tokens expire after 60 minutes (seen: 300 at 5 a minute, 1200 at 20, 1500 at 25)."""
 

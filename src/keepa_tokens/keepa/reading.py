@@ -8,16 +8,20 @@ tracking), tokensConsumed (the cost), timestamp (ms, the server's clock).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
+from .._arguments import whole
 from ..errors import BadReading
 from ..rules.reading import Reading
 from ..units import LIMIT
 from .quota import CAPACITY_MINUTES
 
-__all__ = ["Body", "Envelope", "envelope"]
+__all__ = ["LARGE", "Body", "Envelope", "envelope", "pieces", "unpacked"]
+
+T = TypeVar("T")
 
 Body: TypeAlias = Mapping[str, object] | bytes | str | None
 """An answer's body: parsed, or as it came; None: there was none."""
@@ -26,6 +30,18 @@ REFUSED: Final = 429
 """The status of a refusal: no tokens. It costs nothing and carries the true balance."""
 
 _MILLISECONDS: Final = 1000
+
+LARGE: Final = 256 * 1024
+"""Bytes from which on a body is searched for its envelope instead of being parsed whole."""
+
+PIECE: Final = 128 * 1024
+"""Bytes after which others get their turn."""
+
+_TOKEN: Final = re.compile(rb'[^"\[\]{}]*+("[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}])', re.DOTALL)
+"""Strings and brackets: all that tells which fields are the outermost object's."""
+
+_VALUE: Final = re.compile(rb'\s*:\s*([\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,}\]]+)', re.DOTALL)
+"""What follows the name of a field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +57,27 @@ class Envelope:
     why: str = ""
 
 
+def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
+    """Return body and status of an answer; of a response of httpx or requests, which may stand for both, its own.
+
+    Raises TypeError for a status that is no whole number.
+    """
+    if isinstance(getattr(answer, "status_code", None), int):
+        status = getattr(answer, "status_code", None) if status is None else status
+        try:
+            answer = getattr(answer, "content", None)
+        except Exception:  # noqa: BLE001 - a client's own error: nobody has read the body, so it says nothing
+            answer = b""
+    if isinstance(status, str) and status.strip().isdecimal():
+        status = int(status)
+    number = None if status is None else whole("status", status, most=999)
+    return cast("Body", answer), number
+
+
 def envelope(body: Body) -> Envelope:
     """Return what `body` says. Whatever it is, this never raises: a bad body is an Envelope that says what is wrong."""
+    if isinstance(body, (str, bytes, bytearray)) and len(body) >= LARGE:
+        return last(pieces(body))
     if body is None:
         return Envelope(None, why="there is no JSON object")
     try:
@@ -51,7 +86,50 @@ def envelope(body: Body) -> Envelope:
         return Envelope(None, why=f"the body is no JSON ({len(body)} long)")
     if not isinstance(parsed, Mapping):
         return Envelope(None, why=f"the body is no JSON object but {type(parsed).__name__}")
-    fields = {str(name): value for name, value in cast("Mapping[object, object]", parsed).items()}
+    return _said({str(name): value for name, value in cast("Mapping[object, object]", parsed).items()})
+
+
+def pieces(body: str | bytes | bytearray) -> Generator[None, None, Envelope]:
+    """Return what a large `body` says, reading only the fields of its envelope, in pieces of a few milliseconds."""
+    text = body.encode(errors="replace") if isinstance(body, str) else body
+    fields: dict[str, object] = {}
+    bad = Envelope(None, why=f"the body is no JSON ({len(body)} long)")
+    if not text[:PIECE].lstrip().startswith(b"{"):
+        return bad
+    depth, piece_ends = 0, PIECE
+    for token in _TOKEN.finditer(text):
+        if token.end() > piece_ends:
+            yield
+            piece_ends = token.end() + PIECE
+        first = token[1][:1]
+        if first in b"[{":
+            depth += 1
+        elif first in b"]}":
+            depth -= 1
+            if depth == 0:
+                return bad if text[token.end() :].strip() else _said(fields)
+        elif depth == 1 and (value := _VALUE.match(text, token.end())) is not None:
+            fields[_parsed(token[1], "")] = {} if value[1] in {b"{", b"["} else _parsed(value[1], None)
+    return bad
+
+
+def last(steps: Generator[None, None, T]) -> T:
+    """Run a generator to its end and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return cast("T", stop.value)
+
+
+def _parsed(text: bytes, otherwise: object) -> Any:  # noqa: ANN401 - whatever JSON says
+    try:
+        return json.loads(text)
+    except ValueError:
+        return otherwise
+
+
+def _said(fields: Mapping[str, object]) -> Envelope:
     consumed = _consumed(fields.get("tokensConsumed"))
     try:
         return Envelope(_reading(fields), consumed)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from .._arguments import timeout_us
+from .._arguments import checked_key, timeout_us
 from .._blocking import run
+from .._door import CALL_ADVICE, NotCopied, left_unsettled, watched
 from .._interrupts import interrupt_in
 from .._plans import Grant, Patience
 from ..bucket import BlockingSteps, TokenBucket, door_of
@@ -16,16 +17,22 @@ from ..events import EventKind, Listener
 from ..rules.commands import Cancel, ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import Storage
+from ..units import LIMIT, MICROSECONDS
 from . import _plans as plans
-from ._door import KeepaDoor, failed
+from ._door import KeepaDoor, answered, checked_api_key, checked_bucket, checked_probe, failed, takes_timeout
 from ._plans import Answer
-from .quota import bucket_key, keepa_quota
-from .reading import REFUSED, Body
+from .backoff import Refusals
+from .quota import KEEPA, bucket_key, keepa_quota
+from .reading import REFUSED, Body, Envelope, envelope, unpacked
 
 __all__ = ["Call", "KeepaSync", "ProbeFunction"]
 
-ProbeFunction: TypeAlias = Callable[[], tuple[int, Mapping[str, object] | None]]
-"""Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object."""
+ProbeFunction: TypeAlias = Callable[..., tuple[int, Mapping[str, object] | None]]
+"""Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object.
+
+One that takes `timeout` is told how many seconds it has: 10 at most, less where its caller has less. One that doesn't
+may outlast its caller's timeout.
+"""
 
 
 class KeepaSync(KeepaDoor):
@@ -44,6 +51,8 @@ class KeepaSync(KeepaDoor):
         probe_interval: float = 600.0,
         hold_for: float = 120.0,
     ) -> None:
+        checked_bucket(bucket, TokenBucket, twin="AsyncKeepaSync")
+        checked_probe(probe, waits=True)
         super().__init__(bucket.quota, has_probe=probe is not None, probe_interval=probe_interval, hold_for=hold_for)
         self.bucket = bucket
         self._probe = probe
@@ -59,19 +68,24 @@ class KeepaSync(KeepaDoor):
         probe_interval: float = 600.0,
         recharge_to: int | None = None,
         listener: Listener | None = None,
+        probe: ProbeFunction | None = None,
+        base_url: str = KEEPA,
+        hold_for: float = 120.0,
+        key: str | None = None,
     ) -> KeepaSync:
         """Return the adapter for an API key; all that use the key on one storage share one bucket.
 
-        refill_rate: tokens a minute of the plan; need not be right. Asks nothing yet. Probes through httpx where it is
-        installed; else the first request is the scout.
+        refill_rate: tokens a minute of the plan; need not be right. Asks nothing yet. probe: asks the server (default:
+        the ready one, at `base_url`, where httpx or httpx2 is installed; else the first request is the scout). key: the
+        bucket's name (default: a digest of the API key). The rest as for `KeepaSync` and `TokenBucket`.
         """
+        checked_api_key(api_key)
         quota = keepa_quota(refill_rate, recharge_to=recharge_to)
-        bucket = TokenBucket(quota, key=bucket_key(api_key), storage=storage, clock=clock, listener=listener)
-        try:
-            from .probe import http_probe  # noqa: PLC0415 - httpx is an extra
-        except ImportError:
-            return cls(bucket, probe_interval=probe_interval)
-        return cls(bucket, probe=http_probe(api_key), probe_interval=probe_interval)
+        name = bucket_key(api_key) if key is None else checked_key(key)
+        bucket = TokenBucket(quota, key=name, storage=storage, clock=clock, listener=listener)
+        return cls(
+            bucket, probe=probe or _ready_probe(api_key, base_url), probe_interval=probe_interval, hold_for=hold_for
+        )
 
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Call:
         """Wait until `estimate` tokens beside `keep` may be spent, and set them aside for one call.
@@ -80,9 +94,12 @@ class KeepaSync(KeepaDoor):
         the wait would be longer; CostTooLarge, TypeError, ConfigError for an impossible cost;
         StorageUnavailable.
         """
+        return self._request(estimate, keep, timeout_us(timeout))
+
+    def _request(self, estimate: int, keep: int, patience_us: int | None) -> Call:
         wanted = self._wanted(estimate, keep)
         steps = self._steps()
-        patience = Patience(steps, timeout_us(timeout))
+        patience = Patience(steps, patience_us)
         try:
             return Call(self._steps, run(plans.request(steps, self._quota, wanted, patience)))
         except BaseException as error:
@@ -105,19 +122,29 @@ class KeepaSync(KeepaDoor):
     def attempts(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Generator[Call, None, None]:
         """Yield calls until one is not refused by the server: `for call in sync.attempts(5): with call: ...`.
 
-        Settle each with its status. timeout: seconds to wait in all; raises as `request`.
+        Settle each with its status. Between them it waits for tokens, and longer each time where tokens don't explain
+        the refusal; after five of those the last one stands. timeout: seconds to wait in all; raises as `request`.
         """
-        left = timeout
+        estimate, keep = self._cost(estimate, keep)
+        patience_us, refusals = timeout_us(timeout), Refusals()
+        steps = self._steps()
         while True:
-            call = self.request(estimate, keep=keep, timeout=left)
+            begun = steps.elapsed_us()
+            call = self._request(estimate, keep, patience_us)
+            waited_us = steps.elapsed_us() - begun
             yield call
             if not call.refused:
                 return
-            left = None if left is None else max(0.0, left - call.waited)
+            left_us = LIMIT if patience_us is None else patience_us - waited_us
+            begun = steps.elapsed_us()
+            if not run(plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told)):
+                return
+            patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
     def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""
-        run(plans.observe(self._steps(), body, status))
+        seen, number = unpacked(body, status)
+        run(plans.observe(self._steps(), seen, number or 200))
 
     def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so, and return the bucket. Costs no tokens.
@@ -139,11 +166,31 @@ class KeepaSync(KeepaDoor):
         """
         return self._steps().carry(ClaimProbe()).probe
 
+    def close(self) -> None:
+        """Let go of the bucket. The storage is closed by whoever opened it."""
+        self.bucket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _steps(self) -> _Steps:
-        return _Steps(self, self._probe)
+        return _Steps(self.bucket, self._probe)
 
     def __repr__(self) -> str:
         return f"KeepaSync({self.bucket!r})"
+
+
+def _ready_probe(api_key: str, base_url: str) -> ProbeFunction | None:
+    try:
+        from .probe import http_probe  # noqa: PLC0415 - it needs httpx, an extra
+    except ImportError:
+        return None
+    return http_probe(api_key, base_url=base_url)
 
 
 class _Steps(BlockingSteps):
@@ -151,32 +198,37 @@ class _Steps(BlockingSteps):
 
     __slots__ = ("_ask",)
 
-    def __init__(self, sync: KeepaSync, ask: ProbeFunction | None) -> None:
-        super().__init__(door_of(sync.bucket))
+    def __init__(self, bucket: TokenBucket, ask: ProbeFunction | None) -> None:
+        super().__init__(door_of(bucket))
         self._ask = ask
 
-    async def probe(self) -> Answer:
+    async def probe(self, limit_us: int) -> Answer:
         """Ask the server for its balance."""
         if self._ask is None:
             return Answer(None, None, "there is no probe")
         try:
-            status, body = self._ask()
+            result = self._ask(timeout=limit_us / MICROSECONDS) if takes_timeout(self._ask) else self._ask()
         except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
             interrupt = interrupt_in(error)
             if interrupt is None:
                 return failed(error)
             raise interrupt from None
-        return Answer(status, body)
+        return answered(result, waits=True)
+
+    async def envelope(self, body: Body) -> Envelope:
+        """Return what a body says."""
+        return envelope(body)
 
     def say(self, kind: EventKind, why: str) -> None:
         """Tell the listener of something that no command brought about."""
         self.door.say(kind, why)
 
 
-class Call:
+class Call(NotCopied):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
-    refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say.
+    refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
+    answer carried a reading.
 
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.
@@ -190,6 +242,8 @@ class Call:
         self.waited = grant.decision.waited
         self.refused = False
         self.consumed: int | None = None
+        self.told = False
+        self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer: parsed, as bytes or text, refusals and errors too. A second time changes nothing.
@@ -198,11 +252,15 @@ class Call:
         it cost nothing. None (a PNG, a timeout): charged or not, nobody knows, so the hold is left to run out.
         Never raises on a body.
         """
-        self.refused = status == REFUSED
-        self.consumed = run(plans.settle(self._steps(), self.id, body, status))
+        answer, number = unpacked(body, status)
+        self._watch = None
+        self.refused = number == REFUSED
+        said = run(plans.settle(self._steps(), self.id, answer, number))
+        self.consumed, self.told = said.consumed, said.reading is not None
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
+        self._watch = None
         self._steps().end(Cancel(self.id))
 
     def __enter__(self) -> Self:
@@ -212,6 +270,9 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
+        if self._watch is not None and kind is None:
+            left_unsettled(self._steps().door, "call", self.tokens, CALL_ADVICE)
+        self._watch = None
 
     def __repr__(self) -> str:
         return f"Call(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"

@@ -51,8 +51,9 @@ from the balance already, and available = balance.
    a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
    back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
-   by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens of
-   the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its turn.
+   by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
+   of the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its
+   turn.
    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Late: 1 s past
    the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
    most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
