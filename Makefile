@@ -24,7 +24,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build docs release-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -108,8 +108,14 @@ build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist
 	rm -rf dist
 	$(BIN)/python -m build
 
+docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs docs/_build/html
+
+release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from an index of its own
+	$(BIN)/python -m checks.release
+
 clean: ## Remove .venv and all that was built or cached
-	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests checks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 ci: check test-all ## What has to pass before a change lands
