@@ -89,9 +89,7 @@ class DayTable(SphinxDirective):
         return self.parse_text_to_nodes(day_table(self.arguments[0]))
 
 
-def _in_public(
-    app: Sphinx, _env: BuildEnvironment, node: pending_xref, content: nodes.Element
-) -> nodes.Element | None:
+def _in_public(app: Sphinx, _env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Element | None:
     """Find what an annotation names by the module that defines it: it has its page under the module that shows it.
 
     What is internal has no page, and stays a word. What isn't there at all stays a warning.

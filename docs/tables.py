@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 DAY: Final = Path(__file__).resolve().parent / "benchmark.md"
 
-HEAD: Final = ("", "refused by the server", "share of all calls", "calls of `/token`", "longest wait for an answered call")
+HEAD: Final = (
+    "",
+    "refused by the server",
+    "share of all calls",
+    "calls of `/token`",
+    "longest wait for an answered call",
+)
 
 NAMED: Final = {"keepa client": "the `keepa` package alone", "old manager": "a hand-made manager"}
 
@@ -29,7 +36,13 @@ def _rows(day: str) -> Iterator[tuple[str, str, str, str, str]]:
     section = DAY.read_text(encoding="utf-8").split("## All figures")[1]
     here = False
     for line in re.findall(r"^\| (.*) \|$", section, re.MULTILINE):
-        named, by, _minted, _spent, _wasted, _used, _answered, refused, share, probes, standstill, *_ = line.split(" | ")
+        named, by, _minted, _spent, _wasted, _used, _answered, refused, share, probes, standstill, *_ = line.split(
+            " | "
+        )
         here = named.strip() == day or (here and not named.strip())
         if here:
             yield by, refused, share, probes, standstill
+
+
+if __name__ == "__main__":
+    sys.stdout.write(day_table(*sys.argv[1:]))
