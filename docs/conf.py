@@ -9,10 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keepa_tokens
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.util.docutils import SphinxDirective
+
+import keepa_tokens
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from tables import day_table  # beside this file
@@ -70,6 +71,7 @@ class CommandHelp(Directive):
     def run(self) -> list[nodes.Node]:
         """Ask the command for its help."""
         from click.testing import CliRunner  # noqa: PLC0415 - only a page of the reference needs it
+
         from keepa_tokens.cli.app import app  # noqa: PLC0415
 
         said = CliRunner().invoke(app, [*self.arguments, "--help"], terminal_width=80, prog_name="keepa-tokens")

@@ -1,8 +1,8 @@
 """The pages tell the truth: each program on them runs, and prints what the page says that it prints.
 
 A page's `python` blocks run one after the other, as one program. An `output` block is what the `python` block before it
-printed; what follows a `$` in a `console` block is run too, and `...` in its answer stands for anything. Keepa is played
-by a fake server, Redis by a real Valkey. To add to a page, write the block: nothing else needs to be told.
+printed; our commands in a `console` block are run too, and `...` in an answer stands for anything. Keepa is played by a
+fake server, Redis by a real Valkey. To add to a page, write the block: nothing else needs to be told.
 """
 
 from __future__ import annotations
