@@ -14,6 +14,7 @@ MUTANTS_ARGS ?=
 TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
+RELEASE_ARGS ?=
 
 # Each worker begins with its own half in order, so that a file's fixtures are made once, and takes from the other at the end.
 PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
@@ -112,7 +113,7 @@ docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html; a wa
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs docs/_build/html
 
 release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from an index of its own
-	$(BIN)/python -m checks.release
+	$(BIN)/python -m checks.release $(RELEASE_ARGS)
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import tomllib
@@ -108,11 +109,35 @@ def _in_public(app: Sphinx, _env: BuildEnvironment, node: pending_xref, content:
     return content if hasattr(import_module(home), name) else None
 
 
-def _code_in(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
-    """Show as code what a docstring indents: the docstrings are written for people, who need no `::`."""
-    text = "\n".join(lines)
-    shown = re.sub(r"(?m)^(?=\S)(?!- )(.*[:.])\n\n(?=    \S)", r"\1\n\n::\n\n", text)
-    lines[:] = shown.split("\n")
+def _readable(_app: Sphinx, _what: str, _name: str, obj: object, _options: object, lines: list[str]) -> None:
+    """Show a docstring as its writer meant it: indented code as code, explained arguments as a list.
+
+    The docstrings are written for those who read the source: `capacity: what it holds. refill: tokens a period.`
+    """
+    known = _arguments(obj)
+    explained = re.compile(rf"(?:^|(?<=[.;)] ))((?:{'|'.join(known) or '(?!)'})(?:, \\w+)*): ")
+    paragraphs = "\n".join(lines).split("\n\n")
+    for place, paragraph in enumerate(paragraphs):
+        text = " ".join(paragraph.split())
+        if paragraph.startswith("    ") and place and not paragraphs[place - 1].startswith(("    ", "- ", "::")):
+            paragraphs[place] = f"::\n\n{paragraph}"
+        elif explained.match(text):
+            parts = explained.split(text)[1:]
+            items = zip(parts[::2], parts[1::2], strict=True)
+            paragraphs[place] = "\n".join(f"- **{names}**: {what.strip()}" for names, what in items)
+    lines[:] = "\n\n".join(paragraphs).split("\n")
+
+
+def _arguments(obj: object) -> list[str]:
+    """Return the names that a docstring may explain: parameters, and of a class its attributes."""
+    try:
+        names = set(inspect.signature(obj).parameters) if callable(obj) else set()
+    except (TypeError, ValueError):
+        names = set()
+    if inspect.isclass(obj):
+        names |= {name for name in dir(obj) if not name.startswith("_")}
+        names |= set(re.findall(r"self\.([a-z]\w*)(?:: [^=\n]+)? =", inspect.getsource(obj)))
+    return sorted(names, key=len, reverse=True)
 
 
 def setup(app: Sphinx) -> None:
@@ -120,7 +145,7 @@ def setup(app: Sphinx) -> None:
     app.add_directive("command-help", CommandHelp)
     app.add_directive("day-table", DayTable)
     app.connect("missing-reference", _in_public)
-    app.connect("autodoc-process-docstring", _code_in)
+    app.connect("autodoc-process-docstring", _readable)
 
 
 assert keepa_tokens.__version__  # the installed package is what the reference shows  # noqa: S101
