@@ -43,7 +43,7 @@ test-all: test test-deep ## Run every test there is
 nightly: $(VENV)/.stamp-test ## Look for hours: each property on thousands of examples, new ones each time
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "(drawn or deep) and not system_redis" tests checks/tests $(PYTEST_ARGS)
 
-fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
+fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/evidence/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest checks/tests/test_fault_table.py -k "page and valkey"
 	$(BIN)/python -m pytest checks/tests/test_fault_table.py
 
@@ -53,14 +53,14 @@ torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), ch
 mutants: $(VENV)/.stamp-mutants ## Break the core in each way that mutmut finds: a test must notice
 	$(BIN)/python -m checks.mutation.core $(MUTANTS_ARGS)
 
-mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/mutation.md
-	$(BIN)/python -m checks.mutation.core --write docs/mutation.md
+mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/evidence/mutation.md
+	$(BIN)/python -m checks.mutation.core --write docs/evidence/mutation.md
 
 mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mutation/by_hand.toml lists: a test must notice
 	$(BIN)/python -m checks.mutation.bucket_lua $(MUTANTS_ARGS)
 
-mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/mutation.md
-	$(BIN)/python -m checks.mutation.bucket_lua --write docs/mutation.md
+mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/evidence/mutation.md
+	$(BIN)/python -m checks.mutation.bucket_lua --write docs/evidence/mutation.md
 
 check: tree lint mypy pyright layers ## What is tracked, lint, format, types and layers
 
@@ -93,8 +93,8 @@ endif
 demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its workers' processes in REDIS_URL
 	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
-bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/benchmark.md and .svg
-	$(BIN)/python -m checks.benchmarks.day --write docs $(BENCH_ARGS)
+bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md, .svg
+	$(BIN)/python -m checks.benchmarks.day --write docs/evidence $(BENCH_ARGS)
 
 bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
 	$(BIN)/python -m checks.benchmarks.day --quick $(BENCH_ARGS)
@@ -102,8 +102,8 @@ bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed 
 proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
 	$(BIN)/python -m checks.proof $(PROOF_ARGS)
 
-proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/proof.md
-	$(BIN)/python -m checks.proof --write docs/proof.md
+proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/evidence/proof.md
+	$(BIN)/python -m checks.proof --write docs/evidence/proof.md
 
 build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist

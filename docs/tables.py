@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-DAY: Final = Path(__file__).resolve().parent / "benchmark.md"
+DAY: Final = Path(__file__).resolve().parent / "evidence" / "benchmark.md"
 
 HEAD: Final = (
     "",

@@ -360,7 +360,7 @@ def test_missing_rights_are_found(server: Workers) -> None:
 
 
 def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
-    """With no more rights than docs/redis.md gives a worker, the doctor works, and says what it could not look at."""
+    """With no more rights than docs/reference/redis.md gives a worker, the doctor works, and says what it could not look at."""
     healthy(server)
     rights = "on >pw ~keepa_tokens:* +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan"
     with server.client() as client:

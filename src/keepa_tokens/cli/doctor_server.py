@@ -38,7 +38,7 @@ REFUSALS: Final = {
     "nopermission": (
         "rights",
         "its user may not do what a bucket needs",
-        "allow what docs/redis.md lists: +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan",
+        "allow what docs/reference/redis.md lists: +evalsha +eval +time +hgetall +hset +hdel +pexpire +persist +scan",
     ),
     "outofmemory": (
         "full",
