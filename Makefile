@@ -25,7 +25,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build docs release-check clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers workflows format demo bench-day bench-day-quick proof proof-page build docs release-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,7 +62,7 @@ mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mut
 mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/evidence/mutation.md
 	$(BIN)/python -m checks.mutation.bucket_lua --write docs/evidence/mutation.md
 
-check: tree lint mypy pyright layers ## What is tracked, lint, format, types and layers
+check: tree lint mypy pyright layers workflows ## What is tracked, lint, format, types, layers and workflows
 
 tree: $(BIN)/python ## No tracked file that is ignored, link out of the tree or path of a machine
 	$(BIN)/python -m checks.tree
@@ -79,6 +79,9 @@ pyright: $(VENV)/.stamp-check ## Types, by pyright
 
 layers: $(VENV)/.stamp-check ## Who may import whom
 	$(BIN)/lint-imports --no-logo
+
+workflows: $(VENV)/.stamp-check ## The workflows: actions pinned by hash, no right that nobody needs
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend safely
 	$(BIN)/ruff check --fix-only .

@@ -62,7 +62,9 @@ def test_the_check_of_links_sees_what_it_looks_for() -> None:
     assert page_of("https://keepa.com") is None
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/evidence/checks.md", "docs/maintainers/releasing.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/evidence/checks.md", "docs/maintainers/releasing.md"]
+)
 def test_the_commands_are_targets_of_the_makefile(page: str) -> None:
     """Each `make` command that these pages show is a target."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
