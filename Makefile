@@ -14,6 +14,7 @@ MUTANTS_ARGS ?=
 TORTURE_MINUTES ?= 1
 TORTURE_ARGS ?=
 PROOF_ARGS ?=
+RELEASE_ARGS ?=
 
 # Each worker begins with its own half in order, so that a file's fixtures are made once, and takes from the other at the end.
 PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
@@ -24,7 +25,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers format demo bench-day bench-day-quick proof proof-page build clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers workflows format demo bench-day bench-day-quick proof proof-page build docs release-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +43,7 @@ test-all: test test-deep ## Run every test there is
 nightly: $(VENV)/.stamp-test ## Look for hours: each property on thousands of examples, new ones each time
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "(drawn or deep) and not system_redis" tests checks/tests $(PYTEST_ARGS)
 
-fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/faults.md
+fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/evidence/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest checks/tests/test_fault_table.py -k "page and valkey"
 	$(BIN)/python -m pytest checks/tests/test_fault_table.py
 
@@ -52,16 +53,16 @@ torture: $(VENV)/.stamp-test ## Workers under faults for TORTURE_MINUTES (1), ch
 mutants: $(VENV)/.stamp-mutants ## Break the core in each way that mutmut finds: a test must notice
 	$(BIN)/python -m checks.mutation.core $(MUTANTS_ARGS)
 
-mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/mutation.md
-	$(BIN)/python -m checks.mutation.core --write docs/mutation.md
+mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/evidence/mutation.md
+	$(BIN)/python -m checks.mutation.core --write docs/evidence/mutation.md
 
 mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mutation/by_hand.toml lists: a test must notice
 	$(BIN)/python -m checks.mutation.bucket_lua $(MUTANTS_ARGS)
 
-mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/mutation.md
-	$(BIN)/python -m checks.mutation.bucket_lua --write docs/mutation.md
+mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/evidence/mutation.md
+	$(BIN)/python -m checks.mutation.bucket_lua --write docs/evidence/mutation.md
 
-check: tree lint mypy pyright layers ## What is tracked, lint, format, types and layers
+check: tree lint mypy pyright layers workflows ## What is tracked, lint, format, types, layers and workflows
 
 tree: $(BIN)/python ## No tracked file that is ignored, link out of the tree or path of a machine
 	$(BIN)/python -m checks.tree
@@ -79,6 +80,9 @@ pyright: $(VENV)/.stamp-check ## Types, by pyright
 layers: $(VENV)/.stamp-check ## Who may import whom
 	$(BIN)/lint-imports --no-logo
 
+workflows: $(VENV)/.stamp-check ## The workflows: actions pinned by hash, no right that nobody needs
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
 format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend safely
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -92,8 +96,8 @@ endif
 demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its workers' processes in REDIS_URL
 	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
-bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/benchmark.md and .svg
-	$(BIN)/python -m checks.benchmarks.day --write docs $(BENCH_ARGS)
+bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md, .svg
+	$(BIN)/python -m checks.benchmarks.day --write docs/evidence $(BENCH_ARGS)
 
 bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
 	$(BIN)/python -m checks.benchmarks.day --quick $(BENCH_ARGS)
@@ -101,15 +105,21 @@ bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed 
 proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
 	$(BIN)/python -m checks.proof $(PROOF_ARGS)
 
-proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/proof.md
-	$(BIN)/python -m checks.proof --write docs/proof.md
+proof-page: $(VENV)/.stamp-proof ## The same, with what came out put into docs/evidence/proof.md
+	$(BIN)/python -m checks.proof --write docs/evidence/proof.md
 
 build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
 	$(BIN)/python -m build
 
+docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs docs/_build/html
+
+release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from an index of its own
+	$(BIN)/python -m checks.release $(RELEASE_ARGS)
+
 clean: ## Remove .venv and all that was built or cached
-	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests checks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 ci: check test-all ## What has to pass before a change lands

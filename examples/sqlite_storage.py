@@ -2,7 +2,7 @@
 
 python examples/sqlite_storage.py buckets.sqlite
 
-It passes the whole conformance kit: see docs/storages.md.
+It passes the whole conformance kit: see docs/howto/storage.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Twenty-five failures that happened to real programs sharing one Keepa key, each as a test that it can't happen here.
 
-The numbers are those of the table in `docs/failure-modes.md`.
+The numbers are those of the table in `docs/evidence/failure-modes.md`.
 """
 
 from __future__ import annotations

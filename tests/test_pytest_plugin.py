@@ -66,8 +66,8 @@ def test_a_call_is_metered_by_the_fixtures(pytester: pytest.Pytester) -> None:
 
 
 def test_the_page_shows_what_works(pytester: pytest.Pytester) -> None:
-    """The test that docs/storages.md shows passes as it stands there."""
-    page = Path(__file__).parents[1] / "docs" / "storages.md"
+    """The test that docs/howto/testing.md shows passes as it stands there."""
+    page = Path(__file__).parents[1] / "docs" / "howto" / "testing.md"
     (shown,) = (
         block.partition("```")[0]
         for block in page.read_text(encoding="utf-8").split("```python\n")

@@ -1,4 +1,7 @@
-"""The README tells the truth: its first program runs, its links lead somewhere, its commands exist."""
+"""The README tells the truth: its program prints what it says, its table is the measured one, its links lead somewhere.
+
+The programs of the other pages are run by test_docs.
+"""
 
 from __future__ import annotations
 
@@ -6,111 +9,76 @@ import re
 import subprocess
 import sys
 import tomllib
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import httpx
-import keepa
 import pytest
-from celery import Celery
 
-from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, RedisStorage, TokenBucket, keepa_quota
-from keepa_tokens.guards.celery import KeepaTask
-from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.servers import HOST, running
-
-from tests.test_examples import send_to  # isort: skip
+from docs.tables import day_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PAGES = PROJECT["urls"]["Documentation"] + "/en/latest/"
+FILES = PROJECT["urls"]["Source"] + "/blob/main/"
 
 
-def test_the_ten_lines_run_as_they_stand() -> None:
-    """The first Python block of the README, run by itself, ends well and prints a snapshot with a balance."""
-    program = PROGRAMS[0]
-    statements = [line for line in program.splitlines() if line and not line.startswith((" ", "from", "import"))]
-    assert len(statements) <= 10
+def page_of(url: str) -> Path | None:
+    """Return the file that a link leads to, if it leads to one of this project's."""
+    if url.startswith(PAGES):
+        name = url.removeprefix(PAGES).partition("#")[0]
+        return ROOT / "docs" / (name.removesuffix(".html") + ".md" if name else "index.md")
+    return ROOT / url.removeprefix(FILES) if url.startswith(FILES) else None
+
+
+def test_the_ten_lines_print_what_the_readme_shows() -> None:
+    """The README's program, run by itself, prints to the letter what stands under it."""
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shown = README.split(program)[1].split("```\n", maxsplit=2)[2].partition("```")[0]
+    lines = [line for line in program.splitlines() if line and not line.startswith(("from", "import"))]
+    assert len(lines) <= 10
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.startswith("Snapshot(balance=")
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == (shown, "")
 
 
-def test_links_lead_to_files_that_are_there() -> None:
-    """Each relative link in the README and the docs names a file of the project."""
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if not target.startswith(("http:", "https:")):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_the_table_is_the_measured_one() -> None:
+    """The README's table has the figures of the benchmark's page."""
+    assert day_table("8 workers, 5/min") in README, "copy the figures: python -m docs.tables '8 workers, 5/min'"
 
 
-def test_paths_that_pages_name_are_there() -> None:
-    """Each file of the project that a page names exists, so that whoever moves one mends the page."""
-    named = 0
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for path in re.findall(r"`((?:tests|checks|src|examples)/[\w/.-]+\.\w+)`", page.read_text(encoding="utf-8")):
-            named += 1
-            assert (ROOT / path).is_file(), f"{page.name}: {path}"
-    assert named > 20
+def test_links_lead_to_pages_that_are_there() -> None:
+    """The README has no relative link, which a package page couldn't follow; those to this project name its pages."""
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    ours = [page for link in links if (page := page_of(link))]
+    assert all(link.startswith("https://") for link in links)
+    assert len(ours) >= 10
+    assert [page for page in ours if not page.exists()] == []
 
 
-def test_the_commands_are_targets_of_the_makefile() -> None:
-    """Each `make` command that the README, CONTRIBUTING and the page of the checks show is a target."""
+def test_the_check_of_links_sees_what_it_looks_for() -> None:
+    """A link to a page that isn't there would be found, and one to somebody else's site is left alone."""
+    missing = page_of(PAGES + "howto/nothing.html")
+    assert missing is not None
+    assert not missing.exists()
+    assert page_of("https://keepa.com") is None
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/evidence/checks.md", "docs/maintainers/releasing.md"]
+)
+def test_the_commands_are_targets_of_the_makefile(page: str) -> None:
+    """Each `make` command that these pages show is a target."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for page in ("README.md", "CONTRIBUTING.md", "docs/checks.md"):
-        shown = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
-        assert "test" in shown
-        for target in shown:
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: {target}"
-
-
-def test_the_task_looks_up_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program for Celery makes a task that comes back: it looks a product up, or raises the bucket's refusal."""
-    for balance, module in ((6, "readme_full"), (-300, "readme_empty")):  # every app gets the tasks of all
-        fake = FakeKeepa(key="k" * 64, initial=balance)
-        sync = KeepaSync(TokenBucket(keepa_quota(), clock=fake.clock), probe=fake.probe)
-        app = Celery(set_as_current=False)
-        names: dict[str, Any] = {"sync": sync, "api_key": "k" * 64, "app": app, "httpx": httpx, "__name__": module}
-        with FakeKeepaServer(fake) as server, monkeypatch.context() as patch:
-            send_to(server.url, patch)
-            exec(PROGRAMS[1], names)
-            assert isinstance(app.tasks[f"{module}.look_up"], KeepaTask)
-            if balance > 0:
-                assert len(names["look_up"]("B000000001")["products"]) == 1
-            else:
-                with pytest.raises(NotEnoughTokens):
-                    names["look_up"]("B000000001")
-            names["client"].close()
-        app.close()
-
-
-def test_the_guard_of_the_keepa_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs for Redis and for the `keepa` package, one after the other, meter a real client's request."""
-    fake = FakeKeepa(key="k" * 64, initial=20)
-    with running("valkey") as redis, FakeKeepaServer(fake) as server:
-        send_to(server.url, monkeypatch)
-        names: dict[str, Any] = {"api_key": "k" * 64, "keepa": keepa, "KeepaSync": KeepaSync}
-        exec(PROGRAMS[2].replace("localhost:6379", f"{HOST}:{redis.port}"), names | {"RedisStorage": RedisStorage})
-        exec(PROGRAMS[3], names)
-        assert len(names["api"].query(["B000000001"], progress_bar=False, history=False)) == 1
-    assert (fake.spent, fake.token_calls) == (1, 1)
-
-
-def test_any_other_api_works_with_a_bucket_of_its_own() -> None:
-    """The program for a plain bucket takes what it says."""
-    names: dict[str, Any] = {"TokenBucket": partial(TokenBucket, clock=ManualClock()), "Quota": Quota}
-    exec(PROGRAMS[4], names)
-    assert names["bucket"].peek().balance == 100 - 1 - 5
-
-
-def test_there_is_no_program_that_is_not_run() -> None:
-    """The README has the five programs that are run here."""
-    assert len(PROGRAMS) == 5
+    shown = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown
+    for target in shown:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: {target}"
 
 
 def test_each_extra_is_told() -> None:
-    """The README names each extra that can be installed, and no other."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    """The README names each extra that can be installed, and no other; the pages name no extra that isn't there."""
+    extras = set(PROJECT["optional-dependencies"])
     section = README.split("## Installing")[1].split("\n## ")[0]
-    assert set(re.findall(r"\[([a-z0-9]+)\]", section)) == set(extras)
+    assert set(re.findall(r"\[([a-z0-9]+)\]", section)) == extras
+    for page in (ROOT / "docs").rglob("*.md"):
+        for listed in re.findall(r"keepa-tokens\[([a-z0-9,]+)\]", page.read_text(encoding="utf-8")):
+            assert set(listed.split(",")) <= extras, f"{page.name}: {listed}"

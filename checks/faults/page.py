@@ -23,7 +23,7 @@ TIMES: Final = 2
 
 
 def fault_table(name: str, folder: Path) -> list[str]:
-    """Measure every fault on a kind of server, and return the tables of docs/faults.md."""
+    """Measure every fault on a kind of server, and return the tables of docs/evidence/faults.md."""
     clock = ServerClock(folder / "clock")
     with running(name) as first, running(name) as second, clock.running(name) as by_clock:
         place, replica = place_of(first), place_of(second)

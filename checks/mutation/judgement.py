@@ -147,7 +147,7 @@ def shared_out(mutants: Sequence[Mutant], lanes: int) -> list[dict[str, list[str
     return [share for share in shares if share]
 
 
-# --- the tables of docs/mutation.md
+# --- the tables of docs/evidence/mutation.md
 
 
 def core_tables(mutants: Sequence[Mutant], judgement: Judgement) -> Iterator[str]:

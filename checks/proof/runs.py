@@ -123,7 +123,7 @@ def planted(mutant: Mutant, source: Path = SOURCE) -> Iterator[Path]:
         yield copy
 
 
-# --- what came out, as text and as the tables of docs/proof.md
+# --- what came out, as text and as the tables of docs/evidence/proof.md
 
 
 def as_text(line: Line, *, new_part: bool) -> str:

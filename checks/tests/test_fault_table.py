@@ -1,4 +1,4 @@
-"""The fault table: what each fault comes to on a real server, within its bounds, and as docs/faults.md says."""
+"""The fault table: what each fault comes to on a real server, within its bounds, and as docs/evidence/faults.md says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keepa_tokens.rules.commands import Acquire, Command, Outcome
 from tests.servers import BINARIES
 
 COMMAND: Final = "fault-table"
-PAGE: Final = Path(__file__).parents[2] / "docs" / "faults.md"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "evidence" / "faults.md"
 WRITE: Final = "WRITE_FAULT_TABLE"
 """With this in the environment the page is written instead of compared."""
 
@@ -30,7 +30,7 @@ def test_every_fault_keeps_its_bounds_and_comes_to_what_the_page_says(name: str,
     print("\n".join(tables))
     if os.environ.get(WRITE):
         renew(PAGE, COMMAND, tables)
-    assert says(PAGE, COMMAND, tables), "not as docs/faults.md says: see `make fault-table` and git diff"
+    assert says(PAGE, COMMAND, tables), "not as docs/evidence/faults.md says: see `make fault-table` and git diff"
 
 
 # --- the measuring finds what it looks for

@@ -113,10 +113,10 @@ def test_the_table_names_what_there_is() -> None:
 
 
 def test_the_guarantees_name_theorems_that_are_confirmed() -> None:
-    """What docs/guarantees.md calls proved is in the table, as confirmed or, of the old rule, refuted."""
+    """What docs/evidence/guarantees.md calls proved is in the table, as confirmed or, of the old rule, refuted."""
     table = load()
     modules = "|".join(source.stem for source in THEOREMS.glob("*.py"))
-    promises = (THEOREMS.parents[2] / "docs" / "guarantees.md").read_text()
+    promises = (THEOREMS.parents[2] / "docs" / "evidence" / "guarantees.md").read_text()
     named = {name for name in re.findall(rf"`((?:{modules})\.\w+)`", promises) if not name.endswith(".py")}
 
     assert len(named) > 30

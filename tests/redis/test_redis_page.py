@@ -1,4 +1,4 @@
-"""docs/redis.md tells the truth: its programs run, its tables and its hash are what the servers and clients do."""
+"""docs/reference/redis.md tells the truth: its programs run, its tables and its hash are what servers and clients do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.redis.flavours import SENT_BY_DEFAULT
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, MASTER, SYSTEM, Server, cluster, replicated, running
 
-PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "redis.md").read_text(encoding="utf-8")
 PROGRAMS: list[str] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 PLAIN = Quota(1000, 1, 1.0)
 

@@ -1,4 +1,4 @@
-"""The results as the tables of docs/benchmark.md."""
+"""The results as the tables of docs/evidence/benchmark.md."""
 
 from __future__ import annotations
 

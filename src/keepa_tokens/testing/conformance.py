@@ -1,4 +1,4 @@
-"""The conformance kit: what any storage must hold, as tests to inherit. docs/storages.md shows how.
+"""The conformance kit: what any storage must hold, as tests to inherit. docs/howto/storage.md shows how.
 
 Each test works on keys of its own, so the storage need not be empty. Nothing is left to chance: every run is the same.
 """
