@@ -239,7 +239,7 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
     world.sync.observe(b"", status=502)
     said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     assert said == [
-        "INFO bucket k: refused 4 tokens (UNKNOWN), balance unknown; ask again in 80.5 s",
+        "INFO bucket k: refused 4 tokens (UNKNOWN), balance unknown; ask again in 1.5 s",
         "WARNING bucket k: the probe failed: status 503: there is no JSON object",
         "INFO bucket k: refused 4 tokens (EMPTY), balance 0; ask again in 59.5 s",
         "INFO bucket k: granting again; balance 5",

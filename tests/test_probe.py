@@ -14,7 +14,7 @@ from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Re
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, NEVER, PROBE_AFTER_US, TOLERANCE_US
+from keepa_tokens.units import CLAIM_US, LOOK_AGAIN_US, MAX_BACKOFF_US, NEVER, PROBE_AFTER_US, TOLERANCE_US
 from tests.strategies import BUCKETS, Bucket, Direct
 
 QUOTA = Quota(1200, 20, 60.0, stepped=True, synced=True)
@@ -135,7 +135,7 @@ def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Callable[[Quot
     bucket = make(Quota(1200, 20, 60.0, synced=True))
     first = bucket.apply(Acquire(2), EPOCH)
     assert first.probe
-    assert first.retry_after_us == CLAIM_US + 6 * SECOND
+    assert first.retry_after_us == LOOK_AGAIN_US
     assert bucket.apply(Acquire(2), EPOCH + CLAIM_US - 1).reason is Reason.UNKNOWN
     known = bucket.apply(Acquire(2), EPOCH + CLAIM_US)
     assert (known.reason, known.balance) == (Reason.EMPTY, 0)

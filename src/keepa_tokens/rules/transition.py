@@ -634,9 +634,12 @@ class _Step:
         if order is _Order.JUMPED and reading.server_time_us is not None:
             s.server_time, s.server_time_at = reading.server_time_us, self.now
             self.changed = True
+        if s.probe_until is not None:
+            # The server did answer: whoever asked it has not failed.
+            s.probe_until, s.probe_failures, self.changed = None, 0, True
         if reading.balance >= s.balance:
             return Verdict.STALE, None
-        drift = saturated(reading.balance - s.balance)
+        s.drift = drift = saturated(reading.balance - s.balance)
         s.balance, s.carry = reading.balance, 0
         # From here on a call is newer only if it was opened after this one too.
         s.sequence += 1
