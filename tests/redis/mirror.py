@@ -49,6 +49,8 @@ class Mirror:
             self._write(self.texts, served.state(), command)
             return outcome
         seen = self.texts if served == ALL else some_of(self.texts, command)
+        if BucketState.from_fields(seen).unreadable:
+            served, seen = ALL, self.texts
         stored = replace(BucketState.from_fields(dict(sorted(seen.items()))), partial=served == SOME) if seen else None
         after, outcome = transition(quota, stored, now, command)
         if after is not None and after is not stored:
@@ -86,7 +88,7 @@ def attempt(  # noqa: C901 - the script's questions, in its order
     if not _is_sound(texts, state, now):
         return ALL
     if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
-        return SOME
+        return ALL if "closed_until" in texts else SOME
     if state.quota is None:
         return ALL
     if texts[QUOTA] != quota_text(quota):
@@ -126,7 +128,7 @@ def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int
     if working is None or known & texts.keys():
         return ALL
     if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
-        return SOME
+        return ALL if "closed_until" in texts else SOME
     served = _served(working, texts, command, now)
     return ALL if texts and not isinstance(served, str) else served
 

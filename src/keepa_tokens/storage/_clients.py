@@ -176,7 +176,9 @@ def is_clients(error: BaseException) -> bool:
     return isinstance(error, OSError) or not roots.isdisjoint(CLIENTS)
 
 
-NEEDED: Final = "evalsha, eval, time, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
+NEEDED: Final = (
+    "evalsha, eval, time, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
+)
 """What a user of buckets must be allowed."""
 
 _MISTAKES: Final = (

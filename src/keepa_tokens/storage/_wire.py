@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Final, TypeAlias, cast
 from urllib.parse import quote, unquote_to_bytes
@@ -58,16 +58,19 @@ class Handed:
     now_us: int
     texts: dict[str, str]
     partial: bool
+    state: BucketState | None = field(init=False)
+    """What is stored; None: there is nothing."""
 
-    @property
-    def state(self) -> BucketState | None:
-        """What is stored; None: there is nothing."""
+    def __post_init__(self) -> None:
         # In the order of their names: a hash has none, and repairs are named in the order in which they come.
         texts = {name: self.texts[name] for name in sorted(self.texts)}
-        if not texts.keys() - {TURN}:
-            return None
-        state = BucketState.from_fields(texts)
-        return replace(state, partial=True) if self.partial else state
+        state = BucketState.from_fields(texts) if texts.keys() - {TURN} else None
+        object.__setattr__(self, "state", replace(state, partial=True) if state and self.partial else state)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether there is more to mend than a part of the bucket tells."""
+        return self.partial and self.state is not None and bool(self.state.unreadable)
 
 
 def is_for_the_rules(command: Command) -> bool:

@@ -154,7 +154,7 @@ elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and c
   return hand_over('all')
 end
 if stored[8] or stored[9] or stored[10] or stored[21] then
-  return hand_over('some', id)
+  return hand_over(stored[8] and 'all' or 'some', id)
 end
 if quota ~= terms then
   -- Other terms than the caller's serve for a minute after they replaced others, if they can have been written by us.

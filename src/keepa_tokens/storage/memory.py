@@ -183,8 +183,9 @@ class MemoryStorage:
         own: bool,
     ) -> Outcome:
         """Let the rules decide."""
-        is_new = key not in self._buckets
-        changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=is_new)
+        before = self._buckets.get(key)
+        unnamed = before is not None and isinstance(before, _Loaded) and before.brought.quota is None
+        changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=before is None, unnamed=unnamed)
         if changed:
             self._keep(key, kept(sound, fast, now, own=own))
         return outcome

@@ -177,7 +177,10 @@ class _Keyspace(Generic[LockT]):
     async def _attempt(
         self, key: str, quota: Quota, command: Command, now_us: int | None, turn: str = ""
     ) -> _wire.Answer:
-        return await self._ask(key, _wire.attempt(quota, command, now_us, turn), command)
+        answer = await self._ask(key, _wire.attempt(quota, command, now_us, turn), command)
+        if isinstance(answer, _wire.Handed) and answer.is_damaged:
+            return await self._ask(key, _wire.look(now_us), command)
+        return answer
 
     async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
         """Run the script and return its answer to this very call."""
