@@ -29,7 +29,7 @@ from checks.models.strategies import (
     quotas,
 )
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Pause, Peek, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.storage.base import Storage
 from keepa_tokens.units import UNLIMITED
@@ -40,13 +40,31 @@ WORKERS: Final = 3
 SKEWS: Final = st.tuples(*[st.integers(0, CLOCKS_APART_US)] * WORKERS)
 workers: Final = st.integers(0, WORKERS - 1)
 refund_ids: Final = st.sampled_from(("r", "s", "t"))
-_PATIENCE: Final = st.none() | st.integers(0, HOUR)
+pauses: Final = st.sampled_from((0, SECOND, MINUTE, HOUR))
+owns: Final = st.none() | st.integers(-MINUTE, MINUTE) | st.integers(-HOUR, HOUR)
+"""From when the caller of what is given back might have gone, beside now."""
 
 UNREADABLE: Final = ("", "NaN", "inf", "1e308", "1.5", "[]", "99999999999999999999")
+PLAIN_LOST: Final[dict[str, tuple[str, int | None]]] = {
+    "closed_until": ("closed_until", None),
+    "paused_until": ("paused_until", None),
+    "due_at": ("swept_from", None),
+    "last_place": ("last_place", 0),
+    "firm_place": ("firm_place", 0),
+    "largest_place": ("largest_place", 0),
+}
+"""What the reference calls a field that stands for itself, and what it is when it is lost."""
+
+PLAIN_FIELDS: Final = (
+    *("balance", "refilled_at", "carry", "sequence", "held", "open", "version", "format"),
+    *PLAIN_LOST,
+)
+"""What a plain bucket stores."""
+
 damages: Final = st.none() | st.sampled_from(UNREADABLE)
 """What becomes of a stored field: gone, or no whole number."""
 
-ALWAYS_STORED: Final = frozenset({"format", "refilled_at", "carry", "sequence", "probe_failures"})
+ALWAYS_STORED: Final = frozenset({"format", "refilled_at"})
 """Fields that are missed when they are gone, on a bucket of any kind."""
 
 
@@ -132,6 +150,7 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         self.forward = self.forgiven = self.largest = 0
         self.model = type(self.model).new(self.quota, self.at(worker))
         self.apply(Acquire(0), worker)
+        self.model.look(self.at(worker))
 
     # --- helpers
 
@@ -147,10 +166,36 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         return outcome
 
     def shown(self, worker: int) -> Snapshot:
-        """Return a look at the bucket."""
+        """Return a look at the bucket; of one that is not stored, or no more, at a new one."""
         shown = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
+        if shown is None:
+            if self.model.begun:
+                self.forgotten(self.model.seen(self.at(worker)))
+            shown = self.apply(Peek(), worker).snapshot
         assert shown is not None
         return shown
+
+    def forgotten(self, model: R) -> None:
+        """A bucket whose lifetime is over was no different from a new one."""
+        raise NotImplementedError
+
+    @rule(worker=workers, lasts=pauses)
+    def pause(self, worker: int, lasts: int) -> None:
+        """Somebody pauses the bucket for a while, or ends a pause."""
+        self.apply(Pause(lasts), worker)
+        self.model.pause(lasts, self.at(worker))
+
+    def lost(self, field: str, text: str | None, worker: int) -> Outcome:
+        """Let a stored field be gone, or `text`, and take the next step on both sides."""
+        self.bench.damage(field, text)
+        outcome = self.apply(Acquire(0), worker)
+        self.model.look(self.at(worker), mended=bool(outcome.repaired))
+        return outcome
+
+    def is_remembered(self) -> bool:
+        """Whether anything that is stored tells of the order of calls."""
+        fields = {} if self.bench.fields is None else self.bench.fields()
+        return any(name.startswith("hold:") or name == "reading_sequence" for name in fields)
 
     def refilled(self, refill: int, period_us: int) -> int:
         """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
@@ -178,6 +223,15 @@ class PlainMachine(BucketMachine[Reference]):
         super().start_over(worker)
         self.start = self.model.balance
 
+    def forgotten(self, model: Reference) -> None:
+        """What is full, and neither holds anything nor is paused, may be forgotten: it begins anew."""
+        assert model.balance >= self.quota.capacity
+        assert not model.held
+        assert model.paused_until is None
+        events = self.model.events
+        self.model = Reference.new(self.quota, model.at)
+        self.model.events = events
+
     # --- what workers do
 
     @rule(worker=workers, tokens=costs, keep=keeps)
@@ -191,16 +245,16 @@ class PlainMachine(BucketMachine[Reference]):
         outcome = self.apply(Acquire(tokens, 0, patience), worker)
         self.agree(outcome, self.model.acquire(tokens, 0, self.at(worker), patience), tokens)
 
-    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps, patience=_PATIENCE)
-    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int, patience: int | None) -> None:
-        """Set tokens aside for a call, which may be in flight already."""
-        outcome = self.apply(Reserve(name, tokens, lives, keep, patience), worker)
-        self.agree(outcome, self.model.reserve(name, tokens, lives, keep, self.at(worker), patience), tokens)
+    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps)
+    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int) -> None:
+        """Take tokens for a call, which may be in flight already."""
+        outcome = self.apply(Reserve(name, tokens, lives, keep), worker)
+        self.agree(outcome, self.model.reserve(name, tokens, lives, keep, self.at(worker)), tokens)
 
     @rule(worker=workers, name=ids, tokens=st.integers(0, 2), lives=st.integers(MINUTE, HOUR))
     def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
-        """Set a few tokens aside for long, so that several calls are in flight at once."""
-        self.hold(worker, name, tokens, lives, 0, None)
+        """Take a few tokens for long, so that several calls are in flight at once."""
+        self.hold(worker, name, tokens, lives, 0)
 
     @rule(worker=workers, name=ids, actual=st.none() | costs)
     def settle(self, worker: int, name: str, actual: int | None) -> None:
@@ -216,42 +270,36 @@ class PlainMachine(BucketMachine[Reference]):
         assert outcome.found == self.model.cancel(name, self.at(worker))
         self.is_as_modelled(outcome)
 
-    @rule(worker=workers, name=refund_ids, tokens=costs, ago=st.integers(-SECOND, 11 * MINUTE))
-    def give_back(self, worker: int, name: str, tokens: int, ago: int) -> None:
-        """Give tokens back, once; perhaps long after they were offered first."""
-        issued = self.at(worker) - ago
-        outcome = self.apply(Refund(name, tokens, issued), worker)
-        assert outcome.found == self.model.refund(name, tokens, issued, self.at(worker))
+    @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
+    def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
+        """Give tokens back, once: a place that is given up, or a grant that was not used."""
+        place = None if own is None else max(0, self.at(worker) + own)
+        outcome = self.apply(Refund(name, tokens, place), worker)
+        assert outcome.found == self.model.refund(name, tokens, place, self.at(worker))
         self.is_as_modelled(outcome)
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
         """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not."""
         answer = self.ask(worker, tokens, 0)
-        if answer.granted or answer.wait > DAY:
+        if answer.reason not in {Reason.EMPTY, Reason.RECHARGING} or answer.wait > DAY:
             return
         # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
-        early = self.bench.storage.apply(
-            self.bench.key, self.quota, Peek(tokens), now_us=self.at(worker) + answer.wait - 1
-        )
-        assert not early.granted
+        early = self.at(worker) + answer.wait - 1
+        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
+        self.model.look(early)
         self.time_passes(answer.wait)
         assert self.ask(worker, tokens, 0).granted
 
     # --- what goes wrong
 
-    @precondition(lambda self: self.bench.may_be_damaged)
-    @rule(
-        worker=workers,
-        field=st.sampled_from(
-            ("balance", "refilled_at", "carry", "closed_until", "sequence", "carry_refill", "carry_period_us", "format")
-        ),
-        text=damages,
-    )
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
+    @rule(worker=workers, field=st.sampled_from(PLAIN_FIELDS), text=damages)
     def lose(self, worker: int, field: str, text: str | None) -> None:
         """A stored field is lost or garbled; the next step notices."""
         now = self.at(worker)
-        self.bench.damage(field, text)
+        missed = text is not None or field in ALWAYS_STORED | {"balance"}
+        missed |= field == "sequence" and self.is_remembered()
         if field == "balance":
             self.forgiven += max(0, -self.model.balance)
             self.model.lose_balance(now)
@@ -260,36 +308,32 @@ class PlainMachine(BucketMachine[Reference]):
             self.model.lose_time(now)
         elif field == "carry":
             self.model.lose_part()
-        elif field == "closed_until":
-            self.model.closed_until = None
-        outcome = self.apply(Acquire(0), worker)
-        self.model.live_until(now)
-        assert (field in outcome.repaired) == (text is not None or field in ALWAYS_STORED | {"balance"})
+        elif field in PLAIN_LOST:
+            name, lost = PLAIN_LOST[field]
+            setattr(self.model, name, lost)
+        outcome = self.lost(field, text, worker)
+        assert (field in outcome.repaired) == missed
         self.is_as_modelled(outcome)
 
-    @precondition(lambda self: self.bench.may_be_damaged)
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
     @rule(worker=workers, far=st.integers(CLOCKS_APART_US + 1, DAY))
     def reach_ahead(self, worker: int, far: int) -> None:
         """The instant of the last refill is stored too far ahead: it refills from when that is noticed."""
         now = self.at(worker)
-        self.bench.damage("refilled_at", str(now + far))
         self.forward += CLOCKS_APART_US
         self.model.lose_time(now)
-        outcome = self.apply(Acquire(0), worker)
-        self.model.live_until(now)
+        outcome = self.lost("refilled_at", str(now + far), worker)
         assert "refilled_at" in outcome.repaired
         self.is_as_modelled(outcome)
 
     @precondition(lambda self: self.bench.may_be_damaged)
     @rule(worker=workers, name=ids, text=damages)
     def lose_a_call(self, worker: int, name: str, text: str | None) -> None:
-        """What is stored of a call is lost or garbled: its tokens are free again."""
+        """What is stored of a call is lost or garbled: nobody can end it."""
         if name not in self.model.calls:
             return
-        self.bench.damage(f"hold:{name}", text)
         self.model.lose_call(name)
-        outcome = self.apply(Acquire(0), worker)
-        self.model.live_until(self.at(worker))
+        outcome = self.lost(f"hold:{name}", text, worker)
         assert (f"hold:{name}" in outcome.repaired) == (text is not None)
         self.is_as_modelled(outcome)
 
@@ -297,14 +341,11 @@ class PlainMachine(BucketMachine[Reference]):
 
     @invariant()
     def both_show_the_same(self) -> None:
-        """Conservation: what is left and held is what there was and was minted, less what went out; by the fraction."""
-        worker = 0
-        shown = self.shown(worker)
-        twin = self.model.alike()
-        twin.live_until(self.at(worker))
+        """Conservation: what is left and held is what there was and flowed in, less what went out; by the fraction."""
+        shown, twin = self.shown(0), self.model.seen(self.at(0))
         assert (shown.balance, shown.held) == (twin.balance, twin.held)
-        in_flight = [call for call in twin.calls.values() if not call.charged]
-        assert shown.holds == len(in_flight)
+        assert shown.holds == sum(not call.charged for call in twin.calls.values())
+        assert shown.paused_for == ((twin.paused_until or self.at(0)) - self.at(0)) / SECOND
 
     @invariant()
     def nobody_got_too_much(self) -> None:
@@ -348,5 +389,6 @@ class PlainMachine(BucketMachine[Reference]):
 
     def is_as_modelled(self, outcome: Outcome) -> None:
         """Assert that the bucket is the same on both sides after a step."""
-        assert outcome.balance == self.model.balance
-        assert outcome.closed == (self.model.closed_until is not None)
+        twin = self.model.seen(outcome.now_us)
+        assert (outcome.balance, outcome.held) == (twin.balance, twin.held)
+        assert outcome.closed == (twin.closed_until is not None)

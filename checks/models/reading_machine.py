@@ -13,7 +13,17 @@ from typing import Final
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from checks.models.machine import ALWAYS_STORED, SKEWS, Bench, BucketMachine, damages, refund_ids, workers
+from checks.models.machine import (
+    ALWAYS_STORED,
+    PLAIN_LOST,
+    SKEWS,
+    Bench,
+    BucketMachine,
+    damages,
+    owns,
+    refund_ids,
+    workers,
+)
 from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Held
 from checks.models.strategies import (
     DAY,
@@ -40,8 +50,10 @@ from keepa_tokens.rules.commands import (
     Refund,
     Reserve,
     Settle,
+    Unclaim,
     Verdict,
 )
+from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
@@ -86,13 +98,16 @@ buckets: Final = quotas(synced=True) | st.builds(
 """Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
 
 SIMPLE: Final[dict[str, tuple[str, int | None]]] = {
-    "closed_until": ("closed_until", None),
+    **PLAIN_LOST,
     "server_time": ("server_time", None),
+    "server_time_at": ("server_time_at", 0),
     "drift": ("drift", None),
     "kept_back": ("kept", 0),
     "kept_back_at": ("kept_at", None),
     "probe_until": ("claimed_until", None),
     "probe_failures": ("failures", 0),
+    "probe_returned": ("returned", False),
+    "stretched_us": ("stretched_us", 0),
     "reported_capacity": ("told_capacity", None),
 }
 """What the reference calls a field that stands for itself, and what it is when it is lost."""
@@ -125,7 +140,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
     def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int, after: int | None, scout: bool) -> None:  # noqa: FBT001 - Hypothesis calls rules by the names of what it draws
         """Set tokens aside for a call, which may be in flight already, or go though refused, to learn the truth."""
         now = self.at(worker)
-        outcome = self.apply(Reserve(name, tokens, lives, keep, None, after, scout=scout), worker)
+        outcome = self.apply(Reserve(name, tokens, lives, keep, after, scout=scout), worker)
         told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, scout=scout)
         self.agree(outcome, told, tokens)
 
@@ -156,12 +171,12 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         outcome = self.apply(Cancel(name), worker)
         self.ended(outcome, self.model.give_up(name, self.at(worker)))
 
-    @rule(worker=workers, name=refund_ids, tokens=costs, ago=st.integers(-SECOND, 11 * MINUTE))
-    def give_back(self, worker: int, name: str, tokens: int, ago: int) -> None:
-        """Give tokens back, once; perhaps long after they were offered first."""
-        issued = self.at(worker) - ago
-        outcome = self.apply(Refund(name, tokens, issued), worker)
-        assert outcome.found == self.model.refund(name, tokens, issued, self.at(worker))
+    @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
+    def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
+        """Give tokens back, once; from when they might have gone does not matter here."""
+        place = None if own is None else max(0, self.at(worker) + own)
+        outcome = self.apply(Refund(name, tokens, place), worker)
+        assert outcome.found == self.model.refund(name, tokens, place, self.at(worker))
         self.is_as_modelled(outcome)
 
     # --- what the server says
@@ -184,29 +199,39 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         assert outcome.probe == self.model.claim(self.at(worker))
         self.is_as_modelled(outcome)
 
+    @rule(worker=workers, off=st.sampled_from((0, 0, 0, 1)))
+    def unclaim(self, worker: int, off: int) -> None:
+        """Give the claim back that is under way, or another one."""
+        until = (self.model.claimed_until or self.at(worker)) + off
+        outcome = self.apply(Unclaim(until), worker)
+        assert outcome.found == self.model.unclaim(until, self.at(worker))
+        self.is_as_modelled(outcome)
+
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not."""
+        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not.
+
+        With a call in flight what is told is the earliest instant only.
+        """
         told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
-        if told.granted or told.wait > DAY:
+        if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait > DAY or self.model.held:
             return
-        now = self.at(worker) + told.wait - 1
-        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=now).granted
+        early = self.at(worker) + told.wait - 1
+        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
+        self.model.look(early)
         self.time_passes(told.wait)
         assert self.ask(worker, tokens, 0, PROBE_AFTER_US).granted
 
     # --- what goes wrong
 
-    @precondition(lambda self: self.bench.may_be_damaged)
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
     @rule(worker=workers, field=st.sampled_from(NUMBERS), text=damages)
     def lose(self, worker: int, field: str, text: str | None) -> None:
         """A stored field is lost or garbled; the next step notices, and names what it can't do without."""
         now = self.at(worker)
         missed = text is not None or field in self.needed(now)
-        self.bench.damage(field, text)
-        self.lost(field, now)
-        outcome = self.apply(Acquire(0), worker)
-        self.model.live_until(now)
+        self.loses(field, now)
+        outcome = self.lost(field, text, worker)
         name = "reported_refill" if field == "reported_period_us" and text is None else field
         assert (name in outcome.repaired) == missed
         self.is_as_modelled(outcome)
@@ -215,12 +240,12 @@ class ReadingMachine(BucketMachine[SyncedReference]):
     @rule(worker=workers, name=ids, text=damages)
     def lose_a_call(self, worker: int, name: str, text: str | None) -> None:
         """What is stored of a call is lost or garbled: its tokens are free again."""
-        if name not in self.model.calls:
+        call = self.model.calls.get(name)
+        if call is None:
             return
-        self.bench.damage(f"hold:{name}", text)
+        self.model.give(0 if call.charged else -call.tokens)
         self.model.lose_call(name)
-        outcome = self.apply(Acquire(0), worker)
-        self.model.live_until(self.at(worker))
+        outcome = self.lost(f"hold:{name}", text, worker)
         assert (f"hold:{name}" in outcome.repaired) == (text is not None)
         self.is_as_modelled(outcome)
 
@@ -234,9 +259,11 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         is_believed = read_at is not None and read_at <= now + CLOCKS_APART_US
         heard = {"balance", "reading_sequence"} if is_believed else set[str]()
         plan = {"reported_refill", "reported_period_us"} if self.model.told_flow is not None else set[str]()
-        return ALWAYS_STORED | heard | plan
+        ordered = {"sequence"} if self.is_remembered() else set[str]()
+        summed = {"held"} if self.model.held else set[str]()
+        return ALWAYS_STORED | heard | plan | ordered | summed
 
-    def lost(self, field: str, now: int) -> None:
+    def loses(self, field: str, now: int) -> None:
         """Let the reference lose what a field says."""
         match field:
             case "balance":
@@ -263,14 +290,14 @@ class ReadingMachine(BucketMachine[SyncedReference]):
     @invariant()
     def both_show_the_same(self) -> None:
         """Conservation: what is left and held is what the server told and time brought, less what went out."""
-        shown, twin = self.shown(0), self.model.alike()
-        twin.live_until(self.at(0))
+        shown, twin = self.shown(0), self.model.seen(self.at(0))
         assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
         assert shown.holds == sum(not call.charged for call in twin.calls.values())
         assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
         assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
         age = None if twin.read_at is None else max(0, self.at(0) - twin.read_at) / SECOND
         assert shown.reading_age == age
+        assert shown.paused_for == ((twin.paused_until or self.at(0)) - self.at(0)) / SECOND
 
     @invariant()
     def nobody_got_too_much(self) -> None:
@@ -293,6 +320,15 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
 
     # --- helpers
+
+    def forgotten(self, model: SyncedReference) -> None:
+        """What neither holds anything nor is paused may be forgotten, if no more is let go then than is there."""
+        assert not model.held
+        assert model.paused_until is None
+        assert self.quota.initial is None or (model.known and model.balance >= self.quota.capacity)
+        self.model = SyncedReference.new(self.quota, model.at)
+        self.fastest, self.scouted = (0, 1), 0
+        self.forward = self.forgiven = self.largest = 0
 
     def start_over(self, worker: int) -> None:
         """Begin with a bucket never seen: nothing is known of it, or one `initial`."""
@@ -353,6 +389,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
 
     def is_as_modelled(self, outcome: Outcome) -> None:
         """Assert that the bucket is the same on both sides after a step."""
-        assert outcome.balance == self.model.told_balance
-        assert outcome.closed == (self.model.closed_until is not None)
-        assert outcome.kept_back == self.model.kept_for_others
+        twin = self.model.seen(outcome.now_us)
+        assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
+        assert outcome.closed == (twin.closed_until is not None)
+        assert outcome.kept_back == twin.kept_for_others

@@ -4,8 +4,11 @@ The level is a fraction, so there is no remainder to carry. There is no formula 
 something comes true is searched for, by letting a copy of the bucket live on until then. Every event is written down,
 so that what was given can be counted afterwards.
 
+Whatever is asked is asked of a copy first; it counts only if something came of it, for a look leaves no trace.
+
 Not modelled: readings and probes, which a plain bucket doesn't have (`synced_reference` goes on from here with
-them), two quotas on one bucket, and numbers near the limit of 2**52: `programs` holds storages to the rules there.
+them), a line, two quotas on one bucket, and numbers near the limit of 2**52: `programs` holds storages to the rules
+there.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.decision import Reason
@@ -23,18 +26,23 @@ from keepa_tokens.rules.decision import Reason
 CLOCKS_APART_US: Final = 5_000_000
 """Clocks may differ by so much."""
 
-REFUNDABLE_US: Final = 590_000_000
-"""A refund counts if it was issued less long ago."""
-
 REFUNDS_KEPT_US: Final = 600_000_000
-"""And is remembered for so long."""
+"""A refund is remembered for so long."""
+
+SWEPT_US: Final = 1_000_000
+"""What is over is swept away, once in this time at most."""
+
+A_DAY_US: Final = 86_400_000_000
+"""No pause is longer."""
 
 END_OF_TIME: Final = 2**52
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Held:
-    """A call's tokens, set aside until `ends`; after that `charged`, and remembered for one more `lives`.
+    """A call's tokens, taken or set aside until `ends`. Synced: after that `charged`, and remembered for as long again.
 
     opened_since, charged_since: since the server last told the balance. On a plain bucket nobody tells it.
     """
@@ -45,6 +53,11 @@ class Held:
     charged: bool = False
     opened_since: bool = True
     charged_since: bool = True
+
+    @property
+    def over(self) -> int:
+        """When something is to be done about it."""
+        return self.ends + (self.lives if self.charged else 0)
 
 
 @dataclass(frozen=True)
@@ -67,19 +80,28 @@ class Answer:
 
 @dataclass
 class Reference:
-    """One plain bucket: its level at the instant `at`, the calls in flight, and until when it is closed.
+    """One plain bucket: its level at the instant `at`, the calls in flight, and until when it is closed or paused.
 
-    steps_from: for a stepped quota an instant at which a step came. minted: all that was ever refilled, exactly.
+    steps_from: for a stepped quota an instant at which a step came. begun: something is stored of it. swept_from: what
+    is over is swept from then on. last_place: the latest that somebody who waits was told; firm_place: the same for
+    those before whom tokens came back; largest_place: the most tokens that one of them waits for.
     """
 
     quota: Quota
     level: Fraction = Fraction(0)
     at: int = 0
     steps_from: int = 0
+    begun: bool = False
     closed_until: int | None = None
+    paused_until: int | None = None
     calls: dict[str, Held] = field(default_factory=dict[str, Held])
-    minted: Fraction = Fraction(0)
+    swept_from: int | None = None
+    last_place: int = 0
+    firm_place: int = 0
+    largest_place: int = 0
     events: tuple[Event, ...] = ()
+    boundless: bool = False
+    touched: bool = False
 
     @classmethod
     def new(cls, quota: Quota, now: int) -> Self:
@@ -90,7 +112,7 @@ class Reference:
     @property
     def capacity(self) -> int:
         """To so many tokens it refills."""
-        return self.quota.capacity
+        return END_OF_TIME**2 if self.boundless else self.quota.capacity
 
     @property
     def refill(self) -> int:
@@ -104,18 +126,23 @@ class Reference:
 
     @property
     def balance(self) -> int:
-        """Whole tokens, with what is held."""
+        """Whole tokens."""
         return math.floor(self.level)
 
     @property
     def held(self) -> int:
-        """Tokens set aside for calls in flight."""
+        """Tokens of calls in flight."""
         return sum(call.tokens for call in self.calls.values() if not call.charged)
+
+    @property
+    def beside(self) -> int:
+        """Tokens that are in the balance and set aside: none, what is held was taken."""
+        return 0
 
     @property
     def available(self) -> int:
         """Whole tokens that nobody has set aside."""
-        return self.balance - self.held
+        return self.balance - self.beside
 
     def alike(self) -> Self:
         """Return a copy that lives its own life."""
@@ -123,31 +150,70 @@ class Reference:
         twin.calls = dict(self.calls)
         return twin
 
+    def seen(self, now: int) -> Self:
+        """Return the bucket as it stands at `now`."""
+        twin = self.alike()
+        twin.touched = False
+        if not twin.begun:
+            twin.at = twin.steps_from = now
+            twin.touched = twin.level < twin.capacity and twin.is_known
+        twin.live_until(now)
+        return twin
+
+    def asked(self, now: int, command: Callable[[Self], T]) -> T:
+        """Carry a command to the bucket as it stands at `now`; without a trace if nothing came of it."""
+        twin = self.seen(now)
+        answer = command(twin)
+        if twin.touched:
+            twin.begun = True
+            self.__dict__.update(twin.__dict__)
+        return answer
+
+    def look(self, now: int, *, mended: bool = False) -> None:
+        """Let somebody look. mended: damage was found, and is stored as it was mended."""
+
+        def note(bucket: Self) -> None:
+            bucket.touched |= mended
+
+        self.asked(now, note)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a balance."""
+        return True
+
     # --- time
 
     def live_until(self, now: int) -> None:
         """Let time pass until `now`, by whoever's clock that is."""
         self.correct_what_lies_ahead(now)
-        for name, call in sorted(self.calls.items(), key=lambda item: item[1].ends):
-            if not call.charged and call.ends <= now:
-                self.flow_until(call.ends)
-                self.calls[name] = self.charge(call)
+        if self.swept_from is not None and self.swept_from <= now:
+            self.sweep(now)
         self.flow_until(now)
-        self.calls = {
-            name: call for name, call in self.calls.items() if not call.charged or call.ends + call.lives > now
-        }
         self.open_if_it_may(now)
+        if self.paused_until is not None and self.paused_until <= now:
+            self.paused_until = None
 
-    def charge(self, call: Held) -> Held:
-        """Take the tokens of a call that ran out, and return what is remembered of it."""
-        self.level -= call.tokens
-        return replace(call, charged=True)
+    def sweep(self, now: int) -> None:
+        """End what is over, each at its own instant."""
+        for name, call in sorted(self.calls.items(), key=lambda item: item[1].over):
+            if call.over > now:
+                continue
+            del self.calls[name]
+            if not call.charged:
+                self.flow_until(call.ends)
+                self.run_out(name, call, now)
+        first_over = min((call.over for call in self.calls.values()), default=None)
+        self.swept_from = None if first_over is None else max(first_over, now + SWEPT_US)
+        self.touched = True
+
+    def run_out(self, name: str, call: Held, now: int) -> None:
+        """Forget a call that ran out: its tokens were taken when it was opened."""
 
     def flow_until(self, now: int) -> None:
         """Refill. A clock that lags behind brings nothing, nor does a bucket that is full get fuller."""
         if now <= self.at:
             return
-        before = self.level
         if self.refill == 0:
             self.level, self.steps_from = Fraction(self.balance), now
         elif self.quota.stepped:
@@ -157,7 +223,6 @@ class Reference:
         else:
             earned = Fraction(self.refill * (now - self.at), self.period_us)
             self.level = min(Fraction(self.capacity), self.level + earned)
-        self.minted += self.level - before
         # Between two steps a clock that goes back does no harm.
         self.at = self.steps_from if self.quota.stepped else now
 
@@ -169,31 +234,30 @@ class Reference:
 
     def correct_what_lies_ahead(self, now: int) -> None:
         """What is further ahead than clocks may differ can't be right."""
-        latest = self.furthest_place(now)
         if self.at > now + CLOCKS_APART_US:
             self.at = self.steps_from = now
+            self.touched = True
+        if self.paused_until is not None and self.paused_until > now + A_DAY_US + CLOCKS_APART_US:
+            self.paused_until, self.touched = now + A_DAY_US, True
         for name, call in self.calls.items():
-            start = now if call.charged else latest
-            if call.ends > start + call.lives + CLOCKS_APART_US:
-                self.calls[name] = replace(call, ends=start + call.lives + CLOCKS_APART_US)
+            if call.ends > now + call.lives + CLOCKS_APART_US:
+                self.calls[name] = replace(call, ends=now + call.lives + CLOCKS_APART_US)
+                self.touched = True
+        if self.calls:
+            first_over = min(call.over for call in self.calls.values())
+            latest = max(first_over, now + SWEPT_US)
+            self.swept_from = first_over if self.swept_from is None else min(self.swept_from, latest)
+        self.correct_places(now)
 
-    def furthest_place(self, now: int) -> int:
-        """Return when the bucket would be full if all that is held were charged: no place lies beyond that."""
-        if not any(not call.charged and call.ends > now for call in self.calls.values()):
-            return now
-        twin = self.alike()
-        twin.at = min(self.at, now) if self.at > now + CLOCKS_APART_US else self.at
-        twin.steps_from = min(self.steps_from, twin.at)
-        twin.level -= twin.held
-        twin.calls = {}
-
-        def is_full(at: int) -> bool:
-            later = copy(twin)
-            later.flow_until(at)
-            return later.balance >= self.capacity
-
-        full = first(is_full, max(now, twin.at))
-        return now if full == END_OF_TIME else full
+    def correct_places(self, now: int) -> None:
+        """Nobody was told more than the refill of all debt and a capacity, and a period, from now."""
+        need = self.capacity - min(0, self.balance)
+        takes = self.time_of(need, math.ceil) if self.refill else END_OF_TIME
+        period_us = self.period_us if self.quota.stepped else self.quota.rate_period_us
+        for name in ("last_place", "firm_place"):
+            if getattr(self, name) > now + takes + period_us + CLOCKS_APART_US:
+                setattr(self, name, 0)
+                self.touched = True
 
     # --- asking
 
@@ -204,7 +268,8 @@ class Reference:
     def request(self, tokens: int, keep: int, now: int, patience: int | None) -> Answer:
         """Return what a request comes to; it may begin a recharge. patience: how long it would wait for a place."""
         end = self.end_of_recharge(tokens, keep, now)
-        self.closed_until = end if self.quota.recharge_to is not None else self.closed_until
+        if self.paused_until is None and end != self.closed_until:
+            self.closed_until, self.touched = end, True
         answer = self.judged(tokens, keep, now)
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
         if answer.reason is Reason.EMPTY and queues and answer.wait < END_OF_TIME and answer.wait <= (patience or 0):
@@ -213,27 +278,35 @@ class Reference:
 
     def judged(self, tokens: int, keep: int, now: int) -> Answer:
         """Return what a request would come to, without a place."""
-        wanted = self.needed(tokens) + keep
         if tokens == 0:
             return Answer(granted=True, reason=Reason.GRANTED)
-        if self.available < wanted and wanted > self.capacity:
+        answer = self.judged_open(tokens, keep, now)
+        if self.paused_until is None:
+            return answer
+        return Answer(granted=False, reason=Reason.PAUSED, wait=max(self.paused_until - now, answer.wait))
+
+    def judged_open(self, tokens: int, keep: int, now: int) -> Answer:
+        """Return the same, pauses aside."""
+        wanted = self.needed(tokens) + keep
+        if self.balance < wanted and wanted > self.capacity:
             return Answer(granted=False, reason=Reason.TOO_LARGE, wait=END_OF_TIME)
         enough = self.first_with(wanted, now)
         end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
             return Answer(granted=False, reason=Reason.RECHARGING, wait=until(max(end, enough), now))
-        if self.available < wanted:
+        if self.balance < wanted:
             return Answer(granted=False, reason=Reason.EMPTY, wait=until(enough, now))
         return Answer(granted=True, reason=Reason.GRANTED)
 
     def first_with(self, wanted: int, now: int) -> int:
-        """Return the first instant from `now` at which so much is available, if nobody does anything until then."""
+        """Return the first instant from `now` at which the refill, capacity aside, has brought the balance to that."""
+        twin = self.alike()
+        twin.boundless = True
 
         def has_enough(at: int) -> bool:
-            twin = self.alike()
-            twin.closed_until = None  # whether it is open doesn't matter to what there is
-            twin.live_until(at)
-            return twin.available >= wanted
+            later = copy(twin)
+            later.flow_until(at)
+            return later.balance >= wanted
 
         return first(has_enough, now)
 
@@ -241,7 +314,7 @@ class Reference:
 
     def recharged_at(self, now: int) -> int:
         """Return when a recharge that begins now ends."""
-        return self.first_with(min(self.quota.recharge_to or 0, self.capacity), now)
+        return self.first_with(min(self.quota.recharge_to or 0, self.capacity) + self.beside, now)
 
     def end_of_recharge(self, tokens: int, keep: int, now: int) -> int | None:
         """Return until when the bucket is closed for a request: it is already, or finding too little closes it now."""
@@ -264,63 +337,124 @@ class Reference:
 
     def acquire(self, tokens: int, keep: int, now: int, patience: int | None) -> Answer:
         """Take tokens, or a place."""
-        self.live_until(now)
-        answer = self.request(tokens, keep, now, patience)
-        if answer.granted:
-            self.level -= tokens
-            self.give(tokens)
-        return answer
 
-    def reserve(self, name: str, tokens: int, lives: int, keep: int, now: int, patience: int | None) -> Answer:
-        """Set tokens aside, now or in a place. One that is open, or remembered, is answered as before."""
-        self.live_until(now)
-        known = self.calls.get(name)
-        if known is not None:
-            return Answer(granted=True, reason=Reason.GRANTED, place=max(0, known.ends - known.lives - now))
-        answer = self.request(tokens, keep, now, patience)
-        if answer.granted:
-            self.calls[name] = Held(tokens, now + answer.place + lives, lives)
-            self.give(tokens)
-        return answer
+        def take(bucket: Self) -> Answer:
+            answer = bucket.request(tokens, keep, now, patience)
+            if answer.granted and tokens:
+                bucket.level -= tokens
+                bucket.give(tokens)
+                if answer.place:
+                    bucket.largest_place = max(tokens, bucket.largest_place if bucket.last_place > now else 0)
+                    bucket.last_place = max(bucket.last_place, now + answer.place)
+            return answer
+
+        return self.asked(now, take)
+
+    def reserve(self, name: str, tokens: int, lives: int, keep: int, now: int) -> Answer:
+        """Take tokens for a call. One that is open is answered as before."""
+
+        def open_a_call(bucket: Self) -> Answer:
+            if name in bucket.calls:
+                return Answer(granted=True, reason=Reason.GRANTED)
+            answer = bucket.request(tokens, keep, now, None)
+            if answer.granted:
+                bucket.level -= tokens
+                bucket.remember(name, Held(tokens, now + lives, lives))
+                bucket.give(tokens)
+            return answer
+
+        return self.asked(now, open_a_call)
+
+    def remember(self, name: str, call: Held) -> None:
+        """Keep a call, or a refund, in mind."""
+        self.calls[name] = call
+        self.swept_from = call.over if self.swept_from is None else min(self.swept_from, call.over)
+        self.touched = True
 
     def settle(self, name: str, actual: int | None, now: int) -> bool:
-        """End a call at its cost; return whether it was known. One that ran out is corrected, up to capacity."""
-        self.live_until(now)
-        call = self.calls.pop(name, None)
-        if call is None:
-            return False
-        cost = call.tokens if actual is None else actual
-        part, before = self.level - self.balance, self.balance
-        corrected = before + (call.tokens if call.charged else 0) - cost
-        full = min(corrected, max(before, self.capacity))
-        self.level = full + part
-        # What it cost beyond its estimate nobody was asked for; what doesn't fit any more nobody gets back.
-        self.give(min(cost, call.tokens) - call.tokens + corrected - full)
-        self.open_if_it_may(now)
-        return True
+        """End a call at its cost; return whether it was known."""
+
+        def end(bucket: Self) -> bool:
+            call = bucket.calls.pop(name, None)
+            if call is None:
+                return False
+            bucket.touched = True
+            unused = 0 if actual is None else call.tokens - actual
+            if unused < 0:
+                bucket.level += unused  # beyond its estimate nobody was asked for it
+            else:
+                bucket.take_back(unused, max(0, call.ends - call.lives), now)
+            bucket.open_if_it_may(now)
+            return True
+
+        return self.asked(now, end)
 
     def cancel(self, name: str, now: int) -> bool:
         """End a call that was never made; return whether it was known."""
         return self.settle(name, 0, now)
 
-    def refund(self, name: str, tokens: int, issued: int, now: int) -> bool:
-        """Give back, up to capacity, once; return whether it counted."""
-        self.live_until(now)
-        age = now - issued
-        if name in self.calls or not -CLOCKS_APART_US <= age < REFUNDABLE_US:
-            return False
-        part = self.level - self.balance
-        full = max(self.balance, min(self.capacity, self.balance + tokens))
-        self.give(self.balance - full)
-        self.level = full + part
-        self.calls[name] = Held(0, now, REFUNDS_KEPT_US, charged=True)
-        self.open_if_it_may(now)
-        return True
+    def refund(self, name: str, tokens: int, own: int | None, now: int) -> bool:
+        """Give back what was taken for the place `own`, once; return whether it counted."""
+
+        def give_back(bucket: Self) -> bool:
+            if name in bucket.calls:
+                return False
+            bucket.remember(name, Held(0, now, REFUNDS_KEPT_US, charged=True))
+            bucket.take_back(tokens, own or 0, now)
+            bucket.open_if_it_may(now)
+            return True
+
+        return self.asked(now, give_back)
+
+    def take_back(self, tokens: int, own: int, now: int) -> None:
+        """Take back what was given for the instant `own`: what is promised to the places ahead stays given."""
+        if not tokens:
+            return
+        back, ahead = tokens, self.last_place > now
+        if ahead and self.last_place > own:
+            back = max(0, tokens - self.flows_between(max(own, now), self.last_place))
+        if ahead and own < now:
+            # It must not run over before the largest place is reached.
+            by_then = max(0, self.balance + self.flows_between(now, self.last_place))
+            back = min(back, max(0, self.capacity - self.largest_place - by_then))
+        if back and ahead and own < self.last_place:
+            self.firm_place = self.last_place
+        elif back and ahead:
+            self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
+        self.fill(back)
+
+    def fill(self, tokens: int) -> None:
+        """Put tokens back, up to capacity; a full bucket has no part of a token under way."""
+        fits = min(tokens, max(0, self.capacity - self.balance))
+        self.level += fits
+        self.give(-fits)
+        if tokens and self.balance >= self.capacity and not self.quota.stepped:
+            self.level = Fraction(self.balance)
+
+    def flows_between(self, start: int, end: int) -> int:
+        """Return the most tokens that flow in from one instant to another."""
+        periods = Fraction(max(0, end - start), self.period_us)
+        return math.ceil(periods) * self.refill if self.quota.stepped else math.ceil(periods * self.refill)
+
+    def time_of(self, tokens: int, rounded: Callable[[Fraction], int]) -> int:
+        """Return how long so many tokens take, a step or a microsecond `rounded`."""
+        periods = Fraction(tokens, self.refill)
+        return rounded(periods) * self.period_us if self.quota.stepped else rounded(periods * self.period_us)
+
+    def pause(self, lasts: int, now: int) -> None:
+        """Refuse everybody for a while; 0 ends it."""
+
+        def stop(bucket: Self) -> None:
+            bucket.paused_until = now + min(lasts, A_DAY_US) if lasts else None
+            bucket.touched = True
+
+        self.asked(now, stop)
 
     def give(self, tokens: int) -> None:
         """Write down that tokens went out, or came back."""
         if tokens:
             self.events += (Event(self.at, tokens),)
+            self.touched = True
 
     # --- what goes wrong
 
@@ -337,9 +471,8 @@ class Reference:
         self.level = Fraction(self.balance)
 
     def lose_call(self, name: str) -> None:
-        """What was set aside for a call is lost: it is free again."""
-        call = self.calls.pop(name)
-        self.give(0 if call.charged else -call.tokens)
+        """What is known of a call is lost."""
+        del self.calls[name]
 
 
 def first(comes_true: Callable[[int], bool], now: int) -> int:
