@@ -12,6 +12,10 @@ T = TypeVar("T")
 
 LONGEST_KEY = 256
 
+LONGEST_NAME = 200
+
+LONGEST_LABEL = 100
+
 
 def whole(name: str, value: object, *, least: int = 0, most: int = LIMIT - 1) -> int:
     """Return `value` as an int if it is a whole number from `least` to `most`, of any type that says so by `__index__`.
@@ -64,6 +68,22 @@ def checked_key(key: str) -> str:
             f"key={key[:60]!r} can't name a bucket: give 1 to {LONGEST_KEY} printable characters without spaces"
         )
     return key
+
+
+def checked_name(name: str, value: str) -> str:
+    """Return `value` if it can name a place in line: 1 to 200 characters."""
+    instance(name, value, str)
+    if not 0 < len(value) <= LONGEST_NAME:
+        raise ConfigError(f"{name}={shown(value)} must be 1 to {LONGEST_NAME} characters long")
+    return value
+
+
+def checked_label(label: str) -> str:
+    """Return `label` if people can read it in a line: up to 100 printable characters."""
+    instance("label", label, str)
+    if len(label) > LONGEST_LABEL or not label.isprintable():
+        raise ConfigError(f"label={shown(label)} must be up to {LONGEST_LABEL} printable characters")
+    return label
 
 
 def instance(name: str, value: object, kind: type[T]) -> T:

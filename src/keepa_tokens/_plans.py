@@ -8,15 +8,28 @@ need no second one, and then goes on with a plan. When a call is interrupted, it
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
-from ._arguments import instance, whole
+from ._arguments import instance, microseconds, whole
 from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle, Verdict
+from .rules.commands import (
+    Acquire,
+    Cancel,
+    Command,
+    Outcome,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+    Verdict,
+)
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
-from .units import LIMIT, MICROSECONDS, seconds
+from .units import DAY_US, LIMIT, MICROSECONDS, seconds
 
 LONGEST_PAUSE_US = 60 * MICROSECONDS
 """Who waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
@@ -57,7 +70,7 @@ class Taken:
     def __init__(self) -> None:
         self.request: Acquire | Reserve | None = None
         self.outcome: Outcome | None = None
-        self.claimed = False
+        self.claimed: int | None = None
         self.woken = False
 
     def sends(self, command: Command) -> None:
@@ -70,9 +83,9 @@ class Taken:
         if command is self.request:
             self.outcome = outcome
         if outcome.probe:
-            self.claimed = True
+            self.claimed = outcome.claimed_until_us
         if outcome.reading is Verdict.TAKEN:
-            self.claimed = False
+            self.claimed = None
 
     def brings(self, command: Command, outcome: Outcome) -> bool:
         """Whether somebody else who waits may be served now."""
@@ -84,14 +97,20 @@ class Taken:
         return outcome.reading is Verdict.TAKEN
 
     def undoing(self, refund_id: str) -> list[Command]:
-        """Return the commands that give everything back."""
+        """Return the commands that give everything back, the place in line and the claim on the probe included."""
+        commands: list[Command] = []
         request, outcome = self.request, self.outcome
-        if isinstance(request, Reserve) and (outcome is None or outcome.granted):
+        if isinstance(request, Reserve) and (outcome is None or outcome.granted or request.ticket == request.id):
             # By id, so it does no harm where the hold was never opened.
-            return [Cancel(request.id)]
-        if isinstance(request, Acquire) and outcome is not None and outcome.granted:
-            return [Refund(refund_id, request.tokens, outcome.now_us + outcome.place_us)]
-        return []
+            commands.append(Cancel(request.id))
+        if isinstance(request, Acquire):
+            if outcome is not None and outcome.granted:
+                commands.append(Refund(refund_id, request.tokens, outcome.now_us + outcome.place_us))
+            elif request.ticket is not None:
+                commands.append(Cancel(request.ticket))
+        if self.claimed is not None:
+            commands.append(Unclaim(self.claimed))
+        return commands
 
     def asked(self) -> int:
         """Return the tokens that were asked for."""
@@ -138,7 +157,7 @@ async def wait(
     """Go on after the first step of a door that waits, until it is granted and its place has come."""
     slept = 0
     while not outcome.granted:
-        slept += await pause(steps, quota, outcome, command.tokens, patience.left_us())
+        slept += await pause(steps, quota, outcome, command, patience.left_us())
         if isinstance(command, Acquire):
             command = replace(command, wait_us=patience.left_us())
         outcome = await steps.apply(command)
@@ -167,6 +186,23 @@ def on_leaving(quota: Quota, hold_id: str) -> Settle | None:
     return None if quota.synced else Settle(hold_id)
 
 
+TRIES: Final = 8
+"""How often `take_up_to` looks again when somebody else was faster."""
+
+
+def there(seen: Snapshot, tokens: int, keep: int) -> int:
+    """Return how many of `tokens` can be taken beside `keep` from a bucket as it was seen."""
+    return max(0, min(tokens, (seen.available or 0) - keep - seen.kept_back, seen.capacity - keep))
+
+
+def pausing(seconds: float) -> Pause:
+    """Return the command that pauses a bucket for so many seconds."""
+    for_us = microseconds("seconds", seconds)
+    if not 0 <= for_us <= DAY_US:
+        raise ConfigError(f"seconds={seconds!r} is out of range: a bucket is paused for 0 to 86400 seconds (a day)")
+    return Pause(for_us)
+
+
 async def refund(steps: Steps, tokens: int, refund_id: str) -> None:
     """Give tokens back, once."""
     await steps.apply(Refund(refund_id, tokens))
@@ -184,23 +220,32 @@ def snapshot_of(outcome: Outcome) -> Snapshot:
     return outcome.snapshot
 
 
-async def pause(steps: Steps, quota: Quota, outcome: Outcome, tokens: int, left_us: int) -> int:
-    """Wait after a refusal and return for how long; or raise at once if it can't end within `left_us`."""
+async def pause(steps: Steps, quota: Quota, outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:
+    """Wait after a refusal and return for how long; raise at once, out of the line, if it can't end in `left_us`."""
     retry = outcome.retry_after_us
-    if outcome.reason is Reason.TOO_LARGE:
-        raise refusal(NotEnoughTokens, outcome, tokens)
-    if outcome.reason is Reason.UNKNOWN:
-        # The wait isn't known: a probe may end it any moment.
-        if left_us <= 0:
-            raise refusal(AcquireTimeout, outcome, tokens)
-        duration = min(retry, UNKNOWN_PAUSE_US, left_us)
-    elif retry > left_us or (retry >= LIMIT and not quota.synced):
-        raise refusal(AcquireTimeout, outcome, tokens)
+    if outcome.reason in _ANY_MOMENT:
+        # The wait isn't known: a settle or a probe may end it.
+        hopeless = left_us <= 0
     else:
-        duration = min(retry, LONGEST_PAUSE_US) if quota.synced else retry
-    duration = max(1, duration)
+        hopeless = retry > left_us or (retry >= LIMIT and (not quota.synced or outcome.reason is Reason.TOO_LARGE))
+    if hopeless:
+        if command.ticket is not None:
+            await steps.apply(Cancel(command.ticket))
+        kind = NotEnoughTokens if outcome.reason is Reason.TOO_LARGE else AcquireTimeout
+        raise refusal(kind, outcome, command.tokens)
+    if outcome.reason is Reason.UNKNOWN:
+        retry = min(retry, UNKNOWN_PAUSE_US)
+    duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if quota.synced else LIMIT))
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration))
     return await steps.sleep(duration, spread, outcome.reason)
+
+
+_ANY_MOMENT: Final = frozenset({Reason.UNKNOWN, Reason.IN_FLIGHT})
+
+
+def ticket_for(call_id: str, left_us: int) -> str | None:
+    """Return the ticket of a call that waits; None for one that has no time to stand in line."""
+    return call_id if left_us > 0 else None
 
 
 def refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import hold_for_us, timeout_us, whole
+from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
@@ -91,7 +92,7 @@ class AsyncTokenBucket(NotCopied):
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        command = Acquire(tokens, keep, wait_us=patience.left_us())
+        command = Acquire(tokens, keep, patience.left_us(), ticket=plans.ticket_for(new_id(), patience.left_us()))
         try:
             outcome = await steps.apply(command)
             return await plans.wait(steps, self.quota, patience, command, outcome)
@@ -99,10 +100,13 @@ class AsyncTokenBucket(NotCopied):
             await steps.undo(error)
             raise
 
-    def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0) -> Pending[AsyncReservation]:
+    def try_reserve(
+        self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = ""
+    ) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
         tokens, keep = cost(self.quota, tokens, keep)
-        return Pending(self._try_reserve(Reserve(new_id(), tokens, hold_for_us(hold_for), keep)))
+        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
+        return Pending(self._try_reserve(command))
 
     async def _try_reserve(self, command: Reserve) -> AsyncReservation:
         steps = AwaitedSteps(self._door)
@@ -113,15 +117,23 @@ class AsyncTokenBucket(NotCopied):
             raise
 
     def reserve(
-        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
+        self,
+        tokens: int = 1,
+        *,
+        keep: int = 0,
+        timeout: float | None = None,
+        hold_for: float = 120.0,
+        label: str = "",
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
         tokens, keep = cost(self.quota, tokens, keep)
-        return Pending(self._reserve(Reserve(new_id(), tokens, hold_for_us(hold_for), keep), timeout_us(timeout)))
+        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
+        return Pending(self._reserve(command, timeout_us(timeout)))
 
     async def _reserve(self, command: Reserve, patience_us: int | None) -> AsyncReservation:
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, patience_us)
+        command = replace(command, ticket=plans.ticket_for(command.id, patience.left_us()))
         try:
             outcome = await steps.apply(command)
             decision = await plans.wait(steps, self.quota, patience, command, outcome)
@@ -129,6 +141,25 @@ class AsyncTokenBucket(NotCopied):
         except BaseException as error:
             await steps.undo(error)
             raise
+
+    async def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
+        """Take as many of `tokens` as are there beside `keep`; as `TokenBucket.take_up_to`."""
+        tokens, keep = whole("tokens", tokens), whole("keep", keep)
+        for _ in range(plans.TRIES):
+            some = plans.there(await self.peek(), tokens, keep)
+            if some == 0 or await self.try_acquire(some, keep=keep):
+                return some
+        return 0
+
+    async def pause(self, seconds: float) -> None:
+        """Refuse every request for `seconds`, a day at most; as `TokenBucket.pause`."""
+        await AwaitedSteps(self._door).apply(plans.pausing(seconds))
+
+    async def reset(self) -> None:
+        """Forget the bucket; as `TokenBucket.reset`."""
+        gone = self.storage.delete(self.key)
+        if gone is not None:
+            await gone
 
     async def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity; as `TokenBucket.refund`."""

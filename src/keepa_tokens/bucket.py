@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from . import _plans as plans
-from ._arguments import hold_for_us, timeout_us, whole
+from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
 from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
 from ._interrupts import interrupt_in
@@ -119,20 +119,22 @@ class TokenBucket(NotCopied):
         tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        command = Acquire(tokens, keep, wait_us=patience.left_us())
+        command = Acquire(tokens, keep, patience.left_us(), ticket=plans.ticket_for(new_id(), patience.left_us()))
         try:
             return steps.waited(patience, command)
         except BaseException as error:
             steps.undo(error)
             raise
 
-    def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0) -> Reservation:
+    def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = "") -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
 
-        Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as `try_acquire`.
+        A plain bucket takes them at once and gives back what was not spent. label: whose hold it is, for people who
+        look at what is in flight. Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as
+        `try_acquire`.
         """
         tokens, keep = cost(self.quota, tokens, keep)
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
+        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
         steps = BlockingSteps(self._door)
         try:
             return Reservation(self._door, plans.granted(command, steps.carry(command)))
@@ -141,18 +143,49 @@ class TokenBucket(NotCopied):
             raise
 
     def reserve(
-        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0
+        self,
+        tokens: int = 1,
+        *,
+        keep: int = 0,
+        timeout: float | None = None,
+        hold_for: float = 120.0,
+        label: str = "",
     ) -> Reservation:
-        """Set `tokens` aside, waiting for them as `acquire` does; the lifetime of the hold counts from the grant."""
+        """Set `tokens` aside, waiting for them in line; the lifetime of the hold counts from the grant.
+
+        timeout, hold_for: seconds. Raises as `acquire`; label as `try_reserve`.
+        """
         tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep)
+        hold_id = new_id()
+        ticket = plans.ticket_for(hold_id, patience.left_us())
+        command = Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
         try:
             return Reservation(self._door, Grant(command.id, tokens, steps.waited(patience, command)))
         except BaseException as error:
             steps.undo(error)
             raise
+
+    def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
+        """Take as many of `tokens` as are there beside `keep`, and return how many; 0 is none. Never waits."""
+        tokens, keep = whole("tokens", tokens), whole("keep", keep)
+        for _ in range(plans.TRIES):
+            some = plans.there(self.peek(), tokens, keep)
+            if some == 0 or self.try_acquire(some, keep=keep):
+                return some
+        return 0
+
+    def pause(self, seconds: float) -> None:
+        """Refuse every request for `seconds`, a day at most, in every process; 0 ends a pause.
+
+        Nothing is taken and nothing given back; settling, cancelling and readings go on.
+        """
+        BlockingSteps(self._door).carry(plans.pausing(seconds))
+
+    def reset(self) -> None:
+        """Forget the bucket, and the holds in flight with it: the next caller begins a new one, on its own terms."""
+        self.storage.delete(self.key)
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""

@@ -36,6 +36,8 @@ class EventKind(StrEnum):
     PROBE_FAILED = "probe failed"
     NOT_GIVEN_BACK = "not given back"
     LEFT_UNSETTLED = "left unsettled"
+    HOLD_RAN_OUT = "hold ran out"
+    TERMS_CHANGED = "terms changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,11 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
 
     if outcome.repaired:
         note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
+    if outcome.terms is not None:
+        note(EventKind.TERMS_CHANGED, why=f"terms changed from {outcome.terms[0]} to {outcome.terms[1]}")
+    for hold in outcome.ran_out:
+        whose = f" of {hold.label}" if hold.label else ""
+        note(EventKind.HOLD_RAN_OUT, tokens=hold.tokens, why=f"a hold{whose} ran out unsettled: settle or cancel each")
     if isinstance(command, Acquire | Reserve):
         kind = EventKind.GRANTED if outcome.granted else EventKind.REFUSED
         note(kind, tokens=command.tokens, wait=seconds(outcome.retry_after_us), why=str(outcome.reason))
@@ -135,7 +142,13 @@ class LoggingListener:
 
     def has_news(self, key: str, outcome: Outcome) -> bool:
         """Whether an event of `outcome` may be worth a line; if not, nobody need make one."""
-        if outcome.reason is not Reason.GRANTED or outcome.repaired or outcome.drift:
+        if (
+            outcome.reason is not Reason.GRANTED
+            or outcome.repaired
+            or outcome.drift
+            or outcome.ran_out
+            or outcome.terms
+        ):
             return True
         return outcome.granted and key in self._refused
 
@@ -153,7 +166,9 @@ class LoggingListener:
                 self._logger.warning("bucket %s: ignored a reading: %s", event.key, event.why)
             case EventKind.PROBE_FAILED:
                 self._logger.warning("bucket %s: the probe failed: %s", event.key, event.why)
-            case EventKind.NOT_GIVEN_BACK | EventKind.LEFT_UNSETTLED:
+            case EventKind.HOLD_RAN_OUT:
+                self._logger.warning("bucket %s: %d tokens: %s", event.key, event.tokens, event.why)
+            case EventKind.NOT_GIVEN_BACK | EventKind.LEFT_UNSETTLED | EventKind.TERMS_CHANGED:
                 self._logger.warning("bucket %s: %s", event.key, event.why)
             case EventKind.REFUSED:
                 self._on_refused(event)

@@ -29,6 +29,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 
 from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
 from ..keepa.backoff import SERVER_REFUSES
+from ..keepa.place import PLACE
 from ..rules.decision import Reason
 from ._flow import RUN, Run
 
@@ -78,8 +79,9 @@ class TokenTask(_Task):
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
-        # A request that takes a place in the bucket's line (`place=`) gets `self.request.id` here: it keeps its place.
         under_way = RUN.set(Run())
+        # Sent back for want of tokens, it keeps its place in the bucket's line by its id.
+        stands = PLACE.set(None if self.request.id is None else str(self.request.id))
         try:
             return self.run(*args, **kwargs)
         except (NotEnoughTokens, StorageUnavailable) as missing:
@@ -97,6 +99,7 @@ class TokenTask(_Task):
                 request.retries += 1
         finally:
             RUN.reset(under_way)
+            PLACE.reset(stands)
 
 
 KeepaTask = TokenTask

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from inspect import iscoroutine, iscoroutinefunction, signature
 from typing import cast
 
-from .._arguments import hold_for_us, microseconds, shown
+from .._arguments import checked_label, checked_name, hold_for_us, microseconds, shown
 from .._door import NotCopied, cost, new_id
 from ..errors import ConfigError
 from ..quota import Quota
 from ._plans import Answer, Request, checked_synced
+from .place import PLACE
 
 __all__ = ["KeepaDoor"]
 
@@ -35,9 +36,19 @@ class KeepaDoor(NotCopied):
     def _cost(self, estimate: int, keep: int) -> tuple[int, int]:
         return cost(self._quota, estimate, keep)
 
-    def _wanted(self, estimate: int, keep: int) -> Request:
+    def _wanted(self, estimate: int, keep: int, place: str | None, label: str, *, waits: bool) -> Request:
         estimate, keep = self._cost(estimate, keep)
-        return Request(new_id(), estimate, keep, self._hold_for_us, self._probe_after_us, scout=not self._has_probe)
+        return Request(
+            new_id(),
+            estimate,
+            keep,
+            self._hold_for_us,
+            self._probe_after_us,
+            scout=not self._has_probe,
+            waits=waits,
+            place=PLACE.get() if place is None else checked_name("place", place),
+            label=checked_label(label),
+        )
 
     def _check_probe(self) -> None:
         if not self._has_probe:

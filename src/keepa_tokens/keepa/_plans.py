@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of
+from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of, ticket_for
 from ..errors import AcquireTimeout, ConfigError
 from ..events import EventKind
 from ..quota import Quota
@@ -53,7 +53,7 @@ class Answer:
 class KeepaSteps(Steps, Protocol):
     """What a plan of this module may do beside the steps of a bucket."""
 
-    claimed: bool
+    claimed: int | None
 
     async def finish(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
@@ -77,7 +77,8 @@ class Request:
     """What a call needs: `tokens` as estimated, `keep` for others, a hold of `hold_for_us` under `id`.
 
     probe_after_us: how old a reading may be before a refusal asks for a new one. scout: there is no probe, so a request
-    with the claim goes ahead: a refusal is free, and either answer carries the truth.
+    with the claim goes ahead: a refusal is free, and either answer carries the truth. waits: it stands in line while it
+    waits. place: it stands there under this id, of a task that comes back. label: whose call it is, for people.
     """
 
     id: str
@@ -86,6 +87,9 @@ class Request:
     hold_for_us: int
     probe_after_us: int
     scout: bool
+    waits: bool
+    place: str | None = None
+    label: str = ""
 
     def command(self, left_us: int) -> Reserve:
         """Return the command that asks for the hold.
@@ -99,6 +103,8 @@ class Request:
             self.keep,
             probe_after_us=self.probe_after_us,
             scout=self.scout or left_us < SHORTEST_PROBE_US,
+            label=self.label,
+            ticket=self.place or (ticket_for(self.id, left_us) if self.waits else None),
         )
 
 
@@ -106,10 +112,11 @@ async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Pa
     """Set the estimate aside, waiting for it. Probes on the way if told to."""
     slept = 0
     while True:
-        outcome = await _ask(steps, wanted.command(patience.left_us()), patience.left_us())
+        command = wanted.command(patience.left_us())
+        outcome = await _ask(steps, command, patience.left_us())
         if outcome.granted:
             return Grant(wanted.id, wanted.tokens, outcome.decision(slept))
-        slept += await pause(steps, quota, outcome, wanted.tokens, patience.left_us())
+        slept += await pause(steps, quota, outcome, command, patience.left_us())
 
 
 async def try_request(steps: KeepaSteps, wanted: Request) -> Grant:
@@ -205,7 +212,7 @@ async def _probe(steps: KeepaSteps, left_us: int) -> Probed:
     """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
     answer = await steps.probe(min(left_us, LONGEST_PROBE_US))
     # However it ended, it was a probe: a claim is given back only where none was made.
-    steps.claimed = False
+    steps.claimed = None
     if answer.why:
         steps.say(EventKind.PROBE_FAILED, answer.why)
         return Probed.FAILED

@@ -79,9 +79,11 @@ class AsyncKeepaSync(KeepaDoor):
             bucket, probe=probe or _ready_probe(api_key, base_url), probe_interval=probe_interval, hold_for=hold_for
         )
 
-    def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Pending[AsyncCall]:
+    def request(
+        self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
+    ) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        return Pending(self._request(self._wanted(estimate, keep), timeout_us(timeout)))
+        return Pending(self._request(self._wanted(estimate, keep, None, label, waits=True), timeout_us(timeout)))
 
     async def _request(self, wanted: plans.Request, patience_us: int | None) -> AsyncCall:
         steps = self._steps()
@@ -92,9 +94,11 @@ class AsyncKeepaSync(KeepaDoor):
             await steps.undo(error)
             raise
 
-    def try_request(self, estimate: int, *, keep: int = 0) -> Pending[AsyncCall]:
+    def try_request(
+        self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = ""
+    ) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        return Pending(self._try_request(self._wanted(estimate, keep)))
+        return Pending(self._try_request(self._wanted(estimate, keep, place, label, waits=False)))
 
     async def _try_request(self, wanted: plans.Request) -> AsyncCall:
         steps = self._steps()
@@ -110,6 +114,7 @@ class AsyncKeepaSync(KeepaDoor):
         *,
         keep: int = 0,
         timeout: float | None = None,
+        label: str = "",
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
         estimate, keep = self._cost(estimate, keep)
@@ -117,7 +122,7 @@ class AsyncKeepaSync(KeepaDoor):
         steps = self._steps()
         while True:
             begun = steps.elapsed_us()
-            call = await self._request(self._wanted(estimate, keep), patience_us)
+            call = await self._request(self._wanted(estimate, keep, None, label, waits=True), patience_us)
             waited_us = steps.elapsed_us() - begun
             yield call
             if not call.refused:

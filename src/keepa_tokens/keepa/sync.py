@@ -87,17 +87,17 @@ class KeepaSync(KeepaDoor):
             bucket, probe=probe or _ready_probe(api_key, base_url), probe_interval=probe_interval, hold_for=hold_for
         )
 
-    def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Call:
+    def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = "") -> Call:
         """Wait until `estimate` tokens beside `keep` may be spent, and set them aside for one call.
 
         timeout: seconds to wait (None: as long as it takes). Raises AcquireTimeout at once, nothing taken, when
         the wait would be longer; CostTooLarge, TypeError, ConfigError for an impossible cost;
-        StorageUnavailable.
+        StorageUnavailable. It waits in line: small calls don't pass a big one. label: whose call it is, for people who
+        look at what is in flight.
         """
-        return self._request(estimate, keep, timeout_us(timeout))
+        return self._request(self._wanted(estimate, keep, None, label, waits=True), timeout_us(timeout))
 
-    def _request(self, estimate: int, keep: int, patience_us: int | None) -> Call:
-        wanted = self._wanted(estimate, keep)
+    def _request(self, wanted: plans.Request, patience_us: int | None) -> Call:
         steps = self._steps()
         patience = Patience(steps, patience_us)
         try:
@@ -106,12 +106,14 @@ class KeepaSync(KeepaDoor):
             steps.undo(error)
             raise
 
-    def try_request(self, estimate: int, *, keep: int = 0) -> Call:
+    def try_request(self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = "") -> Call:
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
 
-        Never sleeps, but may probe. For task queues: retry the task after `retry_after` seconds.
+        Never sleeps, but may probe. For task queues: retry the task after `retry_after` seconds. place: the task's id;
+        a refused task stands in line by it, and keeps its place until it comes back, in whatever worker. label: as
+        for `request`.
         """
-        wanted = self._wanted(estimate, keep)
+        wanted = self._wanted(estimate, keep, place, label, waits=False)
         steps = self._steps()
         try:
             return Call(self._steps, run(plans.try_request(steps, wanted)))
@@ -119,7 +121,9 @@ class KeepaSync(KeepaDoor):
             steps.undo(error)
             raise
 
-    def attempts(self, estimate: int, *, keep: int = 0, timeout: float | None = None) -> Generator[Call, None, None]:
+    def attempts(
+        self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
+    ) -> Generator[Call, None, None]:
         """Yield calls until one is not refused by the server: `for call in sync.attempts(5): with call: ...`.
 
         Settle each with its status. Between them it waits for tokens, and longer each time where tokens don't explain
@@ -130,7 +134,7 @@ class KeepaSync(KeepaDoor):
         steps = self._steps()
         while True:
             begun = steps.elapsed_us()
-            call = self._request(estimate, keep, patience_us)
+            call = self._request(self._wanted(estimate, keep, None, label, waits=True), patience_us)
             waited_us = steps.elapsed_us() - begun
             yield call
             if not call.refused:

@@ -67,8 +67,8 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """Take `tokens` if they are there and return the balance then, and `now`.
 
     If they are not, nothing changes: the balance as it is, and the later instant at which they are; NEVER if the bucket
-    can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can be
-    counted exactly beside `held`.
+    can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can
+    be counted exactly beside `held`.
     """
     balance, refilled_at, carry = n.balance, n.refilled_at, n.carry
     if refilled_at < now:
