@@ -88,6 +88,9 @@ class Door(Generic[S_co]):
 
     def not_given_back(self, tokens: int, why: str) -> None:
         """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""
+        if tokens == 0:
+            # Only a place in line, which lapses by itself.
+            return
         self.say(
             EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
         )

@@ -113,8 +113,9 @@ class Taken:
         return commands
 
     def asked(self) -> int:
-        """Return the tokens that were asked for."""
-        return 0 if self.request is None else self.request.tokens
+        """Return the tokens that were asked for, and may have been taken."""
+        refused = self.outcome is not None and not self.outcome.granted
+        return 0 if self.request is None or refused else self.request.tokens
 
     def lost(self) -> int:
         """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
@@ -236,7 +237,8 @@ async def pause(steps: Steps, quota: Quota, outcome: Outcome, command: Acquire |
     if outcome.reason is Reason.UNKNOWN:
         retry = min(retry, UNKNOWN_PAUSE_US)
     duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if quota.synced else LIMIT))
-    spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration))
+    # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
+    spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if quota.synced else 0
     return await steps.sleep(duration, spread, outcome.reason)
 
 
