@@ -49,7 +49,7 @@ Work = Sequence[tuple[int, Command]]
 
 def work(rng: random.Random, quota: Quota, calls: int) -> Work:
     """Return what one caller does: all commands, at one instant or at several."""
-    # Clocks that stand further apart than the tolerance are damage to be mended, which whoever reads a part may not see.
+    # Clocks further apart than the tolerance are damage to be mended, which whoever reads a part may not see.
     spread = rng.choice([0, 0, SECOND, 4 * SECOND])
     return [(EPOCH + rng.randint(0, spread), _command(rng, quota)) for _ in range(calls)]
 
@@ -75,7 +75,7 @@ def _command(rng: random.Random, quota: Quota) -> Command:
         Peek(tokens),
         Reconcile(Reading(rng.randint(-5, 12), server_time=1e9 + rng.randint(0, 4))),
     ]
-    return rng.choice(usual if rng.random() < 0.8 else unusual)  # noqa: PLR2004 - mostly what is usual
+    return rng.choice(usual if rng.random() < 0.8 else unusual)
 
 
 def by_threads(storage: Storage, quota: Quota, crew: Sequence[Work]) -> list[Call]:

@@ -80,7 +80,7 @@ def told(began: int, ended: int, outcome: Outcome | None, now: int = EPOCH) -> C
 
 
 def test_the_search_finds_the_order_and_knows_when_there_is_none() -> None:
-    """Two grants and a refusal can have come in one order only; a refusal that had ended before the grants began can't."""
+    """Two grants and a refusal can have come in one order only; a refusal before two grants can't have."""
     quota = Quota(2, 0, 1.0)
     state, outcomes = None, []
     for _ in range(3):
@@ -161,7 +161,7 @@ def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool
 class NoLock:
     """A lock that keeps nobody out."""
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as threading's
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Say yes."""
         return True
 

@@ -11,7 +11,7 @@ from ..errors import StorageUnavailable
 __all__ = ["Batches"]
 
 _LARGEST: Final = 50
-"""Commands in one write: so many that it is cheap, and so few that the server works while the next is written."""
+"""Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
 
 _MOST_WAITING: Final = 20_000
 """Commands that wait for their write. Beyond that the server or the network is too slow for what is asked."""
