@@ -22,7 +22,7 @@ Argument = bytes | str | int
 class Batches:
     """Sends commands by a client: the first of a turn by itself, the others of the same turn together.
 
-    Each caller gets its own answer, or its own error. One that is cancelled before its command is written takes it back.
+    Each caller gets its own answer, or its own error. Whoever is cancelled before the writing takes its command back.
     """
 
     def __init__(self, client: Any) -> None:  # noqa: ANN401 - either library's client

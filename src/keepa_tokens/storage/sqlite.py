@@ -38,8 +38,8 @@ class SQLiteStorage:
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
     timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
-    that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may cost the last
-    steps, never the file.
+    that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may cost the
+    last steps, never the file.
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
