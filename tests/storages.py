@@ -15,10 +15,10 @@ import pytest
 import redis
 from hypothesis import settings
 
-from examples.sqlite_storage import SqliteStorage
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import DEFAULT_PREFIX, AsyncRedisStorage, RedisStorage
+from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
 from keepa_tokens.testing.conformance import StorageUnderTest
 from tests.servers import Server
 
@@ -42,17 +42,17 @@ class InMemory(StorageUnderTest):
 
 
 class OnSqlite(StorageUnderTest):
-    """The example's storage, in a file of its own."""
+    """A file of its own."""
 
     @pytest.fixture(autouse=True)
     def _in(self, tmp_path: Path) -> None:
         self.path = tmp_path / "buckets.sqlite"
 
-    def make_storage(self) -> SqliteStorage:
-        return SqliteStorage(self.path)
+    def make_storage(self) -> SQLiteStorage:
+        return SQLiteStorage(self.path)
 
-    def elsewhere(self) -> Callable[[], SqliteStorage]:
-        return partial(SqliteStorage, self.path)
+    def elsewhere(self) -> Callable[[], SQLiteStorage]:
+        return partial(SQLiteStorage, self.path)
 
     def read_fields(self, key: str) -> Mapping[str, str]:
         with closing(sqlite3.connect(self.path)) as db:
@@ -68,10 +68,20 @@ class OnSqlite(StorageUnderTest):
             db.execute("DELETE FROM buckets WHERE key = ?", (key,))
 
 
+class OnSqliteByCoroutines(OnSqlite):
+    """The same for coroutines."""
+
+    async def make_storage(self) -> AsyncSQLiteStorage:  # type: ignore[override]
+        return AsyncSQLiteStorage(self.path)
+
+    def elsewhere(self) -> Callable[[], AsyncSQLiteStorage]:  # type: ignore[override]
+        return partial(AsyncSQLiteStorage, self.path)
+
+
 def write_row(path: Path, key: str, text: str) -> None:
     """Put a text in place of a bucket's fields."""
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?)", (key, text))
+        db.execute("INSERT OR REPLACE INTO buckets (key, fields) VALUES (?, ?)", (key, text))
 
 
 class Hashes(StorageUnderTest):

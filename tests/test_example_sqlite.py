@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,14 @@ QUOTA = Quota.per_minute(60)
 
 
 @pytest.mark.drawn
-class TestSqliteStorage(OnSqlite, SharedStorageConformance):
+class TestTheExample(OnSqlite, SharedStorageConformance):
     effort = PART
+
+    def make_storage(self) -> SqliteStorage:  # type: ignore[override]
+        return SqliteStorage(self.path)
+
+    def elsewhere(self) -> Callable[[], SqliteStorage]:  # type: ignore[override]
+        return partial(SqliteStorage, self.path)
 
 
 @pytest.fixture

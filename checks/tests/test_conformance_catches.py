@@ -19,11 +19,11 @@ from hypothesis import Phase, settings
 from checks.models.broken import Place, Sound
 from checks.models.strategies import HOUR, SECOND, TERMS
 from checks.models.suite import MachinesOnAStorage
-from examples.sqlite_storage import SqliteStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.rules.transition import transition
+from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing.conformance import SharedStorageConformance, StorageConformance, StorageUnderTest
 
 # Where a fault is found the first time will do; the same programs in every run.
@@ -498,7 +498,7 @@ def test_a_storage_that_keeps_other_fields_is_found_out() -> None:
 # --- between processes
 
 
-class ReadsBeforeItLocks(SqliteStorage):
+class ReadsBeforeItLocks(SQLiteStorage):
     """Reads, and locks the file only to write. Threads of one process are kept apart."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -510,14 +510,14 @@ class ReadsBeforeItLocks(SqliteStorage):
             return outcome
 
 
-class CountsFromItsStart(SqliteStorage):
+class CountsFromItsStart(SQLiteStorage):
     """Its own time is of each process."""
 
     def _now(self, now_us: int | None) -> int:
         return time.monotonic_ns() // 1000 + os.getpid() * 10 * SECOND if now_us is None else now_us
 
 
-class KeepsAFileAsALock(SqliteStorage):
+class KeepsAFileAsALock(SQLiteStorage):
     """Locks by a file that it takes away again when it is closed."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -534,7 +534,7 @@ class KeepsAFileAsALock(SqliteStorage):
         super().close()
 
 
-class WritesWhenItIsClosed(SqliteStorage):
+class WritesWhenItIsClosed(SQLiteStorage):
     """Leaves its transaction open until the end."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -554,14 +554,14 @@ class WritesWhenItIsClosed(SqliteStorage):
 class SqliteKit(SharedStorageConformance):
     """The kit on a kind of the example's storage."""
 
-    def __init__(self, kind: Callable[[Path], SqliteStorage], path: Path) -> None:
+    def __init__(self, kind: Callable[[Path], SQLiteStorage], path: Path) -> None:
         self.kind = kind
         self.path = path
 
-    def make_storage(self) -> SqliteStorage:
+    def make_storage(self) -> SQLiteStorage:
         return self.kind(self.path)
 
-    def elsewhere(self) -> Callable[[], SqliteStorage]:
+    def elsewhere(self) -> Callable[[], SQLiteStorage]:
         return partial(self.kind, self.path)
 
 
@@ -574,7 +574,7 @@ class SqliteKit(SharedStorageConformance):
         (WritesWhenItIsClosed, "test_a_process_killed_in_the_middle_leaves_whole_steps_and_no_lock"),
     ],
 )
-def test_what_goes_wrong_between_processes_is_found_out(broken: type[SqliteStorage], test: str, tmp_path: Path) -> None:
+def test_what_goes_wrong_between_processes_is_found_out(broken: type[SQLiteStorage], test: str, tmp_path: Path) -> None:
     """A storage that is sound in one process, and not among several, makes the test fail that is named beside it."""
     assert finds(SqliteKit(broken, tmp_path / "buckets.sqlite"), test)
 

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from .keepa.probe import http_probe as http_probe
     from .storage.redis import AsyncRedisStorage as AsyncRedisStorage
     from .storage.redis import RedisStorage as RedisStorage
+    from .storage.sqlite import AsyncSQLiteStorage as AsyncSQLiteStorage
+    from .storage.sqlite import SQLiteStorage as SQLiteStorage
+    from .storage.urls import async_storage_from_url as async_storage_from_url
+    from .storage.urls import storage_from_url as storage_from_url
 
 __version__ = _version("keepa-tokens")
 
@@ -82,9 +86,13 @@ __all__ = [
 # What needs an extra is imported when it is asked for, and is not in __all__: a star import must not need it.
 _EXTRAS = {
     "AsyncRedisStorage": "storage.redis",
+    "AsyncSQLiteStorage": "storage.sqlite",
     "RedisStorage": "storage.redis",
+    "SQLiteStorage": "storage.sqlite",
     "async_http_probe": "keepa.probe",
+    "async_storage_from_url": "storage.urls",
     "http_probe": "keepa.probe",
+    "storage_from_url": "storage.urls",
 }
 
 

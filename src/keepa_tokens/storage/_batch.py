@@ -11,7 +11,7 @@ from ..errors import StorageUnavailable
 __all__ = ["Batches"]
 
 _LARGEST: Final = 50
-"""Commands in one write: so many that it is cheap, and so few that the server works while the next is written."""
+"""Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
 
 _MOST_WAITING: Final = 20_000
 """Commands that wait for their write. Beyond that the server or the network is too slow for what is asked."""
@@ -22,7 +22,7 @@ Argument = bytes | str | int
 class Batches:
     """Sends commands by a client: the first of a turn by itself, the others of the same turn together.
 
-    Each caller gets its own answer, or its own error. One that is cancelled before its command is written takes it back.
+    Each caller gets its own answer, or its own error. Whoever is cancelled before the writing takes its command back.
     """
 
     def __init__(self, client: Any) -> None:  # noqa: ANN401 - either library's client

@@ -1,0 +1,168 @@
+"""Concurrent callers on one bucket, whose calls are written down: threads, coroutines, processes, lost connections."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import redis
+
+from checks.linear.search import Call
+from keepa_tokens.errors import StorageUnavailable
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+)
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.storage.base import Storage
+from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
+
+SECOND: Final = 1_000_000
+EPOCH: Final = 1_780_000_000 * SECOND
+
+QUOTAS: Final = (
+    Quota(10, 3, 7.0),
+    Quota(6, 2, 1.0, stepped=True),
+    Quota(10, 3, 1.0, recharge_to=8),
+    Quota(40, 5, 2.0, synced=True, overdraft=20),
+    Quota(12, 5, 3.0, stepped=True, synced=True, initial=9),
+)
+
+Work = Sequence[tuple[int, Command]]
+"""Commands, each at an instant of the bucket's clock."""
+
+
+def work(rng: random.Random, quota: Quota, calls: int) -> Work:
+    """Return what one caller does: all commands, at one instant or at several."""
+    # Clocks further apart than the tolerance are damage to be mended, which whoever reads a part may not see.
+    spread = rng.choice([0, 0, SECOND, 4 * SECOND])
+    return [(EPOCH + rng.randint(0, spread), _command(rng, quota)) for _ in range(calls)]
+
+
+def _command(rng: random.Random, quota: Quota) -> Command:
+    hold, tokens = rng.choice("abc"), rng.randint(0, 6)
+    reading = Reading(rng.randint(-5, 12), server_time=1e9 + rng.randint(0, 4)) if quota.synced else None
+    usual: list[Command] = [
+        Acquire(tokens),
+        Acquire(rng.randint(1, 4), wait_us=rng.choice([0, 30 * SECOND])),
+        Reserve(hold, rng.randint(1, 4), 60 * SECOND),
+        Settle(hold, rng.randint(0, 5)),
+        Settle(hold, rng.randint(0, 5), reading),
+        Cancel(hold),
+        Refund(rng.choice("xy"), rng.randint(1, 3), rng.choice([None, EPOCH])),
+    ]
+    unusual: list[Command] = [
+        Acquire(2, ticket=rng.choice("tu")),
+        Reserve(hold, 3, SECOND, keep=1, scout=True),
+        ClaimProbe(),
+        Unclaim(EPOCH + 20 * SECOND),
+        Pause(rng.choice([0, SECOND])),
+        Peek(tokens),
+        Reconcile(Reading(rng.randint(-5, 12), server_time=1e9 + rng.randint(0, 4))),
+    ]
+    return rng.choice(usual if rng.random() < 0.8 else unusual)
+
+
+def by_threads(storage: Storage, quota: Quota, crew: Sequence[Work]) -> list[Call]:
+    """Let each thread of a crew do its work; return all calls."""
+    told: list[Call] = []
+    start = threading.Barrier(len(crew))
+
+    def caller(mine: Work) -> None:
+        start.wait()
+        told.extend(_one(storage, quota, now, command) for now, command in mine)
+
+    threads = [threading.Thread(target=caller, args=(mine,)) for mine in crew]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def _one(storage: Storage, quota: Quota, now: int, command: Command) -> Call:
+    began = time.monotonic_ns()
+    try:
+        outcome = storage.apply("k", quota, command, now_us=now)
+    except StorageUnavailable:
+        outcome = None
+    return Call(began, time.monotonic_ns(), now, command, outcome)
+
+
+async def by_coroutines(storage: AsyncRedisStorage, quota: Quota, crew: Sequence[Work]) -> list[Call]:
+    """Let each coroutine of a crew do its work; return all calls."""
+    told: list[Call] = []
+
+    async def caller(mine: Work) -> None:
+        for now, command in mine:
+            began = time.monotonic_ns()
+            try:
+                outcome = await storage.apply("k", quota, command, now_us=now)
+            except StorageUnavailable:
+                outcome = None
+            told.append(Call(began, time.monotonic_ns(), now, command, outcome))
+
+    await asyncio.gather(*(caller(mine) for mine in crew))
+    return told
+
+
+class Processes:
+    """Processes that stay, each with a storage of its own, and do what they are given."""
+
+    def __init__(self, url: str, number: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Any] = []
+        self._processes = []
+        for _ in range(number):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_process, args=(url, theirs), daemon=True)
+            process.start()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    def do(self, quota: Quota, crew: Sequence[Sequence[Work]]) -> list[Call]:
+        """Let each process's threads do their work; return all calls."""
+        for pipe, works in zip(self._pipes, crew, strict=True):
+            pipe.send((quota, works))
+        return [call for pipe in self._pipes for call in pipe.recv()]
+
+    def close(self) -> None:
+        """End them."""
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join()
+
+
+def _process(url: str, pipe: Any) -> None:  # noqa: ANN401 - a connection of multiprocessing
+    storage = RedisStorage.from_url(url)
+    while (told := pipe.recv()) is not None:
+        quota, works = told
+        pipe.send(by_threads(storage, quota, works))
+    storage.close()
+
+
+def killing(client: redis.Redis, until: Callable[[], bool], rng: random.Random) -> threading.Thread:
+    """Return a thread, not started, that kills clients' connections at random until it is told to stop."""
+
+    def kill() -> None:
+        while not until():
+            time.sleep(rng.uniform(0, 0.01))
+            client.client_kill_filter(_type="normal", skipme=True)
+
+    return threading.Thread(target=kill)

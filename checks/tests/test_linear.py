@@ -1,0 +1,230 @@
+"""Linearizability: whatever callers do at the same time, it came to what some order of their commands comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from checks.linear.crews import EPOCH, QUOTAS, Processes, Work, by_coroutines, by_threads, killing, work
+from checks.linear.search import Call, order
+from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.storage import _wire
+from keepa_tokens.storage.memory import MemoryStorage
+from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
+from tests.servers import Server, running
+
+HISTORIES = 60
+"""How many of each kind."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A Valkey."""
+    with running("valkey") as made:
+        yield made
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    """A client of its own, for what the callers don't do."""
+    with server.client() as made:
+        yield made
+
+
+@contextmanager
+def switching_often() -> Iterator[None]:
+    """Let threads take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def crew(seed: int, callers: int, calls: int) -> tuple[Quota, list[Work]]:
+    """Return terms, and what each of the callers does."""
+    rng = random.Random(seed)
+    quota = rng.choice(QUOTAS)
+    return quota, [work(rng, quota, calls) for _ in range(callers)]
+
+
+def on_memory(storage: MemoryStorage, seed: int) -> tuple[Quota, list[Call]]:
+    """Return what threads saw of a storage in memory."""
+    quota, works = crew(seed, callers=4, calls=6)
+    with switching_often():
+        return quota, by_threads(storage, quota, works)
+
+
+def holds(quota: Quota, history: list[Call]) -> bool:
+    """Whether the history is linearizable."""
+    return order(quota, history) is not None
+
+
+# --- the search itself
+
+
+def told(began: int, ended: int, outcome: Outcome | None, now: int = EPOCH) -> Call:
+    """Return a call for one token of two."""
+    return Call(began, ended, now, Acquire(1), outcome)
+
+
+def test_the_search_finds_the_order_and_knows_when_there_is_none() -> None:
+    """Two grants and a refusal can have come in one order only; a refusal before two grants can't have."""
+    quota = Quota(2, 0, 1.0)
+    state, outcomes = None, []
+    for _ in range(3):
+        state, outcome = transition(quota, state, EPOCH, Acquire(1))
+        outcomes.append(outcome)
+    first, second, refused = outcomes
+    assert order(quota, [told(0, 9, refused), told(1, 9, second), told(2, 9, first)]) == [
+        told(2, 9, first),
+        told(1, 9, second),
+        told(0, 9, refused),
+    ]
+    assert order(quota, [told(0, 1, refused), told(2, 9, second), told(2, 9, first)]) is None
+    assert order(quota, [told(0, 9, first), told(0, 9, first)]) is None
+
+
+def test_a_lost_call_counts_or_not_but_not_before_it_began() -> None:
+    """A call whose outcome is lost explains what others saw afterwards, or nothing; never what was seen before it."""
+    quota = Quota(2, 0, 1.0)
+    state, first = transition(quota, None, EPOCH, Acquire(1))
+    _, second = transition(quota, state, EPOCH, Acquire(1))
+    assert order(quota, [told(0, 9, None), told(10, 11, second)]) is not None
+    assert order(quota, [told(0, 9, None), told(10, 11, first)]) == [told(10, 11, first)]
+    assert order(quota, [told(12, 13, None), told(10, 11, second)]) is None
+
+
+# --- the storages
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+def test_threads_on_memory_storage(seed: int) -> None:
+    """Four threads with all commands, at one instant and at several."""
+    assert holds(*on_memory(MemoryStorage(), seed))
+
+
+def test_processes_on_a_server(server: Server, client: redis.Redis) -> None:
+    """Three processes of two threads, on one bucket."""
+    processes = Processes(server.url, 3)
+    try:
+        for seed in range(HISTORIES):
+            client.flushall()
+            quota, works = crew(seed, callers=6, calls=4)
+            assert holds(quota, processes.do(quota, [works[:2], works[2:4], works[4:]])), seed
+    finally:
+        processes.close()
+
+
+@pytest.mark.parametrize("lossy", [False, True], ids=["whole", "connections killed"])
+def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool) -> None:
+    """Six coroutines that share writes, on one bucket; with their connections killed at random, calls may be lost."""
+    lost = 0
+
+    async def all_of_them() -> None:
+        nonlocal lost
+        for seed in range(HISTORIES // (1 + 3 * lossy)):
+            client.flushall()
+            storage = AsyncRedisStorage.from_url(server.url)
+            # What is lost may have come anywhere: so few calls that the search stays short.
+            quota, works = crew(seed, callers=4, calls=3) if lossy else crew(seed, callers=6, calls=4)
+            ended = threading.Event()
+            killer = killing(client, ended.is_set, random.Random(seed))
+            if lossy:
+                killer.start()
+            history = await by_coroutines(storage, quota, works)
+            ended.set()
+            if lossy:
+                killer.join()
+            lost += sum(call.outcome is None for call in history)
+            await storage.aclose()
+            assert holds(quota, history), seed
+
+    asyncio.run(all_of_them())
+    assert (lost > 0) == lossy
+
+
+# --- what is broken is found
+
+
+class NoLock:
+    """A lock that keeps nobody out."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Say yes."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+def test_memory_without_its_lock_is_found() -> None:
+    """Without the lock some history of threads can't be put in order."""
+    for seed in range(40 * HISTORIES):
+        storage: Any = MemoryStorage()
+        storage._lock = NoLock()
+        if not holds(*on_memory(storage, seed)):
+            return
+    pytest.fail("nothing was found")
+
+
+def broken_script(storage: RedisStorage, whole: bytes, part: bytes) -> None:
+    """Replace a part of the script."""
+    script = storage._script
+    assert script.count(whole) == 1
+    storage._script, storage._digest = script.replace(whole, part), "0" * 40
+
+
+def found_on_a_server(client: redis.Redis, storage: RedisStorage) -> bool:
+    """Whether some history of threads on a server can't be put in order."""
+    for seed in range(4 * HISTORIES):
+        client.flushall()
+        quota, works = crew(seed, callers=6, calls=4)
+        if not holds(quota, by_threads(storage, quota, works)):
+            return True
+    return False
+
+
+def test_storing_without_the_version_is_found(server: Server, client: redis.Redis) -> None:
+    """A script that stores what was decided although somebody has written meanwhile."""
+    storage: Any = RedisStorage.from_url(server.url)
+    broken_script(
+        storage,
+        b"if is_taken or (stored[1] or '') ~= version or (stored[2] or '') ~= refilled_at then",
+        b"if false then",
+    )
+    assert found_on_a_server(client, storage)
+    storage.close()
+
+
+def test_a_stale_cache_is_found(server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that decides by what it read before."""
+    read: dict[object, _wire.Answer] = {}
+
+    class Cached(RedisStorage):
+        """Answers looks from memory."""
+
+        async def _attempt(
+            self, key: str, quota: Quota, command: Any, now_us: int | None, turn: str = ""
+        ) -> _wire.Answer:
+            if isinstance(command, Peek) and quota in read:
+                return read[quota]
+            answer = await super()._attempt(key, quota, command, now_us, turn)
+            if isinstance(answer, _wire.Handed) and not answer.partial:
+                read[quota] = answer
+            return answer
+
+    storage = Cached.from_url(server.url)
+    assert found_on_a_server(client, storage)
+    storage.close()

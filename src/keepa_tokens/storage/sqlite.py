@@ -1,0 +1,232 @@
+"""States in one SQLite file, shared by the processes of one machine: one row a bucket, one transaction a command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from .._arguments import checked_key, microseconds, shown, whole
+from ..errors import ConfigError, StorageUnavailable
+from ..quota import Quota
+from ..rules.commands import Command, Outcome, Peek
+from ..rules.decision import Snapshot
+from ..rules.state import BucketState
+from ..rules.transition import lifetime_us, transition
+
+__all__ = ["AsyncSQLiteStorage", "SQLiteStorage"]
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL, ends INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NULL;
+"""
+_LONGEST_PAUSE_S: Final = 0.002
+_SWEPT_PER_STEP: Final = 2
+_NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
+"""File systems whose locks SQLite can't rely on."""
+
+
+class SQLiteStorage:
+    """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
+
+    timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
+    that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may cost the
+    last steps, never the file.
+
+    Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
+    """
+
+    def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
+        named: object = path
+        if not isinstance(named, str | Path) or str(path) in {"", ":memory:"}:
+            raise ConfigError(f"path={shown(path)} names no file: give one, or use MemoryStorage")
+        self._path = Path(path).absolute()
+        self._timeout_s = microseconds("timeout", timeout) / 1_000_000
+        network = _network(self._path)
+        if network:
+            raise ConfigError(f"{self._path} is on a file system of kind {network}: give a file on this machine's disk")
+        self._inherited: list[sqlite3.Connection] = []
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self._open()
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Carry `command` to the bucket `key` and return what it came to."""
+        checked_key(key)
+        with self._step() as db:
+            own = now_us is None
+            now = time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+            stored = _read(db, key)
+            state, outcome = transition(quota, stored, now, command)
+            if state is not None and state is not stored:
+                lifetime = lifetime_us(state, now) if own else None
+                ends = None if lifetime is None else now + lifetime
+                db.execute(
+                    "INSERT OR REPLACE INTO buckets VALUES (?, ?, ?)", (key, json.dumps(state.to_fields()), ends)
+                )
+                if own:
+                    _sweep(db, now)
+            return outcome
+
+    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none."""
+        checked_key(key)
+        with self._reading() as db:
+            state = _read(db, key)
+        if state is None or state.quota is None:
+            return None
+        now = time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+        return transition(state.quota, state, now, Peek())[1].snapshot
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all buckets, as they were at the call."""
+        with self._reading() as db:
+            rows = db.execute("SELECT key FROM buckets").fetchall()
+        return (key for (key,) in rows)
+
+    def delete(self, key: str) -> None:
+        """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
+        checked_key(key)
+        with self._step() as db:
+            db.execute("DELETE FROM buckets WHERE key = ?", (key,))
+
+    def close(self) -> None:
+        """Close the file. Closed twice is closed once."""
+        with self._lock:
+            if not self._is_closed and self._process == os.getpid():
+                self._db.close()
+            self._is_closed = True
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._path)!r})"
+
+    def _open(self) -> None:
+        self._process = os.getpid()
+        with self._errors_named():
+            # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
+            self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            try:
+                self._begun("PRAGMA journal_mode = WAL")  # readers don't wait for writers
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._begun("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";\n"):
+                    self._db.execute(statement)
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.close()
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._process != os.getpid():
+            # The parent's connection must not be used or closed here, and a thread that held the lock is not there.
+            self._inherited.append(self._db)
+            self._lock = threading.RLock()
+            self._open()
+        with self._lock, self._errors_named():
+            if self._is_closed:
+                raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
+            yield self._db
+
+    @contextmanager
+    def _step(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db:
+            # The write lock from the start: no other process steps between what is read and what is written.
+            self._begun("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+
+    def _begun(self, statement: str) -> None:
+        """Carry out a statement that waits for others, up to the timeout."""
+        end = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._db.execute(statement)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - no secret
+            else:
+                return
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
+
+
+class AsyncSQLiteStorage:
+    """`SQLiteStorage` for coroutines: each step in a thread, so that no event loop waits for a file."""
+
+    def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
+        self._storage = SQLiteStorage(path, timeout=timeout)
+
+    async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Carry `command` to the bucket `key` and return what it came to."""
+        return await asyncio.to_thread(self._storage.apply, key, quota, command, now_us=now_us)
+
+    async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
+        """Return the bucket as it stands; as `SQLiteStorage.inspect`."""
+        return await asyncio.to_thread(self._storage.inspect, key, now_us=now_us)
+
+    async def keys(self) -> AsyncIterator[str]:
+        """Yield the keys of all buckets, as they were at the call."""
+        for key in await asyncio.to_thread(self._storage.keys):
+            yield key
+
+    async def delete(self, key: str) -> None:
+        """Forget the bucket `key`; as `SQLiteStorage.delete`."""
+        await asyncio.to_thread(self._storage.delete, key)
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        await asyncio.to_thread(self._storage.close)
+
+    def __repr__(self) -> str:
+        return f"Async{self._storage!r}"
+
+
+def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
+    row = db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone()
+    return None if row is None else BucketState.from_fields(_fields_of(row[0]))
+
+
+def _sweep(db: sqlite3.Connection, now: int) -> None:
+    """Forget buckets whose time has come, a few at each step."""
+    due = "SELECT key FROM buckets WHERE ends IS NOT NULL AND ends < ? LIMIT ?"
+    db.execute(f"DELETE FROM buckets WHERE key IN ({due})", (now, _SWEPT_PER_STEP))  # noqa: S608 - a text of our own
+
+
+def _fields_of(text: object) -> Mapping[str, str]:
+    """Return the stored fields. Whatever is damaged counts as missing: the rules know what to do then."""
+    try:
+        fields = json.loads(str(text))
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _network(path: Path) -> str | None:
+    """Return the kind of the network's file system that a file is on; None: it is on none, or nobody says."""
+    try:
+        mounts = [line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return None
+    real = path.resolve()
+    at = [(mount[1], mount[2]) for mount in mounts if real.is_relative_to(mount[1].replace("\\040", " "))]
+    kind = max(at, key=lambda each: len(each[0]), default=("", ""))[1]
+    return kind if kind in _NETWORKS else None

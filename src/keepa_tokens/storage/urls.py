@@ -1,0 +1,56 @@
+"""A storage by its URL, for configuration files."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from .._arguments import instance
+from ..errors import ConfigError
+from .base import AsyncStorage, Storage
+from .memory import MemoryStorage
+from .sqlite import AsyncSQLiteStorage, SQLiteStorage
+
+__all__ = ["async_storage_from_url", "storage_from_url"]
+
+
+def storage_from_url(url: str) -> Storage:
+    """Return the storage that a URL names.
+
+    `memory://`, `sqlite:///file` (four slashes: from the root), or one of `RedisStorage.from_url`: `redis://`,
+    `rediss://`, `valkey://`, `valkeys://`, `unix://`. Raises ConfigError for any other, and for one that can't be used.
+    """
+    scheme, rest = _parts(url)
+    if scheme == "memory":
+        return MemoryStorage()
+    if scheme == "sqlite":
+        return SQLiteStorage(rest)
+    storage: Storage = _redis().RedisStorage.from_url(url)
+    return storage
+
+
+def async_storage_from_url(url: str) -> AsyncStorage | MemoryStorage:
+    """Return the storage for coroutines that a URL names; as `storage_from_url`. Memory storage is for both."""
+    scheme, rest = _parts(url)
+    if scheme == "memory":
+        return MemoryStorage()
+    if scheme == "sqlite":
+        return AsyncSQLiteStorage(rest)
+    storage: AsyncStorage = _redis().AsyncRedisStorage.from_url(url)
+    return storage
+
+
+def _parts(url: str) -> tuple[str, str]:
+    scheme, colon, rest = instance("url", url, str).partition("://")
+    if scheme == "memory" and rest:
+        raise ConfigError("memory:// takes nothing behind it")
+    if scheme == "sqlite" and not rest.startswith("/"):
+        raise ConfigError("a SQLite URL is sqlite:///file.sqlite, or with four slashes from the root")
+    if not colon or scheme not in {"memory", "sqlite", "redis", "rediss", "valkey", "valkeys", "unix"}:
+        # Not the URL itself: it may hold a password.
+        raise ConfigError("the URL must begin with memory://, sqlite://, redis://, rediss://, valkey:// or unix://")
+    return scheme, rest.removeprefix("/")
+
+
+def _redis() -> Any:  # noqa: ANN401 - a module, imported only where it is wanted
+    return import_module(".redis", __package__)

@@ -1,0 +1,188 @@
+"""SQLite's storage: the conformance kit, what a file may be, forks, and storages by URL."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepa_tokens import ConfigError, Quota, StorageUnavailable
+from keepa_tokens.rules.commands import Acquire, Peek, Reserve
+from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
+from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
+from keepa_tokens.testing.conformance import SharedStorageConformance
+from tests.storages import PART, OnSqlite, OnSqliteByCoroutines, write_row
+
+QUOTA = Quota.per_minute(60)
+
+
+@pytest.mark.drawn
+class TestSQLiteStorage(OnSqlite, SharedStorageConformance):
+    effort = PART
+
+
+@pytest.mark.drawn
+class TestAsyncSQLiteStorage(OnSqliteByCoroutines, SharedStorageConformance):
+    effort = PART / 2
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a file of buckets may be."""
+    return tmp_path / "buckets.sqlite"
+
+
+@pytest.fixture
+def storage(path: Path) -> Iterator[SQLiteStorage]:
+    """A storage that doesn't wait for others."""
+    with closing(SQLiteStorage(path, timeout=0)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"x"', '{"balance": 7}', "\x00"])
+def test_a_row_that_is_no_state_is_mended(storage: SQLiteStorage, path: Path, text: str) -> None:
+    """Whatever stands in a row instead of fields, the bucket goes on from 0 and says what was mended."""
+    write_row(path, "k", text)
+    assert storage.inspect("k") is None
+    outcome = storage.apply("k", QUOTA, Acquire(1))
+    assert "balance" in outcome.repaired
+    assert outcome.balance == 0
+    assert storage.apply("k", QUOTA, Peek()).repaired == ()
+
+
+def test_a_file_that_is_locked_is_said(storage: SQLiteStorage, path: Path) -> None:
+    """While another process writes for too long a step is StorageUnavailable, with its cause, and takes nothing."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageUnavailable, match="locked") as locked:
+            storage.apply("k", QUOTA, Acquire(1))
+        assert isinstance(locked.value.__cause__, sqlite3.Error)
+        assert storage.inspect("k") is None
+    assert storage.apply("k", QUOTA, Acquire(1)).balance == 59
+
+
+def test_a_file_that_is_no_database_is_said(path: Path) -> None:
+    """A file that holds something else is StorageUnavailable, and left as it is."""
+    path.write_text("no database" * 100)
+    with pytest.raises(StorageUnavailable, match="not a database"):
+        SQLiteStorage(path)
+    assert path.read_text() == "no database" * 100
+
+
+def test_a_newer_format_undoes_the_step(storage: SQLiteStorage, path: Path) -> None:
+    """A step that raises leaves no lock behind."""
+    write_row(path, "k", '{"format": "2"}')
+    with pytest.raises(ConfigError, match="newer release"):
+        storage.apply("k", QUOTA, Acquire(1))
+    write_row(path, "other", "{}")
+    assert storage.apply("other", QUOTA, Acquire(0)).granted
+
+
+def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:
+    """Delete forgets a bucket with its holds."""
+    storage.apply("k", QUOTA, Reserve("a", 50, 1_000_000))
+    storage.delete("k")
+    storage.delete("nobody")
+    assert list(storage.keys()) == []
+    assert storage.apply("k", QUOTA, Acquire(60)).granted
+
+
+def test_full_buckets_are_forgotten_as_others_are_used(storage: SQLiteStorage, path: Path) -> None:
+    """A bucket whose lifetime is over goes when others write; one on a caller's clock stays."""
+    storage.apply("old", QUOTA, Acquire(1))
+    storage.apply("clocked", QUOTA, Acquire(1), now_us=5)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE buckets SET ends = 1 WHERE ends IS NOT NULL")
+    storage.apply("new", QUOTA, Acquire(1))
+    assert sorted(storage.keys()) == ["clocked", "new"]
+
+
+def test_a_forked_child_opens_the_file_anew(storage: SQLiteStorage) -> None:
+    """Parent and child go on with one bucket, each by a connection of its own; the lock of a thread is left behind."""
+    storage.apply("k", QUOTA, Acquire(10))
+    with storage._lock:  # as a thread in the middle of a step, which the child doesn't have
+        child = os.fork()
+        if child == 0:
+            left = storage.apply("k", QUOTA, Acquire(10)).balance
+            os._exit(left or 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in {40, 41}
+    assert storage.apply("k", QUOTA, Acquire(10)).balance in {30, 31}
+
+
+def test_a_closed_storage_says_so(storage: SQLiteStorage) -> None:
+    """Used after it was closed, it is a ConfigError; closed twice is closed once."""
+    storage.close()
+    storage.close()
+    for attempt in (lambda: storage.apply("k", QUOTA, Acquire(1)), lambda: storage.inspect("k"), storage.keys):
+        with pytest.raises(ConfigError, match="is closed: open a new one"):
+            attempt()
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", 7, None])
+def test_a_path_that_names_no_file_is_refused(path: Any) -> None:
+    """What can't be shared by processes is refused, with what to use."""
+    with pytest.raises(ConfigError, match="use MemoryStorage"):
+        SQLiteStorage(path)
+
+
+def test_a_file_on_a_network_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the locks can't be relied on, no file is opened."""
+    mounts = f"/dev/sda / ext4 rw 0 0\nserver:/x {path.parent} nfs4 rw 0 0\n"
+    monkeypatch.setattr(Path, "read_text", lambda _: mounts)
+    with pytest.raises(ConfigError, match="file system of kind nfs4"):
+        SQLiteStorage(path)
+    assert not path.exists()
+
+
+def work(path: Path, calls: int) -> tuple[int, float]:
+    """Take as fast as possible; return how many were granted, and the longest call."""
+    storage, granted, longest = SQLiteStorage(path), 0, 0.0
+    for _ in range(calls):
+        began = time.monotonic()
+        granted += storage.apply("k", Quota(10**6, 0, 1.0), Acquire(1)).granted
+        longest = max(longest, time.monotonic() - began)
+    storage.close()
+    return granted, longest
+
+
+@pytest.mark.deep
+def test_eight_processes_lose_nothing_and_nobody_waits_long(path: Path) -> None:
+    """Eight processes take as fast as they can: every grant is counted, and nobody waits over a second."""
+    with ProcessPoolExecutor(8, get_context("spawn")) as pool:
+        told = [done.result() for done in [pool.submit(work, path, 100) for _ in range(8)]]
+    shown = SQLiteStorage(path).inspect("k")
+    assert shown is not None
+    assert sum(granted for granted, _ in told) == 800 == 10**6 - (shown.balance or 0)
+    assert max(longest for _, longest in told) < 1
+
+
+def test_a_storage_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scheme opens its storage, for threads and for coroutines; a path is from here, or with one slash more from
+    the root.
+    """
+    monkeypatch.chdir(tmp_path)
+    for url, kind in (("memory://", "MemoryStorage"), ("redis://h:1/0", "RedisStorage"), ("unix:///s", "RedisStorage")):
+        assert type(storage_from_url(url)).__name__ == kind
+        assert type(async_storage_from_url(url)).__name__ == kind.replace("Redis", "AsyncRedis")
+    for url in ("sqlite:///here.sqlite", f"sqlite:///{tmp_path}/there.sqlite"):
+        with closing(storage_from_url(url)) as storage:
+            assert storage.apply("k", QUOTA, Acquire(1)).granted
+        assert isinstance(async_storage_from_url(url), AsyncSQLiteStorage)
+    assert {each.name for each in tmp_path.iterdir()} >= {"here.sqlite", "there.sqlite"}
+
+
+@pytest.mark.parametrize("url", ["", "mysql://user:secret@h", "memory://x", "sqlite://x", "redis:/h", "sqlite:x"])
+def test_a_url_that_names_no_storage_is_refused_without_showing_it(url: str) -> None:
+    """Any other URL is a ConfigError, which doesn't show it."""
+    for opened in (storage_from_url, async_storage_from_url):
+        with pytest.raises(ConfigError) as refused:
+            opened(url)
+        assert "secret" not in str(refused.value)
