@@ -36,7 +36,7 @@ def speed_for(seconds: float) -> float:
     examples="""
     keepa-tokens demo
     keepa-tokens demo --seconds 10 --plain
-    keepa-tokens demo --redis URL     workers as processes, a bucket that they share
+    keepa-tokens demo --redis URL     workers as processes that share a bucket
     """,
     then="keepa-tokens simulate --help     the same question for your own plan and load",
 )
