@@ -252,10 +252,10 @@ class ClusterNode:
         raise MovedError("6918 10.0.0.2:7001")
 
 
-def test_a_node_that_has_no_such_bucket_names_the_one_that_has() -> None:
+def test_a_node_that_has_no_such_bucket_names_the_one_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a node of a cluster that has other slots, the message names the node to connect to instead."""
-    node: Any = ClusterNode()
-    place = RedisPlace(node)
+    place = RedisPlace.at("redis://127.0.0.1:1")
+    monkeypatch.setattr(place, "_client", ClusterNode())
 
     with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):
         place.fields(KEY)

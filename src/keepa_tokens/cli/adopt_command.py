@@ -23,8 +23,8 @@ PARTS: Final = ("balance", "timestamp", "rate", "recharge")
 @shell.command(
     "take over a hand-made token manager, dry run first",
     examples="""
-    keepa-tokens adopt --redis URL --balance-key keepa:tokens --timestamp-key keepa:last_refill
-    keepa-tokens adopt --redis URL --hash keepa --balance-key tokens --timestamp-key ts --rate-key rate --yes
+    keepa-tokens adopt --redis URL --balance-key tokens --timestamp-key ts
+    keepa-tokens adopt --redis URL --hash keepa --balance-key tokens --yes
     """,
     then="keepa-tokens status     the bucket that it made; then start the workers",
 )

@@ -14,7 +14,7 @@ VARIABLE = "_KEEPA_TOKENS_COMPLETE"
 @shell.command(
     "make a shell complete commands and options",
     examples="""
-    eval "$(keepa-tokens completion bash)"                                          for this shell
+    eval "$(keepa-tokens completion bash)"     for this shell
     keepa-tokens completion zsh > ~/.zfunc/_keepa-tokens
     keepa-tokens completion fish > ~/.config/fish/completions/keepa-tokens.fish
     """,

@@ -43,7 +43,10 @@ def run(settings: Settings, say: Callable[[str], None], show: Callable[[Scene], 
     the settings can't be used, ImportError if a client for it is missing.
     """
     fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
-    with Crew(settings.redis_url) as workers, FakeKeepaServer(fake, speed=settings.speed) as server:
+    with (
+        Crew(settings.workers, settings.seed, settings.redis_url) as workers,
+        FakeKeepaServer(fake, speed=settings.speed) as server,
+    ):
         return Stage(settings, fake, server.url, workers, say, show).play()
 
 
@@ -80,7 +83,7 @@ class Stage:
         self._say(scene.heading())
         self._turn(scene, Chapter.INGESTING)
         try:
-            self._crew.start(self._settings.workers, self._settings.seed, self._url, self._clock, tell)
+            self._crew.start(self._url, self._clock, tell)
             shared = self._crew.shared()
             for _ in self._script(scene, own):
                 self._crew.check()

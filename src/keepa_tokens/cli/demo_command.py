@@ -11,8 +11,9 @@ import click
 
 from . import shell
 from .demo import run as run_demo
-from .demo_scene import Settings
+from .demo_scene import Scene, Settings
 from .demo_show import document, picture, summary
+from .demo_worker import GaveUpError
 from .view import Screen, fits
 
 SLOWEST: Final = 40.0
@@ -35,7 +36,7 @@ def speed_for(seconds: float) -> float:
     examples="""
     keepa-tokens demo
     keepa-tokens demo --seconds 10 --plain
-    keepa-tokens demo --redis-url redis://127.0.0.1:6379     workers as processes that share a bucket there
+    keepa-tokens demo --redis URL     workers as processes that share a bucket
     """,
     then="keepa-tokens simulate --help     the same question for your own plan and load",
 )
@@ -79,9 +80,17 @@ def demo_command(
     """
     settings = Settings(seconds, workers, speed or speed_for(seconds), seed, redis_url)
     screen = None if as_json or plain or not fits(sys.stdout) else Screen()
-    say = _print if screen is None and not as_json else _nothing
-    with screen or nullcontext():
-        outcome = run_demo(settings, say, _nothing if screen is None else lambda scene: screen.show(picture(scene)))
+    say = _print if screen is None and not as_json else _say_nothing
+
+    def show(scene: Scene) -> None:
+        if screen is not None:
+            screen.show(picture(scene))
+
+    try:
+        with screen or nullcontext():
+            outcome = run_demo(settings, say, show)
+    except GaveUpError as error:
+        raise shell.RefusedError(str(error)) from None
     if as_json:
         shell.print_json(document(outcome))
         ctx.exit(shell.FINDINGS if outcome.broken else shell.WELL)
@@ -100,5 +109,5 @@ def _print(line: str) -> None:
     sys.stdout.flush()
 
 
-def _nothing(_: object) -> None:
-    """Show nothing."""
+def _say_nothing(_: str) -> None:
+    """Say nothing: a picture or a document does."""

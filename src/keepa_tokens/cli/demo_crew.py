@@ -18,11 +18,12 @@ from typing import Final, NamedTuple, Self
 from ..errors import StorageUnavailable
 from ..rules.state import BucketState
 from ..testing.clock import ScaledClock
-from .demo_worker import BUCKET, STOP, GaveUpError, Note, Tell, main, worker_name
+from .demo_worker import BUCKET, READY, STOP, GaveUpError, Note, Tell, main, worker_name
 from .place import MemoryPlace, Place, address
 
 PREFIX: Final = "keepa_tokens:demo:"
 
+LOADED_WITHIN: Final = 30.0  # real seconds that the workers may take to load what they need
 ENDED_WITHIN: Final = 5.0  # real seconds that the workers may take to end. Then they are ended
 
 
@@ -41,8 +42,8 @@ class Crew:
     if Redis can't be reached; making one, ConfigError if the URL can't be used.
     """
 
-    def __init__(self, redis_url: str | None) -> None:
-        self._redis_url = redis_url
+    def __init__(self, workers: int, seed: int, redis_url: str | None) -> None:
+        self._workers, self._seed, self._redis_url = workers, seed, redis_url
         self._prefix = f"{PREFIX}{secrets.token_hex(4)}:"
         self._open_place = _opener(redis_url, self._prefix)
         self.place = self._open_place()
@@ -50,7 +51,12 @@ class Crew:
         self._tell: Tell = lambda _: None
 
     def __enter__(self) -> Self:
-        self.place.fields(BUCKET)  # is it there?
+        try:
+            self.place.fields(BUCKET)  # is it there?
+            self._gather()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,27 +80,37 @@ class Crew:
         processes = {"demo": os.getpid(), "workers": ids}
         return {"url": address(self._redis_url), "key": self._prefix + BUCKET, "processes": processes}
 
-    def start(self, workers: int, seed: int, url: str, clock: ScaledClock, tell: Tell) -> None:
-        """Let the workers work by `clock` on the server at `url`, and tell of it."""
-        self._tell = tell
+    def _gather(self) -> None:
+        """Start the workers and wait until each has loaded what it needs, which would be minutes of server time."""
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # and so in processes started now: Ctrl-C is the demo's
         try:
-            for worker in range(workers):
-                self._members.append(self._member(worker, (worker, seed, url, clock, self._open_place)))
+            self._members += [self._member(worker) for worker in range(self._workers)]
         finally:
             signal.signal(signal.SIGINT, before)
+        deadline = time.monotonic() + LOADED_WITHIN
+        for member in self._members:
+            with suppress(EOFError, OSError):
+                if member.pipe.poll(max(0.0, deadline - time.monotonic())) and member.pipe.recv() == READY:
+                    continue
+            raise GaveUpError(f"{member.name} did not start within {LOADED_WITHIN:g} s")
 
-    def _member(self, worker: int, task: tuple[object, ...]) -> Member:
+    def _member(self, worker: int) -> Member:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         kind = threading.Thread if self._redis_url is None else context.Process
-        body = kind(target=main, args=(*task, theirs), name=f"demo: {worker_name(worker)}", daemon=True)
+        task = (worker, self._seed, self._open_place, theirs)
+        body = kind(target=main, args=task, name=f"demo: {worker_name(worker)}", daemon=True)
         body.start()
         if isinstance(body, BaseProcess):
             theirs.close()  # theirs alone now, so that each side learns when the other is gone
         return Member(worker_name(worker), body, ours)
 
-    def order(self, order: str) -> None:
+    def start(self, url: str, clock: ScaledClock, tell: Tell) -> None:
+        """Let the workers work by `clock` on the server at `url`, and tell of it."""
+        self._tell = tell
+        self.order((url, clock))
+
+    def order(self, order: str | tuple[str, ScaledClock]) -> None:
         """Tell all workers to go on, to pause once they have their answer, or to stop."""
         for member in self._members:
             with suppress(OSError):  # one that has ended needs none

@@ -47,6 +47,7 @@ PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
 KEPT_BY_BACKFILL: Final = 10
 
 
+READY: Final = "ready"
 OPEN: Final = "open the gate"
 CLOSE: Final = "close the gate"
 STOP: Final = "stop"
@@ -170,13 +171,23 @@ class Desk:
         self._tell(Note(self._worker, self.clock.now_us(), kind, tokens, balance, seconds, text))
 
 
-def main(
-    worker: int, seed: int, url: str, clock: ScaledClock, open_place: Callable[[], Place], pipe: Connection
-) -> None:
-    """Ingest until told to stop, or until the demo is gone; then the bucket is cleared away.
+def main(worker: int, seed: int, open_place: Callable[[], Place], pipe: Connection) -> None:
+    """Say that all is loaded, then ingest until told to stop, or until the demo is gone, and clear the bucket away.
 
     The last word is None, or the error that the worker died of.
     """
+    with suppress(OSError, EOFError):  # the demo is gone
+        pipe.send(READY)
+        if (order := pipe.recv()) == STOP:
+            pipe.send(None)
+        else:
+            url, clock = order
+            _ingest(worker, seed, url, clock, open_place, pipe)
+
+
+def _ingest(
+    worker: int, seed: int, url: str, clock: ScaledClock, open_place: Callable[[], Place], pipe: Connection
+) -> None:
     own, alone = WorkerClock(clock), threading.Event()
     follower = threading.Thread(target=_follow, args=(pipe, own, alone), daemon=True)
     follower.start()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from ..bucket import TokenBucket
-from ..errors import StorageUnavailable
+from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .doctor import Finding
@@ -206,7 +206,7 @@ def _write(place: RedisPlace, seen: Examination) -> None:
     bucket = TokenBucket(Quota.per_second(1), key=key, storage=place.storage, listener=lambda _: None)
     try:
         bucket.try_acquire()
-    except StorageUnavailable as error:
+    except (StorageUnavailable, ConfigError) as error:
         said = str(error)
         code, what, cure = next(
             (words for sign, words in REFUSALS.items() if re.search(sign, said, re.IGNORECASE)),

@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, cast
 
 from .doctor import Finding
-from .place import text
-from .redis_place import RedisPlace
+from .place import Server, text
 
 MOST_KEYS: Final = 20_000
 MOST_FIELDS: Final = 200
@@ -101,7 +100,7 @@ def instant(said: str | None, now: float) -> float | None:
     return at if EARLIEST <= at <= now + LATEST_AHEAD else None
 
 
-def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
+def stuck(place: Server, now: float) -> Iterator[Finding]:
     """Yield each stuck manager among the keys of a server that are no buckets."""
     names = list(_names(place))
     for name in names:
@@ -118,7 +117,7 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
             yield finding
 
 
-def _names(place: RedisPlace) -> Iterator[str]:
+def _names(place: Server) -> Iterator[str]:
     cursor, seen = "0", 0
     while seen < MOST_KEYS:
         at, found = cast("tuple[object, list[object]]", place.command("SCAN", cursor, "COUNT", 1000))
@@ -129,7 +128,7 @@ def _names(place: RedisPlace) -> Iterator[str]:
             return
 
 
-def _in_keys(place: RedisPlace, name: str, names: list[str], now: float) -> Finding | None:
+def _in_keys(place: Server, name: str, names: list[str], now: float) -> Finding | None:
     balance = _number(text(place.command("GET", name)))
     if balance is None or balance >= 0:
         return None
@@ -144,13 +143,13 @@ def _in_keys(place: RedisPlace, name: str, names: list[str], now: float) -> Find
     return _finding(name, f"the key {name} holds a balance of {balance}", options)
 
 
-def _get(place: RedisPlace, name: str) -> str | None:
+def _get(place: Server, name: str) -> str | None:
     if text(place.command("TYPE", name)) != "string":
         return None
     return text(place.command("GET", name))
 
 
-def _in_hash(place: RedisPlace, name: str, now: float) -> Finding | None:
+def _in_hash(place: Server, name: str, now: float) -> Finding | None:
     if int(text(place.command("HLEN", name))) > MOST_FIELDS:
         return None
     reply = cast("Mapping[object, object]", place.command("HGETALL", name))

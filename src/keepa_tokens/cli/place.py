@@ -57,6 +57,19 @@ class Place(Protocol):
         ...
 
 
+class Server(Protocol):
+    """A Redis or Valkey, for those who read keys that are no buckets. prefix: what stands before those that are."""
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every bucket's key."""
+        ...
+
+    def command(self, *parts: str | int) -> object:
+        """Send a command; StorageUnavailable if the server can't be reached or says no."""
+        ...
+
+
 class MemoryPlace:
     """Buckets in this process."""
 

@@ -38,7 +38,7 @@ def rates_of(said: str) -> list[int]:
     "try a plan before you buy it",
     examples="""
     keepa-tokens simulate --backlog 2000 --mix product:10=70,offers:2=20,search=10
-    keepa-tokens simulate --rates 20,60 --backlog 0 --per-hour 100 --days 2 --svg plan.svg
+    keepa-tokens simulate --rates 20,60 --per-hour 100 --svg plan.svg
     """,
     then="keepa-tokens demo     see the bucket at work",
 )

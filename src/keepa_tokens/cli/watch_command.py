@@ -20,7 +20,7 @@ from .where import Where, with_bucket
     "a bucket live",
     examples="""
     keepa-tokens watch --redis redis://127.0.0.1:6379
-    keepa-tokens watch --redis redis://127.0.0.1:6379 --plain | tee bucket.log     a line a change
+    keepa-tokens watch --redis URL --plain | tee bucket.log     a line a change
     """,
     then="keepa-tokens doctor     if it doesn't move",
 )
