@@ -132,7 +132,9 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
             return answer
         left = None if left is None else max(0.0, left - call.waited)
         if left is not None and pause > left:
-            raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
+            if not explained:
+                raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
+            pause = left  # the bucket says it better
         await _pause(sync, pause)
         left = None if left is None else left - pause
 
