@@ -296,6 +296,16 @@ def test_a_queue_is_told_when_to_come_back(make: Make) -> None:
     assert (len(instants), world.clock.slept, world.bucket().held) == (1, 0, 0)
 
 
+def test_a_refusal_that_the_balance_explains_is_told_as_the_bucket_tells_it(make: Make) -> None:
+    """With timeout=0, half a second before the next step, a 429 is EMPTY and as long as the bucket says, no longer."""
+    world = make(initial=-4, probe=False)  # so the first request is the scout, and a step brings 5
+    world.clock.advance(world.fake.refill_in - 0.5)
+    with pytest.raises(NotEnoughTokens) as refused:
+        world.client(retry_refused=True, timeout=0).get("/product", asins(1))
+    assert (world.fake.refused, refused.value.reason) == (1, "EMPTY")
+    assert refused.value.retry_after == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_pause_longer_than_the_timeout_is_not_begun(make: Make) -> None:
     """A timeout of 40 s has room for one pause of 30 s, and the second one is told at once."""
     world = make(initial=250)

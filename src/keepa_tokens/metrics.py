@@ -50,6 +50,8 @@ class PrometheusListener:
     - `repairs_total`: times that a stored state was mended
     - `drift_tokens_total` by `direction`: by how much the server had less, or more, than projected. `less` that
       keeps growing is another program that spends from the same key
+    - `other_events_total` by `kind`: whatever else a listener is told, such as an interrupted call's tokens that could
+      not be given back
     - `balance`, `drift`: gauges; the balance as of the last event (NaN: unknown), the drift of the last reading
     """
 
@@ -81,6 +83,7 @@ class PrometheusListener:
         )
         self._readings = counter("readings", "What became of the server's readings.", "verdict")
         self._drift_tokens = counter("drift_tokens", "Tokens by which the server's balance differed.", "direction")
+        self._others = counter("other_events", "Events that no other metric counts.", "kind")
         self._balance = gauge("balance", "Tokens that the server would report; NaN: unknown.")
         self._drift = gauge("drift", "Reported minus projected balance at the last reading.")
         self._simple = {
@@ -94,6 +97,13 @@ class PrometheusListener:
 
     def __call__(self, event: Event, /) -> None:
         """Count `event`."""
+        self._count(event)
+        if event.kind in _KNOW_THE_BALANCE:
+            self._balance.labels(event.key).set(math.nan if event.balance is None else event.balance)
+        if self._then is not None:
+            self._then(event)
+
+    def _count(self, event: Event) -> None:
         bucket = event.key
         if event.kind in self._simple:
             self._simple[event.kind].labels(bucket).inc()
@@ -111,12 +121,10 @@ class PrometheusListener:
                 (self._server_refusals if event.why == SERVER_REFUSED else self._settled).labels(bucket).inc()
             case EventKind.READING_TAKEN:
                 self._on_drift(bucket, event.drift)
+            case _ if event.kind not in self._simple and event.kind not in _VERDICTS:
+                self._others.labels(bucket, str(event.kind)).inc()
             case _:
                 pass
-        if event.kind in _KNOW_THE_BALANCE:
-            self._balance.labels(bucket).set(math.nan if event.balance is None else event.balance)
-        if self._then is not None:
-            self._then(event)
 
     def _on_drift(self, bucket: str, drift: int | None) -> None:
         if drift is None:

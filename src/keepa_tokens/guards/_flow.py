@@ -16,7 +16,7 @@ from inspect import isawaitable
 from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 from ..clock import SystemClock
-from ..errors import AcquireTimeout, ConfigError, StorageUnavailable
+from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import SERVER_REFUSES, Refusals, retry_after
@@ -118,7 +118,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
         return await _observed(sync, client)
     left, refusals = patience(meter.timeout), Refusals()
     while True:
-        call = await (ask(cost, left) if ask else asking(sync, meter)(cost, left))
+        call = await (ask(cost, left) if ask else ask_of(sync, cost, meter.keep, left))
         answer, body = await _sent(call, meter, asked, client)
         wanted = retry_after(client.headers(answer))
         again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
@@ -132,18 +132,25 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
             return answer
         left = None if left is None else max(0.0, left - call.waited)
         if left is not None and pause > left:
-            raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
+            if not explained:
+                raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
+            pause = left  # the bucket says it better
         await _pause(sync, pause)
         left = None if left is None else left - pause
 
 
-def asking(sync: AnySync, meter: Meter) -> Ask:
-    """Return how tokens are had from `sync` on the terms of `meter`."""
+async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None) -> AnyCall:
+    """Set tokens aside, waiting so many seconds at most; AcquireTimeout if that is too short.
 
-    async def ask(cost: int, left: float | None) -> AnyCall:
-        return await done(cast("AnyCall", sync.request(cost, keep=meter.keep, timeout=left)))
-
-    return ask
+    Who can't wait at all asks as queues do: the server is asked for a balance that nobody knows, as it would else be
+    told by a refused call.
+    """
+    if left is None or left > 0:
+        return await done(cast("AnyCall", sync.request(cost, keep=keep, timeout=left)))
+    try:
+        return await done(cast("AnyCall", sync.try_request(cost, keep=keep)))
+    except NotEnoughTokens as refused:
+        raise AcquireTimeout(refused.tokens, refused.retry_after, refused.reason, refused.balance) from None
 
 
 async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) -> tuple[R, bytes | None]:

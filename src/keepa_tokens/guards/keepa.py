@@ -47,7 +47,7 @@ from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
 from ._aiohttp import AsyncExchange, Session
 from ._errors import forget_key
-from ._flow import AnyCall, AnySync, Ask, NotCopied, done, metered, patience
+from ._flow import AnyCall, AnySync, Ask, NotCopied, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
 from .requests import Exchange
 
@@ -213,7 +213,7 @@ class _Guard(NotCopied):
     async def _call(self, cost: int, left: float | None = None, *, waits: bool, keep: int = 0) -> AnyCall:
         keep += self._waiting.keep
         if waits:
-            return await done(self._sync.request(cost, keep=keep, timeout=left))
+            return await ask_of(self._sync, cost, keep, left)
         return await done(self._sync.try_request(cost, keep=keep))
 
     async def _page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
