@@ -25,7 +25,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright layers workflows format demo bench-day bench-day-quick proof proof-page build docs release-check clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench-day bench-day-quick proof proof-page build docs release-check api-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,7 +62,7 @@ mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mut
 mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/evidence/mutation.md
 	$(BIN)/python -m checks.mutation.bucket_lua --write docs/evidence/mutation.md
 
-check: tree lint mypy pyright layers workflows ## What is tracked, lint, format, types, layers and workflows
+check: tree lint mypy pyright ty layers workflows ## What is tracked, lint, format, types, layers and workflows
 
 tree: $(BIN)/python ## No tracked file that is ignored, link out of the tree or path of a machine
 	$(BIN)/python -m checks.tree
@@ -76,6 +76,9 @@ mypy: $(VENV)/.stamp-check ## Types, by mypy
 
 pyright: $(VENV)/.stamp-check ## Types, by pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python $(TYPED)
+
+ty: $(VENV)/.stamp-check ## The use of each public name, by a third type checker
+	$(BIN)/ty check --quiet --python $(VENV) tests/typed_api.py
 
 layers: $(VENV)/.stamp-check ## Who may import whom
 	$(BIN)/lint-imports --no-logo
@@ -117,6 +120,10 @@ docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html; a wa
 
 release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from an index of its own
 	$(BIN)/python -m checks.release $(RELEASE_ARGS)
+
+api-check: $(VENV)/.stamp-release ## What of the public names the last release's users would miss
+	@git describe --tags --abbrev=0 >/dev/null 2>&1 || { echo "Nothing was released yet: there is no tag to compare with."; exit 0; }; \
+	  $(BIN)/griffe check keepa_tokens --search src
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

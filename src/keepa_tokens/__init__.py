@@ -97,7 +97,7 @@ _EXTRAS = {
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXTRAS})
+    return sorted({*__all__, *_EXTRAS, "__version__"})
 
 
 def __getattr__(name: str) -> object:
