@@ -16,7 +16,7 @@ import redis
 
 from keepa_tokens import BucketState, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.rules.commands import Acquire
-from keepa_tokens.rules.state import NUMBERS, QUOTA
+from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
 from tests.redis.flavours import SENT_BY_DEFAULT
@@ -105,7 +105,7 @@ def test_the_hash_is_what_is_stored(server: Server, client: redis.Redis) -> None
 def test_every_field_is_told() -> None:
     """The table of fields has each field of a state once, and no other."""
     told = [name for row in rows("What is stored") for name in re.findall(r"`([^`]+)`", row[0])]
-    assert told == [*NUMBERS, *QUOTA, "hold:<id>"]
+    assert told == [*NUMBERS, QUOTA, FAST, LINE, "hold:<id>"]
 
 
 def test_sendings_are_as_measured() -> None:
@@ -143,7 +143,7 @@ def test_one_library_opens_the_others_urls(
 ) -> None:
     """Where one of the libraries is not installed, the other opens its URLs."""
     monkeypatch.setattr(
-        "keepa_tokens.storage.redis.find_spec", lambda name: None if name == missing else find_spec(name)
+        "keepa_tokens.storage._clients.find_spec", lambda name: None if name == missing else find_spec(name)
     )
     storage = RedisStorage.from_url(server.url.replace("redis", scheme))
     assert type(storage._client).__module__.partition(".")[0] == ({"redis", "valkey"} - {missing}).pop()
