@@ -407,6 +407,11 @@ def test_the_log_remembers_a_bounded_number_of_buckets() -> None:
 # --- coroutines and loops
 
 
+def forgotten(bucket: AsyncTokenBucket) -> None:
+    """Reserve, and await nothing."""
+    _ = bucket.reserve(1)
+
+
 def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_silently() -> None:
     """TaskGroup.create_task takes it; awaited twice it says so; forgotten, Python's own warning names it."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
@@ -420,8 +425,7 @@ def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_silently()
         with pytest.raises(RuntimeError, match="already awaited"):
             await pending
         with pytest.warns(RuntimeWarning, match=r"AsyncTokenBucket\._reserve.* was never awaited"):
-            _ = bucket.reserve(1)
-            del _
+            forgotten(bucket)
         assert (await bucket.peek()).holds == 0
 
     asyncio.run(main())
