@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import logging
+import socket
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import Any
 
 import httpx
+import httpx2
 import pytest
 
 from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, TokenBucket, keepa_quota
@@ -90,3 +98,161 @@ def test_from_key_probes_if_httpx_is_there_and_scouts_if_not(monkeypatch: pytest
     sync = KeepaSync.from_key(KEY)
     assert sync.try_request(1).decision.probe
     assert vars(AsyncKeepaSync.from_key(KEY))["_probe"] is None
+
+
+# --- either library
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_either_library_will_do(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With only one of httpx and httpx2 installed it is the one used; a transport brought along says which."""
+    from keepa_tokens.keepa import probe as module
+
+    def answer(request: Any) -> Any:
+        assert isinstance(request, library.Request)
+        assert request.url.params["key"] == KEY
+        return library.Response(200, json={"tokensLeft": 3})
+
+    assert http_probe(KEY, transport=library.MockTransport(answer))() == (200, {"tokensLeft": 3})
+    found = asyncio.run(_ask(async_http_probe(KEY, transport=library.MockTransport(answer))))
+    assert found == (200, {"tokensLeft": 3})
+    monkeypatch.setattr(module, "find_spec", lambda name: name == library.__name__)
+    with FakeKeepaServer(FakeKeepa(initial=7, key=KEY)) as server:
+        probe = http_probe(KEY, base_url=server.url)
+        assert vars(probe)["_http"] is library
+        status, body = probe()
+        assert (status, body and body["tokensLeft"]) == (200, 7)
+
+
+# --- how long it takes
+
+
+@contextmanager
+def dripping(every: float) -> Iterator[str]:
+    """Serve an answer that comes a byte at a time and never ends."""
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(4096)
+                for byte in b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Slow: " + b"x" * 10_000:
+                    if done.wait(every):
+                        return
+                    try:
+                        connection.sendall(bytes((byte,)))
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            done.set()
+            with suppress(OSError):
+                socket.create_connection(listening.getsockname()).close()  # in case nobody came
+            thread.join()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_probe_ends_in_time_however_slowly_the_server_answers(waits: bool) -> None:
+    """A byte now and then keeps no probe going: it ends after its `timeout` in all."""
+    with dripping(0.05) as url:
+        begun = time.monotonic()
+        twin = async_http_probe(KEY, base_url=url)
+        with pytest.raises(TimeoutError):
+            _ = http_probe(KEY, base_url=url)(timeout=0.4) if waits else asyncio.run(twin(timeout=0.4))
+        assert 0.3 < time.monotonic() - begun < 3.0
+
+
+def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
+    """The probe is given what is left of its caller's timeout; with none the request is the scout, at once."""
+    with dripping(0.2) as url:
+        sync = KeepaSync(TokenBucket(keepa_quota()), probe=http_probe(KEY, base_url=url))
+        begun = time.monotonic()
+        with pytest.raises(NotEnoughTokens):
+            sync.request(5, timeout=1)
+        assert 0.9 < time.monotonic() - begun < 4.0
+    with dripping(0.2) as url:
+        sync = KeepaSync(TokenBucket(keepa_quota()), probe=http_probe(KEY, base_url=url))
+        begun = time.monotonic()
+        assert sync.request(5, timeout=0).decision.probe
+        assert time.monotonic() - begun < 0.5
+
+
+# --- the environment
+
+
+@contextmanager
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """Run a proxy for http that answers by itself, and list what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = b'{"tokensLeft": 12}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+def test_the_environments_proxy_is_used(name: str, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the client itself finds it; and not for hosts that NO_PROXY names."""
+    for variable in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    with proxy() as (address, asked), FakeKeepaServer(FakeKeepa(initial=3, key=KEY)) as server:
+        monkeypatch.setenv(name, f"http://{address}" if waits else address)
+
+        def told(url: str) -> object:
+            if waits:
+                return http_probe(KEY, base_url=url)()
+            return asyncio.run(_ask(async_http_probe(KEY, base_url=url)))
+
+        assert told("http://keepa.invalid") == (200, {"tokensLeft": 12})
+        assert asked == [f"http://keepa.invalid/token?key={KEY}"]
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        told(server.url)
+        assert (len(asked), server.fake.token_calls) == (1, 1)
+
+
+def test_a_ca_file_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSL_CERT_FILE counts, as for the client itself: one that isn't there is an error, not ignored."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    with pytest.raises((OSError, httpx.HTTPError)):
+        http_probe(KEY, base_url="https://127.0.0.1:1")()
+
+
+def test_an_error_hides_nothing_that_has_the_key() -> None:
+    """No frame below and no error behind it: there the keyed URL would stand."""
+    with pytest.raises(httpx.HTTPError) as caught:
+        http_probe(KEY, base_url="http://127.0.0.1:1")()
+    error = caught.value
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    assert not any(KEY in repr(value) for frame in frames[1:] for value in frame.f_locals.values())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import Final, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keepa_tokens import Reading
-from keepa_tokens.keepa.reading import Body, envelope
+from keepa_tokens.keepa.reading import LARGE, Body, envelope, last, pieces
 
 # Recorded against the live API.
 RECORDED = [
@@ -208,3 +208,35 @@ def test_no_body_raises(body: object) -> None:
     said = envelope(cast("Body", body))
     assert (said.reading is None) == bool(said.why)
     assert said.consumed is None or said.consumed >= 0
+
+
+# --- large bodies
+
+
+TREES: Final = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(st.characters(codec="utf-8"), max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('abc"\\[]{},:', max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+ENVELOPES: Final = st.dictionaries(
+    st.sampled_from(["tokensLeft", "tokensConsumed", "refillRate", "refillIn", "timestamp", "error", "products", "x"]),
+    st.integers(-5, 10**6) | TREES,
+)
+
+
+@given(fields=ENVELOPES, spaces=st.sampled_from([None, 1]), escaped=st.booleans())
+def test_searching_a_body_for_its_envelope_finds_what_parsing_it_finds(
+    fields: dict[str, object], spaces: int | None, escaped: bool
+) -> None:
+    """Whatever stands beside and inside the fields: the same reading, the same cost, the same fault."""
+    body = json.dumps(fields, indent=spaces, ensure_ascii=escaped).encode()
+    assert last(pieces(body)) == envelope(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"a": [', b"{} x", b'x {"tokensLeft": 5}', b'"{}"', b"<html>{}</html>", b"}"]
+)
+def test_a_large_body_that_is_no_json_object_is_none(body: bytes) -> None:
+    """Cut off, a list, something before or after it: no reading, and no error."""
+    assert last(pieces(body)).reading is None
+    assert envelope(body + b" " * LARGE).reading is None

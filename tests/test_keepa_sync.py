@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from itertools import pairwise
+from typing import Final, cast
 
 import pytest
 
@@ -26,6 +29,8 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
+from keepa_tokens.keepa.backoff import TRIES
+from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
 
@@ -512,3 +517,128 @@ def test_a_lost_timestamp_at_a_negative_balance_is_probed_at_once() -> None:
     assert "refilled_at" in world.kinds(EventKind.REPAIRED)[0].why
     world.clock.advance(refused.value.retry_after)
     assert world.call(1) == 200
+
+
+# --- refusals that tokens don't explain
+
+
+REFUSING: Final = b'{"tokensLeft": 250, "tokensConsumed": 0, "refillRate": 5, "refillIn": 1000}'
+"""The body of a refusal, although it says that there are tokens."""
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", None, {"tokensLeft": 250, "refillRate": 5}])
+def test_attempts_that_tokens_do_not_explain_wait_and_end(body: Body) -> None:
+    """Refused again and again with tokens there, or without an envelope: a handful of tries, each later, and an end."""
+    world = World(initial=250)
+    world.sync.refresh()
+    begun, at = world.clock.now_us(), []
+    for call in world.sync.attempts(1):
+        at.append((world.clock.now_us() - begun) / 1e6)
+        call.settle(body, status=429)
+    assert call.refused
+    assert len(at) == TRIES or body in (b"", b"<html>", None)
+    assert len(at) <= TRIES + 1
+    assert all(after - before >= 1 for before, after in pairwise(at))
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5, 2.0])
+def test_attempts_end_in_time(timeout: float) -> None:
+    """With no time left for the next one NotEnoughTokens comes, and nothing is made again meanwhile."""
+    world = World(initial=250)
+    world.sync.refresh()
+    made = 0
+
+    def go_on() -> None:
+        nonlocal made
+        for call in world.sync.attempts(1, timeout=timeout):
+            made += 1
+            call.settle(REFUSING, status=429)
+
+    with pytest.raises(NotEnoughTokens):
+        go_on()
+    assert made <= 2
+    assert world.clock.slept <= timeout
+
+
+def test_async_attempts_end_alike() -> None:
+    """The async twin waits and ends by the same plan."""
+    with virtual_loop() as loop:
+        sync = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(initial=250), clock=loop.clock))
+
+        async def main() -> int:
+            made = 0
+            async for call in sync.attempts(1):
+                made += 1
+                await call.settle({"tokensLeft": 250, "refillRate": 5}, status=429)
+            return made
+
+        assert loop.run_until_complete(main()) == TRIES
+        assert loop.time() >= 1 + 2 + 4 + 8
+
+
+# --- wall clock
+
+
+def test_the_time_in_a_probe_counts() -> None:
+    """A probe that takes 8 of 10 seconds leaves 2 for the wait; one that takes `timeout` is told what is left."""
+    world = World(initial=-4)
+    told: list[float] = []
+
+    def slow(*, timeout: float) -> tuple[int, Mapping[str, object] | None]:
+        told.append(timeout)
+        world.clock.advance(8)
+        return world.fake.probe()
+
+    with pytest.raises(AcquireTimeout):
+        KeepaSync(world.bucket, probe=slow).request(1, timeout=10.0)
+    assert told == [10.0]
+    assert world.clock.slept <= 2
+    sync = KeepaSync(World().bucket, probe=slow)
+    with pytest.raises(NotEnoughTokens):
+        sync.request(1, timeout=3.5)
+    assert told[1:] == [3.5]
+    sync = KeepaSync(World().bucket, probe=slow)
+    with pytest.raises(NotEnoughTokens):
+        sync.try_request(1)
+    assert told[2:] == [10.0]
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, 0.4])
+def test_who_has_no_time_for_a_probe_goes_ahead_as_the_scout(timeout: float) -> None:
+    """Callers that all have none would else never learn anything: one goes, its answer tells, the rest follow."""
+    world = World(initial=6)
+    call = world.sync.request(1, timeout=timeout)
+    with pytest.raises(AcquireTimeout):
+        world.sync.request(1, timeout=0)
+    assert world.fake.token_calls == 0
+    answer = world.fake.request(PRODUCT, asins(1))
+    call.settle(answer.content, status=answer.status)
+    world.sync.request(1, timeout=0).cancel()
+    assert world.bucket.peek().balance == world.fake.balance == 5
+
+
+# --- large answers
+
+
+def test_a_large_answer_does_not_hold_up_the_event_loop() -> None:
+    """21 MB are settled in pieces of a few milliseconds, by the same reading as a small one."""
+    product = {"asin": "B0", "title": 'a "[{" b', "csv": [list(range(30_000))] * 9}
+    envelope = {"tokensLeft": 41, "tokensConsumed": 9, "refillRate": 5, "refillIn": 1000, "timestamp": 1778384542514}
+    body = json.dumps({"products": [product] * 14, **envelope}).encode()
+    assert len(body) > 21_000_000
+    sync = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(initial=50)))
+
+    async def main() -> float:
+        call = await sync.request(9)
+        settling = asyncio.ensure_future(call.settle(body, status=200))
+        longest, last = 0.0, time.thread_time()
+        while not settling.done():
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+        await settling
+        assert call.consumed == 9
+        assert (await sync.bucket.peek()).balance == 41
+        return longest
+
+    assert asyncio.run(main()) < 0.05

@@ -29,7 +29,7 @@ WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
 LONGEST_PROBE_US: Final = 10 * MICROSECONDS
 """How long a probe may take: shorter than its claim (20 s), so that nobody else is sent while it is still out."""
 
-SHORTEST_PROBE_US: Final = MICROSECONDS
+SHORTEST_PROBE_US: Final = MICROSECONDS // 2
 """Who has less time than this doesn't probe."""
 
 

@@ -96,19 +96,21 @@ def pieces(body: str | bytes | bytearray) -> Generator[None, None, Envelope]:
     bad = Envelope(None, why=f"the body is no JSON ({len(body)} long)")
     if not text[:PIECE].lstrip().startswith(b"{"):
         return bad
-    depth, piece_ends = 0, PIECE
-    for token in _TOKEN.finditer(text):
-        if token.end() > piece_ends:
+    depth, at, piece_ends = 0, 0, PIECE
+    # Not by a search, which would begin again at every byte of a long rest without any.
+    while (token := _TOKEN.match(text, at)) is not None:
+        at = token.end()
+        if at > piece_ends:
             yield
-            piece_ends = token.end() + PIECE
+            piece_ends = at + PIECE
         first = token[1][:1]
         if first in b"[{":
             depth += 1
         elif first in b"]}":
             depth -= 1
             if depth == 0:
-                return bad if text[token.end() :].strip() else _said(fields)
-        elif depth == 1 and (value := _VALUE.match(text, token.end())) is not None:
+                return bad if text[at:].strip() else _said(fields)
+        elif depth == 1 and (value := _VALUE.match(text, at)) is not None:
             fields[_parsed(token[1], "")] = {} if value[1] in {b"{", b"["} else _parsed(value[1], None)
     return bad
 
