@@ -550,7 +550,9 @@ def test_the_command_that_a_door_sends_is_plain_data() -> None:
 
 def test_what_was_mended_is_told() -> None:
     """The decision carries all that the outcome says, in seconds; who was not made to wait waited for 0."""
-    outcome = Outcome(1, 5, reason=Reason.EMPTY, retry_after_us=1_500_000, claimed_until_us=9, repaired=("refilled_at",))
+    outcome = Outcome(
+        1, 5, reason=Reason.EMPTY, retry_after_us=1_500_000, claimed_until_us=9, repaired=("refilled_at",)
+    )
     told = outcome.decision()
     assert (told.granted, told.reason, told.balance) == (False, Reason.EMPTY, 5)
     assert (told.retry_after, told.waited, told.probe, told.repaired) == (1.5, 0.0, True, ("refilled_at",))

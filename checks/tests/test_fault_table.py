@@ -1,4 +1,4 @@
-"""The fault table: what each fault comes to on a real server, within its bounds, and as docs/evidence/faults.md says."""
+"""The fault table: what each fault comes to on a real server, within its bounds and as its page says."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ need no second one, and then goes on with a plan. When a call is interrupted, it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -194,6 +195,14 @@ TRIES: Final = 8
 def there(seen: Snapshot, tokens: int, keep: int) -> int:
     """Return how many of `tokens` can be taken beside `keep` from a bucket as it was seen."""
     return max(0, min(tokens, (seen.available or 0) - keep - seen.kept_back, seen.capacity - keep))
+
+
+def deletion(storage: object) -> Callable[[str], object]:
+    """Return how a storage forgets a bucket; ConfigError for one that can't."""
+    delete: object = getattr(storage, "delete", None)
+    if not callable(delete):
+        raise ConfigError(f"{type(storage).__name__} can't forget a bucket: give it a method delete(key)")
+    return delete
 
 
 def pausing(seconds: float) -> Pause:

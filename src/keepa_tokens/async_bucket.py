@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import replace
+from inspect import isawaitable
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -157,8 +158,8 @@ class AsyncTokenBucket(NotCopied):
 
     async def reset(self) -> None:
         """Forget the bucket; as `TokenBucket.reset`."""
-        gone = self.storage.delete(self.key)
-        if gone is not None:
+        gone = plans.deletion(self.storage)(self.key)
+        if isawaitable(gone):
             await gone
 
     async def refund(self, tokens: int) -> None:

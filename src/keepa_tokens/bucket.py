@@ -185,7 +185,7 @@ class TokenBucket(NotCopied):
 
     def reset(self) -> None:
         """Forget the bucket, and the holds in flight with it: the next caller begins a new one, on its own terms."""
-        self.storage.delete(self.key)
+        plans.deletion(self.storage)(self.key)
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""

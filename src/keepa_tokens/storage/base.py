@@ -28,10 +28,6 @@ class Storage(Protocol):
         """Yield the keys of all buckets."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Forget the bucket `key`, and the holds in flight with it: the next command begins a new one."""
-        ...
-
     def close(self) -> None:
         """Let go of what the storage itself opened."""
         ...
@@ -50,10 +46,6 @@ class AsyncStorage(Protocol):
 
     def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets."""
-        ...
-
-    async def delete(self, key: str) -> None:
-        """Forget the bucket `key`; as `Storage.delete`."""
         ...
 
     async def aclose(self) -> None:

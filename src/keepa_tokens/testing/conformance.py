@@ -139,8 +139,10 @@ class StorageUnderTest(ABC):
 
 
 def kept(texts: Mapping[str, str]) -> BucketState:
-    """Return what stored fields say. A storage may leave a 0 where the rules leave the field out, and need not renew
-    for how long the fast path may serve a bucket, where it is that which served it.
+    """Return what stored fields say.
+
+    A storage may leave a 0 where the rules leave the field out, and need not renew for how long the fast path may serve
+    a bucket, where it is that which served it.
     """
     zeros = {name for name in ("carry", "last_place", "firm_place", "largest_place") if texts.get(name) == "0"}
     return replace(BucketState.from_fields({name: texts[name] for name in texts.keys() - zeros}), fast=None)
