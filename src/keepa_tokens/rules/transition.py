@@ -695,7 +695,7 @@ class _Step:
 
     def unclaim(self, command: Unclaim) -> Outcome:
         s = self.s
-        if s.probe_until != command.until_us or s.probe_until <= self.now:
+        if s.probe_until is None or s.probe_until != command.until_us or s.probe_until <= self.now:
             return self._outcome(found=False)
         # A claim given back again without a reading between is a failed probe: whoever is cancelled must not hammer.
         s.probe_until = self.now if s.probe_returned or (s.balance is None and s.probe_failures) else None

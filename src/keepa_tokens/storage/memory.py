@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -214,7 +214,7 @@ class MemoryStorage:
                 deadlines.add(at, key)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self) -> Generator[None]:
         if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
             self._wait()
         try:

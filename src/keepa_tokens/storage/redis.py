@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import resources
 from importlib.util import find_spec
@@ -337,7 +337,7 @@ class RedisStorage(_Keyspace[threading.Lock]):
         time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
 
     @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[bool]:
+    async def _alone(self, key: str) -> AsyncGenerator[bool]:
         lock = self._turns.enter(key)
         try:
             had_to_wait = not lock.acquire(blocking=False)
@@ -435,7 +435,7 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
         await asyncio.sleep(seconds)
 
     @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[bool]:
+    async def _alone(self, key: str) -> AsyncGenerator[bool]:
         lock = self._turns.enter(key)
         try:
             had_to_wait = lock.locked()

@@ -9,10 +9,10 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from .._arguments import checked_key, microseconds, shown, whole
 from ..errors import ConfigError, StorageUnavailable
@@ -46,7 +46,7 @@ class SQLiteStorage:
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
         named: object = path
-        if not isinstance(named, str | Path) or str(path) in {"", ":memory:"}:
+        if not isinstance(named, (str, Path)) or str(named) in {"", ":memory:"}:
             raise ConfigError(f"path={shown(path)} names no file: give one, or use MemoryStorage")
         self._path = Path(path).absolute()
         self._timeout_s = microseconds("timeout", timeout) / 1_000_000
@@ -125,7 +125,7 @@ class SQLiteStorage:
                 raise
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self) -> Generator[sqlite3.Connection]:
         if self._process != os.getpid():
             # The parent's connection must not be used or closed here, and a thread that held the lock is not there.
             self._inherited.append(self._db)
@@ -137,7 +137,7 @@ class SQLiteStorage:
             yield self._db
 
     @contextmanager
-    def _step(self) -> Iterator[sqlite3.Connection]:
+    def _step(self) -> Generator[sqlite3.Connection]:
         with self._reading() as db:
             # The write lock from the start: no other process steps between what is read and what is written.
             self._begun("BEGIN IMMEDIATE")
@@ -162,7 +162,7 @@ class SQLiteStorage:
                 return
 
     @contextmanager
-    def _errors_named(self) -> Iterator[None]:
+    def _errors_named(self) -> Generator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -214,10 +214,10 @@ def _sweep(db: sqlite3.Connection, now: int) -> None:
 def _fields_of(text: object) -> Mapping[str, str]:
     """Return the stored fields. Whatever is damaged counts as missing: the rules know what to do then."""
     try:
-        fields = json.loads(str(text))
+        fields: object = json.loads(str(text))
     except ValueError:
         return {}
-    return fields if isinstance(fields, dict) else {}
+    return cast("dict[str, str]", fields) if isinstance(fields, dict) else {}
 
 
 def _network(path: Path) -> str | None:
