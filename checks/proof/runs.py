@@ -15,7 +15,7 @@ from typing import Final
 
 from checks.mutation.judgement import Mutant, by_hand
 from checks.page import table as as_table
-from checks.proof.solver import Report, Verdict, check, python
+from checks.proof.solver import SOURCE, Report, Verdict, check, python
 from checks.proof.table import PLANS, Expected, Table, shortfalls
 
 __all__ = ["PARTS", "Job", "Line", "as_text", "explored", "jobs", "planted", "summary", "tables"]
@@ -30,7 +30,6 @@ WORLDS, THEOREMS, SEARCHED, REFUTED, PLANTED = PARTS = (
 _PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.SEARCHED: SEARCHED, Verdict.REFUTED: REFUTED}
 
 
-SOURCE: Final = Path(__file__).resolve().parents[2] / "src"
 LONGEST: Final = 200
 """Characters of a result: a world's counterexample is a whole state, told in full where the run fails."""
 

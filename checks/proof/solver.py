@@ -15,10 +15,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Report", "Verdict", "check", "python", "read_report"]
+__all__ = ["SOURCE", "Report", "Verdict", "check", "python", "read_report"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-"""Where `proof` is imported from."""
+"""Where `checks` is imported from."""
+
+SOURCE: Final = ROOT / "src"
+"""Where the code that is proved is imported from, whatever else is installed."""
 
 GIVE_UP_S: Final = 3600.0
 """By the wall clock: a process that takes longer has hung. All other limits are in processor time, and generous: a slow
@@ -68,7 +71,7 @@ def check(theorem: str, *, refill: int | None, seconds: float, source: Path | No
     """Check a theorem ("refill.smooth_conserves") for `seconds` of processor time at most.
 
     refill: the plan at which it is stated, in tokens a period; None: it names no plan. source: where `keepa_tokens`
-    is imported from, instead of the code that is installed.
+    is imported from, instead of the code beside it.
     """
     # The solver's limit for one question is half a path's, and by the wall clock: as long as it can be.
     command = (
@@ -82,7 +85,7 @@ def check(theorem: str, *, refill: int | None, seconds: float, source: Path | No
 
 def python(*module_and_arguments: str, source: Path | None = None, **environment: str) -> tuple[str, float]:
     """Run a module in a Python of its own; return all that it wrote, and how long it took, in processor time."""
-    path = os.pathsep.join(str(place) for place in (source, ROOT) if place is not None)
+    path = os.pathsep.join(str(place) for place in (source or SOURCE, ROOT))
     # One seed for the order of sets, so that every run takes the same paths.
     fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     with subprocess.Popen(

@@ -3,13 +3,16 @@
 A world is explored breadth first. Times are kept relative to now and sequence numbers by their order alone, so the
 states are finitely many; all of them are visited. What is checked:
 
-- safety, on every step, as a potential. What is there to spend, in token microseconds, is (balance - held) * period,
-  the remainder, and what the running period has earned. No step may end with more of it, and of what it granted net,
-  than it began with and the clock's way forward brings; no grant may end below the overdraft. Summed over the steps:
-  net granted <= start + refill + overdraft. A reading begins a new account. A fault adds what it forgives: a lost
-  balance its debt, a lost hold its tokens; a lost timestamp or remainder nothing.
+- safety, on every step, as a potential. What is there to spend, in token microseconds, is available * period, the
+  remainder, and what the running period has earned; available is the balance, on a synced bucket less what is held. No
+  step may end with more of it, and of what it granted net, than it began with and the clock's way forward brings; no
+  grant may end below the overdraft. Summed over the steps: net granted <= start + refill + overdraft. A reading begins
+  a new account. A fault adds what it forgives: a lost balance its debt, a synced bucket's lost hold its tokens; a lost
+  timestamp, remainder or place nothing. Under terms that take turns time is counted at the fastest of their rates.
 - liveness, in every state: `peek` states a bound, and an attempt at the bound is granted or told to probe, also if
   another attempt failed half-way there.
+- under terms that take turns: no refused attempts, by whoever and at whatever pace, go round in a circle, and none go
+  on for longer than the bound stated at their beginning, a minute and a period.
 - in worlds without faults, with a server that owns the balance: the projection is never above the truth, and the server
   refuses no call that the bucket let through.
 
@@ -25,7 +28,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
@@ -34,24 +37,34 @@ from keepa_tokens.rules.commands import (
     ClaimProbe,
     Command,
     Outcome,
+    Pause,
     Peek,
     Reconcile,
+    Refund,
     Reserve,
     Settle,
+    Unclaim,
     Verdict,
 )
-from keepa_tokens.rules.flow import flow_in_effect
+from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
+from keepa_tokens.units import LIMIT, MICROSECONDS, MINUTE_US, TOLERANCE_US, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 10**6 * SECOND
 """Where every state is moved to: the instant of its last step."""
 
-LONG_AGO: Final = 2 * 3600 * SECOND
+LONG_AGO: Final = 5400 * SECOND
 """Past ends and readings count as at most this old: nothing asks how much older they are."""
+
+BASE_TIME: Final = 10**5 * SECOND
+"""The server's time of the last reading, where only what comes after it counts."""
+
+REFUND: Final = "refund"
+"""What is remembered of a refund is left out: each is another one, and none comes twice."""
 
 
 class Broken(Exception):
@@ -61,8 +74,12 @@ class Broken(Exception):
 # --- states, apart from when they are
 
 
-def resting(state: BucketState, now: int, oldest: int = LONG_AGO) -> BucketState:
-    """Return a state moved from `now` to NOW, with its sequence numbers packed and what is only shown left out."""
+def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
+    """Return a state moved from `now` to NOW, with its sequence numbers packed and what decides nothing left out.
+
+    A place that is past by more than one step of the clock back is left out, and the instant of the next sweep where no
+    hold is left. terms: keep the terms that the bucket runs on.
+    """
     by = NOW - now
 
     def moved(at: int | None) -> int | None:
@@ -77,21 +94,36 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO) -> BucketState
     holds = {
         name: Hold(hold.tokens, rank[hold.opened], hold.expires_at + by, hold.hold_for, rank[hold.charged])
         for name, hold in sorted(state.holds.items())
+        if name != REFUND
     }
-    instants = {field.name: moved(getattr(state, field.name)) for field in fields(state) if _is_instant(field.name)}
+    instants: dict[str, Any] = {name: moved(getattr(state, name)) for name in INSTANTS}
+    waiting = (state.last_place or 0) > now - LONGEST_BACK
+    if not waiting:
+        instants |= {"last_place": None, "firm_place": None}
+    if not holds:
+        instants["due_at"] = None
     return replace(
-        replace(state, **cast("dict[str, Any]", instants)),
+        replace(state, **instants),
+        version=0,
+        fast=None,
+        carry=state.carry or 0,
+        largest_place=state.largest_place if waiting else None,
         probe_failures=min(1, state.probe_failures or 0),
         sequence=max(rank.values()),
         reading_sequence=rank[state.reading_sequence or 0],
         holds=holds,
-        quota=None,
+        quota=state.quota if terms else None,
         drift=None,
     )
 
 
-def _is_instant(name: str) -> bool:
-    return name.endswith(("_at", "_until"))
+INSTANTS: Final = (
+    *(field.name for field in fields(BucketState) if field.name.endswith(("_at", "_until"))),
+    "last_place",
+    "firm_place",
+)
+LONGEST_BACK: Final = 2 * TOLERANCE_US
+"""The furthest that a clock steps back in a world with places."""
 
 
 Key = tuple[object, ...]
@@ -107,11 +139,16 @@ def held(state: BucketState) -> int:
     return sum(hold.tokens for hold in state.holds.values() if hold.in_flight)
 
 
-def potential(quota: Quota, state: BucketState, now: int) -> int:
-    """Return what there is to spend, in token microseconds at the quota's rate; an unknown balance counts as 0."""
-    flow = flow_in_effect(quota, state)
+def potential(state: BucketState, now: int, flow: Flow, *, synced: bool) -> int:
+    """Return what there is to spend, in token microseconds at a flow's rate; an unknown balance counts as 0."""
     running = max(0, now - (state.refilled_at or 0)) * flow.refill if state.balance is not None else 0
-    return ((state.balance or 0) - held(state)) * flow.period_us + (state.carry or 0) + running
+    available = (state.balance or 0) - (held(state) if synced else 0)
+    return available * flow.period_us + (state.carry or 0) + running
+
+
+def flow_of(quota: Quota, state: BucketState, now: int) -> Flow:
+    """Return the flow in effect."""
+    return flow_in_effect(repair(quota, state, now)[0], now)
 
 
 def gained(before: BucketState, command: Command, outcome: Outcome) -> int:
@@ -123,18 +160,19 @@ def gained(before: BucketState, command: Command, outcome: Outcome) -> int:
             return tokens
         case Settle(name, actual, reading) if outcome.found and name in before.holds:
             tokens = before.holds[name].tokens
-            if outcome.reading is Verdict.STALE and reading and _is_older(reading, before):
+            if outcome.reading is Verdict.STALE and reading and _has_time(reading, before):
                 return -tokens  # the last reading had the cost: the call belongs to the account before it
             return 0 if actual is None else actual - tokens
         case Cancel(name) if outcome.found and name in before.holds:
             return -before.holds[name].tokens
+        case Refund(_, tokens) if outcome.found:
+            return -tokens
         case _:
             return 0
 
 
-def _is_older(reading: Reading, state: BucketState) -> bool:
-    told = reading.server_time_us
-    return told is not None and type(state.server_time) is int and told <= state.server_time
+def _has_time(reading: Reading, state: BucketState) -> bool:
+    return reading.server_time_us is not None and type(state.server_time) is int
 
 
 # --- faults
@@ -146,17 +184,26 @@ LOST_OR_SENSELESS: Final[dict[str, tuple[int | str | None, ...]]] = {
     "refilled_at": ("x", LIMIT - 1),
     "carry": (LIMIT - 1,),
     "closed_until": (None, LIMIT - 1),
+    "held": (None, LIMIT - 1),
+    "open": (None,),
+    "due_at": (None, 0, LIMIT - 1),
+    "last_place": (None, LIMIT - 1),
+    "firm_place": (LIMIT - 1,),
+    "largest_place": (None,),
     "sequence": (None,),
     "reading_at": (None, LIMIT - 1),
     "reading_sequence": (None, LIMIT // 4),
     "server_time": (None, LIMIT - 1),
+    "server_time_at": (None, LIMIT - 1),
     "probe_until": (None, LIMIT - 1),
     "probe_failures": (None, LIMIT - 1),
+    "probe_returned": (None, LIMIT - 1),
     "reported_refill": (0,),
+    "stretched_us": (LIMIT - 1,),
 }
 
 
-SYNCED_ALONE: Final = frozenset({"reading_sequence", "probe_failures", "reported_refill"})
+SYNCED_ALONE: Final = frozenset({"reading_sequence", "probe_failures", "reported_refill", "held", "open"})
 
 
 def faults(quota: Quota, state: BucketState) -> Iterator[tuple[str, BucketState, int]]:
@@ -174,8 +221,9 @@ def faults(quota: Quota, state: BucketState) -> Iterator[tuple[str, BucketState,
             yield f"{name}={value!r}", replace(state, **{name: value}), forgiven  # type: ignore[arg-type] # garbage
     for name, hold in state.holds.items():
         rest = {other: kept for other, kept in state.holds.items() if other != name}
-        # One that was charged may be given back by a late settle no longer: nothing is forgiven.
-        yield f"hold {name} lost", replace(state, holds=rest), hold.tokens if hold.in_flight else 0
+        # One that was charged, or taken from a plain balance, is given back no longer: nothing is forgiven.
+        forgiven = hold.tokens if hold.in_flight and quota.synced else 0
+        yield f"hold {name} lost", replace(state, holds=rest), forgiven
         late = {**state.holds, name: replace(hold, expires_at=LIMIT - 1)}
         yield f"hold {name} without end", replace(state, holds=late), 0
         early = {**state.holds, name: replace(hold, opened=LIMIT // 4)}
@@ -209,16 +257,16 @@ def step(
     if after is None:
         raise Broken(f"{command} left nothing")
     if outcome.granted and outcome.reason == "GRANTED" and not outcome.scout and quota.overdraft < UNLIMITED:
-        available = (after.balance or 0) - held(after)
+        available = (after.balance or 0) - (held(after) if quota.synced else 0)
         if outcome.place_us == 0 and isinstance(command, Acquire | Reserve) and command.tokens and command.keep == 0:
             fresh = not (isinstance(command, Reserve) and command.id in state.holds)
             if fresh and available < -quota.overdraft:
                 raise Broken(f"{command} at {now - NOW} from {state} left {available}: below the overdraft")
     if outcome.reading is not Verdict.TAKEN and state.balance is not None and _sound(state.balance):
-        flow = flow_in_effect(quota, after)
+        flow, synced = flow_of(quota, after, now), quota.synced
         brought = max(0, now - start) * flow.refill + forgiven * flow.period_us
-        end = potential(quota, after, now) + gained(state, command, outcome) * flow.period_us
-        most = potential(quota, _spendable(state), start) + brought
+        end = potential(after, now, flow, synced=synced) + gained(state, command, outcome) * flow.period_us
+        most = potential(_spendable(state), start, flow, synced=synced) + brought
         if end > most:
             raise Broken(f"{command} at {now - NOW} minted {end - most}: from {state} to {after}")
     return after, outcome
@@ -230,15 +278,9 @@ def _sound(balance: object) -> bool:
 
 def _spendable(state: BucketState) -> BucketState:
     """Return a damaged state with what its damage can't add to: its remainder and time count for nothing."""
-    sound_carry = type(state.carry) is int and 0 <= state.carry < (state.carry_period_us or 0)
+    sound_carry = type(state.carry) is int and 0 <= state.carry < LIMIT - 1
     sound_time = type(state.refilled_at) is int and state.refilled_at >= 0
-    return replace(
-        state,
-        carry=state.carry if sound_carry else 0,
-        refilled_at=state.refilled_at if sound_time else NOW,
-        reported_refill=state.reported_refill if type(state.reported_refill) is int else None,
-        reported_capacity=state.reported_capacity if type(state.reported_capacity) is int else None,
-    )
+    return replace(state, carry=state.carry if sound_carry else 0, refilled_at=state.refilled_at if sound_time else NOW)
 
 
 def check_liveness(quota: Quota, state: BucketState, probe_after_us: int | None, tokens: int, keep: int = 0) -> int:
@@ -266,7 +308,8 @@ class Alone:
     """A bucket of two workers with a hold each; a synced one is told what no real server would say, in any order.
 
     Steps come so many units after the one before, or on a clock that stepped back. The unit is the tolerance of
-    clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place.
+    clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back.
+    pauses: somebody may pause it.
     """
 
     name: str
@@ -276,19 +319,25 @@ class Alone:
     after: tuple[int, ...] = (0, 1, 5, -1, -2)
     damage: bool = True
     waits: bool = False
+    pauses: bool = False
     hold_for: int = 2 * TOLERANCE_US
     probe_after_us: int | None = None
 
-    def commands(self, state: BucketState) -> Iterator[Command]:
+    def commands(self, state: BucketState, now: int) -> Iterator[Command]:
         """Yield all that can be asked in a state."""
         yield Acquire(1, probe_after_us=self.probe_after_us)
+        if self.pauses:
+            yield Pause(2 * self.unit)
+            yield Pause(0)
         if self.quota.synced:
             yield Acquire(0)
-            yield from self.readings(state)
+            yield from self.readings(state, now)
             return
         yield Acquire(2, keep=self.quota.capacity - 2)
         if self.waits:
             yield Acquire(1, wait_us=2 * self.unit)
+            yield Refund(REFUND, 1)
+            yield Refund(REFUND, 1, now + self.unit)
         for worker in self.workers:
             if worker not in state.holds:
                 yield Reserve(worker, 2, self.hold_for)
@@ -297,27 +346,34 @@ class Alone:
             yield Settle(worker, 3)
             yield Cancel(worker)
 
-    def readings(self, state: BucketState) -> Iterator[Command]:
-        """Yield holds, settles and readings of a synced bucket: newer, older, and without a server's time."""
-        newer, older = (Reading(-1, server_time=20.0), Reading(1, server_time=20.0)), Reading(1, server_time=5.0)
-        yield from map(Reconcile, (*newer, older, Reading(1)))
+    def readings(self, state: BucketState, now: int) -> Iterator[Command]:
+        """Yield claims, holds and settles of a synced bucket, and readings in any order, or in none."""
+        last, passed = state.server_time, now - (state.server_time_at or now)
+        newer, older, near, jumped = (
+            (BASE_TIME if last is None else max(0, last + later)) / SECOND
+            for later in (passed + 20 * SECOND, -15 * SECOND, -3 * SECOND, passed + 7200 * SECOND)
+        )
+        yield from (Reconcile(Reading(balance, server_time=newer)) for balance in (-1, 1))
+        yield Reconcile(Reading(1, server_time=older))
+        yield Reconcile(Reading(-1, server_time=near))
+        yield Reconcile(Reading(0, server_time=jumped))
+        yield Reconcile(Reading(1))
         yield ClaimProbe()
+        if state.probe_until is not None and not self.workers:
+            yield Unclaim(state.probe_until)
         for worker in self.workers:
             if worker not in state.holds:
                 yield Reserve(worker, 1, self.hold_for, probe_after_us=self.probe_after_us, scout=True)
                 continue
             yield Settle(worker, 2)
-            yield Settle(worker, 1, newer[1])
-            yield Settle(worker, 0, older, refused=True)
+            yield Settle(worker, 1, Reading(1, server_time=newer))
+            yield Settle(worker, 0, Reading(1, server_time=older), refused=True)
             yield Cancel(worker)
 
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        first, _ = transition(self.quota, None, NOW, Acquire(0))
-        if first is None:
-            raise Broken("nothing stored")
-        queue = deque([resting(first, NOW)])
+        queue = deque([resting(BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW)])
         seen = {key(queue[0])}
         while queue:
             state = queue.popleft()
@@ -335,14 +391,17 @@ class Alone:
     def _renamed(self, state: BucketState) -> BucketState:
         """Return the state with its holds given to the workers in one order: they are told apart by nothing else."""
         if state.server_time is not None:
-            state = replace(state, server_time=10 * SECOND)
+            # Times are told relative to it: how much longer than a minute ago it was told is not asked.
+            told_at = state.server_time_at
+            since = None if told_at is None else told_at if told_at >= NOW else max(told_at, NOW - self.unit)
+            state = replace(state, server_time=BASE_TIME, server_time_at=since)
         holds = sorted(state.holds.values(), key=lambda hold: (hold.expires_at, hold.charged, hold.tokens))
         return replace(state, holds=dict(zip(self.workers, holds, strict=False)))
 
     def _next(self, state: BucketState, count: Count) -> Iterator[BucketState]:
-        for command in self.commands(state):
-            for units in self.after:
-                now = NOW + units * self.unit
+        for units in self.after:
+            now = NOW + units * self.unit
+            for command in self.commands(state, now):
                 count.steps += 1
                 yield resting(step(self.quota, state, now, command)[0], now)
         if not self.damage:
@@ -362,7 +421,10 @@ OPEN, ADMIT, COMPLETE, RECEIVE, DONE = range(5)
 
 @dataclass(frozen=True)
 class Call:
-    """How far a call has come, and the envelope on its way back: the server's balance, time and next step."""
+    """How far a call has come, and the envelope on its way back: the server's balance, time and next step.
+
+    The server's clock is ours.
+    """
 
     stage: int = OPEN
     balance: int = 0
@@ -390,7 +452,8 @@ class Synced:
     """Calls that take their four steps in any order: opened here, admitted and charged there, answered.
 
     at_admission: the server charges when it admits, else when it completes. ticks: how often time may pass by `unit`
-    (0: never; None: without end, calls begin anew), though not past the end of a hold whose call is under way.
+    (0: never; None: without end, calls begin anew), though not past the end of a hold whose call is under way. apart:
+    how far the server's answers of one moment are apart by its clock.
     """
 
     name: str
@@ -404,6 +467,7 @@ class Synced:
     probe_after_us: int | None = None
     hold_for: int = 600 * SECOND
     oldest: int = LONG_AGO
+    apart: int = 10 * SECOND
 
     @property
     def period(self) -> int:
@@ -413,7 +477,7 @@ class Synced:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        reading = Reading(self.start, next_refill_in=self.period * self.unit / SECOND, server_time=1.0)
+        reading = Reading(self.start, next_refill_in=self.period * self.unit / SECOND, server_time=NOW / SECOND)
         bucket, _ = transition(self.quota, None, NOW, Reconcile(reading))
         if bucket is None:
             raise Broken("nothing stored")
@@ -458,23 +522,13 @@ class Synced:
             raise Broken(f"the projection is not the truth at the end: {node}")
 
     def _packed(self, node: Node) -> Node:
-        """Return the node with the server's times packed: only their order is ever asked for."""
-        times = {call.told for call in node.calls if call.stage == RECEIVE} | {node.bucket.server_time or 0}
-        rank = {told: place * SECOND for place, told in enumerate(sorted(times), start=1)}
-        calls = tuple(
-            replace(call, told=rank[call.told]) if call.stage == RECEIVE else replace(call, told=0)
-            for call in node.calls
-        )
-        bucket = replace(node.bucket, server_time=None)
-        if node.bucket.server_time is not None:
-            bucket = replace(bucket, server_time=rank[node.bucket.server_time])
-        return replace(node, bucket=bucket, calls=calls)
+        """Return the node without the times of answers that have come."""
+        calls = tuple(call if call.stage == RECEIVE else replace(call, told=0) for call in node.calls)
+        return replace(node, calls=calls)
 
     def _server_now(self, node: Node) -> int:
-        times = [call.told for call in node.calls if call.stage == RECEIVE]
-        return (
-            max(*times, node.bucket.server_time or 0, 0) + SECOND if times else (node.bucket.server_time or 0) + SECOND
-        )
+        told = [call.told for call in node.calls if call.stage == RECEIVE]
+        return max(NOW, max(told, default=0) + self.apart, (node.bucket.server_time or 0) + self.apart)
 
     def _next(self, node: Node, count: Count) -> Iterator[Node]:
         for number, call in enumerate(node.calls):
@@ -522,11 +576,137 @@ class Synced:
             server, next_step = max(server, min(self.quota.capacity, server + self.quota.refill)), self.period
         now = NOW + self.unit
         bucket, _ = step(self.quota, node.bucket, now, Acquire(0, probe_after_us=None))
-        calls = tuple(replace(call) for call in node.calls)
-        return Node(resting(bucket, now, self.oldest), server, next_step, calls, max(0, node.ticks - 1))
+        calls = tuple(replace(call, told=call.told - self.unit) for call in node.calls)
+        rested = resting(bucket, now, self.oldest)
+        if rested.server_time is not None:
+            rested = replace(rested, server_time=max(NOW - self.oldest, rested.server_time - self.unit))
+        return Node(rested, server, next_step, calls, max(0, node.ticks - 1))
+
+
+# --- terms that take turns
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A plain bucket in debt whose callers have other terms, and ask in any order at any pace.
+
+    paces: units between attempts. alternating: strictly in turn; else in any order.
+    """
+
+    name: str
+    quotas: tuple[Quota, ...]
+    unit: int = 20 * SECOND
+    paces: tuple[int, ...] = (1, 3)
+    alternating: bool = False
+    wanted: int = 2
+
+    def explore(self) -> Count:
+        """Visit every state; raise Broken at the first step that mints, and where attempts can go on refused."""
+        count = Count(self.name)
+        first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
+        queue = deque([(resting(first, NOW, OLDEST_TERMS, terms=True), number) for number in range(len(self.quotas))])
+        refused: dict[Key, list[tuple[int, Key]]] = {}
+        states = {self._key(*node): node for node in queue}
+        while queue:
+            state, caller = queue.popleft()
+            count.states += 1
+            found = self._key(state, caller)
+            refused[found] = []
+            for pace, tokens, after, granted in self._next(state, caller, count):
+                for other in self._others(caller):
+                    then = self._key(after, other)
+                    if tokens == self.wanted and not granted and pace:
+                        refused[found].append((pace * self.unit, then))
+                    if then not in states:
+                        states[then] = (after, other)
+                        queue.append((after, other))
+        longest = longest_ways(refused, states)
+        for found, (state, _) in states.items():
+            if longest[found] > self._latest(state):
+                raise Broken(f"refused for {longest[found] / SECOND:g} s: {state}")
+        return count
+
+    def _key(self, state: BucketState, caller: int) -> Key:
+        return (caller, *key(state))
+
+    def _others(self, caller: int) -> Iterator[int]:
+        numbers = range(len(self.quotas))
+        yield from (number for number in numbers if not self.alternating or number != caller)
+
+    def _next(self, state: BucketState, caller: int, count: Count) -> Iterator[tuple[int, int, BucketState, bool]]:
+        quota = self.quotas[caller]
+        for pace in (0, *self.paces):
+            for tokens in {0, self.wanted}:
+                now = NOW + pace * self.unit
+                count.steps += 1
+                after, outcome = transition(quota, state, now, Acquire(tokens))
+                if after is None:
+                    raise Broken("nothing stored")
+                granted = outcome.granted and tokens > 0
+                brought = pace * self.unit * self._fastest.rate * self._common
+                taken = tokens * granted * self._fastest.rate_period_us * self._common
+                if self._potential(after, now) + taken > self._potential(state, NOW) + brought:
+                    raise Broken(f"{tokens} by {quota} at {now - NOW} minted: from {state} to {after}")
+                yield pace, tokens, resting(after, now, OLDEST_TERMS, terms=True), granted
+
+    @property
+    def _fastest(self) -> Quota:
+        return max(self.quotas, key=lambda quota: quota.rate / quota.rate_period_us)
+
+    @property
+    def _common(self) -> int:
+        return math.lcm(*(quota.rate or 1 for quota in self.quotas))
+
+    def _potential(self, state: BucketState, now: int) -> int:
+        """Return what there is to spend: tokens, and the time under way at the fastest rate."""
+        quota = state.quota or self.quotas[0]
+        flow = flow_of(quota, state, now)
+        if flow.refill:
+            under_way = max(0, now - (state.refilled_at or 0))
+        else:
+            # A change from refill 0 brings at most a minute's time, and no more than since it began.
+            under_way = MINUTE_US if state.terms_at is None else min(MINUTE_US, max(0, now - state.terms_at))
+        time = under_way * self._common + (state.carry or 0) * self._common // (flow.refill or 1)
+        fastest = self._fastest
+        return (state.balance or 0) * fastest.rate_period_us * self._common + time * fastest.rate
+
+    def _latest(self, state: BucketState) -> int:
+        """Return for how long attempts may be refused: by the slowest terms, a minute and a period."""
+        lacking = self.wanted - (state.balance or 0)
+        flowing = [quota for quota in self.quotas if quota.refill]
+        slowest = max(-(-lacking // quota.refill) * quota.period_us for quota in flowing)
+        if len(flowing) < len(self.quotas):
+            # Terms that never refill hold for a minute in two.
+            slowest = 2 * slowest + MINUTE_US
+        return slowest + MINUTE_US + max(quota.period_us for quota in flowing)
+
+
+def longest_ways(
+    refused: dict[Key, list[tuple[int, Key]]], states: dict[Key, tuple[BucketState, int]]
+) -> dict[Key, int]:
+    """Return for how long attempts from each state can be refused; raise Broken where they can for ever."""
+    longest: dict[Key, int] = {}
+    on_the_way: set[Key] = set()
+    for beginning in refused:
+        way = [beginning]
+        while way:
+            at = way[-1]
+            ahead = next((then for _, then in refused[at] if then not in longest), None)
+            if at in longest or ahead is None:
+                longest.setdefault(at, max((time + longest[then] for time, then in refused[at]), default=0))
+                on_the_way.discard(way.pop())
+                continue
+            on_the_way.add(at)
+            if ahead in on_the_way:
+                raise Broken(f"refused for ever: {states[ahead]}")
+            way.append(ahead)
+    return longest
 
 
 # --- the worlds
+
+OLDEST_TERMS: Final = 5 * MINUTE_US
+"""A change of terms counts as at most this old: after a minute nothing asks how much older it is."""
 
 LARGE: Final = Quota(1000, 20, 60.0, stepped=True, synced=True, overdraft=UNLIMITED)
 TINY: Final = Quota(2, 1, 120.0, stepped=True, synced=True, overdraft=UNLIMITED)
@@ -535,7 +715,7 @@ SLOW: Final = Quota(2, 1, 1800.0, synced=True)
 which one is kept back."""
 
 
-def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
+def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     """Yield every world; with `quick` only small ones."""
     if quick:
         yield Alone("plain, one worker, no faults", Quota(2, 1, 10.0), workers=("a",), after=(0, 1, -2), damage=False)
@@ -543,6 +723,15 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
         yield Synced(f"three calls, charged at {charged}", LARGE, 100, (3, 5, 8), (4, 5, 10), at_admission)
         yield Synced(f"three calls on 2 tokens, charged at {charged}", LARGE, 2, (3, 5, 8), (4, 5, 10), at_admission)
         yield Synced(f"three calls on 7 tokens, charged at {charged}", LARGE, 7, (3, 5, 8), (4, 5, 10), at_admission)
+        yield Synced(
+            f"three calls a second apart, charged at {charged}",
+            LARGE,
+            100,
+            (3, 5, 8),
+            (4, 5, 10),
+            at_admission,
+            apart=SECOND,
+        )
     if quick:
         return
     for charged, at_admission in (("completion", False), ("admission", True)):
@@ -570,8 +759,19 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
         )
     yield Alone("plain, smooth", Quota(2, 1, 10.0))
     yield Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True))
-    yield Alone("plain, overdraft 1, with places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True)
+    yield Alone("plain, with places", Quota(2, 1, 10.0), workers=(), waits=True)
+    places = Alone(
+        "plain, overdraft 1, with a hold and places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True
+    )
+    yield replace(places, damage=False, after=(0, 1, -1))
     yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
+    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=(), pauses=True)
+    minutely = Quota(2, 1, 60.0)
+    yield Turns("terms in turn, smooth and stepped", (minutely, replace(minutely, stepped=True)))
+    yield Turns(
+        "terms in turn, other rates and capacities", (minutely, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))
+    )
+    yield Turns("terms in turn, one with refill 0", (minutely, Quota(2, 0, 60.0)), alternating=True)
     half_an_hour = 1800 * SECOND
     yield Alone(
         "synced, told anything in any order",
@@ -602,7 +802,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced]:
     )
 
 
-def explore(world: Alone | Synced) -> Count:
+def explore(world: Alone | Synced | Turns) -> Count:
     """Explore a world and time it; one that breaks the promise says how."""
     began = time.monotonic()
     try:

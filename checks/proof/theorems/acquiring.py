@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import MAX_HOLD_US, NEVER, TOLERANCE_US
+from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, NEVER, TOLERANCE_US, YEAR_US
 
 from .terms import (
     CAPACITY,
@@ -13,42 +14,58 @@ from .terms import (
     KEEPAS,
     LATEST,
     OVERDRAWN,
+    PERIOD_US,
     RATE,
     RATE_PERIOD_US,
     RECHARGED,
+    REFILL,
     SMOOTH,
     STEPPED,
     TARGET,
+    holding,
+    plain,
+    there,
 )
 
 
-def _balance(state: BucketState | None) -> int:
-    if state is None or state.balance is None:
-        raise AssertionError(state)
-    return state.balance
-
-
-def _micro_tokens(state: BucketState | None) -> int:
-    """Return the balance and the remainder in token microseconds."""
-    if state is None or state.carry is None:
-        raise AssertionError(state)
-    return _balance(state) * RATE_PERIOD_US + state.carry
-
-
 def smooth_step_conserves(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int) -> bool:
-    """What a step granted and left is what was there and flowed in: never more; and exactly that below capacity.
+    """What a grant took and left is what was there and flowed in: never more; exactly that below capacity, for a year.
+
+    pre: -DEBT < balance < CAPACITY and 0 <= stored <= LATEST and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
+    pre: now <= stored + YEAR_US
+    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
+    post: _
+    """
+    state, outcome = transition(SMOOTH, plain(SMOOTH, balance, stored, carry), now, Acquire(tokens, keep))
+    after = there(outcome.balance) + (tokens if outcome.granted else 0)
+    brought = balance * RATE_PERIOD_US + carry + max(0, now - stored) * RATE
+    if state is None or not 0 <= brought - after * RATE_PERIOD_US < RATE_PERIOD_US:
+        return after == CAPACITY and after * RATE_PERIOD_US <= brought
+    if not outcome.granted:
+        return True
+    kept = (state.carry or 0) + max(0, now - there(state.refilled_at)) * RATE
+    return state.balance == outcome.balance and after * RATE_PERIOD_US + kept == (
+        brought if after < CAPACITY else CAPACITY * RATE_PERIOD_US
+    )
+
+
+def refusal_changes_nothing(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int) -> bool:
+    """A refused attempt stores nothing, or, where it mended a time far ahead or a year old, nothing but that.
 
     pre: -DEBT < balance < CAPACITY and 0 <= stored <= LATEST and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    state, outcome = transition(SMOOTH, BucketState(balance, stored, carry), now, Acquire(tokens, keep))
-    spent = tokens if outcome.granted else 0
-    left = _micro_tokens(state) + spent * RATE_PERIOD_US
-    brought = balance * RATE_PERIOD_US + carry + max(0, now - stored) * RATE
-    if _balance(state) + spent < CAPACITY:
-        return left == brought
-    return _balance(state) + spent == CAPACITY and left <= brought
+    before = plain(SMOOTH, balance, stored, carry)
+    state, outcome = transition(SMOOTH, before, now, Acquire(tokens, keep))
+    if outcome.granted or state is before:
+        return True
+    return (
+        state is not None
+        and outcome.repaired == ("refilled_at",)
+        and (state.balance, state.refilled_at) == (balance, now)
+        and (state.carry or 0) <= carry
+    )
 
 
 def smooth_grants_what_is_there_above_keep(
@@ -60,10 +77,10 @@ def smooth_grants_what_is_there_above_keep(
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    state, outcome = transition(SMOOTH, BucketState(balance, stored, carry), now, Acquire(tokens, keep))
+    _, outcome = transition(SMOOTH, plain(SMOOTH, balance, stored, carry), now, Acquire(tokens, keep))
     if outcome.granted:
-        return _balance(state) >= keep
-    return balance <= _balance(state) < tokens + keep and outcome.retry_after_us > 0
+        return there(outcome.balance) >= keep
+    return balance <= there(outcome.balance) < tokens + keep and outcome.retry_after_us > 0
 
 
 def smooth_waited_is_granted(balance: int, carry: int, now: int, tokens: int, keep: int) -> bool:
@@ -73,7 +90,7 @@ def smooth_waited_is_granted(balance: int, carry: int, now: int, tokens: int, ke
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    state, refusal = transition(SMOOTH, BucketState(balance, now, carry), now, Acquire(tokens, keep))
+    state, refusal = transition(SMOOTH, plain(SMOOTH, balance, now, carry), now, Acquire(tokens, keep))
     _, waited = transition(SMOOTH, state, now + refusal.retry_after_us, Acquire(tokens, keep))
     return not refusal.granted and waited.granted
 
@@ -85,7 +102,7 @@ def smooth_sooner_is_refused(balance: int, carry: int, now: int, tokens: int, ke
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    state, refusal = transition(SMOOTH, BucketState(balance, now, carry), now, Acquire(tokens, keep))
+    state, refusal = transition(SMOOTH, plain(SMOOTH, balance, now, carry), now, Acquire(tokens, keep))
     _, sooner = transition(SMOOTH, state, now + refusal.retry_after_us - 1, Acquire(tokens, keep))
     return not sooner.granted and sooner.retry_after_us == 1
 
@@ -97,7 +114,7 @@ def stepped_waited_is_granted(balance: int, stored: int, now: int, tokens: int, 
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    state, refusal = transition(STEPPED, BucketState(balance, stored), now, Acquire(tokens, keep))
+    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens, keep))
     if refusal.granted:
         return True
     _, waited = transition(STEPPED, state, now + refusal.retry_after_us, Acquire(tokens, keep))
@@ -111,7 +128,7 @@ def stepped_sooner_is_refused(balance: int, stored: int, now: int, tokens: int, 
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    state, refusal = transition(STEPPED, BucketState(balance, stored), now, Acquire(tokens, keep))
+    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens, keep))
     if refusal.granted:
         return True
     _, sooner = transition(STEPPED, state, now + refusal.retry_after_us - 1, Acquire(tokens, keep))
@@ -125,8 +142,9 @@ def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
     pre: 1 <= tokens <= CAPACITY + 50
     post: _
     """
-    state, outcome = transition(OVERDRAWN, BucketState(balance, stored), now, Acquire(tokens))
-    return not outcome.granted or (_balance(state) >= -OVERDRAWN.overdraft and _balance(state) + tokens >= 1)
+    _, outcome = transition(OVERDRAWN, plain(OVERDRAWN, balance, stored), now, Acquire(tokens))
+    left = there(outcome.balance)
+    return not outcome.granted or (left >= -OVERDRAWN.overdraft and left + tokens >= 1)
 
 
 def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
@@ -135,27 +153,45 @@ def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(
-        balance, now, sequence=1, reading_at=now, reading_sequence=1, holds={"a": Hold(held, 1, now + 1, 1)}
-    )
+    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + 1, 1))
     _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
     return outcome.granted == (balance >= 1 if held == 0 else balance >= held + tokens)
 
 
+def in_flight_is_told_where_a_settle_may_free_it(balance: int, held: int, now: int, tokens: int) -> bool:
+    """Who is refused only because of calls in flight is told so, and to look again soon; else EMPTY, and until when.
+
+    pre: -DEBT < balance <= CAPACITY and 1 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
+    post: _
+    """
+    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + 1, 1))
+    _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
+    if outcome.granted:
+        return True
+    if balance >= 1:
+        return outcome.reason is Reason.IN_FLIGHT and outcome.retry_after_us == LOOK_AGAIN_US
+    steps = -balance // REFILL + 1
+    return outcome.reason is Reason.EMPTY and outcome.retry_after_us == steps * PERIOD_US
+
+
 def overdraws_when_the_others_are_done(balance: int, held: int, left: int, now: int, tokens: int) -> bool:
-    """A call refused beside others in flight that waits `retry_after` is granted, their hold run out or not.
+    """A call refused beside others in flight is granted once their hold has run out and its charge has flowed in.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
     pre: 1 <= left <= MAX_HOLD_US
     post: _
     """
-    stored = BucketState(
-        balance, now, sequence=1, reading_at=now, reading_sequence=1, holds={"a": Hold(held, 1, now + left, left)}
-    )
-    state, refusal = transition(KEEPAS, stored, now, Acquire(tokens))
+    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + left, left))
+    state, refusal = transition(KEEPAS, stored, now, Acquire(tokens, probe_after_us=None))
     if refusal.granted:
         return True
-    _, waited = transition(KEEPAS, state, now + refusal.retry_after_us, Acquire(tokens))
+    over = now + left
+    state, second = transition(KEEPAS, state, over, Acquire(tokens, probe_after_us=None))
+    if second.granted:
+        return True
+    if second.reason is not Reason.EMPTY:
+        return False
+    _, waited = transition(KEEPAS, state, over + second.retry_after_us, Acquire(tokens, probe_after_us=None))
     return waited.granted
 
 
@@ -166,7 +202,7 @@ def lost_timestamp_leaves_the_wait_bounded(balance: int, stored: int | str | Non
     post: _
     """
     # Garbage is the point.
-    damaged = BucketState(balance, stored)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    damaged = BucketState(balance=balance, refilled_at=stored)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     _, outcome = transition(SMOOTH, damaged, now, Acquire(tokens))
     longest = TOLERANCE_US + ((tokens - balance) // RATE + 1) * RATE_PERIOD_US
     return outcome.granted or 0 < outcome.retry_after_us <= longest
@@ -178,11 +214,12 @@ def lost_timestamp_mints_nothing(balance: int, now: int, later: int, tokens: int
     pre: -DEBT < balance < tokens <= CAPACITY and tokens >= 1 and 0 <= now <= later <= LATEST
     post: _
     """
-    state, refusal = transition(SMOOTH, BucketState(balance, None), now, Acquire(tokens))
-    after, _ = transition(SMOOTH, state, later, Acquire(0))
-    brought = (later - now) * RATE + balance * RATE_PERIOD_US
-    left = _micro_tokens(after)
-    return not refusal.granted and (left == brought or (_balance(after) == CAPACITY and left <= brought))
+    state, refusal = transition(SMOOTH, BucketState(balance=balance), now, Acquire(tokens))
+    _, after = transition(SMOOTH, state, later, Acquire(0))
+    brought, left = (later - now) * RATE + balance * RATE_PERIOD_US, there(after.balance) * RATE_PERIOD_US
+    if refusal.granted or left > brought:
+        return False
+    return left > brought - RATE_PERIOD_US or after.balance == CAPACITY or later > now + YEAR_US
 
 
 def recharge_ends(balance: int, closed_until: int | None, now: int, tokens: int) -> bool:
@@ -191,7 +228,7 @@ def recharge_ends(balance: int, closed_until: int | None, now: int, tokens: int)
     pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= TARGET
     post: _
     """
-    stored = BucketState(balance, now, closed_until=closed_until)
+    stored = BucketState(balance=balance, refilled_at=now, closed_until=closed_until, quota=RECHARGED)
     state, outcome = transition(RECHARGED, stored, now, Acquire(tokens))
     if outcome.granted:
         return not outcome.closed
@@ -207,7 +244,7 @@ def recharge_opens_when_it_says(balance: int, closed_until: int | None, now: int
     pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= TARGET
     post: _
     """
-    stored = BucketState(balance, now, closed_until=closed_until)
+    stored = BucketState(balance=balance, refilled_at=now, closed_until=closed_until, quota=RECHARGED)
     state, outcome = transition(RECHARGED, stored, now, Acquire(tokens))
     if outcome.granted:
         return True

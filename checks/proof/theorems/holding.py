@@ -1,4 +1,4 @@
-"""Holds: settled once, given back once, charged once."""
+"""Holds: settled once, given back once, and charged once or, on a plain bucket, forgotten."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from keepa_tokens.rules.commands import Acquire, Cancel, Refund, Reserve, Settle
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import MAX_HOLD_US
+from keepa_tokens.units import MAX_HOLD_US, SWEEP_US
 
-from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED
+from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, SMOOTH, SYNCED, holding, plain
 
 
 def settle_is_idempotent(
@@ -21,22 +21,98 @@ def settle_is_idempotent(
     pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= opened <= 9 and 0 <= charged <= 9 and expires_at >= 0
     post: _
     """
-    held = Hold(tokens, opened, expires_at, 60_000_000, charged)
-    stored = BucketState(balance, now, sequence=9, holds={"a": held})
+    stored = holding(SYNCED, balance, now, Hold(tokens, opened, expires_at, 60_000_000, charged))
+    once, _ = transition(SYNCED, stored, now, Settle("a", actual))
+    twice, again = transition(SYNCED, once, now, Settle("a", actual))
+    return not again.found and once == twice
+
+
+def plain_settle_is_idempotent(balance: int, tokens: int, expires_at: int, actual: int, last: int, now: int) -> bool:
+    """The same on a plain bucket, with somebody in a place ahead or not.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
+    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and expires_at >= 0 and 0 <= last <= now + PERIOD_US
+    post: _
+    """
+    stored = replace(holding(SMOOTH, balance, now, Hold(tokens, 1, expires_at, 60_000_000)), last_place=last)
     once, _ = transition(SMOOTH, stored, now, Settle("a", actual))
     twice, again = transition(SMOOTH, once, now, Settle("a", actual))
     return not again.found and once == twice
 
 
 def settle_charges_the_actual_cost(balance: int, tokens: int, actual: int, now: int) -> bool:
-    """Settling a hold in flight takes the actual cost from the balance and sets the rest free.
+    """Settling a synced hold in flight takes the actual cost from the balance and sets the rest free.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
     post: _
     """
-    stored = BucketState(balance, now, sequence=1, holds={"a": Hold(tokens, 1, now + 1, 1)})
-    state, outcome = transition(SMOOTH, stored, now, Settle("a", actual))
-    return state is not None and outcome.found and state.balance == balance - actual and not state.holds
+    stored = holding(SYNCED, balance, now, Hold(tokens, 1, now + 1, 1))
+    state, outcome = transition(SYNCED, stored, now, Settle("a", actual))
+    if state is None or not outcome.found:
+        return False
+    return state.balance == balance - actual and not state.holds and (state.held, state.open) == (0, 0)
+
+
+def plain_hold_is_taken_at_once(balance: int, tokens: int, keep: int, hold_for: int, now: int) -> bool:
+    """A plain reserve takes its tokens like an acquire, if they are there beside `keep`; available is the balance.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 0 <= keep <= CAPACITY
+    pre: 1 <= hold_for <= MAX_HOLD_US
+    post: _
+    """
+    state, outcome = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for, keep))
+    if not outcome.granted:
+        return balance < tokens + keep and outcome.balance == balance
+    return (
+        state is not None
+        and balance >= tokens + keep
+        and state.balance == balance - tokens
+        and (state.held, state.open) == (tokens, 1)
+    )
+
+
+def plain_settle_gives_back_what_was_not_used(balance: int, tokens: int, actual: int, now: int) -> bool:
+    """With nobody waiting, a plain settle at less gives back the difference, up to capacity; at more it takes it.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
+    post: _
+    """
+    state, outcome = transition(
+        SMOOTH, holding(SMOOTH, balance, now, Hold(tokens, 1, now + 1, 1)), now, Settle("a", actual)
+    )
+    left = balance + tokens - actual
+    return state is not None and outcome.found and state.balance == min(CAPACITY, left) and not state.holds
+
+
+def plain_settle_never_mints(
+    balance: int, tokens: int, actual: int, left: int, last: int, firm: int, largest: int, now: int
+) -> bool:
+    """Whatever is stored of those who wait, a plain settle gives back at most what its hold took and did not use.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
+    pre: 1 <= left <= MAX_HOLD_US
+    post: _
+    """
+    stored = holding(SMOOTH, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US))
+    stored = replace(stored, last_place=last, firm_place=firm, largest_place=largest)
+    _, outcome = transition(SMOOTH, stored, now, Settle("a", actual))
+    if outcome.balance is None:
+        return False
+    if actual >= tokens:
+        return outcome.balance == balance + tokens - actual
+    return balance <= outcome.balance <= min(CAPACITY, balance + tokens - actual)
+
+
+def plain_hold_runs_out_forgotten(balance: int, tokens: int, hold_for: int, now: int) -> bool:
+    """A plain hold that nobody settles is forgotten when it runs out, and costs nothing then.
+
+    pre: -DEBT < balance <= 0 and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 1 <= hold_for <= MAX_HOLD_US
+    post: _
+    """
+    quota = replace(SMOOTH, refill=0)
+    stored = holding(quota, balance, now, Hold(tokens, 1, now, hold_for))
+    state, outcome = transition(quota, stored, now, Acquire(0))
+    return state is not None and (state.balance, outcome.held, outcome.open) == (balance, 0, 0) and not state.holds
 
 
 def late_settle_corrects_once(balance: int, tokens: int, hold_for: int, actual: int, now: int) -> bool:
@@ -46,9 +122,8 @@ def late_settle_corrects_once(balance: int, tokens: int, hold_for: int, actual: 
     pre: 2 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    quota = replace(SMOOTH, refill=0)
-    stored = BucketState(balance, now, sequence=1, holds={"a": Hold(tokens, 1, now, hold_for)})
-    charged, _ = transition(quota, stored, now, Acquire(0))
+    quota = replace(SYNCED, refill=0)
+    charged, _ = transition(quota, holding(quota, balance, now, Hold(tokens, 1, now, hold_for)), now, Acquire(0))
     state, outcome = transition(quota, charged, now + 1, Settle("a", actual))
     if charged is None or state is None:
         return False
@@ -56,16 +131,16 @@ def late_settle_corrects_once(balance: int, tokens: int, hold_for: int, actual: 
 
 
 def hold_runs_out_once(balance: int, tokens: int, hold_for: int, now: int, later: int) -> bool:
-    """A hold that ran out is charged once, however often the bucket is used afterwards.
+    """A synced hold that ran out is charged once, however often the bucket is used afterwards.
 
     pre: -DEBT < balance <= 0 and 0 <= now <= later <= LATEST and 0 <= tokens <= DEBT and 1 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    quota = replace(SMOOTH, refill=0)
-    stored = BucketState(balance, now, sequence=1, holds={"a": Hold(tokens, 1, now, hold_for)})
-    charged, _ = transition(quota, stored, now, Acquire(0))
+    quota = replace(SYNCED, refill=0)
+    charged, _ = transition(quota, holding(quota, balance, now, Hold(tokens, 1, now, hold_for)), now, Acquire(0))
     state, _ = transition(quota, charged, later, Acquire(0))
-    return state is not None and state.balance == balance - tokens and len(state.holds) == (later < now + hold_for)
+    remembered = later < now + max(hold_for, SWEEP_US)
+    return state is not None and state.balance == balance - tokens and len(state.holds) == remembered
 
 
 def cancel_gives_back_what_was_reserved(balance: int, tokens: int, keep: int, hold_for: int, now: int) -> bool:
@@ -75,7 +150,7 @@ def cancel_gives_back_what_was_reserved(balance: int, tokens: int, keep: int, ho
     pre: 1 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    held, granted = transition(SMOOTH, BucketState(balance, now), now, Reserve("a", tokens, hold_for, keep))
+    held, granted = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for, keep))
     if not granted.granted:
         return balance < tokens + keep
     left = balance - tokens
@@ -84,29 +159,44 @@ def cancel_gives_back_what_was_reserved(balance: int, tokens: int, keep: int, ho
     return not other.granted and found.found and state is not None and state.balance == balance and not state.holds
 
 
+def synced_cancel_sets_free(balance: int, tokens: int, hold_for: int, now: int) -> bool:
+    """On a synced bucket a reserve and its cancel never touch the balance; in between the tokens are nobody else's.
+
+    pre: 0 <= balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 1 <= hold_for <= MAX_HOLD_US
+    post: _
+    """
+    stored = BucketState(balance=balance, refilled_at=now, reading_at=now, quota=SYNCED)
+    held, granted = transition(SYNCED, stored, now, Reserve("a", tokens, hold_for))
+    if not granted.granted:
+        return balance < tokens
+    left = balance - tokens
+    _, other = transition(SYNCED, held, now, Acquire(left + 1)) if left < CAPACITY else (None, granted)
+    state, _ = transition(SYNCED, held, now, Cancel("a"))
+    return not other.granted and state is not None and (state.balance, state.held, state.open) == (balance, 0, 0)
+
+
 def reserve_is_idempotent(balance: int, tokens: int, hold_for: int, now: int) -> bool:
-    """A reserve that arrives twice sets its tokens aside once.
+    """A reserve that arrives twice takes its tokens once.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 1 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    once, first = transition(SMOOTH, BucketState(balance, now), now, Reserve("a", tokens, hold_for))
+    once, first = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for))
     twice, second = transition(SMOOTH, once, now, Reserve("a", tokens, hold_for))
     return first.granted == second.granted and once == twice
 
 
-def refund_counts_once(balance: int, tokens: int, issued: int, now: int) -> bool:
-    """A refund that arrives twice counts once, never above capacity, and not at all if it is old.
+def refund_counts_once(balance: int, tokens: int, now: int) -> bool:
+    """A refund that arrives twice counts once, and never fills above capacity.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= issued
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT
     post: _
     """
-    once, first = transition(SMOOTH, BucketState(balance, now), now, Refund("r", tokens, issued))
-    twice, second = transition(SMOOTH, once, now, Refund("r", tokens, issued))
-    if once is None or twice is None or second.found:
+    once, first = transition(SMOOTH, plain(SMOOTH, balance, now), now, Refund("r", tokens))
+    twice, second = transition(SMOOTH, once, now, Refund("r", tokens))
+    if once is None or twice is None or second.found or not first.found:
         return False
-    expected = min(CAPACITY, balance + tokens) if first.found else balance
-    return once.balance == expected == twice.balance
+    return once.balance == min(CAPACITY, balance + tokens) == twice.balance
 
 
 def settle_without_a_reading_never_mints(
@@ -115,11 +205,9 @@ def settle_without_a_reading_never_mints(
     """On a synced bucket too a settle without a reading leaves no more than it found, whenever the hold was opened.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
-    pre: 0 <= opened <= 9 and 0 <= told <= 9
+    pre: 0 <= opened <= 9 and 1 <= told <= 9
     post: _
     """
-    stored = BucketState(
-        balance, now, sequence=9, reading_at=now, reading_sequence=told, holds={"a": Hold(tokens, opened, now + 1, 1)}
-    )
+    stored = holding(SYNCED, balance, now, Hold(tokens, opened, now + 1, 1), told=told)
     state, _ = transition(SYNCED, stored, now, Settle("a", actual))
     return state is not None and state.balance == balance - actual

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.flow import flow_in_effect
 from keepa_tokens.rules.repair import repair
-from keepa_tokens.rules.state import BucketState, Hold
-from keepa_tokens.units import CLAIM_US, LIMIT, TOLERANCE_US
+from keepa_tokens.rules.state import BucketState, Hold, SoundState
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import (
+    CLAIM_US,
+    DAY_US,
+    LIMIT,
+    LONGEST_STRETCH_US,
+    MAX_HOLD_US,
+    SWEEP_US,
+    TOLERANCE_US,
+    YEAR_US,
+)
 
-from .terms import LATEST, RATE_PERIOD_US, SMOOTH, SYNCED
+from .terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, SMOOTH, SYNCED, plain
 
 Garbage: TypeAlias = str | float | bool | None
 Number: TypeAlias = int | None
@@ -21,7 +33,7 @@ def numbers_are_sound(balance: Number, refilled_at: Number, carry: Number, now: 
     pre: 0 <= now <= LATEST
     post: _
     """
-    state, _ = repair(SMOOTH, BucketState(balance, refilled_at, carry), now)
+    state, _ = repair(SMOOTH, BucketState(balance=balance, refilled_at=refilled_at, carry=carry), now)
     return _is_sound(state, now)
 
 
@@ -31,12 +43,15 @@ def garbage_is_mended(balance: Garbage, refilled_at: Garbage, carry: Garbage, no
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(balance, refilled_at, carry)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    state, _ = repair(SMOOTH, stored, now)
+    state, _ = repair(SMOOTH, _stored(balance, refilled_at, carry), now)
     return _is_sound(state, now) and (state.balance, state.refilled_at, state.carry) == (0, now, 0)
 
 
-def _is_sound(state: BucketState, now: int) -> bool:
+def _stored(balance: Garbage, refilled_at: Garbage, carry: Garbage = 0) -> BucketState:
+    return BucketState(balance=balance, refilled_at=refilled_at, carry=carry)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def _is_sound(state: SoundState, now: int) -> bool:
     if type(state.balance) is not int or type(state.refilled_at) is not int or type(state.carry) is not int:
         return False
     return (
@@ -49,11 +64,11 @@ def _is_sound(state: BucketState, now: int) -> bool:
 def what_is_sound_is_left_alone(balance: int, refilled_at: int, carry: int, now: int) -> bool:
     """A sound state comes out as it went in, and nothing is said to have been mended.
 
-    pre: 0 <= now <= LATEST and 0 <= refilled_at <= now + TOLERANCE_US
+    pre: 0 <= now <= LATEST and 0 <= refilled_at <= now + TOLERANCE_US and now <= refilled_at + YEAR_US
     pre: -LIMIT < balance < LIMIT and 0 <= carry < RATE_PERIOD_US
     post: _
     """
-    state, names = repair(SMOOTH, BucketState(balance, refilled_at, carry), now)
+    state, names = repair(SMOOTH, BucketState(balance=balance, refilled_at=refilled_at, carry=carry), now)
     return names == () and (state.balance, state.refilled_at, state.carry) == (balance, refilled_at, carry)
 
 
@@ -63,9 +78,20 @@ def lost_timestamp_keeps_the_balance(balance: int, refilled_at: Garbage, now: in
     pre: 0 <= now <= LATEST and -LIMIT < balance < LIMIT
     post: _
     """
-    stored = BucketState(balance, refilled_at)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    state, names = repair(SMOOTH, stored, now)
+    state, names = repair(SMOOTH, _stored(balance, refilled_at), now)
     return (state.balance, state.refilled_at, names) == (balance, now, ("refilled_at",))
+
+
+def a_senseless_age_fills_nothing(balance: int, refilled_at: int, now: int) -> bool:
+    """A timestamp of over a year, which no refill needs at Keepa's plans, is as one lost; any other is believed.
+
+    pre: 0 <= now <= LATEST and 0 <= refilled_at <= now and -DEBT < balance <= CAPACITY
+    post: _
+    """
+    state, names = repair(SMOOTH, BucketState(balance=balance, refilled_at=refilled_at), now)
+    if now - refilled_at > YEAR_US:
+        return (state.balance, state.refilled_at, names) == (balance, now, ("refilled_at",))
+    return (state.balance, state.refilled_at, names) == (balance, refilled_at, ())
 
 
 def lost_balance_mints_nothing(balance: Garbage, refilled_at: Number, now: int) -> bool:
@@ -74,7 +100,7 @@ def lost_balance_mints_nothing(balance: Garbage, refilled_at: Number, now: int) 
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(balance, refilled_at)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    stored = _stored(balance, refilled_at)
     plain, names = repair(SMOOTH, stored, now)
     synced, _ = repair(SYNCED, stored, now)
     return (
@@ -88,7 +114,7 @@ def claim_and_reading_are_never_far_ahead(probe_until: Number, reading_at: Numbe
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(0, now, probe_until=probe_until, reading_at=reading_at)
+    stored = BucketState(balance=0, refilled_at=now, probe_until=probe_until, reading_at=reading_at)
     state, _ = repair(SYNCED, stored, now)
     claim_ends = state.probe_until is None or state.probe_until <= now + CLAIM_US + TOLERANCE_US
     return claim_ends and (state.reading_at is None or state.reading_at <= now + TOLERANCE_US)
@@ -102,11 +128,14 @@ def order_is_kept(sequence: int, reading_sequence: int, opened: int, now: int) -
     """
     hold = Hold(1, opened, now + 1, 1)
     stored = BucketState(
-        0, now, sequence=sequence, reading_sequence=reading_sequence, holds={"a": hold}, reading_at=now
+        balance=0,
+        refilled_at=now,
+        sequence=sequence,
+        reading_sequence=reading_sequence,
+        holds={"a": hold},
+        reading_at=now,
     )
     state, _ = repair(SYNCED, stored, now)
-    if state.sequence is None or state.reading_sequence is None:
-        return False
     return 0 <= state.reading_sequence <= state.sequence and all(
         h.opened <= state.sequence for h in state.holds.values()
     )
@@ -118,8 +147,8 @@ def holds_end(tokens: int, expires_at: int, hold_for: int, balance: int, now: in
     pre: 0 <= now <= LATEST and -LIMIT < balance < LIMIT
     post: _
     """
-    stored = BucketState(balance, now, sequence=1, holds={"a": Hold(tokens, 1, expires_at, hold_for)})
-    state, _ = repair(SYNCED, stored, now)
+    hold = Hold(tokens, 1, expires_at, hold_for)
+    state, _ = repair(SYNCED, BucketState(balance=balance, refilled_at=now, sequence=1, holds={"a": hold}), now)
     return all(hold.expires_at <= now + hold.hold_for + TOLERANCE_US for hold in state.holds.values())
 
 
@@ -129,9 +158,105 @@ def refill_of_0_needs_a_reading(refill: int, period: int, reading_at: int, now: 
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(0, now, reported_refill=refill, reported_period_us=period, reading_at=reading_at)
+    stored = BucketState(
+        balance=0, refilled_at=now, reported_refill=refill, reported_period_us=period, reading_at=reading_at
+    )
     state, _ = repair(SYNCED, stored, now)
     if state.reported_refill is None or state.reported_period_us is None:
         return state.reported_refill is None and state.reported_period_us is None
     exact = state.reported_refill * (state.reported_period_us + 1) < LIMIT and state.reported_period_us >= 1
     return exact and (state.reported_refill > 0 or state.reading_at is not None)
+
+
+def sums_are_what_the_holds_are(held: Number, number: Number, tokens: int, due_at: Number, now: int) -> bool:
+    """Where all holds were read, the stored sums are theirs, and none falls due unseen for longer than a second.
+
+    pre: 0 <= now <= LATEST and 0 <= tokens < LIMIT
+    post: _
+    """
+    hold = Hold(tokens, 1, now + 1, 1)
+    stored = BucketState(
+        balance=0, refilled_at=now, sequence=1, held=held, open=number, due_at=due_at, reading_at=now, holds={"a": hold}
+    )
+    state, _ = repair(SYNCED, stored, now)
+    return (state.held, state.open) == (tokens, 1) and state.due_at is not None and state.due_at <= now + SWEEP_US + 1
+
+
+def due_and_pause_are_never_far_ahead(due_at: Number, paused_until: Number, now: int) -> bool:
+    """However far ahead they are stored, a pause ends within a day and the tolerance, and holds are looked at in two.
+
+    pre: 0 <= now <= LATEST
+    post: _
+    """
+    state, _ = repair(SMOOTH, BucketState(balance=0, refilled_at=now, due_at=due_at, paused_until=paused_until), now)
+    return (state.due_at is None or 0 <= state.due_at <= now + 2 * MAX_HOLD_US + TOLERANCE_US) and (
+        state.paused_until is None or 0 <= state.paused_until <= now + DAY_US + TOLERANCE_US
+    )
+
+
+def places_are_never_far_ahead(
+    balance: int, refilled_at: int, last: Number, firm: Number, largest: Number, now: int
+) -> bool:
+    """However far ahead they are stored, places lie within the refill from the balance to full, a period and 5 s.
+
+    pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY and 0 <= refilled_at
+    post: _
+    """
+    stored = BucketState(
+        balance=balance, refilled_at=refilled_at, last_place=last, firm_place=firm, largest_place=largest
+    )
+    state, _ = repair(SMOOTH, stored, now)
+    furthest = now + ((CAPACITY - min(0, balance)) // RATE + 2) * RATE_PERIOD_US + TOLERANCE_US
+    return 0 <= state.last_place <= furthest and 0 <= state.firm_place <= furthest and 0 <= state.largest_place < LIMIT
+
+
+def sound_places_are_left_alone(balance: int, tokens: int, at: int, now: int) -> bool:
+    """The place that a bucket gave is never taken for damage, however much later or on a clock 5 s behind.
+
+    pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST and 1 <= tokens <= CAPACITY
+    pre: now <= at + YEAR_US
+    post: _
+    """
+    given, _ = transition(SMOOTH, plain(SMOOTH, balance, at), at, Acquire(tokens, wait_us=LIMIT - 1))
+    for looked in (max(0, at - TOLERANCE_US), now):
+        _, names = repair(SMOOTH, given, looked)
+        if names:
+            return False
+    return True
+
+
+def terms_at_is_never_ahead(terms_at: Number, wide: Number, server_time_at: Number, now: int) -> bool:
+    """No change of terms and no server's time is dated ahead; a wider capacity is for a change alone.
+
+    pre: 0 <= now <= LATEST
+    post: _
+    """
+    stored = BucketState(
+        balance=0, refilled_at=now, terms_at=terms_at, wide_capacity=wide, server_time_at=server_time_at
+    )
+    state, _ = repair(SYNCED, stored, now)
+    if state.terms_at is None:
+        return state.wide_capacity is None
+    dated = 0 <= state.terms_at <= now + TOLERANCE_US and 0 <= state.server_time_at <= now + TOLERANCE_US
+    return dated and (state.wide_capacity is None or 1 <= state.wide_capacity < LIMIT)
+
+
+def stretched_is_ten_minutes_at_most(stretched: Number, refill: Number, period: Number, now: int) -> bool:
+    """A period that a server's `refillIn` stretched is ten minutes at most, and the refill in effect stays exact.
+
+    pre: 0 <= now <= LATEST
+    post: _
+    """
+    stored = BucketState(
+        balance=0,
+        refilled_at=now,
+        reading_at=now,
+        reported_refill=refill,
+        reported_period_us=period,
+        stretched_us=stretched,
+    )
+    state, _ = repair(SYNCED, stored, now)
+    flow = flow_in_effect(state, now)
+    return (state.stretched_us is None or 1 <= state.stretched_us <= LONGEST_STRETCH_US) and (
+        flow.period_us >= 1 and flow.refill * (flow.period_us + 1) < LIMIT
+    )

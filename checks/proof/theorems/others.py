@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from keepa_tokens.rules.arithmetic import halved
+from keepa_tokens.rules.arithmetic import KEPT_SHARE, halved
 from keepa_tokens.rules.commands import Acquire, Settle
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.rules.transition import HALF_LIFE_US, KEPT_SHARE, transition
+from keepa_tokens.rules.transition import HALF_LIFE_US, transition
 from keepa_tokens.units import LIMIT
 
 from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, REFILL, SYNCED
@@ -63,7 +63,9 @@ def a_third_is_kept_back_at_most(balance: int, kept: int | None, told: int, now:
     pre: -DEBT < balance <= CAPACITY and -DEBT < told <= CAPACITY and 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(balance, now, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept)
+    stored = BucketState(
+        balance=balance, refilled_at=now, quota=SYNCED, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept
+    )
     state, outcome = transition(SYNCED, stored, now, Settle("nobody's", reading=Reading(told)))
     if state is None or state.balance != told:
         return False
@@ -77,7 +79,9 @@ def kept_back_stops_nobody(balance: int, kept: int | None, now: int, tokens: int
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    stored = BucketState(balance, now, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept)
+    stored = BucketState(
+        balance=balance, refilled_at=now, quota=SYNCED, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept
+    )
     state, refusal = transition(SYNCED, stored, now, Acquire(tokens, keep))
     if refusal.granted:
         return True

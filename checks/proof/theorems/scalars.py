@@ -1,8 +1,8 @@
-"""The small formulas: what is required, what is carried over, anchored, phased and saturated. At every rate."""
+"""The small formulas: what is required, anchored, phased and saturated. At every rate."""
 
 from __future__ import annotations
 
-from keepa_tokens.rules.arithmetic import anchored, carried_over, phased, required, saturated
+from keepa_tokens.rules.arithmetic import anchored, phased, required, saturated
 from keepa_tokens.units import LIMIT
 
 
@@ -14,40 +14,6 @@ def grant_stays_within_the_overdraft(available: int, tokens: int, overdraft: int
     """
     admitted = available >= required(tokens, overdraft)
     return admitted == (available >= 1 and available - tokens >= -overdraft)
-
-
-def carried_over_never_mints(carry: int, old_rate: int, old_period: int, rate: int, period: int) -> bool:
-    """A remainder in units of another rate stands for no more time than before, and for less than a whole token.
-
-    pre: old_rate >= 0 and rate >= 0 and period >= 1 and 0 <= carry < old_period
-    post: _
-    """
-    kept = carried_over(carry, old_rate, old_period, rate, period)
-    if not 0 <= kept < period:
-        return False
-    return kept == carry if (old_rate, old_period) == (rate, period) else kept * old_rate <= carry * rate
-
-
-def carried_to_and_fro_never_mints(carry: int, old_rate: int, old_period: int, rate: int, period: int) -> bool:
-    """Two quotas that take turns on one key never make a remainder grow.
-
-    pre: old_rate >= 0 and rate >= 0 and period >= 1 and 0 <= carry < old_period
-    post: _
-    """
-    there = carried_over(carry, old_rate, old_period, rate, period)
-    return carried_over(there, rate, period, old_rate, old_period) <= carry
-
-
-def carried_over_loses_less_than_a_microsecond(
-    carry: int, old_rate: int, old_period: int, rate: int, period: int
-) -> bool:
-    """What rounding takes from a remainder is less than a microsecond's refill, unless a whole token caps it.
-
-    pre: old_rate >= 1 and rate >= 1 and period >= 1 and 0 <= carry < old_period
-    post: _
-    """
-    kept = carried_over(carry, old_rate, old_period, rate, period)
-    return kept == period - 1 or (kept + rate) * old_rate > carry * rate
 
 
 def anchored_is_never_far_ahead(stored: int, now: int, tolerance: int) -> bool:

@@ -17,7 +17,7 @@ def lost_timestamp_stops_nobody(balance: int, stored: int | None, now: int, toke
     pre: -DEBT < balance < tokens <= CAPACITY and tokens >= 1 and 0 <= now <= LATEST
     post: _
     """
-    state, first = transition(SMOOTH, BucketState(balance, stored), now, Acquire(tokens))
+    state, first = transition(SMOOTH, BucketState(balance=balance, refilled_at=stored), now, Acquire(tokens))
     longest = TOLERANCE_US + ((tokens - balance) // RATE + 1) * RATE_PERIOD_US
     if first.granted:
         return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Settle, Verdict
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Settle, Unclaim, Verdict
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import CLAIM_US, LIMIT, MAX_BACKOFF_US, REORDER_US, TOLERANCE_US
+from keepa_tokens.units import CLAIM_US, LIMIT, MAX_BACKOFF_US, MINUTE_US, NEAR_US, REORDER_US, TOLERANCE_US
 
 from .terms import CAPACITY, DEBT, LATEST, SYNCED, pick
 
@@ -20,13 +21,22 @@ SEEN: Final = Settle("nobody's", reading=READING)
 """A reading seen outside any call, by the door that leaves out the snapshot, whose floats slow the solver down."""
 
 
-def no_field_shuts_out_a_reading(reading_at: int, server_time: int, now: int, balance: int) -> bool:
+def _told(balance: int | None, now: int, **others: int | None) -> BucketState:
+    return replace(
+        BucketState(balance=balance, refilled_at=now, sequence=1, reading_at=now, reading_sequence=1, quota=SYNCED),
+        **others,
+    )
+
+
+def no_field_shuts_out_a_reading(
+    reading_at: int, server_time: int, server_time_at: int, now: int, balance: int
+) -> bool:
     """Whatever instants are stored, a reading refused now is taken after two minutes and the tolerance of clocks.
 
     pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY
     post: _
     """
-    stored = BucketState(balance, now, sequence=1, reading_at=reading_at, reading_sequence=1, server_time=server_time)
+    stored = _told(balance, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
     state, first = transition(SYNCED, stored, now, SEEN)
     if first.reading is Verdict.TAKEN:
         return first.balance == READING.balance
@@ -40,8 +50,14 @@ def no_sequence_shuts_out_a_reading(sequence: int, reading_sequence: int, now: i
     pre: REORDER_US < now <= LATEST
     post: _
     """
-    stored = BucketState(
-        0, now, sequence=sequence, reading_at=now - REORDER_US - 1, reading_sequence=reading_sequence, server_time=2**51
+    stored = _told(
+        0,
+        now,
+        sequence=sequence,
+        reading_at=now - REORDER_US - 1,
+        reading_sequence=reading_sequence,
+        server_time=2**51,
+        server_time_at=now,
     )
     _, outcome = transition(SYNCED, stored, now, SEEN)
     return outcome.reading is Verdict.TAKEN and outcome.balance == READING.balance
@@ -53,7 +69,7 @@ def two_minutes_sharp(reading_at: int, server_time: int, now: int) -> bool:
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(0, now, sequence=1, reading_at=reading_at, reading_sequence=1, server_time=server_time)
+    stored = _told(0, now, reading_at=reading_at, server_time=server_time, server_time_at=now)
     state, first = transition(SYNCED, stored, now, SEEN)
     _, second = transition(SYNCED, state, now + REORDER_US + 1, SEEN)
     return Verdict.TAKEN in {first.reading, second.reading}
@@ -66,21 +82,37 @@ def no_reading_shuts_out_the_next(server_time: int, told: int, now: int, later: 
     pre: now + REORDER_US < later <= LATEST
     post: _
     """
-    stored = BucketState(told, now, sequence=1, reading_at=now, reading_sequence=1, server_time=server_time)
+    stored = _told(told, now, server_time=server_time, server_time_at=now)
     state, outcome = transition(SYNCED, stored, later, SEEN)
     return outcome.reading is Verdict.TAKEN and state is not None and state.balance == READING.balance
 
 
-def stale_reading_changes_nothing(balance: int, server_time: int, age: int, now: int) -> bool:
-    """A reading that is older by the server's time, within two minutes, leaves the balance as it is.
+def stale_reading_changes_nothing(balance: int, ago: int, age: int, now: int) -> bool:
+    """A reading that is more than 5 s older by the server's time, within two minutes, leaves everything as it is.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= age <= REORDER_US and age <= now <= LATEST
-    pre: 1_000_000_000_000 < server_time < LIMIT
+    pre: NEAR_US < ago and ago + age <= MINUTE_US
     post: _
     """
-    stored = BucketState(balance, now, sequence=1, reading_at=now - age, reading_sequence=1, server_time=server_time)
+    stored = _told(balance, now, reading_at=now - age, server_time=1_000_000_000_000 + ago, server_time_at=now - age)
     state, outcome = transition(SYNCED, stored, now, SEEN)
-    return outcome.reading is Verdict.STALE and state is not None and state.balance == balance
+    return outcome.reading is Verdict.STALE and state is stored
+
+
+def only_a_newer_reading_raises(balance: int, server_time: int, server_time_at: int, age: int, now: int) -> bool:
+    """Within two minutes of the last one, only a reading that is newer raises the balance; where nothing tells, none.
+
+    pre: -DEBT < balance <= CAPACITY and 0 <= age <= REORDER_US and age <= now <= LATEST
+    pre: 0 <= server_time < LIMIT and 0 <= server_time_at <= now
+    post: _
+    """
+    stored = _told(balance, now, reading_at=now - age, server_time=server_time, server_time_at=server_time_at)
+    _, outcome = transition(SYNCED, stored, now, SEEN)
+    told, passed = 1_000_000_000_000 - server_time, now - server_time_at
+    if abs(told - passed) <= MINUTE_US and told > 0:
+        return outcome.balance == READING.balance
+    near = abs(told - passed) > MINUTE_US or told >= -NEAR_US
+    return outcome.balance == (min(balance, READING.balance) if near else balance)
 
 
 def a_claim_ends(probe_until: int | None, now: int) -> bool:
@@ -89,8 +121,7 @@ def a_claim_ends(probe_until: int | None, now: int) -> bool:
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(0, now, reading_at=now, probe_until=probe_until)
-    state, _ = transition(SYNCED, stored, now, ClaimProbe())
+    state, _ = transition(SYNCED, _told(0, now, probe_until=probe_until), now, ClaimProbe())
     _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US, ClaimProbe())
     return second.probe
 
@@ -101,10 +132,29 @@ def one_probes_at_a_time(probe_until: int | None, now: int, later: int) -> bool:
     pre: 0 <= now <= later <= LATEST
     post: _
     """
-    stored = BucketState(0, now, reading_at=now, probe_until=probe_until)
-    state, first = transition(SYNCED, stored, now, ClaimProbe())
+    state, first = transition(SYNCED, _told(0, now, probe_until=probe_until), now, ClaimProbe())
     _, second = transition(SYNCED, state, later, ClaimProbe())
     return not (first.probe and second.probe) or later >= now + CLAIM_US
+
+
+def giving_claims_back_is_no_way_to_hammer(probe_until: int | None, returned: int | None, now: int) -> bool:
+    """A claim given back is free at once the first time; whoever gives it back again without a reading counts failures.
+
+    pre: 0 <= now <= LATEST
+    post: _
+    """
+    state, first = transition(
+        SYNCED, _told(0, now, probe_until=probe_until, probe_returned=returned), now, ClaimProbe()
+    )
+    if first.claimed_until_us is None:
+        return True
+    state, _ = transition(SYNCED, state, now, Unclaim(first.claimed_until_us))
+    state, second = transition(SYNCED, state, now, ClaimProbe())
+    if state is None or second.claimed_until_us is None:
+        return False
+    state, _ = transition(SYNCED, state, now, Unclaim(second.claimed_until_us))
+    state, third = transition(SYNCED, state, now, ClaimProbe())
+    return third.probe and state is not None and (state.probe_failures or 0) >= 1
 
 
 def an_unknown_bucket_asks(probe_until: int | None, failures: int, now: int) -> bool:
@@ -113,7 +163,9 @@ def an_unknown_bucket_asks(probe_until: int | None, failures: int, now: int) -> 
     pre: 0 <= now <= LATEST and 0 <= failures < len(FAILURES)
     post: _
     """
-    stored = BucketState(None, now, probe_until=probe_until, probe_failures=pick(failures, FAILURES))
+    stored = BucketState(
+        refilled_at=now, probe_until=probe_until, probe_failures=pick(failures, FAILURES), quota=SYNCED
+    )
     state, first = transition(SYNCED, stored, now, Acquire(1))
     if first.probe or first.granted:
         return True
@@ -127,7 +179,7 @@ def backoff_ends(reading_at: int | None, probe_until: int | None, failures: int,
     pre: 0 <= now <= LATEST and -DEBT < balance <= 0 and 0 <= failures < len(FAILURES)
     post: _
     """
-    stored = BucketState(
+    stored = _told(
         balance, now, reading_at=reading_at, probe_until=probe_until, probe_failures=pick(failures, FAILURES)
     )
     state, first = transition(SYNCED, stored, now, Acquire(1))

@@ -10,6 +10,8 @@ import os
 from typing import Final, TypeVar
 
 from keepa_tokens.quota import Quota
+from keepa_tokens.rules.fast_path import Numbers
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
 
 T = TypeVar("T")
@@ -43,3 +45,58 @@ def pick(which: int, of: tuple[T, ...]) -> T:
         if which == index:
             return item
     raise IndexError(which)
+
+
+def plain(quota: Quota, balance: int, at: int, carry: int = 0) -> BucketState:
+    """Return what is stored of a plain bucket on these terms, with nothing in flight and nobody waiting."""
+    return BucketState(balance=balance, refilled_at=at, carry=carry, quota=quota)
+
+
+def holding(quota: Quota, balance: int, at: int, hold: Hold, *, told: int = 1) -> BucketState:
+    """Return what is stored of a bucket with the one hold "a", and on a synced one with a reading just taken.
+
+    told: the sequence number of that reading; there is none that is 0.
+    """
+    tokens, number = (hold.tokens, 1) if hold.in_flight else (0, 0)
+    return BucketState(
+        balance=balance,
+        refilled_at=at,
+        sequence=9,
+        held=tokens,
+        open=number,
+        due_at=hold.due_at,
+        reading_at=at if quota.synced else None,
+        reading_sequence=told if quota.synced else None,
+        quota=quota,
+        holds={"a": hold},
+    )
+
+
+def there(balance: int | None) -> int:
+    """Return a balance that is known."""
+    if balance is None:
+        raise AssertionError
+    return balance
+
+
+def numbers(quota: Quota, balance: int, at: int, carry: int = 0, *, held: int = 0) -> Numbers:
+    """Return the numbers of a bucket for the fast path: on these terms, with one hold of so many tokens in flight."""
+    return Numbers(
+        balance=balance,
+        refilled_at=at,
+        carry=carry,
+        held=held,
+        open=1 if held else 0,
+        sequence=9,
+        last_place=0,
+        firm_place=0,
+        largest_place=0,
+        capacity=quota.capacity,
+        refill=quota.refill if quota.stepped else quota.rate,
+        period_us=quota.period_us if quota.stepped else quota.rate_period_us,
+        stepped=quota.stepped,
+        overdraft=quota.overdraft,
+        synced=quota.synced,
+        queues=not quota.synced and quota.recharge_to is None,
+        kept_back=0,
+    )
