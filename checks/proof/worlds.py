@@ -737,13 +737,13 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     for charged, at_admission in (("completion", False), ("admission", True)):
         yield Synced(
             f"three calls, two refills, charged at {charged}",
-            LARGE,
+            replace(LARGE, period=20.0),
             12,
             (3, 5, 8),
             (4, 5, 10),
             at_admission,
             ticks=2,
-            unit=60 * SECOND,
+            unit=20 * SECOND,
         )
         yield Synced(
             f"two workers for ever, charged at {charged}",

@@ -20,7 +20,7 @@ from checks.proof.worlds import Alone, Synced, explore, worlds
 
 CONFIRMED = Expected(Verdict.CONFIRMED, PLANS)
 FAULTS = by_hand(script=False)
-PLAN_FREE = {"DEBT", "LATEST", "pick"}
+PLAN_FREE = {"DEBT", "LATEST", "pick", "there", "plain", "holding", "numbers"}
 QUICK = list(worlds(quick=True))
 
 

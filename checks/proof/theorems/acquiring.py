@@ -6,7 +6,7 @@ from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, NEVER, TOLERANCE_US, YEAR_US
+from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, TOLERANCE_US, YEAR_US
 
 from .terms import (
     CAPACITY,
@@ -229,13 +229,11 @@ def recharge_ends(balance: int, closed_until: int | None, now: int, tokens: int)
     post: _
     """
     stored = BucketState(balance=balance, refilled_at=now, closed_until=closed_until, quota=RECHARGED)
-    state, outcome = transition(RECHARGED, stored, now, Acquire(tokens))
+    _, outcome = transition(RECHARGED, stored, now, Acquire(tokens))
     if outcome.granted:
         return not outcome.closed
-    if state is None or state.closed_until is None or outcome.retry_after_us >= NEVER:
-        return False
     longest = ((TARGET - min(balance, TARGET)) // RATE + 1) * RATE_PERIOD_US
-    return now < state.closed_until <= now + longest and outcome.retry_after_us <= longest
+    return outcome.closed and 0 < outcome.retry_after_us <= longest
 
 
 def recharge_opens_when_it_says(balance: int, closed_until: int | None, now: int, tokens: int) -> bool:

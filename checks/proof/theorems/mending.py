@@ -168,16 +168,14 @@ def refill_of_0_needs_a_reading(refill: int, period: int, reading_at: int, now: 
     return exact and (state.reported_refill > 0 or state.reading_at is not None)
 
 
-def sums_are_what_the_holds_are(held: Number, number: Number, tokens: int, due_at: Number, now: int) -> bool:
-    """Where all holds were read, the stored sums are theirs, and none falls due unseen for longer than a second.
+def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: int) -> bool:
+    """Where all holds were read, the stored sum is theirs, and none falls due unseen for longer than a second.
 
     pre: 0 <= now <= LATEST and 0 <= tokens < LIMIT
     post: _
     """
     hold = Hold(tokens, 1, now + 1, 1)
-    stored = BucketState(
-        balance=0, refilled_at=now, sequence=1, held=held, open=number, due_at=due_at, reading_at=now, holds={"a": hold}
-    )
+    stored = BucketState(balance=0, refilled_at=now, sequence=1, held=held, due_at=due_at, holds={"a": hold})
     state, _ = repair(SYNCED, stored, now)
     return (state.held, state.open) == (tokens, 1) and state.due_at is not None and state.due_at <= now + SWEEP_US + 1
 
