@@ -70,8 +70,6 @@ TOO_SLOW: Final = (
     "tests/test_keepa_sync.py::test_fifty_coroutines_share_one_balance",
     "tests/test_liveness.py::test_the_old_rule_fails_by_the_lost_timestamp_alone",
     "tests/test_memory_storage.py::test_idle_full_buckets_are_dropped_as_others_are_used",
-    "tests/test_memory_storage.py::test_memory_storage_is_transition_with_a_lock",
-    "tests/redis/test_differential.py::test_script_and_core_agree_on_the_fake",
 )
 """What they show, others here show sooner."""
 

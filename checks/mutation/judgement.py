@@ -23,6 +23,8 @@ MODULES: Final = (
     "rules.reading",
     "rules.commands",
     "rules.arithmetic",
+    "rules.fast_path",
+    "rules.line",
     "rules.flow",
     "rules.repair",
     "rules.transition",

@@ -28,6 +28,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from operator import attrgetter
 from typing import Any, Final
 
 from keepa_tokens.quota import Quota
@@ -48,7 +50,7 @@ from keepa_tokens.rules.commands import (
 )
 from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.repair import repair
+from keepa_tokens.rules.repair import new_state, repair
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT, MICROSECONDS, MINUTE_US, TOLERANCE_US, UNLIMITED
@@ -103,7 +105,8 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
     if not holds:
         instants["due_at"] = None
     return replace(
-        replace(state, **instants),
+        state,
+        **instants,
         version=0,
         fast=None,
         carry=state.carry or 0,
@@ -131,7 +134,10 @@ Key = tuple[object, ...]
 
 def key(state: BucketState) -> Key:
     """Return what tells one state from another."""
-    return (*(getattr(state, field.name) for field in fields(state) if field.name != "holds"), *state.holds.items())
+    return (*WITHOUT_HOLDS(state), *state.holds.items())
+
+
+WITHOUT_HOLDS: Final = attrgetter(*(field.name for field in fields(BucketState) if field.name != "holds"))
 
 
 def held(state: BucketState) -> int:
@@ -148,7 +154,14 @@ def potential(state: BucketState, now: int, flow: Flow, *, synced: bool) -> int:
 
 def flow_of(quota: Quota, state: BucketState, now: int) -> Flow:
     """Return the flow in effect."""
-    return flow_in_effect(repair(quota, state, now)[0], now)
+    told = (state.reported_refill, state.reported_capacity, state.stretched_us, state.wide_capacity)
+    return flow_alone(quota) if told == (None,) * 4 else flow_in_effect(repair(quota, state, now)[0], now)
+
+
+@cache
+def flow_alone(quota: Quota) -> Flow:
+    """Return the flow of terms of which nobody has said anything else."""
+    return flow_in_effect(new_state(quota, NOW), NOW)
 
 
 def gained(before: BucketState, command: Command, outcome: Outcome) -> int:
@@ -765,7 +778,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     )
     yield replace(places, damage=False, after=(0, 1, -1))
     yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
-    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=(), pauses=True)
+    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=(), pauses=True, damage=False)
     minutely = Quota(2, 1, 60.0)
     yield Turns("terms in turn, smooth and stepped", (minutely, replace(minutely, stepped=True)))
     yield Turns(

@@ -192,20 +192,16 @@ def due_and_pause_are_never_far_ahead(due_at: Number, paused_until: Number, now:
     )
 
 
-def places_are_never_far_ahead(
-    balance: int, refilled_at: int, last: Number, firm: Number, largest: Number, now: int
-) -> bool:
+def places_are_never_far_ahead(balance: int, last: Number, firm: Number, now: int) -> bool:
     """However far ahead they are stored, places lie within the refill from the balance to full, a period and 5 s.
 
-    pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY and 0 <= refilled_at
+    pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY
     post: _
     """
-    stored = BucketState(
-        balance=balance, refilled_at=refilled_at, last_place=last, firm_place=firm, largest_place=largest
-    )
+    stored = BucketState(balance=balance, refilled_at=now, last_place=last, firm_place=firm)
     state, _ = repair(SMOOTH, stored, now)
     furthest = now + ((CAPACITY - min(0, balance)) // RATE + 2) * RATE_PERIOD_US + TOLERANCE_US
-    return 0 <= state.last_place <= furthest and 0 <= state.firm_place <= furthest and 0 <= state.largest_place < LIMIT
+    return 0 <= state.last_place <= furthest and 0 <= state.firm_place <= furthest
 
 
 def sound_places_are_left_alone(balance: int, tokens: int, at: int, now: int) -> bool:

@@ -61,7 +61,7 @@ def refill_stepped(
     if balance >= capacity:
         return balance, moved
     room = capacity - balance
-    if periods >= room // refill + 1:
+    if periods > room // refill:
         return capacity, moved
     return min(capacity, balance + periods * refill), moved
 
@@ -103,7 +103,7 @@ def set_aside(keep: int, kept_back: int, capacity: int, need: int) -> int:
     Together they come to a third of the capacity at most, and never to so much that `need` can't be had.
     """
     kept = min(kept_back, capacity // KEPT_SHARE)
-    return max(keep, min(keep + kept, capacity // KEPT_SHARE, capacity - need)) if kept else keep
+    return max(keep, min(keep + kept, capacity // KEPT_SHARE, capacity - need))
 
 
 def flowed_between(start: int, end: int, refill: int, period: int, *, stepped: bool) -> int:
