@@ -778,7 +778,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     )
     yield replace(places, damage=False, after=(0, 1, -1))
     yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
-    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=(), pauses=True, damage=False)
+    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=("a",), pauses=True, damage=False, after=(0, 1, 5))
     minutely = Quota(2, 1, 60.0)
     yield Turns("terms in turn, smooth and stepped", (minutely, replace(minutely, stepped=True)))
     yield Turns(
