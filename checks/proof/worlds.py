@@ -90,9 +90,10 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
     known = {0, state.reading_sequence or 0}
     for hold in state.holds.values():
         known |= {hold.opened, hold.charged}
-    # Without readings it is only ever asked whether a hold was charged.
-    synced = state.reading_at is not None
-    rank = {number: place if synced else min(1, place) for place, number in enumerate(sorted(known))}
+    known |= {ticket.arrived for ticket in state.line}
+    # Without readings and a line it is only ever asked whether a hold was charged.
+    in_order = state.reading_at is not None or state.line
+    rank = {number: place if in_order else min(1, place) for place, number in enumerate(sorted(known))}
     holds = {
         name: Hold(hold.tokens, rank[hold.opened], hold.expires_at + by, hold.hold_for, rank[hold.charged])
         for name, hold in sorted(state.holds.items())
@@ -115,6 +116,7 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
         sequence=max(rank.values()),
         reading_sequence=rank[state.reading_sequence or 0],
         holds=holds,
+        line=tuple(replace(each, arrived=rank[each.arrived], told_at=each.told_at + by) for each in state.line),
         quota=state.quota if terms else None,
         drift=None,
     )
@@ -322,7 +324,7 @@ class Alone:
 
     Steps come so many units after the one before, or on a clock that stepped back. The unit is the tolerance of
     clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back.
-    pauses: somebody may pause it.
+    pauses: somebody may pause it. in_line: two callers may stand in line, one of them to leave tokens for others.
     """
 
     name: str
@@ -333,6 +335,7 @@ class Alone:
     damage: bool = True
     waits: bool = False
     pauses: bool = False
+    in_line: bool = False
     hold_for: int = 2 * TOLERANCE_US
     probe_after_us: int | None = None
 
@@ -346,6 +349,10 @@ class Alone:
             yield Acquire(0)
             yield from self.readings(state, now)
             return
+        if self.in_line:
+            yield Acquire(2, ticket="one")
+            yield Acquire(1, keep=1, ticket="other")
+            yield Cancel("one")
         yield Acquire(2, keep=self.quota.capacity - 2)
         if self.waits:
             yield Acquire(1, wait_us=2 * self.unit)
@@ -778,6 +785,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     )
     yield replace(places, damage=False, after=(0, 1, -1))
     yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
+    yield Alone("plain, with a line", Quota(2, 1, 10.0), workers=(), in_line=True, damage=False, after=(0, 1, 5, 13))
     yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=("a",), pauses=True, damage=False, after=(0, 1, 5))
     minutely = Quota(2, 1, 60.0)
     yield Turns("terms in turn, smooth and stepped", (minutely, replace(minutely, stepped=True)))
