@@ -122,15 +122,14 @@ def the_larger_capacity_bounds_for_a_minute(balance: int, now: int, later: int) 
     return min(balance, NARROW.capacity) <= there(second.balance) <= NARROW.capacity
 
 
-def a_wider_capacity_ends(balance: int, wide: int | None, terms_at: int | None, now: int) -> bool:
+def a_wider_capacity_ends(wide: int, terms_at: int, now: int) -> bool:
     """Whatever is stored as the wider capacity, a minute and the tolerance later it bounds nothing.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
+    pre: 0 <= now <= LATEST and 1 <= wide <= DEBT and 0 <= terms_at <= now + TOLERANCE_US
     post: _
     """
-    stored = replace(plain(SMOOTH, balance, now), wide_capacity=wide, terms_at=terms_at)
-    state, _ = transition(SMOOTH, stored, now, Acquire(0))
-    _, outcome = transition(SMOOTH, state, now + MINUTE_US + TOLERANCE_US, Acquire(0))
+    stored = replace(plain(SMOOTH, 0, now), wide_capacity=wide, terms_at=terms_at)
+    _, outcome = transition(SMOOTH, stored, now + MINUTE_US + TOLERANCE_US, Acquire(0))
     return there(outcome.balance) <= CAPACITY
 
 
