@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, cast
 
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Settle, Unclaim, Verdict
 from keepa_tokens.rules.reading import Reading
@@ -22,10 +22,8 @@ SEEN: Final = Settle("nobody's", reading=READING)
 
 
 def _told(balance: int | None, now: int, **others: int | None) -> BucketState:
-    return replace(
-        BucketState(balance=balance, refilled_at=now, sequence=1, reading_at=now, reading_sequence=1, quota=SYNCED),
-        **others,
-    )
+    stored = BucketState(balance=balance, refilled_at=now, sequence=1, reading_at=now, reading_sequence=1, quota=SYNCED)
+    return replace(stored, **cast("dict[str, Any]", others))
 
 
 def no_field_shuts_out_a_reading(
