@@ -133,19 +133,16 @@ def a_wider_capacity_ends(wide: int, terms_at: int, now: int) -> bool:
     return there(outcome.balance) <= CAPACITY
 
 
-def from_refill_0_at_most_a_minute_goes_over(balance: int, at: int, terms_at: int | None, now: int) -> bool:
+def from_refill_0_at_most_a_minute_goes_over(balance: int, age: int, now: int) -> bool:
     """From terms that never refill no more than a minute's refill goes over, and no more than since they began.
 
-    pre: -DEBT < balance < CAPACITY and 0 <= at <= now and 60_000_000 <= now <= LATEST
+    pre: -DEBT < balance < CAPACITY and MINUTE_US <= now <= LATEST and MINUTE_US <= age <= now
     post: _
     """
-    stored = replace(plain(NONE, balance, at), terms_at=terms_at)
+    stored = replace(plain(NONE, balance, now), terms_at=now - age)
     state, outcome = transition(SMOOTH, stored, now, Acquire(0))
     if state is None or outcome.terms is None:
-        return outcome.balance == balance
-    brought = MINUTE_US if terms_at is None or terms_at < 0 or terms_at > now + TOLERANCE_US else max(0, now - terms_at)
-    return (
-        balance * RATE_PERIOD_US
-        <= there(state.balance) * RATE_PERIOD_US
-        <= (balance * RATE_PERIOD_US + min(MINUTE_US, brought) * RATE)
-    )
+        return False
+    after = there(state.balance) * RATE_PERIOD_US + (state.carry or 0)
+    before = balance * RATE_PERIOD_US
+    return before <= after <= before + MINUTE_US * RATE
