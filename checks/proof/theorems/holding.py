@@ -9,32 +9,30 @@ from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MAX_HOLD_US, SWEEP_US
 
-from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, SMOOTH, SYNCED, holding, plain
+from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, SMOOTH, SYNCED, holding, plain, there
 
 
-def settle_is_idempotent(
-    balance: int, tokens: int, opened: int, expires_at: int, charged: int, actual: int, now: int
-) -> bool:
+def settle_is_idempotent(balance: int, tokens: int, age: int, charged: int, actual: int, now: int) -> bool:
     """The second settle of a hold, in flight or run out, finds nothing and changes nothing.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
-    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= opened <= 9 and 0 <= charged <= 9 and expires_at >= 0
+    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST and 0 <= age <= MAX_HOLD_US
+    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= charged <= 9
     post: _
     """
-    stored = holding(SYNCED, balance, now, Hold(tokens, opened, expires_at, 60_000_000, charged))
+    stored = holding(SYNCED, balance, now, Hold(tokens, 1, now - age, MAX_HOLD_US, charged))
     once, _ = transition(SYNCED, stored, now, Settle("a", actual))
     twice, again = transition(SYNCED, once, now, Settle("a", actual))
     return not again.found and once == twice
 
 
-def plain_settle_is_idempotent(balance: int, tokens: int, expires_at: int, actual: int, last: int, now: int) -> bool:
-    """The same on a plain bucket, with somebody in a place ahead or not.
+def plain_settle_is_idempotent(balance: int, tokens: int, left: int, actual: int, now: int) -> bool:
+    """The same on a plain bucket, whose hold is forgotten when it runs out.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
-    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and expires_at >= 0 and 0 <= last <= now + PERIOD_US
+    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST
+    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and -MAX_HOLD_US <= left <= MAX_HOLD_US
     post: _
     """
-    stored = replace(holding(SMOOTH, balance, now, Hold(tokens, 1, expires_at, 60_000_000)), last_place=last)
+    stored = holding(SMOOTH, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US))
     once, _ = transition(SMOOTH, stored, now, Settle("a", actual))
     twice, again = transition(SMOOTH, once, now, Settle("a", actual))
     return not again.found and once == twice
@@ -84,23 +82,16 @@ def plain_settle_gives_back_what_was_not_used(balance: int, tokens: int, actual:
     return state is not None and outcome.found and state.balance == min(CAPACITY, left) and not state.holds
 
 
-def plain_settle_never_mints(
-    balance: int, tokens: int, actual: int, left: int, last: int, firm: int, largest: int, now: int
-) -> bool:
-    """Whatever is stored of those who wait, a plain settle gives back at most what its hold took and did not use.
+def plain_settle_never_mints(balance: int, tokens: int, actual: int, last: int, now: int) -> bool:
+    """With somebody in a place ahead, a plain settle gives back at most what its hold took and did not use.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
-    pre: 1 <= left <= MAX_HOLD_US
+    pre: -DEBT < balance <= CAPACITY and 1 <= now < last <= now + PERIOD_US
+    pre: 1 <= actual < tokens <= DEBT and now <= LATEST
     post: _
     """
-    stored = holding(SMOOTH, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US))
-    stored = replace(stored, last_place=last, firm_place=firm, largest_place=largest)
+    stored = replace(holding(SMOOTH, balance, now, Hold(tokens, 1, now + 1, 2)), last_place=last, largest_place=1)
     _, outcome = transition(SMOOTH, stored, now, Settle("a", actual))
-    if outcome.balance is None:
-        return False
-    if actual >= tokens:
-        return outcome.balance == balance + tokens - actual
-    return balance <= outcome.balance <= min(CAPACITY, balance + tokens - actual)
+    return balance <= there(outcome.balance) <= min(CAPACITY, balance + tokens - actual)
 
 
 def plain_hold_runs_out_forgotten(balance: int, tokens: int, hold_for: int, now: int) -> bool:
