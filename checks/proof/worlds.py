@@ -320,7 +320,7 @@ def check_liveness(quota: Quota, state: BucketState, probe_after_us: int | None,
 
 @dataclass(frozen=True)
 class Alone:
-    """A bucket of two workers with a hold each; a synced one is told what no real server would say, in any order.
+    """A bucket of a worker or two with a hold each; a synced one is told what no real server would say, in any order.
 
     Steps come so many units after the one before, or on a clock that stepped back. The unit is the tolerance of
     clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back.
@@ -777,8 +777,8 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
             hold_for=600 * SECOND,
             oldest=240 * SECOND,
         )
-    yield Alone("plain, smooth", Quota(2, 1, 10.0))
-    yield Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True))
+    yield Alone("plain, smooth", Quota(2, 1, 10.0), workers=("a",))
+    yield Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True), workers=("a",))
     yield Alone("plain, with places", Quota(2, 1, 10.0), workers=(), waits=True)
     places = Alone(
         "plain, overdraft 1, with a hold and places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True
