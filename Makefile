@@ -25,7 +25,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench-day bench-day-quick proof proof-page build docs release-check api-check clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench bench-day bench-day-quick proof proof-page build docs release-check api-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -98,6 +98,9 @@ endif
 
 demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its workers' processes in REDIS_URL
 	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
+
+bench: $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
+	$(BIN)/python -m checks.benchmarks.bench --write docs/evidence/speed.md
 
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md, .svg
 	$(BIN)/python -m checks.benchmarks.day --write docs/evidence $(BENCH_ARGS)

@@ -1,0 +1,434 @@
+"""What a step costs: ours, peers and floors interleaved in one run, as ratios, over-admission beside each.
+
+`python -m checks.benchmarks.bench` prints the tables; `--write PAGE` puts them into a page. Times on a busy machine say
+little, so contenders take turns, each turn is short, and the quickest turn of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import aiolimiter
+import limits
+import redis
+import redis.asyncio
+import token_bucket
+from kombu.utils.limits import TokenBucket as KombuBucket
+from limits.storage import MemoryStorage as LimitsMemory
+from limits.storage import RedisStorage as LimitsRedis
+from limits.strategies import FixedWindowRateLimiter
+from pyrate_limiter import Duration, Limiter, Rate
+from rush.limiters.periodic import PeriodicLimiter
+from rush.quota import Quota as RushQuota
+from rush.stores.dictionary import DictionaryStore
+from rush.throttle import Throttle
+from throttled import MemoryStore, RateLimiterType, Throttled
+from throttled.rate_limiter import per_duration
+
+from checks.page import renew, table
+from keepa_tokens import AsyncRedisStorage, AsyncTokenBucket, MemoryStorage, Quota, Reading, RedisStorage, TokenBucket
+from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Refund, Reserve, Settle
+from tests.servers import running
+
+NAIVE: Final = """
+local stored = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local capacity, rate = tonumber(ARGV[1]), tonumber(ARGV[2])
+local tokens, at = tonumber(stored[1] or capacity), tonumber(stored[2] or now)
+tokens = math.min(capacity, tokens + (now - at) * rate / 1000000)
+local granted = tokens >= 1
+if granted then tokens = tokens - 1 end
+redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', string.format('%.0f', now), 'capacity', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 60000)
+return {granted and 1 or 0, tostring(tokens)}
+"""
+"""A token bucket as many write it: no repair, no holds, no places, fractions by floats."""
+
+ROUNDS: Final = 25
+PLENTY: Final = Quota(10**9, 1000, 1.0)
+NOTHING: Final = Quota(1, 1, 10_000.0)
+TASKS: Final = 100
+HOUR_US: Final = 3_600_000_000
+
+Step = Callable[[], object]
+
+
+class Locked:
+    """The floor: a bucket in a lock that says yes or no."""
+
+    def __init__(self, capacity: float, rate: float) -> None:
+        self.lock, self.tokens, self.capacity, self.rate = threading.Lock(), capacity, capacity, rate
+        self.at = time.monotonic()
+
+    def take(self) -> bool:
+        """Take a token."""
+        with self.lock:
+            now = time.monotonic()
+            self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate)
+            self.at = now
+            if self.tokens < 1:
+                return False
+            self.tokens -= 1
+            return True
+
+
+class Bare(Locked):
+    """The same without its lock."""
+
+    def take(self) -> bool:
+        """Take a token."""
+        now = time.monotonic()
+        self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+def quickest(steps: Mapping[str, Step], *, calls: int = 200, rounds: int = ROUNDS) -> dict[str, float]:
+    """Return the seconds a call of each, in its quickest turn; they take turns."""
+    best = dict.fromkeys(steps, float("inf"))
+    for step in steps.values():
+        step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(calls):
+                step()
+            best[name] = min(best[name], (time.perf_counter() - began) / calls)
+    return best
+
+
+# --- in process
+
+
+def limits_step(rate: int) -> Step:
+    limiter, item = FixedWindowRateLimiter(LimitsMemory()), limits.RateLimitItemPerSecond(rate)
+    return lambda: limiter.hit(item, "k")
+
+
+def pyrate_step(rate: int) -> Step:
+    limiter = Limiter(Rate(rate, Duration.SECOND))
+    return lambda: limiter.try_acquire("k", blocking=False)
+
+
+def throttled_step(rate: int) -> Step:
+    quota = per_duration(timedelta(seconds=1), rate, burst=rate)
+    limiter = Throttled(key="k", using=RateLimiterType.TOKEN_BUCKET.value, quota=quota, store=MemoryStore())
+    return lambda: not limiter.limit("k").limited
+
+
+def token_bucket_step(rate: int) -> Step:
+    limiter = token_bucket.Limiter(rate, rate, token_bucket.MemoryStorage())
+    return lambda: limiter.consume(b"k")
+
+
+def kombu_step(rate: int) -> Step:
+    bucket = KombuBucket(rate, rate)
+    return lambda: bucket.can_consume(1)
+
+
+def rush_step(rate: int) -> Step:
+    throttle = Throttle(rate=RushQuota.per_second(rate), limiter=PeriodicLimiter(store=DictionaryStore()))
+    return lambda: not throttle.check("k", 1).limited
+
+
+PEERS: Final[Mapping[str, Callable[[int], Step]]] = {
+    "kombu": kombu_step,
+    "token-bucket": token_bucket_step,
+    "limits, fixed window": limits_step,
+    "pyrate-limiter": pyrate_step,
+    "throttled-py": throttled_step,
+    "rush": rush_step,
+}
+
+
+def over_admitted(make: Callable[[int], Step], rate: int = 50, seconds: float = 1.2) -> int:
+    """Return how many tokens over capacity and refill were let go, asked as fast as possible across a second's end."""
+    time.sleep(max(0.0, 1.0 - time.time() % 1.0 - 0.05))
+    step, granted, began = make(rate), 0, time.monotonic()
+    while time.monotonic() < began + seconds:
+        granted += bool(step())
+    return max(0, granted - rate - int(rate * (time.monotonic() - began)) - 1)
+
+
+def ours_step(rate: int) -> Step:
+    return TokenBucket(Quota.per_second(rate)).try_acquire
+
+
+def in_process() -> Iterator[str]:
+    """Yield the tables of one thread."""
+    grants: dict[str, Step] = {"floor without a lock": Bare(10**9, 1e6).take, "floor": Locked(10**9, 1e6).take}
+    grants["keepa_tokens"] = TokenBucket(PLENTY).try_acquire
+    grants |= {name: make(10**6) for name, make in PEERS.items()}
+    over = {"keepa_tokens": over_admitted(ours_step)} | {name: over_admitted(make) for name, make in PEERS.items()}
+    told = quickest(grants)
+    yield from table(
+        ("a grant, one thread", "us:", "over the floor:", "let go too many of 50 in 1.2 s:"),
+        ((name, f"{1e6 * at:.2f}", f"{at / told['floor']:.2f}", over.get(name, "-")) for name, at in told.items()),
+    )
+    refused = TokenBucket(NOTHING)
+    refused.try_acquire()
+    empty = Locked(1, 0)
+    empty.take()
+    told = quickest({"floor": empty.take, "keepa_tokens": refused.try_acquire} | _general())
+    yield from table(
+        ("a refusal; a command on the general path", "us:", "over the floor:"),
+        ((name, f"{1e6 * at:.2f}", f"{at / told['floor']:.2f}") for name, at in told.items()),
+    )
+
+
+def _general() -> dict[str, Step]:
+    storage, ids = MemoryStorage(), count()
+    synced = Quota(10**6, 5, 60.0, synced=True)
+    reading = Reading(10**6)
+    storage.apply("synced", synced, Reconcile(reading))
+
+    def pair(key: str, quota: Quota, told: Reading | None) -> None:
+        hold = f"h{next(ids)}"
+        storage.apply(key, quota, Reserve(hold, 1, HOUR_US))
+        storage.apply(key, quota, Settle(hold, 1, told))
+
+    return {
+        "reserve + settle, both": lambda: pair("plain", PLENTY, None),
+        "synced request + settle with a reading, both": lambda: pair("synced", synced, reading),
+    }
+
+
+def by_threads(make: Callable[[int], Step], seconds: float = 0.4) -> float:
+    """Return the grants a second of four threads."""
+    step, done, end = make(10**6), [0] * 4, time.monotonic() + seconds
+
+    def work(number: int) -> None:
+        calls = 0
+        while time.monotonic() < end:
+            for _ in range(20):
+                step()
+            calls += 20
+        done[number] = calls
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / seconds
+
+
+async def by_tasks(step: Callable[[], Awaitable[object]], seconds: float = 0.3) -> float:
+    """Return the calls a second of a hundred tasks."""
+    calls, end = 0, time.perf_counter() + seconds
+
+    async def work() -> None:
+        nonlocal calls
+        while time.perf_counter() < end:
+            await step()
+            calls += 1
+            await asyncio.sleep(0)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(TASKS)))
+    return calls / (time.perf_counter() - began)
+
+
+def together() -> Iterator[str]:
+    """Yield the tables of threads and tasks in process."""
+    # rush is for one thread: beside others its memory storage raises.
+    peers = {"keepa_tokens": ours_step} | {name: make for name, make in PEERS.items() if name != "rush"}
+    told = {name: max(by_threads(make) for _ in range(2)) for name, make in peers.items()}
+    yield from table(
+        ("four threads", "grants a second:", "keepa_tokens over it:"),
+        ((name, f"{rate:,.0f}", f"{told['keepa_tokens'] / rate:.2f}") for name, rate in told.items()),
+    )
+
+    async def tasks() -> dict[str, float]:
+        bucket, limiter = AsyncTokenBucket(PLENTY), aiolimiter.AsyncLimiter(10**6, 1)
+        return {"keepa_tokens": await by_tasks(bucket.try_acquire), "aiolimiter": await by_tasks(limiter.acquire)}
+
+    told = asyncio.run(tasks())
+    yield from table(
+        ("a hundred tasks in process", "grants a second:", "keepa_tokens over it:"),
+        ((name, f"{rate:,.0f}", f"{told['keepa_tokens'] / rate:.2f}") for name, rate in told.items()),
+    )
+
+
+# --- on a server
+
+
+def on_server(name: str) -> Iterator[str]:
+    """Yield the tables of a server: its own time a call, the client's, and trips."""
+    with running(name) as server, server.client() as admin:
+        storage = RedisStorage.from_url(server.url)
+        client: Any = storage._client
+        noop, naive = client.script_load("return 1"), client.script_load(NAIVE)
+        synced = Quota(10**9, 10**6, 1.0, synced=True)
+        storage.apply("synced", synced, Reconcile(Reading(10**9)))
+        many = {f"held{number}": number for number in (0, 6000)}
+        for key, number in many.items():
+            _fill(storage, key, number)
+        limiter, item = FixedWindowRateLimiter(LimitsRedis(server.url)), limits.RateLimitItemPerSecond(10**6)
+        ids = count()
+
+        def held(quota: Quota, key: str) -> None:
+            hold = f"h{next(ids)}"
+            storage.apply(key, quota, Reserve(hold, 1, HOUR_US))
+            storage.apply(key, quota, Settle(hold, 1))
+
+        def read() -> None:
+            storage.apply("synced", synced, Settle("none", 1, Reading(10**9, server_time=time.time())))
+
+        refused = Quota(1, 1, 10_000.0)
+        storage.apply("refused", refused, Acquire(1))
+        steps: dict[str, tuple[Step, int]] = {
+            "no-op EVALSHA": (lambda: client.execute_command("EVALSHA", noop, 1, "z"), 1),
+            "naive Lua bucket": (lambda: client.execute_command("EVALSHA", naive, 1, "z", 10**9, 10**6), 1),
+            "limits, fixed window": (lambda: limiter.hit(item, "k"), 1),
+            "acquire": (lambda: storage.apply("k", PLENTY, Acquire(1)), 1),
+            "acquire, synced": (lambda: storage.apply("synced", synced, Acquire(1)), 1),
+            "reserve + settle, a command": (lambda: held(PLENTY, "held"), 2),
+            "a plain refusal": (lambda: storage.apply("refused", refused, Acquire(1)), 1),
+            "a settle with a reading": (read, 1),
+            "acquire beside 0 holds": (lambda: storage.apply("held0", PLENTY, Acquire(1)), 1),
+            "acquire beside 6,000 holds": (lambda: storage.apply("held6000", PLENTY, Acquire(1)), 1),
+        }
+        told = _measured(admin, steps)
+        floor, plain = told["no-op EVALSHA"], told["naive Lua bucket"]
+        yield from table(
+            (
+                f"{name}, a command",
+                "server, us:",
+                "over the naive bucket:",
+                "client, us:",
+                "over the no-op:",
+                "calls of a script:",
+            ),
+            (
+                (what, f"{us:.1f}", f"{us / plain[0]:.2f}", f"{wall:.0f}", f"{wall / floor[1]:.2f}", f"{trips:.1f}")
+                for what, (us, wall, trips) in told.items()
+            ),
+        )
+        sizes = {key: admin.memory_usage(key) or 0 for key in ("keepa_tokens:k", "z")}
+        yield f"A bucket in {name}: {sizes['keepa_tokens:k']} bytes, {sizes['keepa_tokens:k'] / sizes['z']:.2f} times"
+        yield from (f"the naive one's {sizes['z']}.", "")
+        storage.close()
+
+
+def _fill(storage: RedisStorage, key: str, holds: int) -> None:
+    storage.apply(key, PLENTY, Acquire(1))
+    for number in range(holds):
+        command: Command = Refund(f"r{number}", 1) if number % 2 else Reserve(f"r{number}", 1, HOUR_US)
+        storage.apply(key, PLENTY, command)
+    storage.apply(key, PLENTY, Peek())
+
+
+def _measured(
+    admin: redis.Redis, steps: Mapping[str, tuple[Step, int]], *, calls: int = 100, rounds: int = 12
+) -> dict[str, tuple[float, float, float]]:
+    """Return the server's microseconds a command, the client's, and calls of scripts, of the quickest turn of each."""
+    best = {name: (float("inf"), float("inf"), 0.0) for name in steps}
+    for step, _ in steps.values():
+        step()
+    for _ in range(rounds):
+        for name, (step, commands) in steps.items():
+            admin.config_resetstat()
+            began = time.perf_counter()
+            for _ in range(calls):
+                step()
+            wall = (time.perf_counter() - began) / calls / commands * 1e6
+            stats: Any = admin.info("commandstats")
+            entries = [stats[f"cmdstat_{each}"] for each in ("evalsha", "eval") if f"cmdstat_{each}" in stats]
+            us = sum(entry["usec"] for entry in entries) / calls / commands
+            trips = sum(entry["calls"] for entry in entries) / calls / commands
+            best[name] = (min(best[name][0], us), min(best[name][1], wall), trips)
+    return best
+
+
+def by_coroutines_on_server(name: str) -> Iterator[str]:
+    """Yield the table of a hundred tasks on a server."""
+
+    async def rates(url: str) -> dict[str, float]:
+        storage, client = AsyncRedisStorage.from_url(url), redis.asyncio.Redis.from_url(url)
+        noop = await client.script_load("return 1")
+        best = {"no-op EVALSHA": 0.0, "acquire": 0.0}
+        for _ in range(6):
+            told = await by_tasks(lambda: client.execute_command("EVALSHA", noop, 1, "z"))
+            best["no-op EVALSHA"] = max(best["no-op EVALSHA"], told)
+            told = await by_tasks(lambda: storage.apply("k", PLENTY, Acquire(1)))
+            best["acquire"] = max(best["acquire"], told)
+        await storage.aclose()
+        await client.aclose()
+        return best
+
+    with running(name) as server:
+        told = asyncio.run(rates(server.url))
+    yield from table(
+        (f"{name}, a hundred tasks", "a second:", "over the no-op:"),
+        ((what, f"{rate:,.0f}", f"{rate / told['no-op EVALSHA']:.2f}") for what, rate in told.items()),
+    )
+
+
+# --- how it grows
+
+
+def growth() -> Iterator[str]:
+    """Yield what a bucket takes in memory, and whether an acquire costs more among many."""
+    keys = 20_000
+    gc.collect()
+    tracemalloc.start()
+    storage = MemoryStorage()
+    for number in range(keys):
+        storage.apply(f"user:{number}", PLENTY, Acquire(1))
+    size = tracemalloc.get_traced_memory()[0] / keys
+    tracemalloc.stop()
+    alone, waited = MemoryStorage(), MemoryStorage()
+    few = Quota(10, 1000, 1.0)
+    for _ in range(10_000):
+        waited.apply("k", few, Acquire(1, wait_us=HOUR_US))
+    alone.apply("k", PLENTY, Acquire(1))
+    told = quickest(
+        {
+            "one key": lambda: alone.apply("k", PLENTY, Acquire(1)),
+            f"{keys:,} keys": lambda: storage.apply("user:77", PLENTY, Acquire(1)),
+            "behind 10,000 who wait": lambda: waited.apply("k", few, Acquire(1, wait_us=HOUR_US)),
+        }
+    )
+    yield from (f"A bucket in this process's memory: {size:.0f} bytes.", "")
+    yield from table(
+        ("an acquire in memory", "us:", "over one key:"),
+        ((what, f"{1e6 * at:.2f}", f"{at / told['one key']:.2f}") for what, at in told.items()),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print, or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put what came out into this page")
+    options = parser.parse_args(arguments)
+    lines = [
+        *in_process(),
+        *together(),
+        *growth(),
+        *(line for name in ("valkey", "redis") for line in on_server(name)),
+        *by_coroutines_on_server("valkey"),
+    ]
+    print("\n".join(lines))
+    if options.write:
+        renew(options.write, "bench", lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
