@@ -56,7 +56,7 @@ mutants: $(VENV)/.stamp-mutants ## Break the core in each way that mutmut finds:
 mutants-page: $(VENV)/.stamp-mutants ## The same, with what came out put into docs/evidence/mutation.md
 	$(BIN)/python -m checks.mutation.core --write docs/evidence/mutation.md
 
-mutants-lua: $(VENV)/.stamp-test ## Break bucket.lua in each way that checks/mutation/by_hand.toml lists: a test must notice
+mutants-lua: $(VENV)/.stamp-test ## Break every line of bucket.lua that can be broken by a slip: a test must notice
 	$(BIN)/python -m checks.mutation.bucket_lua $(MUTANTS_ARGS)
 
 mutants-lua-page: $(VENV)/.stamp-test ## The same, with what came out put into docs/evidence/mutation.md

@@ -14,7 +14,6 @@ from checks.page import table
 HERE: Final = Path(__file__).parent
 SURVIVORS: Final = HERE / "core.toml"
 BY_HAND: Final = HERE / "by_hand.toml"
-SCRIPT: Final = "storage/bucket.lua"
 
 MODULES: Final = (
     "units",
@@ -96,13 +95,12 @@ class Judgement:
         return not self.unlisted and not self.gone and self.share >= LEAST
 
 
-def by_hand(*, script: bool) -> list[Mutant]:
-    """Return the committed faults planted by hand: those of the script, or those that a proof must refute."""
+def by_hand() -> list[Mutant]:
+    """Return the committed faults planted by hand, which a proof must refute."""
     return [
         Mutant(place, name=name, **{**row, "equivalent": "equivalent" in row, "reason": row.get("equivalent", "")})
         for place, named in tomllib.loads(BY_HAND.read_text(encoding="utf-8")).items()
         for name, row in named.items()
-        if script == (place == SCRIPT)
     ]
 
 

@@ -75,7 +75,7 @@ def jobs(table: Table, plans: int = len(PLANS)) -> Iterator[Job]:
         expected = replace(at_all, plans=at_all.plans[:plans])
         checks = [partial(check, name, refill=plan, seconds=expected.seconds) for plan in expected.plans]
         yield Job(_PART_OF[expected.verdict], name, _terms(expected.plans), expected, checks)
-    for mutant in by_hand(script=False):
+    for mutant in by_hand():
         yield Job(PLANTED, mutant.name, mutant.by, Expected(Verdict.REFUTED), [partial(noticed, mutant, table)])
 
 

@@ -19,7 +19,7 @@ from checks.proof.table import PLANS, THEOREMS, Expected, Table, load, shortfall
 from checks.proof.worlds import Alone, Synced, explore, worlds
 
 CONFIRMED = Expected(Verdict.CONFIRMED, PLANS)
-FAULTS = by_hand(script=False)
+FAULTS = by_hand()
 PLAN_FREE = {"DEBT", "LATEST", "pick"}
 QUICK = list(worlds(quick=True))
 

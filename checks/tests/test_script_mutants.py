@@ -1,56 +1,58 @@
-"""What `make mutants-lua` says can be trusted: its table fits the script, and what it calls killed a test killed."""
+"""What `make mutants-lua` says can be trusted: it breaks the script everywhere, and what it calls killed a test killed."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 import redis
 
-from checks.mutation.bucket_lua import checks, difference
-from checks.mutation.judgement import SCRIPT, Mutant, by_hand
+from checks.mutation.bucket_lua import difference, explained, fixed_programs
+from checks.mutation.lua import Slip, slips
 from checks.mutation.script import shipped
 from tests.servers import Server
 
-TABLE = by_hand(script=True)
-MUTANTS = {mutant.name: mutant for mutant in TABLE}
-FEW = 20
-"""Programs drawn; the single faults come on top."""
+SCRIPT = shipped()
+SLIPS = {slip.name: slip for slip in slips(SCRIPT)}
+FEW = 40
+"""Programs drawn."""
 
 
-def test_each_mutant_breaks_one_thing_of_the_script() -> None:
-    """Each has a name and a script of its own, which is not the shipped one."""
-    script = shipped()
-    broken = [mutant.of(script) for mutant in TABLE]
-    assert len({script, *broken}) == len(broken) + 1
-    assert len(MUTANTS) == len(broken)
+def test_each_slip_breaks_one_line_of_the_script() -> None:
+    """Each is a script of its own, which differs from the shipped one in one line."""
+    broken = [slip.of(SCRIPT) for slip in slips(SCRIPT)]
+    assert len({SCRIPT, *broken}) == len(broken) + 1
+    for text in broken:
+        assert sum(a != b for a, b in zip(text.splitlines(), SCRIPT.splitlines(), strict=True)) == 1
 
 
-def test_every_rule_is_broken_in_several_ways() -> None:
-    """No rule of the nine is without mutants, repair has most of them."""
-    ways = [sum(mutant.rule == rule for mutant in TABLE) for rule in range(1, 10)]
-    assert min(ways) >= 5
-    assert max(ways) == ways[0]
+def test_most_lines_of_the_script_are_broken() -> None:
+    """Of the lines that compute or decide, most can be broken, in two ways on average."""
+    code = [line for line in SCRIPT.splitlines() if line.strip() and not line.strip().startswith("--")]
+    assert len({slip.number for slip in slips(SCRIPT)}) > len(code) / 3
+    assert len(list(slips(SCRIPT))) > len(code)
 
 
-@pytest.mark.parametrize("text", ["no such text", "end"])
-def test_a_mutant_whose_text_is_gone_or_not_alone_is_an_error(text: str) -> None:
-    """A change of the script can't quietly take a mutant out of the run."""
-    with pytest.raises(ValueError, match=r"'a name' breaks occurs \d+ times"):
-        Mutant(SCRIPT, text, "", "a name").of(shipped())
+def test_a_number_becomes_the_next_one_and_a_text_stays() -> None:
+    """Numbers in texts and patterns are left alone."""
+    told = [slip.becomes for slip in slips("local a, b = 9, 'x 1'")]
+    assert told == ["local a, b = 10, 'x 1'"]
+    assert [slip.becomes for slip in slips("-- 1 + 1\n")] == []
+
+
+def test_what_is_explained_is_a_slip() -> None:
+    """A change of the script can't quietly leave an excuse behind."""
+    assert explained().keys() <= SLIPS.keys()
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "a missing timestamp counts from 0: the bucket looks full",
-        "a lost balance is a full bucket",
-        "a plain bucket obeys a reported rate",
-    ],
+    "part", ["available < need", "open = sequence + 1", "balance - tokens", "version + 1", "refilled_at > 365"]
 )
-def test_a_mutant_is_killed_and_the_script_is_not(
-    shared_server: Server, clients: dict[str, redis.Redis], name: str
+def test_a_slip_is_killed_and_the_script_is_not(
+    shared_server: Server, clients: dict[str, redis.Redis], part: str
 ) -> None:
-    """The tests tell a broken script from the core, and the shipped one, after it, they don't."""
-    client, parts = clients[shared_server.name], checks(FEW)
-    script = shipped()
-    assert difference(client, MUTANTS[name].of(script), parts)
-    assert not difference(client, script, parts[: FEW + FEW // 5])
+    """The tests tell a broken script from the rules, and the shipped one, after it, they don't."""
+    client, drawn = clients[shared_server.name], fixed_programs(FEW)
+    found: list[Slip] = [slip for slip in slips(SCRIPT) if part in slip.was]
+    assert any(difference(client, slip.of(SCRIPT), drawn, Counter()) for slip in found)
+    assert not difference(client, SCRIPT, drawn, Counter())

@@ -23,7 +23,7 @@ ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", 
 WRITTEN: Final = {"format", "quota", "version", "balance", "refilled_at", "due_at", *ZERO}
 """What the fast path writes beside the hold that the command names."""
 
-ALL, SOME = "all", "some"
+ALL, SOME, BY_ITSELF = "all", "some", "by itself"
 _TERMS: Final = re.compile(r"[0-9]+ [0-9]+ [0-9]+ [01] [0-9]+ \S+ \S+ [01] [0-9]+ [0-9]+", re.ASCII)
 
 
@@ -34,14 +34,16 @@ def normal(texts: dict[str, str]) -> dict[str, str]:
 
 @dataclass
 class Mirror:
-    """A hash, and what commands make of it. took: how often the script took the step by itself."""
+    """A hash, and what commands make of it. took: how often the script took the step by itself. way: the last one."""
 
     texts: dict[str, str] = field(default_factory=dict)
     took: int = 0
+    way: str = ""
 
     def apply(self, quota: Quota, command: Command, now: int) -> Outcome:
         """Carry the command out as the storage does."""
         served = attempt(self.texts, quota, command, now)
+        self.way = served if isinstance(served, str) else BY_ITSELF
         if isinstance(served, Compact | Whole):
             self.took += 1
             outcome = step(served, command, now)

@@ -13,9 +13,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 
 from keepa_tokens.errors import ConfigError
-from keepa_tokens.rules.commands import Outcome
+from keepa_tokens.rules.commands import Command, Outcome
+from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
-from tests.redis.mirror import Mirror, normal
+from tests.redis.mirror import ALL, BY_ITSELF, SOME, Mirror, normal
 from tests.redis.strategies import Program, programs
 from tests.servers import Server
 
@@ -46,9 +47,27 @@ def stored(client: redis.Redis) -> dict[str, str]:
     return {as_text(name): as_text(text) for name, text in fields.items()}
 
 
+class Watched(RedisStorage):
+    """Notes what the script said first to each command."""
+
+    said: _wire.Answer | None = None
+
+    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
+        answer = await super()._ask(key, arguments, command)
+        self.said = self.said or answer
+        return answer
+
+    def way(self) -> str:
+        """Return which way the command went."""
+        said, self.said = self.said, None
+        if isinstance(said, _wire.Handed):
+            return SOME if said.partial else ALL
+        return BY_ITSELF
+
+
 def agree(client: redis.Redis, program: Program) -> int:
     """Run the program on both sides and compare after every act; return how many the script took by itself."""
-    storage, mirror = RedisStorage(client), Mirror()
+    storage, mirror = Watched(client), Mirror()
     client.delete(NAME)
     for act in program.acts:
         for name, text in act.damage:
@@ -67,6 +86,7 @@ def agree(client: redis.Redis, program: Program) -> int:
         else:
             told = storage.apply(KEY, act.quota, act.command, now_us=act.now)
             assert told == expected, f"{told} is not {expected}"
+        assert storage.way() == mirror.way, mirror.way
         texts, others = normal(stored(client)), normal(mirror.texts)
         assert texts == others, f"{texts.items() - others.items()} stored for {others.items() - texts.items()}"
     return mirror.took
