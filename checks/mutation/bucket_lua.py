@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in sorted(gone):
         print(f"{EXPLAINED.name} explains a slip that is none any more: {name}", file=sys.stderr)
     if options.write:
-        renew(options.write, "mutants-lua-page", tables(dict((slip.name, by) for slip, by in noticed), known))
+        renew(options.write, "mutants-lua-page", tables({slip.name: by for slip, by in noticed}, known))
     return 1 if survived or gone else 0
 
 
