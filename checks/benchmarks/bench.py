@@ -191,7 +191,8 @@ def in_process() -> Iterator[str]:
     refused.try_acquire()
     empty = Locked(1, 0)
     empty.take()
-    told = quickest({"floor": empty.take, "keepa_tokens": refused.try_acquire} | _general())
+    refusals: dict[str, Step] = {"floor": empty.take, "keepa_tokens": refused.try_acquire}
+    told = quickest(refusals | _general())
     yield from table(
         ("a refusal; a command on the general path", "us:", "over the floor:"),
         ((name, f"{1e6 * at:.2f}", f"{at / told['floor']:.2f}") for name, at in told.items()),
@@ -367,7 +368,8 @@ def by_coroutines_on_server(name: str) -> Iterator[str]:
     """Yield the table of a hundred tasks on a server."""
 
     async def rates(url: str) -> dict[str, float]:
-        storage, client = AsyncRedisStorage.from_url(url), redis.asyncio.Redis.from_url(url)
+        storage = AsyncRedisStorage.from_url(url)
+        client: Any = redis.asyncio.Redis.from_url(url)
         noop = await client.script_load("return 1")
         best = {"no-op EVALSHA": 0.0, "acquire": 0.0}
         for _ in range(6):

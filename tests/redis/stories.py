@@ -11,7 +11,7 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.units import DAY_US, LIMIT, UNLIMITED, YEAR_US
 from tests.redis.strategies import Act, Program
 
-Step = tuple[int, Command] | tuple[int, Command, dict[str, str | None]]
+Step = tuple[int, Command] | tuple[int, Command, dict[str, str]]
 
 PLAIN: Final = Quota(10, 1, 1.0)
 STEPS: Final = Quota(12, 5, 60.0, stepped=True)

@@ -87,7 +87,7 @@ def test_whoever_loses_gets_the_next_turn(storage: RedisStorage, client: redis.R
         """Writes between another's look and its storing."""
 
         async def _ask(self, key: str, arguments: list[_wire.Argument], command: Any) -> _wire.Answer:
-            if arguments[0] == "store" and late.pop("before", None):
+            if arguments[0] == "store" and late.pop("before", False):
                 storage.apply("k", SYNCED, Acquire(7))
             answer = await super()._ask(key, arguments, command)
             if isinstance(answer, _wire.Handed) and arguments[0] == "store":
