@@ -116,32 +116,38 @@ def quickest(steps: Mapping[str, Step], *, calls: int = 200, rounds: int = ROUND
 
 
 def limits_step(rate: int) -> Step:
+    """`limits` counts hits in a window of a second."""
     limiter, item = FixedWindowRateLimiter(LimitsMemory()), limits.RateLimitItemPerSecond(rate)
     return lambda: limiter.hit(item, "k")
 
 
 def pyrate_step(rate: int) -> Step:
+    """`pyrate-limiter`'s own bucket."""
     limiter = Limiter(Rate(rate, Duration.SECOND))
     return lambda: limiter.try_acquire("k", blocking=False)
 
 
 def throttled_step(rate: int) -> Step:
+    """`throttled-py`'s token bucket."""
     quota = per_duration(timedelta(seconds=1), rate, burst=rate)
     limiter = Throttled(key="k", using=RateLimiterType.TOKEN_BUCKET.value, quota=quota, store=MemoryStore())
     return lambda: not limiter.limit("k").limited
 
 
 def token_bucket_step(rate: int) -> Step:
+    """`token-bucket`."""
     limiter = token_bucket.Limiter(rate, rate, token_bucket.MemoryStorage())
     return lambda: limiter.consume(b"k")
 
 
 def kombu_step(rate: int) -> Step:
+    """`kombu`'s bucket, which has no lock."""
     bucket = KombuBucket(rate, rate)
     return lambda: bucket.can_consume(1)
 
 
 def rush_step(rate: int) -> Step:
+    """`rush`'s periodic limiter."""
     throttle = Throttle(rate=RushQuota.per_second(rate), limiter=PeriodicLimiter(store=DictionaryStore()))
     return lambda: not throttle.check("k", 1).limited
 
@@ -166,6 +172,7 @@ def over_admitted(make: Callable[[int], Step], rate: int = 50, seconds: float = 
 
 
 def ours_step(rate: int) -> Step:
+    """This library's door."""
     return TokenBucket(Quota.per_second(rate)).try_acquire
 
 
@@ -184,7 +191,8 @@ def in_process() -> Iterator[str]:
     refused.try_acquire()
     empty = Locked(1, 0)
     empty.take()
-    told = quickest({"floor": empty.take, "keepa_tokens": refused.try_acquire} | _general())
+    refusals: dict[str, Step] = {"floor": empty.take, "keepa_tokens": refused.try_acquire}
+    told = quickest(refusals | _general())
     yield from table(
         ("a refusal; a command on the general path", "us:", "over the floor:"),
         ((name, f"{1e6 * at:.2f}", f"{at / told['floor']:.2f}") for name, at in told.items()),
@@ -272,7 +280,7 @@ def on_server(name: str) -> Iterator[str]:
     """Yield the tables of a server: its own time a call, the client's, and trips."""
     with running(name) as server, server.client() as admin:
         storage = RedisStorage.from_url(server.url)
-        client: Any = storage._client
+        client: Any = storage._client  # noqa: SLF001 - the floor is measured by the same client
         noop, naive = client.script_load("return 1"), client.script_load(NAIVE)
         synced = Quota(10**9, 10**6, 1.0, synced=True)
         storage.apply("synced", synced, Reconcile(Reading(10**9)))
@@ -360,7 +368,8 @@ def by_coroutines_on_server(name: str) -> Iterator[str]:
     """Yield the table of a hundred tasks on a server."""
 
     async def rates(url: str) -> dict[str, float]:
-        storage, client = AsyncRedisStorage.from_url(url), redis.asyncio.Redis.from_url(url)
+        storage = AsyncRedisStorage.from_url(url)
+        client: Any = redis.asyncio.Redis.from_url(url)
         noop = await client.script_load("return 1")
         best = {"no-op EVALSHA": 0.0, "acquire": 0.0}
         for _ in range(6):

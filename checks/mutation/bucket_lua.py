@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from checks.mutation.lua import Slip, slips
 from checks.mutation.script import VARIABLE, loaded, shipped
 from checks.page import renew, table
+from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
 from tests.redis.test_differential import agree
 from tests.servers import running
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = list(slips(script))
     gone = known.keys() - {slip.name for slip in found}
     chosen = [slip for slip in found if options.only in slip.name and slip.name not in known]
-    drawn = fixed_programs(options.programs)
+    drawn = [*STORIES.values(), *fixed_programs(options.programs)]
     # Forked: each process has the programs.
     with ProcessPoolExecutor(options.jobs, get_context("fork")) as pool:
         shares = [chosen[start :: options.jobs] for start in range(options.jobs)]
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in sorted(gone):
         print(f"{EXPLAINED.name} explains a slip that is none any more: {name}", file=sys.stderr)
     if options.write:
-        renew(options.write, "mutants-lua-page", tables(dict((slip.name, by) for slip, by in noticed), known))
+        renew(options.write, "mutants-lua-page", tables({slip.name: by for slip, by in noticed}, known))
     return 1 if survived or gone else 0
 
 

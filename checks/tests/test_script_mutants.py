@@ -1,4 +1,4 @@
-"""What `make mutants-lua` says can be trusted: it breaks the script everywhere, and what it calls killed a test killed."""
+"""What `make mutants-lua` says can be trusted: it breaks the script everywhere, and a test notices."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.mirror import ALL, BY_ITSELF, SOME, Mirror, normal
+from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
 from tests.servers import Server
 
@@ -97,3 +98,12 @@ def agree(client: redis.Redis, program: Program) -> int:
 def test_script_and_rules_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
     """On a real server every outcome and every stored text is what the rules say, to the last digit."""
     agree(clients[shared_server.name], program)
+
+
+def test_script_and_rules_agree_at_every_edge(shared_server: Server, clients: dict[str, redis.Redis]) -> None:
+    """Where a number is exactly at the edge at which the fast path decides otherwise, or one beside it."""
+    for name, program in STORIES.items():
+        try:
+            agree(clients[shared_server.name], program)
+        except AssertionError as error:
+            raise AssertionError(name) from error

@@ -1,7 +1,8 @@
-"""Who must decide gets through, however many write: turns, tries that are lost, and what is said when it takes too long."""
+"""Who must decide gets through, however many write; and clients, URLs and answers that mislead."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def test_whoever_loses_gets_the_next_turn(storage: RedisStorage, client: redis.R
         """Writes between another's look and its storing."""
 
         async def _ask(self, key: str, arguments: list[_wire.Argument], command: Any) -> _wire.Answer:
-            if arguments[0] == "store" and late.pop("before", None):
+            if arguments[0] == "store" and late.pop("before", False):
                 storage.apply("k", SYNCED, Acquire(7))
             answer = await super()._ask(key, arguments, command)
             if isinstance(answer, _wire.Handed) and arguments[0] == "store":
@@ -118,7 +119,7 @@ def test_who_never_gets_through_says_so(storage: RedisStorage, monkeypatch: pyte
                 arguments[3] = b"another version"
             return await super()._ask(key, arguments, command)
 
-    with pytest.raises(StorageUnavailable, match="without a pause .* certainly not carried out"):
+    with pytest.raises(StorageUnavailable, match=r"without a pause .* certainly not carried out"):
         Unlucky(storage._client).apply("k", SYNCED, ClaimProbe())
 
 
@@ -223,8 +224,6 @@ def test_an_interrupt_between_sending_and_reading_leaves_nothing_behind(
 
 def test_a_single_connection_over_a_fork_is_refused(server: Server) -> None:
     """A client with one connection, in use before the fork, is a ConfigError in the child, and the parent goes on."""
-    import os
-
     with redis.Redis(port=server.port, single_connection_client=True) as client:
         storage = RedisStorage(client)
         storage.apply("k", PLAIN, Acquire(1))

@@ -72,7 +72,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """
     balance, refilled_at, carry = n.balance, n.refilled_at, n.carry
     if refilled_at < now:
-        if n.stepped or balance >= n.capacity or now - refilled_at >= n.period_us:
+        if n.stepped or balance >= n.capacity or not n.refill or now - refilled_at >= n.period_us:
             balance, refilled_at, carry = n.flowed(now)
         else:  # the same, within one period, where most calls are: a call and two divisions less
             carry += (now - refilled_at) * n.refill

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +21,7 @@ class Compact(fast_path.Numbers):
     """A plain bucket of which the fast path's numbers tell all. The names are those of `SoundState`.
 
     until: the fast path may serve it up to then. touched: when it was last written. own: whether by the storage's own
-    time.
+    time. ends: when to look whether it may be forgotten. A bucket that never had a hold shares `NO_HOLDS`.
     """
 
     quota: Quota
@@ -30,7 +30,8 @@ class Compact(fast_path.Numbers):
     until: int
     touched: int
     own: bool
-    holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+    holds: dict[str, Hold]
+    ends: int | None = None
 
     @property
     def terms_at(self) -> None:
@@ -51,7 +52,7 @@ class Compact(fast_path.Numbers):
             last_place=self.last_place,
             firm_place=self.firm_place,
             largest_place=self.largest_place,
-            holds=self.holds,
+            holds=self.holds if self.holds is not NO_HOLDS else {},
         )
 
     def state(self) -> BucketState:
@@ -74,6 +75,7 @@ class Whole(SoundState):
     until: int = 0
     touched: int = 0
     own: bool = True
+    ends: int | None = None
 
     flowed = fast_path.Numbers.flowed
 
@@ -87,6 +89,9 @@ class Whole(SoundState):
 
 
 Bucket: TypeAlias = Compact | Whole
+
+NO_HOLDS: Final[dict[str, Hold]] = {}
+"""Nothing, once for all; never written to."""
 
 _NAMES: Final = tuple(each.name for each in fields(SoundState))
 _state_of: Final = attrgetter(*_NAMES)
@@ -144,7 +149,7 @@ def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> B
             until=_until(sound, None),
             touched=now,
             own=own,
-            holds=sound.holds,
+            holds=sound.holds or NO_HOLDS,
         )
     whole = Whole(*_state_of(sound))
     whole.fast, whole.until, whole.touched, whole.own = fast, _until(sound, fast), now, own
@@ -239,6 +244,8 @@ def _refund(bucket: Compact, command: Refund, now: int) -> bool:
 
 
 def _remember(bucket: Compact, hold_id: str, hold: Hold, due_at: int) -> None:
+    if bucket.holds is NO_HOLDS:
+        bucket.holds = {}
     bucket.holds[hold_id] = hold
     if bucket.due_at is None or due_at < bucket.due_at:
         bucket.due_at = due_at

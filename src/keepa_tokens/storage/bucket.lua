@@ -289,7 +289,7 @@ if verb == 'settle' or verb == 'refund' then
       if last_place > own then
         back = max(0, tokens - flowed_until_last(max(own, now)))
       end
-      if own <= now then
+      if own < now then
         local full = min(LIMIT - 1, balance + flowed_until_last(now))
         back = min(back, max(0, capacity - largest_place - max(0, full)))
       end

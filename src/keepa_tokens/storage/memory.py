@@ -40,6 +40,7 @@ class _Loaded:
     quota: Quota | None = None
     touched: int = 0
     own: bool = True
+    ends: int | None = None
 
     def state(self) -> BucketState:
         return self.brought
@@ -195,23 +196,27 @@ class MemoryStorage:
         self._buckets[key] = bucket
         if before is not None and before.quota == bucket.quota and before.own is bucket.own:
             # It waits for its end already, and is looked at anew when that has come.
+            bucket.ends = before.ends
             return
-        at = _forgotten_at(bucket)
-        if at is not None:
-            (self._own if bucket.own else self._callers).add(at, key)
+        bucket.ends = _forgotten_at(bucket)
+        if bucket.ends is not None:
+            (self._own if bucket.own else self._callers).add(bucket.ends, key)
 
     def _drop(self, deadlines: _Deadlines, now: int) -> None:
         """Forget buckets whose time has come, a few at each step: no thread, and no step pays for all."""
         for _ in range(_SWEPT_PER_STEP):
-            key = deadlines.pop(now)
-            bucket = None if key is None else self._buckets.get(key)
-            if key is None or bucket is None or bucket.own is not (deadlines is self._own):
+            due = deadlines.pop(now)
+            if due is None:
+                return
+            at, key = due
+            bucket = self._buckets.get(key)
+            if bucket is None or bucket.ends != at or bucket.own is not (deadlines is self._own):
                 continue
-            at = _forgotten_at(bucket)
-            if at is not None and at <= now:
+            bucket.ends = _forgotten_at(bucket)
+            if bucket.ends is not None and bucket.ends <= now:
                 del self._buckets[key]
-            elif at is not None:
-                deadlines.add(at, key)
+            elif bucket.ends is not None:
+                deadlines.add(bucket.ends, key)
 
     @contextmanager
     def _held(self) -> Generator[None]:
@@ -232,29 +237,25 @@ class MemoryStorage:
 
 
 class _Deadlines:
-    """When buckets may be forgotten, by one clock. One whose time has come is put back if it has moved."""
+    """When to look whether buckets may be forgotten, by one clock."""
 
-    __slots__ = ("_queue", "_queued", "next", "seen")
+    __slots__ = ("_queue", "next", "seen")
 
     def __init__(self) -> None:
         self.seen = 0
-        self.next: float = float("inf")
+        self.next: float = inf
         self._queue: list[tuple[int, str]] = []
-        self._queued: set[str] = set()
 
     def add(self, at: int, key: str) -> None:
-        if key not in self._queued:
-            self._queued.add(key)
-            heapq.heappush(self._queue, (at, key))
-            self.next = self._queue[0][0]
+        heapq.heappush(self._queue, (at, key))
+        self.next = self._queue[0][0]
 
-    def pop(self, now: int) -> str | None:
+    def pop(self, now: int) -> tuple[int, str] | None:
         if not self._queue or self._queue[0][0] > now:
             return None
-        _, key = heapq.heappop(self._queue)
-        self._queued.discard(key)
-        self.next = self._queue[0][0] if self._queue else float("inf")
-        return key
+        due = heapq.heappop(self._queue)
+        self.next = self._queue[0][0] if self._queue else inf
+        return due
 
 
 def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:

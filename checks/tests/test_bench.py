@@ -1,0 +1,98 @@
+"""`make bench` measures what it says, and no ratio has run away: generous bounds, several tries, no seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from checks.benchmarks.bench import NOTHING, PLENTY, Bare, Locked, over_admitted, quickest
+from keepa_tokens import MemoryStorage, Quota, RedisStorage, TokenBucket
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.reading import Reading
+from tests.servers import running
+
+TRIES = 5
+
+
+def within(bound: float, ratio: Callable[[], float]) -> bool:
+    """Whether one of several tries comes to a ratio within the bound."""
+    return any(ratio() < bound for _ in range(TRIES))
+
+
+def over_the_floor(step: Callable[[], object]) -> float:
+    """Return how many times the floor a step costs."""
+    told = quickest({"floor": Locked(10**9, 1e6).take, "step": step}, calls=100, rounds=10)
+    return told["step"] / told["floor"]
+
+
+def test_the_floors_count() -> None:
+    """Both floors grant what they hold, and no more."""
+    for kind in (Bare, Locked):
+        floor = kind(3, 0)
+        assert [floor.take() for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_who_lets_go_too_many_is_found() -> None:
+    """Somebody who always says yes lets go more than there is; this library does not."""
+    assert over_admitted(lambda _: lambda: True, seconds=0.1) > 1000
+    assert over_admitted(lambda rate: TokenBucket(Quota.per_second(rate)).try_acquire, seconds=0.1) == 0
+
+
+def test_a_grant_and_a_refusal_in_process_cost_a_few_floors() -> None:
+    """Measured at about three and four times a locked bucket that says yes or no."""
+    granting, refusing = TokenBucket(PLENTY), TokenBucket(NOTHING)
+    refusing.try_acquire()
+    assert within(8, lambda: over_the_floor(granting.try_acquire))
+    assert within(11, lambda: over_the_floor(refusing.try_acquire))
+
+
+def test_the_general_path_in_process_costs_some_dozen_floors() -> None:
+    """A command that the rules decide, measured at about thirty times."""
+    storage, quota = MemoryStorage(), Quota(10**6, 5, 60.0, synced=True)
+    reading = Reading(10**6)
+    assert within(120, lambda: over_the_floor(lambda: storage.apply("k", quota, Reconcile(reading))))
+
+
+CALLS: list[tuple[Command, int]] = [
+    (Acquire(1), 1),
+    (Acquire(1001), 1),
+    (Reserve("a", 1, 60_000_000), 1),
+    (Settle("a", 1), 1),
+    (Reserve("b", 1, 60_000_000), 1),
+    (Cancel("b"), 1),
+    (Refund("r", 1), 1),
+]
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["plain", "synced"])
+def test_calls_of_the_script(synced: bool) -> None:
+    """What the fast path takes, and what changes nothing, is one call; a reading and a claim are two."""
+    quota = Quota(1000, 1, 1.0, synced=synced)
+    more: list[tuple[Command, int]] = [(Reconcile(Reading(900)), 2), (ClaimProbe(), 2)] if synced else []
+    with running("valkey") as server, server.client() as client:
+        storage = RedisStorage.from_url(server.url)
+        storage.apply("k", quota, Reconcile(Reading(900)) if synced else Acquire(1))
+        for command, calls in CALLS + more:
+            client.config_resetstat()
+            storage.apply("k", quota, command)
+            assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls, command
+        storage.close()
+
+
+def test_holds_cost_an_acquire_nothing() -> None:
+    """Beside thousands of open holds the server's time for an acquire is what it is without."""
+    with running("valkey") as server, server.client() as client:
+        storage = RedisStorage.from_url(server.url)
+        for number in range(3000):
+            storage.apply("many", PLENTY, Reserve(f"h{number}", 1, 3_600_000_000))
+        storage.apply("few", PLENTY, Reserve("h", 1, 3_600_000_000))
+
+        def us(key: str) -> float:
+            client.config_resetstat()
+            for _ in range(200):
+                storage.apply(key, PLENTY, Acquire(1))
+            return float(client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+
+        assert within(2, lambda: us("many") / us("few"))
+        storage.close()
