@@ -68,9 +68,9 @@ class Page:
             return
         if '__name__ == "__main__"' in source:
             Path("program.py").write_text(source, encoding="utf-8")
-            done = subprocess.run(
-                [sys.executable, "program.py"], capture_output=True, text=True, timeout=60, check=True
-            )
+            command = [sys.executable, "program.py"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
             self.printed = done.stdout
             return
         printed = io.StringIO()
