@@ -1,8 +1,9 @@
 """The pages tell the truth: each program on them runs, and prints what the page says that it prints.
 
-A page's `python` blocks run one after the other, as one program. An `output` block is what the `python` block before it
-printed; our commands in a `console` block are run too, and `...` in an answer stands for anything. Keepa is played by a
-fake server, Redis by a real Valkey. To add to a page, write the block: nothing else needs to be told.
+A page's `python` blocks run one after the other, as one program; one that asks for its `__name__` runs by itself. An
+`output` block is what the `python` block before it printed; our commands in a `console` block are run too, and `...` in
+an answer stands for anything. Keepa is played by a fake server, Redis by a real Valkey. To add to a page, write the
+block: nothing else needs to be told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
@@ -62,6 +65,13 @@ class Page:
         if tests := re.findall(r"^(?:async )?def test_", source, re.MULTILINE):
             self.pytester.makepyfile(source)
             self.pytester.runpytest("-q", "-p", "no:cacheprovider").assert_outcomes(passed=len(tests))
+            return
+        if '__name__ == "__main__"' in source:
+            Path("program.py").write_text(source, encoding="utf-8")
+            command = [sys.executable, "program.py"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+            self.printed = done.stdout
             return
         printed = io.StringIO()
         code = compile("\n" * (example.line + 1) + source, example.path, "exec", dont_inherit=True)

@@ -9,8 +9,8 @@ import keepa_tokens
 
 TYPED = (Path(__file__).parent / "typed_api.py").read_text(encoding="utf-8")
 IMPORTED = set(re.findall(r"\b\w+\b", TYPED.split("from keepa_tokens import (")[1].split(")")[0]))
-EXTRAS = {"AsyncRedisStorage", "RedisStorage", "async_http_probe", "http_probe"}
-"""The names that need an extra."""
+EXTRAS = set(keepa_tokens._EXTRAS)
+"""The names that are imported when they are asked for."""
 
 
 def test_each_public_name_is_typed() -> None:

@@ -17,6 +17,7 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncRedisStorage,
     AsyncReservation,
+    AsyncSQLiteStorage,
     AsyncStorage,
     AsyncTokenBucket,
     BadReading,
@@ -42,13 +43,16 @@ from keepa_tokens import (
     RedisStorage,
     Reservation,
     Snapshot,
+    SQLiteStorage,
     Storage,
     StorageUnavailable,
     SystemClock,
     TokenBucket,
     async_http_probe,
+    async_storage_from_url,
     http_probe,
     keepa_quota,
+    storage_from_url,
 )
 from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import FakeKeepa, ManualClock
@@ -58,7 +62,7 @@ def quotas() -> None:
     """Make terms."""
     assert_type(Quota(300, 5, 60.5, stepped=True, overdraft=UNLIMITED, recharge_to=40, initial=0, synced=True), Quota)
     assert_type(Quota.per_second(10, capacity=100), Quota)
-    assert_type(Quota.per_minute(60, overdraft=3), Quota)
+    assert_type([Quota.per_minute(60, overdraft=3), Quota.per_hour(1), Quota.per_day(1)], list[Quota])
     assert_type(keepa_quota(20, recharge_to=40), Quota)
 
 
@@ -80,6 +84,9 @@ def buckets(storage: Storage, clock: Clock, listener: Listener) -> None:
         reservation.settle(1, Reading(5, next_refill_in=1.0, refill=2, period=60, capacity=300, server_time=1.0))
     bucket.try_reserve(2, keep=1).cancel()
     bucket.refund(1)
+    assert_type(bucket.take_up_to(3, keep=1), int)
+    bucket.pause(60)
+    bucket.reset()
     snapshot = bucket.peek(2, keep=1)
     assert_type(snapshot, Snapshot)
     assert_type(snapshot.available, int | None)
@@ -114,7 +121,7 @@ def keepa(body: Mapping[str, object], storage: Storage) -> None:
     assert_type(call.consumed, int | None)
     assert_type(call.refused, bool)
     assert_type(call.waited, float)
-    sync.try_request(6).cancel()
+    sync.try_request(6, place="task", label="who").cancel()
     assert_type(sync.attempts(6), Generator[Call, None, None])
     sync.observe(body, status=200)
     assert_type(sync.refresh(), Snapshot)
@@ -141,12 +148,13 @@ async def async_keepa(body: bytes, storage: AsyncStorage) -> None:
 
 def storages(url: str) -> list[Storage]:
     """Whatever is a storage may stand where one is wanted."""
-    return [MemoryStorage(), RedisStorage.from_url(url)]
+    return [MemoryStorage(), SQLiteStorage(url), RedisStorage.from_url(url), storage_from_url(url)]
 
 
 def async_storages(url: str) -> list[AsyncStorage]:
     """The same for coroutines."""
-    return [AsyncRedisStorage.from_url(url)]
+    assert_type(async_storage_from_url(url), AsyncStorage | MemoryStorage)
+    return [AsyncRedisStorage.from_url(url), AsyncSQLiteStorage(url)]
 
 
 def clocks() -> list[Clock]:
