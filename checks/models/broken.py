@@ -11,6 +11,7 @@ from typing import Final
 from keepa_tokens import BucketState, Quota, Snapshot
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.transition import transition
+from keepa_tokens.units import CLAIM_US
 
 
 class Place:
@@ -105,8 +106,9 @@ class Broken(Sound):
         stored = self.load(key)
         before = None if stored is None else self.fault.stored(stored, command, now)
         state, outcome = transition(quota, before, now, self.fault.sent(command))
-        if state is not None and state is not before:
-            self.save(key, self.fault.kept(Step(stored, command, state, outcome)), outcome)
+        kept = None if state is None else self.fault.kept(Step(stored, command, state, outcome))
+        if kept is not None and kept is not stored:
+            self.save(key, kept, outcome)
         return self.fault.told(outcome)
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
@@ -195,12 +197,12 @@ def _uncharged(state: BucketState, _command: Command, now: int) -> BucketState:
 
 
 def _never_sent(outcome: Outcome) -> Outcome:
-    return outcome if outcome.granted else replace(outcome, probe=False)
+    return outcome if outcome.granted else replace(outcome, claimed_until_us=None)
 
 
 def _always_sent(outcome: Outcome) -> Outcome:
     unknown = not outcome.granted and outcome.reason == "UNKNOWN"
-    return replace(outcome, probe=True) if unknown else outcome
+    return replace(outcome, claimed_until_us=outcome.now_us + CLAIM_US) if unknown else outcome
 
 
 FAULTS: Final = {

@@ -8,7 +8,7 @@ a bucket that follows a server, `synced_machine` plays that server.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from hypothesis import strategies as st
@@ -167,12 +167,13 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
 
     def shown(self, worker: int) -> Snapshot:
         """Return a look at the bucket; of one that is not stored, or no more, at a new one."""
-        shown = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
-        if shown is None:
-            if self.model.begun:
-                self.forgotten(self.model.seen(self.at(worker)))
-            shown = self.apply(Peek(), worker).snapshot
+        shown = self.apply(Peek(), worker).snapshot
         assert shown is not None
+        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
+        if inspected is None and self.model.begun:
+            self.forgotten(self.model.seen(self.at(worker)))
+        assert inspected in {None, replace(shown, repaired=())}
+        self.model.look(self.at(worker))
         return shown
 
     def forgotten(self, model: R) -> None:
@@ -389,6 +390,7 @@ class PlainMachine(BucketMachine[Reference]):
 
     def is_as_modelled(self, outcome: Outcome) -> None:
         """Assert that the bucket is the same on both sides after a step."""
-        twin = self.model.seen(outcome.now_us)
+        twin = self.model.after
+        assert twin is not None
         assert (outcome.balance, outcome.held) == (twin.balance, twin.held)
         assert outcome.closed == (twin.closed_until is not None)

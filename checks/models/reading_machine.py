@@ -214,7 +214,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         With a call in flight what is told is the earliest instant only.
         """
         told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
-        if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait > DAY or self.model.held:
+        if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait >= DAY or self.model.held:
             return
         early = self.at(worker) + told.wait - 1
         assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
@@ -389,7 +389,8 @@ class ReadingMachine(BucketMachine[SyncedReference]):
 
     def is_as_modelled(self, outcome: Outcome) -> None:
         """Assert that the bucket is the same on both sides after a step."""
-        twin = self.model.seen(outcome.now_us)
+        twin = self.model.after
+        assert twin is not None
         assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
         assert outcome.closed == (twin.closed_until is not None)
         assert outcome.kept_back == twin.kept_for_others

@@ -84,7 +84,8 @@ class Reference:
 
     steps_from: for a stepped quota an instant at which a step came. begun: something is stored of it. swept_from: what
     is over is swept from then on. last_place: the latest that somebody who waits was told; firm_place: the same for
-    those before whom tokens came back; largest_place: the most tokens that one of them waits for.
+    those before whom tokens came back; largest_place: the most tokens that one of them waits for. after: the bucket
+    as it stood after the last command, though that left no trace.
     """
 
     quota: Quota
@@ -102,6 +103,7 @@ class Reference:
     events: tuple[Event, ...] = ()
     boundless: bool = False
     touched: bool = False
+    after: Self | None = None
 
     @classmethod
     def new(cls, quota: Quota, now: int) -> Self:
@@ -153,7 +155,7 @@ class Reference:
     def seen(self, now: int) -> Self:
         """Return the bucket as it stands at `now`."""
         twin = self.alike()
-        twin.touched = False
+        twin.touched, twin.after = False, None
         if not twin.begun:
             twin.at = twin.steps_from = now
             twin.touched = twin.level < twin.capacity and twin.is_known
@@ -167,6 +169,7 @@ class Reference:
         if twin.touched:
             twin.begun = True
             self.__dict__.update(twin.__dict__)
+        self.after = twin
         return answer
 
     def look(self, now: int, *, mended: bool = False) -> None:

@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from checks.models.machine import Bench
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS
-from keepa_tokens.units import CLAIM_US, MICROSECONDS, REORDER_US, TOLERANCE_US, UNLIMITED
+from keepa_tokens.units import CLAIM_US, MICROSECONDS, MINUTE_US, REORDER_US, SWEEP_US, TOLERANCE_US, UNLIMITED
 
 HOLD_FOR: Final = 2 * MINUTE
 """How long a call may be on its way; one that takes longer never arrives."""
@@ -71,8 +71,9 @@ class SyncedMachine(RuleBasedStateMachine):
     """One synced bucket on a storage, and the server that it follows.
 
     sure: whether the bucket was told all that it could know: a reading was taken that the server gave after whatever
-    it didn't know of (somebody else's spending, another plan, damage). deaf_until: so long it may take what the server
-    says for old, since the server's time as it was stored is damaged.
+    it didn't know of (somebody else's spending, another plan, damage). lag: how long ago the server had given its last
+    time when the bucket heard it; None: what is stored of it is damaged. Where that differs by over a minute, a word of
+    the server's tells no order.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -89,7 +90,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.newest = (0, 0)
         self.claimed_until = 0
         self.foggy_until = 0
-        self.deaf_until = 0
+        self.lag: int | None = 0
         self.kept = (0, 0)
 
     @initialize(rate=st.sampled_from(PLANS[1:]), balance=st.integers(-200, 300), phase=st.integers(1, MINUTE))
@@ -187,6 +188,8 @@ class SyncedMachine(RuleBasedStateMachine):
         """End a call with its answer; again, it changes nothing."""
         if call.said is None:
             return
+        self.now += 1
+        self.flow()
         told, was_ended = call.said, call.ended
         before = self.shown()
         outcome = self.apply(Settle(call.name, told.cost, told.reading, refused=told.refused))
@@ -243,9 +246,13 @@ class SyncedMachine(RuleBasedStateMachine):
         if later:
             self.wandering.append(said)
             return
+        tells_order = self.tells_order(said)
         outcome = self.apply(Reconcile(said.reading))
         self.taken(said, outcome, found=False)
-        if outcome.reading is not Verdict.TAKEN and self.now <= self.deaf_until:
+        if outcome.reading is not Verdict.TAKEN and not tells_order:
+            before = self.shown().balance
+            assert before is not None
+            assert before <= self.balance
             return
         self.claimed_until = 0
         assert self.shown().balance == self.balance
@@ -256,6 +263,8 @@ class SyncedMachine(RuleBasedStateMachine):
         """What the server said a while ago comes to the bucket."""
         said = data.draw(st.sampled_from(self.wandering))
         self.wandering.remove(said)
+        self.now += 1
+        self.flow()
         self.taken(said, self.apply(Reconcile(said.reading)), found=False)
 
     @rule()
@@ -292,7 +301,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.hide()
         self.look_at_the_server(later=False)
         gap = (before.balance or 0) - self.balance
-        if gap > self.rate:
+        if gap > self.rate and self.shown().reading_age == 0:
             self.kept = (min(self.capacity // SHARE, gap), self.now)
 
     @rule(rate=st.sampled_from(PLANS))
@@ -311,6 +320,8 @@ class SyncedMachine(RuleBasedStateMachine):
         if self.bench.fields is None or self.bench.store is None:
             return
         fields = dict(self.bench.fields())
+        if not fields:
+            return
         hit = [name for name in fields if name == field or (":" in field and name.startswith(field))]
         for name in hit:
             fields.pop(name)
@@ -319,9 +330,8 @@ class SyncedMachine(RuleBasedStateMachine):
         self.bench.store(fields)
         self.apply(Acquire(0))
         self.calls, self.answers, self.wandering = [], [], []
-        if hit == ["server_time"] and text == LATER:
-            # Readings seem to be from before the last one, and rule 7 shuts those out for so long.
-            self.deaf_until = self.now + REORDER_US
+        if hit in (["server_time"], ["server_time_at"]):
+            self.lag = None
         self.foggy_until = self.now + 3 * HOLD_FOR + TOLERANCE_US
         self.claimed_until, self.kept, self.newest = 0, (0, 0), (0, 0)
         self.hide()
@@ -339,12 +349,17 @@ class SyncedMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_in_flight_is_held(self) -> None:
-        """Conservation: what is set aside is what calls that were neither ended nor ran out have set aside."""
+        """Conservation: what is set aside is what calls that were neither ended nor ran out have set aside.
+
+        What ran out within the last second may be swept with what follows it.
+        """
         if self.now < self.foggy_until:
             return
         shown = self.shown()
         held = [call.tokens for call in self.calls if not call.ended and self.now < call.expires_at]
-        assert (shown.held, shown.holds) == (sum(held), len(held))
+        due = [call.tokens for call in self.calls if not call.ended and 0 <= self.now - call.expires_at < SWEEP_US]
+        assert sum(held) <= shown.held <= sum(held) + sum(due)
+        assert len(held) <= shown.holds <= len(held) + len(due)
 
     @invariant()
     def others_get_a_third_at_most_and_are_not_forgotten(self) -> None:
@@ -370,15 +385,34 @@ class SyncedMachine(RuleBasedStateMachine):
             assert self.now >= self.claimed_until
             self.claimed_until = self.now + CLAIM_US
 
+    def tells_order(self, said: Envelope) -> bool:
+        """Whether the server's time, as it was given and is heard now, can be compared with the last one."""
+        return self.lag is not None and abs(self.lag_of(said) - self.lag) <= MINUTE_US
+
+    def lag_of(self, said: Envelope) -> int:
+        """Return how long ago the server said so."""
+        return self.now - round((said.reading.server_time or 0) * MICROSECONDS)
+
     def taken(self, said: Envelope, outcome: Outcome, *, found: bool) -> None:
-        """Note what became of a reading. One given before the newest is not taken, unless that is old itself."""
+        """Note what became of a reading. Where it isn't the latest for sure, only a lower balance may be taken.
+
+        One given before the newest is not the latest, unless that is old itself.
+        """
         newest, at = self.newest
+        is_latest = self.shown().reading_age == 0 and outcome.reading is Verdict.TAKEN
+        if is_latest or not self.tells_order(said):
+            self.lag = self.lag_of(said)
         if outcome.reading is not Verdict.TAKEN:
+            return
+        if not is_latest:
+            # The bucket has less than it believed before, and knows no more.
+            assert outcome.drift is not None
+            assert outcome.drift < 0
             return
         if said.number < newest:
             assert not found
             assert self.now - at > REORDER_US
-        self.newest, self.claimed_until, self.deaf_until = (said.number, self.now), 0, 0
+        self.newest, self.claimed_until = (said.number, self.now), 0
         # What was spent after it and isn't set aside any more is in no book.
         charged_since = any(
             call.said is not None and call.said.number > said.number and (call.ended or self.now >= call.expires_at)
@@ -394,11 +428,11 @@ class SyncedMachine(RuleBasedStateMachine):
 
     def shown(self) -> Snapshot:
         """Return a look at the bucket; of one whose lifetime is over, at the new one that begins."""
-        shown = self.bench.storage.inspect(self.bench.key, now_us=self.now)
-        if shown is None:
-            self.apply(Acquire(0))
-            self.kept, self.newest = (0, 0), (0, 0)
-            self.hide()
-            shown = self.bench.storage.inspect(self.bench.key, now_us=self.now)
+        shown = self.apply(Peek()).snapshot
         assert shown is not None
+        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.now)
+        assert inspected in {None, shown}
+        if inspected is None:
+            self.kept, self.newest, self.lag = (0, 0), (0, 0), 0
+            self.hide()
         return shown
