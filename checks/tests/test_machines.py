@@ -55,7 +55,7 @@ def bench() -> Bench:
 
 
 def test_beside_a_garbled_server_time_the_lower_balance_counts_once(bench: Bench) -> None:
-    """A word that nobody can put in order is taken where it is lower, and with the next one the order is known again."""
+    """A word that nobody can put in order is taken where it is lower; with the next one the order is known again."""
     machine = SyncedMachine(bench)
     machine.begin(5, 100, MINUTE)
     machine.look_at_the_server(later=False)
