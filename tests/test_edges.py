@@ -405,6 +405,11 @@ def test_of_the_time_at_refill_0_at_most_a_minute_goes_over(stood: int, minutes:
     """It was not counted, so it may not all count at the next rate."""
     state, _ = step(Quota(1000, 0, 1.0), None, Acquire(1000))
     assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + stood)[1].balance == 60 * minutes
+    # Where it is known that refill 0 stood for less, only that.
+    state, _ = step(Quota(1000, 1, 1.0), None, Acquire(1000))
+    state, _ = step(Quota(1000, 0, 1.0), state, Acquire(0))
+    for passed, balance in ((60, 60), (61, 60), (3600, 60)):
+        assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + passed * SECOND)[1].balance == balance
 
 
 def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() -> None:

@@ -151,8 +151,9 @@ def test_the_last_place_is_not_freed_behind_one_before_which_tokens_came_back(fi
     sizes = {"middle": 10, "last": 4}
     for name in sorted(sizes, reverse=first == "middle"):
         bucket.apply(Refund(name, sizes[name], places[name]), EPOCH)
-    # Freed first, the last place is gone, and 6 of 10 come back before the 14th second; else 2 of them, then all 4.
-    assert placed(bucket, 1, EPOCH) == EPOCH + (9 if first == "last" else 13) * SECOND
+    bucket.apply(Refund("rest", 4, places["rest"]), EPOCH)
+    # Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2 of 10, 4, and no more.
+    assert placed(bucket, 1, EPOCH) == EPOCH + (5 if first == "last" else 13) * SECOND
 
 
 # --- beside holds
