@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 
 class Bell:
-    """Who waits on the buckets of one family of doors, in the order in which they came.
+    """Who waits on the buckets of one family of doors, in the order in which their calls began to wait.
 
     It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
     no lock that a fork could leave held.
     """
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: dict[object, tuple[str, Callable[[], None]]] = {}
+        self._waiting: dict[object, tuple[int, str, Callable[[], None]]] = {}
+        self._ranks = count()
+
+    def rank(self) -> int:
+        """Return the rank of a call that begins to wait; it keeps it, however often it looks in between."""
+        return next(self._ranks)
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], None]) -> object:
-        """Stand in line at bucket `key`; return what `leave` takes."""
+    def wait(self, key: str, wake: Callable[[], None], rank: int) -> object:
+        """Wait to be woken at bucket `key`; return what `leave` takes."""
         place = object()
-        self._waiting[place] = key, wake
+        self._waiting[place] = rank, key, wake
         return place
 
     def leave(self, place: object) -> bool:
@@ -31,8 +37,12 @@ class Bell:
         return self._waiting.pop(place, None) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the first who waits at bucket `key`."""
-        for place, (waits_at, wake) in list(self._waiting.items()):
-            if waits_at == key and self.leave(place):
-                wake()
+        """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
+        waiting = list(self._waiting.items())
+        there = [(rank, place, wake) for place, (rank, waits_at, wake) in waiting if waits_at == key]
+        while there:
+            first = min(there, key=lambda each: each[0])
+            if self.leave(first[1]):
+                first[2]()
                 return
+            there.remove(first)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from ._arguments import instance, microseconds, whole
+from ._bell import Bell
 from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
 from .quota import Quota
 from .rules.commands import (
@@ -66,12 +67,13 @@ class Taken:
     back, and has not been granted since.
     """
 
-    __slots__ = ("claimed", "outcome", "request", "woken")
+    __slots__ = ("_rank", "claimed", "outcome", "request", "woken")
 
     def __init__(self) -> None:
         self.request: Acquire | Reserve | None = None
         self.outcome: Outcome | None = None
         self.claimed: int | None = None
+        self._rank: int | None = None
         self.woken = False
 
     def sends(self, command: Command) -> None:
@@ -87,6 +89,12 @@ class Taken:
             self.claimed = outcome.claimed_until_us
         if outcome.reading is Verdict.TAKEN:
             self.claimed = None
+
+    def rank(self, bell: Bell) -> int:
+        """Return the rank by which this call is woken."""
+        if self._rank is None:
+            self._rank = bell.rank()
+        return self._rank
 
     def brings(self, command: Command, outcome: Outcome) -> bool:
         """Whether somebody else who waits may be served now."""

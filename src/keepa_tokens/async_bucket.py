@@ -290,7 +290,8 @@ class AwaitedSteps(Taken):
         begun, self.woken, places = door.elapsed_us(), False, list[object]()
         try:
             self.woken = await nap(
-                door.sleeper.asleep(seconds), lambda wake: places.append(door.bell.wait(door.key, wake))
+                door.sleeper.asleep(seconds),
+                lambda wake: places.append(door.bell.wait(door.key, wake, self.rank(door.bell))),
             )
         finally:
             if not all(map(door.bell.leave, places)) and not self.woken:

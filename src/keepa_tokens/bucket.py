@@ -305,7 +305,7 @@ class BlockingSteps(Taken):
             door.sleeper.sleep(seconds)
             return duration_us
         rung, begun = threading.Event(), door.elapsed_us()
-        place = door.bell.wait(door.key, rung.set)
+        place = door.bell.wait(door.key, rung.set, self.rank(door.bell))
         try:
             self.woken = rung.wait(seconds)
         finally:

@@ -1,0 +1,109 @@
+"""The line from a user's side: tasks that come back, calls that wait, big ones among small ones."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, Quota, TokenBucket, keepa_quota
+from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+
+LONGEST_COUNTDOWN = 900.0
+
+
+def asins(count: int) -> dict[str, str]:
+    """Return a request that costs `count` tokens."""
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
+
+
+def test_tasks_that_come_back_ask_twice_and_keep_their_order() -> None:
+    """86 tasks of 6 to 12 tokens at 5 a minute: each asks for its place, once each quarter of an hour, and is done."""
+    clock, draw = ManualClock(), random.Random(1)
+    keepa = FakeKeepa(initial=0, refill_rate=5, clock=clock)
+    sync = KeepaSync(TokenBucket(keepa_quota(5), key="plan", clock=clock), probe=keepa.probe)
+    sync.refresh()
+    began = clock.now_us()
+    tasks = [(0.0, number, draw.randint(6, 12)) for number in range(86)]
+    attempts, done = dict.fromkeys(range(86), 0), dict[int, float]()
+    while tasks:
+        at, number, cost = heapq.heappop(tasks)
+        clock.advance(max(0.0, at - (clock.now_us() - began) / 1e6))
+        now = (clock.now_us() - began) / 1e6
+        attempts[number] += 1
+        try:
+            call = sync.try_request(cost, place=f"task {number}")
+        except NotEnoughTokens as refused:
+            # A worker picks a task up a moment late.
+            again = now + min(refused.retry_after, LONGEST_COUNTDOWN) + draw.random() * 0.3
+            heapq.heappush(tasks, (again, number, cost))
+            continue
+        with call:
+            answer = keepa.request("/product", asins(cost))
+            call.settle(answer.content, status=answer.status)
+        done[number] = now
+    assert keepa.refused == 0
+    assert list(done) == sorted(done)
+    for number, at in done.items():
+        assert attempts[number] <= 2 + 1.1 * (at // LONGEST_COUNTDOWN), (number, attempts[number], at)
+
+
+def test_a_big_call_is_not_starved_by_small_ones() -> None:
+    """Beside twenty workers whose small calls take half a minute, a call of 50 waits for what is before it alone."""
+    waits: list[float] = []
+
+    async def day(loop: asyncio.AbstractEventLoop, keepa: FakeKeepa) -> None:
+        draw = random.Random(3)
+        bucket = AsyncTokenBucket(keepa_quota(20), key="plan", clock=keepa.clock)
+        sync = AsyncKeepaSync(bucket, probe=keepa.aprobe)
+
+        async def call(cost: int) -> None:
+            async with sync.request(cost) as under_way:
+                await asyncio.sleep(draw.uniform(20, 40))
+                answer = keepa.request("/product", asins(cost))
+                await under_way.settle(answer.content, status=answer.status)
+
+        async def small() -> None:
+            while loop.time() < 3_600:
+                await call(draw.randint(1, 5))
+
+        async def big() -> None:
+            await asyncio.sleep(600)
+            for _ in range(5):
+                asked = loop.time()
+                async with sync.request(50) as under_way:
+                    waits.append(loop.time() - asked)
+                    answer = keepa.request("/product", asins(50))
+                    await under_way.settle(answer.content, status=answer.status)
+                await asyncio.sleep(60)
+
+        await asyncio.gather(*(small() for _ in range(20)), big())
+        assert keepa.refused == 0
+
+    with asyncio.Runner(loop_factory=virtual_loop) as runner:
+        loop = runner.get_loop()
+        keepa = FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)  # type: ignore[attr-defined] # a virtual loop's
+        runner.run(day(loop, keepa))
+    # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
+    assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
+
+
+def test_plain_reservations_that_cost_less_use_the_refill() -> None:
+    """Twenty workers reserve 40 and spend 6 on a bucket of 100 at 10 a second: at least 90% of the refill is used."""
+    spent = 0
+
+    async def work(loop: asyncio.AbstractEventLoop, bucket: AsyncTokenBucket) -> None:
+        nonlocal spent
+        while loop.time() < 120:
+            async with bucket.reserve(40) as reservation:
+                await asyncio.sleep(0.2)
+                await reservation.settle(6)
+                spent += 6
+
+    async def all_of_them(loop: asyncio.AbstractEventLoop) -> None:
+        bucket = AsyncTokenBucket(Quota(100, 10, 1.0), clock=loop.clock)  # type: ignore[attr-defined]
+        await asyncio.gather(*(work(loop, bucket) for _ in range(20)))
+
+    with asyncio.Runner(loop_factory=virtual_loop) as runner:
+        runner.run(all_of_them(runner.get_loop()))
+    assert spent >= 0.9 * 120 * 10
