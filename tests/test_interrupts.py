@@ -21,10 +21,12 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
+    ConfigError,
     Event,
     EventKind,
     KeepaSync,
     MemoryStorage,
+    NotEnoughTokens,
     Outcome,
     Quota,
     Reading,
@@ -342,28 +344,49 @@ def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
-def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
-    """Wherever in the code a timer's signal strikes, thousands of times: no hold is left, and nothing is charged."""
-    bucket = TokenBucket(quota, clock=ManualClock(100.0))
-    chance, strikes, armed = random.Random(1), 0, False
+class Whole(MemoryStorage):
+    """Memory storage whose steps are whole: a signal that comes within one strikes when it is done."""
 
-    def strike_if_armed(*_: object) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.armed = self.within = self.late = False
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        self.within = True
+        outcome = super().apply(key, quota, command, now_us=now_us)
+        self.within = False
+        if self.late:
+            self.late = False
+            raise Struck
+        return outcome
+
+    def struck(self, *_: object) -> None:
+        """Raise, or put it off, once each time that it is armed."""
+        if not self.armed:
+            return
+        self.armed, self.late = False, self.within
+        if not self.within:
             raise Struck
 
-    signal.signal(signal.SIGALRM, strike_if_armed)
+
+@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
+def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
+    """Wherever a timer's signal strikes a door, between the steps and right after one, hundreds of times: no hold is
+    left, and nothing is charged.
+    """
+    storage = Whole()
+    bucket = TokenBucket(quota, storage=storage, clock=ManualClock(100.0))
+    chance, strikes = random.Random(1), 0
+    signal.signal(signal.SIGALRM, storage.struck)
     try:
         for _ in range(1500):
             held: Reservation | None = None
             try:
-                armed = True
+                storage.armed = True
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 2e-4))
                 held = bucket.reserve(1)
                 held.settle(0)
-                armed = False
+                storage.armed = False
             except Struck:
                 strikes += 1
             if held is not None:
@@ -628,3 +651,96 @@ def test_readings_outside_a_call_are_taken_all_the_same() -> None:
 
     for observes in (True, False):
         assert next(passes for passes in count(2) if not asyncio.run(main(passes, observes=observes))) > 3
+
+
+# --- the claim on the probe
+
+
+def next_one_probes(scene: Scene) -> bool:
+    """Whether the next caller is sent to the server at once."""
+    before = scene.probes
+    scene.sync.try_request(1).cancel()
+    return scene.probes > before
+
+
+@pytest.mark.parametrize("interrupt, kind", [(ctrl_c, KeyboardInterrupt), (strike, Struck)])
+def test_a_claim_is_free_again_after_an_interrupted_probe(
+    interrupt: Callable[[], None], kind: type[BaseException]
+) -> None:
+    """Interrupted while its probe is under way, a caller gives the claim back: the next one probes at once."""
+
+    def probe() -> tuple[int, Mapping[str, object]]:
+        interrupt()
+        return TOLD
+
+    for enter in (KeepaSync.request, KeepaSync.try_request):
+        scene = Scene(UNKNOWN)
+        with struck_by_signals(), pytest.raises(kind):
+            enter(KeepaSync(scene.bucket, probe=probe), 4)
+        assert next_one_probes(scene)
+
+
+def test_a_claim_is_free_again_after_a_cancelled_probe() -> None:
+    """The first request of the day is cancelled while its probe is under way: the next caller probes at once."""
+
+    async def main() -> None:
+        scene = AsyncScene(UNKNOWN)
+
+        async def hangs() -> tuple[int, Mapping[str, object]]:
+            await asyncio.Event().wait()
+            return TOLD
+
+        first = asyncio.ensure_future(AsyncKeepaSync(scene.bucket, probe=hangs).request(4))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await (await scene.sync.try_request(1)).cancel()
+        assert scene.probes == 1
+
+    asyncio.run(main())
+
+
+def test_a_claim_is_free_again_where_its_caller_had_too_little_time() -> None:
+    """A probe that ends with its caller's timeout says nothing of the server: the next caller probes at once, once."""
+
+    def cut(*, timeout: float) -> tuple[int, Mapping[str, object]]:
+        scene.clock.advance(timeout)
+        raise TimeoutError
+
+    scene = Scene(UNKNOWN)
+    with pytest.raises(TimeoutError):
+        KeepaSync(scene.bucket, probe=cut).request(4, timeout=2)
+    assert next_one_probes(scene)
+    scene = Scene(UNKNOWN)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            KeepaSync(scene.bucket, probe=cut).request(4, timeout=2)
+    # Given back again without a reading between: that counts as a failed probe, and the balance starts at 0.
+    assert scene.bucket.peek().balance is not None
+
+
+def test_a_claim_is_free_again_after_a_scout_that_was_never_sent_or_a_probe_of_the_wrong_kind() -> None:
+    """A scout that is cancelled has told nobody anything; neither has a probe that returns what is none."""
+    scene = Scene(UNKNOWN)
+    KeepaSync(scene.bucket).try_request(4).cancel()
+    assert next_one_probes(scene)
+    scene = Scene(UNKNOWN)
+    wrong: Any = lambda: None  # noqa: E731
+    with pytest.raises(ConfigError):
+        KeepaSync(scene.bucket, probe=wrong).try_request(4)
+    assert next_one_probes(scene)
+
+
+def test_what_is_in_flight_is_told_and_ends_a_wait_soon() -> None:
+    """Balance 8, a call of 6 in flight, a request for 5: IN_FLIGHT, 6 held by 1 call, to be asked again in a moment."""
+    scene = Scene(UNKNOWN)
+    first = scene.sync.request(6)
+    with pytest.raises(NotEnoughTokens) as refused:
+        scene.sync.try_request(5)
+    error = refused.value
+    assert (error.reason, error.held, error.holds) == ("IN_FLIGHT", 6, 1)
+    assert 1 <= error.retry_after <= 2
+    assert "6 held by 1" in str(error)
+    first.cancel()
+    scene.sync.try_request(5).cancel()

@@ -152,13 +152,15 @@ class Grant:
     id: str
     tokens: int
     decision: Decision
+    claimed: int | None = None
+    """Until when it has the claim on the probe, being the scout."""
 
 
 def granted(command: Reserve, outcome: Outcome) -> Grant:
     """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
     if not outcome.granted:
         raise refusal(NotEnoughTokens, outcome, command.tokens)
-    return Grant(command.id, command.tokens, outcome.decision())
+    return Grant(command.id, command.tokens, outcome.decision(), outcome.claimed_until_us)
 
 
 async def wait(
@@ -270,5 +272,10 @@ def ticket_for(call_id: str, left_us: int) -> str | None:
 def refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:
     """Return a refusal as the error that a door raises."""
     return kind(
-        tokens, retry_after=seconds(outcome.retry_after_us), reason=str(outcome.reason), balance=outcome.balance
+        tokens,
+        retry_after=seconds(outcome.retry_after_us),
+        reason=str(outcome.reason),
+        balance=outcome.balance,
+        held=outcome.held,
+        holds=outcome.open,
     )

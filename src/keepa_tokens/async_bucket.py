@@ -16,7 +16,7 @@ from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unse
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import KeepaTokensError
+from .errors import ConfigError, KeepaTokensError
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -277,7 +277,8 @@ class AwaitedSteps(Taken):
 
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
-        if not isinstance(error, KeepaTokensError):
+        if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
+            # A ConfigError may be a probe's that is of the wrong kind.
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:

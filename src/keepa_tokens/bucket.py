@@ -13,7 +13,7 @@ from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_uns
 from ._interrupts import interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import KeepaTokensError, StorageUnavailable
+from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -265,7 +265,8 @@ class BlockingSteps(Taken):
 
     def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
-        if isinstance(error, KeepaTokensError) and not isinstance(error, StorageUnavailable):
+        # A ConfigError may be a probe's that is of the wrong kind.
+        if isinstance(error, KeepaTokensError) and not isinstance(error, StorageUnavailable | ConfigError):
             return
         interrupt = interrupt_in(error)
         if isinstance(error, StorageUnavailable) and interrupt is None:

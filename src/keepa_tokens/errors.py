@@ -47,23 +47,34 @@ class CostTooLarge(KeepaTokensError, ValueError):
 class NotEnoughTokens(KeepaTokensError):
     """The bucket refused. Nothing was taken.
 
-    `retry_after` is in seconds (inf: no refill will ever bring it), `reason` one of EMPTY, RECHARGING, UNKNOWN,
-    TOO_LARGE.
+    `retry_after` is in seconds (inf: no refill will ever bring it), `reason` one of EMPTY, IN_FLIGHT, RECHARGING,
+    PAUSED, UNKNOWN, TOO_LARGE. held, holds: tokens set aside for calls in flight, and how many those are.
     """
 
-    def __init__(self, tokens: int, retry_after: float, reason: str, balance: int | None = None) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        retry_after: float,
+        reason: str,
+        balance: int | None = None,
+        held: int = 0,
+        holds: int = 0,
+    ) -> None:
         super().__init__()  # a TimeoutError would take what it is given for an errno and the names of files
         # Who carries an exception to another process, pickle as well as Celery's JSON, makes it anew from its `args`.
-        self.args = (tokens, retry_after, str(reason), balance)
+        self.args = (tokens, retry_after, str(reason), balance, held, holds)
         self.tokens = tokens
         self.retry_after = retry_after
         self.reason = reason
         self.balance = balance
+        self.held = held
+        self.holds = holds
 
     def __str__(self) -> str:
         balance = "unknown" if self.balance is None else str(self.balance)
         wait = "no refill will bring them" if math.isinf(self.retry_after) else f"ask again in {self.retry_after:.6g} s"
-        return f"{self.tokens} tokens refused ({self.reason}, balance {balance}): {wait}."
+        held = f", {self.held} held by {self.holds} in flight" if self.reason == "IN_FLIGHT" else ""
+        return f"{self.tokens} tokens refused ({self.reason}, balance {balance}{held}): {wait}."
 
 
 class AcquireTimeout(NotEnoughTokens, TimeoutError):

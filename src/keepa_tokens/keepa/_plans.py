@@ -11,7 +11,7 @@ from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of, ticket
 from ..errors import AcquireTimeout, ConfigError
 from ..events import EventKind
 from ..quota import Quota
-from ..rules.commands import ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle
+from ..rules.commands import Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
 from .backoff import Refusals
@@ -115,7 +115,7 @@ async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Pa
         command = wanted.command(patience.left_us())
         outcome = await _ask(steps, command, patience.left_us())
         if outcome.granted:
-            return Grant(wanted.id, wanted.tokens, outcome.decision(slept))
+            return Grant(wanted.id, wanted.tokens, outcome.decision(slept), outcome.claimed_until_us)
         slept += await pause(steps, quota, outcome, command, patience.left_us())
 
 
@@ -143,6 +143,13 @@ async def before_next(
     if pause_us:
         await steps.sleep(pause_us, min(pause_us // 2, left_us - pause_us), Reason.EMPTY, alert=False)
     return True
+
+
+async def cancel(steps: KeepaSteps, hold_id: str, claimed: int | None) -> None:
+    """End a call that was never sent; a scout's claim on the probe is free again too."""
+    await steps.finish(Cancel(hold_id))
+    if claimed is not None:
+        await steps.finish(Unclaim(claimed))
 
 
 async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None) -> Envelope:
@@ -210,11 +217,15 @@ async def _ask(steps: KeepaSteps, command: Reserve, left_us: int) -> Outcome:
 
 async def _probe(steps: KeepaSteps, left_us: int) -> Probed:
     """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
-    answer = await steps.probe(min(left_us, LONGEST_PROBE_US))
+    limit_us, begun = min(left_us, LONGEST_PROBE_US), steps.elapsed_us()
+    answer = await steps.probe(limit_us)
     # However it ended, it was a probe: a claim is given back only where none was made.
-    steps.claimed = None
+    claimed, steps.claimed = steps.claimed, None
     if answer.why:
         steps.say(EventKind.PROBE_FAILED, answer.why)
+        if claimed is not None and limit_us < LONGEST_PROBE_US and steps.elapsed_us() - begun >= limit_us:
+            # Its caller had too little time: that says nothing of the server.
+            await steps.apply(Unclaim(claimed))
         return Probed.FAILED
     said = await steps.envelope(answer.body)
     if said.reading is None:

@@ -16,7 +16,7 @@ from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_o
 from ..clock import Clock
 from ..errors import ConfigError
 from ..events import EventKind, Listener
-from ..rules.commands import Cancel, ClaimProbe
+from ..rules.commands import ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage
 from ..storage.memory import MemoryStorage
@@ -234,6 +234,7 @@ class AsyncCall(NotCopied):
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.waited = grant.decision.waited
+        self._claimed = grant.claimed
         self.refused = False
         self.consumed: int | None = None
         self.told = False
@@ -250,7 +251,7 @@ class AsyncCall(NotCopied):
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
         self._watch = None
-        await self._steps().finish(Cancel(self.id))
+        await plans.cancel(self._steps(), self.id, self._claimed)
 
     async def __aenter__(self) -> Self:
         return self

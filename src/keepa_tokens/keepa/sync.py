@@ -14,7 +14,7 @@ from .._plans import Grant, Patience
 from ..bucket import BlockingSteps, TokenBucket, door_of
 from ..clock import Clock
 from ..events import EventKind, Listener
-from ..rules.commands import Cancel, ClaimProbe
+from ..rules.commands import ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import Storage
 from ..units import LIMIT, MICROSECONDS
@@ -244,6 +244,7 @@ class Call(NotCopied):
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.waited = grant.decision.waited
+        self._claimed = grant.claimed
         self.refused = False
         self.consumed: int | None = None
         self.told = False
@@ -265,7 +266,7 @@ class Call(NotCopied):
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
         self._watch = None
-        self._steps().end(Cancel(self.id))
+        run(plans.cancel(self._steps(), self.id, self._claimed))
 
     def __enter__(self) -> Self:
         return self

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import os
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
+from os import getpid
 from time import monotonic_ns
 from typing import Any, Final
 
@@ -27,7 +26,6 @@ from ._working import Bucket, begun, kept, serves, step
 __all__ = ["MemoryStorage"]
 
 _SWEPT_PER_STEP: Final = 2
-_LOOKED_FOR_FORK_S: Final = 1.0
 _GRANTED: Final = Reason.GRANTED  # here, because a member of an enumeration is looked up slowly
 _EMPTY: Final = Reason.EMPTY
 
@@ -56,7 +54,7 @@ class MemoryStorage:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._process = getpid()
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
 
@@ -67,9 +65,9 @@ class MemoryStorage:
         """
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
-            self._wait()
-        try:
+        if self._process != getpid():
+            self._in_a_child()
+        with self._lock:
             bucket: Any = self._buckets.get(key)
             now = monotonic_ns() // 1000 if now_us is None else now_us
             if (
@@ -87,19 +85,15 @@ class MemoryStorage:
             if at < NEVER:
                 return Decision(False, _EMPTY, balance, (at - now) / MICROSECONDS)  # noqa: FBT003 - the same
             return _refused(bucket, tokens, keep, balance)
-        finally:
-            self._lock.release()
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
-            self._wait()
-        try:
+        if self._process != getpid():
+            self._in_a_child()
+        with self._lock:
             return self._apply(key, quota, command, now_us)
-        finally:
-            self._lock.release()
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -218,22 +212,17 @@ class MemoryStorage:
             elif bucket.ends is not None:
                 deadlines.add(bucket.ends, key)
 
-    @contextmanager
-    def _held(self) -> Generator[None]:
-        if not self._lock.acquire(False):  # noqa: FBT003 - keywords cost time
-            self._wait()
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def _held(self) -> threading.Lock:
+        if self._process != getpid():
+            self._in_a_child()
+        return self._lock
 
-    def _wait(self) -> None:
-        """Get the lock, which somebody else has; in a forked child perhaps a thread that is not there."""
-        while True:
-            if self._process != os.getpid():
-                self._process, self._lock = os.getpid(), threading.Lock()
-            if self._lock.acquire(timeout=_LOOKED_FOR_FORK_S):
-                return
+    def _in_a_child(self) -> None:
+        """Go on in a forked child: whoever had the lock is perhaps a thread that is not here.
+
+        Only `with` takes a lock so that a signal's exception can't leave it held.
+        """
+        self._process, self._lock = getpid(), threading.Lock()
 
 
 class _Deadlines:
