@@ -758,13 +758,13 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     for charged, at_admission in (("completion", False), ("admission", True)):
         yield Synced(
             f"three calls, two refills, charged at {charged}",
-            replace(LARGE, period=20.0),
+            LARGE,
             12,
             (3, 5, 8),
             (4, 5, 10),
             at_admission,
             ticks=2,
-            unit=20 * SECOND,
+            unit=60 * SECOND,
         )
         yield Synced(
             f"two workers for ever, charged at {charged}",
