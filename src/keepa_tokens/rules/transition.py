@@ -33,11 +33,11 @@ from the balance already, and available = balance.
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
-   taken. Nor does one that moved over a minute more or less than our clock did; it replaces the stored one. A settle
-   whose reading is older charges nothing: the newer reading had its cost. One without a server's time cannot be put in
-   order and is not adopted, and its cost is charged. A refusal without a fresh reading, of a call opened after the last
-   one: the balance is not above 0. A `refillIn` longer than the period in effect is the period until the next reading,
-   ten minutes at most.
+   taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
+   its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
+   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
+   refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
+   than the period in effect is the period until the next reading, ten minutes at most.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
@@ -529,10 +529,10 @@ class _Step:
     def _settle_synced(self, hold: Hold, cost: int, command: Settle) -> Outcome:
         s, reading = self.s, command.reading
         before = self._charged_before(hold)
-        order = None if reading is None else self._order(reading)
+        order = None if reading is None else self._order(reading, hold.granted_at)
         if reading is not None and (self._nothing_known() or hold.opened > s.reading_sequence or order is _Order.NEWER):
             projected = None if s.balance is None else s.balance + before - cost
-            return self._outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected))
+            return self._outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
         if order is not None:
             cost = 0
         if s.balance is not None:
@@ -606,21 +606,24 @@ class _Step:
             return Verdict.NONE, None
         if not s.quota.synced:
             return Verdict.STALE, None
-        order = self._order(reading)
+        order = self._order(reading, self.now)
         old = self.now - (s.reading_at or 0) > REORDER_US
         if self._nothing_known() or order is _Order.NEWER or s.server_time is None or old:
-            return Verdict.TAKEN, self._adopt(reading, s.balance)
+            return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
 
     def _nothing_known(self) -> bool:
         return self.s.balance is None or self.s.reading_at is None
 
-    def _order(self, reading: Reading) -> _Order | None:
-        """Return how a reading lies to the last one by the server's time; None: one of them has none."""
+    def _order(self, reading: Reading, since: int) -> _Order | None:
+        """Return how a reading lies to the last one by the server's time; None: one of them has none.
+
+        since: the earliest instant at which it can have been told: an answer may be late by the whole of its call.
+        """
         s, told = self.s, reading.server_time_us
         if told is None or s.server_time is None:
             return None
-        if abs((told - s.server_time) - (self.now - s.server_time_at)) > MINUTE_US:
+        if not since - MINUTE_US <= s.server_time_at + told - s.server_time <= self.now + MINUTE_US:
             return _Order.JUMPED
         if told > s.server_time:
             return _Order.NEWER
@@ -647,8 +650,8 @@ class _Step:
         self.changed = True
         return Verdict.TAKEN, drift
 
-    def _adopt(self, reading: Reading, projected: int | None) -> int | None:
-        """Take the server's word; return the drift: how far the projection was below it."""
+    def _adopt(self, reading: Reading, projected: int | None, since: int) -> int | None:
+        """Take the server's word, told since `since`; return the drift: how far the projection was below it."""
         s = self.s
         followed = s.reading_at is not None and s.held == 0
         before = self.flow
@@ -657,8 +660,10 @@ class _Step:
         s.sequence += 1
         s.reading_sequence = s.sequence
         s.reading_at = self.now
-        if reading.server_time_us is not None:
-            s.server_time, s.server_time_at = reading.server_time_us, self.now
+        told = reading.server_time_us
+        if told is not None:
+            by_last = self.now if s.server_time is None else s.server_time_at + told - s.server_time
+            s.server_time, s.server_time_at = told, max(min(since, self.now), min(self.now, by_last))
         s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
         period_us = s.quota.period_us if reading.period_us is None else reading.period_us
         self._adopt_flow(reading, period_us)
