@@ -31,11 +31,9 @@ def story(quota: Quota, *steps: Step) -> Program:
 
 def edges(quota: Quota, before: tuple[Step, ...], name: str, at: int, command: Command, base: int = EPOCH) -> Program:
     """Return a program in which a field is set to the number at an edge, a bit less, a bit more, before a command."""
-    steps: list[Step] = list(before)
-    last = steps[-1][0]
-    for number in (at - SECOND, at - 1, at, at + 1, at + 2, at + SECOND):
-        steps.append((last, command, {name: str(base + number)}))
-    return story(quota, *steps)
+    last = before[-1][0]
+    numbers = (at - SECOND, at - 1, at, at + 1, at + 2, at + SECOND)
+    return story(quota, *before, *((last, command, {name: str(base + number)}) for number in numbers))
 
 
 _TAKEN: Final[tuple[Step, ...]] = ((0, Acquire(4)), (SECOND // 3, Acquire(1)))
