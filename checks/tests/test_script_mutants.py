@@ -10,6 +10,7 @@ import redis
 from checks.mutation.bucket_lua import difference, explained, fixed_programs
 from checks.mutation.lua import Slip, slips
 from checks.mutation.script import shipped
+from tests.redis.stories import STORIES
 from tests.servers import Server
 
 SCRIPT = shipped()
@@ -52,7 +53,7 @@ def test_a_slip_is_killed_and_the_script_is_not(
     shared_server: Server, clients: dict[str, redis.Redis], part: str
 ) -> None:
     """The tests tell a broken script from the rules, and the shipped one, after it, they don't."""
-    client, drawn = clients[shared_server.name], fixed_programs(FEW)
+    client, drawn = clients[shared_server.name], [*STORIES.values(), *fixed_programs(FEW)]
     found: list[Slip] = [slip for slip in slips(SCRIPT) if part in slip.was]
     assert any(difference(client, slip.of(SCRIPT), drawn, Counter()) for slip in found)
     assert not difference(client, SCRIPT, drawn, Counter())

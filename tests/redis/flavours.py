@@ -152,6 +152,6 @@ SENT_BY_DEFAULT = {
     "Sentinel's primary": {"redis": 1, "valkey": 1},
     "by `from_url`": {"redis": 1, "valkey": 1},
 }
-"""How often a client, made without options, sends a command whose answer is lost each time, as the page says."""
+"""How often a client, made without options, sends a command whose answer is lost: docs/reference/redis.md says so."""
 
 FLAVOURS = [Flavour(library, asynchronous) for library in ("redis", "valkey") for asynchronous in (False, True)]

@@ -15,10 +15,10 @@ _CHUNK = 1 << 16
 class Proxy:
     """Passes bytes between clients and one server.
 
-    spared: so many scripts are let through first. cuts: for as many scripts to come, the connection is reset when the
-    script's answer arrives: it ran, and its caller is not told. mute: what clients say is read and not passed on. deaf:
-    what the server answers is. delay_s: either way takes so long. All may be set at any time. scripts, connections,
-    bytes_muted: seen so far.
+    spared: so many scripts are let through first. cuts: for as many to come after them, the connection is reset when
+    the script's answer arrives: it ran, and its caller is not told. mute: what clients say is read and not passed on.
+    deaf: what the server answers is. delay_s: either way takes so long. All may be set at any time. scripts,
+    connections, bytes_muted: seen so far.
     """
 
     def __init__(self, server_port: int = 0) -> None:

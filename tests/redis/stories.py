@@ -14,6 +14,7 @@ from tests.redis.strategies import Act, Program
 Step = tuple[int, Command] | tuple[int, Command, dict[str, str]]
 
 PLAIN: Final = Quota(10, 1, 1.0)
+RATE: Final = Quota(10, 3, 7.0)
 STEPS: Final = Quota(12, 5, 60.0, stepped=True)
 DEBT: Final = Quota(8, 2, 7.0, overdraft=3)
 SYNCED: Final = Quota(300, 5, 60.0, synced=True, overdraft=20)
@@ -83,6 +84,19 @@ STORIES: Final[dict[str, Program]] = {
         ),
         *((60 * SECOND, Acquire(8, 1)), (60 * SECOND, Acquire(8, 3)), (60 * SECOND, Reserve("a", 4, SECOND, 7))),
     ),
+    "one that is kept back": story(
+        SYNCED,
+        *((0, Reconcile(Reading(90, server_time=1.0))), (1, Reconcile(Reading(60, server_time=2.0)))),
+        *((2, Reserve("a", 1, SECOND)), (2, Acquire(24)), (2, Reserve("b", 2, SECOND)), (3, Acquire(5, 99))),
+        *(
+            (3, Acquire(4, 1)),
+            (3, Settle("a", 1)),
+            (4, Acquire(29)),
+            (4, Acquire(28, 1)),
+            (4, Acquire(2, 3)),
+            (5, Acquire(1, 101)),
+        ),
+    ),
     "what is kept for others": story(
         PLAIN,
         *(
@@ -150,6 +164,56 @@ STORIES: Final[dict[str, Program]] = {
             (4, Acquire(1, 0, 300 * SECOND)),
         ),
         *((5, Refund("d", 12, EPOCH + 119 * SECOND)), (6, Refund("e", 1, EPOCH + 120 * SECOND)), (7, Peek())),
+    ),
+    "places at three in seven seconds": story(
+        RATE,
+        *((0, Acquire(10)), (0, Acquire(1, wait_us=60 * SECOND)), (1, Acquire(2, wait_us=60 * SECOND))),
+        *((3 * SECOND, Acquire(4, wait_us=60 * SECOND)), (3 * SECOND + 5, Acquire(5, wait_us=60 * SECOND))),
+        *((4 * SECOND, Refund("a", 5, EPOCH + 28 * SECOND)), (4 * SECOND + 1, Refund("b", 4, EPOCH + 9 * SECOND))),
+        *((4 * SECOND + 2, Refund("c", 8, EPOCH + 25 * SECOND)), (5 * SECOND, Acquire(1, wait_us=60 * SECOND))),
+        *(
+            (6 * SECOND, Refund("d", 1, EPOCH + 29 * SECOND)),
+            (7 * SECOND, Acquire(7, wait_us=60 * SECOND)),
+            (8 * SECOND, Peek()),
+        ),
+    ),
+    **{
+        f"give back {tokens} of a past grant of {quota.refill} in {quota.period:g} s": story(
+            quota,
+            *(
+                (0, Acquire(100)),
+                (0, Acquire(1, wait_us=600 * SECOND)),
+                (1, Refund("a", tokens, EPOCH)),
+                (2, Acquire(60)),
+            ),
+            *(
+                (3, Acquire(60, wait_us=600 * SECOND)),
+                (4, Refund("b", tokens, EPOCH + 1)),
+                (5, Refund("c", 1, EPOCH + 2)),
+            ),
+            *(
+                (6, Acquire(9, wait_us=600 * SECOND)),
+                (7 * SECOND, Refund("d", 60, EPOCH + 3)),
+                (9 * SECOND, Reserve("h", 1, SECOND)),
+            ),
+            *((9 * SECOND, Acquire(3, wait_us=600 * SECOND)), (9 * SECOND + 1, Settle("h", 0)), (10 * SECOND, Peek())),
+        )
+        for tokens in (1, 2, 38, 39, 40, 41, 97, 98, 99, 100)
+        for quota in (Quota(100, 3, 7.0), Quota(100, 1, 1.0), Quota(100, 50, 7.0, stepped=True), Quota(100, 0, 1.0))
+    },
+    "give back by the last place": story(
+        RATE,
+        *(
+            (0, Acquire(10)),
+            (0, Acquire(4, wait_us=60 * SECOND)),
+            (1, Refund("a", 4, EPOCH + 9_333_334)),
+            (2, Acquire(1, 0, 60 * SECOND)),
+        ),
+        *(
+            (3, Refund("b", 1, EPOCH + 2_333_334)),
+            (4, Acquire(2, wait_us=60 * SECOND)),
+            (5, Refund("c", 1, EPOCH + 4_666_667)),
+        ),
     ),
     "calls in flight at a server": story(
         SYNCED,

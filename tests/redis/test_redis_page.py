@@ -1,4 +1,4 @@
-"""docs/reference/redis.md tells the truth: its programs run, its tables and its hash are as servers and clients do."""
+"""docs/reference/redis.md tells the truth: its programs run, its tables and its hash are what servers do."""
 
 from __future__ import annotations
 

@@ -192,6 +192,7 @@ def test_an_answer_left_on_the_connection_is_nobodys(server: Server) -> None:
     assert storage.apply("k", empty, Acquire(1)).granted
     assert storage.apply("full", PLAIN, Acquire(1)).granted
     (connection,) = client.connection_pool._available_connections
+    connection.can_read = lambda *_, **__: False  # as long as the answer is still on its way
     connection.send_command(*storage._call("full", _wire.attempt(PLAIN, Acquire(1), None)))
     with pytest.raises(StorageUnavailable, match=r"earlier command.*[Nn]obody knows"):
         storage.apply("k", empty, Acquire(1))
