@@ -36,6 +36,7 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 
+highlight_language = "text"
 html_theme = "furo"
 html_title = f"keepa_tokens {release}"
 html_static_path = ["_static"]
@@ -120,8 +121,8 @@ def _readable(_app: Sphinx, _what: str, _name: str, obj: object, _options: objec
     paragraphs = "\n".join(lines).split("\n\n")
     for place, paragraph in enumerate(paragraphs):
         text = " ".join(paragraph.split())
-        if paragraph.startswith("    ") and place and not paragraphs[place - 1].startswith(("    ", "- ", "::")):
-            paragraphs[place] = f"::\n\n{paragraph}"
+        if paragraph.startswith("    ") and place and not paragraphs[place - 1].startswith(("    ", "- ", "..")):
+            paragraphs[place] = f".. code-block:: python\n\n{paragraph}"
         elif explained.match(text):
             parts = explained.split(text)[1:]
             items = zip(parts[::2], parts[1::2], strict=True)
