@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import sqlite3
 import threading
 import time
 import unicodedata
@@ -17,13 +19,13 @@ import pytest
 from hypothesis import Phase, settings
 
 from checks.models.broken import Place, Sound
-from checks.models.strategies import HOUR, SECOND, TERMS
+from checks.models.strategies import EPOCH, HOUR, SECOND, TERMS
 from checks.models.suite import MachinesOnAStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.storage.sqlite import SQLiteStorage
+from keepa_tokens.storage.sqlite import SQLiteStorage, _read
 from keepa_tokens.testing.conformance import SharedStorageConformance, StorageConformance, StorageUnderTest
 
 # Where a fault is found the first time will do; the same programs in every run.
@@ -232,19 +234,24 @@ class PeekWrites(Sound):
     """Stores what it looked at."""
 
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        outcome = super().step(key, quota, command, now)
         if isinstance(command, Peek):
-            super().step(key, quota, Acquire(0), now)
-        return super().step(key, quota, command, now)
+            seen = self.load(key) or BucketState(quota=quota)
+            self.save(key, replace(seen, balance=outcome.balance, refilled_at=now), outcome)
+        return outcome
 
 
-class InspectWrites(Sound):
+class InspectWrites(PeekWrites):
     """Stores what it was shown."""
 
+    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
+        return Sound.step(self, key, quota, command, now)
+
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        stored = self.load(key)
-        if stored is not None and stored.quota is not None:
-            super().step(key, stored.quota, Acquire(0), self.now(now_us))
-        return super().inspect(key, now_us=now_us)
+        shown = super().inspect(key, now_us=now_us)
+        if shown is not None:
+            PeekWrites.step(self, key, shown.quota, Peek(), self.now(now_us))
+        return shown
 
 
 class TwiceEach(Sound):
@@ -498,23 +505,31 @@ def test_a_storage_that_keeps_other_fields_is_found_out() -> None:
 # --- between processes
 
 
+def store(db: sqlite3.Connection, key: str, state: BucketState) -> None:
+    """Write."""
+    db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, NULL)", (key, json.dumps(state.to_fields())))
+
+
 class ReadsBeforeItLocks(SQLiteStorage):
     """Reads, and locks the file only to write. Threads of one process are kept apart."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         with self._lock:
-            state, outcome = transition(quota, self._state(key), self._now(now_us), command)
+            now = EPOCH if now_us is None else now_us
+            state, outcome = transition(quota, _read(self._db, key), now, command)
             in_between()
-            if state is not None:
-                self._write(key, state)
+            with self._step() as db:
+                if state is not None:
+                    store(db, key, state)
             return outcome
 
 
 class CountsFromItsStart(SQLiteStorage):
     """Its own time is of each process."""
 
-    def _now(self, now_us: int | None) -> int:
-        return time.monotonic_ns() // 1000 + os.getpid() * 10 * SECOND if now_us is None else now_us
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        own = time.monotonic_ns() // 1000 + os.getpid() * 10 * SECOND
+        return super().apply(key, quota, command, now_us=own if now_us is None else now_us)
 
 
 class KeepsAFileAsALock(SQLiteStorage):
@@ -539,10 +554,11 @@ class WritesWhenItIsClosed(SQLiteStorage):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
-        state, outcome = transition(quota, self._state(key), self._now(now_us), command)
+            self._begun("BEGIN IMMEDIATE")
+        now = EPOCH if now_us is None else now_us
+        state, outcome = transition(quota, _read(self._db, key), now, command)
         if state is not None:
-            self._write(key, state)
+            store(self._db, key, state)
         return outcome
 
     def close(self) -> None:
@@ -552,7 +568,7 @@ class WritesWhenItIsClosed(SQLiteStorage):
 
 
 class SqliteKit(SharedStorageConformance):
-    """The kit on a kind of the example's storage."""
+    """The kit on a kind of SQLite's storage."""
 
     def __init__(self, kind: Callable[[Path], SQLiteStorage], path: Path) -> None:
         self.kind = kind

@@ -45,7 +45,9 @@ class Lying:
 
     def apply(self, command: Command, at: int) -> Outcome:
         outcome = self.bucket.apply(command, at)
-        return replace(outcome, granted=self.granted, probe=False) if isinstance(command, Acquire) else outcome
+        return (
+            replace(outcome, granted=self.granted, claimed_until_us=None) if isinstance(command, Acquire) else outcome
+        )
 
 
 def a_moment(kind: Kind) -> Moment:

@@ -62,10 +62,6 @@ class Driven:
 
         return iter(self.run(collected()))
 
-    def delete(self, key: str) -> None:
-        """Forget the bucket."""
-        self.run(self.storage.delete(key))
-
     def close(self) -> None:
         """Let go of what the storage itself opened."""
         self.run(self.storage.aclose())
