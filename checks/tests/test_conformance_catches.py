@@ -22,7 +22,7 @@ from checks.models.broken import Place, Sound
 from checks.models.strategies import EPOCH, HOUR, SECOND, TERMS
 from checks.models.suite import MachinesOnAStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.sqlite import SQLiteStorage, _read
