@@ -62,6 +62,11 @@ class SqliteStorage:
             rows = self._db.execute("SELECT key FROM buckets").fetchall()
         return (key for (key,) in rows)
 
+    def delete(self, key: str) -> None:
+        """Forget the bucket `key`."""
+        with self._errors_named(), self._lock, self._db:
+            self._db.execute("DELETE FROM buckets WHERE key = ?", (key,))
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
