@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+from typing import cast
 
 from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, Quota, TokenBucket, keepa_quota
-from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from keepa_tokens.testing import FakeKeepa, ManualClock, VirtualLoop, virtual_loop
 
 LONGEST_COUNTDOWN = 900.0
 
@@ -52,7 +53,7 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
     """Beside twenty workers whose small calls take half a minute, a call of 50 waits for what is before it alone."""
     waits: list[float] = []
 
-    async def day(loop: asyncio.AbstractEventLoop, keepa: FakeKeepa) -> None:
+    async def day(loop: VirtualLoop, keepa: FakeKeepa) -> None:
         draw = random.Random(3)
         bucket = AsyncTokenBucket(keepa_quota(20), key="plan", clock=keepa.clock)
         sync = AsyncKeepaSync(bucket, probe=keepa.aprobe)
@@ -81,8 +82,8 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
         assert keepa.refused == 0
 
     with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        loop = runner.get_loop()
-        keepa = FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)  # type: ignore[attr-defined] # a virtual loop's
+        loop = cast("VirtualLoop", runner.get_loop())
+        keepa = FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)
         runner.run(day(loop, keepa))
     # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
     assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
@@ -92,7 +93,7 @@ def test_plain_reservations_that_cost_less_use_the_refill() -> None:
     """Twenty workers reserve 40 and spend 6 on a bucket of 100 at 10 a second: at least 90% of the refill is used."""
     spent = 0
 
-    async def work(loop: asyncio.AbstractEventLoop, bucket: AsyncTokenBucket) -> None:
+    async def work(loop: VirtualLoop, bucket: AsyncTokenBucket) -> None:
         nonlocal spent
         while loop.time() < 120:
             async with bucket.reserve(40) as reservation:
@@ -100,10 +101,10 @@ def test_plain_reservations_that_cost_less_use_the_refill() -> None:
                 await reservation.settle(6)
                 spent += 6
 
-    async def all_of_them(loop: asyncio.AbstractEventLoop) -> None:
-        bucket = AsyncTokenBucket(Quota(100, 10, 1.0), clock=loop.clock)  # type: ignore[attr-defined]
+    async def all_of_them(loop: VirtualLoop) -> None:
+        bucket = AsyncTokenBucket(Quota(100, 10, 1.0), clock=loop.clock)
         await asyncio.gather(*(work(loop, bucket) for _ in range(20)))
 
     with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        runner.run(all_of_them(runner.get_loop()))
+        runner.run(all_of_them(cast("VirtualLoop", runner.get_loop())))
     assert spent >= 0.9 * 120 * 10

@@ -222,7 +222,7 @@ def test_a_clock_may_tell_its_time_by_index() -> None:
         def __index__(self) -> int:
             return int(now)
 
-    assert storage.apply("k", QUOTA, Acquire(1), now_us=Told()).now_us == EPOCH  # type: ignore[arg-type]
+    assert storage.apply("k", QUOTA, Acquire(1), now_us=Told()).now_us == EPOCH  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_a_deleted_bucket_is_a_new_one() -> None:

@@ -123,7 +123,7 @@ def test_a_clock_that_tells_no_time_is_an_error_and_takes_nothing(now: Any) -> N
 def test_a_listener_must_be_callable() -> None:
     """A list instead of its `append` is a TypeError at once."""
     with pytest.raises(TypeError, match="listener must be callable"):
-        TokenBucket(PLAIN, listener=[])  # type: ignore[arg-type]
+        TokenBucket(PLAIN, listener=[])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_whole_numbers_of_any_kind_are_counts(kind: type) -> None:
     assert (state.balance, type(state.balance)) == (6, int)
     for door in (bucket.try_acquire, bucket.try_reserve):
         with pytest.raises(TypeError, match="tokens"):
-            door(np.bool_(1))  # type: ignore[arg-type]
+            door(np.bool_(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ class SqlitePlace:
         """Store a bucket, unless there is one already; return whether it was stored."""
         with self.opened() as db:
             return (
-                db.execute("INSERT OR IGNORE INTO buckets VALUES (?, ?)", (key, json.dumps(dict(fields)))).rowcount == 1
+                db.execute(
+                    "INSERT OR IGNORE INTO buckets (key, fields) VALUES (?, ?)", (key, json.dumps(dict(fields)))
+                ).rowcount
+                == 1
             )
 
     def drop(self, key: str, field: str) -> None:

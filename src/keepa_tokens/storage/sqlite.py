@@ -45,7 +45,7 @@ class SQLiteStorage:
     """
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
-        named: object = path
+        named = cast("object", path)  # nobody may have checked
         if not isinstance(named, (str, Path)) or str(named) in {"", ":memory:"}:
             raise ConfigError(f"path={shown(path)} names no file: give one, or use MemoryStorage")
         self._path = Path(path).absolute()
