@@ -9,14 +9,12 @@ from typing import Final
 import redis
 
 from checks.faults.measuring import LOOKS, NOTHING, Cell, Due, Limit, measured, refilled
-from checks.faults.runs import HOLD, PLACES, SECOND, START, Kind, Moment, Place, pair, put, run_of
+from checks.faults.runs import PLACES, SECOND, START, Kind, Moment, Place, pair, put, run_of
 from keepa_tokens import BucketState, Snapshot
+from keepa_tokens.rules.state import HOLD, LINE
 from keepa_tokens.storage.redis import RedisStorage
 
-SHOWN_QUOTA: Final = frozenset(PLACES[PLACES.index("capacity") :])
-"""Fields of the quota as last used: shown, never obeyed."""
-
-NEEDED: Final = frozenset({"format", "balance", "refilled_at", "carry", "sequence", "probe_failures"})
+NEEDED: Final = frozenset({"format", "balance", "refilled_at"})
 """Fields that are never rightly missing."""
 
 FAR_FUTURE: Final = str(START + 50 * 365 * 86_400 * SECOND)
@@ -38,10 +36,10 @@ def expected(name: str, fault: str) -> str | None:
     """Return the name that a repair must give, where it is certain; None: by the circumstances."""
     if name.startswith(HOLD):
         return name if fault != "deleted" else None
-    if name in {"recharge_to", "initial"}:
-        return None  # a quota may rightly be without: what can't be read there is taken for that
+    if name == LINE and fault == "empty":
+        return None  # nobody stands there
     if fault in UNREADABLE:
-        return "quota" if name in SHOWN_QUOTA else name
+        return name
     return name if fault == "deleted" and name in NEEDED else None
 
 
@@ -58,8 +56,10 @@ def limit_of(kind: Kind, name: str, text: str | None, moment: Moment, due: Due, 
         return Limit(max(0, kind.quota.capacity - due.balance) + sooner, "a full bucket")
     if name == "kept_back":
         return Limit(state.kept_back or 0, "what was kept back")
-    if name.startswith("carry"):
+    if name == "carry":
         return Limit(1, "one token")
+    if name in {"last_place", "firm_place", "largest_place"}:
+        return Limit(sum(tokens - tokens // 2 for _, tokens in moment.calls), "what is given back")
     if name.startswith(HOLD):
         hold = state.holds.get(name.removeprefix(HOLD))
         return Limit(hold.tokens if hold and hold.in_flight else 0, "what it held")

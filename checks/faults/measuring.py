@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 from checks.faults.runs import SECOND, Bucket, InMemory, Kind, Moment
 from keepa_tokens import Snapshot
 from keepa_tokens.rules.commands import Acquire, Peek, Settle
+from keepa_tokens.rules.line import LATE_US
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
 
 COST: Final = 5
@@ -41,14 +42,17 @@ class Life:
     ends: str
 
 
-def life(bucket: Bucket, kind: Kind, at: int) -> Life:
-    """Ask until there is a grant or a probe. AssertionError: not by the bound that was stated, or it is too far."""
+def life(bucket: Bucket, kind: Kind, at: int, longer: int = 0) -> Life:
+    """Ask until there is a grant or a probe. AssertionError: not by the bound that was stated, or it is too far.
+
+    longer: by how much the clock went back under a line; who was told an instant before that and is gone is waited for.
+    """
     shown = look(bucket, at)
     again = set(look(bucket, at).repaired)
     # A balance that is unknown stays named until a reading, or the end of a claim, brings one.
     assert again <= ({"balance"} if kind.quota.synced else set()), f"repairs that were not written back: {again}"
     bound = micro(shown.bound)
-    assert bound <= longest(kind, shown), f"the stated bound of {shown.bound} s is too far"
+    assert bound <= longest(kind, shown) + longer, f"the stated bound of {shown.bound} s is too far"
     now, end = at, at + bound
     while True:
         outcome = bucket.apply(Acquire(COST), now)
@@ -60,10 +64,14 @@ def life(bucket: Bucket, kind: Kind, at: int) -> Life:
 
 def longest(kind: Kind, shown: Snapshot) -> int:
     """Return the most that a bound may be, by what is left of the bucket: the refill time and a period; or a probe."""
+    paused = micro(shown.paused_for)
     if kind.quota.synced:
-        return max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US) + 2 * TOLERANCE_US
-    missing = max(0, max(COST, kind.quota.recharge_to or 0) - (shown.available or 0))
-    return -(-missing * kind.quota.period_us // kind.quota.refill) + kind.quota.period_us + TOLERANCE_US
+        return max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US, paused) + 2 * TOLERANCE_US
+    missing = max(0, max(COST, kind.quota.recharge_to or 0) + shown.wanted - (shown.available or 0))
+    brought = -(-missing * kind.quota.period_us // kind.quota.refill)
+    if shown.waiting:  # the last of those in line may come only when it was told to, and then take its tokens
+        brought = 2 * (brought + LATE_US)
+    return max(paused, brought) + kind.quota.period_us + TOLERANCE_US
 
 
 def greed(bucket: Bucket, moment: Moment, at: int) -> Iterator[tuple[int, int]]:
@@ -139,7 +147,7 @@ def measured(
 ) -> Cell:
     """Measure two buckets to which the same happened: one is asked until it grants, from the other all is taken."""
     try:
-        lives = life(alive, kind, moment.at)
+        lives = life(alive, kind, moment.at, moment.back)
         most = limit if isinstance(limit, Limit) else limit(lives.shown)
         beyond = due.beyond(greedy, moment, moment.at)
         assert beyond <= most.tokens, f"{beyond} granted beyond, more than {most.says} ({most.tokens})"

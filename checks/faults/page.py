@@ -14,8 +14,9 @@ from checks.faults.clock import ServerClock, clock_cells
 from checks.faults.fields import field_cells
 from checks.faults.losses import failover_cells, retyped_cells, whole_cells
 from checks.faults.measuring import Cell
-from checks.faults.runs import HOLD, KINDS, SECOND, Kind, place_of
+from checks.faults.runs import KINDS, SECOND, Kind, place_of
 from checks.page import table
+from keepa_tokens.rules.state import HOLD
 from tests.servers import running
 
 TIMES: Final = 2
