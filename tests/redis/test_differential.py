@@ -6,6 +6,8 @@ that to `transition`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
