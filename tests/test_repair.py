@@ -138,6 +138,9 @@ def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
     state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=LIMIT // 2 + 1), NOW)
     assert (state.sequence, state.reading_sequence) == (0, 0)
     assert mended == ("reading_sequence",)
+    for lost in (None, 0):
+        state, mended = repair(SYNCED, stored(sequence=7, reading_at=NOW, reading_sequence=lost), NOW)
+        assert (state.reading_sequence, mended) == (7, ("reading_sequence",))
 
 
 def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:

@@ -209,7 +209,9 @@ FAULTS: Final = {
     "whatever the server says last to arrive is the latest": Fault(_timeless),
     "no older reading is taken outside a call, however long ago the last one was": Fault(_deaf),
     "a call's cost is charged, though a newer reading had it": Fault(_out_of_order, mishearing(server_time=None).sent),
-    "what a reading has replaced is corrected by the difference": keeping(reading_sequence=0),
+    "what a reading has replaced is corrected by the difference": Fault(
+        kept=lambda step: replace(step.after, reading_sequence=min(1, step.after.reading_sequence or 0))
+    ),
     "more is given back than a late answer's call had set aside": Fault(kept=_given_back),
     "a reading drops what is in flight": Fault(
         kept=lambda step: replace(step.after, holds={}) if step.outcome.reading == "TAKEN" else step.after

@@ -271,10 +271,11 @@ class SyncedReference(Reference):
         before = call.tokens if call.charged and call.charged_since else 0
         # What was set aside, or charged, comes free again; its cost, as far as it was asked for, stays given.
         self.give(min(cost, call.tokens) - (before if call.charged else call.tokens))
-        order = None if reading is None else self._order(reading, now)
+        since = max(0, call.ends - call.lives)
+        order = None if reading is None else self._order(reading, since, now)
         if reading is not None and (self._nothing_known() or call.opened_since or order is Order.LATER):
             expected = self.balance + before - cost if self.known else None
-            return Ended(found=True, verdict=Verdict.TAKEN, drift=self._believe(reading, expected, now))
+            return Ended(found=True, verdict=Verdict.TAKEN, drift=self._believe(reading, expected, since, now))
         if order is not None:
             cost = 0
         if self.known:
@@ -311,23 +312,26 @@ class SyncedReference(Reference):
         """Take it on a bucket as it stands."""
         if reading is None:
             return Ended(found)
-        order = self._order(reading, now)
+        order = self._order(reading, now, now)
         is_old = now - (self.read_at or 0) > SHUT_OUT_US
         if self._nothing_known() or order is Order.LATER or self.server_time is None or is_old:
-            return Ended(found, Verdict.TAKEN, self._believe(reading, self.told_balance, now))
+            return Ended(found, Verdict.TAKEN, self._believe(reading, self.told_balance, now, now))
         drift = self._lower(reading, order, now)
         return Ended(found, Verdict.STALE if drift is None else Verdict.TAKEN, drift)
 
     def _nothing_known(self) -> bool:
         return not self.known or self.read_at is None
 
-    def _order(self, reading: Reading, now: int) -> Order | None:
-        """Return whether the server said this after what it said last; None: nobody can tell that it said when."""
+    def _order(self, reading: Reading, since: int, now: int) -> Order | None:
+        """Return whether the server said this after what it said last; None: nobody can tell that it said when.
+
+        since: it was said then at the earliest.
+        """
         told, last = reading.server_time_us, self.server_time
         if told is None or last is None:
             return None
-        moved, passed = told - last, now - self.server_time_at
-        if not -JUMP_US <= moved - passed <= JUMP_US:
+        moved = told - last
+        if not since - JUMP_US <= self.server_time_at + moved <= now + JUMP_US:
             return Order.JUMPED
         if moved > 0:
             return Order.LATER
@@ -339,11 +343,14 @@ class SyncedReference(Reference):
             return None
         if order is Order.JUMPED:
             self.server_time, self.server_time_at, self.touched = reading.server_time_us, now, True
+        if self.claimed_until is not None:
+            # The server did answer.
+            self.claimed_until, self.failures, self.touched = None, 0, True
         if reading.balance >= self.balance:
             return None
-        by = reading.balance - self.balance
+        self.drift = reading.balance - self.balance
         self._begin_from(reading.balance)
-        return by
+        return self.drift
 
     def _begin_from(self, balance: int) -> None:
         """Go on from what the server has."""
@@ -351,15 +358,17 @@ class SyncedReference(Reference):
         self.calls = {n: replace(c, opened_since=False, charged_since=False) for n, c in self.calls.items()}
         self.start, self.events = self.available, ()
 
-    def _believe(self, reading: Reading, expected: int | None, now: int) -> int | None:
-        """Go on from what the server says; return how far that is from what was expected."""
+    def _believe(self, reading: Reading, expected: int | None, since: int, now: int) -> int | None:
+        """Go on from what the server says, said between `since` and now; return how far that is from `expected`."""
         tells_of_others = self.read_at is not None and self.held == 0
         plan = (self.capacity, self.flow)
         self.drift = None if expected is None else reading.balance - expected
         self._begin_from(reading.balance)
         self.read_at, self.claimed_until, self.failures, self.returned = now, None, 0, False
-        if reading.server_time_us is not None:
-            self.server_time, self.server_time_at = reading.server_time_us, now
+        told = reading.server_time_us
+        if told is not None:
+            said_at = now if self.server_time is None else self.server_time_at + told - self.server_time
+            self.server_time, self.server_time_at = told, max(min(since, now), min(now, said_at))
         period_us = self.quota.period_us if reading.period_us is None else reading.period_us
         self.told_capacity = self.told_capacity if reading.capacity is None else reading.capacity
         if reading.refill_tokens is not None:

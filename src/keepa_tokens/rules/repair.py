@@ -191,9 +191,9 @@ class _Mender:
 
     def reading_sequence(self, reading_at: int | None, sequence: int) -> int:
         value = self.optional("reading_sequence")
-        if value is None and reading_at is None:
+        if not value and reading_at is None:
             return 0
-        if value is None or value > sequence:
+        if not value or value > sequence:
             # Unknown: nothing in flight may count as opened after it; those fall back on the server's time.
             self.note("reading_sequence")
             return sequence
