@@ -369,6 +369,8 @@ class Whole(MemoryStorage):
             raise Struck
 
 
+# A signal that strikes in a callback of the garbage collector is swallowed there by Python, which only tells of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("quota", [PLAIN, SYNCED])
 def test_signals_at_random_leave_no_hold(quota: Quota) -> None:
     """Wherever a timer's signal strikes a door, between the steps and right after one, hundreds of times: no hold is
