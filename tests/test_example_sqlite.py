@@ -18,6 +18,8 @@ from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.testing.conformance import SharedStorageConformance
 from tests.storages import PART, OnSqlite, write_row
 
+pytestmark = pytest.mark.deep  # what it teaches stands in the package, tested by test_sqlite.py
+
 QUOTA = Quota.per_minute(60)
 
 

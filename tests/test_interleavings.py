@@ -232,7 +232,7 @@ class Gullible(Direct):
     def apply(self, command: Command, now: int) -> Outcome:
         """Carry out one command with no memory of the last reading."""
         if self.state is not None:
-            self.state = replace(self.state, server_time=0, reading_sequence=0)
+            self.state = replace(self.state, server_time=None, reading_sequence=1)
         return super().apply(command, now)
 
 
