@@ -105,8 +105,7 @@ def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Ite
     for fault, shift in {"an hour ahead": HOUR, "an hour back": -HOUR}.items():
         for number in range(times):
             moment = until_the_fault(number)
-            if LINE in moment.fields:
-                moment = replace(moment, back=max(0, -shift))
+            moment = replace(moment, back=max(0, -shift) * (LINE in moment.fields))
             due = Due.at(kind, moment)
             refill = -(-HOUR // kind.quota.period_us) * kind.quota.refill
             # By a clock that went back a call is remembered for longer: who settles it late is given back the rest.

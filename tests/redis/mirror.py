@@ -105,8 +105,7 @@ def attempt(  # noqa: C901 - the script's questions, in its order
     elif not _fast_is_sound(state, now):
         return ALL
     working = kept(sound_of(state), state.fast, now, own=True)
-    if state.fast is not None:
-        working.kept_back = state.fast.kept_back
+    working.kept_back = 0 if state.fast is None else state.fast.kept_back
     if _is_damaged(working, now):
         return ALL
     return _served(working, texts, command, now)

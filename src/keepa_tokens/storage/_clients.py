@@ -192,6 +192,7 @@ _MISTAKES: Final = (
     ("invalid password", "the server refuses the password: give the right one"),
     ("invalid username-password", "the server refuses the user's name or password: give those of a user that it knows"),
     ("NOAUTH", "the server wants a password: give it in the URL or to the client"),
+    ("unauthenticated multibulk", "the server wants a password: give it in the URL or to the client"),
     ("already authenticated", "the server wants a password: give it in the URL or to the client"),
     ("Authentication required", "the server wants a password: give it in the URL or to the client"),
     ("without any password configured", "the server has no password set: leave it out of the URL"),
