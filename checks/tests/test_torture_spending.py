@@ -49,7 +49,7 @@ def test_what_a_bucket_does_not_know_it_does_not_grant() -> None:
     """A synced bucket grants nothing before a reading, after a loss or a reading of 0; but after one above 0."""
     call = Reserve("a", 1, LIFETIME)
     assert Log(KEEPA).told(NOW, call).spending() == ["over-grant"]
-    known = Log(KEEPA).told(NOW, Reconcile(Reading(1)), taken=True).told(NOW + 1, call)
+    known = Log(KEEPA).told(NOW - 1, Reconcile(Reading(1)), taken=True).told(NOW + 1, call)
     assert known.spending() == []
     assert known.told(NOW + 2, replace(call, id="b")).spending() == ["over-grant"]
     at_0 = Log(KEEPA).told(NOW, Reconcile(Reading(0)), taken=True).told(NOW + 1, call)
@@ -160,11 +160,11 @@ def test_what_was_spent_is_gone(end: Settle) -> None:
     assert log.told(NOW + TENTH, Reserve("b", 1, LIFETIME)).spending() == ["over-grant"]
 
 
-@pytest.mark.parametrize("tokens, found", [(6, []), (7, ["over-grant"])])
+@pytest.mark.parametrize("tokens, found", [(14, []), (15, ["over-grant"])])
 def test_a_late_settle_corrects_by_the_difference(tokens: int, found: list[str]) -> None:
-    """A hold that ran out was charged in full then; what is given back later comes on top of what refilled since."""
+    """What a hold took is gone from its grant on; what is given back late comes on top of what refilled since."""
     late = NOW + LIFETIME + TENTH
-    log = Log(HELD).told(NOW, FULL).told(late, Settle("a", 10))  # -4, and 0.8, and 6
+    log = Log(HELD).told(NOW, FULL).told(late, Settle("a", 14))  # -4, and 12.8, and 2
     assert log.told(late, Reserve("b", tokens, LIFETIME)).spending() == found
 
 
@@ -206,11 +206,13 @@ def test_a_reading_may_have_been_taken_though_its_answer_was_lost() -> None:
 
 
 def test_a_hold_that_is_gone_is_found() -> None:
-    """A hold that nothing ended is there in its lifetime and as long after it; later, or after a loss, it need not."""
+    """A hold that nothing ended is there in its lifetime, a synced one as long after it; after a loss it need not."""
     log = Log(HELD).told(NOW, FULL)
-    for late in (TENTH, 2 * LIFETIME - 1):
-        assert log.copy().told(NOW + late, Settle("a", 1), found=False).spending() == ["lost hold"]
-    assert log.copy().told(NOW + 2 * LIFETIME, Settle("a", 1), found=False).spending() == []
+    known = Log(KEEPA).told(NOW - 1, Reconcile(Reading(16)), taken=True).told(NOW, FULL)
+    for each, remembered in ((log, LIFETIME), (known, 2 * LIFETIME)):
+        for late in (TENTH, remembered - 1):
+            assert each.copy().told(NOW + late, Settle("a", 1), found=False).spending() == ["lost hold"]
+        assert each.copy().told(NOW + remembered, Settle("a", 1), found=False).spending() == []
     assert log.copy().told(NOW + TENTH, Settle("a", 1)).spending() == []
     assert log.copy().lost(NOW, Cancel("a")).told(NOW + TENTH, Cancel("a"), found=False).spending() == []
     assert log.add(wiped(NOW + 1, HELD)).told(NOW + TENTH, Settle("a", 1), found=False).spending() == []

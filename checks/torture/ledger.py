@@ -14,7 +14,10 @@ from keepa_tokens import Quota
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Tokens that a grant set aside. ran_out: they were charged, and may yet be given back."""
+    """Tokens of a call. Synced: set aside until it ends; ran_out: they were charged, and may yet be given back.
+
+    On a plain bucket they are taken at once, and running out changes nothing.
+    """
 
     tokens: int
     expires_at: int
@@ -62,7 +65,8 @@ class Ledger:
             self._flow(at)
             hold = self.holds[name]
             self.holds[name] = replace(hold, ran_out=True)
-            self._add(-hold.tokens)
+            if self.quota.synced:
+                self._add(-hold.tokens)
         self._flow(to)
         self.allowed = [(until, tokens) for until, tokens in self.allowed if until >= to]
         for _, balance in self.readings:
@@ -73,7 +77,7 @@ class Ledger:
         """Return the most tokens that may be available, rounded down; far below 0 while nothing is known."""
         if self.level is None:
             return -(2**52)
-        in_flight = sum(hold.tokens for hold in self.holds.values() if not hold.ran_out)
+        in_flight = sum(hold.tokens for hold in self.holds.values() if not hold.ran_out) if self.quota.synced else 0
         allowed = sum(tokens for _, tokens in self.allowed)
         step = 0 if self.in_phase else self.quota.refill
         return self.level // self.quota.period_us - in_flight + allowed + step
@@ -89,14 +93,24 @@ class Ledger:
             self.level = max(self.level, min(full, self.level + tokens * self.quota.period_us))
 
     def open(self, name: str, tokens: int, expires_at: int) -> None:
-        """Set tokens aside; a hold that is there already stays as it is."""
-        self.holds.setdefault(name, Hold(tokens, expires_at))
+        """Set tokens aside (synced) or take them (plain); a hold that is there already stays as it is."""
+        if name in self.holds:
+            return
+        self.holds[name] = Hold(tokens, expires_at)
+        if not self.quota.synced:
+            self.take(tokens)
 
     def end(self, name: str, cost: int) -> None:
-        """End a hold at what it cost; one that ran out was charged already, and corrects by the difference."""
+        """End a hold at what it cost; what was charged or taken already corrects by the difference."""
         hold = self.holds.pop(name, None)
-        if hold is not None:
+        if hold is None:
+            return
+        if self.quota.synced:
             self._add(hold.tokens - cost if hold.ran_out else -cost)
+        elif cost < hold.tokens:
+            self.give(hold.tokens - cost)
+        else:
+            self.take(cost - hold.tokens)
 
     def adopt(self, balance: int, next_refill_in: int | None) -> None:
         """Take a reading: it replaces the balance, and what was charged before is in it."""

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from checks.torture.ledger import Ledger
 from checks.torture.steps import FREEZE, Finding, Step, Story
 from checks.torture.story import Told
-from checks.torture.terms import SECOND
+from checks.torture.terms import QUOTAS, SECOND
 from keepa_tokens import Quota
 
 CLAIM_US: Final = 20 * SECOND
@@ -239,9 +239,9 @@ def lost_holds(bucket: str, story: Story) -> list[Finding]:
             continue
         step, told = granted[0]
         at = ends[0].told.at
-        # Remembered for as long as it lived. Where an answer was lost it may be older than the one that came.
+        # A synced one is remembered for as long as it lived. Where an answer was lost it may be older than the last.
         opened = min((other.sent.at for other in group if other.lost), default=told.at + told.place)
-        forgotten = opened + 2 * step.sent.hold_for
+        forgotten = opened + step.sent.hold_for * (2 if QUOTAS[bucket].synced else 1)
         wiped = any(begin <= at and end >= group[0].sent.at for begin, end in losses)
         if at < forgotten and not wiped:
             text = f"{bucket}: the hold {name} of {step.sent.tokens}, granted to {step.sent.who}, was gone"
