@@ -161,11 +161,10 @@ def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool
 class NoLock:
     """A lock that keeps nobody out."""
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Say yes."""
-        return True
+    def __enter__(self) -> None:
+        """Let everybody in."""
 
-    def release(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Do nothing."""
 
 
