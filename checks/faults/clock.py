@@ -79,7 +79,7 @@ class ServerClock:
             started.__exit__(None, None, None)
 
 
-def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Iterator[Cell]:  # noqa: C901 - a row of the table after the other
+def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Iterator[Cell]:
     """Let the server's clock jump by an hour during a run by the server's own time."""
 
     def by_the_clock(shift: int) -> OnServer:
