@@ -132,11 +132,11 @@ def test_holds_are_looked_at_in_the_order_of_their_names_whatever_those_are() ->
 
 
 def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
-    """A lost sequence goes on from the latest that anything remembers; if that can't be, from 0."""
+    """A lost sequence goes on from the latest that anything remembers, else from the first reading's number."""
     state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=7), NOW)
     assert (state.sequence, state.reading_sequence, mended) == (7, 7, ("sequence",))
     state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=LIMIT // 2 + 1), NOW)
-    assert (state.sequence, state.reading_sequence) == (0, 0)
+    assert (state.sequence, state.reading_sequence) == (1, 1)
     assert mended == ("reading_sequence",)
     for lost in (None, 0):
         state, mended = repair(SYNCED, stored(sequence=7, reading_at=NOW, reading_sequence=lost), NOW)

@@ -56,7 +56,8 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
         reading_at = None
     lost = balance is None and not terms.synced
     refill, period_us = mender.reported_rate(terms, reading_at)
-    sequence = mender.sequence()
+    # A reading has a number of its own, so there is at least one.
+    sequence = max(mender.sequence(), 0 if reading_at is None else 1)
     terms_at = mender.past("terms_at")
     sound = SoundState(
         quota=terms,

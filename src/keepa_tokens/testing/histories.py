@@ -24,12 +24,13 @@ from ..rules.commands import (
     Refund,
     Reserve,
     Settle,
+    Unclaim,
 )
 from ..rules.decision import Snapshot
 from ..rules.reading import Reading
 from ..rules.state import BucketState
 from ..rules.transition import lifetime_us, transition
-from ..units import MICROSECONDS, UNLIMITED
+from ..units import CLAIM_US, MICROSECONDS, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 HOUR: Final = 3600 * SECOND
@@ -60,9 +61,21 @@ class Act:
 
 
 def histories(count: int, *, damage: bool = False) -> Iterator[list[Act]]:
-    """Yield so many histories of one bucket each, of plain and synced ones in turns."""
+    """Yield a history of places that are given up, then so many others, of plain and synced buckets in turns."""
+    yield _places()
     for number in range(count):
         yield _history(Random(number), synced=number % 2 == 1, damage=damage and number % 3 == 0)  # noqa: S311 - no secret
+
+
+def _places() -> list[Act]:
+    """Return a history in which tokens come back before the last place, and then that one is given up."""
+    quota = Quota(20, 1, 1.0, initial=0)
+    commands: list[Command] = [
+        *(Acquire(15, wait_us=HOUR), Acquire(5, wait_us=HOUR), Refund("a", 15, EPOCH + 15 * SECOND)),
+        *(Acquire(10, wait_us=HOUR), Acquire(10, wait_us=HOUR), Refund("b", 10, EPOCH + 30 * SECOND)),
+        *(Acquire(3, wait_us=HOUR), Refund("c", 3, EPOCH + 23 * SECOND), Acquire(1, wait_us=HOUR), Peek(1)),
+    ]
+    return [Act(EPOCH, quota, command) for command in commands]
 
 
 def _history(draw: Random, *, synced: bool, damage: bool) -> list[Act]:
@@ -98,7 +111,7 @@ def _command(draw: Random, now: int, *, synced: bool) -> Command:
         *(
             Acquire(tokens, keep, wait, after),
             Peek(tokens, keep, after),
-            Refund(hold, tokens, draw.choice((None, now + lives))),
+            Refund(hold, tokens, draw.choice((None, now + SECOND, now + lives))),
         ),
         *[Reserve(hold, tokens, lives, keep, after, scout=synced and draw.random() < 0.3)] * 2,
         *(Settle(hold, draw.choice((None, 0, tokens))), Cancel(hold)),
@@ -107,13 +120,13 @@ def _command(draw: Random, now: int, *, synced: bool) -> Command:
         return draw.choice(usual)
     reading = Reading(
         draw.choice((-5, 0, 3, 20, 100)),
-        next_refill_in=draw.choice((None, None, 0.5)),
+        next_refill_in=draw.choice((None, None, 0.5, 90.0)),
         refill=draw.choice((None, None, 0.25, 1, 5)),
         capacity=draw.choice((None, None, 30, 300)),
         server_time=draw.choice((None, now // SECOND, now // SECOND - 1, now // SECOND - 5)),
     )
     told: list[Command] = [
-        *(Reconcile(reading), ClaimProbe(), Pause(draw.choice((0, SECOND)))),
+        *(Reconcile(reading), ClaimProbe(), Unclaim(now + CLAIM_US), Pause(draw.choice((0, SECOND)))),
         *[Settle(hold, tokens, draw.choice((reading, reading, None)), draw.random() < 0.2)] * 2,
     ]
     return draw.choice(usual + told)
