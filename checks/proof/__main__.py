@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the proof and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m checks.proof", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=2, help="how many processes run at a time (default: 2)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="run only the lines with this in them")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="run only the lines with this in them (may be repeated)"
+    )
     plans = range(1, len(PLANS) + 1)
     parser.add_argument("--plans", type=int, choices=plans, default=len(PLANS), help="at how many of Keepa's plans")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put what came out into this page")
@@ -35,7 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *unmatched("world", table.worlds, (world.name for world in worlds())),
     ]
     lines: list[Line] = []
-    named = [job for job in jobs(table, chosen.plans) if chosen.only in f"{job.part} {job.name} {job.method}"]
+    wanted: list[str] = chosen.only or [""]
+    named = [
+        job
+        for job in jobs(table, chosen.plans)
+        if any(text in f"{job.part} {job.name} {job.method}" for text in wanted)
+    ]
     for line in run(named, chosen.jobs):
         print(as_text(line, new_part=not lines or lines[-1].part != line.part), flush=True)
         lines.append(line)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from checks.torture.steps import Finding, Step, Story
 from checks.torture.story import Fault
 from keepa_tokens import Quota
+from keepa_tokens.rules.line import LATE_US
 
 FOREVER_US = 10**15
 """A bound beyond this is none."""
@@ -79,8 +80,14 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:
                 )
                 result.findings.append(Finding("stand-still", at, text))
             pending = [bound for bound in pending if bound not in broken]
-        elif sent.verb in ASKS and quota.recharge_to is not None:
-            pending = [bound for bound in pending if not bound.at_once]
+        elif sent.verb in ASKS:
+            # Who was refused so much stands in line before whoever only looks: it is served first, or late after a second.
+            later = -(-sent.tokens * quota.period_us // quota.refill) + LATE_US
+            pending = [
+                replace(bound, due=bound.due + later)
+                for bound in pending
+                if quota.recharge_to is None or not bound.at_once
+            ]
         elif sent.verb == "peek" and told.bound is not None and told.bound < FOREVER_US:
             result.looks += 1
             pending.append(_Watch(at, at + told.bound))

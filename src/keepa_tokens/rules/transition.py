@@ -889,7 +889,7 @@ class _Step:
             return 0
         ahead = sum(each.tokens for each in s.line)
         start = max(self.now, s.refilled_at, *(each.told_at + LATE_US + 1 for each in s.line))
-        need = saturated(wanted + ahead + s.held - (s.balance or 0))
+        need = saturated(wanted + ahead + self._in_flight() - (s.balance or 0))
         return max(start, self.flow.instant(need, start, 0) + LATE_US)
 
     def _charged_all(self, wanted: int) -> int:
