@@ -81,7 +81,7 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:
                 result.findings.append(Finding("stand-still", at, text))
             pending = [bound for bound in pending if bound not in broken]
         elif sent.verb in ASKS:
-            # Who was refused so much stands in line before whoever only looks: it is served first, or late after a second.
+            # Who was refused so much stands in line before whoever only looks: it is served first, or late a second on.
             later = -(-sent.tokens * quota.period_us // quota.refill) + LATE_US
             pending = [
                 replace(bound, due=bound.due + later)
