@@ -39,7 +39,7 @@ BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING}
 """These show in long histories; see below for those that are written down."""
 
 BEYOND_THE_SERVER: Final = {
-    *(NEVER_HALVES, NO_BACKOFF, "a refusal by the server is not heard"),
+    *(NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, "a refusal by the server is not heard"),
     "no older reading is taken outside a call, however long ago the last one was",
     "the time of the server's next step is not heard",
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from checks.tests.torture_log import LIFETIME, NOW, PLAIN_QUOTA, TENTH, Log, rules, wiped
 from checks.torture import liveness, plan, report, server, story
+from checks.torture.liveness import STORED_WITHIN_US
 from checks.torture.steps import FREEZE, lurks_until, story_of
 from checks.torture.story import (
     Answered,
@@ -50,21 +51,24 @@ def test_a_look_beside_a_command_that_nobody_was_told_of_promises_nothing() -> N
     lost = Log(KEEPA).lost(NOW, Reserve("a", 1, LIFETIME)).told(NOW + 1, Peek(), bound=0)
     assert lost.told(NOW + 2, Reserve("b", 1, LIFETIME), granted=False).liveness() == []
     later = Log(KEEPA).lost(NOW, Reserve("a", 1, LIFETIME)).told(NOW + 3 * SECOND, Peek(), bound=0)
-    assert later.told(NOW + 3 * SECOND + 1, Reserve("b", 1, LIFETIME), granted=False).liveness() == ["stand-still"]
+    refused = NOW + 3 * SECOND + STORED_WITHIN_US + 1
+    assert later.told(refused, Reserve("b", 1, LIFETIME), granted=False).liveness() == ["stand-still"]
 
 
 @pytest.mark.parametrize("bucket, found", [(HELD, []), (PLAIN, ["stand-still"])])
 def test_a_recharge_that_a_bigger_request_began_is_no_stand_still(bucket: str, found: list[str]) -> None:
-    """A look finds the bucket open; then a request for more is refused: where that begins a recharge, all wait."""
+    """A look finds the bucket open; then more is refused: all wait for a recharge, or for who stands first in line."""
     log = Log(bucket).told(NOW, Peek(), bound=0).told(NOW + 1, Reserve("a", 8, LIFETIME), granted=False)
-    assert log.told(NOW + 2, Reserve("b", 1, LIFETIME), granted=False).liveness() == found
+    in_line = log.copy().told(NOW + SECOND, Reserve("b", 1, LIFETIME), granted=False)
+    assert in_line.liveness() == []
+    assert log.told(NOW + 2 * SECOND, Reserve("b", 1, LIFETIME), granted=False).liveness() == found
 
 
 def test_a_recharge_under_way_must_end_when_a_look_said() -> None:
-    """Who looks at a bucket that is recharging is told the end, and no refusal in between moves it."""
+    """Who looks at a bucket that is recharging is told the end; whoever asks in between moves it by its own tokens."""
     log = Log(HELD).told(NOW, Peek(), bound=SECOND).told(NOW + 1, Reserve("a", 8, LIFETIME), granted=False)
     assert log.copy().told(NOW + SECOND - 1, Reserve("b", 1, LIFETIME), granted=False).liveness() == []
-    assert log.told(NOW + SECOND, Reserve("b", 1, LIFETIME), granted=False).liveness() == ["stand-still"]
+    assert log.told(NOW + 3 * SECOND, Reserve("b", 1, LIFETIME), granted=False).liveness() == ["stand-still"]
 
 
 def test_a_bound_ends_with_a_grant_or_a_loss() -> None:
