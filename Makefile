@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet
 
 # More options for the tools: make test PYTEST_ARGS="-k repair", make demo DEMO_ARGS="--help"
-PYTEST_WORKERS ?= 2
+# Four on two cores: many tests wait for a real server or a worker.
+PYTEST_WORKERS ?= 4
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
