@@ -77,7 +77,8 @@ class Stalled:
     @property
     def state(self) -> BucketState:
         """What is stored: no `refilled_at`."""
-        return BucketState(balance=self.balance, refilled_at=None, reading_at=self.now if self.synced else None)
+        reading_at = self.now if self.synced else None
+        return BucketState(balance=self.balance, refilled_at=None, quota=self.quota, reading_at=reading_at)
 
     @property
     def bound(self) -> int:
