@@ -15,7 +15,7 @@ from weakref import ref
 from ._arguments import checked_key, instance, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
-from .errors import ConfigError
+from .errors import ConfigError, StorageUnavailable
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome
@@ -81,6 +81,15 @@ class Door(Generic[S_co]):
         outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
         for event in events_of(self.key, Acquire(tokens), outcome):
             self._hears(event)
+
+    def waited(self, tokens: int, duration_us: int) -> None:
+        """Tell the listener that somebody who had to wait goes now."""
+        if duration_us and self._log is None:
+            self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
+
+    def away(self, error: StorageUnavailable) -> None:
+        """Tell the listener that the storage did not answer."""
+        self.say(EventKind.STORAGE_AWAY, str(error))
 
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""

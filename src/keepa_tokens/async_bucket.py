@@ -16,7 +16,7 @@ from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unse
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError
+from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -138,7 +138,7 @@ class AsyncTokenBucket(NotCopied):
         try:
             outcome = await steps.apply(command)
             decision = await plans.wait(steps, self.quota, patience, command, outcome)
-            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision))
+            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision, label=command.label))
         except BaseException as error:
             await steps.undo(error)
             raise
@@ -300,6 +300,10 @@ class AwaitedSteps(Taken):
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
 
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
+
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
         return self.door.elapsed_us()
@@ -359,9 +363,13 @@ class AwaitedSteps(Taken):
     async def _applied(self, command: Command) -> Outcome:
         door = self.door
         # Memory storage holds its lock for microseconds and waits for nothing else.
-        if isinstance(door.storage, MemoryStorage):
-            return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        try:
+            if isinstance(door.storage, MemoryStorage):
+                return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        except StorageUnavailable as error:
+            door.away(error)
+            raise
 
 
 def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
@@ -374,6 +382,7 @@ class AsyncReservation(NotCopied):
 
     def __init__(self, door: AsyncDoor, grant: Grant) -> None:
         self._door = door
+        self._grant = grant
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -382,7 +391,7 @@ class AsyncReservation(NotCopied):
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
-        await self._end(Settle(self.id, whole("actual", actual), reading))
+        await self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
 
     async def cancel(self) -> None:
         """End the hold of a call that was certainly never sent; as `Reservation.cancel`."""
@@ -400,7 +409,7 @@ class AsyncReservation(NotCopied):
     ) -> None:
         if not self.open:
             return
-        command = plans.on_leaving(self._door.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self._grant)
         if command is not None:
             await AwaitedSteps(self._door).finish(command)
         elif kind is None:

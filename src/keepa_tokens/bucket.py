@@ -104,6 +104,10 @@ class TokenBucket(NotCopied):
             outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
             door.tell(command, outcome)
             return outcome.decision()
+        except StorageUnavailable as error:
+            door.away(error)
+            BlockingSteps(door, command, outcome).undo(error)
+            raise
         except BaseException as error:
             BlockingSteps(door, command, outcome).undo(error)
             raise
@@ -162,7 +166,8 @@ class TokenBucket(NotCopied):
         ticket = plans.ticket_for(hold_id, patience.left_us())
         command = Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
         try:
-            return Reservation(self._door, Grant(command.id, tokens, steps.waited(patience, command)))
+            decision = steps.waited(patience, command)
+            return Reservation(self._door, Grant(command.id, tokens, decision, label=command.label))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -238,7 +243,11 @@ class BlockingSteps(Taken):
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
         self.sends(command)
-        outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        try:
+            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        except StorageUnavailable as error:
+            door.away(error)
+            raise
         self.told(command, outcome)
         if door.bell and self.brings(command, outcome):
             door.bell.ring(door.key)
@@ -315,6 +324,10 @@ class BlockingSteps(Taken):
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
 
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
+
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
         return self.door.elapsed_us()
@@ -333,6 +346,7 @@ class Reservation(NotCopied):
 
     def __init__(self, door: Door[Storage], grant: Grant) -> None:
         self._door = door
+        self._grant = grant
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -341,7 +355,7 @@ class Reservation(NotCopied):
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
-        self._end(Settle(self.id, whole("actual", actual), reading))
+        self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
 
     def cancel(self) -> None:
         """End the hold: its tokens are free again. Only for a call that was certainly never sent."""
@@ -359,7 +373,7 @@ class Reservation(NotCopied):
     ) -> None:
         if not self.open:
             return
-        command = plans.on_leaving(self._door.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self._grant)
         if command is not None:
             BlockingSteps(self._door).end(command)
         elif kind is None:
