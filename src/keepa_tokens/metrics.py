@@ -81,6 +81,7 @@ class PrometheusListener:
             )
 
         self._then = then
+        self._begun: set[str] = set()
         self._bucket, self._path = _Bounded(whole("most_buckets", most_buckets)), _Bounded(MOST_PATHS)
         self._granted_tokens = counter("granted_tokens", "Tokens asked for by the requests that were granted.")
         self._refusals = counter("refusals", "Requests for tokens that the bucket refused.", "reason")
@@ -115,11 +116,23 @@ class PrometheusListener:
     def __call__(self, event: Event, /) -> None:
         """Count `event`."""
         bucket = self._bucket(event.key)
+        if bucket not in self._begun:
+            self._begin(bucket)
         self._count(event, bucket)
         if bucket == event.key:  # many buckets together have no balance
             self._gauge(event, bucket)
         if self._then is not None:
             self._then(event)
+
+    def _begin(self, bucket: str) -> None:
+        """Let every count of a bucket begin at 0: Prometheus sees no increase where a count comes up at 1."""
+        self._begun.add(bucket)
+        for counter in (*self._simple.values(), self._granted_tokens, self._settled, self._server_refusals):
+            counter.labels(bucket)
+        for verdict in _VERDICTS.values():
+            self._readings.labels(bucket, verdict)
+        for direction in (LESS, MORE):
+            self._drift_tokens.labels(bucket, direction)
 
     def _gauge(self, event: Event, bucket: str) -> None:
         if event.kind in _KNOW_THE_BALANCE:
