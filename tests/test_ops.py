@@ -113,7 +113,7 @@ class Story:
         test = {"interval": "1m", "input_series": series, "alert_rule_test": silent}
         story = folder / "story.yml"
         story.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
-        command = [PROMTOOL, "test", "rules", story]
+        command: list[str | Path] = [PROMTOOL, "test", "rules", story]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         told = done.stdout + done.stderr
         fired = set(re.findall(r"alertname: ?(\w+)", told))
@@ -226,8 +226,8 @@ def unsettled(story: Story) -> None:
     story.goes_on(20, works=False)
 
 
-STORIES: Final = {
-    healthy: set[str](),
+STORIES: Final[dict[Callable[[Story], None], set[str]]] = {
+    healthy: set(),
     no_reading: {"NoReading", "ProbesFail"},
     refused: {"ServerRefuses"},
     spent: {"SomebodyElseSpends"},

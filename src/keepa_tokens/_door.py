@@ -6,10 +6,11 @@ import os
 import random
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
-from typing import Final, Generic, NoReturn, TypeVar, cast
+from typing import Final, Generic, NoReturn, ParamSpec, TypeVar, cast
 from weakref import ref
 
 from ._arguments import checked_key, instance, shown, whole
@@ -24,6 +25,8 @@ from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
+P = ParamSpec("P")
+T = TypeVar("T")
 S_co = TypeVar("S_co", covariant=True)
 
 
@@ -171,6 +174,22 @@ def _checked_clock(clock: Clock) -> Clock:
     if lacking or isinstance(clock, type):
         raise TypeError(f"clock must be a Clock, not {shown(clock)}: it needs now_us(), sleep() and asleep()")
     return clock
+
+
+def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
+    """Return `function` if a bucket can stand before it; ConfigError for one of the other door's kind."""
+    given = cast("object", function)  # nobody may have checked
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(f"limit() decorates a function, not {shown(given)}: write @bucket.limit() above its def")
+    name = getattr(given, "__qualname__", type(given).__qualname__)
+    coroutine = iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
+    if suspends and not coroutine:
+        raise ConfigError(f"{name} is no coroutine function: decorate it by a TokenBucket, or write async def")
+    if not suspends and (coroutine or isasyncgenfunction(function)):
+        raise ConfigError(
+            f"{name} is a coroutine function: a TokenBucket would block its loop; use an AsyncTokenBucket"
+        )
+    return function
 
 
 def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import replace
+from functools import wraps
 from inspect import isawaitable
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id, watched
+from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, decorated, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -26,6 +27,9 @@ from .storage.base import AsyncStorage
 from .storage.memory import MemoryStorage
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATIENCE_SECONDS = 3.0
 """How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
@@ -151,6 +155,23 @@ class AsyncTokenBucket(NotCopied):
             if some == 0 or await self.try_acquire(some, keep=keep):
                 return some
         return 0
+
+    def limit(
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
+    ) -> Callable[[Callable[P, Coroutine[object, object, T]]], Callable[P, Coroutine[object, object, T]]]:
+        """Return a decorator of coroutine functions; as `TokenBucket.limit`, which decorates all others."""
+        cost(self.quota, tokens, keep)
+        timeout_us(timeout)
+
+        def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
+            @wraps(decorated(function, suspends=True))
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                await self.acquire(tokens, keep=keep, timeout=timeout)
+                return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     async def pause(self, seconds: float) -> None:
         """Refuse every request for `seconds`, a day at most; as `TokenBucket.pause`."""

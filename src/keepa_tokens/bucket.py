@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
+from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, decorated, left_unsettled, new_id, watched
 from ._interrupts import interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -23,6 +25,9 @@ from .storage.base import Storage
 from .storage.memory import MemoryStorage
 
 __all__ = ["Reservation", "TokenBucket"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TokenBucket(NotCopied):
@@ -180,6 +185,30 @@ class TokenBucket(NotCopied):
             if some == 0 or self.try_acquire(some, keep=keep):
                 return some
         return 0
+
+    def limit(
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Return a decorator: each call of the function takes `tokens` first, and waits for them as `acquire` does.
+
+            @bucket.limit(timeout=30)
+            def fetch(url): ...
+
+        What `acquire` raises comes out of the call, and the function is not run. Raises ConfigError for a coroutine
+        function: an AsyncTokenBucket decorates those.
+        """
+        cost(self.quota, tokens, keep)
+        timeout_us(timeout)
+
+        def decorate(function: Callable[P, T]) -> Callable[P, T]:
+            @wraps(decorated(function, suspends=False))
+            def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                self.acquire(tokens, keep=keep, timeout=timeout)
+                return function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     def pause(self, seconds: float) -> None:
         """Refuse every request for `seconds`, a day at most, in every process; 0 ends a pause.
