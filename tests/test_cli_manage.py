@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from keepa_tokens import Reading
+from keepa_tokens.cli import shell
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.shell import COMMANDS
 from keepa_tokens.rules import commands
@@ -162,3 +163,35 @@ def test_as_a_module_it_is_the_same_program() -> None:
     assert done.stdout.startswith("0.")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "No such command 'nonsense'" in wrong.stderr
+
+
+# --- how it looks
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_help_is_wider_than_a_small_terminal(command: str) -> None:
+    """At 80 columns no line of any help is cut or goes on in the next one by chance."""
+    said = CliRunner().invoke(app, [*command.split(), "--help"], terminal_width=80).output
+    assert [line for line in said.splitlines() if len(line) > 79] == []
+    assert said.startswith("Examples:")
+    assert "Next:" in said
+
+
+@pytest.mark.parametrize("err", [False, True])
+def test_a_sentence_is_broken_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, err: bool
+) -> None:
+    """In a terminal a sentence goes on in the next line between two words, and a key is never cut; in a pipe it is one
+    line.
+    """
+    words = f"{KEY} is paused for 10:00: no call goes, what is in flight is settled as ever."
+    shell.say(words, err=err)
+    monkeypatch.setattr(sys.stderr if err else sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    shell.say(words, err=err)
+    told = capsys.readouterr()
+    whole, *broken = (told.err if err else told.out).splitlines()
+    assert whole == words
+    assert " ".join(broken) == words
+    assert max(map(len, broken)) <= 40
+    assert len(broken) == 3
