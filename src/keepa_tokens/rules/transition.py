@@ -6,7 +6,8 @@ beside it on a synced bucket: available = balance - held. A plain bucket has no 
 from the balance already, and available = balance.
 
 1. Repair. Any stored thing becomes a sound state first (`repair.py`), which is written back with every command,
-   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now.
+   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now. One too
+   far ahead, as after a clock went back: likewise.
 2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
 3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced the
@@ -54,9 +55,10 @@ from the balance already, and available = balance.
    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
    of the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its
    turn.
-   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Late: 1 s past
-   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
-   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. A day ahead at
+   most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant;
+   others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At most 256 stand
+   there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
    in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
@@ -337,19 +339,19 @@ class _Step:
         if available < wanted and (wanted > self.flow.capacity or self._clipped_before(wanted)):
             # While it is served by others' terms, the caller's own may still admit it.
             return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
+        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
+        stands = ahead or ticket is not None
+        need = saturated(wanted + ahead - available)
+        at = self.flow.instant(need, s.refilled_at, s.carry) if stands else self._reached(wanted)
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
-            return Reason.RECHARGING, max(closed_until, self._reached(wanted))
+            return Reason.RECHARGING, max(closed_until, at)
         others = in_flight or (ahead and s.quota.synced)
         if available - ahead >= (tokens + aside if others else wanted):
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
-        if not ahead and ticket is None:
-            return Reason.EMPTY, self._reached(wanted)
-        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
-        at = self.flow.instant(saturated(wanted + ahead - available), s.refilled_at, s.carry)
-        return Reason.EMPTY, at if at > self.now else self.now + LOOK_AGAIN_US
+        return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
     def _reached(self, wanted: int) -> int:
         """Return the first instant from now on at which the balance has flowed to `wanted`; NEVER if none."""
@@ -876,24 +878,17 @@ class _Step:
             return at
         alone = required(command.tokens, s.quota.overdraft)
         wanted = alone + set_aside(command.keep, self._kept_back(), self.flow.capacity, alone)
-        latest = max(self._charged_all(wanted), self._passed(wanted), s.paused_until or 0, s.closed_until or 0)
+        latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)
         if s.quota.recharge_to is None:
             return latest
         end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
         return max(latest, end) if end < NEVER else latest
 
-    def _passed(self, wanted: int) -> int:
-        """Return when those who stand in line are gone, or late, and the refill has brought all of that."""
-        s = self.s
-        if not s.line:
-            return 0
-        ahead = sum(each.tokens for each in s.line)
-        start = max(self.now, s.refilled_at, *(each.told_at + LATE_US + 1 for each in s.line))
-        need = saturated(wanted + ahead + self._in_flight() - (s.balance or 0))
-        return max(start, self.flow.instant(need, start, 0) + LATE_US)
-
     def _charged_all(self, wanted: int) -> int:
-        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks."""
+        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks.
+
+        Those who stand in line come first, each as late as it may.
+        """
         s = self.s
         balance, refilled_at, carry, start = s.balance, s.refilled_at, s.carry, self.now
         if balance is None:
@@ -904,7 +899,14 @@ class _Step:
                 start = max(start, hold.expires_at + SWEEP_US)
                 balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
-        return self._reached_from(balance, refilled_at, carry, wanted, start)
+        if not s.line:
+            return self._reached_from(balance, refilled_at, carry, wanted, start)
+        if wanted > self._lasting_capacity():
+            return NEVER
+        start = max(start, *(each.told_at + LATE_US + 1 for each in s.line))
+        balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+        need = saturated(wanted + sum(each.tokens for each in s.line) - balance)
+        return max(start, self.flow.instant(need, refilled_at, carry)) + LATE_US
 
     def _outcome(
         self,
