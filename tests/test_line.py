@@ -165,7 +165,8 @@ def test_a_lost_sequence_number_keeps_the_order_of_the_line() -> None:
     bench.reserve("second", 10)
     assert bench.state is not None
     bench.state = replace(bench.state, sequence=None)
-    assert bench.reserve("third", 5).retry_after_us == 65 * SECOND
+    assert bench.reserve("second", 10).retry_after_us == 60 * SECOND
+    assert bench.reserve("first", 50).retry_after_us == 50 * SECOND
 
 
 def test_the_bound_counts_what_is_lost_while_a_call_is_in_flight() -> None:
