@@ -53,19 +53,19 @@ class Admission:
         if available < wanted and (wanted > self.flow.capacity or self._clipped_before(wanted)):
             # While it is served by others' terms, the caller's own may still admit it.
             return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
+        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
+        stands = ahead or ticket is not None
+        need = saturated(wanted + ahead - available)
+        at = self.flow.instant(need, s.refilled_at, s.carry) if stands else self._reached(wanted)
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
-            return Reason.RECHARGING, max(closed_until, self._reached(wanted))
+            return Reason.RECHARGING, max(closed_until, at)
         others = in_flight or (ahead and s.quota.synced)
         if available - ahead >= (tokens + aside if others else wanted):
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
-        if not ahead and ticket is None:
-            return Reason.EMPTY, self._reached(wanted)
-        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
-        at = self.flow.instant(saturated(wanted + ahead - available), s.refilled_at, s.carry)
-        return Reason.EMPTY, at if at > self.now else self.now + LOOK_AGAIN_US
+        return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
     def _ahead(self, keep: int, ticket: str | None) -> int:
         """Return the tokens of those who are before a request in line."""

@@ -82,24 +82,17 @@ class Telling(Admission):
             return at
         alone = required(command.tokens, s.quota.overdraft)
         wanted = alone + set_aside(command.keep, kept_back(s, self.flow), self.flow.capacity, alone)
-        latest = max(self._charged_all(wanted), self._passed(wanted), s.paused_until or 0, s.closed_until or 0)
+        latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)
         if s.quota.recharge_to is None:
             return latest
         end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
         return max(latest, end) if end < NEVER else latest
 
-    def _passed(self, wanted: int) -> int:
-        """Return when those who stand in line are gone, or late, and the refill has brought all of that."""
-        s = self.s
-        if not s.line:
-            return 0
-        ahead = sum(each.tokens for each in s.line)
-        start = max(self.now, s.refilled_at, *(each.told_at + LATE_US + 1 for each in s.line))
-        need = saturated(wanted + ahead + self._in_flight() - (s.balance or 0))
-        return max(start, self.flow.instant(need, start, 0) + LATE_US)
-
     def _charged_all(self, wanted: int) -> int:
-        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks."""
+        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks.
+
+        Those who stand in line come first, each as late as it may.
+        """
         s = self.s
         balance, refilled_at, carry, start = s.balance, s.refilled_at, s.carry, self.now
         if balance is None:
@@ -110,4 +103,11 @@ class Telling(Admission):
                 start = max(start, hold.expires_at + SWEEP_US)
                 balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
-        return self._reached_from(balance, refilled_at, carry, wanted, start)
+        if not s.line:
+            return self._reached_from(balance, refilled_at, carry, wanted, start)
+        if wanted > self._lasting_capacity():
+            return NEVER
+        start = max(start, *(each.told_at + LATE_US + 1 for each in s.line))
+        balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+        need = saturated(wanted + sum(each.tokens for each in s.line) - balance)
+        return max(start, self.flow.instant(need, refilled_at, carry)) + LATE_US

@@ -6,7 +6,8 @@ beside it on a synced bucket: available = balance - held. A plain bucket has no 
 from the balance already, and available = balance.
 
 1. Repair. Any stored thing becomes a sound state first (`repair.py`), which is written back with every command,
-   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now.
+   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now. One too
+   far ahead, as after a clock went back: likewise.
 2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
 3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced the
@@ -54,9 +55,10 @@ from the balance already, and available = balance.
    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
    of the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its
    turn.
-   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Late: 1 s past
-   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
-   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. A day ahead at
+   most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant;
+   others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At most 256 stand
+   there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
    in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
