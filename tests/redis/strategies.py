@@ -22,7 +22,8 @@ from keepa_tokens.rules.commands import (
     Settle,
     Unclaim,
 )
-from keepa_tokens.rules.state import NUMBERS, FastTerms, Hold, hold_text, quota_text
+from keepa_tokens.rules.line import Ticket
+from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA, FastTerms, Hold, hold_text, quota_text
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, UNLIMITED, YEAR_US
 
 GARBAGE: Final = (
@@ -100,6 +101,9 @@ _waits = st.one_of(st.none(), st.integers(-1, MINUTE), st.sampled_from([HOUR, LI
 _lives = st.one_of(st.integers(1, 10), st.integers(1, 3 * MINUTE), st.just(DAY_US))
 _labels = st.sampled_from(["", "", "a task", "é\n%"])
 _owns = st.none() | st.integers(-MINUTE, HOUR)
+_tickets = st.sampled_from(["a", "b", "t", "é u%"])
+_maybe_tickets = st.none() | _tickets
+_probe_afters = st.none() | st.sampled_from([0, SECOND, HOUR])
 
 _usual = st.one_of(
     st.builds(Acquire, st.integers(1, 3)),
@@ -111,8 +115,11 @@ _usual = st.one_of(
     st.builds(Refund, _ids, st.integers(1, 4), _owns),
 )
 _unusual = st.one_of(
-    st.builds(Acquire, _tokens, _keeps, _waits),
-    st.builds(Reserve, _ids, _tokens, _lives, _keeps, scout=st.booleans(), label=_labels),
+    st.builds(Acquire, _tokens, _keeps, _waits, _probe_afters, _maybe_tickets),
+    st.builds(Acquire, st.integers(1, 12), _keeps, ticket=_tickets),
+    st.builds(Reserve, _ids, _tokens, _lives, _keeps, _probe_afters, st.booleans(), _labels, _maybe_tickets),
+    st.builds(Reserve, _ids, st.integers(1, 12), _lives, ticket=_tickets),
+    st.builds(Cancel, _tickets),
     st.builds(Settle, _ids, st.none() | _tokens),
     st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans()),
     st.builds(Cancel, _ids),
@@ -121,9 +128,9 @@ _unusual = st.one_of(
     st.just(ClaimProbe()),
     st.builds(Unclaim, st.sampled_from([0, CLAIM_US])),
     st.builds(Pause, st.sampled_from([0, 0, SECOND, MINUTE])),
-    st.builds(Peek, _tokens, _keeps),
+    st.builds(Peek, _tokens, _keeps, _probe_afters),
 )
-_commands = st.integers(0, 9).flatmap(lambda number: _unusual if number == 0 else _usual)
+_commands = st.integers(0, 9).flatmap(lambda number: _unusual if number < 2 else _usual)
 _rarely = st.integers(0, 4).map(lambda number: number == 0)
 
 # An instant is drawn as "so long from now", and put in place afterwards: strategies that depend on it would be slow.
@@ -154,12 +161,17 @@ _holds = st.builds(
 )
 
 
+_stood = st.builds(
+    Ticket, _tickets, st.integers(0, 9) | _edges, st.integers(0, 3), st.integers(0, 9), _near | st.just(SECOND)
+)
+
+
 @dataclass(frozen=True)
 class Damage:
     """What a field is set to: a text, None (deleted), or something whose instants count from now."""
 
     name: str
-    what: str | int | FastTerms | Hold | None
+    what: str | int | FastTerms | Hold | Ticket | None
     from_now: bool = False
 
     def text(self, now: int) -> str | None:
@@ -167,21 +179,24 @@ class Damage:
         what = self.what
         if isinstance(what, int):
             return str(now + what if self.from_now else what)
+        if isinstance(what, Ticket):
+            return replace(what, told_at=max(0, now + what.told_at)).text()
         if isinstance(what, FastTerms):
             return replace(what, until=now + what.until).text()
         return hold_text(replace(what, expires_at=now + what.expires_at)) if isinstance(what, Hold) else what
 
 
 _damages = st.one_of(
-    st.builds(Damage, st.sampled_from((*NUMBERS, "quota", "fast", *OTHERS)), st.none() | _texts),
+    st.builds(Damage, st.sampled_from((*NUMBERS, QUOTA, FAST, LINE, *OTHERS)), st.none() | _texts),
     st.builds(Damage, st.sampled_from(NUMBERS), _near, st.just(value=True)),
     st.builds(Damage, st.sampled_from(NUMBERS), _numbers),
     st.builds(Damage, st.sampled_from(HOLDS), st.none() | _texts | _holds),
-    st.builds(Damage, st.just("fast"), _fasts),
-    st.builds(Damage, st.just("quota"), st.sampled_from(QUOTAS).map(quota_text)),
+    st.builds(Damage, st.just(FAST), _fasts),
+    st.builds(Damage, st.just(LINE), _stood),
+    st.builds(Damage, st.just(QUOTA), st.sampled_from(QUOTAS).map(quota_text)),
     st.builds(
         Damage,
-        st.just("quota"),
+        st.just(QUOTA),
         st.sampled_from(QUOTAS).flatmap(
             lambda quota: st.tuples(st.integers(0, 9), _edges | st.sampled_from(["-", "01"])).map(
                 lambda at: " ".join(

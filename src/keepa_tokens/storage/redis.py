@@ -162,7 +162,8 @@ class _Keyspace(Generic[LockT]):
                 return decided
             if decided is not None:
                 before, after, outcome = decided
-                answer = await self._ask(key, _wire.store(before, after, command, now_us, token), command)
+                storing = _wire.store(before, after, command, now_us, token, sent_once=self._sent_once)
+                answer = await self._ask(key, storing, command)
                 if answer is _wire.Sign.STORED:
                     return outcome
                 self._crowded_until = time.monotonic() + _CROWDED_S
