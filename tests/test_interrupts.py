@@ -94,8 +94,8 @@ class Plotted(MemoryStorage):
             return super().apply(key, quota, command, now_us=now_us)
         self.plot.point()
         outcome = super().apply(key, quota, command, now_us=now_us)
-        if isinstance(command, Acquire):
-            # A thread can't tell any more whether this one counted: see the test of what is lost then.
+        if isinstance(command, Acquire) and self.plot.strike is ctrl_c:
+            # Raised by the storage itself: whether it counted can't be told, see the test of what is lost then.
             return outcome
         self.plot.point()
         return outcome
