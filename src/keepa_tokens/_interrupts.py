@@ -56,8 +56,6 @@ class PutOff:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._over is not None:
-            self._over.release()
         try:
             self._restore()
         finally:
@@ -72,13 +70,16 @@ class PutOff:
             # Not `threading.Thread`: its locks may be held where the signal struck.
             self._over = _thread.allocate_lock()
             self._over.acquire()
-            _thread.start_new_thread(self._watch, (number, threading.main_thread().ident))
+            _thread.start_new_thread(self._watch, (self._over, number, threading.main_thread().ident))
 
-    def _watch(self, number: int, main: int) -> None:
-        if self._over is None or self._over.acquire(timeout=LONGEST_PUT_OFF_S):
+    def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
+        if over.acquire(timeout=LONGEST_PUT_OFF_S):
             return
         self._late = True
-        del self._came[0]  # the one that began this
+        try:
+            self._came.pop(0)  # the one that began this
+        except IndexError:
+            return
         if sys.platform == "win32":
             signal.raise_signal(number)
         else:
@@ -94,6 +95,9 @@ class PutOff:
                 self._restore()
 
     def _strike(self) -> None:
+        over, self._over = self._over, None
+        if over is not None:
+            over.release()
         while self._came:
             number, frame = self._came.pop(0)
             try:

@@ -66,12 +66,14 @@ class Taken:
     request: the last command that takes. outcome: what came of it; None: it was interrupted before anybody knew.
     claimed: it was given the claim on the probe, and no probe has ended since. woken: it was woken because tokens came
     back, and has not been granted since. sent: the command that is under way; came: what it came to, until that is
-    taken note of. Whoever sends it puts that there at once, where no signal strikes in between.
+    taken note of. Whoever sends it puts that there at once, where no signal strikes in between. unsure: it is with a
+    storage that may have carried it out although its answer is lost.
     """
 
-    __slots__ = ("_rank", "came", "claimed", "outcome", "request", "sent", "woken")
+    __slots__ = ("_rank", "came", "claimed", "outcome", "request", "sent", "unsure", "woken")
 
     def __init__(self) -> None:
+        self.unsure = False
         self.sent: Command | None = None
         self.came: Outcome | None = None
         self.request: Acquire | Reserve | None = None
@@ -141,7 +143,7 @@ class Taken:
 
     def lost(self) -> int:
         """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
-        return self.request.tokens if isinstance(self.request, Acquire) and self.outcome is None else 0
+        return self.request.tokens if self.unsure and isinstance(self.request, Acquire) and self.outcome is None else 0
 
 
 class Patience:

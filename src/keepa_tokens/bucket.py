@@ -170,8 +170,15 @@ class TokenBucket(NotCopied):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0 or self.try_acquire(some, keep=keep):
-                return some
+            if some == 0:
+                break
+            steps = BlockingSteps(self._door)
+            try:
+                if steps.carry(Acquire(some, keep)).granted:
+                    return some
+            except BaseException as error:
+                steps.undo(error)
+                raise
         return 0
 
     def pause(self, seconds: float) -> None:
@@ -187,7 +194,7 @@ class TokenBucket(NotCopied):
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        run(plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
+        run(lambda: plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.
@@ -242,6 +249,7 @@ class BlockingSteps(Taken):
             self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         else:
             with PutOff():
+                self.unsure = True
                 self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         self.told(command, outcome)
         if door.bell and self.brings(command, outcome):
@@ -254,7 +262,7 @@ class BlockingSteps(Taken):
         outcome = self.carry(command)
         if outcome.granted and not outcome.place_us:
             return outcome.decision()
-        return run(plans.wait(self, self.door.quota, patience, command, outcome))
+        return run(lambda: plans.wait(self, self.door.quota, patience, command, outcome))
 
     def end(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
