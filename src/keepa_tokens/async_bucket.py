@@ -248,15 +248,17 @@ class AwaitedSteps(Taken):
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         self.sends(command)
+        self.unsure = type(self.door.storage) is not MemoryStorage
         if isinstance(self.door.storage, MemoryStorage):
-            return self._ended(command, await self._applied(command))
-        if on_trio():
+            self.came = outcome = await self._applied(command)
+        elif on_trio():
             with shielded(CLEANUP_SECONDS):
-                return self._ended(command, await self._applied(command))
-        task = asyncio.get_running_loop().create_task(self._applied(command))
-        self._step = command, task
-        outcome = await asyncio.shield(task)
-        self._step = None
+                self.came = outcome = await self._applied(command)
+        else:
+            task = asyncio.get_running_loop().create_task(self._applied(command))
+            self._step = command, task
+            self.came = outcome = await asyncio.shield(task)
+            self._step = None
         return self._ended(command, outcome)
 
     def _ended(self, command: Command, outcome: Outcome) -> Outcome:
@@ -279,6 +281,7 @@ class AwaitedSteps(Taken):
         """Give back what the call has taken if it was interrupted."""
         if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
             # A ConfigError may be a probe's that is of the wrong kind.
+            self.recall(error)
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:

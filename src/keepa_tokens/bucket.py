@@ -10,7 +10,7 @@ from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
 from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
-from ._interrupts import interrupt_in
+from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
@@ -89,23 +89,21 @@ class TokenBucket(NotCopied):
             and 0 < tokens <= door.quota.capacity
             and not keep
         ):
+            decision: Decision | None = None
             try:
                 decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
                 if decision is not None:
                     door.decided(tokens, decision)
                     return decision
             except BaseException as error:
-                BlockingSteps(door, Acquire(tokens)).undo(error)
+                BlockingSteps(door, Acquire(tokens), decision).undo(error)
                 raise
         tokens, keep = cost(door.quota, tokens, keep)
-        command = Acquire(tokens, keep)
-        outcome: Outcome | None = None
+        steps = BlockingSteps(door)
         try:
-            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-            door.tell(command, outcome)
-            return outcome.decision()
+            return steps.carry(Acquire(tokens, keep)).decision()
         except BaseException as error:
-            BlockingSteps(door, command, outcome).undo(error)
+            steps.undo(error)
             raise
 
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
@@ -172,8 +170,15 @@ class TokenBucket(NotCopied):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0 or self.try_acquire(some, keep=keep):
-                return some
+            if some == 0:
+                break
+            steps = BlockingSteps(self._door)
+            try:
+                if steps.carry(Acquire(some, keep)).granted:
+                    return some
+            except BaseException as error:
+                steps.undo(error)
+                raise
         return 0
 
     def pause(self, seconds: float) -> None:
@@ -189,7 +194,7 @@ class TokenBucket(NotCopied):
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        run(plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
+        run(lambda: plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.
@@ -228,17 +233,24 @@ class BlockingSteps(Taken):
 
     __slots__ = ("door",)
 
-    def __init__(self, door: Door[Storage], request: Acquire | None = None, outcome: Outcome | None = None) -> None:
+    def __init__(self, door: Door[Storage], taking: Acquire | None = None, decision: Decision | None = None) -> None:
         super().__init__()
         self.door = door
-        self.request = request
-        self.outcome = outcome
+        if taking is not None:
+            self.sends(taking)
+        if decision is not None:
+            self.came = Outcome(0, decision.balance, decision.granted)
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
         self.sends(command)
-        outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        if type(door.storage) is MemoryStorage:
+            self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        else:
+            with PutOff():
+                self.unsure = True
+                self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         self.told(command, outcome)
         if door.bell and self.brings(command, outcome):
             door.bell.ring(door.key)
@@ -250,7 +262,7 @@ class BlockingSteps(Taken):
         outcome = self.carry(command)
         if outcome.granted and not outcome.place_us:
             return outcome.decision()
-        return run(plans.wait(self, self.door.quota, patience, command, outcome))
+        return run(lambda: plans.wait(self, self.door.quota, patience, command, outcome))
 
     def end(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
@@ -271,10 +283,17 @@ class BlockingSteps(Taken):
         interrupt = interrupt_in(error)
         if isinstance(error, StorageUnavailable) and interrupt is None:
             return
-        for command in self.undoing(new_id()):
-            self._once_more(command)
-        if interrupt is not None and self.lost():
-            self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        try:
+            with PutOff():
+                self.recall(error)
+                for command in self.undoing(new_id()):
+                    self._once_more(command)
+                if interrupt is not None and self.lost():
+                    self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        except BaseException as another:
+            # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
+            if interrupt is None or interrupt_in(another) is None:
+                raise
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 

@@ -287,14 +287,14 @@ class RedisStorage(_Keyspace[threading.Lock]):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        return run(self._apply(key, quota, command, now_us))
+        return run(lambda: self._apply(key, quota, command, now_us))
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
 
         A bucket that is used with a caller's clock needs that clock's time as `now_us`.
         """
-        return _inspected(run(self._ask(key, _wire.look(now_us), Peek())))
+        return _inspected(run(lambda: self._ask(key, _wire.look(now_us), Peek())))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
