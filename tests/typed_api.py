@@ -87,6 +87,12 @@ def buckets(storage: Storage, clock: Clock, listener: Listener) -> None:
     assert_type(bucket.take_up_to(3, keep=1), int)
     bucket.pause(60)
     bucket.reset()
+
+    @bucket.limit(2, keep=1, timeout=3.0)
+    def fetch(url: str, *, tries: int = 1) -> bytes:
+        return url.encode() * tries
+
+    assert_type(fetch("x", tries=2), bytes)
     snapshot = bucket.peek(2, keep=1)
     assert_type(snapshot, Snapshot)
     assert_type(snapshot.available, int | None)
@@ -104,6 +110,15 @@ async def async_buckets(storage: AsyncStorage) -> None:
     async with bucket.reserve(2) as reservation:
         assert_type(reservation, AsyncReservation)
         await reservation.settle(1)
+    assert_type(await bucket.take_up_to(3), int)
+    await bucket.pause(60)
+    await bucket.reset()
+
+    @bucket.limit(2)
+    async def fetch(url: str) -> bytes:
+        return url.encode()
+
+    assert_type(await fetch("x"), bytes)
     assert_type(await bucket.peek(), Snapshot)
     assert_type(await bucket.reconcile(Reading(3)), Snapshot)
     assert_type(bucket.with_key("other"), AsyncTokenBucket)

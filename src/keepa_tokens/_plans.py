@@ -55,6 +55,10 @@ class Steps(Protocol):
         """
         ...
 
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes, after a wait or none."""
+        ...
+
     def elapsed_us(self) -> int:
         """Return the time since an instant of the steps' own, to measure waits by."""
         ...
@@ -169,13 +173,14 @@ class Grant:
     decision: Decision
     claimed: int | None = None
     """Until when it has the claim on the probe, being the scout."""
+    label: str = ""
 
 
 def granted(command: Reserve, outcome: Outcome) -> Grant:
     """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
     if not outcome.granted:
         raise refusal(NotEnoughTokens, outcome, command.tokens)
-    return Grant(command.id, command.tokens, outcome.decision(), outcome.claimed_until_us)
+    return Grant(command.id, command.tokens, outcome.decision(), outcome.claimed_until_us, command.label)
 
 
 async def wait(
@@ -191,6 +196,7 @@ async def wait(
     if outcome.place_us > 0:
         # The instant of a place stands, whatever comes back.
         await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
+    steps.went(command.tokens, slept + outcome.place_us)
     return outcome.decision(slept + outcome.place_us)
 
 
@@ -204,13 +210,13 @@ def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
     return Reconcile(reading)
 
 
-def on_leaving(quota: Quota, hold_id: str) -> Settle | None:
+def on_leaving(quota: Quota, grant: Grant) -> Settle | None:
     """Return what ends a hold that was left unsettled: its estimate stays charged.
 
     On a synced bucket nothing yet: the call may still be under way at the server, and the hold must outlive
     readings that don't know its cost. It runs out and is charged then.
     """
-    return None if quota.synced else Settle(hold_id)
+    return None if quota.synced else Settle(grant.id, grant.tokens, label=grant.label)
 
 
 TRIES: Final = 8

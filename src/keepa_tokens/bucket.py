@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
+from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, decorated, left_unsettled, new_id, watched
 from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -23,6 +25,9 @@ from .storage.base import Storage
 from .storage.memory import MemoryStorage
 
 __all__ = ["Reservation", "TokenBucket"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TokenBucket(NotCopied):
@@ -160,7 +165,8 @@ class TokenBucket(NotCopied):
         ticket = plans.ticket_for(hold_id, patience.left_us())
         command = Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
         try:
-            return Reservation(self._door, Grant(command.id, tokens, steps.waited(patience, command)))
+            decision = steps.waited(patience, command)
+            return Reservation(self._door, Grant(command.id, tokens, decision, label=command.label))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -180,6 +186,30 @@ class TokenBucket(NotCopied):
                 steps.undo(error)
                 raise
         return 0
+
+    def limit(
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Return a decorator: each call of the function takes `tokens` first, and waits for them as `acquire` does.
+
+            @bucket.limit(timeout=30)
+            def fetch(url): ...
+
+        What `acquire` raises comes out of the call, and the function is not run. Raises ConfigError for a coroutine
+        function: an AsyncTokenBucket decorates those.
+        """
+        cost(self.quota, tokens, keep)
+        timeout_us(timeout)
+
+        def decorate(function: Callable[P, T]) -> Callable[P, T]:
+            @wraps(decorated(function, suspends=False))
+            def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                self.acquire(tokens, keep=keep, timeout=timeout)
+                return function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     def pause(self, seconds: float) -> None:
         """Refuse every request for `seconds`, a day at most, in every process; 0 ends a pause.
@@ -245,12 +275,16 @@ class BlockingSteps(Taken):
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
         self.sends(command)
-        if type(door.storage) is MemoryStorage:
-            self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        else:
-            with PutOff():
-                self.unsure = True
+        try:
+            if type(door.storage) is MemoryStorage:
                 self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            else:
+                with PutOff():
+                    self.unsure = True
+                    self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        except StorageUnavailable as error:
+            door.away(error)
+            raise
         self.told(command, outcome)
         if door.bell and self.brings(command, outcome):
             door.bell.ring(door.key)
@@ -334,6 +368,10 @@ class BlockingSteps(Taken):
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
 
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
+
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
         return self.door.elapsed_us()
@@ -352,6 +390,7 @@ class Reservation(NotCopied):
 
     def __init__(self, door: Door[Storage], grant: Grant) -> None:
         self._door = door
+        self._grant = grant
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -360,7 +399,7 @@ class Reservation(NotCopied):
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
-        self._end(Settle(self.id, whole("actual", actual), reading))
+        self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
 
     def cancel(self) -> None:
         """End the hold: its tokens are free again. Only for a call that was certainly never sent."""
@@ -378,7 +417,7 @@ class Reservation(NotCopied):
     ) -> None:
         if not self.open:
             return
-        command = plans.on_leaving(self._door.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self._grant)
         if command is not None:
             BlockingSteps(self._door).end(command)
         elif kind is None:

@@ -244,7 +244,7 @@ class Call(NotCopied):
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.waited = grant.decision.waited
-        self._claimed = grant.claimed
+        self._grant = grant
         self.refused = False
         self.consumed: int | None = None
         self.told = False
@@ -260,13 +260,13 @@ class Call(NotCopied):
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
-        said = run(lambda: plans.settle(self._steps(), self.id, answer, number))
+        said = run(lambda: plans.settle(self._steps(), self._grant, answer, number))
         self.consumed, self.told = said.consumed, said.reading is not None
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
         self._watch = None
-        run(lambda: plans.cancel(self._steps(), self.id, self._claimed))
+        run(lambda: plans.cancel(self._steps(), self.id, self._grant.claimed))
 
     def __enter__(self) -> Self:
         return self
