@@ -22,6 +22,7 @@ from ..rules.state import BucketState, SoundState
 from ..rules.transition import carry_out, lifetime_us, transition
 from ..units import LIMIT, MICROSECONDS, NEVER, YEAR_US
 from ._working import Bucket, begun, kept, serves, step
+from .base import Closing
 
 __all__ = ["MemoryStorage"]
 
@@ -44,7 +45,7 @@ class _Loaded:
         return self.brought
 
 
-class MemoryStorage:
+class MemoryStorage(Closing):
     """Buckets in this process's memory, for threads and coroutines alike. Its own time is the monotonic clock.
 
     A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock

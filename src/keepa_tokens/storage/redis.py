@@ -45,6 +45,7 @@ from ._clients import (
     pools,
     resends,
 )
+from .base import AsyncClosing, Closing
 
 __all__ = ["AsyncRedisClient", "AsyncRedisStorage", "RedisClient", "RedisStorage"]
 
@@ -254,7 +255,7 @@ def _confused(reply: object) -> Exception:
     )
 
 
-class RedisStorage(_Keyspace[threading.Lock]):
+class RedisStorage(Closing, _Keyspace[threading.Lock]):
     """Buckets in Redis (6.2 or newer) or Valkey. Its own time is the server's. Safe to share between threads.
 
     client: a client of redis-py or valkey-py, used as it is: standalone, Sentinel's master, Cluster, pooled, either
@@ -364,7 +365,7 @@ class RedisStorage(_Keyspace[threading.Lock]):
         self._process = os.getpid()
 
 
-class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
+class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     """`RedisStorage` for coroutines, on an asyncio client.
 
     Once used it belongs to its process and its event loop: in a process that was forked later it raises ConfigError,
