@@ -36,7 +36,7 @@ venv: $(VENV)/.stamp-test ## Make .venv and install the package for the tests
 test: $(VENV)/.stamp-test ## Run the tests, in under two minutes; their servers come from wheels
 	$(PYTEST) -m "not deep and not system_redis" tests $(PYTEST_ARGS)
 
-test-deep: $(VENV)/.stamp-test ## What test-all has beyond test; needs redis-server and redis-sentinel installed
+test-deep: $(VENV)/.stamp-test ## What test-all has beyond test; needs redis-server, redis-sentinel and prometheus
 	HYPOTHESIS_PROFILE=ci $(PYTEST) -m "deep or drawn or system_redis" tests checks/tests $(PYTEST_ARGS)
 
 test-all: test test-deep ## Run every test there is

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Peek, Reserve
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
@@ -32,6 +34,19 @@ class TestSQLiteStorage(OnSqlite, SharedStorageConformance):
 @pytest.mark.drawn
 class TestAsyncSQLiteStorage(OnSqliteByCoroutines, SharedStorageConformance):
     effort = PART / 2
+
+
+@pytest.mark.deep
+class TestAStorageOfOnesOwn(OnSqlite, SharedStorageConformance):
+    """The storage that docs/howto/storage.md teaches with."""
+
+    effort = PART / 10
+
+    def make_storage(self) -> FileStorage:  # type: ignore[override]
+        return FileStorage(self.path)
+
+    def elsewhere(self) -> Callable[[], FileStorage]:  # type: ignore[override]
+        return partial(FileStorage, self.path)
 
 
 @pytest.fixture

@@ -76,13 +76,14 @@ class Broken(Exception):
 # --- states, apart from when they are
 
 
-def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
+def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
     """Return a state moved from `now` to NOW, with its sequence numbers packed and what decides nothing left out.
 
-    A place that is past by more than one step of the clock back is left out, and the instant of the next sweep where no
+    What has flowed in is in the balance: a step that stored nothing leaves the state in which the next one finds it. A
+    place that is past by more than one step of the clock back is left out, and the instant of the next sweep where no
     hold is left. terms: keep the terms that the bucket runs on.
     """
-    by = NOW - now
+    state, by = flowed(quota, state, now), NOW - now
 
     def moved(at: int | None) -> int | None:
         return None if at is None else max(NOW - oldest, at + by)
@@ -120,6 +121,19 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
         quota=state.quota if terms else None,
         drift=None,
     )
+
+
+def flowed(quota: Quota, state: BucketState, now: int) -> BucketState:
+    """Return a state in which the refill until `now` is in the balance, unless something is due before.
+
+    That looking between changes nothing is proved: `refill.smooth_path_does_not_matter` and its twin.
+    """
+    due = state.wide_capacity is not None or any(hold.due_at <= now for hold in state.holds.values())
+    if due or state.balance is None or state.refilled_at is None:
+        return state
+    flow = flow_of(state.quota or quota, state, now)
+    balance, refilled_at, carry = flow.refilled(state.balance, state.refilled_at, state.carry or 0, now)
+    return replace(state, balance=balance, refilled_at=refilled_at, carry=carry)
 
 
 INSTANTS: Final = (
@@ -394,7 +408,9 @@ class Alone:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        queue = deque([resting(BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW)])
+        queue = deque(
+            [resting(self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW)]
+        )
         seen = {key(queue[0])}
         while queue:
             state = queue.popleft()
@@ -424,7 +440,7 @@ class Alone:
             now = NOW + units * self.unit
             for command in self.commands(state, now):
                 count.steps += 1
-                yield resting(step(self.quota, state, now, command)[0], now)
+                yield resting(self.quota, step(self.quota, state, now, command)[0], now)
         if not self.damage:
             return
         for _, damaged, forgiven in faults(self.quota, state):
@@ -432,7 +448,7 @@ class Alone:
             for units in (0, 1):
                 now = NOW + units * self.unit
                 count.steps += 1
-                yield resting(step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now)
+                yield resting(self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now)
 
 
 # --- a bucket beside the server that owns the balance
@@ -504,7 +520,11 @@ class Synced:
             raise Broken("nothing stored")
         first = self._packed(
             Node(
-                resting(bucket, NOW, self.oldest), self.start, self.period, (Call(),) * len(self.costs), self.ticks or 0
+                resting(self.quota, bucket, NOW, self.oldest),
+                self.start,
+                self.period,
+                (Call(),) * len(self.costs),
+                self.ticks or 0,
             )
         )
         queue = deque([first])
@@ -574,7 +594,7 @@ class Synced:
             case 0:  # OPEN
                 ask = Reserve(name, self.estimates[number], self.hold_for, probe_after_us=self.probe_after_us)
                 bucket, outcome = step(self.quota, node.bucket, NOW, ask)
-                yield after(Call(ADMIT) if outcome.granted else end, resting(bucket, NOW, self.oldest))
+                yield after(Call(ADMIT) if outcome.granted else end, resting(self.quota, bucket, NOW, self.oldest))
             case 1:  # ADMIT
                 if node.server <= 0:
                     raise Broken(f"the server refuses a call that the bucket let through: {node}")
@@ -588,7 +608,7 @@ class Synced:
                     call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=call.told / SECOND
                 )
                 bucket, _ = step(self.quota, node.bucket, NOW, Settle(name, cost, reading))
-                yield after(end, resting(bucket, NOW, self.oldest))
+                yield after(end, resting(self.quota, bucket, NOW, self.oldest))
 
     def _tick(self, node: Node) -> Node:
         """Let a unit of time pass, with whatever step of the server falls into it."""
@@ -598,7 +618,7 @@ class Synced:
         now = NOW + self.unit
         bucket, _ = step(self.quota, node.bucket, now, Acquire(0, probe_after_us=None))
         calls = tuple(replace(call, told=call.told - self.unit) for call in node.calls)
-        rested = resting(bucket, now, self.oldest)
+        rested = resting(self.quota, bucket, now, self.oldest)
         if rested.server_time is not None:
             rested = replace(rested, server_time=max(NOW - self.oldest, rested.server_time - self.unit))
         return Node(rested, server, next_step, calls, max(0, node.ticks - 1))
@@ -621,11 +641,22 @@ class Turns:
     alternating: bool = False
     wanted: int = 2
 
+    @property
+    def oldest(self) -> int:
+        """Past instants count as at most this old: by then every bucket is full, and a change is over a minute ago."""
+        slowest = max(quota.period_us for quota in self.quotas)
+        return (2 + max(quota.capacity for quota in self.quotas) + 1) * slowest
+
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step that mints, and where attempts can go on refused."""
         count = Count(self.name)
         first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
-        queue = deque([(resting(first, NOW, OLDEST_TERMS, terms=True), number) for number in range(len(self.quotas))])
+        queue = deque(
+            [
+                (resting(self.quotas[0], first, NOW, self.oldest, terms=True), number)
+                for number in range(len(self.quotas))
+            ]
+        )
         refused: dict[Key, list[tuple[int, Key]]] = {}
         states = {self._key(*node): node for node in queue}
         while queue:
@@ -668,7 +699,7 @@ class Turns:
                 taken = tokens * granted * self._fastest.rate_period_us * self._common
                 if self._potential(after, now) + taken > self._potential(state, NOW) + brought:
                     raise Broken(f"{tokens} by {quota} at {now - NOW} minted: from {state} to {after}")
-                yield pace, tokens, resting(after, now, OLDEST_TERMS, terms=True), granted
+                yield pace, tokens, resting(quota, after, now, self.oldest, terms=True), granted
 
     @property
     def _fastest(self) -> Quota:
@@ -725,9 +756,6 @@ def longest_ways(
 
 
 # --- the worlds
-
-OLDEST_TERMS: Final = 5 * MINUTE_US
-"""A change of terms counts as at most this old: after a minute nothing asks how much older it is."""
 
 LARGE: Final = Quota(1000, 20, 60.0, stepped=True, synced=True, overdraft=UNLIMITED)
 TINY: Final = Quota(2, 1, 120.0, stepped=True, synced=True, overdraft=UNLIMITED)

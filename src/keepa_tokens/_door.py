@@ -6,16 +6,17 @@ import os
 import random
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
-from typing import Final, Generic, NoReturn, TypeVar, cast
+from typing import Final, Generic, NoReturn, ParamSpec, TypeVar, cast
 from weakref import ref
 
 from ._arguments import checked_key, instance, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
-from .errors import ConfigError
+from .errors import ConfigError, StorageUnavailable
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome
@@ -24,6 +25,8 @@ from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
+P = ParamSpec("P")
+T = TypeVar("T")
 S_co = TypeVar("S_co", covariant=True)
 
 
@@ -81,6 +84,15 @@ class Door(Generic[S_co]):
         outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
         for event in events_of(self.key, Acquire(tokens), outcome):
             self._hears(event)
+
+    def waited(self, tokens: int, duration_us: int) -> None:
+        """Tell the listener that somebody who had to wait goes now."""
+        if duration_us and self._log is None:
+            self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
+
+    def away(self, error: StorageUnavailable) -> None:
+        """Tell the listener that the storage did not answer."""
+        self.say(EventKind.STORAGE_AWAY, str(error))
 
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
@@ -162,6 +174,22 @@ def _checked_clock(clock: Clock) -> Clock:
     if lacking or isinstance(clock, type):
         raise TypeError(f"clock must be a Clock, not {shown(clock)}: it needs now_us(), sleep() and asleep()")
     return clock
+
+
+def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
+    """Return `function` if a bucket can stand before it; ConfigError for one of the other door's kind."""
+    given = cast("object", function)  # nobody may have checked
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(f"limit() decorates a function, not {shown(given)}: write @bucket.limit() above its def")
+    name = getattr(given, "__qualname__", type(given).__qualname__)
+    coroutine = iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
+    if suspends and not coroutine:
+        raise ConfigError(f"{name} is no coroutine function: decorate it by a TokenBucket, or write async def")
+    if not suspends and (coroutine or isasyncgenfunction(function)):
+        raise ConfigError(
+            f"{name} is a coroutine function: a TokenBucket would block its loop; use an AsyncTokenBucket"
+        )
+    return function
 
 
 def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:

@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import replace
+from functools import wraps
 from inspect import isawaitable
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id, watched
+from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, decorated, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError
+from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
@@ -26,6 +27,9 @@ from .storage.base import AsyncStorage
 from .storage.memory import MemoryStorage
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATIENCE_SECONDS = 3.0
 """How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
@@ -138,7 +142,7 @@ class AsyncTokenBucket(NotCopied):
         try:
             outcome = await steps.apply(command)
             decision = await plans.wait(steps, self.quota, patience, command, outcome)
-            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision))
+            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision, label=command.label))
         except BaseException as error:
             await steps.undo(error)
             raise
@@ -151,6 +155,23 @@ class AsyncTokenBucket(NotCopied):
             if some == 0 or await self.try_acquire(some, keep=keep):
                 return some
         return 0
+
+    def limit(
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
+    ) -> Callable[[Callable[P, Coroutine[object, object, T]]], Callable[P, Coroutine[object, object, T]]]:
+        """Return a decorator of coroutine functions; as `TokenBucket.limit`, which decorates all others."""
+        cost(self.quota, tokens, keep)
+        timeout_us(timeout)
+
+        def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
+            @wraps(decorated(function, suspends=True))
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                await self.acquire(tokens, keep=keep, timeout=timeout)
+                return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     async def pause(self, seconds: float) -> None:
         """Refuse every request for `seconds`, a day at most; as `TokenBucket.pause`."""
@@ -248,15 +269,17 @@ class AwaitedSteps(Taken):
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         self.sends(command)
+        self.unsure = type(self.door.storage) is not MemoryStorage
         if isinstance(self.door.storage, MemoryStorage):
-            return self._ended(command, await self._applied(command))
-        if on_trio():
+            self.came = outcome = await self._applied(command)
+        elif on_trio():
             with shielded(CLEANUP_SECONDS):
-                return self._ended(command, await self._applied(command))
-        task = asyncio.get_running_loop().create_task(self._applied(command))
-        self._step = command, task
-        outcome = await asyncio.shield(task)
-        self._step = None
+                self.came = outcome = await self._applied(command)
+        else:
+            task = asyncio.get_running_loop().create_task(self._applied(command))
+            self._step = command, task
+            self.came = outcome = await asyncio.shield(task)
+            self._step = None
         return self._ended(command, outcome)
 
     def _ended(self, command: Command, outcome: Outcome) -> Outcome:
@@ -279,6 +302,7 @@ class AwaitedSteps(Taken):
         """Give back what the call has taken if it was interrupted."""
         if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
             # A ConfigError may be a probe's that is of the wrong kind.
+            self.recall(error)
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
@@ -299,6 +323,10 @@ class AwaitedSteps(Taken):
                 # Rung at the last moment: what came back may serve somebody else.
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
+
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
 
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
@@ -359,9 +387,13 @@ class AwaitedSteps(Taken):
     async def _applied(self, command: Command) -> Outcome:
         door = self.door
         # Memory storage holds its lock for microseconds and waits for nothing else.
-        if isinstance(door.storage, MemoryStorage):
-            return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        try:
+            if isinstance(door.storage, MemoryStorage):
+                return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        except StorageUnavailable as error:
+            door.away(error)
+            raise
 
 
 def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
@@ -374,6 +406,7 @@ class AsyncReservation(NotCopied):
 
     def __init__(self, door: AsyncDoor, grant: Grant) -> None:
         self._door = door
+        self._grant = grant
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -382,7 +415,7 @@ class AsyncReservation(NotCopied):
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
-        await self._end(Settle(self.id, whole("actual", actual), reading))
+        await self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
 
     async def cancel(self) -> None:
         """End the hold of a call that was certainly never sent; as `Reservation.cancel`."""
@@ -400,7 +433,7 @@ class AsyncReservation(NotCopied):
     ) -> None:
         if not self.open:
             return
-        command = plans.on_leaving(self._door.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self._grant)
         if command is not None:
             await AwaitedSteps(self._door).finish(command)
         elif kind is None:

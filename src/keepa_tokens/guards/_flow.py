@@ -118,7 +118,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
         return await _observed(sync, client)
     left, refusals = patience(meter.timeout), Refusals()
     while True:
-        call = await (ask(cost, left) if ask else ask_of(sync, cost, meter.keep, left))
+        call = await (ask(cost, left) if ask else ask_of(sync, cost, meter.keep, left, asked.label))
         answer, body = await _sent(call, meter, asked, client)
         wanted = retry_after(client.headers(answer))
         again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
@@ -139,16 +139,16 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
         left = None if left is None else left - pause
 
 
-async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None) -> AnyCall:
+async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label: str) -> AnyCall:
     """Set tokens aside, waiting so many seconds at most; AcquireTimeout if that is too short.
 
     Who can't wait at all asks as queues do: the server is asked for a balance that nobody knows, as it would else be
     told by a refused call.
     """
     if left is None or left > 0:
-        return await done(cast("AnyCall", sync.request(cost, keep=keep, timeout=left)))
+        return await done(cast("AnyCall", sync.request(cost, keep=keep, timeout=left, label=label)))
     try:
-        return await done(cast("AnyCall", sync.try_request(cost, keep=keep)))
+        return await done(cast("AnyCall", sync.try_request(cost, keep=keep, label=label)))
     except NotEnoughTokens as refused:
         raise AcquireTimeout(refused.tokens, refused.retry_after, refused.reason, refused.balance) from None
 

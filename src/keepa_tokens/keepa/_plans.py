@@ -115,7 +115,8 @@ async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Pa
         command = wanted.command(patience.left_us())
         outcome = await _ask(steps, command, patience.left_us())
         if outcome.granted:
-            return Grant(wanted.id, wanted.tokens, outcome.decision(slept), outcome.claimed_until_us)
+            steps.went(wanted.tokens, slept)
+            return Grant(wanted.id, wanted.tokens, outcome.decision(slept), outcome.claimed_until_us, wanted.label)
         slept += await pause(steps, quota, outcome, command, patience.left_us())
 
 
@@ -152,7 +153,7 @@ async def cancel(steps: KeepaSteps, hold_id: str, claimed: int | None) -> None:
         await steps.finish(Unclaim(claimed))
 
 
-async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None) -> Envelope:
+async def settle(steps: KeepaSteps, hold: Grant, body: Body, status: int | None) -> Envelope:
     """End a call's hold by its answer and return what that said; consumed: what it cost, None where nobody knows.
 
     Without an answer the hold is left to run out: charged or not, nobody knows.
@@ -164,7 +165,8 @@ async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None
         steps.say(EventKind.READING_BAD, said.why)
     refused = status == REFUSED
     consumed = 0 if refused else said.consumed
-    found = (await steps.finish(Settle(hold_id, consumed, said.reading, refused=refused))).found
+    cost = hold.tokens if consumed is None else consumed
+    found = (await steps.finish(Settle(hold.id, cost, said.reading, refused=refused, label=hold.label))).found
     if refused and found:
         # The bucket's own event of a settle doesn't know why.
         steps.say(EventKind.SETTLED, SERVER_REFUSED)

@@ -234,7 +234,7 @@ class AsyncCall(NotCopied):
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.waited = grant.decision.waited
-        self._claimed = grant.claimed
+        self._grant = grant
         self.refused = False
         self.consumed: int | None = None
         self.told = False
@@ -245,13 +245,13 @@ class AsyncCall(NotCopied):
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
-        said = await plans.settle(self._steps(), self.id, answer, number)
+        said = await plans.settle(self._steps(), self._grant, answer, number)
         self.consumed, self.told = said.consumed, said.reading is not None
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
         self._watch = None
-        await plans.cancel(self._steps(), self.id, self._claimed)
+        await plans.cancel(self._steps(), self.id, self._grant.claimed)
 
     async def __aenter__(self) -> Self:
         return self

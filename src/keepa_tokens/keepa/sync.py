@@ -101,7 +101,7 @@ class KeepaSync(KeepaDoor):
         steps = self._steps()
         patience = Patience(steps, patience_us)
         try:
-            return Call(self._steps, run(plans.request(steps, self._quota, wanted, patience)))
+            return Call(self._steps, run(lambda: plans.request(steps, self._quota, wanted, patience)))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -116,7 +116,7 @@ class KeepaSync(KeepaDoor):
         wanted = self._wanted(estimate, keep, place, label, waits=False)
         steps = self._steps()
         try:
-            return Call(self._steps, run(plans.try_request(steps, wanted)))
+            return Call(self._steps, run(lambda: plans.try_request(steps, wanted)))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -141,14 +141,14 @@ class KeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not run(plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told)):
+            if not run(lambda: plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told)):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
     def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""
         seen, number = unpacked(body, status)
-        run(plans.observe(self._steps(), seen, number or 200))
+        run(lambda: plans.observe(self._steps(), seen, number or 200))
 
     def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so, and return the bucket. Costs no tokens.
@@ -158,7 +158,7 @@ class KeepaSync(KeepaDoor):
         self._check_probe()
         steps = self._steps()
         try:
-            return run(plans.refresh(steps))
+            return run(lambda: plans.refresh(steps))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -244,7 +244,7 @@ class Call(NotCopied):
         self.tokens = grant.tokens
         self.decision = grant.decision
         self.waited = grant.decision.waited
-        self._claimed = grant.claimed
+        self._grant = grant
         self.refused = False
         self.consumed: int | None = None
         self.told = False
@@ -260,13 +260,13 @@ class Call(NotCopied):
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
-        said = run(plans.settle(self._steps(), self.id, answer, number))
+        said = run(lambda: plans.settle(self._steps(), self._grant, answer, number))
         self.consumed, self.told = said.consumed, said.reading is not None
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
         self._watch = None
-        run(plans.cancel(self._steps(), self.id, self._claimed))
+        run(lambda: plans.cancel(self._steps(), self.id, self._grant.claimed))
 
     def __enter__(self) -> Self:
         return self

@@ -71,13 +71,15 @@ class Reserve:
 class Settle:
     """End the hold `id`: it cost `actual` tokens (None: what was set aside), and the answer carried `reading` or not.
 
-    refused: the server refused the call for want of tokens, so its balance was not above 0.
+    refused: the server refused the call for want of tokens, so its balance was not above 0. label: whose hold it is,
+    for the event of it.
     """
 
     id: str
     actual: int | None = None
     reading: Reading | None = None
     refused: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

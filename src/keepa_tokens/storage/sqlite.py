@@ -21,6 +21,7 @@ from ..rules.commands import Command, Outcome, Peek
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import lifetime_us, transition
+from .base import AsyncClosing, Closing
 
 __all__ = ["AsyncSQLiteStorage", "SQLiteStorage"]
 
@@ -34,7 +35,7 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 """File systems whose locks SQLite can't rely on."""
 
 
-class SQLiteStorage:
+class SQLiteStorage(Closing):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
     timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
@@ -169,7 +170,7 @@ class SQLiteStorage:
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
 
 
-class AsyncSQLiteStorage:
+class AsyncSQLiteStorage(AsyncClosing):
     """`SQLiteStorage` for coroutines: each step in a thread, so that no event loop waits for a file."""
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
