@@ -140,11 +140,11 @@ ci: check test-all ## What has to pass before a change lands
 # Names in $$python the first that will do, or ends the recipe.
 define FIND_PYTHON
 find() { \
-  for python in $(PYTHON) python3 python3.11 python3.12 python3.13; do \
+  for python in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14; do \
     "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return; \
   done; \
   echo "keepa_tokens needs Python 3.11 or newer, with its venv module (on Debian and Ubuntu: python3-venv)." >&2; \
-  echo "None was found as python3, python3.11, python3.12 or python3.13; name one: make PYTHON=/path/to/python3" >&2; \
+  echo "None was found as python3 or python3.11 to python3.14; name one: make PYTHON=/path/to/python3" >&2; \
   exit 1; \
 }; find
 endef
