@@ -18,7 +18,6 @@ from keepa_tokens import (
     AsyncTokenBucket,
     BucketState,
     ConfigError,
-    Hold,
     Quota,
     Reading,
     Snapshot,
@@ -196,24 +195,6 @@ def test_a_client_brought_along_is_not_closed(client: redis.Redis) -> None:
 # --- buckets
 
 
-def test_two_buckets_on_one_key_share_one_balance(server: Server, storage: RedisStorage) -> None:
-    """What one process takes, another misses; a reservation settled at its actual cost gives the rest back."""
-    clock = ManualClock(1000.0)
-    other = RedisStorage.from_url(server.url)
-    first = TokenBucket(PLAIN, key="k", storage=storage, clock=clock)
-    second = TokenBucket(PLAIN, key="k", storage=other, clock=clock)
-
-    assert first.try_acquire(40).balance == 20
-    assert not second.try_acquire(21)
-    with second.try_reserve(20) as reservation:
-        assert not first.try_acquire(1)
-        reservation.settle(5)
-    assert first.peek().available == 15
-    first.refund(3)
-    assert second.peek().balance == 18
-    other.close()
-
-
 def test_the_coroutines_door_shares_the_same_balance(server: Server, storage: RedisStorage) -> None:
     """An AsyncTokenBucket on Redis takes from the bucket that a TokenBucket sees."""
     clock = ManualClock(1000.0)
@@ -287,27 +268,6 @@ def test_lifetimes_by_rule_9(storage: RedisStorage, client: redis.Redis) -> None
     assert left_after("held", PLAIN, Refund("y", 1)) == 610
 
 
-def test_a_look_writes_nothing(storage: RedisStorage, client: redis.Redis) -> None:
-    """Peek and inspect of a new bucket make no key; of a sound one they leave every byte and the lifetime alone."""
-    storage.apply("k", PLAIN, Peek())
-    assert storage.inspect("k") is None
-    assert client.keys() == []
-
-    storage.apply("k", PLAIN, Acquire(30), now_us=NOW)
-    stored = fields(client)
-    storage.apply("k", PLAIN, Peek(), now_us=NOW + SECOND)
-    shown = storage.inspect("k", now_us=NOW + SECOND)
-    assert shown is not None
-    assert shown.balance == 31
-    assert fields(client) == stored
-
-    client.hset("keepa_tokens:k", "refilled_at", "NaN")
-    assert storage.inspect("k", now_us=NOW) is not None
-    assert fields(client)["refilled_at"] == "NaN"
-    assert storage.apply("k", PLAIN, Peek(), now_us=NOW).repaired == ("refilled_at",)
-    assert fields(client)["refilled_at"] == str(NOW)
-
-
 def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Redis) -> None:
     """The hash is what `BucketState.to_fields` writes and `from_fields` reads: names and whole numbers, in order."""
     storage.apply("k", SYNCED, Reconcile(Reading(-3, server_time=1.5)), now_us=NOW)
@@ -316,14 +276,6 @@ def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Red
     assert BucketState.from_fields(stored).to_fields() == stored
     assert list(stored)[:3] == ["format", "version", "balance"]
     assert stored["server_time"] == "1500000"
-
-
-def test_a_command_repeated_by_id_counts_once(storage: RedisStorage) -> None:
-    """Reserve and settle sent twice, as after a dropped connection, count once."""
-    for _ in range(2):
-        assert storage.apply("k", PLAIN, Reserve("x", 20, 60 * SECOND), now_us=NOW).granted
-    for _ in range(2):
-        assert storage.apply("k", PLAIN, Settle("x", 10), now_us=NOW).balance == 50
 
 
 # --- script life
@@ -358,22 +310,6 @@ def test_a_lost_script_is_loaded_by_coroutines_too(server: Server, client: redis
         return balances
 
     assert asyncio.run(scenario()) == [50, 40]
-
-
-@pytest.mark.parametrize("command", [Acquire(1), Peek(), Settle("x")], ids=lambda command: type(command).__name__)
-def test_a_newer_format_is_refused_and_left(storage: RedisStorage, client: redis.Redis, command: Any) -> None:
-    """The state of a newer release is refused by every command, with a ConfigError, and not overwritten."""
-    storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
-    client.hset("keepa_tokens:k", "format", "2")
-    stored = fields(client)
-    with pytest.raises(ConfigError, match=r"format 2.*newer release"):
-        storage.apply("k", PLAIN, command, now_us=NOW)
-    with pytest.raises(ConfigError, match="format 2"):
-        storage.inspect("k", now_us=NOW)
-    assert fields(client) == stored
-
-    client.hset("keepa_tokens:k", "format", "1000")
-    assert storage.apply("k", PLAIN, Peek(), now_us=NOW).repaired == ("format",)
 
 
 PUT: dict[str, Callable[[redis.Redis], object]] = {
@@ -561,26 +497,3 @@ def test_numbers_that_lua_could_not_hold_are_refused(storage: RedisStorage, clie
     with pytest.raises(ConfigError, match="now_us"):
         storage.apply("k", PLAIN, Acquire(1), now_us=-1)
     assert client.keys() == []
-
-
-def test_hundreds_of_holds_fit(storage: RedisStorage, client: redis.Redis) -> None:
-    """A bucket with many holds, all of which run out at once, is written whole, in whatever order they come."""
-    quota = Quota(10_000, 1, 1.0, synced=True)
-    holds = {f"h{n}": Hold(1, n + 1, NOW + SECOND, SECOND) for n in range(1500)}
-    state = BucketState(
-        balance=10_000,
-        refilled_at=NOW,
-        sequence=1501,
-        quota=quota,
-        holds=holds,
-        held=1500,
-        open=1500,
-        due_at=NOW + SECOND,
-    )
-    client.hset("keepa_tokens:k", items=[part for field in state.to_fields().items() for part in field])
-    outcome = storage.apply("k", quota, Acquire(0), now_us=NOW + SECOND * 3 // 2)
-    assert (outcome.balance, outcome.repaired) == (10_000 - 1_500, ())
-    stored = BucketState.from_fields(fields(client))
-    assert sorted(hold.charged for hold in stored.holds.values()) == list(range(1502, 3002))
-    assert storage.apply("k", quota, Acquire(0), now_us=NOW + 20 * SECOND).balance == 10_000 - 1_500 + 19
-    assert BucketState.from_fields(fields(client)).holds == {}
