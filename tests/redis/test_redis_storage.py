@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-import valkey
-import valkey.asyncio
 
 from keepa_tokens import (
     AsyncTokenBucket,
@@ -20,14 +18,14 @@ from keepa_tokens import (
     ConfigError,
     Quota,
     Reading,
-    Snapshot,
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.rules.commands import Acquire, Command, Outcome, Pause, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Command, Pause, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
+from tests.redis.flavours import FLAVOURS, Flavour
 from tests.servers import HOST, Server
 
 PLAIN = Quota.per_minute(60)
@@ -35,20 +33,7 @@ SYNCED = Quota(300, 5, 60.0, stepped=True, synced=True)
 NOW = 1_780_000_000_000_000
 SECOND = 1_000_000
 
-KINDS: list[tuple[Any, dict[str, object]]] = [
-    (library, {"protocol": protocol, "decode_responses": decoding})
-    for library in (redis, valkey)
-    for protocol in (2, 3)
-    for decoding in (False, True)
-]
-KIND_NAMES = [
-    f"{library.__name__}-resp{o['protocol']}-{'str' if o['decode_responses'] else 'bytes'}" for library, o in KINDS
-]
-
-
-def of_library(library: Any, name: str) -> Any:
-    """Return the client class of redis-py or valkey-py."""
-    return getattr(library, {"redis": "Redis", "valkey": "Valkey"}[name])
+OPTIONS = [{"protocol": protocol, "decode_responses": decoding} for protocol in (2, 3) for decoding in (False, True)]
 
 
 @pytest.fixture
@@ -74,11 +59,11 @@ def calls(client: redis.Redis) -> dict[str, int]:
 # --- clients
 
 
-@pytest.mark.parametrize("library,options", KINDS, ids=KIND_NAMES)
-def test_every_client_gives_the_same_answers(server: Server, library: Any, options: dict[str, Any]) -> None:
-    """redis-py and valkey-py, RESP2 and RESP3, bytes and str: any client that was brought along will do."""
-    with of_library(library, library.__name__)(host=HOST, port=server.port, **options) as client:
-        storage = RedisStorage(client, prefix="é:")
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_client_gives_the_same_answers(server: Server, flavour: Flavour, options: dict[str, Any]) -> None:
+    """redis-py and valkey-py, blocking and asyncio, RESP2 and RESP3, bytes and str: any client will do."""
+    with flavour.over(lambda: flavour.client(server.port, **options), prefix="é:") as storage:
         told = [storage.apply("k", SYNCED, command, now_us=NOW) for command in (Acquire(1), Reconcile(Reading(5)))]
         granted = storage.apply("k", SYNCED, Reserve("hold é", 2, SECOND), now_us=NOW)
         shown = storage.inspect("k", now_us=NOW)
@@ -89,26 +74,6 @@ def test_every_client_gives_the_same_answers(server: Server, library: Any, optio
     assert granted.granted
     assert shown is not None
     assert (shown.balance, shown.held, shown.holds, shown.quota) == (5, 2, 1, SYNCED)
-    assert keys == ["k"]
-
-
-@pytest.mark.parametrize("library,options", KINDS, ids=KIND_NAMES)
-def test_every_asyncio_client_gives_the_same_answers(server: Server, library: Any, options: dict[str, Any]) -> None:
-    """The asyncio clients of both libraries work alike."""
-
-    async def scenario() -> tuple[Outcome, Snapshot | None, list[str]]:
-        module = {"redis": redis.asyncio, "valkey": valkey.asyncio}[library.__name__]
-        async with of_library(module, library.__name__)(host=HOST, port=server.port, **options) as client:
-            storage = AsyncRedisStorage(client, prefix="é:")
-            await storage.apply("k", SYNCED, Reconcile(Reading(5)), now_us=NOW)
-            granted = await storage.apply("k", SYNCED, Reserve("hold é", 2, SECOND), now_us=NOW)
-            keys = [key async for key in storage.keys()]  # noqa: SIM118 - a storage is no dict
-            return granted, await storage.inspect("k", now_us=NOW), keys
-
-    granted, shown, keys = asyncio.run(scenario())
-    assert granted.granted
-    assert shown is not None
-    assert (shown.balance, shown.held, shown.holds) == (5, 2, 1)
     assert keys == ["k"]
 
 
@@ -281,35 +246,13 @@ def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Red
 # --- script life
 
 
-@pytest.mark.parametrize("lose", ["flush", "restart"])
-def test_a_lost_script_is_loaded_in_the_same_call(own_server: Server, lose: str) -> None:
-    """After SCRIPT FLUSH or a restart the next command works as ever; nobody loads anything by hand."""
-    storage = RedisStorage.from_url(own_server.url)
-    assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 50
-    if lose == "flush":
-        with own_server.client() as client:
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_lost_script_is_loaded_in_the_same_call(server: Server, client: redis.Redis, flavour: Flavour) -> None:
+    """After SCRIPT FLUSH the next command works as ever; nobody loads anything by hand."""
+    with flavour.at(server.url) as storage:
+        for left in (50, 40):
             client.script_flush()
-        assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 40
-    else:
-        own_server.stop()
-        own_server.start()
-        assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 50
-    storage.close()
-
-
-def test_a_lost_script_is_loaded_by_coroutines_too(server: Server, client: redis.Redis) -> None:
-    """The async storage reloads a lost script in the same call."""
-
-    async def scenario() -> list[int | None]:
-        storage = AsyncRedisStorage.from_url(server.url)
-        balances: list[int | None] = []
-        for _ in range(2):
-            client.script_flush()
-            balances.append((await storage.apply("k", PLAIN, Acquire(10), now_us=NOW)).balance)
-        await storage.aclose()
-        return balances
-
-    assert asyncio.run(scenario()) == [50, 40]
+            assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == left
 
 
 PUT: dict[str, Callable[[redis.Redis], object]] = {
@@ -368,41 +311,23 @@ def test_an_async_storage_left_open_names_the_loop_that_is_gone(server: Server, 
 # --- Redis is away
 
 
-def test_a_server_that_is_down_is_said_and_found_again(own_server: Server) -> None:
-    """While the server is down every verb is StorageUnavailable with its cause; once it is back, so is the storage."""
-    storage = RedisStorage.from_url(own_server.url)
-    bucket = TokenBucket(PLAIN, key="k", storage=storage)
-    assert bucket.try_acquire(10)
-    own_server.stop()
-    for attempt in (bucket.try_acquire, bucket.peek, lambda: storage.inspect("k"), lambda: list(storage.keys())):
-        with pytest.raises(StorageUnavailable) as away:
-            attempt()
-        assert isinstance(away.value.__cause__, redis.ConnectionError)
-    own_server.start()
-    assert bucket.try_acquire(10).balance == 50
-    storage.close()
-
-
-def test_coroutines_are_told_and_find_it_again(own_server: Server) -> None:
-    """The same for the async storage, of valkey-py's client too."""
-
-    async def scenario() -> None:
-        for scheme in ("redis", "valkey"):
-            storage = AsyncRedisStorage.from_url(own_server.url.replace("redis", scheme))
-            bucket = AsyncTokenBucket(PLAIN, key=scheme, storage=storage)
-            assert await bucket.try_acquire(10)
-            own_server.stop()
-            for attempt in (bucket.try_acquire, bucket.peek, lambda at=storage: at.inspect("k")):
-                with pytest.raises(StorageUnavailable) as away:
-                    await attempt()
-                assert type(away.value.__cause__).__name__ == "ConnectionError"
-            with pytest.raises(StorageUnavailable):
-                _ = [key async for key in storage.keys()]  # noqa: SIM118 - a storage is no dict
-            own_server.start()
-            assert (await bucket.try_acquire(10)).balance == 50
-            await storage.aclose()
-
-    asyncio.run(scenario())
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_server_that_is_down_is_said_and_found_again(own_server: Server, flavour: Flavour) -> None:
+    """While the server is down all is StorageUnavailable with its cause; once it is back, so is the storage."""
+    with flavour.at(own_server.url) as storage:
+        assert storage.apply("k", PLAIN, Acquire(10)).granted
+        own_server.stop()
+        for attempt in (
+            lambda: storage.apply("k", PLAIN, Acquire(10)),
+            lambda: storage.apply("k", PLAIN, Peek()),
+            lambda: storage.inspect("k"),
+            lambda: list(storage.keys()),
+        ):
+            with pytest.raises(StorageUnavailable) as away:
+                attempt()
+            assert type(away.value.__cause__).__name__ == "ConnectionError"
+        own_server.start()
+        assert storage.apply("k", PLAIN, Acquire(10)).balance == 50
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
