@@ -92,15 +92,6 @@ def test_a_file_that_is_no_database_is_said(path: Path) -> None:
     assert path.read_text() == "no database" * 100
 
 
-def test_a_newer_format_undoes_the_step(storage: SQLiteStorage, path: Path) -> None:
-    """A step that raises leaves no lock behind."""
-    write_row(path, "k", '{"format": "2"}')
-    with pytest.raises(ConfigError, match="newer release"):
-        storage.apply("k", QUOTA, Acquire(1))
-    write_row(path, "other", "{}")
-    assert storage.apply("other", QUOTA, Acquire(0)).granted
-
-
 def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:
     """Delete forgets a bucket with its holds."""
     storage.apply("k", QUOTA, Reserve("a", 50, 1_000_000))

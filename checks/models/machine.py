@@ -281,7 +281,7 @@ class PlainMachine(BucketMachine[Reference]):
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not."""
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not."""
         answer = self.ask(worker, tokens, 0)
         if answer.reason not in {Reason.EMPTY, Reason.RECHARGING} or answer.wait > DAY:
             return

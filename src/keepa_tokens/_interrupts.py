@@ -8,8 +8,10 @@ import sys
 import threading
 from _signal import (
     getsignal,
-    signal as handle,
 )  # without making enumerations of numbers, which costs more than the rest
+from _signal import (
+    signal as handle,
+)
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import currentframe
