@@ -340,24 +340,24 @@ class AwaitedSteps(Taken):
     async def _give_back(self) -> None:
         """Let the step under way end, then give back what was taken. What fails is told."""
         await self._let_end()
-        for command in self.undoing(new_id()):
-            await self._once_more(command)
-        if self.lost():
+        done = [await self._once_more(command) for command in self.undoing(new_id())]
+        if all(done) and self.lost():
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
-    async def _once_more(self, command: Command) -> None:
+    async def _once_more(self, command: Command) -> bool:
         for _ in range(2):
             try:
                 async with limited(CLEANUP_SECONDS):
                     self._ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                return
+                return False
             except asyncio.CancelledError:
                 # The loop is being shut down: once more, then no more.
                 continue
             else:
-                return
+                return True
+        return True
 
     async def _applied(self, command: Command) -> Outcome:
         door = self.door

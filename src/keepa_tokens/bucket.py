@@ -284,11 +284,10 @@ class BlockingSteps(Taken):
         if isinstance(error, StorageUnavailable) and interrupt is None:
             return
         try:
-            with PutOff():
+            with PutOff(ends=True):
                 self.recall(error)
-                for command in self.undoing(new_id()):
-                    self._once_more(command)
-                if interrupt is not None and self.lost():
+                done = [self._once_more(command) for command in self.undoing(new_id())]
+                if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
         except BaseException as another:
             # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
@@ -297,17 +296,18 @@ class BlockingSteps(Taken):
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 
-    def _once_more(self, command: Command) -> None:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too. Its errors are told."""
+    def _once_more(self, command: Command) -> bool:
+        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)
             except BaseException as error:  # noqa: BLE001 - what the caller sees is the first interrupt
                 if interrupt_in(error) is None:
                     self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                    return
+                    return False
             else:
-                return
+                return True
+        return True
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket."""
