@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from inspect import isawaitable
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
@@ -211,7 +211,7 @@ class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
         listener: Listener | None,
     ) -> None:
         super().__init__(quota, key, storage, clock, listener)
-        self.under_way: set[asyncio.Task[None]] = set()
+        self.under_way: set[asyncio.Task[object]] = set()
 
     async def afterwards(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
@@ -222,13 +222,21 @@ class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
         with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
             await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
-    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
+    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[object]:
         """Carry `work` out, whoever waits for it; RuntimeError where no loop runs."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work())
-        self.under_way.add(task)
-        task.add_done_callback(self.under_way.discard)
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(work())
+        self.goes_on(task)
         return task
+
+    def goes_on(self, task: asyncio.Task[Any]) -> None:
+        """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
+        self.under_way.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[object]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled():
+            task.exception()
 
 
 class AwaitedSteps(Taken):
@@ -257,7 +265,11 @@ class AwaitedSteps(Taken):
         else:
             task = asyncio.get_running_loop().create_task(self._applied(command))
             self._step = command, task
-            self.came = outcome = await asyncio.shield(task)
+            try:
+                self.came = outcome = await asyncio.shield(task)
+            except BaseException:
+                self.door.goes_on(task)
+                raise
             self._step = None
         return self._ended(command, outcome)
 
