@@ -95,7 +95,7 @@ class Door(Generic[S_co]):
             EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
         )
 
-    def pause(self, duration_us: int, spread_us: int, reason: Reason) -> float:
+    def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:

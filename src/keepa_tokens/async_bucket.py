@@ -296,7 +296,7 @@ class AwaitedSteps(Taken):
             self.recall(error)
             await self._afterwards(error, self._give_back)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Suspend the coroutine until its time has come, or tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)

@@ -317,7 +317,7 @@ class BlockingSteps(Taken):
         """Carry out a command that counts once however often it is sent."""
         return self.end(command)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)

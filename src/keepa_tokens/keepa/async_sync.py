@@ -24,7 +24,7 @@ from ..units import LIMIT, MICROSECONDS
 from . import _plans as plans
 from ._door import KeepaDoor, answered, checked_api_key, checked_bucket, checked_probe, failed, takes_timeout
 from ._plans import Answer
-from .backoff import Refusals
+from .backoff import Refusals, asked_by
 from .quota import KEEPA, bucket_key, keepa_quota
 from .reading import LARGE, REFUSED, Body, Envelope, envelope, pieces, unpacked
 
@@ -129,7 +129,7 @@ class AsyncKeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not await plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told):
+            if not await plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
@@ -238,6 +238,7 @@ class AsyncCall(NotCopied):
         self.refused = False
         self.consumed: int | None = None
         self.told = False
+        self.retry_after: float | None = None
         self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:
@@ -245,6 +246,7 @@ class AsyncCall(NotCopied):
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
+        self.retry_after = asked_by(body)
         said = await plans.settle(self._steps(), self.id, answer, number)
         self.consumed, self.told = said.consumed, said.reading is not None
 

@@ -21,7 +21,7 @@ from ..units import LIMIT, MICROSECONDS
 from . import _plans as plans
 from ._door import KeepaDoor, answered, checked_api_key, checked_bucket, checked_probe, failed, takes_timeout
 from ._plans import Answer
-from .backoff import Refusals
+from .backoff import Refusals, asked_by
 from .quota import KEEPA, bucket_key, keepa_quota
 from .reading import REFUSED, Body, Envelope, envelope, unpacked
 
@@ -141,7 +141,7 @@ class KeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not run(lambda: plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told)):
+            if not run(lambda: plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after)):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
@@ -232,7 +232,7 @@ class Call(NotCopied):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
     refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
-    answer carried a reading.
+    answer carried a reading. retry_after: seconds that a response asked for, of those that `settle` was given whole.
 
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.
@@ -248,6 +248,7 @@ class Call(NotCopied):
         self.refused = False
         self.consumed: int | None = None
         self.told = False
+        self.retry_after: float | None = None
         self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     def settle(self, body: Body = None, *, status: int | None = None) -> None:
@@ -260,6 +261,7 @@ class Call(NotCopied):
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
+        self.retry_after = asked_by(body)
         said = run(lambda: plans.settle(self._steps(), self.id, answer, number))
         self.consumed, self.told = said.consumed, said.reading is not None
 
