@@ -150,7 +150,8 @@ async def before_next(
     if pause_us > left_us:
         raise AcquireTimeout(tokens, max(seconds, seen.retry_after), reason, seen.balance)
     if pause_us:
-        await steps.sleep(pause_us, min(pause_us // 2, left_us - pause_us), reason, alert=False)
+        spread_us = pause_us // 2 if retry_after is None else MICROSECONDS
+        await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
     return True
 
 
