@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Final, cast
+from typing import Any, Final, cast
 
+import httpx
+import httpx2
 import pytest
 
 from keepa_tokens import (
@@ -509,10 +511,24 @@ def test_attempts_end_in_time(timeout: float) -> None:
             made += 1
             call.settle(REFUSING, status=429)
 
-    with pytest.raises(NotEnoughTokens):
+    with pytest.raises(NotEnoughTokens) as refused:
         go_on()
+    assert refused.value.reason == "REFUSED"  # there are tokens: it is the server that refuses
     assert made <= 2
     assert world.clock.slept <= timeout
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_attempts_wait_as_long_as_a_response_asks(library: Any) -> None:
+    """Settled with the response itself, a `Retry-After: 30` is obeyed: five tries, half a minute apart."""
+    world = World(initial=250)
+    world.sync.refresh()
+    begun, at = world.clock.now_us(), []
+    for call in world.sync.attempts(1):
+        at.append((world.clock.now_us() - begun) / 1e6)
+        call.settle(library.Response(429, content=REFUSING, headers={"Retry-After": "30"}))
+    assert len(at) == TRIES
+    assert all(30 <= after - before <= 31 for before, after in pairwise(at))
 
 
 def test_async_attempts_end_alike() -> None:

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..quota import Quota
 from ..units import MICROSECONDS
 from ._plans import Answer, Request, checked_synced
+from .backoff import asked_by
 from .place import PLACE
 from .reading import REFUSED, Body, Envelope, unpacked
 
@@ -71,12 +72,14 @@ class KeepaCall(NotCopied):
         self.refused = False
         self.consumed: int | None = None
         self.told = False
+        self.retry_after: float | None = None
         self._watch: object = watched(self, door, "call", CALL_ADVICE, self.tokens)
 
     def _given(self, body: Body, status: int | None) -> tuple[Body, int | None]:
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
+        self.retry_after = asked_by(body)
         return answer, number
 
     def _learned(self, said: Envelope) -> None:

@@ -126,7 +126,9 @@ class AsyncKeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not await plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told):
+            if not await plans.before_next(
+                steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after
+            ):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 

@@ -140,7 +140,11 @@ class KeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not run(lambda: plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told)):
+            if not run(
+                lambda: plans.before_next(
+                    steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after
+                )
+            ):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
@@ -222,7 +226,7 @@ class Call(KeepaCall):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
     refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
-    answer carried a reading.
+    answer carried a reading. retry_after: seconds that a response asked for, of those that `settle` was given whole.
 
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.
