@@ -6,7 +6,6 @@ import io
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -17,14 +16,7 @@ from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, run, valkey_with_workers
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
+from tests.cli import KEY, Workers, run
 
 
 class Watched:

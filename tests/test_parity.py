@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import typing
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -9,12 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 import pytest
 
 from keepa_tokens import async_bucket, bucket
-from keepa_tokens.storage import base, memory
+from keepa_tokens.storage import base, memory, redis, sqlite
 
 TWINS = {
     bucket.TokenBucket: async_bucket.AsyncTokenBucket,
     bucket.Reservation: async_bucket.AsyncReservation,
     base.Storage: base.AsyncStorage,
+    base.Closing: base.AsyncClosing,
 }
 RENAMED = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
 
@@ -107,3 +109,36 @@ def test_a_missing_parameter_would_be_noticed() -> None:
 
     with pytest.raises(AssertionError):
         test_each_method_takes_the_same(bucket.TokenBucket, Lacking)
+
+
+@pytest.mark.parametrize("kind", [memory.MemoryStorage, sqlite.SQLiteStorage, redis.RedisStorage])
+def test_a_storage_is_closed_at_the_end_of_its_block(kind: type[base.Closing]) -> None:
+    """A storage is a context manager: it is what the block gets, and it is closed once, after an exception too."""
+    closed: list[object] = []
+
+    def close(self: object) -> None:
+        closed.append(self)
+
+    storage = type("Noted", (kind,), {"__init__": lambda _: None, "close": close})()
+    with pytest.raises(ZeroDivisionError), storage as entered:
+        raise ZeroDivisionError
+    assert closed == [entered] == [storage]
+
+
+@pytest.mark.parametrize("kind", [sqlite.AsyncSQLiteStorage, redis.AsyncRedisStorage])
+def test_a_storage_for_coroutines_is_closed_at_the_end_of_its_block(kind: type[base.AsyncClosing]) -> None:
+    """The same for coroutines."""
+    closed: list[object] = []
+
+    async def aclose(self: object) -> None:
+        closed.append(self)
+
+    async def block(storage: base.AsyncClosing) -> None:
+        async with storage as entered:
+            assert entered is storage
+            raise ZeroDivisionError
+
+    storage = type("Noted", (kind,), {"__init__": lambda _: None, "aclose": aclose})()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(block(storage))
+    assert closed == [storage]

@@ -7,9 +7,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Peek, Reserve
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
@@ -35,6 +37,19 @@ class TestSQLiteStorage(OnSqlite, SharedStorageConformance):
 @pytest.mark.drawn
 class TestAsyncSQLiteStorage(OnSqliteByCoroutines, SharedStorageConformance):
     effort = PART / 2
+
+
+@pytest.mark.deep
+class TestAStorageOfOnesOwn(OnSqlite, SharedStorageConformance):
+    """The storage that docs/howto/storage.md teaches with."""
+
+    effort = PART / 10
+
+    def make_storage(self) -> FileStorage:  # type: ignore[override]
+        return FileStorage(self.path)
+
+    def elsewhere(self) -> Callable[[], FileStorage]:  # type: ignore[override]
+        return partial(FileStorage, self.path)
 
 
 @pytest.fixture
@@ -78,15 +93,6 @@ def test_a_file_that_is_no_database_is_said(path: Path) -> None:
     with pytest.raises(StorageUnavailable, match="not a database"):
         SQLiteStorage(path)
     assert path.read_text() == "no database" * 100
-
-
-def test_a_newer_format_undoes_the_step(storage: SQLiteStorage, path: Path) -> None:
-    """A step that raises leaves no lock behind."""
-    write_row(path, "k", '{"format": "2"}')
-    with pytest.raises(ConfigError, match="newer release"):
-        storage.apply("k", QUOTA, Acquire(1))
-    write_row(path, "other", "{}")
-    assert storage.apply("other", QUOTA, Acquire(0)).granted
 
 
 def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:

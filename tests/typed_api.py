@@ -162,12 +162,19 @@ async def async_keepa(body: bytes, storage: AsyncStorage) -> None:
 
 
 def storages(url: str) -> list[Storage]:
-    """Whatever is a storage may stand where one is wanted."""
+    """Whatever is a storage may stand where one is wanted, and a block closes it."""
+    with SQLiteStorage(url) as file, MemoryStorage() as memory, RedisStorage.from_url(url) as server:
+        assert_type(file, SQLiteStorage)
+        assert_type(memory, MemoryStorage)
+        assert_type(server, RedisStorage)
     return [MemoryStorage(), SQLiteStorage(url), RedisStorage.from_url(url), storage_from_url(url)]
 
 
-def async_storages(url: str) -> list[AsyncStorage]:
+async def async_storages(url: str) -> list[AsyncStorage]:
     """The same for coroutines."""
+    async with AsyncSQLiteStorage(url) as file, AsyncRedisStorage.from_url(url) as server:
+        assert_type(file, AsyncSQLiteStorage)
+        assert_type(server, AsyncRedisStorage)
     assert_type(async_storage_from_url(url), AsyncStorage | MemoryStorage)
     return [AsyncRedisStorage.from_url(url), AsyncSQLiteStorage(url)]
 

@@ -12,14 +12,14 @@ from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
 from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, decorated, left_unsettled, new_id, watched
-from ._interrupts import interrupt_in
+from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
-from .rules.decision import Decision, Reason, Snapshot
+from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
 from .storage.memory import MemoryStorage
@@ -94,27 +94,21 @@ class TokenBucket(NotCopied):
             and 0 < tokens <= door.quota.capacity
             and not keep
         ):
+            decision: Decision | None = None
             try:
                 decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
                 if decision is not None:
                     door.decided(tokens, decision)
                     return decision
             except BaseException as error:
-                BlockingSteps(door, Acquire(tokens)).undo(error)
+                BlockingSteps(door, Acquire(tokens), decision).undo(error)
                 raise
         tokens, keep = cost(door.quota, tokens, keep)
-        command = Acquire(tokens, keep)
-        outcome: Outcome | None = None
+        steps = BlockingSteps(door)
         try:
-            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-            door.tell(command, outcome)
-            return outcome.decision()
-        except StorageUnavailable as error:
-            door.away(error)
-            BlockingSteps(door, command, outcome).undo(error)
-            raise
+            return steps.carry(Acquire(tokens, keep)).decision()
         except BaseException as error:
-            BlockingSteps(door, command, outcome).undo(error)
+            steps.undo(error)
             raise
 
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
@@ -182,8 +176,15 @@ class TokenBucket(NotCopied):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0 or self.try_acquire(some, keep=keep):
-                return some
+            if some == 0:
+                break
+            steps = BlockingSteps(self._door)
+            try:
+                if steps.carry(Acquire(some, keep)).granted:
+                    return some
+            except BaseException as error:
+                steps.undo(error)
+                raise
         return 0
 
     def limit(
@@ -223,7 +224,7 @@ class TokenBucket(NotCopied):
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        run(plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
+        run(lambda: plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.
@@ -262,18 +263,25 @@ class BlockingSteps(Taken):
 
     __slots__ = ("door",)
 
-    def __init__(self, door: Door[Storage], request: Acquire | None = None, outcome: Outcome | None = None) -> None:
+    def __init__(self, door: Door[Storage], taking: Acquire | None = None, decision: Decision | None = None) -> None:
         super().__init__()
         self.door = door
-        self.request = request
-        self.outcome = outcome
+        if taking is not None:
+            self.sends(taking)
+        if decision is not None:
+            self.came = Outcome(0, decision.balance, decision.granted)
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
         self.sends(command)
         try:
-            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            if type(door.storage) is MemoryStorage:
+                self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            else:
+                with PutOff():
+                    self.unsure = True
+                    self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
             door.away(error)
             raise
@@ -288,7 +296,7 @@ class BlockingSteps(Taken):
         outcome = self.carry(command)
         if outcome.granted and not outcome.place_us:
             return outcome.decision()
-        return run(plans.wait(self, self.door.quota, patience, command, outcome))
+        return run(lambda: plans.wait(self, self.door.quota, patience, command, outcome))
 
     def end(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
@@ -309,24 +317,31 @@ class BlockingSteps(Taken):
         interrupt = interrupt_in(error)
         if isinstance(error, StorageUnavailable) and interrupt is None:
             return
-        for command in self.undoing(new_id()):
-            self._once_more(command)
-        if interrupt is not None and self.lost():
-            self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        try:
+            with PutOff(ends=True):
+                self.recall(error)
+                done = [self._once_more(command) for command in self.undoing(new_id())]
+                if interrupt is not None and all(done) and self.lost():
+                    self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        except BaseException as another:
+            # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
+            if interrupt is None or interrupt_in(another) is None:
+                raise
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 
-    def _once_more(self, command: Command) -> None:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too. Its errors are told."""
+    def _once_more(self, command: Command) -> bool:
+        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)
             except BaseException as error:  # noqa: BLE001 - what the caller sees is the first interrupt
                 if interrupt_in(error) is None:
                     self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                    return
+                    return False
             else:
-                return
+                return True
+        return True
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket."""
@@ -336,7 +351,7 @@ class BlockingSteps(Taken):
         """Carry out a command that counts once however often it is sent."""
         return self.end(command)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)

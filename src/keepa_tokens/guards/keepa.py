@@ -284,7 +284,7 @@ def _blocking(method: Callable[P, Coroutine[object, None, T]]) -> Callable[P, T]
 
     @wraps(method)
     def blocking(*args: P.args, **kwargs: P.kwargs) -> T:
-        return run(method(*args, **kwargs))
+        return run(lambda: method(*args, **kwargs))
 
     return blocking
 
@@ -302,7 +302,7 @@ class _SyncGuard(_Guard):
 
         def get(url: str, params: object, **options: object) -> requests.Response:
             send = partial(cast("Callable[..., requests.Response]", requests.get), url, params, **options)
-            return run(metered(self._sync, meter, asked, Exchange(send), ask))
+            return run(lambda: metered(self._sync, meter, asked, Exchange(send), ask))
 
         return {"requests": SimpleNamespace(get=get)}
 

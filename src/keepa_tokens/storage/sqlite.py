@@ -23,6 +23,7 @@ from ..rules.commands import Command, Outcome, Peek
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import lifetime_us, transition
+from .base import AsyncClosing, Closing
 
 if sys.platform != "win32":
     import fcntl
@@ -40,7 +41,7 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 """File systems whose locks SQLite can't rely on."""
 
 
-class SQLiteStorage:
+class SQLiteStorage(Closing):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
     timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
@@ -238,7 +239,7 @@ class _Turn:
             fcntl.lockf(self._turns, fcntl.LOCK_UN)
 
 
-class AsyncSQLiteStorage:
+class AsyncSQLiteStorage(AsyncClosing):
     """`SQLiteStorage` for coroutines: each step in a thread, so that no event loop waits for a file."""
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
