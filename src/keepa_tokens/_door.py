@@ -30,7 +30,7 @@ S_co = TypeVar("S_co", covariant=True)
 class Door(Generic[S_co]):
     """What both doors have in common. Stateless but for its listener; the state is in the storage."""
 
-    __slots__ = ("_hears", "_listener", "_log", "bell", "clock", "key", "quota", "sleeper", "storage")
+    __slots__ = ("_hears", "_listener", "_log", "bell", "refused", "clock", "key", "quota", "sleeper", "storage")
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
         self.quota = instance("quota", quota, Quota)
@@ -53,6 +53,7 @@ class Door(Generic[S_co]):
         self._listener = listener
         self._hears = Contained(listener)
         self._log = listener if type(listener) is LoggingListener else None
+        self.refused = None if self._log is None else self._log.refused
 
     def now_us(self) -> int | None:
         """Return the caller's time, or None: the storage's own."""
@@ -74,9 +75,7 @@ class Door(Generic[S_co]):
             self._hears(event)
 
     def decided(self, tokens: int, decision: Decision) -> None:
-        """Tell the listener of a decision that was taken without a command."""
-        if self._log is not None and not self._log.is_news(self.key, decision):
-            return
+        """Tell the listener of a decision that was taken without a command; `refused` says whether it is news."""
         retry_after_us = min(NEVER, round(decision.retry_after * MICROSECONDS)) if decision.retry_after < inf else NEVER
         outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
         for event in events_of(self.key, Acquire(tokens), outcome):

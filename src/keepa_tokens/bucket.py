@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
@@ -23,6 +23,9 @@ from .storage.base import Storage
 from .storage.memory import MemoryStorage
 
 __all__ = ["Reservation", "TokenBucket"]
+
+_NONE: Final = 0
+"""The `keep` of most calls. To be this very object is what proves it an int and 0 at once."""
 
 
 class TokenBucket(NotCopied):
@@ -83,16 +86,17 @@ class TokenBucket(NotCopied):
         number from 0.
         """
         door = self._door
-        if (
-            self._take is not None
-            and type(tokens) is int is type(keep)
-            and 0 < tokens <= door.quota.capacity
-            and not keep
-        ):
+        key, quota = door.key, door.quota
+        if self._take is not None and type(tokens) is int and keep is _NONE and tokens <= quota.capacity:
             try:
-                decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
+                decision = self._take(key, quota, tokens, 0, None if door.clock is None else door.now_us())
                 if decision is not None:
-                    door.decided(tokens, decision)
+                    refused = door.refused
+                    if refused is None or (
+                        (refused or not decision.granted)
+                        and refused.get(key) != (None if decision.granted else decision.reason)
+                    ):
+                        door.decided(tokens, decision)
                     return decision
             except BaseException as error:
                 BlockingSteps(door, Acquire(tokens)).undo(error)
