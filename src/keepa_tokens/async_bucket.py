@@ -80,6 +80,13 @@ class AsyncTokenBucket(NotCopied):
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
+        try:
+            decision = self._door.at_once(tokens, keep)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
+            raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         try:
@@ -90,6 +97,14 @@ class AsyncTokenBucket(NotCopied):
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
+        if timeout is None:
+            try:
+                decision = self._door.at_once(tokens, keep, waits=True)
+                if decision is not None:
+                    return decision
+            except BaseException as error:
+                await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
+                raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
@@ -240,9 +255,10 @@ class AwaitedSteps(Taken):
 
     __slots__ = ("_step", "door")
 
-    def __init__(self, door: AsyncDoor) -> None:
+    def __init__(self, door: AsyncDoor, request: Acquire | None = None) -> None:
         super().__init__()
         self.door = door
+        self.request = request
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 
     async def apply(self, command: Command) -> Outcome:

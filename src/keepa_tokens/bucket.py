@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
@@ -23,10 +23,6 @@ from .storage.base import Storage
 from .storage.memory import MemoryStorage
 
 __all__ = ["Reservation", "TokenBucket"]
-
-_NONE: Final = 0
-"""The `keep` of most calls. To be this very object is what proves it an int and 0 at once."""
-
 
 class TokenBucket(NotCopied):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
@@ -47,8 +43,6 @@ class TokenBucket(NotCopied):
     ) -> None:
         where: Storage = MemoryStorage() if storage is None else blocking(storage)
         self._door = Door(quota, key, where, clock, listener)
-        # Most buckets live in memory, and most calls there need no command, no outcome and no event.
-        self._take = where.take if type(where) is MemoryStorage else None
 
     @property
     def quota(self) -> Quota:
@@ -86,21 +80,13 @@ class TokenBucket(NotCopied):
         number from 0.
         """
         door = self._door
-        key, quota = door.key, door.quota
-        if self._take is not None and type(tokens) is int and keep is _NONE and tokens <= quota.capacity:
-            try:
-                decision = self._take(key, quota, tokens, 0, None if door.clock is None else door.now_us())
-                if decision is not None:
-                    refused = door.refused
-                    if refused is None or (
-                        (refused or not decision.granted)
-                        and refused.get(key) != (None if decision.granted else decision.reason)
-                    ):
-                        door.decided(tokens, decision)
-                    return decision
-            except BaseException as error:
-                BlockingSteps(door, Acquire(tokens)).undo(error)
-                raise
+        try:
+            decision = door.at_once(tokens, keep)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            BlockingSteps(door, Acquire(tokens)).undo(error)
+            raise
         tokens, keep = cost(door.quota, tokens, keep)
         command = Acquire(tokens, keep)
         outcome: Outcome | None = None
@@ -120,6 +106,14 @@ class TokenBucket(NotCopied):
         nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
         ConfigError as `try_acquire`.
         """
+        if timeout is None:
+            try:
+                decision = self._door.at_once(tokens, keep, waits=True)
+                if decision is not None:
+                    return decision
+            except BaseException as error:
+                BlockingSteps(self._door, Acquire(tokens)).undo(error)
+                raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
