@@ -11,7 +11,8 @@
 
 local LIMIT, SECOND, DAY_US, REMEMBERED_US, TURN_US = 4503599627370496, 1000000, 86400000000, 600000000, 20000
 local key, verb, nonce, given = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local min, max, fmod, format, match, call = math.min, math.max, math.fmod, string.format, string.match, redis.call
+local min, max, ceil, fmod, format, match = math.min, math.max, math.ceil, math.fmod, string.format, string.match
+local call = redis.call
 
 local now
 if given == '' then
@@ -102,7 +103,19 @@ end
 
 -- An attempt: the caller's terms, the id of a hold or '', and the verb's numbers.
 local terms, id = ARGV[4], ARGV[5]
-local stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
+local stored
+if verb == 'acquire' then
+  -- Most buckets have nothing but these: then nothing else need be looked for.
+  local fields = call('HLEN', key)
+  if fields <= 6 then
+    stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota')
+    for place = 1, 6 do
+      fields = stored[place] and fields - 1 or fields
+    end
+    stored = fields == 0 and stored
+  end
+end
+stored = stored or call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
   'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'due_at', 'last_place', 'firm_place', 'held', 'open',
   'sequence', 'fast', 'largest_place', 'hold:' .. id, 'line')
 local turn = verb == 'read' and ARGV[6] or ''
@@ -126,10 +139,8 @@ local quota = is_new and terms or stored[6] or ''
 local q1, q2, q3, q4, q5, q6, q7, q8, q9, q10 =
   match(quota, '^(%d+) (%d+) (%d+) ([01]) (%d+) (%S+) (%S+) ([01]) (%d+) (%d+)$')
 local stepped, synced, queues = q4 == '1', q8 == '1', q8 == '0' and q6 == '-'
-local version = whole(stored[2], 0, LIMIT - 2, 0)
-local balance = whole(stored[3], 1 - LIMIT, LIMIT - 1)
-local refilled_at = whole(stored[4], 0, now + 5 * SECOND)
-local carry = whole(stored[5], 0, LIMIT, 0)
+local version, balance, refilled_at = tonumber(stored[2] or 0), tonumber(stored[3]), tonumber(stored[4])
+local carry = tonumber(stored[5] or 0)
 local due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
 local more = stored[12] or stored[13] or stored[14] or stored[15] or stored[16] or stored[17]
   or stored[19]
@@ -150,9 +161,16 @@ if is_new then
   end
   balance, refilled_at = tonumber(q7) or tonumber(q1), now
 elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and carry and due_at and last_place
-    and firm_place and largest_place and held and open and sequence) or now - refilled_at > 365 * DAY_US then
+      and firm_place and largest_place and held and open and sequence
+      and version >= 0 and version < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
+      and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
+    -- Each as `whole` reads it, all at once. Where %d is too short for them, the fast path is never taken.
+    or format('%d %d %d %d', version, balance, refilled_at, carry)
+      ~= (stored[2] or 0) .. ' ' .. stored[3] .. ' ' .. stored[4] .. ' ' .. (stored[5] or 0) then
   return hand_over('all')
 end
+-- %d is quicker, where what was just checked shows that it is long enough.
+local digits = not is_new and refilled_at > 2^32 and '%d' or '%.0f'
 if stored[8] or stored[9] or stored[10] or stored[21] then
   return hand_over(stored[8] and 'all' or 'some', id)
 end
@@ -241,20 +259,24 @@ if now > refilled_at then
     end
   else
     refilled_at = now
+    local periods, rest, gain = 0, elapsed, 0
+    if elapsed >= period then
+      periods, rest = divmod(elapsed, period)
+    end
     if room <= 0 or refill == 0 then
       carry = 0
+    elseif periods > 0 and periods > (divmod(room, refill)) then
+      balance, carry = capacity, 0
     else
-      local periods, rest = divmod(elapsed, period)
-      if periods > (divmod(room, refill)) then
+      carry = rest * refill + carry
+      if carry >= period then
+        gain, carry = divmod(carry, period)
+      end
+      gain = gain + periods * refill
+      if gain >= room then
         balance, carry = capacity, 0
       else
-        local gain, remainder = divmod(rest * refill + carry, period)
-        gain = gain + periods * refill
-        if gain >= room then
-          balance, carry = capacity, 0
-        else
-          balance, carry = balance + gain, remainder
-        end
+        balance = balance + gain
       end
     end
   end
@@ -364,31 +386,32 @@ due_at = min(due_at, ends or LIMIT)
 -- How long it is kept: as `lifetime_us` says, but never shorter than what holds need that were not read here.
 
 local left = (not is_new and (synced or due_at < LIMIT or old_open > 0)) and call('PTTL', key) or 0
-local lifetime = ''
+local lifetime = nil
 if given == '' and not (q7 ~= '-' and tonumber(q7) < tonumber(q1)) and not (synced and left == -1) then
   local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND or instant(capacity - balance, refilled_at, 0)
   if full_at < LIMIT then
     local wanted = max(60 * SECOND, max(full_at, ends or 0) - now + 10 * SECOND)
-    lifetime = format('%.0f', max(left, -divmod(-wanted, 1000)))
+    lifetime = max(left, ceil(wanted / 1000))
   end
 end
 
 -- Whole numbers within 2^53 are written by call() to the last digit.
-local changes = {'HSET', key, 'version', version + 1, 'balance', balance, 'refilled_at', refilled_at}
+local now_text, balance_text = format(digits, now), format(digits, balance)
+local changes = {
+  'HSET', key, 'version', version + 1, 'balance', balance_text, 'refilled_at', refilled_at == now and now_text or refilled_at,
+}
 if carry ~= old_carry then
   changes[#changes + 1], changes[#changes + 2] = 'carry', carry
 end
-for name, numbers in pairs((last_place ~= old_last or firm_place ~= old_firm or largest_place ~= old_largest) and {
-    last_place = {last_place, old_last}, firm_place = {firm_place, old_firm}, largest_place = {largest_place, old_largest},
-  } or {}) do
-  if numbers[1] ~= numbers[2] then
-    changes[#changes + 1], changes[#changes + 2] = name, numbers[1]
+if last_place ~= old_last or firm_place ~= old_firm or largest_place ~= old_largest then
+  for name, numbers in pairs({last_place = {last_place, old_last}, firm_place = {firm_place, old_firm},
+      largest_place = {largest_place, old_largest}}) do
+    if numbers[1] ~= numbers[2] then
+      changes[#changes + 1], changes[#changes + 2] = name, numbers[1]
+    end
   end
 end
-local gone = {'HDEL', key}
-if hold == false then
-  gone[3] = 'hold:' .. id
-end
+local gone = hold == false and {'HDEL', key, 'hold:' .. id}
 if verb ~= 'acquire' then
   for name, number in pairs({sequence = sequence, held = held, open = open}) do
     if number ~= 0 or synced then
@@ -404,7 +427,7 @@ end
 if hold then
   changes[#changes + 1], changes[#changes + 2] = 'hold:' .. id, hold
 end
-local answer = format('%s %.0f %.0f', nonce, now, balance)
+local answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
 if at > now or held > 0 or open > 0 or kept_back > 0 then
   local kept = min(kept_back, (divmod(capacity, 3)))
   answer = format('%s %.0f %.0f %.0f %.0f', answer, at - now, held, open, kept)
@@ -418,20 +441,20 @@ if is_new then
     -- Something is there that says nothing of a bucket.
     return hand_over('all')
   end
-elseif lifetime == '' then
-  call('PERSIST', key)
-else
+elseif lifetime then
   call('PEXPIRE', key, lifetime)
+else
+  call('PERSIST', key)
 end
-if hold == false then
+if gone then
   -- A right that is missing ends the script here, before anything is written.
   call('HDEL', key, nonce)
 end
 call(unpack(changes))
-if hold == false then
+if gone then
   call(unpack(gone))
 end
-if is_new and lifetime ~= '' then
+if is_new and lifetime then
   call('PEXPIRE', key, lifetime)
 end
 return answer
