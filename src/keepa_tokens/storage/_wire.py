@@ -39,8 +39,10 @@ __all__ = [
     "attempt",
     "foreign",
     "look",
+    "numbers_of",
     "store",
     "understood",
+    "understood_many",
 ]
 
 Argument: TypeAlias = bytes | str | int
@@ -89,10 +91,8 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     now = "" if now_us is None else whole("now_us", now_us)
     terms = quota_text(quota)
     match command:
-        case Acquire(tokens, keep, wait_us):
-            # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
-            wait = -1 if wait_us is None else max(-1, min(LIMIT, wait_us))
-            return ["acquire", "", now, terms, _NO_ID, whole("tokens", tokens), whole("keep", keep), wait]
+        case Acquire():
+            return ["acquire", "", now, terms, _NO_ID, *numbers_of(command)]
         case Reserve():
             numbers = (whole("tokens", command.tokens), whole("keep", command.keep))
             life = whole("hold_for_us", command.hold_for_us)
@@ -111,6 +111,13 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
             return ["look", "", now, terms, _NO_ID]
         case _:
             return ["read", "", now, terms, named(command), turn]
+
+
+def numbers_of(command: Acquire) -> tuple[int, int, int]:
+    """Return the script's three arguments for an acquire; many of one bucket may follow each other."""
+    # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
+    wait = -1 if command.wait_us is None else max(-1, min(LIMIT, command.wait_us))
+    return whole("tokens", command.tokens), whole("keep", command.keep), wait
 
 
 def look(now_us: int | None) -> list[Argument]:
@@ -151,6 +158,20 @@ class Sign(Enum):
 
 
 Answer: TypeAlias = Outcome | Handed | Sign
+
+
+def understood_many(reply: object, nonce: str) -> list[Outcome] | Answer | None:
+    """Return what the script's reply says of many acquires: what the first of them came to, one at least."""
+    if not isinstance(reply, bytes | str):
+        return understood(reply, Peek(), nonce)
+    parts = as_text(reply).split()
+    if parts[:1] != [nonce]:
+        return None
+    now, _, _, held, number, kept_back, *each = map(int, parts[1:])
+    return [
+        Outcome(now, balance, granted=True, place_us=place, held=held, open=number, kept_back=kept_back)
+        for balance, place in zip(each[::2], each[1::2], strict=True)
+    ]
 
 
 def understood(reply: object, command: Command, nonce: str) -> Answer | None:

@@ -284,9 +284,10 @@ elseif stepped then
   carry = 0
 end
 
--- The verbs. Whatever they hand over has changed nothing.
+-- The verbs. Whatever they hand over has changed nothing. Of many acquires those up to the first that is not served here
+-- are carried out, and the answer tells of each the balance after it and its place.
 
-local at, hold, ends, give_back = now, nil, nil, nil
+local at, hold, ends, give_back, many = now, nil, nil, nil, ''
 if verb == 'settle' or verb == 'refund' then
   local function flowed_until_last(from)
     local periods, rest = divmod(last_place - from, period)
@@ -330,28 +331,41 @@ if verb == 'settle' or verb == 'refund' then
   end
 end
 if verb == 'acquire' or verb == 'reserve' then
-  local tokens, keep, third = tonumber(ARGV[6]), tonumber(ARGV[7]), nil
-  local alone, available = max(1, tokens - overdraft), synced and balance - held or balance
-  local need = (synced and held > 0 and tokens or alone) + keep
-  if kept_back > 0 and capacity >= 3 then
-    third = divmod(capacity, 3)
-    need = need - keep + max(keep, min(keep + min(kept_back, third), third, capacity - alone))
-  end
-  if tokens == 0 or held + tokens >= LIMIT then
-    return hand_over('some', id)
-  end
-  if available < need then
-    local wait_us = verb == 'acquire' and tonumber(ARGV[8]) or -1
-    at = max(now, instant(need - balance, refilled_at, carry))
-    if wait_us < 0 or keep > 0 or not queues or need > capacity or at >= LIMIT or at - now > wait_us then
-      return hand_over('some', id)
+  local first, tokens = 6, nil
+  repeat
+    local keep, third, place = tonumber(ARGV[first + 1]), nil, now
+    tokens = tonumber(ARGV[first])
+    local alone, available = max(1, tokens - overdraft), synced and balance - held or balance
+    local need = (synced and held > 0 and tokens or alone) + keep
+    if kept_back > 0 and capacity >= 3 then
+      third = divmod(capacity, 3)
+      need = need - keep + max(keep, min(keep + min(kept_back, third), third, capacity - alone))
     end
-    largest_place = max(tokens, last_place > now and largest_place or 0)
-    last_place = max(last_place, at)
-  end
-  if verb == 'acquire' or not synced then
-    balance = max(1 - LIMIT, balance - tokens)
-  end
+    local is_served = tokens > 0 and held + tokens < LIMIT
+    if is_served and available < need then
+      local wait_us = verb == 'acquire' and tonumber(ARGV[first + 2]) or -1
+      place = max(now, instant(need - balance, refilled_at, carry))
+      is_served = wait_us >= 0 and keep == 0 and queues and need <= capacity and place < LIMIT and place - now <= wait_us
+      if is_served then
+        largest_place = max(tokens, last_place > now and largest_place or 0)
+        last_place = max(last_place, place)
+      end
+    end
+    if not is_served then
+      if first == 6 then
+        return hand_over('some', id)
+      end
+      break
+    end
+    at = place
+    if verb == 'acquire' or not synced then
+      balance = max(1 - LIMIT, balance - tokens)
+    end
+    if verb == 'acquire' and #ARGV > 8 then
+      many = many .. format(' %.0f %.0f', balance, at - now)
+    end
+    first = first + 3
+  until verb == 'reserve' or first > #ARGV
   if verb == 'reserve' then
     ends = now + ARGV[8]
     if stored[20] or ends >= LIMIT then
@@ -428,9 +442,9 @@ if hold then
   changes[#changes + 1], changes[#changes + 2] = 'hold:' .. id, hold
 end
 local answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
-if at > now or held > 0 or open > 0 or kept_back > 0 then
+if at > now or held > 0 or open > 0 or kept_back > 0 or many ~= '' then
   local kept = min(kept_back, (divmod(capacity, 3)))
-  answer = format('%s %.0f %.0f %.0f %.0f', answer, at - now, held, open, kept)
+  answer = format('%s %.0f %.0f %.0f %.0f%s', answer, at - now, held, open, kept, many)
 end
 
 if is_new then
