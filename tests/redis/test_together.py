@@ -134,4 +134,4 @@ def test_each_gets_an_error_of_its_own(own_server: Server) -> None:
 @pytest.mark.parametrize("reply", [b"other 5 9 0 0 0 0 9 0", b"", 7, None, [b"other", b"5", b"some"]])
 def test_an_answer_to_another_call_is_none(reply: object) -> None:
     """What does not echo the nonce is no answer, whatever it is."""
-    assert _wire.understood_many(reply, "mine") is None
+    assert _wire.understood(reply, None, "mine") is None

@@ -22,7 +22,7 @@ from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
 
-from .._arguments import checked_key, instance
+from .._arguments import instance
 from .._blocking import run
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
@@ -75,7 +75,6 @@ if not any(find_spec(name) for name in CLIENTS):
 _log = logging.getLogger("keepa_tokens")
 
 LockT = TypeVar("LockT")
-AnswerT = TypeVar("AnswerT")
 
 
 class _Turns(Generic[LockT]):
@@ -189,13 +188,8 @@ class _Keyspace(Generic[LockT]):
             return await self._ask(key, _wire.look(now_us), command)
         return answer
 
-    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
-        """Run the script and return its answer to this very call."""
-        reply, nonce = await self._replied(key, arguments)
-        return await self._checked(_wire.understood(reply, command, nonce), reply)
-
-    async def _replied(self, key: str, arguments: list[_wire.Argument]) -> tuple[object, str]:
-        """Run the script and return its reply, and the nonce that it must echo."""
+    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command | None) -> _wire.Answer:
+        """Run the script and return its answer to this very call, which is for `command`; None: for many acquires."""
         call = self._call(key, arguments)
         try:
             try:
@@ -207,10 +201,7 @@ class _Keyspace(Generic[LockT]):
                 reply = await self._send(call)
         except Exception as error:
             raise self._meant(error, key) from error
-        return reply, str(call[_NONCE])
-
-    async def _checked(self, answer: AnswerT | None, reply: object) -> AnswerT:
-        """Return the answer if it is one to this very call."""
+        answer = _wire.understood(reply, command, str(call[_NONCE]))
         if answer is not None:
             return answer
         await self._drop_idle()
@@ -218,7 +209,7 @@ class _Keyspace(Generic[LockT]):
 
     def _call(self, key: str, arguments: list[_wire.Argument], *, by_text: bool = False) -> list[_wire.Argument]:
         """Return the words of one call of the script, each with a nonce of its own."""
-        name = _wire.as_bytes(self.prefix + checked_key(key))
+        name = _wire.name_of(self.prefix, key)
         script: tuple[_wire.Argument, ...] = ("EVAL", self._script) if by_text else ("EVALSHA", self._digest)
         return [*script, 1, name, arguments[0], self._nonce(), *arguments[2:]]
 
@@ -326,7 +317,7 @@ class RedisStorage(_Keyspace[threading.Lock]):
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
         try:
-            self._client.execute_command("DEL", _wire.as_bytes(self.prefix + checked_key(key)))
+            self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
         except Exception as error:
             raise self._meant(error, key) from error
 
@@ -431,7 +422,7 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
         """Forget the bucket `key`; as `RedisStorage.delete`."""
         self._check_process()
         try:
-            await self._client.execute_command("DEL", _wire.as_bytes(self.prefix + checked_key(key)))
+            await self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
         except Exception as error:
             raise self._meant(error, key) from error
 
@@ -469,26 +460,24 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
         told: list[Outcome | Exception] = []
         while len(told) < len(commands):
             rest = commands[len(told) :]
-            try:
-                answer = None if key in self._turns or len(rest) == 1 else await self._asked(group, rest)
-            except Exception as error:  # noqa: BLE001 - each caller's own
-                return told + [anew(error) for _ in rest]
+            answer: _wire.Answer | None = None
+            if len(rest) > 1 and key not in self._turns:
+                more = (number for command in rest[1:] for number in _wire.numbers_of(command))
+                try:
+                    answer = await self._ask(key, [*_wire.attempt(quota, rest[0], now_us), *more], None)
+                except Exception as error:  # noqa: BLE001 - each caller's own
+                    return [*told, *(anew(error) for _ in rest)]
             if isinstance(answer, list):
                 told += answer
                 continue
+            # None of them was served. What changes nothing is decided by what is there; the others go their own way.
             decided = [None if answer is None else _decided(quota, command, answer) for command in rest]
             outcomes = [each for each in decided if isinstance(each, Outcome)]
-            if len(outcomes) == len(rest):
-                return told + outcomes
-            alone = (self._apply(key, quota, command, now_us) for command in rest)
-            return told + await asyncio.gather(*alone, return_exceptions=True)
+            if len(outcomes) < len(rest):
+                alone = (self._apply(key, quota, command, now_us) for command in rest)
+                return [*told, *await asyncio.gather(*alone, return_exceptions=True)]
+            told += outcomes
         return told
-
-    async def _asked(self, group: _Group, commands: list[Acquire]) -> list[Outcome] | _wire.Answer:
-        key, quota, now_us = group
-        more = (number for command in commands[1:] for number in _wire.numbers_of(command))
-        reply, nonce = await self._replied(key, [*_wire.attempt(quota, commands[0], now_us), *more])
-        return await self._checked(_wire.understood_many(reply, nonce), reply)
 
     async def _drop_idle(self) -> None:
         for pool in pools(self._client):
