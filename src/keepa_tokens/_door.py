@@ -33,7 +33,19 @@ _NONE: Final = 0
 class Door(Generic[S_co]):
     """What both doors have in common. Stateless but for its listener; the state is in the storage."""
 
-    __slots__ = ("_hears", "_listener", "_log", "_refused", "_take", "bell", "clock", "key", "quota", "sleeper", "storage")
+    __slots__ = (
+        "_hears",
+        "_listener",
+        "_log",
+        "_refused",
+        "_take",
+        "bell",
+        "clock",
+        "key",
+        "quota",
+        "sleeper",
+        "storage",
+    )
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
         self.quota = instance("quota", quota, Quota)

@@ -24,6 +24,7 @@ from .storage.memory import MemoryStorage
 
 __all__ = ["Reservation", "TokenBucket"]
 
+
 class TokenBucket(NotCopied):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 

@@ -77,7 +77,7 @@ def instant_smooth(need: int, refilled_at: int, carry: int, rate: int, period: i
         return NEVER
     # -(-a // b) is a / b rounded up: a microsecond too late is a wait, one too early a refusal.
     at = refilled_at + periods * period - (carry - (need - periods * rate) * period) // rate
-    return at if at < NEVER else NEVER
+    return min(NEVER, at)
 
 
 def instant_stepped(need: int, refilled_at: int, refill: int, period: int) -> int:

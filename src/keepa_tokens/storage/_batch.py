@@ -22,8 +22,9 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
     """Carries out items: the first of its group by itself (`one`), those that come meanwhile by `many`.
 
     Meanwhile is until the turn of the event loop ends, or with `by_turns` until whatever is under way for the group has
-    ended: then at most one call is, and the more come, the more go together. Each caller gets its own answer, or its own error. Whoever is cancelled before the sending takes its item back.
-    `many` gets `largest` at most, and returns an answer or an error for each.
+    ended: then at most one call is, and the more come, the more go together. Each caller gets its own answer, or its
+    own error. Whoever is cancelled before the sending takes its item back. `many` gets `largest` at most, and returns
+    an answer or an error for each.
     """
 
     def __init__(

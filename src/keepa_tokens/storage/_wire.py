@@ -216,7 +216,7 @@ _STORED: Final = 2
 """Texts in the answer to `store`."""
 
 _HEAD: Final = 3
-"""Texts before the fields of a bucket that is handed over, and in the answer to a step on which there is no more to say."""
+"""Texts before the fields of a bucket that is handed over, and in the shortest answer to a step."""
 
 
 def foreign(reply: object) -> ConfigError:

@@ -89,8 +89,7 @@ class MemoryStorage:
                 or now < bucket.refilled_at
                 or now >= bucket.until
                 or tokens < 1
-                or bucket.held
-                and bucket.held + tokens >= LIMIT
+                or (bucket.held and bucket.held + tokens >= LIMIT)
             ):
                 return None
             balance, at = take(bucket, now, tokens, keep)
