@@ -56,7 +56,8 @@ class Door(Generic[S_co]):
         self.listener = LoggingListener() if listener is None else listener
         self.bell = Bell()
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
-        self._take = storage.take if type(storage) is MemoryStorage else None
+        where: object = storage
+        self._take = where.take if type(where) is MemoryStorage else None
 
     @property
     def listener(self) -> Listener:

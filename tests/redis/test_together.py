@@ -78,7 +78,7 @@ def test_each_gets_what_it_would_have_got_alone(
 
     assert told == expected
     left, right = (client.hgetall(f"keepa_tokens:{key}") for key in ("k", "alone"))
-    assert {**left, b"version": 0} == {**right, b"version": 0}  # type: ignore[dict-item]
+    assert {**left, b"version": 0} == {**right, b"version": 0}
 
 
 def test_a_crowd_is_a_few_calls(server: Server, client: redis.Redis) -> None:

@@ -30,7 +30,7 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
     def __init__(
         self,
         one: Callable[[GroupT, ItemT], Awaitable[AnswerT]],
-        many: Callable[[GroupT, list[ItemT]], Awaitable[list[AnswerT | Exception]]],
+        many: Callable[[GroupT, list[ItemT]], Awaitable[list[AnswerT | BaseException]]],
         largest: int,
         *,
         by_turns: bool = False,
@@ -97,7 +97,7 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
         for (_, answer), told in zip(batch, answers, strict=True):
             if answer.done():
                 continue
-            if isinstance(told, Exception):
+            if isinstance(told, BaseException):
                 answer.set_exception(told)
             else:
                 answer.set_result(told)

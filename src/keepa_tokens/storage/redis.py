@@ -454,10 +454,10 @@ class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
         key, quota, now_us = group
         return await self._apply(key, quota, command, now_us)
 
-    async def _acquired_together(self, group: _Group, commands: list[Acquire]) -> list[Outcome | Exception]:
+    async def _acquired_together(self, group: _Group, commands: list[Acquire]) -> list[Outcome | BaseException]:
         """Let the script carry out many acquires of one bucket, in their order; what it leaves goes its own way."""
         key, quota, now_us = group
-        told: list[Outcome | Exception] = []
+        told: list[Outcome | BaseException] = []
         while len(told) < len(commands):
             rest = commands[len(told) :]
             answer: _wire.Answer | None = None
