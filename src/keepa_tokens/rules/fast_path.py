@@ -71,6 +71,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     be counted exactly beside `held`.
     """
     balance, refilled_at, carry, period_us = n.balance, n.refilled_at, n.carry, n.period_us
+    before, since, part = balance, refilled_at, carry
     if refilled_at < now:
         if n.stepped or balance >= n.capacity or not n.refill or now - refilled_at >= period_us:
             balance, refilled_at, carry = n.flowed(now)
@@ -89,7 +90,11 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
         balance -= tokens
         if balance <= -LIMIT:
             balance = 1 - LIMIT
-        n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
+        try:
+            n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
+        except BaseException:
+            n.balance, n.refilled_at, n.carry = before, since, part
+            raise
         return balance, now
     if need > n.capacity or not n.queues:
         return balance, NEVER
