@@ -444,12 +444,12 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     async def _written(self, _: None, arguments: list[_wire.Argument]) -> object:
         return await self._client.execute_command(*arguments)
 
-    async def _written_together(self, _: None, commands: list[list[_wire.Argument]]) -> list[object]:
+    async def _written_together(self, _: None, commands: list[list[_wire.Argument]]) -> list[object | BaseException]:
         client: Any = self._client
         pipeline = client.pipeline(transaction=False)
         for arguments in commands:
             pipeline.execute_command(*arguments)
-        answers: list[object] = await pipeline.execute(raise_on_error=False)
+        answers: list[object | BaseException] = await pipeline.execute(raise_on_error=False)
         return answers
 
     async def _acquired(self, group: _Group, command: Acquire) -> Outcome:
