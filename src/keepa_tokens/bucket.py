@@ -280,7 +280,7 @@ class BlockingSteps(Taken):
                 self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
             else:
                 with PutOff():
-                    self.unsure = True
+                    self.unsure |= command is self.request
                     self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
             door.away(error)
