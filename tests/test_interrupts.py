@@ -433,8 +433,8 @@ def struck_at_random(bucket: TokenBucket, door: str, times: int) -> int:
 @pytest.mark.parametrize("quota", [PLAIN, SYNCED], ids=["plain", "synced"])
 @pytest.mark.parametrize("storage", ["memory", pytest.param("sqlite", marks=pytest.mark.deep)])
 def test_signals_at_random_cost_nothing(storage: str, quota: Quota, door: str, tmp_path: Path) -> None:
-    """Wherever a timer's signal strikes a door, in a storage's step too, hundreds of times: all tokens are back, and nobody
-    is told otherwise.
+    """Wherever a timer's signal strikes a door, in a storage's step too, hundreds of times: all tokens are back, and
+    nobody is told otherwise.
     """
     if "request" in door:
         quota = SYNCED

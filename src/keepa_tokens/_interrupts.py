@@ -6,14 +6,9 @@ import _thread
 import signal
 import sys
 import threading
-from _signal import (
-    getsignal,
-)  # without making enumerations of numbers, which costs more than the rest
-from _signal import (
-    signal as handle,
-)
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from inspect import currentframe
 from itertools import islice
 from types import CodeType, FrameType, TracebackType
@@ -22,6 +17,7 @@ from typing import Any, Final
 LONGEST_PUT_OFF_S: Final = 5.0
 """How long a signal is put off while a storage doesn't answer, whatever its own timeouts."""
 
+_signal: Any = import_module("_signal")  # `signal` makes an enumeration of each number, which costs more than all else
 _NUMBERS: Final = tuple(sorted(map(int, signal.valid_signals())))
 
 
@@ -52,11 +48,11 @@ class PutOff:
             return
         try:
             for number in _NUMBERS:
-                handler = getsignal(number)
+                handler = _signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
                     self._before.append((number, handler))
-                    handle(number, self._take_note)
+                    _signal.signal(number, self._take_note)
             if self._ends and self._before:
                 self._limit(self._before[0][0])
         except ValueError:
@@ -89,7 +85,7 @@ class PutOff:
         # Not `threading.Thread`: its locks may be held where the signal struck.
         self._over = _thread.allocate_lock()
         self._over.acquire()
-        _thread.start_new_thread(self._watch, (self._over, number, threading.main_thread().ident))
+        _thread.start_new_thread(self._watch, (self._over, number, _thread.get_ident()))
 
     def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
         if over.acquire(timeout=LONGEST_PUT_OFF_S):
@@ -108,7 +104,7 @@ class PutOff:
     def _restore(self) -> None:
         try:
             while self._before:
-                handle(*self._before[-1])
+                _signal.signal(*self._before[-1])
                 self._before.pop()
         finally:
             if self._before:  # a signal struck whose handler was there again

@@ -331,7 +331,7 @@ class BlockingSteps(Taken):
             raise interrupt from None
 
     def _once_more(self, command: Command) -> bool:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
+        """Carry out what ends an interrupted call, once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)

@@ -95,7 +95,7 @@ class MemoryStorage(Closing):
             self._in_a_child()
         with self._lock:
             outcome = self._apply(key, quota, command, now_us)
-        return outcome  # `came_to` looks for it
+        return outcome  # noqa: RET504 - `came_to` looks for it
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -257,7 +257,7 @@ class _Deadlines:
 def came_to(error: BaseException, sent: Command) -> Outcome | None:
     """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
 
-    A step that is struck before its end has changed nothing. Between its end and whoever asked, lies the lock's release.
+    A step that is struck before its end has changed nothing. Between its end and whoever asked lies the lock's release.
     """
     trace = error.__traceback__
     while trace is not None:
