@@ -14,8 +14,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
-from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
+from .._arguments import NotCopied as Single
 from ..clock import SystemClock
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
 from ..events import Event, EventKind
@@ -99,13 +100,10 @@ def patience(timeout: float | None) -> float | None:
     return None if run is not None and run.paid else timeout
 
 
-class NotCopied:
+class NotCopied(Single):
     """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} can't be pickled or copied: make one in each process, of the same bucket"
-        )
+    instead = "make one in each process, of the same bucket"
 
 
 def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:
