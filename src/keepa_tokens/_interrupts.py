@@ -52,7 +52,7 @@ class PutOff:
                 if callable(handler):
                     self._handlers[number] = handler
                     self._before.append((number, handler))
-                    _signal.signal(number, self._take_note)
+                    _signal.signal(number, self.take_note)
             if self._ends and self._before:
                 self._limit(self._before[0][0])
         except ValueError:
@@ -70,7 +70,8 @@ class PutOff:
         finally:
             self._strike()
 
-    def _take_note(self, number: int, frame: FrameType | None) -> None:
+    def take_note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal that came meanwhile."""
         if self._late and not self._ends:
             self._handlers[number](number, frame)
             return
@@ -122,6 +123,9 @@ class PutOff:
                 self._strike()
 
 
+_TAKES_NOTE: Final = PutOff.take_note.__code__
+
+
 def interrupt_in(error: BaseException) -> BaseException | None:
     """Return what interrupted, if `error` is that or hides it; None for a mere failure.
 
@@ -163,5 +167,5 @@ def _handlers() -> Iterator[CodeType]:
             handler = handler.func
         for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
             code = getattr(found, "__code__", None)
-            if isinstance(code, CodeType) and code is not PutOff._take_note.__code__:  # noqa: SLF001 - of this module
+            if isinstance(code, CodeType) and code is not _TAKES_NOTE:
                 yield code
