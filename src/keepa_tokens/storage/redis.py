@@ -22,7 +22,7 @@ from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
 
-from .._arguments import instance
+from .._arguments import NotCopied, checked_key, instance
 from .._blocking import run
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
@@ -107,8 +107,10 @@ class _Turns(Generic[LockT]):
                 del self._locks[key]
 
 
-class _Keyspace(Generic[LockT]):
+class _Keyspace(NotCopied, Generic[LockT]):
     """What both storages do alike: names of keys, the script, and a command's way through it."""
+
+    instead = "make one in each process, of the same URL"
 
     def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
         self.prefix = instance("prefix", prefix, str)
