@@ -369,9 +369,9 @@ class PlainMachine(BucketMachine[Reference]):
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not.
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
 
-        With others before him in line what is told is when to ask again.
+        With others before it in line what is told is when to ask again.
         """
         answer = self.ask(worker, tokens, 0)
         if answer.reason not in {Reason.EMPTY, Reason.RECHARGING} or answer.wait > DAY:

@@ -230,7 +230,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not.
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
 
         With a call in flight what is told is the earliest instant only; with others before in line, when to ask again.
         """

@@ -324,7 +324,7 @@ class SyncedMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(21, 400))
     def somebody_else_is_seen(self, tokens: int) -> None:
-        """Who spends while nobody else does, and is seen by it, has as much kept back for him from then on."""
+        """Who spends while nobody else does, and is seen by it, has as much kept back from then on."""
         before = self.shown()
         quiet = self.sure and not before.holds
         if not quiet:
@@ -432,7 +432,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.calls.append(Call(name, tokens, cost, self.now + HOLD_FOR, self.unknown_of if self.sure else -1))
 
     def claims(self, outcome: Outcome) -> None:
-        """Politeness: one at a time is sent to ask, until he answers or his claim is over."""
+        """Politeness: one at a time is sent to ask, until an answer comes or the claim is over."""
         if outcome.probe:
             assert self.now >= self.claimed_until
             self.claimed_until = self.now + CLAIM_US

@@ -76,13 +76,14 @@ class Broken(Exception):
 # --- states, apart from when they are
 
 
-def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
+def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
     """Return a state moved from `now` to NOW, with its sequence numbers packed and what decides nothing left out.
 
-    A place that is past by more than one step of the clock back is left out, and the instant of the next sweep where no
+    What has flowed in is in the balance: a step that stored nothing leaves the state in which the next one finds it. A
+    place that is past by more than one step of the clock back is left out, and the instant of the next sweep where no
     hold is left. terms: keep the terms that the bucket runs on.
     """
-    by = NOW - now
+    state, by = flowed(quota, state, now), NOW - now
 
     def moved(at: int | None) -> int | None:
         return None if at is None else max(NOW - oldest, at + by)
@@ -100,9 +101,7 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
         if name != REFUND
     }
     instants: dict[str, Any] = {name: moved(getattr(state, name)) for name in INSTANTS}
-    waiting = (state.last_place or 0) > now - LONGEST_BACK
-    if not waiting:
-        instants |= {"last_place": None, "firm_place": None}
+    instants |= {name: None for name in PLACES if (getattr(state, name) or 0) <= now - LONGEST_BACK}
     if not holds:
         instants["due_at"] = None
     return replace(
@@ -111,7 +110,7 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
         version=0,
         fast=None,
         carry=state.carry or 0,
-        largest_place=state.largest_place if waiting else None,
+        largest_place=state.largest_place if instants["last_place"] is not None else None,
         probe_failures=min(1, state.probe_failures or 0),
         sequence=max(rank.values()),
         reading_sequence=rank[state.reading_sequence or 0],
@@ -122,10 +121,23 @@ def resting(state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool
     )
 
 
+def flowed(quota: Quota, state: BucketState, now: int) -> BucketState:
+    """Return a state in which the refill until `now` is in the balance, unless something is due before.
+
+    That looking between changes nothing is proved: `refill.smooth_path_does_not_matter` and its twin.
+    """
+    due = state.wide_capacity is not None or any(hold.due_at <= now for hold in state.holds.values())
+    if due or state.balance is None or state.refilled_at is None:
+        return state
+    flow = flow_of(state.quota or quota, state, now)
+    balance, refilled_at, carry = flow.refilled(state.balance, state.refilled_at, state.carry or 0, now)
+    return replace(state, balance=balance, refilled_at=refilled_at, carry=carry)
+
+
+PLACES: Final = "last_place", "firm_place"
 INSTANTS: Final = (
     *(field.name for field in fields(BucketState) if field.name.endswith(("_at", "_until"))),
-    "last_place",
-    "firm_place",
+    *PLACES,
 )
 LONGEST_BACK: Final = 2 * TOLERANCE_US
 """The furthest that a clock steps back in a world with places."""
@@ -326,6 +338,8 @@ class Alone:
     Steps come so many units after the one before, or on a clock that stepped back. The unit is the tolerance of
     clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back.
     pauses: somebody may pause it. in_line: two callers may stand in line, one of them to leave tokens for others.
+    probe_after_us: None, nobody claims the probe. in_order: each reading is newer than the last one. oldest: past
+    instants count as at most this old.
     """
 
     name: str
@@ -339,6 +353,8 @@ class Alone:
     in_line: bool = False
     hold_for: int = 2 * TOLERANCE_US
     probe_after_us: int | None = None
+    in_order: bool = False
+    oldest: int = LONG_AGO
 
     def commands(self, state: BucketState, now: int) -> Iterator[Command]:
         """Yield all that can be asked in a state."""
@@ -375,26 +391,35 @@ class Alone:
             for later in (passed + 20 * SECOND, -15 * SECOND, -3 * SECOND, passed + 7200 * SECOND)
         )
         yield from (Reconcile(Reading(balance, server_time=newer)) for balance in (-1, 1))
-        yield Reconcile(Reading(1, server_time=older))
-        yield Reconcile(Reading(-1, server_time=near))
-        yield Reconcile(Reading(0, server_time=jumped))
-        yield Reconcile(Reading(1))
-        yield ClaimProbe()
+        if not self.in_order:
+            yield Reconcile(Reading(1, server_time=older))
+            yield Reconcile(Reading(-1, server_time=near))
+            yield Reconcile(Reading(0, server_time=jumped))
+            yield Reconcile(Reading(1))
+        if self.probe_after_us is not None:
+            yield ClaimProbe()
         if state.probe_until is not None and not self.workers:
             yield Unclaim(state.probe_until)
         for worker in self.workers:
             if worker not in state.holds:
                 yield Reserve(worker, 1, self.hold_for, probe_after_us=self.probe_after_us, scout=True)
                 continue
-            yield Settle(worker, 2)
             yield Settle(worker, 1, Reading(1, server_time=newer))
-            yield Settle(worker, 0, Reading(1, server_time=older), refused=True)
+            if not self.in_order:
+                yield Settle(worker, 2)
+                yield Settle(worker, 0, Reading(1, server_time=older), refused=True)
             yield Cancel(worker)
 
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        queue = deque([resting(BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW)])
+        queue = deque(
+            [
+                resting(
+                    self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW, self.oldest
+                )
+            ]
+        )
         seen = {key(queue[0])}
         while queue:
             state = queue.popleft()
@@ -424,7 +449,7 @@ class Alone:
             now = NOW + units * self.unit
             for command in self.commands(state, now):
                 count.steps += 1
-                yield resting(step(self.quota, state, now, command)[0], now)
+                yield resting(self.quota, step(self.quota, state, now, command)[0], now, self.oldest)
         if not self.damage:
             return
         for _, damaged, forgiven in faults(self.quota, state):
@@ -432,7 +457,9 @@ class Alone:
             for units in (0, 1):
                 now = NOW + units * self.unit
                 count.steps += 1
-                yield resting(step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now)
+                yield resting(
+                    self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now, self.oldest
+                )
 
 
 # --- a bucket beside the server that owns the balance
@@ -504,7 +531,11 @@ class Synced:
             raise Broken("nothing stored")
         first = self._packed(
             Node(
-                resting(bucket, NOW, self.oldest), self.start, self.period, (Call(),) * len(self.costs), self.ticks or 0
+                resting(self.quota, bucket, NOW, self.oldest),
+                self.start,
+                self.period,
+                (Call(),) * len(self.costs),
+                self.ticks or 0,
             )
         )
         queue = deque([first])
@@ -574,7 +605,7 @@ class Synced:
             case 0:  # OPEN
                 ask = Reserve(name, self.estimates[number], self.hold_for, probe_after_us=self.probe_after_us)
                 bucket, outcome = step(self.quota, node.bucket, NOW, ask)
-                yield after(Call(ADMIT) if outcome.granted else end, resting(bucket, NOW, self.oldest))
+                yield after(Call(ADMIT) if outcome.granted else end, resting(self.quota, bucket, NOW, self.oldest))
             case 1:  # ADMIT
                 if node.server <= 0:
                     raise Broken(f"the server refuses a call that the bucket let through: {node}")
@@ -588,7 +619,7 @@ class Synced:
                     call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=call.told / SECOND
                 )
                 bucket, _ = step(self.quota, node.bucket, NOW, Settle(name, cost, reading))
-                yield after(end, resting(bucket, NOW, self.oldest))
+                yield after(end, resting(self.quota, bucket, NOW, self.oldest))
 
     def _tick(self, node: Node) -> Node:
         """Let a unit of time pass, with whatever step of the server falls into it."""
@@ -598,7 +629,7 @@ class Synced:
         now = NOW + self.unit
         bucket, _ = step(self.quota, node.bucket, now, Acquire(0, probe_after_us=None))
         calls = tuple(replace(call, told=call.told - self.unit) for call in node.calls)
-        rested = resting(bucket, now, self.oldest)
+        rested = resting(self.quota, bucket, now, self.oldest)
         if rested.server_time is not None:
             rested = replace(rested, server_time=max(NOW - self.oldest, rested.server_time - self.unit))
         return Node(rested, server, next_step, calls, max(0, node.ticks - 1))
@@ -621,11 +652,22 @@ class Turns:
     alternating: bool = False
     wanted: int = 2
 
+    @property
+    def oldest(self) -> int:
+        """Past instants count as at most this old: by then every bucket is full, and a change is over a minute ago."""
+        slowest = max(quota.period_us for quota in self.quotas)
+        return (2 + max(quota.capacity for quota in self.quotas) + 1) * slowest
+
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step that mints, and where attempts can go on refused."""
         count = Count(self.name)
         first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
-        queue = deque([(resting(first, NOW, OLDEST_TERMS, terms=True), number) for number in range(len(self.quotas))])
+        queue = deque(
+            [
+                (resting(self.quotas[0], first, NOW, self.oldest, terms=True), number)
+                for number in range(len(self.quotas))
+            ]
+        )
         refused: dict[Key, list[tuple[int, Key]]] = {}
         states = {self._key(*node): node for node in queue}
         while queue:
@@ -668,7 +710,7 @@ class Turns:
                 taken = tokens * granted * self._fastest.rate_period_us * self._common
                 if self._potential(after, now) + taken > self._potential(state, NOW) + brought:
                     raise Broken(f"{tokens} by {quota} at {now - NOW} minted: from {state} to {after}")
-                yield pace, tokens, resting(after, now, OLDEST_TERMS, terms=True), granted
+                yield pace, tokens, resting(quota, after, now, self.oldest, terms=True), granted
 
     @property
     def _fastest(self) -> Quota:
@@ -726,9 +768,6 @@ def longest_ways(
 
 # --- the worlds
 
-OLDEST_TERMS: Final = 5 * MINUTE_US
-"""A change of terms counts as at most this old: after a minute nothing asks how much older it is."""
-
 LARGE: Final = Quota(1000, 20, 60.0, stepped=True, synced=True, overdraft=UNLIMITED)
 TINY: Final = Quota(2, 1, 120.0, stepped=True, synced=True, overdraft=UNLIMITED)
 SLOW: Final = Quota(2, 1, 1800.0, synced=True)
@@ -784,12 +823,14 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     places = Alone(
         "plain, overdraft 1, with a hold and places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True
     )
-    yield replace(places, damage=False, after=(0, 1, -1))
+    yield replace(places, damage=False, after=(0, 1))
     yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
     yield Alone("plain, with a line", Quota(2, 1, 10.0), workers=(), in_line=True, damage=False, after=(0, 1, 5, 13))
     yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=("a",), pauses=True, damage=False, after=(0, 1, 5))
     minutely = Quota(2, 1, 60.0)
-    yield Turns("terms in turn, smooth and stepped", (minutely, replace(minutely, stepped=True)))
+    # Longer than terms stay at least, so that none of them brings a step by itself.
+    slowly = Quota(2, 1, 180.0)
+    yield Turns("terms in turn, smooth and stepped", (slowly, replace(slowly, stepped=True)), unit=30 * SECOND)
     yield Turns(
         "terms in turn, other rates and capacities", (minutely, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))
     )
@@ -797,6 +838,16 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     half_an_hour = 1800 * SECOND
     yield Alone(
         "synced, told anything in any order",
+        replace(SLOW, initial=1),
+        workers=("a",),
+        unit=half_an_hour,
+        after=(0, 1, -1),
+        damage=False,
+        hold_for=half_an_hour,
+        oldest=half_an_hour,
+    )
+    yield Alone(
+        "synced, a call as the scout",
         SLOW,
         workers=("a",),
         unit=half_an_hour,
@@ -804,6 +855,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
         damage=False,
         hold_for=half_an_hour,
         probe_after_us=half_an_hour,
+        in_order=True,
     )
     yield Alone(
         "synced, told anything, faults",

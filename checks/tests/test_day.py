@@ -46,7 +46,7 @@ def test_what_must_hold_of_a_day_holds_of_three_hours(name: str) -> None:
 
 
 def test_what_must_hold_beside_an_outside_spender_holds_of_a_day() -> None:
-    """Over a whole day, in which he is noticed once and allowed for from then on, every check of the row holds."""
+    """Over a whole day with an outsider, noticed once and allowed for from then on, every check of the row holds."""
     day = row("outside spender")
     assert failures({day.name: (day, run(OURS, day, 24.0))}) == []
 
