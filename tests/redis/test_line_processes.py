@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,13 +84,13 @@ class Queue:
             self.note_who_came()
         return keepa
 
-    def all_at_once(self, orders: Sequence[dict[str, object]]) -> list[float | None]:
+    def all_at_once(self, orders: Sequence[Mapping[str, object]]) -> list[float | None]:
         """Give each worker an order, and only then hear their answers."""
         for process, order in zip(self.workers, orders, strict=False):
             self.order(process, order)
         return [self.told(process) for process, _ in zip(self.workers, orders, strict=False)]
 
-    def order(self, process: subprocess.Popen[str], order: dict[str, object]) -> None:
+    def order(self, process: subprocess.Popen[str], order: Mapping[str, object]) -> None:
         """Give an order."""
         assert process.stdin is not None
         process.stdin.write(json.dumps({**order, "now_us": self.clock.now_us()}) + "\n")
