@@ -437,6 +437,8 @@ class Alone:
             told_at = state.server_time_at
             since = None if told_at is None else told_at if told_at >= NOW else max(told_at, NOW - self.unit)
             state = replace(state, server_time=BASE_TIME, server_time_at=since)
+        else:
+            state = replace(state, server_time_at=None)
         holds = sorted(state.holds.values(), key=lambda hold: (hold.expires_at, hold.charged, hold.tokens))
         return replace(state, holds=dict(zip(self.workers, holds, strict=False)))
 
@@ -843,21 +845,21 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
         in_order=True,
     )
     yield Alone(
-        "synced, told anything, faults",
+        "synced, claims and faults",
         SLOW,
         workers=(),
         unit=half_an_hour,
-        after=(0, 1, 5, -1),
+        after=(0, 1, -1),
+        in_order=True,
         probe_after_us=half_an_hour,
     )
     yield Alone(
         "synced, somebody else spends",
-        replace(SLOW, capacity=3),
+        replace(SLOW, capacity=3, initial=1),
         workers=(),
         unit=half_an_hour,
         after=(0, 1, -1),
         damage=False,
-        probe_after_us=half_an_hour,
     )
 
 

@@ -175,24 +175,18 @@ def in_flight_is_told_where_a_settle_may_free_it(balance: int, held: int, now: i
 
 
 def overdraws_when_the_others_are_done(balance: int, held: int, left: int, now: int, tokens: int) -> bool:
-    """A call refused beside others in flight is granted once their hold has run out and its charge has flowed in.
+    """Whatever others hold, a call finds nothing in flight once that has run out, and is granted when it is told.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
     pre: 1 <= left <= MAX_HOLD_US
     post: _
     """
-    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + left, left))
-    state, refusal = transition(KEEPAS, stored, now, Acquire(tokens, probe_after_us=None))
+    stored, over = holding(KEEPAS, balance, now, Hold(held, 1, now + left, left)), now + left
+    state, refusal = transition(KEEPAS, stored, over, Acquire(tokens, probe_after_us=None))
     if refusal.granted:
         return True
-    over = now + left
-    state, second = transition(KEEPAS, state, over, Acquire(tokens, probe_after_us=None))
-    if second.granted:
-        return True
-    if second.reason is not Reason.EMPTY:
-        return False
-    _, waited = transition(KEEPAS, state, over + second.retry_after_us, Acquire(tokens, probe_after_us=None))
-    return waited.granted
+    _, waited = transition(KEEPAS, state, over + refusal.retry_after_us, Acquire(tokens, probe_after_us=None))
+    return refusal.reason is Reason.EMPTY and waited.granted
 
 
 def lost_timestamp_leaves_the_wait_bounded(balance: int, stored: int | str | None, now: int, tokens: int) -> bool:

@@ -26,15 +26,13 @@ def _told(balance: int | None, now: int, **others: int | None) -> BucketState:
     return replace(stored, **cast("dict[str, Any]", others))
 
 
-def no_field_shuts_out_a_reading(
-    reading_at: int, server_time: int, server_time_at: int, now: int, balance: int
-) -> bool:
+def no_field_shuts_out_a_reading(reading_at: int, server_time: int, server_time_at: int, now: int) -> bool:
     """Whatever instants are stored, a reading refused now is taken after two minutes and the tolerance of clocks.
 
-    pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY
+    pre: 0 <= now <= LATEST
     post: _
     """
-    stored = _told(balance, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
+    stored = _told(0, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
     state, first = transition(SYNCED, stored, now, SEEN)
     if first.reading is Verdict.TAKEN:
         return first.balance == READING.balance
