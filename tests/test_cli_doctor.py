@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import redis
 
-from keepa_tokens import KeepaSync, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli import doctor
+from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.redis_place import RedisPlace
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
+from tests.cli import KEY, Workers, document, run, sums
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, free_port
 
@@ -26,18 +26,10 @@ NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
-
-
 @pytest.fixture
 def server(valkey: Workers) -> Iterator[Workers]:
-    """The same, empty, with its own settings afterwards."""
+    """The same, with its own settings afterwards."""
     with valkey.client() as client:
-        client.flushall()
         yield valkey
         client.config_set("maxmemory", 0)
         client.config_set("maxmemory-policy", "noeviction")
@@ -308,12 +300,17 @@ def test_terms_that_change_between_looks_are_found() -> None:
     assert list(examine(one, later=[one, one])) == []
 
 
-def test_a_line_that_does_not_move_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
+    """Return a place in line whose owner was told to come again in so many seconds."""
+    return Ticket(name, tokens, 0, 7, NOW + told_in * SECOND)
+
+
+def test_a_line_that_does_not_move_is_found() -> None:
     """Somebody in line for tokens that are there, for longer than who lives would take to go, is found; where the
     bucket changed meanwhile, or there is too little, nobody is suspected.
     """
-    monkeypatch.setattr(doctor, "waiting", lambda _: (2, 300))
-    first, poor = state(), state(balance=200)
+    line = (in_line(100, 20, "one"), in_line(200, 30, "two"))
+    first, poor = state(line=line), state(line=line, balance=200)
     later = replace(first, now_us=NOW + 3 * SECOND)
     moved = replace(later, state=replace(later.state, balance=400))
 
@@ -325,14 +322,32 @@ def test_a_line_that_does_not_move_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(examine(poor, later=[replace(poor, now_us=NOW + 3 * SECOND)])) == []
 
 
-def test_a_line_without_a_reading_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_a_reading_is_found() -> None:
     """Where somebody waits and the server has not spoken for twenty minutes, that is found; an idle bucket's is not."""
     old = state(balance=-500, reading_at=NOW - 1500 * SECOND)
 
     assert list(examine(old)) == []
-    monkeypatch.setattr(doctor, "waiting", lambda _: (1, 5))
-    assert [found.code for found in examine(old)] == ["no-reading"]
-    assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND))) == []
+    line = (in_line(5, 1500),)
+    assert [found.code for found in examine(state(balance=-500, reading_at=NOW - 1500 * SECOND, line=line))] == [
+        "no-reading"
+    ]
+    assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND, line=line))) == []
+
+
+def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
+    """A task is put in line and never comes back; when its tokens are there the doctor, who looks more than once, finds
+    the line; once the task has come it finds nothing.
+    """
+    worker = server.bucket()
+    worker.reconcile(Reading(-400, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
+    sync = KeepaSync(worker)
+    with pytest.raises(NotEnoughTokens):
+        sync.try_request(30, place="task-1")
+    assert findings(server, code=0) == {}
+    worker.reconcile(Reading(412, server_time=1_700_000_001.0))
+    assert findings(server)["line-stands"]["what"].startswith("1 caller in line for 30 tokens that are there")
+    sync.try_request(30, place="task-1").cancel()
+    assert findings(server, code=0) == {}
 
 
 # --- the server

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.sqlite_place import SqlitePlace, examine_file, file_system
+from keepa_tokens.storage.sqlite import SQLiteStorage
 from tests.cli import KEY, document, run
 
 
 class File:
     """A SQLite file with one bucket in it."""
 
-    def __init__(self, path: Path, kind: Any) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.storage = kind(str(path))
+        self.storage = SQLiteStorage(str(path))
         self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.storage, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
 
@@ -33,15 +30,9 @@ class File:
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A file of this library's storage, or of the example's while the library has none."""
-    module = "keepa_tokens.storage.sqlite"
-    if find_spec(module):
-        kind = import_module(module).SQLiteStorage
-    else:
-        kind = import_module("examples.sqlite_storage").SqliteStorage
-        monkeypatch.setitem(sys.modules, module, SimpleNamespace(SQLiteStorage=kind))
-    made = File(tmp_path / "buckets.sqlite", kind)
+def file(tmp_path: Path) -> Iterator[File]:
+    """A file of buckets."""
+    made = File(tmp_path / "buckets.sqlite")
     yield made
     made.storage.close()
 

@@ -6,25 +6,17 @@ import io
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
-from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens import KeepaSync, NotEnoughTokens, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, run, valkey_with_workers
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
+from tests.cli import KEY, Workers, run
 
 
 class Watched:
@@ -91,6 +83,44 @@ def test_what_happened_in_the_last_minute_is_counted(watched: Watched) -> None:
     assert (seen.calls, seen.tokens, seen.readings, seen.probes) == (1, 9, 1, 0)
     watched.clock.advance(61)
     assert watched.story.seen(watched.seen()).calls == 0
+
+
+def test_who_was_refused_and_waits_is_counted_with_the_time_that_it_took(watched: Watched) -> None:
+    """Callers that were refused and stand in line are counted as they come, and as they go with how long they stood."""
+    watched.bucket.reconcile(Reading(-9, next_refill_in=10.0, refill=20.0, capacity=1200))
+    sync = KeepaSync(watched.bucket)
+    watched.line()
+    for place in ("one", "two"):
+        with pytest.raises(NotEnoughTokens):
+            sync.try_request(5, place=place)
+    watched.line()
+    watched.clock.advance(30)
+    sync.try_request(5, place="one").cancel()
+    watched.line()
+
+    seen = watched.story.seen(watched.seen())
+    assert (seen.joined, seen.left, seen.waited_us) == (2, 1, 30_000_000)
+    facts = [line for line in watched.drawn(120, 40) if "put in line" in line]
+    assert "2 callers refused and put in line, 1 left it after 0:30 on average" in facts[0]
+
+
+def test_the_next_grant_has_a_bar(watched: Watched) -> None:
+    """Where somebody waits, a bar fills until the first in line may go."""
+    watched.bucket.reconcile(Reading(-39, next_refill_in=60.0, refill=20.0, capacity=1200))
+    sync = KeepaSync(watched.bucket)
+    for place in ("one", "two"):
+        with pytest.raises(NotEnoughTokens):
+            sync.try_request(5, place=place)
+    watched.line()
+    (first,) = [line for line in watched.drawn(100, 30) if "next grant" in line]
+    watched.clock.advance(90)
+    watched.line()
+    (later,) = [line for line in watched.drawn(100, 30) if "next grant" in line]
+
+    assert "5 tokens, first of 2" in first
+    assert first.count("█") < later.count("█")
+    assert "2:00" in first.replace("2:01", "2:00")
+    assert "0:3" in later
 
 
 @pytest.mark.parametrize("size", [(72, 20), (80, 24), (120, 40)])

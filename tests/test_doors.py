@@ -353,7 +353,7 @@ def test_a_bucket_shows_what_is_for_users() -> None:
     """Its public names are the doors and where it lives; no machinery is among them."""
     shown = {name for name in dir(TokenBucket) if not name.startswith("_")}
     doors = {"acquire", "peek", "reconcile", "refund", "reserve", "try_acquire", "try_reserve", "with_key"}
-    doors |= {"pause", "reset", "take_up_to"}
+    doors |= {"limit", "pause", "reset", "take_up_to"}
     assert shown == doors | {"clock", "close", "key", "listener", "quota", "storage"}
 
 

@@ -7,6 +7,7 @@ import logging
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from keepa_tokens import (
     MemoryStorage,
     NotEnoughTokens,
     Quota,
+    StorageUnavailable,
     TokenBucket,
     keepa_quota,
 )
@@ -246,4 +248,29 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
         "DEBUG bucket k: balance -1, -2 against the projection",
         "WARNING bucket k: repaired refilled_at; balance now -1",
         "WARNING bucket k: ignored a reading: status 502: the body is no JSON (0 long)",
+    ]
+
+
+def test_a_storage_that_is_away_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """While the storage is away one line says so, however many steps fail, and one says when it grants again."""
+
+    class Wobbling(MemoryStorage):
+        away = True
+
+        def apply(self, *args: Any, **options: Any) -> Any:
+            if self.away:
+                raise StorageUnavailable("no answer in 5 s")
+            return super().apply(*args, **options)
+
+    caplog.set_level(logging.INFO, "keepa_tokens")
+    storage = Wobbling()
+    bucket = TokenBucket(Quota(5, 1, 1.0), key="k", storage=storage)
+    for _ in range(3):
+        with pytest.raises(StorageUnavailable):
+            bucket.try_reserve()
+    storage.away = False
+    bucket.try_reserve().cancel()
+    assert caplog.messages == [
+        "bucket k: the storage did not answer: no answer in 5 s",
+        "bucket k: granting again; balance 4",
     ]

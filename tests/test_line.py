@@ -40,10 +40,10 @@ class Bench:
         if self.quota.synced:
             self.state = replace(self.state, open=0, reading_sequence=1)
 
-    def reserve(self, name: str, tokens: int, *, keep: int = 0, stands: bool = True) -> Outcome:
+    def reserve(self, name: str, tokens: int, *, keep: int = 0, stands: bool = True, hold_for: int = 120) -> Outcome:
         """Ask for a hold; stand in line if need be."""
         ticket = f"ticket {name}" if stands else None
-        command = Reserve(name, tokens, 120 * SECOND, keep, ticket=ticket)
+        command = Reserve(name, tokens, hold_for * SECOND, keep, ticket=ticket)
         self.state, outcome = transition(self.quota, self.state, self.now, command)
         return outcome
 
@@ -52,9 +52,10 @@ class Bench:
         self.state, outcome = transition(self.quota, self.state, self.now, command)
         return outcome
 
-    def peek(self, tokens: int = 1) -> Snapshot:
+    def peek(self, tokens: int = 1, *, probes: bool = True) -> Snapshot:
         """Look."""
-        self.state, outcome = transition(self.quota, self.state, self.now, Peek(tokens))
+        look = Peek(tokens) if probes else Peek(tokens, probe_after_us=None)
+        self.state, outcome = transition(self.quota, self.state, self.now, look)
         assert outcome.snapshot is not None
         return outcome.snapshot
 
@@ -97,6 +98,20 @@ def test_late_tickets_let_others_pass_and_lapse_after_a_minute() -> None:
     assert bench.peek().waiting == 0
 
 
+def test_what_was_told_moves_back_with_the_clock() -> None:
+    """After a clock went back an hour nobody waits an hour for a ticket whose holder is gone, and the bound says so."""
+    bench = Bench(PLAIN, 0)
+    bench.reserve("dead", 50)
+    bench.now -= 3600 * SECOND
+    shown = bench.peek(5)
+    assert shown.repaired == ("refilled_at", "line")
+    assert shown.bound <= 60
+    bench.now += 50 * SECOND
+    assert not bench.reserve("small", 5, stands=False).granted
+    bench.now += SECOND + 1
+    assert bench.reserve("small", 5, stands=False).granted
+
+
 def test_whoever_comes_late_keeps_the_order_of_arrival() -> None:
     """A ticket that was late is told anew by its next look, before those who arrived after it."""
     bench = Bench(PLAIN, 0)
@@ -135,6 +150,32 @@ def test_leaving_the_line_frees_what_stood_behind() -> None:
     assert not bench.reserve("small", 5).granted
     assert bench.run(Cancel("ticket big")).found
     assert bench.reserve("small", 5).granted
+
+
+def test_those_who_find_a_recharge_are_told_to_come_one_after_the_other() -> None:
+    """Each is told when the refill has brought its tokens too, not all of them the end of the recharge."""
+    bench = Bench(replace(PLAIN, recharge_to=20), 0)
+    assert [bench.reserve(name, 15).retry_after_us for name in "abc"] == [20 * SECOND, 30 * SECOND, 45 * SECOND]
+
+
+def test_a_lost_sequence_number_keeps_the_order_of_the_line() -> None:
+    """Where the bucket's own count is lost, it goes on from the last ticket, and nobody passes."""
+    bench = Bench(PLAIN, 0)
+    bench.reserve("first", 50)
+    bench.reserve("second", 10)
+    assert bench.state is not None
+    bench.state = replace(bench.state, sequence=None)
+    assert bench.reserve("second", 10).retry_after_us == 60 * SECOND
+    assert bench.reserve("first", 50).retry_after_us == 50 * SECOND
+
+
+def test_the_bound_counts_what_is_lost_while_a_call_is_in_flight() -> None:
+    """A call that overdraws, behind one in flight for an hour at a full bucket, goes first; the bound is after that."""
+    bench = Bench(KEEPA, 300)
+    assert bench.reserve("flying", 280, hold_for=3600).granted
+    assert not bench.reserve("big", 350).granted
+    # In an hour 300 - 280 are left, and after the big one -330; 331 more take 67 steps.
+    assert bench.peek(probes=False).bound >= 3600 + 67 * 60 - 60
 
 
 def test_an_acquire_gets_no_place_while_somebody_stands_in_line() -> None:

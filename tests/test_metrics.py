@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from keepa_tokens import (
+    AsyncTokenBucket,
     Event,
     EventKind,
     KeepaSync,
     MemoryStorage,
     NotEnoughTokens,
     Quota,
+    Reservation,
     StorageUnavailable,
     TokenBucket,
     keepa_quota,
 )
+from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.keepa._plans import SERVER_REFUSED
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
+from keepa_tokens.storage.sqlite import AsyncSQLiteStorage
 from keepa_tokens.testing import FakeKeepa, ManualClock
+
+API_KEY = "a" * 64
 
 
 class World:
@@ -67,17 +77,154 @@ def test_grants_settles_and_the_balance_are_counted() -> None:
 
 
 def test_refusals_and_waits_are_counted_by_reason() -> None:
-    """A call that has to wait leaves its refusals, its pauses and their length."""
+    """A call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait."""
     world = World(initial=-12)
     with pytest.raises(NotEnoughTokens):
         world.sync.try_request(1)
     assert world.value("refusals_total", reason="UNKNOWN") == 1  # asked the server
     assert world.value("refusals_total", reason="EMPTY") == 1
     world.call(1)
-    waits, paused = (world.value(f"wait_seconds_{what}", reason="EMPTY") for what in ("count", "sum"))
-    assert waits is not None
-    assert waits >= 3
-    assert paused == pytest.approx(world.clock.slept, rel=0.01)
+    world.clock.advance(600)
+    world.call(1)
+    assert (world.value("pauses_total", reason="EMPTY") or 0) >= 3
+    assert world.value("wait_seconds_count") == 1
+    assert world.value("wait_seconds_sum") == pytest.approx(world.clock.slept, rel=0.01)
+    assert world.value("wait_seconds_bucket", le="900.0") == 1
+    assert world.value("wait_seconds_bucket", le="60.0") == 0
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_wait_is_one_whether_in_a_place_or_in_line(keep: int) -> None:
+    """On a plain bucket who sleeps until its place comes, and who stands in line, are each one wait of their time."""
+    clock, registry = ManualClock(), CollectorRegistry()
+    bucket = TokenBucket(Quota(5, 1, 2.0), key="k", clock=clock, listener=PrometheusListener(registry))
+    bucket.acquire(5)
+    bucket.acquire(3, keep=keep)
+    assert registry.get_sample_value("keepa_tokens_wait_seconds_count", {"bucket": "k"}) == 1
+    waited = registry.get_sample_value("keepa_tokens_wait_seconds_sum", {"bucket": "k"})
+    assert waited == pytest.approx((3 + keep) * 2.0, rel=0.01)
+
+
+def test_what_calls_cost_is_counted_by_path() -> None:
+    """A settled call's charge stands under its label, which a guard sets to the request's path: what it consumed, or
+    its estimate where no answer said; a refused call costs nothing.
+    """
+    world = World(initial=100)
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        answer = world.fake.request(request.url.path, dict(request.url.params))
+        return httpx.Response(answer.status, content=answer.content)
+
+    with httpx.Client(transport=KeepaTransport(world.sync, httpx.MockTransport(answered), api_key=API_KEY)) as client:
+        client.get("https://api.keepa.com/product", params={"domain": "1", "asin": "A,B,C"})
+        client.get("https://api.keepa.com/category", params={"domain": "1", "category": "7"})
+    with world.sync.request(4, label="by hand") as call:
+        call.settle({"tokensLeft": 92})
+    with world.sync.request(4, label="by hand") as call:
+        call.settle({"tokensLeft": 92}, status=429)
+    assert world.value("consumed_tokens_total", path="product") == 3
+    assert world.value("consumed_tokens_total", path="category") == 1
+    assert world.value("consumed_tokens_total", path="by hand") == 4
+
+
+@pytest.mark.parametrize("leave", [lambda held: held.settle(2), lambda held: held.__exit__(None, None, None)])
+def test_a_reservation_is_counted_under_its_label(leave: Callable[[Reservation], None]) -> None:
+    """What a reservation was settled at, or its estimate where it was left, is consumed by its label."""
+    registry = CollectorRegistry()
+    bucket = TokenBucket(Quota(5, 1, 1.0), key="k", listener=PrometheusListener(registry))
+    leave(bucket.reserve(2, label="report"))
+    assert registry.get_sample_value("keepa_tokens_consumed_tokens_total", {"bucket": "k", "path": "report"}) == 2
+
+
+def test_a_hold_that_ran_out_is_counted() -> None:
+    """A call that nobody settles is counted when its time is over."""
+    world = World()
+    world.sync.try_request(3).settle()
+    world.clock.advance(121)
+    world.sync.refresh()
+    assert world.value("holds_ran_out_total") == 1
+
+
+def test_changed_terms_are_counted() -> None:
+    """A worker with other terms changes the bucket's, once."""
+    world = World()
+    world.call(1)
+    other = TokenBucket(keepa_quota(20), key="k", storage=world.storage, clock=world.clock, listener=world.listener)
+    other.try_acquire(1)
+    assert world.value("terms_changed_total") == 1
+
+
+class Away(MemoryStorage):
+    """A storage that doesn't answer."""
+
+    def apply(self, *_: Any, **__: Any) -> Any:
+        raise StorageUnavailable("the storage is away")
+
+
+class AsyncAway(AsyncSQLiteStorage):
+    """The same for coroutines."""
+
+    async def apply(self, *_: Any, **__: Any) -> Any:
+        raise StorageUnavailable("the storage is away")
+
+
+def test_steps_that_the_storage_did_not_answer_are_counted(tmp_path: Path) -> None:
+    """Each step that ends in StorageUnavailable is one error, at every door."""
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    storage = AsyncAway(tmp_path / "buckets.sqlite")
+    bucket = TokenBucket(Quota(5, 1, 1.0), key="k", storage=Away(), listener=listener)
+    twins = [AsyncTokenBucket(Quota(5, 1, 1.0), key="k", storage=each, listener=listener) for each in (Away(), storage)]
+    for step in (bucket.try_acquire, bucket.acquire, bucket.try_reserve, bucket.peek):
+        with pytest.raises(StorageUnavailable):
+            step()
+    for twin in twins:
+        with pytest.raises(StorageUnavailable):
+            asyncio.run(twin.peek())
+    asyncio.run(storage.aclose())
+    assert registry.get_sample_value("keepa_tokens_storage_errors_total", {"bucket": "k"}) == 6
+
+
+def test_the_values_of_a_label_are_bounded() -> None:
+    """Beyond the most buckets, and the most paths, all are counted as `other`, so that a bucket a user fills no memory;
+    many buckets together have no balance.
+    """
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry, most_buckets=2)
+    for user in ("a", "b", "c", "d", "a"):
+        listener(Event(EventKind.GRANTED, user, 1, balance=4))
+    for path in range(60):
+        listener(Event(EventKind.SETTLED, "a", 1, label=str(path)))
+
+    def shown(name: str, label: str) -> dict[str, float]:
+        families = [family for family in registry.collect() if family.name == f"keepa_tokens_{name}"]
+        return {each.labels[label]: each.value for each in families[0].samples if "_created" not in each.name}
+
+    assert shown("grants", "bucket") == {"a": 2, "b": 1, "other": 2}
+    assert shown("balance", "bucket") == {"a": 4, "b": 4}
+    paths = shown("consumed_tokens", "path")
+    assert (len(paths), paths["other"]) == (51, 10)
+
+
+def names(registry: CollectorRegistry) -> set[str]:
+    """Return the names of all metrics of a registry, as they are scraped."""
+    kinds = {"counter": "_total"}
+    return {family.name + kinds.get(family.type, "") for family in registry.collect()}
+
+
+def test_every_metric_is_documented() -> None:
+    """The reference names each metric that there is, and no other."""
+    registry = CollectorRegistry()
+    PrometheusListener(registry)
+    BucketCollector(registry=registry)
+    listed = {
+        prefix + name
+        for kind, prefix in ((PrometheusListener, "keepa_tokens_"), (BucketCollector, "keepa_tokens_bucket_"))
+        for line in re.findall(r"(?ms)^    - (.*?)(?=^    -|^    *$|\Z)", kind.__doc__ or "")
+        for name in re.findall(r"`([a-z_]+)`", re.sub(r"by `\w+`", "", line))
+        if name != "less"
+    }
+    assert listed == names(registry)
 
 
 def test_a_429_is_counted_as_the_servers_own_refusal() -> None:
@@ -190,14 +337,19 @@ listener(Event(EventKind.READING_TAKEN, "k", balance=balance, drift=-balance))
 SCRAPE = """
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from keepa_tokens import Quota, TokenBucket
+from keepa_tokens.metrics import BucketCollector
 registry = CollectorRegistry()
 MultiProcessCollector(registry)
+BucketCollector(TokenBucket(Quota(5, 1, 1.0), key="k"), registry=registry)
 print(generate_latest(registry).decode())
 """
 
 
 def test_several_processes_show_one_value(tmp_path: Path) -> None:
-    """Three workers of one bucket: the gauges have one value, the one heard last, and the counts are summed up."""
+    """Three workers of one bucket: the gauges have one value, the one heard last, the counts are summed up, and a
+    collector beside them has one look.
+    """
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
 
     def run(program: str, *arguments: str) -> str:
@@ -212,6 +364,9 @@ def test_several_processes_show_one_value(tmp_path: Path) -> None:
         'keepa_tokens_drift{bucket="k"} -8.0',
     ]
     assert 'keepa_tokens_granted_tokens_total{bucket="k"} 9.0' in lines
+    assert [line for line in lines if line.startswith("keepa_tokens_bucket_available")] == [
+        'keepa_tokens_bucket_available{bucket="k"} 5.0'
+    ]
     assert not [line for line in lines if "pid=" in line]
 
 
@@ -245,6 +400,23 @@ def test_a_scrape_looks_at_the_bucket() -> None:
     assert world.fake.spent == 0
 
 
+def test_a_scrape_shows_who_waits_what_is_kept_back_and_a_pause() -> None:
+    """Callers in line and what they want, what is kept back for others, and the rest of a pause are numbers too."""
+    world = World(initial=-12)
+    BucketCollector(world.sync.bucket, registry=world.registry)
+    for place in ("one", "two"):
+        with pytest.raises(NotEnoughTokens):
+            world.sync.try_request(3, place=place)
+    assert (world.value("bucket_waiting"), world.value("bucket_wanted")) == (2, 6)
+    assert world.value("bucket_retry_after_seconds") == world.sync.bucket.peek().retry_after > 0
+    world.clock.advance(300)
+    world.fake.spend_outside(15)
+    world.sync.refresh()
+    assert world.value("bucket_kept_back") == world.sync.bucket.peek().kept_back > 0
+    world.sync.bucket.pause(90)
+    assert world.value("bucket_paused_for_seconds") == 90
+
+
 def test_an_unknown_balance_is_shown_as_such() -> None:
     """Of a bucket never told there is no number: NaN, and no age of a reading."""
     world = World()
@@ -257,11 +429,6 @@ def test_an_unknown_balance_is_shown_as_such() -> None:
 
 def test_a_storage_that_is_away_spoils_no_scrape() -> None:
     """The bucket whose storage is away is shown as down, the other one as it is."""
-
-    class Away(MemoryStorage):
-        def apply(self, *_: Any, **__: Any) -> Any:
-            raise StorageUnavailable("the storage is away")
-
     registry = CollectorRegistry()
     quota = Quota(5, 1, 1.0)
     BucketCollector(TokenBucket(quota, key="here"), TokenBucket(quota, key="away", storage=Away()), registry=registry)

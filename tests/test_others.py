@@ -14,8 +14,8 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reconcile, Reserve, Settle
 from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.rules.transition import HALF_LIFE_US
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.units import LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
 from tests.strategies import Direct

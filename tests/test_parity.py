@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import typing
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -9,12 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 import pytest
 
 from keepa_tokens import async_bucket, bucket
-from keepa_tokens.storage import base, memory
+from keepa_tokens.storage import base, memory, redis, sqlite
 
 TWINS = {
     bucket.TokenBucket: async_bucket.AsyncTokenBucket,
     bucket.Reservation: async_bucket.AsyncReservation,
     base.Storage: base.AsyncStorage,
+    base.Closing: base.AsyncClosing,
 }
 RENAMED = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
 
@@ -55,7 +57,7 @@ def test_what_reaches_the_storage_is_awaited() -> None:
     for kind in (async_bucket.AsyncTokenBucket, async_bucket.AsyncReservation):
         for name in methods(kind):
             method = getattr(kind, name)
-            if name == "with_key":
+            if name in {"with_key", "limit"}:
                 assert not inspect.iscoroutinefunction(method)
             elif name in {"try_reserve", "reserve"}:
                 assert typing.get_origin(typing.get_type_hints(method)["return"]) is async_bucket.Pending
@@ -77,7 +79,7 @@ def _translated(hint: object) -> object:
 def test_each_method_returns_the_same_when_awaited(sync: type, twin: type) -> None:
     """The types of all parameters and results are the same, but for the twins' own names."""
     for name in methods(sync):
-        if name == "apply" or name.startswith("__"):
+        if name in {"apply", "limit"} or name.startswith("__"):  # limit: what it decorates is a twin too
             continue
         mine = typing.get_type_hints(getattr(sync, name))
         theirs = typing.get_type_hints(getattr(twin, RENAMED.get(name, name)))
@@ -107,3 +109,36 @@ def test_a_missing_parameter_would_be_noticed() -> None:
 
     with pytest.raises(AssertionError):
         test_each_method_takes_the_same(bucket.TokenBucket, Lacking)
+
+
+@pytest.mark.parametrize("kind", [memory.MemoryStorage, sqlite.SQLiteStorage, redis.RedisStorage])
+def test_a_storage_is_closed_at_the_end_of_its_block(kind: type[base.Closing]) -> None:
+    """A storage is a context manager: it is what the block gets, and it is closed once, after an exception too."""
+    closed: list[object] = []
+
+    def close(self: object) -> None:
+        closed.append(self)
+
+    storage = type("Noted", (kind,), {"__init__": lambda _: None, "close": close})()
+    with pytest.raises(ZeroDivisionError), storage as entered:
+        raise ZeroDivisionError
+    assert closed == [entered] == [storage]
+
+
+@pytest.mark.parametrize("kind", [sqlite.AsyncSQLiteStorage, redis.AsyncRedisStorage])
+def test_a_storage_for_coroutines_is_closed_at_the_end_of_its_block(kind: type[base.AsyncClosing]) -> None:
+    """The same for coroutines."""
+    closed: list[object] = []
+
+    async def aclose(self: object) -> None:
+        closed.append(self)
+
+    async def block(storage: base.AsyncClosing) -> None:
+        async with storage as entered:
+            assert entered is storage
+            raise ZeroDivisionError
+
+    storage = type("Noted", (kind,), {"__init__": lambda _: None, "aclose": aclose})()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(block(storage))
+    assert closed == [storage]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import pytest
@@ -182,6 +183,15 @@ def test_a_hold_is_swept_in_time_whatever_its_sweep_was_put_off_to(lost: str | N
     due_at = None if lost else NOW + 2 * MAX_HOLD_US
     for now, expected in ((NOW, HOLD.expires_at), (HOLD.expires_at, HOLD.expires_at + (0 if lost else SWEEP_US))):
         assert repair(PLAIN, stored(held=2, open=1, holds={"a": HOLD}, due_at=due_at), now)[0].due_at == expected
+
+
+@pytest.mark.parametrize("late, expected", [(0, 0), (1, -TOLERANCE_US)])
+def test_a_sweep_that_a_clock_ahead_put_off_stays(late: int, expected: int) -> None:
+    """By as much as clocks may be apart: one who reads all holds sweeps no earlier than one who reads a part."""
+    due_at = NOW + SWEEP_US + TOLERANCE_US + late
+    hold = replace(HOLD, expires_at=NOW)
+    kept = repair(PLAIN, stored(held=2, open=1, holds={"a": hold}, due_at=due_at), NOW)[0].due_at
+    assert kept == NOW + SWEEP_US + TOLERANCE_US + expected
 
 
 @pytest.mark.parametrize("age", [NOW, NOW - NOW // 1_000_000])

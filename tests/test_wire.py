@@ -138,13 +138,14 @@ def test_what_is_stored_is_what_changed() -> None:
         7, {"version": "4", "refilled_at": "6", "balance": "5", "drift": "x", "note": "n", "hold:a": "x"}, partial=False
     )
     after = BucketState(version=5, balance=5, refilled_at=7, quota=PLAIN)
-    sent = _wire.store(before, after, Peek(), None, "me")
+    sent = _wire.store(before, after, Peek(), None, "me", sent_once=True)
     assert sent[:11] == ["store", "", "", b"4", b"6", "me", 60_000, "all", b"", 2, b"drift"]
     assert sent[11:] == [
         *(b"hold:a", b"format", b"1", b"version", b"5", b"refilled_at", b"7", b"quota", quota_text(PLAIN).encode())
     ]
     # On a caller's clock a key is kept for ever.
-    assert _wire.store(before, after, Peek(), 7, "me")[6] == ""
+    assert _wire.store(before, after, Peek(), 7, "me", sent_once=True)[6] == ""
+    assert _wire.store(before, after, Peek(), 7, "me", sent_once=False)[-2:] == [b"turn", b"0 me"]
 
 
 def test_the_script_hands_over_every_number() -> None:

@@ -87,6 +87,12 @@ def buckets(storage: Storage, clock: Clock, listener: Listener) -> None:
     assert_type(bucket.take_up_to(3, keep=1), int)
     bucket.pause(60)
     bucket.reset()
+
+    @bucket.limit(2, keep=1, timeout=3.0)
+    def fetch(url: str, *, tries: int = 1) -> bytes:
+        return url.encode() * tries
+
+    assert_type(fetch("x", tries=2), bytes)
     snapshot = bucket.peek(2, keep=1)
     assert_type(snapshot, Snapshot)
     assert_type(snapshot.available, int | None)
@@ -104,6 +110,15 @@ async def async_buckets(storage: AsyncStorage) -> None:
     async with bucket.reserve(2) as reservation:
         assert_type(reservation, AsyncReservation)
         await reservation.settle(1)
+    assert_type(await bucket.take_up_to(3), int)
+    await bucket.pause(60)
+    await bucket.reset()
+
+    @bucket.limit(2)
+    async def fetch(url: str) -> bytes:
+        return url.encode()
+
+    assert_type(await fetch("x"), bytes)
     assert_type(await bucket.peek(), Snapshot)
     assert_type(await bucket.reconcile(Reading(3)), Snapshot)
     assert_type(bucket.with_key("other"), AsyncTokenBucket)
@@ -147,12 +162,19 @@ async def async_keepa(body: bytes, storage: AsyncStorage) -> None:
 
 
 def storages(url: str) -> list[Storage]:
-    """Whatever is a storage may stand where one is wanted."""
+    """Whatever is a storage may stand where one is wanted, and a block closes it."""
+    with SQLiteStorage(url) as file, MemoryStorage() as memory, RedisStorage.from_url(url) as server:
+        assert_type(file, SQLiteStorage)
+        assert_type(memory, MemoryStorage)
+        assert_type(server, RedisStorage)
     return [MemoryStorage(), SQLiteStorage(url), RedisStorage.from_url(url), storage_from_url(url)]
 
 
-def async_storages(url: str) -> list[AsyncStorage]:
+async def async_storages(url: str) -> list[AsyncStorage]:
     """The same for coroutines."""
+    async with AsyncSQLiteStorage(url) as file, AsyncRedisStorage.from_url(url) as server:
+        assert_type(file, AsyncSQLiteStorage)
+        assert_type(server, AsyncRedisStorage)
     assert_type(async_storage_from_url(url), AsyncStorage | MemoryStorage)
     return [AsyncRedisStorage.from_url(url), AsyncSQLiteStorage(url)]
 

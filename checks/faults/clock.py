@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -31,7 +31,6 @@ from checks.faults.runs import (
 )
 from keepa_tokens import BucketState
 from keepa_tokens.rules.commands import Command, Outcome
-from keepa_tokens.rules.state import LINE
 from keepa_tokens.units import MICROSECONDS
 from tests.servers import running
 
@@ -105,7 +104,6 @@ def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Ite
     for fault, shift in {"an hour ahead": HOUR, "an hour back": -HOUR}.items():
         for number in range(times):
             moment = until_the_fault(number)
-            moment = replace(moment, back=max(0, -shift) * (LINE in moment.fields))
             due = Due.at(kind, moment)
             refill = -(-HOUR // kind.quota.period_us) * kind.quota.refill
             # By a clock that went back a call is remembered for longer: who settles it late is given back the rest.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from checks.faults.runs import SECOND, Bucket, InMemory, Kind, Moment
 from keepa_tokens import Snapshot
 from keepa_tokens.rules.commands import Acquire, Peek, Settle
 from keepa_tokens.rules.line import LATE_US
+from keepa_tokens.rules.state import LINE
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
 
 COST: Final = 5
@@ -42,17 +43,14 @@ class Life:
     ends: str
 
 
-def life(bucket: Bucket, kind: Kind, at: int, longer: int = 0) -> Life:
-    """Ask until there is a grant or a probe. AssertionError: not by the bound that was stated, or it is too far.
-
-    longer: by how much the clock went back under a line; who was told an instant before that and is gone is waited for.
-    """
+def life(bucket: Bucket, kind: Kind, at: int) -> Life:
+    """Ask until there is a grant or a probe. AssertionError: not by the bound that was stated, or it is too far."""
     shown = look(bucket, at)
     again = set(look(bucket, at).repaired)
     # A balance that is unknown stays named until a reading, or the end of a claim, brings one.
     assert again <= ({"balance"} if kind.quota.synced else set()), f"repairs that were not written back: {again}"
     bound = micro(shown.bound)
-    assert bound <= longest(kind, shown) + longer, f"the stated bound of {shown.bound} s is too far"
+    assert bound <= longest(kind, shown), f"the stated bound of {shown.bound} s is too far"
     now, end = at, at + bound
     while True:
         outcome = bucket.apply(Acquire(COST), now)
@@ -93,7 +91,10 @@ def greed(bucket: Bucket, moment: Moment, at: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Due:
-    """What may be had of a bucket to which nothing happens, at each look; and how it stands at the first."""
+    """What may be had of a bucket to which nothing happens, at each look; and how it stands at the first.
+
+    Had by one whom nobody is before: what others in line wait for is no more than that, and may run over meanwhile.
+    """
 
     by_look: tuple[int, ...]
     since: int
@@ -106,7 +107,8 @@ class Due:
         shown = look(InMemory.of(kind, moment), moment.at)
         assert shown.balance is not None
         assert shown.available is not None
-        by_look = tuple(taken + left for taken, left in greed(InMemory.of(kind, moment), moment, moment.at))
+        alone = replace(moment, fields={name: text for name, text in moment.fields.items() if name != LINE})
+        by_look = tuple(taken + left for taken, left in greed(InMemory.of(kind, alone), moment, moment.at))
         since = moment.at - int(moment.fields["refilled_at"])
         return cls(by_look, since, shown, shown.balance, shown.available)
 
@@ -147,7 +149,7 @@ def measured(
 ) -> Cell:
     """Measure two buckets to which the same happened: one is asked until it grants, from the other all is taken."""
     try:
-        lives = life(alive, kind, moment.at, moment.back)
+        lives = life(alive, kind, moment.at)
         most = limit if isinstance(limit, Limit) else limit(lives.shown)
         beyond = due.beyond(greedy, moment, moment.at)
         assert beyond <= most.tokens, f"{beyond} granted beyond, more than {most.says} ({most.tokens})"

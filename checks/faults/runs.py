@@ -55,16 +55,12 @@ KINDS: Final = (
 
 @dataclass(frozen=True)
 class Moment:
-    """A bucket during a run: when, what is stored, which calls are in flight, what was granted so far.
-
-    back: by how much the clock goes back then, while somebody stands in line.
-    """
+    """A bucket during a run: when, what is stored, which calls are in flight, what was granted so far."""
 
     at: int
     fields: Mapping[str, str]
     calls: tuple[tuple[str, int], ...]
     granted: int
-    back: int = 0
 
 
 class Bucket(Protocol):

@@ -43,15 +43,19 @@ QUOTAS: Final = (
     Quota(12, 5, 3.0, stepped=True, synced=True, initial=9),
 )
 
-Work = Sequence[tuple[int, Command]]
-"""Commands, each at an instant of the bucket's clock."""
+OTHERS: Final = {True: QUOTAS[3], False: Quota(8, 5, 2.0)}
+"""The terms of somebody who has others, by whether they are a synced bucket's."""
+
+Work = Sequence[tuple[int, Quota, Command]]
+"""Commands, each at an instant of the bucket's clock and by somebody's terms."""
 
 
 def work(rng: random.Random, quota: Quota, calls: int) -> Work:
-    """Return what one caller does: all commands, at one instant or at several."""
+    """Return what one caller does: all commands, at one instant or at several, some by other terms."""
     # Clocks further apart than the tolerance are damage to be mended, which whoever reads a part may not see.
     spread = rng.choice([0, 0, SECOND, 4 * SECOND])
-    return [(EPOCH + rng.randint(0, spread), _command(rng, quota)) for _ in range(calls)]
+    terms = rng.choice([quota, quota, quota, OTHERS[quota.synced]])
+    return [(EPOCH + rng.randint(0, spread), terms, _command(rng, quota)) for _ in range(calls)]
 
 
 def _command(rng: random.Random, quota: Quota) -> Command:
@@ -67,25 +71,27 @@ def _command(rng: random.Random, quota: Quota) -> Command:
         Refund(rng.choice("xy"), rng.randint(1, 3), rng.choice([None, EPOCH])),
     ]
     unusual: list[Command] = [
-        Acquire(2, ticket=rng.choice("tu")),
-        Reserve(hold, 3, SECOND, keep=1, scout=True),
+        Acquire(rng.randint(1, 6), rng.choice([0, 0, 2]), ticket=rng.choice("tu")),
+        Reserve(hold, rng.randint(1, 6), SECOND, ticket=hold),
+        Cancel(rng.choice("tu")),
+        Reserve(hold, 3, SECOND, keep=1, scout=True, label="a task"),
         ClaimProbe(),
         Unclaim(EPOCH + 20 * SECOND),
         Pause(rng.choice([0, SECOND])),
         Peek(tokens),
         Reconcile(Reading(rng.randint(-5, 12), server_time=1e9 + rng.randint(0, 4))),
     ]
-    return rng.choice(usual if rng.random() < 0.8 else unusual)
+    return rng.choice(usual if rng.random() < 0.7 else unusual)
 
 
-def by_threads(storage: Storage, quota: Quota, crew: Sequence[Work]) -> list[Call]:
+def by_threads(storage: Storage, crew: Sequence[Work]) -> list[Call]:
     """Let each thread of a crew do its work; return all calls."""
     told: list[Call] = []
     start = threading.Barrier(len(crew))
 
     def caller(mine: Work) -> None:
         start.wait()
-        told.extend(_one(storage, quota, now, command) for now, command in mine)
+        told.extend(one(storage, *each) for each in mine)
 
     threads = [threading.Thread(target=caller, args=(mine,)) for mine in crew]
     for thread in threads:
@@ -95,27 +101,28 @@ def by_threads(storage: Storage, quota: Quota, crew: Sequence[Work]) -> list[Cal
     return told
 
 
-def _one(storage: Storage, quota: Quota, now: int, command: Command) -> Call:
+def one(storage: Storage, now: int, quota: Quota, command: Command) -> Call:
+    """Make one call."""
     began = time.monotonic_ns()
     try:
         outcome = storage.apply("k", quota, command, now_us=now)
     except StorageUnavailable:
         outcome = None
-    return Call(began, time.monotonic_ns(), now, command, outcome)
+    return Call(began, time.monotonic_ns(), now, quota, command, outcome)
 
 
-async def by_coroutines(storage: AsyncRedisStorage, quota: Quota, crew: Sequence[Work]) -> list[Call]:
+async def by_coroutines(storage: AsyncRedisStorage, crew: Sequence[Work]) -> list[Call]:
     """Let each coroutine of a crew do its work; return all calls."""
     told: list[Call] = []
 
     async def caller(mine: Work) -> None:
-        for now, command in mine:
+        for now, quota, command in mine:
             began = time.monotonic_ns()
             try:
                 outcome = await storage.apply("k", quota, command, now_us=now)
             except StorageUnavailable:
                 outcome = None
-            told.append(Call(began, time.monotonic_ns(), now, command, outcome))
+            told.append(Call(began, time.monotonic_ns(), now, quota, command, outcome))
 
     await asyncio.gather(*(caller(mine) for mine in crew))
     return told
@@ -135,10 +142,10 @@ class Processes:
             self._pipes.append(mine)
             self._processes.append(process)
 
-    def do(self, quota: Quota, crew: Sequence[Sequence[Work]]) -> list[Call]:
+    def do(self, crew: Sequence[Sequence[Work]]) -> list[Call]:
         """Let each process's threads do their work; return all calls."""
         for pipe, works in zip(self._pipes, crew, strict=True):
-            pipe.send((quota, works))
+            pipe.send(works)
         return [call for pipe in self._pipes for call in pipe.recv()]
 
     def close(self) -> None:
@@ -151,9 +158,8 @@ class Processes:
 
 def _process(url: str, pipe: Any) -> None:  # noqa: ANN401 - a connection of multiprocessing
     storage = RedisStorage.from_url(url)
-    while (told := pipe.recv()) is not None:
-        quota, works = told
-        pipe.send(by_threads(storage, quota, works))
+    while (works := pipe.recv()) is not None:
+        pipe.send(by_threads(storage, works))
     storage.close()
 
 

@@ -21,16 +21,19 @@ NEVER = 2**63
 
 @dataclass(frozen=True)
 class Call:
-    """One call. began, ended: nanoseconds of the monotonic clock. now: the bucket's time. outcome None: lost."""
+    """One call. began, ended: nanoseconds of the monotonic clock. now: the bucket's time. quota: the caller's terms. outcome
+    None: lost.
+    """
 
     began: int
     ended: int
     now: int
+    quota: Quota
     command: Command
     outcome: Outcome | None
 
 
-def order(quota: Quota, history: Sequence[Call]) -> list[Call] | None:
+def order(history: Sequence[Call]) -> list[Call] | None:
     """Return an order in which the calls can have happened, lost ones that did not left out; None: there is none."""
     calls = sorted(history, key=lambda call: call.began)
     needed = sum(1 << number for number, call in enumerate(calls) if call.outcome is not None)
@@ -50,7 +53,7 @@ def order(quota: Quota, history: Sequence[Call]) -> list[Call] | None:
         for number, call in left:
             if call.began > first_end:
                 break
-            after, outcome = transition(quota, state, call.now, call.command)
+            after, outcome = transition(call.quota, state, call.now, call.command)
             if call.outcome is None or outcome == call.outcome:
                 stack.append((done | 1 << number, after, [*path, call]))
     return None

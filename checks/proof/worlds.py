@@ -76,9 +76,7 @@ class Broken(Exception):
 # --- states, apart from when they are
 
 
-def resting(
-    quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False
-) -> BucketState:
+def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
     """Return a state moved from `now` to NOW, with its sequence numbers packed and what decides nothing left out.
 
     What has flowed in is in the balance: a step that stored nothing leaves the state in which the next one finds it. A
@@ -415,7 +413,13 @@ class Alone:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        queue = deque([resting(self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW, self.oldest)])
+        queue = deque(
+            [
+                resting(
+                    self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW, self.oldest
+                )
+            ]
+        )
         seen = {key(queue[0])}
         while queue:
             state = queue.popleft()
@@ -455,7 +459,9 @@ class Alone:
             for units in (0, 1):
                 now = NOW + units * self.unit
                 count.steps += 1
-                yield resting(self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now, self.oldest)
+                yield resting(
+                    self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now, self.oldest
+                )
 
 
 # --- a bucket beside the server that owns the balance
@@ -527,7 +533,11 @@ class Synced:
             raise Broken("nothing stored")
         first = self._packed(
             Node(
-                resting(self.quota, bucket, NOW, self.oldest), self.start, self.period, (Call(),) * len(self.costs), self.ticks or 0
+                resting(self.quota, bucket, NOW, self.oldest),
+                self.start,
+                self.period,
+                (Call(),) * len(self.costs),
+                self.ticks or 0,
             )
         )
         queue = deque([first])
@@ -654,7 +664,12 @@ class Turns:
         """Visit every state; raise Broken at the first step that mints, and where attempts can go on refused."""
         count = Count(self.name)
         first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
-        queue = deque([(resting(self.quotas[0], first, NOW, self.oldest, terms=True), number) for number in range(len(self.quotas))])
+        queue = deque(
+            [
+                (resting(self.quotas[0], first, NOW, self.oldest, terms=True), number)
+                for number in range(len(self.quotas))
+            ]
+        )
         refused: dict[Key, list[tuple[int, Key]]] = {}
         states = {self._key(*node): node for node in queue}
         while queue:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import redis
 
-from checks.linear.crews import EPOCH, QUOTAS, Processes, Work, by_coroutines, by_threads, killing, work
+from checks.linear.crews import EPOCH, QUOTAS, Processes, Work, by_coroutines, by_threads, killing, one, work
 from checks.linear.search import Call, order
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Outcome, Peek
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage import _wire
+from keepa_tokens.storage.base import Storage
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from tests.servers import Server, running
@@ -52,58 +53,64 @@ def switching_often() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def crew(seed: int, callers: int, calls: int) -> tuple[Quota, list[Work]]:
-    """Return terms, and what each of the callers does."""
+def crew(seed: int, callers: int, calls: int) -> list[Work]:
+    """Return what each of the callers does."""
     rng = random.Random(seed)
     quota = rng.choice(QUOTAS)
-    return quota, [work(rng, quota, calls) for _ in range(callers)]
+    return [work(rng, quota, calls) for _ in range(callers)]
 
 
-def on_memory(storage: MemoryStorage, seed: int) -> tuple[Quota, list[Call]]:
+def last_look(storage: Storage, history: list[Call]) -> list[Call]:
+    """Return a history with a look after all the others, which tells what was stored in the end."""
+    return [*history, one(storage, max(call.now for call in history), history[0].quota, Peek())]
+
+
+def on_memory(storage: MemoryStorage, seed: int) -> list[Call]:
     """Return what threads saw of a storage in memory."""
-    quota, works = crew(seed, callers=4, calls=6)
+    works = crew(seed, callers=4, calls=6)
     with switching_often():
-        return quota, by_threads(storage, quota, works)
+        return last_look(storage, by_threads(storage, works))
 
 
-def holds(quota: Quota, history: list[Call]) -> bool:
+def holds(history: list[Call]) -> bool:
     """Whether the history is linearizable."""
-    return order(quota, history) is not None
+    return order(history) is not None
 
 
 # --- the search itself
 
 
+TWO = Quota(2, 0, 1.0)
+
+
 def told(began: int, ended: int, outcome: Outcome | None, now: int = EPOCH) -> Call:
     """Return a call for one token of two."""
-    return Call(began, ended, now, Acquire(1), outcome)
+    return Call(began, ended, now, TWO, Acquire(1), outcome)
 
 
 def test_the_search_finds_the_order_and_knows_when_there_is_none() -> None:
     """Two grants and a refusal can have come in one order only; a refusal before two grants can't have."""
-    quota = Quota(2, 0, 1.0)
     state, outcomes = None, []
     for _ in range(3):
-        state, outcome = transition(quota, state, EPOCH, Acquire(1))
+        state, outcome = transition(TWO, state, EPOCH, Acquire(1))
         outcomes.append(outcome)
     first, second, refused = outcomes
-    assert order(quota, [told(0, 9, refused), told(1, 9, second), told(2, 9, first)]) == [
+    assert order([told(0, 9, refused), told(1, 9, second), told(2, 9, first)]) == [
         told(2, 9, first),
         told(1, 9, second),
         told(0, 9, refused),
     ]
-    assert order(quota, [told(0, 1, refused), told(2, 9, second), told(2, 9, first)]) is None
-    assert order(quota, [told(0, 9, first), told(0, 9, first)]) is None
+    assert order([told(0, 1, refused), told(2, 9, second), told(2, 9, first)]) is None
+    assert order([told(0, 9, first), told(0, 9, first)]) is None
 
 
 def test_a_lost_call_counts_or_not_but_not_before_it_began() -> None:
     """A call whose outcome is lost explains what others saw afterwards, or nothing; never what was seen before it."""
-    quota = Quota(2, 0, 1.0)
-    state, first = transition(quota, None, EPOCH, Acquire(1))
-    _, second = transition(quota, state, EPOCH, Acquire(1))
-    assert order(quota, [told(0, 9, None), told(10, 11, second)]) is not None
-    assert order(quota, [told(0, 9, None), told(10, 11, first)]) == [told(10, 11, first)]
-    assert order(quota, [told(12, 13, None), told(10, 11, second)]) is None
+    state, first = transition(TWO, None, EPOCH, Acquire(1))
+    _, second = transition(TWO, state, EPOCH, Acquire(1))
+    assert order([told(0, 9, None), told(10, 11, second)]) is not None
+    assert order([told(0, 9, None), told(10, 11, first)]) == [told(10, 11, first)]
+    assert order([told(12, 13, None), told(10, 11, second)]) is None
 
 
 # --- the storages
@@ -112,19 +119,20 @@ def test_a_lost_call_counts_or_not_but_not_before_it_began() -> None:
 @pytest.mark.parametrize("seed", range(HISTORIES))
 def test_threads_on_memory_storage(seed: int) -> None:
     """Four threads with all commands, at one instant and at several."""
-    assert holds(*on_memory(MemoryStorage(), seed))
+    assert holds(on_memory(MemoryStorage(), seed))
 
 
 def test_processes_on_a_server(server: Server, client: redis.Redis) -> None:
     """Three processes of two threads, on one bucket."""
-    processes = Processes(server.url, 3)
+    processes, storage = Processes(server.url, 3), RedisStorage.from_url(server.url)
     try:
         for seed in range(HISTORIES):
             client.flushall()
-            quota, works = crew(seed, callers=6, calls=4)
-            assert holds(quota, processes.do(quota, [works[:2], works[2:4], works[4:]])), seed
+            works = crew(seed, callers=6, calls=4)
+            assert holds(last_look(storage, processes.do([works[:2], works[2:4], works[4:]]))), seed
     finally:
         processes.close()
+        storage.close()
 
 
 @pytest.mark.parametrize("lossy", [False, True], ids=["whole", "connections killed"])
@@ -138,20 +146,22 @@ def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool
             client.flushall()
             storage = AsyncRedisStorage.from_url(server.url)
             # What is lost may have come anywhere: so few calls that the search stays short.
-            quota, works = crew(seed, callers=4, calls=3) if lossy else crew(seed, callers=6, calls=4)
+            works = crew(seed, callers=4, calls=3) if lossy else crew(seed, callers=6, calls=4)
             ended = threading.Event()
             killer = killing(client, ended.is_set, random.Random(seed))
             if lossy:
                 killer.start()
-            history = await by_coroutines(storage, quota, works)
+            history = await by_coroutines(storage, works)
             ended.set()
             if lossy:
                 killer.join()
             lost += sum(call.outcome is None for call in history)
             await storage.aclose()
-            assert holds(quota, history), seed
+            assert holds(last_look(looking, history)), seed
 
+    looking = RedisStorage.from_url(server.url)
     asyncio.run(all_of_them())
+    looking.close()
     assert (lost > 0) == lossy
 
 
@@ -173,7 +183,7 @@ def test_memory_without_its_lock_is_found() -> None:
     for seed in range(40 * HISTORIES):
         storage: Any = MemoryStorage()
         storage._lock = NoLock()
-        if not holds(*on_memory(storage, seed)):
+        if not holds(on_memory(storage, seed)):
             return
     pytest.fail("nothing was found")
 
@@ -189,8 +199,8 @@ def found_on_a_server(client: redis.Redis, storage: RedisStorage) -> bool:
     """Whether some history of threads on a server can't be put in order."""
     for seed in range(4 * HISTORIES):
         client.flushall()
-        quota, works = crew(seed, callers=6, calls=4)
-        if not holds(quota, by_threads(storage, quota, works)):
+        works = crew(seed, callers=6, calls=4)
+        if not holds(last_look(storage, by_threads(storage, works))):
             return True
     return False
 
@@ -225,5 +235,22 @@ def test_a_stale_cache_is_found(server: Server, client: redis.Redis, monkeypatch
             return answer
 
     storage = Cached.from_url(server.url)
+    assert found_on_a_server(client, storage)
+    storage.close()
+
+
+def test_a_ticket_that_is_not_stored_is_found(server: Server, client: redis.Redis) -> None:
+    """A storage that forgets who stands in line."""
+
+    class Forgetful(RedisStorage):
+        """Stores everything but the line."""
+
+        async def _ask(self, key: str, arguments: list[_wire.Argument], command: Any) -> _wire.Answer:
+            if arguments[0] == "store" and b"line" in arguments[10 + int(arguments[9]) :]:
+                at = arguments.index(b"line", 10 + int(arguments[9]))
+                del arguments[at : at + 2]
+            return await super()._ask(key, arguments, command)
+
+    storage = Forgetful.from_url(server.url)
     assert found_on_a_server(client, storage)
     storage.close()

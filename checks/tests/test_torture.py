@@ -213,7 +213,7 @@ def test_a_seed_is_a_schedule() -> None:
 def test_storms_end_and_calms_are_calm(seed: int, seconds: int) -> None:
     """No fault reaches into a calm, and of those that hit one worker none begins before the last has ended."""
     drawn = plan.schedule(seed, seconds, 3)
-    assert drawn.calms[-1] + plan.CALM == pytest.approx(drawn.end)
+    assert drawn.calms[-1] + plan.LAST_CALM == pytest.approx(drawn.end)
     for calm in drawn.calms:
         assert not any(fault.at < calm + plan.CALM - 1e-6 and fault.until > calm for fault in drawn.faults)
     on_one = [fault for fault in drawn.faults if fault.kind in {plan.PAUSE, plan.KILL} and fault.target == "1"]

@@ -19,7 +19,7 @@ from checks.torture.story import (
 )
 from checks.torture.terms import HELD, KEEPA, PLAIN, QUOTAS, SECOND
 from keepa_tokens import MemoryStorage, Reading
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Peek, Reconcile, Refund, Reserve, Settle
 
 
 @pytest.mark.parametrize("early, found", [(0, []), (1, ["over-grant"])])
@@ -35,6 +35,17 @@ def test_a_place_a_microsecond_too_early_is_found(early: int, found: list[str]) 
     """A place in the queue counts at its own instant."""
     log = Log().told(NOW, Acquire(PLAIN_QUOTA.capacity)).told(NOW, Acquire(3, wait_us=SECOND), place=3 * TENTH)
     assert log.told(NOW, Acquire(2, wait_us=SECOND), place=5 * TENTH - early).spending() == found
+
+
+@pytest.mark.parametrize("early, found", [(0, []), (2, ["over-grant"])])
+def test_a_hold_opened_while_the_state_is_lost_gives_back_what_the_new_bucket_refilled(
+    early: int, found: list[str]
+) -> None:
+    """Full, 4 of it held just after the loss, cancelled a second later: all that and a second's refill may go."""
+    full, most = HELD_QUOTA.capacity, 4 + HELD_QUOTA.refill + HELD_QUOTA.overdraft
+    log = Log(HELD).told(NOW, Peek()).add(wiped(NOW + SECOND, HELD)).told(NOW + SECOND + 10, Reserve("a", 4, LIFETIME))
+    log.told(NOW + SECOND + 3_000, Reserve("b", full - 4, LIFETIME)).told(NOW + 2 * SECOND, Cancel("a"))
+    assert log.told(NOW + 2 * SECOND + 10 - early, Reserve("c", most, LIFETIME)).spending() == found
 
 
 @pytest.mark.parametrize("tokens, found", [(4, []), (5, ["over-grant"])])

@@ -17,11 +17,16 @@ class Hold:
     """Tokens of a call. Synced: set aside until it ends; ran_out: they were charged, and may yet be given back.
 
     On a plain bucket they are taken at once, and running out changes nothing.
+    seen_at: when it surely was there. doubtful: that was while the state was being lost, before or after it; the ledger
+    goes on without it. spilled: what the ledger had spilled at `seen_at`.
     """
 
     tokens: int
     expires_at: int
+    seen_at: int
     ran_out: bool = False
+    doubtful: bool = False
+    spilled: int = 0
 
 
 @dataclass(slots=True)
@@ -44,13 +49,13 @@ class Ledger:
     holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
     allowed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     readings: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    spilled: int = 0
 
     def restart(self) -> None:
         """Become the ledger of a bucket that was lost or never seen: with what its quota starts with."""
         starts = self.quota.starts_at
         self.level = None if starts is None else starts * self.quota.period_us
         self.next_step = self.at + self.quota.period_us
-        self.holds = {}
 
     def copy(self) -> Ledger:
         """Return another one, to look ahead with."""
@@ -88,24 +93,41 @@ class Ledger:
 
     def give(self, tokens: int) -> None:
         """Give tokens back that were taken for good: up to capacity."""
-        if self.level is not None:
-            full = self.quota.capacity * self.quota.period_us
-            self.level = max(self.level, min(full, self.level + tokens * self.quota.period_us))
+        self._give(tokens * self.quota.period_us)
+
+    def lose(self, begin: int) -> None:
+        """Begin without any hold: those seen since `begin` may be there all the same."""
+        self.holds = {
+            # Full again from here on, where the bucket may still be refilling: that much has been spilled already.
+            name: replace(hold, doubtful=True, spilled=self.spilled - (self.at - hold.seen_at) * self.quota.refill)
+            for name, hold in self.holds.items()
+            if not self.quota.synced and hold.seen_at >= begin
+        }
 
     def open(self, name: str, tokens: int, expires_at: int) -> None:
         """Set tokens aside (synced) or take them (plain); a hold that is there already stays as it is."""
         if name in self.holds:
             return
-        self.holds[name] = Hold(tokens, expires_at)
+        self.holds[name] = Hold(tokens, expires_at, self.at)
         if not self.quota.synced:
             self.take(tokens)
+
+    def see(self, name: str) -> None:
+        """Know that a hold is there."""
+        if name in self.holds:
+            self.holds[name] = replace(self.holds[name], seen_at=self.at)
 
     def end(self, name: str, cost: int) -> None:
         """End a hold at what it cost; what was charged or taken already corrects by the difference."""
         hold = self.holds.pop(name, None)
         if hold is None:
             return
-        if self.quota.synced:
+        if hold.doubtful:
+            # If it was opened in the life that goes on, the bucket had room for what this ledger spilled since.
+            spilled = min((hold.tokens - cost) * self.quota.period_us, max(0, self.spilled - hold.spilled))
+            self.spilled -= spilled
+            self._give(spilled)
+        elif self.quota.synced:
             self._add(hold.tokens - cost if hold.ran_out else -cost)
         elif cost < hold.tokens:
             self.give(hold.tokens - cost)
@@ -153,6 +175,12 @@ class Ledger:
             self._refill(steps * self.quota.refill * self.quota.period_us)
 
     def _refill(self, amount: int) -> None:
+        if self.level is not None:
+            before = self.level
+            self._give(amount)
+            self.spilled += before + amount - self.level
+
+    def _give(self, amount: int) -> None:
         if self.level is not None:
             full = self.quota.capacity * self.quota.period_us
             self.level = max(self.level, min(full, self.level + amount))

@@ -21,6 +21,9 @@ SHORTEST_STORM: Final = 3.0
 CALM: Final = 6.5
 """Seconds without, in which what a fault left behind must end."""
 
+LAST_CALM: Final = 23.0
+"""Of the last one: who claimed the probe just before it and died keeps others from it for 20 s, and 1 s refills."""
+
 CUT = "drop the connections"
 LOSE = "lose answers"
 SLOW = "be slow"
@@ -82,8 +85,9 @@ def schedule(seed: int, seconds: float, workers: int) -> Schedule:
 
     On the server one fault follows another, likewise on each worker, on each worker's link, and at the API.
     """
-    rounds = max(1, round(seconds / (STORM + CALM)))
-    storm = max(SHORTEST_STORM, seconds / rounds - CALM)
+    last = LAST_CALM - CALM
+    rounds = max(1, round((seconds - last) / (STORM + CALM)))
+    storm = max(SHORTEST_STORM, (seconds - last) / rounds - CALM)
     faults: list[Planned] = []
     for number in range(rounds):
         begin = number * (storm + CALM)
@@ -92,7 +96,7 @@ def schedule(seed: int, seconds: float, workers: int) -> Schedule:
             drawn = _drawn(chance, lane, begin, begin + storm)
             faults += (replace(planned, lane=lane, target=planned.target or target) for planned in drawn)
     calms = tuple(number * (storm + CALM) + storm for number in range(rounds))
-    return Schedule(tuple(sorted(faults, key=lambda planned: planned.at)), calms, rounds * (storm + CALM))
+    return Schedule(tuple(sorted(faults, key=lambda planned: planned.at)), calms, rounds * (storm + CALM) + last)
 
 
 def _drawn(chance: random.Random, lane: str, begin: float, end: float) -> Iterator[Planned]:

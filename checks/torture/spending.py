@@ -84,7 +84,7 @@ def _births(quota: Quota, losses: Sequence[tuple[int, int]], steps: Sequence[Ste
             if quota.starts_at is not None or ledger.adopted_at < begin:
                 ledger.restart()
                 ledger.starts_at = first + CLAIM_US
-            ledger.holds = {}
+            ledger.lose(begin)
 
         yield Moment(begin, 0, maybe)
         yield Moment(end, 0, surely)
@@ -154,6 +154,7 @@ def _reserve(quota: Quota, group: Sequence[Step]) -> Iterator[Moment]:
         ledger.open(sent.id, sent.tokens, earliest + sent.hold_for)
 
     yield Moment(earliest, 1, open_early)
+    yield Moment(told.at, 1, lambda ledger: ledger.see(sent.id))
 
 
 def _end(name: str, tokens: int, group: Sequence[Step]) -> Iterator[Moment]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def run(plan: Coroutine[object, None, T]) -> T:
-    """Run `plan` to its end in one go and return its result.
+def run(made: Callable[[], Coroutine[object, None, T]]) -> T:
+    """Run the plan that `made` returns to its end in one go and return its result.
 
-    What it awaits must block and not suspend: the steps of a blocking door never yield. RuntimeError if one does.
+    What it awaits must block and not suspend: the steps of a blocking door never yield. RuntimeError if one does. It is
+    made here, so that no signal strikes between its making and its first step: Python warns of one that never ran.
     """
+    plan = made()
     try:
         plan.send(None)
     except StopIteration as stop:

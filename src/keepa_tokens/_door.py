@@ -6,24 +6,27 @@ import os
 import random
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
-from typing import Final, Generic, NoReturn, TypeVar, cast
+from typing import Final, Generic, NoReturn, ParamSpec, TypeVar, cast
 from weakref import ref
 
 from ._arguments import checked_key, instance, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
-from .errors import ConfigError
+from .errors import ConfigError, StorageUnavailable
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome
-from .rules.decision import Decision, Reason
+from .rules.decision import Decision
 from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
+P = ParamSpec("P")
+T = TypeVar("T")
 S_co = TypeVar("S_co", covariant=True)
 
 
@@ -82,6 +85,15 @@ class Door(Generic[S_co]):
         for event in events_of(self.key, Acquire(tokens), outcome):
             self._hears(event)
 
+    def waited(self, tokens: int, duration_us: int) -> None:
+        """Tell the listener that somebody who had to wait goes now."""
+        if duration_us and self._log is None:
+            self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
+
+    def away(self, error: StorageUnavailable) -> None:
+        """Tell the listener that the storage did not answer."""
+        self.say(EventKind.STORAGE_AWAY, str(error))
+
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
         self._hears(Event(kind, self.key, tokens, why=why))
@@ -95,7 +107,7 @@ class Door(Generic[S_co]):
             EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
         )
 
-    def pause(self, duration_us: int, spread_us: int, reason: Reason) -> float:
+    def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:
@@ -162,6 +174,22 @@ def _checked_clock(clock: Clock) -> Clock:
     if lacking or isinstance(clock, type):
         raise TypeError(f"clock must be a Clock, not {shown(clock)}: it needs now_us(), sleep() and asleep()")
     return clock
+
+
+def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
+    """Return `function` if a bucket can stand before it; ConfigError for one of the other door's kind."""
+    given = cast("object", function)  # nobody may have checked
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(f"limit() decorates a function, not {shown(given)}: write @bucket.limit() above its def")
+    name = getattr(given, "__qualname__", type(given).__qualname__)
+    coroutine = iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
+    if suspends and not coroutine:
+        raise ConfigError(f"{name} is no coroutine function: decorate it by a TokenBucket, or write async def")
+    if not suspends and (coroutine or isasyncgenfunction(function)):
+        raise ConfigError(
+            f"{name} is a coroutine function: a TokenBucket would block its loop; use an AsyncTokenBucket"
+        )
+    return function
 
 
 def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from .rules.commands import (
 )
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
+from .storage.memory import came_to
 from .units import DAY_US, LIMIT, MICROSECONDS, seconds
 
 LONGEST_PAUSE_US = 60 * MICROSECONDS
@@ -47,11 +48,15 @@ class Steps(Protocol):
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         ...
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once.
 
         alert: wake up where tokens come back in this process. Return the time that it took, the random part aside.
         """
+        ...
+
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes, after a wait or none."""
         ...
 
     def elapsed_us(self) -> int:
@@ -64,12 +69,17 @@ class Taken:
 
     request: the last command that takes. outcome: what came of it; None: it was interrupted before anybody knew.
     claimed: it was given the claim on the probe, and no probe has ended since. woken: it was woken because tokens came
-    back, and has not been granted since.
+    back, and has not been granted since. sent: the command that is under way; came: what it came to, until that is
+    taken note of. Whoever sends it puts that there at once, where no signal strikes in between. unsure: it is with a
+    storage that may have carried it out although its answer is lost.
     """
 
-    __slots__ = ("_rank", "claimed", "outcome", "request", "woken")
+    __slots__ = ("_rank", "came", "claimed", "outcome", "request", "sent", "unsure", "woken")
 
     def __init__(self) -> None:
+        self.unsure = False
+        self.sent: Command | None = None
+        self.came: Outcome | None = None
         self.request: Acquire | Reserve | None = None
         self.outcome: Outcome | None = None
         self.claimed: int | None = None
@@ -78,6 +88,7 @@ class Taken:
 
     def sends(self, command: Command) -> None:
         """Take note of a command that is about to be sent."""
+        self.sent, self.came = command, None
         if isinstance(command, Acquire | Reserve):
             self.request, self.outcome = command, None
 
@@ -89,6 +100,14 @@ class Taken:
             self.claimed = outcome.claimed_until_us
         if outcome.reading is Verdict.TAKEN:
             self.claimed = None
+        self.sent = None
+
+    def recall(self, error: BaseException) -> None:
+        """Take note of what a command came to whose caller `error` struck before it could."""
+        if self.sent is not None:
+            came = self.came or came_to(error, self.sent)
+            if came is not None:
+                self.told(self.sent, came)
 
     def rank(self, bell: Bell) -> int:
         """Return the rank by which this call is woken."""
@@ -128,7 +147,7 @@ class Taken:
 
     def lost(self) -> int:
         """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
-        return self.request.tokens if isinstance(self.request, Acquire) and self.outcome is None else 0
+        return self.request.tokens if self.unsure and isinstance(self.request, Acquire) and self.outcome is None else 0
 
 
 class Patience:
@@ -154,13 +173,14 @@ class Grant:
     decision: Decision
     claimed: int | None = None
     """Until when it has the claim on the probe, being the scout."""
+    label: str = ""
 
 
 def granted(command: Reserve, outcome: Outcome) -> Grant:
     """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
     if not outcome.granted:
         raise refusal(NotEnoughTokens, outcome, command.tokens)
-    return Grant(command.id, command.tokens, outcome.decision(), outcome.claimed_until_us)
+    return Grant(command.id, command.tokens, outcome.decision(), outcome.claimed_until_us, command.label)
 
 
 async def wait(
@@ -176,6 +196,7 @@ async def wait(
     if outcome.place_us > 0:
         # The instant of a place stands, whatever comes back.
         await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
+    steps.went(command.tokens, slept + outcome.place_us)
     return outcome.decision(slept + outcome.place_us)
 
 
@@ -189,13 +210,13 @@ def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
     return Reconcile(reading)
 
 
-def on_leaving(quota: Quota, hold_id: str) -> Settle | None:
+def on_leaving(quota: Quota, grant: Grant) -> Settle | None:
     """Return what ends a hold that was left unsettled: its estimate stays charged.
 
     On a synced bucket nothing yet: the call may still be under way at the server, and the hold must outlive
     readings that don't know its cost. It runs out and is charged then.
     """
-    return None if quota.synced else Settle(hold_id)
+    return None if quota.synced else Settle(grant.id, grant.tokens, label=grant.label)
 
 
 TRIES: Final = 8

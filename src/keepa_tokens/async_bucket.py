@@ -6,26 +6,30 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import replace
+from functools import wraps
 from inspect import isawaitable
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, left_unsettled, new_id, watched
+from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, decorated, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError
+from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
-from .rules.decision import Decision, Reason, Snapshot
+from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
 from .storage.memory import MemoryStorage
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATIENCE_SECONDS = 3.0
 """How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
@@ -138,7 +142,7 @@ class AsyncTokenBucket(NotCopied):
         try:
             outcome = await steps.apply(command)
             decision = await plans.wait(steps, self.quota, patience, command, outcome)
-            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision))
+            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision, label=command.label))
         except BaseException as error:
             await steps.undo(error)
             raise
@@ -151,6 +155,23 @@ class AsyncTokenBucket(NotCopied):
             if some == 0 or await self.try_acquire(some, keep=keep):
                 return some
         return 0
+
+    def limit(
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
+    ) -> Callable[[Callable[P, Coroutine[object, object, T]]], Callable[P, Coroutine[object, object, T]]]:
+        """Return a decorator of coroutine functions; as `TokenBucket.limit`, which decorates all others."""
+        cost(self.quota, tokens, keep)
+        timeout_us(timeout)
+
+        def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
+            @wraps(decorated(function, suspends=True))
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                await self.acquire(tokens, keep=keep, timeout=timeout)
+                return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     async def pause(self, seconds: float) -> None:
         """Refuse every request for `seconds`, a day at most; as `TokenBucket.pause`."""
@@ -211,7 +232,7 @@ class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
         listener: Listener | None,
     ) -> None:
         super().__init__(quota, key, storage, clock, listener)
-        self.under_way: set[asyncio.Task[None]] = set()
+        self.under_way: set[asyncio.Task[object]] = set()
 
     async def afterwards(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
@@ -222,13 +243,21 @@ class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
         with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
             await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
-    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
+    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[object]:
         """Carry `work` out, whoever waits for it; RuntimeError where no loop runs."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work())
-        self.under_way.add(task)
-        task.add_done_callback(self.under_way.discard)
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(work())
+        self.goes_on(task)
         return task
+
+    def goes_on(self, task: asyncio.Task[Any]) -> None:
+        """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
+        self.under_way.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[object]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled():
+            task.exception()
 
 
 class AwaitedSteps(Taken):
@@ -248,15 +277,21 @@ class AwaitedSteps(Taken):
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         self.sends(command)
+        self.unsure = type(self.door.storage) is not MemoryStorage
         if isinstance(self.door.storage, MemoryStorage):
-            return self._ended(command, await self._applied(command))
-        if on_trio():
+            self.came = outcome = await self._applied(command)
+        elif on_trio():
             with shielded(CLEANUP_SECONDS):
-                return self._ended(command, await self._applied(command))
-        task = asyncio.get_running_loop().create_task(self._applied(command))
-        self._step = command, task
-        outcome = await asyncio.shield(task)
-        self._step = None
+                self.came = outcome = await self._applied(command)
+        else:
+            task = asyncio.get_running_loop().create_task(self._applied(command))
+            self._step = command, task
+            try:
+                self.came = outcome = await asyncio.shield(task)
+            except BaseException:
+                self.door.goes_on(task)
+                raise
+            self._step = None
         return self._ended(command, outcome)
 
     def _ended(self, command: Command, outcome: Outcome) -> Outcome:
@@ -279,9 +314,10 @@ class AwaitedSteps(Taken):
         """Give back what the call has taken if it was interrupted."""
         if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
             # A ConfigError may be a probe's that is of the wrong kind.
+            self.recall(error)
             await self._afterwards(error, self._give_back)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Suspend the coroutine until its time has come, or tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)
@@ -299,6 +335,10 @@ class AwaitedSteps(Taken):
                 # Rung at the last moment: what came back may serve somebody else.
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
+
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
 
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
@@ -337,31 +377,35 @@ class AwaitedSteps(Taken):
     async def _give_back(self) -> None:
         """Let the step under way end, then give back what was taken. What fails is told."""
         await self._let_end()
-        for command in self.undoing(new_id()):
-            await self._once_more(command)
-        if self.lost():
+        done = [await self._once_more(command) for command in self.undoing(new_id())]
+        if all(done) and self.lost():
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
-    async def _once_more(self, command: Command) -> None:
+    async def _once_more(self, command: Command) -> bool:
         for _ in range(2):
             try:
                 async with limited(CLEANUP_SECONDS):
                     self._ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                return
+                return False
             except asyncio.CancelledError:
                 # The loop is being shut down: once more, then no more.
                 continue
             else:
-                return
+                return True
+        return True
 
     async def _applied(self, command: Command) -> Outcome:
         door = self.door
         # Memory storage holds its lock for microseconds and waits for nothing else.
-        if isinstance(door.storage, MemoryStorage):
-            return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-        return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        try:
+            if isinstance(door.storage, MemoryStorage):
+                return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        except StorageUnavailable as error:
+            door.away(error)
+            raise
 
 
 def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
@@ -374,6 +418,7 @@ class AsyncReservation(NotCopied):
 
     def __init__(self, door: AsyncDoor, grant: Grant) -> None:
         self._door = door
+        self._grant = grant
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -382,7 +427,7 @@ class AsyncReservation(NotCopied):
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
-        await self._end(Settle(self.id, whole("actual", actual), reading))
+        await self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
 
     async def cancel(self) -> None:
         """End the hold of a call that was certainly never sent; as `Reservation.cancel`."""
@@ -400,7 +445,7 @@ class AsyncReservation(NotCopied):
     ) -> None:
         if not self.open:
             return
-        command = plans.on_leaving(self._door.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self._grant)
         if command is not None:
             await AwaitedSteps(self._door).finish(command)
         elif kind is None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, left_unsettled, new_id, watched
-from ._interrupts import interrupt_in
+from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, decorated, left_unsettled, new_id, watched
+from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
-from .rules.decision import Decision, Reason, Snapshot
+from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
 from .storage.memory import MemoryStorage
 
 __all__ = ["Reservation", "TokenBucket"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TokenBucket(NotCopied):
@@ -89,23 +94,21 @@ class TokenBucket(NotCopied):
             and 0 < tokens <= door.quota.capacity
             and not keep
         ):
+            decision: Decision | None = None
             try:
                 decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
                 if decision is not None:
                     door.decided(tokens, decision)
                     return decision
             except BaseException as error:
-                BlockingSteps(door, Acquire(tokens)).undo(error)
+                BlockingSteps(door, Acquire(tokens), decision).undo(error)
                 raise
         tokens, keep = cost(door.quota, tokens, keep)
-        command = Acquire(tokens, keep)
-        outcome: Outcome | None = None
+        steps = BlockingSteps(door)
         try:
-            outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-            door.tell(command, outcome)
-            return outcome.decision()
+            return steps.carry(Acquire(tokens, keep)).decision()
         except BaseException as error:
-            BlockingSteps(door, command, outcome).undo(error)
+            steps.undo(error)
             raise
 
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
@@ -162,7 +165,8 @@ class TokenBucket(NotCopied):
         ticket = plans.ticket_for(hold_id, patience.left_us())
         command = Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
         try:
-            return Reservation(self._door, Grant(command.id, tokens, steps.waited(patience, command)))
+            decision = steps.waited(patience, command)
+            return Reservation(self._door, Grant(command.id, tokens, decision, label=command.label))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -172,9 +176,40 @@ class TokenBucket(NotCopied):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0 or self.try_acquire(some, keep=keep):
-                return some
+            if some == 0:
+                break
+            steps = BlockingSteps(self._door)
+            try:
+                if steps.carry(Acquire(some, keep)).granted:
+                    return some
+            except BaseException as error:
+                steps.undo(error)
+                raise
         return 0
+
+    def limit(
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Return a decorator: each call of the function takes `tokens` first, and waits for them as `acquire` does.
+
+            @bucket.limit(timeout=30)
+            def fetch(url): ...
+
+        What `acquire` raises comes out of the call, and the function is not run. Raises ConfigError for a coroutine
+        function: an AsyncTokenBucket decorates those.
+        """
+        cost(self.quota, tokens, keep)
+        timeout_us(timeout)
+
+        def decorate(function: Callable[P, T]) -> Callable[P, T]:
+            @wraps(decorated(function, suspends=False))
+            def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                self.acquire(tokens, keep=keep, timeout=timeout)
+                return function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     def pause(self, seconds: float) -> None:
         """Refuse every request for `seconds`, a day at most, in every process; 0 ends a pause.
@@ -189,7 +224,7 @@ class TokenBucket(NotCopied):
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        run(plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
+        run(lambda: plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.
@@ -228,17 +263,28 @@ class BlockingSteps(Taken):
 
     __slots__ = ("door",)
 
-    def __init__(self, door: Door[Storage], request: Acquire | None = None, outcome: Outcome | None = None) -> None:
+    def __init__(self, door: Door[Storage], taking: Acquire | None = None, decision: Decision | None = None) -> None:
         super().__init__()
         self.door = door
-        self.request = request
-        self.outcome = outcome
+        if taking is not None:
+            self.sends(taking)
+        if decision is not None:
+            self.came = Outcome(0, decision.balance, decision.granted)
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
         self.sends(command)
-        outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        try:
+            if type(door.storage) is MemoryStorage:
+                self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+            else:
+                with PutOff():
+                    self.unsure = True
+                    self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+        except StorageUnavailable as error:
+            door.away(error)
+            raise
         self.told(command, outcome)
         if door.bell and self.brings(command, outcome):
             door.bell.ring(door.key)
@@ -250,7 +296,7 @@ class BlockingSteps(Taken):
         outcome = self.carry(command)
         if outcome.granted and not outcome.place_us:
             return outcome.decision()
-        return run(plans.wait(self, self.door.quota, patience, command, outcome))
+        return run(lambda: plans.wait(self, self.door.quota, patience, command, outcome))
 
     def end(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
@@ -271,24 +317,31 @@ class BlockingSteps(Taken):
         interrupt = interrupt_in(error)
         if isinstance(error, StorageUnavailable) and interrupt is None:
             return
-        for command in self.undoing(new_id()):
-            self._once_more(command)
-        if interrupt is not None and self.lost():
-            self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        try:
+            with PutOff(ends=True):
+                self.recall(error)
+                done = [self._once_more(command) for command in self.undoing(new_id())]
+                if interrupt is not None and all(done) and self.lost():
+                    self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
+        except BaseException as another:
+            # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
+            if interrupt is None or interrupt_in(another) is None:
+                raise
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 
-    def _once_more(self, command: Command) -> None:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too. Its errors are told."""
+    def _once_more(self, command: Command) -> bool:
+        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)
             except BaseException as error:  # noqa: BLE001 - what the caller sees is the first interrupt
                 if interrupt_in(error) is None:
                     self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                    return
+                    return False
             else:
-                return
+                return True
+        return True
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket."""
@@ -298,7 +351,7 @@ class BlockingSteps(Taken):
         """Carry out a command that counts once however often it is sent."""
         return self.end(command)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)
@@ -314,6 +367,10 @@ class BlockingSteps(Taken):
                 # Rung at the last moment: what came back may serve somebody else.
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
+
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
 
     def elapsed_us(self) -> int:
         """Return the time by which timeouts are measured."""
@@ -333,6 +390,7 @@ class Reservation(NotCopied):
 
     def __init__(self, door: Door[Storage], grant: Grant) -> None:
         self._door = door
+        self._grant = grant
         self.id = grant.id
         self.tokens = grant.tokens
         self.decision = grant.decision
@@ -341,7 +399,7 @@ class Reservation(NotCopied):
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
-        self._end(Settle(self.id, whole("actual", actual), reading))
+        self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
 
     def cancel(self) -> None:
         """End the hold: its tokens are free again. Only for a call that was certainly never sent."""
@@ -359,7 +417,7 @@ class Reservation(NotCopied):
     ) -> None:
         if not self.open:
             return
-        command = plans.on_leaving(self._door.quota, self.id)
+        command = plans.on_leaving(self._door.quota, self._grant)
         if command is not None:
             BlockingSteps(self._door).end(command)
         elif kind is None:

@@ -20,6 +20,8 @@ __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
 MOST_KEYS: Final = 1000
 """The most buckets that the logging listener remembers."""
 
+AWAY: Final = "the storage is away"
+
 
 class EventKind(StrEnum):
     """What kind of thing happened."""
@@ -27,6 +29,7 @@ class EventKind(StrEnum):
     GRANTED = "granted"
     REFUSED = "refused"
     WAITING = "waiting"
+    WAITED = "waited"
     SETTLED = "settled"
     READING_TAKEN = "reading taken"
     READING_STALE = "reading stale"
@@ -38,17 +41,18 @@ class EventKind(StrEnum):
     LEFT_UNSETTLED = "left unsettled"
     HOLD_RAN_OUT = "hold ran out"
     TERMS_CHANGED = "terms changed"
+    STORAGE_AWAY = "storage away"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened to the bucket `key`.
 
-    tokens: asked for; of a settle, what the call cost (0 where nobody said). balance: after it; None: unknown.
+    tokens: asked for; of a settle, what the call was charged. balance: after it; None: unknown.
     seconds: a wait, as `kind` says. drift: reported minus projected balance. why: the reason of a grant, a refusal or a
     wait; what a probe is for; the fault of a reading or a probe; the names of repaired fields; what an
-    interrupted call left behind. kept_back: tokens of the
-    balance that are left to somebody else who was seen to spend.
+    interrupted call left behind. kept_back: tokens of the balance that are left to somebody else who was seen to spend.
+    label: whose call it is, as whoever opened it said; a guard says the request's path.
     """
 
     kind: EventKind
@@ -59,6 +63,7 @@ class Event:
     drift: int | None = None
     why: str = ""
     kept_back: int = 0
+    label: str = ""
 
 
 class Listener(Protocol):
@@ -97,8 +102,8 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     """Return what an applied command amounts to."""
     events: list[Event] = []
 
-    def note(kind: EventKind, *, tokens: int = 0, wait: float = 0.0, why: str = "") -> None:
-        events.append(Event(kind, key, tokens, outcome.balance, wait, outcome.drift, why, outcome.kept_back))
+    def note(kind: EventKind, *, tokens: int = 0, wait: float = 0.0, why: str = "", label: str = "") -> None:
+        events.append(Event(kind, key, tokens, outcome.balance, wait, outcome.drift, why, outcome.kept_back, label))
 
     if outcome.repaired:
         note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
@@ -106,12 +111,14 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
         note(EventKind.TERMS_CHANGED, why=f"terms changed from {outcome.terms[0]} to {outcome.terms[1]}")
     for hold in outcome.ran_out:
         whose = f" of {hold.label}" if hold.label else ""
-        note(EventKind.HOLD_RAN_OUT, tokens=hold.tokens, why=f"a hold{whose} ran out unsettled: settle or cancel each")
+        why = f"a hold{whose} ran out unsettled: settle or cancel each"
+        note(EventKind.HOLD_RAN_OUT, tokens=hold.tokens, why=why, label=hold.label)
     if isinstance(command, Acquire | Reserve):
         kind = EventKind.GRANTED if outcome.granted else EventKind.REFUSED
-        note(kind, tokens=command.tokens, wait=seconds(outcome.retry_after_us), why=str(outcome.reason))
+        label = command.label if isinstance(command, Reserve) else ""
+        note(kind, tokens=command.tokens, wait=seconds(outcome.retry_after_us), why=str(outcome.reason), label=label)
     if isinstance(command, Settle) and outcome.found:
-        note(EventKind.SETTLED, tokens=command.actual or 0)
+        note(EventKind.SETTLED, tokens=command.actual or 0, label=command.label)
     if outcome.reading is Verdict.TAKEN:
         note(EventKind.READING_TAKEN)
     if outcome.reading is Verdict.STALE:
@@ -170,6 +177,9 @@ class LoggingListener:
                 self._logger.warning("bucket %s: %d tokens: %s", event.key, event.tokens, event.why)
             case EventKind.NOT_GIVEN_BACK | EventKind.LEFT_UNSETTLED | EventKind.TERMS_CHANGED:
                 self._logger.warning("bucket %s: %s", event.key, event.why)
+            case EventKind.STORAGE_AWAY if self._refused.get(event.key) != AWAY:
+                self._remember(event.key, AWAY)
+                self._logger.warning("bucket %s: the storage did not answer: %s", event.key, event.why)
             case EventKind.REFUSED:
                 self._on_refused(event)
             case EventKind.GRANTED if self._refused.pop(event.key, None):
@@ -184,10 +194,7 @@ class LoggingListener:
     def _on_refused(self, event: Event) -> None:
         if self._refused.get(event.key) == event.why:
             return
-        self._refused[event.key] = event.why
-        while len(self._refused) > MOST_KEYS:
-            # Others may do the same at this moment: the oldest is gone once.
-            self._refused.pop(next(iter(self._refused.copy())), None)
+        self._remember(event.key, event.why)
         self._logger.info(
             "bucket %s: refused %d tokens (%s), balance %s%s; ask again in %.6g s",
             event.key,
@@ -197,6 +204,12 @@ class LoggingListener:
             f", {event.kept_back} of it kept back for whoever else spends" if event.kept_back else "",
             event.seconds,
         )
+
+    def _remember(self, key: str, why: str) -> None:
+        self._refused[key] = why
+        while len(self._refused) > MOST_KEYS:
+            # Others may do the same at this moment: the oldest is gone once.
+            self._refused.pop(next(iter(self._refused.copy())), None)
 
 
 def _balance(event: Event) -> str:

@@ -6,6 +6,7 @@ Labels name buckets, never API keys.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
@@ -17,6 +18,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     msg = "the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'"
     raise ImportError(msg) from missing
 
+from ._arguments import whole
 from .bucket import TokenBucket
 from .errors import StorageUnavailable
 from .events import Event, EventKind, Listener
@@ -27,7 +29,9 @@ __all__ = ["BucketCollector", "PrometheusListener"]
 
 LESS: Final = "less"
 MORE: Final = "more"
-PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+OTHER: Final = "other"
+MOST_PATHS: Final = 50
+WAITS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 class PrometheusListener:
@@ -35,27 +39,35 @@ class PrometheusListener:
 
     With several processes (PROMETHEUS_MULTIPROC_DIR) the counts are summed up, and a gauge is the value set last.
 
-    then: another listener that is told as well, e.g. a `LoggingListener`. Every metric has the label `bucket`, the
-    bucket's key; its names begin with `keepa_tokens_`:
+    then: another listener that is told as well, e.g. a `LoggingListener`. most_buckets: the most buckets that are told
+    apart, the first to be heard of; all others are counted together as `other`, and so are paths beyond the first 50.
+
+    Every metric has the label `bucket`, the bucket's key; its names begin with `keepa_tokens_`:
 
     - `grants_total`, `granted_tokens_total`: requests for tokens that were granted, and what they asked for
     - `refusals_total` by `reason`: requests for tokens that the bucket refused
     - `server_refusals_total`: calls that the server refused with a 429
-    - `wait_seconds` by `reason`: a histogram of the pauses of those who wait, a minute each at most
+    - `wait_seconds`: a histogram of how long those were kept that had to wait and then went
+    - `pauses_total` by `reason`: times that somebody who waits slept, a minute each at most
     - `settled_total`: calls that were settled
+    - `consumed_tokens_total` by `path`: what settled calls were charged; the path is the call's label, which a guard
+      sets to that of the request
     - `readings_total` by `verdict` (taken, stale, bad): what became of the server's readings
     - `probes_total`, `probe_failures_total`: times that the server was asked, or that a scout was sent
+    - `holds_ran_out_total`: calls that nobody settled in time
     - `not_given_back_total`: interrupted calls that may have left tokens taken, with the storage away
-    - `left_unsettled_total`: calls and reservations that nobody settled
+    - `left_unsettled_total`: calls and reservations that were dropped without being settled
     - `repairs_total`: times that a stored state was mended
+    - `terms_changed_total`: times that workers with other terms changed the bucket's
+    - `storage_errors_total`: steps that the storage did not answer
     - `drift_tokens_total` by `direction`: by how much the server had less, or more, than projected. `less` that
       keeps growing is another program that spends from the same key
-    - `other_events_total` by `kind`: whatever else a listener is told, such as an interrupted call's tokens that could
-      not be given back
     - `balance`, `drift`: gauges; the balance as of the last event (NaN: unknown), the drift of the last reading
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY, *, then: Listener | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry = REGISTRY, *, then: Listener | None = None, most_buckets: int = 100
+    ) -> None:
         def counter(name: str, says: str, *labels: str) -> Counter:
             return Counter(name, says, ("bucket", *labels), namespace="keepa_tokens", registry=registry)
 
@@ -69,21 +81,24 @@ class PrometheusListener:
             )
 
         self._then = then
+        self._begun: set[str] = set()
+        self._bucket, self._path = _Bounded(whole("most_buckets", most_buckets)), _Bounded(MOST_PATHS)
         self._granted_tokens = counter("granted_tokens", "Tokens asked for by the requests that were granted.")
         self._refusals = counter("refusals", "Requests for tokens that the bucket refused.", "reason")
         self._server_refusals = counter("server_refusals", "Calls that the server refused with a 429.")
         self._settled = counter("settled", "Calls that were settled.")
+        self._consumed = counter("consumed_tokens", "Tokens that settled calls were charged.", "path")
+        self._pauses = counter("pauses", "Times that somebody who waits slept.", "reason")
         self._waits = Histogram(
             "wait_seconds",
-            "Pauses of those who wait for tokens.",
-            ("bucket", "reason"),
+            "How long those were kept that had to wait for tokens.",
+            ("bucket",),
             namespace="keepa_tokens",
             registry=registry,
-            buckets=PAUSES,
+            buckets=WAITS,
         )
         self._readings = counter("readings", "What became of the server's readings.", "verdict")
         self._drift_tokens = counter("drift_tokens", "Tokens by which the server's balance differed.", "direction")
-        self._others = counter("other_events", "Events that no other metric counts.", "kind")
         self._balance = gauge("balance", "Tokens that the server would report; NaN: unknown.")
         self._drift = gauge("drift", "Reported minus projected balance at the last reading.")
         self._simple = {
@@ -93,18 +108,39 @@ class PrometheusListener:
             EventKind.NOT_GIVEN_BACK: counter("not_given_back", "Interrupted calls that may have left tokens taken."),
             EventKind.LEFT_UNSETTLED: counter("left_unsettled", "Calls and reservations that nobody settled."),
             EventKind.REPAIRED: counter("repairs", "Times that a stored state was mended."),
+            EventKind.HOLD_RAN_OUT: counter("holds_ran_out", "Calls that nobody settled in time."),
+            EventKind.TERMS_CHANGED: counter("terms_changed", "Times that workers with other terms changed them."),
+            EventKind.STORAGE_AWAY: counter("storage_errors", "Steps that the storage did not answer."),
         }
 
     def __call__(self, event: Event, /) -> None:
         """Count `event`."""
-        self._count(event)
-        if event.kind in _KNOW_THE_BALANCE:
-            self._balance.labels(event.key).set(math.nan if event.balance is None else event.balance)
+        bucket = self._bucket(event.key)
+        if bucket not in self._begun:
+            self._begin(bucket)
+        self._count(event, bucket)
+        if bucket == event.key:  # many buckets together have no balance
+            self._gauge(event, bucket)
         if self._then is not None:
             self._then(event)
 
-    def _count(self, event: Event) -> None:
-        bucket = event.key
+    def _begin(self, bucket: str) -> None:
+        """Let every count of a bucket begin at 0: Prometheus sees no increase where a count comes up at 1."""
+        self._begun.add(bucket)
+        for counter in (*self._simple.values(), self._granted_tokens, self._settled, self._server_refusals):
+            counter.labels(bucket)
+        for verdict in _VERDICTS.values():
+            self._readings.labels(bucket, verdict)
+        for direction in (LESS, MORE):
+            self._drift_tokens.labels(bucket, direction)
+
+    def _gauge(self, event: Event, bucket: str) -> None:
+        if event.kind in _KNOW_THE_BALANCE:
+            self._balance.labels(bucket).set(math.nan if event.balance is None else event.balance)
+        if event.kind is EventKind.READING_TAKEN and event.drift is not None:
+            self._drift.labels(bucket).set(event.drift)
+
+    def _count(self, event: Event, bucket: str) -> None:
         if event.kind in self._simple:
             self._simple[event.kind].labels(bucket).inc()
         if event.kind in _VERDICTS:
@@ -115,22 +151,37 @@ class PrometheusListener:
             case EventKind.REFUSED:
                 self._refusals.labels(bucket, event.why).inc()
             case EventKind.WAITING:
-                self._waits.labels(bucket, event.why).observe(event.seconds)
-            case EventKind.SETTLED:
+                self._pauses.labels(bucket, event.why).inc()
+            case EventKind.WAITED:
+                self._waits.labels(bucket).observe(event.seconds)
+            case EventKind.SETTLED if event.why == SERVER_REFUSED:
                 # Of a 429 there are two events: the bucket's, and the one that says why.
-                (self._server_refusals if event.why == SERVER_REFUSED else self._settled).labels(bucket).inc()
-            case EventKind.READING_TAKEN:
-                self._on_drift(bucket, event.drift)
-            case _ if event.kind not in self._simple and event.kind not in _VERDICTS:
-                self._others.labels(bucket, str(event.kind)).inc()
+                self._server_refusals.labels(bucket).inc()
+            case EventKind.SETTLED:
+                self._settled.labels(bucket).inc()
+                self._consumed.labels(bucket, self._path(event.label)).inc(event.tokens)
+            case EventKind.READING_TAKEN if event.drift is not None:
+                self._drift_tokens.labels(bucket, LESS if event.drift < 0 else MORE).inc(abs(event.drift))
             case _:
                 pass
 
-    def _on_drift(self, bucket: str, drift: int | None) -> None:
-        if drift is None:
-            return
-        self._drift.labels(bucket).set(drift)
-        self._drift_tokens.labels(bucket, LESS if drift < 0 else MORE).inc(abs(drift))
+
+class _Bounded:
+    """The values of a label: the first `most` as they are, all others as one. Each is a row that Prometheus keeps."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        with self._lock:
+            if len(self._seen) >= self._most:
+                return OTHER
+            self._seen.add(value)
+        return value
 
 
 _VERDICTS: Final = {
@@ -150,9 +201,11 @@ class BucketCollector(Collector):
     each for itself, not in the registry that collects the files of PROMETHEUS_MULTIPROC_DIR more than once.
     Every metric has the label `bucket`; its names begin with `keepa_tokens_bucket_`:
 
-    - `balance` (NaN: unknown), `available`, `held`, `holds`, `capacity`, `kept_back`, all in tokens but `holds`
+    - `balance` (NaN: unknown), `available`, `held`, `capacity`, `kept_back`: tokens; `holds`: calls in flight
+    - `waiting`: callers in line, and `wanted`: the tokens that they wait for
     - `refill_per_minute`, as the server last reported it
-    - `reading_age_seconds`, `retry_after_seconds` (for one token), `full_in_seconds`, `closed_for_seconds`
+    - `reading_age_seconds`, `retry_after_seconds` (for one token), `full_in_seconds`, `closed_for_seconds` (a
+      recharge's rest), `paused_for_seconds`
     - `up`: 1 if the storage answered; 0, and nothing else of the bucket, if it did not
     """
 
@@ -189,12 +242,15 @@ _LOOKS: Final[tuple[tuple[str, str, Value], ...]] = (
     ("held", "Tokens set aside by calls in flight.", lambda seen: seen.held),
     ("holds", "Calls in flight.", lambda seen: seen.holds),
     ("capacity", "Tokens that a full bucket holds.", lambda seen: seen.capacity),
+    ("waiting", "Callers in line.", lambda seen: seen.waiting),
+    ("wanted", "Tokens that the callers in line wait for.", lambda seen: seen.wanted),
     ("kept_back", "Tokens left to somebody else who was seen to spend.", lambda seen: seen.kept_back),
     ("refill_per_minute", "Tokens that come in a minute.", lambda seen: seen.refill * 60 / seen.period),
     ("reading_age_seconds", "Seconds since the last reading.", lambda seen: seen.reading_age),
     ("retry_after_seconds", "Seconds until a call of one token is granted.", lambda seen: seen.retry_after),
     ("full_in_seconds", "Seconds until the bucket is full.", lambda seen: seen.full_in),
     ("closed_for_seconds", "Seconds that are left of a recharge.", lambda seen: seen.closed_for),
+    ("paused_for_seconds", "Seconds that are left of a pause.", lambda seen: seen.paused_for),
 )
 
 

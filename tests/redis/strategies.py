@@ -22,7 +22,8 @@ from keepa_tokens.rules.commands import (
     Settle,
     Unclaim,
 )
-from keepa_tokens.rules.state import NUMBERS, FastTerms, Hold, hold_text, quota_text
+from keepa_tokens.rules.line import Ticket
+from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA, FastTerms, Hold, hold_text, quota_text
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, UNLIMITED, YEAR_US
 
 GARBAGE: Final = (
@@ -100,6 +101,9 @@ _waits = st.one_of(st.none(), st.integers(-1, MINUTE), st.sampled_from([HOUR, LI
 _lives = st.one_of(st.integers(1, 10), st.integers(1, 3 * MINUTE), st.just(DAY_US))
 _labels = st.sampled_from(["", "", "a task", "é\n%"])
 _owns = st.none() | st.integers(-MINUTE, HOUR)
+_tickets = st.sampled_from(["a", "b", "t", "é u%"])
+_maybe_tickets = st.none() | _tickets
+_probe_afters = st.none() | st.sampled_from([0, SECOND, HOUR])
 
 _usual = st.one_of(
     st.builds(Acquire, st.integers(1, 3)),
@@ -111,8 +115,11 @@ _usual = st.one_of(
     st.builds(Refund, _ids, st.integers(1, 4), _owns),
 )
 _unusual = st.one_of(
-    st.builds(Acquire, _tokens, _keeps, _waits),
-    st.builds(Reserve, _ids, _tokens, _lives, _keeps, scout=st.booleans(), label=_labels),
+    st.builds(Acquire, _tokens, _keeps, _waits, _probe_afters, _maybe_tickets),
+    st.builds(Acquire, st.integers(1, 12), _keeps, ticket=_tickets),
+    st.builds(Reserve, _ids, _tokens, _lives, _keeps, _probe_afters, st.booleans(), _labels, _maybe_tickets),
+    st.builds(Reserve, _ids, st.integers(1, 12), _lives, ticket=_tickets),
+    st.builds(Cancel, _tickets),
     st.builds(Settle, _ids, st.none() | _tokens),
     st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans()),
     st.builds(Cancel, _ids),
@@ -120,10 +127,10 @@ _unusual = st.one_of(
     st.builds(Reconcile, readings),
     st.just(ClaimProbe()),
     st.builds(Unclaim, st.sampled_from([0, CLAIM_US])),
-    st.builds(Pause, st.sampled_from([0, 0, SECOND, MINUTE])),
-    st.builds(Peek, _tokens, _keeps),
+    st.builds(Pause, st.sampled_from([0, 0, 0, SECOND])),
+    st.builds(Peek, _tokens, _keeps, _probe_afters),
 )
-_commands = st.integers(0, 9).flatmap(lambda number: _unusual if number == 0 else _usual)
+_commands = st.one_of(_usual, _usual, _unusual)  # flat: each line above as often as any other, the usual twice
 _rarely = st.integers(0, 4).map(lambda number: number == 0)
 
 # An instant is drawn as "so long from now", and put in place afterwards: strategies that depend on it would be slow.
@@ -154,12 +161,17 @@ _holds = st.builds(
 )
 
 
+_stood = st.builds(
+    Ticket, _tickets, st.integers(0, 9) | _edges, st.integers(0, 3), st.integers(0, 9), _near | st.just(SECOND)
+)
+
+
 @dataclass(frozen=True)
 class Damage:
     """What a field is set to: a text, None (deleted), or something whose instants count from now."""
 
     name: str
-    what: str | int | FastTerms | Hold | None
+    what: str | int | FastTerms | Hold | Ticket | None
     from_now: bool = False
 
     def text(self, now: int) -> str | None:
@@ -167,21 +179,24 @@ class Damage:
         what = self.what
         if isinstance(what, int):
             return str(now + what if self.from_now else what)
+        if isinstance(what, Ticket):
+            return replace(what, told_at=max(0, now + what.told_at)).text()
         if isinstance(what, FastTerms):
             return replace(what, until=now + what.until).text()
         return hold_text(replace(what, expires_at=now + what.expires_at)) if isinstance(what, Hold) else what
 
 
 _damages = st.one_of(
-    st.builds(Damage, st.sampled_from((*NUMBERS, "quota", "fast", *OTHERS)), st.none() | _texts),
+    st.builds(Damage, st.sampled_from((*NUMBERS, QUOTA, FAST, LINE, *OTHERS)), st.none() | _texts),
     st.builds(Damage, st.sampled_from(NUMBERS), _near, st.just(value=True)),
     st.builds(Damage, st.sampled_from(NUMBERS), _numbers),
     st.builds(Damage, st.sampled_from(HOLDS), st.none() | _texts | _holds),
-    st.builds(Damage, st.just("fast"), _fasts),
-    st.builds(Damage, st.just("quota"), st.sampled_from(QUOTAS).map(quota_text)),
+    st.builds(Damage, st.just(FAST), _fasts),
+    st.builds(Damage, st.just(LINE), _stood),
+    st.builds(Damage, st.just(QUOTA), st.sampled_from(QUOTAS).map(quota_text)),
     st.builds(
         Damage,
-        st.just("quota"),
+        st.just(QUOTA),
         st.sampled_from(QUOTAS).flatmap(
             lambda quota: st.tuples(st.integers(0, 9), _edges | st.sampled_from(["-", "01"])).map(
                 lambda at: " ".join(
@@ -210,10 +225,12 @@ def programs(draw: st.DrawFn, *, damaged: bool = True, most: int = 14) -> Progra
     mine = draw(st.sampled_from(QUOTAS))
     others = st.sampled_from([mine, mine, mine, mine, mine, draw(st.sampled_from(QUOTAS))])
     now = draw(st.sampled_from([EPOCH, 0, EPOCH, LIMIT // 2]))
-    acts: list[Act] = []
+    # A bucket that nobody has told anything of is refused at once: most programs on a synced one begin with a reading.
+    begun = mine.synced and not draw(_rarely)
+    acts = [Act(now, mine, (), Reconcile(draw(readings)))] if begun else []
     opened = ""
     for gap, harm, command, is_new in draw(
-        st.lists(st.tuples(_gaps, _harm if damaged else st.just(()), _commands, _rarely), min_size=1, max_size=most)
+        st.lists(st.tuples(_gaps, _harm if damaged else st.just(()), _commands, _rarely), min_size=6, max_size=most)
     ):
         now = max(0, now + gap)
         if isinstance(command, Settle | Cancel) and opened and not is_new:

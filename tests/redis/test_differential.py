@@ -6,14 +6,17 @@ that to `transition`.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from dataclasses import fields
+from typing import Any, get_args
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.rules.commands import Command, Outcome
+from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.mirror import ALL, BY_ITSELF, SOME, Mirror, normal
@@ -98,6 +101,41 @@ def agree(client: redis.Redis, program: Program) -> int:
 def test_script_and_rules_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
     """On a real server every outcome and every stored text is what the rules say, to the last digit."""
     agree(clients[shared_server.name], program)
+
+
+@pytest.mark.deep
+def test_programs_draw_every_command_field_and_stored_number() -> None:
+    """The programs leave out no argument of any command, no stored field, no way of a step and no line of several."""
+    seen, names, ways, longest = set[tuple[str, ...]](), set[str](), set[str](), 0
+
+    @settings(_SETTINGS, max_examples=500, derandomize=True, database=None, phases=[Phase.generate])
+    @given(program=programs())
+    def collect(program: Program) -> None:
+        nonlocal longest
+        mirror = Mirror()
+        for act in program.acts:
+            kind = type(act.command).__name__
+            seen.add((kind,))
+            # Both what says nothing (None, 0, False, no text) and what says something.
+            seen.update((kind, each.name, str(bool(getattr(act.command, each.name)))) for each in fields(act.command))
+            with contextlib.suppress(ConfigError):
+                mirror.apply(act.quota, act.command, act.now)
+            ways.add(mirror.way)
+            names.update(name.partition(":")[0] for name in mirror.texts)
+            longest = max(longest, len(mirror.texts.get(LINE, "").split()))
+
+    collect()
+    always_said = {"id", "hold_for_us", "until_us", "tokens"}
+    for kind in get_args(Command):
+        expected = {(kind.__name__,)}
+        for each in fields(kind):
+            expected.add((kind.__name__, each.name, "True"))
+            if each.name not in always_said and each.type != "Reading":
+                expected.add((kind.__name__, each.name, "False"))
+        assert expected <= seen, expected - seen
+    assert {*NUMBERS, QUOTA, FAST, LINE, "hold"} <= names
+    assert ways == {ALL, SOME, BY_ITSELF}
+    assert longest > 1
 
 
 def test_script_and_rules_agree_at_every_edge(shared_server: Server, clients: dict[str, redis.Redis]) -> None:

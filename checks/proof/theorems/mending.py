@@ -168,8 +168,13 @@ def refill_of_0_needs_a_reading(refill: int, period: int, reading_at: int, now: 
     return exact and (state.reported_refill > 0 or state.reading_at is not None)
 
 
+def _is_soon(due_at: Number, now: int) -> bool:
+    return due_at is not None and due_at <= now + 1 + SWEEP_US + TOLERANCE_US
+
+
 def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: int) -> bool:
-    """Where all holds were read, the stored sum is theirs, and none falls due unseen for longer than a second.
+    """Where all holds were read, the stored sum is theirs, and none falls due unseen for longer than a second, and
+    what clocks may be apart.
 
     pre: 0 <= now <= LATEST and 0 <= tokens < LIMIT
     post: _
@@ -177,7 +182,7 @@ def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: 
     hold = Hold(tokens, 1, now + 1, 1)
     stored = BucketState(balance=0, refilled_at=now, sequence=1, held=held, due_at=due_at, holds={"a": hold})
     state, _ = repair(SYNCED, stored, now)
-    return (state.held, state.open) == (tokens, 1) and state.due_at is not None and state.due_at <= now + SWEEP_US + 1
+    return (state.held, state.open) == (tokens, 1) and _is_soon(state.due_at, now)
 
 
 def due_and_pause_are_never_far_ahead(due_at: Number, paused_until: Number, now: int) -> bool:

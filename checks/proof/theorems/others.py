@@ -7,8 +7,9 @@ from typing import Final
 from keepa_tokens.rules.arithmetic import KEPT_SHARE, halved
 from keepa_tokens.rules.commands import Acquire, Settle
 from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.rules.transition import HALF_LIFE_US, transition
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT
 
 from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, REFILL, SYNCED

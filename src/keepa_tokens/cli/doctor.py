@@ -11,7 +11,7 @@ from typing import Final
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
-from .look import HeldCall, Look, waiting
+from .look import HeldCall, Look
 from .words import count, duration
 
 DEAD_PART: Final = 0.75
@@ -159,7 +159,7 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
             "give all workers the same refill rate and options for this bucket",
         )
         return
-    terms_at: int | None = getattr(look.state, "terms_at", None)
+    terms_at = look.state.terms_at
     ago = None if terms_at is None else (look.now_us - terms_at) / MICROSECONDS
     if ago is not None and 0 <= ago < RECENT:
         yield Finding(
@@ -228,12 +228,11 @@ def could_go(look: Look) -> bool:
     snapshot = look.snapshot()
     if snapshot is None or snapshot.available is None or look.paused_for() or snapshot.closed_for:
         return False
-    callers, wanted = waiting(snapshot)
-    return callers > 0 and snapshot.available - snapshot.kept_back >= wanted
+    return snapshot.waiting > 0 and snapshot.available - snapshot.kept_back >= snapshot.wanted
 
 
 def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Finding]:
-    callers, wanted = waiting(snapshot)
+    callers, wanted = snapshot.waiting, snapshot.wanted
     stood = (later[-1].now_us - look.now_us) / MICROSECONDS if later else 0.0
     if stood >= STANDS_FOR and all(could_go(seen) and seen.state == look.state for seen in (look, *later)):
         yield Finding(

@@ -11,6 +11,7 @@ from ..bucket import TokenBucket
 from ..errors import ConfigError, CostTooLarge
 from ..quota import Quota
 from ..rules.decision import Decision, Reason, Snapshot
+from ..rules.line import Ticket, standing
 from ..rules.state import BucketState, Hold
 from ..storage.memory import MemoryStorage
 from ..units import MICROSECONDS
@@ -91,8 +92,11 @@ class Look:
 
     def paused_for(self) -> float:
         """Return the seconds until a pause ends; 0: there is none."""
-        until: int = getattr(self.state, "paused_until", None) or 0
-        return max(0, until - self.now_us) / MICROSECONDS
+        return max(0, (self.state.paused_until or 0) - self.now_us) / MICROSECONDS
+
+    def line(self) -> list[Ticket]:
+        """Return who stands in line, the first one first."""
+        return standing(self.state.line, self.now_us)
 
     def _copy(self, quota: Quota) -> TokenBucket:
         storage = MemoryStorage()
@@ -102,7 +106,7 @@ class Look:
     def _held(self, hold_id: str, hold: Hold) -> HeldCall:
         left = (hold.expires_at - self.now_us) / MICROSECONDS
         hold_for = hold.hold_for / MICROSECONDS
-        return HeldCall(hold_id, hold.tokens, max(0.0, hold_for - left), left, hold_for, getattr(hold, "label", ""))
+        return HeldCall(hold_id, hold.tokens, max(0.0, hold_for - left), left, hold_for, hold.label)
 
 
 def look(place: Place, key: str) -> Look | None:
@@ -124,11 +128,6 @@ def all_buckets(place: Place) -> Iterator[Look]:
         seen = look(place, key)
         if seen is not None:
             yield seen
-
-
-def waiting(snapshot: Snapshot) -> tuple[int, int]:
-    """Return how many callers stand in line, and the tokens that they want."""
-    return getattr(snapshot, "waiting", 0), getattr(snapshot, "wanted", 0)
 
 
 class StandingClock:

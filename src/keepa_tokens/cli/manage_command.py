@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 import click
 
-from ..rules import commands
-from ..rules.commands import Cancel, Command
-from ..units import MICROSECONDS
+from ..bucket import TokenBucket
+from ..quota import Quota
+from ..rules.commands import Cancel
 from . import shell, status
 from .look import Look, look
 from .place import Place
@@ -45,8 +44,8 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
     with where.opened() as place:
-        seen = _known(place, where)
-        _pause(place, seen, span)
+        seen, terms = _known(place, where)
+        TokenBucket(terms, key=seen.key, storage=place.storage).pause(span)
         click.echo(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
 
 
@@ -61,12 +60,12 @@ def pause_command(where: Where, *, span: int) -> None:
 def resume_command(where: Where) -> None:
     """End a pause."""
     with where.opened() as place:
-        seen = _known(place, where)
+        seen, terms = _known(place, where)
         left = seen.paused_for()
         if not left:
             click.echo(f"{seen.key} was not paused; nothing was changed.")
             return
-        _pause(place, seen, 0)
+        TokenBucket(terms, key=seen.key, storage=place.storage).pause(0)
         click.echo(f"{seen.key} goes on; {duration(left)} of its pause were left.")
 
 
@@ -111,7 +110,7 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
     the next reading says so.
     """
     with where.opened() as place:
-        seen = _known(place, where)
+        seen, terms = _known(place, where)
         held = [call for call in seen.held_calls() if call.id.startswith(hold_id)]
         if len(held) != 1:
             there = ", ".join(f"{call.id} ({call.tokens})" for call in seen.held_calls()) or "none"
@@ -119,25 +118,17 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
         (call,) = held
         what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
         _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-        if seen.quota is None:
-            raise shell.RefusedError("the terms of the bucket are lost: a worker's next call writes them again")
-        outcome = place.storage.apply(seen.key, seen.quota, Cancel(call.id))
+        outcome = place.storage.apply(seen.key, terms, Cancel(call.id))
         click.echo(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
-def _known(place: Place, where: Where) -> Look:
+def _known(place: Place, where: Where) -> tuple[Look, Quota]:
+    """Return a bucket, and the terms that it runs on."""
     key = where.bucket(place)
     seen = look(place, key)
     if seen is None or seen.quota is None:
         raise shell.RefusedError(f"the bucket {key!r} is gone, or its terms are lost: a worker's next call writes them")
-    return seen
-
-
-def _pause(place: Place, seen: Look, seconds: int) -> None:
-    command = cast("Callable[[int], Command] | None", getattr(commands, "Pause", None))
-    if command is None or seen.quota is None:
-        raise shell.RefusedError("this release can't pause a bucket yet")
-    place.storage.apply(seen.key, seen.quota, command(seconds * MICROSECONDS))
+    return seen, seen.quota
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:

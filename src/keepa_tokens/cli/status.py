@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..rules.decision import Decision, Reason, Snapshot
-from .look import Look, waiting
+from .look import Look
 from .view import bar
 from .words import count, duration
 
@@ -22,8 +22,8 @@ WHY: Final = {
     Reason.RECHARGING: "the bucket recharges and is closed until then",
     Reason.UNKNOWN: "the balance is unknown; the next caller asks the server",
     Reason.TOO_LARGE: "more than the bucket ever lets through",
-    "IN_FLIGHT": "others hold the tokens; they may be back any moment",
-    "PAUSED": "the bucket is paused",
+    Reason.IN_FLIGHT: "others hold the tokens; they may be back any moment",
+    Reason.PAUSED: "the bucket is paused",
 }
 
 
@@ -135,8 +135,8 @@ def _when(decision: Decision | None) -> str:
 
 
 def _waiting(snapshot: Snapshot) -> str:
-    callers, wanted = waiting(snapshot)
-    return f"{count(callers, 'caller')}, for {count(wanted, 'token')}" if callers else "nobody"
+    callers = snapshot.waiting
+    return f"{count(callers, 'caller')}, for {count(snapshot.wanted, 'token')}" if callers else "nobody"
 
 
 def _reading(snapshot: Snapshot) -> str:
@@ -154,7 +154,6 @@ def document(look: Look) -> dict[str, object]:
     snapshot = look.snapshot()
     if snapshot is None:
         return {"key": look.key, "state": state_of(look, None)}
-    callers, wanted = waiting(snapshot)
     return {
         "key": look.key,
         "state": state_of(look, snapshot),
@@ -176,8 +175,8 @@ def document(look: Look) -> dict[str, object]:
         "paused_for": look.paused_for(),
         "bound": _finite(snapshot.bound),
         "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
-        "waiting": callers,
-        "wanted": wanted,
+        "waiting": snapshot.waiting,
+        "wanted": snapshot.wanted,
         "reading_age": snapshot.reading_age,
         "drift": snapshot.drift,
         "repaired": list(snapshot.repaired),
@@ -205,7 +204,7 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
             continue
         balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
         age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
-        callers = str(waiting(snapshot)[0])
+        callers = str(snapshot.waiting)
         of = f"{balance}/{snapshot.capacity:,}"
         rows.append((look.key, state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

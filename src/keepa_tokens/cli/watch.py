@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
-from .look import HeldCall, Look, waiting
+from .look import HeldCall, Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture
 from .words import count, duration
@@ -29,22 +29,32 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was seen between two looks: calls begun, tokens spent, readings, times that the server was asked."""
+    """What was seen between two looks: calls begun, tokens spent, readings, times that the server was asked.
+
+    joined: callers that were refused and stand in line since. left: those that left it, after `waited_us` in all.
+    """
 
     at_us: int
     calls: int = 0
     tokens: int = 0
     readings: int = 0
     probes: int = 0
+    joined: int = 0
+    left: int = 0
+    waited_us: int = 0
 
 
 @dataclass(slots=True)
 class Story:
-    """What was seen of a bucket so far. waits: the longest that a call of each cost was told to wait."""
+    """What was seen of a bucket so far.
+
+    waits: the longest that a call of each cost was told to wait. line: who stands in it, and since when.
+    """
 
     points: deque[Point] = field(default_factory=lambda: deque[Point](maxlen=MOST_POINTS))
     steps: deque[Step] = field(default_factory=lambda: deque[Step](maxlen=MOST_POINTS))
     waits: dict[int, float] = field(default_factory=dict[int, float])
+    line: dict[str, int] = field(default_factory=dict[str, int])
     latest: Look | None = None
     told: str = ""
 
@@ -52,7 +62,9 @@ class Story:
         """Take notice of a look; return a line about it if something has changed."""
         snapshot = look.snapshot()
         if self.latest is not None:
-            self.steps.append(_between(self.latest, look))
+            self.steps.append(self._moved(look, _between(self.latest, look)))
+        else:
+            self._moved(look, Step(look.now_us))
         self.latest = look
         if snapshot is not None and snapshot.balance is not None:
             self.points.append(Point(look.now_us, snapshot.balance, snapshot.available or 0))
@@ -67,8 +79,17 @@ class Story:
     def seen(self, look: Look) -> Step:
         """Return what was seen in the last minute."""
         recent = [step for step in self.steps if step.at_us > look.now_us - MINUTE_US]
-        sums = ((sum(getattr(step, name) for step in recent)) for name in ("calls", "tokens", "readings", "probes"))
-        return Step(look.now_us, *sums)
+        names = [each.name for each in fields(Step)][1:]
+        return Step(look.now_us, *(sum(getattr(step, name) for step in recent) for name in names))
+
+    def _moved(self, look: Look, step: Step) -> Step:
+        """Take notice of who stands in line, and tell who joined and who left."""
+        there = {ticket.id for ticket in look.line()}
+        gone = {ticket: since for ticket, since in self.line.items() if ticket not in there}
+        joined = there - self.line.keys()
+        self.line = {ticket: self.line.get(ticket, look.now_us) for ticket in there}
+        waited_us = sum(look.now_us - since for since in gone.values())
+        return replace(step, joined=len(joined), left=len(gone), waited_us=waited_us)
 
     def _wait(self, tokens: int, look: Look) -> None:
         decision = look.ask(tokens)
@@ -104,8 +125,7 @@ def _line(look: Look, snapshot: Snapshot | None) -> str:
         return look.trouble
     balance = "unknown" if snapshot.balance is None else f"{snapshot.balance:,} of {snapshot.capacity:,}"
     held = f", {snapshot.held:,} held in {count(snapshot.holds, 'call')}" if snapshot.holds else ""
-    callers, wanted = waiting(snapshot)
-    line = f", {count(callers, 'caller')} waiting for {wanted:,}" if callers else ""
+    line = f", {count(snapshot.waiting, 'caller')} waiting for {snapshot.wanted:,}" if snapshot.waiting else ""
     return f"{state_of(look, snapshot)}: {balance}{held}{line}"
 
 
@@ -118,7 +138,9 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     recent = [point for point in points if point.at_us >= start]
     seen = story.seen(look)
     begun = f"{count(seen.calls, 'call')} begun, {count(seen.tokens, 'token')} spent"
-    told = f"{count(seen.readings, 'reading')}, server asked {count(seen.probes, 'time')}"
+    told = f"{count(seen.readings, 'reading')}, {count(seen.probes, 'probe')}"
+    after = f" after {duration(seen.waited_us / seen.left / MICROSECONDS)} on average" if seen.left else ""
+    queued = f"{count(seen.joined, 'caller')} refused and put in line, {seen.left:,} left it{after}"
     balance = "unknown" if snapshot is None or snapshot.balance is None else f"{snapshot.balance:,}"
     available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
     return Picture(
@@ -134,7 +156,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         low=min([0, *(point.available for point in recent)]),
         high=max([10, *(point.balance for point in recent)]),
         beside_legend=f"the last {duration(span / MICROSECONDS)}",
-        facts=[f"in the last minute: {begun}, {told}"],
+        facts=[f"last minute: {begun}, {told}", f"             {queued}"],
         lanes=_lanes(story, look, snapshot),
         box_title=state_of(look, snapshot),
         box=_box(look, snapshot),
@@ -153,7 +175,19 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
     if snapshot.refill:
         left = look.next_step(snapshot)
         lanes.insert(0, Lane("next step", f"+{snapshot.refill}", "cyan", 1 - left / snapshot.period, duration(left)))
+    if look.line():
+        lanes.insert(0, _first_lane(story, look))
     return lanes + [_held_lane(call) for call in look.held_calls()]
+
+
+def _first_lane(story: Story, look: Look) -> Lane:
+    """Return how far it is to the next grant: that of the first in line."""
+    first = look.line()[0]
+    since = story.line.get(first.id, look.now_us)
+    left = max(0, first.told_at - look.now_us)
+    part = 1 - left / max(1, first.told_at - since) if left else 1.0
+    words = f"{count(first.tokens, 'token')}, first of {len(look.line())}"
+    return Lane("next grant", words, "yellow", part, duration(left / MICROSECONDS))
 
 
 def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:

@@ -31,7 +31,8 @@ from .where import Where, with_bucket
 def watch_command(where: Where, *, every: float, looks: int | None, plain: bool) -> None:
     """Watch a bucket live: balance and holds of the last hour, what a call would get and when, what is in flight.
 
-    It only looks, and writes nothing. The curve begins when the watch does.
+    It only looks, and writes nothing. The curve begins when the watch does. A refusal of somebody who doesn't wait
+    leaves no trace in a bucket: the metrics count those.
     """
     with where.opened() as place:
         key, story = where.bucket(place), Story()

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from .._arguments import timeout_us, whole
+from .._arguments import LONGEST_LABEL, timeout_us, whole
 from ..errors import ConfigError
 from ..keepa.costs import estimate as table_estimate
 from ..keepa.estimates import Estimator
@@ -27,6 +27,11 @@ class Asked:
 
     path: str
     params: Mapping[str, object]
+
+    @property
+    def label(self) -> str:
+        """What the call is for, for people."""
+        return self.path[:LONGEST_LABEL] if self.path.isprintable() else ""
 
 
 def asked_by(url: str, body: bytes | str | None = None) -> Asked:

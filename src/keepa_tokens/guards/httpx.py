@@ -137,7 +137,7 @@ class KeepaTransport(_Transport[KeepaSync], _Base):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
     def handle_request(self, request: httpx.Request | httpx2.Request) -> httpx.Response | httpx2.Response:
         """Make one request, metered if it goes to Keepa."""
-        return run(self._handle(cast("httpx.Request", request)))
+        return run(lambda: self._handle(cast("httpx.Request", request)))
 
     def close(self) -> None:
         """Close the inner transport."""
@@ -260,7 +260,7 @@ class _Settling:
         for chunk in self._stream:
             chunks.append(chunk)
             yield chunk
-        run(self._once(b"".join(chunks)))
+        run(lambda: self._once(b"".join(chunks)))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks: list[bytes] = []
@@ -270,7 +270,7 @@ class _Settling:
         await self._once(b"".join(chunks))
 
     def close(self) -> None:
-        run(self._closed(blocking=True))
+        run(lambda: self._closed(blocking=True))
 
     async def aclose(self) -> None:
         await self._closed(blocking=False)

@@ -193,7 +193,7 @@ class _Guard(NotCopied):
         page = await self._page(asked, waits=wait)
 
         async def ask(cost: int, left: float | None) -> AnyCall:
-            return page or await self._call(cost, left, waits=wait)
+            return page or await self._call(cost, left, waits=wait, label=asked.label)
 
         # A page that was held together with the others is refused only where somebody else spends: the client's error.
         seen = self.seen(asked, ask, self._waiting if wait and page is None else self._at_once)
@@ -210,11 +210,13 @@ class _Guard(NotCopied):
                 )
             )
 
-    async def _call(self, cost: int, left: float | None = None, *, waits: bool, keep: int = 0) -> AnyCall:
+    async def _call(
+        self, cost: int, left: float | None = None, *, waits: bool, keep: int = 0, label: str = ""
+    ) -> AnyCall:
         keep += self._waiting.keep
         if waits:
-            return await ask_of(self._sync, cost, keep, left)
-        return await done(self._sync.try_request(cost, keep=keep))
+            return await ask_of(self._sync, cost, keep, left, label)
+        return await done(self._sync.try_request(cost, keep=keep, label=label))
 
     async def _page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
         """Return the hold of a query's next page where it must not wait between pages; None: it may, or has but one."""
@@ -225,10 +227,10 @@ class _Guard(NotCopied):
             pages.begun = True
             costs = pages.costs(asked, self._waiting.cost(asked))
             if len(costs) > 1:
-                pages.held = await self._together(costs, waits=waits)
+                pages.held = await self._together(costs, waits=waits, label=asked.label)
         return pages.held.pop(0) if pages.held else None
 
-    async def _together(self, costs: list[int], *, waits: bool) -> list[AnyCall]:
+    async def _together(self, costs: list[int], *, waits: bool, label: str) -> list[AnyCall]:
         """Set the tokens of all pages aside, or none: each is a hold of its own, settled by its own answer."""
         held: list[AnyCall] = []
         left, total = self._waiting.timeout, sum(costs)
@@ -241,7 +243,7 @@ class _Guard(NotCopied):
                 first = await self._call(1, left, waits=waits, keep=total - 1)
                 await done(first.cancel())
             for cost in costs:
-                held += [await self._call(cost, left, waits=waits)]
+                held += [await self._call(cost, left, waits=waits, label=label)]
         except BaseException as error:
             await _cancel(held)
             if isinstance(error, CostTooLarge):
@@ -282,7 +284,7 @@ def _blocking(method: Callable[P, Coroutine[object, None, T]]) -> Callable[P, T]
 
     @wraps(method)
     def blocking(*args: P.args, **kwargs: P.kwargs) -> T:
-        return run(method(*args, **kwargs))
+        return run(lambda: method(*args, **kwargs))
 
     return blocking
 
@@ -300,7 +302,7 @@ class _SyncGuard(_Guard):
 
         def get(url: str, params: object, **options: object) -> requests.Response:
             send = partial(cast("Callable[..., requests.Response]", requests.get), url, params, **options)
-            return run(metered(self._sync, meter, asked, Exchange(send), ask))
+            return run(lambda: metered(self._sync, meter, asked, Exchange(send), ask))
 
         return {"requests": SimpleNamespace(get=get)}
 

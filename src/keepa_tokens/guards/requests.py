@@ -110,7 +110,7 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
             streams=stream,
             repeatable=body is request.body,
         )
-        return run(metered(self._sync, self._meter, asked_by(url, body), exchange))
+        return run(lambda: metered(self._sync, self._meter, asked_by(url, body), exchange))
 
     def __repr__(self) -> str:
         return f"KeepaAdapter({self._sync!r}, host={self._origin.host!r})"
@@ -213,7 +213,7 @@ class _Settling:
         end, self._end = self._end, None
         self._chunks.clear()
         if end is not None:
-            run(end(body))
+            run(lambda: end(body))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._raw, name)

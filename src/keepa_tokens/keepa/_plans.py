@@ -14,7 +14,7 @@ from ..quota import Quota
 from ..rules.commands import Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
-from .backoff import Refusals
+from .backoff import SERVER_REFUSES, Refusals
 from .reading import REFUSED, Body, Envelope
 
 __all__ = ["SERVER_REFUSED", "Answer", "KeepaSteps", "Request", "observe", "refresh", "request", "settle"]
@@ -115,7 +115,8 @@ async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Pa
         command = wanted.command(patience.left_us())
         outcome = await _ask(steps, command, patience.left_us())
         if outcome.granted:
-            return Grant(wanted.id, wanted.tokens, outcome.decision(slept), outcome.claimed_until_us)
+            steps.went(wanted.tokens, slept)
+            return Grant(wanted.id, wanted.tokens, outcome.decision(slept), outcome.claimed_until_us, wanted.label)
         slept += await pause(steps, quota, outcome, command, patience.left_us())
 
 
@@ -126,22 +127,32 @@ async def try_request(steps: KeepaSteps, wanted: Request) -> Grant:
 
 
 async def before_next(
-    steps: KeepaSteps, refusals: Refusals, tokens: int, keep: int, left_us: int, *, told: bool
+    steps: KeepaSteps,
+    refusals: Refusals,
+    tokens: int,
+    keep: int,
+    left_us: int,
+    *,
+    told: bool,
+    retry_after: float | None = None,
 ) -> bool:
     """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
 
-    told: the refusal brought a reading, so that the bucket knows. Raises AcquireTimeout where that would be longer than
+    told: the refusal brought a reading, so that the bucket knows. retry_after: what the server asked for. Raises AcquireTimeout where that would be longer than
     `left_us`.
     """
     seen = snapshot_of(await steps.apply(Peek(tokens, keep)))
-    seconds = refusals.pause(seen.retry_after if told else 0.0)
+    wait = seen.retry_after if told and retry_after is None else 0.0
+    reason = Reason.EMPTY if wait else SERVER_REFUSES
+    seconds = refusals.pause(wait, retry_after=retry_after)
     if seconds is None:
         return False
     pause_us = round(seconds * MICROSECONDS)
     if pause_us > left_us:
-        raise AcquireTimeout(tokens, max(seconds, seen.retry_after), Reason.EMPTY, seen.balance)
+        raise AcquireTimeout(tokens, max(seconds, seen.retry_after), reason, seen.balance)
     if pause_us:
-        await steps.sleep(pause_us, min(pause_us // 2, left_us - pause_us), Reason.EMPTY, alert=False)
+        spread_us = pause_us // 2 if retry_after is None else MICROSECONDS
+        await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
     return True
 
 
@@ -152,7 +163,7 @@ async def cancel(steps: KeepaSteps, hold_id: str, claimed: int | None) -> None:
         await steps.finish(Unclaim(claimed))
 
 
-async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None) -> Envelope:
+async def settle(steps: KeepaSteps, hold: Grant, body: Body, status: int | None) -> Envelope:
     """End a call's hold by its answer and return what that said; consumed: what it cost, None where nobody knows.
 
     Without an answer the hold is left to run out: charged or not, nobody knows.
@@ -164,7 +175,8 @@ async def settle(steps: KeepaSteps, hold_id: str, body: Body, status: int | None
         steps.say(EventKind.READING_BAD, said.why)
     refused = status == REFUSED
     consumed = 0 if refused else said.consumed
-    found = (await steps.finish(Settle(hold_id, consumed, said.reading, refused=refused))).found
+    cost = hold.tokens if consumed is None else consumed
+    found = (await steps.finish(Settle(hold.id, cost, said.reading, refused=refused, label=hold.label))).found
     if refused and found:
         # The bucket's own event of a settle doesn't know why.
         steps.say(EventKind.SETTLED, SERVER_REFUSED)

@@ -71,13 +71,15 @@ class Reserve:
 class Settle:
     """End the hold `id`: it cost `actual` tokens (None: what was set aside), and the answer carried `reading` or not.
 
-    refused: the server refused the call for want of tokens, so its balance was not above 0.
+    refused: the server refused the call for want of tokens, so its balance was not above 0. label: whose hold it is,
+    for the event of it.
     """
 
     id: str
     actual: int | None = None
     reading: Reading | None = None
     refused: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +162,15 @@ class Outcome:
     granted: bool = False
     """Tokens were taken or set aside; of a Peek: they would have been."""
     reason: Reason = Reason.GRANTED
+    """Why it was refused; GRANTED where it wasn't."""
     retry_after_us: int = 0
     """When to ask again; NEVER: no refill will bring it."""
     place_us: int = 0
     """How long the caller must wait for the place that it was given."""
     held: int = 0
-    """Tokens of calls in flight, of which there are `open`."""
+    """Tokens of calls in flight."""
     open: int = 0
+    """How many calls are in flight."""
     closed: bool = False
     """A recharge is under way."""
     kept_back: int = 0

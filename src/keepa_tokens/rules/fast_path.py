@@ -71,6 +71,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     be counted exactly beside `held`.
     """
     balance, refilled_at, carry = n.balance, n.refilled_at, n.carry
+    before, since, part = balance, refilled_at, carry
     if refilled_at < now:
         if n.stepped or balance >= n.capacity or not n.refill or now - refilled_at >= n.period_us:
             balance, refilled_at, carry = n.flowed(now)
@@ -84,8 +85,14 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     need = _need(n, tokens, keep) if n.overdraft or keep or n.synced else tokens
     if balance - (n.held if n.synced else 0) >= need:
         balance -= tokens
-        n.balance, n.refilled_at, n.carry = balance if balance > -LIMIT else 1 - LIMIT, refilled_at, carry
-        return n.balance, now
+        if balance <= -LIMIT:
+            balance = 1 - LIMIT
+        try:
+            n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
+        except BaseException:
+            n.balance, n.refilled_at, n.carry = before, since, part
+            raise
+        return balance, now
     if need > n.capacity or not n.queues:
         return balance, NEVER
     if n.stepped:

@@ -24,7 +24,7 @@ from ..units import (
 )
 from .arithmetic import anchored, saturated
 from .flow import flow_in_effect, furthest_place
-from .line import LONGEST_LINE
+from .line import LONGEST_LINE, Ticket
 from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold, SoundState
 
 __all__ = ["new_state", "repair"]
@@ -98,11 +98,15 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
 
 @dataclass(slots=True)
 class _Mender:
-    """Reads one stored field at a time and notes the names of those that were mended."""
+    """Reads one stored field at a time and notes the names of those that were mended.
+
+    set_back: by how much the clock went back, as a `refilled_at` too far ahead shows.
+    """
 
     stored: BucketState
     now: int
     names: list[str] = field(default_factory=list[str])
+    set_back: int = 0
 
     def note(self, name: str) -> None:
         if name not in self.names:
@@ -176,6 +180,7 @@ class _Mender:
         kept = anchored(value, self.now, TOLERANCE_US)
         if kept != value:
             self.note("refilled_at")
+            self.set_back = value - kept
         return kept
 
     def sequence(self) -> int:
@@ -185,6 +190,7 @@ class _Mender:
         # Lost: go on from the latest that anything still remembers, so that what was opened stays in order.
         sound = [hold for hold in self._stored_holds().values() if _is_hold(hold)]
         seen = [self.stored.reading_sequence or 0, *(max(hold.opened, hold.charged) for hold in sound)]
+        seen += [ticket.arrived for ticket in self._stored_line()]
         last = max((number for number in seen if _is_whole(number, 0, _MAX_SEQUENCE)), default=0)
         if value is not None or last:
             self.note("sequence")
@@ -247,13 +253,21 @@ class _Mender:
         sound.held, sound.open = held, number
         if sound.holds:
             first = min(hold.due_at for hold in sound.holds.values())
-            sound.due_at = first if sound.due_at is None else min(sound.due_at, max(first, self.now + SWEEP_US))
+            latest = max(first, self.now + SWEEP_US)
+            if sound.due_at is None:
+                sound.due_at = first
+            elif sound.due_at > latest + TOLERANCE_US or any(name.startswith("hold:") for name in self.names):
+                # By less a clock ahead of ours may have put it off; who reads a part of the holds leaves it as well.
+                sound.due_at = min(sound.due_at, latest)
+
+    def _stored_line(self) -> tuple[Ticket, ...]:
+        return self.stored.line[:LONGEST_LINE] if isinstance(cast("object", self.stored.line), tuple) else ()
 
     def line(self, sound: SoundState) -> None:
-        """Take over the tickets, none told an instant further ahead than a day."""
-        stored = self.stored.line if isinstance(cast("object", self.stored.line), tuple) else ()
-        for ticket in stored[:LONGEST_LINE]:
-            arrived, told_at = min(ticket.arrived, sound.sequence), min(ticket.told_at, self.now + DAY_US)
+        """Take over the tickets, none told an instant further ahead than a day, or than it was from the last refill."""
+        for ticket in self._stored_line():
+            arrived = min(ticket.arrived, sound.sequence)
+            told_at = min(ticket.told_at, self.now + DAY_US, max(self.now, ticket.told_at - self.set_back))
             if (arrived, told_at) != (ticket.arrived, ticket.told_at):
                 self.note("line")
                 ticket = replace(ticket, arrived=arrived, told_at=told_at)  # noqa: PLW2901 - the mended one

@@ -1,4 +1,4 @@
-"""All the rules of a bucket, in words, then in code, in the same order.
+"""All the rules of a bucket in words, then in code what each command changes by them, in the same order.
 
 `transition(quota, state, now, command)` is a pure function from any stored state to the next one and an outcome. Times
 are whole microseconds, `now` an argument, tokens whole numbers. `balance` is what the server would report; holds stand
@@ -6,7 +6,8 @@ beside it on a synced bucket: available = balance - held. A plain bucket has no 
 from the balance already, and available = balance.
 
 1. Repair. Any stored thing becomes a sound state first (`repair.py`), which is written back with every command,
-   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now.
+   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now. One too
+   far ahead, as after a clock went back: likewise.
 2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
 3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced the
@@ -52,45 +53,40 @@ from the balance already, and available = balance.
    back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-   of the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its
-   turn.
-   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Late: 1 s past
-   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
-   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+   of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big one,
+   and one that overdraws gets its turn.
+   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. A day ahead at
+   most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant;
+   others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At most 256 stand
+   there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
    in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
    For a minute after a change the larger of the two capacities bounds, then the smaller one clips a plain balance.
    Plain and synced on one key is a ConfigError.
 
-The fast path (`fast_path.py`) serves a sound bucket on which nothing of 1, 5, 7, 8, 12 and 13 is due.
+Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
+brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
+(`fast_path.py`) serves a sound bucket on which nothing of 1, 5, 7, 8, 12 and 13 is due.
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
 from typing import Final, assert_never
 
 from ..quota import Quota
 from ..units import (
     CLAIM_US,
     DAY_US,
-    LIMIT,
-    LONGEST_STRETCH_US,
-    LOOK_AGAIN_US,
-    MAX_BACKOFF_US,
     MICROSECONDS,
     MINUTE_US,
-    NEAR_US,
     NEVER,
     REFUND_MEMORY_US,
     REORDER_US,
     SWEEP_US,
-    TOLERANCE_US,
-    seconds,
 )
 from . import fast_path
-from .arithmetic import KEPT_SHARE, halved, phased, required, saturated, set_aside
+from .arithmetic import saturated
 from .commands import (
     Acquire,
     Cancel,
@@ -106,17 +102,19 @@ from .commands import (
     Unclaim,
     Verdict,
 )
-from .decision import InFlight, Reason, Snapshot
+from .decision import Reason, Snapshot
 from .flow import clipped_at, flow_in_effect, furthest_place
-from .line import LATE_US, LONGEST_LINE, Ticket, ahead_of, lapses_at, standing
+from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
+from .readings import Order, adopt, kept_back, lowered, order_of
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
+from .telling import Telling, until
 
 __all__ = ["carry_out", "lifetime_us", "transition"]
 
-HALF_LIFE_US: Final = 3_600 * MICROSECONDS
-"""What is kept back halves in this time without a gap."""
+_STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
+"""Refusals with which one stands in line."""
 
 FAST_US: Final = MINUTE_US
 """The longest that the fast path may serve a bucket before the rules look at all of it again."""
@@ -194,21 +192,16 @@ def lifetime_us(state: BucketState, now: int) -> int | None:
     return max(DAY_US if quota.synced else SHORTEST_LIFETIME_US, max(full_at, last) - now + LIFETIME_MARGIN_US)
 
 
-class _Step:
+class _Step(Telling):
     """One step of one bucket: a sound state, worked on in place. Lives for one `transition`."""
 
-    __slots__ = ("changed", "flow", "now", "ran_out", "repaired", "s", "terms", "terms_from")
+    __slots__ = ("changed", "ran_out", "terms")
 
     def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
-        self.s = sound
-        self.now = now
-        self.repaired = repaired
+        super().__init__(callers, sound, now, repaired)
         self.changed = False
-        self.flow = flow_in_effect(sound, sound.refilled_at)
         self.ran_out: list[Hold] = []
         self.terms: tuple[Quota, Quota] | None = None
-        served_by_others = callers != sound.quota and sound.terms_at is not None
-        self.terms_from = (sound.terms_at or 0) + MINUTE_US if served_by_others else now
 
     def run(self, command: Command) -> Outcome:  # noqa: C901 - a case for each command
         match command:
@@ -304,94 +297,7 @@ class _Step:
         if s.balance is not None and not s.quota.synced:
             s.balance = min(s.balance, self.flow.capacity)
 
-    # 4: admission
-
-    def _in_flight(self) -> int:
-        """Return the tokens that are set aside beside the balance; a plain bucket has taken them already."""
-        return self.s.held if self.s.quota.synced else 0
-
-    def _judge(self, tokens: int, keep: int, ticket: str | None = None) -> tuple[Reason, int]:
-        """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
-
-        ticket: who asks stands in line by this id, or would.
-        """
-        s = self.s
-        if tokens == 0:
-            return Reason.GRANTED, self.now
-        if s.held + tokens >= LIMIT:
-            return Reason.TOO_LARGE, NEVER
-        alone = required(tokens, s.quota.overdraft)
-        aside = set_aside(keep, self._kept_back(), self.flow.capacity, alone)
-        wanted = alone + aside
-        reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
-        if s.paused_until is not None:
-            return Reason.PAUSED, max(s.paused_until, at)
-        return reason, at
-
-    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None) -> tuple[Reason, int]:
-        s = self.s
-        if s.balance is None:
-            return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
-        in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
-        available = s.balance - in_flight
-        if available < wanted and (wanted > self.flow.capacity or self._clipped_before(wanted)):
-            # While it is served by others' terms, the caller's own may still admit it.
-            return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
-        closed_until = self._closed_for(tokens, keep)
-        if closed_until is not None:
-            return Reason.RECHARGING, max(closed_until, self._reached(wanted))
-        others = in_flight or (ahead and s.quota.synced)
-        if available - ahead >= (tokens + aside if others else wanted):
-            return Reason.GRANTED, self.now
-        if in_flight and s.balance - ahead >= wanted:
-            return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
-        if not ahead and ticket is None:
-            return Reason.EMPTY, self._reached(wanted)
-        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
-        at = self.flow.instant(saturated(wanted + ahead - available), s.refilled_at, s.carry)
-        return Reason.EMPTY, at if at > self.now else self.now + LOOK_AGAIN_US
-
-    def _reached(self, wanted: int) -> int:
-        """Return the first instant from now on at which the balance has flowed to `wanted`; NEVER if none."""
-        return self._reached_from(self.s.balance or 0, self.s.refilled_at, self.s.carry, wanted, self.now)
-
-    def _reached_from(self, balance: int, refilled_at: int, carry: int, wanted: int, start: int) -> int:
-        if balance >= wanted:
-            return start
-        if wanted > self.flow.capacity:
-            return NEVER
-        at = max(start, self.flow.instant(wanted - balance, refilled_at, carry))
-        return at if wanted <= self._lasting_capacity() or at < clipped_at(self.s) else NEVER
-
-    def _clipped_before(self, wanted: int) -> bool:
-        """Whether `wanted` can be had only until the smaller capacity bounds (rule 13), and isn't there by then."""
-        return wanted > self._lasting_capacity() and self._reached(wanted) == NEVER
-
-    def _lasting_capacity(self) -> int:
-        """Return the capacity in effect, without the larger one that bounds for a minute only."""
-        s = self.s
-        return self.flow.capacity if s.wide_capacity is None else flow_in_effect(s, clipped_at(s)).capacity
-
     # 5: recharge
-
-    def _recharged_at(self) -> int:
-        s = self.s
-        if s.balance is None:
-            return NEVER
-        lacking = min(s.quota.recharge_to or 0, self._lasting_capacity()) - (s.balance - self._in_flight())
-        return self.now if lacking <= 0 else max(self.now, self.flow.instant(lacking, s.refilled_at, s.carry))
-
-    def _closed_for(self, tokens: int, keep: int) -> int | None:
-        """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
-        s = self.s
-        if s.quota.recharge_to is None or s.balance is None:
-            return None
-        lacking = required(tokens, s.quota.overdraft)
-        enough = tokens == 0 or s.balance - self._in_flight() >= lacking
-        if s.closed_until is not None or enough or lacking + keep > self._lasting_capacity():
-            return s.closed_until
-        end = self._recharged_at()
-        return end if self.now < end < NEVER else None
 
     def _close_for(self, tokens: int, keep: int) -> None:
         end = self._closed_for(tokens, keep)
@@ -475,17 +381,9 @@ class _Step:
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
         if command.ticket is not None and reason in _STANDS:
             self._stand(command.ticket, command.tokens, command.keep, at)
-        return self._outcome(reason=reason, retry_after_us=_until(at, self.now), claimed_until_us=claimed_until_us)
+        return self._outcome(reason=reason, retry_after_us=until(at, self.now), claimed_until_us=claimed_until_us)
 
     # 11: the line
-
-    def _ahead(self, keep: int, ticket: str | None) -> int:
-        """Return the tokens of those who are before a request in line."""
-        line = self.s.line
-        if not line:
-            return 0
-        rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
-        return ahead_of(line, rank, self.now)
 
     def _stand(self, ticket: str, tokens: int, keep: int, at: int) -> None:
         """Take a place in line, or tell anew whoever stands there already."""
@@ -529,8 +427,8 @@ class _Step:
     def _settle_synced(self, hold: Hold, cost: int, command: Settle) -> Outcome:
         s, reading = self.s, command.reading
         before = self._charged_before(hold)
-        order = None if reading is None else self._order(reading, hold.granted_at)
-        if reading is not None and (self._nothing_known() or hold.opened > s.reading_sequence or order is _Order.NEWER):
+        order = None if reading is None else order_of(s, reading, hold.granted_at, self.now)
+        if reading is not None and (self._nothing_known() or hold.opened > s.reading_sequence or order is Order.NEWER):
             projected = None if s.balance is None else s.balance + before - cost
             return self._outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
         if order is not None:
@@ -606,90 +504,22 @@ class _Step:
             return Verdict.NONE, None
         if not s.quota.synced:
             return Verdict.STALE, None
-        order = self._order(reading, self.now)
+        order = order_of(s, reading, self.now, self.now)
         old = self.now - (s.reading_at or 0) > REORDER_US
-        if self._nothing_known() or order is _Order.NEWER or s.server_time is None or old:
+        if self._nothing_known() or order is Order.NEWER or s.server_time is None or old:
             return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
 
-    def _nothing_known(self) -> bool:
-        return self.s.balance is None or self.s.reading_at is None
-
-    def _order(self, reading: Reading, since: int) -> _Order | None:
-        """Return how a reading lies to the last one by the server's time; None: one of them has none.
-
-        since: the earliest instant at which it can have been told: an answer may be late by the whole of its call.
-        """
-        s, told = self.s, reading.server_time_us
-        if told is None or s.server_time is None:
-            return None
-        if not since - MINUTE_US <= s.server_time_at + told - s.server_time <= self.now + MINUTE_US:
-            return _Order.JUMPED
-        if told > s.server_time:
-            return _Order.NEWER
-        return _Order.NEAR if told >= s.server_time - NEAR_US else _Order.OLDER
-
-    def _lowered(self, reading: Reading, order: _Order | None) -> tuple[Verdict, int | None]:
-        """Take the lower of projection and reading where nothing tells which of two readings is newer."""
-        s = self.s
-        if order not in {_Order.NEAR, _Order.JUMPED} or s.balance is None:
-            return Verdict.STALE, None
-        if order is _Order.JUMPED and reading.server_time_us is not None:
-            s.server_time, s.server_time_at = reading.server_time_us, self.now
-            self.changed = True
-        if s.probe_until is not None:
-            # The server did answer: whoever asked it has not failed.
-            s.probe_until, s.probe_failures, self.changed = None, 0, True
-        if reading.balance >= s.balance:
-            return Verdict.STALE, None
-        s.drift = drift = saturated(reading.balance - s.balance)
-        s.balance, s.carry = reading.balance, 0
-        # From here on a call is newer only if it was opened after this one too.
-        s.sequence += 1
-        s.reading_sequence = s.sequence
-        self.changed = True
-        return Verdict.TAKEN, drift
+    def _lowered(self, reading: Reading, order: Order | None) -> tuple[Verdict, int | None]:
+        changed, drift = lowered(self.s, reading, order, self.now)
+        self.changed = self.changed or changed
+        return Verdict.STALE if drift is None else Verdict.TAKEN, drift
 
     def _adopt(self, reading: Reading, projected: int | None, since: int) -> int | None:
-        """Take the server's word, told since `since`; return the drift: how far the projection was below it."""
-        s = self.s
-        followed = s.reading_at is not None and s.held == 0
-        before = self.flow
-        s.drift = None if projected is None else saturated(reading.balance - projected)
-        s.balance = reading.balance
-        s.sequence += 1
-        s.reading_sequence = s.sequence
-        s.reading_at = self.now
-        told = reading.server_time_us
-        if told is not None:
-            by_last = self.now if s.server_time is None else s.server_time_at + told - s.server_time
-            s.server_time, s.server_time_at = told, max(min(since, self.now), min(self.now, by_last))
-        s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
-        period_us = s.quota.period_us if reading.period_us is None else reading.period_us
-        self._adopt_flow(reading, period_us)
-        self._keep_back(-(s.drift or 0) if followed and self.flow == before else 0)
-        if self.flow.stepped and reading.next_refill_in_us is not None:
-            s.refilled_at = phased(self.now, max(period_us, s.stretched_us or 0), reading.next_refill_in_us)
-        elif not self.flow.stepped:
-            s.refilled_at = max(s.refilled_at, self.now)
-        s.carry = 0
+        self.flow = adopt(self.s, self.flow, reading, projected, since, self.now)
         self.changed = True
         self._reopen()
-        return s.drift
-
-    def _adopt_flow(self, reading: Reading, period_us: int) -> None:
-        s = self.s
-        if reading.capacity is not None:
-            s.reported_capacity = reading.capacity
-        refill, every_us = reading.refill_tokens, period_us * reading.refill_periods
-        if refill is not None and refill * (every_us + 1) < LIMIT and every_us < LIMIT:
-            s.reported_refill, s.reported_period_us = refill, every_us
-        s.stretched_us = None
-        self.flow = flow_in_effect(s, self.now)
-        stretched = min(reading.next_refill_in_us or 0, LONGEST_STRETCH_US)
-        if self.flow.stepped and stretched > self.flow.period_us and self.flow.refill * (stretched + 1) < LIMIT:
-            s.stretched_us = stretched
-            self.flow = flow_in_effect(s, self.now)
+        return self.s.drift
 
     # 8: the probe
 
@@ -708,17 +538,6 @@ class _Step:
         self.changed = True
         return self._outcome()
 
-    def _probe_at(self, probe_after_us: int | None) -> int:
-        """Return the first instant at which a refusal gets the claim."""
-        s = self.s
-        if probe_after_us is None or not s.quota.synced:
-            return NEVER
-        stale_at = self.now if self._nothing_known() else (s.reading_at or 0) + probe_after_us
-        if s.probe_until is None:
-            return max(self.now, stale_at)
-        backoff = min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US))
-        return max(self.now, stale_at, s.probe_until + backoff)
-
     def _claim(self) -> int:
         s = self.s
         if s.probe_until is not None:
@@ -726,22 +545,6 @@ class _Step:
         s.probe_until = self.now + CLAIM_US
         self.changed = True
         return s.probe_until
-
-    # 10: others
-
-    def _kept_back(self) -> int:
-        return min(self.s.kept_back, self.flow.capacity // KEPT_SHARE) if self.s.quota.synced else 0
-
-    def _keep_back(self, gap: int) -> None:
-        """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
-        s = self.s
-        since = self.now if s.kept_back_at is None else s.kept_back_at
-        kept, since = halved(self._kept_back(), since, self.now, HALF_LIFE_US)
-        # A step, or what flows within the tolerance, may have come to the projection while the answer was under way.
-        under_way = self.flow.refill * (TOLERANCE_US // self.flow.period_us + 1)
-        if gap > under_way:
-            kept, since = min(kept + gap, self.flow.capacity // KEPT_SHARE), self.now
-        s.kept_back, s.kept_back_at = kept, since if kept else None
 
     # 12: a pause
 
@@ -787,7 +590,7 @@ class _Step:
         usual = s.balance is not None and due == (None, None, None) and not s.line
         flow = self.flow
         return FastTerms(
-            self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, self._kept_back()
+            self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, kept_back(s, flow)
         )
 
     def _numbers(self, balance: int) -> fast_path.Numbers:
@@ -809,7 +612,7 @@ class _Step:
             overdraft=s.quota.overdraft,
             synced=s.quota.synced,
             queues=not s.quota.synced and s.quota.recharge_to is None,
-            kept_back=self._kept_back(),
+            kept_back=kept_back(s, flow),
         )
 
     # what is told
@@ -819,92 +622,9 @@ class _Step:
         return self._outcome(
             granted=reason is Reason.GRANTED,
             reason=reason,
-            retry_after_us=_until(at, self.now),
+            retry_after_us=until(at, self.now),
             snapshot=self._snapshot(command),
         )
-
-    def _snapshot(self, command: Peek) -> Snapshot:
-        s, now = self.s, self.now
-        _, at = self._judge(command.tokens, command.keep)
-        bound = min(self._granted_by(command), max(self._probe_at(command.probe_after_us), s.paused_until or 0))
-        full_at = NEVER if s.balance is None else self._reached(self.flow.capacity)
-        return Snapshot(
-            balance=s.balance,
-            held=s.held,
-            holds=s.open,
-            retry_after=seconds(_until(at, now)),
-            full_in=seconds(_until(full_at, now)),
-            closed_for=seconds((s.closed_until or now) - now),
-            bound=seconds(_until(bound, now)),
-            quota=s.quota,
-            capacity=self.flow.capacity,
-            refill=self.flow.refill,
-            period=seconds(self.flow.period_us),
-            paused_for=seconds((s.paused_until or now) - now),
-            reading_age=None if s.reading_at is None else seconds(max(0, now - s.reading_at)),
-            drift=s.drift,
-            kept_back=self._kept_back(),
-            waiting=len(s.line),
-            wanted=sum(each.tokens for each in s.line),
-            in_flight=tuple(
-                InFlight(
-                    id=hold_id,
-                    tokens=hold.tokens,
-                    label=hold.label,
-                    age=seconds(max(0, now - hold.expires_at + hold.hold_for)),
-                    runs_out_in=seconds(max(0, hold.expires_at - now)),
-                )
-                for hold_id, hold in self._holds_in_flight()
-            ),
-            repaired=self.repaired,
-        )
-
-    def _holds_in_flight(self) -> list[tuple[str, Hold]]:
-        """Return the holds in flight that were read, in the order in which they run out."""
-        holds = [(hold_id, hold) for hold_id, hold in self.s.holds.items() if hold.in_flight]
-        holds.sort(key=lambda item: (item[1].expires_at, item[1].opened, item[0]))
-        return holds
-
-    def _granted_by(self, command: Peek) -> int:
-        """Return the latest instant of a grant if attempts go on meanwhile.
-
-        Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
-        """
-        s = self.s
-        reason, at = self._judge(command.tokens, command.keep)
-        if reason in {Reason.GRANTED, Reason.TOO_LARGE}:
-            return at
-        alone = required(command.tokens, s.quota.overdraft)
-        wanted = alone + set_aside(command.keep, self._kept_back(), self.flow.capacity, alone)
-        latest = max(self._charged_all(wanted), self._passed(wanted), s.paused_until or 0, s.closed_until or 0)
-        if s.quota.recharge_to is None:
-            return latest
-        end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
-        return max(latest, end) if end < NEVER else latest
-
-    def _passed(self, wanted: int) -> int:
-        """Return when those who stand in line are gone, or late, and the refill has brought all of that."""
-        s = self.s
-        if not s.line:
-            return 0
-        ahead = sum(each.tokens for each in s.line)
-        start = max(self.now, s.refilled_at, *(each.told_at + LATE_US + 1 for each in s.line))
-        need = saturated(wanted + ahead + self._in_flight() - (s.balance or 0))
-        return max(start, self.flow.instant(need, start, 0) + LATE_US)
-
-    def _charged_all(self, wanted: int) -> int:
-        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks."""
-        s = self.s
-        balance, refilled_at, carry, start = s.balance, s.refilled_at, s.carry, self.now
-        if balance is None:
-            start = self.now + CLAIM_US if s.probe_until is None else s.probe_until
-            balance, refilled_at, carry = 0, max(refilled_at, start), 0
-        if s.quota.synced:
-            for _, hold in self._holds_in_flight():
-                start = max(start, hold.expires_at + SWEEP_US)
-                balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
-                balance = saturated(balance - hold.tokens)
-        return self._reached_from(balance, refilled_at, carry, wanted, start)
 
     def _outcome(
         self,
@@ -931,7 +651,7 @@ class _Step:
             held=s.held,
             open=s.open,
             closed=s.closed_until is not None,
-            kept_back=self._kept_back(),
+            kept_back=kept_back(s, self.flow),
             claimed_until_us=claimed_until_us,
             scout=scout,
             found=found,
@@ -942,20 +662,3 @@ class _Step:
             terms=self.terms,
             snapshot=snapshot,
         )
-
-
-_STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
-"""Refusals with which one stands in line."""
-
-
-class _Order(Enum):
-    """How a reading lies to the last one, by the server's time."""
-
-    NEWER = auto()
-    NEAR = auto()
-    OLDER = auto()
-    JUMPED = auto()
-
-
-def _until(at: int, now: int) -> int:
-    return NEVER if at >= NEVER else at - now

@@ -46,7 +46,9 @@ __all__ = [
 Argument: TypeAlias = bytes | str | int
 
 TURN: Final = "turn"
-"""The field by which somebody who lost to other writers has the next moment alone. No part of the bucket's state."""
+"""The field by which somebody who lost to other writers has the next moment alone, or by which a storing that is sent
+again is known. No part of the bucket's state.
+"""
 
 _NO_ID: Final = b""
 
@@ -123,12 +125,14 @@ def named(command: Command) -> bytes:
     return as_bytes(command.id) if isinstance(command, Reserve | Settle | Cancel | Refund) else _NO_ID
 
 
-def store(before: Handed, after: BucketState, command: Command, now_us: int | None, token: str) -> list[Argument]:
+def store(
+    before: Handed, after: BucketState, command: Command, now_us: int | None, token: str, *, sent_once: bool
+) -> list[Argument]:
     """Return the script's arguments for what is to be changed of a bucket, if nobody wrote since `before`.
 
-    token: what tells this writer from others if it gets a turn.
+    token: what tells this writer from others if it gets a turn. sent_once: the client never sends this again by itself.
     """
-    texts = after.to_fields()
+    texts = after.to_fields() if sent_once else after.to_fields() | {TURN: f"0 {token}"}
     changed = [item for item in texts.items() if before.texts.get(item[0]) != item[1]]
     removed = [name for name in before.texts if name not in texts and _is_ours(name)]
     lifetime = lifetime_us(after, before.now_us) if now_us is None else None

@@ -38,7 +38,7 @@ class Compact(fast_path.Numbers):
         """When its terms replaced others: never."""
 
     def sound(self) -> SoundState:
-        """Return the state, to be worked on in place; its holds are this bucket's own."""
+        """Return a copy of the state, to be worked on in place."""
         return SoundState(
             quota=self.quota,
             refilled_at=self.refilled_at,
@@ -52,12 +52,12 @@ class Compact(fast_path.Numbers):
             last_place=self.last_place,
             firm_place=self.firm_place,
             largest_place=self.largest_place,
-            holds=self.holds if self.holds is not NO_HOLDS else {},
+            holds=dict(self.holds),
         )
 
     def state(self) -> BucketState:
         """Return what is stored of it."""
-        return _frozen(self.sound(), None)
+        return self.sound().stored(None)
 
 
 @dataclass(slots=True)
@@ -80,12 +80,14 @@ class Whole(SoundState):
     flowed = fast_path.Numbers.flowed
 
     def sound(self) -> SoundState:
-        """Return a copy of the state, to be worked on in place; its holds are this bucket's own."""
-        return SoundState(*_state_of(self))
+        """Return a copy of the state, to be worked on in place."""
+        sound = SoundState(*_state_of(self))
+        sound.holds, sound.line = dict(sound.holds), list(sound.line)
+        return sound
 
     def state(self) -> BucketState:
         """Return what is stored of it."""
-        return _frozen(self.sound(), self.fast)
+        return self.sound().stored(self.fast)
 
 
 Bucket: TypeAlias = Compact | Whole
@@ -93,6 +95,12 @@ Bucket: TypeAlias = Compact | Whole
 NO_HOLDS: Final[dict[str, Hold]] = {}
 """Nothing, once for all; never written to."""
 
+_CHANGED: Final = (
+    *("balance", "refilled_at", "carry", "held", "open", "sequence", "last_place", "firm_place", "largest_place"),
+    *("version", "due_at", "until", "touched", "holds"),
+)
+"""What a step on the fast path may change of a bucket, beside one of its holds."""
+_changed: Final = attrgetter(*_CHANGED)
 _NAMES: Final = tuple(each.name for each in fields(SoundState))
 _state_of: Final = attrgetter(*_NAMES)
 _beside: Final = attrgetter(
@@ -104,11 +112,6 @@ _beside: Final = attrgetter(
 )
 """What a `Compact` bucket has nothing of."""
 _NOTHING: Final = _beside(SoundState(Quota(1, 1, 1.0), 0))
-
-
-def _frozen(sound: SoundState, fast: FastTerms | None) -> BucketState:
-    sound.holds = dict(sound.holds)
-    return sound.stored(fast)
 
 
 def begun(quota: Quota, now: int, *, own: bool) -> Compact | None:
@@ -183,7 +186,34 @@ def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
 
 
 def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
-    """Carry a command out on the fast path; None: it is not its business, and nothing has changed."""
+    """Carry a command out on the fast path; None: it is not its business, and nothing has changed.
+
+    Nothing has changed either where a signal's exception strikes in the middle.
+    """
+    before, hold_id = _changed(bucket), "" if isinstance(command, Acquire) else getattr(command, "id", "")
+    hold = bucket.holds.get(hold_id)
+    try:
+        return _stepped(bucket, command, now)
+    except BaseException:
+        _undo(bucket, before, hold_id, hold)
+        raise
+
+
+def _undo(bucket: Bucket, before: tuple[Any, ...], hold_id: str, hold: Hold | None) -> None:
+    try:
+        for name, value in zip(_CHANGED, before, strict=True):
+            setattr(bucket, name, value)
+        if hold is not None:
+            bucket.holds[hold_id] = hold
+        elif bucket.holds:
+            bucket.holds.pop(hold_id, None)
+    except BaseException:
+        # Struck once more: one of them is raised, and nothing is left half done.
+        _undo(bucket, before, hold_id, hold)
+        raise
+
+
+def _stepped(bucket: Bucket, command: Command, now: int) -> Outcome | None:
     served: Any = bucket  # either kind has the numbers, and one that is served a balance
     granted, place_us = False, 0
     if isinstance(command, Acquire):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -51,3 +52,35 @@ class AsyncStorage(Protocol):
     async def aclose(self) -> None:
         """Let go of what the storage itself opened."""
         ...
+
+
+class Closing:
+    """Makes a storage a context manager, which closes it at the end of the block."""
+
+    def close(self) -> None:
+        """Let go of what the storage itself opened."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClosing:
+    """The same for coroutines."""
+
+    async def aclose(self) -> None:
+        """Let go of what the storage itself opened."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

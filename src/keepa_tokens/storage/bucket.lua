@@ -54,10 +54,13 @@ end
 
 -- Who lost to another writer gets a turn: nobody else writes for a moment, which ends by itself.
 local function is_anothers_turn(turn, mine)
-  local till, whose = match(turn, '^(%d+) (.+)$')
+  local till, whose = match(turn, '^([1-9]%d*) (.+)$')
+  if not till or whose == mine then
+    return false
+  end
   local time = call('TIME')
-  local left = till and tonumber(till) - (time[1] * SECOND + time[2]) or 0
-  return left > 0 and left <= TURN_US and whose ~= mine
+  local left = till - (time[1] * SECOND + time[2])
+  return left > 0 and left <= TURN_US
 end
 
 local function take_turn(mine)
@@ -65,11 +68,49 @@ local function take_turn(mine)
   call('HSET', key, 'turn', format('%.0f %s', time[1] * SECOND + time[2] + TURN_US, mine))
 end
 
+-- Writes, or changes nothing, and returns an error then or raises it: a full server and a missing right show at a write
+-- that leaves nothing behind. In `list`, from `first` on, are so many names to remove, then names and texts to set.
+local function write(is_new, version, lifetime, list, first, removals)
+  local texts = first + removals
+  if is_new then
+    call('HSET', key, unpack(list, texts))
+    local kept = lifetime ~= '' and redis.pcall('PEXPIRE', key, lifetime)
+    if type(kept) == 'table' then
+      for place = texts, #list, 2 do
+        call('HDEL', key, list[place])
+      end
+      return kept
+    end
+    return nil
+  end
+  if version then
+    call('HSET', key, 'version', version)
+  end
+  if lifetime == '' then
+    call('PERSIST', key)
+  else
+    call('PEXPIRE', key, lifetime)
+  end
+  if texts > first then
+    call('HDEL', key, nonce)
+  end
+  for from = texts, #list, 900 do
+    call('HSET', key, unpack(list, from, min(#list, from + 899)))
+  end
+  for from = first, texts - 1, 900 do
+    call('HDEL', key, unpack(list, from, min(texts - 1, from + 899)))
+  end
+end
+
 -- Compare-and-set: `version` and `refilled_at` as they were read, the writer's own token, the lifetime, what to hand
 -- over if it fails, how many names to remove and the names, then names and texts to set.
 if verb == 'store' then
   local version, refilled_at, mine, lifetime, what, named, removals = unpack(ARGV, 4, 10)
   local stored = call('HMGET', key, 'version', 'refilled_at', 'turn')
+  if stored[3] == '0 ' .. mine then
+    -- A client that lost the answer sends it again: it is stored.
+    return nonce .. ' stored'
+  end
   local is_taken = stored[3] and is_anothers_turn(stored[3], mine)
   if is_taken or (stored[1] or '') ~= version or (stored[2] or '') ~= refilled_at then
     if stored[1] and not is_taken then
@@ -77,24 +118,11 @@ if verb == 'store' then
     end
     return hand_over(what, named)
   end
+  local left = call('PTTL', key)
   if lifetime ~= '' and what == 'some' then
-    lifetime = format('%.0f', max(lifetime, call('PTTL', key)))
+    lifetime = format('%.0f', max(lifetime, left))
   end
-  local function keep()
-    return lifetime == '' and call('PERSIST', key) or call('PEXPIRE', key, lifetime)
-  end
-  -- A right that is missing ends the script here, before anything is written.
-  keep()
-  call('HDEL', key, nonce)
-  local first = 11 + removals
-  for from = first, #ARGV, 900 do
-    call('HSET', key, unpack(ARGV, from, min(#ARGV, from + 899)))
-  end
-  for from = 11, first - 1, 900 do
-    call('HDEL', key, unpack(ARGV, from, min(first - 1, from + 899)))
-  end
-  keep()
-  return nonce .. ' stored'
+  return write(left == -2, stored[1] or '0', lifetime, ARGV, 11, removals) or nonce .. ' stored'
 end
 if verb == 'look' then
   return hand_over('all')
@@ -373,65 +401,49 @@ if given == '' and not (q7 ~= '-' and tonumber(q7) < tonumber(q1)) and not (sync
   end
 end
 
--- Whole numbers within 2^53 are written by call() to the last digit.
-local changes = {'HSET', key, 'version', version + 1, 'balance', balance, 'refilled_at', refilled_at}
-if carry ~= old_carry then
-  changes[#changes + 1], changes[#changes + 2] = 'carry', carry
-end
-for name, numbers in pairs((last_place ~= old_last or firm_place ~= old_firm or largest_place ~= old_largest) and {
-    last_place = {last_place, old_last}, firm_place = {firm_place, old_firm}, largest_place = {largest_place, old_largest},
-  } or {}) do
-  if numbers[1] ~= numbers[2] then
-    changes[#changes + 1], changes[#changes + 2] = name, numbers[1]
-  end
-end
-local gone = {'HDEL', key}
+-- What is written, as `write` wants it. Whole numbers within 2^53 are written by call() to the last digit.
+local list = {}
+local sums = verb ~= 'acquire' and {sequence = sequence, held = held, open = open} or {}
 if hold == false then
-  gone[3] = 'hold:' .. id
-end
-if verb ~= 'acquire' then
-  for name, number in pairs({sequence = sequence, held = held, open = open}) do
-    if number ~= 0 or synced then
-      changes[#changes + 1], changes[#changes + 2] = name, number
-    elseif hold == false then
-      gone[#gone + 1] = name
+  list[1] = 'hold:' .. id
+  for name, number in pairs(synced and {} or sums) do
+    if number == 0 then
+      list[#list + 1] = name
     end
   end
 end
-if due_at ~= old_due then
-  changes[#changes + 1], changes[#changes + 2] = 'due_at', due_at
+local removals = #list
+local function set(name, number, old)
+  if number ~= old then
+    list[#list + 1], list[#list + 2] = name, number
+  end
+end
+set('version', version + 1)
+set('balance', balance)
+set('refilled_at', refilled_at)
+set('carry', carry, old_carry)
+set('last_place', last_place, old_last)
+set('firm_place', firm_place, old_firm)
+set('largest_place', largest_place, old_largest)
+set('due_at', due_at, old_due)
+for name, number in pairs(sums) do
+  set(name, number, synced and '' or 0)
 end
 if hold then
-  changes[#changes + 1], changes[#changes + 2] = 'hold:' .. id, hold
+  set('hold:' .. id, hold)
 end
 local answer = format('%s %.0f %.0f', nonce, now, balance)
 if at > now or held > 0 or open > 0 or kept_back > 0 then
   local kept = min(kept_back, (divmod(capacity, 3)))
   answer = format('%s %.0f %.0f %.0f %.0f', answer, at - now, held, open, kept)
 end
-
 if is_new then
-  for _, text in ipairs({'format', '1', 'quota', terms}) do
-    changes[#changes + 1] = text
-  end
-  if call('PEXPIRE', key, 60000) == 1 then
+  if call('PTTL', key) ~= -2 then
     -- Something is there that says nothing of a bucket.
     return hand_over('all')
   end
-elseif lifetime == '' then
-  call('PERSIST', key)
-else
-  call('PEXPIRE', key, lifetime)
+  set('format', '1')
+  set('quota', terms)
 end
-if hold == false then
-  -- A right that is missing ends the script here, before anything is written.
-  call('HDEL', key, nonce)
-end
-call(unpack(changes))
-if hold == false then
-  call(unpack(gone))
-end
-if is_new and lifetime ~= '' then
-  call('PEXPIRE', key, lifetime)
-end
-return answer
+-- A full server goes on with what takes no more room.
+return write(is_new, hold and (stored[2] or '0'), lifetime, list, 1, removals) or answer

@@ -22,6 +22,7 @@ from ..rules.state import BucketState, SoundState
 from ..rules.transition import carry_out, lifetime_us, transition
 from ..units import LIMIT, MICROSECONDS, NEVER, YEAR_US
 from ._working import Bucket, begun, kept, serves, step
+from .base import Closing
 
 __all__ = ["MemoryStorage"]
 
@@ -44,7 +45,7 @@ class _Loaded:
         return self.brought
 
 
-class MemoryStorage:
+class MemoryStorage(Closing):
     """Buckets in this process's memory, for threads and coroutines alike. Its own time is the monotonic clock.
 
     A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock
@@ -93,7 +94,8 @@ class MemoryStorage:
         if self._process != getpid():
             self._in_a_child()
         with self._lock:
-            return self._apply(key, quota, command, now_us)
+            outcome = self._apply(key, quota, command, now_us)
+        return outcome  # `came_to` looks for it
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -187,30 +189,32 @@ class MemoryStorage:
 
     def _keep(self, key: str, bucket: Bucket) -> None:
         before = self._buckets.get(key)
-        self._buckets[key] = bucket
         if before is not None and before.quota == bucket.quota and before.own is bucket.own:
             # It waits for its end already, and is looked at anew when that has come.
             bucket.ends = before.ends
-            return
-        bucket.ends = _forgotten_at(bucket)
-        if bucket.ends is not None:
-            (self._own if bucket.own else self._callers).add(bucket.ends, key)
+        else:
+            bucket.ends = _forgotten_at(bucket)
+            if bucket.ends is not None:
+                (self._own if bucket.own else self._callers).add(bucket.ends, key)
+        # Last, and by one assignment: struck by a signal, a step is done or not done.
+        self._buckets[key] = bucket
 
     def _drop(self, deadlines: _Deadlines, now: int) -> None:
         """Forget buckets whose time has come, a few at each step: no thread, and no step pays for all."""
         for _ in range(_SWEPT_PER_STEP):
-            due = deadlines.pop(now)
+            due = deadlines.first(now)
             if due is None:
                 return
             at, key = due
-            bucket = self._buckets.get(key)
-            if bucket is None or bucket.ends != at or bucket.own is not (deadlines is self._own):
-                continue
-            bucket.ends = _forgotten_at(bucket)
-            if bucket.ends is not None and bucket.ends <= now:
-                del self._buckets[key]
-            elif bucket.ends is not None:
-                deadlines.add(bucket.ends, key)
+            bucket, ends = self._buckets.get(key), None
+            if bucket is not None and bucket.ends == at and bucket.own is (deadlines is self._own):
+                ends = _forgotten_at(bucket)
+                if ends is not None and ends <= now:
+                    del self._buckets[key]
+                elif ends is not None:
+                    deadlines.add(ends, key)
+                bucket.ends = ends
+            deadlines.drop(due)
 
     def _held(self) -> threading.Lock:
         if self._process != getpid():
@@ -236,15 +240,34 @@ class _Deadlines:
         self._queue: list[tuple[int, str]] = []
 
     def add(self, at: int, key: str) -> None:
+        self.next = min(self.next, at)
         heapq.heappush(self._queue, (at, key))
-        self.next = self._queue[0][0]
 
-    def pop(self, now: int) -> tuple[int, str] | None:
-        if not self._queue or self._queue[0][0] > now:
-            return None
-        due = heapq.heappop(self._queue)
+    def first(self, now: int) -> tuple[int, str] | None:
+        """Return what is due at `now`, if anything is."""
         self.next = self._queue[0][0] if self._queue else inf
-        return due
+        return self._queue[0] if self.next <= now else None
+
+    def drop(self, due: tuple[int, str]) -> None:
+        """Drop what was due, if it is still the first."""
+        if self._queue[0] == due:
+            heapq.heappop(self._queue)
+
+
+def came_to(error: BaseException, sent: Command) -> Outcome | None:
+    """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
+
+    A step that is struck before its end has changed nothing. Between its end and whoever asked, lies the lock's release.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code is MemoryStorage.apply.__code__ and frame.f_locals["command"] is sent:
+            return frame.f_locals.get("outcome")
+        if frame.f_code is MemoryStorage.take.__code__ and "at" in frame.f_locals:
+            seen = frame.f_locals
+            return Outcome(seen["now"], seen["balance"], granted=seen["at"] == seen["now"])
+    return None
 
 
 def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:

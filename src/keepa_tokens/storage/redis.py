@@ -45,6 +45,7 @@ from ._clients import (
     pools,
     resends,
 )
+from .base import AsyncClosing, Closing
 
 __all__ = ["AsyncRedisClient", "AsyncRedisStorage", "RedisClient", "RedisStorage"]
 
@@ -162,7 +163,8 @@ class _Keyspace(Generic[LockT]):
                 return decided
             if decided is not None:
                 before, after, outcome = decided
-                answer = await self._ask(key, _wire.store(before, after, command, now_us, token), command)
+                storing = _wire.store(before, after, command, now_us, token, sent_once=self._sent_once)
+                answer = await self._ask(key, storing, command)
                 if answer is _wire.Sign.STORED:
                     return outcome
                 self._crowded_until = time.monotonic() + _CROWDED_S
@@ -253,7 +255,7 @@ def _confused(reply: object) -> Exception:
     )
 
 
-class RedisStorage(_Keyspace[threading.Lock]):
+class RedisStorage(Closing, _Keyspace[threading.Lock]):
     """Buckets in Redis (6.2 or newer) or Valkey. Its own time is the server's. Safe to share between threads.
 
     client: a client of redis-py or valkey-py, used as it is: standalone, Sentinel's master, Cluster, pooled, either
@@ -286,14 +288,14 @@ class RedisStorage(_Keyspace[threading.Lock]):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        return run(self._apply(key, quota, command, now_us))
+        return run(lambda: self._apply(key, quota, command, now_us))
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
 
         A bucket that is used with a caller's clock needs that clock's time as `now_us`.
         """
-        return _inspected(run(self._ask(key, _wire.look(now_us), Peek())))
+        return _inspected(run(lambda: self._ask(key, _wire.look(now_us), Peek())))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
@@ -363,7 +365,7 @@ class RedisStorage(_Keyspace[threading.Lock]):
         self._process = os.getpid()
 
 
-class AsyncRedisStorage(_Keyspace[asyncio.Lock]):
+class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     """`RedisStorage` for coroutines, on an asyncio client.
 
     Once used it belongs to its process and its event loop: in a process that was forked later it raises ConfigError,

@@ -1,0 +1,134 @@
+"""Whether a request is admitted, or when to ask again: rules 4, 5, 8 and 11 where they look and change nothing."""
+
+from __future__ import annotations
+
+from ..quota import Quota
+from ..units import LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEVER
+from .arithmetic import required, saturated, set_aside
+from .decision import Reason
+from .flow import clipped_at, flow_in_effect
+from .line import ahead_of
+from .readings import kept_back
+from .state import SoundState
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """A sound bucket at one moment, as a request finds it."""
+
+    __slots__ = ("flow", "now", "s", "terms_from")
+
+    def __init__(self, callers: Quota, sound: SoundState, now: int) -> None:
+        self.s = sound
+        self.now = now
+        self.flow = flow_in_effect(sound, sound.refilled_at)
+        served_by_others = callers != sound.quota and sound.terms_at is not None
+        self.terms_from = (sound.terms_at or 0) + MINUTE_US if served_by_others else now
+
+    def _judge(self, tokens: int, keep: int, ticket: str | None = None) -> tuple[Reason, int]:
+        """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
+
+        ticket: who asks stands in line by this id, or would.
+        """
+        s = self.s
+        if tokens == 0:
+            return Reason.GRANTED, self.now
+        if s.held + tokens >= LIMIT:
+            return Reason.TOO_LARGE, NEVER
+        alone = required(tokens, s.quota.overdraft)
+        aside = set_aside(keep, kept_back(self.s, self.flow), self.flow.capacity, alone)
+        wanted = alone + aside
+        reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
+        if s.paused_until is not None:
+            return Reason.PAUSED, max(s.paused_until, at)
+        return reason, at
+
+    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None) -> tuple[Reason, int]:
+        s = self.s
+        if s.balance is None:
+            return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
+        in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
+        available = s.balance - in_flight
+        if available < wanted and (wanted > self.flow.capacity or self._clipped_before(wanted)):
+            # While it is served by others' terms, the caller's own may still admit it.
+            return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
+        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
+        stands = ahead or ticket is not None
+        need = saturated(wanted + ahead - available)
+        at = self.flow.instant(need, s.refilled_at, s.carry) if stands else self._reached(wanted)
+        closed_until = self._closed_for(tokens, keep)
+        if closed_until is not None:
+            return Reason.RECHARGING, max(closed_until, at)
+        others = in_flight or ahead
+        if available - ahead >= (tokens + aside if others else wanted):
+            return Reason.GRANTED, self.now
+        if in_flight and s.balance - ahead >= wanted:
+            return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
+        return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
+
+    def _ahead(self, keep: int, ticket: str | None) -> int:
+        """Return the tokens of those who are before a request in line."""
+        line = self.s.line
+        if not line:
+            return 0
+        rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
+        return ahead_of(line, rank, self.now)
+
+    def _in_flight(self) -> int:
+        """Return the tokens that are set aside beside the balance; a plain bucket has taken them already."""
+        return self.s.held if self.s.quota.synced else 0
+
+    def _reached(self, wanted: int) -> int:
+        """Return the first instant from now on at which the balance has flowed to `wanted`; NEVER if none."""
+        return self._reached_from(self.s.balance or 0, self.s.refilled_at, self.s.carry, wanted, self.now)
+
+    def _reached_from(self, balance: int, refilled_at: int, carry: int, wanted: int, start: int) -> int:
+        if balance >= wanted:
+            return start
+        if wanted > self.flow.capacity:
+            return NEVER
+        at = max(start, self.flow.instant(wanted - balance, refilled_at, carry))
+        return at if wanted <= self._lasting_capacity() or at < clipped_at(self.s) else NEVER
+
+    def _clipped_before(self, wanted: int) -> bool:
+        """Whether `wanted` can be had only until the smaller capacity bounds (rule 13), and isn't there by then."""
+        return wanted > self._lasting_capacity() and self._reached(wanted) == NEVER
+
+    def _lasting_capacity(self) -> int:
+        """Return the capacity in effect, without the larger one that bounds for a minute only."""
+        s = self.s
+        return self.flow.capacity if s.wide_capacity is None else flow_in_effect(s, clipped_at(s)).capacity
+
+    def _recharged_at(self) -> int:
+        s = self.s
+        if s.balance is None:
+            return NEVER
+        lacking = min(s.quota.recharge_to or 0, self._lasting_capacity()) - (s.balance - self._in_flight())
+        return self.now if lacking <= 0 else max(self.now, self.flow.instant(lacking, s.refilled_at, s.carry))
+
+    def _closed_for(self, tokens: int, keep: int) -> int | None:
+        """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
+        s = self.s
+        if s.quota.recharge_to is None or s.balance is None:
+            return None
+        lacking = required(tokens, s.quota.overdraft)
+        enough = tokens == 0 or s.balance - self._in_flight() >= lacking
+        if s.closed_until is not None or enough or lacking + keep > self._lasting_capacity():
+            return s.closed_until
+        end = self._recharged_at()
+        return end if self.now < end < NEVER else None
+
+    def _probe_at(self, probe_after_us: int | None) -> int:
+        """Return the first instant at which a refusal gets the claim."""
+        s = self.s
+        if probe_after_us is None or not s.quota.synced:
+            return NEVER
+        stale_at = self.now if self._nothing_known() else (s.reading_at or 0) + probe_after_us
+        if s.probe_until is None:
+            return max(self.now, stale_at)
+        backoff = min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US))
+        return max(self.now, stale_at, s.probe_until + backoff)
+
+    def _nothing_known(self) -> bool:
+        return self.s.balance is None or self.s.reading_at is None

@@ -1,0 +1,122 @@
+"""What a reading brings: its order among others (rule 7), and what it shows of somebody else's spending (rule 10)."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final
+
+from ..units import LIMIT, LONGEST_STRETCH_US, MICROSECONDS, MINUTE_US, NEAR_US, TOLERANCE_US
+from .arithmetic import KEPT_SHARE, halved, phased, saturated
+from .flow import Flow, flow_in_effect
+from .reading import Reading
+from .state import SoundState
+
+__all__ = ["HALF_LIFE_US", "Order", "adopt", "kept_back", "lowered", "order_of"]
+
+HALF_LIFE_US: Final = 3_600 * MICROSECONDS
+"""What is kept back halves in this time without a gap."""
+
+
+class Order(Enum):
+    """How a reading lies to the last one, by the server's time."""
+
+    NEWER = auto()
+    NEAR = auto()
+    OLDER = auto()
+    JUMPED = auto()
+
+
+def order_of(s: SoundState, reading: Reading, since: int, now: int) -> Order | None:
+    """Return how a reading lies to the last one by the server's time; None: one of them has none.
+
+    since: the earliest instant at which it can have been told: an answer may be late by the whole of its call.
+    """
+    told = reading.server_time_us
+    if told is None or s.server_time is None:
+        return None
+    if not since - MINUTE_US <= s.server_time_at + told - s.server_time <= now + MINUTE_US:
+        return Order.JUMPED
+    if told > s.server_time:
+        return Order.NEWER
+    return Order.NEAR if told >= s.server_time - NEAR_US else Order.OLDER
+
+
+def lowered(s: SoundState, reading: Reading, order: Order | None, now: int) -> tuple[bool, int | None]:
+    """Take the lower of projection and reading where nothing tells which of two readings is newer.
+
+    Return whether anything changed, and the drift where the reading was taken.
+    """
+    if order not in {Order.NEAR, Order.JUMPED} or s.balance is None:
+        return False, None
+    # The server did answer: whoever asked it has not failed.
+    changed = order is Order.JUMPED or s.probe_until is not None
+    if order is Order.JUMPED:
+        s.server_time, s.server_time_at = reading.server_time_us, now
+    if s.probe_until is not None:
+        s.probe_until, s.probe_failures = None, 0
+    if reading.balance >= s.balance:
+        return changed, None
+    s.drift = saturated(reading.balance - s.balance)
+    s.balance, s.carry = reading.balance, 0
+    # From here on a call is newer only if it was opened after this one too.
+    s.sequence += 1
+    s.reading_sequence = s.sequence
+    return True, s.drift
+
+
+def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, since: int, now: int) -> Flow:
+    """Take the server's word, told since `since`; return the flow that it brings.
+
+    projected: the balance without it, None: unknown; the drift is how far it lay below.
+    """
+    followed = s.reading_at is not None and s.held == 0
+    s.drift = None if projected is None else saturated(reading.balance - projected)
+    s.balance = reading.balance
+    s.sequence += 1
+    s.reading_sequence = s.sequence
+    s.reading_at = now
+    told = reading.server_time_us
+    if told is not None:
+        by_last = now if s.server_time is None else s.server_time_at + told - s.server_time
+        s.server_time, s.server_time_at = told, max(min(since, now), min(now, by_last))
+    s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
+    period_us = s.quota.period_us if reading.period_us is None else reading.period_us
+    flow = _flow_of(s, reading, period_us, now)
+    _keep_back(s, flow, -(s.drift or 0) if followed and flow == before else 0, now)
+    if flow.stepped and reading.next_refill_in_us is not None:
+        s.refilled_at = phased(now, max(period_us, s.stretched_us or 0), reading.next_refill_in_us)
+    elif not flow.stepped:
+        s.refilled_at = max(s.refilled_at, now)
+    s.carry = 0
+    return flow
+
+
+def _flow_of(s: SoundState, reading: Reading, period_us: int, now: int) -> Flow:
+    if reading.capacity is not None:
+        s.reported_capacity = reading.capacity
+    refill, every_us = reading.refill_tokens, period_us * reading.refill_periods
+    if refill is not None and refill * (every_us + 1) < LIMIT and every_us < LIMIT:
+        s.reported_refill, s.reported_period_us = refill, every_us
+    s.stretched_us = None
+    flow = flow_in_effect(s, now)
+    stretched = min(reading.next_refill_in_us or 0, LONGEST_STRETCH_US)
+    if flow.stepped and stretched > flow.period_us and flow.refill * (stretched + 1) < LIMIT:
+        s.stretched_us = stretched
+        return flow_in_effect(s, now)
+    return flow
+
+
+def kept_back(s: SoundState, flow: Flow) -> int:
+    """Return the tokens that are left to others, who were seen to spend."""
+    return min(s.kept_back, flow.capacity // KEPT_SHARE) if s.quota.synced else 0
+
+
+def _keep_back(s: SoundState, flow: Flow, gap: int, now: int) -> None:
+    """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
+    since = now if s.kept_back_at is None else s.kept_back_at
+    kept, since = halved(kept_back(s, flow), since, now, HALF_LIFE_US)
+    # A step, or what flows within the tolerance, may have come to the projection while the answer was under way.
+    under_way = flow.refill * (TOLERANCE_US // flow.period_us + 1)
+    if gap > under_way:
+        kept, since = min(kept + gap, flow.capacity // KEPT_SHARE), now
+    s.kept_back, s.kept_back_at = kept, since if kept else None

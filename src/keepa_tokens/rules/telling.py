@@ -1,0 +1,113 @@
+"""What is told of a bucket at one moment, and by when an attempt is granted or calls for a probe."""
+
+from __future__ import annotations
+
+from ..quota import Quota
+from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
+from .admission import Admission
+from .arithmetic import required, saturated, set_aside
+from .commands import Peek
+from .decision import InFlight, Reason, Snapshot
+from .line import LATE_US
+from .readings import kept_back
+from .state import Hold, SoundState
+
+__all__ = ["Telling", "until"]
+
+
+def until(at: int, now: int) -> int:
+    """Return the time from `now` to an instant; NEVER stays NEVER."""
+    return NEVER if at >= NEVER else at - now
+
+
+class Telling(Admission):
+    """What a look at a bucket tells."""
+
+    __slots__ = ("repaired",)
+
+    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
+        super().__init__(callers, sound, now)
+        self.repaired = repaired
+
+    def _snapshot(self, command: Peek) -> Snapshot:
+        s, now = self.s, self.now
+        _, at = self._judge(command.tokens, command.keep)
+        bound = min(self._granted_by(command), max(self._probe_at(command.probe_after_us), s.paused_until or 0))
+        full_at = NEVER if s.balance is None else self._reached(self.flow.capacity)
+        return Snapshot(
+            balance=s.balance,
+            held=s.held,
+            holds=s.open,
+            retry_after=seconds(until(at, now)),
+            full_in=seconds(until(full_at, now)),
+            closed_for=seconds((s.closed_until or now) - now),
+            bound=seconds(until(bound, now)),
+            quota=s.quota,
+            capacity=self.flow.capacity,
+            refill=self.flow.refill,
+            period=seconds(self.flow.period_us),
+            paused_for=seconds((s.paused_until or now) - now),
+            reading_age=None if s.reading_at is None else seconds(max(0, now - s.reading_at)),
+            drift=s.drift,
+            kept_back=kept_back(s, self.flow),
+            waiting=len(s.line),
+            wanted=sum(each.tokens for each in s.line),
+            in_flight=tuple(
+                InFlight(
+                    id=hold_id,
+                    tokens=hold.tokens,
+                    label=hold.label,
+                    age=seconds(max(0, now - hold.expires_at + hold.hold_for)),
+                    runs_out_in=seconds(max(0, hold.expires_at - now)),
+                )
+                for hold_id, hold in self._holds_in_flight()
+            ),
+            repaired=self.repaired,
+        )
+
+    def _holds_in_flight(self) -> list[tuple[str, Hold]]:
+        """Return the holds in flight that were read, in the order in which they run out."""
+        holds = [(hold_id, hold) for hold_id, hold in self.s.holds.items() if hold.in_flight]
+        holds.sort(key=lambda item: (item[1].expires_at, item[1].opened, item[0]))
+        return holds
+
+    def _granted_by(self, command: Peek) -> int:
+        """Return the latest instant of a grant if attempts go on meanwhile.
+
+        Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
+        """
+        s = self.s
+        reason, at = self._judge(command.tokens, command.keep)
+        if reason in {Reason.GRANTED, Reason.TOO_LARGE}:
+            return at
+        alone = required(command.tokens, s.quota.overdraft)
+        wanted = alone + set_aside(command.keep, kept_back(s, self.flow), self.flow.capacity, alone)
+        latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)
+        if s.quota.recharge_to is None:
+            return latest
+        end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
+        return max(latest, end) if end < NEVER else latest
+
+    def _charged_all(self, wanted: int) -> int:
+        """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks.
+
+        Those who stand in line come first, each as late as it may.
+        """
+        s = self.s
+        balance, refilled_at, carry, start = s.balance, s.refilled_at, s.carry, self.now
+        if balance is None:
+            start = self.now + CLAIM_US if s.probe_until is None else s.probe_until
+            balance, refilled_at, carry = 0, max(refilled_at, start), 0
+        if s.quota.synced:
+            for _, hold in self._holds_in_flight():
+                start = max(start, hold.expires_at + SWEEP_US, s.due_at or 0)
+                balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+                balance = saturated(balance - hold.tokens)
+        if not s.line:
+            return self._reached_from(balance, refilled_at, carry, wanted, start)
+        if wanted > self._lasting_capacity():
+            return NEVER
+        start = max(start, *(each.told_at + LATE_US + 1 for each in s.line))
+        balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+        need = saturated(wanted + sum(each.tokens for each in s.line) - balance)
+        return max(start, self.flow.instant(need, refilled_at, carry)) + LATE_US

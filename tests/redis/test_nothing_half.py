@@ -1,0 +1,153 @@
+"""Nothing is half written: a command that a server refuses has changed nothing, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import pytest
+import redis
+
+from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+)
+from keepa_tokens.storage.redis import RedisStorage
+from tests.servers import HOST, Server
+
+SECOND = 1_000_000
+PLAIN = Quota(60, 1, 1.0)
+SYNCED = Quota(300, 5, 60.0, synced=True)
+ALWAYS = ("evalsha", "eval", "time", "hmget", "hgetall")
+WRITING = ("hset", "hdel", "pexpire", "pttl", "persist")
+
+Began = Callable[[RedisStorage, int | None], object]
+
+
+def never(storage: RedisStorage, now: int | None) -> None:
+    """Use no bucket."""
+
+
+def used(storage: RedisStorage, now: int | None) -> None:
+    """Leave a plain bucket with a call in flight."""
+    storage.apply("k", PLAIN, Reserve("open", 5, 600 * SECOND), now_us=now)
+
+
+def told(storage: RedisStorage, now: int | None) -> None:
+    """Leave a synced bucket with a reading and a call in flight."""
+    storage.apply("k", SYNCED, Reconcile(Reading(50, server_time=1.0)), now_us=now)
+    storage.apply("k", SYNCED, Reserve("open", 5, 600 * SECOND), now_us=now)
+
+
+def paused(storage: RedisStorage, now: int | None) -> None:
+    """Leave a bucket with a pause, which the next command ends."""
+    used(storage, now)
+    storage.apply("k", PLAIN, Pause(600 * SECOND), now_us=now)
+
+
+CASES: dict[str, tuple[Began, Quota, Command]] = {
+    "a new bucket": (never, PLAIN, Acquire(1)),
+    "a new bucket's hold": (never, PLAIN, Reserve("a", 1, SECOND)),
+    "a new bucket's claim": (never, SYNCED, Acquire(1)),
+    "acquire": (used, PLAIN, Acquire(1)),
+    "a place": (used, PLAIN, Acquire(60, wait_us=600 * SECOND)),
+    "reserve": (used, PLAIN, Reserve("a", 1, SECOND)),
+    "settle": (used, PLAIN, Settle("open", 1)),
+    "cancel": (used, PLAIN, Cancel("open")),
+    "refund": (used, PLAIN, Refund("r", 1)),
+    "a ticket": (used, PLAIN, Acquire(56, keep=1, ticket="t")),
+    "the end of a pause": (paused, PLAIN, Pause(0)),
+    "a reading": (told, SYNCED, Settle("open", 1, Reading(40, server_time=2.0))),
+    "a synced settle": (told, SYNCED, Settle("open", 1)),
+    "a claim": (told, SYNCED, ClaimProbe()),
+}
+NO_MORE_ROOM = {"acquire", "a place", "settle", "cancel", "a synced settle"}
+"""What is carried out on a full server too: it only changes numbers, or removes a hold."""
+
+
+@pytest.fixture
+def storage(server: Server) -> Iterator[RedisStorage]:
+    """A storage whose user may do everything."""
+    made = RedisStorage.from_url(server.url)
+    yield made
+    made.close()
+
+
+def seen(client: redis.Redis) -> tuple[dict[bytes, bytes], bool]:
+    """Return what is stored, and whether it is for ever."""
+    stored: Any = client.hgetall("keepa_tokens:k")
+    return stored, client.ttl("keepa_tokens:k") == -1
+
+
+def missing() -> Iterator[tuple[str, ...]]:
+    """Yield each right of those who write, and each two."""
+    for number in (1, 2):
+        yield from combinations(WRITING, number)
+
+
+@pytest.mark.parametrize("now", [None, 1_780_000_000 * SECOND], ids=["the server's time", "a caller's"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_missing_right_changes_nothing(
+    server: Server, client: redis.Redis, storage: RedisStorage, case: str, now: int | None
+) -> None:
+    """Without any one right, or any two, a command is carried out whole or is a ConfigError and has left no trace."""
+    began, quota, command = CASES[case]
+    told_of = 0
+    for rights in missing():
+        if began is never and set(rights) == {"hdel", "pexpire"}:
+            continue  # who may neither give a new bucket an end nor undo it leaves it behind, with the tokens taken
+        client.acl_setuser(
+            "worker",
+            enabled=True,
+            reset=True,
+            passwords=["+secret"],
+            keys=["*"],
+            commands=[f"+{name}" for name in (*ALWAYS, *WRITING) if name not in rights],
+        )
+        client.delete("keepa_tokens:k")
+        began(storage, now)
+        before = seen(client)
+        lesser = RedisStorage.from_url(f"redis://worker:secret@{HOST}:{server.port}")
+        try:
+            lesser.apply("k", quota, command, now_us=now)
+        except ConfigError as error:
+            assert "Nothing was changed" in str(error)
+            assert seen(client) == before, rights
+            told_of += 1
+        else:
+            assert seen(client) != before, rights
+        lesser.close()
+    client.acl_deluser("worker")
+    assert told_of
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_full_server_changes_nothing_or_goes_on(client: redis.Redis, storage: RedisStorage, case: str) -> None:
+    """On a full server what would take more room is certainly not carried out, and leaves no trace; the rest goes on."""
+    began, quota, command = CASES[case]
+    began(storage, None)
+    storage.apply("other", PLAIN, Peek())
+    before = seen(client)
+    client.config_set("maxmemory", "1")
+    try:
+        if case in NO_MORE_ROOM:
+            storage.apply("k", quota, command)
+            assert seen(client) != before
+        else:
+            with pytest.raises(StorageUnavailable, match=r"OOM|maxmemory.* certainly not carried out"):
+                storage.apply("k", quota, command)
+            assert seen(client) == before
+    finally:
+        client.config_set("maxmemory", "0")
+    storage.apply("k", quota, command)
+    assert seen(client) != before

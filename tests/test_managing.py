@@ -1,0 +1,209 @@
+"""Beside taking and giving back: a decorator, as much as there is, pause and reset, on both doors and every storage."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepa_tokens import (
+    AcquireTimeout,
+    AsyncSQLiteStorage,
+    AsyncTokenBucket,
+    ConfigError,
+    CostTooLarge,
+    MemoryStorage,
+    Quota,
+    Reason,
+    SQLiteStorage,
+    Storage,
+    TokenBucket,
+)
+from keepa_tokens.testing import ManualClock
+
+QUOTA = Quota(5, 1, 2.0)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def storages(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Storage, Any]]:
+    """One storage as both doors want it."""
+    if request.param == "memory":
+        memory = MemoryStorage()
+        yield memory, memory
+        return
+    with closing(SQLiteStorage(tmp_path / "buckets.sqlite")) as blocking:
+        twin = AsyncSQLiteStorage(tmp_path / "buckets.sqlite")
+        yield blocking, twin
+        asyncio.run(twin.aclose())
+
+
+@pytest.fixture(params=["threads", "coroutines"])
+def bucket(request: pytest.FixtureRequest, storages: tuple[Storage, Any], clock: ManualClock) -> Any:
+    """A bucket of each kind."""
+    if request.param == "threads":
+        return TokenBucket(QUOTA, key="k", storage=storages[0], clock=clock)
+    return AsyncTokenBucket(QUOTA, key="k", storage=storages[1], clock=clock)
+
+
+def got(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call what may have to be awaited."""
+
+    async def awaited() -> Any:
+        result = call(*args, **options)
+        return await result if isawaitable(result) else result
+
+    return asyncio.run(awaited())
+
+
+# --- the decorator
+
+
+def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options: Any) -> Callable[[int], Any]:
+    """Return a function, or a coroutine function, behind a bucket."""
+    if isinstance(bucket, TokenBucket):
+
+        @bucket.limit(**options)
+        def work(number: int) -> int:
+            """Work."""
+            ran.append(number)
+            return number * 2
+
+        return work
+
+    @bucket.limit(**options)
+    async def awork(number: int) -> int:
+        """Work."""
+        ran.append(number)
+        return number * 2
+
+    return awork
+
+
+def test_a_decorated_function_takes_its_tokens_and_waits_for_them(bucket: Any, clock: ManualClock) -> None:
+    """Each call takes its tokens first, and waits where there are too few; result, arguments and name stay."""
+    ran: list[int] = []
+    work = decorated(bucket, ran, tokens=2)
+    assert [got(work, number) for number in (1, 2, 3)] == [2, 4, 6]
+    assert ran == [1, 2, 3]
+    assert clock.slept == 2.0
+    assert got(bucket.peek).balance == 0
+    assert (inspect.getdoc(work), "work" in work.__name__) == ("Work.", True)
+    assert inspect.iscoroutinefunction(work) == isinstance(bucket, AsyncTokenBucket)
+
+
+def test_where_the_wait_would_be_too_long_the_function_is_not_run(bucket: Any) -> None:
+    """Beyond the timeout the call raises AcquireTimeout at once; keep leaves tokens for others."""
+    ran: list[int] = []
+    work = decorated(bucket, ran, tokens=2, keep=2, timeout=1)
+    got(work, 1)
+    with pytest.raises(AcquireTimeout):
+        got(work, 2)
+    assert ran == [1]
+    assert got(bucket.peek).balance == 3
+
+
+def test_what_can_never_be_granted_is_said_where_it_is_decorated(bucket: Any) -> None:
+    """An impossible cost or timeout, and a forgotten pair of brackets, are errors at the decoration."""
+    for options, error in (({"tokens": 6}, CostTooLarge), ({"timeout": -1}, ConfigError), ({"tokens": len}, TypeError)):
+        with pytest.raises(error):
+            bucket.limit(**options)
+    with pytest.raises(TypeError, match=r"write @bucket\.limit\(\)"):
+        bucket.limit()(7)
+
+
+class Blocking:
+    def __call__(self) -> None: ...
+
+
+class Suspending:
+    async def __call__(self) -> None: ...
+
+
+def blocks() -> None: ...
+
+
+async def suspends() -> None: ...
+
+
+async def yields() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("other", [suspends, functools.partial(suspends), Suspending(), yields])
+def test_a_bucket_for_threads_decorates_no_coroutine_function(other: Any) -> None:
+    """It would block the event loop, so it is refused, with what to use."""
+    with pytest.raises(ConfigError, match="use an AsyncTokenBucket"):
+        TokenBucket(QUOTA).limit()(other)
+    TokenBucket(QUOTA).limit()(Blocking())()
+
+
+@pytest.mark.parametrize("other", [blocks, functools.partial(blocks), Blocking(), yields])
+def test_a_bucket_for_coroutines_decorates_no_other_function(other: Any) -> None:
+    """Nothing could be awaited in it, so it is refused, with what to use."""
+    with pytest.raises(ConfigError, match="decorate it by a TokenBucket"):
+        AsyncTokenBucket(QUOTA).limit()(other)
+    asyncio.run(AsyncTokenBucket(QUOTA).limit()(Suspending())())
+
+
+# --- as much as there is, pause, reset
+
+
+def test_as_much_as_there_is_is_taken(bucket: Any) -> None:
+    """What is there beside `keep`, up to what is wanted; 0 takes nothing."""
+    assert [got(bucket.take_up_to, 3), got(bucket.take_up_to, 3, keep=1), got(bucket.take_up_to, 3)] == [3, 1, 1]
+    assert got(bucket.take_up_to, 3) == 0
+    assert got(bucket.peek).balance == 0
+
+
+def test_a_pause_refuses_everybody_until_it_ends(bucket: Any, clock: ManualClock) -> None:
+    """While a bucket is paused no call goes, and each is told when; 0 ends it; it ends by itself."""
+    for how in (lambda: clock.advance(30), lambda: got(bucket.pause, 0)):
+        got(bucket.pause, 30)
+        refused = got(bucket.try_acquire)
+        assert (refused.reason, refused.retry_after) == (Reason.PAUSED, 30)
+        assert got(bucket.peek).paused_for == 30
+        how()
+        assert got(bucket.try_acquire)
+    for seconds in (-1, 86_401):
+        with pytest.raises(ConfigError, match="is out of range"):
+            got(bucket.pause, seconds)
+
+
+def test_a_reset_bucket_is_a_new_one(bucket: Any) -> None:
+    """Reset forgets balance and holds; what was in flight changes nothing any more."""
+    held = got(bucket.try_reserve, 5)
+    got(bucket.reset)
+    assert got(bucket.peek).balance == 5
+    got(held.settle, 1)
+    assert got(bucket.peek).balance == 5
+    assert got(lambda: list(bucket.storage.keys())) == [] if isinstance(bucket, TokenBucket) else True
+
+
+def test_a_storage_that_can_forget_nothing_is_said() -> None:
+    """Reset on a storage without `delete` is a ConfigError that says what to give it."""
+
+    class Keeps:
+        apply = MemoryStorage.apply
+
+    keeps: Any = Keeps()
+    with pytest.raises(ConfigError, match="Keeps can't forget a bucket: give it a method delete"):
+        TokenBucket(QUOTA, storage=keeps).reset()
+
+
+@pytest.mark.parametrize("make, period", [(Quota.per_second, 1), (Quota.per_minute, 60), (Quota.per_hour, 3600)])
+def test_quotas_by_their_period(make: Callable[..., Quota], period: int) -> None:
+    """So many a second, a minute, an hour or a day, evenly; the capacity is that number unless it is given."""
+    assert (make(7).refill, make(7).period, make(7).capacity, make(7, capacity=9).capacity) == (7, period, 7, 9)
+    assert (Quota.per_day(7).refill, Quota.per_day(7).period) == (7, 86_400)

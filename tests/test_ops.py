@@ -1,0 +1,306 @@
+"""The alert rules and the dashboard in `ops/`: Prometheus' own tool runs the rules on what a worker tells.
+
+A story is an hour or so of a bucket, scraped every minute. Each fault's story fires its alert, a healthy one none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, StorageUnavailable, TokenBucket, keepa_quota
+from keepa_tokens.keepa.sync import Call
+from keepa_tokens.metrics import BucketCollector, PrometheusListener
+from keepa_tokens.testing import FakeKeepa, ManualClock
+
+OPS: Final = Path(__file__).resolve().parents[1] / "ops"
+RULES: Final = OPS / "alerts.yml"
+DASHBOARD: Final = json.loads((OPS / "dashboard.json").read_text("utf-8"))
+PROMTOOL: Final = Path("/usr/bin/promtool")
+MOST_ASINS: Final = 100
+WITH_OFFERS: Final = 6
+TICK: Final = 5
+SCRAPED_EVERY: Final = 60
+KEY: Final = "keepa-1f2e"
+
+
+def promtool(*arguments: str | Path) -> str:
+    """Run Prometheus' tool and return what it says; what it finds wrong is a failure."""
+    assert PROMTOOL.exists(), f"no {PROMTOOL}: apt-get install prometheus, or leave it out by `make test`"
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Shaky(MemoryStorage):
+    """A storage that can be away."""
+
+    away = False
+
+    def apply(self, *args: Any, **options: Any) -> Any:
+        if self.away:
+            raise StorageUnavailable("no answer in 5 s")
+        return super().apply(*args, **options)
+
+
+class Story:
+    """A queue's worker that calls a fake server, and what was scraped of it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(1_780_000_000.0)
+        self.fake = FakeKeepa(initial=100, refill_rate=5, clock=self.clock)
+        self.storage = Shaky()
+        self.registry = CollectorRegistry()
+        bucket = TokenBucket(
+            keepa_quota(5), key=KEY, storage=self.storage, clock=self.clock, listener=PrometheusListener(self.registry)
+        )
+        BucketCollector(bucket, registry=self.registry)
+        self.sync = KeepaSync(bucket, probe=self.fake.probe)
+        self.series: dict[str, dict[int, float]] = defaultdict(dict)
+        self.costs = [3, 1, 12, 6]
+        self.calls = 0
+        self.at = 0
+
+    def call(self, settle: Callable[[Call], None] | None = None) -> None:
+        """Make the next call if the bucket lets it; the task keeps its place in line until then."""
+        cost = self.costs[self.calls % len(self.costs)]
+        try:
+            with self.sync.try_request(cost, place=f"task-{self.calls}") as call:
+                answer = self.fake.request("/product", asked(cost))
+                if settle is None:
+                    call.settle(answer.content, status=answer.status)
+                else:
+                    settle(call)
+        except (NotEnoughTokens, StorageUnavailable):
+            return
+        self.calls += 1
+
+    def goes_on(self, minutes: int, *, works: bool = True) -> None:
+        """Let time pass: calls every few seconds, a scrape every minute."""
+        for _ in range(minutes * 60 // TICK):
+            if works:
+                self.call()
+            if self.at % SCRAPED_EVERY == 0:
+                self.scrape()
+            self.clock.advance(TICK)
+            self.at += TICK
+
+    def scrape(self) -> None:
+        for family in self.registry.collect():
+            for sample in family.samples:
+                labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+                self.series[f"{sample.name}{{{labels}}}"][self.at // SCRAPED_EVERY] = sample.value
+
+    def alerts(self, folder: Path) -> set[str]:
+        """Return the names of the alerts that ever fire, by Prometheus' own reckoning, looked at every minute."""
+        minutes = self.at // SCRAPED_EVERY
+        series = [{"series": name, "values": self._values(name, minutes)} for name in self.series]
+        silent = [
+            {"eval_time": f"{minute}m", "alertname": name, "exp_alerts": []}
+            for name in alert_names()
+            for minute in range(minutes)
+        ]
+        test = {"interval": "1m", "input_series": series, "alert_rule_test": silent}
+        story = folder / "story.yml"
+        story.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
+        command: list[str | Path] = [PROMTOOL, "test", "rules", story]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        told = done.stdout + done.stderr
+        fired = set(re.findall(r"alertname: ?(\w+)", told))
+        assert fired or done.returncode == 0, told
+        return fired
+
+    def _values(self, name: str, minutes: int) -> str:
+        seen = self.series[name]
+        return " ".join(
+            "_" if not math.isfinite(seen.get(minute, math.nan)) else f"{seen[minute]:.6f}" for minute in range(minutes)
+        )
+
+
+def asked(cost: int) -> dict[str, str]:
+    """Return what to ask for to be charged so much."""
+    few = cost <= MOST_ASINS
+    return {"asin": ",".join(map(str, range(cost if few else cost // WITH_OFFERS)))} | ({} if few else {"offers": "10"})
+
+
+def alert_names() -> list[str]:
+    return re.findall(r"- alert: (\w+)", RULES.read_text("utf-8"))
+
+
+# --- the stories
+
+
+def healthy(story: Story) -> None:
+    """More work than tokens, a debt, a quiet half hour, and work again."""
+    story.goes_on(60)
+    story.costs = [150]
+    story.goes_on(60)
+    story.costs = [3, 1, 12, 6]
+    story.goes_on(30, works=False)
+    story.goes_on(30)
+
+
+def no_reading(story: Story) -> None:
+    """A debt, and a server that can't be asked."""
+    story.goes_on(5)
+    story.costs = [300]
+    story.goes_on(20)
+    story.fake.token_down = True
+    story.goes_on(40)
+
+
+def refused(story: Story) -> None:
+    """Somebody takes what is left right before a call."""
+    story.goes_on(40)
+    story.costs = [2]
+    story.goes_on(4, works=False)
+    story.fake.spend_outside(story.fake.balance + 5)
+    story.goes_on(20)
+
+
+def spent(story: Story) -> None:
+    """Another program spends a little every few minutes, never so much that a call is refused."""
+    story.costs = [1]
+    story.goes_on(30, works=False)
+    for _ in range(12):
+        story.goes_on(4)
+        story.fake.spend_outside(-story.fake.balance + 100)
+        story.sync.refresh()
+        story.fake.spend_outside(10)
+
+
+def repaired(story: Story) -> None:
+    """A field is lost."""
+    story.goes_on(20)
+    state = story.storage.dump(KEY)
+    assert state is not None
+    story.storage.load(KEY, replace(state, refilled_at=None))
+    story.goes_on(10)
+
+
+def probes_fail(story: Story) -> None:
+    """A debt, and a server that can't be asked twice in a row."""
+    story.costs = [1]
+    story.goes_on(5)
+    story.costs = [170]
+    story.goes_on(1)
+    story.costs = [1]
+    story.fake.token_down = True
+    story.goes_on(50)
+
+
+def line_stands(story: Story) -> None:
+    """A worker that stands in line dies, and the tokens come sooner than it was told."""
+    story.costs = [300, 12]
+    story.goes_on(10)
+    story.fake.spend_outside(-500)
+    story.sync.refresh()
+    story.goes_on(10, works=False)
+
+
+def storage_away(story: Story) -> None:
+    """The storage doesn't answer for a while."""
+    story.goes_on(10)
+    story.storage.away = True
+    story.goes_on(5)
+    story.storage.away = False
+    story.goes_on(10)
+
+
+def unsettled(story: Story) -> None:
+    """A program drops a call."""
+    story.goes_on(20)
+    story.goes_on(30, works=False)
+    with pytest.warns(ResourceWarning, match="without settle"):
+        story.call(lambda _: None)
+    story.goes_on(20, works=False)
+
+
+STORIES: Final[dict[Callable[[Story], None], set[str]]] = {
+    healthy: set(),
+    no_reading: {"NoReading", "ProbesFail"},
+    refused: {"ServerRefuses"},
+    spent: {"SomebodyElseSpends"},
+    repaired: {"Repaired"},
+    probes_fail: {"ProbesFail"},
+    line_stands: {"LineStands"},
+    storage_away: {"StorageAway"},
+    unsettled: {"LeftUnsettled"},
+}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("told", STORIES, ids=lambda told: told.__name__)
+def test_an_alert_fires_where_its_fault_is_and_is_silent_elsewhere(
+    told: Callable[[Story], None], tmp_path: Path
+) -> None:
+    """Of a story's scrapes Prometheus fires the alerts of its fault, and no other."""
+    story = Story()
+    told(story)
+    assert {name.removeprefix("KeepaTokens") for name in story.alerts(tmp_path)} == STORIES[told]
+
+
+def test_every_alert_has_a_story() -> None:
+    """There is no alert that is never seen to fire."""
+    assert {name.removeprefix("KeepaTokens") for name in alert_names()} == set().union(*STORIES.values())
+
+
+@pytest.mark.deep
+def test_prometheus_can_read_the_rules_and_each_query_of_the_dashboard(tmp_path: Path) -> None:
+    """The rules pass Prometheus' check, and so do the dashboard's queries as rules."""
+    assert f"SUCCESS: {len(alert_names())} rules found" in promtool("check", "rules", RULES)
+    filled = [each.replace("$__rate_interval", "5m").replace("$bucket", ".*") for each in queries()]
+    rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(filled)]
+    page = tmp_path / "panels.yml"
+    page.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"SUCCESS: {len(rules)} rules found" in promtool("check", "rules", page)
+
+
+# --- names
+
+
+def queries() -> list[str]:
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def samples() -> set[str]:
+    """Return the names under which Prometheus keeps what is measured."""
+    registry = CollectorRegistry()
+    PrometheusListener(registry)
+    BucketCollector(registry=registry)
+    ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
+    return {family.name + end for family in registry.collect() for end in ends[family.type]}
+
+
+def unknown(text: str) -> set[str]:
+    """Return the metrics that a text names and that there are not."""
+    return set(re.findall(r"\bkeepa_tokens_\w+", text)) - samples()
+
+
+def test_every_metric_that_is_named_exists() -> None:
+    """Rules, dashboard and the page that shows them name only metrics that there are; one that isn't is noticed."""
+    rules = re.sub(r"name: keepa_tokens\n", "", RULES.read_text("utf-8"))
+    page = (OPS.parent / "docs/howto/watch.md").read_text("utf-8")
+    asked = "\n".join([*queries(), *(each["query"]["query"] for each in DASHBOARD["templating"]["list"][1:])])
+    for text in (rules, asked, page):
+        assert unknown(text) == set()
+        assert "keepa_tokens_" in text
+    assert unknown(rules.replace("repairs_total", "repair_total")) == {"keepa_tokens_repair_total"}
+
+
+def test_the_dashboard_is_whole() -> None:
+    """Each panel has a number, a title, a description and a place of its own."""
+    panels = DASHBOARD["panels"]
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len({panel["id"] for panel in panels}) == len(set(places)) == len(panels)
+    assert all(panel["title"] and panel["description"] and panel["targets"] for panel in panels)
