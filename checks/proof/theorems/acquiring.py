@@ -6,7 +6,7 @@ from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, TOLERANCE_US, YEAR_US
+from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, YEAR_US
 
 from .terms import (
     CAPACITY,
@@ -174,32 +174,18 @@ def in_flight_is_told_where_a_settle_may_free_it(balance: int, held: int, now: i
     return outcome.reason is Reason.EMPTY and outcome.retry_after_us == steps * PERIOD_US
 
 
-def overdraws_when_the_others_are_done(balance: int, held: int, left: int, now: int, tokens: int) -> bool:
+def overdraws_when_the_others_are_done(balance: int, held: int, now: int, tokens: int) -> bool:
     """Whatever others hold, a call finds nothing in flight once that has run out, and is granted when it is told.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
-    pre: 1 <= left <= MAX_HOLD_US
     post: _
     """
-    stored, over = holding(KEEPAS, balance, now, Hold(held, 1, now + left, left)), now + left
-    state, refusal = transition(KEEPAS, stored, over, Acquire(tokens, probe_after_us=None))
+    stored = holding(KEEPAS, balance, now, Hold(held, 1, now, MAX_HOLD_US))
+    state, refusal = transition(KEEPAS, stored, now, Acquire(tokens, probe_after_us=None))
     if refusal.granted:
         return True
-    _, waited = transition(KEEPAS, state, over + refusal.retry_after_us, Acquire(tokens, probe_after_us=None))
+    _, waited = transition(KEEPAS, state, now + refusal.retry_after_us, Acquire(tokens, probe_after_us=None))
     return refusal.reason is Reason.EMPTY and waited.granted
-
-
-def lost_timestamp_leaves_the_wait_bounded(balance: int, stored: int | str | None, now: int, tokens: int) -> bool:
-    """Whatever is in `refilled_at`, a refused caller waits no longer than the refill time, a period and the tolerance.
-
-    pre: -DEBT < balance < tokens <= CAPACITY and tokens >= 1 and 0 <= now <= LATEST
-    post: _
-    """
-    # Garbage is the point.
-    damaged = BucketState(balance=balance, refilled_at=stored)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    _, outcome = transition(SMOOTH, damaged, now, Acquire(tokens))
-    longest = TOLERANCE_US + ((tokens - balance) // RATE + 1) * RATE_PERIOD_US
-    return outcome.granted or 0 < outcome.retry_after_us <= longest
 
 
 def lost_timestamp_mints_nothing(balance: int, now: int, later: int, tokens: int) -> bool:
