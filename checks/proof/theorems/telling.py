@@ -32,7 +32,8 @@ def no_field_shuts_out_a_reading(reading_at: int, server_time: int, server_time_
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = _told(0, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
+    # So deep in debt, no reading counts as the lower of two.
+    stored = _told(-DEBT, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
     state, first = transition(SYNCED, stored, now, SEEN)
     if first.reading is Verdict.TAKEN:
         return first.balance == READING.balance
