@@ -12,12 +12,11 @@ import redis
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
-from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, Workers, document, run, sums
+from tests.cli import KEY, MemoryPlace, Workers, document, run, sums
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, free_port
 

@@ -12,11 +12,10 @@ from rich.console import Console
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look, look
-from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, run
+from tests.cli import KEY, MemoryPlace, Workers, run
 
 
 class Watched:

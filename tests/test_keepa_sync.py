@@ -20,7 +20,6 @@ from keepa_tokens import (
     AsyncTokenBucket,
     ConfigError,
     CostTooLarge,
-    Event,
     EventKind,
     KeepaSync,
     MemoryStorage,
@@ -32,43 +31,9 @@ from keepa_tokens import (
 )
 from keepa_tokens.keepa.backoff import TRIES
 from keepa_tokens.keepa.reading import Body
-from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
-
-PRODUCT = "/product"
-
-
-def asins(count: int) -> dict[str, str]:
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
-
-
-class World:
-    """A fake server, a bucket on the same clock, and what the listener was told."""
-
-    def __init__(
-        self, *, initial: int = 20, refill_rate: int = 5, probe: bool = True, recharge_to: int | None = None
-    ) -> None:
-        self.clock = ManualClock()
-        self.fake = FakeKeepa(refill_rate=refill_rate, initial=initial, clock=self.clock)
-        self.events: list[Event] = []
-        self.storage = MemoryStorage()
-        self.bucket = TokenBucket(
-            keepa_quota(refill_rate, recharge_to=recharge_to),
-            key="k",
-            storage=self.storage,
-            clock=self.clock,
-            listener=self.events.append,
-        )
-        self.sync = KeepaSync(self.bucket, probe=self.fake.probe if probe else None)
-
-    def call(self, tokens: int, estimate: int | None = None) -> int:
-        with self.sync.request(tokens if estimate is None else estimate) as call:
-            response = self.fake.request(PRODUCT, asins(tokens))
-            call.settle(response.content, status=response.status)
-        return response.status
-
-    def kinds(self, kind: EventKind) -> list[Event]:
-        return [event for event in self.events if event.kind is kind]
+from tests.keepa_world import PRODUCT, World, asins
 
 
 def test_the_first_call_probes_once_and_then_envelopes_are_enough() -> None:

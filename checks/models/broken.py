@@ -45,14 +45,18 @@ class Sound:
         """Return the time of a step."""
         return time.time_ns() // 1000 if now_us is None else now_us
 
+    def named(self, key: str) -> str:
+        """Return the name under which a bucket is kept."""
+        return key
+
     def load(self, key: str) -> BucketState | None:
         """Read."""
-        row = self.place.rows.get(key)
+        row = self.place.rows.get(self.named(key))
         return None if row is None else BucketState.from_fields(row)
 
     def save(self, key: str, state: BucketState, outcome: Outcome) -> None:  # noqa: ARG002 - some broken ones use it
         """Write."""
-        self.place.rows[key] = state.to_fields()
+        self.place.rows[self.named(key)] = state.to_fields()
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands."""

@@ -15,7 +15,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ..bucket import TokenBucket
@@ -26,12 +26,13 @@ from ..keepa.quota import keepa_quota
 from ..keepa.sync import Call, KeepaSync
 from ..rules.commands import Cancel
 from ..rules.decision import Reason
+from ..storage.memory import MemoryStorage
 from ..testing.clock import ManualClock
 from ..testing.fake_keepa import FakeKeepa, Ticket
 from ..units import MICROSECONDS
 from . import old_rule
-from .place import MemoryPlace
-from .words import duration
+from .simulate import Kind
+from .words import count, duration
 
 BUCKET: Final = "demo"
 REFILL_RATE: Final = 20
@@ -47,6 +48,7 @@ PROBE_INTERVAL: Final = 120.0  # short, so that some minutes show a polite probe
 CALM: Final = 40.0  # before the next refill, so that none comes in the middle of the fault
 NAMES: Final = ("prices", "offers", "search", "backfill")
 PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
+CALLS: Final = {"offers": "offers", "search": "search"}
 KEPT_BY_BACKFILL: Final = 10
 
 DEBT: Final = -79
@@ -155,14 +157,14 @@ class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
     def __init__(self, workers: int, seed: int) -> None:
-        self._clock, self._place = ManualClock(), MemoryPlace()
+        self._clock, self._storage = ManualClock(), MemoryStorage()
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
         self._batch_cost: int | None = None
         self.bucket = TokenBucket(
             keepa_quota(REFILL_RATE),
             key=BUCKET,
-            storage=self._place.storage,
+            storage=self._storage,
             clock=self._clock,
             listener=self._hear,
         )
@@ -283,7 +285,7 @@ class Scenario:
             self._gate_open = False
             self._turn_story("All pause, for one call that costs more than there is.")
             for worker in self.workers:  # who pauses leaves the line
-                self._place.storage.apply(BUCKET, self.bucket.quota, Cancel(worker.name), now_us=self.now_us)
+                self._storage.apply(BUCKET, self.bucket.quota, Cancel(worker.name), now_us=self.now_us)
         seen = self.bucket.peek()
         quiet = self._large.job is None and seen.holds == 0 and min(self.fake.balance, seen.balance or 0) > 0
         if quiet and self.fake.refill_in > CALM:
@@ -297,8 +299,9 @@ class Scenario:
 
     def _lose_timestamp(self) -> None:
         """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
-        balance = self.bucket.peek().balance
-        self._place.drop(BUCKET, "refilled_at")
+        balance, state = self.bucket.peek().balance, self._storage.dump(BUCKET)
+        if state is not None:
+            self._storage.load(BUCKET, replace(state, refilled_at=None))
         seen = self.bucket.peek()
         old = old_rule.OldState(DEBT, refilled_at=None)
         self.fault = Fault(self.now_us, seen.retry_after, ", ".join(seen.repaired), old)
@@ -354,13 +357,8 @@ def _name(worker: int) -> str:
 
 def next_job(name: str, chance: random.Random) -> Job:
     """Return the next call of a worker: each kind of work has calls of its own size."""
-    kind = name.partition(" ")[0]
-    if kind == "search":
-        params = {"type": "product", "term": f"term{chance.randrange(1000)}", "page": "0"}
-        return Job("/search", params, "search", estimate("/search", params))
-    products = chance.randint(*PRODUCTS[kind])
-    params = {"asin": ",".join(f"B0{number:08d}" for number in chance.sample(range(10**8), products))}
-    if kind == "offers":
-        params["offers"] = "20"
-    text = f"{products} product{'s' * (products > 1)}" + ", offers" * (kind == "offers")
-    return Job("/product", params, text, estimate("/product", params), KEPT_BY_BACKFILL * (kind == "backfill"))
+    work = name.partition(" ")[0]
+    kind = Kind(CALLS.get(work, "product"), chance.randint(*PRODUCTS.get(work, (1, 1))), 1.0)
+    params = kind.params(chance)
+    text = work if work == "search" else count(kind.items, "product") + ", offers" * (work == "offers")
+    return Job(kind.path, params, text, estimate(kind.path, params), KEPT_BY_BACKFILL * (work == "backfill"))
