@@ -30,6 +30,8 @@ WORLDS, THEOREMS, SEARCHED, REFUTED, PLANTED = PARTS = (
 _PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.SEARCHED: SEARCHED, Verdict.REFUTED: REFUTED}
 
 
+CANT_RUN: Final = ("NameError", "AttributeError", "ImportError")
+
 LONGEST: Final = 200
 """Characters of a result: a world's counterexample is a whole state, told in full where the run fails."""
 
@@ -106,7 +108,9 @@ def noticed(mutant: Mutant, table: Table) -> Report:
             if mutant.by in table.worlds:
                 return explored(mutant.by, source=source)
             expected = table.theorems[mutant.by]
-            return check(mutant.by, refill=expected.plans[0], seconds=expected.seconds, source=source)
+            report = check(mutant.by, refill=expected.plans[0], seconds=expected.seconds, source=source)
+            # Code that can't run at all is no fault: whatever runs it would notice.
+            return replace(report, verdict=Verdict.FAILED) if report.words.startswith(CANT_RUN) else report
     except (KeyError, ValueError) as misfit:
         return Report(Verdict.FAILED, str(misfit))
 

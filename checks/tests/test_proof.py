@@ -12,7 +12,7 @@ import pytest
 from checks.mutation.judgement import Mutant, by_hand
 from checks.page import END, begin, renew, says
 from checks.proof import __main__ as command_line
-from checks.proof import solver
+from checks.proof import runs, solver
 from checks.proof.runs import Job, Line, explored, jobs, noticed, planted, tables
 from checks.proof.solver import Report, Verdict, read_report
 from checks.proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
@@ -200,6 +200,15 @@ def test_a_fault_that_no_longer_applies_is_told() -> None:
     gone = replace(FAULTS[0], was="no such line")
 
     assert noticed(gone, load()).verdict is Verdict.FAILED
+
+
+def test_a_fault_whose_code_cannot_run_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault that names what isn't there is no fault: every check would notice."""
+    fault = next(mutant for mutant in FAULTS if mutant.by in load().theorems)
+    answer = Report(Verdict.REFUTED, "NameError: name 'NEVER' is not defined when calling f(0)")
+    monkeypatch.setattr(runs, "check", lambda *_, **__: answer)
+
+    assert noticed(fault, load()).verdict is Verdict.FAILED
 
 
 @pytest.mark.parametrize("world", QUICK, ids=lambda world: world.name)
