@@ -22,7 +22,7 @@ from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
 
-from .._arguments import NotCopied, checked_key, instance
+from .._arguments import NotCopied, instance
 from .._blocking import run
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
