@@ -56,7 +56,7 @@ class Watched(RedisStorage):
 
     said: _wire.Answer | None = None
 
-    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
+    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command | None) -> _wire.Answer:
         answer = await super()._ask(key, arguments, command)
         self.said = self.said or answer
         return answer

@@ -11,7 +11,8 @@
 
 local LIMIT, SECOND, DAY_US, REMEMBERED_US, TURN_US = 4503599627370496, 1000000, 86400000000, 600000000, 20000
 local key, verb, nonce, given = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local min, max, fmod, format, match, call = math.min, math.max, math.fmod, string.format, string.match, redis.call
+local min, max, ceil, fmod, format, match = math.min, math.max, math.ceil, math.fmod, string.format, string.match
+local call = redis.call
 
 local now
 if given == '' then
@@ -130,7 +131,19 @@ end
 
 -- An attempt: the caller's terms, the id of a hold or '', and the verb's numbers.
 local terms, id = ARGV[4], ARGV[5]
-local stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
+local stored
+if verb == 'acquire' then
+  -- Most buckets have nothing but these: then nothing else need be looked for.
+  local fields = call('HLEN', key)
+  if fields <= 6 then
+    stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota')
+    for place = 1, 6 do
+      fields = stored[place] and fields - 1 or fields
+    end
+    stored = fields == 0 and stored
+  end
+end
+stored = stored or call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
   'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'due_at', 'last_place', 'firm_place', 'held', 'open',
   'sequence', 'fast', 'largest_place', 'hold:' .. id, 'line')
 local turn = verb == 'read' and ARGV[6] or ''
@@ -146,7 +159,8 @@ local function whole(text, least, most, missing)
     return missing
   end
   local number = tonumber(text)
-  return number and number >= least and number <= most and format('%.0f', number) == text and number or nil
+  -- %d is quicker than %.0f. Where it is too short for a number, the fast path is not taken.
+  return number and number >= least and number <= most and format('%d', number) == text and number or nil
 end
 
 local is_new = not stored[2] and not stored[4]
@@ -154,10 +168,8 @@ local quota = is_new and terms or stored[6] or ''
 local q1, q2, q3, q4, q5, q6, q7, q8, q9, q10 =
   match(quota, '^(%d+) (%d+) (%d+) ([01]) (%d+) (%S+) (%S+) ([01]) (%d+) (%d+)$')
 local stepped, synced, queues = q4 == '1', q8 == '1', q8 == '0' and q6 == '-'
-local version = whole(stored[2], 0, LIMIT - 2, 0)
-local balance = whole(stored[3], 1 - LIMIT, LIMIT - 1)
-local refilled_at = whole(stored[4], 0, now + 5 * SECOND)
-local carry = whole(stored[5], 0, LIMIT, 0)
+local version, balance, refilled_at = tonumber(stored[2] or 0), tonumber(stored[3]), tonumber(stored[4])
+local carry = tonumber(stored[5] or 0)
 local due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
 local more = stored[12] or stored[13] or stored[14] or stored[15] or stored[16] or stored[17]
   or stored[19]
@@ -178,8 +190,18 @@ if is_new then
   end
   balance, refilled_at = tonumber(q7) or tonumber(q1), now
 elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and carry and due_at and last_place
-    and firm_place and largest_place and held and open and sequence) or now - refilled_at > 365 * DAY_US then
+      and firm_place and largest_place and held and open and sequence
+      and version >= 0 and version < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
+      and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
+    -- Each as `whole` reads it, all at once.
+    or format('%d %d %d %d', version, balance, refilled_at, carry)
+      ~= (stored[2] or 0) .. ' ' .. stored[3] .. ' ' .. stored[4] .. ' ' .. (stored[5] or 0) then
   return hand_over('all')
+end
+local digits, four = '%.0f', '%s %.0f %.0f %.0f %.0f%s'
+if not is_new and refilled_at > 2^32 then
+  -- What was just checked shows that %d is long enough.
+  digits, four = '%d', '%s %d %d %d %d%s'
 end
 if stored[8] or stored[9] or stored[10] or stored[21] then
   return hand_over(stored[8] and 'all' or 'some', id)
@@ -269,20 +291,24 @@ if now > refilled_at then
     end
   else
     refilled_at = now
+    local periods, rest, gain = 0, elapsed, 0
+    if elapsed >= period then
+      periods, rest = divmod(elapsed, period)
+    end
     if room <= 0 or refill == 0 then
       carry = 0
+    elseif periods > 0 and periods > (divmod(room, refill)) then
+      balance, carry = capacity, 0
     else
-      local periods, rest = divmod(elapsed, period)
-      if periods > (divmod(room, refill)) then
+      carry = rest * refill + carry
+      if carry >= period then
+        gain, carry = divmod(carry, period)
+      end
+      gain = gain + periods * refill
+      if gain >= room then
         balance, carry = capacity, 0
       else
-        local gain, remainder = divmod(rest * refill + carry, period)
-        gain = gain + periods * refill
-        if gain >= room then
-          balance, carry = capacity, 0
-        else
-          balance, carry = balance + gain, remainder
-        end
+        balance = balance + gain
       end
     end
   end
@@ -290,9 +316,10 @@ elseif stepped then
   carry = 0
 end
 
--- The verbs. Whatever they hand over has changed nothing.
+-- The verbs. Whatever they hand over has changed nothing. Of many acquires those up to the first that is not served here
+-- are carried out, and the answer tells of each the balance after it and its place.
 
-local at, hold, ends, give_back = now, nil, nil, nil
+local at, hold, ends, give_back, many = now, nil, nil, nil, ''
 if verb == 'settle' or verb == 'refund' then
   local function flowed_until_last(from)
     local periods, rest = divmod(last_place - from, period)
@@ -336,28 +363,41 @@ if verb == 'settle' or verb == 'refund' then
   end
 end
 if verb == 'acquire' or verb == 'reserve' then
-  local tokens, keep, third = tonumber(ARGV[6]), tonumber(ARGV[7]), nil
-  local alone, available = max(1, tokens - overdraft), synced and balance - held or balance
-  local need = (synced and held > 0 and tokens or alone) + keep
-  if kept_back > 0 and capacity >= 3 then
-    third = divmod(capacity, 3)
-    need = need - keep + max(keep, min(keep + min(kept_back, third), third, capacity - alone))
-  end
-  if tokens == 0 or held + tokens >= LIMIT then
-    return hand_over('some', id)
-  end
-  if available < need then
-    local wait_us = verb == 'acquire' and tonumber(ARGV[8]) or -1
-    at = max(now, instant(need - balance, refilled_at, carry))
-    if wait_us < 0 or keep > 0 or not queues or need > capacity or at >= LIMIT or at - now > wait_us then
-      return hand_over('some', id)
+  local first, tokens = 6, nil
+  repeat
+    local keep, third, place = tonumber(ARGV[first + 1]), nil, now
+    tokens = tonumber(ARGV[first])
+    local alone, available = max(1, tokens - overdraft), synced and balance - held or balance
+    local need = (synced and held > 0 and tokens or alone) + keep
+    if kept_back > 0 and capacity >= 3 then
+      third = divmod(capacity, 3)
+      need = need - keep + max(keep, min(keep + min(kept_back, third), third, capacity - alone))
     end
-    largest_place = max(tokens, last_place > now and largest_place or 0)
-    last_place = max(last_place, at)
-  end
-  if verb == 'acquire' or not synced then
-    balance = max(1 - LIMIT, balance - tokens)
-  end
+    local is_served = tokens > 0 and held + tokens < LIMIT
+    if is_served and available < need then
+      local wait_us = verb == 'acquire' and tonumber(ARGV[first + 2]) or -1
+      place = max(now, instant(need - balance, refilled_at, carry))
+      is_served = wait_us >= 0 and keep == 0 and queues and need <= capacity and place < LIMIT and place - now <= wait_us
+      if is_served then
+        largest_place = max(tokens, last_place > now and largest_place or 0)
+        last_place = max(last_place, place)
+      end
+    end
+    if not is_served then
+      if first == 6 then
+        return hand_over('some', id)
+      end
+      break
+    end
+    at = place
+    if verb == 'acquire' or not synced then
+      balance = max(1 - LIMIT, balance - tokens)
+    end
+    if verb == 'acquire' and #ARGV > 8 then
+      many = many .. format(' %.0f %.0f', balance, at - now)
+    end
+    first = first + 3
+  until verb == 'reserve' or first > #ARGV
   if verb == 'reserve' then
     ends = now + ARGV[8]
     if stored[20] or ends >= LIMIT then
@@ -394,16 +434,21 @@ due_at = min(due_at, ends or LIMIT)
 local left = (not is_new and (synced or due_at < LIMIT or old_open > 0)) and call('PTTL', key) or 0
 local lifetime = ''
 if given == '' and not (q7 ~= '-' and tonumber(q7) < tonumber(q1)) and not (synced and left == -1) then
-  local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND or instant(capacity - balance, refilled_at, 0)
+  local full_at = now
+  if synced or refill == 0 then
+    full_at = now + DAY_US - 10 * SECOND
+  elseif ((capacity - balance) / refill + 1) * period > 40 * SECOND then
+    full_at = instant(capacity - balance, refilled_at, 0)
+  end  -- else it is full well within the shortest lifetime
   if full_at < LIMIT then
     local wanted = max(60 * SECOND, max(full_at, ends or 0) - now + 10 * SECOND)
-    lifetime = format('%.0f', max(left, -divmod(-wanted, 1000)))
+    lifetime = max(left, ceil(wanted / 1000))
   end
 end
 
 -- What is written, as `write` wants it. Whole numbers within 2^53 are written by call() to the last digit.
-local list = {}
-local sums = verb ~= 'acquire' and {sequence = sequence, held = held, open = open} or {}
+local now_text, balance_text = format(digits, now), format(digits, balance)
+local list, removals, sums = {}, 0, verb ~= 'acquire' and {sequence = sequence, held = held, open = open}
 if hold == false then
   list[1] = 'hold:' .. id
   for name, number in pairs(synced and {} or sums) do
@@ -411,31 +456,41 @@ if hold == false then
       list[#list + 1] = name
     end
   end
+  removals = #list
 end
-local removals = #list
-local function set(name, number, old)
-  if number ~= old then
-    list[#list + 1], list[#list + 2] = name, number
-  end
+local function set(name, number)
+  list[#list + 1], list[#list + 2] = name, number
 end
 set('version', version + 1)
-set('balance', balance)
-set('refilled_at', refilled_at)
-set('carry', carry, old_carry)
-set('last_place', last_place, old_last)
-set('firm_place', firm_place, old_firm)
-set('largest_place', largest_place, old_largest)
-set('due_at', due_at, old_due)
-for name, number in pairs(sums) do
-  set(name, number, synced and '' or 0)
+set('balance', balance_text)
+set('refilled_at', refilled_at == now and now_text or refilled_at)
+if carry ~= old_carry then
+  set('carry', carry)
+end
+if last_place ~= old_last then
+  set('last_place', last_place)
+end
+if firm_place ~= old_firm then
+  set('firm_place', firm_place)
+end
+if largest_place ~= old_largest then
+  set('largest_place', largest_place)
+end
+if due_at ~= old_due then
+  set('due_at', due_at)
+end
+for name, number in pairs(sums or {}) do
+  if synced or number ~= 0 then
+    set(name, number)
+  end
 end
 if hold then
   set('hold:' .. id, hold)
 end
-local answer = format('%s %.0f %.0f', nonce, now, balance)
-if at > now or held > 0 or open > 0 or kept_back > 0 then
+local answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
+if at > now or held > 0 or open > 0 or kept_back > 0 or many ~= '' then
   local kept = min(kept_back, (divmod(capacity, 3)))
-  answer = format('%s %.0f %.0f %.0f %.0f', answer, at - now, held, open, kept)
+  answer = format(four, answer, at - now, held, open, kept, many)
 end
 if is_new then
   if call('PTTL', key) ~= -2 then
