@@ -28,7 +28,7 @@ from tests.servers import HOST, Server
 SECOND = 1_000_000
 PLAIN = Quota(60, 1, 1.0)
 SYNCED = Quota(300, 5, 60.0, synced=True)
-ALWAYS = ("evalsha", "eval", "time", "hmget", "hgetall")
+ALWAYS = ("evalsha", "eval", "time", "hlen", "hmget", "hgetall")
 WRITING = ("hset", "hdel", "pexpire", "pttl", "persist")
 
 Began = Callable[[RedisStorage, int | None], object]

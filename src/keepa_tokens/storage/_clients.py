@@ -177,7 +177,7 @@ def is_clients(error: BaseException) -> bool:
 
 
 NEEDED: Final = (
-    "evalsha, eval, time, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
+    "evalsha, eval, time, hlen, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
 )
 """What a user of buckets must be allowed."""
 
