@@ -121,7 +121,7 @@ _unusual = st.one_of(
     st.builds(Reserve, _ids, st.integers(1, 12), _lives, ticket=_tickets),
     st.builds(Cancel, _tickets),
     st.builds(Settle, _ids, st.none() | _tokens),
-    st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans()),
+    st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans(), _labels),
     st.builds(Cancel, _ids),
     st.builds(Refund, _ids, _tokens, _owns),
     st.builds(Reconcile, readings),
