@@ -442,8 +442,8 @@ if hold then
   changes[#changes + 1], changes[#changes + 2] = 'hold:' .. id, hold
 end
 local answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
-if at > now or held > 0 or open > 0 or kept_back > 0 or many ~= '' then
-  local kept = min(kept_back, (divmod(capacity, 3)))
+local kept = kept_back ~= 0 and min(kept_back, (divmod(capacity, 3))) or 0
+if at > now or held > 0 or open > 0 or kept > 0 or many ~= '' then
   answer = format('%s %.0f %.0f %.0f %.0f%s', answer, at - now, held, open, kept, many)
 end
 
