@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from checks.models.strategies import EPOCH, SECOND
@@ -22,7 +23,7 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, UNLIMITED, YEAR_US
 from tests.redis.strategies import Act, Program
 
-Step = tuple[int, Command] | tuple[int, Command, dict[str, str]]
+Step = tuple[int, Command] | tuple[int, Command, Mapping[str, str | None]]
 
 PLAIN: Final = Quota(10, 1, 1.0)
 RATE: Final = Quota(10, 3, 7.0)
@@ -556,6 +557,31 @@ STORIES: Final[dict[str, Program]] = {
             *((9, 9), ("x", "-"), ("-", "x")),
         )
     },
+    **{
+        f"{kind} without {name}": story(
+            quota,
+            *((0, Reconcile(Reading(9, server_time=1.0))), (0, Reserve("a", 2, SECOND)), (0, Acquire(1))),
+            *((2, Acquire(1), {name: None}), (3, Settle("a", 1)), (4, Refund("z", 1))),
+        )
+        for kind, quota in (("plain", PLAIN), ("synced", SYNCED))
+        for name in (
+            *("format", "version", "balance", "refilled_at", "carry", "quota", "fast", "held", "open", "sequence"),
+            *("due_at", "hold:a"),
+        )
+    },
+    "a place given back at the very beginning": Program(
+        tuple(
+            Act(0, PLAIN, (), command)
+            for command in (Acquire(10), Acquire(1, wait_us=SECOND), Refund("a", 1, SECOND), Acquire(1, wait_us=SECOND))
+        )
+    ),
+    "a probe that failed": story(
+        SYNCED,
+        (0, Reconcile(Reading(9, server_time=1.0))),
+        (1, ClaimProbe()),
+        (1 + CLAIM_US, ClaimProbe()),
+        (60 * SECOND, Peek()),
+    ),
     "a claim given back": story(
         SYNCED,
         *((0, Reconcile(Reading(9, server_time=1.0))), (1, ClaimProbe()), (2, Unclaim(EPOCH + 1 + CLAIM_US))),
