@@ -309,7 +309,7 @@ STORIES: Final[dict[str, Program]] = {
     },
     **{
         f"numbers of the fast path: {numbers}": story(
-            SYNCED, *_READ, (2, Acquire(1), {"fast": f"{EPOCH + 9} {numbers}"})
+            SYNCED, *_READ, (2, Acquire(1), {"fast": f"{EPOCH + 9} {numbers}", "carry": "0"})
         )
         for numbers in (
             *("0 1 12 0", "1 1 12 0", f"{LIMIT - 1} 1 12 0", f"{LIMIT} 1 12 0", "300 0 1 0", f"300 {2**26} {2**26} 0"),
@@ -319,6 +319,12 @@ STORIES: Final[dict[str, Program]] = {
                 f"300 1 {LIMIT} 0",
                 f"300 1 12 {LIMIT - 1}",
                 f"300 1 12 {LIMIT}",
+                f"300 {LIMIT // 2 - 1} 1 0",
+                f"300 {LIMIT // 2} 1 0",
+                f"300 0 {LIMIT - 1} 0",
+                f"300 0 {LIMIT} 0",
+                f"300 {LIMIT - 1} 1 0",
+                "300 1 1 0",
             ),
         )
     },
@@ -378,7 +384,7 @@ STORIES: Final[dict[str, Program]] = {
         f"other terms: {terms}": story(
             PLAIN,
             *_TAKEN,
-            (SECOND, Acquire(1), {"terms_at": str(EPOCH + SECOND), "quota": terms}),
+            (SECOND, Acquire(1), {"terms_at": str(EPOCH + SECOND), "quota": terms, "carry": "0"}),
             (SECOND, Acquire(1)),
         )
         for terms in (
@@ -396,6 +402,7 @@ STORIES: Final[dict[str, Program]] = {
             ),
             *(
                 "9 3 0 0 0 - - 0 3 0",
+                "1 3 7000000 0 0 - - 0 3 7000000",
                 "9 3 7 0 0 0 - 0 3 7",
                 "9 3 7 0 0 1 - 0 3 7",
                 f"9 3 7 0 0 {LIMIT} - 0 3 7",
@@ -509,6 +516,17 @@ STORIES: Final[dict[str, Program]] = {
     "at the very beginning": Program(
         tuple(Act(0, PLAIN, (), command) for command in (Acquire(5), Refund("a", 2), Refund("b", 2), Acquire(9, 0, 9)))
     ),
+    "terms replaced at the very beginning": Program(
+        (
+            Act(5, PLAIN, (), Acquire(1)),
+            Act(
+                6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000 0 0 - - 0 3 7000000"), ("carry", "0")), Acquire(1)
+            ),
+        )
+    ),
+    "a place where nothing comes, given back": story(
+        STILL, (0, Acquire(4)), (1, Refund("z", 2, EPOCH + 9), {"last_place": str(EPOCH + 9), "largest_place": "1"})
+    ),
     "a clock of small numbers": Program(
         tuple(Act(2**32 + at, PLAIN, (), Acquire(1)) for at in (-2, -1, 0, 1, 2, SECOND))
     ),
@@ -549,6 +567,7 @@ STORIES: Final[dict[str, Program]] = {
                     "terms_at": str(EPOCH + SECOND),
                     "quota": f"9 3 7000000 0 0 {target} {initial} 0 3 7000000",
                     "fast": f"{EPOCH + SECOND + 9} 9 3 7000000 0",
+                    "carry": "0",
                 },
             ),
         )
