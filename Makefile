@@ -91,14 +91,8 @@ format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend saf
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# Only a REDIS_URL that was given to make counts: one in the environment is some other program's.
-ifeq ($(origin REDIS_URL),command line)
-demo: $(VENV)/.stamp-demo-redis
-demo: DEMO_REDIS := --redis-url '$(REDIS_URL)'
-endif
-
-demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its workers' processes in REDIS_URL
-	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
+demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS
+	$(BIN)/keepa-tokens demo $(DEMO_ARGS)
 
 bench: $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
 	$(BIN)/python -m checks.benchmarks.bench --write docs/evidence/speed.md
@@ -140,11 +134,11 @@ ci: check test-all ## What has to pass before a change lands
 # Names in $$python the first that will do, or ends the recipe.
 define FIND_PYTHON
 find() { \
-  for python in $(PYTHON) python3 python3.11 python3.12 python3.13; do \
+  for python in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14; do \
     "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return; \
   done; \
   echo "keepa_tokens needs Python 3.11 or newer, with its venv module (on Debian and Ubuntu: python3-venv)." >&2; \
-  echo "None was found as python3, python3.11, python3.12 or python3.13; name one: make PYTHON=/path/to/python3" >&2; \
+  echo "None was found as python3 or python3.11 to python3.14; name one: make PYTHON=/path/to/python3" >&2; \
   exit 1; \
 }; find
 endef

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+if TYPE_CHECKING:
+    from tests.cli import Workers
 
 # No deadlines: on a loaded machine they measure the machine. For the same reason a slow generator is no finding.
 # The same examples in every run, so that a change is judged by itself and not by luck; chance is for `nightly`.
@@ -37,6 +41,23 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "").strip() or "defau
 # A suite that a script started in the background begins with SIGINT ignored, and so would all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[Workers]:
+    """A Valkey for all tests of the command line, once per worker. Its contents are anybody's: use `valkey`."""
+    from tests.cli import valkey_with_workers
+
+    with valkey_with_workers() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(shared_valkey: Workers) -> Workers:
+    """The same, empty."""
+    with shared_valkey.client() as client:
+        client.flushall()
+    return shared_valkey
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
@@ -12,25 +10,17 @@ from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.testing import FakeKeepa
-from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.cli import KEY, Workers, document, run
 
 SECOND = 1_000_000
 NOW = 1_780_000_000.0
 ENV: dict[str, str | None] = {"KEEPA_API_KEY": "mine"}
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
-
-
 @pytest.fixture
 def server(valkey: Workers) -> Workers:
     """The same, with the stuck state of a hand-made manager and nothing else."""
     with valkey.client() as client:
-        client.flushall()
         client.mset({"keepa:tokens": "-79", "keepa:rate": "20"})
     return valkey
 

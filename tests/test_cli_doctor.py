@@ -12,12 +12,11 @@ import redis
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
-from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
+from tests.cli import KEY, MemoryPlace, Workers, document, run, sums
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, free_port
 
@@ -26,18 +25,10 @@ NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
-
-
 @pytest.fixture
 def server(valkey: Workers) -> Iterator[Workers]:
-    """The same, empty, with its own settings afterwards."""
+    """The same, with its own settings afterwards."""
     with valkey.client() as client:
-        client.flushall()
         yield valkey
         client.config_set("maxmemory", 0)
         client.config_set("maxmemory-policy", "noeviction")

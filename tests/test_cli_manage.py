@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
@@ -14,21 +13,12 @@ from keepa_tokens import Reading
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.shell import COMMANDS
 from keepa_tokens.rules import commands
-from tests.cli import KEY, Workers, document, run, valkey_with_workers
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
+from tests.cli import KEY, Workers, document, run
 
 
 @pytest.fixture
 def server(valkey: Workers) -> Workers:
     """The same, with one bucket."""
-    with valkey.client() as client:
-        client.flushall()
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     return valkey
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,11 @@ from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.cli import KEY, Workers, document, run, sums, valkey_with_workers
+from tests.cli import KEY, Workers, document, run, sums
 from tests.servers import free_port
 
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
-
-
-@pytest.fixture
-def server(valkey: Workers) -> Workers:
-    """The same, empty."""
-    with valkey.client() as client:
-        client.flushall()
-    return valkey
 
 
 def seen(**given: Any) -> Look:
@@ -124,40 +108,40 @@ def test_never_is_null_for_machines() -> None:
     assert dict(sentences(state))["next step"] == "never: the net refill is 0"
 
 
-def test_the_only_bucket_needs_no_key(server: Workers) -> None:
+def test_the_only_bucket_needs_no_key(valkey: Workers) -> None:
     """With one bucket there, status shows it without being told which, reads it alone and writes nothing."""
-    worker = server.bucket()
+    worker = valkey.bucket()
     worker.reconcile(Reading(300, refill=20.0, capacity=1200, next_refill_in=50.0))
     worker.try_reserve(7)
-    with server.client() as client:
+    with valkey.client() as client:
         before = client.hgetall(f"keepa_tokens:{KEY}")
-        told = document("status", "--redis", server.url)["bucket"]
+        told = document("status", "--redis", valkey.url)["bucket"]
         assert client.hgetall(f"keepa_tokens:{KEY}") == before
 
     assert (told["key"], told["balance"], told["held"], told["available"]) == (KEY, 300, 7, 293)
     assert [call["tokens"] for call in told["holds"]] == [7]
-    assert "293; 7 held in 1 call, the oldest for 0:0" in run("status", "--redis", server.url).stdout
+    assert "293; 7 held in 1 call, the oldest for 0:0" in run("status", "--redis", valkey.url).stdout
 
 
-def test_a_damaged_bucket_stays_as_it_is(server: Workers) -> None:
+def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
     """Status mends nothing: what is damaged is still there for the doctor."""
-    server.bucket().reconcile(Reading(-79))
-    with server.client() as client:
+    valkey.bucket().reconcile(Reading(-79))
+    with valkey.client() as client:
         client.hdel(f"keepa_tokens:{KEY}", "refilled_at")
-        told = document("status", "--redis", server.url)["bucket"]
+        told = document("status", "--redis", valkey.url)["bucket"]
         assert not client.hexists(f"keepa_tokens:{KEY}", "refilled_at")
 
     assert told["repaired"] == ["refilled_at"]
 
 
-def test_of_several_the_api_key_tells_which(server: Workers, tmp_path: Path) -> None:
+def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> None:
     """Of several buckets the one of the API key is meant, from a file, the standard input or the environment; without
     one the message names them all.
     """
     for key in (bucket_key("mine"), bucket_key("theirs")):
-        server.bucket(key).reconcile(Reading(300))
+        valkey.bucket(key).reconcile(Reading(300))
     (tmp_path / "key").write_text("mine\n")
-    place = ("--redis", server.url)
+    place = ("--redis", valkey.url)
 
     asked = run("status", *place, code=2).stderr
     assert bucket_key("mine") in asked
@@ -174,21 +158,21 @@ def test_of_several_the_api_key_tells_which(server: Workers, tmp_path: Path) -> 
         assert document("status", *place, *extra, **rest)["bucket"]["key"] == bucket_key("mine")
 
 
-def test_an_api_key_as_an_argument_is_refused_and_not_repeated(server: Workers) -> None:
+def test_an_api_key_as_an_argument_is_refused_and_not_repeated(valkey: Workers) -> None:
     """What looks like an API key is not taken from the command line, and the message doesn't show it."""
-    result = run("status", "--redis", server.url, "k1" * 32, code=2)
+    result = run("status", "--redis", valkey.url, "k1" * 32, code=2)
 
     assert "--key-file" in result.stderr
     assert "k1k1" not in result.output
 
 
-def test_all_is_a_table(server: Workers) -> None:
+def test_all_is_a_table(valkey: Workers) -> None:
     """--all shows every bucket in a line below a heading; on an empty server it says so on the standard error."""
-    assert "there is no bucket here" in run("status", "--redis", server.url, "--all").stderr
-    server.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
-    server.bucket("b").try_acquire()
+    assert "there is no bucket here" in run("status", "--redis", valkey.url, "--all").stderr
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    valkey.bucket("b").try_acquire()
 
-    heading, *rows = run("status", "--redis", server.url, "--all").stdout.splitlines()
+    heading, *rows = run("status", "--redis", valkey.url, "--all").stdout.splitlines()
     assert heading.split() == ["BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING"]
     assert [row.split()[:3] for row in rows] == [["b", "unknown", "?/1,200"], [KEY, "open", "300/1,200"]]
 
@@ -202,24 +186,24 @@ def test_a_table_fits_a_narrow_terminal() -> None:
     assert KEY.startswith(narrow[1].split("…")[0])
 
 
-def test_a_probe_shows_both_balances(server: Workers) -> None:
+def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     """--probe asks the server once, shows its balance beside the projected one, and the bucket follows it."""
-    server.bucket().reconcile(Reading(412, refill=20.0, capacity=1200))
+    valkey.bucket().reconcile(Reading(412, refill=20.0, capacity=1200))
     fake = FakeKeepa(refill_rate=20, initial=400, key="right")
     with FakeKeepaServer(fake) as keepa:
-        place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
+        place = ("--redis", valkey.url, "--probe", "--base-url", keepa.url)
         said = run("status", *place, env={"KEEPA_API_KEY": "right"}).stdout
 
     assert "server       says 400; the bucket projected 412 (-12)" in said
     assert fake.token_calls == 1
-    assert server.bucket().peek().balance == 400
+    assert valkey.bucket().peek().balance == 400
 
 
-def test_a_refused_api_key_ends_with_4(server: Workers) -> None:
+def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
     """Where the server does not take the API key, that is one line without the key, and exit code 4."""
-    server.bucket().reconcile(Reading(412))
+    valkey.bucket().reconcile(Reading(412))
     with FakeKeepaServer(FakeKeepa(key="right")) as keepa:
-        place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
+        place = ("--redis", valkey.url, "--probe", "--base-url", keepa.url)
         result = run("status", *place, code=4, env={"KEEPA_API_KEY": "wrong-one"})
 
     assert (
@@ -227,13 +211,13 @@ def test_a_refused_api_key_ends_with_4(server: Workers) -> None:
     )
 
 
-def test_a_probe_without_a_key_says_what_to_give(server: Workers) -> None:
+def test_a_probe_without_a_key_says_what_to_give(valkey: Workers) -> None:
     """--probe without an API key is a usage error that says where to put it."""
-    server.bucket().reconcile(Reading(412))
+    valkey.bucket().reconcile(Reading(412))
 
     assert (
         "--key-file FILE (- is stdin) or KEEPA_API_KEY"
-        in run("status", "--redis", server.url, "--probe", code=2).stderr
+        in run("status", "--redis", valkey.url, "--probe", code=2).stderr
     )
 
 
@@ -261,10 +245,10 @@ def test_a_node_that_has_no_such_bucket_names_the_one_that_has(monkeypatch: pyte
         place.fields(KEY)
 
 
-def test_a_password_is_never_shown(server: Workers) -> None:
+def test_a_password_is_never_shown(valkey: Workers) -> None:
     """A message that names the place leaves out user and password of its URL."""
-    url = server.url.replace("redis://", "redis://:hush@")
-    with server.client() as client:
+    url = valkey.url.replace("redis://", "redis://:hush@")
+    with valkey.client() as client:
         client.config_set("requirepass", "hush")
         try:
             said = run("status", "--redis", url, code=2).output
@@ -281,13 +265,13 @@ def test_a_command_without_a_place_says_what_to_give() -> None:
     assert "not both" in run("status", "--redis", "redis://x", "--sqlite", "y", code=2).stderr
 
 
-def test_the_place_can_stand_in_the_environment(server: Workers) -> None:
+def test_the_place_can_stand_in_the_environment(valkey: Workers) -> None:
     """KEEPA_TOKENS_REDIS names the place, so that a URL with a password needs to be on no command line; a call that
     is larger than the bucket never goes.
     """
-    storage = server.storage
+    storage = valkey.storage
     TokenBucket(Quota.per_minute(60), key="plain", storage=storage, listener=lambda _: None).try_acquire(5)
 
-    told = document("status", env={"KEEPA_TOKENS_REDIS": server.url})["bucket"]
+    told = document("status", env={"KEEPA_TOKENS_REDIS": valkey.url})["bucket"]
     assert told["balance"] == 55
     assert told["calls"][1] == {"tokens": 150, "granted": False, "reason": "TOO_LARGE", "retry_after": None}

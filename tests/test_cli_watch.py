@@ -6,25 +6,16 @@ import io
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look, look
-from keepa_tokens.cli.place import MemoryPlace
 from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, run, valkey_with_workers
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Workers]:
-    """A Valkey for this file alone."""
-    with valkey_with_workers() as server:
-        yield server
+from tests.cli import KEY, MemoryPlace, Workers, run
 
 
 class Watched:

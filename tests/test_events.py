@@ -16,10 +16,8 @@ from keepa_tokens import (
     AsyncTokenBucket,
     Event,
     EventKind,
-    KeepaSync,
     LoggingListener,
     MemoryStorage,
-    NotEnoughTokens,
     Quota,
     StorageUnavailable,
     TokenBucket,
@@ -27,38 +25,9 @@ from keepa_tokens import (
 )
 from keepa_tokens.keepa._plans import SERVER_REFUSED
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from tests.keepa_world import World, asins
 
 KEY = "k"
-
-
-def asins(count: int) -> dict[str, str]:
-    return {"asin": ",".join(map(str, range(count)))}
-
-
-class World:
-    """A fake server and a bucket in step with it, whose events are taken down."""
-
-    def __init__(self, initial: int = 20, *, recharge_to: int | None = None, probe: bool = True) -> None:
-        self.clock = ManualClock()
-        self.fake = FakeKeepa(initial=initial, clock=self.clock)
-        self.storage = MemoryStorage()
-        self.events: list[Event] = []
-        quota = keepa_quota(recharge_to=recharge_to)
-        bucket = TokenBucket(quota, key=KEY, storage=self.storage, clock=self.clock, listener=self.events.append)
-        self.sync = KeepaSync(bucket, probe=self.fake.probe if probe else None)
-
-    def call(self, tokens: int, estimate: int | None = None) -> None:
-        with self.sync.request(estimate or tokens) as call:
-            answer = self.fake.request("/product", asins(tokens))
-            call.settle(answer.content, status=answer.status)
-
-    def refused(self, tokens: int = 1, *, keep: int = 0) -> NotEnoughTokens:
-        with pytest.raises(NotEnoughTokens) as refused:
-            self.sync.try_request(tokens, keep=keep)
-        return refused.value
-
-    def last(self, kind: EventKind) -> Event:
-        return [event for event in self.events if event.kind is kind][-1]
 
 
 # --- each kind: what it tells, and why
@@ -141,7 +110,10 @@ def test_a_reading_is_taken_or_ignored_and_it_says_why() -> None:
     world.call(1)
     world.fake.spend_outside(4)
     world.sync.refresh()
-    assert (world.last(EventKind.READING_TAKEN).drift, world.last(EventKind.READING_TAKEN).balance) == (-4, 15)
+    assert (world.last(EventKind.READING_TAKEN).drift, world.last(EventKind.READING_TAKEN).balance) == (
+        -4,
+        15,
+    )
     world.sync.observe(old)
     assert "newer" in world.last(EventKind.READING_STALE).why
     world.sync.observe(b"<html>", status=502)
@@ -156,7 +128,10 @@ def test_a_repair_names_what_was_mended() -> None:
     assert state is not None
     world.storage.load(KEY, replace(state, refilled_at=None))
     world.refused()
-    assert (world.last(EventKind.REPAIRED).why, world.last(EventKind.REPAIRED).balance) == ("refilled_at", -79)
+    assert (world.last(EventKind.REPAIRED).why, world.last(EventKind.REPAIRED).balance) == (
+        "refilled_at",
+        -79,
+    )
 
 
 def test_a_probe_says_what_it_is_for_and_what_became_of_it() -> None:

@@ -10,7 +10,6 @@ import inspect
 import logging
 import math
 import pickle
-from dataclasses import replace
 
 import pytest
 
@@ -18,9 +17,7 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     BucketState,
-    Event,
     EventKind,
-    KeepaSync,
     LoggingListener,
     MemoryStorage,
     NotEnoughTokens,
@@ -36,37 +33,7 @@ from keepa_tokens.keepa.reading import envelope
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
-
-
-def asins(count: int) -> dict[str, str]:
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
-
-
-def perform(sync: KeepaSync, fake: FakeKeepa, tokens: int, estimate: int | None = None) -> int:
-    with sync.request(tokens if estimate is None else estimate) as call:
-        response = fake.request("/product", asins(tokens))
-        call.settle(response.content, status=response.status)
-    return response.status
-
-
-class World:
-    """A fake server and a storage on one manual clock; workers are adapters of their own on that storage."""
-
-    def __init__(self, initial: int, *, recharge_to: int | None = None, clock: ManualClock | None = None) -> None:
-        self.clock = ManualClock() if clock is None else clock
-        self.fake = FakeKeepa(initial=initial, clock=self.clock)
-        self.storage = MemoryStorage()
-        self.events: list[Event] = []
-        self.quota = keepa_quota(recharge_to=recharge_to)
-
-    def worker(self) -> KeepaSync:
-        bucket = TokenBucket(self.quota, key="k", storage=self.storage, clock=self.clock, listener=self.events.append)
-        return KeepaSync(bucket, probe=self.fake.probe)
-
-    def damage(self, **fields: object) -> None:
-        state = self.storage.dump("k")
-        assert state is not None
-        self.storage.load("k", replace(state, **fields))  # type: ignore[arg-type] # damage is of any type
+from tests.keepa_world import World, asins
 
 
 def test_01_workers_share_one_balance() -> None:
@@ -120,7 +87,7 @@ def test_05_a_recharge_has_an_end_and_an_odd_rate_does_not_drop_it() -> None:
     assert 60 / 5 * 59 < closed_for <= 60 / 5 * 60.5 + 1
     world.clock.advance(closed_for)
     assert sync.bucket.peek().closed_for == 0
-    assert perform(sync, world.fake, 1) == 200
+    assert world.call(1, by=sync) == 200
 
 
 def test_06_a_missing_timestamp_does_not_deadlock_a_negative_balance() -> None:
@@ -136,7 +103,7 @@ def test_06_a_missing_timestamp_does_not_deadlock_a_negative_balance() -> None:
     with pytest.raises(NotEnoughTokens) as refused:
         world.worker().try_request(1)
     world.clock.advance(refused.value.retry_after)
-    assert perform(world.worker(), world.fake, 1) == 200
+    assert world.call(1, by=world.worker()) == 200
 
 
 def test_07_a_stale_negative_balance_is_asked_about_before_the_worker_leaves() -> None:
@@ -174,7 +141,7 @@ def test_09_large_calls_are_not_starved_by_small_ones() -> None:
     sync.refresh()
     with pytest.raises(NotEnoughTokens):
         sync.try_request(1, keep=3)
-    assert perform(sync, world.fake, 50) == 200
+    assert world.call(50, by=sync) == 200
     plain = TokenBucket(Quota.per_second(1, capacity=10), clock=world.clock)
     plain.acquire(10)
     assert plain.acquire(10).waited == 10
@@ -211,7 +178,7 @@ def test_12_an_estimate_of_100_that_costs_386() -> None:
     world = World(initial=150)
     sync = world.worker()
     world.fake.cost = lambda path, params: 386 if path == "/product" else 0
-    perform(sync, world.fake, 1, estimate=100)
+    world.call(1, estimate=100, by=sync)
     assert sync.bucket.peek().balance == world.fake.balance == 150 - 386
 
 
@@ -220,7 +187,7 @@ def test_13_a_reading_leaves_holds_in_flight_and_a_cancel_after_it_mints_nothing
     world = World(initial=100)
     sync = world.worker()
     in_flight = sync.request(30)
-    perform(sync, world.fake, 10)
+    world.call(10, by=sync)
     snapshot = sync.bucket.peek()
     assert (snapshot.balance, snapshot.held, snapshot.available) == (90, 30, 60)
     in_flight.cancel()
@@ -281,7 +248,7 @@ def test_18_a_balance_of_zero_and_a_refusals_body_count() -> None:
     """A balance of 0 is taken, and a refusal is settled from its body and status, whatever the response object is."""
     world = World(initial=4)
     sync = world.worker()
-    perform(sync, world.fake, 4)
+    world.call(4, by=sync)
     assert sync.bucket.peek().balance == 0
     world.fake.spend_outside(6)
     with pytest.raises(NotEnoughTokens):
@@ -298,13 +265,13 @@ def test_19_a_zero_envelope_poisons_nothing() -> None:
     """An all-zero envelope is no reading: refill, capacity and balance stay, and the next call works."""
     world = World(initial=50)
     sync = world.worker()
-    perform(sync, world.fake, 1)
+    world.call(1, by=sync)
     world.fake.fail_next(1, "zero_envelope")
-    perform(sync, world.fake, 1)
+    world.call(1, by=sync)
     snapshot = sync.bucket.peek()
     assert (snapshot.refill, snapshot.capacity) == (5, 300)
     assert any(event.kind is EventKind.READING_BAD for event in world.events)
-    assert perform(sync, world.fake, 1) == 200
+    assert world.call(1, by=sync) == 200
 
 
 @pytest.mark.parametrize("offset", [-600.0, 600.0])
@@ -314,7 +281,7 @@ def test_20_a_server_clock_ten_minutes_off_neither_spins_nor_oversleeps(offset: 
     world.fake.server_clock_offset = offset
     sync = world.worker()
     for _ in range(10):
-        assert perform(sync, world.fake, 4) == 200
+        assert world.call(4, by=sync) == 200
     assert world.fake.refused == 0
     # 40 tokens, the last call on credit: 35 beyond the first 2 are 7 steps, the first one within a period.
     assert 6 * 60 < world.clock.slept < 7 * 60.5 + 1
@@ -387,8 +354,8 @@ def test_25_refusals_and_waits_leave_a_trace_with_their_reason() -> None:
     """A listener hears of each refusal, each wait and each 429, and why."""
     world = World(initial=2, recharge_to=10)
     sync = world.worker()
-    perform(sync, world.fake, 4)
-    perform(sync, world.fake, 1)
+    world.call(4, by=sync)
+    world.call(1, by=sync)
     reasons = {(event.kind, event.why) for event in world.events}
     assert (EventKind.REFUSED, Reason.RECHARGING) in reasons
     assert (EventKind.WAITING, Reason.RECHARGING) in reasons

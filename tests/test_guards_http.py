@@ -29,6 +29,7 @@ from keepa_tokens import (
     Quota,
     StorageUnavailable,
 )
+from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.rules.commands import Cancel, Command, Reconcile, Reserve, Settle
 from keepa_tokens.testing import FakeKeepaServer
@@ -317,6 +318,42 @@ def test_a_pause_longer_than_the_timeout_is_not_begun(make: Make) -> None:
         client.get("/product", asins(5))
     assert len(instants) == 2
     assert 30 <= world.clock.slept <= 31
+
+
+class Leaving(MemoryStorage):
+    """Memory storage that is away for so many commands."""
+
+    away = 0
+
+    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        if self.away:
+            self.away -= 1
+            raise StorageUnavailable("the storage is away")
+        return super().apply(key, quota, command, now_us=now_us)
+
+
+@pytest.mark.parametrize("away, ends", [(6, True), (1000, False)])
+def test_a_task_that_has_paid_waits_for_a_storage_that_is_away(make: Make, away: int, *, ends: bool) -> None:
+    """It goes on once the storage is there, having paid once; away for ten minutes, the error says that it can't."""
+    run = Run()
+    mine = RUN.set(run)
+    try:
+        storage = Leaving()
+        world = make(initial=250, storage=storage)
+        client = world.client(timeout=0)
+        client.get("/product", asins(5))
+        assert run.paid
+        storage.away = away
+        if ends:
+            assert client.get("/product", asins(7)).status == 200
+            assert world.fake.spent == 12
+        else:
+            with pytest.raises(StorageUnavailable, match="has paid for earlier requests"):
+                client.get("/product", asins(7))
+            assert 600 <= world.clock.slept <= 640
+            assert world.fake.spent == 5
+    finally:
+        RUN.reset(mine)
 
 
 def test_a_wait_that_the_server_caused_is_told(make: Make) -> None:

@@ -7,10 +7,11 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
-from typing import Final, cast
+from typing import Any, Final, cast
 
+import httpx
+import httpx2
 import pytest
 
 from keepa_tokens import (
@@ -19,7 +20,6 @@ from keepa_tokens import (
     AsyncTokenBucket,
     ConfigError,
     CostTooLarge,
-    Event,
     EventKind,
     KeepaSync,
     MemoryStorage,
@@ -31,43 +31,9 @@ from keepa_tokens import (
 )
 from keepa_tokens.keepa.backoff import TRIES
 from keepa_tokens.keepa.reading import Body
-from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
-
-PRODUCT = "/product"
-
-
-def asins(count: int) -> dict[str, str]:
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
-
-
-class World:
-    """A fake server, a bucket on the same clock, and what the listener was told."""
-
-    def __init__(
-        self, *, initial: int = 20, refill_rate: int = 5, probe: bool = True, recharge_to: int | None = None
-    ) -> None:
-        self.clock = ManualClock()
-        self.fake = FakeKeepa(refill_rate=refill_rate, initial=initial, clock=self.clock)
-        self.events: list[Event] = []
-        self.storage = MemoryStorage()
-        self.bucket = TokenBucket(
-            keepa_quota(refill_rate, recharge_to=recharge_to),
-            key="k",
-            storage=self.storage,
-            clock=self.clock,
-            listener=self.events.append,
-        )
-        self.sync = KeepaSync(self.bucket, probe=self.fake.probe if probe else None)
-
-    def call(self, tokens: int, estimate: int | None = None) -> int:
-        with self.sync.request(tokens if estimate is None else estimate) as call:
-            response = self.fake.request(PRODUCT, asins(tokens))
-            call.settle(response.content, status=response.status)
-        return response.status
-
-    def kinds(self, kind: EventKind) -> list[Event]:
-        return [event for event in self.events if event.kind is kind]
+from tests.keepa_world import PRODUCT, World, asins
 
 
 def test_the_first_call_probes_once_and_then_envelopes_are_enough() -> None:
@@ -190,14 +156,6 @@ def test_a_call_without_an_answer_is_charged_when_its_hold_runs_out() -> None:
     assert (snapshot.balance, snapshot.held) == (50 - 8 + 5, 0)
 
 
-def test_an_estimate_is_corrected_by_what_the_call_really_cost() -> None:
-    """100 estimated and 386 charged: the answer's balance stands, the drift says by how much the guess was off."""
-    world = World(initial=200)
-    world.fake.cost = lambda path, params: 386 if path == PRODUCT else 0
-    assert world.call(1, estimate=100) == 200
-    assert world.bucket.peek().balance == world.fake.balance == -186
-
-
 def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estimate() -> None:
     """A bad body settles the hold all the same, is ignored as a reading, and the event says why."""
     world = World(initial=50)
@@ -292,17 +250,6 @@ def test_the_servers_clock_may_be_off(offset: float) -> None:
         world.call(4)
     assert world.bucket.peek().balance == world.fake.balance
     assert world.fake.refused == 0
-
-
-def test_a_starved_bucket_probes_at_most_once_an_interval() -> None:
-    """Many refused requests on an old reading share one probe every ten minutes."""
-    world = World(initial=-79, recharge_to=40)
-    for _ in range(60):
-        with pytest.raises(NotEnoughTokens):
-            world.sync.try_request(1)
-        world.clock.advance(20)
-    assert world.fake.token_calls == 1 + 1
-    assert world.bucket.peek().bound <= 600
 
 
 def test_a_failing_probe_backs_off() -> None:
@@ -465,15 +412,6 @@ def test_async_attempts_and_refusals_are_those_of_the_sync_twin() -> None:
         assert loop.run_until_complete(main()) == [429, 200]
 
 
-def test_keep_leaves_tokens_for_others() -> None:
-    """Background work with keep=30 is refused where interactive work still passes."""
-    world = World(initial=25)
-    world.sync.refresh()
-    with pytest.raises(NotEnoughTokens):
-        world.sync.try_request(1, keep=30)
-    world.sync.try_request(1).cancel()
-
-
 def test_misuse_is_an_error_at_once() -> None:
     """A plain bucket, an interval of 0, a keep that can never be left, a cost that is no number: all say so."""
     world = World()
@@ -501,22 +439,6 @@ def test_the_api_key_stays_out_of_reprs_and_bucket_names() -> None:
     for thing in (one, twin, one.bucket, one.bucket.quota, vars(one)["_probe"], vars(twin)["_probe"]):
         assert key not in repr(thing)
     assert key not in "".join(storage.keys())
-
-
-def test_a_lost_timestamp_at_a_negative_balance_is_probed_at_once() -> None:
-    """The fault that started it: the timestamp gone at -79. The next refusal asks the server; the wait is bounded."""
-    world = World(initial=-79, recharge_to=40)
-    world.sync.refresh()
-    state = world.storage.dump("k")
-    assert state is not None
-    world.storage.load("k", replace(state, refilled_at=None, reading_at=None))
-    with pytest.raises(NotEnoughTokens) as refused:
-        world.sync.try_request(1)
-    assert world.fake.token_calls == 2
-    assert refused.value.retry_after <= (79 + 40 + 5) / 5 * 60.5
-    assert "refilled_at" in world.kinds(EventKind.REPAIRED)[0].why
-    world.clock.advance(refused.value.retry_after)
-    assert world.call(1) == 200
 
 
 # --- refusals that tokens don't explain
@@ -554,10 +476,24 @@ def test_attempts_end_in_time(timeout: float) -> None:
             made += 1
             call.settle(REFUSING, status=429)
 
-    with pytest.raises(NotEnoughTokens):
+    with pytest.raises(NotEnoughTokens) as refused:
         go_on()
+    assert refused.value.reason == "REFUSED"  # there are tokens: it is the server that refuses
     assert made <= 2
     assert world.clock.slept <= timeout
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_attempts_wait_as_long_as_a_response_asks(library: Any) -> None:
+    """Settled with the response itself, a `Retry-After: 30` is obeyed: five tries, half a minute apart."""
+    world = World(initial=250)
+    world.sync.refresh()
+    begun, at = world.clock.now_us(), []
+    for call in world.sync.attempts(1):
+        at.append((world.clock.now_us() - begun) / 1e6)
+        call.settle(library.Response(429, content=REFUSING, headers={"Retry-After": "30"}))
+    assert len(at) == TRIES
+    assert all(30 <= after - before <= 31 for before, after in pairwise(at))
 
 
 def test_async_attempts_end_alike() -> None:

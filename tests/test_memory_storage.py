@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -15,11 +14,10 @@ from hypothesis import strategies as st
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, gaps
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.units import MICROSECONDS
 from tests.redis.strategies import Program, programs
 from tests.strategies import SPARING
 
@@ -69,26 +67,10 @@ def test_memory_storage_is_transition(program: Program) -> None:
         state = new
 
 
-def test_no_two_threads_get_the_same_token() -> None:
-    """Eight threads take as fast as they can from a bucket of 1,000: 1,000 grants."""
-    storage, quota = MemoryStorage(), Quota(1000, 0, 1.0)
-    granted: list[int] = []
-
-    def work() -> None:
-        granted.append(sum(storage.apply("k", quota, Acquire(1), now_us=0).granted for _ in range(200)))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(granted) == 1000
-
-
 def test_idle_full_buckets_are_dropped_as_others_are_used() -> None:
-    """Over ten thousand keys, each used once, the number of stored buckets stays bounded, and 0 in the end but one."""
+    """Over two thousand keys, each used once, the number of stored buckets stays bounded, and 0 in the end but one."""
     storage, most = MemoryStorage(), 0
-    for n in range(10_000):
+    for n in range(2_000):
         storage.apply(f"k{n}", QUOTA, Acquire(1), now_us=EPOCH + n * SECOND)
         if n % 100 == 0:
             most = max(most, number_of_keys(storage))
@@ -165,17 +147,6 @@ def test_inspect_shows_a_bucket_by_its_key_alone_and_writes_nothing() -> None:
     assert last_step.balance == 6
 
 
-def test_its_own_time_is_monotonic() -> None:
-    """Without a caller's clock the storage's own time goes forward with each step."""
-    storage = MemoryStorage()
-    first = storage.apply("k", QUOTA, Acquire(1)).now_us
-    assert storage.apply("k", QUOTA, Peek()).now_us >= first
-    assert first > MICROSECONDS // 1000
-    seen = storage.inspect("k")
-    assert seen is not None
-    assert seen.balance in {9, 10}
-
-
 def test_buckets_by_two_clocks_are_each_dropped_by_their_own() -> None:
     """A caller's clock far ahead doesn't drop a bucket that lives by the storage's own time."""
     storage, quota = MemoryStorage(), Quota(10, 1, 100.0)
@@ -183,13 +154,6 @@ def test_buckets_by_two_clocks_are_each_dropped_by_their_own() -> None:
     for n in range(10):
         storage.apply("theirs", quota, Acquire(1), now_us=2 * EPOCH + n)
     assert storage.dump("own") is not None
-
-
-def test_a_look_at_a_key_never_used_stores_nothing() -> None:
-    """Peek creates no bucket."""
-    storage = MemoryStorage()
-    storage.apply("k", QUOTA, Peek(), now_us=EPOCH)
-    assert number_of_keys(storage) == 0
 
 
 @pytest.mark.parametrize("closings", [1, 2])

@@ -21,7 +21,6 @@ from keepa_tokens import (
     AsyncTokenBucket,
     Event,
     EventKind,
-    KeepaSync,
     MemoryStorage,
     NotEnoughTokens,
     Quota,
@@ -34,29 +33,20 @@ from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.keepa._plans import SERVER_REFUSED
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage
-from keepa_tokens.testing import FakeKeepa, ManualClock
+from keepa_tokens.testing import ManualClock
+from tests.keepa_world import World
 
 API_KEY = "a" * 64
 
 
-class World:
+class Counted(World):
     """A bucket whose events are counted, beside the fake server."""
 
     def __init__(self, initial: int = 20) -> None:
-        self.clock = ManualClock()
-        self.fake = FakeKeepa(initial=initial, clock=self.clock)
         self.registry = CollectorRegistry()
         self.others: list[Event] = []
         self.listener = PrometheusListener(self.registry, then=self.others.append)
-        self.storage = MemoryStorage()
-        bucket = TokenBucket(keepa_quota(5), key="k", storage=self.storage, clock=self.clock, listener=self.listener)
-        self.sync = KeepaSync(bucket, probe=self.fake.probe)
-
-    def call(self, tokens: int) -> int:
-        with self.sync.request(tokens) as call:
-            answer = self.fake.request("/product", {"asin": ",".join(map(str, range(tokens)))})
-            call.settle(answer.content, status=answer.status)
-        return answer.status
+        super().__init__(initial, listener=self.listener)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"keepa_tokens_{name}", {"bucket": "k", **labels})
@@ -64,7 +54,7 @@ class World:
 
 def test_grants_settles_and_the_balance_are_counted() -> None:
     """Three calls are three grants of what they asked for and three settles; the gauge has the server's balance."""
-    world = World()
+    world = Counted()
     for tokens in (1, 2, 3):
         world.call(tokens)
     assert world.value("grants_total") == 3
@@ -78,7 +68,7 @@ def test_grants_settles_and_the_balance_are_counted() -> None:
 
 def test_refusals_and_waits_are_counted_by_reason() -> None:
     """A call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait."""
-    world = World(initial=-12)
+    world = Counted(initial=-12)
     with pytest.raises(NotEnoughTokens):
         world.sync.try_request(1)
     assert world.value("refusals_total", reason="UNKNOWN") == 1  # asked the server
@@ -109,7 +99,7 @@ def test_what_calls_cost_is_counted_by_path() -> None:
     """A settled call's charge stands under its label, which a guard sets to the request's path: what it consumed, or
     its estimate where no answer said; a refused call costs nothing.
     """
-    world = World(initial=100)
+    world = Counted(initial=100)
 
     def answered(request: httpx.Request) -> httpx.Response:
         answer = world.fake.request(request.url.path, dict(request.url.params))
@@ -138,7 +128,7 @@ def test_a_reservation_is_counted_under_its_label(leave: Callable[[Reservation],
 
 def test_a_hold_that_ran_out_is_counted() -> None:
     """A call that nobody settles is counted when its time is over."""
-    world = World()
+    world = Counted()
     world.sync.try_request(3).settle()
     world.clock.advance(121)
     world.sync.refresh()
@@ -147,7 +137,7 @@ def test_a_hold_that_ran_out_is_counted() -> None:
 
 def test_changed_terms_are_counted() -> None:
     """A worker with other terms changes the bucket's, once."""
-    world = World()
+    world = Counted()
     world.call(1)
     other = TokenBucket(keepa_quota(20), key="k", storage=world.storage, clock=world.clock, listener=world.listener)
     other.try_acquire(1)
@@ -229,7 +219,7 @@ def test_every_metric_is_documented() -> None:
 
 def test_a_429_is_counted_as_the_servers_own_refusal() -> None:
     """Where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer."""
-    world = World()
+    world = Counted()
     world.call(1)
     world.fake.spend_outside(50)
     assert world.call(1) == 429
@@ -242,7 +232,7 @@ def test_a_429_is_counted_as_the_servers_own_refusal() -> None:
 
 def test_what_the_server_has_more_counts_the_other_way() -> None:
     """A balance above the projection is counted as `more`."""
-    world = World()
+    world = Counted()
     world.call(1)
     world.fake.spend_outside(-30)
     world.call(1)
@@ -252,7 +242,7 @@ def test_what_the_server_has_more_counts_the_other_way() -> None:
 
 def test_readings_that_were_not_taken_are_counted() -> None:
     """A stale and a bad reading each have their number."""
-    world = World()
+    world = Counted()
     old = world.fake.request("/token").body
     world.clock.advance(1)
     world.call(1)
@@ -264,7 +254,7 @@ def test_readings_that_were_not_taken_are_counted() -> None:
 
 def test_probes_and_those_that_fail_are_counted() -> None:
     """A server that is away leaves a probe that was tried and failed; the balance stays unknown, which is NaN."""
-    world = World()
+    world = Counted()
     world.fake.token_down = True
     with pytest.raises(NotEnoughTokens):
         world.sync.try_request(1)
@@ -276,7 +266,7 @@ def test_probes_and_those_that_fail_are_counted() -> None:
 
 def test_a_repair_is_counted() -> None:
     """A stored state that had to be mended is counted, whatever was wrong with it."""
-    world = World()
+    world = Counted()
     world.listener(Event(EventKind.REPAIRED, "k", balance=-79, why="refilled_at, hold:a, hold:b"))
     assert world.value("repairs_total") == 1
     assert world.value("balance") == -79
@@ -284,7 +274,7 @@ def test_a_repair_is_counted() -> None:
 
 def test_one_listener_serves_many_buckets_and_another_listener() -> None:
     """The label tells buckets apart; what comes after is told of every event, in order."""
-    world = World()
+    world = Counted()
     other = TokenBucket(Quota(5, 1, 1.0), key="other", clock=world.clock, listener=world.listener)
     other.try_acquire(2)
     world.call(1)
@@ -296,7 +286,7 @@ def test_one_listener_serves_many_buckets_and_another_listener() -> None:
 
 def test_it_touches_no_registry_but_the_one_it_is_given() -> None:
     """Two listeners with registries of their own live side by side, and count apart."""
-    one, other = World(), World()
+    one, other = Counted(), Counted()
     one.call(1)
     assert one.value("grants_total") == 1
     assert other.value("grants_total") is None
@@ -381,7 +371,7 @@ def test_the_default_registry_is_the_default() -> None:
 
 def test_a_scrape_looks_at_the_bucket() -> None:
     """What a scrape shows is the bucket as it is then, though no event has told of it; it takes nothing."""
-    world = World(initial=-10)
+    world = Counted(initial=-10)
     world.sync.refresh()
     BucketCollector(world.sync.bucket, registry=world.registry)
     assert world.value("bucket_balance") == -10
@@ -402,7 +392,7 @@ def test_a_scrape_looks_at_the_bucket() -> None:
 
 def test_a_scrape_shows_who_waits_what_is_kept_back_and_a_pause() -> None:
     """Callers in line and what they want, what is kept back for others, and the rest of a pause are numbers too."""
-    world = World(initial=-12)
+    world = Counted(initial=-12)
     BucketCollector(world.sync.bucket, registry=world.registry)
     for place in ("one", "two"):
         with pytest.raises(NotEnoughTokens):
@@ -419,7 +409,7 @@ def test_a_scrape_shows_who_waits_what_is_kept_back_and_a_pause() -> None:
 
 def test_an_unknown_balance_is_shown_as_such() -> None:
     """Of a bucket never told there is no number: NaN, and no age of a reading."""
-    world = World()
+    world = Counted()
     BucketCollector(world.sync.bucket, registry=world.registry)
     balance = world.value("bucket_balance")
     assert balance is not None

@@ -493,3 +493,34 @@ def test_a_settle_wakes_a_thread_that_waits() -> None:
 def vars_of(bucket: TokenBucket) -> Sized:
     """Return who waits at a bucket."""
     return bucket._door.bell._waiting
+
+
+@pytest.mark.parametrize(
+    "made, told",
+    [
+        (lambda: Quota.per_second(0.5), "n must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
+        (lambda: Quota.per_second(1.0), "write Quota.per_second(1)"),
+        (lambda: Quota.per_second(2.5), "write Quota.per_minute(150)"),
+        (lambda: Quota.per_second(1 / 3), "write Quota.per_minute(20)"),
+        (lambda: Quota.per_minute(0.25), "write Quota.per_hour(15)"),
+        (lambda: Quota.per_minute(1 / 90), "write Quota.per_day(16)"),
+        (lambda: Quota.per_day(0.5), "write Quota(capacity, 1, 172800)"),
+        (lambda: Quota(10, 0.5, 1.0), "refill must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
+        (lambda: Quota(10, 0.5, 86_400), "write Quota(capacity, 1, 172800)"),
+        (lambda: Quota.per_second(float("nan")), "must be a whole number (int), not nan"),
+        (lambda: Quota.per_second(-0.5), "must be a whole number (int), not -0.5"),
+        (lambda: Quota.per_second("5"), "must be a whole number (int), not '5'"),
+        (lambda: Quota.per_second(True), "must be a whole number (int), not True"),
+    ],
+)
+def test_a_rate_below_a_token_is_refused_with_what_to_write(made: Any, told: str) -> None:
+    """A fraction of a token a second is a TypeError that says the same in whole numbers, by a longer unit."""
+    with pytest.raises(TypeError) as refused:
+        made()
+    assert told in str(refused.value)
+
+
+def test_numbers_of_other_libraries_are_plain_ones_in_a_quota() -> None:
+    """A numpy integer in a quota can't overflow later, since it becomes an int."""
+    quota = Quota(np.int64(300), np.int32(5), 60.0, overdraft=np.int8(3), initial=np.int64(-4))
+    assert {type(each) for each in (quota.capacity, quota.refill, quota.overdraft, quota.initial)} == {int}

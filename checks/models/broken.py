@@ -45,14 +45,18 @@ class Sound:
         """Return the time of a step."""
         return time.time_ns() // 1000 if now_us is None else now_us
 
+    def named(self, key: str) -> str:
+        """Return the name under which a bucket is kept."""
+        return key
+
     def load(self, key: str) -> BucketState | None:
         """Read."""
-        row = self.place.rows.get(key)
+        row = self.place.rows.get(self.named(key))
         return None if row is None else BucketState.from_fields(row)
 
     def save(self, key: str, state: BucketState, outcome: Outcome) -> None:  # noqa: ARG002 - some broken ones use it
         """Write."""
-        self.place.rows[key] = state.to_fields()
+        self.place.rows[self.named(key)] = state.to_fields()
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands."""
@@ -196,6 +200,33 @@ def _uncharged(state: BucketState, _command: Command, now: int) -> BucketState:
     return replace(state, holds=left)
 
 
+def _never_late(state: BucketState, _command: Command, now: int) -> BucketState:
+    """Take whoever stands in line for one who was told to come now."""
+    return replace(state, line=tuple(replace(ticket, told_at=max(now, ticket.told_at)) for ticket in state.line))
+
+
+def _passing(state: BucketState, command: Command, _now: int) -> BucketState:
+    """Take away whoever else stands in line."""
+    asks = isinstance(command, Acquire | Reserve)
+    own = tuple(ticket for ticket in state.line if asks and ticket.id == command.ticket)
+    return replace(state, line=own) if asks else state
+
+
+def _passed(step: Step) -> BucketState:
+    """Put it back."""
+    if not isinstance(step.command, Acquire | Reserve) or step.before is None:
+        return step.after
+    others = tuple(ticket for ticket in step.before.line if ticket.id != step.command.ticket)
+    return replace(step.after, line=(*others, *step.after.line))
+
+
+def _last_in_line(state: BucketState, command: Command, _now: int) -> BucketState:
+    """Forget the place of whoever asks again."""
+    if not isinstance(command, Acquire | Reserve):
+        return state
+    return replace(state, line=tuple(ticket for ticket in state.line if ticket.id != command.ticket))
+
+
 def _never_sent(outcome: Outcome) -> Outcome:
     return outcome if outcome.granted else replace(outcome, claimed_until_us=None)
 
@@ -234,6 +265,15 @@ FAULTS: Final = {
     ),
     "a call that is settled again is charged again": Fault(kept=_settled_again),
     "a hold that runs out is given back": Fault(_uncharged),
+    "a ticket is never late, and never lapses": Fault(_never_late),
+    "whoever asks passes those before it in line": Fault(_passing, kept=_passed),
+    "whoever asks again goes to the end of the line": Fault(_last_in_line),
+    "nobody remembers who stands in line": keeping(line=()),
+    "whoever is granted its tokens stays in line": Fault(
+        kept=lambda step: (
+            step.after if step.before is None else replace(step.after, line=step.after.line or step.before.line)
+        )
+    ),
     "whoever asks takes now for the last refill": Fault(
         lambda state, command, _: replace(state, refilled_at=None) if isinstance(command, Reserve) else state
     ),

@@ -1,8 +1,8 @@
 """A state machine that drives a plain bucket on any storage, beside `Reference`, and looks at both after each step.
 
-Workers whose clocks differ by up to 5 s take, wait for places, hold, settle, cancel and give back. Stored fields are
-lost or garbled, and whole buckets; the storage is opened anew; all clocks are set. `reading_machine` does the same to
-a bucket that follows a server, `synced_machine` plays that server.
+Workers whose clocks differ by up to 5 s take, wait for places, stand in line, hold, settle, cancel and give back.
+Stored fields are lost or garbled, and whole buckets; the storage is opened anew; all clocks are set. `reading_machine`
+does the same to a bucket that follows a server, `synced_machine` plays that server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Answer, Reference
+from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Answer, Reference, Waiting
 from checks.models.strategies import (
     DAY,
     EPOCH,
@@ -27,6 +27,7 @@ from checks.models.strategies import (
     ids,
     keeps,
     quotas,
+    tickets,
 )
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Pause, Peek, Refund, Reserve, Settle
@@ -186,6 +187,91 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         self.apply(Pause(lasts), worker)
         self.model.pause(lasts, self.at(worker))
 
+    @rule(worker=workers, name=tickets.filter(bool))
+    def leave_the_line(self, worker: int, name: str) -> None:
+        """Somebody who stands in line gives up."""
+        self.cancel(worker, name)
+
+    @rule(worker=workers)
+    def come_when_told(self, worker: int) -> None:
+        """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
+
+        Unless the server is to be asked before.
+        """
+        begun = self.at(worker)
+        bounds = {each.name: begun + self.bound(worker, each) for each in self.model.seen(begun).line}
+        if max(bounds.values(), default=0) > begun + DAY:
+            return
+        while bounds:
+            waiting = [each for each in self.model.line if each.name in bounds]
+            next_one = min(waiting, key=lambda each: min(each.told, bounds[each.name]))
+            self.time_passes(max(0, min(next_one.told, bounds[next_one.name]) - self.at(worker)))
+            at_last = self.at(worker) >= bounds[next_one.name]
+            granted, asks = self.try_again(worker, next_one)
+            if asks:
+                return
+            assert granted or not at_last
+            if granted:
+                del bounds[next_one.name]
+
+    @rule(worker=workers)
+    def the_first_comes(self, worker: int) -> None:
+        """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
+        line = self.model.seen(self.at(worker)).line
+        if not line:
+            return
+        first = min(line, key=lambda each: each.turn)
+        granted, asks = self.try_again(worker, first)
+        told = [each.told for each in self.model.line if each.name == first.name]
+        if granted or asks or not told or told[0] >= self.at(worker) + DAY or self.model.beside:
+            return
+        self.time_passes(told[0] - self.at(worker))
+        granted, asks = self.try_again(worker, first)
+        assert granted or asks
+
+    def bound(self, worker: int, waiting: Waiting) -> int:
+        """Return the bound that a look states for whoever stands in line."""
+        shown = self.apply(Peek(waiting.tokens, waiting.keep), worker).snapshot
+        assert shown is not None
+        self.model.look(self.at(worker))
+        return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
+
+    def try_again(self, worker: int, waiting: Waiting) -> tuple[bool, bool]:
+        """Let somebody who stands in line ask again; return whether it was granted, and whether it asks the server."""
+        raise NotImplementedError
+
+    def cancel(self, worker: int, name: str) -> None:
+        """Give a call up, or a wait."""
+        raise NotImplementedError
+
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
+    @rule(worker=workers, which=st.integers(0, 3), text=st.sampled_from(UNREADABLE))
+    def lose_a_ticket(self, worker: int, which: int, text: str) -> None:
+        """What is stored of one who stands in line is lost or garbled: the others stay."""
+        stored = self.stored_line()
+        name = stored.pop(which % len(stored)).split(":")[0]
+        self.model.stay(each for each in self.model.line if each.name != name)
+        outcome = self.lost("line", " ".join(filter(None, [*stored, text])), worker)
+        assert not text or "line" in outcome.repaired
+
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
+    @rule(worker=workers, text=damages)
+    def lose_the_line(self, worker: int, text: str | None) -> None:
+        """The whole line is lost or garbled: nobody stands there."""
+        self.model.stay([])
+        outcome = self.lost("line", text, worker)
+        assert not text or "line" in outcome.repaired
+
+    def stored_line(self) -> list[str]:
+        """Return what is stored of those in line."""
+        return ({} if self.bench.fields is None else self.bench.fields()).get("line", "").split()
+
+    def in_turn(self, outcome: Outcome, ahead: int, keep: int) -> None:
+        """Assert that who was granted before others left their tokens. ahead: what those wait for."""
+        if outcome.granted and ahead:
+            left = (outcome.balance or 0) - (outcome.held if self.quota.synced else 0)
+            assert left >= ahead + keep
+
     def lost(self, field: str, text: str | None, worker: int) -> Outcome:
         """Let a stored field be gone, or `text`, and take the next step on both sides."""
         self.bench.damage(field, text)
@@ -196,7 +282,8 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
     def is_remembered(self) -> bool:
         """Whether anything that is stored tells of the order of calls."""
         fields = {} if self.bench.fields is None else self.bench.fields()
-        return any(name.startswith("hold:") or name == "reading_sequence" for name in fields)
+        named = any(name.startswith("hold:") or name == "reading_sequence" for name in fields)
+        return named or bool(fields.get("line"))
 
     def refilled(self, refill: int, period_us: int) -> int:
         """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
@@ -229,28 +316,29 @@ class PlainMachine(BucketMachine[Reference]):
         assert model.balance >= self.quota.capacity
         assert not model.held
         assert model.paused_until is None
+        assert not model.line
         events = self.model.events
         self.model = Reference.new(self.quota, model.at)
         self.model.events = events
 
     # --- what workers do
 
-    @rule(worker=workers, tokens=costs, keep=keeps)
-    def take(self, worker: int, tokens: int, keep: int) -> None:
-        """Take tokens now or not at all."""
-        self.ask(worker, tokens, keep)
+    @rule(worker=workers, tokens=costs, keep=keeps, ticket=tickets)
+    def take(self, worker: int, tokens: int, keep: int, ticket: str | None = None) -> None:
+        """Take tokens now, or stand in line."""
+        self.ask(worker, tokens, keep, ticket)
 
-    @rule(worker=workers, tokens=costs, patience=st.integers(0, HOUR))
-    def queue(self, worker: int, tokens: int, patience: int) -> None:
-        """Take tokens, or a place."""
-        outcome = self.apply(Acquire(tokens, 0, patience), worker)
-        self.agree(outcome, self.model.acquire(tokens, 0, self.at(worker), patience), tokens)
+    @rule(worker=workers, tokens=costs, patience=st.integers(0, HOUR), ticket=tickets)
+    def queue(self, worker: int, tokens: int, patience: int, ticket: str | None = None) -> None:
+        """Take tokens, or a place, or stand in line."""
+        outcome = self.apply(Acquire(tokens, 0, patience, ticket=ticket), worker)
+        self.agree(outcome, self.model.acquire(tokens, 0, self.at(worker), patience, ticket), tokens)
 
-    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps)
-    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int) -> None:
-        """Take tokens for a call, which may be in flight already."""
-        outcome = self.apply(Reserve(name, tokens, lives, keep), worker)
-        self.agree(outcome, self.model.reserve(name, tokens, lives, keep, self.at(worker)), tokens)
+    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps, ticket=tickets)
+    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int, ticket: str | None = None) -> None:
+        """Take tokens for a call, which may be in flight already, or stand in line."""
+        outcome = self.apply(Reserve(name, tokens, lives, keep, ticket=ticket), worker)
+        self.agree(outcome, self.model.reserve(name, tokens, lives, keep, self.at(worker), ticket), tokens)
 
     @rule(worker=workers, name=ids, tokens=st.integers(0, 2), lives=st.integers(MINUTE, HOUR))
     def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
@@ -281,9 +369,14 @@ class PlainMachine(BucketMachine[Reference]):
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not."""
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
+
+        With others before it in line what is told is when to ask again.
+        """
         answer = self.ask(worker, tokens, 0)
         if answer.reason not in {Reason.EMPTY, Reason.RECHARGING} or answer.wait > DAY:
+            return
+        if self.model.before(0, None, self.at(worker)):
             return
         # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
         early = self.at(worker) + answer.wait - 1
@@ -323,6 +416,7 @@ class PlainMachine(BucketMachine[Reference]):
         now = self.at(worker)
         self.forward += CLOCKS_APART_US
         self.model.lose_time(now)
+        self.model.tell_nearer(far, now)
         outcome = self.lost("refilled_at", str(now + far), worker)
         assert "refilled_at" in outcome.repaired
         self.is_as_modelled(outcome)
@@ -347,6 +441,7 @@ class PlainMachine(BucketMachine[Reference]):
         assert (shown.balance, shown.held) == (twin.balance, twin.held)
         assert shown.holds == sum(not call.charged for call in twin.calls.values())
         assert shown.paused_for == ((twin.paused_until or self.at(0)) - self.at(0)) / SECOND
+        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
 
     @invariant()
     def nobody_got_too_much(self) -> None:
@@ -371,12 +466,18 @@ class PlainMachine(BucketMachine[Reference]):
 
     # --- helpers
 
-    def ask(self, worker: int, tokens: int, keep: int) -> Answer:
+    def ask(self, worker: int, tokens: int, keep: int, ticket: str | None = None) -> Answer:
         """Take tokens on both sides, and return what both came to."""
-        outcome = self.apply(Acquire(tokens, keep), worker)
-        answer = self.model.acquire(tokens, keep, self.at(worker), None)
+        ahead = self.model.seen(self.at(worker)).before(keep, ticket, self.at(worker)) if tokens else 0
+        outcome = self.apply(Acquire(tokens, keep, ticket=ticket), worker)
+        answer = self.model.acquire(tokens, keep, self.at(worker), None, ticket)
         self.agree(outcome, answer, tokens)
+        self.in_turn(outcome, ahead, keep)
         return answer
+
+    def try_again(self, worker: int, waiting: Waiting) -> tuple[bool, bool]:
+        """Ask again; there is no server to be asked."""
+        return self.ask(worker, waiting.tokens, waiting.keep, waiting.name).granted, False
 
     def agree(self, outcome: Outcome, answer: Answer, tokens: int) -> None:
         """Assert that a request came to the same on both sides."""

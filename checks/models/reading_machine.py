@@ -24,7 +24,7 @@ from checks.models.machine import (
     refund_ids,
     workers,
 )
-from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Held
+from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Held, Waiting
 from checks.models.strategies import (
     DAY,
     HOUR,
@@ -37,6 +37,7 @@ from checks.models.strategies import (
     keeps,
     probe_afters,
     quotas,
+    tickets,
 )
 from checks.models.synced_reference import Ended, SyncedReference, Told
 from keepa_tokens.quota import Quota
@@ -131,17 +132,37 @@ class ReadingMachine(BucketMachine[SyncedReference]):
 
     # --- what workers do
 
-    @rule(worker=workers, tokens=costs, keep=keeps, probe_after=probe_afters)
-    def take(self, worker: int, tokens: int, keep: int, probe_after: int | None) -> None:
-        """Take tokens now or not at all."""
-        self.ask(worker, tokens, keep, probe_after)
+    @rule(worker=workers, tokens=costs, keep=keeps, probe_after=probe_afters, ticket=tickets)
+    def take(self, worker: int, tokens: int, keep: int, probe_after: int | None, ticket: str | None = None) -> None:
+        """Take tokens now, or stand in line."""
+        self.ask(worker, tokens, keep, probe_after, ticket)
 
-    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps, after=probe_afters, scout=st.booleans())
-    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int, after: int | None, scout: bool) -> None:  # noqa: FBT001 - Hypothesis calls rules by the names of what it draws
+    @rule(
+        worker=workers,
+        name=ids,
+        tokens=costs,
+        lives=hold_lives,
+        keep=keeps,
+        after=probe_afters,
+        ticket=tickets,
+        scout=st.booleans(),
+    )
+    def hold(
+        self,
+        worker: int,
+        name: str,
+        tokens: int,
+        lives: int,
+        keep: int,
+        after: int | None,
+        ticket: str | None = None,
+        *,
+        scout: bool,
+    ) -> None:
         """Set tokens aside for a call, which may be in flight already, or go though refused, to learn the truth."""
         now = self.at(worker)
-        outcome = self.apply(Reserve(name, tokens, lives, keep, after, scout=scout), worker)
-        told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, scout=scout)
+        outcome = self.apply(Reserve(name, tokens, lives, keep, after, scout=scout, ticket=ticket), worker)
+        told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, ticket, scout=scout)
         self.agree(outcome, told, tokens)
 
     @rule(worker=workers, name=ids, tokens=st.integers(0, 3), lives=st.integers(MINUTE, HOUR))
@@ -209,12 +230,14 @@ class ReadingMachine(BucketMachine[SyncedReference]):
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as he was told is granted, a microsecond less is not.
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
 
-        With a call in flight what is told is the earliest instant only.
+        With a call in flight what is told is the earliest instant only; with others before in line, when to ask again.
         """
         told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
         if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait >= DAY or self.model.held:
+            return
+        if self.model.before(0, None, self.at(worker)):
             return
         early = self.at(worker) + told.wait - 1
         assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
@@ -297,6 +320,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
         age = None if twin.read_at is None else max(0, self.at(0) - twin.read_at) / SECOND
         assert shown.reading_age == age
+        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
         assert shown.paused_for == ((twin.paused_until or self.at(0)) - self.at(0)) / SECOND
 
     @invariant()
@@ -325,6 +349,7 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         """What neither holds anything nor is paused may be forgotten, if no more is let go then than is there."""
         assert not model.held
         assert model.paused_until is None
+        assert not model.line
         assert self.quota.initial is None or (model.known and model.balance >= self.quota.capacity)
         self.model = SyncedReference.new(self.quota, model.at)
         self.fastest, self.scouted = (0, 1), 0
@@ -353,12 +378,20 @@ class ReadingMachine(BucketMachine[SyncedReference]):
         self.said.append(reading)
         return reading
 
-    def ask(self, worker: int, tokens: int, keep: int, probe_after: int | None) -> Told:
+    def ask(self, worker: int, tokens: int, keep: int, probe_after: int | None, ticket: str | None = None) -> Told:
         """Take tokens on both sides, and return what both came to."""
-        outcome = self.apply(Acquire(tokens, keep, None, probe_after), worker)
-        told = self.model.take(tokens, keep, self.at(worker), probe_after)
+        twin = self.model.seen(self.at(worker))
+        ahead = twin.before(keep, ticket, self.at(worker)) if tokens and twin.known else 0
+        outcome = self.apply(Acquire(tokens, keep, None, probe_after, ticket), worker)
+        told = self.model.take(tokens, keep, self.at(worker), probe_after, ticket)
         self.agree(outcome, told, tokens)
+        self.in_turn(outcome, ahead, keep)
         return told
+
+    def try_again(self, worker: int, waiting: Waiting) -> tuple[bool, bool]:
+        """Ask again, and perhaps the server."""
+        told = self.ask(worker, waiting.tokens, waiting.keep, PROBE_AFTER_US, waiting.name)
+        return told.granted, told.probe
 
     def end(self, worker: int, name: str, actual: int | None, reading: Reading | None, *, refused: bool) -> None:
         """End a call on both sides."""

@@ -7,14 +7,14 @@ so that what was given can be counted afterwards.
 Whatever is asked is asked of a copy first; it counts only if something came of it, for a look leaves no trace.
 
 Not modelled: readings and probes, which a plain bucket doesn't have (`synced_reference` goes on from here with
-them), a line, two quotas on one bucket, and numbers near the limit of 2**52: `programs` holds storages to the rules
+them), two quotas on one bucket, and numbers near the limit of 2**52: `programs` holds storages to the rules
 there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -33,7 +33,16 @@ SWEPT_US: Final = 1_000_000
 """What is over is swept away, once in this time at most."""
 
 A_DAY_US: Final = 86_400_000_000
-"""No pause is longer."""
+"""No pause is longer, and nobody is told to come later."""
+
+LATE_AFTER_US: Final = 1_000_000
+"""Who stands in line and doesn't come so soon after it was told to, may be passed."""
+
+GONE_AFTER_US: Final = 60_000_000
+"""Who doesn't come so soon has left."""
+
+SOON_US: Final = 1_500_000
+"""When to ask again where whoever is before, a call in flight, or the server may end the wait any moment."""
 
 END_OF_TIME: Final = 2**52
 
@@ -61,6 +70,22 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Somebody in line: how much it wants, and leaves to others, as which it came, and when it was told to come."""
+
+    name: str
+    tokens: int
+    keep: int
+    number: int
+    told: int
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Who leaves the least to others goes first, then who came first."""
+        return self.keep, self.number
+
+
+@dataclass(frozen=True)
 class Event:
     """What came to pass at an instant of the bucket's time: tokens given (more than 0) or given back (less)."""
 
@@ -84,8 +109,9 @@ class Reference:
 
     steps_from: for a stepped quota an instant at which a step came. begun: something is stored of it. swept_from: what
     is over is swept from then on. last_place: the latest that somebody who waits was told; firm_place: the same for
-    those before whom tokens came back; largest_place: the most tokens that one of them waits for. after: the bucket
-    as it stood after the last command, though that left no trace.
+    those before whom tokens came back; largest_place: the most tokens that one of them waits for. line: who waits
+    without a place; came: how many ever did. after: the bucket as it stood after the last command, though that left no
+    trace.
     """
 
     quota: Quota
@@ -100,6 +126,8 @@ class Reference:
     last_place: int = 0
     firm_place: int = 0
     largest_place: int = 0
+    line: tuple[Waiting, ...] = ()
+    came: int = 0
     events: tuple[Event, ...] = ()
     boundless: bool = False
     touched: bool = False
@@ -192,6 +220,8 @@ class Reference:
         self.correct_what_lies_ahead(now)
         if self.swept_from is not None and self.swept_from <= now:
             self.sweep(now)
+        if any(each.told + GONE_AFTER_US <= now for each in self.line):
+            self.stay([each for each in self.line if each.told + GONE_AFTER_US > now])
         self.flow_until(now)
         self.open_if_it_may(now)
         if self.paused_until is not None and self.paused_until <= now:
@@ -237,9 +267,11 @@ class Reference:
 
     def correct_what_lies_ahead(self, now: int) -> None:
         """What is further ahead than clocks may differ can't be right."""
-        if self.at > now + CLOCKS_APART_US:
+        too_far = self.at - now if self.at > now + CLOCKS_APART_US else 0
+        if too_far:
             self.at = self.steps_from = now
             self.touched = True
+        self.tell_nearer(too_far, now)
         if self.paused_until is not None and self.paused_until > now + A_DAY_US + CLOCKS_APART_US:
             self.paused_until, self.touched = now + A_DAY_US, True
         for name, call in self.calls.items():
@@ -262,43 +294,83 @@ class Reference:
                 setattr(self, name, 0)
                 self.touched = True
 
+    # --- the line
+
+    def stay(self, line: Iterable[Waiting]) -> None:
+        """Let these stand in line, and nobody else."""
+        self.line, self.touched = tuple(line), True
+
+    def tell_nearer(self, by: int, now: int) -> None:
+        """Where the clock went back, whoever stands in line comes as much earlier; nobody later than in a day."""
+        told = [min(each.told, now + A_DAY_US, max(now, each.told - by)) for each in self.line]
+        if told != [each.told for each in self.line]:
+            self.stay(replace(each, told=at) for each, at in zip(self.line, told, strict=True))
+
+    def before(self, keep: int, ticket: str | None, now: int) -> int:
+        """Return the tokens of those in line before a request, without those who are late."""
+        turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
+        return sum(each.tokens for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US)
+
+    def stand(self, ticket: str | None, tokens: int, keep: int, answer: Answer, now: int) -> None:
+        """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
+        if ticket is None or answer.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
+            return
+        number = next((each.number for each in self.line if each.name == ticket), None)
+        if number is None:
+            self.came = number = self.came + 1
+        told = now + min(answer.wait, A_DAY_US)
+        others = [each for each in self.line if each.name != ticket]
+        self.stay([*others, Waiting(ticket, tokens, keep, number, told)])
+
+    def leave(self, ticket: str | None) -> bool:
+        """Leave the line; return whether somebody of that name stood there."""
+        staying = tuple(each for each in self.line if each.name != ticket)
+        if staying == self.line:
+            return False
+        self.stay(staying)
+        return True
+
     # --- asking
 
     def needed(self, tokens: int) -> int:
         """Return what must be available for a grant: it may leave debt up to the overdraft, not begin in debt."""
         return max(1, tokens - self.quota.overdraft)
 
-    def request(self, tokens: int, keep: int, now: int, patience: int | None) -> Answer:
-        """Return what a request comes to; it may begin a recharge. patience: how long it would wait for a place."""
+    def request(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None) -> Answer:
+        """Return what a request comes to; it may begin a recharge. patience: how long it would wait for a place.
+
+        ticket: its name in line; None: it doesn't stand there.
+        """
         end = self.end_of_recharge(tokens, keep, now)
         if self.paused_until is None and end != self.closed_until:
             self.closed_until, self.touched = end, True
-        answer = self.judged(tokens, keep, now)
+        answer = self.judged(tokens, keep, now, ticket)
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
+        queues = queues and not self.before(keep, ticket, now)
         if answer.reason is Reason.EMPTY and queues and answer.wait < END_OF_TIME and answer.wait <= (patience or 0):
             return Answer(granted=True, reason=Reason.GRANTED, place=answer.wait)
         return answer
 
-    def judged(self, tokens: int, keep: int, now: int) -> Answer:
+    def judged(self, tokens: int, keep: int, now: int, ticket: str | None) -> Answer:
         """Return what a request would come to, without a place."""
         if tokens == 0:
             return Answer(granted=True, reason=Reason.GRANTED)
-        answer = self.judged_open(tokens, keep, now)
+        answer = self.judged_open(tokens, keep, now, ticket)
         if self.paused_until is None:
             return answer
         return Answer(granted=False, reason=Reason.PAUSED, wait=max(self.paused_until - now, answer.wait))
 
-    def judged_open(self, tokens: int, keep: int, now: int) -> Answer:
-        """Return the same, pauses aside."""
-        wanted = self.needed(tokens) + keep
+    def judged_open(self, tokens: int, keep: int, now: int, ticket: str | None) -> Answer:
+        """Return the same, pauses aside. Who passes others finds all of its tokens beside theirs."""
+        wanted, ahead = self.needed(tokens) + keep, self.before(keep, ticket, now)
         if self.balance < wanted and wanted > self.capacity:
             return Answer(granted=False, reason=Reason.TOO_LARGE, wait=END_OF_TIME)
-        enough = self.first_with(wanted, now)
+        enough = self.first_with(wanted + ahead, now)
         end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
             return Answer(granted=False, reason=Reason.RECHARGING, wait=until(max(end, enough), now))
-        if self.balance < wanted:
-            return Answer(granted=False, reason=Reason.EMPTY, wait=until(enough, now))
+        if self.balance < (tokens + keep + ahead if ahead else wanted):
+            return Answer(granted=False, reason=Reason.EMPTY, wait=until(enough, now) if enough > now else SOON_US)
         return Answer(granted=True, reason=Reason.GRANTED)
 
     def first_with(self, wanted: int, now: int) -> int:
@@ -338,11 +410,15 @@ class Reference:
 
     # --- what is done
 
-    def acquire(self, tokens: int, keep: int, now: int, patience: int | None) -> Answer:
-        """Take tokens, or a place."""
+    def acquire(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None = None) -> Answer:
+        """Take tokens, or a place, or stand in line."""
 
         def take(bucket: Self) -> Answer:
-            answer = bucket.request(tokens, keep, now, patience)
+            answer = bucket.request(tokens, keep, now, patience, ticket)
+            if answer.granted:
+                bucket.leave(ticket)
+            else:
+                bucket.stand(ticket, tokens, keep, answer, now)
             if answer.granted and tokens:
                 bucket.level -= tokens
                 bucket.give(tokens)
@@ -353,17 +429,20 @@ class Reference:
 
         return self.asked(now, take)
 
-    def reserve(self, name: str, tokens: int, lives: int, keep: int, now: int) -> Answer:
-        """Take tokens for a call. One that is open is answered as before."""
+    def reserve(self, name: str, tokens: int, lives: int, keep: int, now: int, ticket: str | None = None) -> Answer:
+        """Take tokens for a call, or stand in line. One that is open is answered as before."""
 
         def open_a_call(bucket: Self) -> Answer:
             if name in bucket.calls:
                 return Answer(granted=True, reason=Reason.GRANTED)
-            answer = bucket.request(tokens, keep, now, None)
+            answer = bucket.request(tokens, keep, now, None, ticket)
             if answer.granted:
                 bucket.level -= tokens
                 bucket.remember(name, Held(tokens, now + lives, lives))
                 bucket.give(tokens)
+                bucket.leave(ticket)
+            else:
+                bucket.stand(ticket, tokens, keep, answer, now)
             return answer
 
         return self.asked(now, open_a_call)
@@ -376,25 +455,30 @@ class Reference:
 
     def settle(self, name: str, actual: int | None, now: int) -> bool:
         """End a call at its cost; return whether it was known."""
+        return self.asked(now, lambda bucket: bucket.settled(name, actual, now))
 
-        def end(bucket: Self) -> bool:
-            call = bucket.calls.pop(name, None)
-            if call is None:
-                return False
-            bucket.touched = True
-            unused = 0 if actual is None else call.tokens - actual
-            if unused < 0:
-                bucket.level += unused  # beyond its estimate nobody was asked for it
-            else:
-                bucket.take_back(unused, max(0, call.ends - call.lives), now)
-            bucket.open_if_it_may(now)
-            return True
-
-        return self.asked(now, end)
+    def settled(self, name: str, actual: int | None, now: int) -> bool:
+        """End it in a bucket as it stands."""
+        call = self.calls.pop(name, None)
+        if call is None:
+            return False
+        self.touched = True
+        unused = 0 if actual is None else call.tokens - actual
+        if unused < 0:
+            self.level += unused  # beyond its estimate nobody was asked for it
+        else:
+            self.take_back(unused, max(0, call.ends - call.lives), now)
+        self.open_if_it_may(now)
+        return True
 
     def cancel(self, name: str, now: int) -> bool:
-        """End a call that was never made; return whether it was known."""
-        return self.settle(name, 0, now)
+        """End a call that was never made, or a wait in line; return whether it was known."""
+
+        def end(bucket: Self) -> bool:
+            left = bucket.leave(name)
+            return bucket.settled(name, 0, now) or left
+
+        return self.asked(now, end)
 
     def refund(self, name: str, tokens: int, own: int | None, now: int) -> bool:
         """Give back what was taken for the place `own`, once; return whether it counted."""

@@ -26,6 +26,7 @@ from keepa_tokens.rules.commands import (
     Settle,
     Unclaim,
 )
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import FAST, NUMBERS, QUOTA, BucketState, Hold
 from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
@@ -139,18 +140,23 @@ keeps = st.one_of(st.just(0), st.integers(0, 20))
 hold_lives = st.one_of(st.integers(1, 10), st.integers(1, 3 * MINUTE), st.integers(1, HOUR))
 probe_afters = st.none() | st.sampled_from([1, SECOND, 10 * MINUTE])
 
-takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters)
-reserves = st.builds(Reserve, ids, costs, hold_lives, keeps, probe_afters, label=st.sampled_from(["", "a task"]))
+tickets: st.SearchStrategy[str | None] = st.none() | st.sampled_from(("a", "u", "v", "w"))
+"""By which names callers stand in line; a call of the same name may be in flight."""
+
+takes = st.builds(Acquire, costs, keeps, st.none(), probe_afters, tickets)
+reserves = st.builds(
+    Reserve, ids, costs, hold_lives, keeps, probe_afters, label=st.sampled_from(["", "a task"]), ticket=tickets
+)
 settles = st.builds(Settle, ids, st.none() | costs, st.none() | readings, st.booleans())
-cancels = st.builds(Cancel, ids)
+cancels = st.builds(Cancel, ids | st.sampled_from(("u", "v", "w")))
 owns = st.none() | st.integers(-MINUTE, HOUR)
 """The instant of a refund's own place, counted from now; `placed` puts it in its place."""
 
 relative_commands: st.SearchStrategy[Command] = st.one_of(
     takes,
-    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR)),
+    st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR), ticket=tickets),
     reserves,
-    st.builds(Reserve, ids, costs, hold_lives, st.just(0), scout=st.booleans()),
+    st.builds(Reserve, ids, costs, hold_lives, st.just(0), scout=st.booleans(), ticket=tickets),
     settles,
     cancels,
     st.builds(Refund, ids, costs, owns),
@@ -193,6 +199,14 @@ def holds_near(now: int) -> st.SearchStrategy[Hold]:
 
 
 @st.composite
+def lines_near(draw: st.DrawFn, now: int) -> tuple[Ticket, ...]:
+    """Draw who stands in line about `now`: in time, late, or lapsed."""
+    told = st.integers(max(0, now - 2 * MINUTE), now + HOUR)
+    names = draw(st.lists(st.sampled_from(("a", "u", "v", "w")), max_size=3, unique=True))
+    return tuple(Ticket(name, draw(costs), draw(keeps), number, draw(told)) for number, name in enumerate(names, 51))
+
+
+@st.composite
 def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6) -> BucketState:
     """Draw a state that may rightly be stored about `now`, reached or not."""
     past = st.one_of(st.integers(max(0, now - 3 * HOUR), now), st.integers(0, now))
@@ -208,7 +222,7 @@ def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6)
             refilled_at=draw(st.one_of(past, st.integers(now, now + TOLERANCE_US))),
             carry=0 if quota.stepped else draw(st.integers(0, period - 1)),
             closed_until=draw(st.none() | st.integers(now, now + HOUR)) if quota.recharge_to is not None else None,
-            sequence=draw(st.integers(50, 60)),
+            sequence=draw(st.integers(54, 60)),
             holds=draw(st.dictionaries(ids, holds_near(now), max_size=3)),
             quota=quota,
             reading_at=reading_at,
@@ -224,6 +238,7 @@ def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6)
             paused_until=draw(st.none() | st.none() | st.integers(now, now + HOUR)),
             terms_at=draw(st.none() | st.integers(max(0, now - 3 * MINUTE), now)),
             last_place=draw(st.none() | st.integers(now, now + HOUR)) if not synced else None,
+            line=draw(st.just(()) | lines_near(now)),
         ),
     )
 
@@ -274,6 +289,11 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
         spoilt[name] = draw(far)
     if draw(st.booleans()):
         spoilt["holds"] = draw(st.dictionaries(ids, damaged_holds(now) | nonsense, max_size=3))
+    numbers = st.integers(0, LIMIT - 1)
+    spoilt["line"] = draw(
+        st.just(state.line)
+        | st.lists(st.builds(Ticket, ids, costs | numbers, keeps | numbers, numbers, far), max_size=3).map(tuple)
+    )
     return with_fields(state, spoilt)
 
 

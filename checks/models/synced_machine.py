@@ -1,7 +1,8 @@
 """A state machine that drives a synced bucket beside the server that owns the tokens, and compares them at each step.
 
 It knows nothing of the bucket's rules. It plays the server, the calls on their way to it, their answers on the way
-back, in any order or lost, and whoever else spends; what must hold is said of the two balances.
+back, in any order or lost, those who wait in line for their turn, and whoever else spends; what must hold is said of
+the two balances, and of who came first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import NUMBERS
+from keepa_tokens.rules.state import LINE, NUMBERS
 from keepa_tokens.units import CLAIM_US, MICROSECONDS, MINUTE_US, REORDER_US, SWEEP_US, TOLERANCE_US, UNLIMITED
 
 HOLD_FOR: Final = 2 * MINUTE
@@ -30,7 +31,7 @@ PLANS: Final = (0, 5, 20)
 SHARE: Final = 3
 """At most this part of the capacity is kept back for others."""
 
-FIELDS: Final = (*(name for name in NUMBERS if name != "format"), "hold:")
+FIELDS: Final = (*(name for name in NUMBERS if name != "format"), LINE, "hold:")
 """What may be lost; a name with a colon is the beginning of several."""
 
 LATER: Final = str(EPOCH + 400 * DAY)
@@ -38,6 +39,8 @@ LATER: Final = str(EPOCH + 400 * DAY)
 
 gaps: Final = st.one_of(st.integers(0, 3 * SECOND), st.integers(0, 3 * MINUTE), st.sampled_from((MINUTE, HOUR, DAY)))
 amounts: Final = st.one_of(st.integers(1, 12), st.integers(1, 400))
+tasks: Final = st.sampled_from(("task-1", "task-2", "task-3", "task-4"))
+"""Who stands in line."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class SyncedMachine(RuleBasedStateMachine):
     sure: whether the bucket was told all that it could know: a reading was taken that the server gave after whatever
     it didn't know of (somebody else's spending, another plan, damage). lag: how long ago the server had given its last
     time when the bucket heard it; None: what is stored of it is damaged. Where that differs by over a minute, a word of
-    the server's tells no order.
+    the server's tells no order. line: who waits, in the order in which they came, for how many tokens, and when it was
+    told to come.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -92,6 +96,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.foggy_until = 0
         self.lag: int | None = 0
         self.kept = (0, 0)
+        self.line: dict[str, tuple[int, int]] = {}
 
     @initialize(rate=st.sampled_from(PLANS[1:]), balance=st.integers(-200, 300), phase=st.integers(1, MINUTE))
     def begin(self, rate: int, balance: int, phase: int) -> None:
@@ -139,24 +144,51 @@ class SyncedMachine(RuleBasedStateMachine):
         self.now += gap
         self.flow()
         self.calls = [call for call in self.calls if call.said is not None or self.now < call.expires_at]
+        self.forget_who_lapsed()
 
-    @rule(tokens=amounts, cheaper=st.integers(0, 5), scout=st.booleans())
-    def call(self, tokens: int, cheaper: int, scout: bool = False) -> None:  # noqa: FBT001, FBT002 - drawn
-        """Set tokens aside for a call, which is on its way if that was granted. It may cost less."""
+    @rule(tokens=amounts, cheaper=st.integers(0, 5), scout=st.booleans(), task=st.none() | tasks)
+    def call(self, tokens: int, cheaper: int, scout: bool = False, task: str | None = None) -> None:  # noqa: FBT001, FBT002 - drawn
+        """Set tokens aside for a call, which is on its way if that was granted. It may cost less.
+
+        A task that is refused stands in line, and keeps its place when it asks again.
+        """
         before = self.shown()
+        ahead = self.ahead_of(task)
         self.names += 1
         name = f"call-{self.names}"
-        outcome = self.apply(Reserve(name, tokens, HOLD_FOR, scout=scout))
+        outcome = self.apply(Reserve(name, tokens, HOLD_FOR, scout=scout, ticket=task))
         self.claims(outcome)
         if not outcome.granted:
-            assert before.available is None or before.kept_back or before.available < tokens
+            assert before.available is None or before.kept_back or before.available < ahead + tokens
+            if task is not None and outcome.reason not in {"UNKNOWN", "TOO_LARGE"}:
+                self.line[task] = (tokens, self.now + min(outcome.retry_after_us, DAY))
             return
+        self.line.pop(task or "", None)
         self.let_through(name, tokens, max(0, tokens - cheaper))
         if outcome.scout:
             return
         assert before.available is not None
         # More than there is only alone: calls may overtake each other.
         assert before.available >= (1 if not before.holds else tokens)
+        # Nor does anybody pass those before who are not late, unless their tokens are left.
+        assert not ahead or before.available >= ahead + tokens
+
+    @precondition(lambda self: self.line)
+    @rule(cheaper=st.integers(0, 5))
+    def everybody_comes_when_told(self, cheaper: int) -> None:
+        """Whoever stands in line comes at the instant that it was told, again and again, until it is let through."""
+        for _ in range(4):
+            task, (tokens, told) = min(self.line.items(), key=lambda item: item[1][1])
+            self.time_passes(max(0, told - self.now))
+            self.call(tokens, cheaper, task=task)
+            if not self.line:
+                return
+
+    @rule(task=tasks)
+    def leave_the_line(self, task: str) -> None:
+        """Somebody doesn't wait any longer."""
+        assert self.apply(Cancel(task)).found == (task in self.line)
+        self.line.pop(task, None)
 
     @precondition(lambda self: self.on_the_way())
     @rule(data=st.data())
@@ -292,7 +324,7 @@ class SyncedMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(21, 400))
     def somebody_else_is_seen(self, tokens: int) -> None:
-        """Who spends while nobody else does, and is seen by it, has as much kept back for him from then on."""
+        """Who spends while nobody else does, and is seen by it, has as much kept back from then on."""
         before = self.shown()
         quiet = self.sure and not before.holds
         if not quiet:
@@ -330,6 +362,9 @@ class SyncedMachine(RuleBasedStateMachine):
         self.bench.store(fields)
         self.apply(Acquire(0))
         self.calls, self.answers, self.wandering = [], [], []
+        for task in self.line:
+            self.apply(Cancel(task))
+        self.line = {}
         if hit in (["server_time"], ["server_time_at"]):
             self.lag = None
         self.foggy_until = self.now + 3 * HOLD_FOR + TOLERANCE_US
@@ -362,6 +397,13 @@ class SyncedMachine(RuleBasedStateMachine):
         assert len(held) <= shown.holds <= len(held) + len(due)
 
     @invariant()
+    def whoever_waits_stands_in_line(self) -> None:
+        """Nobody is lost, nor waited for after it left, or is a minute late."""
+        self.forget_who_lapsed()
+        shown = self.shown()
+        assert (shown.waiting, shown.wanted) == (len(self.line), sum(tokens for tokens, _ in self.line.values()))
+
+    @invariant()
     def others_get_a_third_at_most_and_are_not_forgotten(self) -> None:
         """What is kept back is what was seen, halved by the hour, and a third of the capacity at most."""
         shown = self.shown()
@@ -370,6 +412,16 @@ class SyncedMachine(RuleBasedStateMachine):
         assert shown.kept_back >= min(kept >> min(60, (self.now - since) // HOUR), shown.capacity // SHARE)
 
     # --- helpers
+
+    def ahead_of(self, task: str | None) -> int:
+        """Return the tokens of those who came before, and are not a second late."""
+        came = list(self.line)
+        before = came[: came.index(task)] if task in self.line else came
+        return sum(tokens for tokens, told in map(self.line.__getitem__, before) if self.now <= told + SECOND)
+
+    def forget_who_lapsed(self) -> None:
+        """Forget those who are a minute late."""
+        self.line = {task: (tokens, told) for task, (tokens, told) in self.line.items() if self.now < told + MINUTE}
 
     def on_the_way(self) -> list[Call]:
         """Return the calls that haven't arrived."""
@@ -380,7 +432,7 @@ class SyncedMachine(RuleBasedStateMachine):
         self.calls.append(Call(name, tokens, cost, self.now + HOLD_FOR, self.unknown_of if self.sure else -1))
 
     def claims(self, outcome: Outcome) -> None:
-        """Politeness: one at a time is sent to ask, until he answers or his claim is over."""
+        """Politeness: one at a time is sent to ask, until an answer comes or the claim is over."""
         if outcome.probe:
             assert self.now >= self.claimed_until
             self.claimed_until = self.now + CLAIM_US
@@ -433,6 +485,7 @@ class SyncedMachine(RuleBasedStateMachine):
         inspected = self.bench.storage.inspect(self.bench.key, now_us=self.now)
         assert inspected in {None, shown}
         if inspected is None:
+            assert not self.line
             self.kept, self.newest, self.lag = (0, 0), (0, 0), 0
             self.hide()
         return shown

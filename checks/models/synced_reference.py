@@ -11,7 +11,7 @@ from enum import Enum, auto
 from fractions import Fraction
 from typing import Final, Self
 
-from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Answer, Held, Reference, until
+from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, SOON_US, Answer, Held, Reference, until
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Verdict
 from keepa_tokens.rules.decision import Reason
@@ -22,9 +22,6 @@ CLAIM_LASTS_US: Final = 20_000_000
 
 SHUT_OUT_US: Final = 120_000_000
 """A reading seen outside a call counts, whatever its time, if the last one is older."""
-
-SOON_US: Final = 1_500_000
-"""When to ask again where a call in flight, or whoever asks the server, may end the wait any moment."""
 
 NEAR_US: Final = 5_000_000
 """So close together the server's times tell no order."""
@@ -171,24 +168,28 @@ class SyncedReference(Reference):
 
     # --- asking
 
-    def judged_open(self, tokens: int, keep: int, now: int) -> Answer:
-        """Return what a request would come to. One that overdraws goes alone: beside others it must find all."""
+    def judged_open(self, tokens: int, keep: int, now: int, ticket: str | None) -> Answer:
+        """Return what a request would come to. One that overdraws goes alone: beside others it must find all.
+
+        In line what calls in flight hold is waited for as if it were spent.
+        """
         if not self.known:
             return Answer(granted=False, reason=Reason.UNKNOWN, wait=SOON_US)
         alone, beside = self.needed(tokens), tokens
-        aside = self._aside(keep, self.capacity - alone)
+        aside, ahead = self._aside(keep, self.capacity - alone), self.before(keep, ticket, now)
         alone, beside = alone + aside, beside + aside
         if self.available < alone and alone > self.capacity:
             return Answer(granted=False, reason=Reason.TOO_LARGE, wait=END_OF_TIME)
+        stands = ticket is not None or ahead > 0
+        enough = self.first_with(alone + ahead + self.held if stands else alone, now)
         end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
-            enough = self.first_with(alone, now)
             return Answer(granted=False, reason=Reason.RECHARGING, wait=until(max(end, enough), now))
-        if self.available >= (beside if self.held else alone):
+        if self.available - ahead >= (beside if self.held or ahead else alone):
             return Answer(granted=True, reason=Reason.GRANTED)
-        if self.balance >= alone:
+        if self.held and self.balance - ahead >= alone:
             return Answer(granted=False, reason=Reason.IN_FLIGHT, wait=SOON_US)
-        return Answer(granted=False, reason=Reason.EMPTY, wait=until(self.first_with(alone, now), now))
+        return Answer(granted=False, reason=Reason.EMPTY, wait=until(enough, now) if enough > now else SOON_US)
 
     def _aside(self, keep: int, most: int) -> int:
         """Return what a request must leave: its `keep`, and what others were seen to spend, in moderation."""
@@ -213,13 +214,14 @@ class SyncedReference(Reference):
 
     # --- what is done
 
-    def take(self, tokens: int, keep: int, now: int, probe_after: int | None) -> Told:
+    def take(self, tokens: int, keep: int, now: int, probe_after: int | None, ticket: str | None = None) -> Told:
         """Take tokens now, or be told when, and perhaps to ask the server."""
 
         def take(bucket: Self) -> Told:
-            answer = bucket.request(tokens, keep, now, None)
+            answer = bucket.request(tokens, keep, now, None, ticket)
             if not answer.granted:
-                return bucket.refused(tokens, keep, now, probe_after)
+                return bucket.refused(tokens, keep, now, probe_after, ticket)
+            bucket.leave(ticket)
             if bucket.known:
                 bucket.level -= tokens
             bucket.give(tokens)
@@ -227,43 +229,55 @@ class SyncedReference(Reference):
 
         return self.asked(now, take)
 
-    def open(self, name: str, call: Held, keep: int, now: int, probe_after: int | None, *, scout: bool) -> Told:
+    def open(
+        self,
+        name: str,
+        call: Held,
+        keep: int,
+        now: int,
+        probe_after: int | None,
+        ticket: str | None = None,
+        *,
+        scout: bool,
+    ) -> Told:
         """Set tokens aside; a scout that is refused, and told to ask the server, goes through."""
 
         def open_a_call(bucket: Self) -> Told:
             if name in bucket.calls:
                 return Told(granted=True, reason=Reason.GRANTED)
             told = Told(granted=True, reason=Reason.GRANTED)
-            if not bucket.request(call.tokens, keep, now, None).granted:
-                told = bucket.refused(call.tokens, keep, now, probe_after)
+            if not bucket.request(call.tokens, keep, now, None, ticket).granted:
+                told = bucket.refused(call.tokens, keep, now, probe_after, ticket)
             if scout and told.probe:
                 told = Told(granted=True, reason=Reason.GRANTED, probe=True, scout=True)
             if told.granted:
                 bucket.remember(name, call)
                 bucket.give(call.tokens)
+                bucket.leave(ticket)
             return told
 
         return self.asked(now, open_a_call)
 
-    def refused(self, tokens: int, keep: int, now: int, probe_after: int | None) -> Told:
-        """Return what a refusal says: perhaps to ask the server."""
+    def refused(self, tokens: int, keep: int, now: int, probe_after: int | None, ticket: str | None) -> Told:
+        """Return what a refusal says: perhaps to ask the server. Who wants to stands in line."""
         probe = self.paused_until is None and self.wants_to_know(now, probe_after)
         if probe:
             self._claim(now)
-        answer = self.judged(tokens, keep, now)
+        answer = self.judged(tokens, keep, now, ticket)
+        self.stand(ticket, tokens, keep, answer, now)
         return Told(granted=False, reason=answer.reason, wait=answer.wait, probe=probe)
 
     def end(self, name: str, actual: int | None, reading: Reading | None, now: int, *, refused: bool = False) -> Ended:
         """End a call at its cost, which the answer's reading has in it already if that is the latest word."""
+        return self.asked(now, lambda bucket: bucket.ended(name, actual, reading, now, refused=refused))
 
-        def end(bucket: Self) -> Ended:
-            call = bucket.calls.pop(name, None)
-            if call is None:
-                return bucket.hear_now(reading, now, found=False)
-            bucket.touched = True
-            return bucket.end_call(call, actual, reading, now, refused=refused)
-
-        return self.asked(now, end)
+    def ended(self, name: str, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Ended:
+        """End it in a bucket as it stands."""
+        call = self.calls.pop(name, None)
+        if call is None:
+            return self.hear_now(reading, now, found=False)
+        self.touched = True
+        return self.end_call(call, actual, reading, now, refused=refused)
 
     def end_call(self, call: Held, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Ended:
         """End a call that is no more in mind."""
@@ -299,8 +313,14 @@ class SyncedReference(Reference):
             self.fill(tokens)
 
     def give_up(self, name: str, now: int) -> Ended:
-        """End a call that was never made."""
-        return self.end(name, 0, None, now)
+        """End a call that was never made, or a wait in line."""
+
+        def end(bucket: Self) -> Ended:
+            left = bucket.leave(name)
+            ended = bucket.ended(name, 0, None, now, refused=False)
+            return replace(ended, found=ended.found or left)
+
+        return self.asked(now, end)
 
     # --- what the server says
 

@@ -101,9 +101,7 @@ def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, 
         if name != REFUND
     }
     instants: dict[str, Any] = {name: moved(getattr(state, name)) for name in INSTANTS}
-    waiting = (state.last_place or 0) > now - LONGEST_BACK
-    if not waiting:
-        instants |= {"last_place": None, "firm_place": None}
+    instants |= {name: None for name in PLACES if (getattr(state, name) or 0) <= now - LONGEST_BACK}
     if not holds:
         instants["due_at"] = None
     return replace(
@@ -112,7 +110,7 @@ def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, 
         version=0,
         fast=None,
         carry=state.carry or 0,
-        largest_place=state.largest_place if waiting else None,
+        largest_place=state.largest_place if instants["last_place"] is not None else None,
         probe_failures=min(1, state.probe_failures or 0),
         sequence=max(rank.values()),
         reading_sequence=rank[state.reading_sequence or 0],
@@ -136,10 +134,10 @@ def flowed(quota: Quota, state: BucketState, now: int) -> BucketState:
     return replace(state, balance=balance, refilled_at=refilled_at, carry=carry)
 
 
+PLACES: Final = "last_place", "firm_place"
 INSTANTS: Final = (
     *(field.name for field in fields(BucketState) if field.name.endswith(("_at", "_until"))),
-    "last_place",
-    "firm_place",
+    *PLACES,
 )
 LONGEST_BACK: Final = 2 * TOLERANCE_US
 """The furthest that a clock steps back in a world with places."""
@@ -340,6 +338,8 @@ class Alone:
     Steps come so many units after the one before, or on a clock that stepped back. The unit is the tolerance of
     clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back.
     pauses: somebody may pause it. in_line: two callers may stand in line, one of them to leave tokens for others.
+    probe_after_us: None, nobody claims the probe. in_order: each reading is newer than the last one. oldest: past
+    instants count as at most this old.
     """
 
     name: str
@@ -353,6 +353,8 @@ class Alone:
     in_line: bool = False
     hold_for: int = 2 * TOLERANCE_US
     probe_after_us: int | None = None
+    in_order: bool = False
+    oldest: int = LONG_AGO
 
     def commands(self, state: BucketState, now: int) -> Iterator[Command]:
         """Yield all that can be asked in a state."""
@@ -389,27 +391,34 @@ class Alone:
             for later in (passed + 20 * SECOND, -15 * SECOND, -3 * SECOND, passed + 7200 * SECOND)
         )
         yield from (Reconcile(Reading(balance, server_time=newer)) for balance in (-1, 1))
-        yield Reconcile(Reading(1, server_time=older))
-        yield Reconcile(Reading(-1, server_time=near))
-        yield Reconcile(Reading(0, server_time=jumped))
-        yield Reconcile(Reading(1))
-        yield ClaimProbe()
+        if not self.in_order:
+            yield Reconcile(Reading(1, server_time=older))
+            yield Reconcile(Reading(-1, server_time=near))
+            yield Reconcile(Reading(0, server_time=jumped))
+            yield Reconcile(Reading(1))
+        if self.probe_after_us is not None:
+            yield ClaimProbe()
         if state.probe_until is not None and not self.workers:
             yield Unclaim(state.probe_until)
         for worker in self.workers:
             if worker not in state.holds:
                 yield Reserve(worker, 1, self.hold_for, probe_after_us=self.probe_after_us, scout=True)
                 continue
-            yield Settle(worker, 2)
             yield Settle(worker, 1, Reading(1, server_time=newer))
-            yield Settle(worker, 0, Reading(1, server_time=older), refused=True)
+            if not self.in_order:
+                yield Settle(worker, 2)
+                yield Settle(worker, 0, Reading(1, server_time=older), refused=True)
             yield Cancel(worker)
 
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
         queue = deque(
-            [resting(self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW)]
+            [
+                resting(
+                    self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW, self.oldest
+                )
+            ]
         )
         seen = {key(queue[0])}
         while queue:
@@ -440,7 +449,7 @@ class Alone:
             now = NOW + units * self.unit
             for command in self.commands(state, now):
                 count.steps += 1
-                yield resting(self.quota, step(self.quota, state, now, command)[0], now)
+                yield resting(self.quota, step(self.quota, state, now, command)[0], now, self.oldest)
         if not self.damage:
             return
         for _, damaged, forgiven in faults(self.quota, state):
@@ -448,7 +457,9 @@ class Alone:
             for units in (0, 1):
                 now = NOW + units * self.unit
                 count.steps += 1
-                yield resting(self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now)
+                yield resting(
+                    self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now, self.oldest
+                )
 
 
 # --- a bucket beside the server that owns the balance
@@ -812,12 +823,14 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     places = Alone(
         "plain, overdraft 1, with a hold and places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True
     )
-    yield replace(places, damage=False, after=(0, 1, -1))
+    yield replace(places, damage=False, after=(0, 1))
     yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
     yield Alone("plain, with a line", Quota(2, 1, 10.0), workers=(), in_line=True, damage=False, after=(0, 1, 5, 13))
     yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=("a",), pauses=True, damage=False, after=(0, 1, 5))
     minutely = Quota(2, 1, 60.0)
-    yield Turns("terms in turn, smooth and stepped", (minutely, replace(minutely, stepped=True)))
+    # Longer than terms stay at least, so that none of them brings a step by itself.
+    slowly = Quota(2, 1, 180.0)
+    yield Turns("terms in turn, smooth and stepped", (slowly, replace(slowly, stepped=True)), unit=30 * SECOND)
     yield Turns(
         "terms in turn, other rates and capacities", (minutely, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))
     )
@@ -825,6 +838,16 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     half_an_hour = 1800 * SECOND
     yield Alone(
         "synced, told anything in any order",
+        replace(SLOW, initial=1),
+        workers=("a",),
+        unit=half_an_hour,
+        after=(0, 1, -1),
+        damage=False,
+        hold_for=half_an_hour,
+        oldest=half_an_hour,
+    )
+    yield Alone(
+        "synced, a call as the scout",
         SLOW,
         workers=("a",),
         unit=half_an_hour,
@@ -832,6 +855,7 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
         damage=False,
         hold_for=half_an_hour,
         probe_after_us=half_an_hour,
+        in_order=True,
     )
     yield Alone(
         "synced, told anything, faults",

@@ -129,31 +129,22 @@ class WritesGrantsOnly(Sound):
 class FoldsKeys(Sound):
     """Compares keys as some databases do: without case."""
 
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        return super().step(key.casefold(), quota, command, now)
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        return super().inspect(key.casefold(), now_us=now_us)
+    def named(self, key: str) -> str:
+        return key.casefold()
 
 
-class ComposesKeys(FoldsKeys):
+class ComposesKeys(Sound):
     """Compares keys as some file systems do: accents composed."""
 
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        return Sound.step(self, unicodedata.normalize("NFC", key), quota, command, now)
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        return Sound.inspect(self, unicodedata.normalize("NFC", key), now_us=now_us)
+    def named(self, key: str) -> str:
+        return unicodedata.normalize("NFC", key)
 
 
 class CutsKeys(Sound):
     """Keeps 255 letters of a key."""
 
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        return super().step(key[:255], quota, command, now)
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        return super().inspect(key[:255], now_us=now_us)
+    def named(self, key: str) -> str:
+        return key[:255]
 
 
 class ListsTwice(Sound):
@@ -167,19 +158,20 @@ class ListsTwice(Sound):
 class IgnoresIds(Sound):
     """Takes all holds for one."""
 
+    def named_hold(self, hold_id: str) -> str:
+        return "hold"
+
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
         if isinstance(command, Reserve | Settle | Cancel):
-            command = replace(command, id="hold")
+            command = replace(command, id=self.named_hold(command.id))
         return super().step(key, quota, command, now)
 
 
-class StripsIds(Sound):
+class StripsIds(IgnoresIds):
     """Takes blanks off ids."""
 
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        if isinstance(command, Reserve | Settle | Cancel):
-            command = replace(command, id=command.id.strip())
-        return super().step(key, quota, command, now)
+    def named_hold(self, hold_id: str) -> str:
+        return hold_id.strip()
 
 
 class NewIdEachTime(Sound):

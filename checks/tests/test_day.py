@@ -27,6 +27,7 @@ def row(name: str) -> Row:
     [
         "8 workers, 5/min",
         "8 workers, 20/min",
+        "64 workers, 20/min",
         "cost taken at admission",
         "estimates 2x high",
         "estimates 5x low",
@@ -45,17 +46,20 @@ def test_what_must_hold_of_a_day_holds_of_three_hours(name: str) -> None:
 
 
 def test_what_must_hold_beside_an_outside_spender_holds_of_a_day() -> None:
-    """Over a whole day, in which he is noticed once and allowed for from then on, every check of the row holds."""
+    """Over a whole day with an outsider, noticed once and allowed for from then on, every check of the row holds."""
     day = row("outside spender")
     assert failures({day.name: (day, run(OURS, day, 24.0))}) == []
 
 
 def test_the_checks_can_fail() -> None:
-    """The old manager, in our place, is caught standing still with the tokens wasted."""
+    """The old manager, in our place, is caught standing still with the tokens wasted; the client, passing who waits."""
     day = row("timestamp lost at -79")
     found = failures({day.name: (day, run(OLD, day, 6.0))})
     assert any("back after the refill" in failure for failure in found)
     assert any("unspent" in failure for failure in found)
+    crowd = row("64 workers, 20/min")
+    found = failures({crowd.name: (crowd, run(CLIENT, crowd, HOURS))})
+    assert any("none waits longer" in failure for failure in found)
 
 
 def test_a_day_is_the_same_in_every_run() -> None:

@@ -12,6 +12,7 @@ import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -20,8 +21,16 @@ import httpx
 from checks.torture.api import KEY, PATH, parameters
 from checks.torture.story import Answered, Asked, Broke, Journal, Left, machine_us
 from checks.torture.terms import CALL_WITHIN, HELD, HOLD_FOR, KEEPA, PLAIN, PROBE_INTERVAL, QUOTAS
-from checks.torture.worker import TRIES, Assignment, body_of, consumed, silent
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, MemoryStorage, NotEnoughTokens, Quota, StorageUnavailable
+from checks.torture.worker import QUEUED, TRIES, Assignment, body_of, consumed, silent
+from keepa_tokens import (
+    AsyncCall,
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    MemoryStorage,
+    NotEnoughTokens,
+    Quota,
+    StorageUnavailable,
+)
 from keepa_tokens.rules.commands import Command, Outcome, Peek, Refund
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.storage.base import AsyncStorage
@@ -162,7 +171,24 @@ async def call(hand: AsyncHand) -> None:
     """Call the API; a call costs what was estimated, or less."""
     estimate = hand.some(6)
     cost = hand.chance.randint(0, estimate) if hand.happens(0.1) else estimate
-    async with hand.sync.request(estimate, timeout=2.0, keep=hand.chance.choice((0, 0, 2))) as spent:
+    await spend(hand, hand.sync.request(estimate, timeout=2.0, keep=hand.chance.choice((0, 0, 2))), estimate, cost)
+
+
+async def do_task(hand: AsyncHand) -> None:
+    """Take up a queue's task, which any worker may have had before: its place is its own. It is tried again, or not."""
+    place, estimate = f"task-{hand.chance.randrange(QUEUED)}", hand.some(6)
+    for _ in range(3):
+        try:
+            await spend(hand, hand.sync.try_request(estimate, place=place), estimate, estimate)
+        except NotEnoughTokens as refused:
+            await hand.pause(0.0, min(refused.retry_after, 1.0))
+        else:
+            return
+
+
+async def spend(hand: AsyncHand, request: AbstractAsyncContextManager[AsyncCall], estimate: int, cost: int) -> None:
+    """Make a call once its request is granted."""
+    async with request as spent:
         hand.journal.write(Asked(hand.who, machine_us(), spent.id, estimate))
         try:
             answer = await hand.http.get(PATH, params=parameters(spent.id, cost))
@@ -174,7 +200,15 @@ async def call(hand: AsyncHand) -> None:
 
 Job: TypeAlias = Callable[[AsyncHand], Awaitable[None]]
 
-JOBS: Final[Mapping[Job, int]] = {take: 4, queue: 3, give_back: 2, hold: 4, hold_in_vain: 2, call: 5}
+JOBS: Final[Mapping[Job, int]] = {
+    take: 4,
+    queue: 3,
+    give_back: 2,
+    hold: 4,
+    hold_in_vain: 2,
+    call: 5,
+    do_task: 3,
+}
 """What a task does, and how often."""
 
 CANCELLED: Final = 0.1

@@ -96,10 +96,12 @@ class Hand:
             else:
                 return
 
-    def spend(self, estimate: int, cost: int, *, timeout: float | None) -> None:
-        """Make one call; timeout: None: only if it may be made now."""
+    def spend(self, estimate: int, cost: int, *, timeout: float | None, place: str | None = None) -> None:
+        """Make one call; timeout: None: only if it may be made now, or else with a place in line."""
         with (
-            self.sync.try_request(estimate) if timeout is None else self.sync.request(estimate, timeout=timeout) as call
+            self.sync.try_request(estimate, place=place)
+            if timeout is None
+            else self.sync.request(estimate, timeout=timeout) as call
         ):
             self.journal.write(Asked(self.who, machine_us(), call.id, estimate))
             try:
@@ -177,6 +179,20 @@ def hold_by_id(hand: Hand) -> None:
         finish(hand, ById(hand.held, reserve.id, reserve.tokens))
 
 
+def stand_in_line(hand: Hand) -> None:
+    """Ask for a hold by one ticket until it is granted; whoever gives up leaves, twice, or is just gone."""
+    reserve = Reserve(uuid.uuid4().hex, hand.some(8), round(HOLD_FOR[HELD] * SECOND), ticket=uuid.uuid4().hex)
+    for _ in range(4):
+        granted: list[bool] = []
+        hand.insist(lambda: granted.append(applied(hand.held, reserve).granted))  # noqa: B023 - carried out at once
+        if any(granted):
+            finish(hand, ById(hand.held, reserve.id, reserve.tokens))
+            return
+        hand.pause(0.1, 1.0)
+    for _ in range(hand.chance.choice((0, 1, 2))):
+        hand.insist(lambda: applied(hand.held, Cancel(reserve.ticket or "")))
+
+
 class Ends(Protocol):
     """What ends a hold."""
 
@@ -236,9 +252,34 @@ def call(hand: Hand) -> None:
     hand.spend(estimate, cost, timeout=2.0)
 
 
+def do_task(hand: Hand) -> None:
+    """Take up a queue's task, which any worker may have had before: its place is its own. It is tried again, or not."""
+    place, estimate = f"task-{hand.chance.randrange(QUEUED)}", hand.some(6)
+    for _ in range(3):
+        try:
+            hand.spend(estimate, estimate, timeout=None, place=place)
+        except NotEnoughTokens as refused:
+            hand.pause(0.0, min(refused.retry_after, 1.0))
+        else:
+            return
+
+
+QUEUED: Final = 6
+"""How many tasks there are, for all workers together."""
+
 Job: TypeAlias = Callable[[Hand], object]
 
-JOBS: Final[Mapping[Job, int]] = {take: 4, queue: 3, give_back: 2, hold: 4, hold_now: 2, hold_by_id: 3, call: 6}
+JOBS: Final[Mapping[Job, int]] = {
+    take: 4,
+    queue: 3,
+    give_back: 2,
+    hold: 4,
+    hold_now: 2,
+    hold_by_id: 3,
+    stand_in_line: 2,
+    call: 6,
+    do_task: 4,
+}
 """What a worker does, and how often."""
 
 

@@ -20,7 +20,7 @@ from .errors import ConfigError, StorageUnavailable
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome
-from .rules.decision import Decision, Reason
+from .rules.decision import Decision
 from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
@@ -107,7 +107,7 @@ class Door(Generic[S_co]):
             EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
         )
 
-    def pause(self, duration_us: int, spread_us: int, reason: Reason) -> float:
+    def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:

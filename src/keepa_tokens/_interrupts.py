@@ -8,8 +8,10 @@ import sys
 import threading
 from _signal import (
     getsignal,
-    signal as handle,
 )  # without making enumerations of numbers, which costs more than the rest
+from _signal import (
+    signal as handle,
+)
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import currentframe
@@ -23,16 +25,22 @@ LONGEST_PUT_OFF_S: Final = 5.0
 _NUMBERS: Final = tuple(sorted(map(int, signal.valid_signals())))
 
 
+class NoAnswer(Exception):
+    """Ends a clean-up that takes too long. No TimeoutError: clients would try again."""
+
+
 class PutOff:
     """What a thread does within `with` is done whole: signals that come meanwhile have their handlers run at its end.
 
     So no exception of a handler strikes between a storage's step and its outcome. Handlers run in the main thread, so
-    elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same.
+    elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same. ends: it is clean-up
+    after one, so NoAnswer ends it by then.
     """
 
-    __slots__ = ("_before", "_came", "_handlers", "_late", "_over")
+    __slots__ = ("_before", "_came", "_ends", "_handlers", "_late", "_over")
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends: bool = False) -> None:
+        self._ends = ends
         self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._came: list[tuple[int, FrameType | None]] = []
@@ -49,6 +57,8 @@ class PutOff:
                     self._handlers[number] = handler
                     self._before.append((number, handler))
                     handle(number, self._take_note)
+            if self._ends and self._before:
+                self._limit(self._before[0][0])
         except ValueError:
             # A main thread where handlers don't run either: of a subinterpreter.
             self._before.clear()
@@ -65,24 +75,31 @@ class PutOff:
             self._strike()
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
-        if self._late:
+        if self._late and not self._ends:
             self._handlers[number](number, frame)
             return
+        if self._late:
+            self._ends = False
+            raise NoAnswer(f"the storage did not answer within {LONGEST_PUT_OFF_S:g} s")
         self._came.append((number, frame))
         if self._over is None:
-            # Not `threading.Thread`: its locks may be held where the signal struck.
-            self._over = _thread.allocate_lock()
-            self._over.acquire()
-            _thread.start_new_thread(self._watch, (self._over, number, threading.main_thread().ident))
+            self._limit(number)
+
+    def _limit(self, number: int) -> None:
+        # Not `threading.Thread`: its locks may be held where the signal struck.
+        self._over = _thread.allocate_lock()
+        self._over.acquire()
+        _thread.start_new_thread(self._watch, (self._over, number, threading.main_thread().ident))
 
     def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
         if over.acquire(timeout=LONGEST_PUT_OFF_S):
             return
         self._late = True
-        try:
-            self._came.pop(0)  # the one that began this
-        except IndexError:
-            return
+        if not self._ends:
+            try:
+                self._came.pop(0)  # the one that began this
+            except IndexError:
+                return  # it has struck at this moment
         if sys.platform == "win32":
             signal.raise_signal(number)
         else:
@@ -143,12 +160,12 @@ def _callers() -> Iterator[FrameType]:
 
 
 def _handlers() -> Iterator[CodeType]:
-    """Yield the code of every handler of a signal that is written in Python."""
+    """Yield the code of every handler of a signal that is written in Python, but for what puts them off."""
     for number in signal.valid_signals():
         handler: object = signal.getsignal(number)
         while isinstance(handler, partial):
             handler = handler.func
         for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
             code = getattr(found, "__code__", None)
-            if isinstance(code, CodeType):
+            if isinstance(code, CodeType) and code is not PutOff._take_note.__code__:  # noqa: SLF001 - of this module
                 yield code

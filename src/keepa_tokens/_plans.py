@@ -48,7 +48,7 @@ class Steps(Protocol):
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         ...
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once.
 
         alert: wake up where tokens come back in this process. Return the time that it took, the random part aside.

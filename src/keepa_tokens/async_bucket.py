@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import wraps
 from inspect import isawaitable
 from types import TracebackType
-from typing import ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
@@ -21,7 +21,7 @@ from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
-from .rules.decision import Decision, Reason, Snapshot
+from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
 from .storage.memory import MemoryStorage
@@ -232,7 +232,7 @@ class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
         listener: Listener | None,
     ) -> None:
         super().__init__(quota, key, storage, clock, listener)
-        self.under_way: set[asyncio.Task[None]] = set()
+        self.under_way: set[asyncio.Task[object]] = set()
 
     async def afterwards(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
@@ -243,13 +243,21 @@ class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
         with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
             await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
-    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
+    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[object]:
         """Carry `work` out, whoever waits for it; RuntimeError where no loop runs."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work())
-        self.under_way.add(task)
-        task.add_done_callback(self.under_way.discard)
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(work())
+        self.goes_on(task)
         return task
+
+    def goes_on(self, task: asyncio.Task[Any]) -> None:
+        """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
+        self.under_way.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[object]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled():
+            task.exception()
 
 
 class AwaitedSteps(Taken):
@@ -278,7 +286,11 @@ class AwaitedSteps(Taken):
         else:
             task = asyncio.get_running_loop().create_task(self._applied(command))
             self._step = command, task
-            self.came = outcome = await asyncio.shield(task)
+            try:
+                self.came = outcome = await asyncio.shield(task)
+            except BaseException:
+                self.door.goes_on(task)
+                raise
             self._step = None
         return self._ended(command, outcome)
 
@@ -305,7 +317,7 @@ class AwaitedSteps(Taken):
             self.recall(error)
             await self._afterwards(error, self._give_back)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Suspend the coroutine until its time has come, or tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)
@@ -365,24 +377,24 @@ class AwaitedSteps(Taken):
     async def _give_back(self) -> None:
         """Let the step under way end, then give back what was taken. What fails is told."""
         await self._let_end()
-        for command in self.undoing(new_id()):
-            await self._once_more(command)
-        if self.lost():
+        done = [await self._once_more(command) for command in self.undoing(new_id())]
+        if all(done) and self.lost():
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
-    async def _once_more(self, command: Command) -> None:
+    async def _once_more(self, command: Command) -> bool:
         for _ in range(2):
             try:
                 async with limited(CLEANUP_SECONDS):
                     self._ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                return
+                return False
             except asyncio.CancelledError:
                 # The loop is being shut down: once more, then no more.
                 continue
             else:
-                return
+                return True
+        return True
 
     async def _applied(self, command: Command) -> Outcome:
         door = self.door

@@ -19,7 +19,7 @@ from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
-from .rules.decision import Decision, Reason, Snapshot
+from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
 from .storage.memory import MemoryStorage
@@ -318,11 +318,10 @@ class BlockingSteps(Taken):
         if isinstance(error, StorageUnavailable) and interrupt is None:
             return
         try:
-            with PutOff():
+            with PutOff(ends=True):
                 self.recall(error)
-                for command in self.undoing(new_id()):
-                    self._once_more(command)
-                if interrupt is not None and self.lost():
+                done = [self._once_more(command) for command in self.undoing(new_id())]
+                if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
         except BaseException as another:
             # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
@@ -331,17 +330,18 @@ class BlockingSteps(Taken):
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 
-    def _once_more(self, command: Command) -> None:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too. Its errors are told."""
+    def _once_more(self, command: Command) -> bool:
+        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)
             except BaseException as error:  # noqa: BLE001 - what the caller sees is the first interrupt
                 if interrupt_in(error) is None:
                     self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
-                    return
+                    return False
             else:
-                return
+                return True
+        return True
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket."""
@@ -351,7 +351,7 @@ class BlockingSteps(Taken):
         """Carry out a command that counts once however often it is sent."""
         return self.end(command)
 
-    async def sleep(self, duration_us: int, spread_us: int, reason: Reason, *, alert: bool = True) -> int:
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
         seconds = door.pause(duration_us, spread_us, reason)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypedDict, Unpack
+from fractions import Fraction
+from typing import Final, TypedDict, Unpack
 
 from ._arguments import microseconds, whole
 from .errors import ConfigError, CostTooLarge
@@ -50,13 +51,19 @@ class Quota:
     rate_period_us: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        whole("capacity", self.capacity, least=1)
-        whole("refill", self.refill)
-        whole("overdraft", self.overdraft, most=UNLIMITED)
+        self._check_rate("refill", self.refill, self.period)
+        numbers = {
+            "capacity": whole("capacity", self.capacity, least=1),
+            "refill": whole("refill", self.refill),
+            "overdraft": whole("overdraft", self.overdraft, most=UNLIMITED),
+        }
         if self.recharge_to is not None:
-            whole("recharge_to", self.recharge_to, least=1)
+            numbers["recharge_to"] = whole("recharge_to", self.recharge_to, least=1)
         if self.initial is not None:
-            whole("initial", self.initial, least=1 - LIMIT, most=self.capacity)
+            numbers["initial"] = whole("initial", self.initial, least=1 - LIMIT, most=self.capacity)
+        for name, number in numbers.items():
+            # Of other types that are whole numbers, as numpy's, which overflow.
+            object.__setattr__(self, name, number)
         for name in ("stepped", "synced"):
             if not isinstance(getattr(self, name), bool):
                 msg = f"{name} must be True or False, not {getattr(self, name)!r}"
@@ -79,22 +86,41 @@ class Quota:
     @classmethod
     def per_second(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
         """Return a quota of `n` tokens a second; it holds `capacity` tokens (default `n`)."""
-        return cls(n if capacity is None else capacity, n, 1.0, **terms)
+        return cls._per(n, 1.0, capacity, terms)
 
     @classmethod
     def per_minute(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
         """Return a quota of `n` tokens a minute; it holds `capacity` tokens (default `n`)."""
-        return cls(n if capacity is None else capacity, n, 60.0, **terms)
+        return cls._per(n, 60.0, capacity, terms)
 
     @classmethod
     def per_hour(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
         """Return a quota of `n` tokens an hour; it holds `capacity` tokens (default `n`)."""
-        return cls(n if capacity is None else capacity, n, 3_600.0, **terms)
+        return cls._per(n, 3_600.0, capacity, terms)
 
     @classmethod
     def per_day(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
         """Return a quota of `n` tokens a day; it holds `capacity` tokens (default `n`)."""
-        return cls(n if capacity is None else capacity, n, 86_400.0, **terms)
+        return cls._per(n, 86_400.0, capacity, terms)
+
+    @classmethod
+    def _per(cls, n: int, period: float, capacity: int | None, terms: Terms) -> Quota:
+        cls._check_rate("n", n, period)
+        return cls(n if capacity is None else capacity, n, period, **terms)
+
+    @staticmethod
+    def _check_rate(name: str, n: object, period: float) -> None:
+        """Raise TypeError for a fraction of a token, with the whole numbers that say the same."""
+        if not isinstance(n, float) or not math.isfinite(n) or n <= 0 or not isinstance(period, (int, float)):
+            return
+        said = f"{name} must be a whole number (int), not {n!r}"
+        for unit, seconds in _UNITS.items():
+            count = n * seconds / period if period > 0 else 0.0
+            if seconds >= period and 0 < round(count) < LIMIT and math.isclose(count, round(count), rel_tol=1e-9):
+                raise TypeError(f"{said}: write Quota.per_{unit}({round(count)})")
+        tokens, periods = Fraction(n).limit_denominator(10_000).as_integer_ratio()
+        if tokens:
+            raise TypeError(f"{said}: write Quota(capacity, {tokens}, {periods * period:g})")
 
     @property
     def starts_at(self) -> int | None:
@@ -110,6 +136,9 @@ class Quota:
         if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
             largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
             raise CostTooLarge(tokens, keep, largest)
+
+
+_UNITS: Final = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 
 
 def reduced(refill: int, period_us: int) -> tuple[int, int]:

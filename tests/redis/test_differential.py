@@ -15,7 +15,7 @@ import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from keepa_tokens.errors import ConfigError
-from keepa_tokens.rules.commands import Command, Outcome, Reserve
+from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage

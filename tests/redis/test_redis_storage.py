@@ -11,24 +11,21 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-import valkey
-import valkey.asyncio
 
 from keepa_tokens import (
     AsyncTokenBucket,
     BucketState,
     ConfigError,
-    Hold,
     Quota,
     Reading,
-    Snapshot,
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.rules.commands import Acquire, Command, Outcome, Pause, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Command, Pause, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
+from tests.redis.flavours import FLAVOURS, Flavour
 from tests.servers import HOST, Server
 
 PLAIN = Quota.per_minute(60)
@@ -36,20 +33,7 @@ SYNCED = Quota(300, 5, 60.0, stepped=True, synced=True)
 NOW = 1_780_000_000_000_000
 SECOND = 1_000_000
 
-KINDS: list[tuple[Any, dict[str, object]]] = [
-    (library, {"protocol": protocol, "decode_responses": decoding})
-    for library in (redis, valkey)
-    for protocol in (2, 3)
-    for decoding in (False, True)
-]
-KIND_NAMES = [
-    f"{library.__name__}-resp{o['protocol']}-{'str' if o['decode_responses'] else 'bytes'}" for library, o in KINDS
-]
-
-
-def of_library(library: Any, name: str) -> Any:
-    """Return the client class of redis-py or valkey-py."""
-    return getattr(library, {"redis": "Redis", "valkey": "Valkey"}[name])
+OPTIONS = [{"protocol": protocol, "decode_responses": decoding} for protocol in (2, 3) for decoding in (False, True)]
 
 
 @pytest.fixture
@@ -75,11 +59,11 @@ def calls(client: redis.Redis) -> dict[str, int]:
 # --- clients
 
 
-@pytest.mark.parametrize("library,options", KINDS, ids=KIND_NAMES)
-def test_every_client_gives_the_same_answers(server: Server, library: Any, options: dict[str, Any]) -> None:
-    """redis-py and valkey-py, RESP2 and RESP3, bytes and str: any client that was brought along will do."""
-    with of_library(library, library.__name__)(host=HOST, port=server.port, **options) as client:
-        storage = RedisStorage(client, prefix="é:")
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_client_gives_the_same_answers(server: Server, flavour: Flavour, options: dict[str, Any]) -> None:
+    """redis-py and valkey-py, blocking and asyncio, RESP2 and RESP3, bytes and str: any client will do."""
+    with flavour.over(lambda: flavour.client(server.port, **options), prefix="é:") as storage:
         told = [storage.apply("k", SYNCED, command, now_us=NOW) for command in (Acquire(1), Reconcile(Reading(5)))]
         granted = storage.apply("k", SYNCED, Reserve("hold é", 2, SECOND), now_us=NOW)
         shown = storage.inspect("k", now_us=NOW)
@@ -90,26 +74,6 @@ def test_every_client_gives_the_same_answers(server: Server, library: Any, optio
     assert granted.granted
     assert shown is not None
     assert (shown.balance, shown.held, shown.holds, shown.quota) == (5, 2, 1, SYNCED)
-    assert keys == ["k"]
-
-
-@pytest.mark.parametrize("library,options", KINDS, ids=KIND_NAMES)
-def test_every_asyncio_client_gives_the_same_answers(server: Server, library: Any, options: dict[str, Any]) -> None:
-    """The asyncio clients of both libraries work alike."""
-
-    async def scenario() -> tuple[Outcome, Snapshot | None, list[str]]:
-        module = {"redis": redis.asyncio, "valkey": valkey.asyncio}[library.__name__]
-        async with of_library(module, library.__name__)(host=HOST, port=server.port, **options) as client:
-            storage = AsyncRedisStorage(client, prefix="é:")
-            await storage.apply("k", SYNCED, Reconcile(Reading(5)), now_us=NOW)
-            granted = await storage.apply("k", SYNCED, Reserve("hold é", 2, SECOND), now_us=NOW)
-            keys = [key async for key in storage.keys()]  # noqa: SIM118 - a storage is no dict
-            return granted, await storage.inspect("k", now_us=NOW), keys
-
-    granted, shown, keys = asyncio.run(scenario())
-    assert granted.granted
-    assert shown is not None
-    assert (shown.balance, shown.held, shown.holds) == (5, 2, 1)
     assert keys == ["k"]
 
 
@@ -196,24 +160,6 @@ def test_a_client_brought_along_is_not_closed(client: redis.Redis) -> None:
 # --- buckets
 
 
-def test_two_buckets_on_one_key_share_one_balance(server: Server, storage: RedisStorage) -> None:
-    """What one process takes, another misses; a reservation settled at its actual cost gives the rest back."""
-    clock = ManualClock(1000.0)
-    other = RedisStorage.from_url(server.url)
-    first = TokenBucket(PLAIN, key="k", storage=storage, clock=clock)
-    second = TokenBucket(PLAIN, key="k", storage=other, clock=clock)
-
-    assert first.try_acquire(40).balance == 20
-    assert not second.try_acquire(21)
-    with second.try_reserve(20) as reservation:
-        assert not first.try_acquire(1)
-        reservation.settle(5)
-    assert first.peek().available == 15
-    first.refund(3)
-    assert second.peek().balance == 18
-    other.close()
-
-
 def test_the_coroutines_door_shares_the_same_balance(server: Server, storage: RedisStorage) -> None:
     """An AsyncTokenBucket on Redis takes from the bucket that a TokenBucket sees."""
     clock = ManualClock(1000.0)
@@ -287,27 +233,6 @@ def test_lifetimes_by_rule_9(storage: RedisStorage, client: redis.Redis) -> None
     assert left_after("held", PLAIN, Refund("y", 1)) == 610
 
 
-def test_a_look_writes_nothing(storage: RedisStorage, client: redis.Redis) -> None:
-    """Peek and inspect of a new bucket make no key; of a sound one they leave every byte and the lifetime alone."""
-    storage.apply("k", PLAIN, Peek())
-    assert storage.inspect("k") is None
-    assert client.keys() == []
-
-    storage.apply("k", PLAIN, Acquire(30), now_us=NOW)
-    stored = fields(client)
-    storage.apply("k", PLAIN, Peek(), now_us=NOW + SECOND)
-    shown = storage.inspect("k", now_us=NOW + SECOND)
-    assert shown is not None
-    assert shown.balance == 31
-    assert fields(client) == stored
-
-    client.hset("keepa_tokens:k", "refilled_at", "NaN")
-    assert storage.inspect("k", now_us=NOW) is not None
-    assert fields(client)["refilled_at"] == "NaN"
-    assert storage.apply("k", PLAIN, Peek(), now_us=NOW).repaired == ("refilled_at",)
-    assert fields(client)["refilled_at"] == str(NOW)
-
-
 def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Redis) -> None:
     """The hash is what `BucketState.to_fields` writes and `from_fields` reads: names and whole numbers, in order."""
     storage.apply("k", SYNCED, Reconcile(Reading(-3, server_time=1.5)), now_us=NOW)
@@ -318,62 +243,16 @@ def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Red
     assert stored["server_time"] == "1500000"
 
 
-def test_a_command_repeated_by_id_counts_once(storage: RedisStorage) -> None:
-    """Reserve and settle sent twice, as after a dropped connection, count once."""
-    for _ in range(2):
-        assert storage.apply("k", PLAIN, Reserve("x", 20, 60 * SECOND), now_us=NOW).granted
-    for _ in range(2):
-        assert storage.apply("k", PLAIN, Settle("x", 10), now_us=NOW).balance == 50
-
-
 # --- script life
 
 
-@pytest.mark.parametrize("lose", ["flush", "restart"])
-def test_a_lost_script_is_loaded_in_the_same_call(own_server: Server, lose: str) -> None:
-    """After SCRIPT FLUSH or a restart the next command works as ever; nobody loads anything by hand."""
-    storage = RedisStorage.from_url(own_server.url)
-    assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 50
-    if lose == "flush":
-        with own_server.client() as client:
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_lost_script_is_loaded_in_the_same_call(server: Server, client: redis.Redis, flavour: Flavour) -> None:
+    """After SCRIPT FLUSH the next command works as ever; nobody loads anything by hand."""
+    with flavour.at(server.url) as storage:
+        for left in (50, 40):
             client.script_flush()
-        assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 40
-    else:
-        own_server.stop()
-        own_server.start()
-        assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == 50
-    storage.close()
-
-
-def test_a_lost_script_is_loaded_by_coroutines_too(server: Server, client: redis.Redis) -> None:
-    """The async storage reloads a lost script in the same call."""
-
-    async def scenario() -> list[int | None]:
-        storage = AsyncRedisStorage.from_url(server.url)
-        balances: list[int | None] = []
-        for _ in range(2):
-            client.script_flush()
-            balances.append((await storage.apply("k", PLAIN, Acquire(10), now_us=NOW)).balance)
-        await storage.aclose()
-        return balances
-
-    assert asyncio.run(scenario()) == [50, 40]
-
-
-@pytest.mark.parametrize("command", [Acquire(1), Peek(), Settle("x")], ids=lambda command: type(command).__name__)
-def test_a_newer_format_is_refused_and_left(storage: RedisStorage, client: redis.Redis, command: Any) -> None:
-    """The state of a newer release is refused by every command, with a ConfigError, and not overwritten."""
-    storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
-    client.hset("keepa_tokens:k", "format", "2")
-    stored = fields(client)
-    with pytest.raises(ConfigError, match=r"format 2.*newer release"):
-        storage.apply("k", PLAIN, command, now_us=NOW)
-    with pytest.raises(ConfigError, match="format 2"):
-        storage.inspect("k", now_us=NOW)
-    assert fields(client) == stored
-
-    client.hset("keepa_tokens:k", "format", "1000")
-    assert storage.apply("k", PLAIN, Peek(), now_us=NOW).repaired == ("format",)
+            assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == left
 
 
 PUT: dict[str, Callable[[redis.Redis], object]] = {
@@ -432,41 +311,23 @@ def test_an_async_storage_left_open_names_the_loop_that_is_gone(server: Server, 
 # --- Redis is away
 
 
-def test_a_server_that_is_down_is_said_and_found_again(own_server: Server) -> None:
-    """While the server is down every verb is StorageUnavailable with its cause; once it is back, so is the storage."""
-    storage = RedisStorage.from_url(own_server.url)
-    bucket = TokenBucket(PLAIN, key="k", storage=storage)
-    assert bucket.try_acquire(10)
-    own_server.stop()
-    for attempt in (bucket.try_acquire, bucket.peek, lambda: storage.inspect("k"), lambda: list(storage.keys())):
-        with pytest.raises(StorageUnavailable) as away:
-            attempt()
-        assert isinstance(away.value.__cause__, redis.ConnectionError)
-    own_server.start()
-    assert bucket.try_acquire(10).balance == 50
-    storage.close()
-
-
-def test_coroutines_are_told_and_find_it_again(own_server: Server) -> None:
-    """The same for the async storage, of valkey-py's client too."""
-
-    async def scenario() -> None:
-        for scheme in ("redis", "valkey"):
-            storage = AsyncRedisStorage.from_url(own_server.url.replace("redis", scheme))
-            bucket = AsyncTokenBucket(PLAIN, key=scheme, storage=storage)
-            assert await bucket.try_acquire(10)
-            own_server.stop()
-            for attempt in (bucket.try_acquire, bucket.peek, lambda at=storage: at.inspect("k")):
-                with pytest.raises(StorageUnavailable) as away:
-                    await attempt()
-                assert type(away.value.__cause__).__name__ == "ConnectionError"
-            with pytest.raises(StorageUnavailable):
-                _ = [key async for key in storage.keys()]  # noqa: SIM118 - a storage is no dict
-            own_server.start()
-            assert (await bucket.try_acquire(10)).balance == 50
-            await storage.aclose()
-
-    asyncio.run(scenario())
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_a_server_that_is_down_is_said_and_found_again(own_server: Server, flavour: Flavour) -> None:
+    """While the server is down all is StorageUnavailable with its cause; once it is back, so is the storage."""
+    with flavour.at(own_server.url) as storage:
+        assert storage.apply("k", PLAIN, Acquire(10)).granted
+        own_server.stop()
+        for attempt in (
+            lambda: storage.apply("k", PLAIN, Acquire(10)),
+            lambda: storage.apply("k", PLAIN, Peek()),
+            lambda: storage.inspect("k"),
+            lambda: list(storage.keys()),
+        ):
+            with pytest.raises(StorageUnavailable) as away:
+                attempt()
+            assert type(away.value.__cause__).__name__ == "ConnectionError"
+        own_server.start()
+        assert storage.apply("k", PLAIN, Acquire(10)).balance == 50
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
@@ -561,26 +422,3 @@ def test_numbers_that_lua_could_not_hold_are_refused(storage: RedisStorage, clie
     with pytest.raises(ConfigError, match="now_us"):
         storage.apply("k", PLAIN, Acquire(1), now_us=-1)
     assert client.keys() == []
-
-
-def test_hundreds_of_holds_fit(storage: RedisStorage, client: redis.Redis) -> None:
-    """A bucket with many holds, all of which run out at once, is written whole, in whatever order they come."""
-    quota = Quota(10_000, 1, 1.0, synced=True)
-    holds = {f"h{n}": Hold(1, n + 1, NOW + SECOND, SECOND) for n in range(1500)}
-    state = BucketState(
-        balance=10_000,
-        refilled_at=NOW,
-        sequence=1501,
-        quota=quota,
-        holds=holds,
-        held=1500,
-        open=1500,
-        due_at=NOW + SECOND,
-    )
-    client.hset("keepa_tokens:k", items=[part for field in state.to_fields().items() for part in field])
-    outcome = storage.apply("k", quota, Acquire(0), now_us=NOW + SECOND * 3 // 2)
-    assert (outcome.balance, outcome.repaired) == (10_000 - 1_500, ())
-    stored = BucketState.from_fields(fields(client))
-    assert sorted(hold.charged for hold in stored.holds.values()) == list(range(1502, 3002))
-    assert storage.apply("k", quota, Acquire(0), now_us=NOW + 20 * SECOND).balance == 10_000 - 1_500 + 19
-    assert BucketState.from_fields(fields(client)).holds == {}

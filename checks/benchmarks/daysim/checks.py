@@ -19,6 +19,8 @@ STEP_AS_PROJECTED: Final = 60.5
 SLACK: Final = 6.0
 """An answered probe, the jitter of who waits, and the call itself."""
 
+CROWD: Final = 64
+
 Results = Mapping[str, tuple[Row, Result]]
 
 
@@ -46,6 +48,8 @@ class Check:
         return self._text(max(concerned)) if concerned else "-"
 
     def _text(self, value: float) -> str:
+        if self.unit == "times":
+            return f"{value:.2f} times"
         return f"{100 * value:.2f}%" if self.unit == "%" else f"{value:.0f}{self.unit and ' ' + self.unit}"
 
 
@@ -143,6 +147,13 @@ CHECKS: Final[Sequence[Check]] = (
         _recovery,
         lambda row, result: _recovered_by(row, result) + (600 if row.event == "no refill" else 0),
         "s",
+    ),
+    Check(
+        "of 64 workers none waits longer than twice the time that the tokens asked for before it take",
+        lambda row: row.workers == CROWD,
+        lambda _, result: result.longest_wait / max(STEP_AS_PROJECTED, result.its_turn),
+        lambda _, __: 2,
+        "times",
     ),
 )
 

@@ -53,7 +53,9 @@ class Result:
 
     refused, paid: refused and admitted paid calls. standstill: the longest time without an answered paid call.
     recovery: from the event to the first answered call begun after it; None: there was no event, inf: never. ideal:
-    when the server's balance was above 0 again, from the event. busiest_hour: the most probes in any hour.
+    when the balance was above 0 again, from the event. busiest_hour: the most probes in any hour. longest_wait:
+    of any call, from when it was asked for to when it was sent. its_turn: in how much time, at the average refill less
+    what others spend, the server mints what was asked for before that one, and its own.
     """
 
     minted: int
@@ -69,6 +71,8 @@ class Result:
     recovery: float | None
     ideal: float
     balance: int
+    longest_wait: float
+    its_turn: float
 
     @property
     def share_used(self) -> float:
@@ -107,6 +111,9 @@ class World:
         self._recovered: float | None = None
         self._ideal = 0.0
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._waiting: dict[int, int] = {}
+        self._asked: dict[int, tuple[float, int]] = {}
+        self._longest_wait, self._tokens_before = 0.0, 0
 
     # what the workers do
 
@@ -135,6 +142,8 @@ class World:
         while True:
             cost = chance.randint(*COSTS)
             estimate = self.row.estimate(cost, chance)
+            self._waiting[worker] = cost
+            self._asked[worker] = (self.loop.time(), sum(self._waiting.values()))
             try:
                 await contender.call(worker, cost, estimate)
             except TimeoutError:
@@ -143,6 +152,7 @@ class World:
     async def send(self, worker: int, cost: int) -> Response:
         """Make one paid call as it goes over the wire; TimeoutError if its answer is lost."""
         began = self.loop.time()
+        self._waiting.pop(worker, None)
         if self.row.timeouts and self._ways[worker].random() < self.row.timeouts:
             charged = self._ways[worker].random() < 0.5
             self.fake.fail_next(kind="timeout_charged" if charged else "timeout_uncharged", path="/product")
@@ -150,6 +160,9 @@ class World:
             response = await self._exchange(worker, "/product", {"asin": "B0", "history": 0, "cost": cost})
         if response.status == 200:
             self._note(began)
+            asked, tokens = self._asked[worker]
+            if began - asked > self._longest_wait:
+                self._longest_wait, self._tokens_before = began - asked, tokens
         return response
 
     async def pause(self, seconds: float) -> None:
@@ -284,6 +297,8 @@ class World:
             recovery=recovery,
             ideal=self._ideal,
             balance=balance,
+            longest_wait=self._longest_wait,
+            its_turn=self._tokens_before / (self.row.rate - self.row.outside * STEP / OUTSIDE_EVERY) * STEP,
         )
 
 

@@ -1,197 +1,364 @@
-"""`keepa-tokens demo`: several workers on one key, a fake Keepa server over real HTTP, and the fault half-way.
+"""The demo's scenario: several workers on one key of a fake Keepa server, and the fault half-way. Pure.
 
-The run is a script of chapters. At each tick of it the workers' notes are taken, both balances measured, and the scene
-shown. Everything happens in this thread, in the server's and in the workers', which are processes of their own where
-the bucket is in Redis; all of them end with the run.
+The rules, the door and the answers are the real ones. Time jumps from event to event, so a run is the same for the same
+seed, and as long as whoever shows it likes.
+
+At every moment the projection is held against the server's own balance. While calls are in flight the two may differ by
+their tokens, since the server may have charged what nobody was told yet; and a refill step may be believed late, never
+early. The lost timestamp takes the phase with it: until the next reading it may be two steps.
 """
 
 from __future__ import annotations
 
-import queue
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, cast
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from ..testing.clock import ScaledClock
-from ..testing.fake_keepa import FakeKeepa
-from ..testing.fake_server import FakeKeepaServer
-from .demo_crew import Crew
-from .demo_measure import Meter
-from .demo_scene import DEBT, Chapter, Fault, Scene, Settings, line
-from .demo_show import Outcome
-from .demo_worker import BUCKET, CLOSE, OPEN, REFILL_RATE, Desk, GaveUpError, Job, Note, WorkerClock
-from .old_rule import OldState
+from ..bucket import TokenBucket
+from ..errors import NotEnoughTokens
+from ..events import Event, EventKind
+from ..keepa.costs import estimate
+from ..keepa.quota import keepa_quota
+from ..keepa.sync import Call, KeepaSync
+from ..rules.commands import Cancel
+from ..rules.decision import Reason
+from ..storage.memory import MemoryStorage
+from ..testing.clock import ManualClock
+from ..testing.fake_keepa import FakeKeepa, Ticket
+from ..units import MICROSECONDS
+from . import old_rule
+from .simulate import Kind
+from .words import count, duration
 
-EPOCH: Final = 1_780_000_000.0
+BUCKET: Final = "demo"
+REFILL_RATE: Final = 20
 INITIAL: Final = 200
-LATENCY: Final = (3.0, 12.0)  # seconds of server time that a call takes
-TICK: Final = 0.01  # real seconds between two samples
-FRAME: Final = 0.1  # real seconds between two pictures
-EPILOGUE: Final = 0.15  # the part of the run that is left for work as usual when the recovery came late
-PATIENCE: Final = 30.0  # real seconds beyond what a chapter should take. Then the demo gives up, and says on what
-LONGEST_TO_DEBT: Final = 900.0  # seconds of server time until the large call should be through, with a try or two
-CALM: Final = 40.0  # seconds of server time before the next refill, so that none comes in the middle of the fault
-TRIES: Final = 3
-ITSELF: Final = -1  # the demo's own number among the workers
+SECONDS: Final = 1440.0
+"""How long a run is, by the server's clock."""
+
+TICK: Final = 4.0
+LATENCY: Final = (3.0, 12.0)
+LONGEST_WAIT: Final = 60.0  # then a worker asks again, as a task does that is run every minute
+REST: Final = (5.0, 25.0)  # what a worker takes to store what it got
+PROBE_INTERVAL: Final = 120.0  # short, so that some minutes show a polite probe or two
+CALM: Final = 40.0  # before the next refill, so that none comes in the middle of the fault
+NAMES: Final = ("prices", "offers", "search", "backfill")
+PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
+CALLS: Final = {"offers": "offers", "search": "search"}
+KEPT_BY_BACKFILL: Final = 10
+
+DEBT: Final = -79
+"""The balance at which the old system lost its timestamp."""
 
 
-def run(settings: Settings, say: Callable[[str], None], show: Callable[[Scene], None]) -> Outcome:
-    """Run the demo; say what happens in lines, and show the scene some ten times a second.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call to Keepa. keep: tokens that it leaves to the others."""
 
-    Whatever it started has ended when this returns or raises. Raises StorageUnavailable or ConfigError if the Redis of
-    the settings can't be used, ImportError if a client for it is missing.
+    path: str
+    params: dict[str, str]
+    text: str
+    tokens: int
+    keep: int = 0
+
+
+@dataclass(slots=True)
+class Worker:
+    """Who does one call after the other. wait: why it waits, since when and until when, while it does."""
+
+    name: str
+    chance: random.Random
+    job: Job | None = None
+    wait: tuple[str, int, int] | None = None
+    flight: tuple[Call, Ticket] | None = None
+    calls: int = 0
+    spent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Both balances at one moment. projection: None while unknown. in_flight: tokens. steps: refills allowed for."""
+
+    at_us: int
+    projection: int | None
+    truth: int
+    in_flight: int = 0
+    steps: int = 1
+
+    @property
+    def ahead(self) -> int:
+        """How far the projection is above the truth; below it: negative."""
+        return 0 if self.projection is None else self.projection - self.truth
+
+    @property
+    def allowed(self) -> int:
+        """How far apart the two may be."""
+        return self.in_flight + self.steps * REFILL_RATE
+
+
+@dataclass(slots=True)
+class Meter:
+    """Judges samples. worst: the one furthest apart. judged, quiet: how many, and those with nothing in flight."""
+
+    judged: int = 0
+    quiet: int = 0
+    worst: Sample = field(default_factory=lambda: Sample(0, 0, 0))
+    broken: dict[str, str] = field(default_factory=dict[str, str])
+
+    def judge(self, sample: Sample) -> None:
+        """Judge a sample; remember, in words, the first that breaks a bound."""
+        if sample.projection is None:
+            return
+        self.judged += 1
+        self.quiet += not sample.in_flight
+        self.worst = max(self.worst, sample, key=lambda each: abs(each.ahead))
+        both = f"projection {sample.projection}, truth {sample.truth}"
+        if abs(sample.ahead) > sample.allowed:
+            self.broken.setdefault("apart", f"{both}: {abs(sample.ahead)} apart, {sample.allowed} allowed")
+        if sample.ahead > 0 and not sample.in_flight:
+            self.broken.setdefault("above", f"{both}: above it with nothing in flight")
+
+
+@dataclass(slots=True)
+class Fault:
+    """What was done half-way, and what came of it.
+
+    promised: seconds to the next grant, as `peek()` said. repaired: what it mended. asked_after, recovered_after:
+    seconds until the server was asked, and until the next grant. old: what the old rule stores. verdicts: what it said
+    to the same requests.
     """
-    fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=settings.seed, latency=LATENCY, epoch=EPOCH)
-    with (
-        Crew(settings.workers, settings.seed, settings.redis_url) as workers,
-        FakeKeepaServer(fake, speed=settings.speed) as server,
-    ):
-        return Stage(settings, fake, server.url, workers, say, show).play()
+
+    at_us: int
+    promised: float
+    repaired: str
+    old: old_rule.OldState
+    asked_after: float | None = None
+    recovered_after: float | None = None
+    verdicts: Counter[old_rule.Verdict] = field(default_factory=Counter[old_rule.Verdict])
+
+    def follow(self, event: Event, now_us: int) -> None:
+        """See whether the new rule has recovered, and put the same request to the old one."""
+        since = (now_us - self.at_us) / MICROSECONDS
+        if event.kind is EventKind.PROBE_CLAIMED and self.asked_after is None:
+            self.asked_after = since
+        if event.kind not in {EventKind.GRANTED, EventKind.REFUSED}:
+            return
+        if event.kind is EventKind.GRANTED and self.recovered_after is None:
+            self.recovered_after = since
+        self.old, verdict = old_rule.attempt(self.old, event.tokens, REFILL_RATE, now_us)
+        self.verdicts[verdict] += 1
 
 
-class Stage:
-    """The server, the workers, and the script that they play."""
+class Scenario:
+    """The server, the workers, and what is to be seen of them."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        fake: FakeKeepa,
-        url: str,
-        workers: Crew,
-        say: Callable[[str], None],
-        show: Callable[[Scene], None],
-    ) -> None:
-        self._settings, self._fake, self._url, self._crew = settings, fake, url, workers
-        self._say, self._show = say, show
-        # While it serves, the server runs the fake by a clock of this kind; all others go by the same one.
-        self._clock = cast("ScaledClock", fake.clock)
-        self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
-        self._pool = ThreadPoolExecutor(1, "demo-large-call")
-        self._started = time.monotonic()
-        self._framed = 0.0
+    def __init__(self, workers: int, seed: int) -> None:
+        self._clock, self._storage = ManualClock(), MemoryStorage()
+        self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
+        self.fake.cost = self._price
         self._batch_cost: int | None = None
-        fake.cost = self._price
+        self.bucket = TokenBucket(
+            keepa_quota(REFILL_RATE),
+            key=BUCKET,
+            storage=self._storage,
+            clock=self._clock,
+            listener=self._hear,
+        )
+        self._sync = KeepaSync(self.bucket, probe=self.fake.probe, probe_interval=PROBE_INTERVAL)
+        self.workers = [
+            Worker(_name(number), random.Random(f"{seed}/{number}"))  # noqa: S311 - a load, repeatable by its seed
+            for number in range(workers)
+        ]
+        self._large = Worker("demo", random.Random(seed))  # noqa: S311 - it draws nothing
+        self._asking = self._large
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Worker | None]] = []
+        self._parked: list[Worker] = []
+        self._gate_open = True
+        self.meter = Meter()
+        self.fault: Fault | None = None
+        self.latest: Sample | None = None
+        self.history: list[tuple[int, int | None, int, int | None]] = []
+        self.counts: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+        self.news: list[str] = []
+        self.story = "Workers ingest; each answer brings the server's balance."
 
-    def play(self) -> Outcome:
-        """Play the script to its end."""
-        clock, tell = WorkerClock(self._clock), self._notes.put
-        own = Desk(ITSELF, self._url, self._crew.place.storage, clock, tell)
-        meter = Meter(self._fake, own.bucket, self._crew.stored, EPOCH)
-        scene = Scene.at_start(self._settings, meter)
-        failed: tuple[str, ...] = ()
-        self._say(scene.heading())
-        self._turn(scene, Chapter.INGESTING)
+    def play(self) -> Iterator[float]:
+        """Run to the end; yield the seconds of the server's clock at every tick."""
+        self._tell("demo", self.story)
+        self._at(0.0, None)
+        for number, beginner in enumerate(self.workers):
+            self._at(float(number), beginner)
+        while self._events and self._events[0][0] <= SECONDS:
+            now, _, worker = heapq.heappop(self._events)
+            self._clock.set(now)
+            self.latest = self._sample()
+            self.meter.judge(self.latest)
+            if worker is None:
+                self.history.append((self.now_us, self.latest.projection, self.latest.truth, self.old_balance))
+                self._at(now + TICK, None)
+                yield now
+            else:
+                self._turn(worker)
+            if now >= SECONDS / 2 and self.fault is None:
+                self._towards_the_fault()
+        self._tell("demo", "The workers have ended.")
+
+    @property
+    def now_us(self) -> int:
+        """The time by the server's clock."""
+        return self._clock.now_us()
+
+    @property
+    def old_balance(self) -> int | None:
+        """What the old rule takes for the balance now; None before the fault."""
+        return None if self.fault is None else old_rule.balance_seen(self.fault.old, REFILL_RATE, self.now_us)
+
+    # --- what workers do
+
+    def _at(self, when: float, worker: Worker | None) -> None:
+        heapq.heappush(self._events, (when, next(self._order), worker))
+
+    def _after(self, seconds: float, worker: Worker) -> None:
+        self._at(self.now_us / MICROSECONDS + seconds, worker)
+
+    def _turn(self, worker: Worker) -> None:
+        """Let a worker do its next thing."""
+        if worker.flight is not None:
+            self._land(worker, *worker.flight)
+        elif not self._gate_open and worker is not self._large:
+            self._parked.append(worker)
+        else:
+            worker.job = worker.job or next_job(worker.name, worker.chance)
+            self._ask(worker, worker.job)
+
+    def _ask(self, worker: Worker, job: Job) -> None:
+        self._asking = worker
         try:
-            self._crew.start(self._url, self._clock, tell)
-            shared = self._crew.shared()
-            for _ in self._script(scene, own):
-                self._crew.check()
-                self._tick(scene)
-                time.sleep(TICK)
-        except GaveUpError as gave_up:
-            failed = (str(gave_up),)
-            shared = None
-        finally:
-            clock.stop.set()
-            self._crew.stop()
-            self._pool.shutdown()
-            own.close()
-        self._tick(scene)
-        self._turn(scene, Chapter.OVER)
-        self._show(scene)
-        return Outcome(scene, (*meter.broken(), *failed), shared)
+            call = self._sync.try_request(job.tokens, keep=job.keep, place=worker.name)
+        except NotEnoughTokens as refused:
+            now, reason = self.now_us, refused.reason
+            since = now
+            if worker.wait is not None and worker.wait[0] == reason:
+                since = worker.wait[1]
+            else:
+                self.waits[reason] += 1
+                go = "until the server says" if reason == Reason.UNKNOWN else f"{duration(refused.retry_after)} to go"
+                self._tell(worker.name, f"waits for {job.tokens}: {reason}, {go}")
+            worker.wait = reason, since, now + round(refused.retry_after * MICROSECONDS)
+            self._after(max(0.001, min(LONGEST_WAIT, refused.retry_after)), worker)
+            return
+        worker.wait = None
+        worker.flight = call, self.fake.begin(job.path, job.params)
+        self._tell(worker.name, f"granted {job.tokens} for {job.text}; balance {call.decision.balance}")
+        self._after(worker.chance.uniform(*LATENCY), worker)
 
-    # --- the script
+    def _land(self, worker: Worker, call: Call, ticket: Ticket) -> None:
+        worker.flight = None
+        answer = self.fake.finish(ticket)
+        self._asking = worker
+        call.settle(answer.content, status=answer.status)
+        if call.refused:
+            self._tell(worker.name, f"refused by the server; balance {self.fake.balance}")
+            self._after(REST[0], worker)
+            return
+        worker.calls += 1
+        worker.spent += ticket.cost
+        self.counts["answers"] += 1
+        self._tell(worker.name, f"answered, cost {ticket.cost}; balance {self.fake.balance}")
+        worker.job = None
+        if worker is self._large:
+            self._lose_timestamp()
+        else:
+            self._after(worker.chance.uniform(*REST), worker)
 
-    def _script(self, scene: Scene, own: Desk) -> Iterator[None]:
-        """Yield at each tick."""
-        # On a busy machine that may be more than half of a short run; and who never began has no balance to overdraw.
-        yield from self._await("the first answer", lambda: scene.counts.answers > 0, LONGEST_TO_DEBT)
-        while self._real() < self._settings.seconds / 2:
-            yield
-        self._turn(scene, Chapter.LARGE_CALL)
-        yield from self._run_into_debt(own)
-        fault = self._lose_timestamp(scene, own)
-        self._turn(scene, Chapter.LOST)
-        self._crew.order(OPEN)
-        yield from self._await("a grant after the fault", lambda: fault.recovered_after is not None, fault.promised)
-        self._turn(scene, Chapter.RECOVERED)
-        end = max(self._settings.seconds, self._real() + EPILOGUE * self._settings.seconds)
-        while self._real() < end:
-            yield
+    # --- the fault
 
-    def _run_into_debt(self, own: Desk) -> Iterator[None]:
+    def _towards_the_fault(self) -> None:
         """Let everybody pause, and one large call take the balance to exactly -79, as Keepa lets it."""
-        for _ in range(TRIES):
-            self._crew.order(CLOSE)
-            yield from self._await("a quiet moment for the large call", lambda: self._is_quiet(own), LONGEST_TO_DEBT)
-            tokens = self._batch_cost = self._fake.balance - DEBT
-            job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
-            done = self._pool.submit(own.call, job)
-            yield from self._await("the large call", done.done, LONGEST_TO_DEBT)
-            done.result()
-            if self._fake.balance == DEBT == own.bucket.peek().balance:
-                return
-        # A refill step came in between every time.
-        raise GaveUpError(f"the large call did not take the balance to {DEBT}: the machine is too slow for this speed")
-
-    def _is_quiet(self, own: Desk) -> bool:
-        """Return whether nothing is in flight, both balances are above 0, and no refill is near."""
-        seen = own.bucket.peek()
-        positive = self._fake.balance > 0 and (seen.balance or 0) > 0
-        return positive and seen.holds == 0 and self._fake.refill_in > CALM
-
-    def _lose_timestamp(self, scene: Scene, own: Desk) -> Fault:
-        """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
-        state = self._crew.stored()
-        if state is None:
-            raise GaveUpError("the bucket is gone from its storage")
-        self._take_notes(scene)
-        at_us = scene.meter.fault_at_us = self._clock.now_us()
-        self._crew.place.drop(BUCKET, "refilled_at")
-        truth = self._fake.balance
-        seen = own.bucket.peek()
-        old = OldState(DEBT, refilled_at=None)
-        scene.fault = Fault(at_us, truth, state.balance or 0, seen.retry_after, ", ".join(seen.repaired), old)
-        return scene.fault
-
-    def _await(self, what: str, come: Callable[[], bool], server_seconds: float) -> Iterator[None]:
-        """Yield until `come()`; give up when it should long have come."""
-        deadline = self._real() + min(server_seconds, LONGEST_TO_DEBT) / self._clock.speed + PATIENCE
-        while not come():
-            if self._real() > deadline:
-                raise GaveUpError(f"{what} did not come")
-            yield
+        if self._gate_open:
+            self._gate_open = False
+            self._turn_story("All pause, for one call that costs more than there is.")
+            for worker in self.workers:  # who pauses leaves the line
+                self._storage.apply(BUCKET, self.bucket.quota, Cancel(worker.name), now_us=self.now_us)
+        seen = self.bucket.peek()
+        quiet = self._large.job is None and seen.holds == 0 and min(self.fake.balance, seen.balance or 0) > 0
+        if quiet and self.fake.refill_in > CALM:
+            tokens = self._batch_cost = self.fake.balance - DEBT
+            self._large.job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
+            self._turn(self._large)
 
     def _price(self, _: str, params: Mapping[str, str]) -> int | None:
         """Price the large batch, and nothing else."""
         return self._batch_cost if "code" in params else None
 
-    # --- what happens at each tick
+    def _lose_timestamp(self) -> None:
+        """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
+        balance, state = self.bucket.peek().balance, self._storage.dump(BUCKET)
+        if state is not None:
+            self._storage.load(BUCKET, replace(state, refilled_at=None))
+        seen = self.bucket.peek()
+        old = old_rule.OldState(DEBT, refilled_at=None)
+        self.fault = Fault(self.now_us, seen.retry_after, ", ".join(seen.repaired), old)
+        promised = duration(seen.retry_after)
+        self._turn_story(f"The timestamp is lost at {balance}. peek() promises a grant in {promised}.")
+        self._gate_open = True
+        for worker in self._parked:
+            self._after(0.0, worker)
 
-    def _real(self) -> float:
-        return time.monotonic() - self._started
+    # --- what is told
 
-    def _tick(self, scene: Scene) -> None:
-        scene.latest = scene.meter.sample() or scene.latest
-        scene.now_us = self._clock.now_us()
-        scene.real_seconds = self._real()
-        scene.next_refill = self._fake.refill_in
-        scene.counts.probes = self._fake.token_calls
-        self._take_notes(scene)
-        if scene.real_seconds - self._framed >= FRAME:
-            self._framed = scene.real_seconds
-            scene.remember()
-            self._show(scene)
+    def _sample(self) -> Sample:
+        seen, fault = self.bucket.peek(), self.fault
+        if seen.balance is None or seen.reading_age is None:
+            return Sample(self.now_us, None, self.fake.balance)
+        read_at = self.now_us - round(seen.reading_age * MICROSECONDS)
+        steps = 2 if fault is not None and read_at <= fault.at_us else 1
+        return Sample(self.now_us, seen.balance, self.fake.balance, seen.held, steps)
 
-    def _take_notes(self, scene: Scene) -> None:
-        while not self._notes.empty():
-            news = scene.take(self._notes.get())
-            if news:
-                self._say(news)
+    def _hear(self, event: Event) -> None:
+        fault = self.fault
+        self.counts["grants"] += event.kind is EventKind.GRANTED
+        match event.kind:
+            case EventKind.PROBE_CLAIMED:
+                self._tell(self._asking.name, "asks the server for the balance, for all")
+            case EventKind.REPAIRED:
+                self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
+            case _:
+                pass
+        if fault is None:
+            return
+        recovered = fault.recovered_after
+        fault.follow(event, self.now_us)
+        if recovered is None and fault.recovered_after is not None:
+            self._turn_story(
+                f"Recovered: a grant after {duration(fault.recovered_after)}, {duration(fault.promised)} promised."
+                f" The old rule stands at {self.old_balance}."
+            )
 
-    def _turn(self, scene: Scene, chapter: Chapter) -> None:
-        scene.chapter = chapter
-        scene.now_us = self._clock.now_us()
-        self._say(line(scene.now_us, "demo", scene.story()))
+    def _turn_story(self, words: str) -> None:
+        self.story = words
+        self._tell("demo", words)
+
+    def _tell(self, who: str, words: str) -> None:
+        self.news.append(f"{duration(self.now_us / MICROSECONDS):>8}  {who:<10}  {words}")
+
+
+def _name(worker: int) -> str:
+    """Return what a worker is called; each kind of work comes round again after the last."""
+    again = worker // len(NAMES)
+    return NAMES[worker % len(NAMES)] + (f" {again + 1}" if again else "")
+
+
+def next_job(name: str, chance: random.Random) -> Job:
+    """Return the next call of a worker: each kind of work has calls of its own size."""
+    work = name.partition(" ")[0]
+    kind = Kind(CALLS.get(work, "product"), chance.randint(*PRODUCTS.get(work, (1, 1))), 1.0)
+    params = kind.params(chance)
+    text = work if work == "search" else count(kind.items, "product") + ", offers" * (work == "offers")
+    return Job(kind.path, params, text, estimate(kind.path, params), KEPT_BY_BACKFILL * (work == "backfill"))

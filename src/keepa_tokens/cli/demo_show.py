@@ -1,16 +1,14 @@
-"""The demo as a picture, as a table of what was measured, and as a JSON document. Pure: a scene goes in."""
+"""The demo as a picture, as a table of what was measured, and as a JSON document. Pure: a scenario goes in."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+import math
+from dataclasses import asdict
+from typing import Final
 
-from ..events import EventKind
 from ..units import MICROSECONDS
-from .demo_measure import Sample
-from .demo_scene import Chapter, Row, Scene
-from .demo_worker import REFILL_RATE
-from .old_rule import Verdict
+from . import old_rule
+from .demo import DEBT, REFILL_RATE, SECONDS, Scenario, Worker
 from .view import Curve, Lane, Picture
 from .words import count, duration
 
@@ -19,153 +17,155 @@ HIGH: Final = 250
 HEADROOM: Final = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the run went. broken: in words, what did not hold. shared: where processes shared the bucket, if they did."""
-
-    scene: Scene
-    broken: tuple[str, ...]
-    shared: dict[str, Any] | None
-
-
-def picture(scene: Scene) -> Picture:
-    """Return the scene as a picture."""
-    settings, latest, fault = scene.settings, scene.latest, scene.fault
-    seconds = max(settings.seconds, scene.real_seconds)
-    projection = "unknown" if latest is None or latest.projection is None else str(latest.projection)
-    box = [scene.story()]
+def picture(scene: Scenario, real_seconds: float) -> Picture:
+    """Return the scene as a picture. real_seconds: how long the run is to last."""
+    fault, now = scene.fault, scene.now_us / MICROSECONDS
+    box = [scene.story]
     if fault is None:
-        box.append(scene.prologue())
+        left = math.ceil((SECONDS / 2 - now) / SECONDS * real_seconds)
+        box.append(
+            f"{f'In {left} s' if left > 0 else 'Any moment'} one large call takes the balance to {DEBT}, and the stored"
+            " time of the last refill is lost. The old system took now for it, so nothing refilled; and below"
+            f" {old_rule.THRESHOLD} tokens it didn't ask the server. It stood still for days."
+        )
     else:
-        box += [
-            f"at the fault: server {fault.truth}, stored balance {fault.balance}, time of the last refill: lost",
-            f"this library: {projection:>4}, {scene.new_rule_says()}",
-            f"the old rule: {scene.old_balance():>4}, {scene.old_rule_says()}",
-        ]
+        box += [f"this library: {_projection(scene):>4}, {new_rule_says(scene)}"]
+        box += [f"the old rule: {scene.old_balance:>4}, {old_rule_says(scene)}"]
     recovered = fault is not None and fault.recovered_after is not None
     return Picture(
         title="keepa-tokens demo",
         about=f"{REFILL_RATE} tokens a minute",
-        aside=f"server clock {duration(scene.now_us // MICROSECONDS)}  {settings.speed:g}x"
-        f"  {scene.real_seconds:.0f} of {seconds:.0f} s",
-        curves=_curves(scene, projection),
+        aside=f"server clock {duration(now)} of {duration(SECONDS)}",
+        curves=_curves(scene),
         low=LOW,
         high=-(-max([HIGH, *(truth for _, _, truth, _ in scene.history)]) // HEADROOM) * HEADROOM,
-        beside_legend=f"refill {duration(scene.next_refill):>4}",
+        beside_legend=f"refill {duration(scene.fake.refill_in):>4}",
         facts=_facts(scene),
-        lanes=[_lane(row, scene.now_us) for row in scene.rows],
-        box_title="recovered" if recovered else scene.chapter,
+        lanes=[_lane(worker, scene.now_us) for worker in scene.workers],
+        box_title="recovered" if recovered else "ingesting" if fault is None else "timestamp lost",
         box=box,
-        box_style="green" if recovered else "" if scene.chapter is Chapter.INGESTING else "yellow",
+        box_style="green" if recovered else "" if fault is None else "yellow",
     )
 
 
-def _curves(scene: Scene, projection: str) -> list[Curve]:
-    span = max(scene.settings.seconds * scene.settings.speed * MICROSECONDS, scene.now_us, 1)
+def _projection(scene: Scenario) -> str:
+    latest = scene.latest
+    return "unknown" if latest is None or latest.projection is None else str(latest.projection)
 
+
+def _curves(scene: Scenario) -> list[Curve]:
     def points(place: int) -> list[tuple[float, int]]:
+        span = SECONDS * MICROSECONDS
         return [(moment[0] / span, value) for moment in scene.history if (value := moment[place]) is not None]
 
-    truth = "" if scene.latest is None else f"{scene.latest.truth:<4}"
     curves = [
-        Curve("server", points(2), "green", truth, dash=(1, 1)),
-        Curve("projection", points(1), "cyan", f"{projection:<4}"),
+        Curve("server", points(2), "green", f"{scene.fake.balance:<4}", dash=(1, 1)),
+        Curve("projection", points(1), "cyan", f"{_projection(scene):<4}"),
     ]
     if scene.fault is not None:
-        curves.append(Curve("old rule", points(3), "red", str(scene.old_balance()), dash=(4, 4)))
+        curves.append(Curve("old rule", points(3), "red", str(scene.old_balance), dash=(4, 4)))
     return curves
 
 
-def _facts(scene: Scene) -> list[str]:
-    latest, meter, counts = scene.latest, scene.meter, scene.counts
-    now = "" if latest is None else f"in flight {latest.in_flight:<4} apart {latest.apart:<4} "
-    never = "a bound is broken" if meter.quiet and meter.broken() else "never too high" if meter.quiet else ""
-    counted = f"grants {counts.grants}  tokens {counts.tokens}  waits {counts.waits_say()}"
+def _facts(scene: Scenario) -> list[str]:
+    latest, worst = scene.latest, scene.meter.worst
+    now = "" if latest is None else f"in flight {latest.in_flight:<4} apart {abs(latest.ahead):<4} "
+    never = "a bound is broken" if scene.meter.broken else "never too high"
+    asked = f"server refused {scene.fake.refused}  probes {scene.fake.token_calls}"
     return [
-        f"{now}at worst {meter.worst.apart} of {meter.worst.allowed} allowed  {never}",
-        f"{counted}  server refused {counts.refused}  probes {counts.probes}",
+        f"{now}at worst {abs(worst.ahead)} of {worst.allowed} allowed  {never}",
+        f"grants {scene.counts['grants']}  tokens {scene.fake.spent}  waits {_waits(scene)}  {asked}",
     ]
 
 
-def _lane(row: Row, now_us: int) -> Lane:
-    totals = f"{row.calls:>3} calls {row.spent:>4} tokens"
-    kind = None if row.latest is None else row.latest.kind
-    if kind is EventKind.GRANTED:
-        return Lane(row.name, f"calls for {row.job}", "cyan", totals=totals)
-    if row.latest is None or kind is not EventKind.REFUSED:
-        return Lane(row.name, f"stores {row.job}" if row.calls else "starts", "dim", totals=totals)
-    words, due_us = f"waits for {row.wanted}: {row.latest.text}", row.due_us()
-    if due_us is None:
-        return Lane(row.name, words, "yellow", 0.0, "?", totals)
-    part = (now_us - row.since_us) / max(1, due_us - row.since_us)
-    return Lane(row.name, words, "yellow", part, duration((due_us - now_us) / MICROSECONDS), totals)
+def _waits(scene: Scenario) -> str:
+    return ", ".join(f"{times} {reason}" for reason, times in scene.waits.most_common()) or "none"
 
 
-def summary(outcome: Outcome) -> list[tuple[str, str]]:
+def _lane(worker: Worker, now_us: int) -> Lane:
+    totals = f"{worker.calls:>3} calls {worker.spent:>4} tokens"
+    if worker.wait is not None and worker.job is not None:
+        reason, since, due = worker.wait
+        part = (now_us - since) / max(1, due - since)
+        words = f"waits for {worker.job.tokens}: {reason}"
+        return Lane(worker.name, words, "yellow", part, duration((due - now_us) / MICROSECONDS), totals)
+    if worker.flight is not None and worker.job is not None:
+        return Lane(worker.name, f"calls for {worker.job.text}", "cyan", totals=totals)
+    return Lane(worker.name, "stores what it got" if worker.calls else "starts", "dim", totals=totals)
+
+
+def new_rule_says(scene: Scenario) -> str:
+    """Return how this library took the fault."""
+    fault = scene.fault
+    if fault is None:
+        return ""
+    asked = "" if fault.asked_after is None else f"server asked at {duration(fault.asked_after)}, "
+    if fault.recovered_after is None:
+        since = (scene.now_us - fault.at_us) / MICROSECONDS
+        return f"{asked}a grant in {duration(fault.promised - since)}"
+    return f"{asked}granted at {duration(fault.recovered_after)} (promised {duration(fault.promised)})"
+
+
+def old_rule_says(scene: Scenario) -> str:
+    """Return how the old rule took it, from the same requests."""
+    fault = scene.fault
+    if fault is None:
+        return ""
+    granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
+    if granted or asked:
+        return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
+    still = duration((scene.now_us - fault.at_us) / MICROSECONDS)
+    return f"unmoved for {still}, refused {count(refused, 'time')}, server never asked"
+
+
+def summary(scene: Scenario) -> list[tuple[str, str]]:
     """Return what was measured, each with its name."""
-    scene, meter, shared = outcome.scene, outcome.scene.meter, outcome.shared
-    settings, fault, quiet, counts, worst = scene.settings, scene.fault, meter.highest_quiet, scene.counts, meter.worst
-    server_time, workers = duration(scene.now_us / MICROSECONDS), count(settings.workers, "worker")
+    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
     allowed = f"{worst.allowed} allowed then ({worst.in_flight} in flight, {count(worst.steps, 'refill step')})"
     lines = [
-        ("run", f"{server_time} of server time in {scene.real_seconds:.0f} s, {workers}, seed {settings.seed}"),
-        ("calls", f"{count(counts.answers, 'answer')}, {count(counts.tokens, 'token')}"),
-        ("waits", counts.waits_say()),
-        ("refused by the server", str(counts.refused)),
-        ("probes of the server", str(counts.probes)),
+        ("run", f"{duration(scene.now_us / MICROSECONDS)} of server time, {count(len(scene.workers), 'worker')}"),
+        ("calls", f"{count(scene.counts['answers'], 'answer')}, {count(scene.fake.spent, 'token')}"),
+        ("waits", _waits(scene)),
+        ("refused by the server", str(scene.fake.refused)),
+        ("probes of the server", str(scene.fake.token_calls)),
         ("compared", f"{meter.judged:,} times, {meter.quiet:,} of them with nothing in flight"),
-        ("furthest apart", f"{count(worst.apart, 'token')}; {allowed}"),
-        ("above the server", "never with nothing in flight" if quiet and quiet.ahead <= 0 else "yes"),
+        ("furthest apart", f"{count(abs(worst.ahead), 'token')}; {allowed}"),
     ]
-    if shared is not None:
-        ids = ", ".join(map(str, shared["processes"]["workers"]))
-        lines.insert(1, ("shared", f"{shared['url']}, key {shared['key']}, since deleted; processes {ids}"))
-    if meter.slow:
-        late = duration(meter.slowest_us / MICROSECONDS)
-        lines.append(("late answers", f"the machine stalled: one took {late} of server time; a lower --speed helps"))
-    if counts.failed:
-        lines.append(("calls without answer", str(counts.failed)))
     if fault is not None:
         lines += [
-            ("the fault", f"balance {fault.balance}, the server's {fault.truth}; then the timestamp was lost"),
-            ("this library", f"mended {fault.repaired}, {scene.new_rule_says()}"),
-            ("the old rule", f"at {scene.old_balance()}, {scene.old_rule_says()}"),
+            ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
+            ("this library", f"mended {fault.repaired}, {new_rule_says(scene)}"),
+            ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene)}"),
         ]
     return lines
 
 
-def document(outcome: Outcome) -> dict[str, object]:
-    """Return the run for machines. Times are seconds of the server's clock unless they say real."""
-    scene, meter = outcome.scene, outcome.scene.meter
-    settings, fault, quiet = scene.settings, scene.fault, meter.highest_quiet
+def document(scene: Scenario, seed: int) -> dict[str, object]:
+    """Return the run for machines. Times are seconds of the server's clock."""
+    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
     told: dict[str, object] = {
-        "ok": not outcome.broken,
-        "broken": list(outcome.broken),
-        "real_seconds": round(scene.real_seconds, 3),
+        "ok": not meter.broken,
+        "broken": list(meter.broken.values()),
         "server_seconds": scene.now_us / MICROSECONDS,
-        "speed": settings.speed,
-        "workers": settings.workers,
-        "seed": settings.seed,
-        "redis": outcome.shared,
-        "counts": {each.name: getattr(scene.counts, each.name) for each in fields(scene.counts)},
-        "samples": {name: getattr(meter, name) for name in ("judged", "quiet", "unknown", "torn", "slow")},
-        "bounds": {
-            "furthest_apart": _sample(meter.worst),
-            "nearest_to_bound": meter.worst_excess and _sample(meter.worst_excess),
-            "highest_above_truth_with_nothing_in_flight": quiet and quiet.ahead,
-            "slowest_answer": meter.slowest_us / MICROSECONDS,
+        "workers": len(scene.workers),
+        "seed": seed,
+        "counts": {
+            **scene.counts,
+            "tokens": scene.fake.spent,
+            "refused": scene.fake.refused,
+            "probes": scene.fake.token_calls,
+            "waits": scene.waits,
         },
+        "samples": {"judged": meter.judged, "quiet": meter.quiet},
+        "furthest_apart": asdict(worst) | {"apart": abs(worst.ahead), "allowed": worst.allowed},
         "fault": None,
         "old_rule": None,
     }
     if fault is not None:
-        names = ("truth", "balance", "repaired", "promised", "recovered_after", "asked_after")
-        told["fault"] = {"at": fault.at_us / MICROSECONDS, **{name: getattr(fault, name) for name in names}}
-        still = {"balance": scene.old_balance(), "stood_still": fault.since(scene.now_us)}
-        told["old_rule"] = still | {verdict.name.lower(): fault.verdicts[verdict] for verdict in Verdict}
+        names = ("promised", "repaired", "asked_after", "recovered_after")
+        told["fault"] = {"at": fault.at_us / MICROSECONDS, "balance": DEBT} | {
+            name: getattr(fault, name) for name in names
+        }
+        still = {"balance": scene.old_balance, "stood_still": (scene.now_us - fault.at_us) / MICROSECONDS}
+        told["old_rule"] = still | {verdict.name.lower(): fault.verdicts[verdict] for verdict in old_rule.Verdict}
     return told
-
-
-def _sample(sample: Sample) -> dict[str, object]:
-    told: dict[str, object] = asdict(sample)
-    return told | {"apart": sample.apart, "allowed": sample.allowed}

@@ -6,14 +6,11 @@ the command line needs to know of a storage's inside is in this module.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from ..rules.state import BucketState
 from ..storage.base import Storage
-from ..storage.memory import MemoryStorage
 
 
 class Place(Protocol):
@@ -68,47 +65,6 @@ class Server(Protocol):
     def command(self, *parts: str | int) -> object:
         """Send a command; StorageUnavailable if the server can't be reached or says no."""
         ...
-
-
-class MemoryPlace:
-    """Buckets in this process."""
-
-    def __init__(self) -> None:
-        self.storage = MemoryStorage()
-
-    def now_us(self) -> int:
-        """Return the monotonic time in microseconds."""
-        return time.monotonic_ns() // 1000
-
-    def fields(self, key: str) -> dict[str, str] | None:
-        """Return a bucket's fields as they are stored."""
-        state = self.storage.dump(key)
-        return None if state is None else state.to_fields()
-
-    def lifetime(self, key: str) -> float | None:  # noqa: ARG002 - as long as we live
-        """Return None: as long as the process."""
-        return None
-
-    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:  # noqa: ARG002 - as long as we live
-        """Store a bucket, unless there is one already; return whether it was stored."""
-        if self.storage.dump(key) is not None:
-            return False
-        self.storage.load(key, BucketState.from_fields(fields))
-        return True
-
-    def drop(self, key: str, field: str) -> None:
-        """Remove one field of a bucket."""
-        fields = self.fields(key) or {}
-        self.storage.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
-
-    def keep_for(self, key: str, seconds: float) -> None:
-        """Do nothing: the bucket ends with the process."""
-
-    def delete(self, key: str) -> None:
-        """Do nothing: the bucket ends with the process."""
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
 
 
 def text(value: object) -> str:

@@ -30,7 +30,6 @@ REST: Final = 1.0
 OTHERS_EVERY: Final = 300.0
 LONGEST_POLL: Final = 3600.0
 POINTS: Final = 400
-ENOUGH_USED: Final = 0.95
 
 KINDS: Final = ("product", "offers", "search", "query", "bestsellers", "deal", "seller", "category")
 

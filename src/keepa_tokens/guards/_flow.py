@@ -19,7 +19,7 @@ from ..clock import SystemClock
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
 from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import SERVER_REFUSES, Refusals, retry_after
+from ..keepa.backoff import FIRST, SERVER_REFUSES, Refusals, retry_after
 from ..keepa.reading import envelope
 from ..keepa.sync import Call, KeepaSync
 from ..rules.decision import Snapshot
@@ -35,6 +35,14 @@ Ask: TypeAlias = Callable[[int, float | None], Awaitable[AnyCall]]
 """Sets so many tokens aside, waiting so many seconds at most."""
 End: TypeAlias = Callable[[bytes | None], Coroutine[object, None, None]]
 """Ends a call by the body of its answer; None: it was not read to its end, so nobody knows."""
+
+LONGEST_AWAY: Final = 600.0
+"""Seconds for which a task that has paid waits for a storage that is away."""
+
+LONGEST_PAUSE: Final = 30.0
+"""The longest pause between two tries of it."""
+
+AWAY: Final = "the storage is away"
 
 REFUSED: Final = 429
 SERVER_ERROR: Final = 500
@@ -118,13 +126,15 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
         return await _observed(sync, client)
     left, refusals = patience(meter.timeout), Refusals()
     while True:
-        call = await (ask(cost, left) if ask else ask_of(sync, cost, meter.keep, left, asked.label))
+        call = await _once_there(
+            sync, lambda left=left: ask(cost, left) if ask else ask_of(sync, cost, meter.keep, left, asked.label)
+        )
         answer, body = await _sent(call, meter, asked, client)
         wanted = retry_after(client.headers(answer))
         again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
         if not (again and meter.again and client.repeatable):
             return answer
-        bucket: Snapshot = await done(sync.bucket.peek(cost, keep=meter.keep))
+        bucket: Snapshot = await _once_there(sync, lambda: done(sync.bucket.peek(cost, keep=meter.keep)))
         explained = wanted is None and bucket.retry_after > 0 and envelope(body).reading is not None
         chance = random.random()  # noqa: S311 - no secret hangs on it
         pause = refusals.pause(bucket.retry_after if explained else 0.0, retry_after=wanted, chance=chance)
@@ -137,6 +147,27 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
             pause = left  # the bucket says it better
         await _pause(sync, pause)
         left = None if left is None else left - pause
+
+
+async def _once_there(sync: AnySync, step: Callable[[], Awaitable[T]]) -> T:
+    """Return what `step` does to the bucket; for a task that has paid, again where the storage is away for a while.
+
+    Sent back, it would pay again, and fails instead where the storage stays away.
+    """
+    run, pause, waited = RUN.get(), FIRST, 0.0
+    while True:
+        try:
+            return await step()
+        except StorageUnavailable as away:
+            if run is None or not run.paid:
+                raise
+            if waited >= LONGEST_AWAY:
+                raise StorageUnavailable(
+                    f"{away} The task has paid for earlier requests and would pay again, so it can't go on or begin anew."
+                ) from away
+            await _pause(sync, pause, AWAY)
+            waited += pause
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label: str) -> AnyCall:
@@ -160,9 +191,7 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
     """
     try:
         answer = await done(client.send())
-    except GeneratorExit:  # nothing can be awaited any more
-        raise
-    except BaseException as error:  # interrupts and cancellations too
+    except BaseException as error:  # interrupts and cancellations too; nothing of `settle()` suspends
         with suppress(StorageUnavailable):  # then it runs out by itself
             await done(call.cancel() if never_sent(error) else call.settle())
         forget_locals(error)
@@ -208,11 +237,11 @@ async def _observed(sync: AnySync, client: Client[R]) -> R:
     return answer
 
 
-async def _pause(sync: AnySync, seconds: float) -> None:
+async def _pause(sync: AnySync, seconds: float, why: str = SERVER_REFUSES) -> None:
     bucket = sync.bucket
     if seconds <= 0:
         return
-    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why=SERVER_REFUSES))
+    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why=why))
     clock = bucket.clock or SystemClock()
     if isinstance(sync, KeepaSync):
         clock.sleep(seconds)

@@ -70,7 +70,8 @@ class TokenTask(_Task):
     fails with what sent it back (None: as often as it takes); Celery's own `expires` bounds the time.
 
     What waiting can't help fails at once: a cost that the quota could never admit, no refill (`retry_after` is inf), a
-    mistake in the configuration. And so does what was called directly or eagerly, where there is nothing that it could
+    mistake in the configuration; a storage that stays away from a task that has paid for a request by a guard, after ten
+    minutes, since it would pay again. And so does what was called directly or eagerly, where there is nothing that it could
     be sent back to.
     """
 
@@ -79,7 +80,8 @@ class TokenTask(_Task):
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
-        under_way = RUN.set(Run())
+        this_run = Run()
+        under_way = RUN.set(this_run)
         # Sent back for want of tokens, it keeps its place in the bucket's line by its id.
         stands = PLACE.set(None if self.request.id is None else str(self.request.id))
         try:
@@ -89,7 +91,14 @@ class TokenTask(_Task):
             times = int((request.headers or {}).get(TIMES, 0))
             countdown = _countdown(missing, times)
             has_had_enough = self.most_times is not None and times >= self.most_times
-            if request.called_directly or request.is_eager or math.isinf(countdown) or has_had_enough:
+            would_pay_again = this_run.paid and isinstance(missing, StorageUnavailable)
+            if (
+                request.called_directly
+                or request.is_eager
+                or math.isinf(countdown)
+                or has_had_enough
+                or would_pay_again
+            ):
                 raise
             headers = {**(request.headers or {}), TIMES: str(times + 1)}
             request.retries -= 1  # `retry` adds one

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from inspect import iscoroutine, iscoroutinefunction, signature
+from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
 from typing import cast
 
 from .._arguments import checked_label, checked_name, hold_for_us, microseconds, shown
-from .._door import NotCopied, cost, new_id
+from .._door import CALL_ADVICE, Door, NotCopied, cost, new_id, watched
+from .._interrupts import interrupt_in
+from .._plans import Grant
 from ..errors import ConfigError
 from ..quota import Quota
+from ..units import MICROSECONDS
 from ._plans import Answer, Request, checked_synced
+from .backoff import asked_by
 from .place import PLACE
+from .reading import REFUSED, Body, Envelope, unpacked
 
 __all__ = ["KeepaDoor"]
 
@@ -55,6 +60,35 @@ class KeepaDoor(NotCopied):
             raise ConfigError("refresh() needs a probe: give KeepaSync one, e.g. probe=http_probe(api_key)")
 
 
+class KeepaCall(NotCopied):
+    """What `Call` and `AsyncCall` have in common."""
+
+    def __init__(self, door: Door[object], grant: Grant) -> None:
+        self._door, self._grant = door, grant
+        self.id = grant.id
+        self.tokens = grant.tokens
+        self.decision = grant.decision
+        self.waited = grant.decision.waited
+        self.refused = False
+        self.consumed: int | None = None
+        self.told = False
+        self.retry_after: float | None = None
+        self._watch: object = watched(self, door, "call", CALL_ADVICE, self.tokens)
+
+    def _given(self, body: Body, status: int | None) -> tuple[Body, int | None]:
+        answer, number = unpacked(body, status)
+        self._watch = None
+        self.refused = number == REFUSED
+        self.retry_after = asked_by(body)
+        return answer, number
+
+    def _learned(self, said: Envelope) -> None:
+        self.consumed, self.told = said.consumed, said.reading is not None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
+
+
 def checked_bucket(bucket: object, kind: type, *, twin: str) -> None:
     """Raise unless `bucket` is of `kind`. What it is instead is named, not shown: it may be an API key."""
     if isinstance(bucket, kind):
@@ -93,6 +127,28 @@ def checked_probe(probe: object, *, waits: bool) -> None:
         raise ConfigError(
             "this probe is a coroutine function: KeepaSync needs one that blocks, AsyncKeepaSync takes it"
         )
+
+
+async def ask(probe: Callable[..., object] | None, limit_us: int, *, waits: bool) -> Answer:
+    """Ask the server for its balance. waits: for threads, so nothing is awaited."""
+    if probe is None:
+        return Answer(None, None, "there is no probe")
+    try:
+        result = probe(timeout=limit_us / MICROSECONDS) if takes_timeout(probe) else probe()
+        awaited = not waits and isawaitable(result)
+        if awaited:
+            result = await cast("Awaitable[object]", result)
+    except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
+        interrupt = interrupt_in(error)
+        if interrupt is None:
+            return failed(error)
+        raise interrupt from None
+    if not waits and not awaited:
+        raise ConfigError(
+            f"a probe for AsyncKeepaSync must be awaitable, this one returned {type(result).__name__}: one that"
+            " blocks goes with KeepaSync"
+        )
+    return answered(result, waits=waits)
 
 
 def answered(result: object, *, waits: bool) -> Answer:

@@ -14,7 +14,7 @@ from ..quota import Quota
 from ..rules.commands import Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
-from .backoff import Refusals
+from .backoff import SERVER_REFUSES, Refusals
 from .reading import REFUSED, Body, Envelope
 
 __all__ = ["SERVER_REFUSED", "Answer", "KeepaSteps", "Request", "observe", "refresh", "request", "settle"]
@@ -127,22 +127,32 @@ async def try_request(steps: KeepaSteps, wanted: Request) -> Grant:
 
 
 async def before_next(
-    steps: KeepaSteps, refusals: Refusals, tokens: int, keep: int, left_us: int, *, told: bool
+    steps: KeepaSteps,
+    refusals: Refusals,
+    tokens: int,
+    keep: int,
+    left_us: int,
+    *,
+    told: bool,
+    retry_after: float | None = None,
 ) -> bool:
     """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
 
-    told: the refusal brought a reading, so that the bucket knows. Raises AcquireTimeout where that would be longer than
+    told: the refusal brought a reading, so that the bucket knows. retry_after: what the server asked for. Raises AcquireTimeout where that would be longer than
     `left_us`.
     """
     seen = snapshot_of(await steps.apply(Peek(tokens, keep)))
-    seconds = refusals.pause(seen.retry_after if told else 0.0)
+    wait = seen.retry_after if told and retry_after is None else 0.0
+    reason = Reason.EMPTY if wait else SERVER_REFUSES
+    seconds = refusals.pause(wait, retry_after=retry_after)
     if seconds is None:
         return False
     pause_us = round(seconds * MICROSECONDS)
     if pause_us > left_us:
-        raise AcquireTimeout(tokens, max(seconds, seen.retry_after), Reason.EMPTY, seen.balance)
+        raise AcquireTimeout(tokens, max(seconds, seen.retry_after), reason, seen.balance)
     if pause_us:
-        await steps.sleep(pause_us, min(pause_us // 2, left_us - pause_us), Reason.EMPTY, alert=False)
+        spread_us = pause_us // 2 if retry_after is None else MICROSECONDS
+        await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
     return True
 
 

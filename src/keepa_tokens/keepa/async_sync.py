@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from inspect import isawaitable
 from types import TracebackType
 from typing import Self, TypeAlias, cast
 
 from .._arguments import checked_key, timeout_us
-from .._door import CALL_ADVICE, NotCopied, left_unsettled, watched
-from .._interrupts import interrupt_in
+from .._door import CALL_ADVICE, left_unsettled
 from .._loops import sleep
 from .._plans import Grant, Patience
 from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
 from ..clock import Clock
-from ..errors import ConfigError
 from ..events import EventKind, Listener
 from ..rules.commands import ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncStorage
 from ..storage.memory import MemoryStorage
-from ..units import LIMIT, MICROSECONDS
+from ..units import LIMIT
 from . import _plans as plans
-from ._door import KeepaDoor, answered, checked_api_key, checked_bucket, checked_probe, failed, takes_timeout
+from ._door import KeepaCall, KeepaDoor, ask, checked_api_key, checked_bucket, checked_probe
 from ._plans import Answer
 from .backoff import Refusals
 from .quota import KEEPA, bucket_key, keepa_quota
-from .reading import LARGE, REFUSED, Body, Envelope, envelope, pieces, unpacked
+from .reading import LARGE, Body, Envelope, envelope, pieces, unpacked
 
 __all__ = ["AsyncCall", "AsyncKeepaSync", "AsyncProbeFunction"]
 
@@ -129,7 +126,9 @@ class AsyncKeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not await plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told):
+            if not await plans.before_next(
+                steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after
+            ):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
@@ -190,23 +189,7 @@ class _Steps(AwaitedSteps):
 
     async def probe(self, limit_us: int) -> Answer:
         """Ask the server for its balance."""
-        if self._ask is None:
-            return Answer(None, None, "there is no probe")
-        try:
-            asked = self._ask(timeout=limit_us / MICROSECONDS) if takes_timeout(self._ask) else self._ask()
-            waits = isawaitable(asked)
-            result: object = await asked if waits else asked
-        except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
-            interrupt = interrupt_in(error)
-            if interrupt is None:
-                return failed(error)
-            raise interrupt from None
-        if not waits:
-            raise ConfigError(
-                f"a probe for AsyncKeepaSync must be awaitable, this one returned {type(result).__name__}: one that"
-                " blocks goes with KeepaSync"
-            )
-        return answered(result, waits=False)
+        return await ask(self._ask, limit_us, waits=False)
 
     async def envelope(self, body: Body) -> Envelope:
         """Return what a body says; of a large one in pieces, between which others get their turn."""
@@ -225,28 +208,18 @@ class _Steps(AwaitedSteps):
         self.door.say(kind, why)
 
 
-class AsyncCall(NotCopied):
+class AsyncCall(KeepaCall):
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
     def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
+        super().__init__(steps().door, grant)
         self._steps = steps
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.waited = grant.decision.waited
-        self._grant = grant
-        self.refused = False
-        self.consumed: int | None = None
-        self.told = False
-        self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer; as `Call.settle`. Never raises on a body."""
-        answer, number = unpacked(body, status)
-        self._watch = None
-        self.refused = number == REFUSED
+        answer, number = self._given(body, status)
         said = await plans.settle(self._steps(), self._grant, answer, number)
-        self.consumed, self.told = said.consumed, said.reading is not None
+        self._learned(said)
 
     async def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
@@ -261,8 +234,5 @@ class AsyncCall(NotCopied):
     ) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
         if self._watch is not None and kind is None:
-            left_unsettled(self._steps().door, "call", self.tokens, CALL_ADVICE)
+            left_unsettled(self._door, "call", self.tokens, CALL_ADVICE)
         self._watch = None
-
-    def __repr__(self) -> str:
-        return f"AsyncCall(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"

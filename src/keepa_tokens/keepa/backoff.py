@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, cast
 
-__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Refusals", "retry_after"]
+__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Refusals", "asked_by", "retry_after"]
 
 SERVER_REFUSES: Final = "REFUSED"
 """The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
@@ -51,6 +51,12 @@ class Refusals:
         if retry_after is not None:
             return min(retry_after, LONGEST_ASKED) + FIRST * chance
         return FIRST * 2.0 ** (self.unexplained - 1) * (1 + chance / 2)
+
+
+def asked_by(answer: object) -> float | None:
+    """Return the seconds that a response of httpx or requests asks for; None: it asks for nothing, or is none."""
+    headers: object = getattr(answer, "headers", None)
+    return retry_after(cast("Mapping[str, str]", headers)) if isinstance(headers, Mapping) else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -8,8 +8,7 @@ from typing import Self, TypeAlias
 
 from .._arguments import checked_key, timeout_us
 from .._blocking import run
-from .._door import CALL_ADVICE, NotCopied, left_unsettled, watched
-from .._interrupts import interrupt_in
+from .._door import CALL_ADVICE, left_unsettled
 from .._plans import Grant, Patience
 from ..bucket import BlockingSteps, TokenBucket, door_of
 from ..clock import Clock
@@ -17,13 +16,13 @@ from ..events import EventKind, Listener
 from ..rules.commands import ClaimProbe
 from ..rules.decision import Snapshot
 from ..storage.base import Storage
-from ..units import LIMIT, MICROSECONDS
+from ..units import LIMIT
 from . import _plans as plans
-from ._door import KeepaDoor, answered, checked_api_key, checked_bucket, checked_probe, failed, takes_timeout
+from ._door import KeepaCall, KeepaDoor, ask, checked_api_key, checked_bucket, checked_probe
 from ._plans import Answer
 from .backoff import Refusals
 from .quota import KEEPA, bucket_key, keepa_quota
-from .reading import REFUSED, Body, Envelope, envelope, unpacked
+from .reading import Body, Envelope, envelope, unpacked
 
 __all__ = ["Call", "KeepaSync", "ProbeFunction"]
 
@@ -141,7 +140,11 @@ class KeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not run(lambda: plans.before_next(steps, refusals, estimate, keep, left_us, told=call.told)):
+            if not run(
+                lambda: plans.before_next(
+                    steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after
+                )
+            ):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
 
@@ -208,16 +211,7 @@ class _Steps(BlockingSteps):
 
     async def probe(self, limit_us: int) -> Answer:
         """Ask the server for its balance."""
-        if self._ask is None:
-            return Answer(None, None, "there is no probe")
-        try:
-            result = self._ask(timeout=limit_us / MICROSECONDS) if takes_timeout(self._ask) else self._ask()
-        except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
-            interrupt = interrupt_in(error)
-            if interrupt is None:
-                return failed(error)
-            raise interrupt from None
-        return answered(result, waits=True)
+        return await ask(self._ask, limit_us, waits=True)
 
     async def envelope(self, body: Body) -> Envelope:
         """Return what a body says."""
@@ -228,27 +222,19 @@ class _Steps(BlockingSteps):
         self.door.say(kind, why)
 
 
-class Call(NotCopied):
+class Call(KeepaCall):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
     refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
-    answer carried a reading.
+    answer carried a reading. retry_after: seconds that a response asked for, of those that `settle` was given whole.
 
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.
     """
 
     def __init__(self, steps: Callable[[], _Steps], grant: Grant) -> None:
+        super().__init__(steps().door, grant)
         self._steps = steps
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.waited = grant.decision.waited
-        self._grant = grant
-        self.refused = False
-        self.consumed: int | None = None
-        self.told = False
-        self._watch: object = watched(self, steps().door, "call", CALL_ADVICE, self.tokens)
 
     def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer: parsed, as bytes or text, refusals and errors too. A second time changes nothing.
@@ -257,11 +243,9 @@ class Call(NotCopied):
         it cost nothing. None (a PNG, a timeout): charged or not, nobody knows, so the hold is left to run out.
         Never raises on a body.
         """
-        answer, number = unpacked(body, status)
-        self._watch = None
-        self.refused = number == REFUSED
+        answer, number = self._given(body, status)
         said = run(lambda: plans.settle(self._steps(), self._grant, answer, number))
-        self.consumed, self.told = said.consumed, said.reading is not None
+        self._learned(said)
 
     def cancel(self) -> None:
         """End the call: its tokens are free again. Only if it was certainly never sent."""
@@ -276,8 +260,5 @@ class Call(NotCopied):
     ) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
         if self._watch is not None and kind is None:
-            left_unsettled(self._steps().door, "call", self.tokens, CALL_ADVICE)
+            left_unsettled(self._door, "call", self.tokens, CALL_ADVICE)
         self._watch = None
-
-    def __repr__(self) -> str:
-        return f"Call(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"

@@ -60,7 +60,7 @@ class Admission:
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, at)
-        others = in_flight or (ahead and s.quota.synced)
+        others = in_flight or ahead
         if available - ahead >= (tokens + aside if others else wanted):
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:

@@ -162,13 +162,15 @@ class Outcome:
     granted: bool = False
     """Tokens were taken or set aside; of a Peek: they would have been."""
     reason: Reason = Reason.GRANTED
+    """Why it was refused; GRANTED where it wasn't."""
     retry_after_us: int = 0
     """When to ask again; NEVER: no refill will bring it."""
     place_us: int = 0
     """How long the caller must wait for the place that it was given."""
     held: int = 0
-    """Tokens of calls in flight, of which there are `open`."""
+    """Tokens of calls in flight."""
     open: int = 0
+    """How many calls are in flight."""
     closed: bool = False
     """A recharge is under way."""
     kept_back: int = 0

@@ -87,9 +87,11 @@ class Snapshot:
     quota: Quota
     """The terms that the bucket runs on."""
     capacity: int
-    """In effect, as the server last reported it; so are `refill` and `period`."""
+    """In effect, as the server last reported it."""
     refill: int
+    """Tokens a period, likewise."""
     period: float
+    """Seconds from one refill to the next, likewise."""
     paused_for: float = 0.0
     """What is left of a pause."""
     reading_age: float | None = None
@@ -99,8 +101,9 @@ class Snapshot:
     kept_back: int = 0
     """Tokens left to somebody else who was seen to spend, on top of any `keep`."""
     waiting: int = 0
-    """How many stand in line, and `wanted`, for how many tokens."""
+    """How many stand in line."""
     wanted: int = 0
+    """For how many tokens they stand there."""
     in_flight: tuple[InFlight, ...] = ()
     """The calls in flight, the oldest first."""
     repaired: tuple[str, ...] = ()

@@ -53,8 +53,8 @@ from the balance already, and available = balance.
    back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-   of the tickets before it that are not late; so small calls can't starve a big one, and one that overdraws gets its
-   turn.
+   of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big one,
+   and one that overdraws gets its turn.
    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. A day ahead at
    most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant;
    others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At most 256 stand

@@ -7,12 +7,14 @@ import json
 import os
 import random
 import sqlite3
+import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Self, cast
 
 from .._arguments import checked_key, microseconds, shown, whole
 from ..errors import ConfigError, StorageUnavailable
@@ -23,6 +25,9 @@ from ..rules.state import BucketState
 from ..rules.transition import lifetime_us, transition
 from .base import AsyncClosing, Closing
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["AsyncSQLiteStorage", "SQLiteStorage"]
 
 _SCHEMA: Final = """
@@ -30,6 +35,7 @@ CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL, 
 CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NULL;
 """
 _LONGEST_PAUSE_S: Final = 0.002
+_PATIENCE_S: Final = 0.05
 _SWEPT_PER_STEP: Final = 2
 _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems whose locks SQLite can't rely on."""
@@ -40,7 +46,7 @@ class SQLiteStorage(Closing):
 
     timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
     that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may cost the
-    last steps, never the file.
+    last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited for long goes next.
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
@@ -104,6 +110,7 @@ class SQLiteStorage(Closing):
         with self._lock:
             if not self._is_closed and self._process == os.getpid():
                 self._db.close()
+                self._let_go()
             self._is_closed = True
 
     def __repr__(self) -> str:
@@ -112,6 +119,8 @@ class SQLiteStorage(Closing):
     def _open(self) -> None:
         self._process = os.getpid()
         with self._errors_named():
+            self._turns = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT, 0o666)
+            self._let_go = weakref.finalize(self, os.close, self._turns)
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             try:
@@ -123,6 +132,7 @@ class SQLiteStorage(Closing):
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.close()
+                self._let_go()
                 raise
 
     @contextmanager
@@ -130,6 +140,7 @@ class SQLiteStorage(Closing):
         if self._process != os.getpid():
             # The parent's connection must not be used or closed here, and a thread that held the lock is not there.
             self._inherited.append(self._db)
+            self._let_go()
             self._lock = threading.RLock()
             self._open()
         with self._lock, self._errors_named():
@@ -150,24 +161,82 @@ class SQLiteStorage(Closing):
                 raise
 
     def _begun(self, statement: str) -> None:
-        """Carry out a statement that waits for others, up to the timeout."""
-        end = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self._db.execute(statement)
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > end:
-                    raise
+        """Carry out a statement that waits for others, up to the timeout.
+
+        A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
+        seconds. Who has waited for a while takes the turn, one at a time, and all others stand back meanwhile.
+        """
+        began = time.monotonic()
+        with _Turn(self._turns) as turn:
+            while True:
+                others = sqlite3.OperationalError("database is locked, and others have waited for longer")
+                failed = self._locked(statement) if turn.mine or turn.free() else others
+                if failed is None:
+                    return
+                waited = time.monotonic() - began
+                if waited > self._timeout_s:
+                    raise failed
+                if waited > _PATIENCE_S:
+                    turn.take()
                 time.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - no secret
-            else:
-                return
+
+    def _locked(self, statement: str) -> sqlite3.Error | None:
+        """Carry out a statement; return why not, if others have the lock."""
+        try:
+            self._db.execute(statement)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            return error
+        return None
 
     @contextmanager
     def _errors_named(self) -> Generator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
+
+
+class _Turn:
+    """Whose turn it is: a file that the one who has waited for long locks. A lock ends with its process.
+
+    Only processes are told apart, and on Windows nobody is: chance decides then. No harm comes of two who have it.
+    """
+
+    def __init__(self, turns: int) -> None:
+        self._turns = turns
+        self.mine = False
+
+    def free(self) -> bool:
+        """Whether it is nobody's turn."""
+        if not self._locked(alone=False):
+            return False
+        self._unlock()
+        return True
+
+    def take(self) -> None:
+        """Take the turn, if it is nobody's."""
+        self.mine = self.mine or self._locked(alone=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.mine:
+            self._unlock()
+
+    def _locked(self, *, alone: bool) -> bool:
+        if sys.platform != "win32":
+            try:
+                fcntl.lockf(self._turns, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return False
+        return True
+
+    def _unlock(self) -> None:
+        if sys.platform != "win32":
+            fcntl.lockf(self._turns, fcntl.LOCK_UN)
 
 
 class AsyncSQLiteStorage(AsyncClosing):

@@ -1,0 +1,72 @@
+"""Keepa's fake server and a bucket in step with it, on one clock that a test moves by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from keepa_tokens import Event, EventKind, KeepaSync, Listener, MemoryStorage, NotEnoughTokens, TokenBucket, keepa_quota
+from keepa_tokens.testing import FakeKeepa, ManualClock
+
+PRODUCT = "/product"
+
+
+def asins(count: int) -> dict[str, str]:
+    """Return the parameters of a call that costs `count`."""
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
+
+
+class World:
+    """The server, one worker's `sync` and what its listener was told; `worker` makes more on the same storage."""
+
+    def __init__(
+        self,
+        initial: int = 20,
+        *,
+        refill_rate: int = 5,
+        probe: bool = True,
+        recharge_to: int | None = None,
+        clock: ManualClock | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        self.clock = ManualClock() if clock is None else clock
+        self.fake = FakeKeepa(refill_rate=refill_rate, initial=initial, clock=self.clock)
+        self.storage = MemoryStorage()
+        self.events: list[Event] = []
+        self._quota, self._probe = keepa_quota(refill_rate, recharge_to=recharge_to), probe
+        self._listener: Listener = self.events.append if listener is None else listener
+        self.sync = self.worker()
+        self.bucket = self.sync.bucket
+
+    def worker(self) -> KeepaSync:
+        """Return a worker's own door."""
+        bucket = TokenBucket(self._quota, key="k", storage=self.storage, clock=self.clock, listener=self._listener)
+        return KeepaSync(bucket, probe=self.fake.probe if self._probe else None)
+
+    def call(self, tokens: int, estimate: int | None = None, *, by: KeepaSync | None = None) -> int:
+        """Make a call that costs `tokens`; return the status of its answer."""
+        with (by or self.sync).request(tokens if estimate is None else estimate) as call:
+            answer = self.fake.request(PRODUCT, asins(tokens))
+            call.settle(answer.content, status=answer.status)
+        return answer.status
+
+    def refused(self, tokens: int = 1, *, keep: int = 0) -> NotEnoughTokens:
+        """Try a request that must be refused."""
+        with pytest.raises(NotEnoughTokens) as refused:
+            self.sync.try_request(tokens, keep=keep)
+        return refused.value
+
+    def kinds(self, kind: EventKind) -> list[Event]:
+        """Return the events of a kind."""
+        return [event for event in self.events if event.kind is kind]
+
+    def last(self, kind: EventKind) -> Event:
+        """Return the latest event of a kind."""
+        return self.kinds(kind)[-1]
+
+    def damage(self, **fields: object) -> None:
+        """Put these into the stored state."""
+        state = self.storage.dump("k")
+        assert state is not None
+        self.storage.load("k", replace(state, **fields))  # type: ignore[arg-type]  # damage is of any type
