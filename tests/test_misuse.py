@@ -401,7 +401,7 @@ def test_the_log_remembers_a_bounded_number_of_buckets() -> None:
         door = bucket.with_key(f"10.0.{number // 256}.{number % 256}")
         door.try_acquire()
         door.try_acquire()
-    assert len(vars(log)["_refused"]) == MOST_KEYS
+    assert len(log.refused) == MOST_KEYS
 
 
 # --- coroutines and loops

@@ -13,7 +13,18 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, decorated, left_unsettled, new_id, watched
+from ._door import (
+    RESERVATION_ADVICE,
+    Door,
+    NotCopied,
+    awaited,
+    cost,
+    decorated,
+    left_unsettled,
+    new_id,
+    struck,
+    watched,
+)
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -84,6 +95,13 @@ class AsyncTokenBucket(NotCopied):
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
+        try:
+            decision = self._door.at_once(tokens, keep)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+            raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         try:
@@ -94,6 +112,14 @@ class AsyncTokenBucket(NotCopied):
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
+        if timeout is None:
+            try:
+                decision = self._door.at_once(tokens, keep, waits=True)
+                if decision is not None:
+                    return decision
+            except BaseException as error:
+                await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
@@ -269,8 +295,8 @@ class AwaitedSteps(Taken):
 
     __slots__ = ("_step", "door")
 
-    def __init__(self, door: AsyncDoor) -> None:
-        super().__init__()
+    def __init__(self, door: AsyncDoor, taking: Acquire | None = None, decision: Decision | None = None) -> None:
+        super().__init__(taking, decision)
         self.door = door
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 

@@ -157,7 +157,8 @@ local function whole(text, least, most, missing)
     return missing
   end
   local number = tonumber(text)
-  return number and number >= least and number <= most and format('%.0f', number) == text and number or nil
+  -- %d is quicker than %.0f. Where it is too short for a number, the fast path is not taken.
+  return number and number >= least and number <= most and format('%d', number) == text and number or nil
 end
 
 local is_new = not stored[2] and not stored[4]
@@ -190,13 +191,16 @@ elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and c
       and firm_place and largest_place and held and open and sequence
       and version >= 0 and version < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
       and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
-    -- Each as `whole` reads it, all at once. Where %d is too short for them, the fast path is never taken.
+    -- Each as `whole` reads it, all at once.
     or format('%d %d %d %d', version, balance, refilled_at, carry)
       ~= (stored[2] or 0) .. ' ' .. stored[3] .. ' ' .. stored[4] .. ' ' .. (stored[5] or 0) then
   return hand_over('all')
 end
--- %d is quicker, where what was just checked shows that it is long enough.
-local digits = not is_new and refilled_at > 2^32 and '%d' or '%.0f'
+local digits, four = '%.0f', '%s %.0f %.0f %.0f %.0f%s'
+if not is_new and refilled_at > 2^32 then
+  -- What was just checked shows that %d is long enough.
+  digits, four = '%d', '%s %d %d %d %d%s'
+end
 if stored[8] or stored[9] or stored[10] or stored[21] then
   return hand_over(stored[8] and 'all' or 'some', id)
 end
@@ -401,8 +405,12 @@ due_at = min(due_at, ends or LIMIT)
 local left = (synced or stored[12] or stored[16]) and call('PTTL', key)
 local lifetime = nil
 if given == '' and not (q7 ~= '-' and tonumber(q7) < tonumber(q1)) and not (synced and left == -1) then
-  local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND
-    or instant(max(0, capacity - balance), refilled_at, 0)
+  local full_at = now
+  if synced or refill == 0 then
+    full_at = now + DAY_US - 10 * SECOND
+  elseif ((capacity - balance) / refill + 1) * period > 40 * SECOND then
+    full_at = instant(max(0, capacity - balance), refilled_at, 0)
+  end  -- else it is full well within the shortest lifetime
   if full_at < LIMIT then
     lifetime = max(60000, ceil((max(full_at, ends or now) - now) / 1000) + 10000)
     lifetime = left and max(lifetime, left) or lifetime
@@ -444,7 +452,7 @@ end
 local answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
 local kept = kept_back ~= 0 and min(kept_back, (divmod(capacity, 3))) or 0
 if at > now or held > 0 or open > 0 or kept > 0 or many ~= '' then
-  answer = format('%s %.0f %.0f %.0f %.0f%s', answer, at - now, held, open, kept, many)
+  answer = format(four, answer, at - now, held, open, kept, many)
 end
 
 if is_new then
