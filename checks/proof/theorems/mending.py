@@ -173,8 +173,9 @@ def _is_soon(due_at: Number, now: int) -> bool:
 
 
 def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: int) -> bool:
-    """Where all holds were read, the stored sum is theirs, and none falls due unseen for longer than a second, and
-    what clocks may be apart.
+    """Where all holds were read, the stored sum is theirs, and none falls due unseen for longer than a second.
+
+    What clocks may be apart comes to that.
 
     pre: 0 <= now <= LATEST and 0 <= tokens < LIMIT
     post: _

@@ -87,9 +87,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     if n.overdraft or keep or n.synced:
         need = _need(n, tokens, keep) + (n.held if n.synced else 0)
     if balance >= need:
-        balance -= tokens
-        if balance <= -LIMIT:
-            balance = 1 - LIMIT
+        balance -= tokens  # above -LIMIT: at least one was there, and fewer than LIMIT are taken
         try:
             n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
         except BaseException:

@@ -120,7 +120,7 @@ if verb == 'store' then
     return hand_over(what, named)
   end
   local left, till = call('PTTL', key), 10 + removals
-  local kept = lifetime ~= '' and format('%.0f', max(lifetime, what == 'some' and left or 0)) or nil
+  local kept = lifetime ~= '' and format('%.0f', max(lifetime, what == 'some' and left or lifetime)) or nil
   return write(left == -2, stored[1] or '0', kept, ARGV, till + 1, ARGV, 11, till) or nonce .. ' stored'
 end
 if verb == 'look' then
