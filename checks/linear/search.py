@@ -23,7 +23,8 @@ NEVER = 2**63
 class Call:
     """One call.
 
-    began, ended: nanoseconds of the monotonic clock. now: the bucket's time. quota: the caller's terms. outcome None: lost.
+    began, ended: nanoseconds of the monotonic clock. now: the bucket's time. quota: the caller's terms. outcome None:
+    lost.
     """
 
     began: int

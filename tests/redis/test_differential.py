@@ -61,7 +61,7 @@ class Watched(RedisStorage):
         self.reply = await super()._send(arguments)
         return self.reply
 
-    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
+    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command | None) -> _wire.Answer:
         answer = await super()._ask(key, arguments, command)
         self.said = self.said or answer
         return answer
@@ -115,7 +115,7 @@ def test_script_and_rules_agree(shared_server: Server, clients: dict[str, redis.
 
 @pytest.mark.deep
 def test_programs_draw_every_command_field_and_stored_number() -> None:
-    """Programs and stories leave out no argument of any command, no stored field, no way of a step and no line of several."""
+    """Programs and stories leave out no argument of a command, no stored field, no way of a step, no line of several."""
     seen, names, ways, longest = set[tuple[str, ...]](), set[str](), set[str](), 0
 
     @settings(_SETTINGS, max_examples=500, derandomize=True, database=None, phases=[Phase.generate])
@@ -142,7 +142,7 @@ def test_programs_draw_every_command_field_and_stored_number() -> None:
         look_at(told)
     always_said = {"id", "hold_for_us", "until_us", "tokens"}
     for kind in get_args(Command):
-        expected = {(kind.__name__,)}
+        expected: set[tuple[str, ...]] = {(kind.__name__,)}
         for each in fields(kind):
             expected.add((kind.__name__, each.name, "True"))
             if each.name not in always_said and each.type != "Reading":
