@@ -489,7 +489,7 @@ STORIES: Final[dict[str, Program]] = {
         )
     },
     **{
-        f"others spend, a capacity of {capacity}, {kept} kept back": story(
+        f"others spend, a capacity of {capacity}, {kept} kept back of {balance}": story(
             SYNCED,
             *_READ,
             (2, Acquire(1), {"fast": f"{EPOCH + 9} {capacity} 1 12000000 {kept}", "balance": str(balance)}),
@@ -504,7 +504,7 @@ STORIES: Final[dict[str, Program]] = {
         )
     ),
     **{
-        f"a settle that costs {cost} at {balance}": story(
+        f"a settle that costs {cost} at {balance} of {quota.capacity}": story(
             quota,
             *((0, Reconcile(Reading(9, server_time=1.0))), (0, Reserve("a", 5, SECOND))),
             (0, Settle("a", cost), {"balance": str(balance)}),
@@ -531,7 +531,7 @@ STORIES: Final[dict[str, Program]] = {
         tuple(Act(2**32 + at, PLAIN, (), Acquire(1)) for at in (-2, -1, 0, 1, 2, SECOND))
     ),
     **{
-        f"nothing there but {name}": story(PLAIN, (0, Acquire(1), {name: text}), (1, Acquire(1)))
+        f"nothing there but {name}, {text}": story(PLAIN, (0, Acquire(1), {name: text}), (1, Acquire(1)))
         for name in (
             *(
                 "format",

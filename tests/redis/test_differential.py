@@ -115,7 +115,7 @@ def test_script_and_rules_agree(shared_server: Server, clients: dict[str, redis.
 
 @pytest.mark.deep
 def test_programs_draw_every_command_field_and_stored_number() -> None:
-    """Programs and stories leave out no argument of a command, no stored field, no way of a step, no line of several."""
+    """Programs and stories leave out no argument of a command, no stored field, no way of a step, no long line."""
     seen, names, ways, longest = set[tuple[str, ...]](), set[str](), set[str](), 0
 
     @settings(_SETTINGS, max_examples=500, derandomize=True, database=None, phases=[Phase.generate])

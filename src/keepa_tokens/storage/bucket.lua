@@ -230,7 +230,7 @@ if not queues then
   if a == '0' then
     return hand_over('some', id)
   end
-  capacity, refill, period = whole(b, 1, LIMIT - 1), whole(c, 0, LIMIT - 1), whole(d, 1, LIMIT - 1)
+  capacity, refill, period = whole(b, 1, LIMIT - 1), whole(c, 0, LIMIT), whole(d, 1, LIMIT - 1)
   kept_back = whole(e, 0, LIMIT - 1)
   if not (whole(a, now + 1, now + 60 * SECOND) and capacity and refill and period and kept_back)
       or refill * (period + 1) >= LIMIT then
