@@ -91,8 +91,14 @@ format: $(VENV)/.stamp-check ## Format the code, and mend what ruff can mend saf
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS
-	$(BIN)/keepa-tokens demo $(DEMO_ARGS)
+# Only a REDIS_URL that was given to make counts: one in the environment is some other program's.
+ifeq ($(origin REDIS_URL),command line)
+demo: $(VENV)/.stamp-demo-redis
+demo: DEMO_REDIS := --redis-url '$(REDIS_URL)'
+endif
+
+demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its bucket in REDIS_URL
+	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
 bench: $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
 	$(BIN)/python -m checks.benchmarks.bench --write docs/evidence/speed.md

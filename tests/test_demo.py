@@ -26,6 +26,7 @@ from keepa_tokens.cli.demo_show import picture
 from keepa_tokens.cli.view import chart, draw, fits
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing import FakeKeepa
+from tests.cli import Workers
 
 COMMAND = [sys.executable, "-W", "error", "-m", "keepa_tokens"]
 MINUTE_US = 60_000_000
@@ -52,6 +53,15 @@ def test_the_projection_stays_within_its_bounds(report: Any) -> None:
     assert report["samples"]["quiet"] > 50
     assert abs(worst["projection"] - worst["truth"]) == worst["apart"] <= worst["allowed"]
     assert worst["allowed"] == worst["in_flight"] + 20 * worst["steps"]
+
+
+def test_on_a_real_server_a_run_is_the_same_and_leaves_nothing(valkey: Workers) -> None:
+    """The same steps and figures as in memory, to the last digit; afterwards the server has no key of it."""
+    runs = [CliRunner().invoke(app, ["demo", "--json", *place]) for place in ([], ["--redis-url", valkey.url])]
+    assert runs[0].exit_code == runs[1].exit_code == 0
+    assert runs[0].stdout == runs[1].stdout
+    with valkey.client() as client:
+        assert client.keys("*demo*") == []
 
 
 def test_the_bucket_recovers_and_the_old_rule_stands_still(report: Any) -> None:

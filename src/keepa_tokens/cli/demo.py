@@ -1,7 +1,7 @@
 """The demo's scenario: several workers on one key of a fake Keepa server, and the fault half-way. Pure.
 
 The rules, the door and the answers are the real ones. Time jumps from event to event, so a run is the same for the same
-seed, and as long as whoever shows it likes.
+seed, and as long as whoever shows it likes. The bucket lives in this process, or where it is told.
 
 At every moment the projection is held against the server's own balance. While calls are in flight the two may differ by
 their tokens, since the server may have charged what nobody was told yet; and a refill step may be believed late, never
@@ -31,6 +31,7 @@ from ..testing.clock import ManualClock
 from ..testing.fake_keepa import FakeKeepa, Ticket
 from ..units import MICROSECONDS
 from . import old_rule
+from .place import Place
 from .simulate import Kind
 from .words import count, duration
 
@@ -156,8 +157,9 @@ class Fault:
 class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
-    def __init__(self, workers: int, seed: int) -> None:
-        self._clock, self._storage = ManualClock(), MemoryStorage()
+    def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
+        self._clock, self._memory, self._place = ManualClock(), MemoryStorage(), place
+        self._storage = self._memory if place is None else place.storage
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
         self._batch_cost: int | None = None
@@ -299,9 +301,11 @@ class Scenario:
 
     def _lose_timestamp(self) -> None:
         """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
-        balance, state = self.bucket.peek().balance, self._storage.dump(BUCKET)
-        if state is not None:
-            self._storage.load(BUCKET, replace(state, refilled_at=None))
+        balance = self.bucket.peek().balance
+        if self._place is not None:
+            self._place.drop(BUCKET, "refilled_at")
+        elif state := self._memory.dump(BUCKET):
+            self._memory.load(BUCKET, replace(state, refilled_at=None))
         seen = self.bucket.peek()
         old = old_rule.OldState(DEBT, refilled_at=None)
         self.fault = Fault(self.now_us, seen.retry_after, ", ".join(seen.repaired), old)
