@@ -80,7 +80,7 @@ def test_memory_storage_is_transition_at_every_edge() -> None:
     sound = [
         program for name, program in STORIES.items() if name != left_out and not any(act.damage for act in program.acts)
     ]
-    assert len(sound) > 50  # noqa: PLR2004 - most of them damage nothing
+    assert len(sound) > 50
     for program in sound:
         follows_the_rules(program)
 
