@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
 from tests.servers import Server
