@@ -465,6 +465,23 @@ def test_an_old_server_is_found() -> None:
         assert [found.code for found in seen.findings] == codes
 
 
+@pytest.mark.parametrize("ahead, codes", [(3600.0, ["clock"]), (-3600.0, ["clock"]), (2.0, []), (0.0, [])])
+def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, codes: list[str]) -> None:
+    """A server whose clock is further from ours than the tolerance is found, with by how much and to which side."""
+    from keepa_tokens.cli import doctor_server
+
+    class Stepped(RedisPlace):
+        def now_us(self) -> int:
+            return super().now_us() + round(ahead * SECOND)
+
+    place, seen = Stepped.at(server.url), doctor_server.Examination()
+    doctor_server._clock(place, seen)
+    place.close()
+    assert [found.code for found in seen.findings] == codes
+    side = "ahead of" if ahead > 0 else "behind"
+    assert all(f"its clock is 3,600 s {side} this machine's" in found.what for found in seen.findings)
+
+
 def test_a_lagging_replica_is_found() -> None:
     """A replica that is far behind is found, however the client shows its line."""
     from keepa_tokens.cli import doctor_server

@@ -56,7 +56,7 @@ return {granted and 1 or 0, tostring(tokens)}
 """
 """A token bucket as many write it: no repair, no holds, no places, fractions by floats."""
 
-ROUNDS: Final = 25
+ROUNDS: Final = 150
 PLENTY: Final = Quota(10**9, 1000, 1.0)
 NOTHING: Final = Quota(1, 1, 10_000.0)
 TASKS: Final = 100
@@ -98,7 +98,7 @@ class Bare(Locked):
         return True
 
 
-def quickest(steps: Mapping[str, Step], *, calls: int = 200, rounds: int = ROUNDS) -> dict[str, float]:
+def quickest(steps: Mapping[str, Step], *, calls: int = 40, rounds: int = ROUNDS) -> dict[str, float]:
     """Return the seconds a call of each, in its quickest turn; they take turns."""
     best = dict.fromkeys(steps, float("inf"))
     for step in steps.values():
@@ -349,7 +349,7 @@ def _fill(storage: RedisStorage, key: str, holds: int) -> None:
 
 
 def _measured(
-    admin: redis.Redis, steps: Mapping[str, tuple[Step, int]], *, calls: int = 100, rounds: int = 12
+    admin: redis.Redis, steps: Mapping[str, tuple[Step, int]], *, calls: int = 20, rounds: int = 50
 ) -> dict[str, tuple[float, float, float]]:
     """Return the server's microseconds a command, the client's, and calls of scripts, of the quickest turn of each."""
     best = {name: (float("inf"), float("inf"), 0.0) for name in steps}

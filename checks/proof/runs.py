@@ -30,7 +30,9 @@ WORLDS, THEOREMS, SEARCHED, REFUTED, PLANTED = PARTS = (
 _PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.SEARCHED: SEARCHED, Verdict.REFUTED: REFUTED}
 
 
-LONGEST: Final = 200
+CANT_RUN: Final = ("NameError", "AttributeError", "ImportError")
+
+LONGEST: Final = 120
 """Characters of a result: a world's counterexample is a whole state, told in full where the run fails."""
 
 
@@ -106,7 +108,9 @@ def noticed(mutant: Mutant, table: Table) -> Report:
             if mutant.by in table.worlds:
                 return explored(mutant.by, source=source)
             expected = table.theorems[mutant.by]
-            return check(mutant.by, refill=expected.plans[0], seconds=expected.seconds, source=source)
+            report = check(mutant.by, refill=expected.plans[0], seconds=expected.seconds, source=source)
+            # Code that can't run at all is no fault: whatever runs it would notice.
+            return replace(report, verdict=Verdict.FAILED) if report.words.startswith(CANT_RUN) else report
     except (KeyError, ValueError) as misfit:
         return Report(Verdict.FAILED, str(misfit))
 
@@ -141,9 +145,23 @@ def tables(lines: Iterable[Line]) -> Iterator[str]:
     """Yield a table for each part."""
     for part, group in groupby(lines, key=lambda line: line.part):
         yield from (f"### {part}", "")
+        if part == THEOREMS:
+            yield from as_table(("about", "how", "confirmed", "s:"), _by_subject(group))
+            continue
         rows = ((line.name, line.method, _short(line.result), f"{line.seconds:.0f}") for line in group)
         yield from as_table(("what", "how", "result", "s:"), rows)
 
 
+def _by_subject(lines: Iterable[Line]) -> Iterator[tuple[str, str, str, str]]:
+    """Put the theorems of a module that were confirmed alike into one row."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line.name.partition(".")[0], line.method), []).append(line)
+    for (subject, method), alike in groups.items():
+        names = ", ".join(line.name.partition(".")[2] for line in alike)
+        yield subject, method, names, f"{sum(line.seconds for line in alike):.0f}"
+
+
 def _short(result: str) -> str:
+    result = result.removesuffix(" (which returns False)")
     return result if len(result) <= LONGEST else f"{result[:LONGEST]} ..."

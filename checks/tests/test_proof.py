@@ -12,8 +12,8 @@ import pytest
 from checks.mutation.judgement import Mutant, by_hand
 from checks.page import END, begin, renew, says
 from checks.proof import __main__ as command_line
-from checks.proof import solver
-from checks.proof.runs import Job, Line, explored, jobs, noticed, planted, tables
+from checks.proof import runs, solver
+from checks.proof.runs import PARTS, Job, Line, explored, jobs, noticed, planted, tables
 from checks.proof.solver import Report, Verdict, read_report
 from checks.proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
 from checks.proof.worlds import Alone, Synced, explore, worlds
@@ -202,6 +202,15 @@ def test_a_fault_that_no_longer_applies_is_told() -> None:
     assert noticed(gone, load()).verdict is Verdict.FAILED
 
 
+def test_a_fault_whose_code_cannot_run_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault that names what isn't there is no fault: every check would notice."""
+    fault = next(mutant for mutant in FAULTS if mutant.by in load().theorems)
+    answer = Report(Verdict.REFUTED, "NameError: name 'NEVER' is not defined when calling f(0)")
+    monkeypatch.setattr(runs, "check", lambda *_, **__: answer)
+
+    assert noticed(fault, load()).verdict is Verdict.FAILED
+
+
 @pytest.mark.parametrize("world", QUICK, ids=lambda world: world.name)
 def test_small_worlds_keep_the_promise(world: Alone | Synced) -> None:
     """In the smallest worlds no step breaks safety, and each state leads to a grant or a probe."""
@@ -259,6 +268,13 @@ def test_the_exit_code_tells(
 def test_a_run_of_nothing_fails() -> None:
     """A run that was asked for what isn't there ends with 1."""
     assert command_line.main(["--only", "no such line"]) == 1
+
+
+def test_confirmed_theorems_of_one_subject_share_a_row() -> None:
+    """The page names every theorem that was confirmed, in one row a module and rate, with the time of all of them."""
+    names = ("refill.a", "waiting.a", "refill.b")
+    lines = [Line(PARTS[1], name, "every rate", "confirmed", 1.0) for name in names]
+    assert list(tables(lines))[4:6] == ["| refill | every rate | a, b | 2 |", "| waiting | every rate | a | 1 |"]
 
 
 def test_the_page_is_renewed_between_its_marks(tmp_path: Path) -> None:

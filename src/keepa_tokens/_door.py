@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
-from typing import Final, Generic, NoReturn, ParamSpec, TypeVar, cast
+from typing import Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
 
 from ._arguments import checked_key, instance, shown, whole
@@ -267,16 +267,6 @@ CALL_ADVICE: Final = (
 )
 
 RESERVATION_ADVICE: Final = "it stays charged in full. Settle it at what it cost"
-
-
-class NotCopied:
-    """Refuses to be pickled and copied, at once."""
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} can't be pickled or copied: make one in each process, with the same key and a"
-            " storage that they share"
-        )
 
 
 def new_id() -> str:

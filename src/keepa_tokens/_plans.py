@@ -31,7 +31,6 @@ from .rules.commands import (
 )
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
-from .storage.memory import came_to
 from .units import DAY_US, LIMIT, MICROSECONDS, seconds
 
 LONGEST_PAUSE_US = 60 * MICROSECONDS
@@ -106,12 +105,11 @@ class Taken:
             self.claimed = None
         self.sent = None
 
-    def recall(self, error: BaseException) -> None:
-        """Take note of what a command came to whose caller `error` struck before it could."""
-        if self.sent is not None:
-            came = self.came or came_to(error, self.sent)
-            if came is not None:
-                self.told(self.sent, came)
+    def recall(self, found: Outcome | None) -> None:
+        """Take note of what a command came to whose caller was struck before it could; found: by the storage."""
+        came = self.came or found
+        if self.sent is not None and came is not None:
+            self.told(self.sent, came)
 
     def rank(self, bell: Bell) -> int:
         """Return the rank by which this call is woken."""

@@ -12,19 +12,8 @@ from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import checked_label, hold_for_us, timeout_us, whole
-from ._door import (
-    RESERVATION_ADVICE,
-    Door,
-    NotCopied,
-    awaited,
-    cost,
-    decorated,
-    left_unsettled,
-    new_id,
-    struck,
-    watched,
-)
+from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
+from ._door import RESERVATION_ADVICE, Door, awaited, cost, decorated, left_unsettled, new_id, struck, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -35,7 +24,7 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
-from .storage.memory import MemoryStorage
+from .storage.memory import MemoryStorage, came_to
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
 
@@ -340,7 +329,7 @@ class AwaitedSteps(Taken):
         """Give back what the call has taken if it was interrupted."""
         if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
             # A ConfigError may be a probe's that is of the wrong kind.
-            self.recall(error)
+            self.recall(came_to(error, self.sent))
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:

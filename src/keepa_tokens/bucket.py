@@ -9,20 +9,9 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import checked_label, hold_for_us, timeout_us, whole
+from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import (
-    RESERVATION_ADVICE,
-    Door,
-    NotCopied,
-    blocking,
-    cost,
-    decorated,
-    left_unsettled,
-    new_id,
-    struck,
-    watched,
-)
+from ._door import RESERVATION_ADVICE, Door, blocking, cost, decorated, left_unsettled, new_id, struck, watched
 from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -33,7 +22,7 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
-from .storage.memory import MemoryStorage
+from .storage.memory import MemoryStorage, came_to
 
 __all__ = ["Reservation", "TokenBucket"]
 
@@ -285,7 +274,7 @@ class BlockingSteps(Taken):
                 self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
             else:
                 with PutOff():
-                    self.unsure = True
+                    self.unsure |= command is self.request
                     self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
             door.away(error)
@@ -324,7 +313,7 @@ class BlockingSteps(Taken):
             return
         try:
             with PutOff(ends=True):
-                self.recall(error)
+                self.recall(came_to(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing(new_id())]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
@@ -336,7 +325,7 @@ class BlockingSteps(Taken):
             raise interrupt from None
 
     def _once_more(self, command: Command) -> bool:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
+        """Carry out what ends an interrupted call, once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)

@@ -6,7 +6,7 @@ from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, TOLERANCE_US, YEAR_US
+from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, YEAR_US
 
 from .terms import (
     CAPACITY,
@@ -28,27 +28,6 @@ from .terms import (
 )
 
 
-def smooth_step_conserves(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int) -> bool:
-    """What a grant took and left is what was there and flowed in: never more; exactly that below capacity, for a year.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= stored <= LATEST and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
-    pre: now <= stored + YEAR_US
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
-    post: _
-    """
-    state, outcome = transition(SMOOTH, plain(SMOOTH, balance, stored, carry), now, Acquire(tokens, keep))
-    after = there(outcome.balance) + (tokens if outcome.granted else 0)
-    brought = balance * RATE_PERIOD_US + carry + max(0, now - stored) * RATE
-    if state is None or not 0 <= brought - after * RATE_PERIOD_US < RATE_PERIOD_US:
-        return after == CAPACITY and after * RATE_PERIOD_US <= brought
-    if not outcome.granted:
-        return True
-    kept = (state.carry or 0) + max(0, now - there(state.refilled_at)) * RATE
-    return state.balance == outcome.balance and after * RATE_PERIOD_US + kept == (
-        brought if after < CAPACITY else CAPACITY * RATE_PERIOD_US
-    )
-
-
 def refusal_changes_nothing(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int) -> bool:
     """A refused attempt stores nothing, or, where it mended a time far ahead or a year old, nothing but that.
 
@@ -68,19 +47,17 @@ def refusal_changes_nothing(balance: int, stored: int, carry: int, now: int, tok
     )
 
 
-def smooth_grants_what_is_there_above_keep(
-    balance: int, stored: int, carry: int, now: int, tokens: int, keep: int
-) -> bool:
-    """A grant leaves `keep`; a refusal found less than tokens and keep, takes nothing and names a wait above 0.
+def grants_what_is_there_above_keep(balance: int, now: int, tokens: int, keep: int) -> bool:
+    """A grant takes its tokens and leaves `keep`; a refusal found less, takes nothing and names a wait above 0.
 
-    pre: -DEBT < balance < CAPACITY and 0 <= stored <= LATEST and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
+    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
-    _, outcome = transition(SMOOTH, plain(SMOOTH, balance, stored, carry), now, Acquire(tokens, keep))
+    _, outcome = transition(SMOOTH, plain(SMOOTH, balance, now), now, Acquire(tokens, keep))
     if outcome.granted:
-        return there(outcome.balance) >= keep
-    return balance <= there(outcome.balance) < tokens + keep and outcome.retry_after_us > 0
+        return outcome.balance == balance - tokens >= keep
+    return outcome.balance == balance < tokens + keep and outcome.retry_after_us > 0
 
 
 def smooth_waited_is_granted(balance: int, carry: int, now: int, tokens: int, keep: int) -> bool:
@@ -107,31 +84,31 @@ def smooth_sooner_is_refused(balance: int, carry: int, now: int, tokens: int, ke
     return not sooner.granted and sooner.retry_after_us == 1
 
 
-def stepped_waited_is_granted(balance: int, stored: int, now: int, tokens: int, keep: int) -> bool:
+def stepped_waited_is_granted(balance: int, stored: int, now: int, tokens: int) -> bool:
     """On a stepped bucket too, a refused caller who waits exactly `retry_after` is granted.
 
     pre: -DEBT < balance < CAPACITY and 0 <= stored <= now <= LATEST
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
+    pre: 1 <= tokens <= CAPACITY
     post: _
     """
-    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens, keep))
+    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens))
     if refusal.granted:
         return True
-    _, waited = transition(STEPPED, state, now + refusal.retry_after_us, Acquire(tokens, keep))
+    _, waited = transition(STEPPED, state, now + refusal.retry_after_us, Acquire(tokens))
     return waited.granted
 
 
-def stepped_sooner_is_refused(balance: int, stored: int, now: int, tokens: int, keep: int) -> bool:
+def stepped_sooner_is_refused(balance: int, stored: int, now: int, tokens: int) -> bool:
     """On a stepped bucket too, a microsecond before `retry_after` the caller is refused.
 
     pre: -DEBT < balance < CAPACITY and 0 <= stored <= now <= LATEST
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
+    pre: 1 <= tokens <= CAPACITY
     post: _
     """
-    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens, keep))
+    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens))
     if refusal.granted:
         return True
-    _, sooner = transition(STEPPED, state, now + refusal.retry_after_us - 1, Acquire(tokens, keep))
+    _, sooner = transition(STEPPED, state, now + refusal.retry_after_us - 1, Acquire(tokens))
     return not sooner.granted
 
 
@@ -174,38 +151,18 @@ def in_flight_is_told_where_a_settle_may_free_it(balance: int, held: int, now: i
     return outcome.reason is Reason.EMPTY and outcome.retry_after_us == steps * PERIOD_US
 
 
-def overdraws_when_the_others_are_done(balance: int, held: int, left: int, now: int, tokens: int) -> bool:
-    """A call refused beside others in flight is granted once their hold has run out and its charge has flowed in.
+def overdraws_when_the_others_are_done(balance: int, held: int, now: int, tokens: int) -> bool:
+    """Whatever others hold, a call finds nothing in flight once that has run out, and is granted when it is told.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
-    pre: 1 <= left <= MAX_HOLD_US
     post: _
     """
-    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + left, left))
+    stored = holding(KEEPAS, balance, now, Hold(held, 1, now, MAX_HOLD_US))
     state, refusal = transition(KEEPAS, stored, now, Acquire(tokens, probe_after_us=None))
     if refusal.granted:
         return True
-    over = now + left
-    state, second = transition(KEEPAS, state, over, Acquire(tokens, probe_after_us=None))
-    if second.granted:
-        return True
-    if second.reason is not Reason.EMPTY:
-        return False
-    _, waited = transition(KEEPAS, state, over + second.retry_after_us, Acquire(tokens, probe_after_us=None))
-    return waited.granted
-
-
-def lost_timestamp_leaves_the_wait_bounded(balance: int, stored: int | str | None, now: int, tokens: int) -> bool:
-    """Whatever is in `refilled_at`, a refused caller waits no longer than the refill time, a period and the tolerance.
-
-    pre: -DEBT < balance < tokens <= CAPACITY and tokens >= 1 and 0 <= now <= LATEST
-    post: _
-    """
-    # Garbage is the point.
-    damaged = BucketState(balance=balance, refilled_at=stored)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    _, outcome = transition(SMOOTH, damaged, now, Acquire(tokens))
-    longest = TOLERANCE_US + ((tokens - balance) // RATE + 1) * RATE_PERIOD_US
-    return outcome.granted or 0 < outcome.retry_after_us <= longest
+    _, waited = transition(KEEPAS, state, now + refusal.retry_after_us, Acquire(tokens, probe_after_us=None))
+    return refusal.reason is Reason.EMPTY and waited.granted
 
 
 def lost_timestamp_mints_nothing(balance: int, now: int, later: int, tokens: int) -> bool:

@@ -9,7 +9,7 @@ from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MAX_HOLD_US, SWEEP_US
 
-from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, SMOOTH, SYNCED, holding, plain, there
+from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED, holding, plain, there
 
 
 def settle_is_idempotent(balance: int, tokens: int, age: int, charged: int, actual: int, now: int) -> bool:
@@ -36,19 +36,6 @@ def plain_settle_is_idempotent(balance: int, tokens: int, left: int, actual: int
     once, _ = transition(SMOOTH, stored, now, Settle("a", actual))
     twice, again = transition(SMOOTH, once, now, Settle("a", actual))
     return not again.found and once == twice
-
-
-def settle_charges_the_actual_cost(balance: int, tokens: int, actual: int, now: int) -> bool:
-    """Settling a synced hold in flight takes the actual cost from the balance and sets the rest free.
-
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
-    post: _
-    """
-    stored = holding(SYNCED, balance, now, Hold(tokens, 1, now + 1, 1))
-    state, outcome = transition(SYNCED, stored, now, Settle("a", actual))
-    if state is None or not outcome.found:
-        return False
-    return state.balance == balance - actual and not state.holds and (state.held, state.open) == (0, 0)
 
 
 def plain_hold_is_taken_at_once(balance: int, tokens: int, keep: int, hold_for: int, now: int) -> bool:
@@ -80,18 +67,6 @@ def plain_settle_gives_back_what_was_not_used(balance: int, tokens: int, actual:
     )
     left = balance + tokens - actual
     return state is not None and outcome.found and state.balance == min(CAPACITY, left) and not state.holds
-
-
-def plain_settle_never_mints(balance: int, tokens: int, actual: int, last: int, now: int) -> bool:
-    """With somebody in a place ahead, a plain settle gives back at most what its hold took and did not use.
-
-    pre: -DEBT < balance <= CAPACITY and 1 <= now < last <= now + PERIOD_US
-    pre: 1 <= actual < tokens <= DEBT and now <= LATEST
-    post: _
-    """
-    stored = replace(holding(SMOOTH, balance, now, Hold(tokens, 1, now + 1, 2)), last_place=last, largest_place=1)
-    _, outcome = transition(SMOOTH, stored, now, Settle("a", actual))
-    return balance <= there(outcome.balance) <= min(CAPACITY, balance + tokens - actual)
 
 
 def plain_hold_runs_out_forgotten(balance: int, tokens: int, hold_for: int, now: int) -> bool:
@@ -190,15 +165,17 @@ def refund_counts_once(balance: int, tokens: int, now: int) -> bool:
     return once.balance == min(CAPACITY, balance + tokens) == twice.balance
 
 
-def settle_without_a_reading_never_mints(
+def settle_without_a_reading_takes_the_cost(
     balance: int, tokens: int, actual: int, opened: int, told: int, now: int
 ) -> bool:
-    """On a synced bucket too a settle without a reading leaves no more than it found, whenever the hold was opened.
+    """Settling a synced hold takes the actual cost and sets the rest free, whenever the hold was opened.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
     pre: 0 <= opened <= 9 and 1 <= told <= 9
     post: _
     """
     stored = holding(SYNCED, balance, now, Hold(tokens, opened, now + 1, 1), told=told)
-    state, _ = transition(SYNCED, stored, now, Settle("a", actual))
-    return state is not None and state.balance == balance - actual
+    state, outcome = transition(SYNCED, stored, now, Settle("a", actual))
+    if state is None or not outcome.found:
+        return False
+    return state.balance == balance - actual and not state.holds and (state.held, state.open) == (0, 0)

@@ -37,14 +37,14 @@ def numbers_are_sound(balance: Number, refilled_at: Number, carry: Number, now: 
     return _is_sound(state, now)
 
 
-def garbage_is_mended(balance: Garbage, refilled_at: Garbage, carry: Garbage, now: int) -> bool:
-    """Texts, floats, bools and nothing in their place come out as 0, now and 0.
+def a_garbled_remainder_is_none(carry: Garbage, now: int) -> bool:
+    """Texts, floats, bools and nothing in the remainder's place come out as 0, and nothing else is touched.
 
     pre: 0 <= now <= LATEST
     post: _
     """
-    state, _ = repair(SMOOTH, _stored(balance, refilled_at, carry), now)
-    return _is_sound(state, now) and (state.balance, state.refilled_at, state.carry) == (0, now, 0)
+    state, _ = repair(SMOOTH, _stored(1, now, carry), now)
+    return (state.balance, state.refilled_at, state.carry) == (1, now, 0)
 
 
 def _stored(balance: Garbage, refilled_at: Garbage, carry: Garbage = 0) -> BucketState:
@@ -173,9 +173,7 @@ def _is_soon(due_at: Number, now: int) -> bool:
 
 
 def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: int) -> bool:
-    """Where all holds were read, the stored sum is theirs, and none falls due unseen for longer than a second.
-
-    What clocks may be apart comes to that.
+    """Where all holds were read, the stored sum is theirs; none stays unseen for over a second and what clocks differ.
 
     pre: 0 <= now <= LATEST and 0 <= tokens < LIMIT
     post: _

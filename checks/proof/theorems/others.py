@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from keepa_tokens.rules.arithmetic import KEPT_SHARE, halved
-from keepa_tokens.rules.commands import Acquire, Settle
+from keepa_tokens.rules.arithmetic import KEPT_SHARE, halved, set_aside
+from keepa_tokens.rules.commands import Settle
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT
 
-from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, REFILL, SYNCED
+from .terms import CAPACITY, DEBT, LATEST, SYNCED
 
 MOST: Final = CAPACITY // KEPT_SHARE
 
@@ -73,19 +73,11 @@ def a_third_is_kept_back_at_most(balance: int, kept: int | None, told: int, now:
     return 0 <= (state.kept_back or 0) == outcome.kept_back <= MOST
 
 
-def kept_back_stops_nobody(balance: int, kept: int | None, now: int, tokens: int, keep: int) -> bool:
-    """Whatever is kept back, a refused caller waits no longer than for a third of the capacity more, and is granted.
+def kept_back_stops_nobody(keep: int, kept: int, capacity: int, need: int) -> bool:
+    """Whatever is kept back, a request leaves no more than its `keep` or a third, and what a full bucket can admit.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
+    pre: keep >= 0 and kept >= 0 and need >= 1 and keep + need <= capacity
     post: _
     """
-    stored = BucketState(
-        balance=balance, refilled_at=now, quota=SYNCED, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept
-    )
-    state, refusal = transition(SYNCED, stored, now, Acquire(tokens, keep))
-    if refusal.granted:
-        return True
-    longest = ((tokens + max(keep, MOST) - balance) // REFILL + 1) * PERIOD_US
-    _, waited = transition(SYNCED, state, now + refusal.retry_after_us, Acquire(tokens, keep))
-    return waited.granted and refusal.retry_after_us <= longest
+    aside = set_aside(keep, kept, capacity, need)
+    return keep <= aside <= max(keep, capacity // KEPT_SHARE) and aside + need <= capacity

@@ -26,31 +26,31 @@ def a_pause_always_ends(balance: int, paused_until: int | None, now: int) -> boo
     return second.reason is not Reason.PAUSED
 
 
-def a_pause_refuses_and_takes_nothing(balance: int, length: int, now: int, later: int, tokens: int) -> bool:
+def a_pause_refuses_and_takes_nothing(balance: int, length: int, now: int, later: int) -> bool:
     """Until its end, a day at most, each request is refused as PAUSED; nothing is taken and nobody gets the probe.
 
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= later <= LATEST and 1 <= tokens <= CAPACITY
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= later <= LATEST
     pre: 1 <= length and later < now + length and later < now + DAY_US
     post: _
     """
     state, _ = transition(SYNCED, plain(SYNCED, balance, now), now, Pause(length))
-    _, outcome = transition(SYNCED, state, later, Acquire(tokens))
+    _, outcome = transition(SYNCED, state, later, Acquire(1))
     if outcome.balance is None or outcome.granted or outcome.probe:
         return False
     return outcome.reason is Reason.PAUSED and outcome.balance >= balance
 
 
-def who_waits_a_pause_out_is_granted(balance: int, paused_until: int | None, now: int, tokens: int) -> bool:
+def who_waits_a_pause_out_is_granted(balance: int, paused_until: int | None, now: int) -> bool:
     """Who is refused in a pause and waits `retry_after` is granted.
 
-    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY
+    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST
     post: _
     """
     stored = replace(plain(SMOOTH, balance, now), paused_until=paused_until)
-    state, first = transition(SMOOTH, stored, now, Acquire(tokens))
+    state, first = transition(SMOOTH, stored, now, Acquire(1))
     if first.granted:
         return True
-    _, waited = transition(SMOOTH, state, now + first.retry_after_us, Acquire(tokens))
+    _, waited = transition(SMOOTH, state, now + first.retry_after_us, Acquire(1))
     return waited.granted
 
 

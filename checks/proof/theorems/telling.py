@@ -26,15 +26,14 @@ def _told(balance: int | None, now: int, **others: int | None) -> BucketState:
     return replace(stored, **cast("dict[str, Any]", others))
 
 
-def no_field_shuts_out_a_reading(
-    reading_at: int, server_time: int, server_time_at: int, now: int, balance: int
-) -> bool:
+def no_field_shuts_out_a_reading(reading_at: int, server_time: int, server_time_at: int, now: int) -> bool:
     """Whatever instants are stored, a reading refused now is taken after two minutes and the tolerance of clocks.
 
-    pre: 0 <= now <= LATEST and -DEBT < balance <= CAPACITY
+    pre: 0 <= now <= LATEST
     post: _
     """
-    stored = _told(balance, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
+    # So deep in debt, no reading counts as the lower of two.
+    stored = _told(-DEBT, now, reading_at=reading_at, server_time=server_time, server_time_at=server_time_at)
     state, first = transition(SYNCED, stored, now, SEEN)
     if first.reading is Verdict.TAKEN:
         return first.balance == READING.balance
@@ -71,18 +70,6 @@ def two_minutes_sharp(reading_at: int, server_time: int, now: int) -> bool:
     state, first = transition(SYNCED, stored, now, SEEN)
     _, second = transition(SYNCED, state, now + REORDER_US + 1, SEEN)
     return Verdict.TAKEN in {first.reading, second.reading}
-
-
-def no_reading_shuts_out_the_next(server_time: int, told: int, now: int, later: int) -> bool:
-    """A reading whose server's time is far ahead shuts out others for two minutes and no longer.
-
-    pre: 0 <= server_time < LIMIT and -DEBT < told <= CAPACITY and 0 <= now <= LATEST
-    pre: now + REORDER_US < later <= LATEST
-    post: _
-    """
-    stored = _told(told, now, server_time=server_time, server_time_at=now)
-    state, outcome = transition(SYNCED, stored, later, SEEN)
-    return outcome.reading is Verdict.TAKEN and state is not None and state.balance == READING.balance
 
 
 def stale_reading_changes_nothing(balance: int, ago: int, age: int, now: int) -> bool:
@@ -171,17 +158,15 @@ def an_unknown_bucket_asks(probe_until: int | None, failures: int, now: int) -> 
     return second.probe or second.granted
 
 
-def backoff_ends(reading_at: int | None, probe_until: int | None, failures: int, balance: int, now: int) -> bool:
+def backoff_ends(reading_at: int | None, probe_until: int | None, failures: int, now: int) -> bool:
     """Whatever is stored of readings, claims and failures, a refused caller gets the probe within an hour and a claim.
 
-    pre: 0 <= now <= LATEST and -DEBT < balance <= 0 and 0 <= failures < len(FAILURES)
+    pre: 0 <= now <= LATEST and 0 <= failures < len(FAILURES)
     post: _
     """
-    stored = _told(
-        balance, now, reading_at=reading_at, probe_until=probe_until, probe_failures=pick(failures, FAILURES)
-    )
+    stored = _told(-DEBT, now, reading_at=reading_at, probe_until=probe_until, probe_failures=pick(failures, FAILURES))
     state, first = transition(SYNCED, stored, now, Acquire(1))
-    if first.probe or first.granted:
+    if first.probe:
         return True
     _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US + MAX_BACKOFF_US, Acquire(1))
-    return second.probe or second.granted
+    return second.probe

@@ -11,7 +11,7 @@ from math import inf
 from time import monotonic_ns
 from typing import Any, Final
 
-from .._arguments import whole
+from .._arguments import NotCopied, whole
 from ..quota import Quota
 from ..rules.arithmetic import required
 from ..rules.commands import Command, Outcome, Peek
@@ -58,13 +58,15 @@ class _Loaded:
         return self.brought
 
 
-class MemoryStorage(Closing):
+class MemoryStorage(Closing, NotCopied):
     """Buckets in this process's memory, for threads and coroutines alike. Its own time is the monotonic clock.
 
     A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock
     are dropped by that clock, so give one storage one such clock. A forked child goes on with a copy of its own, as it
     was at the fork; of a step that another thread was in the middle of, the child may see a part.
     """
+
+    instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -121,7 +123,7 @@ class MemoryStorage(Closing):
             self._in_a_child()
         with self._lock:
             outcome = self._apply(key, quota, command, now_us)
-        return outcome  # `came_to` looks for it
+        return outcome  # noqa: RET504 - `came_to` looks for it
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -280,10 +282,10 @@ class _Deadlines:
             heapq.heappop(self._queue)
 
 
-def came_to(error: BaseException, sent: Command) -> Outcome | None:
+def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
     """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
 
-    A step that is struck before its end has changed nothing. Between its end and whoever asked, lies the lock's release.
+    A step that is struck before its end has changed nothing. Between its end and whoever asked lies the lock's release.
     """
     trace = error.__traceback__
     while trace is not None:

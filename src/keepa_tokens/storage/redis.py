@@ -22,7 +22,7 @@ from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
 
-from .._arguments import instance
+from .._arguments import NotCopied, instance
 from .._blocking import run
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
@@ -107,8 +107,10 @@ class _Turns(Generic[LockT]):
                 del self._locks[key]
 
 
-class _Keyspace(Generic[LockT]):
+class _Keyspace(NotCopied, Generic[LockT]):
     """What both storages do alike: names of keys, the script, and a command's way through it."""
+
+    instead = "make one in each process, of the same URL"
 
     def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
         self.prefix = instance("prefix", prefix, str)
@@ -444,12 +446,12 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     async def _written(self, _: None, arguments: list[_wire.Argument]) -> object:
         return await self._client.execute_command(*arguments)
 
-    async def _written_together(self, _: None, commands: list[list[_wire.Argument]]) -> list[object]:
+    async def _written_together(self, _: None, commands: list[list[_wire.Argument]]) -> list[object | BaseException]:
         client: Any = self._client
         pipeline = client.pipeline(transaction=False)
         for arguments in commands:
             pipeline.execute_command(*arguments)
-        answers: list[object] = await pipeline.execute(raise_on_error=False)
+        answers: list[object | BaseException] = await pipeline.execute(raise_on_error=False)
         return answers
 
     async def _acquired(self, group: _Group, command: Acquire) -> Outcome:
