@@ -63,7 +63,7 @@ class Numbers:
         )
 
 
-def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:  # noqa: C901 - in one piece, since it is where most calls end
+def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """Take `tokens` if they are there and return the balance then, and `now`.
 
     If they are not, nothing changes: the balance as it is, and the later instant at which they are; NEVER if the bucket
