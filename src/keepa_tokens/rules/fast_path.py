@@ -63,7 +63,7 @@ class Numbers:
         )
 
 
-def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:  # noqa: C901 - in one piece, since it is where most calls end
+def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     """Take `tokens` if they are there and return the balance then, and `now`.
 
     If they are not, nothing changes: the balance as it is, and the later instant at which they are; NEVER if the bucket
@@ -87,9 +87,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:  # no
     if n.overdraft or keep or n.synced:
         need = _need(n, tokens, keep) + (n.held if n.synced else 0)
     if balance >= need:
-        balance -= tokens
-        if balance <= -LIMIT:
-            balance = 1 - LIMIT
+        balance -= tokens  # above -LIMIT: at least one was there, and fewer than LIMIT are taken
         try:
             n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
         except BaseException:
