@@ -54,7 +54,7 @@ def follows_the_rules(program: Program) -> None:
                 storage.apply("k", act.quota, act.command, now_us=act.now)
             continue
         told = None
-        if isinstance(act.command, Acquire) and act.command.wait_us is act.command.ticket is None:
+        if isinstance(act.command, Acquire) and (act.command.wait_us, act.command.ticket) == (None, None):
             told = storage.take("k", act.quota, act.command.tokens, act.command.keep, now_us=act.now)
         if told is None:
             assert storage.apply("k", act.quota, act.command, now_us=act.now) == expected
