@@ -184,7 +184,7 @@ def struck(error: BaseException) -> Decision | None:
     """Return what `at_once` had come to when `error` struck it; None: nothing yet, or its storage knows."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code is Door.at_once.__code__:
+        if trace.tb_frame.f_code is Door[object].at_once.__code__:
             return trace.tb_frame.f_locals.get("decision")
         trace = trace.tb_next
     return None
