@@ -122,6 +122,6 @@ def a_place_moves_back_alone(balance: int, now: int, tokens: int, own: int, last
     n = numbers(SMOOTH, balance, now)
     n.last_place, n.firm_place, n.largest_place = last, firm, largest
     give_back(n, now, tokens, own)
-    if own != last and n.last_place != last:
+    if own < last and n.last_place < last:
         return False
     return firm <= n.last_place <= last and firm <= n.firm_place <= last
