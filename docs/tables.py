@@ -33,15 +33,10 @@ def day_table(day: str) -> str:
 
 def _rows(day: str) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield who took part in a day, and the figures of its row that HEAD names."""
-    section = DAY.read_text(encoding="utf-8").split("## All figures")[1]
-    here = False
-    for line in re.findall(r"^\| (.*) \|$", section, re.MULTILINE):
-        named, by, _minted, _spent, _wasted, _used, _answered, refused, share, probes, standstill, *_ = line.split(
-            " | "
-        )
-        here = named.strip() == day or (here and not named.strip())
-        if here:
-            yield by, refused, share, probes, standstill
+    section = DAY.read_text(encoding="utf-8").split(f"## In full: {day}\n")[1].split("\n## ")[0]
+    for line in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[1:]:
+        by, _minted, _spent, _wasted, _used, _answered, refused, share, probes, standstill, *_ = line.split(" | ")
+        yield by, refused, share, probes, standstill
 
 
 if __name__ == "__main__":

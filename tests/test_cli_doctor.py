@@ -23,6 +23,7 @@ from tests.servers import HOST, free_port
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
+DEEP = pytest.mark.deep
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
     assert run("doctor", "--redis", server.url).stdout.splitlines()[-1].startswith("Nothing is wrong")
 
 
+@pytest.mark.deep
 def test_a_day_of_load_leaves_nothing_to_find() -> None:
     """Looked at every ten minutes of a day of four workers on a fake server, a bucket never has a finding."""
     clock = ManualClock(1_780_000_000.0)
@@ -169,8 +171,10 @@ def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
     assert list(examine(sound)) == []
 
 
-@pytest.mark.parametrize("field", ["balance", "refilled_at", "sequence", "reading_sequence"])
-@pytest.mark.parametrize("damage", ["missing", "garbled"])
+@pytest.mark.parametrize(
+    "field", ["balance", "refilled_at", *(pytest.param(name, marks=DEEP) for name in ("sequence", "reading_sequence"))]
+)
+@pytest.mark.parametrize("damage", ["missing", pytest.param("garbled", marks=DEEP)])
 def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, damage: str) -> None:
     """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
     finds nothing.
@@ -333,6 +337,7 @@ def test_a_line_without_a_reading_is_found() -> None:
     assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND, line=line))) == []
 
 
+@pytest.mark.deep
 def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
     """A task is put in line and never comes back; when its tokens are there the doctor, who looks more than once, finds
     the line; once the task has come it finds nothing.
@@ -463,6 +468,23 @@ def test_an_old_server_is_found() -> None:
         seen = doctor_server.Examination()
         doctor_server._version({"redis_version": version}, seen)
         assert [found.code for found in seen.findings] == codes
+
+
+@pytest.mark.parametrize("ahead, codes", [(3600.0, ["clock"]), (-3600.0, ["clock"]), (2.0, []), (0.0, [])])
+def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, codes: list[str]) -> None:
+    """A server whose clock is further from ours than the tolerance is found, with by how much and to which side."""
+    from keepa_tokens.cli import doctor_server
+
+    class Stepped(RedisPlace):
+        def now_us(self) -> int:
+            return super().now_us() + round(ahead * SECOND)
+
+    place, seen = Stepped.at(server.url), doctor_server.Examination()
+    doctor_server._clock(place, seen)
+    place.close()
+    assert [found.code for found in seen.findings] == codes
+    side = "ahead of" if ahead > 0 else "behind"
+    assert all(f"its clock is 3,600 s {side} this machine's" in found.what for found in seen.findings)
 
 
 def test_a_lagging_replica_is_found() -> None:

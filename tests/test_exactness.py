@@ -28,15 +28,17 @@ def refusable(
     """Draw a bucket in any condition and a request to it."""
     at = draw(any_situations(quota_strategy))
     tokens, keep = draw(requests(at.quota))
+    ticket = draw(st.none() | st.just("new"))
     if draw(st.booleans()):
-        return at, Acquire(tokens, keep)
-    return at, Reserve("new", tokens, draw(st.integers(1, HOUR)), keep)
+        return at, Acquire(tokens, keep, ticket=ticket)
+    return at, Reserve("new", tokens, draw(st.integers(1, HOUR)), keep, ticket=ticket)
 
 
 def refused_then_granted(bucket: Bucket, now: int, command: Acquire | Reserve) -> Outcome | None:
     """Assert that the wait of a refusal is exact, and return the refusal; None where it is not to be.
 
-    It is for EMPTY and RECHARGING, with no call in flight (on a plain bucket what is in flight was taken), if it ends.
+    It is for EMPTY and RECHARGING, with no call in flight (on a plain bucket what is in flight was taken) and nobody
+    before it in line, if it ends.
     """
     refusal = bucket.apply(command, now)
     beside_calls = bucket.quota.synced and refusal.open
@@ -44,6 +46,8 @@ def refused_then_granted(bucket: Bucket, now: int, command: Acquire | Reserve) -
         return None
     state = bucket.state
     assert state is not None
+    if any(each.keep <= command.keep and each.id != command.ticket for each in state.line):
+        return None
     assert refusal.retry_after_us > 0
     early = bucket.apply(command, now + refusal.retry_after_us - 1)
     assert not early.granted

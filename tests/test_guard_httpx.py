@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import inspect
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -28,6 +30,9 @@ from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import ManualClock, virtual_loop
 
 from tests.http_guards import KEY, Client, Kind, World, asins, running  # isort: skip
+
+# A guard leaves no call behind without having said that nobody knows what became of it.
+pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
 
 ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
 URL = "https://api.keepa.com/product?asin=B1"
@@ -280,3 +285,30 @@ def test_an_inner_transport_of_the_wrong_kind_is_told_at_once(inner: Any) -> Non
     """What can't send a request is a ConfigError that says what it must have."""
     with pytest.raises(ConfigError, match=r"must have handle_request\(\)"):
         KeepaTransport(bucket(), inner)
+
+
+def test_a_request_that_is_closed_in_the_middle_leaves_no_call_open() -> None:
+    """A coroutine that is thrown away while the server works: its hold runs out, and nobody is blamed for it."""
+
+    class Hanging(httpx.AsyncBaseTransport):
+        """Never answers."""
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.Event().wait()
+            raise AssertionError(request)
+
+    async def main() -> None:
+        bucket = AsyncTokenBucket(keepa_quota(initial=100), clock=ManualClock(1.0))
+        transport = AsyncKeepaTransport(AsyncKeepaSync(bucket), Hanging(), api_key=KEY)
+        under_way = transport.handle_async_request(
+            httpx.Request("GET", "https://api.keepa.com/product", params=asins(5))
+        )
+        under_way.send(None)
+        under_way.close()
+        assert (await bucket.peek()).held == 5
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert [each for each in told if "without settle" in str(each.message)] == []

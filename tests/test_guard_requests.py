@@ -20,6 +20,9 @@ from keepa_tokens.testing import ManualClock
 
 from tests.http_guards import HOST, KEY, asins, running  # isort: skip
 
+# A guard leaves no call behind without having said that nobody knows what became of it.
+pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+
 ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
 BODY = json.dumps(ENVELOPE | {"products": list(range(500))}).encode()
 

@@ -36,6 +36,9 @@ from keepa_tokens.testing import FakeKeepaServer
 
 from tests.http_guards import HOST, KEY, KINDS, Kind, World, asins, running, together  # isort: skip
 
+# A guard leaves no call behind without having said that nobody knows what became of it.
+pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+
 NETWORK_ERRORS = (httpx.TransportError, httpx2.TransportError, requests.RequestException)
 Make = Callable[..., World]
 

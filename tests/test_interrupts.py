@@ -433,12 +433,16 @@ def struck_at_random(bucket: TokenBucket, door: str, times: int) -> int:
 @pytest.mark.parametrize("quota", [PLAIN, SYNCED], ids=["plain", "synced"])
 @pytest.mark.parametrize("storage", ["memory", pytest.param("sqlite", marks=pytest.mark.deep)])
 def test_signals_at_random_cost_nothing(storage: str, quota: Quota, door: str, tmp_path: Path) -> None:
-    """Wherever a timer's signal strikes a door, in a storage's step too, hundreds of times: all tokens are back."""
+    """Wherever a timer's signal strikes a door, in a storage's step too, hundreds of times: all tokens are back, and
+    nobody is told otherwise.
+    """
     if "request" in door:
         quota = SYNCED
     where = MemoryStorage() if storage == "memory" else SQLiteStorage(tmp_path / "buckets")
-    bucket = TokenBucket(quota, storage=where, clock=ManualClock(100.0))
+    events: list[Event] = []
+    bucket = TokenBucket(quota, storage=where, clock=ManualClock(100.0), listener=events.append)
     assert struck_at_random(bucket, door, 600 if storage == "memory" else 200) > 20
+    assert not any(event.kind is EventKind.NOT_GIVEN_BACK for event in events)
 
 
 # --- coroutines

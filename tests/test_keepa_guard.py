@@ -46,6 +46,9 @@ from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Command, Reserve, Settle
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock, virtual_loop
 
+# A guard leaves no call behind without having said that nobody knows what became of it.
+pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+
 HOST = "https://api.keepa.com"
 KEY = "SeCrEt" * 10
 QUIET: dict[str, Any] = {"progress_bar": False, "history": False}

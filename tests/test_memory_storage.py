@@ -18,6 +18,7 @@ from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.memory import MemoryStorage
+from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
 from tests.strategies import SPARING
 
@@ -42,12 +43,8 @@ def stored(storage: MemoryStorage) -> BucketState | None:
     return None if state is None else replace(state, fast=None)
 
 
-@SPARING
-@given(program=programs(damaged=False, most=25))
-def test_memory_storage_is_transition(program: Program) -> None:
-    """The same commands at the same instants give the same outcomes and the same state as the pure function, whichever
-    way they go: taken directly, on the fast path, by the rules in place.
-    """
+def follows_the_rules(program: Program) -> None:
+    """Run a program on memory and by the pure function; compare outcomes and states."""
     storage, state = Kept(), None
     for act in program.acts:
         try:
@@ -57,7 +54,7 @@ def test_memory_storage_is_transition(program: Program) -> None:
                 storage.apply("k", act.quota, act.command, now_us=act.now)
             continue
         told = None
-        if isinstance(act.command, Acquire) and act.command.wait_us is act.command.ticket is None:
+        if isinstance(act.command, Acquire) and act.command.wait_us is None and act.command.ticket is None:
             told = storage.take("k", act.quota, act.command.tokens, act.command.keep, now_us=act.now)
         if told is None:
             assert storage.apply("k", act.quota, act.command, now_us=act.now) == expected
@@ -65,6 +62,27 @@ def test_memory_storage_is_transition(program: Program) -> None:
             assert told == expected.decision()
         assert stored(storage) == (None if new is None else replace(new, fast=None))
         state = new
+
+
+@SPARING
+@given(program=programs(damaged=False, most=25))
+def test_memory_storage_is_transition(program: Program) -> None:
+    """The same commands at the same instants give the same outcomes and the same state as the pure function, whichever
+    way they go: taken directly, on the fast path, by the rules in place.
+    """
+    follows_the_rules(program)
+
+
+def test_memory_storage_is_transition_at_every_edge() -> None:
+    """The same where a number is exactly at the edge at which the fast path decides otherwise, or one beside it."""
+    # In that one tokens of a place come back that nobody was told: damage, which nobody can do to a working copy.
+    left_out = "give back before places"
+    sound = [
+        program for name, program in STORIES.items() if name != left_out and not any(act.damage for act in program.acts)
+    ]
+    assert len(sound) > 50
+    for program in sound:
+        follows_the_rules(program)
 
 
 def test_idle_full_buckets_are_dropped_as_others_are_used() -> None:

@@ -10,16 +10,21 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sized
+from pathlib import Path
 from typing import Any, Final, cast
 
 import httpx
 import numpy as np
 import pytest
+import redis
+import redis.asyncio
 import requests
 import trio
 
 from keepa_tokens import (
     AsyncKeepaSync,
+    AsyncRedisStorage,
+    AsyncSQLiteStorage,
     AsyncTokenBucket,
     ConfigError,
     Event,
@@ -30,6 +35,8 @@ from keepa_tokens import (
     NotEnoughTokens,
     Quota,
     Reading,
+    RedisStorage,
+    SQLiteStorage,
     TokenBucket,
     async_http_probe,
     http_probe,
@@ -401,7 +408,7 @@ def test_the_log_remembers_a_bounded_number_of_buckets() -> None:
         door = bucket.with_key(f"10.0.{number // 256}.{number % 256}")
         door.try_acquire()
         door.try_acquire()
-    assert len(vars(log)["_refused"]) == MOST_KEYS
+    assert len(log.refused) == MOST_KEYS
 
 
 # --- coroutines and loops
@@ -495,32 +502,75 @@ def vars_of(bucket: TokenBucket) -> Sized:
     return bucket._door.bell._waiting
 
 
+Q: Final[Any] = Quota
+"""For what a type checker would refuse."""
+
+
 @pytest.mark.parametrize(
-    "made, told",
+    "make, given, told",
     [
-        (lambda: Quota.per_second(0.5), "n must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
-        (lambda: Quota.per_second(1.0), "write Quota.per_second(1)"),
-        (lambda: Quota.per_second(2.5), "write Quota.per_minute(150)"),
-        (lambda: Quota.per_second(1 / 3), "write Quota.per_minute(20)"),
-        (lambda: Quota.per_minute(0.25), "write Quota.per_hour(15)"),
-        (lambda: Quota.per_minute(1 / 90), "write Quota.per_day(16)"),
-        (lambda: Quota.per_day(0.5), "write Quota(capacity, 1, 172800)"),
-        (lambda: Quota(10, 0.5, 1.0), "refill must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
-        (lambda: Quota(10, 0.5, 86_400), "write Quota(capacity, 1, 172800)"),
-        (lambda: Quota.per_second(float("nan")), "must be a whole number (int), not nan"),
-        (lambda: Quota.per_second(-0.5), "must be a whole number (int), not -0.5"),
-        (lambda: Quota.per_second("5"), "must be a whole number (int), not '5'"),
-        (lambda: Quota.per_second(True), "must be a whole number (int), not True"),
+        (Q.per_second, (0.5,), "n must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
+        (Q.per_second, (1.0,), "write Quota.per_second(1)"),
+        (Q.per_second, (2.5,), "write Quota.per_minute(150)"),
+        (Q.per_second, (1 / 3,), "write Quota.per_minute(20)"),
+        (Q.per_minute, (0.25,), "write Quota.per_hour(15)"),
+        (Q.per_minute, (1 / 90,), "write Quota.per_day(16)"),
+        (Q.per_day, (0.5,), "write Quota(capacity, 1, 172800)"),
+        (Q, (10, 0.5, 1.0), "refill must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
+        (Q, (10, 0.5, 86_400), "write Quota(capacity, 1, 172800)"),
+        (Q.per_second, (float("nan"),), "must be a whole number (int), not nan"),
+        (Q.per_second, (-0.5,), "must be a whole number (int), not -0.5"),
+        (Q.per_second, ("5",), "must be a whole number (int), not '5'"),
+        (Q.per_second, (True,), "must be a whole number (int), not True"),
     ],
 )
-def test_a_rate_below_a_token_is_refused_with_what_to_write(made: Any, told: str) -> None:
+def test_a_rate_below_a_token_is_refused_with_what_to_write(make: Any, given: tuple[object, ...], told: str) -> None:
     """A fraction of a token a second is a TypeError that says the same in whole numbers, by a longer unit."""
     with pytest.raises(TypeError) as refused:
-        made()
+        make(*given)
     assert told in str(refused.value)
 
 
 def test_numbers_of_other_libraries_are_plain_ones_in_a_quota() -> None:
     """A numpy integer in a quota can't overflow later, since it becomes an int."""
-    quota = Quota(np.int64(300), np.int32(5), 60.0, overdraft=np.int8(3), initial=np.int64(-4))
+    quota = Q(np.int64(300), np.int32(5), 60.0, overdraft=np.int8(3), initial=np.int64(-4))
     assert {type(each) for each in (quota.capacity, quota.refill, quota.overdraft, quota.initial)} == {int}
+
+
+@pytest.mark.parametrize(
+    "make, instead",
+    [
+        (lambda _: MemoryStorage(), "`dump` and `load`"),
+        (lambda _: RedisStorage(redis.Redis()), "of the same URL"),
+        (lambda _: AsyncRedisStorage(redis.asyncio.Redis()), "of the same URL"),
+        (lambda path: SQLiteStorage(path / "b"), "of the same path"),
+        (lambda path: AsyncSQLiteStorage(path / "b"), "of the same path"),
+    ],
+)
+@pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_storage_is_not_copied_and_says_what_to_do(make: Any, instead: str, how: Any, tmp_path: Path) -> None:
+    """Pickled or copied, a storage is refused at once with what to make instead."""
+    storage = make(tmp_path)
+    with pytest.raises(TypeError, match="can't be pickled or copied") as refused:
+        how(storage)
+    assert instead in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["unix://", "redis://h?retry=3", "valkey://h?credential_provider=x", "redis://h?cache="]
+)
+def test_what_a_url_can_not_name_is_told_at_once(url: str) -> None:
+    """No socket, or an option that is an object and would fail at its first use: ConfigError."""
+    with pytest.raises(ConfigError):
+        RedisStorage.from_url(url)
+
+
+def test_a_url_or_a_pool_of_the_wrong_kind_is_not_shown() -> None:
+    """What may hold a password is named by its type, in the error of a wrong argument as well."""
+    wrong: Any = (b"redis://user:s3cret@h", redis.ConnectionPool.from_url("redis://user:s3cret@h"))
+    doors: tuple[Callable[[Any], object], ...] = (RedisStorage.from_url, RedisStorage)
+    for make, given in zip(doors, wrong, strict=True):
+        with pytest.raises((TypeError, ConfigError)) as refused:
+            make(given)
+        assert "s3cret" not in str(refused.value)
+        assert "user" not in str(refused.value)

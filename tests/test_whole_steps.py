@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from types import FrameType
 from typing import Any, Final
@@ -122,7 +123,7 @@ def holds_whole(
     after = state(done)
     for number in count(1):
         storage = prepared(quota, commands)
-        if not struck_at(number, lambda storage=storage: step(storage), event):
+        if not struck_at(number, partial(step, storage), event):
             return number
         assert state(storage) in (before, after), number
         storage.apply("k", quota, Peek(), now_us=AT)
@@ -139,7 +140,7 @@ def test_a_step_is_before_or_after_and_never_between(step: str, event: str) -> N
 
 @pytest.mark.parametrize("quota", [PLAIN, STEPPED, SYNCED], ids=["plain", "stepped", "synced"])
 def test_what_is_taken_without_a_command_is_before_or_after_too(quota: Quota) -> None:
-    """`MemoryStorage.take`, struck at each opcode. Its version, which only other writers compare, may be the old one."""
+    """`MemoryStorage.take`, struck at each opcode. Its version, which only others compare, may be the old one."""
 
     class Unversioned(MemoryStorage):
         """Shows no version."""
@@ -159,7 +160,7 @@ def test_what_is_taken_without_a_command_is_before_or_after_too(quota: Quota) ->
     assert before != after
     for number in count(1):
         storage = fresh()
-        if not struck_at(number, lambda storage=storage: storage.take("k", quota, 2, now_us=AT), "opcode"):
+        if not struck_at(number, partial(storage.take, "k", quota, 2, now_us=AT), "opcode"):
             assert number > 50
             return
         assert state(storage) in (before, after), number

@@ -21,8 +21,10 @@ NEVER = 2**63
 
 @dataclass(frozen=True)
 class Call:
-    """One call. began, ended: nanoseconds of the monotonic clock. now: the bucket's time. quota: the caller's terms. outcome
-    None: lost.
+    """One call.
+
+    began, ended: nanoseconds of the monotonic clock. now: the bucket's time. quota: the caller's terms. outcome None:
+    lost.
     """
 
     began: int

@@ -207,9 +207,9 @@ def _never_late(state: BucketState, _command: Command, now: int) -> BucketState:
 
 def _passing(state: BucketState, command: Command, _now: int) -> BucketState:
     """Take away whoever else stands in line."""
-    asks = isinstance(command, Acquire | Reserve)
-    own = tuple(ticket for ticket in state.line if asks and ticket.id == command.ticket)
-    return replace(state, line=own) if asks else state
+    if not isinstance(command, Acquire | Reserve):
+        return state
+    return replace(state, line=tuple(ticket for ticket in state.line if ticket.id == command.ticket))
 
 
 def _passed(step: Step) -> BucketState:
@@ -218,6 +218,12 @@ def _passed(step: Step) -> BucketState:
         return step.after
     others = tuple(ticket for ticket in step.before.line if ticket.id != step.command.ticket)
     return replace(step.after, line=(*others, *step.after.line))
+
+
+def _staying(step: Step) -> BucketState:
+    """Let who was granted its tokens stay where it stood."""
+    asked = isinstance(step.command, Acquire | Reserve) and step.outcome.granted
+    return replace(step.after, line=step.before.line) if asked and step.before is not None else step.after
 
 
 def _last_in_line(state: BucketState, command: Command, _now: int) -> BucketState:
@@ -269,11 +275,7 @@ FAULTS: Final = {
     "whoever asks passes those before it in line": Fault(_passing, kept=_passed),
     "whoever asks again goes to the end of the line": Fault(_last_in_line),
     "nobody remembers who stands in line": keeping(line=()),
-    "whoever is granted its tokens stays in line": Fault(
-        kept=lambda step: (
-            step.after if step.before is None else replace(step.after, line=step.after.line or step.before.line)
-        )
-    ),
+    "whoever is granted its tokens stays in line": Fault(kept=_staying),
     "whoever asks takes now for the last refill": Fault(
         lambda state, command, _: replace(state, refilled_at=None) if isinstance(command, Reserve) else state
     ),

@@ -69,6 +69,7 @@ TOO_SLOW: Final = (
     "tests/test_exactness.py::test_memory_storage_does_not_drift_either",
     "tests/test_keepa_sync.py::test_fifty_coroutines_share_one_balance",
     "tests/test_liveness.py::test_the_old_rule_fails_by_the_lost_timestamp_alone",
+    "tests/redis/test_differential.py::test_programs_draw_every_command_field_and_stored_number",
     "tests/test_memory_storage.py::test_idle_full_buckets_are_dropped_as_others_are_used",
 )
 """What they show, others here show sooner."""

@@ -32,7 +32,7 @@ _PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.SEARCHED: SEARCHED, Verd
 
 CANT_RUN: Final = ("NameError", "AttributeError", "ImportError")
 
-LONGEST: Final = 200
+LONGEST: Final = 120
 """Characters of a result: a world's counterexample is a whole state, told in full where the run fails."""
 
 
@@ -145,9 +145,23 @@ def tables(lines: Iterable[Line]) -> Iterator[str]:
     """Yield a table for each part."""
     for part, group in groupby(lines, key=lambda line: line.part):
         yield from (f"### {part}", "")
+        if part == THEOREMS:
+            yield from as_table(("about", "how", "confirmed", "s:"), _by_subject(group))
+            continue
         rows = ((line.name, line.method, _short(line.result), f"{line.seconds:.0f}") for line in group)
         yield from as_table(("what", "how", "result", "s:"), rows)
 
 
+def _by_subject(lines: Iterable[Line]) -> Iterator[tuple[str, str, str, str]]:
+    """Put the theorems of a module that were confirmed alike into one row."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line.name.partition(".")[0], line.method), []).append(line)
+    for (subject, method), alike in groups.items():
+        names = ", ".join(line.name.partition(".")[2] for line in alike)
+        yield subject, method, names, f"{sum(line.seconds for line in alike):.0f}"
+
+
 def _short(result: str) -> str:
+    result = result.removesuffix(" (which returns False)")
     return result if len(result) <= LONGEST else f"{result[:LONGEST]} ..."

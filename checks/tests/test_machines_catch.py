@@ -35,11 +35,14 @@ NEVER_HALVES: Final = "what is kept back never halves"
 NO_BACKOFF: Final = "the next one is sent as soon as the last one failed"
 NO_BEGINNING: Final = "nothing begins when the server can't be asked"
 
-BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING}
+OF_THE_LINE: Final = frozenset(name for name in FAULTS if "line" in name or "ticket" in name)
+
+BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING} | OF_THE_LINE
 """These show in long histories; see below for those that are written down."""
 
 BEYOND_THE_SERVER: Final = {
     *(NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, "a refusal by the server is not heard"),
+    *OF_THE_LINE,
     "no older reading is taken outside a call, however long ago the last one was",
     "the time of the server's next step is not heard",
 }
@@ -115,6 +118,57 @@ def nobody_comes_back_from_the_server(machine: ReadingMachine) -> None:
     for _ in range(4):
         machine.take(0, 300, 0, MINUTE)
         machine.time_passes(90 * SECOND)
+
+
+def some_stand_in_line(machine: ReadingMachine) -> None:
+    """The first asks again, and is granted; the other never comes, and somebody passes it."""
+    machine.hear(0, hears(0))
+    machine.take(0, 20, 0, None, "u")
+    machine.take(0, 5, 0, None, "v")
+    machine.both_show_the_same()
+    machine.take(0, 20, 0, None, "u")
+    machine.take(0, 5, 0, None)
+    machine.time_passes(61 * SECOND)
+    machine.take(0, 20, 0, None, "u")
+    machine.both_show_the_same()
+    machine.time_passes(6 * MINUTE)
+    machine.take(0, 5, 0, None)
+    machine.time_passes(2 * MINUTE)
+
+
+def tasks_stand_in_line(machine: SyncedMachine) -> None:
+    """The first never comes, and is passed once it is late; the second leaves; the third waits for a call in flight."""
+    machine.begin(5, 0, MINUTE)
+    machine.look_at_the_server(later=False)
+    machine.call(20, 0, task="task-1")
+    machine.call(5, 0, task="task-2")
+    machine.whoever_waits_stands_in_line()
+    machine.call(20, 0, task="task-1")
+    machine.time_passes(MINUTE)
+    machine.call(5, 0, task="task-2")
+    machine.call(5, 0)
+    machine.leave_the_line("task-2")
+    machine.time_passes(3 * SECOND)
+    machine.call(5, 0)
+    machine.call(20, 0, task="task-3")
+    machine.call(5, 0, task="task-4")
+    for under_way in machine.on_the_way():
+        machine.serve(under_way)
+        machine.settle(under_way)
+    machine.time_passes(MINUTE)
+    machine.call(20, 0, task="task-3")
+    machine.whoever_waits_stands_in_line()
+
+
+@pytest.mark.parametrize("fault", sorted(OF_THE_LINE))
+def test_in_histories_of_a_line_both_machines_find(fault: str) -> None:
+    """Whoever is forgotten, passed, sent to the end, waited for in vain, or stays when it is granted, is missed."""
+    go_through(Fault(), some_stand_in_line)
+    with pytest.raises(AssertionError):
+        go_through(FAULTS[fault], some_stand_in_line)
+    tasks_stand_in_line(SyncedMachine(next(benches(Fault()))))
+    with pytest.raises(AssertionError):
+        tasks_stand_in_line(SyncedMachine(next(benches(FAULTS[fault]))))
 
 
 def go_through(fault: Fault, history: Callable[[ReadingMachine], None]) -> None:

@@ -13,7 +13,7 @@ from checks.mutation.judgement import Mutant, by_hand
 from checks.page import END, begin, renew, says
 from checks.proof import __main__ as command_line
 from checks.proof import runs, solver
-from checks.proof.runs import Job, Line, explored, jobs, noticed, planted, tables
+from checks.proof.runs import PARTS, Job, Line, explored, jobs, noticed, planted, tables
 from checks.proof.solver import Report, Verdict, read_report
 from checks.proof.table import PLANS, THEOREMS, Expected, Table, load, shortfalls, stated, unmatched
 from checks.proof.worlds import Alone, Synced, explore, worlds
@@ -268,6 +268,13 @@ def test_the_exit_code_tells(
 def test_a_run_of_nothing_fails() -> None:
     """A run that was asked for what isn't there ends with 1."""
     assert command_line.main(["--only", "no such line"]) == 1
+
+
+def test_confirmed_theorems_of_one_subject_share_a_row() -> None:
+    """The page names every theorem that was confirmed, in one row a module and rate, with the time of all of them."""
+    names = ("refill.a", "waiting.a", "refill.b")
+    lines = [Line(PARTS[1], name, "every rate", "confirmed", 1.0) for name in names]
+    assert list(tables(lines))[4:6] == ["| refill | every rate | a, b | 2 |", "| waiting | every rate | a | 1 |"]
 
 
 def test_the_page_is_renewed_between_its_marks(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import SupportsIndex, TypeVar, cast
+from typing import ClassVar, NoReturn, SupportsIndex, TypeVar, cast
 
 from .errors import ConfigError
 from .units import LIMIT, MAX_HOLD_US, MICROSECONDS
@@ -91,6 +91,15 @@ def instance(name: str, value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {shown(value)}")
     return value
+
+
+class NotCopied:
+    """Refuses to be pickled and copied, at once, and says what to do instead."""
+
+    _instead: ClassVar[str] = "make one in each process, with the same key and a storage that they share"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} can't be pickled or copied: {self._instead}")
 
 
 def shown(value: object) -> str:

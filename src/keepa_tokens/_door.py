@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
-from typing import Final, Generic, NoReturn, ParamSpec, TypeVar, cast
+from typing import Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
 
 from ._arguments import checked_key, instance, shown, whole
@@ -29,11 +29,26 @@ P = ParamSpec("P")
 T = TypeVar("T")
 S_co = TypeVar("S_co", covariant=True)
 
+_NONE: Final = 0
+"""The `keep` of most calls. To be this very object is what proves it an int and 0 at once."""
+
 
 class Door(Generic[S_co]):
     """What both doors have in common. Stateless but for its listener; the state is in the storage."""
 
-    __slots__ = ("_hears", "_listener", "_log", "bell", "clock", "key", "quota", "sleeper", "storage")
+    __slots__ = (
+        "_hears",
+        "_listener",
+        "_log",
+        "_refused",
+        "_take",
+        "bell",
+        "clock",
+        "key",
+        "quota",
+        "sleeper",
+        "storage",
+    )
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
         self.quota = instance("quota", quota, Quota)
@@ -43,6 +58,9 @@ class Door(Generic[S_co]):
         self.sleeper: Clock = SystemClock() if clock is None else clock
         self.listener = LoggingListener() if listener is None else listener
         self.bell = Bell()
+        # Most buckets live in memory, and most calls there need no command, no outcome and no event.
+        where: object = storage
+        self._take = where.take if type(where) is MemoryStorage else None
 
     @property
     def listener(self) -> Listener:
@@ -56,6 +74,7 @@ class Door(Generic[S_co]):
         self._listener = listener
         self._hears = Contained(listener)
         self._log = listener if type(listener) is LoggingListener else None
+        self._refused = None if self._log is None else self._log.refused
 
     def now_us(self) -> int | None:
         """Return the caller's time, or None: the storage's own."""
@@ -76,10 +95,27 @@ class Door(Generic[S_co]):
         for event in events_of(self.key, command, outcome):
             self._hears(event)
 
-    def decided(self, tokens: int, decision: Decision) -> None:
-        """Tell the listener of a decision that was taken without a command."""
-        if self._log is not None and not self._log.is_news(self.key, decision):
-            return
+    def at_once(self, tokens: int, keep: int, *, waits: bool = False) -> Decision | None:
+        """Take from memory what is there, tell the listener, and return the decision. waits: no refusal will do.
+
+        None: nothing was done, and nothing was checked.
+        """
+        if self._take is None or type(tokens) is not int or keep is not _NONE or tokens > self.quota.capacity:
+            return None
+        decision = self._take(self.key, self.quota, tokens, 0, None if self.clock is None else self.now_us())
+        if decision is None:
+            return None
+        refused = self._refused
+        if not decision.granted:
+            if waits:
+                return None
+            if refused is None or refused.get(self.key) != decision.reason:
+                self._decided(tokens, decision)
+        elif refused is None or (refused and self.key in refused):
+            self._decided(tokens, decision)
+        return decision
+
+    def _decided(self, tokens: int, decision: Decision) -> None:
         retry_after_us = min(NEVER, round(decision.retry_after * MICROSECONDS)) if decision.retry_after < inf else NEVER
         outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
         for event in events_of(self.key, Acquire(tokens), outcome):
@@ -142,6 +178,16 @@ def awaited(storage: object) -> AsyncStorage | MemoryStorage:
             " AsyncRedisStorage, or MemoryStorage"
         )
     return cast("AsyncStorage", storage)
+
+
+def struck(error: BaseException) -> Decision | None:
+    """Return what `at_once` had come to when `error` struck it; None: nothing yet, or its storage knows."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is Door[object].at_once.__code__:
+            return trace.tb_frame.f_locals.get("decision")
+        trace = trace.tb_next
+    return None
 
 
 def _apply_of(storage: object) -> object:
@@ -221,16 +267,6 @@ CALL_ADVICE: Final = (
 )
 
 RESERVATION_ADVICE: Final = "it stays charged in full. Settle it at what it cost"
-
-
-class NotCopied:
-    """Refuses to be pickled and copied, at once."""
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} can't be pickled or copied: make one in each process, with the same key and a"
-            " storage that they share"
-        )
 
 
 def new_id() -> str:

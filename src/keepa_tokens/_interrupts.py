@@ -6,14 +6,9 @@ import _thread
 import signal
 import sys
 import threading
-from _signal import (
-    getsignal,
-)  # without making enumerations of numbers, which costs more than the rest
-from _signal import (
-    signal as handle,
-)
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from inspect import currentframe
 from itertools import islice
 from types import CodeType, FrameType, TracebackType
@@ -22,6 +17,7 @@ from typing import Any, Final
 LONGEST_PUT_OFF_S: Final = 5.0
 """How long a signal is put off while a storage doesn't answer, whatever its own timeouts."""
 
+_signal: Any = import_module("_signal")  # `signal` makes an enumeration of each number, which costs more than all else
 _NUMBERS: Final = tuple(sorted(map(int, signal.valid_signals())))
 
 
@@ -52,11 +48,11 @@ class PutOff:
             return
         try:
             for number in _NUMBERS:
-                handler = getsignal(number)
+                handler = _signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
                     self._before.append((number, handler))
-                    handle(number, self._take_note)
+                    _signal.signal(number, self.take_note)
             if self._ends and self._before:
                 self._limit(self._before[0][0])
         except ValueError:
@@ -74,7 +70,8 @@ class PutOff:
         finally:
             self._strike()
 
-    def _take_note(self, number: int, frame: FrameType | None) -> None:
+    def take_note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal that came meanwhile."""
         if self._late and not self._ends:
             self._handlers[number](number, frame)
             return
@@ -89,7 +86,7 @@ class PutOff:
         # Not `threading.Thread`: its locks may be held where the signal struck.
         self._over = _thread.allocate_lock()
         self._over.acquire()
-        _thread.start_new_thread(self._watch, (self._over, number, threading.main_thread().ident))
+        _thread.start_new_thread(self._watch, (self._over, number, _thread.get_ident()))
 
     def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
         if over.acquire(timeout=LONGEST_PUT_OFF_S):
@@ -108,7 +105,7 @@ class PutOff:
     def _restore(self) -> None:
         try:
             while self._before:
-                handle(*self._before[-1])
+                _signal.signal(*self._before[-1])
                 self._before.pop()
         finally:
             if self._before:  # a signal struck whose handler was there again
@@ -124,6 +121,9 @@ class PutOff:
                 self._handlers[number](number, frame)
             finally:
                 self._strike()
+
+
+_TAKES_NOTE: Final = PutOff.take_note.__code__
 
 
 def interrupt_in(error: BaseException) -> BaseException | None:
@@ -167,5 +167,5 @@ def _handlers() -> Iterator[CodeType]:
             handler = handler.func
         for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
             code = getattr(found, "__code__", None)
-            if isinstance(code, CodeType) and code is not PutOff._take_note.__code__:  # noqa: SLF001 - of this module
+            if isinstance(code, CodeType) and code is not _TAKES_NOTE:
                 yield code

@@ -31,7 +31,6 @@ from .rules.commands import (
 )
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
-from .storage.memory import came_to
 from .units import DAY_US, LIMIT, MICROSECONDS, seconds
 
 LONGEST_PAUSE_US = 60 * MICROSECONDS
@@ -76,7 +75,7 @@ class Taken:
 
     __slots__ = ("_rank", "came", "claimed", "outcome", "request", "sent", "unsure", "woken")
 
-    def __init__(self) -> None:
+    def __init__(self, taking: Acquire | None = None, decision: Decision | None = None) -> None:
         self.unsure = False
         self.sent: Command | None = None
         self.came: Outcome | None = None
@@ -85,6 +84,10 @@ class Taken:
         self.claimed: int | None = None
         self._rank: int | None = None
         self.woken = False
+        if taking is not None:
+            self.sends(taking)
+        if decision is not None:
+            self.came = Outcome(0, decision.balance, decision.granted)
 
     def sends(self, command: Command) -> None:
         """Take note of a command that is about to be sent."""
@@ -102,12 +105,11 @@ class Taken:
             self.claimed = None
         self.sent = None
 
-    def recall(self, error: BaseException) -> None:
-        """Take note of what a command came to whose caller `error` struck before it could."""
-        if self.sent is not None:
-            came = self.came or came_to(error, self.sent)
-            if came is not None:
-                self.told(self.sent, came)
+    def recall(self, found: Outcome | None) -> None:
+        """Take note of what a command came to whose caller was struck before it could; found: by the storage."""
+        came = self.came or found
+        if self.sent is not None and came is not None:
+            self.told(self.sent, came)
 
     def rank(self, bell: Bell) -> int:
         """Return the rank by which this call is woken."""

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, NotCopied, awaited, cost, decorated, left_unsettled, new_id, watched
+from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
+from ._door import RESERVATION_ADVICE, Door, awaited, cost, decorated, left_unsettled, new_id, struck, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -24,7 +24,7 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
-from .storage.memory import MemoryStorage
+from .storage.memory import MemoryStorage, came_to
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
 
@@ -84,6 +84,13 @@ class AsyncTokenBucket(NotCopied):
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
+        try:
+            decision = self._door.at_once(tokens, keep)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+            raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         try:
@@ -94,6 +101,14 @@ class AsyncTokenBucket(NotCopied):
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
+        if timeout is None:
+            try:
+                decision = self._door.at_once(tokens, keep, waits=True)
+                if decision is not None:
+                    return decision
+            except BaseException as error:
+                await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
@@ -269,8 +284,8 @@ class AwaitedSteps(Taken):
 
     __slots__ = ("_step", "door")
 
-    def __init__(self, door: AsyncDoor) -> None:
-        super().__init__()
+    def __init__(self, door: AsyncDoor, taking: Acquire | None = None, decision: Decision | None = None) -> None:
+        super().__init__(taking, decision)
         self.door = door
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 
@@ -314,7 +329,7 @@ class AwaitedSteps(Taken):
         """Give back what the call has taken if it was interrupted."""
         if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
             # A ConfigError may be a probe's that is of the wrong kind.
-            self.recall(error)
+            self.recall(came_to(error, self.sent))
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:

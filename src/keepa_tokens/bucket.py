@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import checked_label, hold_for_us, timeout_us, whole
+from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, NotCopied, blocking, cost, decorated, left_unsettled, new_id, watched
+from ._door import RESERVATION_ADVICE, Door, blocking, cost, decorated, left_unsettled, new_id, struck, watched
 from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -22,7 +22,7 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
-from .storage.memory import MemoryStorage
+from .storage.memory import MemoryStorage, came_to
 
 __all__ = ["Reservation", "TokenBucket"]
 
@@ -49,8 +49,6 @@ class TokenBucket(NotCopied):
     ) -> None:
         where: Storage = MemoryStorage() if storage is None else blocking(storage)
         self._door = Door(quota, key, where, clock, listener)
-        # Most buckets live in memory, and most calls there need no command, no outcome and no event.
-        self._take = where.take if type(where) is MemoryStorage else None
 
     @property
     def quota(self) -> Quota:
@@ -88,21 +86,13 @@ class TokenBucket(NotCopied):
         number from 0.
         """
         door = self._door
-        if (
-            self._take is not None
-            and type(tokens) is int is type(keep)
-            and 0 < tokens <= door.quota.capacity
-            and not keep
-        ):
-            decision: Decision | None = None
-            try:
-                decision = self._take(door.key, door.quota, tokens, now_us=door.now_us())
-                if decision is not None:
-                    door.decided(tokens, decision)
-                    return decision
-            except BaseException as error:
-                BlockingSteps(door, Acquire(tokens), decision).undo(error)
-                raise
+        try:
+            decision = door.at_once(tokens, keep)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            BlockingSteps(door, Acquire(tokens), struck(error)).undo(error)
+            raise
         tokens, keep = cost(door.quota, tokens, keep)
         steps = BlockingSteps(door)
         try:
@@ -119,6 +109,14 @@ class TokenBucket(NotCopied):
         nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
         ConfigError as `try_acquire`.
         """
+        if timeout is None:
+            try:
+                decision = self._door.at_once(tokens, keep, waits=True)
+                if decision is not None:
+                    return decision
+            except BaseException as error:
+                BlockingSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
@@ -264,12 +262,8 @@ class BlockingSteps(Taken):
     __slots__ = ("door",)
 
     def __init__(self, door: Door[Storage], taking: Acquire | None = None, decision: Decision | None = None) -> None:
-        super().__init__()
+        super().__init__(taking, decision)
         self.door = door
-        if taking is not None:
-            self.sends(taking)
-        if decision is not None:
-            self.came = Outcome(0, decision.balance, decision.granted)
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -280,7 +274,7 @@ class BlockingSteps(Taken):
                 self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
             else:
                 with PutOff():
-                    self.unsure = True
+                    self.unsure |= command is self.request
                     self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
             door.away(error)
@@ -319,7 +313,7 @@ class BlockingSteps(Taken):
             return
         try:
             with PutOff(ends=True):
-                self.recall(error)
+                self.recall(came_to(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing(new_id())]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
@@ -331,7 +325,7 @@ class BlockingSteps(Taken):
             raise interrupt from None
 
     def _once_more(self, command: Command) -> bool:
-        """Carry out what ends an interrupted call, and once more if that is interrupted too; False: its error is told."""
+        """Carry out what ends an interrupted call, once more if that is interrupted too; False: its error is told."""
         for _ in range(2):
             try:
                 self.carry(command)

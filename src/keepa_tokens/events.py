@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
-from .rules.decision import Decision, Reason
+from .rules.decision import Reason
 from .units import seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
@@ -145,7 +145,7 @@ class LoggingListener:
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._logger = logger or logging.getLogger("keepa_tokens")
-        self._refused: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
 
     def has_news(self, key: str, outcome: Outcome) -> bool:
         """Whether an event of `outcome` may be worth a line; if not, nobody need make one."""
@@ -157,12 +157,7 @@ class LoggingListener:
             or outcome.terms
         ):
             return True
-        return outcome.granted and key in self._refused
-
-    def is_news(self, key: str, decision: Decision) -> bool:
-        """Whether a plain decision may be worth a line."""
-        refused = self._refused.get(key)
-        return refused is not None if decision.granted else refused != decision.reason
+        return outcome.granted and key in self.refused
 
     def __call__(self, event: Event, /) -> None:
         """Log `event` if it says something new."""
@@ -177,12 +172,12 @@ class LoggingListener:
                 self._logger.warning("bucket %s: %d tokens: %s", event.key, event.tokens, event.why)
             case EventKind.NOT_GIVEN_BACK | EventKind.LEFT_UNSETTLED | EventKind.TERMS_CHANGED:
                 self._logger.warning("bucket %s: %s", event.key, event.why)
-            case EventKind.STORAGE_AWAY if self._refused.get(event.key) != AWAY:
+            case EventKind.STORAGE_AWAY if self.refused.get(event.key) != AWAY:
                 self._remember(event.key, AWAY)
                 self._logger.warning("bucket %s: the storage did not answer: %s", event.key, event.why)
             case EventKind.REFUSED:
                 self._on_refused(event)
-            case EventKind.GRANTED if self._refused.pop(event.key, None):
+            case EventKind.GRANTED if self.refused.pop(event.key, None):
                 self._logger.info("bucket %s: granting again; balance %s", event.key, _balance(event))
             case EventKind.READING_TAKEN if event.drift:
                 self._logger.debug(
@@ -192,7 +187,7 @@ class LoggingListener:
                 pass
 
     def _on_refused(self, event: Event) -> None:
-        if self._refused.get(event.key) == event.why:
+        if self.refused.get(event.key) == event.why:
             return
         self._remember(event.key, event.why)
         self._logger.info(
@@ -206,10 +201,10 @@ class LoggingListener:
         )
 
     def _remember(self, key: str, why: str) -> None:
-        self._refused[key] = why
-        while len(self._refused) > MOST_KEYS:
+        self.refused[key] = why
+        while len(self.refused) > MOST_KEYS:
             # Others may do the same at this moment: the oldest is gone once.
-            self._refused.pop(next(iter(self._refused.copy())), None)
+            self.refused.pop(next(iter(self.refused.copy())), None)
 
 
 def _balance(event: Event) -> str:

@@ -109,7 +109,7 @@ class Quota:
         return cls(n if capacity is None else capacity, n, period, **terms)
 
     @staticmethod
-    def _check_rate(name: str, n: object, period: float) -> None:
+    def _check_rate(name: str, n: object, period: object) -> None:
         """Raise TypeError for a fraction of a token, with the whole numbers that say the same."""
         if not isinstance(n, float) or not math.isfinite(n) or n <= 0 or not isinstance(period, (int, float)):
             return

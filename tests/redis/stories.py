@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from checks.models.strategies import EPOCH, SECOND
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+)
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.units import DAY_US, LIMIT, UNLIMITED, YEAR_US
+from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, UNLIMITED, YEAR_US
 from tests.redis.strategies import Act, Program
 
-Step = tuple[int, Command] | tuple[int, Command, dict[str, str]]
+Step = tuple[int, Command] | tuple[int, Command, Mapping[str, str | None]]
 
 PLAIN: Final = Quota(10, 1, 1.0)
 RATE: Final = Quota(10, 3, 7.0)
@@ -35,6 +47,13 @@ def edges(quota: Quota, before: tuple[Step, ...], name: str, at: int, command: C
     numbers = (at - SECOND, at - 1, at, at + 1, at + 2, at + SECOND)
     return story(quota, *before, *((last, command, {name: str(base + number)}) for number in numbers))
 
+
+STILL: Final = Quota(10, 0, 1.0)
+STILL_STEPS: Final = Quota(10, 0, 1.0, stepped=True)
+ONE_A_STEP: Final = Quota(10, 1, 1.0, stepped=True)
+QUICK: Final = Quota(5, 2**31, 0.001)
+OTHERS: Final = f"{EPOCH + 9} 300 1 12000000 90"
+"""What is kept back for others, as the fast path reads it."""
 
 _TAKEN: Final[tuple[Step, ...]] = ((0, Acquire(4)), (SECOND // 3, Acquire(1)))
 _READ: Final[tuple[Step, ...]] = ((0, Reconcile(Reading(50, server_time=1.0))), (1, Acquire(1)))
@@ -290,7 +309,7 @@ STORIES: Final[dict[str, Program]] = {
     },
     **{
         f"numbers of the fast path: {numbers}": story(
-            SYNCED, *_READ, (2, Acquire(1), {"fast": f"{EPOCH + 9} {numbers}"})
+            SYNCED, *_READ, (2, Acquire(1), {"fast": f"{EPOCH + 9} {numbers}", "carry": "0"})
         )
         for numbers in (
             *("0 1 12 0", "1 1 12 0", f"{LIMIT - 1} 1 12 0", f"{LIMIT} 1 12 0", "300 0 1 0", f"300 {2**26} {2**26} 0"),
@@ -300,6 +319,12 @@ STORIES: Final[dict[str, Program]] = {
                 f"300 1 {LIMIT} 0",
                 f"300 1 12 {LIMIT - 1}",
                 f"300 1 12 {LIMIT}",
+                f"300 {LIMIT // 2 - 1} 1 0",
+                f"300 {LIMIT // 2} 1 0",
+                f"300 0 {LIMIT - 1} 0",
+                f"300 0 {LIMIT} 0",
+                f"300 {LIMIT - 1} 1 0",
+                "300 1 1 0",
             ),
         )
     },
@@ -359,7 +384,7 @@ STORIES: Final[dict[str, Program]] = {
         f"other terms: {terms}": story(
             PLAIN,
             *_TAKEN,
-            (SECOND, Acquire(1), {"terms_at": str(EPOCH + SECOND), "quota": terms}),
+            (SECOND, Acquire(1), {"terms_at": str(EPOCH + SECOND), "quota": terms, "carry": "0"}),
             (SECOND, Acquire(1)),
         )
         for terms in (
@@ -377,6 +402,7 @@ STORIES: Final[dict[str, Program]] = {
             ),
             *(
                 "9 3 0 0 0 - - 0 3 0",
+                "1 3 7000000 0 0 - - 0 3 7000000",
                 "9 3 7 0 0 0 - 0 3 7",
                 "9 3 7 0 0 1 - 0 3 7",
                 f"9 3 7 0 0 {LIMIT} - 0 3 7",
@@ -392,4 +418,192 @@ STORIES: Final[dict[str, Program]] = {
             *("09 3 7 0 0 - - 0 3 7", "9 3 7 2 0 - - 0 3 7", "9 3 7 0 0 - - 0 3 7 ", "9 3 7 0 0 x - 0 3 7"),
         )
     },
+    "steps of nothing": story(
+        STILL_STEPS,
+        (0, Acquire(3)),
+        (3 * SECOND // 2, Acquire(1)),
+        (4 * SECOND, Refund("a", 1)),
+        (5 * SECOND, Acquire(8)),
+    ),
+    "steps of one": story(
+        ONE_A_STEP,
+        *((0, Acquire(10)), (SECOND - 1, Acquire(1)), (SECOND, Acquire(1)), (5 * SECOND // 2, Acquire(1))),
+        *((3 * SECOND, Acquire(2, wait_us=2 * SECOND)), (9 * SECOND, Acquire(4))),
+    ),
+    "the last place of steps given back": story(
+        STEPS,
+        *((0, Acquire(12)), (0, Acquire(5, wait_us=60 * SECOND)), (1, Refund("a", 5, EPOCH + 60 * SECOND))),
+        *(
+            (2, Acquire(5, wait_us=60 * SECOND)),
+            (3, Refund("b", 5, EPOCH + 61 * SECOND)),
+            (4, Acquire(1, 0, 60 * SECOND)),
+        ),
+    ),
+    "a place that is now": story(
+        PLAIN,
+        *((0, Acquire(10)), (0, Acquire(4, wait_us=4 * SECOND)), (4 * SECOND, Acquire(1, wait_us=60 * SECOND))),
+    ),
+    "a past grant of which nothing fits": story(
+        PLAIN,
+        *(
+            (0, Acquire(10)),
+            (0, Acquire(10, wait_us=10 * SECOND)),
+            (1, Refund("a", 12, EPOCH)),
+            (2, Refund("b", 1, EPOCH)),
+        ),
+    ),
+    "nothing comes": story(
+        STILL,
+        *((0, Acquire(9)), (0, Acquire(2, wait_us=LIMIT)), (0, Reserve("a", 1, SECOND)), (1, Settle("a", 0))),
+        *((SECOND, Acquire(1), {"carry": "5"}), (SECOND, Refund("z", 3, EPOCH + 9))),
+    ),
+    "full, with a carry": story(
+        PLAIN,
+        *((0, Acquire(1)), (0, Refund("z", 0), {"balance": "10", "carry": "5"}), (0, Acquire(1), {"balance": "11"})),
+        *((SECOND, Acquire(1), {"balance": "12", "carry": "7"}), (2 * SECOND, Acquire(1), {"balance": "10"})),
+    ),
+    "one in flight beside an overdraft": story(
+        SYNCED,
+        *((0, Reconcile(Reading(5, server_time=1.0))), (1, Reserve("a", 1, SECOND)), (2, Acquire(10))),
+        *((3, Settle("a", 0)), (4, Acquire(10))),
+    ),
+    **{
+        f"others spend, {balance} are there for {tokens} beside {keep}": story(
+            SYNCED,
+            (0, Reconcile(Reading(balance, server_time=1.0))),
+            (1, Acquire(1)),
+            (2, Acquire(tokens, keep), {"fast": OTHERS}),
+        )
+        for balance, tokens, keep in (
+            *(
+                (91, 1, 0),
+                (92, 1, 0),
+                (86, 1, 0),
+                (101, 1, 50),
+                (102, 1, 50),
+                (201, 1, 0),
+                (122, 1, 120),
+                (121, 1, 120),
+            ),
+            *((300, 250, 0), (301, 250, 0)),
+        )
+    },
+    **{
+        f"others spend, a capacity of {capacity}, {kept} kept back of {balance}": story(
+            SYNCED,
+            *_READ,
+            (2, Acquire(1), {"fast": f"{EPOCH + 9} {capacity} 1 12000000 {kept}", "balance": str(balance)}),
+        )
+        for capacity, kept in ((1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (300, 1), (300, 0))
+        for balance in (1, 2, 3)
+    },
+    "as little as can be counted": Program(
+        (
+            *story(QUICK, (0, Acquire(1)), (0, Acquire(1, wait_us=LIMIT), {"balance": str(1 - LIMIT)})).acts,
+            *story(QUICK, (0, Acquire(2, wait_us=LIMIT), {"balance": str(2 - LIMIT)}), (9, Acquire(1))).acts,
+        )
+    ),
+    **{
+        f"a settle that costs {cost} at {balance} of {quota.capacity}": story(
+            quota,
+            *((0, Reconcile(Reading(9, server_time=1.0))), (0, Reserve("a", 5, SECOND))),
+            (0, Settle("a", cost), {"balance": str(balance)}),
+        )
+        for quota in (PLAIN, SYNCED)
+        for cost in (4, 5, 6, 7, 8)
+        for balance in (1 - LIMIT, 3 - LIMIT, 2)
+    },
+    "at the very beginning": Program(
+        tuple(Act(0, PLAIN, (), command) for command in (Acquire(5), Refund("a", 2), Refund("b", 2), Acquire(9, 0, 9)))
+    ),
+    "terms replaced at the very beginning": Program(
+        (
+            Act(5, PLAIN, (), Acquire(1)),
+            Act(
+                6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000 0 0 - - 0 3 7000000"), ("carry", "0")), Acquire(1)
+            ),
+        )
+    ),
+    "a place where nothing comes, given back": story(
+        STILL, (0, Acquire(4)), (1, Refund("z", 2, EPOCH + 9), {"last_place": str(EPOCH + 9), "largest_place": "1"})
+    ),
+    "a clock of small numbers": Program(
+        tuple(Act(2**32 + at, PLAIN, (), Acquire(1)) for at in (-2, -1, 0, 1, 2, SECOND))
+    ),
+    **{
+        f"nothing there but {name}, {text}": story(PLAIN, (0, Acquire(1), {name: text}), (1, Acquire(1)))
+        for name in (
+            *(
+                "format",
+                "balance",
+                "carry",
+                "quota",
+                "due_at",
+                "last_place",
+                "firm_place",
+                "largest_place",
+                "held",
+                "open",
+            ),
+            *("sequence", "closed_until", "paused_until", "wide_capacity", "line", "note", "hold:a", "hold:", "turned"),
+        )
+        for text in ("1", "0")
+    },
+    **{
+        f"nothing refills, and {name} is {number}": story(
+            STILL, (0, Acquire(4)), (1, Acquire(1), {name: str(number)}), (2, Refund("z", 2)), (3, Acquire(1))
+        )
+        for name in ("last_place", "firm_place", "largest_place")
+        for number in (LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1)
+    },
+    **{
+        f"terms of others that recharge to {target} and begin at {initial}": story(
+            PLAIN,
+            *_TAKEN,
+            (
+                SECOND,
+                Acquire(1),
+                {
+                    "terms_at": str(EPOCH + SECOND),
+                    "quota": f"9 3 7000000 0 0 {target} {initial} 0 3 7000000",
+                    "fast": f"{EPOCH + SECOND + 9} 9 3 7000000 0",
+                    "carry": "0",
+                },
+            ),
+        )
+        for target, initial in (
+            *((0, "-"), (1, "-"), (LIMIT - 1, "-"), (LIMIT, "-"), ("-", 9), ("-", 10), ("-", 1 - LIMIT), ("-", -LIMIT)),
+            *((9, 9), ("x", "-"), ("-", "x")),
+        )
+    },
+    **{
+        f"{kind} without {name}": story(
+            quota,
+            *((0, Reconcile(Reading(9, server_time=1.0))), (0, Reserve("a", 2, SECOND)), (0, Acquire(1))),
+            *((2, Acquire(1), {name: None}), (3, Settle("a", 1)), (4, Refund("z", 1))),
+        )
+        for kind, quota in (("plain", PLAIN), ("synced", SYNCED))
+        for name in (
+            *("format", "version", "balance", "refilled_at", "carry", "quota", "fast", "held", "open", "sequence"),
+            *("due_at", "hold:a"),
+        )
+    },
+    "a place given back at the very beginning": Program(
+        tuple(
+            Act(0, PLAIN, (), command)
+            for command in (Acquire(10), Acquire(1, wait_us=SECOND), Refund("a", 1, SECOND), Acquire(1, wait_us=SECOND))
+        )
+    ),
+    "a probe that failed": story(
+        SYNCED,
+        (0, Reconcile(Reading(9, server_time=1.0))),
+        (1, ClaimProbe()),
+        (1 + CLAIM_US, ClaimProbe()),
+        (60 * SECOND, Peek()),
+    ),
+    "a claim given back": story(
+        SYNCED,
+        *((0, Reconcile(Reading(9, server_time=1.0))), (1, ClaimProbe()), (2, Unclaim(EPOCH + 1 + CLAIM_US))),
+        *((3, Acquire(1)), (4, ClaimProbe())),
+    ),
 }

@@ -108,6 +108,7 @@ _probe_afters = st.none() | st.sampled_from([0, SECOND, HOUR])
 _usual = st.one_of(
     st.builds(Acquire, st.integers(1, 3)),
     st.builds(Acquire, st.integers(1, 5), st.just(0), _waits),
+    st.builds(Acquire, st.integers(1, 9), st.just(0), st.sampled_from([MINUTE, HOUR])),
     st.builds(Reserve, _ids, st.integers(1, 3), _lives),
     st.builds(Settle, _ids),
     st.builds(Settle, _ids, st.integers(0, 4)),
@@ -121,7 +122,7 @@ _unusual = st.one_of(
     st.builds(Reserve, _ids, st.integers(1, 12), _lives, ticket=_tickets),
     st.builds(Cancel, _tickets),
     st.builds(Settle, _ids, st.none() | _tokens),
-    st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans()),
+    st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans(), _labels),
     st.builds(Cancel, _ids),
     st.builds(Refund, _ids, _tokens, _owns),
     st.builds(Reconcile, readings),
@@ -228,7 +229,7 @@ def programs(draw: st.DrawFn, *, damaged: bool = True, most: int = 14) -> Progra
     # A bucket that nobody has told anything of is refused at once: most programs on a synced one begin with a reading.
     begun = mine.synced and not draw(_rarely)
     acts = [Act(now, mine, (), Reconcile(draw(readings)))] if begun else []
-    opened = ""
+    opened, claimed = "", now
     for gap, harm, command, is_new in draw(
         st.lists(st.tuples(_gaps, _harm if damaged else st.just(()), _commands, _rarely), min_size=6, max_size=most)
     ):
@@ -237,8 +238,11 @@ def programs(draw: st.DrawFn, *, damaged: bool = True, most: int = 14) -> Progra
             command = replace(command, id=opened)  # noqa: PLW2901 - most of them end what was opened last
         if isinstance(command, Reserve):
             opened = command.id
+        if isinstance(command, ClaimProbe):
+            claimed = now
+        since = claimed if isinstance(command, Unclaim) and not is_new else now
         hurt = tuple((each.name, each.text(now)) for each in harm)
-        acts.append(Act(now, draw(others), hurt, _placed(command, now)))
+        acts.append(Act(now, draw(others), hurt, _placed(command, since)))
     return Program(tuple(acts))
 
 

@@ -87,7 +87,21 @@ def test_a_server_that_is_not_trusted_is_not_used(secured: Secured, flavour: Fla
 
 
 NEEDED = (
-    *("evalsha", "eval", "time", "hmget", "hgetall", "hset", "hdel", "pexpire", "pttl", "persist", "scan", "del"),
+    *(
+        "evalsha",
+        "eval",
+        "time",
+        "hlen",
+        "hmget",
+        "hgetall",
+        "hset",
+        "hdel",
+        "pexpire",
+        "pttl",
+        "persist",
+        "scan",
+        "del",
+    ),
 )
 """The commands that a user of a bucket needs, `scan` for `keys()` alone, `del` for `delete()`."""
 

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
 from tests.servers import Server
@@ -124,14 +124,19 @@ def test_who_never_gets_through_says_so(storage: RedisStorage, monkeypatch: pyte
 
 
 def test_a_store_of_thousands_of_fields_is_written_in_pieces(storage: RedisStorage, client: redis.Redis) -> None:
-    """More fields than the script may pass in one call are set and removed all the same."""
-    quota = Quota(10**6, 0, 1.0, synced=True)
-    storage.apply("k", quota, Reconcile(Reading(10**6)))
+    """More fields than the script may pass in one call are all set, and all removed."""
+    quota, now = Quota(10**6, 0, 1.0, synced=True), 1_780_000_000 * SECOND
+    storage.apply("k", quota, Reconcile(Reading(10**6)), now_us=now)
     for number in range(2000):
-        storage.apply("k", quota, Reserve(f"h{number}", 1, SECOND), now_us=None)
-    client.hset(NAME, "refilled_at", "NaN")
-    assert storage.apply("k", quota, Peek()).repaired == ("refilled_at",)
-    assert storage.apply("k", quota, Settle("h7", 1)).found
+        storage.apply("k", quota, Reserve(f"h{number}", 1, 60 * SECOND), now_us=now)
+    assert len(storage.apply("k", quota, Peek(), now_us=now + 61 * SECOND).ran_out) == 2000
+    fields: Any = client.hgetall(NAME)
+    holds = [text for name, text in fields.items() if name.startswith(b"hold:")]
+    assert len(holds) == 2000
+    assert not any(text.endswith(b" 0") for text in holds)
+    storage.apply("k", quota, Peek(), now_us=now + 200 * SECOND)
+    left: Any = client.hkeys(NAME)
+    assert not any(name.startswith(b"hold:") for name in left)
 
 
 # --- clients that mislead

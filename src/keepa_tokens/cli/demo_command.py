@@ -25,7 +25,7 @@ from .words import count
     keepa-tokens demo
     keepa-tokens demo --seconds 10 --plain
     keepa-tokens demo --json          at once, as a document
-    keepa-tokens demo --redis URL     its bucket on your own server, for as long as it runs
+    keepa-tokens demo --redis URL     its bucket on a server of your own
     """,
     then="keepa-tokens simulate --help     the same question for your own plan and load",
 )

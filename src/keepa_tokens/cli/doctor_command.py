@@ -105,7 +105,7 @@ def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[F
         facts, found = examine_file(cast("SqlitePlace", place))
         findings += found
         return facts
-    from .doctor_server import examine_server  # noqa: PLC0415 - needs a client for Redis
+    from .doctor_server import examine_server, strangers  # noqa: PLC0415 - needs a client for Redis
     from .manager import stuck  # noqa: PLC0415
     from .redis_place import RedisPlace  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[F
     seen = examine_server(server, plain=any(look.quota is not None and not look.quota.synced for look in looks))
     findings += seen.findings
     try:
-        findings += stuck(server, time.time())
+        findings += (*strangers(server), *stuck(server, time.time()))
     except StorageUnavailable:
         seen.facts.append("other keys may not be read by this user: no hand-made manager was looked for")
     return seen.facts

@@ -6,7 +6,7 @@ import re
 import secrets
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -15,6 +15,7 @@ from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .doctor import Finding
+from .manager import all_names
 from .redis_place import RedisPlace
 from .words import count
 
@@ -86,6 +87,20 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Examination:
         _replication(info, seen)
     _write(place, seen)
     return seen
+
+
+def strangers(place: RedisPlace) -> Iterator[Finding]:
+    """Yield what lies where a bucket would be, and is none."""
+    buckets = set(place.storage.keys())
+    keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
+    for key in sorted(keys - buckets):
+        yield Finding(
+            "no-bucket",
+            key,
+            f"the key {place.prefix}{key} holds something that is no bucket",
+            "no worker gets a token of a bucket of this name; each is told what lies there",
+            "see whose it is and give one of the two another name; DEL removes it",
+        )
 
 
 def _info(place: RedisPlace) -> dict[str, str]:

@@ -45,8 +45,8 @@ def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
     with where.opened() as place:
         seen, terms = _known(place, where)
-        TokenBucket(terms, key=seen.key, storage=place.storage).pause(span)
-        click.echo(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
+        _door(place, seen, terms).pause(span)
+        shell.say(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
 
 
 @shell.command(
@@ -63,10 +63,10 @@ def resume_command(where: Where) -> None:
         seen, terms = _known(place, where)
         left = seen.paused_for()
         if not left:
-            click.echo(f"{seen.key} was not paused; nothing was changed.")
+            shell.say(f"{seen.key} was not paused; nothing was changed.")
             return
-        TokenBucket(terms, key=seen.key, storage=place.storage).pause(0)
-        click.echo(f"{seen.key} goes on; {duration(left)} of its pause were left.")
+        _door(place, seen, terms).pause(0)
+        shell.say(f"{seen.key} goes on; {duration(left)} of its pause were left.")
 
 
 @shell.command(
@@ -87,10 +87,11 @@ def reset_command(where: Where, *, yes: bool) -> None:
         key = where.bucket(place)
         seen = look(place, key)
         lost = {} if seen is None else dict(status.sentences(seen))
-        what = f"balance {lost.get('balance', 'unknown')}; available {lost.get('available', 'unknown')}"
+        balance = lost.get("balance", "unknown").partition("  ")[0]  # without its bar
+        what = f"balance {balance}; available {lost.get('available', 'unknown')}"
         _ask_twice(f"This forgets the bucket {key} ({what}).", key, yes=yes)
         place.delete(key)
-        click.echo(f"{key} is forgotten: the next call of a worker makes a new bucket.")
+        shell.say(f"{key} is forgotten: the next call of a worker makes a new bucket.")
 
 
 @shell.command(
@@ -119,7 +120,7 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
         what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
         _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
         outcome = place.storage.apply(seen.key, terms, Cancel(call.id))
-        click.echo(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
+        shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
 def _known(place: Place, where: Where) -> tuple[Look, Quota]:
@@ -131,11 +132,15 @@ def _known(place: Place, where: Where) -> tuple[Look, Quota]:
     return seen, seen.quota
 
 
+def _door(place: Place, seen: Look, terms: Quota) -> TokenBucket:
+    return TokenBucket(terms, key=seen.key, storage=place.storage, listener=lambda _: None)
+
+
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:
     """Ask whether to do what can't be undone, and once more for a word; `--yes` answers both."""
     if yes:
         return
-    click.echo(what, err=True)
+    shell.say(what, err=True)
     if not click.confirm("Go on?", err=True):
         raise shell.RefusedError("nothing was changed")
     said = click.prompt(f"It can't be undone. Type {word} to do it", err=True, default="", show_default=False)

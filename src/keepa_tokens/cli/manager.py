@@ -102,7 +102,7 @@ def instant(said: str | None, now: float) -> float | None:
 
 def stuck(place: Server, now: float) -> Iterator[Finding]:
     """Yield each stuck manager among the keys of a server that are no buckets."""
-    names = list(_names(place))
+    names = [name for name in all_names(place) if not name.startswith(place.prefix)]
     for name in names:
         if not BALANCE.search(name):
             continue
@@ -117,12 +117,13 @@ def stuck(place: Server, now: float) -> Iterator[Finding]:
             yield finding
 
 
-def _names(place: Server) -> Iterator[str]:
+def all_names(place: Server) -> Iterator[str]:
+    """Yield the names of a server's keys, the first `MOST_KEYS` that it finds."""
     cursor, seen = "0", 0
     while seen < MOST_KEYS:
         at, found = cast("tuple[object, list[object]]", place.command("SCAN", cursor, "COUNT", 1000))
         seen += len(found)
-        yield from (name for name in map(text, found) if not name.startswith(place.prefix))
+        yield from map(text, found)
         cursor = text(at)
         if cursor == "0":
             return

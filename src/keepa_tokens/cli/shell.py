@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,10 @@ STORAGE_AWAY: Final = 3
 KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
-CODES: Final = "0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused, 130 interrupted"
+CODES: Final = """
+0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused,
+130 interrupted
+"""
 
 
 class RefusedError(Exception):
@@ -147,13 +151,23 @@ COMMANDS: Final = {
 EXAMPLES: Final = """
 keepa-tokens status --redis redis://127.0.0.1:6379     how is the bucket?
 keepa-tokens doctor --redis redis://127.0.0.1:6379     why does nothing move?
-keepa-tokens demo                                      see it work, without a key
+keepa-tokens demo                                      see it work, no key
 """
 
 
 def complain(message: str) -> None:
-    """Write one line to the standard error."""
-    click.echo(f"keepa-tokens: {' '.join(message.split())}", err=True)
+    """Write a message to the standard error."""
+    say(f"keepa-tokens: {' '.join(message.split())}", err=True)
+
+
+def say(words: str, *, err: bool = False) -> None:
+    """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
+    lines = [words]
+    if (sys.stderr if err else sys.stdout).isatty():
+        width = shutil.get_terminal_size().columns
+        lines = textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
+    for line in lines:
+        click.echo(line, err=err)
 
 
 def print_json(document: Mapping[str, object]) -> None:

@@ -88,7 +88,7 @@ def simulate_command(
     else:
         for line in table(load, results):
             click.echo(line)
-        click.echo(verdict(load, results))
+        shell.say(verdict(load, results))
     ctx.exit(shell.WELL if any(is_enough(load, result) for result in results) else shell.FINDINGS)
 
 

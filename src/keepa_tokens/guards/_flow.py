@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from inspect import isawaitable
-from typing import Final, NoReturn, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
+from .._arguments import NotCopied as Single
 from ..clock import SystemClock
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
 from ..events import Event, EventKind
@@ -98,13 +100,10 @@ def patience(timeout: float | None) -> float | None:
     return None if run is not None and run.paid else timeout
 
 
-class NotCopied:
+class NotCopied(Single):
     """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} can't be pickled or copied: make one in each process, of the same bucket"
-        )
+    _instead = "make one in each process, of the same bucket"
 
 
 def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:
@@ -125,10 +124,9 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], 
     if cost == 0:
         return await _observed(sync, client)
     left, refusals = patience(meter.timeout), Refusals()
+    ask = ask or (lambda cost, left: ask_of(sync, cost, meter.keep, left, asked.label))
     while True:
-        call = await _once_there(
-            sync, lambda left=left: ask(cost, left) if ask else ask_of(sync, cost, meter.keep, left, asked.label)
-        )
+        call = await _once_there(sync, partial(ask, cost, left))
         answer, body = await _sent(call, meter, asked, client)
         wanted = retry_after(client.headers(answer))
         again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
@@ -163,7 +161,7 @@ async def _once_there(sync: AnySync, step: Callable[[], Awaitable[T]]) -> T:
                 raise
             if waited >= LONGEST_AWAY:
                 raise StorageUnavailable(
-                    f"{away} The task has paid for earlier requests and would pay again, so it can't go on or begin anew."
+                    f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
                 ) from away
             await _pause(sync, pause, AWAY)
             waited += pause

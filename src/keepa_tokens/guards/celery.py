@@ -70,9 +70,8 @@ class TokenTask(_Task):
     fails with what sent it back (None: as often as it takes); Celery's own `expires` bounds the time.
 
     What waiting can't help fails at once: a cost that the quota could never admit, no refill (`retry_after` is inf), a
-    mistake in the configuration; a storage that stays away from a task that has paid for a request by a guard, after ten
-    minutes, since it would pay again. And so does what was called directly or eagerly, where there is nothing that it could
-    be sent back to.
+    mistake in the configuration. So does what was called directly or eagerly, where there is nothing that it could be
+    sent back to. And a task that has paid by a guard, once the storage was away for ten minutes: it would pay again.
     """
 
     dont_autoretry_for = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
 from typing import cast
 
-from .._arguments import checked_label, checked_name, hold_for_us, microseconds, shown
-from .._door import CALL_ADVICE, Door, NotCopied, cost, new_id, watched
+from .._arguments import NotCopied, checked_label, checked_name, hold_for_us, microseconds, shown
+from .._door import CALL_ADVICE, Door, cost, new_id, watched
 from .._interrupts import interrupt_in
 from .._plans import Grant
 from ..errors import ConfigError

@@ -138,8 +138,8 @@ async def before_next(
 ) -> bool:
     """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
 
-    told: the refusal brought a reading, so that the bucket knows. retry_after: what the server asked for. Raises AcquireTimeout where that would be longer than
-    `left_us`.
+    told: the refusal brought a reading, so that the bucket knows. retry_after: what the server asked for. Raises
+    AcquireTimeout where that would be longer than `left_us`.
     """
     seen = snapshot_of(await steps.apply(Peek(tokens, keep)))
     wait = seen.retry_after if told and retry_after is None else 0.0

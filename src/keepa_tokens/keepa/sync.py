@@ -140,13 +140,13 @@ class KeepaSync(KeepaDoor):
                 return
             left_us = LIMIT if patience_us is None else patience_us - waited_us
             begun = steps.elapsed_us()
-            if not run(
-                lambda: plans.before_next(
-                    steps, refusals, estimate, keep, left_us, told=call.told, retry_after=call.retry_after
-                )
-            ):
+            if not self._goes_on(steps, refusals, estimate, keep, left_us, call):
                 return
             patience_us = None if patience_us is None else max(0, left_us - (steps.elapsed_us() - begun))
+
+    def _goes_on(self, steps: _Steps, refusals: Refusals, estimate: int, keep: int, left_us: int, call: Call) -> bool:
+        told, asked = call.told, call.retry_after
+        return run(lambda: plans.before_next(steps, refusals, estimate, keep, left_us, told=told, retry_after=asked))
 
     def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""

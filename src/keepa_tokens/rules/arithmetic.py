@@ -72,11 +72,11 @@ def instant_smooth(need: int, refilled_at: int, carry: int, rate: int, period: i
         return refilled_at
     if rate == 0:
         return NEVER
-    periods, rest = divmod(need, rate)
+    periods = need // rate
     if periods > (NEVER - refilled_at) // period:
         return NEVER
     # -(-a // b) is a / b rounded up: a microsecond too late is a wait, one too early a refusal.
-    at = refilled_at + periods * period - (carry - rest * period) // rate
+    at = refilled_at + periods * period - (carry - (need - periods * rate) * period) // rate
     return min(NEVER, at)
 
 

@@ -70,23 +70,24 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can
     be counted exactly beside `held`.
     """
-    balance, refilled_at, carry = n.balance, n.refilled_at, n.carry
+    balance, refilled_at, carry, period_us = n.balance, n.refilled_at, n.carry, n.period_us
     before, since, part = balance, refilled_at, carry
     if refilled_at < now:
-        if n.stepped or balance >= n.capacity or not n.refill or now - refilled_at >= n.period_us:
+        if n.stepped or balance >= n.capacity or not n.refill or now - refilled_at >= period_us:
             balance, refilled_at, carry = n.flowed(now)
-        else:  # the same, within one period, where most calls are: a call and two divisions less
+        else:  # the same, within one period, where most calls are: a call less, and often two divisions
             carry += (now - refilled_at) * n.refill
-            balance += carry // n.period_us
-            carry %= n.period_us
             refilled_at = now
-            if balance >= n.capacity:
-                balance, carry = n.capacity, 0
-    need = _need(n, tokens, keep) if n.overdraft or keep or n.synced else tokens
-    if balance - (n.held if n.synced else 0) >= need:
-        balance -= tokens
-        if balance <= -LIMIT:
-            balance = 1 - LIMIT
+            if carry >= period_us:
+                balance += carry // period_us
+                carry %= period_us
+                if balance >= n.capacity:
+                    balance, carry = n.capacity, 0
+    need = tokens
+    if n.overdraft or keep or n.synced:
+        need = _need(n, tokens, keep) + (n.held if n.synced else 0)
+    if balance >= need:
+        balance -= tokens  # above -LIMIT: at least one was there, and fewer than LIMIT are taken
         try:
             n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
         except BaseException:
@@ -96,8 +97,8 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
     if need > n.capacity or not n.queues:
         return balance, NEVER
     if n.stepped:
-        return balance, instant_stepped(need - balance, refilled_at, n.refill, n.period_us)
-    return balance, instant_smooth(need - balance, refilled_at, carry, n.refill, n.period_us)
+        return balance, instant_stepped(need - balance, refilled_at, n.refill, period_us)
+    return balance, instant_smooth(need - balance, refilled_at, carry, n.refill, period_us)
 
 
 def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int | None:

@@ -1,48 +1,62 @@
-"""Many coroutines' commands in one write: those of one turn of the event loop share a connection and a round trip."""
+"""What many coroutines ask for at one time, carried out together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Final, Generic, TypeVar
 
 from ..errors import StorageUnavailable
 
-__all__ = ["Batches"]
-
-_LARGEST: Final = 50
-"""Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
+__all__ = ["Batches", "anew"]
 
 _MOST_WAITING: Final = 20_000
-"""Commands that wait for their write. Beyond that the server or the network is too slow for what is asked."""
+"""Of what waits to be sent. Beyond that the server or the network is too slow for what is asked."""
 
-Argument = bytes | str | int
+GroupT = TypeVar("GroupT", bound=Hashable)
+ItemT = TypeVar("ItemT")
+AnswerT = TypeVar("AnswerT")
 
 
-class Batches:
-    """Sends commands by a client: the first of a turn by itself, the others of the same turn together.
+class Batches(Generic[GroupT, ItemT, AnswerT]):
+    """Carries out items: the first of its group by itself (`one`), those that come meanwhile by `many`.
 
-    Each caller gets its own answer, or its own error. Whoever is cancelled before the writing takes its command back.
+    Meanwhile is until the turn of the event loop ends, or with `by_turns` until whatever is under way for the group has
+    ended: then at most one call is, and the more come, the more go together. Each caller gets its own answer, or its
+    own error. Whoever is cancelled before the sending takes its item back. `many` gets `largest` at most, and returns
+    an answer or an error for each.
     """
 
-    def __init__(self, client: Any) -> None:  # noqa: ANN401 - either library's client
-        self._client = client
-        self._is_open = False
-        self._waiting: list[tuple[Sequence[Argument], asyncio.Future[object]]] = []
+    def __init__(
+        self,
+        one: Callable[[GroupT, ItemT], Awaitable[AnswerT]],
+        many: Callable[[GroupT, list[ItemT]], Awaitable[list[AnswerT | BaseException]]],
+        largest: int,
+        *,
+        by_turns: bool = False,
+    ) -> None:
+        self._one, self._many, self._largest, self._by_turns = one, many, largest, by_turns
+        self._waiting: dict[GroupT, list[tuple[ItemT, asyncio.Future[AnswerT]]]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def send(self, arguments: Sequence[Argument]) -> object:
-        """Send one command and return its answer."""
-        if not self._is_open:
-            self._is_open = True
-            asyncio.get_running_loop().call_soon(self._close)
-            return await self._client.execute_command(*arguments)
-        if len(self._waiting) >= _MOST_WAITING:
+    async def send(self, group: GroupT, item: ItemT) -> AnswerT:
+        """Carry `item` out and return its answer."""
+        waiting = self._waiting.get(group)
+        if waiting is None:
+            self._waiting[group] = []
+            if not self._by_turns:
+                asyncio.get_running_loop().call_soon(self._close, group)
+                return await self._one(group, item)
+            try:
+                return await self._one(group, item)
+            finally:
+                self._close(group)
+        if len(waiting) >= _MOST_WAITING:
             raise StorageUnavailable(
                 f"{_MOST_WAITING} commands wait for Redis already. This one was certainly not carried out."
             )
-        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._waiting.append((arguments, answer))
+        answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        waiting.append((item, answer))
         return await answer
 
     async def aclose(self) -> None:
@@ -50,45 +64,46 @@ class Batches:
         while self._under_way:
             await asyncio.wait(set(self._under_way))
 
-    def _close(self) -> None:
-        """End the turn: write what has come together."""
-        self._is_open = False
-        waiting, self._waiting = self._waiting, []
-        for first in range(0, len(waiting), _LARGEST):
-            task = asyncio.get_running_loop().create_task(self._carry(waiting[first : first + _LARGEST]))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+    def _close(self, group: GroupT) -> None:
+        """Send what has come together."""
+        waiting = self._waiting.pop(group)
+        if not waiting:
+            return
+        if self._by_turns:
+            self._waiting[group] = []
+        task = asyncio.get_running_loop().create_task(self._carry_all(group, waiting))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
-    async def _carry(self, batch: list[tuple[Sequence[Argument], asyncio.Future[object]]]) -> None:
-        batch = [item for item in batch if not item[1].done()]
+    async def _carry_all(self, group: GroupT, waiting: list[tuple[ItemT, asyncio.Future[AnswerT]]]) -> None:
+        batch = [each for each in waiting if not each[1].done()]
+        parts = [batch[first : first + self._largest] for first in range(0, len(batch), self._largest)]
         try:
-            answers = await self._answers([arguments for arguments, _ in batch])
+            await asyncio.gather(*(self._carry(group, part) for part in parts))
+        finally:
+            if self._by_turns:
+                self._close(group)
+
+    async def _carry(self, group: GroupT, batch: list[tuple[ItemT, asyncio.Future[AnswerT]]]) -> None:
+        try:
+            answers = await self._many(group, [item for item, _ in batch])
         except BaseException as error:
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(_anew(error))
+                    answer.set_exception(anew(error))
             if not isinstance(error, Exception):
                 raise
             return
         for (_, answer), told in zip(batch, answers, strict=True):
             if answer.done():
                 continue
-            if isinstance(told, Exception):
+            if isinstance(told, BaseException):
                 answer.set_exception(told)
             else:
                 answer.set_result(told)
 
-    async def _answers(self, commands: list[Sequence[Argument]]) -> list[object]:
-        if not commands:
-            return []
-        pipeline = self._client.pipeline(transaction=False)
-        for arguments in commands:
-            pipeline.execute_command(*arguments)
-        answers: list[object] = await pipeline.execute(raise_on_error=False)
-        return answers
 
-
-def _anew(error: BaseException) -> BaseException:
+def anew(error: BaseException) -> BaseException:
     """Return the error for one of several callers: each raises its own, with its own trace."""
     if not isinstance(error, Exception):
         return asyncio.CancelledError()

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Final, Protocol, cast
+from urllib.parse import parse_qsl, urlsplit
 
-from .._arguments import instance, shown
 from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
 
 __all__ = ["AsyncRedisClient", "RedisClient", "checked", "client_from_url", "is_script_lost", "meaning", "resends"]
@@ -28,6 +27,15 @@ _SCHEMES: Final = {
     "unix": "unix",
 }
 """What a URL may begin with, and how redis-py calls it."""
+
+_OBJECTS: Final = frozenset(
+    {
+        *("retry", "retry_on_error", "credential_provider", "redis_connect_func", "connection_class", "parser_class"),
+        *("encoder_class", "command_packer", "event_dispatcher", "socket_keepalive_options", "connection_pool"),
+        *("maint_notifications_config", "cache", "cache_config", "driver_info", "ssl_ocsp_context"),
+    }
+)
+"""Options that a client takes as objects. As texts of a URL some of them fail only when they are used."""
 
 _NOT_CARRIED_OUT: Final = "The command was certainly not carried out."
 _NOBODY_KNOWS: Final = "Nobody knows whether the command was carried out."
@@ -76,7 +84,7 @@ def checked(storage: str, client: object, *, asynchronous: bool) -> None:
         raise ConfigError(f"{storage} takes a client, not a URL: use {storage}.from_url(url)")
     kind = f"{type(client).__module__}.{type(client).__name__}"
     if not (hasattr(client, "execute_command") and hasattr(client, "scan_iter")):
-        raise ConfigError(f"{storage} takes a client of redis-py or valkey-py, not {shown(client)}")
+        raise ConfigError(f"{storage} takes a client of redis-py or valkey-py, not a {kind}")
     if hasattr(client, "command_stack"):
         raise ConfigError(f"{kind} is a pipeline: give {storage} a plain client")
     if hasattr(client, "aclose") and not asynchronous:
@@ -101,7 +109,10 @@ def resends(client: Any) -> bool:  # noqa: ANN401 - either library's client
 
 def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - either library's client; named by the caller
     """Return a client by the library that goes with the URL, or by the other one if that is what is installed."""
-    scheme, colon, rest = instance("url", url, str).partition("://")
+    if not isinstance(cast("object", url), str):
+        # Not the URL itself: it may hold a password.
+        raise TypeError(f"url must be a str, not {type(url).__name__}")
+    scheme, colon, rest = url.partition("://")
     if scheme not in _SCHEMES or not colon:
         # Not the URL itself: it may hold a password.
         raise ConfigError(f"the URL must begin with one of {', '.join(f'{known}://' for known in _SCHEMES)}")
@@ -143,6 +154,11 @@ def _check_parts(url: str) -> None:
     torn = "#" in url or (parts.scheme != "unix" and ("@" in parts.path or ("@" in parts.query and "@" not in url[:9])))
     if torn and not (parts.username and "#" not in url and "@" not in parts.path):
         raise ConfigError(f"the URL's parts can't be told apart; {told}")
+    if parts.scheme == "unix" and not parts.path:
+        raise ConfigError("the URL names no socket: give its path, as in unix:///run/redis.sock")
+    given = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} & _OBJECTS
+    if given:
+        raise ConfigError(f"the option {min(given)!r} can't be given as text: give RedisStorage a client that has it")
     if port == 0:
         raise ConfigError("the URL names port 0: give the port that the server listens on")
     if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdigit():
@@ -177,7 +193,7 @@ def is_clients(error: BaseException) -> bool:
 
 
 NEEDED: Final = (
-    "evalsha, eval, time, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
+    "evalsha, eval, time, hlen, hmget, hgetall, hset, hdel, pexpire, pttl, persist; scan for keys(), del for delete()"
 )
 """What a user of buckets must be allowed."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final, TypeAlias, cast
 from urllib.parse import quote, unquote_to_bytes
 
-from .._arguments import whole
+from .._arguments import checked_key, whole
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import (
@@ -39,6 +40,8 @@ __all__ = [
     "attempt",
     "foreign",
     "look",
+    "name_of",
+    "numbers_of",
     "store",
     "understood",
 ]
@@ -89,12 +92,10 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     not compute exactly.
     """
     now = "" if now_us is None else whole("now_us", now_us)
-    terms = quota_text(quota)
+    terms = _terms(quota)
     match command:
-        case Acquire(tokens, keep, wait_us):
-            # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
-            wait = -1 if wait_us is None else max(-1, min(LIMIT, wait_us))
-            return ["acquire", "", now, terms, _NO_ID, whole("tokens", tokens), whole("keep", keep), wait]
+        case Acquire():
+            return ["acquire", "", now, terms, _NO_ID, *numbers_of(command)]
         case Reserve():
             numbers = (whole("tokens", command.tokens), whole("keep", command.keep))
             life = whole("hold_for_us", command.hold_for_us)
@@ -113,6 +114,24 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
             return ["look", "", now, terms, _NO_ID]
         case _:
             return ["read", "", now, terms, named(command), turn]
+
+
+@lru_cache(maxsize=1000)
+def _terms(quota: Quota) -> str:
+    return quota_text(quota)
+
+
+@lru_cache(maxsize=1000)
+def name_of(prefix: str, key: str) -> bytes:
+    """Return a bucket's key in Redis; raises as `checked_key`."""
+    return as_bytes(prefix + checked_key(key))
+
+
+def numbers_of(command: Acquire) -> tuple[int, int, int]:
+    """Return the script's three arguments for an acquire; many of one bucket may follow each other."""
+    # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
+    wait = -1 if command.wait_us is None else max(-1, min(LIMIT, command.wait_us))
+    return whole("tokens", command.tokens), whole("keep", command.keep), wait
 
 
 def look(now_us: int | None) -> list[Argument]:
@@ -154,11 +173,14 @@ class Sign(Enum):
     BUSY = auto()
 
 
-Answer: TypeAlias = Outcome | Handed | Sign
+Answer: TypeAlias = Outcome | list[Outcome] | Handed | Sign
 
 
-def understood(reply: object, command: Command, nonce: str) -> Answer | None:
-    """Return what the script's reply says; None: it is no answer to this command."""
+def understood(reply: object, command: Command | None, nonce: str) -> Answer | None:
+    """Return what the script's reply says; None: it is no answer to this call.
+
+    command: None for many acquires: then the answer is what the first of them came to, one at least.
+    """
     if isinstance(reply, bytes | str):
         return _told(reply, command, nonce)
     if not isinstance(reply, list | tuple):
@@ -173,32 +195,32 @@ def understood(reply: object, command: Command, nonce: str) -> Answer | None:
     return Handed(now, fields, partial=what == "some")
 
 
-def _told(reply: bytes | str, command: Command, nonce: str) -> Answer | None:
+def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | None:
     parts = reply.split() if isinstance(reply, str) else reply.decode("ascii", "replace").split()
     if not parts or parts[0] != nonce:
         return None
     if len(parts) == _STORED:
         return Sign.STORED
-    now, balance, place, held, number, kept_back = map(int, (*parts[1:], *_NOTHING_ELSE[len(parts) :]))
-    return Outcome(
-        now_us=now,
-        balance=balance,
-        granted=isinstance(command, Acquire | Reserve),
-        place_us=place,
-        held=held,
-        open=number,
-        kept_back=kept_back,
-    )
+    granted = isinstance(command, Acquire | Reserve)
+    if len(parts) == _HEAD:
+        return Outcome(int(parts[1]), int(parts[2]), granted)
+    now, balance, place, held, number, kept_back, *each = map(int, parts[1:])
+    if command is None:
+        return [_outcome(now, *two, held, number, kept_back) for two in zip(each[::2], each[1::2], strict=True)]
+    return _outcome(now, balance, place, held, number, kept_back, granted=granted)
+
+
+def _outcome(
+    now: int, balance: int, place: int, held: int, number: int, kept_back: int, *, granted: bool = True
+) -> Outcome:
+    return Outcome(now, balance, granted, place_us=place, held=held, open=number, kept_back=kept_back)
 
 
 _STORED: Final = 2
 """Texts in the answer to `store`."""
 
-_NOTHING_ELSE: Final = ("", "", "", "0", "0", "0", "0")
-"""What stands for texts that an answer leaves out."""
-
 _HEAD: Final = 3
-"""Texts before the fields of a bucket that is handed over."""
+"""Texts before the fields of a bucket that is handed over, and in the shortest answer to a step."""
 
 
 def foreign(reply: object) -> ConfigError:

@@ -11,7 +11,8 @@
 
 local LIMIT, SECOND, DAY_US, REMEMBERED_US, TURN_US = 4503599627370496, 1000000, 86400000000, 600000000, 20000
 local key, verb, nonce, given = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local min, max, fmod, format, match, call = math.min, math.max, math.fmod, string.format, string.match, redis.call
+local min, max, ceil, fmod, format, match = math.min, math.max, math.ceil, math.fmod, string.format, string.match
+local call = redis.call
 
 local now
 if given == '' then
@@ -69,15 +70,15 @@ local function take_turn(mine)
 end
 
 -- Writes, or changes nothing, and returns an error then or raises it: a full server and a missing right show at a write
--- that leaves nothing behind. In `list`, from `first` on, are so many names to remove, then names and texts to set.
-local function write(is_new, version, lifetime, list, first, removals)
-  local texts = first + removals
+-- that leaves nothing behind. lifetime: milliseconds, nil for ever. texts: names and texts to set, from `first` on; gone:
+-- names to remove, from `from` to `till`.
+local function write(is_new, version, lifetime, texts, first, gone, from, till)
   if is_new then
-    call('HSET', key, unpack(list, texts))
-    local kept = lifetime ~= '' and redis.pcall('PEXPIRE', key, lifetime)
+    call('HSET', key, unpack(texts, first))
+    local kept = lifetime and redis.pcall('PEXPIRE', key, lifetime)
     if type(kept) == 'table' then
-      for place = texts, #list, 2 do
-        call('HDEL', key, list[place])
+      for place = first, #texts, 2 do
+        call('HDEL', key, texts[place])
       end
       return kept
     end
@@ -86,19 +87,19 @@ local function write(is_new, version, lifetime, list, first, removals)
   if version then
     call('HSET', key, 'version', version)
   end
-  if lifetime == '' then
-    call('PERSIST', key)
-  else
+  if lifetime then
     call('PEXPIRE', key, lifetime)
+  else
+    call('PERSIST', key)
   end
-  if texts > first then
+  if from <= till then
     call('HDEL', key, nonce)
   end
-  for from = texts, #list, 900 do
-    call('HSET', key, unpack(list, from, min(#list, from + 899)))
+  for place = first, #texts, 900 do
+    call('HSET', key, unpack(texts, place, min(#texts, place + 899)))
   end
-  for from = first, texts - 1, 900 do
-    call('HDEL', key, unpack(list, from, min(texts - 1, from + 899)))
+  for place = from, till, 900 do
+    call('HDEL', key, unpack(gone, place, min(till, place + 899)))
   end
 end
 
@@ -118,11 +119,9 @@ if verb == 'store' then
     end
     return hand_over(what, named)
   end
-  local left = call('PTTL', key)
-  if lifetime ~= '' and what == 'some' then
-    lifetime = format('%.0f', max(lifetime, left))
-  end
-  return write(left == -2, stored[1] or '0', lifetime, ARGV, 11, removals) or nonce .. ' stored'
+  local left, till = call('PTTL', key), 10 + removals
+  local kept = lifetime ~= '' and format('%.0f', max(lifetime, what == 'some' and left or lifetime)) or nil
+  return write(left == -2, stored[1] or '0', kept, ARGV, till + 1, ARGV, 11, till) or nonce .. ' stored'
 end
 if verb == 'look' then
   return hand_over('all')
@@ -130,7 +129,19 @@ end
 
 -- An attempt: the caller's terms, the id of a hold or '', and the verb's numbers.
 local terms, id = ARGV[4], ARGV[5]
-local stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
+local stored
+if verb == 'acquire' then
+  -- Most buckets have nothing but these: then nothing else need be looked for.
+  local fields = call('HLEN', key)
+  if fields <= 6 then
+    stored = call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota')
+    for place = 1, 6 do
+      fields = stored[place] and fields - 1 or fields
+    end
+    stored = fields == 0 and stored
+  end
+end
+stored = stored or call('HMGET', key, 'format', 'version', 'balance', 'refilled_at', 'carry', 'quota', 'turn',
   'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'due_at', 'last_place', 'firm_place', 'held', 'open',
   'sequence', 'fast', 'largest_place', 'hold:' .. id, 'line')
 local turn = verb == 'read' and ARGV[6] or ''
@@ -146,7 +157,8 @@ local function whole(text, least, most, missing)
     return missing
   end
   local number = tonumber(text)
-  return number and number >= least and number <= most and format('%.0f', number) == text and number or nil
+  -- %d is quicker than %.0f. Where it is too short for a number, the fast path is not taken.
+  return number and number >= least and number <= most and format('%d', number) == text and number or nil
 end
 
 local is_new = not stored[2] and not stored[4]
@@ -154,10 +166,8 @@ local quota = is_new and terms or stored[6] or ''
 local q1, q2, q3, q4, q5, q6, q7, q8, q9, q10 =
   match(quota, '^(%d+) (%d+) (%d+) ([01]) (%d+) (%S+) (%S+) ([01]) (%d+) (%d+)$')
 local stepped, synced, queues = q4 == '1', q8 == '1', q8 == '0' and q6 == '-'
-local version = whole(stored[2], 0, LIMIT - 2, 0)
-local balance = whole(stored[3], 1 - LIMIT, LIMIT - 1)
-local refilled_at = whole(stored[4], 0, now + 5 * SECOND)
-local carry = whole(stored[5], 0, LIMIT, 0)
+local version, balance, refilled_at = tonumber(stored[2] or 0), tonumber(stored[3]), tonumber(stored[4])
+local carry = tonumber(stored[5] or 0)
 local due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
 local more = stored[12] or stored[13] or stored[14] or stored[15] or stored[16] or stored[17]
   or stored[19]
@@ -178,8 +188,18 @@ if is_new then
   end
   balance, refilled_at = tonumber(q7) or tonumber(q1), now
 elseif stored[1] ~= '1' or not (q1 and version and balance and refilled_at and carry and due_at and last_place
-    and firm_place and largest_place and held and open and sequence) or now - refilled_at > 365 * DAY_US then
+      and firm_place and largest_place and held and open and sequence
+      and version >= 0 and version < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
+      and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
+    -- Each as `whole` reads it, all at once.
+    or format('%d %d %d %d', version, balance, refilled_at, carry)
+      ~= (stored[2] or 0) .. ' ' .. stored[3] .. ' ' .. stored[4] .. ' ' .. (stored[5] or 0) then
   return hand_over('all')
+end
+local digits, four = '%.0f', '%s %.0f %.0f %.0f %.0f%s'
+if not is_new and refilled_at > 2^32 then
+  -- What was just checked shows that %d is long enough.
+  digits, four = '%d', '%s %d %d %d %d%s'
 end
 if stored[8] or stored[9] or stored[10] or stored[21] then
   return hand_over(stored[8] and 'all' or 'some', id)
@@ -193,7 +213,7 @@ if quota ~= terms then
   local rate = q2 / a
   local period = rate == 0 and SECOND or q3 / a
   local ours = format('%.0f %.0f %.0f %s %.0f %s %s %s %.0f %.0f', q1, q2, q3, q4, q5, q6, q7, q8, rate, period)
-  local target, initial = whole(q6, 1, LIMIT - 1, 0), whole(q7, 1 - LIMIT, tonumber(q1), 0)
+  local target, initial = whole(q6, 1, LIMIT - 1), whole(q7, 1 - LIMIT, tonumber(q1))
   if ours ~= quota or not whole(q1, 1, LIMIT - 1) or not whole(q5, 0, LIMIT) or rate * (period + 1) >= LIMIT
       or q3 == '0' or not (q6 == '-' or target) or not (q7 == '-' or initial) then
     return hand_over('all')
@@ -210,7 +230,7 @@ if not queues then
   if a == '0' then
     return hand_over('some', id)
   end
-  capacity, refill, period = whole(b, 1, LIMIT - 1), whole(c, 0, LIMIT - 1), whole(d, 1, LIMIT - 1)
+  capacity, refill, period = whole(b, 1, LIMIT - 1), whole(c, 0, LIMIT), whole(d, 1, LIMIT - 1)
   kept_back = whole(e, 0, LIMIT - 1)
   if not (whole(a, now + 1, now + 60 * SECOND) and capacity and refill and period and kept_back)
       or refill * (period + 1) >= LIMIT then
@@ -218,117 +238,96 @@ if not queues then
   end
 end
 
--- Python's divmod for whole numbers, b > 0: rounds down, below zero too. fmod is exact, so a - rest is a multiple of b
--- and its division exact; floor(a / b) alone is one too many when a / b rounds up to a whole number.
+-- fmod is exact, so a - rest is a multiple of b and its division exact; floor(a / b) alone is one too many when a / b
+-- rounds up to a whole number. From 0 on: rounds down.
 local function divmod(a, b)
   local rest = fmod(a, b)
-  local quotient = (a - rest) / b
-  if rest < 0 then
-    return quotient - 1, rest + b
-  end
-  return quotient, rest
+  return (a - rest) / b, rest
 end
 
+-- Rounds up.
+local function upward(a, b)
+  local quotient, rest = divmod(a, b)
+  return rest > 0 and quotient + 1 or quotient
+end
+
+-- LIMIT or more, no longer exact: never.
 local function instant(need, from, carried)
-  if need <= 0 then
-    return from
-  elseif refill == 0 then
+  if refill == 0 then
     return LIMIT
   elseif stepped then
-    local steps = divmod(need - 1, refill) + 1
-    return steps > (divmod(LIMIT - from, period)) and LIMIT or from + steps * period
+    return from + upward(need, refill) * period
   end
   local periods, rest = divmod(need, refill)
-  if periods > (divmod(LIMIT - from, period)) then
-    return LIMIT
-  end
-  return min(LIMIT, from + periods * period - (divmod(carried - rest * period, refill)))
+  return from + periods * period + upward(rest * period - carried, refill)
 end
 
 if carry >= period then
   return hand_over('all')
 end
-if max(last_place, firm_place) > now then
-  local furthest = instant(capacity - min(0, balance), now, 0)
-  if furthest < LIMIT and max(last_place, firm_place) > furthest + period + 5 * SECOND then
-    return hand_over('all')
-  end
+if more and max(last_place, firm_place) > instant(capacity - min(0, balance), now, 0) + period + 5 * SECOND then
+  return hand_over('all')
 end
 
 -- The balance flows to now.
 
 local old_carry, old_last, old_firm, old_largest = carry, last_place, firm_place, largest_place
-local old_due, old_open = due_at, open
+local old_due = due_at
 if now > refilled_at then
-  local room, elapsed = capacity - balance, now - refilled_at
+  local periods, rest, gain = 0, now - refilled_at, 0
+  if rest >= period then
+    periods, rest = divmod(rest, period)
+  end
+  if refill == 0 then
+    rest, carry = 0, 0
+  end
   if stepped then
-    local periods = refill > 0 and divmod(elapsed, period) or 0
-    refilled_at, carry = refill > 0 and refilled_at + periods * period or now, 0
-    if room > 0 and refill > 0 then
-      balance = periods > (divmod(room, refill)) and capacity or min(capacity, balance + periods * refill)
-    end
+    refilled_at = now - rest
   else
-    refilled_at = now
-    if room <= 0 or refill == 0 then
-      carry = 0
-    else
-      local periods, rest = divmod(elapsed, period)
-      if periods > (divmod(room, refill)) then
-        balance, carry = capacity, 0
-      else
-        local gain, remainder = divmod(rest * refill + carry, period)
-        gain = gain + periods * refill
-        if gain >= room then
-          balance, carry = capacity, 0
-        else
-          balance, carry = balance + gain, remainder
-        end
-      end
+    refilled_at, carry = now, rest * refill + carry
+    if carry >= period then
+      gain, carry = divmod(carry, period)
     end
   end
-elseif stepped then
+  gain = gain + periods * refill
+  if gain >= capacity - balance then
+    balance, carry = max(balance, capacity), 0
+  else
+    balance = balance + gain
+  end
+end
+if stepped then
   carry = 0
 end
 
--- The verbs. Whatever they hand over has changed nothing.
+-- The verbs. Whatever they hand over has changed nothing. Of many acquires those up to the first that is not served here
+-- are carried out, and the answer tells of each the balance after it and its place.
 
-local at, hold, ends, give_back = now, nil, nil, nil
+local at, hold, ends, give_back, many = now, nil, nil, nil, ''
 if verb == 'settle' or verb == 'refund' then
   local function flowed_until_last(from)
+    if stepped then
+      return upward(last_place - from, period) * refill
+    end
     local periods, rest = divmod(last_place - from, period)
-    if refill == 0 or periods >= (divmod(LIMIT, refill)) then
-      return refill == 0 and 0 or LIMIT
-    end
-    return periods * refill + (stepped and (rest > 0 and refill or 0) or -divmod(-rest * refill, period))
-  end
-  local function moved_back(own, tokens)
-    if refill == 0 then
-      return own
-    end
-    local periods, rest = divmod(tokens, refill)
-    if periods > (divmod(own, period)) then
-      return 0
-    end
-    return max(0, own - periods * period - (stepped and 0 or (divmod(rest * period, refill))))
+    return periods * refill + upward(rest * refill, period)
   end
   function give_back(tokens, own)
     local back = tokens
     if not synced and last_place > now then
-      if last_place > own then
-        back = max(0, tokens - flowed_until_last(max(own, now)))
-      end
+      back = max(0, tokens - flowed_until_last(min(last_place, max(own, now))))
       if own < now then
-        local full = min(LIMIT - 1, balance + flowed_until_last(now))
-        back = min(back, max(0, capacity - largest_place - max(0, full)))
+        back = min(back, max(0, capacity - largest_place - max(0, balance + flowed_until_last(now))))
       end
       if back > 0 and own < last_place then
         firm_place = last_place
-      elseif back > 0 then
-        last_place = max(firm_place, moved_back(own, tokens))
+      elseif back > 0 and refill > 0 then
+        local periods, rest = divmod(tokens, refill)
+        last_place = max(firm_place, own - periods * period - (stepped and 0 or (divmod(rest * period, refill))))
       end
     end
     if back > 0 then
-      balance = max(1 - LIMIT, min(max(balance, capacity), balance + back, LIMIT - 1))
+      balance = min(max(balance, capacity), balance + back)
       if balance >= capacity and not stepped then
         carry = 0
       end
@@ -336,28 +335,41 @@ if verb == 'settle' or verb == 'refund' then
   end
 end
 if verb == 'acquire' or verb == 'reserve' then
-  local tokens, keep, third = tonumber(ARGV[6]), tonumber(ARGV[7]), nil
-  local alone, available = max(1, tokens - overdraft), synced and balance - held or balance
-  local need = (synced and held > 0 and tokens or alone) + keep
-  if kept_back > 0 and capacity >= 3 then
-    third = divmod(capacity, 3)
-    need = need - keep + max(keep, min(keep + min(kept_back, third), third, capacity - alone))
-  end
-  if tokens == 0 or held + tokens >= LIMIT then
-    return hand_over('some', id)
-  end
-  if available < need then
-    local wait_us = verb == 'acquire' and tonumber(ARGV[8]) or -1
-    at = max(now, instant(need - balance, refilled_at, carry))
-    if wait_us < 0 or keep > 0 or not queues or need > capacity or at >= LIMIT or at - now > wait_us then
-      return hand_over('some', id)
+  local first, tokens = 6, nil
+  repeat
+    local keep, place = tonumber(ARGV[first + 1]), now
+    tokens = tonumber(ARGV[first])
+    local alone, available = max(1, tokens - overdraft), synced and balance - held or balance
+    local need = synced and held > 0 and tokens or alone
+    if kept_back ~= 0 then
+      keep = max(keep, min(keep + kept_back, divmod(capacity, 3), capacity - alone))
     end
-    largest_place = max(tokens, last_place > now and largest_place or 0)
-    last_place = max(last_place, at)
-  end
-  if verb == 'acquire' or not synced then
-    balance = max(1 - LIMIT, balance - tokens)
-  end
+    need = need + keep
+    local is_served = tokens > 0 and held + tokens < LIMIT
+    if is_served and available < need then
+      place = max(now, instant(need - balance, refilled_at, carry))
+      is_served = verb == 'acquire' and keep == 0 and queues and need <= capacity and place < LIMIT
+        and place - now <= tonumber(ARGV[first + 2])
+      if is_served then
+        largest_place = last_place > now and max(tokens, largest_place) or tokens
+        last_place = max(last_place, place)
+      end
+    end
+    if not is_served then
+      if first == 6 then
+        return hand_over('some', id)
+      end
+      break
+    end
+    at = place
+    if verb == 'acquire' or not synced then
+      balance = max(1 - LIMIT, balance - tokens)
+    end
+    if verb == 'acquire' and #ARGV > 8 then
+      many = many .. format(' %.0f %.0f', balance, at - now)
+    end
+    first = first + 3
+  until verb == 'reserve' or first > #ARGV
   if verb == 'reserve' then
     ends = now + ARGV[8]
     if stored[20] or ends >= LIMIT then
@@ -375,15 +387,14 @@ elseif verb == 'settle' then
   end
   local cost = tonumber(ARGV[6]) or tokens
   held, open, hold = held - tokens, open - 1, false
-  if synced or cost > tokens then
-    balance = max(1 - LIMIT, min(LIMIT - 1, balance - cost + (synced and 0 or tokens)))
-  else
-    give_back(tokens - cost, max(0, c - d))
+  balance = max(1 - LIMIT, balance - (synced and cost or max(0, cost - tokens)))
+  if not synced then
+    give_back(max(0, tokens - cost), c - d)
   end
 elseif verb == 'refund' and not stored[20] then
   sequence, ends = sequence + 1, now + REMEMBERED_US
   hold = format('0 %.0f %.0f %.0f %.0f', sequence, now, REMEMBERED_US, sequence)
-  give_back(tonumber(ARGV[6]), tonumber(ARGV[7]) or 0)
+  give_back(tonumber(ARGV[6]), tonumber(ARGV[7]) or -LIMIT)
 else
   return hand_over('some', id)
 end
@@ -391,59 +402,67 @@ due_at = min(due_at, ends or LIMIT)
 
 -- How long it is kept: as `lifetime_us` says, but never shorter than what holds need that were not read here.
 
-local left = (not is_new and (synced or due_at < LIMIT or old_open > 0)) and call('PTTL', key) or 0
-local lifetime = ''
+local left = (synced or stored[12] or stored[16]) and call('PTTL', key)
+local lifetime = nil
 if given == '' and not (q7 ~= '-' and tonumber(q7) < tonumber(q1)) and not (synced and left == -1) then
-  local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND or instant(capacity - balance, refilled_at, 0)
+  local full_at = now
+  if synced or refill == 0 then
+    full_at = now + DAY_US - 10 * SECOND
+  elseif ((capacity - balance) / refill + 1) * period > 40 * SECOND then
+    full_at = instant(max(0, capacity - balance), refilled_at, 0)
+  end  -- else it is full well within the shortest lifetime
   if full_at < LIMIT then
-    local wanted = max(60 * SECOND, max(full_at, ends or 0) - now + 10 * SECOND)
-    lifetime = format('%.0f', max(left, -divmod(-wanted, 1000)))
+    lifetime = max(60000, ceil((max(full_at, ends or now) - now) / 1000) + 10000)
+    lifetime = left and max(lifetime, left) or lifetime
   end
 end
 
--- What is written, as `write` wants it. Whole numbers within 2^53 are written by call() to the last digit.
-local list = {}
-local sums = verb ~= 'acquire' and {sequence = sequence, held = held, open = open} or {}
-if hold == false then
-  list[1] = 'hold:' .. id
-  for name, number in pairs(synced and {} or sums) do
-    if number == 0 then
-      list[#list + 1] = name
+-- Whole numbers within 2^53 are written by call() to the last digit.
+local now_text, balance_text = format(digits, now), format(digits, balance)
+local changes = {
+  'version', version + 1, 'balance', balance_text, 'refilled_at', refilled_at == now and now_text or refilled_at,
+}
+if carry ~= old_carry then
+  changes[#changes + 1], changes[#changes + 2] = 'carry', carry
+end
+if last_place ~= old_last or firm_place ~= old_firm or largest_place ~= old_largest then
+  for name, numbers in pairs({last_place = {last_place, old_last}, firm_place = {firm_place, old_firm},
+      largest_place = {largest_place, old_largest}}) do
+    if numbers[1] ~= numbers[2] then
+      changes[#changes + 1], changes[#changes + 2] = name, numbers[1]
     end
   end
 end
-local removals = #list
-local function set(name, number, old)
-  if number ~= old then
-    list[#list + 1], list[#list + 2] = name, number
+local gone = {hold == false and 'hold:' .. id or nil}
+if verb ~= 'acquire' then
+  for name, number in pairs({sequence = sequence, held = held, open = open}) do
+    if number ~= 0 or synced then
+      changes[#changes + 1], changes[#changes + 2] = name, number
+    elseif hold == false then
+      gone[#gone + 1] = name
+    end
   end
 end
-set('version', version + 1)
-set('balance', balance)
-set('refilled_at', refilled_at)
-set('carry', carry, old_carry)
-set('last_place', last_place, old_last)
-set('firm_place', firm_place, old_firm)
-set('largest_place', largest_place, old_largest)
-set('due_at', due_at, old_due)
-for name, number in pairs(sums) do
-  set(name, number, synced and '' or 0)
+if due_at ~= old_due then
+  changes[#changes + 1], changes[#changes + 2] = 'due_at', due_at
 end
 if hold then
-  set('hold:' .. id, hold)
+  changes[#changes + 1], changes[#changes + 2] = 'hold:' .. id, hold
 end
-local answer = format('%s %.0f %.0f', nonce, now, balance)
-if at > now or held > 0 or open > 0 or kept_back > 0 then
-  local kept = min(kept_back, (divmod(capacity, 3)))
-  answer = format('%s %.0f %.0f %.0f %.0f', answer, at - now, held, open, kept)
+local answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
+local kept = kept_back ~= 0 and min(kept_back, (divmod(capacity, 3))) or 0
+if at > now or held > 0 or open > 0 or kept > 0 or many ~= '' then
+  answer = format(four, answer, at - now, held, open, kept, many)
 end
+
 if is_new then
   if call('PTTL', key) ~= -2 then
     -- Something is there that says nothing of a bucket.
     return hand_over('all')
   end
-  set('format', '1')
-  set('quota', terms)
+  for _, text in ipairs({'format', '1', 'quota', terms}) do
+    changes[#changes + 1] = text
+  end
 end
 -- A full server goes on with what takes no more room.
-return write(is_new, hold and (stored[2] or '0'), lifetime, list, 1, removals) or answer
+return write(is_new, hold and (stored[2] or '0'), lifetime, changes, 1, gone, 1, #gone) or answer

@@ -20,18 +20,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import resources
 from importlib.util import find_spec
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
-from .._arguments import checked_key, instance
+from .._arguments import NotCopied, instance
 from .._blocking import run
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
-from ..rules.commands import Command, Outcome, Peek
+from ..rules.commands import Acquire, Command, Outcome, Peek
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import transition
 from . import _wire
-from ._batch import Batches
+from ._batch import Batches, anew
 from ._clients import (
     CLIENTS,
     AsyncRedisClient,
@@ -52,6 +52,12 @@ __all__ = ["AsyncRedisClient", "AsyncRedisStorage", "RedisClient", "RedisStorage
 DEFAULT_PREFIX: Final = "keepa_tokens:"
 
 _SCANNED_AT_ONCE: Final = 500
+
+_WRITTEN_AT_ONCE: Final = 50
+"""Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
+
+_ACQUIRED_AT_ONCE: Final = 100
+"""Acquires in one call of the script: nobody else is served meanwhile."""
 
 _PATIENCE_S: Final = 2.0
 """How long a command that loses to other writers tries again."""
@@ -101,8 +107,10 @@ class _Turns(Generic[LockT]):
                 del self._locks[key]
 
 
-class _Keyspace(Generic[LockT]):
+class _Keyspace(NotCopied, Generic[LockT]):
     """What both storages do alike: names of keys, the script, and a command's way through it."""
+
+    _instead = "make one in each process, of the same URL"
 
     def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
         self.prefix = instance("prefix", prefix, str)
@@ -184,8 +192,8 @@ class _Keyspace(Generic[LockT]):
             return await self._ask(key, _wire.look(now_us), command)
         return answer
 
-    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command) -> _wire.Answer:
-        """Run the script and return its answer to this very call."""
+    async def _ask(self, key: str, arguments: list[_wire.Argument], command: Command | None) -> _wire.Answer:
+        """Run the script and return its answer to this very call, which is for `command`; None: for many acquires."""
         call = self._call(key, arguments)
         try:
             try:
@@ -205,7 +213,7 @@ class _Keyspace(Generic[LockT]):
 
     def _call(self, key: str, arguments: list[_wire.Argument], *, by_text: bool = False) -> list[_wire.Argument]:
         """Return the words of one call of the script, each with a nonce of its own."""
-        name = _wire.as_bytes(self.prefix + checked_key(key))
+        name = _wire.name_of(self.prefix, key)
         script: tuple[_wire.Argument, ...] = ("EVAL", self._script) if by_text else ("EVALSHA", self._digest)
         return [*script, 1, name, arguments[0], self._nonce(), *arguments[2:]]
 
@@ -232,6 +240,7 @@ class _Keyspace(Generic[LockT]):
 _NONCE: Final = 5
 """Where the nonce stands in a call."""
 
+_Group = tuple[str, Quota, int | None]
 _Decided = tuple[_wire.Handed, BucketState, Outcome]
 
 
@@ -312,7 +321,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
         try:
-            self._client.execute_command("DEL", _wire.as_bytes(self.prefix + checked_key(key)))
+            self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
         except Exception as error:
             raise self._meant(error, key) from error
 
@@ -376,7 +385,8 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         checked("AsyncRedisStorage", client, asynchronous=True)
         super().__init__(prefix, client, asyncio.Lock)
         self._client = client
-        self._batches = Batches(client)
+        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
+        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
         self._opened = False
         self._process: int | None = None
 
@@ -390,7 +400,10 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        return await self._apply(key, quota, command, now_us)
+        if not isinstance(command, Acquire):
+            return await self._apply(key, quota, command, now_us)
+        _wire.numbers_of(command)  # what is wrong with one is nobody else's error
+        return await self._acquires.send((key, quota, now_us), command)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `RedisStorage.inspect`."""
@@ -413,7 +426,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         """Forget the bucket `key`; as `RedisStorage.delete`."""
         self._check_process()
         try:
-            await self._client.execute_command("DEL", _wire.as_bytes(self.prefix + checked_key(key)))
+            await self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
         except Exception as error:
             raise self._meant(error, key) from error
 
@@ -421,13 +434,54 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         """Close the client if `from_url` made it."""
         if self._is_forked():
             return
-        await self._batches.aclose()
+        await self._acquires.aclose()
+        await self._writes.aclose()
         if self._opened:
             await self._client.aclose()
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
         self._check_process()
-        return await self._batches.send(arguments)
+        return await self._writes.send(None, arguments)
+
+    async def _written(self, _: None, arguments: list[_wire.Argument]) -> object:
+        return await self._client.execute_command(*arguments)
+
+    async def _written_together(self, _: None, commands: list[list[_wire.Argument]]) -> list[object | BaseException]:
+        client: Any = self._client
+        pipeline = client.pipeline(transaction=False)
+        for arguments in commands:
+            pipeline.execute_command(*arguments)
+        answers: list[object | BaseException] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    async def _acquired(self, group: _Group, command: Acquire) -> Outcome:
+        key, quota, now_us = group
+        return await self._apply(key, quota, command, now_us)
+
+    async def _acquired_together(self, group: _Group, commands: list[Acquire]) -> list[Outcome | BaseException]:
+        """Let the script carry out many acquires of one bucket, in their order; what it leaves goes its own way."""
+        key, quota, now_us = group
+        told: list[Outcome | BaseException] = []
+        while len(told) < len(commands):
+            rest = commands[len(told) :]
+            answer: _wire.Answer | None = None
+            if len(rest) > 1 and key not in self._turns:
+                more = (number for command in rest[1:] for number in _wire.numbers_of(command))
+                try:
+                    answer = await self._ask(key, [*_wire.attempt(quota, rest[0], now_us), *more], None)
+                except Exception as error:  # noqa: BLE001 - each caller's own
+                    return [*told, *(anew(error) for _ in rest)]
+            if isinstance(answer, list):
+                told += answer
+                continue
+            # None of them was served. What changes nothing is decided by what is there; the others go their own way.
+            decided = [None if answer is None else _decided(quota, command, answer) for command in rest]
+            outcomes = [each for each in decided if isinstance(each, Outcome)]
+            if len(outcomes) < len(rest):
+                alone = (self._apply(key, quota, command, now_us) for command in rest)
+                return [*told, *await asyncio.gather(*alone, return_exceptions=True)]
+            told += outcomes
+        return told
 
     async def _drop_idle(self) -> None:
         for pool in pools(self._client):

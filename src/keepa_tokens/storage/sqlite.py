@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self, cast
 
-from .._arguments import checked_key, microseconds, shown, whole
+from .._arguments import NotCopied, checked_key, microseconds, shown, whole
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome, Peek
@@ -41,7 +41,7 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 """File systems whose locks SQLite can't rely on."""
 
 
-class SQLiteStorage(Closing):
+class SQLiteStorage(Closing, NotCopied):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
     timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
@@ -50,6 +50,8 @@ class SQLiteStorage(Closing):
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
+
+    _instead = "make one in each process, of the same path"
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
         named = cast("object", path)  # nobody may have checked
@@ -239,8 +241,10 @@ class _Turn:
             fcntl.lockf(self._turns, fcntl.LOCK_UN)
 
 
-class AsyncSQLiteStorage(AsyncClosing):
+class AsyncSQLiteStorage(AsyncClosing, NotCopied):
     """`SQLiteStorage` for coroutines: each step in a thread, so that no event loop waits for a file."""
+
+    _instead = "make one in each process, of the same path"
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
         self._storage = SQLiteStorage(path, timeout=timeout)

@@ -1,0 +1,104 @@
+"""How long a key is kept (rule 9): what the script gives by itself is what `lifetime_us` says, or what was left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import pytest
+import redis
+
+from keepa_tokens import Quota, Reading
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import lifetime_us
+from keepa_tokens.storage.redis import RedisStorage
+from tests.servers import Server
+
+SECOND = 1_000_000
+NAME = "keepa_tokens:k"
+
+Step = Command | str
+"""A command, or a field that is lost before the next one."""
+
+CASES: dict[str, tuple[Quota, tuple[Step, ...]]] = {
+    "soon full": (Quota(10, 1, 1.0), (Acquire(1), Acquire(1))),
+    "full in minutes": (Quota(10, 1, 60.0), (Acquire(5), Acquire(1))),
+    "full above the capacity": (Quota(10, 1, 60.0), (Acquire(1), Refund("a", 9), Acquire(1))),
+    "a place": (Quota(10, 1, 60.0), (Acquire(10), Acquire(3, wait_us=900 * SECOND))),
+    "steps": (Quota(10, 3, 60.0, stepped=True), (Acquire(8), Acquire(1))),
+    "nothing refills": (Quota(10, 0, 1.0), (Acquire(1), Acquire(1))),
+    "nothing refills in steps": (Quota(10, 0, 1.0, stepped=True), (Acquire(1), Acquire(1))),
+    "one in a period": (Quota(10, 1, 3600.0), (Acquire(1), Acquire(1))),
+    "never full": (Quota(10**6, 1, 86_400.0 * 3000), (Acquire(10**6), Acquire(1, wait_us=1))),
+    "initial below the capacity": (Quota(10, 1, 1.0, initial=9), (Acquire(1), Acquire(1))),
+    "initial at the capacity": (Quota(10, 1, 1.0, initial=10), (Acquire(1), Acquire(1))),
+    "a hold": (Quota(10, 1, 1.0), (Acquire(1), Reserve("a", 1, 600 * SECOND), Acquire(1), Cancel("a"), Acquire(1))),
+    "a new bucket's hold": (Quota(10, 1, 1.0), (Reserve("a", 1, 600 * SECOND), Settle("a", 2), Acquire(1))),
+    "a short hold": (Quota(10, 1, 60.0), (Acquire(9), Reserve("a", 1, SECOND), Acquire(1))),
+    "a refund": (Quota(10, 1, 1.0), (Acquire(5), Refund("a", 2), Acquire(1), Acquire(1))),
+    "a hold whose end is lost": (Quota(10, 1, 1.0), (Reserve("a", 1, 600 * SECOND), "due_at", Acquire(1))),
+    "synced": (Quota(300, 5, 60.0, synced=True), (Reconcile(Reading(50)), Acquire(1), Reserve("a", 1, SECOND))),
+    "synced, a long hold": (
+        Quota(300, 5, 60.0, synced=True),
+        (Reconcile(Reading(50)), Reserve("a", 1, 86_400 * SECOND), Acquire(1), Settle("a", 1)),
+    ),
+    "synced, kept for ever": (
+        Quota(300, 5, 60.0, synced=True, initial=300),
+        (Reconcile(Reading(50, capacity=200)), Acquire(1), Reserve("a", 1, SECOND), Settle("a", 1)),
+    ),
+    "synced, no longer to be kept for ever": (
+        Quota(300, 5, 60.0, synced=True, initial=300),
+        (Reconcile(Reading(50, capacity=200)), Reconcile(Reading(50, capacity=300)), Acquire(1)),
+    ),
+}
+
+
+@pytest.fixture
+def storage(server: Server) -> Iterator[RedisStorage]:
+    """A storage with a client of its own."""
+    made = RedisStorage.from_url(server.url)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_key_is_kept_as_long_as_the_rule_says_or_was_left(
+    storage: RedisStorage, client: redis.Redis, case: str
+) -> None:
+    """After each command, whoever gave the lifetime, to a few milliseconds, and the time that the test itself took."""
+    quota, steps = CASES[case]
+    left, since = -2, time.monotonic()
+    for step in steps:
+        if isinstance(step, str):
+            client.hdel(NAME, step)
+            continue
+        began = time.monotonic()
+        outcome = storage.apply("k", quota, step)
+        now: int = client.pttl(NAME)
+        took = (time.monotonic() - since) * 1000
+        stored: Any = client.hgetall(NAME)
+        state = BucketState.from_fields({name.decode(): text.decode() for name, text in stored.items()})
+        by_rule = lifetime_us(state, outcome.now_us)
+        if by_rule is None:
+            assert now == -1, step
+        else:
+            expected = max(ceil(by_rule / 1000), left)
+            assert expected - took - 3 <= now <= expected + 1, step
+        left, since = now, began
+
+
+def test_on_a_callers_clock_it_is_kept_for_ever(storage: RedisStorage, client: redis.Redis) -> None:
+    """Nobody knows how that clock goes: also where it was kept for a time before."""
+    storage.apply("k", Quota(10, 1, 1.0), Acquire(1))
+    assert client.pttl(NAME) > 0
+    storage.apply("k", Quota(10, 1, 1.0), Acquire(1), now_us=outcome_time(client))
+    assert client.pttl(NAME) == -1
+
+
+def outcome_time(client: redis.Redis) -> int:
+    """Return the server's time in microseconds."""
+    seconds, micro = client.time()
+    return int(seconds) * SECOND + int(micro)

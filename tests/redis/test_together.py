@@ -1,0 +1,137 @@
+"""Many coroutines' acquires of one bucket in one call of the script: each gets what it would have got alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import pytest
+import redis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from keepa_tokens import AsyncRedisStorage, Quota, Reading, RedisStorage
+from keepa_tokens.errors import StorageUnavailable
+from keepa_tokens.rules.commands import Acquire, Command, Outcome, Reconcile, Reserve
+from keepa_tokens.storage import _wire
+from tests.servers import Server
+
+NOW: Final = 1_700_000_000_000_000
+ONE: Final = Quota(100, 0, 1.0)
+QUOTAS: Final = (
+    Quota(10, 3, 7.0),
+    Quota(12, 5, 60.0, stepped=True),
+    Quota(10, 0, 1.0),
+    Quota(8, 2, 0.000007, overdraft=3),
+    Quota(300, 5, 60.0, synced=True, overdraft=20),
+)
+
+
+def acquires() -> st.SearchStrategy[Acquire]:
+    """Any acquire that stores nothing if it is refused."""
+    waits = st.none() | st.integers(-5, 60_000_000)
+    return st.builds(Acquire, st.integers(0, 11), st.sampled_from([0, 0, 0, 2]), waits, st.none())
+
+
+async def asked(storage: AsyncRedisStorage, quota: Quota, commands: list[Acquire], now_us: int | None) -> list[Outcome]:
+    """Return what becomes of acquires that come while one is under way."""
+    return await asyncio.gather(*(storage.apply("k", quota, command, now_us=now_us) for command in commands))
+
+
+def evalshas(client: redis.Redis) -> int:
+    """Return the calls of the script since the last reset."""
+    stats: Any = client.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+def carried_out(url: str, program: Any) -> Any:
+    """Run a program on a storage of its own and return what it returns."""
+
+    async def whole() -> object:
+        storage = AsyncRedisStorage.from_url(url)
+        try:
+            return await program(storage)
+        finally:
+            await storage.aclose()
+
+    return asyncio.run(whole())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(quota=st.sampled_from(QUOTAS), commands=st.lists(acquires(), min_size=2, max_size=8), held=st.integers(0, 4))
+@example(quota=QUOTAS[0], commands=[Acquire(4), Acquire(4), Acquire(4), Acquire(1), Acquire(1), Acquire(1)], held=0)
+@example(quota=QUOTAS[0], commands=[Acquire(9, wait_us=60_000_000)] * 4, held=2)
+def test_each_gets_what_it_would_have_got_alone(
+    server: Server, client: redis.Redis, quota: Quota, commands: list[Acquire], held: int
+) -> None:
+    """At one instant, many at once and one after the other come to the same outcomes, and to the same bucket."""
+    client.flushdb()
+    storage = RedisStorage(client)
+    first: list[Command] = [Reconcile(Reading(9))] if quota.synced else []
+    for key in ("k", "alone"):
+        for command in [*first, Reserve("h", 1, 60_000_000), Acquire(held)]:
+            storage.apply(key, quota, command, now_us=NOW)
+    expected = [storage.apply("alone", quota, command, now_us=NOW + 9) for command in commands]
+
+    told = carried_out(server.url, lambda together: asked(together, quota, commands, NOW + 9))
+
+    assert told == expected
+    left, right = (client.hgetall(f"keepa_tokens:{key}") for key in ("k", "alone"))
+    assert {**left, b"version": 0} == {**right, b"version": 0}
+
+
+def test_a_crowd_is_a_few_calls(server: Server, client: redis.Redis) -> None:
+    """Of three hundred that ask at once for the last hundred tokens a hundred are granted, by a few calls."""
+    client.config_resetstat()
+    told = carried_out(server.url, lambda storage: asked(storage, ONE, [Acquire(1)] * 300, None))
+    assert sum(outcome.granted for outcome in told) == 100
+    assert sorted(outcome.balance for outcome in told if outcome.granted) == list(range(100))
+    assert evalshas(client) <= 8
+
+
+def test_who_is_cancelled_in_time_takes_nothing(server: Server, client: redis.Redis) -> None:
+    """Cancelled before its call goes out, an acquire is as if it had never been."""
+
+    async def program(storage: AsyncRedisStorage) -> list[object]:
+        tasks = [asyncio.create_task(storage.apply("k", ONE, Acquire(1))) for _ in range(6)]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        tasks[4].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    told = carried_out(server.url, program)
+    assert [isinstance(each, asyncio.CancelledError) for each in told] == [False] * 3 + [True] * 2 + [False]
+    assert client.hget("keepa_tokens:k", "balance") == b"96"
+
+
+def test_what_is_wrong_with_one_is_nobody_elses_error(server: Server) -> None:
+    """An acquire of no whole number is refused alone."""
+
+    async def program(storage: AsyncRedisStorage) -> list[object]:
+        wrong: Any = Acquire("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        steps: list[Coroutine[Any, Any, Outcome]] = [storage.apply("k", ONE, Acquire(1)) for _ in range(3)]
+        return await asyncio.gather(*steps, storage.apply("k", ONE, wrong), return_exceptions=True)
+
+    told = carried_out(server.url, program)
+    assert [type(each) for each in told] == [Outcome] * 3 + [TypeError]
+
+
+def test_each_gets_an_error_of_its_own(own_server: Server) -> None:
+    """Where the server is gone, each caller raises its own error, and the next command finds the way free."""
+
+    async def program(storage: AsyncRedisStorage) -> list[object]:
+        await storage.apply("k", ONE, Acquire(1))
+        own_server.stop()
+        await asyncio.gather(*(storage.apply("k", ONE, Acquire(1)) for _ in range(5)), return_exceptions=True)
+        return await asyncio.gather(*(storage.apply("k", ONE, Acquire(1)) for _ in range(5)), return_exceptions=True)
+
+    told = carried_out(own_server.url, program)
+    assert [type(each) for each in told] == [StorageUnavailable] * 5
+    assert len({id(each) for each in told}) == 5
+
+
+@pytest.mark.parametrize("reply", [b"other 5 9 0 0 0 0 9 0", b"", 7, None, [b"other", b"5", b"some"]])
+def test_an_answer_to_another_call_is_none(reply: object) -> None:
+    """What does not echo the nonce is no answer, whatever it is."""
+    assert _wire.understood(reply, None, "mine") is None
