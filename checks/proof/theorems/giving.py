@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from keepa_tokens.rules.arithmetic import flowed_between, given_back, moved_back
 from keepa_tokens.rules.fast_path import give_back
 from keepa_tokens.units import LIMIT
 
 from .terms import CAPACITY, DEBT, LATEST, PERIOD_US, RATE, RATE_PERIOD_US, REFILL, SMOOTH, STEPPED, numbers
-
-NOW: Final = LATEST // 2
-"""Of what comes back only the time from now to the places counts: those lie on either side."""
 
 
 def no_more_comes_back_than_was_taken(
@@ -85,42 +80,48 @@ def moved_back_by_whole_steps_at_plans(own: int, tokens: int) -> bool:
     return before == max(0, own - tokens // REFILL * PERIOD_US)
 
 
-def smooth_give_back_never_mints(balance: int, tokens: int, own: int, last: int, largest: int) -> bool:
+def smooth_give_back_never_mints(
+    balance: int, carry: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int
+) -> bool:
     """Whoever waits and for how much: the balance rises by what was taken at most, and to the capacity; full, no more.
 
-    pre: -DEBT < balance <= CAPACITY + DEBT and largest >= 0
-    pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST
+    pre: -DEBT < balance <= CAPACITY + DEBT and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
+    pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST and 0 <= firm <= last and largest >= 0
     post: _
     """
-    n = numbers(SMOOTH, balance, NOW, 1)
-    n.last_place, n.largest_place = last, largest
-    give_back(n, NOW, tokens, own)
+    n = numbers(SMOOTH, balance, now, carry)
+    n.last_place, n.firm_place, n.largest_place = last, firm, largest
+    give_back(n, now, tokens, own)
     if n.balance >= CAPACITY and n.balance > balance and n.carry:
         return False
-    return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and n.carry in {0, 1}
+    return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and (not n.carry or n.carry == carry)
 
 
-def stepped_give_back_never_mints(balance: int, tokens: int, own: int, last: int, largest: int) -> bool:
+def stepped_give_back_never_mints(
+    balance: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int
+) -> bool:
     """The same where the refill comes in steps.
 
-    pre: -DEBT < balance <= CAPACITY + DEBT and largest >= 0
-    pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST
+    pre: -DEBT < balance <= CAPACITY + DEBT and 0 <= now <= LATEST
+    pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST and 0 <= firm <= last and largest >= 0
     post: _
     """
-    n = numbers(STEPPED, balance, NOW)
-    n.last_place, n.largest_place = last, largest
-    give_back(n, NOW, tokens, own)
+    n = numbers(STEPPED, balance, now)
+    n.last_place, n.firm_place, n.largest_place = last, firm, largest
+    give_back(n, now, tokens, own)
     return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and n.carry == 0
 
 
-def a_place_moves_back_alone(balance: int, tokens: int, own: int, last: int, firm: int, largest: int) -> bool:
+def a_place_moves_back_alone(balance: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int) -> bool:
     """Only the last place gives its instant free, never past one that is firm; who gives back moves nobody on.
 
-    pre: -DEBT < balance <= CAPACITY and largest >= 0
-    pre: 0 <= tokens <= DEBT and 0 <= own <= last <= LATEST and 0 <= firm <= last
+    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
+    pre: 0 <= tokens <= DEBT and 0 <= own <= last <= LATEST and 0 <= firm <= last and largest >= 0
     post: _
     """
-    n = numbers(SMOOTH, balance, NOW)
+    n = numbers(SMOOTH, balance, now)
     n.last_place, n.firm_place, n.largest_place = last, firm, largest
-    give_back(n, NOW, tokens, own)
-    return firm <= n.last_place <= last and firm <= n.firm_place <= last and last in {own, n.last_place}
+    give_back(n, now, tokens, own)
+    if own < last and n.last_place < last:
+        return False
+    return firm <= n.last_place <= last and firm <= n.firm_place <= last
