@@ -109,7 +109,7 @@ class NotCopied(Single):
 def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:
     """Return `sync` if it is of the kind that a guard runs on; ConfigError else."""
     if not isinstance(sync, kind):
-        raise ConfigError(f"a {type(guard).__name__} needs a {kind.__name__}, not {sync!r}")
+        raise ConfigError(f"a {type(guard).__name__} needs a {kind.__name__}, not {type(sync).__name__}")
     return sync
 
 
@@ -225,7 +225,7 @@ async def _observed(sync: AnySync, client: Client[R]) -> R:
     """Make a request that costs nothing; its answer is a reading."""
     try:
         answer, body = await done(client.read(await done(client.send())))
-    except Exception as error:
+    except BaseException as error:
         forget_locals(error)
         raise
     try:

@@ -58,6 +58,8 @@ class SQLiteStorage(Closing, NotCopied):
         if not isinstance(named, (str, Path)) or str(named) in {"", ":memory:"}:
             raise ConfigError(f"path={shown(path)} names no file: give one, or use MemoryStorage")
         self._path = Path(path).absolute()
+        if "\0" in str(named) or self._path.is_dir() or not self._path.parent.is_dir():
+            raise ConfigError(f"path={shown(path)} can't be a file: give one in a directory that is there")
         self._timeout_s = microseconds("timeout", timeout) / 1_000_000
         network = _network(self._path)
         if network:
