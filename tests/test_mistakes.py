@@ -95,7 +95,7 @@ def test_a_probe_that_wants_more_is_told_at_once(make: Any, probe: Any) -> None:
 
 @pytest.mark.parametrize("status", [np.int64(200), http.HTTPStatus.OK])
 def test_a_probes_status_is_any_whole_number(status: Any) -> None:
-    """numpy's too; of a tuple that is no answer the parts are named."""
+    """A number of numpy's too; of a tuple that is no answer the parts are named."""
     bucket = TokenBucket(keepa_quota(), clock=ManualClock(100.0))
     KeepaSync(bucket, probe=lambda: (status, {"tokensLeft": 5})).try_request(1).cancel()
     assert bucket.peek().balance == 5

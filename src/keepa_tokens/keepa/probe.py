@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from .._arguments import instance, redacted
+from .._arguments import NotCopied, instance, redacted
 from .._interrupts import interrupt_in
 from .._loops import limited
 from ..errors import ConfigError
@@ -43,8 +43,10 @@ if not any(find_spec(name) for name in _LIBRARIES):
     )
 
 
-class _Probe:
+class _Probe(NotCopied):
     """Where to ask, and with what."""
+
+    instead = "make one in each process, with the same API key"
 
     def __init__(self, api_key: str, base_url: str, transport: object) -> None:
         parts = urlsplit(instance("base_url", base_url, str))

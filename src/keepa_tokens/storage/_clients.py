@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -175,7 +175,7 @@ def _check_options(options: Mapping[str, object]) -> None:
         raise ConfigError("the server can have no database of that number: name another one")
     for name in _FILES:
         path = options.get(name)
-        if isinstance(path, str) and not os.path.exists(path):
+        if isinstance(path, str) and not Path(path).exists():
             raise ConfigError(f"{name}={path!r} is not there: give the path of the file")
     if options.get("ssl_keyfile") and not options.get("ssl_certfile"):
         raise ConfigError("ssl_keyfile goes with ssl_certfile: give both, or ssl_certfile alone")
