@@ -8,6 +8,7 @@ import io
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -205,6 +206,45 @@ def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
 def test_a_countdown_is_no_longer_than_a_broker_keeps_a_message() -> None:
     """A `Retry-After` of an hour too: a countdown beyond the visibility timeout would be run twice."""
     assert _countdown(NotEnoughTokens(5, 3600.5, "REFUSED"), 3) == LONGEST_COUNTDOWN
+
+
+@pytest.mark.parametrize("make", [TokenBucket, AsyncTokenBucket])
+def test_a_listener_is_not_awaited(make: Any) -> None:
+    """A coroutine function would be called and never run; on the async door too."""
+
+    async def hear(_: object) -> None:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="never awaited"):
+        make(keepa_quota(), listener=hear)
+
+
+# --- refusals without an end
+
+
+@pytest.mark.parametrize("refill_in", [0, 1, 400, 999])
+def test_a_server_that_promises_tokens_at_once_and_gives_none_is_asked_five_times(refill_in: int) -> None:
+    """429 with 0 left and the refill a moment away, each time: growing pauses, and the fifth answer is the last."""
+    body = {"tokensLeft": 0, "refillIn": refill_in, "refillRate": 5}
+    clock = ManualClock(100.0)
+    door = KeepaSync(TokenBucket(keepa_quota(initial=100), clock=clock))
+    asked: list[float] = []
+    for call in door.attempts(5):
+        asked.append(clock.slept)
+        call.settle(body, status=429)
+    assert len(asked) == 5
+    assert [later - earlier >= 1 for earlier, later in pairwise(asked)] == [True] * 4
+
+    def refuse(_: httpx.Request) -> httpx.Response:
+        sent.append(clock.slept)
+        return httpx.Response(429, json=body)
+
+    sent: list[float] = []
+    door = KeepaSync(TokenBucket(keepa_quota(initial=100), clock=clock))
+    with httpx.Client(transport=KeepaTransport(door, httpx.MockTransport(refuse), retry_refused=True)) as client:
+        assert client.get("https://api.keepa.com/product?domain=1&asin=B1").status_code == 429
+    assert len(sent) == 5
+    assert sent[-1] - sent[0] >= 10
 
 
 # --- a client's own timeout is no interrupt
