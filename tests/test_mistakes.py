@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -20,9 +21,12 @@ import redis
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
+    BucketState,
     ConfigError,
     KeepaSync,
+    MemoryStorage,
     NotEnoughTokens,
+    Quota,
     RedisStorage,
     SQLiteStorage,
     TokenBucket,
@@ -217,6 +221,40 @@ def test_a_listener_is_not_awaited(make: Any) -> None:
 
     with pytest.raises(TypeError, match="never awaited"):
         make(keepa_quota(), listener=hear)
+
+
+@pytest.mark.parametrize("hold_id", ["x\nFAKE LINE", "x\r\nFAKE LINE", "\x1b[31mFAKE", "y" * 10_000, "\u2028FAKE"])
+def test_what_is_stored_writes_no_lines_of_its_own(hold_id: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An id or a label with line breaks or a terminal's codes in it, or without an end, is one short line."""
+    storage = MemoryStorage()
+    bucket = TokenBucket(Quota(10, 1, 1.0), storage=storage, clock=ManualClock(100.0))
+    fields = {"format": "1", "balance": "9", "refilled_at": "100000000", f"hold:{hold_id}": "garbage"}
+    storage.load("default", BucketState.from_fields(fields))
+    assert bucket.try_acquire(1).repaired
+    fields = {**fields, f"hold:{hold_id}": f"3 0 1000000 1000000 0 {quote(hold_id)}"}
+    storage.load("default", BucketState.from_fields(fields))
+    bucket.try_acquire(1)
+    probe: Any = raising(f"no answer: {hold_id}")
+    with suppress(NotEnoughTokens):
+        KeepaSync(TokenBucket(keepa_quota(), clock=ManualClock(1.0)), probe=probe).try_request(1)
+    assert len(caplog.messages) >= 3
+    assert all(message.isprintable() and len(message) < 500 for message in caplog.messages)
+
+
+def raising(text: str) -> Callable[[], tuple[int, None]]:
+    """Return a probe that fails with these words."""
+
+    def probe() -> tuple[int, None]:
+        raise OSError(text)
+
+    return probe
+
+
+@pytest.mark.parametrize("place", ["a\nb", "\ud800", "", "x" * 201])
+def test_a_place_is_a_name(place: str) -> None:
+    """What can't be stored as text, or would break a line, is no id of a task."""
+    with pytest.raises(ConfigError, match="place"):
+        sync().try_request(1, place=place)
 
 
 # --- refusals without an end

@@ -75,10 +75,10 @@ def checked_key(key: str) -> str:
 
 
 def checked_name(name: str, value: str) -> str:
-    """Return `value` if it can name a place in line: 1 to 200 characters."""
+    """Return `value` if it can name a place in line: 1 to 200 printable characters."""
     instance(name, value, str)
-    if not 0 < len(value) <= LONGEST_NAME:
-        raise ConfigError(f"{name}={shown(value)} must be 1 to {LONGEST_NAME} characters long")
+    if not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
+        raise ConfigError(f"{name}={shown(value)} must be 1 to {LONGEST_NAME} printable characters")
     return value
 
 

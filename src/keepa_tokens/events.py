@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
-from .units import seconds
+from .units import one_line, seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
 
@@ -64,6 +64,13 @@ class Event:
     why: str = ""
     kept_back: int = 0
     label: str = ""
+
+    def __post_init__(self) -> None:
+        """Keep to one line what comes from a server or from what was stored."""
+        for name in ("why", "label"):
+            text: str = getattr(self, name)
+            if not text.isprintable():
+                object.__setattr__(self, name, one_line(text))
 
 
 class Listener(Protocol):

@@ -16,11 +16,10 @@ NO_CONNECTION: Final = frozenset(
         # httpx and httpx2: no connection, no TLS, the proxy refused; no free connection in time; no such URL
         *("httpx.ConnectError", "httpx.ConnectTimeout", "httpx.PoolTimeout", "httpx.ProxyError"),
         *("httpx.UnsupportedProtocol", "httpx.InvalidURL"),
-        # requests, and urllib3 below it
-        *("requests.ConnectTimeout", "requests.ProxyError", "requests.InvalidHeader", "requests.InvalidURL"),
+        # requests, and urllib3 below it; their ProxyError also tells of what came after the tunnel was there
+        *("requests.ConnectTimeout", "requests.InvalidHeader", "requests.InvalidURL"),
         *("requests.InvalidSchema", "requests.MissingSchema"),
         *("urllib3.ConnectTimeoutError", "urllib3.LocationValueError", "urllib3.NewConnectionError"),
-        "urllib3.ProxyError",
         # aiohttp: ClientConnectorError is DNS, TCP, TLS and the proxy's own connection
         *("aiohttp.ClientConnectorError", "aiohttp.ClientConnectorCertificateError", "aiohttp.ClientHttpProxyError"),
         *("aiohttp.ConnectionTimeoutError", "aiohttp.InvalidURL", "aiohttp.ServerFingerprintMismatch"),

@@ -288,7 +288,9 @@ def _is_certain(error: Exception, text: str) -> bool:
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text
-    pool_is_empty = "Too many connections" in text or "No connection available" in text
+    pool_is_empty = (
+        "max number of clients" in text or "Too many connections" in text or "No connection available" in text
+    )
     refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
     return never_sent or pool_is_empty or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
 
