@@ -44,6 +44,10 @@ class EventKind(StrEnum):
     STORAGE_AWAY = "storage away"
 
 
+LONGEST_TEXT: Final = 1000
+"""Of what an event says; changed terms take some 300."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened to the bucket `key`.
@@ -69,8 +73,8 @@ class Event:
         """Keep to one line what comes from a server or from what was stored."""
         for name in ("why", "label"):
             text: str = getattr(self, name)
-            if not text.isprintable():
-                object.__setattr__(self, name, one_line(text))
+            if not text.isprintable() or len(text) > LONGEST_TEXT:
+                object.__setattr__(self, name, one_line(text, LONGEST_TEXT))
 
 
 class Listener(Protocol):

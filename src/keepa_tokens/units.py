@@ -63,7 +63,7 @@ def seconds(duration_us: int) -> float:
     return math.inf if duration_us >= NEVER else duration_us / MICROSECONDS
 
 
-def one_line(text: str, most: int = 300) -> str:
+def one_line(text: str, most: int) -> str:
     """Return `text` as people may be shown it: what was stored or answered must not write lines of its own."""
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

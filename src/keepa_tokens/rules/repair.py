@@ -47,7 +47,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
     """
     if stored is None:
         return new_state(quota, now), ()
-    mender = _Mender(stored, now, list(stored.unreadable))
+    mender = _Mender(stored, now, [one_line(name, 60) for name in stored.unreadable])
     mender.check_format()
     terms = mender.terms(quota)
     reading_at = mender.past("reading_at")

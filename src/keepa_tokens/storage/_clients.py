@@ -292,7 +292,12 @@ def _is_certain(error: Exception, text: str) -> bool:
         "max number of clients" in text or "Too many connections" in text or "No connection available" in text
     )
     refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
-    return never_sent or pool_is_empty or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
+    return (
+        never_sent
+        or any(sign in text for sign in full)
+        or refused
+        or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
+    )
 
 
 def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
