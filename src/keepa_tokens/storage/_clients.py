@@ -288,16 +288,10 @@ def _is_certain(error: Exception, text: str) -> bool:
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text
-    pool_is_empty = (
-        "max number of clients" in text or "Too many connections" in text or "No connection available" in text
-    )
+    signs = ("max number of clients", "Too many connections", "No connection available")
     refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
-    return (
-        never_sent
-        or any(sign in text for sign in full)
-        or refused
-        or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
-    )
+    is_full = any(sign in text for sign in signs)
+    return never_sent or is_full or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
 
 
 def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
