@@ -126,8 +126,8 @@ release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, a
 	$(BIN)/python -m checks.release $(RELEASE_ARGS)
 
 api-check: $(VENV)/.stamp-release ## What of the public names the last release's users would miss
-	@git describe --tags --abbrev=0 >/dev/null 2>&1 || { echo "Nothing was released yet: there is no tag to compare with."; exit 0; }; \
-	  $(BIN)/griffe check keepa_tokens --search src
+	@released="$$(git describe --tags --abbrev=0 2>/dev/null)" || echo "Nothing was released yet: compared with the last commit."; \
+	  $(BIN)/griffecli check keepa_tokens --search src --against "$${released:-HEAD}"
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -123,10 +123,11 @@ def _readable(_app: Sphinx, _what: str, _name: str, obj: object, _options: objec
         text = " ".join(paragraph.split())
         if paragraph.startswith("    ") and place and not paragraphs[place - 1].startswith(("    ", "- ", "..")):
             paragraphs[place] = f".. code-block:: python\n\n{paragraph}"
-        elif explained.match(text):
-            parts = explained.split(text)[1:]
+        elif explained.search(text):
+            before, *parts = explained.split(text)
             items = zip(parts[::2], parts[1::2], strict=True)
-            paragraphs[place] = "\n".join(f"- **{names}**: {what.strip()}" for names, what in items)
+            listed = "\n".join(f"- **{names}**: {what.strip()}" for names, what in items)
+            paragraphs[place] = f"{before.strip()}\n\n{listed}"
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
@@ -138,7 +139,9 @@ def _arguments(obj: object) -> list[str]:
         names = set()
     if inspect.isclass(obj):
         names |= {name for name in dir(obj) if not name.startswith("_")}
-        names |= set(re.findall(r"self\.([a-z]\w*)(?:: [^=\n]+)? =", inspect.getsource(obj)))
+        for kind in obj.__mro__:
+            if kind.__module__.startswith("keepa_tokens"):
+                names |= set(re.findall(r"self\.([a-z]\w*)(?:: [^=\n]+)? =", inspect.getsource(kind)))
     return sorted(names, key=len, reverse=True)
 
 

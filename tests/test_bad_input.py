@@ -300,7 +300,7 @@ FROM_1: Final = f"is out of range: it must be from 1 to {LIMIT - 1}"
         ((True, 1, 1.0), {}, "capacity must be a whole number (int), not True"),
         ((1, -1, 1.0), {}, f"refill=-1 {FROM_0}"),
         ((1, LIMIT, 1.0), {}, f"refill={LIMIT} {FROM_0}"),
-        ((1, 0.5, 1.0), {}, "refill must be a whole number (int), not 0.5"),
+        ((1, 0.5, 1.0), {}, "refill must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
         ((1, 1, 0), {}, "period=0 is too short: it must be at least a microsecond"),
         ((1, 1, -1.0), {}, "period=-1.0 is too short: it must be at least a microsecond"),
         ((1, 1, 4e-7), {}, "period=4e-07 is too short: it must be at least a microsecond"),

@@ -23,6 +23,7 @@ from tests.servers import HOST, free_port
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
+DEEP = pytest.mark.deep
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
     assert run("doctor", "--redis", server.url).stdout.splitlines()[-1].startswith("Nothing is wrong")
 
 
+@pytest.mark.deep
 def test_a_day_of_load_leaves_nothing_to_find() -> None:
     """Looked at every ten minutes of a day of four workers on a fake server, a bucket never has a finding."""
     clock = ManualClock(1_780_000_000.0)
@@ -169,8 +171,10 @@ def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
     assert list(examine(sound)) == []
 
 
-@pytest.mark.parametrize("field", ["balance", "refilled_at", "sequence", "reading_sequence"])
-@pytest.mark.parametrize("damage", ["missing", "garbled"])
+@pytest.mark.parametrize(
+    "field", ["balance", "refilled_at", *(pytest.param(name, marks=DEEP) for name in ("sequence", "reading_sequence"))]
+)
+@pytest.mark.parametrize("damage", ["missing", pytest.param("garbled", marks=DEEP)])
 def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, damage: str) -> None:
     """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
     finds nothing.
@@ -333,6 +337,7 @@ def test_a_line_without_a_reading_is_found() -> None:
     assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND, line=line))) == []
 
 
+@pytest.mark.deep
 def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
     """A task is put in line and never comes back; when its tokens are there the doctor, who looks more than once, finds
     the line; once the task has come it finds nothing.

@@ -255,6 +255,7 @@ def test_an_async_call_says_it_too() -> None:
         assert runner.run(one()) == 15
 
 
+@pytest.mark.deep
 def test_estimates_of_codes_follow_what_they_cost() -> None:
     """Of 300 calls for 20 to 100 codes the table estimates nearly all at half of the cost, the estimator the first one;
     it is never more than three times too high.

@@ -155,7 +155,7 @@ def test_a_probe_says_what_it_is_for_and_what_became_of_it() -> None:
 # --- the listener that logs
 
 
-@pytest.mark.parametrize("workers", [8, 64])
+@pytest.mark.parametrize("workers", [8, pytest.param(64, marks=pytest.mark.deep)])
 def test_the_log_has_at_most_two_lines_a_refill_however_many_wait(
     workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:

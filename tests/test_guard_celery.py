@@ -101,6 +101,7 @@ def test_a_refused_task_comes_back_and_is_done_once(tasks: Tasks, retries: list[
     assert (sync.bucket.peek().held, fake.spent) == (0, 36)
 
 
+@pytest.mark.deep
 def test_a_task_of_several_requests_pays_for_each_once(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
     """Six requests of ten on an empty bucket: refused before it has paid anything the task comes back; afterwards it
     waits in the worker, ends, and has spent what the work costs. The next task comes back again.
@@ -206,6 +207,7 @@ def test_a_tasks_own_failures_are_left_alone(tasks: Tasks, retries: list[tuple[s
     assert retries == []
 
 
+@pytest.mark.deep
 def test_a_storage_that_is_away_sends_the_task_back(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
     """The task comes back after two seconds, as often as it takes, and is done once the storage is there."""
     runs: list[int] = []

@@ -383,7 +383,7 @@ def interrupted(kind: str) -> Iterator[type[BaseException]]:
     def limit(*_: object) -> None:
         if kind.endswith("async"):
             for task in asyncio.all_tasks():
-                task.cancel()
+                task.get_loop().call_soon_threadsafe(task.cancel)  # a loop that waits is not woken by a signal
         else:
             raise TimeIsUp
 

@@ -221,6 +221,7 @@ def test_with_refill_steps_among_them(at_admission: bool) -> None:
     assert Explorer(world, Direct(QUOTA)).run() > 100
 
 
+@pytest.mark.deep
 def test_memory_storage_keeps_the_same_books() -> None:
     """All orders over memory storage."""
     assert Explorer(World(), BUCKETS[1](QUOTA)).run() == ORDERS

@@ -8,6 +8,8 @@ import random
 from dataclasses import replace
 from typing import cast
 
+import pytest
+
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
@@ -60,6 +62,7 @@ def test_tasks_that_come_back_ask_twice_and_keep_their_order() -> None:
         assert attempts[number] <= 2 + 1.1 * (at // LONGEST_COUNTDOWN), (number, attempts[number], at)
 
 
+@pytest.mark.deep
 def test_a_big_call_is_not_starved_by_small_ones() -> None:
     """Beside twenty workers whose small calls take half a minute, a call of 50 waits for what is before it alone."""
     waits: list[float] = []

@@ -207,6 +207,7 @@ def as_in_the_wild() -> st.SearchStrategy[Stalled]:
     return st.builds(lambda case, cost: replace(case, cost=cost, **terms), stalled(), costs)
 
 
+@pytest.mark.deep
 def test_the_same_property_fails_the_old_rule() -> None:
     """The rule that stood still for days breaks the property, so the property bites."""
     quick = settings(database=None, derandomize=True, max_examples=1000)

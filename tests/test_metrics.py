@@ -336,6 +336,7 @@ print(generate_latest(registry).decode())
 """
 
 
+@pytest.mark.deep
 def test_several_processes_show_one_value(tmp_path: Path) -> None:
     """Three workers of one bucket: the gauges have one value, the one heard last, the counts are summed up, and a
     collector beside them has one look.

@@ -187,7 +187,7 @@ def test_who_reserves_waits_for_the_refill_and_never_for_a_hold(make: Callable[[
     "quota, workers, tokens, until, begun",
     [
         (Quota(10, 1, 1.0, initial=0), 2, 10, 25 * SECOND, [10, 20]),
-        (Quota.per_second(10), 15, 1, 300 * SECOND, None),
+        pytest.param(Quota.per_second(10), 15, 1, 300 * SECOND, None, marks=pytest.mark.deep),
     ],
 )
 def test_workers_that_reserve_and_settle_get_all_the_refill(

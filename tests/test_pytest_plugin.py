@@ -24,6 +24,7 @@ def test_pytest_finds_it() -> None:
     assert found.value == PLUGIN
 
 
+@pytest.mark.deep
 def test_it_costs_nothing_to_those_who_do_not_use_it(pytester: pytest.Pytester) -> None:
     """In a run without its fixtures the plugin is loaded, and nothing of the package is."""
     pytester.makepyfile(

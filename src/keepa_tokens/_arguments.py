@@ -100,10 +100,10 @@ def instance(name: str, value: object, kind: type[T]) -> T:
 class NotCopied:
     """Refuses to be pickled and copied, at once, and says what to do instead."""
 
-    instead: ClassVar[str] = "make one in each process, with the same key and a storage that they share"
+    _instead: ClassVar[str] = "make one in each process, with the same key and a storage that they share"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} can't be pickled or copied: {self.instead}")
+        raise TypeError(f"a {type(self).__name__} can't be pickled or copied: {self._instead}")
 
 
 def shown(value: object) -> str:

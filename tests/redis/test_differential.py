@@ -153,6 +153,7 @@ def test_programs_draw_every_command_field_and_stored_number() -> None:
     assert longest > 1
 
 
+@pytest.mark.deep
 def test_script_and_rules_agree_at_every_edge(shared_server: Server, clients: dict[str, redis.Redis]) -> None:
     """Where a number is exactly at the edge at which the fast path decides otherwise, or one beside it."""
     for name, program in STORIES.items():

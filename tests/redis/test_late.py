@@ -45,7 +45,7 @@ DOORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "attempts": lambda _, sync: next(iter(sync.attempts(10))),
 }
 
-WHEN: Final = (LATE_S / 2, LATE_S * 3 / 2)
+WHEN: Final = (pytest.param(LATE_S / 2, marks=pytest.mark.deep), LATE_S * 3 / 2)
 """While the question is on its way, and while the answer is."""
 
 

@@ -54,6 +54,7 @@ def places() -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
+@pytest.mark.deep
 def test_each_program_connects(places: Callable[[str], str], number: int) -> None:
     """Each program of the page, run against a server of its kind, leaves a storage that works."""
     names: dict[str, Any] = {}

@@ -103,7 +103,7 @@ def patience(timeout: float | None) -> float | None:
 class NotCopied(Single):
     """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
 
-    instead = "make one in each process, of the same bucket"
+    _instead = "make one in each process, of the same bucket"
 
 
 def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:

@@ -66,7 +66,7 @@ class MemoryStorage(Closing, NotCopied):
     was at the fork; of a step that another thread was in the middle of, the child may see a part.
     """
 
-    instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
+    _instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

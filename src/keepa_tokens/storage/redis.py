@@ -110,7 +110,7 @@ class _Turns(Generic[LockT]):
 class _Keyspace(NotCopied, Generic[LockT]):
     """What both storages do alike: names of keys, the script, and a command's way through it."""
 
-    instead = "make one in each process, of the same URL"
+    _instead = "make one in each process, of the same URL"
 
     def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
         self.prefix = instance("prefix", prefix, str)

@@ -51,7 +51,7 @@ class SQLiteStorage(Closing, NotCopied):
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
 
-    instead = "make one in each process, of the same path"
+    _instead = "make one in each process, of the same path"
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
         named = cast("object", path)  # nobody may have checked
@@ -277,7 +277,7 @@ class _Turn:
 class AsyncSQLiteStorage(AsyncClosing, NotCopied):
     """`SQLiteStorage` for coroutines: each step in a thread, so that no event loop waits for a file."""
 
-    instead = "make one in each process, of the same path"
+    _instead = "make one in each process, of the same path"
 
     def __init__(self, path: str | Path, *, timeout: float = 5.0) -> None:
         self._storage = SQLiteStorage(path, timeout=timeout)

@@ -204,8 +204,8 @@ class StorageConformance(StorageUnderTest):
             assert sorted(filter(lambda key: stem in key, storage.keys())) == sorted(keys)
 
     def test_holds_are_told_apart_by_their_ids(self) -> None:
-        """Any text may be the id of a hold; a hundred are kept, and each is ended at its own cost."""
-        ids = [*ODD_IDS, *(f"h{number}" for number in range(80))]
+        """Any text may be the id of a hold; dozens are kept, and each is ended at its own cost."""
+        ids = [*ODD_IDS, *(f"h{number}" for number in range(30))]
         reserved = [Act(EPOCH, LARGE, Reserve(hold_id, number % 7, HOUR)) for number, hold_id in enumerate(ids)]
         ended: list[Command] = [Settle(hold_id, 1) if len(hold_id) > 2 else Cancel(hold_id) for hold_id in ids]
         with self.opened() as storage:
