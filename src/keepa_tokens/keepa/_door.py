@@ -158,10 +158,10 @@ async def ask(probe: Callable[..., object] | None, limit_us: int, *, waits: bool
 def answered(result: object, *, waits: bool) -> Answer:
     """Return what a probe returned; ConfigError for what is no answer. waits: for threads."""
     given = type(result).__name__
-    if isinstance(result, tuple):
-        given = f"tuple ({', '.join(type(part).__name__ for part in cast('tuple[object, ...]', result))})"
     if iscoroutine(result):
         result.close()
+    if isinstance(result, tuple):
+        given = f"tuple ({', '.join(type(part).__name__ for part in cast('tuple[object, ...]', result))})"
     if isinstance(result, tuple) and len(cast("tuple[object, ...]", result)) == 2:  # noqa: PLR2004 - a pair
         status, body = cast("tuple[object, object]", result)
         if (number := index(status)) is not None and (body is None or isinstance(body, Mapping)):

@@ -72,7 +72,7 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
         except Exception:  # noqa: BLE001 - a client's own error: nobody has read the body, so it says nothing
             answer = b""
     elif isinstance(answer, memoryview):
-        answer = bytes(answer)
+        answer = bytes(cast("memoryview[int]", answer))
     elif answer is not None and not isinstance(answer, _BODIES):
         raise TypeError(
             f"the answer must be its body, parsed, bytes or text, or a response of httpx or requests, not"

@@ -9,7 +9,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from threading import TIMEOUT_MAX
 from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qsl, urlsplit
 
@@ -41,6 +40,7 @@ _OBJECTS: Final = frozenset(
 )
 """Options that a client takes as objects. As texts of a URL some of them fail only when they are used."""
 
+LONGEST_TIMEOUT_S: Final = 1e9
 _SECONDS: Final = ("socket_timeout", "socket_connect_timeout")
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _LAST_DATABASE: Final = 2**31 - 1
@@ -163,7 +163,7 @@ def _check_options(options: Mapping[str, object]) -> None:
     """
     for name in _SECONDS:
         value = options.get(name)
-        if isinstance(value, (int, float)) and not 0 < value < TIMEOUT_MAX:
+        if isinstance(value, (int, float)) and not 0 < value < LONGEST_TIMEOUT_S:
             raise ConfigError(f"{name} must be a number of seconds above 0; leave it out for the default")
     encoding = options.get("encoding", "utf-8")
     with suppress(LookupError, TypeError):
