@@ -108,6 +108,23 @@ def speaks_no_tls(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
+def makes_no_sense(connection: socket.socket) -> None:
+    """Say what no protocol knows."""
+    connection.recv(65536)
+    connection.sendall(b"nonsense\r\n\r\n")
+
+
+def tunnel(then: Serve) -> Serve:
+    """Return a proxy, and behind it a server."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        then(connection)
+
+    return serve
+
+
 def refuses_the_tunnel(connection: socket.socket) -> None:
     """Be a proxy that lets nobody through."""
     connection.recv(65536)
@@ -294,11 +311,21 @@ def test_a_server_that_wants_a_certificate_frees_the_tokens(
     assert guarded.held() == 0
 
 
-def test_a_proxy_that_refuses_the_tunnel_frees_the_tokens(guarded: Guarded) -> None:
-    """The request would have gone through the tunnel, which there is not."""
-    with listening(refuses_the_tunnel) as port, pytest.raises(ERRORS):
+@pytest.mark.parametrize("proxy", [refuses_the_tunnel, never_answers, read_and_go, makes_no_sense])
+def test_a_proxy_that_makes_no_tunnel_frees_the_tokens(guarded: Guarded, proxy: Serve) -> None:
+    """It refuses, hangs, hangs up or babbles: the request would have gone through the tunnel, which there is not."""
+    with listening(proxy) as port, pytest.raises(ERRORS):
         guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}")
     assert guarded.held() == 0
+
+
+def test_what_went_through_a_tunnel_may_have_been_sent(
+    guarded: Guarded, authority: trustme.CA, certificates: str
+) -> None:
+    """The tunnel is there, the server behind it hangs up on the request: nobody knows."""
+    with listening(tunnel(secure(authority, read_and_go))) as port, pytest.raises(ERRORS):
+        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}", certificates=certificates)
+    assert guarded.held() > 0
 
 
 def test_a_proxy_that_is_not_there_frees_the_tokens(guarded: Guarded) -> None:

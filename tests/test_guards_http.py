@@ -9,7 +9,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -355,6 +355,33 @@ def test_a_task_that_has_paid_waits_for_a_storage_that_is_away(make: Make, away:
                 client.get("/product", asins(7))
             assert 600 <= world.clock.slept <= 640
             assert world.fake.spent == 5
+    finally:
+        RUN.reset(mine)
+
+
+@pytest.mark.parametrize(
+    "fault, path, paid",
+    [
+        (None, "/graphimage", True),
+        ("empty", "/product", True),
+        ("disconnect_charged", "/product", True),
+        ("no_envelope", "/product", True),
+        ("429", "/product", False),
+        ("500", "/product", False),
+        (None, "/token", False),
+    ],
+)
+def test_a_task_has_paid_where_nobody_knows(make: Make, fault: Any, path: str, *, paid: bool) -> None:
+    """An image, a lost answer, one that tells no cost: sent back, the task might pay for it for ever."""
+    run = Run()
+    mine = RUN.set(run)
+    try:
+        world = make(initial=250)
+        if fault is not None:
+            world.fake.fail_next(1, fault, path=path)
+        with suppress(httpx.TransportError, httpx2.TransportError, requests.RequestException):
+            world.client(timeout=0).get(path, {"domain": 1, "asin": "B000000001"})
+        assert run.paid is paid
     finally:
         RUN.reset(mine)
 

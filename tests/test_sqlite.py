@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -226,3 +228,31 @@ def test_a_url_that_names_no_storage_is_refused_without_showing_it(url: str) -> 
         with pytest.raises(ConfigError) as refused:
             opened(url)
         assert "secret" not in str(refused.value)
+
+
+def test_children_that_are_forked_in_the_middle_of_steps_go_on(path: Path) -> None:
+    """While threads step without a pause, a process forks ten times: each child steps at once, none finds a lock."""
+    with closing(SQLiteStorage(path)) as storage:
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.is_set():
+                storage.apply("k", Quota(1_000_000, 1, 1.0), Acquire(1))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        codes: list[int] = []
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)  # a child that hangs ends by this
+                with suppress(BaseException):
+                    storage.apply("k", Quota(1_000_000, 1, 1.0), Acquire(1))
+                    os._exit(0)
+                os._exit(1)
+            codes.append(os.waitpid(child, 0)[1])
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert codes == [0] * 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import ClassVar, NoReturn, SupportsIndex, TypeVar, cast
 
 from .errors import ConfigError
@@ -16,13 +17,16 @@ LONGEST_NAME = 200
 
 LONGEST_LABEL = 100
 
+_SECRET = re.compile(r"(?<=key=)[^&\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)|\b[A-Za-z0-9]{40,}\b")
+"""What may be an API key or a password."""
+
 
 def whole(name: str, value: object, *, least: int = 0, most: int = LIMIT - 1) -> int:
     """Return `value` as an int if it is a whole number from `least` to `most`, of any type that says so by `__index__`.
 
     A bool is none. Else a TypeError or ConfigError.
     """
-    number = _index(value)
+    number = index(value)
     if number is None:
         raise TypeError(f"{name} must be a whole number (int), not {shown(value)}")
     if not least <= number <= most:
@@ -32,7 +36,7 @@ def whole(name: str, value: object, *, least: int = 0, most: int = LIMIT - 1) ->
 
 def microseconds(name: str, seconds: object) -> int:
     """Return `seconds` in whole microseconds, rounded; a TypeError or ConfigError names the argument."""
-    number = seconds if isinstance(seconds, float) else _index(seconds)
+    number = seconds if isinstance(seconds, float) else index(seconds)
     if number is None:
         raise TypeError(f"{name} must be a number of seconds, not {shown(seconds)}")
     if not -LIMIT < number * MICROSECONDS < LIMIT:
@@ -65,16 +69,16 @@ def checked_key(key: str) -> str:
     instance("key", key, str)
     if not key or len(key) > LONGEST_KEY or not key.isprintable() or any(letter.isspace() for letter in key):
         raise ConfigError(
-            f"key={key[:60]!r} can't name a bucket: give 1 to {LONGEST_KEY} printable characters without spaces"
+            f"key={shown(key)} can't name a bucket: give 1 to {LONGEST_KEY} printable characters without spaces"
         )
     return key
 
 
 def checked_name(name: str, value: str) -> str:
-    """Return `value` if it can name a place in line: 1 to 200 characters."""
+    """Return `value` if it can name a place in line: 1 to 200 printable characters."""
     instance(name, value, str)
-    if not 0 < len(value) <= LONGEST_NAME:
-        raise ConfigError(f"{name}={shown(value)} must be 1 to {LONGEST_NAME} characters long")
+    if not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
+        raise ConfigError(f"{name}={shown(value)} must be 1 to {LONGEST_NAME} printable characters")
     return value
 
 
@@ -107,11 +111,17 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 192:  # noqa: PLR2004 - as long as the line below
         # Python refuses to print an int of over 4,300 digits.
         return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
+    text = redacted(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a log
 
 
-def _index(value: object) -> int | None:
+def redacted(text: str) -> str:
+    """Return `text` without what may be a secret."""
+    return _SECRET.sub("***", text)
+
+
+def index(value: object) -> int | None:
+    """Return `value` as an int if it says by `__index__` that it is one; a bool is none."""
     if isinstance(value, bool):
         return None
     try:

@@ -71,6 +71,8 @@ class Door(Generic[S_co]):
     def listener(self, listener: Listener) -> None:
         if not callable(listener):
             raise TypeError(f"listener must be callable with an Event, not {shown(listener)}")
+        if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
+            raise TypeError(f"listener is called, never awaited: give a plain function, not {shown(listener)}")
         self._listener = listener
         self._hears = Contained(listener)
         self._log = listener if type(listener) is LoggingListener else None

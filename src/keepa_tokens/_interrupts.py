@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import signal
 import sys
 import threading
@@ -131,18 +132,31 @@ def interrupt_in(error: BaseException) -> BaseException | None:
 
     An interrupt is no `Exception` (Ctrl-C, a cancellation), or was raised by a signal's handler, whatever its type: a
     time limit's `TimeoutError`, Celery's `SoftTimeLimitExceeded`. A client in whose midst it struck may have turned it
-    into an error of its own.
+    into an error of its own. A cancellation behind an error counts while it is asked for: a client's own timeout, which
+    is one inside, has taken it back.
     """
+    if isinstance(error, asyncio.CancelledError):
+        return error
     handlers, callers = set(_handlers()), list(_callers())
     link: BaseException | None = error
     while link is not None:
-        if not isinstance(link, Exception) or not handlers.isdisjoint(frame.f_code for frame in _frames(link)):
+        if _goes_on(link) or not handlers.isdisjoint(frame.f_code for frame in _frames(link)):
             return link
         link = link.__cause__ or link.__context__
         if link is not None and any(frame in callers for frame in islice(_frames(link), 1)):
             # It was being handled when the call began.
             return None
     return None
+
+
+def _goes_on(error: BaseException) -> bool:
+    if not isinstance(error, asyncio.CancelledError):
+        return not isinstance(error, Exception)
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop is running: it cancelled what ran in one that is over
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
-from .units import seconds
+from .units import one_line, seconds
 
 __all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
 
@@ -44,6 +44,10 @@ class EventKind(StrEnum):
     STORAGE_AWAY = "storage away"
 
 
+LONGEST_TEXT: Final = 1000
+"""Of what an event says; changed terms take some 300."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened to the bucket `key`.
@@ -64,6 +68,13 @@ class Event:
     why: str = ""
     kept_back: int = 0
     label: str = ""
+
+    def __post_init__(self) -> None:
+        """Keep to one line what comes from a server or from what was stored."""
+        for name in ("why", "label"):
+            text: str = getattr(self, name)
+            if not text.isprintable() or len(text) > LONGEST_TEXT:
+                object.__setattr__(self, name, one_line(text, LONGEST_TEXT))
 
 
 class Listener(Protocol):

@@ -61,3 +61,10 @@ LONGEST_STRETCH_US: Final = 600 * MICROSECONDS
 def seconds(duration_us: int) -> float:
     """Return whole microseconds as seconds; `NEVER` and beyond as inf."""
     return math.inf if duration_us >= NEVER else duration_us / MICROSECONDS
+
+
+def one_line(text: str, most: int) -> str:
+    """Return `text` as people may be shown it: what was stored or answered must not write lines of its own."""
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -246,6 +246,21 @@ def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Red
 # --- script life
 
 
+@pytest.mark.parametrize("quota", [Quota(10_000, 1, 1.0), Quota(10_000, 1, 1.0, synced=True, initial=10_000)])
+def test_a_thousand_holds_and_refunds_cost_a_command_nothing(client: redis.Redis, quota: Quota) -> None:
+    """What takes and gives reads the fields that it needs, and never the whole bucket: as with none."""
+    bucket = TokenBucket(quota, key="k", storage=RedisStorage(client))
+    for _ in range(1000):
+        bucket.try_reserve(2)
+        bucket.refund(1)
+    client.config_resetstat()
+    bucket.try_acquire(5)
+    bucket.try_reserve(5).settle(3)
+    bucket.refund(1)
+    stats: Any = client.info("commandstats")
+    assert (stats["cmdstat_evalsha"]["calls"], "cmdstat_hgetall" in stats) == (4, False)
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_a_lost_script_is_loaded_in_the_same_call(server: Server, client: redis.Redis, flavour: Flavour) -> None:
     """After SCRIPT FLUSH the next command works as ever; nobody loads anything by hand."""

@@ -5,7 +5,6 @@ Decided here for every client, sync or async. Libraries are told by name, so non
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from traceback import clear_frames, walk_tb
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,11 +16,10 @@ NO_CONNECTION: Final = frozenset(
         # httpx and httpx2: no connection, no TLS, the proxy refused; no free connection in time; no such URL
         *("httpx.ConnectError", "httpx.ConnectTimeout", "httpx.PoolTimeout", "httpx.ProxyError"),
         *("httpx.UnsupportedProtocol", "httpx.InvalidURL"),
-        # requests, and urllib3 below it
-        *("requests.ConnectTimeout", "requests.ProxyError", "requests.InvalidHeader", "requests.InvalidURL"),
+        # requests, and urllib3 below it; their ProxyError also tells of what came after the tunnel was there
+        *("requests.ConnectTimeout", "requests.InvalidHeader", "requests.InvalidURL"),
         *("requests.InvalidSchema", "requests.MissingSchema"),
         *("urllib3.ConnectTimeoutError", "urllib3.LocationValueError", "urllib3.NewConnectionError"),
-        "urllib3.ProxyError",
         # aiohttp: ClientConnectorError is DNS, TCP, TLS and the proxy's own connection
         *("aiohttp.ClientConnectorError", "aiohttp.ClientConnectorCertificateError", "aiohttp.ClientHttpProxyError"),
         *("aiohttp.ConnectionTimeoutError", "aiohttp.InvalidURL", "aiohttp.ServerFingerprintMismatch"),
@@ -38,10 +36,15 @@ CONNECTING: Final = frozenset(
         *(("httpcore._sync.connection", "_connect"), ("httpcore._async.connection", "_connect")),
         *(("httpcore._sync.connection_pool", "wait_for_connection"),),
         *(("httpcore._async.connection_pool", "wait_for_connection"),),
+        *(("httpcore._sync.socks_proxy", "_init_socks5_connection"),),
+        *(("httpcore._async.socks_proxy", "_init_socks5_connection"),),
         *(("urllib3.connection", "connect"), ("aiohttp.connector", "connect")),
     }
 )
 """Who fails or is interrupted in one of these functions has no connection yet, whatever the exception is called."""
+
+TUNNELS: Final = frozenset({"httpcore._sync.http_proxy", "httpcore._async.http_proxy"})
+"""Here one function asks a proxy for a tunnel, notes that it is there, and sends the request through it."""
 
 
 def never_sent(error: BaseException) -> bool:
@@ -52,9 +55,7 @@ def never_sent(error: BaseException) -> bool:
     """
     if type(error) in MISTAKES and getattr(error, "errno", None) in {None, 2}:
         return True
-    return any(
-        _names(link) & NO_CONNECTION or _ill_formed(link) or CONNECTING & {*_functions(link)} for link in _links(error)
-    )
+    return any(_names(link) & NO_CONNECTION or _ill_formed(link) or _is_connecting(link) for link in _links(error))
 
 
 def forget_locals(error: BaseException) -> None:
@@ -110,9 +111,14 @@ def _ill_formed(error: BaseException) -> bool:
     return "httpx.LocalProtocolError" in _names(error) and str(error).startswith(("Illegal ", "Missing mandatory "))
 
 
-def _functions(error: BaseException) -> Iterator[tuple[str, str]]:
+def _is_connecting(error: BaseException) -> bool:
     for frame, _ in walk_tb(error.__traceback__):
-        yield str(frame.f_globals.get("__name__")).replace("httpcore2.", "httpcore."), frame.f_code.co_name
+        module = str(frame.f_globals.get("__name__")).replace("httpcore2.", "httpcore.")
+        if (module, frame.f_code.co_name) in CONNECTING:
+            return True
+        if module in TUNNELS and getattr(frame.f_locals.get("self"), "_connected", True) is False:
+            return True
+    return False
 
 
 def _links(error: BaseException, *, also_handled: bool = False) -> list[BaseException]:

@@ -83,7 +83,7 @@ class Client(Protocol[R]):
 
 @dataclass
 class Run:
-    """One run of a queue's task, which will run again from its beginning if it is refused. paid: it has paid a call."""
+    """One run of a queue's task, which runs again from its beginning if it is refused. paid: it has, or may have."""
 
     paid: bool = False
 
@@ -109,7 +109,7 @@ class NotCopied(Single):
 def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:
     """Return `sync` if it is of the kind that a guard runs on; ConfigError else."""
     if not isinstance(sync, kind):
-        raise ConfigError(f"a {type(guard).__name__} needs a {kind.__name__}, not {sync!r}")
+        raise ConfigError(f"a {type(guard).__name__} needs a {kind.__name__}, not {type(sync).__name__}")
     return sync
 
 
@@ -191,7 +191,11 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
         answer = await done(client.send())
     except BaseException as error:  # interrupts and cancellations too; nothing of `settle()` suspends
         with suppress(StorageUnavailable):  # then it runs out by itself
-            await done(call.cancel() if never_sent(error) else call.settle())
+            if never_sent(error):
+                await done(call.cancel())
+            else:
+                _paid(call)
+                await done(call.settle())
         forget_locals(error)
         raise
     status = client.status(answer)
@@ -202,9 +206,7 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
         except StorageUnavailable as error:
             _not_taken_down(error)
         meter.learn(asked, call.consumed)
-        run = RUN.get()
-        if run is not None and call.consumed:
-            run.paid = True
+        _paid(call)
 
     refused = status == REFUSED or status >= SERVER_ERROR
     if is_image(client.headers(answer)) and not refused:
@@ -221,11 +223,18 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
     return answer, body
 
 
+def _paid(call: AnyCall) -> None:
+    """Note that the task under way has paid, or may have: an image, a stream cut short, a lost answer don't say."""
+    run = RUN.get()
+    if run is not None and not call.refused and call.consumed != 0:
+        run.paid = True
+
+
 async def _observed(sync: AnySync, client: Client[R]) -> R:
     """Make a request that costs nothing; its answer is a reading."""
     try:
         answer, body = await done(client.read(await done(client.send())))
-    except Exception as error:
+    except BaseException as error:
         forget_locals(error)
         raise
     try:

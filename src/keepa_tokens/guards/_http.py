@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from .._arguments import LONGEST_LABEL, timeout_us, whole
+from .._arguments import LONGEST_LABEL, instance, shown, timeout_us, whole
 from ..errors import ConfigError
+from ..keepa._door import checked_api_key
 from ..keepa.costs import estimate as table_estimate
 from ..keepa.estimates import Estimator
 
@@ -58,6 +59,10 @@ class Meter:
     ) -> None:
         if estimate is not None and estimator is not None:
             raise ConfigError("give estimate= or estimator=, not both: an estimator estimates by itself")
+        if estimate is not None and not callable(cast("object", estimate)):
+            raise TypeError(f"estimate must be callable with a path and its parameters, not {shown(estimate)}")
+        if estimator is not None:
+            instance("estimator", estimator, Estimator)
         timeout_us(timeout)
         self.keep = whole("keep", keep)
         self.timeout = timeout
@@ -82,8 +87,10 @@ class Origin:
     """
 
     def __init__(self, host: str, api_key: str | None) -> None:
-        self.host = host.lower()
-        self._api_key = api_key
+        self.host = instance("host", host, str).lower()
+        if not self.host:
+            raise ConfigError("host is empty: give the name of the API's host, e.g. api.keepa.com")
+        self._api_key = None if api_key is None else checked_api_key(api_key)
         self._is_loopback = _is_loopback(self.host)
 
     def meters(self, url: str) -> bool:

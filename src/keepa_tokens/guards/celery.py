@@ -119,6 +119,7 @@ def _countdown(missing: NotEnoughTokens | StorageUnavailable, times: int) -> flo
         return SHORT_COUNTDOWN
     if missing.reason == Reason.UNKNOWN:
         return min(missing.retry_after, SHORT_COUNTDOWN)
+    wait = missing.retry_after
     if missing.reason == SERVER_REFUSES:  # all tasks meet it, so they come back ever later
-        return max(missing.retry_after, min(2.0 ** min(times, 10), LONGEST_REFUSED))
-    return math.inf if math.isinf(missing.retry_after) else min(missing.retry_after, LONGEST_COUNTDOWN)
+        wait = max(wait, min(2.0 ** min(times, 10), LONGEST_REFUSED))
+    return wait if math.isinf(wait) else min(wait, LONGEST_COUNTDOWN)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
 from typing import cast
 
-from .._arguments import NotCopied, checked_label, checked_name, hold_for_us, microseconds, shown
+from .._arguments import NotCopied, checked_label, checked_name, hold_for_us, index, microseconds, redacted, shown
 from .._door import CALL_ADVICE, Door, cost, new_id, watched
 from .._interrupts import interrupt_in
 from .._plans import Grant
@@ -20,9 +19,6 @@ from .place import PLACE
 from .reading import REFUSED, Body, Envelope, unpacked
 
 __all__ = ["KeepaDoor"]
-
-_SECRET = re.compile(r"(?<=key=)[^&\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)|\b[A-Za-z0-9]{40,}\b")
-"""What may be an API key or a password in the text of a probe's error."""
 
 LONGEST_WHY = 200
 
@@ -127,6 +123,14 @@ def checked_probe(probe: object, *, waits: bool) -> None:
         raise ConfigError(
             "this probe is a coroutine function: KeepaSync needs one that blocks, AsyncKeepaSync takes it"
         )
+    try:
+        signature(probe).bind(**({"timeout": 1.0} if takes_timeout(probe) else {}))
+    except TypeError as error:
+        raise TypeError(
+            f"probe is called with nothing, or with timeout= alone: {shown(probe)} won't do ({error})"
+        ) from None
+    except ValueError:  # it says nothing of what it takes
+        return
 
 
 async def ask(probe: Callable[..., object] | None, limit_us: int, *, waits: bool) -> Answer:
@@ -156,15 +160,17 @@ def answered(result: object, *, waits: bool) -> Answer:
     given = type(result).__name__
     if iscoroutine(result):
         result.close()
+    if isinstance(result, tuple):
+        given = f"tuple ({', '.join(type(part).__name__ for part in cast('tuple[object, ...]', result))})"
     if isinstance(result, tuple) and len(cast("tuple[object, ...]", result)) == 2:  # noqa: PLR2004 - a pair
         status, body = cast("tuple[object, object]", result)
-        if isinstance(status, int) and not isinstance(status, bool) and (body is None or isinstance(body, Mapping)):
-            return Answer(int(status), cast("Mapping[str, object] | None", body))
+        if (number := index(status)) is not None and (body is None or isinstance(body, Mapping)):
+            return Answer(number, cast("Mapping[str, object] | None", body))
     kind = "KeepaSync" if waits else "AsyncKeepaSync"
     raise ConfigError(f"a probe for {kind} must return (status, parsed body or None), not {given}")
 
 
 def failed(error: Exception) -> Answer:
     """Return a probe's failure in its own words, but without what may be a secret."""
-    text = _SECRET.sub("***", str(error))[:LONGEST_WHY]
+    text = redacted(str(error))[:LONGEST_WHY]
     return Answer(None, None, f"the probe raised {type(error).__name__}{': ' if text else ''}{text}")

@@ -7,7 +7,8 @@ next call through, to be refused again. So:
 1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED at most.
 2. Else FIRST, doubled each time, jittered upwards so that many workers don't come back together.
 3. After TRIES of them the server's own answer is the last word.
-4. After a refusal that explains itself the bucket's wait is enough; only none is shorter than FIRST.
+4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens sooner than in FIRST
+   explains nothing: a server that promises so each time would be asked without an end.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Refusals:
         wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
         envelope. retry_after: what the server asked for, None if nothing. chance: from 0 to 1, for the jitter.
         """
-        if retry_after is None and wait > 0:
-            return max(0.0, FIRST - wait)
+        if retry_after is None and wait >= FIRST:
+            return 0.0
         self.unexplained += 1
         if self.unexplained >= TRIES:
             return None

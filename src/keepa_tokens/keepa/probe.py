@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from .._arguments import NotCopied, instance, redacted
 from .._interrupts import interrupt_in
 from .._loops import limited
 from ..errors import ConfigError
@@ -42,11 +43,14 @@ if not any(find_spec(name) for name in _LIBRARIES):
     )
 
 
-class _Probe:
+class _Probe(NotCopied):
     """Where to ask, and with what."""
 
+    instead = "make one in each process, with the same API key"
+
     def __init__(self, api_key: str, base_url: str, transport: object) -> None:
-        if urlsplit(base_url).scheme not in {"https", "http"} or not urlsplit(base_url).hostname:
+        parts = urlsplit(instance("base_url", base_url, str))
+        if parts.scheme not in {"https", "http"} or not parts.hostname:
             raise ConfigError("base_url must be the address of the API, such as https://api.keepa.com")
         self._base_url = base_url
         self._api_key = api_key
@@ -64,7 +68,7 @@ class _Probe:
         return self._http.Timeout(seconds, connect=seconds / 2)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self._base_url!r})"
+        return f"{type(self).__name__}(base_url={redacted(repr(self._base_url))})"
 
 
 class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(api_key)`

@@ -29,6 +29,8 @@ Body: TypeAlias = Mapping[str, object] | bytes | str | None
 REFUSED: Final = 429
 """The status of a refusal: no tokens. It costs nothing and carries the true balance."""
 
+_BODIES: Final = (Mapping, str, bytes, bytearray, list, int, float)
+
 _MILLISECONDS: Final = 1000
 
 LARGE: Final = 256 * 1024
@@ -60,7 +62,8 @@ class Envelope:
 def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
     """Return body and status of an answer; of a response of httpx or requests, which may stand for both, its own.
 
-    Raises TypeError for a status that is no whole number.
+    Raises TypeError for a status that is no whole number, and for what no body can be: a coroutine, a response that is
+    still to be read, a file. What JSON may come to is a body, however odd.
     """
     if isinstance(getattr(answer, "status_code", None), int):
         status = getattr(answer, "status_code", None) if status is None else status
@@ -68,6 +71,13 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
             answer = getattr(answer, "content", None)
         except Exception:  # noqa: BLE001 - a client's own error: nobody has read the body, so it says nothing
             answer = b""
+    elif isinstance(answer, memoryview):
+        answer = bytes(cast("memoryview[int]", answer))
+    elif answer is not None and not isinstance(answer, _BODIES):
+        raise TypeError(
+            f"the answer must be its body, parsed, bytes or text, or a response of httpx or requests, not"
+            f" {type(answer).__name__}: read it first, e.g. await response.read()"
+        )
     if isinstance(status, str) and status.strip().isdecimal():
         status = int(status)
     number = None if status is None else whole("status", status, most=999)

@@ -83,7 +83,10 @@ class KeepaSync(KeepaDoor):
         name = bucket_key(api_key) if key is None else checked_key(key)
         bucket = TokenBucket(quota, key=name, storage=storage, clock=clock, listener=listener)
         return cls(
-            bucket, probe=probe or _ready_probe(api_key, base_url), probe_interval=probe_interval, hold_for=hold_for
+            bucket,
+            probe=_ready_probe(api_key, base_url) if probe is None else probe,
+            probe_interval=probe_interval,
+            hold_for=hold_for,
         )
 
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = "") -> Call:

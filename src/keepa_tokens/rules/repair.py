@@ -21,6 +21,7 @@ from ..units import (
     SWEEP_US,
     TOLERANCE_US,
     YEAR_US,
+    one_line,
 )
 from .arithmetic import anchored, saturated
 from .flow import flow_in_effect, furthest_place
@@ -46,7 +47,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
     """
     if stored is None:
         return new_state(quota, now), ()
-    mender = _Mender(stored, now, list(stored.unreadable))
+    mender = _Mender(stored, now, [one_line(name, 60) for name in stored.unreadable])
     mender.check_format()
     terms = mender.terms(quota)
     reading_at = mender.past("reading_at")
@@ -238,7 +239,7 @@ class _Mender:
         for hold_id, hold in sorted(self._stored_holds().items(), key=lambda item: str(item[0])):
             # More than can be counted exactly is damage.
             if not _is_hold(hold) or (hold.in_flight and held + hold.tokens >= LIMIT):
-                self.note(f"hold:{hold_id}")
+                self.note(f"hold:{one_line(hold_id, 60)}")
                 continue
             held += hold.tokens if hold.in_flight else 0
             sound.holds[hold_id] = self._clamped(hold_id, hold, sound.sequence)
@@ -278,7 +279,7 @@ class _Mender:
         expires_at = min(hold.expires_at, self.now + hold.hold_for + TOLERANCE_US)
         if (opened, charged, expires_at) == (hold.opened, hold.charged, hold.expires_at):
             return hold
-        self.note(f"hold:{hold_id}")
+        self.note(f"hold:{one_line(hold_id, 60)}")
         return replace(hold, opened=opened, charged=charged, expires_at=expires_at)
 
     def within_its_flow(self, sound: SoundState) -> None:

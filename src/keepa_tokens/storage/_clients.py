@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qsl, urlsplit
 
@@ -33,9 +35,15 @@ _OBJECTS: Final = frozenset(
         *("retry", "retry_on_error", "credential_provider", "redis_connect_func", "connection_class", "parser_class"),
         *("encoder_class", "command_packer", "event_dispatcher", "socket_keepalive_options", "connection_pool"),
         *("maint_notifications_config", "cache", "cache_config", "driver_info", "ssl_ocsp_context"),
+        *("socket_type", "socket_read_size"),
     }
 )
 """Options that a client takes as objects. As texts of a URL some of them fail only when they are used."""
+
+LONGEST_TIMEOUT_S: Final = 1e9
+_SECONDS: Final = ("socket_timeout", "socket_connect_timeout")
+_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_LAST_DATABASE: Final = 2**31 - 1
 
 _NOT_CARRIED_OUT: Final = "The command was certainly not carried out."
 _NOBODY_KNOWS: Final = "Nobody knows whether the command was carried out."
@@ -82,6 +90,8 @@ def checked(storage: str, client: object, *, asynchronous: bool) -> None:
     if isinstance(client, str | bytes):
         # Not the text itself: it may hold a password.
         raise ConfigError(f"{storage} takes a client, not a URL: use {storage}.from_url(url)")
+    if isinstance(client, type):
+        raise ConfigError(f"{storage} takes a client, not the class {client.__name__}: give an instance of it")
     kind = f"{type(client).__module__}.{type(client).__name__}"
     if not (hasattr(client, "execute_command") and hasattr(client, "scan_iter")):
         raise ConfigError(f"{storage} takes a client of redis-py or valkey-py, not a {kind}")
@@ -91,6 +101,7 @@ def checked(storage: str, client: object, *, asynchronous: bool) -> None:
         raise ConfigError(f"{kind} is an asyncio client: give it to AsyncRedisStorage")
     if not hasattr(client, "aclose") and asynchronous:
         raise ConfigError(f"{kind} blocks: give AsyncRedisStorage an asyncio client")
+    _check_options(getattr(getattr(client, "connection_pool", None), "connection_kwargs", {}))
 
 
 def resends(client: Any) -> bool:  # noqa: ANN401 - either library's client
@@ -138,19 +149,47 @@ def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - eithe
         # An option that nobody knows would otherwise show at the first command only.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     except Exception as error:  # noqa: BLE001 - either library's errors, and whatever a connection raises for an option
-        # Not chained: what the library says may hold parts of the password.
-        raise ConfigError(f"the URL can't be used: {_without_secrets(error)}") from None
-    return client
+        why = _without_secrets(error)
+    else:
+        return client
+    # Not from within: what the library says may hold parts of the password.
+    raise ConfigError(f"the URL can't be used: {why}")
+
+
+def _check_options(options: Mapping[str, object]) -> None:
+    """Raise ConfigError for options of a connection that would only show at its first use, as if the server were away.
+
+    A file is named, as a path is no secret; other values are not.
+    """
+    for name in _SECONDS:
+        value = options.get(name)
+        if isinstance(value, (int, float)) and not 0 < value < LONGEST_TIMEOUT_S:
+            raise ConfigError(f"{name} must be a number of seconds above 0; leave it out for the default")
+    encoding = options.get("encoding", "utf-8")
+    with suppress(LookupError, TypeError):
+        encoding = "utf-8" if "0".encode(cast("str", encoding)) == b"0" else None
+    if encoding != "utf-8":
+        raise ConfigError("encoding must be one that writes digits as ASCII does, such as utf-8: leave it out")
+    database = options.get("db")
+    if isinstance(database, int) and not 0 <= database <= _LAST_DATABASE:
+        raise ConfigError("the server can have no database of that number: name another one")
+    for name in _FILES:
+        path = options.get(name)
+        if isinstance(path, str) and not Path(path).exists():
+            raise ConfigError(f"{name}={path!r} is not there: give the path of the file")
+    if options.get("ssl_keyfile") and not options.get("ssl_certfile"):
+        raise ConfigError("ssl_keyfile goes with ssl_certfile: give both, or ssl_certfile alone")
 
 
 def _check_parts(url: str) -> None:
     """Raise ConfigError where a password that was not quoted has torn the URL apart."""
     told = "write special characters of a user's name or password as percent codes (urllib.parse.quote)"
-    try:
+    parts = port = None
+    with suppress(ValueError):  # whose text has what should be the port
         parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(f"the URL has no port that is a number; {told}") from None
+        port = parts.port or -1
+    if parts is None or port is None:
+        raise ConfigError(f"the URL has no port that is a number; {told}")
     torn = "#" in url or (parts.scheme != "unix" and ("@" in parts.path or ("@" in parts.query and "@" not in url[:9])))
     if torn and not (parts.username and "#" not in url and "@" not in parts.path):
         raise ConfigError(f"the URL's parts can't be told apart; {told}")
@@ -159,7 +198,7 @@ def _check_parts(url: str) -> None:
     given = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} & _OBJECTS
     if given:
         raise ConfigError(f"the option {min(given)!r} can't be given as text: give RedisStorage a client that has it")
-    if port == 0:
+    if parts.port == 0:
         raise ConfigError("the URL names port 0: give the port that the server listens on")
     if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdigit():
         raise ConfigError("the URL's path must be the number of a database, as in redis://localhost:6379/0")
@@ -204,6 +243,7 @@ _MISTAKES: Final = (
         "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client",
     ),
     ("DB index is out of range", "the server has no database of that number: name another one in the URL"),
+    ("Client names cannot contain", "client_name has spaces or special characters: give another one"),
     ("WRONGPASS", "the server refuses the user's name or password: give those of a user that it knows"),
     ("invalid password", "the server refuses the password: give the right one"),
     ("invalid username-password", "the server refuses the user's name or password: give those of a user that it knows"),
@@ -248,9 +288,10 @@ def _is_certain(error: Exception, text: str) -> bool:
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text
-    pool_is_empty = "Too many connections" in text or "No connection available" in text
+    signs = ("max number of clients", "Too many connections", "No connection available")
     refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
-    return never_sent or pool_is_empty or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
+    is_full = any(sign in text for sign in signs)
+    return never_sent or is_full or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
 
 
 def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's

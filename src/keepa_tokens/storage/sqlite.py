@@ -58,6 +58,8 @@ class SQLiteStorage(Closing, NotCopied):
         if not isinstance(named, (str, Path)) or str(named) in {"", ":memory:"}:
             raise ConfigError(f"path={shown(path)} names no file: give one, or use MemoryStorage")
         self._path = Path(path).absolute()
+        if "\0" in str(named) or self._path.is_dir() or not self._path.parent.is_dir():
+            raise ConfigError(f"path={shown(path)} can't be a file: give one in a directory that is there")
         self._timeout_s = microseconds("timeout", timeout) / 1_000_000
         network = _network(self._path)
         if network:
@@ -65,7 +67,9 @@ class SQLiteStorage(Closing, NotCopied):
         self._inherited: list[sqlite3.Connection] = []
         self._lock = threading.RLock()
         self._is_closed = False
-        self._open()
+        _FORKS.locks.add(self._lock)
+        with self._lock:
+            self._open()
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
@@ -139,13 +143,12 @@ class SQLiteStorage(Closing, NotCopied):
 
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
-        if self._process != os.getpid():
-            # The parent's connection must not be used or closed here, and a thread that held the lock is not there.
-            self._inherited.append(self._db)
-            self._let_go()
-            self._lock = threading.RLock()
-            self._open()
         with self._lock, self._errors_named():
+            if self._process != os.getpid():
+                # The parent's connection must not be used or closed here.
+                self._inherited.append(self._db)
+                self._let_go()
+                self._open()
             if self._is_closed:
                 raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
             yield self._db
@@ -198,6 +201,36 @@ class SQLiteStorage(Closing, NotCopied):
             yield
         except (sqlite3.Error, OSError) as error:
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
+
+
+class _Forks:
+    """Lets a step that is under way in a thread end before the process forks.
+
+    SQLite keeps a process's locks in its memory too. A child that began in the middle of a step would find the file
+    locked by a connection that is not there, for ever.
+    """
+
+    def __init__(self) -> None:
+        self.locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._held: list[threading.RLock] = []
+
+    def before(self) -> None:
+        self._lock.acquire()
+        for lock in list(self.locks):
+            lock.acquire()
+            self._held.append(lock)
+
+    def after(self) -> None:
+        while self._held:
+            self._held.pop().release()
+        self._lock.release()
+
+
+_FORKS: Final = _Forks()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_FORKS.before, after_in_parent=_FORKS.after, after_in_child=_FORKS.after)
 
 
 class _Turn:

@@ -46,6 +46,8 @@ def _parts(url: str) -> tuple[str, str]:
         raise ConfigError("memory:// takes nothing behind it")
     if scheme == "sqlite" and not rest.startswith("/"):
         raise ConfigError("a SQLite URL is sqlite:///file.sqlite, or with four slashes from the root")
+    if scheme == "sqlite" and {"?", "#"} & {*rest}:
+        raise ConfigError("a SQLite URL takes no options: give SQLiteStorage the path, and timeout= beside it")
     if not colon or scheme not in {"memory", "sqlite", "redis", "rediss", "valkey", "valkeys", "unix"}:
         # Not the URL itself: it may hold a password.
         raise ConfigError("the URL must begin with memory://, sqlite://, redis://, rediss://, valkey:// or unix://")
