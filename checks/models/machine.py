@@ -74,7 +74,7 @@ class Bench:
     """A bucket's storage, and what else can be done to it.
 
     fields, store: read and write the bucket's stored fields. anew: open the storage anew, over what is stored; what
-    that opened is closed by the next one, and by `end`. forget: take the bucket away.
+    that opened is closed by the next one, and by `end`. forget: take the bucket away. reads_all: as the kit has it.
     """
 
     storage: Storage
@@ -84,6 +84,7 @@ class Bench:
     anew: Callable[[], Storage] | None = None
     end: Callable[[], None] | None = None
     forget: Callable[[], None] | None = None
+    reads_all: bool = True
 
     @property
     def may_be_damaged(self) -> bool:
@@ -275,7 +276,7 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
     def lost(self, field: str, text: str | None, worker: int) -> Outcome:
         """Let a stored field be gone, or `text`, and take the next step on both sides."""
         self.bench.damage(field, text)
-        outcome = self.apply(Acquire(0), worker)
+        outcome = self.apply(Acquire(0) if self.bench.reads_all else Peek(), worker)
         self.model.look(self.at(worker), mended=bool(outcome.repaired))
         return outcome
 

@@ -57,7 +57,7 @@ class MachinesOnAStorage(StorageUnderTest):
 
     def bench(self, storage: Storage, reopened: ExitStack) -> Bench:
         """Return a new bucket of a storage; what opens the storage anew is closed with `reopened`."""
-        bench = Bench(storage, new_key())
+        bench = Bench(storage, new_key(), reads_all=self.reads_all)
         if self.can("read_fields") and self.can("write_fields"):
 
             def store(fields: Mapping[str, str]) -> None:

@@ -56,7 +56,9 @@ class Admission:
         # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
         stands = ahead or ticket is not None
         need = saturated(wanted + ahead - available)
-        at = self.flow.instant(need, s.refilled_at, s.carry) if stands else self._reached(wanted)
+        at = self._reached(wanted)
+        if stands:
+            at = self.flow.instant(need, s.refilled_at, s.carry) if need > 0 else self.now
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, at)
