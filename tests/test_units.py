@@ -81,8 +81,8 @@ def test_what_is_of_another_kind_is_shown() -> None:
 @pytest.mark.parametrize(
     "value, text",
     [
-        ("x" * (LINE - 2), repr("x" * (LINE - 2))),
-        ("x" * (LINE - 1), "'" + "x" * (LINE - 4) + "..."),
+        ("x " * (LINE // 2 - 1), repr("x " * (LINE // 2 - 1))),
+        ("x " * (LINE // 2), repr("x " * LINE)[: LINE - 3] + "..."),
         (2**192 - 1, str(2**192 - 1)),
         (2**192, "a whole number of 193 bits"),
         (-(10**5000), "a whole number of 16610 bits"),

@@ -111,7 +111,7 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 192:  # noqa: PLR2004 - as long as the line below
         # Python refuses to print an int of over 4,300 digits.
         return f"a whole number of {value.bit_length()} bits"
-    text = redacted(repr(value))
+    text = repr(value) if isinstance(value, int) else redacted(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a log
 
 

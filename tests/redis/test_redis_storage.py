@@ -85,7 +85,7 @@ def test_bytes_that_are_no_text_do_no_harm(server: Server, client: redis.Redis) 
         assert storage.inspect("k") is None
         outcome = storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
 
-    assert outcome.repaired[:2] == ("balance", "hold:\udcff\udcfe")
+    assert outcome.repaired[:2] == ("balance", "hold:\\udcff\\udcfe")
     assert client.hget("keepa_tokens:k", b"\xfdnote") == b"\xfc"
     assert not client.hexists("keepa_tokens:k", b"hold:\xff\xfe")
 
