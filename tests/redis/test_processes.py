@@ -105,7 +105,7 @@ def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_pat
     wrote = [grants for ((grants,),) in run("spend", 4, server, tmp_path)]
     grants = sorted((now + place, tokens) for told in wrote for now, place, tokens in told)
 
-    # Whoever only tries, and began after the full bucket was spent, gets nothing while others queue: nobody barges past.
+    # Whoever only tries, and begins after the full bucket was spent, gets nothing while others queue.
     assert all(wrote[1::2]), "a process that queues got nothing"
     assert most_in_any_interval(grants, SHARED.refill) <= SHARED.capacity * SECOND
     start = grants[0][0]
