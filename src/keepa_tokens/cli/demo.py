@@ -306,11 +306,13 @@ class Scenario:
             self._place.drop(BUCKET, "refilled_at")
         elif state := self._memory.dump(BUCKET):
             self._memory.load(BUCKET, replace(state, refilled_at=None))
+        before = len(self.news)
         seen = self.bucket.peek()
         old = old_rule.OldState(DEBT, refilled_at=None)
         self.fault = Fault(self.now_us, seen.retry_after, ", ".join(seen.repaired), old)
         promised = duration(seen.retry_after)
         self._turn_story(f"The timestamp is lost at {balance}. peek() promises a grant in {promised}.")
+        self.news.insert(before, self.news.pop())  # the loss comes before what mends it
         self._gate_open = True
         for worker in self._parked:
             self._after(0.0, worker)

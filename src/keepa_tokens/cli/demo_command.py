@@ -11,6 +11,7 @@ import click
 
 from .._door import new_id
 from . import shell
+from .colours import BAD, GOOD
 from .demo import BUCKET, REFILL_RATE, SECONDS, Scenario
 from .demo_show import document, picture, summary
 from .place import Place
@@ -93,9 +94,9 @@ def _play(scene: Scenario, seconds: float, seed: int, *, plain: bool, as_json: b
     console.print()
     shell.print_table(summary(scene))
     for words in scene.meter.broken.values():
-        console.print(f"broken: {words}", style="bold red")
+        console.print(f"broken: {words}", style=f"bold {BAD}")
     if not scene.meter.broken:
-        console.print("Every bound held.", style="bold green")
+        console.print("Every bound held.", style=f"bold {GOOD}")
     return bool(scene.meter.broken)
 
 

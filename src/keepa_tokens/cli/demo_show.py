@@ -8,6 +8,7 @@ from typing import Final
 
 from ..units import MICROSECONDS
 from . import old_rule
+from .colours import BAD, BUSY, CARE, GOOD
 from .demo import DEBT, REFILL_RATE, SECONDS, Scenario, Worker
 from .view import Curve, Lane, Picture
 from .words import count, duration
@@ -44,7 +45,7 @@ def picture(scene: Scenario, real_seconds: float) -> Picture:
         lanes=[_lane(worker, scene.now_us) for worker in scene.workers],
         box_title="recovered" if recovered else "ingesting" if fault is None else "timestamp lost",
         box=box,
-        box_style="green" if recovered else "" if fault is None else "yellow",
+        box_style=GOOD if recovered else "" if fault is None else CARE,
     )
 
 
@@ -59,11 +60,11 @@ def _curves(scene: Scenario) -> list[Curve]:
         return [(moment[0] / span, value) for moment in scene.history if (value := moment[place]) is not None]
 
     curves = [
-        Curve("server", points(2), "green", f"{scene.fake.balance:<4}", dash=(1, 1)),
-        Curve("projection", points(1), "cyan", f"{_projection(scene):<4}"),
+        Curve("server", points(2), GOOD, f"{scene.fake.balance:<4}", dash=(1, 1)),
+        Curve("projection", points(1), BUSY, f"{_projection(scene):<4}"),
     ]
     if scene.fault is not None:
-        curves.append(Curve("old rule", points(3), "red", str(scene.old_balance), dash=(4, 4)))
+        curves.append(Curve("old rule", points(3), BAD, str(scene.old_balance), dash=(4, 4)))
     return curves
 
 
@@ -74,7 +75,8 @@ def _facts(scene: Scenario) -> list[str]:
     asked = f"server refused {scene.fake.refused}  probes {scene.fake.token_calls}"
     return [
         f"{now}at worst {abs(worst.ahead)} of {worst.allowed} allowed  {never}",
-        f"grants {scene.counts['grants']}  tokens {scene.fake.spent}  waits {_waits(scene)}  {asked}",
+        f"grants {scene.counts['grants']:<4}    tokens {scene.fake.spent:<4}   {asked}",
+        f"waits {_waits(scene)}",
     ]
 
 
@@ -88,9 +90,9 @@ def _lane(worker: Worker, now_us: int) -> Lane:
         reason, since, due = worker.wait
         part = (now_us - since) / max(1, due - since)
         words = f"waits for {worker.job.tokens}: {reason}"
-        return Lane(worker.name, words, "yellow", part, duration((due - now_us) / MICROSECONDS), totals)
+        return Lane(worker.name, words, CARE, part, duration((due - now_us) / MICROSECONDS), totals)
     if worker.flight is not None and worker.job is not None:
-        return Lane(worker.name, f"calls for {worker.job.text}", "cyan", totals=totals)
+        return Lane(worker.name, f"calls for {worker.job.text}", BUSY, totals=totals)
     return Lane(worker.name, "stores what it got" if worker.calls else "starts", "dim", totals=totals)
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..bucket import TokenBucket
 from ..errors import StorageUnavailable
 from . import shell
+from .colours import BAD, CARE, GOOD
 from .doctor import Finding, could_go, examine
 from .look import Look, all_buckets, look
 from .place import Place
@@ -155,8 +156,10 @@ def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Se
     )
     for number, finding in enumerate(findings, 1):
         console.print()
-        style = "bold red" if finding.fault else "bold yellow"
-        console.print(Text(f"{number}. {finding.about}: {finding.what}.", style))
+        style = f"bold {BAD if finding.fault else CARE}"
+        heading = f"{number}. {finding.about}: {finding.what}."
+        for line in shell.wrap(heading, console.width, "   ") if console.is_terminal else [heading]:
+            console.print(Text(line, style))
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
 
 
@@ -164,10 +167,10 @@ def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) 
     console = shell.console()
     console.print()
     for words in mended:
-        console.print(Text(f"mended {words}", "green"))
+        console.print(Text(f"mended {words}", GOOD))
     before = sum(finding.fault for finding in findings)
     if before:
         left = f", {count(faults, 'is', 'are')} left" if mended else ""
-        console.print(Text(f"{count(before, 'fault')} found{left}.", "bold red" if faults else "bold green"))
+        console.print(Text(f"{count(before, 'fault')} found{left}.", f"bold {BAD if faults else GOOD}"))
     else:
-        console.print(Text("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", "bold green"))
+        console.print(Text("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", f"bold {GOOD}"))

@@ -174,8 +174,9 @@ def _persistence(info: Mapping[str, str], seen: Examination, *, plain: bool) -> 
     started = int(info.get("server_time_usec", "0")) // MICROSECONDS - int(info.get("uptime_in_seconds", "0"))
     saves = saved > started + 1
     kept = "every write (AOF)" if appends else "snapshots (RDB)" if saves else "nothing so far"
-    seen.facts.append(f"keeps on disk: {kept}")
-    if plain and not appends and not saves:
+    if appends or saves or not plain:
+        seen.facts.append(f"keeps on disk: {kept}")
+    else:
         seen.find(
             "not-kept",
             "it has saved nothing to disk since it started",

@@ -82,12 +82,16 @@ class Look:
         calls = [self._held(hold_id, hold) for hold_id, hold in self.state.holds.items() if hold.in_flight]
         return sorted(calls, key=lambda call: -call.age)
 
+    def step(self, snapshot: Snapshot) -> tuple[int, float]:
+        """Return what a refill step brings, and its length in seconds: of a smooth refill a step is one token."""
+        if snapshot.refill and not snapshot.quota.stepped:
+            return 1, snapshot.period / snapshot.refill
+        return snapshot.refill, snapshot.period
+
     def next_step(self, snapshot: Snapshot) -> float:
         """Return the seconds until the next refill step, or the next token of a smooth refill."""
         since_us = max(0, self.now_us - (self.state.refilled_at or self.now_us))
-        step_us = round(snapshot.period * MICROSECONDS)
-        if self.quota is not None and not self.quota.stepped:
-            step_us = max(1, step_us // max(1, snapshot.refill))
+        step_us = max(1, round(self.step(snapshot)[1] * MICROSECONDS))
         return (step_us - since_us % step_us) / MICROSECONDS
 
     def paused_for(self) -> float:

@@ -141,7 +141,7 @@ def _in_keys(place: Server, name: str, names: list[str], now: float) -> Finding 
     options += [f"--timestamp-key {other}" for other in stamps[:1]]
     options += [f"--rate-key {other}" for other in kin if RATE.search(other)][:1]
     options += [f"--recharge-key {other}" for other in kin if RECHARGE.search(other)][:1]
-    return _finding(name, f"the key {name} holds a balance of {balance}", options)
+    return _finding(name, f"holds a balance of {balance}", options)
 
 
 def _get(place: Server, name: str) -> str | None:
@@ -164,7 +164,7 @@ def _in_hash(place: Server, name: str, now: float) -> Finding | None:
             options += [f"--timestamp-key {other}" for other in fields if STAMP.search(other)][:1]
             options += [f"--rate-key {other}" for other in fields if RATE.search(other)][:1]
             options += [f"--recharge-key {other}" for other in fields if RECHARGE.search(other)][:1]
-            return _finding(name, f"the hash {name} holds a balance of {balance} in {field}", options)
+            return _finding(name, f"holds a balance of {balance} in its field {field}", options)
     return None
 
 

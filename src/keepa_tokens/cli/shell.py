@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
+from .colours import readable
 
 WELL: Final = 0
 FINDINGS: Final = 1
@@ -165,9 +166,14 @@ def say(words: str, *, err: bool = False) -> None:
     lines = [words]
     if (sys.stderr if err else sys.stdout).isatty():
         width = shutil.get_terminal_size().columns
-        lines = textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
+        lines = wrap(words, width)
     for line in lines:
         click.echo(line, err=err)
+
+
+def wrap(words: str, width: int, indent: str = "") -> list[str]:
+    """Return the lines of a sentence; no word is cut, nor a key or an option with hyphens."""
+    return textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -178,7 +184,7 @@ def print_json(document: Mapping[str, object]) -> None:
 def console() -> Console:
     """Return a console for data: in a terminal as wide as that is; in a pipe plain, each line whole."""
     if sys.stdout.isatty():
-        return Console(highlight=False, markup=False)
+        return readable(Console(highlight=False, markup=False))
     return Console(highlight=False, markup=False, color_system=None, force_terminal=False, soft_wrap=True)
 
 
@@ -186,6 +192,6 @@ def print_table(lines: Sequence[tuple[str, str]]) -> None:
     """Print names and what they are; in a terminal long ones go on in the next line, at the same column."""
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        wrapped = textwrap.wrap(words, max(20, to.width - room)) if to.is_terminal else [words]
+        wrapped = wrap(words, max(20, to.width - room)) if to.is_terminal else [words]
         for place, line in enumerate(wrapped or [""]):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

@@ -51,8 +51,10 @@ def rates_of(said: str) -> list[int]:
     show_default=True,
     help=f"Kinds of calls: name:items=weight, of {', '.join(KINDS)}.",
 )
-@click.option("--workers", type=click.IntRange(1, 200), default=4, show_default=True)
-@click.option("--outside", type=shell.Number(0, 1e6), default=0.0, help="Tokens an hour that others spend.")
+@click.option(
+    "--workers", type=click.IntRange(1, 200), default=4, show_default=True, help="Workers that share the key."
+)
+@click.option("--outside", type=shell.Number(0, 1_000_000), default=0.0, help="Tokens an hour that others spend.")
 @click.option("--faults", type=shell.Number(0, 50), default=0.0, help="Percent of calls that get no answer.")
 @click.option("--days", type=shell.Number(0.01, 60), default=7.0, show_default=True, help="When to give up.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which calls come in which order.")

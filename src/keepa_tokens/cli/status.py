@@ -69,7 +69,7 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     if look.paused_for() > 0:
         lines.insert(1, ("paused", f"for another {duration(look.paused_for())}; `keepa-tokens resume` ends it"))
     if snapshot.quota.synced:
-        lines.append(("reading", _reading(snapshot)))
+        lines.append(("reading", _reading(look, snapshot)))
     lines.append(("mended", ", ".join(snapshot.repaired) or "nothing had to be"))
     return lines
 
@@ -77,11 +77,15 @@ def sentences(look: Look) -> list[tuple[str, str]]:
 def _terms(look: Look, snapshot: Snapshot) -> str:
     kind = "follows the server" if snapshot.quota.synced else "keeps its own books"
     unit = "" if snapshot.quota.stepped else ", evenly"
-    every = "a minute" if snapshot.period in {60.0, 60.5} else f"every {duration(snapshot.period)}"
-    told = ""
-    if look.quota is not None and (snapshot.refill, snapshot.capacity) != (look.quota.refill, look.quota.capacity):
-        told = f" (the server says so; the workers were told {look.quota.refill:,})"
-    return f"{count(snapshot.refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
+    refill, period, told = snapshot.refill, snapshot.period, ""
+    quota = look.quota or snapshot.quota
+    same_rate = math.isclose(refill * quota.period, quota.refill * period)
+    if same_rate:  # the bucket counts in the shortest period; people said another
+        refill, period = quota.refill, quota.period
+    if not same_rate or snapshot.capacity != quota.capacity:
+        told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
+    every = "a minute" if period in {60.0, 60.5} else f"every {duration(period)}"
+    return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
 def _balance(snapshot: Snapshot) -> str:
@@ -114,7 +118,7 @@ def _next_step(look: Look, snapshot: Snapshot) -> str:
         return "never: the net refill is 0"
     if snapshot.balance is not None and snapshot.balance >= snapshot.capacity:
         return "none: the bucket is full"
-    gain = snapshot.refill if snapshot.quota.stepped else 1
+    gain, _ = look.step(snapshot)
     full = "" if math.isinf(snapshot.full_in) else f"; full in {duration(snapshot.full_in)}"
     return f"{gain:+,} in {duration(look.next_step(snapshot))}{full}"
 
@@ -139,9 +143,9 @@ def _waiting(snapshot: Snapshot) -> str:
     return f"{count(callers, 'caller')}, for {count(snapshot.wanted, 'token')}" if callers else "nobody"
 
 
-def _reading(snapshot: Snapshot) -> str:
+def _reading(look: Look, snapshot: Snapshot) -> str:
     if snapshot.reading_age is None:
-        return "none yet: the server was never asked"
+        return "none yet: the server " + ("has not answered" if look.state.probe_until else "was never asked")
     age = f"{duration(snapshot.reading_age)} old"
     if not snapshot.drift:
         return f"{age}, as projected" if snapshot.drift == 0 else age

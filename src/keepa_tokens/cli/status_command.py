@@ -8,6 +8,7 @@ import click
 from rich.text import Text
 
 from . import shell, status
+from .colours import CARE, GOOD
 from .look import Look, all_buckets, look
 from .place import Place
 from .where import Where, with_bucket
@@ -54,7 +55,7 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
     if said is not None:
         lines.append(("server", said.sentence()))
     fine = status.state_of(seen, seen.snapshot()) == "open"
-    shell.console().print(Text(status.headline(seen), "bold green" if fine else "bold yellow"))
+    shell.console().print(Text(status.headline(seen), f"bold {GOOD if fine else CARE}"))
     shell.print_table(lines)
 
 

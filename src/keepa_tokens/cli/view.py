@@ -18,12 +18,14 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from .colours import readable
+
 LEAST_WIDTH: Final = 72
 LEAST_HEIGHT: Final = 20
 WIDEST: Final = 110
 CHART_ROWS: Final = (4, 12)
 BAR: Final = (6, 40)
-NAME: Final = 12
+NAME: Final = (12, 20)
 WORDS: Final = 24
 LABEL: Final = 5
 
@@ -95,7 +97,7 @@ class Screen:
     """Draws pictures on a screen of its own, which is gone afterwards; the last chart stays."""
 
     def __init__(self) -> None:
-        self._console = Console()
+        self._console = readable(Console())
         # No thread of its own: who runs says when there is a picture to draw.
         self._live = Live(console=self._console, screen=True, auto_refresh=False)
         self._latest: Picture | None = None
@@ -150,16 +152,23 @@ def _legend(picture: Picture, width: int) -> Text:
 
 
 def _lanes(lanes: Sequence[Lane], width: int, shown: int) -> list[Text]:
+    least, most = NAME
+    columns = (
+        max([least, *(min(most, len(lane.name)) for lane in lanes)]),
+        max([WORDS, *(len(lane.words) for lane in lanes)]),
+    )
     if shown >= len(lanes) or shown == 1:
-        return [_lane(lane, width) for lane in lanes[:shown]]
-    lines = [_lane(lane, width) for lane in lanes[: shown - 1]]
+        return [_lane(lane, width, *columns) for lane in lanes[:shown]]
+    lines = [_lane(lane, width, *columns) for lane in lanes[: shown - 1]]
     return [*lines, Text(f" and {len(lanes) - len(lines)} more", "dim")]
 
 
-def _lane(lane: Lane, width: int) -> Text:
-    text = Text.assemble((f" {lane.name:<{NAME}}", "bold"), (f"{lane.words:<{WORDS}}", lane.style))
+def _lane(lane: Lane, width: int, for_name: int, for_words: int) -> Text:
+    name = Text(f" {lane.name}", "bold")
+    name.truncate(for_name + 1, overflow="ellipsis", pad=True)
+    text = name.append(" ").append(f"{lane.words:<{for_words}}", lane.style)
     if lane.part is not None:
-        room = width - NAME - WORDS - len(lane.totals) - 12
+        room = width - for_name - for_words - len(lane.totals) - 12
         text.append(f" {bar(lane.part, max(BAR[0], min(BAR[1], room)))}", lane.style)
     if lane.left:
         text.append(f" {lane.left:>5}")

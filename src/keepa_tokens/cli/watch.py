@@ -8,6 +8,7 @@ from typing import Final
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
+from .colours import BUSY, CARE, GOOD
 from .look import HeldCall, Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture
@@ -148,10 +149,8 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         about=look.key,
         aside=clock,
         curves=[
-            Curve(
-                "available", [_at(point, start, span, point.available) for point in recent], "green", available, (1, 1)
-            ),
-            Curve("balance", [_at(point, start, span, point.balance) for point in recent], "cyan", balance),
+            Curve("available", [_at(point, start, span, point.available) for point in recent], GOOD, available, (1, 1)),
+            Curve("balance", [_at(point, start, span, point.balance) for point in recent], BUSY, balance),
         ],
         low=min([0, *(point.available for point in recent)]),
         high=max([10, *(point.balance for point in recent)]),
@@ -160,7 +159,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         lanes=_lanes(story, look, snapshot),
         box_title=state_of(look, snapshot),
         box=_box(look, snapshot),
-        box_style="" if snapshot is not None and snapshot.retry_after <= 0 else "yellow",
+        box_style="" if snapshot is not None and snapshot.retry_after <= 0 else CARE,
     )
 
 
@@ -172,9 +171,9 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
     if snapshot is None:
         return []
     lanes = [_wait_lane(story, look, tokens) for tokens in CALLS]
-    if snapshot.refill:
-        left = look.next_step(snapshot)
-        lanes.insert(0, Lane("next step", f"+{snapshot.refill}", "cyan", 1 - left / snapshot.period, duration(left)))
+    if snapshot.refill and (snapshot.balance is None or snapshot.balance < snapshot.capacity):
+        (gain, length), left = look.step(snapshot), look.next_step(snapshot)
+        lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
     return lanes + [_held_lane(call) for call in look.held_calls()]
@@ -187,16 +186,16 @@ def _first_lane(story: Story, look: Look) -> Lane:
     left = max(0, first.told_at - look.now_us)
     part = 1 - left / max(1, first.told_at - since) if left else 1.0
     words = f"{count(first.tokens, 'token')}, first of {len(look.line())}"
-    return Lane("next grant", words, "yellow", part, duration(left / MICROSECONDS))
+    return Lane("next grant", words, CARE, part, duration(left / MICROSECONDS))
 
 
 def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     decision = look.ask(tokens)
     if decision is None or decision.granted:
-        return Lane(f"call of {tokens}", "goes at once", "green")
+        return Lane(f"call of {tokens}", "goes at once", GOOD)
     whole = story.waits.get(tokens, decision.retry_after)
     part = 1 - decision.retry_after / whole if 0 < whole < float("inf") else 0.0
-    return Lane(f"call of {tokens}", f"waits: {decision.reason}", "yellow", part, duration(decision.retry_after))
+    return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(decision.retry_after))
 
 
 def _held_lane(call: HeldCall) -> Lane:
