@@ -57,7 +57,7 @@ def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
     assert said.endswith(": given back.\n")
     assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)
     wrong = run("release", "--redis", server.url, "zzz", "--yes", code=2).stderr
-    assert f"there are: {other.id} (5)" in wrong
+    assert f"there are: {other.id} (5 tokens)" in wrong
 
 
 @pytest.mark.parametrize("wrong", ["2", "1x", "25h", "0s", "-1h", "h"])

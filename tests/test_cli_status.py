@@ -98,6 +98,27 @@ def test_a_plain_bucket_is_told() -> None:
     assert "reading" not in told
 
 
+def test_the_terms_are_told_as_they_were_given() -> None:
+    """A rate is told in the period people gave; what the server says instead, beside what the workers were told."""
+    quota = Quota.per_minute(10)
+    state = BucketState(balance=3, refilled_at=NOW, sequence=0, quota=quota)
+    told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
+    better = dict(sentences(seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)))
+
+    assert told["terms"] == "10 tokens a minute, evenly, up to 10; keeps its own books"
+    assert told["next step"] == "+1 in 0:06; full in 0:42"
+    assert better["terms"] == (
+        "5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server"
+    )
+
+
+def test_a_server_that_did_not_answer_was_asked() -> None:
+    """Where a probe was begun and nothing came, status doesn't say that the server was never asked."""
+    told = dict(sentences(seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)))
+
+    assert told["reading"] == "none yet: the server has not answered"
+
+
 def test_never_is_null_for_machines() -> None:
     """What never comes is null in a document, since JSON has no infinity; a net refill of 0 says so in words."""
     state = seen(balance=-5, reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)

@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from keepa_tokens import KeepaSync, NotEnoughTokens, Reading, TokenBucket, keepa_quota
+from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
@@ -140,6 +140,39 @@ def test_the_picture_fits_its_terminal(watched: Watched, size: tuple[int, int], 
     assert KEY in text
     assert "goes at once" in text or size[1] == 20
     assert f"{calls} call" in text or not calls
+
+
+def test_long_names_stay_in_their_column(watched: Watched) -> None:
+    """What a call is for stands beside its label, in one column for all lanes; a label that is too long is cut."""
+    watched.bucket.reconcile(Reading(400, next_refill_in=30.0, refill=20.0, capacity=1200))
+    for label in ("deals page 3", "best sellers of toys", "best sellers of everything else"):
+        watched.bucket.try_reserve(3, label=label)
+    watched.line()
+    lanes = [line for line in watched.drawn(80, 30) if "in flight" in line or "goes at once" in line]
+
+    assert len({max(line.find("in flight"), line.find("goes at once")) for line in lanes}) == 1
+    assert [line.split("in flight")[0] for line in lanes if "in flight" in line] == [
+        " deals page 3         ",
+        " best sellers of toys ",
+        " best sellers of eve… ",
+    ]
+
+
+def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:
+    """Of a smooth refill the next step is one token, with the bar of one; of a full bucket there is none."""
+    watched = Watched()
+    watched.bucket = TokenBucket(Quota(100, 7, 70.0), key=KEY, storage=watched.place.storage, clock=watched.clock)
+    watched.bucket.try_acquire(50)
+    watched.clock.advance(5)
+    watched.line()
+    (lane,) = [line for line in watched.drawn(80, 30) if "next step" in line]
+    watched.clock.advance(1000)
+    watched.line()
+
+    assert "+1 " in lane
+    assert "0:05" in lane
+    assert lane.count("█") == lane.count("░")
+    assert not [line for line in watched.drawn(80, 30) if "next step" in line]
 
 
 def test_a_wait_has_a_bar_that_grows(watched: Watched) -> None:

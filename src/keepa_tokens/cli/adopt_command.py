@@ -76,7 +76,7 @@ def _read(place: RedisPlace, hash_key: str | None, name: str | None) -> str | No
 def _sentences(manager: Manager, done: Adoption, *, written: bool) -> list[tuple[str, str]]:
     snapshot = done.look.snapshot()
     terms = "" if snapshot is None else f"{snapshot.refill} tokens a minute, up to {snapshot.capacity:,}"
-    stood = "nothing" if manager.balance is None else f"a balance of {manager.balance:,}"
+    stood = "no balance" if manager.balance is None else f"a balance of {manager.balance:,}"
     time = "no time of its last refill" if manager.refilled_at is None else "the time of its last refill"
     lines = [
         ("found", f"{stood}, {time}" + ": it stands still for ever" * manager.stuck),

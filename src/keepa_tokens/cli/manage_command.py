@@ -114,8 +114,8 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
         seen, terms = _known(place, where)
         held = [call for call in seen.held_calls() if call.id.startswith(hold_id)]
         if len(held) != 1:
-            there = ", ".join(f"{call.id} ({call.tokens})" for call in seen.held_calls()) or "none"
-            raise shell.RefusedError(f"{len(held)} calls in flight begin with {hold_id!r}; there are: {there}")
+            there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in seen.held_calls()) or "none"
+            raise shell.RefusedError(f"{count(len(held), 'call')} in flight begin with {hold_id!r}; there are: {there}")
         (call,) = held
         what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
         _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)

@@ -121,6 +121,12 @@ class Group(click.Group):
         except click.Abort:
             complain("no answer was given; nothing was changed")
             ctx.exit(INTERRUPTED)
+        except click.UsageError as error:
+            if error.ctx is not None:
+                help_of = f"Try '{error.ctx.command_path} --help' for help."
+                click.echo(f"{error.ctx.get_usage()}\n{help_of}\n", err=True)
+            complain(error.format_message())
+            ctx.exit(USAGE)
         except StorageUnavailable as error:
             complain(str(error))
             ctx.exit(STORAGE_AWAY)

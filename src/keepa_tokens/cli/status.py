@@ -79,7 +79,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     unit = "" if snapshot.quota.stepped else ", evenly"
     refill, period, told = snapshot.refill, snapshot.period, ""
     quota = look.quota or snapshot.quota
-    same_rate = math.isclose(refill * quota.period, quota.refill * period)
+    same_rate = math.isclose(refill * quota.period, quota.refill * period, rel_tol=0.01)
     if same_rate:  # the bucket counts in the shortest period; people said another
         refill, period = quota.refill, quota.period
     if not same_rate or snapshot.capacity != quota.capacity:

@@ -164,7 +164,7 @@ def _lanes(lanes: Sequence[Lane], width: int, shown: int) -> list[Text]:
 
 
 def _lane(lane: Lane, width: int, for_name: int, for_words: int) -> Text:
-    name = Text(f" {lane.name}", "bold")
+    name = Text.assemble((f" {lane.name}", "bold"))
     name.truncate(for_name + 1, overflow="ellipsis", pad=True)
     text = name.append(" ").append(f"{lane.words:<{for_words}}", lane.style)
     if lane.part is not None:

@@ -50,7 +50,9 @@ class Where:
 
     def _open(self) -> Place:
         if self.redis and self.sqlite:
-            raise RefusedError("give --redis or --sqlite, not both")
+            raise RefusedError(
+                "give --redis or --sqlite, not both; KEEPA_TOKENS_REDIS and KEEPA_TOKENS_SQLITE count as given"
+            )
         if self.redis:
             from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
 
