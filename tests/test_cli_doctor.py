@@ -504,6 +504,7 @@ def test_a_failed_save_and_a_plain_bucket_on_nothing_are_told() -> None:
     seen = doctor_server.Examination()
     doctor_server._persistence({"rdb_last_bgsave_status": "err"}, seen, plain=True)
     assert [(found.code, found.fault) for found in seen.findings] == [("not-kept", False), ("save-failed", True)]
+    assert not [fact for fact in seen.facts if "on disk" in fact]
 
 
 # --- the API key, and the stuck state of a hand-made manager

@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 import pytest
@@ -71,11 +72,11 @@ def test_a_picture_has_no_other_colours(*, late: bool) -> None:
 
 @pytest.mark.parametrize("system, coloured", [("standard", False), ("256", True), ("truecolor", True)])
 def test_a_terminal_of_16_colours_gets_bold_without_colours(
-    monkeypatch: pytest.MonkeyPatch, system: str, *, coloured: bool
+    monkeypatch: pytest.MonkeyPatch, system: Literal["standard", "256", "truecolor"], *, coloured: bool
 ) -> None:
     """Where a terminal has only 16 colours of its own, words are bold and have none; elsewhere they have ours."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    console = colours.readable(Console(file=io.StringIO(), color_system=system, force_terminal=True))  # type: ignore[arg-type]
+    console = colours.readable(Console(file=io.StringIO(), color_system=system, force_terminal=True))
     with console.capture() as captured:
         console.print(Text("open", f"bold {colours.GOOD}"))
 
