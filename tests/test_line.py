@@ -15,7 +15,7 @@ from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.line import LONGEST_LINE, Ticket
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import MICROSECONDS, UNLIMITED
+from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
@@ -235,3 +235,24 @@ def test_nobody_waits_for_ever_and_each_comes_in_turn(wants: list[tuple[int, int
         else:
             due[name] = (bench.now + outcome.retry_after_us, tokens, keep)
     assert bench.now <= NOW + (sum(tokens for tokens, _ in wants) + 5) * SECOND
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "a:1:0:1",
+        "a:1:0:1:2:3",
+        ":1:0:1:2",
+        "a:x:0:1:2",
+        "a:1:0:1:",
+        "a:1:0:1:-2",
+        "a:1:0:1:2.5",
+        "a:1:0:1:\u0662",
+    ]
+    + ["a:1:0:1:" + "9" * 17, f"a:1:0:1:{LIMIT}", f"a:{LIMIT}:0:1:2"],
+)
+def test_what_is_no_ticket_is_read_as_none(text: str) -> None:
+    """Too few numbers or too many, no name, letters, a sign, a fraction, foreign digits, more than can be counted."""
+    assert Ticket.from_text(text) is None
