@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import ssl
@@ -96,6 +97,13 @@ def never_answers(connection: socket.socket) -> None:
     """Read and say nothing until the client has gone."""
     while connection.recv(65536):
         pass
+
+
+def interrupts_and_never_answers(connection: socket.socket) -> None:
+    """Send this process a signal as soon as something has come, and say nothing."""
+    connection.recv(65536)
+    os.kill(os.getpid(), signal.SIGALRM)
+    never_answers(connection)
 
 
 def hangs_up(connection: socket.socket) -> None:
@@ -378,7 +386,7 @@ class TimeIsUp(Exception):
 
 @contextmanager
 def interrupted(kind: str) -> Iterator[type[BaseException]]:
-    """Interrupt what is done inside after a moment: a blocking client by a signal, an async one is cancelled."""
+    """Let a signal interrupt what is done inside: it strikes a blocking client, an async one is cancelled by it."""
 
     def limit(*_: object) -> None:
         if kind.endswith("async"):
@@ -388,24 +396,24 @@ def interrupted(kind: str) -> Iterator[type[BaseException]]:
             raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, limit)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         yield asyncio.CancelledError if kind.endswith("async") else TimeIsUp
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
 def test_who_is_interrupted_without_a_connection_gets_the_tokens_back(guarded: Guarded) -> None:
     """A time limit and a cancellation in the middle of the handshake pass through, and nothing stays held."""
-    with listening(never_answers) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
+    serve = interrupts_and_never_answers
+    with listening(serve) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
         guarded.get(f"https://{HOST}:{port}/product", timeout=5)
     assert guarded.held() == 0
 
 
 def test_who_is_interrupted_while_the_server_works_leaves_the_hold(guarded: Guarded) -> None:
     """A time limit and a cancellation after the request went out pass through; charged or not, so the hold stays."""
-    with listening(never_answers) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
+    serve = interrupts_and_never_answers
+    with listening(serve) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
         guarded.get(f"http://{HOST}:{port}/product", timeout=5)
     assert guarded.held() == HELD
 
