@@ -43,6 +43,8 @@ from keepa_tokens import (
     keepa_quota,
 )
 from keepa_tokens.events import MOST_KEYS
+from keepa_tokens.guards.httpx import KeepaTransport
+from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.testing import ManualClock
 
@@ -213,6 +215,45 @@ def test_what_cannot_be_copied_says_so_at_once(make: Callable[[], object], copie
     """Doors, calls and reservations: a copy in another process would be on books of its own."""
     with pytest.raises(TypeError, match="can't be pickled or copied: make one in each process"):
         copied(make())
+
+
+@pytest.mark.parametrize(
+    "make, instead",
+    [
+        (lambda: http_probe("key"), "with the same API key"),
+        (lambda: async_http_probe("key"), "with the same API key"),
+        (Estimator, "it learns in its process"),
+        (lambda: KeepaTransport(sync()), "of the same bucket"),
+        (lambda: sync().bucket.with_key("other"), "a storage that they share"),
+        (lambda: AsyncKeepaSync(AsyncTokenBucket(keepa_quota())), "a storage that they share"),
+    ],
+)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_cannot_be_copied_says_what_to_make(make: Any, instead: str, copied: Any) -> None:
+    """Probes, estimators, guards, async doors, alone or in a task's arguments: refused at once, each with its reason."""
+    for given in (make(), {"args": [make()]}):
+        if given.__class__ is dict and copied is copy.copy:
+            continue  # a copy of the dict alone
+        with pytest.raises(TypeError, match=f"can't be pickled or copied: .*{instead}"):
+            copied(given)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        keepa_quota(20, recharge_to=40),
+        Reading(4),
+        Event(EventKind.REFUSED, "k", 4, None, 1.5, None, "EMPTY"),
+        TokenBucket(PLAIN, clock=ManualClock(1.0)).try_acquire(3),
+        TokenBucket(PLAIN, clock=ManualClock(1.0)).peek(3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_what_a_bucket_says_can_be_sent_to_another_process(value: object, copied: Any) -> None:
+    """Terms, readings, events, decisions and snapshots come out of a pickle or a copy as they went in."""
+    assert copied(value) == value
+    assert type(copied(value)) is type(value)
 
 
 # --- probes

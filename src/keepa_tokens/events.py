@@ -6,6 +6,7 @@ An event names a bucket's key, never an API key: `KeepaSync` uses a digest of it
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -104,9 +105,10 @@ class Contained:
         except Exception:
             if not self._failed:
                 self._failed = True
-                logging.getLogger("keepa_tokens").exception(
-                    "the listener of bucket %s raised; its further errors are not logged", event.key
-                )
+                with suppress(Exception):  # it may be the log itself that raises
+                    logging.getLogger("keepa_tokens").exception(
+                        "the listener of bucket %s raised; its further errors are not logged", event.key
+                    )
 
 
 def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:

@@ -17,14 +17,16 @@ from inspect import isawaitable
 from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 from .._arguments import NotCopied as Single
+from ..async_bucket import async_door_of
+from ..bucket import door_of
 from ..clock import SystemClock
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
-from ..events import Event, EventKind
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import FIRST, SERVER_REFUSES, Refusals, retry_after
 from ..keepa.reading import envelope
 from ..keepa.sync import Call, KeepaSync
 from ..rules.decision import Snapshot
+from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
 
@@ -245,11 +247,11 @@ async def _observed(sync: AnySync, client: Client[R]) -> R:
 
 
 async def _pause(sync: AnySync, seconds: float, why: str = SERVER_REFUSES) -> None:
-    bucket = sync.bucket
     if seconds <= 0:
         return
-    bucket.listener(Event(EventKind.WAITING, bucket.key, seconds=seconds, why=why))
-    clock = bucket.clock or SystemClock()
+    door = door_of(sync.bucket) if isinstance(sync, KeepaSync) else async_door_of(sync.bucket)
+    door.pause(round(seconds * MICROSECONDS), 0, why)
+    clock = door.clock or SystemClock()
     if isinstance(sync, KeepaSync):
         clock.sleep(seconds)
     else:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from .._arguments import whole
+from .._arguments import NotCopied, whole
 from ..units import LIMIT
 from .costs import estimate as table_estimate
 
@@ -52,7 +52,7 @@ class _Sample:
     items: int
 
 
-class Estimator:
+class Estimator(NotCopied):
     """Says what a call may cost, from the table and from what such calls have cost lately. Safe to share by threads.
 
         estimator.estimate("product", params)   # before
@@ -62,6 +62,8 @@ class Estimator:
     and starts from the table. window: how many settled calls of a kind count. kinds: how many kinds are remembered, the
     last ones used. table: what to start from.
     """
+
+    _instead = "it learns in its process; make one in each"
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ if not any(find_spec(name) for name in _LIBRARIES):
 class _Probe(NotCopied):
     """Where to ask, and with what."""
 
-    instead = "make one in each process, with the same API key"
+    _instead = "make one in each process, with the same API key"
 
     def __init__(self, api_key: str, base_url: str, transport: object) -> None:
         parts = urlsplit(instance("base_url", base_url, str))
