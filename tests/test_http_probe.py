@@ -6,17 +6,20 @@ import asyncio
 import http.server
 import logging
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
+import trustme
 
 from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, TokenBucket, keepa_quota
 from keepa_tokens.keepa.probe import async_http_probe, http_probe
@@ -189,8 +192,8 @@ def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
 
 
 @contextmanager
-def proxy() -> Iterator[tuple[str, list[str]]]:
-    """Run a proxy for http that answers by itself, and list what it was asked for."""
+def proxy(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Run a proxy for http that answers by itself, by TLS with a `context`, and list what it was asked for."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -206,6 +209,8 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
             """Say nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -241,6 +246,32 @@ def test_a_ca_file_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with pytest.raises((OSError, httpx.HTTPError)):
         http_probe(KEY, base_url="https://127.0.0.1:1")()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_server_whose_authority_the_environment_names_is_trusted(
+    waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A company's own authority in SSL_CERT_FILE: the door of an API key learns the balance, and without it doesn't."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    def balance(url: str) -> int | None:
+        if waits:
+            return KeepaSync.from_key(KEY, base_url=url).refresh().balance
+
+        async def told() -> int | None:
+            return (await AsyncKeepaSync.from_key(KEY, base_url=url).refresh()).balance
+
+        return asyncio.run(told())
+
+    with proxy(context) as (address, _):
+        assert balance(f"https://{address}") is None
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert balance(f"https://{address}") == 12
 
 
 def test_an_error_hides_nothing_that_has_the_key() -> None:

@@ -230,7 +230,7 @@ def test_what_cannot_be_copied_says_so_at_once(make: Callable[[], object], copie
 )
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_what_cannot_be_copied_says_what_to_make(make: Any, instead: str, copied: Any) -> None:
-    """Probes, estimators, guards, async doors, alone or in a task's arguments: refused at once, each with its reason."""
+    """Probes, estimators, guards, async doors, alone or in a task's arguments: refused at once, with the reason."""
     for given in (make(), {"args": [make()]}):
         if given.__class__ is dict and copied is copy.copy:
             continue  # a copy of the dict alone
