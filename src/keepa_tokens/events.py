@@ -102,7 +102,7 @@ class Contained:
         """Tell the listener; log the first error that it raises."""
         try:
             self._listener(event)
-        except Exception:
+        except Exception:  # whatever another's code raises: the tokens are taken, and their caller must be told so
             if not self._failed:
                 self._failed = True
                 with suppress(Exception):  # it may be the log itself that raises
