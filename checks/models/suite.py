@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from checks.models.machine import Bench, PlainMachine
-from checks.models.reading_machine import ReadingMachine
+from checks.models.machine import Bench, PlainMachine, ReadingMachine
 from checks.models.synced_machine import SyncedMachine
 from keepa_tokens.storage.base import Storage
 from keepa_tokens.testing.conformance import StorageUnderTest, new_key

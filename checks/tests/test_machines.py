@@ -6,8 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from checks.models.machine import Bench
-from checks.models.reading_machine import ReadingMachine, Word
+from checks.models.machine import Bench, ReadingMachine, Word
 from checks.models.strategies import DAY, MINUTE
 from checks.models.suite import MachinesOnAStorage
 from checks.models.synced_machine import LATER, SyncedMachine
