@@ -311,23 +311,23 @@ def _spendable(state: BucketState) -> BucketState:
     return replace(state, carry=state.carry if sound_carry else 0, refilled_at=state.refilled_at if sound_time else NOW)
 
 
-def check_liveness(quota: Quota, state: BucketState, probe_after_us: int | None, tokens: int, keep: int = 0) -> int:
+def check_liveness(quota: Quota, state: BucketState, probe_after_us: int | None, tokens: int) -> int:
     """Raise Broken unless the state keeps the bound that it states for a request; return the steps taken."""
     # A look writes its repairs back, like every command.
-    mended, seen = transition(quota, state, NOW, Peek(tokens, keep, probe_after_us))
+    mended, seen = transition(quota, state, NOW, Peek(tokens, 0, probe_after_us))
     bound = math.inf if seen.snapshot is None else seen.snapshot.bound
     if bound == math.inf:
-        raise Broken(f"no bound for {tokens} beside {keep}: {state}")
+        raise Broken(f"no bound for {tokens}: {state}")
     end = NOW + round(bound * MICROSECONDS)
-    ask = Acquire(tokens, keep, probe_after_us=probe_after_us)
+    ask = Acquire(tokens, probe_after_us=probe_after_us)
     _, outcome = transition(quota, mended, end, ask)
     if not (outcome.granted or outcome.probe):
-        raise Broken(f"bound {bound} s not kept for {tokens} beside {keep}: {state}")
+        raise Broken(f"bound {bound} s not kept for {tokens}: {state}")
     halfway, early = transition(quota, mended, (NOW + end) // 2, ask)
     if not (early.granted or early.probe):
         _, outcome = transition(quota, halfway, end, ask)
         if not (outcome.granted or outcome.probe):
-            raise Broken(f"bound {bound} s moved by an attempt for {tokens} beside {keep}: {state}")
+            raise Broken(f"bound {bound} s moved by an attempt for {tokens}: {state}")
     return 3
 
 
@@ -413,19 +413,14 @@ class Alone:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        queue = deque(
-            [
-                resting(
-                    self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW, self.oldest
-                )
-            ]
-        )
+        first = BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0)
+        queue = deque([self._rested(first, NOW)])
         seen = {key(queue[0])}
         while queue:
             state = queue.popleft()
             count.states += 1
-            for tokens, keep in ((1, 0), (self.quota.capacity, 0)):
-                count.steps += check_liveness(self.quota, state, self.probe_after_us, tokens, keep)
+            for tokens in (1, self.quota.capacity):
+                count.steps += check_liveness(self.quota, state, self.probe_after_us, tokens)
             for after in self._next(state, count):
                 renamed = self._renamed(after)
                 found = key(renamed)
@@ -433,6 +428,9 @@ class Alone:
                     seen.add(found)
                     queue.append(renamed)
         return count
+
+    def _rested(self, state: BucketState, now: int) -> BucketState:
+        return resting(self.quota, state, now, self.oldest)
 
     def _renamed(self, state: BucketState) -> BucketState:
         """Return the state with its holds given to the workers in one order: they are told apart by nothing else."""
@@ -451,7 +449,7 @@ class Alone:
             now = NOW + units * self.unit
             for command in self.commands(state, now):
                 count.steps += 1
-                yield resting(self.quota, step(self.quota, state, now, command)[0], now, self.oldest)
+                yield self._rested(step(self.quota, state, now, command)[0], now)
         if not self.damage:
             return
         for _, damaged, forgiven in faults(self.quota, state):
@@ -459,9 +457,7 @@ class Alone:
             for units in (0, 1):
                 now = NOW + units * self.unit
                 count.steps += 1
-                yield resting(
-                    self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now, self.oldest
-                )
+                yield self._rested(step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now)
 
 
 # --- a bucket beside the server that owns the balance
@@ -511,7 +507,7 @@ class Synced:
     start: int
     costs: tuple[int, ...]
     estimates: tuple[int, ...]
-    at_admission: bool
+    at_admission: bool = False
     ticks: int | None = 0
     unit: int = 30 * SECOND
     probe_after_us: int | None = None
@@ -531,15 +527,9 @@ class Synced:
         bucket, _ = transition(self.quota, None, NOW, Reconcile(reading))
         if bucket is None:
             raise Broken("nothing stored")
-        first = self._packed(
-            Node(
-                resting(self.quota, bucket, NOW, self.oldest),
-                self.start,
-                self.period,
-                (Call(),) * len(self.costs),
-                self.ticks or 0,
-            )
-        )
+        calls = (Call(),) * len(self.costs)
+        rested = resting(self.quota, bucket, NOW, self.oldest)
+        first = self._packed(Node(rested, self.start, self.period, calls, self.ticks or 0))
         queue = deque([first])
         ways: dict[Key, int] = {first.key(): 1}
         while queue:
@@ -658,12 +648,8 @@ class Turns:
         """Visit every state; raise Broken at the first step that mints, and where attempts can go on refused."""
         count = Count(self.name)
         first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
-        queue = deque(
-            [
-                (resting(self.quotas[0], first, NOW, OLDEST_TERMS, terms=True), number)
-                for number in range(len(self.quotas))
-            ]
-        )
+        rested = resting(self.quotas[0], first, NOW, OLDEST_TERMS, terms=True)
+        queue = deque((rested, number) for number in range(len(self.quotas)))
         refused: dict[Key, list[tuple[int, Key]]] = {}
         states = {self._key(*node): node for node in queue}
         while queue:
@@ -773,106 +759,70 @@ SLOW: Final = Quota(2, 1, 1800.0, synced=True)
 """Slow, so that claims, backoffs, holds and refills all last a few units of half an hour. 3 tokens are the fewest of
 which one is kept back."""
 
+PLAIN: Final = Quota(2, 1, 10.0)
+MINUTELY: Final = Quota(2, 1, 60.0)
+SLOWLY: Final = Quota(2, 1, 180.0)
+"""Longer than terms stay at least, so that none of them brings a step by itself."""
+
+THREE_CALLS: Final = Synced("three calls", LARGE, 100, (3, 5, 8), (4, 5, 10))
+TWO_WORKERS: Final = Synced(
+    "two workers for ever",
+    *(TINY, 2, (1, 2), (1, 2)),
+    ticks=None,
+    unit=120 * SECOND,
+    hold_for=600 * SECOND,
+    oldest=240 * SECOND,
+)
+SMALL: Final = (
+    THREE_CALLS,
+    replace(THREE_CALLS, name="three calls on 2 tokens", start=2),
+    replace(THREE_CALLS, name="three calls on 7 tokens", start=7),
+    replace(THREE_CALLS, name="three calls a second apart", apart=SECOND),
+)
+LARGER: Final = (
+    replace(THREE_CALLS, name="three calls, two refills", start=12, ticks=2, unit=60 * SECOND),
+    TWO_WORKERS,
+)
+"""Worlds with a server, which charges at completion or at admission."""
+
+HALF_AN_HOUR: Final = 1800 * SECOND
+SLOW_ALONE: Final = Alone("synced", SLOW, workers=(), unit=HALF_AN_HOUR, after=(0, 1, -1))
+ONE_CALLER: Final = replace(SLOW_ALONE, workers=("a",), damage=False, hold_for=HALF_AN_HOUR)
+
+ALONE: Final = (
+    Alone("plain, smooth", PLAIN),
+    Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True)),
+    Alone("plain, with places", PLAIN, workers=(), waits=True),
+    Alone(
+        "plain, overdraft 1, with a hold and places",
+        Quota(3, 1, 10.0, overdraft=1),
+        workers=("a",),
+        waits=True,
+        damage=False,
+        after=(0, 1),
+    ),
+    Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",)),
+    Alone("plain, with a line", PLAIN, workers=(), in_line=True, damage=False, after=(0, 1, 5, 13)),
+    Alone("plain, with pauses", PLAIN, workers=("a",), pauses=True, damage=False, after=(0, 1, 5)),
+    Turns("terms in turn, smooth and stepped", (SLOWLY, replace(SLOWLY, stepped=True)), unit=30 * SECOND),
+    Turns("terms in turn, other rates and capacities", (MINUTELY, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))),
+    Turns("terms in turn, one with refill 0", (MINUTELY, Quota(2, 0, 60.0)), alternating=True),
+    replace(ONE_CALLER, name="synced, told anything in any order", quota=replace(SLOW, initial=1), oldest=HALF_AN_HOUR),
+    replace(ONE_CALLER, name="synced, a call as the scout", probe_after_us=HALF_AN_HOUR, in_order=True),
+    replace(SLOW_ALONE, name="synced, claims and faults", probe_after_us=HALF_AN_HOUR, in_order=True),
+    replace(SLOW_ALONE, name="synced, somebody else spends", quota=replace(SLOW, capacity=3, initial=1), damage=False),
+)
+
 
 def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     """Yield every world; with `quick` only small ones."""
     if quick:
-        yield Alone("plain, one worker, no faults", Quota(2, 1, 10.0), workers=("a",), after=(0, 1, -2), damage=False)
-    for charged, at_admission in (("completion", False), ("admission", True)):
-        yield Synced(f"three calls, charged at {charged}", LARGE, 100, (3, 5, 8), (4, 5, 10), at_admission)
-        yield Synced(f"three calls on 2 tokens, charged at {charged}", LARGE, 2, (3, 5, 8), (4, 5, 10), at_admission)
-        yield Synced(f"three calls on 7 tokens, charged at {charged}", LARGE, 7, (3, 5, 8), (4, 5, 10), at_admission)
-        yield Synced(
-            f"three calls a second apart, charged at {charged}",
-            LARGE,
-            100,
-            (3, 5, 8),
-            (4, 5, 10),
-            at_admission,
-            apart=SECOND,
-        )
-    if quick:
-        return
-    for charged, at_admission in (("completion", False), ("admission", True)):
-        yield Synced(
-            f"three calls, two refills, charged at {charged}",
-            LARGE,
-            12,
-            (3, 5, 8),
-            (4, 5, 10),
-            at_admission,
-            ticks=2,
-            unit=60 * SECOND,
-        )
-        yield Synced(
-            f"two workers for ever, charged at {charged}",
-            TINY,
-            2,
-            (1, 2),
-            (1, 2),
-            at_admission,
-            ticks=None,
-            unit=120 * SECOND,
-            hold_for=600 * SECOND,
-            oldest=240 * SECOND,
-        )
-    yield Alone("plain, smooth", Quota(2, 1, 10.0))
-    yield Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True))
-    yield Alone("plain, with places", Quota(2, 1, 10.0), workers=(), waits=True)
-    places = Alone(
-        "plain, overdraft 1, with a hold and places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True
-    )
-    yield replace(places, damage=False, after=(0, 1))
-    yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
-    yield Alone("plain, with a line", Quota(2, 1, 10.0), workers=(), in_line=True, damage=False, after=(0, 1, 5, 13))
-    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=("a",), pauses=True, damage=False, after=(0, 1, 5))
-    minutely = Quota(2, 1, 60.0)
-    # Longer than terms stay at least, so that none of them brings a step by itself.
-    slowly = Quota(2, 1, 180.0)
-    yield Turns("terms in turn, smooth and stepped", (slowly, replace(slowly, stepped=True)), unit=30 * SECOND)
-    yield Turns(
-        "terms in turn, other rates and capacities", (minutely, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))
-    )
-    yield Turns("terms in turn, one with refill 0", (minutely, Quota(2, 0, 60.0)), alternating=True)
-    half_an_hour = 1800 * SECOND
-    yield Alone(
-        "synced, told anything in any order",
-        replace(SLOW, initial=1),
-        workers=("a",),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        damage=False,
-        hold_for=half_an_hour,
-        oldest=half_an_hour,
-    )
-    yield Alone(
-        "synced, a call as the scout",
-        SLOW,
-        workers=("a",),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        damage=False,
-        hold_for=half_an_hour,
-        probe_after_us=half_an_hour,
-        in_order=True,
-    )
-    yield Alone(
-        "synced, claims and faults",
-        SLOW,
-        workers=(),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        in_order=True,
-        probe_after_us=half_an_hour,
-    )
-    yield Alone(
-        "synced, somebody else spends",
-        replace(SLOW, capacity=3, initial=1),
-        workers=(),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        damage=False,
-    )
+        yield Alone("plain, one worker, no faults", PLAIN, workers=("a",), after=(0, 1, -2), damage=False)
+    for world in SMALL if quick else (*SMALL, *LARGER):
+        yield replace(world, name=f"{world.name}, charged at completion")
+        yield replace(world, name=f"{world.name}, charged at admission", at_admission=True)
+    if not quick:
+        yield from ALONE
 
 
 def explore(world: Alone | Synced | Turns) -> Count:
