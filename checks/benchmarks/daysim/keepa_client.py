@@ -16,7 +16,7 @@ EPOCH: Final = 1_780_000_000.0
 """The Unix time at the start of the day, of the server and the workers alike."""
 
 Get = Callable[[str, int], Awaitable[tuple[int, Mapping[str, Any] | None]]]
-"""Sends a request to a path, which costs that much; answers with the status and the body, None where that is no JSON."""
+"""Sends a request to a path, which costs that much; answers with the status, and the body, None where it is no JSON."""
 
 
 class KeepaClient:

@@ -12,29 +12,19 @@ from keepa_tokens.units import MAX_HOLD_US, SWEEP_US
 from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED, holding, plain, there
 
 
-def settle_is_idempotent(balance: int, tokens: int, age: int, charged: int, actual: int, now: int) -> bool:
-    """The second settle of a hold, in flight or run out, finds nothing and changes nothing.
+def settle_is_idempotent(
+    balance: int, tokens: int, left: int, charged: int, actual: int, now: int, *, synced: bool
+) -> bool:
+    """The second settle of a hold, in flight or run out, finds nothing and changes nothing, plain or synced.
 
-    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST and 0 <= age <= MAX_HOLD_US
-    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= charged <= 9
+    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST and -MAX_HOLD_US <= left <= MAX_HOLD_US
+    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= charged <= 9 and (left <= 0 if synced else charged == 0)
     post: _
     """
-    stored = holding(SYNCED, balance, now, Hold(tokens, 1, now - age, MAX_HOLD_US, charged))
-    once, _ = transition(SYNCED, stored, now, Settle("a", actual))
-    twice, again = transition(SYNCED, once, now, Settle("a", actual))
-    return not again.found and once == twice
-
-
-def plain_settle_is_idempotent(balance: int, tokens: int, left: int, actual: int, now: int) -> bool:
-    """The same on a plain bucket, whose hold is forgotten when it runs out.
-
-    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST
-    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and -MAX_HOLD_US <= left <= MAX_HOLD_US
-    post: _
-    """
-    stored = holding(SMOOTH, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US))
-    once, _ = transition(SMOOTH, stored, now, Settle("a", actual))
-    twice, again = transition(SMOOTH, once, now, Settle("a", actual))
+    quota = SYNCED if synced else SMOOTH
+    stored = holding(quota, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US, charged))
+    once, _ = transition(quota, stored, now, Settle("a", actual))
+    twice, again = transition(quota, once, now, Settle("a", actual))
     return not again.found and once == twice
 
 
