@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -222,22 +223,18 @@ def _general() -> dict[str, Step]:
 
 def by_threads(make: Callable[[int], Step], seconds: float = 0.4) -> float:
     """Return the grants a second of four threads."""
-    step, done, end = make(10**6), [0] * 4, time.monotonic() + seconds
+    step, end = make(10**6), time.monotonic() + seconds
 
-    def work(number: int) -> None:
+    def work(_: int) -> int:
         calls = 0
         while time.monotonic() < end:
             for _ in range(20):
                 step()
             calls += 20
-        done[number] = calls
+        return calls
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(done) / seconds
+    with ThreadPoolExecutor(4) as pool:
+        return sum(pool.map(work, range(4))) / seconds
 
 
 async def by_tasks(step: Callable[[], Awaitable[object]], seconds: float = 0.3) -> float:
