@@ -16,6 +16,7 @@ import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -116,35 +117,11 @@ def quickest(steps: Mapping[str, Step], *, calls: int = 40, rounds: int = ROUNDS
 # --- in process
 
 
-def limits_step(rate: int) -> Step:
-    """`limits` counts hits in a window of a second."""
-    limiter, item = FixedWindowRateLimiter(LimitsMemory()), limits.RateLimitItemPerSecond(rate)
-    return lambda: limiter.hit(item, "k")
-
-
-def pyrate_step(rate: int) -> Step:
-    """`pyrate-limiter`'s own bucket."""
-    limiter = Limiter(Rate(rate, Duration.SECOND))
-    return lambda: limiter.try_acquire("k", blocking=False)
-
-
 def throttled_step(rate: int) -> Step:
     """`throttled-py`'s token bucket."""
     quota = per_duration(timedelta(seconds=1), rate, burst=rate)
     limiter = Throttled(key="k", using=RateLimiterType.TOKEN_BUCKET.value, quota=quota, store=MemoryStore())
     return lambda: not limiter.limit("k").limited
-
-
-def token_bucket_step(rate: int) -> Step:
-    """`token-bucket`."""
-    limiter = token_bucket.Limiter(rate, rate, token_bucket.MemoryStorage())
-    return lambda: limiter.consume(b"k")
-
-
-def kombu_step(rate: int) -> Step:
-    """`kombu`'s bucket, which has no lock."""
-    bucket = KombuBucket(rate, rate)
-    return lambda: bucket.can_consume(1)
 
 
 def rush_step(rate: int) -> Step:
@@ -154,10 +131,12 @@ def rush_step(rate: int) -> Step:
 
 
 PEERS: Final[Mapping[str, Callable[[int], Step]]] = {
-    "kombu": kombu_step,
-    "token-bucket": token_bucket_step,
-    "limits, fixed window": limits_step,
-    "pyrate-limiter": pyrate_step,
+    "kombu": lambda rate: partial(KombuBucket(rate, rate).can_consume, 1),  # it has no lock
+    "token-bucket": lambda rate: partial(token_bucket.Limiter(rate, rate, token_bucket.MemoryStorage()).consume, b"k"),
+    "limits, fixed window": lambda rate: partial(
+        FixedWindowRateLimiter(LimitsMemory()).hit, limits.RateLimitItemPerSecond(rate), "k"
+    ),
+    "pyrate-limiter": lambda rate: partial(Limiter(Rate(rate, Duration.SECOND)).try_acquire, "k", blocking=False),
     "throttled-py": throttled_step,
     "rush": rush_step,
 }
