@@ -99,36 +99,25 @@ def hold_runs_out_once(balance: int, tokens: int, hold_for: int, now: int, later
     return state is not None and state.balance == balance - tokens and len(state.holds) == remembered
 
 
-def cancel_gives_back_what_was_reserved(balance: int, tokens: int, keep: int, hold_for: int, now: int) -> bool:
+def cancel_gives_back_what_was_reserved(
+    balance: int, tokens: int, keep: int, hold_for: int, now: int, *, synced: bool
+) -> bool:
     """A reserve and its cancel leave the balance untouched; in between the tokens are nobody else's.
 
     pre: 0 <= balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 0 <= keep <= CAPACITY
     pre: 1 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    held, granted = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for, keep))
+    quota = SYNCED if synced else SMOOTH
+    stored = replace(plain(quota, balance, now), reading_at=now if synced else None)
+    held, granted = transition(quota, stored, now, Reserve("a", tokens, hold_for, keep))
     if not granted.granted:
         return balance < tokens + keep
-    left = balance - tokens
-    _, other = transition(SMOOTH, held, now, Acquire(left + 1)) if left < CAPACITY else (None, granted)
-    state, found = transition(SMOOTH, held, now, Cancel("a"))
-    return not other.granted and found.found and state is not None and state.balance == balance and not state.holds
-
-
-def synced_cancel_sets_free(balance: int, tokens: int, hold_for: int, now: int) -> bool:
-    """On a synced bucket a reserve and its cancel never touch the balance; in between the tokens are nobody else's.
-
-    pre: 0 <= balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 1 <= hold_for <= MAX_HOLD_US
-    post: _
-    """
-    stored = BucketState(balance=balance, refilled_at=now, reading_at=now, quota=SYNCED)
-    held, granted = transition(SYNCED, stored, now, Reserve("a", tokens, hold_for))
-    if not granted.granted:
-        return balance < tokens
-    left = balance - tokens
-    _, other = transition(SYNCED, held, now, Acquire(left + 1)) if left < CAPACITY else (None, granted)
-    state, _ = transition(SYNCED, held, now, Cancel("a"))
-    return not other.granted and state is not None and (state.balance, state.held, state.open) == (balance, 0, 0)
+    _, other = transition(quota, held, now, Acquire(balance - tokens + 1))
+    state, found = transition(quota, held, now, Cancel("a"))
+    if state is None or state.holds or state.held or state.open:
+        return False
+    return not other.granted and found.found and state.balance == balance
 
 
 def reserve_is_idempotent(balance: int, tokens: int, hold_for: int, now: int) -> bool:
