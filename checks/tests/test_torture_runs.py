@@ -48,7 +48,7 @@ def logged(storage: Storage, bucket: str, history: Sequence[tuple[int, Command]]
     for at, command in history:
         step = log.sent(at, command)
         try:
-            log.add(story.told("w", step, storage.apply(bucket, QUOTAS[bucket], command, now_us=at)))
+            log.add(story.told("w", step, storage.apply(bucket, QUOTAS[bucket], command, now_us=at), at))
         except StorageUnavailable:
             log.add(Failed("w", at, step, "StorageUnavailable"))
     return log
