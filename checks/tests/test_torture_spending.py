@@ -284,7 +284,7 @@ class Workers:
             self.log.add(Failed("w", now + self.chance.randrange(1, TENTH), step, "StorageUnavailable"))
             self.again.append(command)
         else:
-            self.log.add(story.told("w", step, outcome))
+            self.log.add(story.told("w", step, outcome, now))
             if isinstance(command, Reserve) and outcome.granted and command.id not in self.held:
                 self.held.append(command.id)
 
