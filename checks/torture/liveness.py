@@ -17,6 +17,7 @@ FOREVER_US = 10**15
 
 ASKS = ("acquire", "reserve")
 
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """The first grant or probe of a bucket after a fault. took, bound: microseconds from the end of the fault."""
@@ -84,7 +85,9 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
                 result.findings.append(Finding("stand-still", at, text))
             pending = [bound for bound in pending if bound not in broken]
         elif sent.verb in ASKS:
-            pending = [_behind(quota, sent, bound) for bound in pending if quota.recharge_to is None or not bound.at_once]
+            pending = [
+                _behind(quota, sent, bound) for bound in pending if quota.recharge_to is None or not bound.at_once
+            ]
         elif sent.verb == "peek" and told.bound is not None and told.bound < FOREVER_US:
             recovery.looked(at, at + told.bound)
             if not unseen.by(event):

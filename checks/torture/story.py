@@ -44,7 +44,7 @@ class Sent:
 class Told:
     """What became of it, `at` the storage's time; the caller was told at `heard`.
 
-    bound: what a look said, microseconds; None: it was no look.
+    bound: what a look said, microseconds; None: it was no look. retry_after: microseconds.
     """
 
     who: str
@@ -59,6 +59,9 @@ class Told:
     bound: int | None = None
     repaired: str = ""
     heard: int = 0
+    held: int = 0
+    reason: str = ""
+    retry_after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,9 @@ def told(who: str, step: int, outcome: Outcome, heard: int) -> Told:
         bound=None if shown is None else round(min(shown.bound, 1e9) * 1_000_000),
         repaired=",".join(outcome.repaired),
         heard=heard,
+        held=outcome.held,
+        reason=outcome.reason.name,
+        retry_after=outcome.retry_after_us,
     )
 
 
