@@ -26,7 +26,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench bench-day bench-day-quick proof proof-page build docs release-check api-check clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench bench-day proof proof-page build docs release-check api-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,9 +105,6 @@ bench: $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors
 
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md, .svg
 	$(BIN)/python -m checks.benchmarks.day --write docs/evidence $(BENCH_ARGS)
-
-bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
-	$(BIN)/python -m checks.benchmarks.day --quick $(BENCH_ARGS)
 
 proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
 	$(BIN)/python -m checks.proof $(PROOF_ARGS)
