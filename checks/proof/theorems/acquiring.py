@@ -105,22 +105,15 @@ def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
 def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
     """On a synced bucket a call takes what is not there only alone; beside others in flight there is enough for all.
 
+    Who is refused only because of calls in flight is told so, and to look again soon; else EMPTY, and until when.
+
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
     post: _
     """
     stored = holding(KEEPAS, balance, now, Hold(held, 1, now + 1, 1))
     _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
-    return outcome.granted == (balance >= 1 if held == 0 else balance >= held + tokens)
-
-
-def in_flight_is_told_where_a_settle_may_free_it(balance: int, held: int, now: int, tokens: int) -> bool:
-    """Who is refused only because of calls in flight is told so, and to look again soon; else EMPTY, and until when.
-
-    pre: -DEBT < balance <= CAPACITY and 1 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
-    post: _
-    """
-    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + 1, 1))
-    _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
+    if outcome.granted != (balance >= 1 if held == 0 else balance >= held + tokens):
+        return False
     if outcome.granted:
         return True
     if balance >= 1:

@@ -138,35 +138,28 @@ def reserve_takes_or_sets_aside(balance: int, held: int, at: int, now: int, toke
     return True
 
 
-def settle_never_mints(balance: int, at: int, now: int, held: int, cost: int, own: int, last: int) -> bool:
+def settle_never_mints(
+    balance: int, at: int, now: int, held: int, cost: int, own: int, last: int, *, synced: bool
+) -> bool:
     """A settle leaves what was there and what the hold had not used, up to the capacity; at more, it takes the rest.
 
+    On a synced bucket it takes the cost from the balance, and what was set aside is free.
+
     pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST and 0 <= own <= now and 0 <= last <= LATEST
-    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT
+    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT and (not synced or own == last == 0)
     post: _
     """
-    n = numbers(SMOOTH, balance, at, held=held)
+    n = numbers(SYNCED if synced else SMOOTH, balance, at, held=held)
     n.last_place = last
     there = n.flowed(now)[0]
     fast_path.settle(n, now, held, cost, own)
     if (n.held, n.open) != (0, 0):
         return False
+    if synced:
+        return n.balance == there - cost
     if cost > held:
         return n.balance == there + held - cost
     return there <= n.balance <= min(CAPACITY, there + held - cost)
-
-
-def settle_of_a_synced_hold_takes_its_cost(balance: int, at: int, now: int, held: int, cost: int) -> bool:
-    """On a synced bucket a settle takes the cost from the balance, and what was set aside is free.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST
-    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT
-    post: _
-    """
-    n = numbers(SYNCED, balance, at, held=held)
-    there = n.flowed(now)[0]
-    fast_path.settle(n, now, held, cost, 0)
-    return (n.balance, n.held, n.open) == (there - cost, 0, 0)
 
 
 # --- the same as `transition`
