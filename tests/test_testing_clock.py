@@ -218,14 +218,13 @@ def test_a_thread_waits_for_a_registered_earlier_one() -> None:
 
     with clock._changed:  # holds back every sleeper until both are there
         threads = [threading.Thread(target=nap, args=each) for each in (("late", 9.0), ("early", 1.0))]
-        clock._threads.append((1, -1))  # a third sleeper, at the head of the queue
+        clock._threads.add((1, -1))  # a third sleeper, at the head of the queue
         for thread in threads:
             thread.start()
     while len(clock._threads) < 3:
         threading.Event().wait(0.001)
     with clock._changed:
         clock._threads.remove((1, -1))
-        clock._threads.sort()
         clock._changed.notify_all()
     for thread in threads:
         thread.join(10)

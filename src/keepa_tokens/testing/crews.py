@@ -9,11 +9,10 @@ import asyncio
 import multiprocessing
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import isawaitable, iscoroutinefunction
-from multiprocessing.connection import Connection
 from threading import Barrier
 from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
@@ -126,16 +125,8 @@ def processes(opener: Opener, works: Sequence[Work]) -> list[list[Outcome]]:
     """Let processes do the works, all of them together, each on a storage that it opens."""
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(len(works), timeout=PATIENCE_S)
-    with ExitStack() as stack:
-        answers: list[Connection] = []
-        for work in works:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(opener, work, gate, sender))
-            process.start()
-            stack.callback(process.join, PATIENCE_S)
-            sender.close()  # so that the end of a process is the end of its answers
-            answers.append(receiver)
-        return [answer.recv() for answer in answers]
+    with ProcessPoolExecutor(len(works), context, _share, (opener, gate)) as pool:
+        return list(pool.map(_work, works))
 
 
 def killed(opener: Opener, work: Work) -> int:
@@ -168,10 +159,20 @@ class _Flag(Protocol):
     def set(self) -> None: ...
 
 
-def _work(opener: Opener, work: Work, gate: _Gate, answer: Connection) -> None:
+_shared: tuple[Opener, _Gate]
+"""What a process of several got at its start."""
+
+
+def _share(opener: Opener, gate: _Gate) -> None:
+    global _shared  # noqa: PLW0603 - the only way by which a pool hands a barrier on
+    _shared = opener, gate
+
+
+def _work(work: Work) -> list[Outcome]:
+    opener, gate = _shared
     with opened(opener) as storage:
         gate.wait()
-        answer.send(work.done_on(storage))
+        return work.done_on(storage)
 
 
 def _work_on(opener: Opener, work: Work, steps: _Counter, warm: _Flag) -> None:
