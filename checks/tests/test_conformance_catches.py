@@ -323,7 +323,6 @@ BROKEN: list[tuple[type[Sound], str]] = [
     (NotAtomic, AT_ONCE),
     (NotAtomic, "test_storages_at_the_same_time_never_get_one_token_twice"),
     (LosesHoldsAtOnce, "test_workers_at_the_same_time_lose_no_hold"),
-    (WritesGrantsOnly, "test_a_refusal_is_written"),
     (WritesGrantsOnly, EVERY_COMMAND),
     (FoldsKeys, "test_buckets_are_kept_apart_by_their_keys"),
     (ComposesKeys, "test_buckets_are_kept_apart_by_their_keys"),
@@ -346,8 +345,7 @@ BROKEN: list[tuple[type[Sound], str]] = [
     (ForgetsEarly, EVERY_COMMAND),
     (Caches, "test_two_storages_on_one_place_are_one"),
     (NeverWrites, "test_what_was_written_is_there_after_a_restart"),
-    (CloseClears, "test_a_storage_that_is_closed_takes_nothing_along"),
-    (OwnClockOnly, "test_the_doors_work_on_it"),
+    (CloseClears, "test_what_was_written_is_there_after_a_restart"),
     (WritesGrantsOnly, HISTORY),
     (TwiceEach, HISTORY),
     (IgnoresIds, EVERY_COMMAND),
@@ -470,9 +468,7 @@ DAMAGED: list[tuple[type[Sound], str]] = [
     (OverwritesNewer, "test_the_format_of_a_newer_release_is_refused_and_left_as_it_was"),
     (SpoilsNewer, "test_the_format_of_a_newer_release_is_refused_and_left_as_it_was"),
     (MendsOnSight, "test_a_look_mends_nothing_that_inspect_shows"),
-    (TrustsTexts, "test_each_lost_field_is_mended_once"),
     (TrustsTexts, EVERY_COMMAND),
-    (WritesGrantsOnly, "test_each_lost_field_is_mended_once"),
     (ManyHoldsTooMany, "test_hundreds_of_holds_run_out_at_once"),
 ]
 
