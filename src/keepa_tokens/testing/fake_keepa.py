@@ -27,11 +27,11 @@ from keepa_tokens.clock import Clock
 from keepa_tokens.testing.clock import ManualClock
 from keepa_tokens.testing.fake_answers import (
     ENDPOINTS,
+    GREY_PIXEL,
     KEEPA_EPOCH_MINUTES,
     JsonObject,
     World,
     adds_tracking,
-    tiny_png,
 )
 from keepa_tokens.testing.fake_wire import Fault, Response, Ticket, Verdict, faulty, json_answer, rejection
 
@@ -310,7 +310,7 @@ class FakeKeepa:
             if ticket.verdict != "run":
                 return rejection(ticket, envelope)
             if ticket.path == "/graphimage":
-                return Response(200, None, tiny_png(), {"Content-Type": "image/png"})
+                return Response(200, None, GREY_PIXEL, {"Content-Type": "image/png"})
             return json_answer(200, envelope | ENDPOINTS[ticket.path].body(ticket.params, self._world()))
 
     def _envelope(self, ticket: Ticket) -> JsonObject:

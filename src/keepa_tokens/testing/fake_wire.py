@@ -36,6 +36,13 @@ A fault comes instead of whatever the answer would have been; what could not be 
 
 Verdict = Literal["run", "refused", "bad_key", "malformed", "unknown_path"]
 
+_REJECTED: Final = {
+    "refused": (429, "notEnoughTokens"),
+    "bad_key": (400, "invalidParameter"),
+    "malformed": (400, "invalidParameter"),
+    "unknown_path": (404, "notFound"),
+}
+
 _PAGES: Final = {
     "html": (502, "Bad Gateway"),
     "429_bare": (429, "Too Many Requests"),
@@ -71,15 +78,9 @@ class Ticket:
 
 def rejection(ticket: Ticket, envelope: JsonObject) -> Response:
     """Return the answer to a call that was not admitted."""
-    match ticket.verdict:
-        case "refused":
-            return json_answer(429, envelope | _error("notEnoughTokens", ticket.message))
-        case "bad_key":
-            return json_answer(400, _zeroed(envelope) | _error("invalidParameter", ticket.message))
-        case "unknown_path":
-            return json_answer(404, envelope | _error("notFound", ticket.message))
-        case _:
-            return json_answer(400, envelope | _error("invalidParameter", ticket.message))
+    status, kind = _REJECTED[ticket.verdict]
+    known = _zeroed(envelope) if ticket.verdict == "bad_key" else envelope
+    return json_answer(status, known | _error(kind, ticket.message))
 
 
 def faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject, body: JsonObject | None) -> Response:
