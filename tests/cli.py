@@ -54,11 +54,8 @@ class Workers:
             yield client
 
 
-class MemoryPlace:
+class MemoryPlace(MemoryStorage):
     """Buckets in this process."""
-
-    def __init__(self) -> None:
-        self.storage = MemoryStorage()
 
     def now_us(self) -> int:
         """Return the monotonic time in microseconds."""
@@ -66,7 +63,7 @@ class MemoryPlace:
 
     def fields(self, key: str) -> dict[str, str] | None:
         """Return a bucket's fields as they are stored."""
-        state = self.storage.dump(key)
+        state = self.dump(key)
         return None if state is None else state.to_fields()
 
     def lifetime(self, key: str) -> float | None:
@@ -75,24 +72,18 @@ class MemoryPlace:
 
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
         """Store a bucket, unless there is one already; return whether it was stored."""
-        if self.storage.dump(key) is not None:
+        if self.dump(key) is not None:
             return False
-        self.storage.load(key, BucketState.from_fields(fields))
+        self.load(key, BucketState.from_fields(fields))
         return True
 
     def drop(self, key: str, field: str) -> None:
         """Remove one field of a bucket."""
         fields = self.fields(key) or {}
-        self.storage.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
+        self.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
 
     def keep_for(self, key: str, seconds: float) -> None:
         """Do nothing: the bucket ends with the process."""
-
-    def delete(self, key: str) -> None:
-        """Do nothing: the bucket ends with the process."""
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def test_a_day_of_load_leaves_nothing_to_find() -> None:
     fake = FakeKeepa(refill_rate=20, clock=clock, latency=3.0)
     place = MemoryPlace()
     sync = KeepaSync(
-        TokenBucket(keepa_quota(20), key=KEY, storage=place.storage, clock=clock, listener=lambda _: None),
+        TokenBucket(keepa_quota(20), key=KEY, storage=place, clock=clock, listener=lambda _: None),
         probe=fake.probe,
     )
     costs, found = [1, 12, 6, 40, 3, 100], []
@@ -90,7 +90,7 @@ def test_a_day_of_load_leaves_nothing_to_find() -> None:
             call.settle(answer.content, status=answer.status)
         if clock.now_us() >= due:
             due = clock.now_us() + 600 * SECOND
-            state = place.storage.dump(KEY)
+            state = place.dump(KEY)
             assert state is not None
             found += list(examine(Look(KEY, clock.now_us(), state.to_fields(), state)))
 
@@ -205,7 +205,7 @@ def test_every_field_that_says_nothing_is_found(synced: bool, garbage: str) -> N
     clock = ManualClock(1_780_000_000.0)
     quota = keepa_quota(20) if synced else Quota(100, 20, 60.0)
     place = MemoryPlace()
-    worker = TokenBucket(quota, key=KEY, storage=place.storage, clock=clock, listener=lambda _: None)
+    worker = TokenBucket(quota, key=KEY, storage=place, clock=clock, listener=lambda _: None)
     if synced:
         worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_780_000_000.0))
     worker.try_reserve(9)
@@ -479,7 +479,7 @@ def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, cod
         def now_us(self) -> int:
             return super().now_us() + round(ahead * SECOND)
 
-    place, seen = Stepped.at(server.url), doctor_server.Examination()
+    place, seen = Stepped.from_url(server.url), doctor_server.Examination()
     doctor_server._clock(place, seen)
     place.close()
     assert [found.code for found in seen.findings] == codes
@@ -583,7 +583,7 @@ def test_findings_read_well(server: Workers) -> None:
 def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers) -> None:
     """What the doctor looks at is the bucket's fields as they are in Redis, by the server's own time."""
     healthy(server)
-    place = RedisPlace.at(server.url)
+    place = RedisPlace.from_url(server.url)
     seen = look(place, KEY)
     assert seen is not None
     with server.client() as client:

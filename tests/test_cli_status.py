@@ -259,7 +259,7 @@ class ClusterNode:
 
 def test_a_node_that_has_no_such_bucket_names_the_one_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a node of a cluster that has other slots, the message names the node to connect to instead."""
-    place = RedisPlace.at("redis://127.0.0.1:1")
+    place = RedisPlace.from_url("redis://127.0.0.1:1")
     monkeypatch.setattr(place, "_client", ClusterNode())
 
     with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):

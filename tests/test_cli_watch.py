@@ -24,7 +24,7 @@ class Watched:
     def __init__(self) -> None:
         self.clock, self.place, self.story = ManualClock(1000.0), MemoryPlace(), Story()
         self.bucket = TokenBucket(
-            keepa_quota(20), key=KEY, storage=self.place.storage, clock=self.clock, listener=lambda _: None
+            keepa_quota(20), key=KEY, storage=self.place, clock=self.clock, listener=lambda _: None
         )
 
     def seen(self) -> Look:
@@ -161,7 +161,7 @@ def test_long_names_stay_in_their_column(watched: Watched) -> None:
 def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:
     """Of a smooth refill the next step is one token, with the bar of one; of a full bucket there is none."""
     watched = Watched()
-    watched.bucket = TokenBucket(Quota(100, 7, 60.0), key=KEY, storage=watched.place.storage, clock=watched.clock)
+    watched.bucket = TokenBucket(Quota(100, 7, 60.0), key=KEY, storage=watched.place, clock=watched.clock)
     watched.bucket.try_acquire(50)
     watched.clock.advance(4)
     watched.line()

@@ -159,7 +159,7 @@ class Scenario:
 
     def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
         self._clock, self._memory, self._place = ManualClock(), MemoryStorage(), place
-        self._storage = self._memory if place is None else place.storage
+        self._storage = self._memory if place is None else place
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
         self._batch_cost: int | None = None

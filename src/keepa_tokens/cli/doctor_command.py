@@ -101,9 +101,9 @@ def _again(place: Place, seen: Look) -> list[Look]:
 def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[Finding]) -> list[str]:
     """Look at what the buckets are in; return what is right with it, and add what is wrong."""
     if not where.redis:
-        from .sqlite_place import SqlitePlace, examine_file  # noqa: PLC0415 - sqlite3 is not in every Python
+        from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
 
-        facts, found = examine_file(cast("SqlitePlace", place))
+        facts, found = cast("SqlitePlace", place).examine()
         findings += found
         return facts
     from .doctor_server import examine_server, strangers  # noqa: PLC0415 - needs a client for Redis
@@ -143,7 +143,7 @@ def _mend(place: Place, key: str, mend: str) -> str:
         return f"{key}: nothing, it is gone or its terms are lost"
     if mend == "fields":
         # Looking as a worker does writes what it mends.
-        TokenBucket(seen.quota, key=key, storage=place.storage, listener=lambda _: None).peek()
+        TokenBucket(seen.quota, key=key, storage=place, listener=lambda _: None).peek()
         return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
     place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     return f"{key}: its key ends a day after the bucket would be full; every use renews that"

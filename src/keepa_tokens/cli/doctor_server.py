@@ -91,7 +91,7 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Examination:
 
 def strangers(place: RedisPlace) -> Iterator[Finding]:
     """Yield what lies where a bucket would be, and is none."""
-    buckets = set(place.storage.keys())
+    buckets = set(place.keys())
     keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
     for key in sorted(keys - buckets):
         yield Finding(
@@ -219,7 +219,7 @@ def _lag(text: str) -> int | None:
 def _write(place: RedisPlace, seen: Examination) -> None:
     """Use a bucket of our own, which needs the script and all rights that a worker needs."""
     key = f"doctor-{secrets.token_hex(4)}"
-    bucket = TokenBucket(Quota.per_second(1), key=key, storage=place.storage, listener=lambda _: None)
+    bucket = TokenBucket(Quota.per_second(1), key=key, storage=place, listener=lambda _: None)
     try:
         bucket.try_acquire()
     except (StorageUnavailable, ConfigError) as error:

@@ -119,7 +119,7 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
         (call,) = held
         what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
         _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-        outcome = place.storage.apply(seen.key, terms, Cancel(call.id))
+        outcome = place.apply(seen.key, terms, Cancel(call.id))
         shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
@@ -133,7 +133,7 @@ def _known(place: Place, where: Where) -> tuple[Look, Quota]:
 
 
 def _door(place: Place, seen: Look, terms: Quota) -> TokenBucket:
-    return TokenBucket(terms, key=seen.key, storage=place.storage, listener=lambda _: None)
+    return TokenBucket(terms, key=seen.key, storage=place, listener=lambda _: None)
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:

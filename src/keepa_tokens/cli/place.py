@@ -13,13 +13,8 @@ from urllib.parse import urlsplit
 from ..storage.base import Storage
 
 
-class Place(Protocol):
+class Place(Storage, Protocol):
     """A storage, and what it has stored."""
-
-    @property
-    def storage(self) -> Storage:
-        """The storage itself."""
-        ...
 
     def now_us(self) -> int:
         """Return the storage's own time in microseconds."""
@@ -46,11 +41,7 @@ class Place(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove a bucket."""
-        ...
-
-    def close(self) -> None:
-        """Let go of connections."""
+        """Forget a bucket."""
         ...
 
 

@@ -6,16 +6,14 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from ..errors import ConfigError
 from ..keepa.quota import bucket_key
 from .place import Place, address
 from .shell import RefusedError
@@ -39,14 +37,9 @@ class Where:
         """The place for people, without secrets."""
         return address(self.redis) if self.redis else str(self.sqlite)
 
-    @contextmanager
-    def opened(self) -> Generator[Place]:
+    def opened(self) -> AbstractContextManager[Place]:
         """Open the place. Raises StorageUnavailable, ConfigError, ImportError without a client for Redis."""
-        place = self._open()
-        try:
-            yield place
-        finally:
-            place.close()
+        return closing(self._open())
 
     def _open(self) -> Place:
         if self.redis and self.sqlite:
@@ -56,16 +49,20 @@ class Where:
         if self.redis:
             from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
 
-            return RedisPlace.at(self.redis, self.prefix)
+            return RedisPlace.from_url(self.redis, prefix=self.prefix)
         if self.sqlite:
-            return _in_file(self.sqlite)
+            if not Path(self.sqlite).is_file():
+                raise RefusedError(f"there is no file {self.sqlite!r}: the first worker makes it")
+            from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
+
+            return SqlitePlace(self.sqlite)
         raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
 
     def bucket(self, place: Place) -> str:
         """Return the key of the bucket that is meant; a usage error names those that there are."""
         if self.key is not None:
             return self._named(place, self.key)
-        keys = sorted(place.storage.keys())
+        keys = sorted(place.keys())
         if len(keys) == 1:
             return keys[0]
         api_key = self.api_key()
@@ -86,7 +83,7 @@ class Where:
         for name in (key, f"keepa-{key}"):
             if place.fields(name) is not None:
                 return name
-        keys = sorted(place.storage.keys())
+        keys = sorted(place.keys())
         found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
         if len(found) == 1:
             return found[0]
@@ -109,18 +106,6 @@ class Where:
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
         return api_key
-
-
-def _in_file(name: str) -> Place:
-    if not Path(name).is_file():
-        raise RefusedError(f"there is no file {name!r}: the first worker makes it")
-    from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
-
-    try:
-        home = import_module("..storage.sqlite", __package__)
-    except ModuleNotFoundError:
-        raise ConfigError("this release has no storage in SQLite yet: give --redis") from None
-    return SqlitePlace(name, home.SQLiteStorage(name))
 
 
 def _read(name: str) -> str:
