@@ -91,7 +91,7 @@ def _lane(worker: Worker, now_us: int) -> Lane:
         part = (now_us - since) / max(1, due - since)
         words = f"waits for {worker.job.tokens}: {reason}"
         return Lane(worker.name, words, CARE, part, duration((due - now_us) / MICROSECONDS), totals)
-    if worker.flight is not None and worker.job is not None:
+    if worker.calling and worker.job is not None:
         return Lane(worker.name, f"calls for {worker.job.text}", BUSY, totals=totals)
     return Lane(worker.name, "stores what it got" if worker.calls else "starts", "dim", totals=totals)
 
