@@ -65,7 +65,7 @@ class Examination:
 
     def find(self, code: str, what: str, effect: str, cure: str, *, fault: bool = True) -> None:
         """Note that something is wrong."""
-        self.findings.append(Finding(code, SERVER, what, effect, cure, fault))
+        self.findings.append(Finding(code, what, effect, cure, fault, about=SERVER))
 
 
 def examine_server(place: RedisPlace, *, plain: bool) -> Examination:
@@ -96,10 +96,10 @@ def strangers(place: RedisPlace) -> Iterator[Finding]:
     for key in sorted(keys - buckets):
         yield Finding(
             "no-bucket",
-            key,
             f"the key {place.prefix}{key} holds something that is no bucket",
             "no worker gets a token of a bucket of this name; each is told what lies there",
             "see whose it is and give one of the two another name; DEL removes it",
+            about=key,
         )
 
 

@@ -45,19 +45,6 @@ class Place(Storage, Protocol):
         ...
 
 
-class Server(Protocol):
-    """A Redis or Valkey, for those who read keys that are no buckets. prefix: what stands before those that are."""
-
-    @property
-    def prefix(self) -> str:
-        """What stands before every bucket's key."""
-        ...
-
-    def command(self, *parts: str | int) -> object:
-        """Send a command; StorageUnavailable if the server can't be reached or says no."""
-        ...
-
-
 def text(value: object) -> str:
     """Return what a client answered as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -127,17 +127,11 @@ class Group(click.Group):
                 click.echo(f"{error.ctx.get_usage()}\n{help_of}\n", err=True)
             complain(error.format_message())
             ctx.exit(USAGE)
-        except StorageUnavailable as error:
-            complain(str(error))
-            ctx.exit(STORAGE_AWAY)
         except ModuleNotFoundError:
             raise  # `main` says how to get it
-        except (RefusedError, ConfigError, ImportError) as error:
+        except (StorageUnavailable, KeyRefusedError, RefusedError, ConfigError, ImportError) as error:
             complain(str(error))
-            ctx.exit(USAGE)
-        except KeyRefusedError as error:
-            complain(str(error))
-            ctx.exit(KEY_REFUSED)
+            ctx.exit({StorageUnavailable: STORAGE_AWAY, KeyRefusedError: KEY_REFUSED}.get(type(error), USAGE))
 
 
 COMMANDS: Final = {

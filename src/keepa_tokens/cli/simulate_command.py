@@ -12,7 +12,7 @@ import click
 
 from . import shell
 from .simulate import DAY, HOUR, KINDS, Load, Result, demand, parse_mix, simulate
-from .words import duration
+from .words import columns, duration
 
 WIDTH: Final = 720
 HEIGHT: Final = 320
@@ -133,8 +133,7 @@ def table(load: Load, results: Sequence[Result]) -> list[str]:
         )
         for result in results
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return columns(rows)
 
 
 def verdict(load: Load, results: Sequence[Result]) -> str:

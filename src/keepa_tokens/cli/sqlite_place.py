@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, cast
 
 from ..clock import SystemClock
@@ -14,7 +15,6 @@ from .doctor import Finding
 from .words import count
 
 LEAST_FREE: Final = 50_000_000
-FILE: Final = "file"
 
 
 class SqlitePlace(SQLiteStorage):
@@ -71,12 +71,11 @@ class SqlitePlace(SQLiteStorage):
             f"SQLite {sqlite3.sqlite_version}, {count(buckets, 'bucket')} in {size:,} bytes, journal {journal}",
             f"{free // 1_000_000:,} MB are free beside it",
         ]
-        findings: list[Finding] = []
+        findings = list[Finding]()
         if check != "ok":
             findings.append(
                 Finding(
                     "file-damaged",
-                    FILE,
                     f"the file is damaged: {check}",
                     "buckets in it may be lost, or can't be written",
                     "move it away: workers make a new one, plain buckets begin full, synced ones ask the server",
@@ -86,10 +85,9 @@ class SqlitePlace(SQLiteStorage):
             findings.append(
                 Finding(
                     "disk-full",
-                    FILE,
                     f"{free // 1_000_000:,} MB are free beside the file",
                     "once there is none, nothing can be written and no token is granted",
                     "make room on that disk",
                 )
             )
-        return facts, findings
+        return facts, [replace(found, about="file") for found in findings]
