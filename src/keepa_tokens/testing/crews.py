@@ -10,11 +10,12 @@ import multiprocessing
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import isawaitable, iscoroutinefunction
+from multiprocessing.connection import Connection
 from threading import Barrier
-from typing import Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -135,35 +136,29 @@ def killed(opener: Opener, work: Work) -> int:
     It may have done one more.
     """
     context = multiprocessing.get_context("spawn")
-    steps, warm = context.RawValue("q", 0), context.Event()
-    process = context.Process(target=_work_on, args=(opener, work, steps, warm))
+    told, telling = context.Pipe(duplex=False)
+    process = context.Process(target=_work_on, args=(opener, work, telling))
     process.start()
+    telling.close()  # so that the end of the process is the end of what it tells
+    steps = 0
     try:
-        assert warm.wait(PATIENCE_S), "the process did not come to work"
+        while steps < STEPS_BEFORE_A_KILL:
+            assert told.poll(PATIENCE_S), "the process did not come to work"
+            steps = told.recv()
     finally:
         process.kill()
         process.join(PATIENCE_S)
-    told: int = steps.value
-    return told
+    with suppress(EOFError, OSError):
+        while True:
+            steps = told.recv()
+    return steps
 
 
-class _Gate(Protocol):
-    def wait(self) -> int: ...
-
-
-class _Counter(Protocol):
-    value: int
-
-
-class _Flag(Protocol):
-    def set(self) -> None: ...
-
-
-_shared: tuple[Opener, _Gate]
+_shared: tuple[Opener, Barrier]
 """What a process of several got at its start."""
 
 
-def _share(opener: Opener, gate: _Gate) -> None:
+def _share(opener: Opener, gate: Barrier) -> None:
     global _shared  # noqa: PLW0603 - the only way by which a pool hands a barrier on
     _shared = opener, gate
 
@@ -175,13 +170,11 @@ def _work(work: Work) -> list[Outcome]:
         return work.done_on(storage)
 
 
-def _work_on(opener: Opener, work: Work, steps: _Counter, warm: _Flag) -> None:
+def _work_on(opener: Opener, work: Work, telling: Connection) -> None:
     with opened(opener) as storage:
         for step in range(1, MOST_STEPS):
             work.done_on(storage)
-            steps.value = step
-            if step == STEPS_BEFORE_A_KILL:
-                warm.set()
+            telling.send(step)
 
 
 @contextmanager
