@@ -11,7 +11,7 @@ from typing import Final
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
-from .look import HeldCall, Look
+from .look import Look
 from .words import count, duration
 
 DEAD_PART: Final = 0.75
@@ -242,19 +242,13 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
 
 
 def _calls(look: Look) -> Iterator[Finding]:
+    charged = "they are charged then" if look.quota is None or look.quota.synced else "it is forgotten then"
     for call in look.held_calls():
         if call.left > 0 and call.age >= min(DEAD_PART * call.hold_for, DEAD_AFTER):
-            yield Finding("dead-hold", _dead(call), *_dead_means(look, call))
-
-
-def _dead(call: HeldCall) -> str:
-    label = f" of {call.label}" if call.label else ""
-    return f"a call{label} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead"
-
-
-def _dead_means(look: Look, call: HeldCall) -> tuple[str, str]:
-    charged = "they are charged then" if look.quota is None or look.quota.synced else "it is forgotten then"
-    return (
-        f"the tokens stay set aside for another {duration(call.left)}; {charged}",
-        f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
-    )
+            of = f" of {call.label}" if call.label else ""
+            yield Finding(
+                "dead-hold",
+                f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",
+                f"the tokens stay set aside for another {duration(call.left)}; {charged}",
+                f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
+            )

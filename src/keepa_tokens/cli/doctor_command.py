@@ -58,7 +58,7 @@ def doctor_command(
     mended: list[str] = []
     gone: set[tuple[str, str]] = set()
     with where.opened() as place:
-        looks = [_only(place, where)] if where.key else list(all_buckets(place))
+        looks = [where.look(place)] if where.key else list(all_buckets(place))
         facts += _storage(place, where, looks, findings)
         for seen in looks:
             findings += _examined(place, seen)
@@ -79,13 +79,6 @@ def doctor_command(
         _print(where.name, facts, healthy, findings)
         _print_end(findings, mended, faults)
     ctx.exit(shell.FINDINGS if faults else shell.WELL)
-
-
-def _only(place: Place, where: Where) -> Look:
-    seen = look(place, where.bucket(place))
-    if seen is None:
-        raise shell.RefusedError("the bucket is gone")
-    return seen
 
 
 def _again(place: Place, seen: Look) -> list[Look]:
@@ -123,10 +116,7 @@ def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[F
 def _probe(place: Place, where: Where, base_url: str) -> str:
     from .probe import ask_server  # noqa: PLC0415 - needs httpx
 
-    seen = look(place, where.bucket(place))
-    if seen is None:
-        raise shell.RefusedError("there is no bucket to compare the server with")
-    return f"Keepa {ask_server(place, seen, where.needed_api_key(), base_url).sentence()}"
+    return f"Keepa {ask_server(place, where.look(place), where.needed_api_key(), base_url).sentence()}"
 
 
 def _examined(place: Place, seen: Look | None) -> list[Finding]:

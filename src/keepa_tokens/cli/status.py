@@ -57,11 +57,12 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     snapshot = look.snapshot()
     if snapshot is None:
         return [("trouble", f"{look.trouble}: nobody can tell what it holds; `keepa-tokens doctor` says more")]
+    kept = count(snapshot.kept_back, "token")
     lines = [
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot)),
         ("available", _available(look, snapshot)),
-        ("kept back", _kept_back(snapshot)),
+        ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
         *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
@@ -105,12 +106,6 @@ def _available(look: Look, snapshot: Snapshot) -> str:
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
     return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
-
-
-def _kept_back(snapshot: Snapshot) -> str:
-    if not snapshot.kept_back:
-        return "nothing"
-    return f"{count(snapshot.kept_back, 'token')}, for somebody else who was seen to spend"
 
 
 def _next_step(look: Look, snapshot: Snapshot) -> str:

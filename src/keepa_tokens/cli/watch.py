@@ -9,7 +9,7 @@ from typing import Final
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
 from .colours import BUSY, CARE, GOOD
-from .look import HeldCall, Look
+from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture
 from .words import count, duration
@@ -176,7 +176,10 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
-    return lanes + [_held_lane(call) for call in look.held_calls()]
+    for call in look.held_calls():
+        words = f"in flight, {count(call.tokens, 'token')}"
+        lanes.append(Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left)))
+    return lanes
 
 
 def _first_lane(story: Story, look: Look) -> Lane:
@@ -196,11 +199,6 @@ def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     whole = story.waits.get(tokens, decision.retry_after)
     part = 1 - decision.retry_after / whole if 0 < whole < float("inf") else 0.0
     return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(decision.retry_after))
-
-
-def _held_lane(call: HeldCall) -> Lane:
-    words = f"in flight, {count(call.tokens, 'token')}"
-    return Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left))
 
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 
 from ..keepa.quota import bucket_key
+from .look import Look, look
 from .place import Place, address
 from .shell import RefusedError
 
@@ -73,6 +74,14 @@ class Where:
                 f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
             )
         raise RefusedError(f"there are {len(keys)} buckets, say which: {_listed(keys)}")
+
+    def look(self, place: Place, key: str | None = None) -> Look:
+        """Look at a bucket, or at the one that is meant."""
+        key = self.bucket(place) if key is None else key
+        seen = look(place, key)
+        if seen is None:
+            raise RefusedError(f"the bucket {key!r} is gone: the next call of a worker makes a new one")
+        return seen
 
     def _named(self, place: Place, key: str) -> str:
         if LOOKS_LIKE_A_KEY.fullmatch(key):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, cast
@@ -138,10 +138,6 @@ def _asins(params: Params, world: World) -> list[str]:
     ]
 
 
-def _product_cost(params: Params, world: World) -> int:
-    return sum(_one_product_cost(params, world, asin) for asin in _asins(params, world))
-
-
 def _one_product_cost(params: Params, world: World, asin: str) -> int:
     extras = sum(world.draw(0, 1, name, asin) for name in ("rating", "historical-variations") if flag(params, name))
     extras += world.draw(0, 1, "update", asin) if number(params, "update", -1) == 0 else 0
@@ -155,10 +151,6 @@ def _one_product_cost(params: Params, world: World, asin: str) -> int:
 
 def _offer_pages(offers: int, world: World, asin: str) -> int:
     return world.draw(1, -(-offers // OFFERS_PER_PAGE), "pages", asin)
-
-
-def _product_body(params: Params, world: World) -> JsonObject:
-    return {"products": [_product(params, world, asin) for asin in _asins(params, world)]}
 
 
 def _product(params: Params, world: World, asin: str) -> JsonObject:
@@ -225,11 +217,7 @@ def _search_body(params: Params, world: World) -> JsonObject:
     return {"products": [_product(params, world, world.asin("search", params.get("term"), place)) for place in places]}
 
 
-def _category_body(params: Params, _: World) -> JsonObject:
-    return {"categories": _categories(list(items(params, "category")), params), "categoryParents": {}}
-
-
-def _categories(ids: list[str], params: Params) -> JsonObject:
+def _categories(ids: Iterable[str], params: Params) -> JsonObject:
     domain = number(params, "domain", 1)
     return {
         each: {"domainId": domain, "catId": int(each), "name": f"Category {each}", "children": [], "parent": 0}
@@ -245,10 +233,6 @@ def _seller_cost(params: Params, world: World) -> int:
         return 10 if flag(params, "storefront") else 1
 
     return sum(map(one, items(params, "seller")))
-
-
-def _seller_body(params: Params, world: World) -> JsonObject:
-    return {"sellers": {seller: _seller(params, world, seller) for seller in items(params, "seller")}}
 
 
 def _seller(params: Params, world: World, seller: str) -> JsonObject:
@@ -278,14 +262,6 @@ def _bestsellers_body(params: Params, world: World) -> JsonObject:
     return {"bestSellersList": listed}
 
 
-def _topseller_body(_: Params, world: World) -> JsonObject:
-    return {"sellerIdList": [f"A{world.draw(0, 10**9, 'topseller', place):012d}" for place in range(50)]}
-
-
-def _lightning_cost(params: Params, _: World) -> int:
-    return len(items(params, "asin")) or 500
-
-
 def _lightning_body(params: Params, world: World) -> JsonObject:
     asins = items(params, "asin") or tuple(world.asin("lightning", place) for place in range(50))
     return {"lightningDeals": [{"asin": asin, "title": f"Product {asin}"} for asin in asins]}
@@ -306,15 +282,32 @@ def _tracking_cost(params: Params, _: World) -> int:
 ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
     {
         "/token": Endpoint(0),
-        "/product": Endpoint(_product_cost, _product_body, _product_fault),
+        "/product": Endpoint(
+            lambda params, world: sum(_one_product_cost(params, world, asin) for asin in _asins(params, world)),
+            lambda params, world: {"products": [_product(params, world, asin) for asin in _asins(params, world)]},
+            _product_fault,
+        ),
         "/query": Endpoint(_query_cost, _query_body, _selection_fault),
         "/search": Endpoint(_search_cost, _search_body),
         "/deal": Endpoint(5, _deal_body, _selection_fault),
         "/bestsellers": Endpoint(50, _bestsellers_body),
-        "/topseller": Endpoint(50, _topseller_body),
-        "/lightningdeal": Endpoint(_lightning_cost, _lightning_body),
-        "/seller": Endpoint(_seller_cost, _seller_body, _needs("seller")),
-        "/category": Endpoint(1, _category_body, _needs("category")),
+        "/topseller": Endpoint(
+            50,
+            lambda _, world: {
+                "sellerIdList": [f"A{world.draw(0, 10**9, 'topseller', place):012d}" for place in range(50)]
+            },
+        ),
+        "/lightningdeal": Endpoint(lambda params, _: len(items(params, "asin")) or 500, _lightning_body),
+        "/seller": Endpoint(
+            _seller_cost,
+            lambda params, world: {"sellers": {each: _seller(params, world, each) for each in items(params, "seller")}},
+            _needs("seller"),
+        ),
+        "/category": Endpoint(
+            1,
+            lambda params, _: {"categories": _categories(items(params, "category"), params), "categoryParents": {}},
+            _needs("category"),
+        ),
         "/graphimage": Endpoint(1, fault=_needs("asin")),
         "/tracking": Endpoint(_tracking_cost, lambda _params, _world: {"trackings": []}, _selection_fault),
     }
