@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 from click.testing import CliRunner, Result
 
-from keepa_tokens import MemoryStorage, RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
 from keepa_tokens.rules.state import BucketState, Hold
 from tests.servers import Server, running
@@ -52,38 +51,6 @@ class Workers:
         """Have a client of the server."""
         with self.server.client() as client:
             yield client
-
-
-class MemoryPlace(MemoryStorage):
-    """Buckets in this process."""
-
-    def now_us(self) -> int:
-        """Return the monotonic time in microseconds."""
-        return time.monotonic_ns() // 1000
-
-    def fields(self, key: str) -> dict[str, str] | None:
-        """Return a bucket's fields as they are stored."""
-        state = self.dump(key)
-        return None if state is None else state.to_fields()
-
-    def lifetime(self, key: str) -> float | None:
-        """Return None: as long as the process."""
-        return None
-
-    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
-        """Store a bucket, unless there is one already; return whether it was stored."""
-        if self.dump(key) is not None:
-            return False
-        self.load(key, BucketState.from_fields(fields))
-        return True
-
-    def drop(self, key: str, field: str) -> None:
-        """Remove one field of a bucket."""
-        fields = self.fields(key) or {}
-        self.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
-
-    def keep_for(self, key: str, seconds: float) -> None:
-        """Do nothing: the bucket ends with the process."""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, MemoryPlace, Workers, document, run, sums
+from tests.cli import KEY, Workers, document, run, sums
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, free_port
 
@@ -68,34 +68,6 @@ def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
     assert (told["ok"], [found for found in told["findings"] if found["fault"]]) == (True, [])
     assert sorted(told["healthy"]) == [KEY, "plain"]
     assert run("doctor", "--redis", server.url).stdout.splitlines()[-1].startswith("Nothing is wrong")
-
-
-@pytest.mark.deep
-def test_a_day_of_load_leaves_nothing_to_find() -> None:
-    """Looked at every ten minutes of a day of four workers on a fake server, a bucket never has a finding."""
-    clock = ManualClock(1_780_000_000.0)
-    fake = FakeKeepa(refill_rate=20, clock=clock, latency=3.0)
-    place = MemoryPlace()
-    sync = KeepaSync(
-        TokenBucket(keepa_quota(20), key=KEY, storage=place, clock=clock, listener=lambda _: None),
-        probe=fake.probe,
-    )
-    costs, found = [1, 12, 6, 40, 3, 100], []
-    end, due = clock.now_us() + 86_400 * SECOND, 0
-    while clock.now_us() < end:
-        for call in sync.attempts(costs[fake.admitted % len(costs)]):
-            asked = fake.begin("/product", {"asin": ",".join(f"B{n:09d}" for n in range(costs[fake.admitted % 6]))})
-            clock.advance(fake.draw_latency())
-            answer = fake.finish(asked)
-            call.settle(answer.content, status=answer.status)
-        if clock.now_us() >= due:
-            due = clock.now_us() + 600 * SECOND
-            state = place.dump(KEY)
-            assert state is not None
-            found += list(examine(Look(KEY, clock.now_us(), state.to_fields(), state)))
-
-    assert fake.admitted > 500
-    assert found == []
 
 
 # --- the bucket
@@ -193,35 +165,6 @@ def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, dam
     mended = document("doctor", "--redis", server.url, "--repair")
     assert any(field in words for words in mended["mended"])
     assert findings(server, code=0) == {}
-
-
-GARBAGE = ("\ufffd\x00", "NaN", "inf", "1e308", "", "[1, 2]", "9" * 400)
-
-
-@pytest.mark.parametrize("synced", [True, False])
-@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda text: ascii(text)[:12])
-def test_every_field_that_says_nothing_is_found(synced: bool, garbage: str) -> None:
-    """Whatever field of a bucket holds a text that says nothing, the doctor names that field, and no sound one."""
-    clock = ManualClock(1_780_000_000.0)
-    quota = keepa_quota(20) if synced else Quota(100, 20, 60.0)
-    place = MemoryPlace()
-    worker = TokenBucket(quota, key=KEY, storage=place, clock=clock, listener=lambda _: None)
-    if synced:
-        worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_780_000_000.0))
-    worker.try_reserve(9)
-    clock.advance(45)
-    worker.try_acquire(5)
-    fields = place.fields(KEY)
-    assert fields is not None
-    for field in fields:
-        damaged = fields | {field: garbage}
-        found = list(examine(Look(KEY, clock.now_us(), damaged, BucketState.from_fields(damaged))))
-        named = [
-            one
-            for one in found
-            if field in one.what or (one.code == "terms-lost" and BucketState.from_fields(damaged).quota is None)
-        ]
-        assert named, field
 
 
 def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers) -> None:

@@ -152,16 +152,6 @@ def test_a_sample_may_be_off_by_calls_in_flight_and_a_late_step(sample: Sample, 
 # --- the old rule
 
 
-def test_the_old_rule_stands_still_without_its_timestamp() -> None:
-    """However long it waits and whatever it is asked for, the old rule stays at -79 and never asks the server."""
-    state = old_rule.OldState(-79, None)
-    for minutes in (0, 1, 60, 60 * 24 * 30):
-        now_us = minutes * MINUTE_US
-        assert old_rule.balance_seen(state, 20, now_us) == -79
-        state, verdict = old_rule.attempt(state, 1, 20, now_us)
-        assert (state, verdict) == (old_rule.OldState(-79, None), old_rule.Verdict.REFUSED)
-
-
 def test_the_old_rule_works_with_its_timestamp() -> None:
     """The comparison is no rigged one: with the time in place the same rules refill, grant, and ask the server."""
     state = old_rule.OldState(-79, 0)
