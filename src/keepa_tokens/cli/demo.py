@@ -158,8 +158,7 @@ class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
     def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
-        self._clock, self._memory, self._place = ManualClock(), MemoryStorage(), place
-        self._storage = self._memory if place is None else place
+        self._clock, self._storage = ManualClock(), place or MemoryStorage()
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
         self._batch_cost: int | None = None
@@ -295,10 +294,10 @@ class Scenario:
     def _lose_timestamp(self) -> None:
         """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
         balance = self.bucket.peek().balance
-        if self._place is not None:
-            self._place.drop(BUCKET, "refilled_at")
-        elif state := self._memory.dump(BUCKET):
-            self._memory.load(BUCKET, replace(state, refilled_at=None))
+        if not isinstance(self._storage, MemoryStorage):
+            self._storage.drop(BUCKET, "refilled_at")
+        elif state := self._storage.dump(BUCKET):
+            self._storage.load(BUCKET, replace(state, refilled_at=None))
         before = len(self.news)
         seen = self.bucket.peek()
         old = old_rule.OldState(DEBT, refilled_at=None)

@@ -19,7 +19,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Final, Literal, get_args
 
@@ -306,7 +306,8 @@ class FakeKeepa:
             envelope = self._envelope(ticket)
             if ticket.fault is not None:
                 body = ENDPOINTS[ticket.path].body(ticket.params, self._world()) if ticket.verdict == "run" else None
-                return faulty(ticket, ticket.fault, envelope, body)
+                answer = faulty(ticket, ticket.fault, envelope, body)
+                return replace(answer, headers={**answer.headers, **ticket.headers})
             if ticket.verdict != "run":
                 return rejection(ticket, envelope)
             if ticket.path == "/graphimage":
@@ -343,15 +344,12 @@ class FakeKeepa:
             if (seconds := self.draw_latency()) > 0:
                 await self._clock.asleep(seconds)
         except BaseException:
-            self._abandon(ticket)
+            with self._lock:
+                self._catch_up()
+                del self._open[ticket.number]
+                self._take(ticket.due)
             raise
         return self.finish(ticket)
-
-    def _abandon(self, ticket: Ticket) -> None:
-        with self._lock:
-            if self._open.pop(ticket.number, None) is not None:
-                self._catch_up()
-                self._take(ticket.due)
 
     def draw_latency(self) -> float:
         """Return the seconds that the next call takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from keepa_tokens.testing.fake_answers import JsonObject
@@ -84,15 +84,10 @@ def rejection(ticket: Ticket, envelope: JsonObject) -> Response:
 
 
 def faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject, body: JsonObject | None) -> Response:
-    """Return the answer to a call with a fault, with the headers asked for; body: without the envelope.
+    """Return the answer to a call with a fault; body: without the envelope.
 
     Raises TimeoutError or ConnectionError where there is none.
     """
-    answer = _faulty(ticket, fault, envelope, body)
-    return replace(answer, headers={**answer.headers, **ticket.headers})
-
-
-def _faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject, body: JsonObject | None) -> Response:
     match fault:
         case "timeout_charged" | "timeout_uncharged":
             raise TimeoutError(f"no answer from {ticket.path}")
