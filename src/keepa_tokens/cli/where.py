@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
@@ -31,7 +30,7 @@ class Where:
     sqlite: str | None
     prefix: str
     key: str | None = None
-    key_file: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -66,9 +65,8 @@ class Where:
         keys = sorted(place.keys())
         if len(keys) == 1:
             return keys[0]
-        api_key = self.api_key()
-        if api_key is not None and bucket_key(api_key) in keys:
-            return bucket_key(api_key)
+        if self.api_key is not None and bucket_key(self.api_key) in keys:
+            return bucket_key(self.api_key)
         if not keys:
             raise RefusedError(
                 f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
@@ -98,42 +96,41 @@ class Where:
             return found[0]
         raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {_listed(keys)}")
 
-    def api_key(self) -> str | None:
-        """Return the API key, from a file, the standard input or the environment; None: there is none."""
-        if self.key_file is not None:
-            text = sys.stdin.read() if self.key_file == "-" else _read(self.key_file)
-            if not text.strip():
-                raise RefusedError(f"--key-file {self.key_file} is empty")
-            return text.strip()
-        return os.environ.get(KEY_VARIABLE, "").strip() or None
-
     def needed_api_key(self) -> str:
         """Return the API key; a usage error without one."""
-        api_key = self.api_key()
-        if api_key is None:
+        if self.api_key is None:
             raise RefusedError(
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
-        return api_key
-
-
-def _read(name: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RefusedError(f"--key-file {name} can't be read: {type(error).__name__}") from error
+        return self.api_key
 
 
 def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:20]) + f" and {len(keys) - 20} more" * (len(keys) > 20) or "none"  # noqa: PLR2004 - a line
 
 
-Function = Callable[..., None]
+def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str | None:
+    """Return the API key from a file, or from the environment; None: there is none."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE, "").strip() or None
+    api_key = file.read().strip()
+    if not api_key:
+        raise click.BadParameter("it is empty")
+    return api_key
 
 
-def with_place(function: Function) -> Function:
-    """Give a command the options of a place; it gets a `Where`."""
+def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a place and of a bucket in it: KEY, or the one of an API key. It gets a `Where`."""
     options = (
+        click.argument("key", metavar="[KEY]", required=False),
+        click.option(
+            "--key-file",
+            "api_key",
+            metavar="FILE",
+            type=click.File(errors="replace"),
+            callback=_api_key,
+            help=f"A file with the API key (- is stdin); else it is taken from {KEY_VARIABLE}. It names a bucket, too.",
+        ),
         click.option(
             "--redis",
             metavar="URL",
@@ -149,18 +146,14 @@ def with_place(function: Function) -> Function:
     )
 
     @functools.wraps(function)
-    def command(redis: str | None, sqlite: str | None, prefix: str, **rest: Any) -> None:  # noqa: ANN401 - click's
-        where = Where(redis, sqlite, prefix, rest.pop("key", None), rest.pop("key_file", None))
-        function(where, **rest)
+    def command(
+        redis: str | None,
+        sqlite: str | None,
+        prefix: str,
+        key: str | None,
+        api_key: str | None,
+        **others: Any,  # noqa: ANN401 - click's
+    ) -> None:
+        function(Where(redis, sqlite, prefix, key, api_key), **others)
 
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
-
-
-def with_bucket(function: Function) -> Function:
-    """The same for one bucket: KEY, or the one of an API key."""
-    key_file = click.option(
-        "--key-file",
-        metavar="FILE",
-        help=f"A file with the API key (- is stdin); else it is taken from {KEY_VARIABLE}. It names a bucket, too.",
-    )
-    return click.argument("key", metavar="[KEY]", required=False)(key_file(with_place(function)))
