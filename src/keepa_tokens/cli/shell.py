@@ -131,7 +131,8 @@ class Group(click.Group):
             raise  # `main` says how to get it
         except (StorageUnavailable, KeyRefusedError, RefusedError, ConfigError, ImportError) as error:
             complain(str(error))
-            ctx.exit({StorageUnavailable: STORAGE_AWAY, KeyRefusedError: KEY_REFUSED}.get(type(error), USAGE))
+            away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
+            ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
 
 
 COMMANDS: Final = {
