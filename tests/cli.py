@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 from click.testing import CliRunner, Result
 
 from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
+from keepa_tokens.cli.look import Look
 from keepa_tokens.rules.state import BucketState, Hold
 from tests.servers import Server, running
 
 KEY = "keepa-" + "a" * 24
+SECOND = 1_000_000
+NOW = 1_780_000_000 * SECOND
 
 
 def run(*arguments: str, code: int = 0, stdin: str | None = None, env: dict[str, str | None] | None = None) -> Result:
@@ -62,11 +64,25 @@ def valkey_with_workers() -> Generator[Workers]:
         workers.storage.close()
 
 
-def sums(holds: dict[str, Hold]) -> dict[str, Any]:
-    """Return what is stored of holds beside them."""
-    there = {
+def seen(**given: Any) -> Look:
+    """Return a look at a bucket of 20 tokens a minute with these fields."""
+    holds: dict[str, Hold] = given.get("holds", {})
+    known: dict[str, Any] = {
+        "balance": 412,
+        "refilled_at": NOW - 38 * SECOND,
+        "sequence": 7,
+        "reading_at": NOW - 45 * SECOND,
+        "reading_sequence": 5,
+        "drift": -3,
+        "quota": keepa_quota(20),
         "held": sum(hold.tokens for hold in holds.values()),
         "open": len(holds),
         "due_at": min((hold.expires_at for hold in holds.values()), default=None),
     }
-    return {name: value for name, value in there.items() if name in {each.name for each in fields(BucketState)}}
+    state = BucketState(**known | given)
+    return Look(KEY, NOW, state.to_fields(), state)
+
+
+def hold(age: float, tokens: int = 15, hold_for: int = 120) -> Hold:
+    """Return what a call has held for so many seconds."""
+    return Hold(tokens, 6, NOW + round((hold_for - age) * SECOND), hold_for * SECOND)

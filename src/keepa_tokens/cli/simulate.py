@@ -49,23 +49,17 @@ class Kind:
     def params(self, chance: random.Random) -> dict[str, str]:
         """Return the parameters of one call."""
         codes = ",".join(f"B0{chance.randrange(10**8):08d}" for _ in range(self.items))
-        match self.name:
-            case "product":
-                return {"asin": codes}
-            case "offers":
-                return {"asin": codes, "offers": "20"}
-            case "search":
-                return {"type": "product", "term": codes[:10], "page": "0"}
-            case "query":
-                return {"selection": '{"perPage": 100}'}
-            case "bestsellers":
-                return {"domain": "1", "category": "1"}
-            case "seller":
-                return {"domain": "1", "seller": codes}
-            case "category":
-                return {"domain": "1", "category": "1"}
-            case _:
-                return {"selection": '{"domainId": 1, "page": 0}'}
+        by_name = {
+            "product": {"asin": codes},
+            "offers": {"asin": codes, "offers": "20"},
+            "search": {"type": "product", "term": codes[:10], "page": "0"},
+            "query": {"selection": '{"perPage": 100}'},
+            "bestsellers": {"domain": "1", "category": "1"},
+            "deal": {"selection": '{"domainId": 1, "page": 0}'},
+            "seller": {"domain": "1", "seller": codes},
+            "category": {"domain": "1", "category": "1"},
+        }
+        return by_name[self.name]
 
 
 def parse_mix(said: str) -> list[Kind]:
