@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.look import Look
+from keepa_tokens.cli.view import Picture, draw
 from keepa_tokens.rules.state import BucketState, Hold
 from tests.servers import Server, running
 
@@ -86,3 +89,11 @@ def seen(**given: Any) -> Look:
 def hold(age: float, tokens: int = 15, hold_for: int = 120) -> Hold:
     """Return what a call has held for so many seconds."""
     return Hold(tokens, 6, NOW + round((hold_for - age) * SECOND), hold_for * SECOND)
+
+
+def drawn(shown: Picture, width: int, height: int, colours: Literal["256"] | None = None) -> str:
+    """Return a picture as text."""
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=colours, force_terminal=True)
+    with console.capture() as captured:
+        console.print(draw(shown, width, height))
+    return captured.get()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
 from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look
-from keepa_tokens.cli.view import draw
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, run
+from tests.cli import KEY, Workers, drawn, run
 
 
 class Watched:
@@ -36,10 +33,7 @@ class Watched:
         return self.story.take(self.seen())
 
     def drawn(self, width: int, height: int) -> list[str]:
-        console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
-        with console.capture() as captured:
-            console.print(draw(picture(self.story, self.seen(), "12:00:00"), width, height))
-        return captured.get().splitlines()
+        return drawn(picture(self.story, self.seen(), "12:00:00"), width, height).splitlines()
 
 
 @pytest.fixture
