@@ -102,16 +102,10 @@ class Story:
 
 def _between(before: Look, now: Look) -> Step:
     """Return what happened between two looks, by what is stored: what began and ended in between is not seen."""
-    meanwhile = replace(before, now_us=now.now_us).snapshot()
-    snapshot = now.snapshot()
+    projected, found = replace(before, now_us=now.now_us).snapshot(), now.snapshot()
     spent = 0
-    if (
-        meanwhile is not None
-        and snapshot is not None
-        and meanwhile.balance is not None
-        and snapshot.balance is not None
-    ):
-        spent = max(0, meanwhile.balance - snapshot.balance)
+    if projected and found and projected.balance is not None and found.balance is not None:
+        spent = max(0, projected.balance - found.balance)
     return Step(
         now.now_us,
         len(now.state.holds.keys() - before.state.holds.keys()),

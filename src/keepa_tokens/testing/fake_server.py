@@ -127,10 +127,10 @@ class _Http(ThreadingHTTPServer):
     def pause(self) -> None:
         """Let the latency of one call pass."""
         seconds = self.fake.draw_latency()
-        if self._speed is None:
-            self.fake.clock.sleep(seconds)
-        else:
+        if self._speed is not None:
             self._ending.wait(seconds / self._speed)
+        elif seconds > 0:  # an event loop's clock takes no blocking sleep, not even of none
+            self.fake.clock.sleep(seconds)
 
     def leave_hanging(self) -> None:
         """Keep a connection open without an answer, for the bounded time."""
