@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Self, cast
 
 import aiohttp
 
-from ._flow import End
+from ._flow import Exchange
 
 __all__ = ["AsyncExchange", "Session"]
 
@@ -26,10 +26,8 @@ class Session:
         """Have nothing to close."""
 
 
-class AsyncExchange(AsyncExitStack):
+class AsyncExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
     """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
-
-    repeatable = True
 
     def __init__(self, url: str, options: dict[str, object]) -> None:
         super().__init__()
@@ -55,17 +53,6 @@ class AsyncExchange(AsyncExitStack):
                 raise aiohttp.ClientOSError(*error.args) from None
             raise
 
-    def status(self, answer: aiohttp.ClientResponse) -> int:
-        """Return the status."""
-        return answer.status
-
-    def headers(self, answer: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers."""
-        return answer.headers
-
     async def read(self, answer: aiohttp.ClientResponse) -> tuple[aiohttp.ClientResponse, bytes]:
         """Read the body, which stays in the answer."""
         return answer, await answer.read()
-
-    def streamed(self, answer: aiohttp.ClientResponse, end: End) -> None:
-        """Have it read now."""

@@ -21,8 +21,8 @@ answer before the client sees it. Building URLs, parsing, errors and attributes 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -49,7 +49,7 @@ from ._aiohttp import AsyncExchange, Session
 from ._errors import forget_key
 from ._flow import AnyCall, AnySync, Ask, NotCopied, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
-from .requests import Exchange
+from .requests import RequestsExchange
 
 __all__ = ["guard", "unguard"]
 
@@ -198,7 +198,7 @@ class _Guard(NotCopied):
         # A page that was held together with the others is refused only where somebody else spends: the client's error.
         seen = self.seen(asked, ask, self._waiting if wait and page is None else self._at_once)
         request = _seeing(self._own_request, **seen)
-        with _Tidy(self._api):
+        with _tidy(self._api):
             return await done(
                 request(
                     self._api,
@@ -302,7 +302,7 @@ class _SyncGuard(_Guard):
 
         def get(url: str, params: object, **options: object) -> requests.Response:
             send = partial(cast("Callable[..., requests.Response]", requests.get), url, params, **options)
-            return run(lambda: metered(self._sync, meter, asked, Exchange(send), ask))
+            return run(lambda: metered(self._sync, meter, asked, RequestsExchange(send), ask))
 
         return {"requests": SimpleNamespace(get=get)}
 
@@ -324,7 +324,7 @@ class _AsyncGuard(_Guard):
         """Download an image as the client does, metered: it makes this request past its `_request`."""
         asked = Asked(IMAGE, {"asin": asin})
         download = _seeing(self._own_download, **self.seen(asked, partial(self._call, waits=True), self._waiting))
-        with _Tidy(self._api):
+        with _tidy(self._api):
             await done(download(self._api, asin, *args, **options))
 
     def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
@@ -338,27 +338,22 @@ class _AsyncGuard(_Guard):
         return {"aiohttp": SimpleNamespace(ClientSession=lambda: Session(get))}
 
 
-class _Tidy:
-    """Around one use of the client's own code: keeps its status usable, and the API key out of what it raises."""
-
-    def __init__(self, api: keepa.Keepa | keepa.AsyncKeepa) -> None:
-        self._api = api
-        self._tokens_left = api.tokens_left
-        self._status = replace(api.status)
-
-    def __enter__(self) -> None:
-        """Have nothing to open."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        api = self._api
+@contextmanager
+def _tidy(api: Api) -> Generator[None, None, None]:
+    """Keep, around one use of the client's own code, its status usable, and the API key out of what it raises."""
+    tokens_left, status = api.tokens_left, replace(api.status)
+    try:
+        yield
+    except BaseException as error:
+        forget_key(error, api.accesskey)
+        raise
+    finally:
         if api.status.refillRate == 0:
             # All fields are 0 in a bad key's answer, which knows nothing; and the client divides by this one.
-            api.tokens_left, api.status = self._tokens_left, self._status
-        elif api.status.timestamp != self._status.timestamp:
+            api.tokens_left, api.status = tokens_left, status
+        elif api.status.timestamp != status.timestamp:
             # The client compares it with its own clock; the server's may be minutes off.
             api.status.timestamp = _now_ms()
-        if error is not None:
-            forget_key(error, api.accesskey)
 
 
 def _own(api: object, name: str, *needed: str) -> FunctionType:

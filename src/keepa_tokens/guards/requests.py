@@ -20,8 +20,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
@@ -41,7 +40,7 @@ from .._blocking import run
 from ..errors import ConfigError
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import End, NotCopied, checked_sync, metered
+from ._flow import End, Exchange, NotCopied, checked_sync, metered
 from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by, has_key, keyed
 
 __all__ = ["KeepaAdapter"]
@@ -105,7 +104,7 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
             host = self._origin.host
             raise ConfigError(f"a KeepaAdapter serves {host} alone, by https: mount it at https://{host}/")
         body = request.body if isinstance(request.body, (bytes, str)) else None
-        exchange = Exchange(
+        exchange = RequestsExchange(
             partial(super().send, request, stream, timeout, verify, cert, proxies),
             streams=stream,
             repeatable=body is request.body,
@@ -116,21 +115,19 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
         return f"KeepaAdapter({self._sync!r}, host={self._origin.host!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class RequestsExchange(Exchange[requests.Response]):
     """One request by requests, sent by `send`. streams: its reader reads the body."""
 
-    send: Callable[[], requests.Response]
-    streams: bool = False
-    repeatable: bool = True
+    def __init__(
+        self, send: Callable[[], requests.Response], *, streams: bool = False, repeatable: bool = True
+    ) -> None:
+        self._send = send
+        self._streams = streams
+        self.repeatable = repeatable
 
-    def status(self, answer: requests.Response) -> int:
-        """Return the status."""
-        return answer.status_code
-
-    def headers(self, answer: requests.Response) -> Mapping[str, str]:
-        """Return the headers."""
-        return answer.headers
+    def send(self) -> requests.Response:
+        """Send the request."""
+        return self._send()
 
     def read(self, answer: requests.Response) -> tuple[requests.Response, bytes]:
         """Read the body, which stays in the answer."""
@@ -138,7 +135,7 @@ class Exchange:
 
     def streamed(self, answer: requests.Response, end: End) -> requests.Response | None:
         """Return the answer, whose body is settled at its end."""
-        if not self.streams:
+        if not self._streams:
             return None
         answer.raw = _Settling(answer.raw, end)
         return answer
@@ -152,7 +149,7 @@ class _Settling:
 
     def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
         self._raw = raw
-        self._end: End | None = end
+        self._end = end
         self._chunks: list[bytes] = []
         self._encoded = False
 
@@ -192,28 +189,24 @@ class _Settling:
         try:
             self._raw.close()
         finally:
-            self._once(None)
+            self._ended(None)
 
     def release_conn(self) -> None:
         self._raw.release_conn()
-        self._once(None)
+        self._ended(None)
 
     def _noted(self, chunk: bytes, decode_content: bool | None) -> bytes:  # noqa: FBT001 - as it was passed on
-        if self._end is not None:
-            self._chunks.append(chunk)
-            self._encoded |= not (self._raw.decode_content if decode_content is None else decode_content)
+        self._chunks.append(chunk)
+        self._encoded |= not (self._raw.decode_content if decode_content is None else decode_content)
         return chunk
 
     def _whole(self) -> None:
-        if self._end is not None:
-            body = b"".join(self._chunks)
-            self._once(_decoded(self._raw, body) if self._encoded else body)
+        body = b"".join(self._chunks)
+        self._ended(_decoded(self._raw, body) if self._encoded else body)
 
-    def _once(self, body: bytes | None) -> None:
-        end, self._end = self._end, None
+    def _ended(self, body: bytes | None) -> None:
         self._chunks.clear()
-        if end is not None:
-            run(lambda: end(body))
+        run(lambda: self._end(body))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._raw, name)
