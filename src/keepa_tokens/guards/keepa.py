@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from math import isfinite
 from types import FunctionType, SimpleNamespace
@@ -148,7 +148,7 @@ class _Guard(NotCopied):
         payload[KEY] = "***"  # the frames of the client's methods, which an exception shows, hold the same dict
         if request_type == TOKEN and is_json and not raw_response:
             return await self.token()
-        return await self._http(request_type, payload, wait=wait, raw_response=raw_response, is_json=is_json)
+        return await self._http(request_type, payload, wait, raw_response=raw_response, is_json=is_json)
 
     async def queried(self, items: Iterable[object], *args: object, **options: object) -> object:
         """Query products as the client does, a request for each hundred of them."""
@@ -183,11 +183,9 @@ class _Guard(NotCopied):
         return _show(self._api, bucket)
 
     async def _ask(self) -> object:
-        return await self._http(TOKEN, {}, wait=False, raw_response=False, is_json=True)
+        return await self._http(TOKEN, {}, False)  # noqa: FBT003 - the client's own signature
 
-    async def _http(
-        self, request_type: str, payload: dict[str, object], *, wait: bool, raw_response: bool, is_json: bool
-    ) -> object:
+    async def _http(self, request_type: str, payload: dict[str, object], wait: bool, **options: bool) -> object:  # noqa: FBT001 - the same
         asked = Asked(request_type, payload)
         wait = wait or patience(0.0) is None
         page = await self._page(asked, waits=wait)
@@ -199,15 +197,9 @@ class _Guard(NotCopied):
         seen = self.seen(asked, ask, self._waiting if wait and page is None else self._at_once)
         request = _seeing(self._own_request, **seen)
         with _tidy(self._api):
+            # The key in no variable: tools that report errors show them.
             return await done(
-                request(
-                    self._api,
-                    request_type,
-                    {**payload, KEY: self._api.accesskey},
-                    wait=False,
-                    raw_response=raw_response,
-                    is_json=is_json,
-                )
+                request(self._api, request_type, {**payload, KEY: self._api.accesskey}, wait=False, **options)
             )
 
     async def _call(
@@ -235,13 +227,12 @@ class _Guard(NotCopied):
         held: list[AnyCall] = []
         left, total = self._waiting.timeout, sum(costs)
         try:
-            # One token beside all the others: whether all of them are there.
-            first = await self._call(1, left, waits=waits, keep=total - 1)
-            await done(first.cancel())
-            if first.decision.probe:  # the scout, who knows of no balance: the free question will do
-                await self._ask()
+            for _ in range(2):  # whether all of them are there: one token beside all the others
                 first = await self._call(1, left, waits=waits, keep=total - 1)
                 await done(first.cancel())
+                if not first.decision.probe:
+                    break
+                await self._ask()  # the scout, who knows of no balance: the free question will do
             for cost in costs:
                 held += [await self._call(cost, left, waits=waits, label=label)]
         except BaseException as error:
@@ -387,13 +378,7 @@ def _show(api: keepa.Keepa | keepa.AsyncKeepa, bucket: Snapshot) -> dict[str, ob
     to_step = bucket.full_in % bucket.period if isfinite(bucket.full_in) else 0.0
     status.refillIn = round((to_step or bucket.period) * MILLISECONDS)
     status.timestamp = _now_ms()
-    return {
-        "timestamp": status.timestamp,
-        "tokensLeft": api.tokens_left,
-        "refillIn": status.refillIn,
-        "refillRate": status.refillRate,
-        "tokensConsumed": 0,
-    }
+    return {**asdict(status), "tokensLeft": api.tokens_left, "tokensConsumed": 0}
 
 
 def _now_ms() -> int:

@@ -4,17 +4,13 @@
     session.mount("https://api.keepa.com/", KeepaAdapter(KeepaSync.from_key(key), api_key=key))
     answer = session.get("https://api.keepa.com/product", params={"domain": 1, "asin": "B0088PUEPK"})
 
-- Each request waits until its estimate may be spent, and holds it. The answer is read once and settled; with
-  `stream=True` when its reader has come to the end. What was closed before, an image, a timeout and a broken connection
-  settle nothing: charged or not, nobody knows, so the hold runs out. Only what certainly never reached the server (no
-  connection, no TLS, a proxy that refused) frees its tokens at once.
-- A 429 settles at once, at nothing, and corrects the bucket. It is handed out as it is (mind that a `Response` of 400
-  and above is false); `retry_refused=True` waits for tokens and makes the request again, as `KeepaTransport` does. With
-  `timeout=0` as well nothing ever waits: a 429 becomes NotEnoughTokens, with a `retry_after`.
-- What costs nothing (`/token`) is not held: its answer is a reading.
-- urllib3 logs the URL of every request, and requests puts it into exceptions. Give the key here, as `api_key`, and
-  leave it out of the requests' parameters: it is added at the connection, where no log, exception or repr sees it; and
-  only by https to the API's own port.
+It does what `keepa_tokens.guards.httpx` does, with these differences:
+
+- With `stream=True` the answer is settled when its reader has come to the end, else before `get` returns.
+- Mind that a `Response` of 400 and above is false. A body that is read from a file or a generator is not sent again.
+- It serves Keepa alone: mount it there. What goes to other hosts is a ConfigError.
+- urllib3 logs the URL of every request, and requests puts it into exceptions: give the key here, as `api_key`, and
+  leave it out of the requests' parameters. It is added at the connection, by https to the API's own port only.
 """
 
 from __future__ import annotations
@@ -50,11 +46,8 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
     """Pays for requests to Keepa from the bucket of `sync`. Mount it at `https://api.keepa.com/`.
 
     api_key: added to requests that don't bring a `key`. host: the only one it serves; ConfigError for any other, which
-    must not get the key. estimate: says what a call may cost, by path and parameters (default: the table in
-    `keepa_tokens.keepa.costs`); or estimator: one that learns, and is taught by each answer. keep: tokens to leave for
-    others. timeout: seconds that a request may wait for tokens (None: as long as it takes); AcquireTimeout, nothing
-    spent, when it would be longer. retry_refused: make a request that the server refused (429) again, once there are
-    tokens; else the 429 is handed out. pool_connections, pool_maxsize, pool_block: as `HTTPAdapter`.
+    must not get the key. estimate, estimator, keep, timeout, retry_refused: as for
+    `keepa_tokens.guards.httpx.KeepaTransport`. pool_connections, pool_maxsize, pool_block: as for `HTTPAdapter`.
 
     It takes no `max_retries`: urllib3 would send one request several times on one hold.
     """

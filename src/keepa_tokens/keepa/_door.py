@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from contextvars import ContextVar
+from typing import Final, TypeVar
 
 from .._arguments import NotCopied, checked_key, checked_label, checked_name, hold_for_us, microseconds
 from .._door import CALL_ADVICE, cost, new_id, watched
@@ -13,13 +14,15 @@ from ..quota import Quota
 from ..rules.commands import Reserve
 from ._plans import KeepaSteps, cancel, settle
 from .backoff import asked_by
-from .place import PLACE
 from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, unpacked
 
-__all__ = ["KeepaCall", "KeepaDoor", "checked_api_key", "checked_bucket", "terms"]
+__all__ = ["PLACE", "KeepaCall", "KeepaDoor", "checked_api_key", "checked_bucket", "terms"]
 
 B = TypeVar("B")
+
+PLACE: Final = ContextVar[str | None]("the place in line of the task under way", default=None)
+"""The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
 
 
 class KeepaDoor(NotCopied):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
 from .._arguments import timeout_us
@@ -115,9 +114,7 @@ class AsyncKeepaSync(KeepaDoor):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def _steps(self) -> _Steps:
@@ -176,9 +173,7 @@ class AsyncCall(KeepaCall):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
         if self._watch is not None and kind is None:
             left_unsettled(self._door, "call", self.tokens, CALL_ADVICE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
 from .._arguments import timeout_us
@@ -142,9 +141,7 @@ class KeepaSync(KeepaDoor):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _steps(self) -> _Steps:
@@ -214,9 +211,7 @@ class Call(KeepaCall):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
         if self._watch is not None and kind is None:
             left_unsettled(self._door, "call", self.tokens, CALL_ADVICE)
