@@ -7,25 +7,21 @@ itself (`done`), so a blocking client runs the same flow to its end in one go.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from inspect import isawaitable
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from .._arguments import NotCopied as Single
-from ..async_bucket import async_door_of
-from ..bucket import door_of
-from ..clock import SystemClock
+from .._arguments import timeout_us
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
+from ..keepa._door import steps_of
+from ..keepa._plans import Attempts, KeepaSteps
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import FIRST, SERVER_REFUSES, Refusals, retry_after
-from ..keepa.reading import envelope
+from ..keepa.backoff import FIRST, retry_after
 from ..keepa.sync import Call, KeepaSync
-from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
@@ -115,31 +111,23 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, exchange: Exchange[
     cost = meter.cost(asked)
     if cost == 0:
         return await _observed(sync, exchange)
-    left, refusals = patience(meter.timeout), Refusals()
-    ask = ask or (lambda cost, left: ask_of(sync, cost, meter.keep, left, asked.label))
-    while True:
-        call = await _once_there(sync, partial(ask, cost, left))
-        answer, body = await _sent(call, meter, asked, exchange)
-        status, wanted = _status(answer), retry_after(_headers(answer))
-        again = status == REFUSED or (status >= SERVER_ERROR and wanted is not None)
+    asks = ask or (lambda cost, left: ask_of(sync, cost, meter.keep, left, asked.label))
+
+    def set_aside(_: object, left_us: int | None) -> Awaitable[AnyCall]:
+        return asks(cost, None if left_us is None else left_us / MICROSECONDS)
+
+    attempts, steps = Attempts(cost, meter.keep, timeout_us(patience(meter.timeout)), set_aside), steps_of(sync)
+    answer: R | None = None
+    while (call := await _once_there(steps, lambda: attempts.next(steps))) is not None:
+        answer = await _sent(call, meter, asked, exchange)
+        call.retry_after = retry_after(_headers(answer))
+        again = call.refused or (_status(answer) >= SERVER_ERROR and call.retry_after is not None)
         if not (again and meter.again and exchange.repeatable):
-            return answer
-        bucket: Snapshot = await _once_there(sync, lambda: done(sync.bucket.peek(cost, keep=meter.keep)))
-        explained = wanted is None and bucket.retry_after > 0 and envelope(body).reading is not None
-        chance = random.random()  # noqa: S311 - no secret hangs on it
-        pause = refusals.pause(bucket.retry_after if explained else 0.0, retry_after=wanted, chance=chance)
-        if pause is None:
-            return answer
-        left = None if left is None else max(0.0, left - call.waited)
-        if left is not None and pause > left:
-            if not explained:
-                raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
-            pause = left  # the bucket says it better
-        await _pause(sync, pause)
-        left = None if left is None else left - pause
+            break
+    return cast("R", answer)
 
 
-async def _once_there(sync: AnySync, step: Callable[[], Awaitable[T]]) -> T:
+async def _once_there(steps: KeepaSteps, step: Callable[[], Awaitable[T]]) -> T:
     """Return what `step` does to the bucket; for a task that has paid, again where the storage is away for a while.
 
     Sent back, it would pay again, and fails instead where the storage stays away.
@@ -155,7 +143,7 @@ async def _once_there(sync: AnySync, step: Callable[[], Awaitable[T]]) -> T:
                 raise StorageUnavailable(
                     f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
                 ) from away
-            await _pause(sync, pause, AWAY)
+            await steps.sleep(round(pause * MICROSECONDS), 0, AWAY, alert=False)
             waited += pause
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -174,11 +162,8 @@ async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label:
         raise AcquireTimeout(refused.tokens, refused.retry_after, refused.reason, refused.balance) from None
 
 
-async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]) -> tuple[R, bytes | None]:
-    """Send the request and let its answer end the call: now, or when its reader has come to the end.
-
-    Return the answer, and its body where it was read.
-    """
+async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]) -> R:
+    """Send the request and let its answer end the call: now, or when its reader has come to the end."""
     try:
         answer = await done(exchange.send())
     except BaseException as error:  # interrupts and cancellations too; nothing of `settle()` suspends
@@ -207,16 +192,16 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]
     refused = status == REFUSED or status >= SERVER_ERROR
     if _headers(answer).get("Content-Type", "").lower().startswith("image/") and not refused:
         await end(None)  # it carries no envelope, so its hold is left to run out
-        return answer, None
+        return answer
     streaming = None if refused else exchange.streamed(answer, end)
     if streaming is not None:
-        return streaming, None
+        return streaming
     body: bytes | None = None
     try:
         answer, body = await done(exchange.read(answer))
     finally:
         await end(body)
-    return answer, body
+    return answer
 
 
 def _paid(call: AnyCall) -> None:
@@ -238,18 +223,6 @@ async def _observed(sync: AnySync, exchange: Exchange[R]) -> R:
     except StorageUnavailable as error:
         _not_taken_down(error)
     return answer
-
-
-async def _pause(sync: AnySync, seconds: float, why: str = SERVER_REFUSES) -> None:
-    if seconds <= 0:
-        return
-    door = door_of(sync.bucket) if isinstance(sync, KeepaSync) else async_door_of(sync.bucket)
-    door.pause(round(seconds * MICROSECONDS), 0, why)
-    clock = door.clock or SystemClock()
-    if isinstance(sync, KeepaSync):
-        clock.sleep(seconds)
-    else:
-        await clock.asleep(seconds)
 
 
 def _status(answer: Any) -> int:  # noqa: ANN401 - of any client; aiohttp has another name for it

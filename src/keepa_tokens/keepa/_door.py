@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Final, TypeVar
 
-from .._arguments import NotCopied, checked_key, checked_label, checked_name, hold_for_us, microseconds
+from .._arguments import NotCopied, checked_key, checked_label, checked_name, hold_for_us, microseconds, timeout_us
 from .._door import CALL_ADVICE, cost, new_id, watched
 from .._plans import Grant
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Reserve
-from ._plans import KeepaSteps, cancel, settle
+from ._plans import Attempts, KeepaSteps, cancel, request, settle
 from .backoff import asked_by
 from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, unpacked
 
-__all__ = ["PLACE", "KeepaCall", "KeepaDoor", "checked_api_key", "checked_bucket", "terms"]
+__all__ = ["PLACE", "KeepaCall", "KeepaDoor", "checked_api_key", "checked_bucket", "steps_of", "terms"]
 
 B = TypeVar("B")
+C = TypeVar("C", bound="KeepaCall")
 
 PLACE: Final = ContextVar[str | None]("the place in line of the task under way", default=None)
 """The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
@@ -41,6 +43,9 @@ class KeepaDoor(NotCopied):
             raise ConfigError(f"probe_interval={probe_interval!r} must be longer than 0 s")
         self._hold_for_us = hold_for_us(hold_for)
 
+    def _steps(self) -> KeepaSteps:
+        raise NotImplementedError
+
     def _wanted(self, estimate: int, keep: int, label: str, place: str | None = None) -> Reserve:
         """Return the command that asks for a call's hold; in line by `place`, or as the task that comes back."""
         estimate, keep = cost(self._quota, estimate, keep)
@@ -54,6 +59,16 @@ class KeepaDoor(NotCopied):
             checked_label(label),
             PLACE.get() if place is None else checked_name("place", place),
         )
+
+    def _attempts(
+        self, estimate: int, keep: int, timeout: float | None, label: str, call: Callable[[Grant], C]
+    ) -> Attempts[C]:
+        wanted = self._wanted(estimate, keep, label)
+
+        def ask(steps: KeepaSteps, left_us: int | None) -> Awaitable[C]:
+            return request(steps, replace(wanted, id=new_id()), left_us, call)
+
+        return Attempts(wanted.tokens, wanted.keep, timeout_us(timeout), ask)
 
 
 class KeepaCall(NotCopied):
@@ -85,6 +100,11 @@ class KeepaCall(NotCopied):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
+
+
+def steps_of(door: KeepaDoor) -> KeepaSteps:
+    """Return the steps of one call by a door, for the guards."""
+    return door._steps()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
 def checked_bucket(bucket: object, kind: type[B], *, twin: str) -> B:

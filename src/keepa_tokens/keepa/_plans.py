@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Generic, Protocol, TypeVar
 
-from .._door import Door, new_id
+from .._door import Door
 from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of, ticket_for
 from ..errors import AcquireTimeout, ConfigError
 from ..events import EventKind
@@ -78,8 +78,6 @@ class KeepaSteps(Steps, Protocol):
 
 class _Call(Protocol):
     @property
-    def refused(self) -> bool: ...
-    @property
     def told(self) -> bool: ...
     @property
     def retry_after(self) -> float | None: ...
@@ -111,39 +109,54 @@ async def try_request(steps: KeepaSteps, wanted: Reserve, call: Callable[[Grant]
 
 
 class Attempts(Generic[Called]):
-    """Calls until one is not refused. The time that the caller takes in between counts for no timeout."""
+    """Calls that the server refuses, one after the other. ask: sets tokens aside within so many microseconds.
 
-    def __init__(self, wanted: Reserve, timeout_us: int | None, call: Callable[[Grant], Called]) -> None:
-        self._wanted, self._timeout_us, self._call = wanted, timeout_us, call
+    The time that the caller takes in between counts for no timeout.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        keep: int,
+        timeout_us: int | None,
+        ask: Callable[[KeepaSteps, int | None], Awaitable[Called]],
+    ) -> None:
+        self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
         self._refusals = Refusals()
-        self._last: Called | None = None
+        self._refused: Called | None = None
 
     async def next(self, steps: KeepaSteps) -> Called | None:
-        """Return the next call, its estimate set aside; None: make no other."""
-        patience, last = Patience(steps, self._timeout_us), self._last
-        if last is not None and not (last.refused and await self._goes_on(steps, last, patience.left_us())):
+        """Return the next call, its estimate set aside; None: make no other, the last answer stands.
+
+        Where the storage is away it may be called again, and goes on where it was.
+        """
+        patience = Patience(steps, self._left_us)
+        if self._refused is not None and not await self._goes_on(steps, self._refused, patience.left_us()):
             return None
-        left_us = None if self._timeout_us is None else max(0, patience.left_us())
-        self._last = await request(steps, replace(self._wanted, id=new_id()), left_us, self._call)
-        self._timeout_us = None if self._timeout_us is None else patience.left_us()
-        return self._last
+        self._refused = None
+        call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
+        self._left_us = None if self._left_us is None else patience.left_us()
+        self._refused = call
+        return call
 
     async def _goes_on(self, steps: KeepaSteps, last: Called, left_us: int) -> bool:
         """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
 
         AcquireTimeout where that would be too long.
         """
-        seen = snapshot_of(await steps.apply(Peek(self._wanted.tokens, self._wanted.keep)))
+        seen = snapshot_of(await steps.apply(Peek(self._tokens, self._keep)))
         wait = seen.retry_after if last.told and last.retry_after is None else 0.0
-        reason = Reason.EMPTY if wait else SERVER_REFUSES
         seconds = self._refusals.pause(wait, retry_after=last.retry_after)
         if seconds is None:
             return False
         pause_us = round(seconds * MICROSECONDS)
         if pause_us > left_us:
-            raise AcquireTimeout(self._wanted.tokens, max(seconds, seen.retry_after), reason, seen.balance)
+            if not wait:
+                raise AcquireTimeout(self._tokens, max(seconds, seen.retry_after), SERVER_REFUSES, seen.balance)
+            pause_us = left_us  # the bucket says it better
         if pause_us:
             spread_us = pause_us // 2 if last.retry_after is None else MICROSECONDS
+            reason = Reason.EMPTY if wait else SERVER_REFUSES
             await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
         return True
 

@@ -91,9 +91,11 @@ class AsyncKeepaSync(KeepaDoor):
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
-        attempts = plans.Attempts(self._wanted(estimate, keep, label), timeout_us(timeout), self._call)
+        attempts = self._attempts(estimate, keep, timeout, label, self._call)
         while (call := await self._carried(attempts.next)) is not None:
             yield call
+            if not call.refused:
+                return
 
     async def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh; as `KeepaSync.observe`."""

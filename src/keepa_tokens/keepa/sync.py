@@ -112,9 +112,11 @@ class KeepaSync(KeepaDoor):
         Settle each with its status. Between them it waits for tokens, and longer each time where tokens don't explain
         the refusal; after five of those the last one stands. timeout: seconds to wait in all; raises as `request`.
         """
-        attempts = plans.Attempts(self._wanted(estimate, keep, label), timeout_us(timeout), self._call)
+        attempts = self._attempts(estimate, keep, timeout, label, self._call)
         while (call := self._carried(attempts.next)) is not None:
             yield call
+            if not call.refused:
+                return
 
     def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""
