@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -143,13 +144,14 @@ class Client:
         return Answer(got.status_code, got.content, str(got.url), got)
 
     def stream(self, path: str, params: Mapping[str, object], read: Callable[[Any], Any]) -> Any:
-        """Make a GET as a stream and let `read` have the open response; for an async client a coroutine function."""
+        """Make a GET as a stream and let `read` have the open response; for an async client it may be awaited."""
         url = self.world.server.url + path
         if self.world.is_async:
 
             async def streamed() -> Any:
                 async with self.native.stream("GET", url, params=params) as response:
-                    return await read(response)
+                    found = read(response)
+                    return await found if inspect.isawaitable(found) else found
 
             return self.await_(streamed())
         if self.world.kind == "requests":

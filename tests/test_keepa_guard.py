@@ -124,6 +124,24 @@ class World:
         """Query products without histories."""
         return self.do("query", *args, **QUIET, **options)
 
+    def together(self, *queries: tuple[list[str], dict[str, Any]]) -> list[Any]:
+        """Make queries at once; return what each brought, or was refused with."""
+
+        def once(items: list[str], options: dict[str, Any]) -> Any:
+            try:
+                return self.query(items, **options)
+            except NotEnoughTokens as refused:
+                return refused
+
+        async def all_at_once() -> list[Any]:
+            made = (self.api.query(items, **QUIET, **options) for items, options in queries)
+            return await asyncio.gather(*made, return_exceptions=True)
+
+        if self.kind == "async":
+            return self.runner.run(all_at_once())
+        with ThreadPoolExecutor(len(queries)) as pool:
+            return list(pool.map(lambda query: once(*query), queries))
+
     def bucket(self) -> Snapshot:
         """Return the bucket as it is now."""
         return TokenBucket(keepa_quota(5), storage=self.storage, clock=self.clock).peek()
@@ -174,15 +192,26 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield made
 
 
+@pytest.fixture
+def guarded(make: Make) -> Make:
+    """Make a world whose client is guarded on the terms that most have."""
+
+    def made(**options: Any) -> World:
+        world = make(**options)
+        world.guard()
+        return world
+
+    return made
+
+
 # --- metering
 
 
-def test_one_query_is_three_holds_each_settled_by_its_own_answer(make: Make) -> None:
+def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) -> None:
     """A query of 300 ASINs with ratings reserves 200 three times, settles what each cost, and ends at the server's
     own balance, without asking for it.
     """
-    world = make(refill_rate=20)
-    world.guard()
+    world = guarded(refill_rate=20)
 
     products = world.query(asins(300), rating=True)
 
@@ -198,10 +227,9 @@ def test_one_query_is_three_holds_each_settled_by_its_own_answer(make: Make) -> 
     assert world.fake.token_calls == 1  # the bucket was unknown; asked through the probe
 
 
-def test_an_empty_bucket_is_waited_for(make: Make) -> None:
+def test_an_empty_bucket_is_waited_for(guarded: Make) -> None:
     """A query that takes more than there is waits by the bucket's clock, once a request, and is never refused."""
-    world = make(refill_rate=5, initial=150)
-    world.guard()
+    world = guarded(refill_rate=5, initial=150)
     started = world.clock.now_us()
 
     assert len(world.query(asins(300))) == 300
@@ -212,10 +240,9 @@ def test_an_empty_bucket_is_waited_for(make: Make) -> None:
     assert sum(event.kind is EventKind.WAITING for event in world.events) < 15
 
 
-def test_a_refused_request_is_made_again_through_the_bucket(make: Make) -> None:
+def test_a_refused_request_is_made_again_through_the_bucket(guarded: Make) -> None:
     """Where somebody else spent the tokens, the 429 corrects the bucket, which waits; the client never sees it."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     world.query("B000000001")
     world.fake.spend_outside(310)
 
@@ -227,22 +254,15 @@ def test_a_refused_request_is_made_again_through_the_bucket(make: Make) -> None:
     assert world.bucket().balance == world.fake.balance
 
 
-def test_many_workers_make_no_storm(make: Make) -> None:
+def test_many_workers_make_no_storm(guarded: Make) -> None:
     """Ten queries at once on a balance that is gone: a refusal each at most, and the books are right in the end."""
-    world = make(refill_rate=20)
-    world.guard()
+    world = guarded(refill_rate=20)
     world.query("B000000001")
     world.fake.spend_outside(1300)
 
-    async def together() -> None:
-        await asyncio.gather(*(world.api.query(asins(10, place), **QUIET) for place in range(10)))
+    found = world.together(*((asins(10, place), {}) for place in range(10)))
 
-    if world.kind == "async":
-        world.runner.run(together())
-    else:
-        with ThreadPoolExecutor(10) as pool:
-            list(pool.map(lambda place: world.query(asins(10, place)), range(10)))
-
+    assert [len(products) for products in found] == [10] * 10
     assert world.fake.refused <= 10
     assert world.fake.spent == 101
     assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
@@ -269,10 +289,9 @@ def test_a_wait_longer_than_the_timeout_is_refused_at_once(make: Make) -> None:
     assert world.clock.slept == 0
 
 
-def test_without_waiting_both_refusals_surface(make: Make) -> None:
+def test_without_waiting_both_refusals_surface(guarded: Make) -> None:
     """With wait=False an empty bucket raises NotEnoughTokens and sends nothing; a 429 raises what the client raises."""
-    world = make(refill_rate=5, initial=10)
-    world.guard()
+    world = guarded(refill_rate=5, initial=10)
     world.query("B000000001")
     world.fake.spend_outside(20)
     with pytest.raises(RuntimeError, match="NOT_ENOUGH_TOKEN"):
@@ -287,10 +306,9 @@ def test_without_waiting_both_refusals_surface(make: Make) -> None:
 
 @pytest.mark.parametrize("fault", ["429", "429_bare"])
 @pytest.mark.parametrize("asked", [30.0, None])
-def test_a_refusal_though_there_are_tokens_is_not_hammered(make: Make, fault: Any, asked: float | None) -> None:
+def test_a_refusal_though_there_are_tokens_is_not_hammered(guarded: Make, fault: Any, asked: float | None) -> None:
     """Five tries, as far apart as the server asks or growing, then the client's own error for a 429."""
-    world = make(refill_rate=5, initial=250)
-    world.guard()
+    world = guarded(refill_rate=5, initial=250)
     world.do("update_status")
     headers = {} if asked is None else {"Retry-After": f"{asked:.0f}"}
     world.fake.fail_next(100, fault, path="/product", headers=headers)
@@ -320,20 +338,18 @@ def come_back(world: World, *args: Any, **options: Any) -> int:
     raise AssertionError("it never ends")
 
 
-def test_pages_that_can_not_be_had_at_once_are_an_error_that_ends_it(make: Make) -> None:
+def test_pages_that_can_not_be_had_at_once_are_an_error_that_ends_it(guarded: Make) -> None:
     """400 ASINs without waiting on a plan of 300 tokens could only ever begin: told at once, and nothing is spent."""
-    world = make(refill_rate=5, initial=300)
-    world.guard()
+    world = guarded(refill_rate=5, initial=300)
     with pytest.raises(CostTooLarge, match=r"tokens=400 can never be admitted: this quota admits at most 300"):
         world.query(asins(400), wait=False)
     assert (world.fake.spent, world.urls, world.bucket().held) == (0, [], 0)
 
 
 @pytest.mark.parametrize("count", [300, 299, 101, 100])
-def test_pages_wait_as_a_whole_and_are_then_had_at_once(make: Make, count: int) -> None:
+def test_pages_wait_as_a_whole_and_are_then_had_at_once(guarded: Make, count: int) -> None:
     """A query of several pages at a low balance is refused until all can be had; then it costs what it costs, once."""
-    world = make(refill_rate=5, initial=50)
-    world.guard()
+    world = guarded(refill_rate=5, initial=50)
     runs = come_back(world, asins(count), wait=False)
     assert runs > 1 or count == 100  # one page is admitted by the server's rule: while there is anything
     assert (world.fake.spent, world.fake.refused) == (count, 0)
@@ -364,43 +380,20 @@ def test_pages_whose_plan_turns_out_smaller_end_too(make: Make) -> None:
     assert world.fake.spent == 0
 
 
-def test_pages_of_two_queries_do_not_mix(make: Make) -> None:
+def test_pages_of_two_queries_do_not_mix(guarded: Make) -> None:
     """Two queries of three pages on tokens for one: one is done whole, the other is refused whole."""
-    world = make(refill_rate=5, initial=300)
-    world.guard()
+    world = guarded(refill_rate=5, initial=300)
     world.do("update_status")
-    done: list[int] = []
-    refused: list[int] = []
-
-    def once(first: int) -> None:
-        try:
-            done.append(len(world.api.query(asins(300, first), wait=False, **QUIET)))
-        except NotEnoughTokens:
-            refused.append(first)
-
-    async def aonce(first: int) -> None:
-        try:
-            done.append(len(await world.api.query(asins(300, first), wait=False, **QUIET)))
-        except NotEnoughTokens:
-            refused.append(first)
-
-    async def both() -> None:
-        await asyncio.gather(aonce(0), aonce(300))
-
-    if world.kind == "async":
-        world.runner.run(both())
-    else:
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(once, [0, 300]))
-    assert (done, len(refused)) == ([300], 1)
+    one, other = world.together(*((asins(300, first), {"wait": False}) for first in (0, 300)))
+    done, refused = (one, other) if isinstance(other, NotEnoughTokens) else (other, one)
+    assert (len(done), type(refused)) == (300, NotEnoughTokens)
     assert (world.fake.spent, world.fake.refused) == (300, 0)
     assert world.bucket().held == 0
 
 
-def test_pages_are_given_back_where_one_fails(make: Make) -> None:
+def test_pages_are_given_back_where_one_fails(guarded: Make) -> None:
     """A page that fails ends the query: the pages after it were never sent, so their tokens are free."""
-    world = make(refill_rate=5, initial=300)
-    world.guard()
+    world = guarded(refill_rate=5, initial=300)
     world.do("update_status")
     world.fake.fail_next(1, "500", path="/product")
     with pytest.raises(RuntimeError):
@@ -408,10 +401,9 @@ def test_pages_are_given_back_where_one_fails(make: Make) -> None:
     assert (world.bucket().balance, world.bucket().held) == (300, 0)
 
 
-def test_pages_refused_halfway_are_the_clients_error(make: Make) -> None:
+def test_pages_refused_halfway_are_the_clients_error(guarded: Make) -> None:
     """Where somebody else spends between two pages the client says so; it is no refusal to come back from."""
-    world = make(refill_rate=5, initial=300)
-    world.guard()
+    world = guarded(refill_rate=5, initial=300)
     world.fake.cost = lambda path, params: world.fake.spend_outside(300) if path == "/product" else None
     with pytest.raises(RuntimeError, match="NOT_ENOUGH_TOKEN"):
         world.query(asins(300), wait=False)
@@ -429,10 +421,9 @@ def test_pages_find_out_the_balance_without_a_probe(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", ["sync"], indirect=True)
-def test_a_queues_task_that_has_paid_waits_for_the_rest(make: Make) -> None:
+def test_a_queues_task_that_has_paid_waits_for_the_rest(guarded: Make) -> None:
     """In a task that would run again from its beginning, wait=False holds until the first call is paid, not after."""
-    world = make(refill_rate=5, initial=-2)
-    world.guard()
+    world = guarded(refill_rate=5, initial=-2)
     under_way = RUN.set(Run())
     try:
         with pytest.raises(NotEnoughTokens):
@@ -471,10 +462,9 @@ def test_errors_are_the_clients_own_after_the_hold_is_settled(make: Make, fault:
         assert world.bucket().balance == world.fake.balance
 
 
-def test_an_answer_that_knows_nothing_spoils_no_status(make: Make) -> None:
+def test_an_answer_that_knows_nothing_spoils_no_status(guarded: Make) -> None:
     """A bad key's answer has all fields 0: the bucket and the client's status stay, and no query divides by 0."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     world.query("B000000001")
     world.api.accesskey = "wrong"
     with pytest.raises(RuntimeError, match="REQUEST_REJECTED"):
@@ -512,10 +502,9 @@ def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) ->
 
 
 @pytest.mark.parametrize("make", ["async"], indirect=True)
-def test_what_aiohttp_sends_again_by_itself_is_in_the_books(make: Make) -> None:
+def test_what_aiohttp_sends_again_by_itself_is_in_the_books(guarded: Make) -> None:
     """A GET that aiohttp repeats after a broken connection, unseen from above, is in the balance that comes back."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     world.fake.fail_next(1, "disconnect_charged", path="/product")
     assert len(world.query(asins(7))) == 7
     assert (world.fake.spent, world.fake.balance) == (14, 286)
@@ -533,10 +522,9 @@ def test_a_request_that_was_never_sent_frees_its_tokens(make: Make, monkeypatch:
     assert (world.bucket().balance, world.bucket().held) == (200, 0)
 
 
-def test_every_method_goes_through(make: Make) -> None:
+def test_every_method_goes_through(guarded: Make) -> None:
     """Finder, deals, best sellers, sellers, categories and raw answers parse as ever, one hold each, all paid."""
-    world = make(refill_rate=20)
-    world.guard()
+    world = guarded(refill_rate=20)
     assert len(world.do("product_finder", {"author": "x"})) == 50
     assert world.do("deals", {"page": 0})
     assert len(world.do("best_sellers_query", "281052")) == 50
@@ -557,10 +545,9 @@ def test_every_method_goes_through(make: Make) -> None:
 # --- the status
 
 
-def test_the_status_comes_from_the_bucket(make: Make) -> None:
+def test_the_status_comes_from_the_bucket(guarded: Make) -> None:
     """Where the bucket knows the balance `update_status` sends nothing and shows the same as the server would."""
-    world = make(refill_rate=20, initial=700)
-    world.guard()
+    world = guarded(refill_rate=20, initial=700)
     world.do("update_status")
     assert (world.fake.token_calls, world.urls) == (1, [])
     world.clock.sleep(10)
@@ -633,10 +620,9 @@ def test_a_wrong_server_clock_changes_nothing(make: Make, offset: float) -> None
     assert world.fake.token_calls == 1
 
 
-def test_a_plan_change_is_followed(make: Make) -> None:
+def test_a_plan_change_is_followed(guarded: Make) -> None:
     """After an upgrade the next answer brings the new rate and capacity to the bucket and the status."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     world.query("B000000001")
     world.fake.set_plan(60)
     world.query("B000000001")
@@ -763,10 +749,9 @@ def test_no_frame_and_no_pickle_holds_the_key(make: Make, monkeypatch: pytest.Mo
             assert KEY.encode() not in pickle.dumps(away.value)
 
 
-def test_a_guarded_client_can_not_be_copied(make: Make) -> None:
+def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:
     """Its guard would come apart from its bucket: a deep copy and a pickle are refused with what to do."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     for copied in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="can't be pickled or copied"):
             copied(world.api)
@@ -784,19 +769,17 @@ def test_the_same_object_comes_back_typed(make: Make) -> None:
     assert_type(guard(keepa.AsyncKeepa(), AsyncKeepaSync.from_key(KEY)), keepa.AsyncKeepa)
 
 
-def test_guarding_again_replaces_the_guard(make: Make) -> None:
+def test_guarding_again_replaces_the_guard(guarded: Make) -> None:
     """Two guards on one client meter each request once, by the later one's terms."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     world.guard(keep=100)
     world.query("B000000001")
     assert [command.keep for command in world.storage.of(Reserve)] == [100]
 
 
-def test_unguarding_leaves_the_client_as_it_was(make: Make) -> None:
+def test_unguarding_leaves_the_client_as_it_was(guarded: Make) -> None:
     """Without the guard requests are the client's own again; a second time does nothing."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     unguard(world.api)
     unguard(world.api)
     world.do("update_status")
@@ -805,10 +788,9 @@ def test_unguarding_leaves_the_client_as_it_was(make: Make) -> None:
     assert "_request" not in vars(world.api)
 
 
-def test_other_clients_stay_as_they_are(make: Make) -> None:
+def test_other_clients_stay_as_they_are(guarded: Make) -> None:
     """A guard shadows methods on the instance alone: a second client knows nothing of it."""
-    world = make(refill_rate=5)
-    world.guard()
+    world = guarded(refill_rate=5)
     other = world.client()
     world.do("update_status", api=other)
     world.query("B000000001", api=other)
