@@ -289,12 +289,14 @@ def test_only_what_certainly_never_reached_the_server_frees_its_tokens(
     assert guarded.held() == held
 
 
-def test_a_proxy_that_is_not_there_frees_the_tokens(guarded: Guarded) -> None:
-    """Where nobody listens for the proxy, nothing was sent."""
+@pytest.mark.parametrize("proxied", [True, False])
+def test_where_nobody_listens_the_tokens_are_free_again(guarded: Guarded, proxied: bool) -> None:
+    """For the server or for a proxy: no connection was made, so nothing was sent."""
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
+    proxy = f"http://{HOST}:{port}" if proxied else None
     with pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}")
+        guarded.get(f"https://{HOST}:9/product" if proxied else f"http://{HOST}:{port}/product", proxy=proxy)
     assert guarded.held() == 0
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import pickle
-import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,7 +30,7 @@ from keepa_tokens import (
 )
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.keepa.estimates import Estimator
-from keepa_tokens.rules.commands import Cancel, Command, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Command, Reconcile, Reserve, Settle
 from keepa_tokens.testing import FakeKeepaServer
 
 from tests.http_guards import HOST, KEY, KINDS, Client, Kind, World, asins, running, together  # isort: skip
@@ -505,20 +504,6 @@ def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) ->
     assert world.bucket().held == 5
 
 
-def test_where_no_connection_came_about_the_tokens_are_free_again(make: Make) -> None:
-    """A refused connection charged nothing: the hold is cancelled."""
-    world = make(initial=300)
-    commands = watch(world)
-    client = world.client()
-    client.get("/token")
-    with FakeKeepaServer(world.fake) as gone:
-        base = gone.url
-    with pytest.raises(NETWORK_ERRORS):
-        client.get("/product", asins(5), base=base)
-    assert world.bucket().held == 0
-    assert [type(command) for command in commands].count(Cancel) == 1
-
-
 @pytest.mark.parametrize("log_fails", [False, True])
 def test_an_answer_outlives_a_storage_that_is_away(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, log_fails: bool
@@ -554,32 +539,6 @@ def test_a_sync_of_the_wrong_kind_is_told_at_once(kind: Kind) -> None:
     world.sync, world.asynch = world.asynch, world.sync
     with pytest.raises(ConfigError, match=r"needs a (Async)?KeepaSync, not "):
         world.guard()
-
-
-class TimeIsUp(Exception):
-    """As Celery's SoftTimeLimitExceeded: raised by a signal, in the middle of anything."""
-
-
-@pytest.mark.parametrize("kind", ["httpx", "httpx2", "requests"])
-def test_a_time_limit_passes_through(kind: Kind) -> None:
-    """What a signal raises while an answer is waited for arrives as it is; charged or not, so the hold stays."""
-
-    def limit(*_: object) -> None:
-        raise TimeIsUp
-
-    with running(kind, initial=300) as world:
-        client = world.client()
-        client.get("/token")
-        world.fake.fail_next(1, "timeout_charged", path="/product")
-        before = signal.signal(signal.SIGALRM, limit)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        try:
-            with pytest.raises(TimeIsUp):
-                client.get("/product", asins(5))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        assert world.bucket().held == 5
 
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])

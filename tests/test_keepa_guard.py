@@ -511,17 +511,6 @@ def test_what_aiohttp_sends_again_by_itself_is_in_the_books(guarded: Make) -> No
     assert (world.bucket().balance, world.bucket().held) == (286, 0)
 
 
-def test_a_request_that_was_never_sent_frees_its_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody listens no connection is made, so the server can't have charged it."""
-    world = make(refill_rate=5)
-    world.guard(initial=200)
-    world.do("update_status")
-    monkeypatch.setattr(FakeKeepaServer, "url", "http://127.0.0.1:9")
-    with pytest.raises((requests.ConnectionError, aiohttp.ClientConnectorError)):
-        world.query(asins(7))
-    assert (world.bucket().balance, world.bucket().held) == (200, 0)
-
-
 def test_every_method_goes_through(guarded: Make) -> None:
     """Finder, deals, best sellers, sellers, categories and raw answers parse as ever, one hold each, all paid."""
     world = guarded(refill_rate=20)
