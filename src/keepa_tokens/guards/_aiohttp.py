@@ -1,29 +1,16 @@
-"""One request by aiohttp as the guards' flow makes it, and the session that the keepa client sees meanwhile."""
+"""One request by aiohttp as the guards' flow makes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Self, cast
+from typing import cast
 
 import aiohttp
 
 from ._flow import Exchange
 
-__all__ = ["AsyncExchange", "Session"]
-
-
-class Session:
-    """Stands in for `aiohttp.ClientSession`: a real one is opened for each request, once there are tokens."""
-
-    def __init__(self, get: object) -> None:
-        self.get = get
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Have nothing to close."""
+__all__ = ["AsyncExchange"]
 
 
 class AsyncExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):

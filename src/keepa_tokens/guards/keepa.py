@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
@@ -45,7 +45,7 @@ from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
-from ._aiohttp import AsyncExchange, Session
+from ._aiohttp import AsyncExchange
 from ._errors import forget_key
 from ._flow import AnyCall, AnySync, Ask, NotCopied, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
@@ -326,7 +326,8 @@ class _AsyncGuard(_Guard):
             async with AsyncExchange(url, options) as exchange:
                 yield await metered(self._sync, meter, asked, exchange, ask)
 
-        return {"aiohttp": SimpleNamespace(ClientSession=lambda: Session(get))}
+        # A real session is opened for each request, once there are tokens.
+        return {"aiohttp": SimpleNamespace(ClientSession=lambda: nullcontext(SimpleNamespace(get=get)))}
 
 
 @contextmanager
