@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -187,6 +188,15 @@ def running(kind: Kind, **options: Any) -> Iterator[World]:
         yield world
         for each in clients:
             each.close()
+
+
+def shown(error: BaseException) -> str:
+    """Return what error reports show of an exception and those behind it: the local variables of all frames below."""
+    links, frames = [error], []
+    for link in links:
+        links += [each for each in (link.__cause__, link.__context__) if each is not None and each not in links]
+        frames += [frame for frame, _ in traceback.walk_tb(link.__traceback__)]
+    return "".join(repr(frame.f_locals) for frame in frames if "tests" not in frame.f_code.co_filename)
 
 
 def together(world: World, client: Client, calls: int, params: Callable[[int], Mapping[str, object]]) -> list[int]:

@@ -10,7 +10,6 @@ import asyncio
 import copy
 import pickle
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -44,6 +43,8 @@ from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Command, Reserve, Settle
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock, virtual_loop
+
+from tests.http_guards import shown  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
@@ -726,12 +727,7 @@ def test_no_frame_and_no_pickle_holds_the_key(make: Make, monkeypatch: pytest.Mo
     for name, args in (("query", ["B000000001"]), ("deals", [{"page": 0}])):
         with pytest.raises((requests.ConnectionError, aiohttp.ClientError)) as away:
             world.do(name, *args)
-        links: list[BaseException] = [away.value]
-        for link in links:
-            links += [each for each in (link.__cause__, link.__context__) if each is not None and each not in links]
-            for frame, _ in traceback.walk_tb(link.__traceback__):
-                if "tests" not in frame.f_code.co_filename:
-                    assert KEY not in repr(frame.f_locals)
+        assert KEY not in shown(away.value)
         request = getattr(away.value, "request", None)
         assert KEY not in repr(vars(request) if request is not None else "")
         if world.kind == "sync":
@@ -786,43 +782,42 @@ def test_other_clients_stay_as_they_are(guarded: Make) -> None:
     assert world.storage.commands == []
 
 
-def test_sync_and_async_do_not_mix() -> None:
-    """A client and a bucket of different kinds are a mistake that is told at once."""
-    wrong: Any = guard
-    with pytest.raises(ConfigError, match="AsyncKeepaSync"):
-        wrong(keepa.AsyncKeepa(), KeepaSync.from_key(KEY))
-    with pytest.raises(ConfigError, match="AsyncKeepaSync"):
-        wrong(keepa.Keepa(KEY), AsyncKeepaSync.from_key(KEY))
-    with pytest.raises(ConfigError):
-        wrong("no client", KeepaSync.from_key(KEY))
+class Custom(keepa.Keepa):
+    """Makes requests that can't be seen."""
+
+    def _request(self, *args: Any, **options: Any) -> Any:
+        return super()._request(*args, **options)
 
 
-def test_a_release_whose_status_is_a_dict_is_refused_by_name() -> None:
-    """Release 1.3 keeps its status in a dict: a ConfigError says which releases work."""
+def as_of_release_1_3() -> keepa.Keepa:
     api = keepa.Keepa(KEY)
     vars(api)["status"] = {"tokensLeft": None, "refillIn": None}
-    with pytest.raises(ConfigError, match=r"keepa 1\.6"):
-        guard(api, KeepaSync.from_key(KEY))
+    return api
 
 
-@pytest.mark.parametrize("options", [{"keep": -1}, {"timeout": -1.0}])
-def test_impossible_terms_are_told_at_once(options: dict[str, Any]) -> None:
-    """A negative keep or timeout is refused when the guard is put on, not at the first request."""
-    with pytest.raises(ConfigError):
-        guard(keepa.Keepa(KEY), KeepaSync.from_key(KEY), **options)
+@pytest.mark.parametrize(
+    "make_api, sync, options, why",
+    [
+        (keepa.AsyncKeepa, KeepaSync, {}, "AsyncKeepaSync"),
+        (lambda: keepa.Keepa(KEY), AsyncKeepaSync, {}, "AsyncKeepaSync"),
+        (lambda: "no client", KeepaSync, {}, "a str can't spend through"),
+        (as_of_release_1_3, KeepaSync, {}, r"keepa 1\.6"),
+        (lambda: Custom(KEY), KeepaSync, {}, "can't be metered"),
+        (lambda: keepa.Keepa(KEY), KeepaSync, {"keep": -1}, "keep"),
+        (lambda: keepa.Keepa(KEY), KeepaSync, {"timeout": -1.0}, "timeout"),
+    ],
+)
+def test_what_can_not_be_guarded_is_told_at_once(make_api: Any, sync: Any, options: dict[str, Any], why: str) -> None:
+    """A client and a bucket of different kinds, another release, requests that can't be seen, impossible terms."""
+    wrong: Any = guard
+    with pytest.raises(ConfigError, match=why):
+        wrong(make_api(), sync.from_key(KEY), **options)
 
 
-def test_a_client_that_cannot_be_metered_is_refused() -> None:
-    """A subclass whose own `_request` makes requests that can't be seen is an error, not a leak; any other is fine."""
-
-    class Custom(keepa.Keepa):
-        def _request(self, *args: Any, **options: Any) -> Any:
-            return super()._request(*args, **options)
+def test_a_subclass_that_leaves_the_requests_alone_is_fine() -> None:
+    """Whatever else it has is its own."""
 
     class Harmless(keepa.Keepa):
         extra = 1
 
-    sync = KeepaSync.from_key(KEY)
-    with pytest.raises(ConfigError, match="can't be metered"):
-        guard(Custom(KEY), sync)
-    assert guard(Harmless(KEY), sync).extra == 1
+    assert guard(Harmless(KEY), KeepaSync.from_key(KEY)).extra == 1

@@ -111,10 +111,10 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, exchange: Exchange[
     cost = meter.cost(asked)
     if cost == 0:
         return await _observed(sync, exchange)
-    asks = ask or (lambda cost, left: ask_of(sync, cost, meter.keep, left, asked.label))
 
     def set_aside(_: object, left_us: int | None) -> Awaitable[AnyCall]:
-        return asks(cost, None if left_us is None else left_us / MICROSECONDS)
+        left = None if left_us is None else left_us / MICROSECONDS
+        return ask_of(sync, cost, meter.keep, left, asked.label) if ask is None else ask(cost, left)
 
     attempts, steps = Attempts(cost, meter.keep, timeout_us(patience(meter.timeout)), set_aside), steps_of(sync)
     answer: R | None = None
