@@ -63,16 +63,17 @@ class World:
         probe: bool = True,
         hang: float = 0.5,
         storage: MemoryStorage | None = None,
+        clock: Any = None,
         **fake: Any,
     ) -> None:
         self.kind = kind
         self.library: Any = httpx2 if kind.startswith("httpx2") else httpx
         self.is_async = kind.endswith("-async")
-        self.clock = ManualClock(1000.0)
+        self.clock: Any = clock or ManualClock(1000.0)
         self.fake = FakeKeepa(clock=self.clock, key=KEY, refill_rate=refill_rate, initial=initial, **fake)
         self.server = FakeKeepaServer(self.fake, speed=None, hang=hang)
         self.events: list[Event] = []
-        self.storage = storage or MemoryStorage()
+        self.storage: Any = storage or MemoryStorage()
         self.runner = asyncio.Runner()
         common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
         self.sync = KeepaSync(TokenBucket(keepa_quota(5), **common), probe=self.fake.probe if probe else None)

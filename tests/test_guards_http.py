@@ -659,10 +659,10 @@ def watch(world: World) -> list[Command]:
     apply = world.storage.apply
 
     def noted(key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        outcome = apply(key, quota, command, now_us=now_us)
+        outcome: Outcome = apply(key, quota, command, now_us=now_us)
         if type(command).__name__ != "Peek":
             commands.append(command)
         return outcome
 
-    world.storage.apply = noted  # type: ignore[method-assign] # a spy
+    world.storage.apply = noted  # a spy
     return commands

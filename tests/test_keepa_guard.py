@@ -28,29 +28,28 @@ from keepa_tokens import (
     AsyncTokenBucket,
     ConfigError,
     CostTooLarge,
-    Event,
     EventKind,
     KeepaSync,
     MemoryStorage,
     NotEnoughTokens,
     Outcome,
     Quota,
-    Snapshot,
     TokenBucket,
     keepa_quota,
 )
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Command, Reserve, Settle
-from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock, virtual_loop
+from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, virtual_loop
 
-from tests.http_guards import shown  # isort: skip
+from tests import http_guards  # isort: skip
+from tests.http_guards import KEY, shown  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
 
 HOST = "https://api.keepa.com"
-KEY = "SeCrEt" * 10
+NEEDLE = "sEcReT"  # of the key, whatever quotes it
 QUIET: dict[str, Any] = {"progress_bar": False, "history": False}
 
 
@@ -77,25 +76,19 @@ class Recording(MemoryStorage):
         return [command for command in self.commands if isinstance(command, kind)]
 
 
-class World:
+class World(http_guards.World):
     """A client, its bucket and the fake server, in one time; sync or async makes no difference to who uses it."""
 
-    def __init__(self, kind: str, fake: FakeKeepa) -> None:
-        self.kind = kind
-        self.fake = fake
-        self.server = FakeKeepaServer(fake, speed=None, hang=2.0)
-        self.clock: Any = fake.clock
-        self.storage = Recording()
-        self.events: list[Event] = []
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__("requests" if kind == "sync" else "httpx-async", storage=Recording(), hang=2.0, **options)
         self.urls: list[str] = []
-        self.runner = asyncio.Runner()
         self.api: Any = self.client()
 
-    def client(self, key: str = KEY) -> Any:
+    def client(self, key: str = KEY) -> Any:  # type: ignore[override] # of another kind
         """Return a client without a guard."""
-        if self.kind == "sync":
-            return keepa.Keepa(key, timeout=5)
-        return self.runner.run(keepa.AsyncKeepa.create(key, timeout=5))
+        if self.is_async:
+            return self.runner.run(keepa.AsyncKeepa.create(key, timeout=5))
+        return keepa.Keepa(key, timeout=5)
 
     def guard(
         self,
@@ -110,7 +103,7 @@ class World:
         api = self.api if api is None else api
         quota = quota or keepa_quota(5, initial=initial)
         common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
-        if self.kind == "sync":
+        if not self.is_async:
             bucket = TokenBucket(quota, **common)
             return guard(api, KeepaSync(bucket, probe=self.fake.probe if probe else None), **options)
         async_bucket = AsyncTokenBucket(quota, **common)
@@ -138,22 +131,14 @@ class World:
             made = (self.api.query(items, **QUIET, **options) for items, options in queries)
             return await asyncio.gather(*made, return_exceptions=True)
 
-        if self.kind == "async":
+        if self.is_async:
             return self.runner.run(all_at_once())
         with ThreadPoolExecutor(len(queries)) as pool:
             return list(pool.map(lambda query: once(*query), queries))
 
-    def bucket(self) -> Snapshot:
-        """Return the bucket as it is now."""
-        return TokenBucket(keepa_quota(5), storage=self.storage, clock=self.clock).peek()
-
     def paths(self) -> list[str]:
         """Return the paths of the HTTP requests that the client sent."""
         return [url.removeprefix(HOST).strip("/?") for url in self.urls]
-
-    def end(self) -> None:
-        """Close the loop of an async client."""
-        self.runner.close()
 
 
 def send_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +169,9 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     with ExitStack() as stack:
 
         def made(**options: Any) -> World:
-            world = World(request.param, FakeKeepa(clock=ManualClock(1000.0), key=KEY, **options))
+            world = World(request.param, **options)
             stack.enter_context(world.server)
-            stack.callback(world.end)
+            stack.callback(world.runner.close)
             send_to(world, monkeypatch)
             return world
 
@@ -222,7 +207,7 @@ def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) 
     assert len(settled) == 3
     assert all(100 < command.actual < 200 for command in settled)
     assert sum(command.actual for command in settled) == world.fake.spent
-    assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
+    assert world.in_step()
     assert world.api.tokens_left == world.fake.balance
     assert world.paths() == ["product"] * 3
     assert world.fake.token_calls == 1  # the bucket was unknown; asked through the probe
@@ -266,7 +251,7 @@ def test_many_workers_make_no_storm(guarded: Make) -> None:
     assert [len(products) for products in found] == [10] * 10
     assert world.fake.refused <= 10
     assert world.fake.spent == 101
-    assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
+    assert world.in_step()
 
 
 def test_keep_leaves_tokens_to_others(make: Make) -> None:
@@ -354,7 +339,7 @@ def test_pages_wait_as_a_whole_and_are_then_had_at_once(guarded: Make, count: in
     runs = come_back(world, asins(count), wait=False)
     assert runs > 1 or count == 100  # one page is admitted by the server's rule: while there is anything
     assert (world.fake.spent, world.fake.refused) == (count, 0)
-    assert (world.bucket().balance, world.bucket().held) == (world.fake.balance, 0)
+    assert world.in_step()
 
 
 def test_pages_with_a_timeout_are_waited_for_as_a_whole(make: Make) -> None:
@@ -449,7 +434,7 @@ def test_errors_are_the_clients_own_after_the_hold_is_settled(make: Make, fault:
     outcomes: list[Any] = []
     guarded = world.guard(initial=200)
     for api in (world.client(), guarded):
-        if world.kind == "sync" and api is not guarded:
+        if not world.is_async and api is not guarded:
             api.update_status()
         world.fake.fail_next(1, fault, path="/product")
         try:
@@ -527,7 +512,7 @@ def test_every_method_goes_through(guarded: Make) -> None:
     assert estimates == [11, 5, 50, 20, 1, 1, 26]
     assert sum(command.actual for command in world.storage.of(Settle)) == world.fake.spent
     assert world.bucket().balance == world.fake.balance
-    if world.kind == "sync":
+    if not world.is_async:
         raw = world.query("B000000001", raw=True)
         assert raw[0].json()["tokensConsumed"] == 1
 
@@ -665,7 +650,7 @@ def test_a_faulty_image_raises_the_clients_error(make: Make, tmp_path: Path) -> 
 def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a starved query waits some ten minutes, another task goes on ticking every second, and nothing blocks."""
     with virtual_loop() as loop:
-        world = World("async", FakeKeepa(clock=loop.clock, key=KEY, initial=-48))
+        world = World("async", clock=loop.clock, initial=-48)
         send_to(world, monkeypatch)
         api = keepa.AsyncKeepa()
         api.accesskey, api.tokens_left, api._timeout, api.status = KEY, 0, 5.0, keepa.Keepa(KEY).status
@@ -690,7 +675,7 @@ def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> 
         with world.server:
             monkeypatch.setattr(time, "sleep", blocked)
             products = loop.run_until_complete(main())
-        world.end()
+        world.runner.close()
     assert len(products) == 2
     assert len(ticks) > 500
     assert {round(after - before, 6) for before, after in pairwise(ticks)} == {1.0}
@@ -701,14 +686,13 @@ def test_in_accelerated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """On clocks that run by themselves, 3,000 times as fast, threads share a starved bucket without a storm."""
     fake = FakeKeepa(refill_rate=20, initial=150, key=KEY)
     with FakeKeepaServer(fake, speed=3000.0) as server:
-        world = World("sync", fake)
-        world.server = server
+        world = World("sync")
+        world.fake, world.server, world.clock = fake, server, fake.clock
         send_to(world, monkeypatch)
-        world.clock = fake.clock
         world.guard()
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda place: len(world.query(asins(120, place))), range(4)))
-    world.end()
+    world.runner.close()
     assert found == [120] * 4
     assert fake.spent == 480
     assert fake.refused <= 8
@@ -727,11 +711,11 @@ def test_no_frame_and_no_pickle_holds_the_key(make: Make, monkeypatch: pytest.Mo
     for name, args in (("query", ["B000000001"]), ("deals", [{"page": 0}])):
         with pytest.raises((requests.ConnectionError, aiohttp.ClientError)) as away:
             world.do(name, *args)
-        assert KEY not in shown(away.value)
+        assert NEEDLE not in shown(away.value)
         request = getattr(away.value, "request", None)
-        assert KEY not in repr(vars(request) if request is not None else "")
-        if world.kind == "sync":
-            assert KEY.encode() not in pickle.dumps(away.value)
+        assert NEEDLE not in repr(vars(request) if request is not None else "")
+        if not world.is_async:
+            assert NEEDLE.encode() not in pickle.dumps(away.value)
 
 
 def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:
