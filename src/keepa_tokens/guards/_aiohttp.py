@@ -10,8 +10,6 @@ import aiohttp
 
 from ._flow import Exchange
 
-__all__ = ["AsyncExchange"]
-
 
 class AsyncExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
     """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""

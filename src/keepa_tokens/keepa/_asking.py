@@ -12,8 +12,6 @@ from .._interrupts import interrupt_in
 from ..errors import ConfigError
 from ..units import MICROSECONDS
 
-__all__ = ["Answer", "ask", "checked_probe"]
-
 P = TypeVar("P")
 
 LONGEST_WHY = 200

@@ -18,8 +18,6 @@ from .backoff import asked_by
 from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, unpacked
 
-__all__ = ["PLACE", "KeepaCall", "KeepaDoor", "checked_api_key", "checked_bucket", "steps_of", "terms"]
-
 B = TypeVar("B")
 C = TypeVar("C", bound="KeepaCall")
 

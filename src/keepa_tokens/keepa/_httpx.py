@@ -7,8 +7,6 @@ from types import ModuleType
 from typing import Any, Final
 from urllib.request import getproxies, proxy_bypass
 
-__all__ = ["LIBRARIES", "keyed", "library_of", "proxy_for"]
-
 LIBRARIES: Final = ("httpx", "httpx2")
 
 

@@ -18,18 +18,6 @@ from ._asking import ask
 from .backoff import SERVER_REFUSES, Refusals
 from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
-__all__ = [
-    "SERVER_REFUSED",
-    "Attempts",
-    "KeepaSteps",
-    "cancel",
-    "observe",
-    "refresh",
-    "request",
-    "settle",
-    "try_request",
-]
-
 SERVER_REFUSED: Final = "the server refused the call (429)"
 """Why a call was settled at nothing, as the event of it says."""
 
