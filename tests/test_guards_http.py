@@ -203,6 +203,15 @@ def test_the_timeout_is_for_all_attempts_of_a_request_together(make: Make) -> No
     assert 1100 - world.clock.slept < late.value.retry_after < 1100  # alone it would have been in time
 
 
+def test_the_time_in_a_probe_counts_for_the_timeout(make: Make) -> None:
+    """Of ten seconds a probe of eight leaves two: no pause of five is begun after the refusal."""
+    world = make(initial=250, latency=8.0)
+    world.fake.fail_next(100, "429", path="/product", headers={"Retry-After": "5"})
+    with pytest.raises(AcquireTimeout):
+        world.client(retry_refused=True, timeout=10).get("/product", asins(5))
+    assert (world.fake.token_calls, world.count(EventKind.WAITING)) == (1, 0)
+
+
 # --- refused though there are tokens
 
 
