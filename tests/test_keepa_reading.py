@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keepa_tokens import Reading
 from keepa_tokens._blocking import run
-from keepa_tokens.keepa.reading import LARGE, Body, envelope, searched
+from keepa_tokens.keepa.reading import LARGE, Body, Envelope, envelope, envelope_of, searched
 
 # Recorded against the live API.
 RECORDED = [
@@ -245,3 +245,16 @@ def test_a_large_body_that_is_no_json_object_is_none(body: bytes) -> None:
     """Cut off, a list, something before or after it: no reading, and no error."""
     assert run(lambda: searched(body, turn)).reading is None
     assert envelope(body + b" " * LARGE).reading is None
+
+
+def test_a_large_body_is_searched_in_pieces_and_not_parsed() -> None:
+    """Nested deeper than a parser goes it still says its balance, and others have their turn meanwhile."""
+    body = b'{"x": ' + b"[" * LARGE + b"]" * LARGE + b', "tokensLeft": 5}'
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    assert envelope(body) == run(lambda: envelope_of(body, turn)) == Envelope(Reading(5))
+    assert turns >= 3
