@@ -44,10 +44,10 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 class SQLiteStorage(Closing, NotCopied):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
-    timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. It comes
-    on top of a caller's own timeout, which counts the wait for tokens. A bucket
-    that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may cost the
-    last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited for longest goes next.
+    timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. The
+    `timeout` of `acquire` counts only the wait for tokens. A bucket that would be full again is dropped as others are
+    used. A forked child opens the file anew. A power cut may cost the last steps, never the file. Beside the file lie
+    its `-wal`, `-shm` and `-turn`: who has waited longest goes next.
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
@@ -235,7 +235,8 @@ if hasattr(os, "register_at_fork"):
 class _Line:
     """Who has waited for long: each locks the byte of a file whose number is the microsecond at which it began.
 
-    The file stays empty, and a lock ends with its process. Only processes are told apart, and on Windows nobody is: chance decides then. No harm comes of two who are first.
+    The file stays empty, and a lock ends with its process. Only processes are told apart, and on Windows nobody is:
+    chance decides then. No harm comes of two who are first.
     """
 
     def __init__(self, file: int) -> None:
