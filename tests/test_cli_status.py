@@ -220,6 +220,22 @@ def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     assert valkey.bucket().peek().balance == 400
 
 
+def test_a_probe_is_compared_with_the_bucket_as_it_is_then(valkey: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers settled while the server was asked is no difference; what they hold is named beside one."""
+    bucket = valkey.bucket()
+    bucket.reconcile(Reading(412))
+    calls = [bucket.reserve(6), bucket.reserve(5)]
+
+    def asked() -> tuple[int, object]:
+        calls[0].settle(6, Reading(406))
+        return 200, {"tokensLeft": 401, "refillIn": 60_000, "refillRate": 5, "timestamp": 1}
+
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: asked)
+    said = run("status", "--redis", valkey.url, "--probe", env={"KEEPA_API_KEY": "right"}).stdout
+    assert "says 401; the bucket projected 406 (-5), with 5 held for calls under way" in " ".join(said.split())
+    calls[1].cancel()
+
+
 def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
     """Where the server does not take the API key, that is one line without the key, and exit code 4."""
     valkey.bucket().reconcile(Reading(412))
