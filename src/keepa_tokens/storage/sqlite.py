@@ -44,10 +44,10 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 class SQLiteStorage(Closing, NotCopied):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
-    timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. The
-    `timeout` of `acquire` counts only the wait for tokens. A bucket that would be full again is dropped as others are
-    used. A forked child opens the file anew. A power cut may cost the last steps, never the file. Beside the file lie
-    its `-wal`, `-shm` and `-turn`: who has waited longest goes next.
+    A bucket that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may
+    cost the last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited longest goes
+    next. timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken.
+    (The `timeout` of `acquire` counts only the wait for tokens.)
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
