@@ -23,8 +23,8 @@ REDIS = os.environ.get("REDIS_URL", "redis://localhost")
 
 app = Celery("celery_tasks", broker=REDIS, backend=REDIS)
 
-# All workers share the bucket by its storage. timeout=0 and retry_refused: whether the bucket
-# has too little or the server says so, the request raises NotEnoughTokens.
+# All workers share the bucket by its storage. timeout=0 and retry_refused: whether the
+# bucket has too little or the server says so, the request raises NotEnoughTokens.
 sync = KeepaSync.from_key(KEY, storage=RedisStorage.from_url(REDIS))
 client = httpx.Client(
     base_url="https://api.keepa.com",

@@ -92,7 +92,7 @@ def test_a_plain_bucket_is_told() -> None:
     state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(200, 1, 1.0))
     told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
 
-    assert told["terms"] == "1 token every 0:01, evenly, up to 200; keeps its own books"
+    assert told["terms"] == "1 token a second, evenly, up to 200; keeps its own books"
     assert told["next step"] == "+1 in 0:01; full in 3:00"
     assert told["call of 150"] == "goes in 2:10 at the latest: too few tokens (EMPTY)"
     assert "reading" not in told
