@@ -130,9 +130,9 @@ class TokenBucket(NotCopied):
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = "") -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
 
-        A plain bucket takes them at once and gives back what was not spent. label: whose hold it is, for people who
-        look at what is in flight. Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as
-        `try_acquire`.
+        A plain bucket takes them at once and gives back what was not spent. Raises NotEnoughTokens, nothing taken, with
+        `retry_after` and `reason`; the rest as `try_acquire`. label: whose hold it is, for people who look at what is
+        in flight.
         """
         tokens, keep = cost(self.quota, tokens, keep)
         command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
