@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, awaited, cost, decorated, left_unsettled, new_id, struck, watched
+from ._door import RESERVATION_ADVICE, Door, awaited, came_to, cost, decorated, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -24,7 +24,7 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
-from .storage.memory import MemoryStorage, came_to
+from .storage.memory import MemoryStorage
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
 
@@ -89,7 +89,7 @@ class AsyncTokenBucket(NotCopied):
             if decision is not None:
                 return decision
         except BaseException as error:
-            await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+            await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
             raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
@@ -107,7 +107,7 @@ class AsyncTokenBucket(NotCopied):
                 if decision is not None:
                     return decision
             except BaseException as error:
-                await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
                 raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
@@ -284,8 +284,8 @@ class AwaitedSteps(Taken):
 
     __slots__ = ("_step", "door")
 
-    def __init__(self, door: AsyncDoor, taking: Acquire | None = None, decision: Decision | None = None) -> None:
-        super().__init__(taking, decision)
+    def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
+        super().__init__(taking)
         self.door = door
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 
