@@ -113,7 +113,7 @@ def run(program: Program, time: Told, *, own: bool) -> None:
             continue
         told = None
         if isinstance(act.command, Acquire) and act.command.wait_us is None and act.command.ticket is None:
-            told = door.at_once(act.command.tokens, act.command.keep)
+            told = door.at_once(act.command.tokens, act.command.keep, 0)
         if told is None:
             assert apply() == expected
         else:

@@ -164,12 +164,12 @@ def test_what_is_taken_without_a_command_is_before_or_after_too(
     monkeypatch.setattr(memory, "monotonic_ns", lambda: START * 1000)
     monkeypatch.setattr(_door, "monotonic_ns", lambda: AT * 1000)
     before, done = state(fresh().storage), fresh()
-    assert done.at_once(2, 0)
+    assert done.at_once(2, 0, 0)
     after = state(done.storage)
     assert before != after
     for number in count(1):
         door = fresh()
-        if not struck_at(number, partial(door.at_once, 2, 0), "opcode"):
+        if not struck_at(number, partial(door.at_once, 2, 0, 0), "opcode"):
             assert number > 50
             return
         assert state(door.storage) in (before, after), number

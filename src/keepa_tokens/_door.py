@@ -43,7 +43,7 @@ _new: Final = object.__new__
 
 
 class Door(Generic[S_co]):
-    """What both doors have in common. Stateless but for its listener; the state is in the storage."""
+    """What both doors have in common. Its state is in the storage; in memory it remembers where."""
 
     __slots__ = (
         "_bucket",
@@ -108,10 +108,11 @@ class Door(Generic[S_co]):
         for event in events_of(self.key, command, outcome):
             self._hears(event)
 
-    def at_once(self, tokens: int, keep: int, *, waits: bool = False) -> Decision | None:
-        """Take from memory what is there, tell the listener, and return the decision. waits: no refusal will do.
+    def at_once(self, tokens: int, keep: int, wait_us: int) -> Decision | None:  # noqa: C901 - each call costs a tenth
+        """Take from memory what is there, tell the listener, and return the decision.
 
-        None: nothing was done, and nothing was checked. It is one function, since each call costs a tenth of it.
+        None: nothing was done, and nothing was checked. wait_us: how long the caller waits; one who does is not refused
+        here.
         """
         memory = self._memory
         if memory is None or keep is not _NONE:
@@ -128,26 +129,31 @@ class Door(Generic[S_co]):
                     return None
                 if callers is None:
                     self._bucket = bucket
-            balance, wait = take(bucket, now, tokens, 0)
+            refusal = take(bucket, now, tokens, 0)
             # Filled in by hand: to call the class would cost a tenth of the step.
             decision = _new(Decision)
-            if wait is None:
+            if refusal is None:
                 bucket.version += 1
                 decision.granted = True
                 decision.reason = _GRANTED
+                decision.balance = bucket.level[0]
                 decision.retry_after = 0.0
-            elif waits or wait >= NEVER:
-                return None
             else:
+                balance, wait = refusal
+                if wait_us or wait >= NEVER:
+                    return None
                 decision.granted = False
                 decision.reason = _EMPTY
+                decision.balance = balance
                 decision.retry_after = wait / MICROSECONDS
-            decision.balance = balance
             decision.waited = 0.0
             decision.repaired = ()
             decision.probe = False
         refused = self._refused
-        if refused is None or ((wait or refused) and refused.get(self.key) != (wait and _EMPTY_TEXT)):
+        if refusal is None:
+            if refused is None or (refused and self.key in refused):
+                self._decided(tokens, decision)
+        elif refused is None or refused.get(self.key) != _EMPTY_TEXT:
             self._decided(tokens, decision)
         return decision
 
@@ -227,9 +233,8 @@ def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
         frame, trace = trace.tb_frame, trace.tb_next
         if frame.f_code is MemoryStorage.apply.__code__ and frame.f_locals["command"] is sent:
             return frame.f_locals.get("outcome")
-        if frame.f_code is Door[object].at_once.__code__ and "wait" in frame.f_locals:
-            seen = frame.f_locals
-            return Outcome(seen["now"], seen["balance"], granted=seen["wait"] is None)
+        if frame.f_code is Door[object].at_once.__code__ and "refusal" in frame.f_locals:
+            return Outcome(frame.f_locals["now"], None, granted=frame.f_locals["refusal"] is None)
     return None
 
 

@@ -25,6 +25,7 @@ from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
 from .storage.memory import MemoryStorage
+from .units import LIMIT
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
 
@@ -85,7 +86,7 @@ class AsyncTokenBucket(NotCopied):
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
         try:
-            decision = self._door.at_once(tokens, keep)
+            decision = self._door.at_once(tokens, keep, 0)
             if decision is not None:
                 return decision
         except BaseException as error:
@@ -103,7 +104,7 @@ class AsyncTokenBucket(NotCopied):
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
         if timeout is None:
             try:
-                decision = self._door.at_once(tokens, keep, waits=True)
+                decision = self._door.at_once(tokens, keep, LIMIT)
                 if decision is not None:
                     return decision
             except BaseException as error:

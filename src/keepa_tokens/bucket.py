@@ -23,6 +23,7 @@ from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
 from .storage.memory import MemoryStorage
+from .units import LIMIT
 
 __all__ = ["Reservation", "TokenBucket"]
 
@@ -87,7 +88,7 @@ class TokenBucket(NotCopied):
         """
         door = self._door
         try:
-            decision = door.at_once(tokens, keep)
+            decision = door.at_once(tokens, keep, 0)
             if decision is not None:
                 return decision
         except BaseException as error:
@@ -111,7 +112,7 @@ class TokenBucket(NotCopied):
         """
         if timeout is None:
             try:
-                decision = self._door.at_once(tokens, keep, waits=True)
+                decision = self._door.at_once(tokens, keep, LIMIT)
                 if decision is not None:
                     return decision
             except BaseException as error:

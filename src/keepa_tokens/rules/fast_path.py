@@ -62,11 +62,11 @@ class Numbers:
         return self.flow.refilled(*self.level, now)
 
 
-def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int | None]:
-    """Take `tokens` if they are there and return the balance then, and None.
+def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int] | None:  # noqa: C901 - no call on the way
+    """Take `tokens` if they are there, and return None.
 
-    If they are not, nothing changes: the balance as it is, and how long until they are; NEVER if the bucket can't hold
-    so much, or if more than the refill decides (synced, recharge). Not for 0 tokens.
+    If they are not, nothing changes: return the balance and how long until they are there; NEVER if the bucket can't
+    hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens.
     """
     balance, refilled_at, carry = n.level
     flow, quota, since = n.flow, n.quota, now - refilled_at
@@ -85,16 +85,19 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int | None]
     if keep or quota.synced or quota.overdraft:
         need = _need(n, tokens, keep) + (n.held if quota.synced else 0)
     if balance >= need:
-        balance -= tokens  # above -LIMIT: at least one was there, and fewer than LIMIT are taken
-        n.level = balance, refilled_at, carry
-        return balance, None
+        # Above -LIMIT: at least one was there, and fewer than LIMIT are taken.
+        n.level = balance - tokens, refilled_at, carry
+        return None
     if need > flow.capacity or quota.synced or quota.recharge_to is not None:
         return balance, NEVER
     if flow.refill and not flow.stepped:
         # As `instant_smooth` has it, but for the care that Lua's numbers need.
-        brought = (need - balance) * flow.period_us
-        if refilled_at + brought < NEVER:
-            return balance, refilled_at - now - (carry - brought) // flow.refill
+        parts = (need - balance) * flow.period_us
+        if refilled_at + parts < NEVER:
+            parts -= carry
+            if flow.refill > 1:
+                parts = -(-parts // flow.refill)
+            return balance, parts if since >= 0 else parts - since
     at = flow.instant(need - balance, refilled_at, carry)
     return balance, NEVER if at >= NEVER else at - now
 
@@ -106,9 +109,10 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
     """
     if tokens == 0 or n.held + tokens >= LIMIT:
         return None
-    _, wait = take(n, now, tokens, keep)
-    if wait is None:
+    refusal = take(n, now, tokens, keep)
+    if refusal is None:
         return now
+    wait = refusal[1]
     if keep or wait >= NEVER or wait > wait_us:
         return None
     balance, refilled_at, carry = n.flowed(now)

@@ -142,7 +142,7 @@ def _within_a_year(day: int) -> int:
 
 def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
     """Whether the fast path may serve a caller with these terms now."""
-    if not bucket.refilled_at - TOLERANCE_US <= now < bucket.until:
+    if not bucket.level[1] - TOLERANCE_US <= now < bucket.until:
         return False
     if callers is bucket.quota or callers == bucket.quota:
         return True

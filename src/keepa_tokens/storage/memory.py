@@ -151,7 +151,8 @@ class MemoryStorage(Closing, NotCopied):
                 if outcome is not None:
                     return outcome
             # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
-            on_time = max(bucket.touched, bucket.refilled_at) <= now < bucket.refilled_at + YEAR_US
+            refilled_at = bucket.level[1]
+            on_time = max(bucket.touched, refilled_at) <= now < refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
                 return self._decide(key, quota, command, now, bucket.sound(), (), own=own)
         sound, repaired = repair(quota, bucket.state(), now)
@@ -185,8 +186,8 @@ class MemoryStorage(Closing, NotCopied):
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:
-        before = self._buckets.get(key)
-        if before is not None and before.quota == bucket.quota and before.own is bucket.own:
+        before, quota = self._buckets.get(key), bucket.quota
+        if before is not None and before.own is bucket.own and (before.quota is quota or before.quota == quota):
             # It waits for its end already, and is looked at anew when that has come.
             bucket.ends = before.ends
         else:
