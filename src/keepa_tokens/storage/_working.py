@@ -155,6 +155,8 @@ def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
 
     Nothing has changed either where a signal's exception strikes in the middle.
     """
+    if isinstance(command, Settle) and (command.reading is not None or command.refused):
+        return None
     before, hold_id = _changed(bucket), "" if isinstance(command, Acquire) else getattr(command, "id", "")
     hold = bucket.holds.get(hold_id)
     try:
@@ -191,7 +193,7 @@ def _stepped(bucket: Bucket, command: Command, now: int) -> Outcome | None:
             return None
         granted = True
     elif isinstance(command, Settle):
-        if command.reading is not None or command.refused or not _settle(bucket, command.id, command.actual, now):
+        if not _settle(bucket, command.id, command.actual, now):
             return None
     elif isinstance(command, Cancel):
         if not _settle(bucket, command.id, 0, now):
@@ -201,7 +203,7 @@ def _stepped(bucket: Bucket, command: Command, now: int) -> Outcome | None:
     bucket.version += 1
     bucket.touched = now
     kept_back = min(bucket.kept_back, bucket.flow.capacity // KEPT_SHARE) if bucket.kept_back else 0
-    outcome = Outcome(now, bucket.balance, granted)
+    outcome = Outcome(now, bucket.level[0], granted)
     outcome.place_us, outcome.held, outcome.open, outcome.kept_back = place_us, bucket.held, bucket.open, kept_back
     return outcome
 
@@ -243,4 +245,5 @@ def _remember(bucket: Bucket, hold_id: str, hold: Hold, due_at: int) -> None:
     bucket.holds[hold_id] = hold
     if bucket.due_at is None or due_at < bucket.due_at:
         bucket.due_at = due_at
-    bucket.until = min(bucket.until, due_at)
+    if due_at < bucket.until:
+        bucket.until = due_at
