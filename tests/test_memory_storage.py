@@ -320,4 +320,6 @@ def test_a_door_serves_no_bucket_that_has_gone(gone: str) -> None:
         GONE[gone](storage)
         seen = other.peek()
         assert bucket.try_acquire(1).balance == (seen.balance or 0) - (not seen.paused_for)
-        assert other.peek().balance == bucket.peek().balance == storage.inspect("k").balance  # type: ignore[union-attr]
+        shown = storage.inspect("k")
+        assert shown is not None
+        assert other.peek().balance == bucket.peek().balance == shown.balance

@@ -92,6 +92,8 @@ def struck_at(number: int, step: Callable[[], object], event: str) -> bool:
         return trace
 
     before = sys.gettrace()
+    # From 3.12 on, tracing looks only when it begins whether any frame asks for opcodes.
+    sys._getframe().f_trace_opcodes = event == "opcode"
     sys.settrace(trace)
     try:
         step()

@@ -245,5 +245,5 @@ def _remember(bucket: Bucket, hold_id: str, hold: Hold, due_at: int) -> None:
     bucket.holds[hold_id] = hold
     if bucket.due_at is None or due_at < bucket.due_at:
         bucket.due_at = due_at
-    if due_at < bucket.until:
+    if due_at < bucket.until:  # noqa: PLR1730 - min() is a call
         bucket.until = due_at
