@@ -275,8 +275,8 @@ def together() -> Iterator[str]:
             "aiolimiter": limiter.acquire,
         }
         best = dict.fromkeys(steps, 0.0)
-        for _ in range(20):
-            best = {name: max(best[name], await by_tasks(step, seconds=0.1)) for name, step in steps.items()}
+        for _ in range(200):
+            best = {name: max(best[name], await by_tasks(step, seconds=0.01)) for name, step in steps.items()}
         return best
 
     told = asyncio.run(tasks())

@@ -77,7 +77,8 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     def served(self, key: str, quota: Quota, now: int, *, own: bool) -> Bucket | None:
         """Return the bucket that the fast path may serve up to its `until`; None: the rules must decide.
 
-        For a door that has the lock, by its quota and by the storage's own time or not.
+        For a door of this library, which has the lock. now: microseconds. own: by the storage's own time, not a
+        caller's.
         """
         bucket = self._buckets.get(key)
         if not isinstance(bucket, Bucket) or bucket.quota is not quota or bucket.own is not own:
