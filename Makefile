@@ -123,8 +123,9 @@ release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, a
 	$(BIN)/python -m checks.release $(RELEASE_ARGS)
 
 api-check: $(VENV)/.stamp-release ## What of the public names the last release's users would miss
-	@released="$$(git describe --tags --abbrev=0 2>/dev/null)" || echo "Nothing was released yet: compared with the last commit."; \
-	  $(BIN)/griffecli check keepa_tokens --search src --against "$${released:-HEAD}"
+	@if released="$$(git describe --tags --abbrev=0 2>/dev/null)"; \
+	  then $(BIN)/griffecli check keepa_tokens --search src --against "$$released"; \
+	  else echo "There is no release here to compare with."; fi
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

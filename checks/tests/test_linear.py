@@ -180,7 +180,7 @@ def test_memory_without_its_lock_is_found() -> None:
     """Without the lock some history of threads can't be put in order."""
     for seed in range(40 * HISTORIES):
         storage: Any = MemoryStorage()
-        storage._lock = NoLock()
+        storage.lock = NoLock()
         if not holds(on_memory(storage, seed)):
             return
     pytest.fail("nothing was found")
