@@ -60,7 +60,7 @@ def _faults(result: Result) -> Iterator[str]:
 
 
 def _buckets(result: Result) -> Iterator[str]:
-    yield "  bucket    commands   granted   refused   no answer   least left of what was there   bounds kept"
+    yield "  bucket    commands   granted   refused   no answer   least left of what was there      bounds kept"
     for bucket, spent in result.spent.items():
         told = result.story.told(bucket)
         asks = [outcome for step, outcome in told if step.sent.verb in liveness.ASKS]
@@ -68,7 +68,7 @@ def _buckets(result: Result) -> Iterator[str]:
         granted, lost = sum(outcome.granted for outcome in asks), sum(step.lost for step in steps)
         yield (
             f"  {bucket:<8}{len(steps):>10}{granted:>10}{len(asks) - granted:>10}{lost:>12}"
-            f"{spent.spare if spent.spare is not None else '-':>31}{f'{alive.kept} of {alive.looks}':>14}"
+            f"{spent.spare if spent.spare is not None else '-':>31}{f'{alive.kept} of {alive.looks}':>17}"
         )
 
 
