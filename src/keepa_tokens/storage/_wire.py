@@ -55,6 +55,9 @@ again is known. No part of the bucket's state.
 
 _NO_ID: Final = b""
 
+_NOW_OR_NEVER: Final = (0, -1)
+"""Keep and wait of the commonest acquire, which leaves them out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Handed:
@@ -95,20 +98,22 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     terms = _terms(quota)
     match command:
         case Acquire():
-            return ["acquire", "", now, terms, _NO_ID, *numbers_of(command)]
+            numbers = numbers_of(command)
+            return ["acquire", "", now, terms, *(numbers if numbers[1:] != _NOW_OR_NEVER else numbers[:1])]
         case Reserve():
-            numbers = (whole("tokens", command.tokens), whole("keep", command.keep))
+            tokens, keep = whole("tokens", command.tokens), whole("keep", command.keep)
             life = whole("hold_for_us", command.hold_for_us)
             label = f" {quote(command.label, safe='')}" if command.label else ""
-            return ["reserve", "", now, terms, as_bytes(command.id), *numbers, life, label]
+            return ["reserve", "", now, terms, as_bytes(command.id), tokens, keep, life, label]
         case Settle(hold_id, actual, None, False):
             cost = "" if actual is None else whole("actual", actual)
             return ["settle", "", now, terms, as_bytes(hold_id), cost]
         case Cancel(hold_id):
             return ["settle", "", now, terms, as_bytes(hold_id), 0]
         case Refund(refund_id, tokens, own_us):
-            own = "" if own_us is None else whole("own_us", own_us)
-            return ["refund", "", now, terms, as_bytes(refund_id), whole("tokens", tokens), own]
+            if own_us is not None:
+                whole("own_us", own_us)  # for the rules: where it counts, the script hands the refund over
+            return ["refund", "", now, terms, as_bytes(refund_id), whole("tokens", tokens)]
         case Peek() | Reconcile():
             # What is shown of holds needs all of them.
             return ["look", "", now, terms, _NO_ID]
@@ -152,17 +157,14 @@ def store(
     token: what tells this writer from others if it gets a turn. sent_once: the client never sends this again by itself.
     """
     texts = after.to_fields() if sent_once else after.to_fields() | {TURN: f"0 {token}"}
-    changed = [item for item in texts.items() if before.texts.get(item[0]) != item[1]]
-    removed = [name for name in before.texts if name not in texts and _is_ours(name)]
+    changes = [(name, text) for name, text in texts.items() if before.texts.get(name) != text]
+    changes += [(name, "") for name in before.texts if name not in texts and _is_ours(name)]
     lifetime = lifetime_us(after, before.now_us) if now_us is None else None
     return [
-        *("store", "", "" if now_us is None else now_us),
-        *(as_bytes(before.texts.get(name, "")) for name in ("version", "refilled_at")),
-        token,
-        "" if lifetime is None else min(LIMIT, -(-lifetime // 1000)),
-        *("some" if before.partial else "all", named(command), len(removed)),
-        *(as_bytes(name) for name in removed),
-        *(as_bytes(part) for item in changed for part in item),
+        *("store", "", "" if now_us is None else now_us, as_bytes(before.texts.get("version", ""))),
+        *(named(command), token, as_bytes(before.texts.get("refilled_at", ""))),
+        *("" if lifetime is None else min(LIMIT, -(-lifetime // 1000)), "some" if before.partial else "all"),
+        *(as_bytes(part) for change in changes for part in change),
     ]
 
 
