@@ -35,6 +35,7 @@ __all__ = [
     "Argument",
     "Handed",
     "Sign",
+    "acquires",
     "as_bytes",
     "as_text",
     "attempt",
@@ -54,9 +55,6 @@ again is known. No part of the bucket's state.
 """
 
 _NO_ID: Final = b""
-
-_NOW_OR_NEVER: Final = (0, -1)
-"""Keep and wait of the commonest acquire, which leaves them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,11 @@ def is_for_the_rules(command: Command) -> bool:
     """Whether the script can never carry it out by itself, so that it is two calls at least."""
     if isinstance(command, Settle):
         return command.reading is not None or command.refused
-    return isinstance(command, Reconcile | ClaimProbe | Unclaim | Pause)
+    return isinstance(command, _FOR_THE_RULES)
+
+
+_FOR_THE_RULES: Final = (Reconcile, ClaimProbe, Unclaim, Pause)
+_GRANTED: Final = (Acquire, Reserve)
 
 
 def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") -> list[Argument]:
@@ -94,12 +96,11 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     turn: who wants the next moment alone, to decide. Raises TypeError or ConfigError for numbers that the script could
     not compute exactly.
     """
+    if isinstance(command, Acquire):
+        return acquires(quota, (command,), now_us)
     now = "" if now_us is None else whole("now_us", now_us)
     terms = _terms(quota)
     match command:
-        case Acquire():
-            numbers = numbers_of(command)
-            return ["acquire", "", now, terms, *(numbers if numbers[1:] != _NOW_OR_NEVER else numbers[:1])]
         case Reserve():
             tokens, keep = whole("tokens", command.tokens), whole("keep", command.keep)
             life = whole("hold_for_us", command.hold_for_us)
@@ -121,6 +122,14 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
             return ["read", "", now, terms, named(command), turn]
 
 
+def acquires(quota: Quota, commands: Sequence[Acquire], now_us: int | None) -> list[Argument]:
+    """Return the script's arguments for acquires of one bucket, one after the other; as `attempt`."""
+    now = "" if now_us is None else whole("now_us", now_us)
+    if len(commands) == 1 and commands[0].keep == 0 and commands[0].wait_us is None:
+        return ["acquire", "", now, _terms(quota), whole("tokens", commands[0].tokens)]
+    return ["acquire", "", now, _terms(quota), *(number for each in commands for number in numbers_of(each))]
+
+
 @lru_cache(maxsize=1000)
 def _terms(quota: Quota) -> str:
     return quota_text(quota)
@@ -133,7 +142,7 @@ def name_of(prefix: str, key: str) -> bytes:
 
 
 def numbers_of(command: Acquire) -> tuple[int, int, int]:
-    """Return the script's three arguments for an acquire; many of one bucket may follow each other."""
+    """Return the script's three arguments for an acquire."""
     # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
     wait = -1 if command.wait_us is None else max(-1, min(LIMIT, command.wait_us))
     return whole("tokens", command.tokens), whole("keep", command.keep), wait
@@ -183,7 +192,7 @@ def understood(reply: object, command: Command | None, nonce: str) -> Answer | N
 
     command: None for many acquires: then the answer is what the first of them came to, one at least.
     """
-    if isinstance(reply, bytes | str):
+    if isinstance(reply, (bytes, str)):
         return _told(reply, command, nonce)
     if not isinstance(reply, list | tuple):
         return None
@@ -203,7 +212,7 @@ def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | N
         return None
     if len(parts) == _STORED:
         return Sign.STORED
-    granted = isinstance(command, Acquire | Reserve)
+    granted = isinstance(command, _GRANTED)
     if len(parts) == _HEAD:
         return Outcome(int(parts[1]), int(parts[2]), granted)
     now, balance, place, held, number, kept_back, *each = map(int, parts[1:])

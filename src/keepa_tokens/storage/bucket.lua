@@ -146,7 +146,8 @@ repeat  -- decides, once
     balance, refilled_at, carry = tonumber(initial) or capacity, now, 0
   else
     local all = version .. ' ' .. balance .. ' ' .. refilled_at .. ' ' .. (carry or '0')
-    raised, balance, refilled_at, carry = tonumber(version), tonumber(balance), tonumber(refilled_at), tonumber(carry or 0)
+    raised, balance = tonumber(version), tonumber(balance)
+    refilled_at, carry = tonumber(refilled_at), tonumber(carry or 0)
     if not (raised and balance and refilled_at and carry
         and raised >= 0 and raised < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
         and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
@@ -294,7 +295,8 @@ repeat  -- decides, once
   end
 
   local now_text, balance_text = format('%d', now), format('%d', balance)
-  sets, gone, grows = {'version', format('%d', raised + 1), 'balance', balance_text, 'refilled_at', now_text}, {}, kept_hold
+  sets = {'version', format('%d', raised + 1), 'balance', balance_text, 'refilled_at', now_text}
+  gone, grows = {}, kept_hold and kept_hold ~= ''
   answer = nonce .. ' ' .. now_text .. ' ' .. balance_text
   if refilled_at ~= now then sets[6] = format('%d', refilled_at) end
   if carry ~= old_carry then sets[7], sets[8] = 'carry', format('%d', carry) end
@@ -324,13 +326,17 @@ repeat  -- decides, once
 until true
 
 if what then
-  local all = (what == 'all' or not names) and call('HGETALL', key)
-  answer = {nonce, format('%.0f', now), all and 'all' or 'some'}
-  for place = 1, #(all or texts) do
-    for _, text in ipairs(all and {all[place]} or texts[place] and {names[place], texts[place]} or {}) do
-      -- Bytes that are no text can't stand in every client's answer as they are.
-      answer[#answer + 1] = string.gsub(text, '[^ -$&-~]', function(byte) return format('%%%02X', string.byte(byte)) end)
+  local told = (what == 'all' or not names) and call('HGETALL', key)
+  answer = {nonce, format('%.0f', now), told and 'all' or 'some'}
+  if not told then
+    told = {}
+    for place, name in ipairs(names) do
+      if texts[place] then told[#told + 1], told[#told + 2] = name, texts[place] end
     end
+  end
+  for place, text in ipairs(told) do
+    -- Bytes that are no text can't stand in every client's answer as they are.
+    answer[place + 3] = string.gsub(text, '[^ -$&-~]', function(byte) return format('%%%02X', string.byte(byte)) end)
   end
   return answer
 end
