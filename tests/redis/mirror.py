@@ -97,18 +97,18 @@ def _attempt(  # noqa: C901 - the script's questions, in its order
     if "format" in texts or not {"version", "balance", "refilled_at"} <= texts.keys() or terms is None:
         return ALL
     state = BucketState.from_fields(texts)
-    if texts[QUOTA] != quota_text(quota):
-        terms_at = state.terms_at
-        recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
-        if state.quota is None:
-            return ALL
-        if not recent or quota.synced != state.quota.synced:
-            return SOME
-    if not _is_sound(texts, state, now, synced=terms[2] == "1") or "closed_until" in texts:
+    are_others = texts[QUOTA] != quota_text(quota)
+    if (are_others and state.quota is None) or not _is_sound(texts, state, now, synced=terms[2] == "1"):
+        return ALL
+    if "closed_until" in texts:
         return ALL
     if {"paused_until", "wide_capacity", LINE} & texts.keys():
         return SOME
     assert state.quota is not None
+    terms_at = state.terms_at
+    recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
+    if are_others and not (recent and quota.synced == state.quota.synced):
+        return SOME
     if not state.quota.synced and state.quota.recharge_to is None:
         state = replace(state, fast=None)
     elif texts.get(FAST, "").startswith("0 ") and len(texts[FAST].split(" ")) == 5 and _digits(texts[FAST]):

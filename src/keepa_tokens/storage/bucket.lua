@@ -67,8 +67,9 @@ local function instant(need, from, carried, refill, period, stepped)
   return rest > 0 and at + 1 or at
 end
 
--- What comes of it: what is handed over, all fields or some: the numbers and the hold that is named; or what is written:
--- names and texts to set, names to remove, a lifetime (nil: for ever), and the answer. grows: a full server refuses it.
+-- What comes of it: what is handed over, all fields or some: the numbers and the hold that is named; or what is
+-- written: names and texts to set, names to remove, a lifetime (nil: for ever), and the answer. grows: a full server
+-- must refuse it.
 local what, sets, gone, lifetime, grows, answer
 
 repeat  -- decides, once
@@ -124,17 +125,13 @@ repeat  -- decides, once
   while a > 0 do
     a, b = fmod(b, a), a
   end
-  if quota ~= terms then
-    -- Other terms than the caller's serve for a minute after they replaced others, if we can have written them.
-    if not (whole(c, 1, LIMIT - 1) and whole(r, 0, LIMIT) and whole(p, 1, LIMIT) and whole(overdraft, 0, LIMIT))
-        or not (target == '-' or whole(target, 1, LIMIT - 1))
-        or not (initial == '-' or whole(initial, 1 - LIMIT, capacity))
-        or others == ' 0 0 - - 0' or refill / b * (period / b + 1) >= LIMIT then
-      what = 'all' break
-    end
-    terms_at = whole(terms_at, 0, now + 5 * SECOND)
-    local synced_too = match(terms, '^%S+ %S+ %S+ .+ 1$') ~= nil
-    if not terms_at or now - terms_at >= 60 * SECOND or synced_too ~= synced then what = 'some' break end
+  -- Other terms than the caller's: can we have written them?
+  if quota ~= terms and (
+      not (whole(c, 1, LIMIT - 1) and whole(r, 0, LIMIT) and whole(p, 1, LIMIT) and whole(overdraft, 0, LIMIT))
+      or not (target == '-' or whole(target, 1, LIMIT - 1))
+      or not (initial == '-' or whole(initial, 1 - LIMIT, capacity))
+      or others == ' 0 0 - - 0' or refill / b * (period / b + 1) >= LIMIT) then
+    what = 'all' break
   end
   if not stepped then
     refill, period = refill / b, refill > 0 and period / b or SECOND
@@ -169,6 +166,12 @@ repeat  -- decides, once
     if paused_until or wide_capacity or line then what = 'some' break end
   else
     due_at, last_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0
+  end
+  if quota ~= terms then
+    -- They serve for a minute after they replaced others.
+    terms_at = whole(terms_at, 0, now + 5 * SECOND)
+    local synced_too = match(terms, '^%S+ %S+ %S+ .+ 1$') ~= nil
+    if not terms_at or now - terms_at >= 60 * SECOND or synced_too ~= synced then what = 'some' break end
   end
   if not queues then
     local until_us, most, rate, per, left_over = match(fast or '', '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
@@ -303,8 +306,9 @@ repeat  -- decides, once
   if is_new then sets[#sets + 1], sets[#sets + 2] = 'quota', terms end
   if names or kept_hold or at > now then
     local numbers = {
-      'last_place', now_last, last_place, 'largest_place', now_largest, largest_place, 'sequence', now_sequence, sequence,
-      'due_at', min(due_at, ends or LIMIT), due_at, 'held', now_held, held, 'open', now_open, open,
+      'last_place', now_last, last_place, 'largest_place', now_largest, largest_place,
+      'due_at', min(due_at, ends or LIMIT), due_at, 'sequence', now_sequence, sequence,
+      'held', now_held, held, 'open', now_open, open,
     }
     for place = 1, #numbers, 3 do
       local name, number, old = numbers[place], numbers[place + 1], numbers[place + 2]
