@@ -149,9 +149,7 @@ def test_what_is_stored_is_what_changed() -> None:
     sent = _wire.store(before, after, Peek(), None, "me", sent_once=True)
     assert sent[:9] == ["store", "", "", b"4", b"", "me", b"6", 60_000, "all"]
     terms = quota_text(PLAIN).encode()
-    assert sent[9:] == [
-        *(b"version", b"5", b"refilled_at", b"7", b"quota", terms, b"drift", b"", b"hold:a", b"")
-    ]
+    assert sent[9:] == [*(b"version", b"5", b"refilled_at", b"7", b"quota", terms, b"drift", b"", b"hold:a", b"")]
     # On a caller's clock a key is kept for ever.
     assert _wire.store(before, after, Peek(), 7, "me", sent_once=True)[7] == ""
     assert _wire.store(before, after, Peek(), 7, "me", sent_once=False)[-6:-4] == [b"turn", b"0 me"]

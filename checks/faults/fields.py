@@ -14,7 +14,7 @@ from keepa_tokens import BucketState, Snapshot
 from keepa_tokens.rules.state import HOLD, LINE
 from keepa_tokens.storage.redis import RedisStorage
 
-NEEDED: Final = frozenset({"format", "balance", "refilled_at"})
+NEEDED: Final = frozenset({"balance", "refilled_at"})
 """Fields that are never rightly missing."""
 
 FAR_FUTURE: Final = str(START + 50 * 365 * 86_400 * SECOND)

@@ -65,7 +65,7 @@ PLAIN_FIELDS: Final = (
 damages: Final = st.none() | st.sampled_from(UNREADABLE)
 """What becomes of a stored field: gone, or no whole number."""
 
-ALWAYS_STORED: Final = frozenset({"format", "refilled_at"})
+ALWAYS_STORED: Final = frozenset({"refilled_at"})
 """Fields that are missed when they are gone, on a bucket of any kind."""
 
 

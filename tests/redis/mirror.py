@@ -111,8 +111,6 @@ def _attempt(  # noqa: C901 - the script's questions, in its order
         return SOME
     if not state.quota.synced and state.quota.recharge_to is None:
         state = replace(state, fast=None)
-    elif texts.get(FAST, "").startswith("0 ") and len(texts[FAST].split(" ")) == 5 and _digits(texts[FAST]):
-        return SOME
     elif not _fast_is_sound(state, now):
         return ALL
     working = kept(sound_of(state), state.fast, now, own=True)
@@ -176,10 +174,6 @@ def _is_sound(texts: dict[str, str], state: BucketState, now: int, *, synced: bo
         and now - state.refilled_at <= 365 * DAY_US
         and now < due_at <= now + 2 * DAY_US + TOLERANCE_US
     )
-
-
-def _digits(text: str) -> bool:
-    return text.isascii() and text.replace(" ", "").isdigit()
 
 
 def _fast_is_sound(state: BucketState, now: int) -> bool:

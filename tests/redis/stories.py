@@ -389,7 +389,17 @@ STORIES: Final[dict[str, Program]] = {
         )
         for terms in (
             *("9 3 7000000 1 0 - - 0", "9 4 8000000", "9 4 8000000 0 0 - - 0", "9 3 7000000 0 3 - - 0"),
-            *("9 0 7000000", "0 3 7000000", "9 3", "9 3 7 1", "9 3 7 0 0 - - 0 1", "9 3 7000000 ", "x 3 7", "9 3 7x"),
+            *(
+                "9 0 7000000",
+                "0 3 7000000",
+                "9 3",
+                "9 3 7 1",
+                "9 3 7 0 0 - - 0 1",
+                "9 3 7000000 ",
+                "x 3 7",
+                "9 3 7x",
+                "9 3 1",
+            ),
             *(
                 f"{LIMIT - 1} 3 7",
                 f"{LIMIT} 3 7",
@@ -415,8 +425,32 @@ STORIES: Final[dict[str, Program]] = {
                 f"9 3 7 0 0 - {1 - LIMIT} 0",
                 "9 3 7 0 0 - - 1",
             ),
-            *("09 3 7", "9 03 7", "9 3 07", "9 3 7 2 0 - - 0", "9 3 7 1 00 - - 0", "9 3 7 1 0 - - 0 ", "9 3 7 0 0 x - 0"),
+            *(
+                "09 3 7",
+                "9 03 7",
+                "9 3 07",
+                "9 3 7 2 0 - - 0",
+                "9 3 7 1 00 - - 0",
+                "9 3 7 1 0 - - 0 ",
+                "9 3 7 0 0 x - 0",
+            ),
         )
+    },
+    "one every seven seconds": story(
+        Quota(10, 1, 7.0),
+        (0, Acquire(10)),
+        (7 * SECOND - 1, Acquire(1)),
+        (7 * SECOND, Acquire(1)),
+        (8 * SECOND, Acquire(1)),
+    ),
+    "a fraction of what never comes": story(STILL, (0, Acquire(4)), (1, Acquire(1), {"carry": "5"}), (2, Acquire(1))),
+    **{
+        f"a refund at a carry of {carry}": story(PLAIN, *_TAKEN, (SECOND, Refund("z", 1), {"carry": str(carry)}))
+        for carry in (SECOND - 1, SECOND, SECOND + 1)
+    },
+    **{
+        f"a refund at {balance}": story(PLAIN, *_TAKEN, (SECOND, Refund("z", 1), {"balance": str(balance)}))
+        for balance in (-LIMIT - 1, -LIMIT, 1 - LIMIT)
     },
     "steps of nothing": story(
         STILL_STEPS,
@@ -519,9 +553,7 @@ STORIES: Final[dict[str, Program]] = {
     "terms replaced at the very beginning": Program(
         (
             Act(5, PLAIN, (), Acquire(1)),
-            Act(
-                6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000"), ("carry", "0")), Acquire(1)
-            ),
+            Act(6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000"), ("carry", "0")), Acquire(1)),
         )
     ),
     "a place where nothing comes, given back": story(

@@ -55,9 +55,9 @@ local function divmod(a, b)
   return (a - rest) / b, rest
 end
 
--- When `need` more tokens have come; 2^52 or more: never.
+-- When `need` more tokens have come; from 2^52 on: never.
 local function instant(need, from, carried, refill, period, stepped)
-  if refill == 0 then return 4503599627370496 end
+  if refill == 0 then return math.huge end
   local rest = math.fmod(need, refill)
   local at = from + (need - rest) / refill * period
   if stepped then return rest > 0 and at + period or at end
@@ -96,7 +96,7 @@ repeat  -- decides, once
       end
     end
     if ARGV[8] ~= '' then
-      lifetime = format('%.0f', max(ARGV[8], ARGV[9] == 'some' and call('PTTL', key) or 0))
+      lifetime = format('%.0f', max(ARGV[8], ARGV[9] == 'some' and call('PTTL', key) or ARGV[8]))
     end
     break
   end
@@ -125,8 +125,8 @@ repeat  -- decides, once
   while a > 0 do
     a, b = fmod(b, a), a
   end
-  -- Other terms than the caller's: can we have written them?
-  if quota ~= terms and (
+  -- A bucket never seen begins with a reading, or here. Other terms than the caller's: can we have written them?
+  if is_new and not queues or quota ~= terms and (
       not (whole(c, 1, LIMIT - 1) and whole(r, 0, LIMIT) and whole(p, 1, LIMIT) and whole(overdraft, 0, LIMIT))
       or not (target == '-' or whole(target, 1, LIMIT - 1))
       or not (initial == '-' or whole(initial, 1 - LIMIT, capacity))
@@ -139,7 +139,6 @@ repeat  -- decides, once
 
   local raised = 0
   if is_new then
-    if not queues then what = 'all' break end
     balance, refilled_at, carry = tonumber(initial) or capacity, now, 0
   else
     local all = version .. ' ' .. balance .. ' ' .. refilled_at .. ' ' .. (carry or '0')
@@ -175,7 +174,6 @@ repeat  -- decides, once
   end
   if not queues then
     local until_us, most, rate, per, left_over = match(fast or '', '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-    if until_us == '0' then what = 'some' break end
     capacity, refill, period = whole(most, 1, LIMIT - 1), whole(rate, 0, LIMIT), whole(per, 1, LIMIT - 1)
     kept_back = whole(left_over, 0, LIMIT - 1)
     if not (whole(until_us, now + 1, now + 60 * SECOND) and capacity and refill and period and kept_back)
@@ -184,7 +182,7 @@ repeat  -- decides, once
     end
     kept_back = min(kept_back, (divmod(capacity, 3)))
   end
-  if carry >= period or last_place > now
+  if carry >= period or names
       and last_place > instant(capacity - min(0, balance), now, 0, refill, period, stepped) + period + 5 * SECOND then
     what = 'all' break
   end
@@ -218,7 +216,7 @@ repeat  -- decides, once
 
   -- The verbs. Of many acquires those up to the first that is not served here are carried out, and the answer tells of
   -- each the balance after it and its place.
-  local at, back, ends, many, kept_hold = now, 0, nil, '', nil
+  local at, back, ends, many, kept_hold = nil, 0, nil, '', nil
   local now_held, now_open, now_sequence, now_last, now_largest = held, open, sequence, last_place, largest_place
   if verb == 'acquire' or verb == 'reserve' then
     local first = verb == 'acquire' and 5 or 6
@@ -226,7 +224,7 @@ repeat  -- decides, once
       local tokens, keep = tonumber(ARGV[first]), tonumber(ARGV[first + 1] or 0)
       local alone, place = max(1, tokens - overdraft), now
       local need = synced and held > 0 and tokens or alone
-      if kept_back > 0 then
+      if not queues then
         keep = max(keep, min(keep + kept_back, divmod(capacity, 3), capacity - alone))
       end
       need = need + keep
@@ -234,25 +232,25 @@ repeat  -- decides, once
       if is_served and balance - (synced and held or 0) < need then
         place = max(now, instant(need - balance, refilled_at, carry, refill, period, stepped))
         is_served = verb == 'acquire' and keep == 0 and queues and need <= capacity and place < LIMIT
-          and place - now <= tonumber(ARGV[first + 2] or -1)
+          and ARGV[first + 2] and place - now <= tonumber(ARGV[first + 2])
         if is_served then
           now_largest = now_last > now and max(tokens, now_largest) or tokens
           now_last = max(now_last, place)
         end
       end
       if not is_served then
-        if first < 7 then what = 'some' end
+        if not at then what = 'some' end
         break
       end
       at = place
       if verb == 'acquire' or not synced then
         balance = max(1 - LIMIT, balance - tokens)
       end
-      if verb == 'acquire' and #ARGV > 7 then
+      if verb == 'acquire' and ARGV[8] then
         many = many .. format(' %d %d', balance, at - now)
       end
       first = first + 3
-    until verb == 'reserve' or first > #ARGV
+    until verb == 'reserve' or not ARGV[first]
     if verb == 'reserve' then
       local tokens, life = ARGV[6], ARGV[8]
       ends = now + life
@@ -284,16 +282,15 @@ repeat  -- decides, once
     if balance >= capacity and not stepped then carry = 0 end
   end
   if what then break end
+  at = at or now
 
   -- How long it is kept: as `lifetime_us` says, but never shorter than what holds need that were not read here.
   if given == '' and starts_full and not (synced and kept == -1) then
-    local full_at = now + DAY_US - 10 * SECOND
-    if not synced and refill > 0 then
-      full_at = instant(max(0, capacity - balance), refilled_at, 0, refill, period, stepped)
-    end
+    local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND
+      or instant(capacity - balance, refilled_at, 0, refill, period, stepped)
     if full_at < LIMIT then
       full_at = max(full_at, ends or now) - now
-      lifetime = format('%d', max(60000, math.ceil(full_at / 1000) + 10000, kept or 0))
+      lifetime = format('%d', max(60000, math.ceil(full_at / 1000) + 10000, kept or 60000))
     end
   end
 
@@ -312,7 +309,7 @@ repeat  -- decides, once
     }
     for place = 1, #numbers, 3 do
       local name, number, old = numbers[place], numbers[place + 1], numbers[place + 2]
-      if number == 0 and old > 0 and not synced then
+      if number == 0 and number ~= old and not synced then
         gone[#gone + 1] = name
       elseif number ~= old then
         sets[#sets + 1], sets[#sets + 2] = name, format('%d', number)
