@@ -91,8 +91,8 @@ def _attempt(  # noqa: C901 - the script's questions, in its order
     if isinstance(command, Peek | Reconcile):
         return ALL
     if not texts:
-        working = begun(quota, now, own=True)
-        return ALL if working is None else _served(working, texts, command, now)
+        new = begun(quota, now, own=True)
+        return ALL if new is None else _served(new, texts, command, now)
     terms = _TERMS.fullmatch(texts.get(QUOTA, ""))
     if "format" in texts or not {"version", "balance", "refilled_at"} <= texts.keys() or terms is None:
         return ALL

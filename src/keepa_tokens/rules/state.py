@@ -303,7 +303,7 @@ def _hold_from(text: object) -> Hold | None:
 
 
 def quota_text(quota: Quota) -> str:
-    """Return the terms as they are stored: three numbers, and five more ("-" for none) if one of these says anything."""
+    """Return the terms as they are stored: three numbers, and five more ("-": none) if one of these says anything."""
     optional = (_NOTHING if number is None else number for number in (quota.recharge_to, quota.initial))
     more = " ".join(map(str, (int(quota.stepped), quota.overdraft, *optional, int(quota.synced))))
     return f"{quota.capacity} {quota.refill} {quota.period_us}" + (f" {more}" if more != _USUAL else "")

@@ -3,8 +3,8 @@
 -- It mirrors fast_path.py and what that uses of arithmetic.py: same names, the same digits. Lua's doubles are exact
 -- because everything that is kept stays within 2^52 and every product below 2^53: divide first, multiply the rest.
 -- Whatever is not the fast path's business is handed over untouched: Python decides, and stores what it decided if
--- nobody has written meanwhile. So a step is a decision, whose end is a `break`, and then one of two: hand over, write.
--- Everything is computed before the first write.
+-- nobody has written meanwhile. So there is one block that decides, which `break` leaves, and after it one of two: hand
+-- over, or write. Everything is computed before the first write.
 --
 -- To be quick, functions use no local of the script's (each that one uses is allocated anew in every call), and numbers
 -- are written as texts made here (call() takes three times as long).
@@ -125,7 +125,7 @@ repeat  -- decides, once
   while a > 0 do
     a, b = fmod(b, a), a
   end
-  -- A bucket never seen begins with a reading, or here. Other terms than the caller's: can we have written them?
+  -- A new bucket that follows a server or recharges is not begun here. Other terms than the caller's: are they ours?
   if is_new and not queues or quota ~= terms and (
       not (whole(c, 1, LIMIT - 1) and whole(r, 0, LIMIT) and whole(p, 1, LIMIT) and whole(overdraft, 0, LIMIT))
       or not (target == '-' or whole(target, 1, LIMIT - 1))
