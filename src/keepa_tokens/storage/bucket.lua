@@ -24,20 +24,14 @@ local now = given == '' and clock or tonumber(given)
 local version, balance, refilled_at, carry, quota =
   unpack(call('HMGET', key, 'version', 'balance', 'refilled_at', 'carry', 'quota'))
 local fields = call('HLEN', key)
-local id, names, texts = verb ~= 'acquire' and ARGV[5] or '', nil, nil
+local more, id = fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
 local turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place
 local largest_place, held, open, sequence
-if fields > (carry and 5 or 4) then
-  names = {
-    'turn', 'hold:' .. id, 'format', 'line', 'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast',
-    'due_at', 'last_place', 'largest_place', 'held', 'open', 'sequence', 'version', 'balance', 'refilled_at', 'carry',
-    'quota', 'firm_place', 'reading_at', 'reading_sequence', 'server_time', 'server_time_at', 'drift', 'kept_back',
-    'kept_back_at', 'probe_until', 'probe_failures', 'probe_returned', 'reported_refill', 'reported_period_us',
-    'reported_capacity', 'stretched_us',
-  }
-  texts = call('HMGET', key, unpack(names))
-  turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place, largest_place,
-    held, open, sequence = unpack(texts)
+if more then
+  turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place,
+    largest_place, held, open, sequence = unpack(call('HMGET', key, 'turn', 'hold:' .. id, 'format', 'line',
+    'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place', 'largest_place',
+    'held', 'open', 'sequence'))
 end
 local is_new = fields == 0
 
@@ -101,9 +95,7 @@ repeat  -- decides, once
     break
   end
   if mine ~= '' and version then
-    turn = format('%.0f %s', clock + TURN_US, mine)
-    call('HSET', key, 'turn', turn)
-    if names then texts[1] = turn end
+    call('HSET', key, 'turn', format('%.0f %s', clock + TURN_US, mine))
   end
   if verb == 'store' then what = ARGV[9] break end
 
@@ -153,7 +145,7 @@ repeat  -- decides, once
     end
   end
   local kept = (synced or due_at or open) and call('PTTL', key)
-  if names or synced then
+  if more or synced then
     local missing = not synced and 0 or nil
     due_at = whole(due_at, now + 1, now + 2 * DAY_US + 5 * SECOND, LIMIT)
     last_place, largest_place = whole(last_place, 0, LIMIT - 1, 0), whole(largest_place, 0, LIMIT - 1, 0)
@@ -182,7 +174,7 @@ repeat  -- decides, once
     end
     kept_back = min(kept_back, (divmod(capacity, 3)))
   end
-  if carry >= period or names
+  if carry >= period or more
       and last_place > instant(capacity - min(0, balance), now, 0, refill, period, stepped) + period + 5 * SECOND then
     what = 'all' break
   end
@@ -301,7 +293,7 @@ repeat  -- decides, once
   if refilled_at ~= now then sets[6] = format('%d', refilled_at) end
   if carry ~= old_carry then sets[7], sets[8] = 'carry', format('%d', carry) end
   if is_new then sets[#sets + 1], sets[#sets + 2] = 'quota', terms end
-  if names or kept_hold or at > now then
+  if more or kept_hold or at > now then
     local numbers = {
       'last_place', now_last, last_place, 'largest_place', now_largest, largest_place,
       'due_at', min(due_at, ends or LIMIT), due_at, 'sequence', now_sequence, sequence,
@@ -327,12 +319,19 @@ repeat  -- decides, once
 until true
 
 if what then
-  local told = (what == 'all' or not names) and call('HGETALL', key)
+  local told = (what == 'all' or not more) and call('HGETALL', key)
   answer = {nonce, format('%.0f', now), told and 'all' or 'some'}
   if not told then
     told = {}
-    for place, name in ipairs(names) do
-      if texts[place] then told[#told + 1], told[#told + 2] = name, texts[place] end
+    local names = {
+      'turn', 'version', 'balance', 'refilled_at', 'carry', 'closed_until', 'paused_until', 'sequence', 'held', 'open',
+      'due_at', 'last_place', 'firm_place', 'largest_place', 'terms_at', 'wide_capacity', 'reading_at', 'quota', 'fast',
+      'reading_sequence', 'server_time', 'server_time_at', 'drift', 'kept_back', 'kept_back_at', 'probe_until',
+      'probe_failures', 'probe_returned', 'reported_refill', 'reported_period_us', 'reported_capacity', 'stretched_us',
+      'line', 'format', 'hold:' .. id,
+    }
+    for place, text in ipairs(call('HMGET', key, unpack(names))) do
+      if text then told[#told + 1], told[#told + 2] = names[place], text end
     end
   end
   for place, text in ipairs(told) do
