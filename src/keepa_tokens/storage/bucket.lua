@@ -293,7 +293,7 @@ repeat  -- decides, once
   if refilled_at ~= now then sets[6] = format('%d', refilled_at) end
   if carry ~= old_carry then sets[7], sets[8] = 'carry', format('%d', carry) end
   if is_new then sets[#sets + 1], sets[#sets + 2] = 'quota', terms end
-  if more or kept_hold or at > now then
+  if kept_hold or at > now then
     local numbers = {
       'last_place', now_last, last_place, 'largest_place', now_largest, largest_place,
       'due_at', min(due_at, ends or LIMIT), due_at, 'sequence', now_sequence, sequence,
