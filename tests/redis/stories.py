@@ -286,6 +286,12 @@ STORIES: Final[dict[str, Program]] = {
             (0, Refund("r", LIMIT - 1)),
         ),
     ),
+    **{
+        f"a place at {at} of the clock's end": Program(
+            tuple(Act(LIMIT - SECOND + at, PLAIN, (), command) for command in (Acquire(10), Acquire(1, wait_us=LIMIT)))
+        )
+        for at in (-1, 0, 1)
+    },
     "a clock at its end": Program(
         (Act(LIMIT - 10, PLAIN, (), Reserve("a", 1, 9)), Act(LIMIT - 10, PLAIN, (), Reserve("b", 1, 10)))
     ),

@@ -102,6 +102,17 @@ def test_a_key_is_kept_as_long_as_the_rule_says_or_was_left(server: Server, clie
     storage.close()
 
 
+def test_who_has_read_all_need_not_keep_it_longer(storage: RedisStorage, client: redis.Redis) -> None:
+    """What mends a bucket has seen that a long hold is gone; who reads a part of it keeps it for what was left."""
+    quota = Quota(10, 1, 1.0)
+    for command in (Reserve("a", 1, 600 * SECOND), Cancel("a"), Acquire(1)):
+        storage.apply("k", quota, command)
+        assert client.pttl(NAME) > 600_000
+    client.hset(NAME, "carry", "NaN")
+    storage.apply("k", quota, Acquire(1))
+    assert 0 < client.pttl(NAME) <= 60_000
+
+
 def test_on_a_callers_clock_it_is_kept_for_ever(storage: RedisStorage, client: redis.Redis) -> None:
     """Nobody knows how that clock goes: also where it was kept for a time before."""
     storage.apply("k", Quota(10, 1, 1.0), Acquire(1))

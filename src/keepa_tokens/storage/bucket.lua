@@ -50,12 +50,12 @@ local function divmod(a, b)
 end
 
 -- When `need` more tokens have come; from 2^52 on: never.
-local function instant(need, from, carried, refill, period, stepped)
+local function instant(need, from, refill, period, stepped, carried)
   if refill == 0 then return math.huge end
   local rest = math.fmod(need, refill)
   local at = from + (need - rest) / refill * period
   if stepped then return rest > 0 and at + period or at end
-  local due = rest * period - carried
+  local due = rest * period - (carried or 0)
   rest = math.fmod(due, refill)
   at = at + (due - rest) / refill
   return rest > 0 and at + 1 or at
@@ -129,20 +129,18 @@ repeat  -- decides, once
     refill, period = refill / b, refill > 0 and period / b or SECOND
   end
 
-  local raised = 0
   if is_new then
-    balance, refilled_at, carry = tonumber(initial) or capacity, now, 0
-  else
-    local all = version .. ' ' .. balance .. ' ' .. refilled_at .. ' ' .. (carry or '0')
-    raised, balance = tonumber(version), tonumber(balance)
-    refilled_at, carry = tonumber(refilled_at), tonumber(carry or 0)
-    if not (raised and balance and refilled_at and carry
-        and raised >= 0 and raised < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
-        and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
-        -- Each as `whole` reads it, all at once.
-        or format('%d %d %d %d', raised, balance, refilled_at, carry) ~= all then
-      what = 'all' break
-    end
+    version, balance, refilled_at = '0', initial == '-' and c or initial, format('%d', now)
+  end
+  local all = version .. ' ' .. balance .. ' ' .. refilled_at .. ' ' .. (carry or '0')
+  local raised = tonumber(version)
+  balance, refilled_at, carry = tonumber(balance), tonumber(refilled_at), tonumber(carry or 0)
+  if not (raised and balance and refilled_at and carry
+      and raised >= 0 and raised < LIMIT - 1 and balance > -LIMIT and balance < LIMIT and carry >= 0
+      and refilled_at >= 0 and refilled_at <= now + 5 * SECOND and now - refilled_at <= 365 * DAY_US)
+      -- Each as `whole` reads it, all at once.
+      or format('%d %d %d %d', raised, balance, refilled_at, carry) ~= all then
+    what = 'all' break
   end
   local kept = (synced or due_at or open) and call('PTTL', key)
   if more or synced then
@@ -175,7 +173,7 @@ repeat  -- decides, once
     kept_back = min(kept_back, (divmod(capacity, 3)))
   end
   if carry >= period or more
-      and last_place > instant(capacity - min(0, balance), now, 0, refill, period, stepped) + period + 5 * SECOND then
+      and last_place > instant(capacity - min(0, balance), now, refill, period, stepped) + period + 5 * SECOND then
     what = 'all' break
   end
 
@@ -222,7 +220,7 @@ repeat  -- decides, once
       need = need + keep
       local is_served = tokens > 0 and held + tokens < LIMIT
       if is_served and balance - (synced and held or 0) < need then
-        place = max(now, instant(need - balance, refilled_at, carry, refill, period, stepped))
+        place = max(now, instant(need - balance, refilled_at, refill, period, stepped, carry))
         is_served = verb == 'acquire' and keep == 0 and queues and need <= capacity and place < LIMIT
           and ARGV[first + 2] and place - now <= tonumber(ARGV[first + 2])
         if is_served then
@@ -279,7 +277,7 @@ repeat  -- decides, once
   -- How long it is kept: as `lifetime_us` says, but never shorter than what holds need that were not read here.
   if given == '' and starts_full and not (synced and kept == -1) then
     local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND
-      or instant(capacity - balance, refilled_at, 0, refill, period, stepped)
+      or instant(capacity - balance, refilled_at, refill, period, stepped)
     if full_at < LIMIT then
       full_at = max(full_at, ends or now) - now
       lifetime = format('%d', max(60000, math.ceil(full_at / 1000) + 10000, kept or 60000))
