@@ -55,7 +55,8 @@ def test_a_killed_server_with_an_append_only_file_remembers() -> None:
     """With `appendonly yes` a server that was killed has the bucket as it was, and the script is loaded anew."""
     for name in sorted(BINARIES):
         # By itself it writes a busy disk's last second late.
-        with running(name, "--appendonly", "yes", "--appendfsync", "always") as server, FLAVOURS[0].at(server.url) as opened:
+        options = ("--appendonly", "yes", "--appendfsync", "always")
+        with running(name, *options) as server, FLAVOURS[0].at(server.url) as opened:
             for _ in range(5):
                 opened.apply("k", PLAIN, Acquire(10))
             opened.apply("k", PLAIN, Reserve("x", 10, 60 * SECOND))
