@@ -28,8 +28,8 @@ _TERMS: Final = re.compile(r"[0-9]+ [0-9]+ [0-9]+( [01] [0-9]+ \S+ \S+ ([01]))?"
 
 
 def normal(texts: dict[str, str]) -> dict[str, str]:
-    """Return the texts without numbers that say nothing."""
-    return {name: text for name, text in texts.items() if not (name in ZERO and text in {"0", "-0"})}
+    """Return the texts without a carry that says nothing: the script leaves it where it is."""
+    return {name: text for name, text in texts.items() if (name, text) != ("carry", "0")}
 
 
 @dataclass
