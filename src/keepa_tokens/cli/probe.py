@@ -53,6 +53,6 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
     if heard.reading is None:
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = TokenBucket(look.quota, key=look.key, storage=place.storage, listener=lambda _: None)
+    bucket = TokenBucket(look.quota, key=look.key, storage=place, listener=lambda _: None)
     KeepaSync(bucket).observe(body, status=status)
     return Answer(snapshot.balance, heard.reading.balance)
