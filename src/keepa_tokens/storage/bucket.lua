@@ -71,9 +71,11 @@ repeat  -- decides, once
 
   -- Who lost to another writer, or asks for it, gets a turn: nobody else writes for a moment, which ends by itself.
   local mine = (verb == 'store' or verb == 'read') and ARGV[6] or ''
-  local till, whose = match(turn or '', '^(%d+) (.+)$')
-  local left = whose and whose ~= mine and till - clock or 0
-  if left > 0 and left <= TURN_US then return {nonce, format('%.0f', now), 'busy'} end
+  if turn then
+    local till, whose = match(turn, '^(%d+) (.+)$')
+    local left = whose and whose ~= mine and till - clock or 0
+    if left > 0 and left <= TURN_US then return {nonce, format('%.0f', now), 'busy'} end
+  end
 
   -- Compare-and-set: `version` as it was read, the hold that is named, the writer's own token, `refilled_at` as it was
   -- read, the lifetime, what to hand over if it fails, then names and texts; '' removes.
