@@ -66,7 +66,7 @@ def test_a_plain_bucket_is_told() -> None:
     state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(200, 1, 1.0))
     told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
 
-    assert told["terms"] == "1 token every 0:01, evenly, up to 200; keeps its own books"
+    assert told["terms"] == "1 token a second, evenly, up to 200; keeps its own books"
     assert told["next step"] == "+1 in 0:01; full in 3:00"
     assert told["call of 150"] == "goes in 2:10 at the latest: too few tokens (EMPTY)"
     assert "reading" not in told
@@ -192,6 +192,22 @@ def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     assert "server       says 400; the bucket projected 412 (-12)" in said
     assert fake.token_calls == 1
     assert valkey.bucket().peek().balance == 400
+
+
+def test_a_probe_is_compared_with_the_bucket_as_it_is_then(valkey: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers settled while the server was asked is no difference; what they hold is named beside one."""
+    bucket = valkey.bucket()
+    bucket.reconcile(Reading(412))
+    calls = [bucket.reserve(6), bucket.reserve(5)]
+
+    def asked() -> tuple[int, object]:
+        calls[0].settle(6, Reading(406))
+        return 200, {"tokensLeft": 401, "refillIn": 60_000, "refillRate": 5, "timestamp": 1}
+
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: asked)
+    said = run("status", "--redis", valkey.url, "--probe", env={"KEEPA_API_KEY": "right"}).stdout
+    assert "says 401; the bucket projected 406 (-5), with 5 held for calls under way" in " ".join(said.split())
+    calls[1].cancel()
 
 
 def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from . import _plans as plans
 from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, awaited, cost, decorated, left_unsettled, new_id, struck, watched
+from ._door import RESERVATION_ADVICE, Door, awaited, came_to, cost, decorated, left_unsettled, new_id, watched
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -24,7 +24,8 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncStorage
-from .storage.memory import MemoryStorage, came_to
+from .storage.memory import MemoryStorage
+from .units import LIMIT
 
 __all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
 
@@ -85,11 +86,11 @@ class AsyncTokenBucket(NotCopied):
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
         try:
-            decision = self._door.at_once(tokens, keep)
+            decision = self._door.at_once(tokens, keep, 0)
             if decision is not None:
                 return decision
         except BaseException as error:
-            await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+            await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
             raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
@@ -103,11 +104,11 @@ class AsyncTokenBucket(NotCopied):
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
         if timeout is None:
             try:
-                decision = self._door.at_once(tokens, keep, waits=True)
+                decision = self._door.at_once(tokens, keep, LIMIT)
                 if decision is not None:
                     return decision
             except BaseException as error:
-                await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
                 raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
@@ -284,8 +285,8 @@ class AwaitedSteps(Taken):
 
     __slots__ = ("_step", "door")
 
-    def __init__(self, door: AsyncDoor, taking: Acquire | None = None, decision: Decision | None = None) -> None:
-        super().__init__(taking, decision)
+    def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
+        super().__init__(taking)
         self.door = door
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 

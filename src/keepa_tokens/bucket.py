@@ -11,7 +11,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, blocking, cost, decorated, left_unsettled, new_id, struck, watched
+from ._door import RESERVATION_ADVICE, Door, blocking, came_to, cost, decorated, left_unsettled, new_id, watched
 from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience, Taken
 from .clock import Clock
@@ -22,7 +22,8 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Storage
-from .storage.memory import MemoryStorage, came_to
+from .storage.memory import MemoryStorage
+from .units import LIMIT
 
 __all__ = ["Reservation", "TokenBucket"]
 
@@ -87,11 +88,11 @@ class TokenBucket(NotCopied):
         """
         door = self._door
         try:
-            decision = door.at_once(tokens, keep)
+            decision = door.at_once(tokens, keep, 0)
             if decision is not None:
                 return decision
         except BaseException as error:
-            BlockingSteps(door, Acquire(tokens), struck(error)).undo(error)
+            BlockingSteps(door, Acquire(tokens)).undo(error)
             raise
         tokens, keep = cost(door.quota, tokens, keep)
         steps = BlockingSteps(door)
@@ -111,11 +112,11 @@ class TokenBucket(NotCopied):
         """
         if timeout is None:
             try:
-                decision = self._door.at_once(tokens, keep, waits=True)
+                decision = self._door.at_once(tokens, keep, LIMIT)
                 if decision is not None:
                     return decision
             except BaseException as error:
-                BlockingSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                BlockingSteps(self._door, Acquire(tokens)).undo(error)
                 raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
@@ -130,9 +131,9 @@ class TokenBucket(NotCopied):
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = "") -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
 
-        A plain bucket takes them at once and gives back what was not spent. label: whose hold it is, for people who
-        look at what is in flight. Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as
-        `try_acquire`.
+        A plain bucket takes them at once and gives back what was not spent. Raises NotEnoughTokens, nothing taken, with
+        `retry_after` and `reason`; the rest as `try_acquire`. label: whose hold it is, for people who look at what is
+        in flight.
         """
         tokens, keep = cost(self.quota, tokens, keep)
         command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
@@ -261,8 +262,8 @@ class BlockingSteps(Taken):
 
     __slots__ = ("door",)
 
-    def __init__(self, door: Door[Storage], taking: Acquire | None = None, decision: Decision | None = None) -> None:
-        super().__init__(taking, decision)
+    def __init__(self, door: Door[Storage], taking: Acquire | None = None) -> None:
+        super().__init__(taking)
         self.door = door
 
     def carry(self, command: Command) -> Outcome:

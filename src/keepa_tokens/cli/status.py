@@ -17,6 +17,8 @@ CALLS: Final = (10, 150)
 BAR: Final = 30
 SHORTEST_KEY: Final = 12
 
+PERIODS: Final = {1.0: "a second", 60.0: "a minute", 60.5: "a minute", 3600.0: "an hour", 86_400.0: "a day"}
+
 WHY: Final = {
     Reason.EMPTY: "too few tokens",
     Reason.RECHARGING: "the bucket recharges and is closed until then",
@@ -85,7 +87,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
         refill, period = quota.refill, quota.period
     if not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
-    every = "a minute" if period in {60.0, 60.5} else f"every {duration(period)}"
+    every = PERIODS.get(period) or f"every {duration(period)}"
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
