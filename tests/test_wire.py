@@ -34,17 +34,18 @@ SYNCED: Final = Quota(300, 5, 60.5, stepped=True, synced=True)
 READING: Final = Reading(-4, server_time=1e9)
 
 SENT: Final[list[tuple[Command, str, list[object]]]] = [
-    (Acquire(2), "acquire", [b"", 2, 0, -1]),
-    (Acquire(2, keep=3, wait_us=0), "acquire", [b"", 2, 3, 0]),
-    (Acquire(2, wait_us=-5), "acquire", [b"", 2, 0, -1]),
-    (Acquire(2, wait_us=LIMIT + 5), "acquire", [b"", 2, 0, LIMIT]),
+    (Acquire(2), "acquire", [2]),
+    (Acquire(2, keep=3), "acquire", [2, 3, -1]),
+    (Acquire(2, keep=3, wait_us=0), "acquire", [2, 3, 0]),
+    (Acquire(2, wait_us=-5), "acquire", [2, 0, -1]),
+    (Acquire(2, wait_us=LIMIT + 5), "acquire", [2, 0, LIMIT]),
     (Reserve("é", 2, 5, keep=3), "reserve", [b"\xc3\xa9", 2, 3, 5, ""]),
     (Reserve("a", 2, 5, label="a task\n"), "reserve", [b"a", 2, 0, 5, " a%20task%0A"]),
     (Settle("a"), "settle", [b"a", ""]),
     (Settle("a", 0), "settle", [b"a", 0]),
     (Cancel("a"), "settle", [b"a", 0]),
-    (Refund("a", 2), "refund", [b"a", 2, ""]),
-    (Refund("a", 2, 3), "refund", [b"a", 2, 3]),
+    (Refund("a", 2), "refund", [b"a", 2]),
+    (Refund("a", 2, 3), "refund", [b"a", 2]),
     (Settle("a", 0, READING), "read", [b"a", ""]),
     (Settle("a", 3, refused=True), "read", [b"a", ""]),
     (ClaimProbe(), "read", [b"", ""]),
@@ -63,6 +64,13 @@ def test_a_command_is_a_verb_the_time_the_terms_and_its_numbers(
     """Everything in one order; what only the rules can decide is sent as a wish to read."""
     assert _wire.attempt(quota, command, None) == [verb, "", "", quota_text(quota), *arguments]
     assert _wire.attempt(quota, command, 7)[2] == 7
+
+
+def test_acquires_of_one_bucket_follow_each_other() -> None:
+    """Each with all of its three numbers, since there is more than one."""
+    commands = [Acquire(2), Acquire(3, keep=1), Acquire(4, wait_us=5)]
+    numbers = [2, 0, -1, 3, 1, -1, 4, 0, 5]
+    assert _wire.acquires(PLAIN, commands, 7) == ["acquire", "", 7, quota_text(PLAIN), *numbers]
 
 
 OUT_OF_RANGE: Final[list[tuple[str, Command]]] = [
@@ -115,7 +123,7 @@ def test_a_bucket_that_is_handed_over_is_its_texts() -> None:
     assert _wire.understood(told, Peek(), "n1") == _wire.Handed(7, texts, partial=False)
     answer = _wire.understood([text.decode() for text in (*told[:2], b"some", *told[3:])], Peek(), "n1")
     assert isinstance(answer, _wire.Handed)
-    assert answer.state == BucketState(version=None, format=None, balance=-3, holds={"%\udcff": hold}, partial=True)
+    assert answer.state == BucketState(version=None, balance=-3, holds={"%\udcff": hold}, partial=True)
     assert _wire.Handed(7, {}, partial=False).state is None
     assert _wire.Handed(7, {"turn": "7 n1"}, partial=True).state is None
 
@@ -139,19 +147,18 @@ def test_what_is_stored_is_what_changed() -> None:
     )
     after = BucketState(version=5, balance=5, refilled_at=7, quota=PLAIN)
     sent = _wire.store(before, after, Peek(), None, "me", sent_once=True)
-    assert sent[:11] == ["store", "", "", b"4", b"6", "me", 60_000, "all", b"", 2, b"drift"]
-    assert sent[11:] == [
-        *(b"hold:a", b"format", b"1", b"version", b"5", b"refilled_at", b"7", b"quota", quota_text(PLAIN).encode())
-    ]
+    assert sent[:9] == ["store", "", "", b"4", b"", "me", b"6", 60_000, "all"]
+    terms = quota_text(PLAIN).encode()
+    assert sent[9:] == [*(b"version", b"5", b"refilled_at", b"7", b"quota", terms, b"drift", b"", b"hold:a", b"")]
     # On a caller's clock a key is kept for ever.
-    assert _wire.store(before, after, Peek(), 7, "me", sent_once=True)[6] == ""
-    assert _wire.store(before, after, Peek(), 7, "me", sent_once=False)[-2:] == [b"turn", b"0 me"]
+    assert _wire.store(before, after, Peek(), 7, "me", sent_once=True)[7] == ""
+    assert _wire.store(before, after, Peek(), 7, "me", sent_once=False)[-6:-4] == [b"turn", b"0 me"]
 
 
 def test_the_script_hands_over_every_number() -> None:
     """The names that the script reads are all that a state has."""
     script = Path(_wire.__file__).with_name("bucket.lua").read_text()
-    (names,) = re.findall(r"names = \{(.*?)'hold:'", script, re.DOTALL)
+    (names,) = re.findall(r"names = \{(.*?)\}", script, re.DOTALL)
     assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "line", "turn"}
 
 

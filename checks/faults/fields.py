@@ -12,7 +12,7 @@ from checks.faults.runs import PLACES, SECOND, START, Kind, Moment, Place, pair,
 from keepa_tokens import BucketState, Snapshot
 from keepa_tokens.rules.state import HOLD, LINE
 
-NEEDED: Final = frozenset({"format", "balance", "refilled_at"})
+NEEDED: Final = frozenset({"balance", "refilled_at"})
 """Fields that are never rightly missing."""
 
 FAR_FUTURE: Final = str(START + 50 * 365 * 86_400 * SECOND)

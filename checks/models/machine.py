@@ -354,7 +354,7 @@ class BucketMachine(RuleBasedStateMachine):
         A synced bucket without a reading may rightly have no balance: then that isn't missed.
         """
         model, stored = self.model, self.bench.stored()
-        needed = {"format", "refilled_at"}
+        needed = {"refilled_at"}
         if any(name.startswith("hold:") or name == "reading_sequence" for name in stored) or stored.get("line"):
             needed.add("sequence")
         if not self.quota.synced:

@@ -47,7 +47,7 @@ def test_what_is_explained_is_a_slip() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["available < need", "open = sequence + 1", "balance - tokens", "version + 1", "refilled_at <= 365"]
+    "part", ["< need then", "open + 1, sequence + 1", "balance - tokens", "raised + 1", "refilled_at <= 365"]
 )
 def test_a_slip_is_killed_and_the_script_is_not(
     shared_server: Server, clients: dict[str, redis.Redis], part: str

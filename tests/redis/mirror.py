@@ -16,19 +16,19 @@ from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage._working import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
-ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
+ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "largest_place")
 """Numbers that may be left out where they are 0."""
 
-WRITTEN: Final = {"format", "quota", "version", "balance", "refilled_at", "due_at", *ZERO}
+WRITTEN: Final = {"quota", "version", "balance", "refilled_at", "due_at", *ZERO}
 """What the fast path writes beside the hold that the command names."""
 
 ALL, SOME, BY_ITSELF = "all", "some", "by itself"
-_TERMS: Final = re.compile(r"[0-9]+ [0-9]+ [0-9]+ [01] [0-9]+ \S+ \S+ [01] [0-9]+ [0-9]+", re.ASCII)
+_TERMS: Final = re.compile(r"[0-9]+ [0-9]+ [0-9]+( [01] [0-9]+ \S+ \S+ ([01]))?", re.ASCII)
 
 
 def normal(texts: dict[str, str]) -> dict[str, str]:
-    """Return the texts without numbers that say nothing."""
-    return {name: text for name, text in texts.items() if not (name in ZERO and text in {"0", "-0"})}
+    """Return the texts without a carry that says nothing: the script leaves it where it is."""
+    return {name: text for name, text in texts.items() if (name, text) != ("carry", "0")}
 
 
 @dataclass
@@ -61,9 +61,9 @@ class Mirror:
     def _write(self, seen: dict[str, str], after: BucketState, command: Command | None) -> None:
         texts = after.to_fields()
         if command is not None:
-            # The fast path leaves every other hold alone, and what it does not know.
+            # The fast path leaves every other hold alone, and what it does not know or does not change.
             name = HOLD + command.id if isinstance(command, Reserve | Settle | Cancel | Refund) else ""
-            seen = {key: "" for key in (name, *ZERO) if key in seen}
+            seen = {key: "" for key in (name, *ZERO) if seen.get(key, "0") != "0"}
             texts = {key: text for key, text in texts.items() if key == name or key in WRITTEN}
         gone = {
             key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST, LINE})
@@ -77,30 +77,39 @@ def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name in names}
 
 
-def attempt(  # noqa: C901 - the script's questions, in its order
+def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
+    """Return the bucket that the fast path serves, or what is handed over."""
+    served = _attempt(texts, quota, command, now)
+    # Where nothing else is there, the script hands over what it has read: that is all.
+    return ALL if served == SOME and len(texts) <= 4 + ("carry" in texts) else served
+
+
+def _attempt(  # noqa: C901 - the script's questions, in its order
     texts: dict[str, str], quota: Quota, command: Command, now: int
 ) -> Bucket | str:
-    """Return the bucket that the fast path serves, or what is handed over."""
     if isinstance(command, Peek | Reconcile):
         return ALL
-    if "version" not in texts and "refilled_at" not in texts:
-        return _attempt_new(texts, quota, command, now)
+    if not texts:
+        new = begun(quota, now, own=True)
+        return ALL if new is None else _served(new, texts, command, now)
+    terms = _TERMS.fullmatch(texts.get(QUOTA, ""))
+    if "format" in texts or not {"version", "balance", "refilled_at"} <= texts.keys() or terms is None:
+        return ALL
     state = BucketState.from_fields(texts)
-    if not _is_sound(texts, state, now):
+    are_others = texts[QUOTA] != quota_text(quota)
+    if (are_others and state.quota is None) or not _is_sound(texts, state, now, synced=terms[2] == "1"):
         return ALL
-    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
-        return ALL if "closed_until" in texts else SOME
-    if state.quota is None:
+    if "closed_until" in texts:
         return ALL
-    if texts[QUOTA] != quota_text(quota):
-        terms_at = state.terms_at
-        recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
-        if not recent or quota.synced != state.quota.synced:
-            return SOME
+    if {"paused_until", "wide_capacity", LINE} & texts.keys():
+        return SOME
+    assert state.quota is not None
+    terms_at = state.terms_at
+    recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
+    if are_others and not (recent and quota.synced == state.quota.synced):
+        return SOME
     if not state.quota.synced and state.quota.recharge_to is None:
         state = replace(state, fast=None)
-    elif texts.get(FAST, "").startswith("0 ") and len(texts[FAST].split(" ")) == 5 and _digits(texts[FAST]):
-        return SOME
     elif not _fast_is_sound(state, now):
         return ALL
     working = kept(sound_of(state), state.fast, now, own=True)
@@ -110,34 +119,14 @@ def attempt(  # noqa: C901 - the script's questions, in its order
     return _served(working, texts, command, now)
 
 
-def _attempt_new(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
-    known = {
-        "format",
-        "balance",
-        "carry",
-        QUOTA,
-        "due_at",
-        "last_place",
-        "firm_place",
-        "largest_place",
-        "held",
-        "open",
-        "sequence",
-    }
-    working = begun(quota, now, own=True)
-    if working is None or known & texts.keys():
-        return ALL
-    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
-        return ALL if "closed_until" in texts else SOME
-    served = _served(working, texts, command, now)
-    return ALL if texts and not isinstance(served, str) else served
-
-
 def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) -> Bucket | str:
     hold_id = getattr(command, "id", "")
     is_there = HOLD + hold_id in texts
+    back = 0
     if isinstance(command, Reserve | Refund) and is_there:
         return SOME
+    if isinstance(command, Refund):
+        back = command.tokens
     if isinstance(command, Settle | Cancel):
         hold = working.holds.get(hold_id)
         if hold is None or hold.tokens > working.held or working.open == 0 or hold.opened > working.sequence:
@@ -146,6 +135,10 @@ def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) 
             return SOME
         if hold.tokens < 0:
             return SOME
+        cost = 0 if isinstance(command, Cancel) else command.actual
+        back = 0 if cost is None else hold.tokens - cost
+    if back > 0 and not working.quota.synced and working.last_place > now:
+        return SOME
     tried = replace(working, holds=dict(working.holds))
     return SOME if step(tried, command, now) is None else working
 
@@ -161,13 +154,8 @@ def sound_of(state: BucketState) -> SoundState:
     return sound
 
 
-def _is_sound(texts: dict[str, str], state: BucketState, now: int) -> bool:
-    if texts.get("format") != "1" or not _TERMS.fullmatch(texts.get(QUOTA, "")):
-        return False
-    needed = ["balance", "refilled_at"]
-    if texts[QUOTA].split(" ")[7] == "1":
-        needed += ["held", "open", "sequence"]
-    if any(name not in texts for name in needed):
+def _is_sound(texts: dict[str, str], state: BucketState, now: int, *, synced: bool) -> bool:
+    if synced and not {"held", "open", "sequence"} <= texts.keys():
         return False
     checked = ("version", "carry", "due_at", "balance", "refilled_at", *ZERO)
     if any(name in state.unreadable for name in checked):
@@ -187,10 +175,6 @@ def _is_sound(texts: dict[str, str], state: BucketState, now: int) -> bool:
     )
 
 
-def _digits(text: str) -> bool:
-    return text.isascii() and text.replace(" ", "").isdigit()
-
-
 def _fast_is_sound(state: BucketState, now: int) -> bool:
     fast = state.fast
     return (
@@ -208,6 +192,6 @@ def _is_damaged(working: Bucket, now: int) -> bool:
     flow = working.flow
     if working.carry >= flow.period_us:
         return True
-    latest = max(working.last_place, working.firm_place)
+    latest = working.last_place
     furthest = flow.instant(flow.capacity - min(0, working.balance), now, 0)
     return latest > now and furthest < NEVER and latest > furthest + flow.period_us + TOLERANCE_US

@@ -286,6 +286,12 @@ STORIES: Final[dict[str, Program]] = {
             (0, Refund("r", LIMIT - 1)),
         ),
     ),
+    **{
+        f"a place at {at} of the clock's end": Program(
+            tuple(Act(LIMIT - SECOND + at, PLAIN, (), command) for command in (Acquire(10), Acquire(1, wait_us=LIMIT)))
+        )
+        for at in (-1, 0, 1)
+    },
     "a clock at its end": Program(
         (Act(LIMIT - 10, PLAIN, (), Reserve("a", 1, 9)), Act(LIMIT - 10, PLAIN, (), Reserve("b", 1, 10)))
     ),
@@ -375,7 +381,7 @@ STORIES: Final[dict[str, Program]] = {
             (
                 60 * SECOND,
                 Acquire(1),
-                {"terms_at": str(EPOCH + 60 * SECOND - at), "quota": "9 3 7000000 0 0 - - 0 3 7000000"},
+                {"terms_at": str(EPOCH + 60 * SECOND - at), "quota": "9 3 7000000"},
             ),
         )
         for at in (0, 1, 60 * SECOND - 1, 60 * SECOND, 61 * SECOND, -5 * SECOND, -5 * SECOND - 1)
@@ -388,35 +394,69 @@ STORIES: Final[dict[str, Program]] = {
             (SECOND, Acquire(1)),
         )
         for terms in (
-            *("9 3 7000000 1 0 - - 0 3 7000000", "9 4 8000000 0 0 - - 0 1 2000000", "9 4 8000000 0 0 - - 0 2 4000000"),
-            *("9 0 7000000 0 0 - - 0 0 1000000", "9 0 7000000 0 0 - - 0 0 7000000", "0 3 7000000 0 0 - - 0 3 7000000"),
+            *("9 3 7000000 1 0 - - 0", "9 4 8000000", "9 4 8000000 0 0 - - 0", "9 3 7000000 0 3 - - 0"),
             *(
-                f"{LIMIT - 1} 3 7 0 0 - - 0 3 7",
-                f"{LIMIT} 3 7 0 0 - - 0 3 7",
-                f"9 3 7 0 {LIMIT} - - 0 3 7",
-                f"9 3 7 0 {LIMIT + 1} - - 0 3 7",
+                "9 0 7000000",
+                "0 3 7000000",
+                "9 3",
+                "9 3 7 1",
+                "9 3 7 0 0 - - 0 1",
+                "9 3 7000000 ",
+                "x 3 7",
+                "9 3 7x",
+                "9 3 1",
             ),
             *(
-                f"9 {2**26 - 1} {2**26} 0 0 - - 0 {2**26 - 1} {2**26}",
-                f"9 {2**26} {2**26 - 1} 0 0 - - 0 {2**26} {2**26 - 1}",
+                f"{LIMIT - 1} 3 7",
+                f"{LIMIT} 3 7",
+                f"9 3 7 0 {LIMIT} - - 0",
+                f"9 3 7 0 {LIMIT + 1} - - 0",
             ),
             *(
-                "9 3 0 0 0 - - 0 3 0",
-                "1 3 7000000 0 0 - - 0 3 7000000",
-                "9 3 7 0 0 0 - 0 3 7",
-                "9 3 7 0 0 1 - 0 3 7",
-                f"9 3 7 0 0 {LIMIT} - 0 3 7",
-                "9 3 7 0 0 - 9 0 3 7",
+                f"9 {2**26 - 1} {2**26}",
+                f"9 {2**26} {2**26 - 1}",
             ),
             *(
-                "9 3 7 0 0 - 10 0 3 7",
-                "9 3 7 0 0 - -4 0 3 7",
-                f"9 3 7 0 0 - {-LIMIT} 0 3 7",
-                f"9 3 7 0 0 - {1 - LIMIT} 0 3 7",
-                "9 3 7 0 0 - - 1 3 7",
+                "9 3 0",
+                "1 3 7000000",
+                "9 3 7 0 0 0 - 0",
+                "9 3 7 0 0 1 - 0",
+                f"9 3 7 0 0 {LIMIT} - 0",
+                "9 3 7 0 0 - 9 0",
             ),
-            *("09 3 7 0 0 - - 0 3 7", "9 3 7 2 0 - - 0 3 7", "9 3 7 0 0 - - 0 3 7 ", "9 3 7 0 0 x - 0 3 7"),
+            *(
+                "9 3 7 0 0 - 10 0",
+                "9 3 7 0 0 - -4 0",
+                f"9 3 7 0 0 - {-LIMIT} 0",
+                f"9 3 7 0 0 - {1 - LIMIT} 0",
+                "9 3 7 0 0 - - 1",
+            ),
+            *(
+                "09 3 7",
+                "9 03 7",
+                "9 3 07",
+                "9 3 7 2 0 - - 0",
+                "9 3 7 1 00 - - 0",
+                "9 3 7 1 0 - - 0 ",
+                "9 3 7 0 0 x - 0",
+            ),
         )
+    },
+    "one every seven seconds": story(
+        Quota(10, 1, 7.0),
+        (0, Acquire(10)),
+        (7 * SECOND - 1, Acquire(1)),
+        (7 * SECOND, Acquire(1)),
+        (8 * SECOND, Acquire(1)),
+    ),
+    "a fraction of what never comes": story(STILL, (0, Acquire(4)), (1, Acquire(1), {"carry": "5"}), (2, Acquire(1))),
+    **{
+        f"a refund at a carry of {carry}": story(PLAIN, *_TAKEN, (SECOND, Refund("z", 1), {"carry": str(carry)}))
+        for carry in (SECOND - 1, SECOND, SECOND + 1)
+    },
+    **{
+        f"a refund at {balance}": story(PLAIN, *_TAKEN, (SECOND, Refund("z", 1), {"balance": str(balance)}))
+        for balance in (-LIMIT - 1, -LIMIT, 1 - LIMIT)
     },
     "steps of nothing": story(
         STILL_STEPS,
@@ -519,9 +559,7 @@ STORIES: Final[dict[str, Program]] = {
     "terms replaced at the very beginning": Program(
         (
             Act(5, PLAIN, (), Acquire(1)),
-            Act(
-                6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000 0 0 - - 0 3 7000000"), ("carry", "0")), Acquire(1)
-            ),
+            Act(6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000"), ("carry", "0")), Acquire(1)),
         )
     ),
     "a place where nothing comes, given back": story(
@@ -565,7 +603,7 @@ STORIES: Final[dict[str, Program]] = {
                 Acquire(1),
                 {
                     "terms_at": str(EPOCH + SECOND),
-                    "quota": f"9 3 7000000 0 0 {target} {initial} 0 3 7000000",
+                    "quota": f"9 3 7000000 0 0 {target} {initial} 0",
                     "fast": f"{EPOCH + SECOND + 9} 9 3 7000000 0",
                     "carry": "0",
                 },

@@ -239,7 +239,7 @@ def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Red
     storage.apply("k", SYNCED, Reserve("x", 2, SECOND), now_us=NOW)
     stored = fields(client)
     assert BucketState.from_fields(stored).to_fields() == stored
-    assert list(stored)[:3] == ["format", "version", "balance"]
+    assert list(stored)[:3] == ["version", "balance", "refilled_at"]
     assert stored["server_time"] == "1500000"
 
 

@@ -89,10 +89,12 @@ def test_whoever_loses_gets_the_next_turn(storage: RedisStorage, client: redis.R
         async def _ask(self, key: str, arguments: list[_wire.Argument], command: Any) -> _wire.Answer:
             if arguments[0] == "store" and late.pop("before", False):
                 storage.apply("k", SYNCED, Acquire(7))
+            seconds, micro = client.time()
             answer = await super()._ask(key, arguments, command)
             if isinstance(answer, _wire.Handed) and arguments[0] == "store":
                 turn: Any = client.hget(NAME, "turn")
-                late["turn"] = turn.decode().split(" ")[1] == arguments[5]
+                till, whose = turn.decode().split(" ")
+                late["turn"] = whose == arguments[5] and int(till) >= int(seconds) * SECOND + int(micro) + 20_000
             return answer
 
     rival = Rival(storage._client)

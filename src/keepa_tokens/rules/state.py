@@ -148,6 +148,8 @@ class BucketState:
     def to_fields(self) -> dict[str, str]:
         """Return the state as the plain texts that a storage keeps, one name and one text a field."""
         texts = {name: str(value) for name in NUMBERS if (value := getattr(self, name)) is not None}
+        if self.format == FORMAT:
+            del texts["format"]
         if self.quota is not None:
             texts[QUOTA] = quota_text(self.quota)
         if self.fast is not None:
@@ -170,6 +172,8 @@ class BucketState:
             return value
 
         numbers: dict[str, Any] = {name: read(name, _whole(texts.get(name))) for name in NUMBERS}
+        if "format" not in texts:
+            numbers["format"] = FORMAT
         holds = {
             name.removeprefix(HOLD): hold
             for name, text in texts.items()
@@ -263,6 +267,8 @@ _SYNCED: Final = frozenset({"held", "open", "sequence"})
 
 _WHOLE_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,15})", re.ASCII)
 _NOTHING: Final = "-"
+_USUAL: Final = "0 0 - - 0"
+"""Terms beyond the three numbers that nobody named."""
 
 
 def _whole(text: object) -> int | None:
@@ -297,23 +303,24 @@ def _hold_from(text: object) -> Hold | None:
 
 
 def quota_text(quota: Quota) -> str:
-    """Return the terms as they are stored: ten numbers, "-" for none. The last two are the reduced rate."""
+    """Return the terms as they are stored: three numbers, and five more ("-": none) if one of these says anything."""
     optional = (_NOTHING if number is None else number for number in (quota.recharge_to, quota.initial))
-    numbers = (quota.capacity, quota.refill, quota.period_us, int(quota.stepped), quota.overdraft, *optional)
-    return " ".join(map(str, (*numbers, int(quota.synced), quota.rate, quota.rate_period_us)))
+    more = " ".join(map(str, (int(quota.stepped), quota.overdraft, *optional, int(quota.synced))))
+    return f"{quota.capacity} {quota.refill} {quota.period_us}" + (f" {more}" if more != _USUAL else "")
 
 
 def _quota_from(text: object) -> Quota | None:
     if not isinstance(text, str):
         return None
     parts = text.split(" ")
+    parts += _USUAL.split(" ") if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
     numbers = [_whole(part) for part in parts]
-    if len(parts) != 10 or any(  # noqa: PLR2004 - as `quota_text` writes them
+    if len(parts) != 8 or any(  # noqa: PLR2004
         number is None and (part != _NOTHING or place not in {5, 6})
         for place, (number, part) in enumerate(zip(numbers, parts, strict=True))
     ):
         return None
-    capacity, refill, period_us, stepped, overdraft, recharge_to, initial, synced, *_ = numbers
+    capacity, refill, period_us, stepped, overdraft, recharge_to, initial, synced = numbers
     try:
         quota = Quota(
             capacity or 0,

@@ -35,6 +35,7 @@ __all__ = [
     "Argument",
     "Handed",
     "Sign",
+    "acquires",
     "as_bytes",
     "as_text",
     "attempt",
@@ -82,7 +83,11 @@ def is_for_the_rules(command: Command) -> bool:
     """Whether the script can never carry it out by itself, so that it is two calls at least."""
     if isinstance(command, Settle):
         return command.reading is not None or command.refused
-    return isinstance(command, Reconcile | ClaimProbe | Unclaim | Pause)
+    return isinstance(command, _FOR_THE_RULES)
+
+
+_FOR_THE_RULES: Final = (Reconcile, ClaimProbe, Unclaim, Pause)
+_GRANTED: Final = (Acquire, Reserve)
 
 
 def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") -> list[Argument]:
@@ -91,29 +96,38 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     turn: who wants the next moment alone, to decide. Raises TypeError or ConfigError for numbers that the script could
     not compute exactly.
     """
+    if isinstance(command, Acquire):
+        return acquires(quota, (command,), now_us)
     now = "" if now_us is None else whole("now_us", now_us)
     terms = _terms(quota)
     match command:
-        case Acquire():
-            return ["acquire", "", now, terms, _NO_ID, *numbers_of(command)]
         case Reserve():
-            numbers = (whole("tokens", command.tokens), whole("keep", command.keep))
+            tokens, keep = whole("tokens", command.tokens), whole("keep", command.keep)
             life = whole("hold_for_us", command.hold_for_us)
             label = f" {quote(command.label, safe='')}" if command.label else ""
-            return ["reserve", "", now, terms, as_bytes(command.id), *numbers, life, label]
+            return ["reserve", "", now, terms, as_bytes(command.id), tokens, keep, life, label]
         case Settle(hold_id, actual, None, False):
             cost = "" if actual is None else whole("actual", actual)
             return ["settle", "", now, terms, as_bytes(hold_id), cost]
         case Cancel(hold_id):
             return ["settle", "", now, terms, as_bytes(hold_id), 0]
         case Refund(refund_id, tokens, own_us):
-            own = "" if own_us is None else whole("own_us", own_us)
-            return ["refund", "", now, terms, as_bytes(refund_id), whole("tokens", tokens), own]
+            if own_us is not None:
+                whole("own_us", own_us)  # for the rules: where it counts, the script hands the refund over
+            return ["refund", "", now, terms, as_bytes(refund_id), whole("tokens", tokens)]
         case Peek() | Reconcile():
             # What is shown of holds needs all of them.
             return ["look", "", now, terms, _NO_ID]
         case _:
             return ["read", "", now, terms, named(command), turn]
+
+
+def acquires(quota: Quota, commands: Sequence[Acquire], now_us: int | None) -> list[Argument]:
+    """Return the script's arguments for acquires of one bucket, one after the other; as `attempt`."""
+    now = "" if now_us is None else whole("now_us", now_us)
+    if len(commands) == 1 and commands[0].keep == 0 and commands[0].wait_us is None:
+        return ["acquire", "", now, _terms(quota), whole("tokens", commands[0].tokens)]
+    return ["acquire", "", now, _terms(quota), *(number for each in commands for number in numbers_of(each))]
 
 
 @lru_cache(maxsize=1000)
@@ -128,7 +142,7 @@ def name_of(prefix: str, key: str) -> bytes:
 
 
 def numbers_of(command: Acquire) -> tuple[int, int, int]:
-    """Return the script's three arguments for an acquire; many of one bucket may follow each other."""
+    """Return the script's three arguments for an acquire."""
     # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
     wait = -1 if command.wait_us is None else max(-1, min(LIMIT, command.wait_us))
     return whole("tokens", command.tokens), whole("keep", command.keep), wait
@@ -152,17 +166,14 @@ def store(
     token: what tells this writer from others if it gets a turn. sent_once: the client never sends this again by itself.
     """
     texts = after.to_fields() if sent_once else after.to_fields() | {TURN: f"0 {token}"}
-    changed = [item for item in texts.items() if before.texts.get(item[0]) != item[1]]
-    removed = [name for name in before.texts if name not in texts and _is_ours(name)]
+    changes = [(name, text) for name, text in texts.items() if before.texts.get(name) != text]
+    changes += [(name, "") for name in before.texts if name not in texts and _is_ours(name)]
     lifetime = lifetime_us(after, before.now_us) if now_us is None else None
     return [
-        *("store", "", "" if now_us is None else now_us),
-        *(as_bytes(before.texts.get(name, "")) for name in ("version", "refilled_at")),
-        token,
-        "" if lifetime is None else min(LIMIT, -(-lifetime // 1000)),
-        *("some" if before.partial else "all", named(command), len(removed)),
-        *(as_bytes(name) for name in removed),
-        *(as_bytes(part) for item in changed for part in item),
+        *("store", "", "" if now_us is None else now_us, as_bytes(before.texts.get("version", ""))),
+        *(named(command), token, as_bytes(before.texts.get("refilled_at", ""))),
+        *("" if lifetime is None else min(LIMIT, -(-lifetime // 1000)), "some" if before.partial else "all"),
+        *(as_bytes(part) for change in changes for part in change),
     ]
 
 
@@ -181,7 +192,7 @@ def understood(reply: object, command: Command | None, nonce: str) -> Answer | N
 
     command: None for many acquires: then the answer is what the first of them came to, one at least.
     """
-    if isinstance(reply, bytes | str):
+    if isinstance(reply, (bytes, str)):
         return _told(reply, command, nonce)
     if not isinstance(reply, list | tuple):
         return None
@@ -201,7 +212,7 @@ def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | N
         return None
     if len(parts) == _STORED:
         return Sign.STORED
-    granted = isinstance(command, Acquire | Reserve)
+    granted = isinstance(command, _GRANTED)
     if len(parts) == _HEAD:
         return Outcome(int(parts[1]), int(parts[2]), granted)
     now, balance, place, held, number, kept_back, *each = map(int, parts[1:])

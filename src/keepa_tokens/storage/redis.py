@@ -466,9 +466,8 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
             rest = commands[len(told) :]
             answer: _wire.Answer | None = None
             if len(rest) > 1 and key not in self._turns:
-                more = (number for command in rest[1:] for number in _wire.numbers_of(command))
                 try:
-                    answer = await self._ask(key, [*_wire.attempt(quota, rest[0], now_us), *more], None)
+                    answer = await self._ask(key, _wire.acquires(quota, rest, now_us), None)
                 except Exception as error:  # noqa: BLE001 - each caller's own
                     return [*told, *(anew(error) for _ in rest)]
             if isinstance(answer, list):
