@@ -177,6 +177,11 @@ class Grant:
     """Until when it has the claim on the probe, being the scout."""
     label: str = ""
 
+    @classmethod
+    def of(cls, command: Reserve, decision: Decision) -> Grant:
+        """Return the hold that `command` opened, by `decision`."""
+        return cls(command.id, command.tokens, decision, label=command.label)
+
 
 def granted(command: Reserve, outcome: Outcome) -> Grant:
     """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
@@ -210,15 +215,6 @@ def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
             "a plain bucket keeps its own books: make its quota with synced=True to follow a server's readings"
         )
     return Reconcile(reading)
-
-
-def on_leaving(quota: Quota, grant: Grant) -> Settle | None:
-    """Return what ends a hold that was left unsettled: its estimate stays charged.
-
-    On a synced bucket nothing yet: the call may still be under way at the server, and the hold must outlive
-    readings that don't know its cost. It runs out and is charged then.
-    """
-    return None if quota.synced else Settle(grant.id, grant.tokens, label=grant.label)
 
 
 TRIES: Final = 8

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
+from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, blocking, cost, decorated, left_unsettled, new_id, struck, watched
+from ._door import Bucket, Door, DoorSteps, Reserved, blocking, cost, decorated, new_id, struck
 from ._interrupts import PutOff, interrupt_in
-from ._plans import Grant, Patience, Taken
+from ._plans import Grant, Patience
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
@@ -21,7 +21,7 @@ from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
-from .storage.base import Storage
+from .storage.base import Closing, Storage
 from .storage.memory import MemoryStorage, came_to
 
 __all__ = ["Reservation", "TokenBucket"]
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TokenBucket(NotCopied):
+class TokenBucket(Bucket[Storage], Closing):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
     quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
@@ -49,35 +49,6 @@ class TokenBucket(NotCopied):
     ) -> None:
         where: Storage = MemoryStorage() if storage is None else blocking(storage)
         self._door = Door(quota, key, where, clock, listener)
-
-    @property
-    def quota(self) -> Quota:
-        """The terms."""
-        return self._door.quota
-
-    @property
-    def key(self) -> str:
-        """The bucket's name in the storage."""
-        return self._door.key
-
-    @property
-    def storage(self) -> Storage:
-        """Where the bucket lives."""
-        return self._door.storage
-
-    @property
-    def clock(self) -> Clock | None:
-        """Whose time it runs by; None: the storage's own."""
-        return self._door.clock
-
-    @property
-    def listener(self) -> Listener:
-        """Who is told what happens and why."""
-        return self._door.listener
-
-    @listener.setter
-    def listener(self, listener: Listener) -> None:
-        self._door.listener = listener
 
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now if `keep` more stay for others, or take nothing and say why. Never waits.
@@ -134,8 +105,7 @@ class TokenBucket(NotCopied):
         look at what is in flight. Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as
         `try_acquire`.
         """
-        tokens, keep = cost(self.quota, tokens, keep)
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
+        command = self._door.reservation(tokens, keep, hold_for, label)
         steps = BlockingSteps(self._door)
         try:
             return Reservation(self._door, plans.granted(command, steps.carry(command)))
@@ -156,15 +126,11 @@ class TokenBucket(NotCopied):
 
         timeout, hold_for: seconds. Raises as `acquire`; label as `try_reserve`.
         """
-        tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        hold_id = new_id()
-        ticket = plans.ticket_for(hold_id, patience.left_us())
-        command = Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
+        command = self._door.reservation(tokens, keep, hold_for, label, patience)
         try:
-            decision = steps.waited(patience, command)
-            return Reservation(self._door, Grant(command.id, tokens, decision, label=command.label))
+            return Reservation(self._door, Grant.of(command, steps.waited(patience, command)))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -174,15 +140,8 @@ class TokenBucket(NotCopied):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0:
-                break
-            steps = BlockingSteps(self._door)
-            try:
-                if steps.carry(Acquire(some, keep)).granted:
-                    return some
-            except BaseException as error:
-                steps.undo(error)
-                raise
+            if some == 0 or self.try_acquire(some, keep=keep):
+                return some
         return 0
 
     def limit(
@@ -244,26 +203,11 @@ class TokenBucket(NotCopied):
     def close(self) -> None:
         """Do nothing: a thread's call gives back what it took before it ends. The twin of `AsyncTokenBucket.aclose`."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return self._door.described(type(self).__name__)
-
-
-class BlockingSteps(Taken):
+class BlockingSteps(DoorSteps[Storage]):
     """The steps of one call, for a thread: none of them suspends."""
 
-    __slots__ = ("door",)
-
-    def __init__(self, door: Door[Storage], taking: Acquire | None = None, decision: Decision | None = None) -> None:
-        super().__init__(taking, decision)
-        self.door = door
+    __slots__ = ()
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -279,11 +223,7 @@ class BlockingSteps(Taken):
         except StorageUnavailable as error:
             door.away(error)
             raise
-        self.told(command, outcome)
-        if door.bell and self.brings(command, outcome):
-            door.bell.ring(door.key)
-        door.tell(command, outcome)
-        return outcome
+        return self.ended(command, outcome)
 
     def waited(self, patience: Patience, command: Acquire | Reserve) -> Decision:
         """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
@@ -362,38 +302,21 @@ class BlockingSteps(Taken):
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
 
-    def went(self, tokens: int, waited_us: int) -> None:
-        """Tell the listener that a call goes."""
-        self.door.waited(tokens, waited_us)
-
-    def elapsed_us(self) -> int:
-        """Return the time by which timeouts are measured."""
-        return self.door.elapsed_us()
-
 
 def door_of(bucket: TokenBucket) -> Door[Storage]:
     """Return the inside of a bucket, for the other doors of this library."""
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class Reservation(NotCopied):
+class Reservation(Reserved[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
     As a context manager: left unsettled, by an exception too, the estimate stays charged.
     """
 
-    def __init__(self, door: Door[Storage], grant: Grant) -> None:
-        self._door = door
-        self._grant = grant
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.open = True
-        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
-
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
-        self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
+        self._end(self._settling(actual, reading))
 
     def cancel(self) -> None:
         """End the hold: its tokens are free again. Only for a call that was certainly never sent."""
@@ -401,7 +324,7 @@ class Reservation(NotCopied):
 
     def _end(self, command: Settle | Cancel) -> None:
         BlockingSteps(self._door).end(command)
-        self.open, self._watch = False, None
+        self._ended()
 
     def __enter__(self) -> Self:
         return self
@@ -409,14 +332,6 @@ class Reservation(NotCopied):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.open:
-            return
-        command = plans.on_leaving(self._door.quota, self._grant)
+        command = self._left(kind)
         if command is not None:
-            BlockingSteps(self._door).end(command)
-        elif kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
-        self._watch = None
-
-    def __repr__(self) -> str:
-        return f"Reservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"
+            self._end(command)

@@ -126,11 +126,9 @@ class Admission:
         s = self.s
         if probe_after_us is None or not s.quota.synced:
             return NEVER
-        stale_at = self.now if self._nothing_known() else (s.reading_at or 0) + probe_after_us
+        at = self.now
+        if s.balance is not None and s.reading_at is not None:
+            at = max(at, s.reading_at + probe_after_us)
         if s.probe_until is None:
-            return max(self.now, stale_at)
-        backoff = min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US))
-        return max(self.now, stale_at, s.probe_until + backoff)
-
-    def _nothing_known(self) -> bool:
-        return self.s.balance is None or self.s.reading_at is None
+            return at
+        return max(at, s.probe_until + min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US)))

@@ -155,9 +155,9 @@ class Verdict(StrEnum):
 class Outcome:
     """What a command came to."""
 
-    now_us: int
+    now_us: int = 0
     """The bucket's time of the step."""
-    balance: int | None
+    balance: int | None = None
     """Tokens after the step; None: unknown."""
     granted: bool = False
     """Tokens were taken or set aside; of a Peek: they would have been."""
