@@ -26,8 +26,6 @@ from .rules.reading import Reading
 from .storage.base import AsyncClosing, AsyncStorage
 from .storage.memory import MemoryStorage, came_to
 
-__all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -24,8 +24,6 @@ from .rules.reading import Reading
 from .storage.base import Closing, Storage
 from .storage.memory import MemoryStorage, came_to
 
-__all__ = ["Reservation", "TokenBucket"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -11,8 +11,6 @@ from ._arguments import microseconds, whole
 from .errors import ConfigError, CostTooLarge
 from .units import LIMIT, MICROSECONDS, UNLIMITED
 
-__all__ = ["Quota"]
-
 
 class Terms(TypedDict, total=False):
     """The terms beside capacity and rate, as `Quota` takes them."""

@@ -11,8 +11,6 @@ from .line import ahead_of
 from .readings import kept_back
 from .state import SoundState
 
-__all__ = ["Admission"]
-
 
 class Admission:
     """A sound bucket at one moment, as a request finds it."""

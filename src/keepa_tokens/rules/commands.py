@@ -15,22 +15,6 @@ from .decision import Decision, Reason, Snapshot
 from .reading import Reading
 from .state import Hold
 
-__all__ = [
-    "Acquire",
-    "Cancel",
-    "ClaimProbe",
-    "Command",
-    "Outcome",
-    "Pause",
-    "Peek",
-    "Reconcile",
-    "Refund",
-    "Reserve",
-    "Settle",
-    "Unclaim",
-    "Verdict",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Acquire:

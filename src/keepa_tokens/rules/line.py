@@ -9,8 +9,6 @@ from urllib.parse import quote, unquote
 
 from ..units import LIMIT, MICROSECONDS, MINUTE_US
 
-__all__ = ["LONGEST_LINE", "Ticket", "ahead_of", "is_late", "lapses_at", "standing"]
-
 LATE_US: Final = MICROSECONDS
 """Whoever does not come within this time of the instant that was told lets others pass."""
 

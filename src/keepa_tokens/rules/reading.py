@@ -10,8 +10,6 @@ from .._arguments import shown
 from ..errors import BadReading
 from ..units import LIMIT, MICROSECONDS
 
-__all__ = ["Reading"]
-
 _SLOWEST: Final = 1e-6
 
 

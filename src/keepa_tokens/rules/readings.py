@@ -11,8 +11,6 @@ from .flow import Flow, flow_in_effect
 from .reading import Reading
 from .state import SoundState
 
-__all__ = ["HALF_LIFE_US", "Order", "adopt", "kept_back", "lowered", "order_of"]
-
 HALF_LIFE_US: Final = 3_600 * MICROSECONDS
 """What is kept back halves in this time without a gap."""
 

@@ -28,8 +28,6 @@ from .flow import flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket
 from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold, SoundState
 
-__all__ = ["new_state", "repair"]
-
 _MAX_SEQUENCE = LIMIT // 2
 _MAX_FAILURES = 30
 

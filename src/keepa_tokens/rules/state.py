@@ -17,8 +17,6 @@ from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
 from .line import Ticket
 
-__all__ = ["BucketState", "FastTerms", "Hold", "SoundState"]
-
 T = TypeVar("T")
 
 FORMAT: Final = 1
@@ -236,14 +234,8 @@ class SoundState:
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
         left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
         kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
-        return BucketState(
-            **kept,
-            quota=self.quota,
-            fast=fast,
-            holds=self.holds,
-            line=tuple(self.line),
-            partial=self.partial,
-        )
+        kept |= {"holds": self.holds, "line": tuple(self.line), "partial": self.partial}
+        return BucketState(**kept, quota=self.quota, fast=fast)
 
 
 HOLD: Final = "hold:"
@@ -273,10 +265,9 @@ def _whole(text: object) -> int | None:
 
 
 def _numbers(text: object, count: int) -> list[int] | None:
-    if not isinstance(text, str):
-        return None
-    numbers = [number for part in text.split(" ") if (number := _whole(part)) is not None]
-    return numbers if len(numbers) == count == text.count(" ") + 1 else None
+    parts = text.split(" ") if isinstance(text, str) else []
+    numbers = [number for part in parts if (number := _whole(part)) is not None]
+    return numbers if len(numbers) == count == len(parts) else None
 
 
 def hold_text(hold: Hold) -> str:
@@ -293,7 +284,7 @@ def _hold_from(text: object) -> Hold | None:
     if numbers is None:
         return None
     tokens, opened, expires_at, hold_for, charged = numbers
-    return Hold(tokens, opened, expires_at, hold_for, charged, unquote(" ".join(parts[5:])))
+    return Hold(tokens, opened, expires_at, hold_for, charged, unquote("".join(parts[5:])))
 
 
 def quota_text(quota: Quota) -> str:
@@ -304,14 +295,8 @@ def quota_text(quota: Quota) -> str:
 
 
 def _quota_from(text: object) -> Quota | None:
-    if not isinstance(text, str):
-        return None
-    parts = text.split(" ")
-    numbers = [_whole(part) for part in parts]
-    if len(parts) != 10 or any(  # noqa: PLR2004 - as `quota_text` writes them
-        number is None and (part != _NOTHING or place not in {5, 6})
-        for place, (number, part) in enumerate(zip(numbers, parts, strict=True))
-    ):
+    numbers = [_whole(part) for part in text.split(" ")] if isinstance(text, str) else []
+    if len(numbers) != 10:  # noqa: PLR2004 - as `quota_text` writes them
         return None
     capacity, refill, period_us, stepped, overdraft, recharge_to, initial, synced, *_ = numbers
     try:

@@ -12,8 +12,6 @@ from .line import LATE_US
 from .readings import kept_back
 from .state import Hold, SoundState
 
-__all__ = ["Telling", "until"]
-
 
 def until(at: int, now: int) -> int:
     """Return the time from `now` to an instant; NEVER stays NEVER."""

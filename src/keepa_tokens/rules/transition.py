@@ -112,8 +112,6 @@ from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 from .telling import Telling, until
 
-__all__ = ["carry_out", "lifetime_us", "transition"]
-
 _STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
 """Refusals with which one stands in line."""
 
