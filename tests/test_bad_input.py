@@ -399,34 +399,6 @@ def test_the_edges_of_every_field_are_a_reading(balance: int) -> None:
     assert (most.next_refill_in, most.refill, most.capacity, most.server_time) == (edge, edge, LIMIT - 1, edge)
 
 
-@pytest.mark.parametrize("tokens, keep, largest", [(11, 0, 10), (9, 2, 8), (1, 10, 0), (5, 11, 0)])
-def test_what_can_never_be_admitted_says_what_could(tokens: int, keep: int, largest: int) -> None:
-    """A cost beyond capacity less `keep` is refused with the largest that isn't; that one is let through."""
-    quota = Quota(10, 1, 1.0)
-    with pytest.raises(CostTooLarge) as caught:
-        quota.check_cost(tokens, keep)
-    assert (caught.value.tokens, caught.value.keep, caught.value.largest) == (tokens, keep, largest)
-    quota.check_cost(largest, keep)
-    quota.check_cost(10)  # beside nothing, unless said otherwise
-
-
-@pytest.mark.parametrize("keep, largest", [(0, 14), (9, 5), (10, 0)])
-def test_an_overdraft_comes_on_top_of_what_can_be_admitted(keep: int, largest: int) -> None:
-    """A call may overdraw by the overdraft, but at least a token of its own must fit beside `keep`."""
-    quota = Quota(10, 1, 1.0, overdraft=4)
-    quota.check_cost(largest, keep)
-    with pytest.raises(CostTooLarge) as caught:
-        quota.check_cost(largest + 1, keep)
-    assert caught.value.largest == largest
-
-
-@pytest.mark.parametrize("tokens, keep, named", [(-1, 0, "tokens=-1"), (0, -1, "keep=-1"), (LIMIT, 0, "tokens=")])
-def test_a_cost_or_keep_that_is_no_count_is_named(tokens: int, keep: int, named: str) -> None:
-    """Which of the two is wrong is said."""
-    with pytest.raises(ConfigError, match=f"^{named}"):
-        Quota(10, 1, 1.0).check_cost(tokens, keep)
-
-
 def test_a_refused_try_names_what_to_do() -> None:
     """The error of a refusal carries the wait and the reason, for programs and for people."""
     bucket = TokenBucket(Quota(10, 1, 1.0, initial=0), clock=ManualClock(100.0))
