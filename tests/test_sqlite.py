@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -23,7 +24,7 @@ import pytest
 from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Peek, Reserve
-from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
+from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
 from keepa_tokens.testing.conformance import SharedStorageConformance
 from tests.storages import PART, OnSqlite, OnSqliteByCoroutines, write_row
@@ -206,6 +207,12 @@ def test_eight_processes_lose_nothing_and_nobody_waits_long(path: Path) -> None:
     assert max(longest for _, longest in told) < 1
 
 
+async def opened(url: str) -> str:
+    """Return what a URL names for coroutines, which ends with its block."""
+    async with async_storage_from_url(url) as storage:
+        return type(storage).__name__
+
+
 def test_a_storage_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scheme opens its storage, for threads and for coroutines; a path is from here, or with one slash more from
     the root.
@@ -215,9 +222,10 @@ def test_a_storage_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert type(storage_from_url(url)).__name__ == kind
         assert type(async_storage_from_url(url)).__name__ == kind.replace("Redis", "AsyncRedis")
     for url in ("sqlite:///here.sqlite", f"sqlite:///{tmp_path}/there.sqlite"):
-        with closing(storage_from_url(url)) as storage:
+        with storage_from_url(url) as storage:
             assert storage.apply("k", QUOTA, Acquire(1)).granted
-        assert isinstance(async_storage_from_url(url), AsyncSQLiteStorage)
+        assert asyncio.run(opened(url)) == "AsyncSQLiteStorage"
+    assert asyncio.run(opened("memory://")) == "MemoryStorage"
     assert {each.name for each in tmp_path.iterdir()} >= {"here.sqlite", "there.sqlite"}
 
 

@@ -175,7 +175,8 @@ async def async_storages(url: str) -> list[AsyncStorage]:
     async with AsyncSQLiteStorage(url) as file, AsyncRedisStorage.from_url(url) as server:
         assert_type(file, AsyncSQLiteStorage)
         assert_type(server, AsyncRedisStorage)
-    assert_type(async_storage_from_url(url), AsyncStorage | MemoryStorage)
+    assert_type(async_storage_from_url(url), MemoryStorage | AsyncSQLiteStorage | AsyncRedisStorage)
+    assert_type(storage_from_url(url), MemoryStorage | SQLiteStorage | RedisStorage)
     return [AsyncRedisStorage.from_url(url), AsyncSQLiteStorage(url)]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from checks.tests.torture_log import LIFETIME, NOW, TENTH, Log
-from checks.torture import spending, story
+from checks.torture import order, spending, story
 from checks.torture.steps import FREEZE, story_of
 from checks.torture.storage import PLANTED
 from checks.torture.story import Failed, Fault
@@ -37,6 +37,11 @@ HISTORIES: Final[dict[str, tuple[str, list[tuple[int, Command]], str]]] = {
     ),
     "grants-when-away": (PLAIN, [(NOW + SECOND, Acquire(1))], "granted by nobody"),
     "loses-timestamps": (PLAIN, [(NOW, Acquire(ALL)), (NOW + 1, Peek()), (NOW + TENTH, Acquire(1))], "stand-still"),
+    "loses-the-line": (
+        PLAIN,
+        [(NOW, Acquire(ALL)), (NOW + 1, Acquire(9, ticket="a")), (NOW + SECOND // 2, Acquire(4))],
+        "passed in line",
+    ),
     "forgets-holds": (HELD, [(NOW, Reserve("a", 1, LIFETIME)), (NOW + TENTH, Settle("a", 1))], "lost hold"),
 }
 """What is sent by the name of the planted fault, to which bucket, and the rule that it breaks there."""
@@ -48,7 +53,7 @@ def logged(storage: Storage, bucket: str, history: Sequence[tuple[int, Command]]
     for at, command in history:
         step = log.sent(at, command)
         try:
-            log.add(story.told("w", step, storage.apply(bucket, QUOTAS[bucket], command, now_us=at)))
+            log.add(story.told("w", step, storage.apply(bucket, QUOTAS[bucket], command, now_us=at), at))
         except StorageUnavailable:
             log.add(Failed("w", at, step, "StorageUnavailable"))
     return log
@@ -69,8 +74,9 @@ def test_each_planted_fault_breaks_its_rule(server: Server, planted: str) -> Non
         storage.close()
         if frozen is not None:
             log.add(frozen)
-        nobody = spending.granted_by_nobody(bucket, story_of(log.entries))
-        assert {*log.spending(), *log.liveness(), *(finding.rule for finding in nobody)} == found
+        told = story_of(log.entries)
+        others = spending.granted_by_nobody(bucket, told) + order.kept(bucket, QUOTAS[bucket], told)
+        assert {*log.spending(), *log.liveness(), *(finding.rule for finding in others)} == found
 
 
 def started(planted: str, folder: Path) -> subprocess.Popen[str]:

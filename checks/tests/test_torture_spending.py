@@ -146,6 +146,24 @@ def test_a_refund_counts_once_in_each_life() -> None:
     assert twice.told(NOW + 2 * TENTH, Refund("r", 1, NOW)).spending() == ["counted twice"]
 
 
+def test_a_refund_that_counts_in_a_second_life_is_given_there() -> None:
+    """It is sent again after the bucket was lost: it counts there once more, whether its answer was lost or not."""
+    refund = Refund("r", 4, NOW)
+    log = Log().told(NOW, refund).add(wiped(NOW + 2 * TENTH, PLAIN)).told(NOW + 3 * TENTH - 1, Acquire(12))
+    for again in (log.copy().lost(NOW + 3 * TENTH, refund), log.copy().told(NOW + 3 * TENTH, refund)):
+        assert again.copy().told(NOW + 3 * TENTH + 1, Acquire(4)).spending() == []
+        assert again.told(NOW + 3 * TENTH + 1, Acquire(5)).spending() == ["over-grant"]
+    once = Log().told(NOW, Acquire(12)).lost(NOW, refund).told(NOW + 1, refund)
+    assert once.told(NOW + 2, Acquire(5)).spending() == ["over-grant"]
+
+
+def test_a_scout_takes_what_nobody_knows_to_be_there() -> None:
+    """It is let through on the claim, to learn the balance; whoever is granted beside it is a finding."""
+    scout = Log(KEEPA).told(NOW, Reserve("s", 4, LIFETIME), probe=True, balance=None)
+    assert scout.copy().spending() == []
+    assert scout.told(NOW + 1, Reserve("b", 1, LIFETIME)).spending() == ["over-grant"]
+
+
 ALL = HELD_QUOTA.capacity + HELD_QUOTA.overdraft
 FULL = Reserve("a", ALL, LIFETIME)
 
@@ -284,7 +302,7 @@ class Workers:
             self.log.add(Failed("w", now + self.chance.randrange(1, TENTH), step, "StorageUnavailable"))
             self.again.append(command)
         else:
-            self.log.add(story.told("w", step, outcome))
+            self.log.add(story.told("w", step, outcome, now))
             if isinstance(command, Reserve) and outcome.granted and command.id not in self.held:
                 self.held.append(command.id)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from checks.torture.steps import Finding, Step, Story
-from checks.torture.story import Fault
+from checks.torture.story import Fault, Sent
 from keepa_tokens import Quota
 from keepa_tokens.rules.line import LATE_US
 
@@ -14,9 +16,6 @@ FOREVER_US = 10**15
 """A bound beyond this is none."""
 
 ASKS = ("acquire", "reserve")
-
-STORED_WITHIN_US = 50_000
-"""What Python decides is stored a moment after its own instant; a look in between does not know of it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +56,12 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
 
     At the latest the first request for one token at or after the bound is granted, or gets the probe. It is void if
     the state was lost meanwhile, if a command may have counted whose answer was lost, or if the server itself spoke;
-    and if the look found the bucket open, and then somebody else was refused so much that a recharge began.
+    if the look found the bucket open, and then somebody else was refused so much that a recharge began; and if the look
+    may not have seen a request that was decided before it: what Python decides is stored a moment after its instant.
     """
     result = Liveness()
     unsure = [(step.sent.at, step.until) for step in story.steps[bucket] if step.lost]
+    unseen = _Unseen(story.steps[bucket])
     pending: list[_Watch] = []
     recovery = _Recoveries(bucket, story.faults)
     for at, event in sorted(_events(bucket, story), key=lambda item: item[0]):
@@ -75,7 +76,7 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
             pending = []
             recovery.came(at)
         elif sent.verb in ASKS and sent.tokens == 1 and not sent.keep:
-            broken = [bound for bound in pending if bound.due <= at and at - bound.at > STORED_WITHIN_US]
+            broken = [bound for bound in pending if bound.due <= at]
             surely = [bound for bound in broken if not any(a <= at and bound.at <= b for a, b in unsure)]
             for bound in surely[:1]:
                 text = (
@@ -83,24 +84,40 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
                 )
                 result.findings.append(Finding("stand-still", at, text))
             pending = [bound for bound in pending if bound not in broken]
-        elif sent.verb == "reserve":
-            # Who was refused so much stands in line before whoever only looks: it is served first, or late a second on.
-            later = -(-sent.tokens * quota.period_us // quota.refill) + LATE_US
+        elif sent.verb in ASKS:
             pending = [
-                replace(bound, due=bound.due + later)
-                for bound in pending
-                if quota.recharge_to is None or not bound.at_once
+                _behind(quota, sent, bound) for bound in pending if quota.recharge_to is None or not bound.at_once
             ]
-        elif sent.verb in ASKS and quota.recharge_to is not None:
-            pending = [bound for bound in pending if not bound.at_once]
         elif sent.verb == "peek" and told.bound is not None and told.bound < FOREVER_US:
-            result.looks += 1
-            pending.append(_Watch(at, at + told.bound))
             recovery.looked(at, at + told.bound)
+            if not unseen.by(event):
+                result.looks += 1
+                pending.append(_Watch(at, at + told.bound))
         elif quota.synced and sent.verb in {"settle", "reconcile"}:
             pending = []
     result.recoveries = recovery.done
     return result
+
+
+def _behind(quota: Quota, refused: Sent, bound: _Watch) -> _Watch:
+    """Return the bound with who was refused in line before whoever only looks: served first, or late a second on."""
+    if not refused.ticket:
+        return bound
+    return replace(bound, due=bound.due + -(-refused.tokens * quota.period_us // quota.refill) + LATE_US)
+
+
+class _Unseen:
+    """Requests that a look may not have seen: decided before it, and not yet answered when it was sent."""
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        asks = [(step.at, step.told.heard) for step in steps if step.told is not None and step.sent.verb in ASKS]
+        self._decided = [at for at, _ in asks]
+        self._heard = list(accumulate((heard for _, heard in asks), max))
+
+    def by(self, look: Step) -> bool:
+        """Return whether there is any. The steps are in order of the instants at which they were decided."""
+        before = bisect_right(self._decided, look.at)
+        return before > 0 and self._heard[before - 1] >= look.sent.at
 
 
 def _events(bucket: str, story: Story) -> Iterable[tuple[int, Step | None]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checks.torture import liveness, server, spending
+from checks.torture import liveness, order, server, spending
 from checks.torture.liveness import Liveness
 from checks.torture.server import Served
 from checks.torture.spending import Spending
@@ -33,9 +33,9 @@ def check(story: Story) -> Result:
     alive = {bucket: liveness.watch(bucket, quota, story) for bucket, quota in QUOTAS.items()}
     served = server.audit(story)
     findings = [finding for bucket in QUOTAS for finding in (*spent[bucket].findings, *alive[bucket].findings)]
-    for bucket in QUOTAS:
+    for bucket, quota in QUOTAS.items():
         findings += spending.counted_twice(bucket, story) + spending.lost_holds(bucket, story)
-        findings += spending.granted_by_nobody(bucket, story)
+        findings += spending.granted_by_nobody(bucket, story) + order.kept(bucket, quota, story)
     findings += served.findings + liveness.everybody_goes_on(story) + liveness.only_documented_errors(story)
     full = {bucket: quota.capacity for bucket, quota in QUOTAS.items() if not quota.synced}
     findings += liveness.nothing_remains(story, full)

@@ -47,12 +47,12 @@ class Spending:
 
 def count(bucket: str, quota: Quota, story: Story) -> Spending:
     """Count every grant of a bucket against what was there."""
-    steps = story.steps[bucket]
+    steps, losses = story.steps[bucket], story.losses(bucket)
     result = Spending()
     if not steps:
         return result
     start = min(step.sent.at for step in steps)
-    moments = [*_births(quota, story.losses(bucket), steps), *_moments(quota, steps)]
+    moments = [*_births(quota, losses, steps), *_moments(quota, steps, losses)]
     ledger = Ledger(quota, start, starts_at=start + CLAIM_US)
     ledger.restart()
     for moment in sorted(moments, key=lambda moment: (moment.at, moment.rank)):
@@ -90,7 +90,7 @@ def _births(quota: Quota, losses: Sequence[tuple[int, int]], steps: Sequence[Ste
         yield Moment(end, 0, surely)
 
 
-def _moments(quota: Quota, steps: Sequence[Step]) -> Iterator[Moment]:
+def _moments(quota: Quota, steps: Sequence[Step], losses: Sequence[tuple[int, int]]) -> Iterator[Moment]:
     reserved, ended, refunded = (by_id(steps, *verbs) for verbs in (("reserve",), ("settle", "cancel"), ("refund",)))
     for step in steps:
         if step.told is not None and step.told.granted and step.sent.verb == "acquire":
@@ -101,7 +101,7 @@ def _moments(quota: Quota, steps: Sequence[Step]) -> Iterator[Moment]:
         tokens = reserved[name][0].sent.tokens if name in reserved else 0
         yield from _end(name, tokens, group)
     for group in refunded.values():
-        yield from _refund(group)
+        yield from _refund(group, losses)
     for step in steps:
         yield from _reading(step)
 
@@ -118,8 +118,9 @@ def by_id(steps: Sequence[Step], *verbs: str) -> dict[str, list[Step]]:
 def _grant(quota: Quota, step: Step, told: Told) -> Moment:
     sent = step.sent
 
-    def act(ledger: Ledger) -> int:
-        spare = _spare(ledger, quota, step, told)
+    def act(ledger: Ledger) -> int | None:
+        # A scout is let through to learn the balance: nothing is counted of what was there.
+        spare = None if told.probe else _spare(ledger, quota, step, told)
         if sent.verb == "acquire":
             ledger.take(sent.tokens)
         else:
@@ -177,17 +178,24 @@ def _cost(step: Step, tokens: int) -> int:
     return tokens if step.sent.tokens < 0 else step.sent.tokens
 
 
-def _refund(group: Sequence[Step]) -> Iterator[Moment]:
+def _refund(group: Sequence[Step], losses: Sequence[tuple[int, int]]) -> Iterator[Moment]:
+    """Give for each time that it counted: once in each life of the bucket, for a loss takes the memory of it along."""
     tokens = group[0].sent.tokens
-    found = next((step for step in group if step.told is not None and step.told.found), None)
-    if found is not None:
-        yield Moment(found.at, 0, lambda ledger: ledger.give(tokens))
-        return
-    lost = [step for step in group if step.lost]
+    found = [step.at for step in group if step.told is not None and step.told.found]
+    for at in found:
+        yield Moment(at, 0, lambda ledger: ledger.give(tokens))
+    lives = {_life(at, losses) for at in found if not any(begin <= at <= end for begin, end in losses)}
+    may_count = (step for step in group if step.lost)
+    lost = [step for step in may_count if set(range(_life(step.at, losses), _life(step.until, losses) + 1)) - lives]
     if lost:
         until = max(step.until for step in lost)
         yield Moment(lost[0].at, 0, lambda ledger: ledger.allow(until, tokens))
         yield Moment(until, 0, lambda ledger: ledger.give(tokens))
+
+
+def _life(at: int, losses: Sequence[tuple[int, int]]) -> int:
+    """Return which life of the bucket it is in at an instant."""
+    return sum(end <= at for _, end in losses)
 
 
 def _reading(step: Step) -> Iterator[Moment]:

@@ -83,18 +83,33 @@ class GrantsWhenAway(Wrapped):
             raise
 
 
-class LosesTimestamps(Wrapped):
-    """The rule that started it all: who asks takes now for the last refill, so nothing ever refills."""
+class LosesAField(Wrapped):
+    """A field of the bucket is lost again and again, below the surface."""
+
+    field: str
+    """The name of the stored field."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Lose the timestamp, and then carry the command out."""
+        """Lose the field, and then carry the command out."""
         if isinstance(self.inner, RedisStorage) and not isinstance(command, Peek):
             client = self.inner._client  # noqa: SLF001 - a fault is planted below the surface
             try:
-                client.execute_command("HDEL", self.inner.prefix + key, "refilled_at")
+                client.execute_command("HDEL", self.inner.prefix + key, self.field)
             except Exception as error:
                 raise StorageUnavailable("the planted fault found no storage") from error
         return super().apply(key, quota, command, now_us=now_us)
+
+
+class LosesTimestamps(LosesAField):
+    """The rule that started it all: who asks takes now for the last refill, so nothing ever refills."""
+
+    field = "refilled_at"
+
+
+class LosesTheLine(LosesAField):
+    """Nobody knows who was first."""
+
+    field = "line"
 
 
 class ForgetsHolds(Wrapped):
@@ -112,6 +127,7 @@ PLANTED: Final[Mapping[str, Callable[[Storage], Storage]]] = {
     "gives-back-twice": GivesBackTwice,
     "grants-when-away": GrantsWhenAway,
     "loses-timestamps": LosesTimestamps,
+    "loses-the-line": LosesTheLine,
     "forgets-holds": ForgetsHolds,
 }
 

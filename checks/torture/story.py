@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
 
@@ -21,7 +21,10 @@ from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek,
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """`who` is about to send the command number `step` to `bucket`; `reading` is the balance that it carries."""
+    """`who` is about to send the command number `step` to `bucket`; `reading` is the balance that it carries.
+
+    ticket: its place in line; it stands there from the first refusal on.
+    """
 
     who: str
     at: int
@@ -34,11 +37,15 @@ class Sent:
     hold_for: int = 0
     reading: int | None = None
     next_refill_in: int | None = None
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What became of it, `at` the storage's time. bound: what a look said, microseconds; None: it was no look."""
+    """What became of it, `at` the storage's time; the caller was told at `heard`.
+
+    bound: what a look said, microseconds; None: it was no look. retry_after: microseconds.
+    """
 
     who: str
     at: int
@@ -51,6 +58,10 @@ class Told:
     balance: int | None = None
     bound: int | None = None
     repaired: str = ""
+    heard: int = 0
+    held: int = 0
+    reason: str = ""
+    retry_after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +208,7 @@ class Journal:
 
     def told(self, step: int, outcome: Outcome) -> None:
         """Write what became of a command."""
-        self.write(told(self.who, step, outcome))
+        self.write(told(self.who, step, outcome, machine_us()))
 
     def failed(self, step: int, error: BaseException) -> None:
         """Write that a command raised."""
@@ -213,9 +224,11 @@ def sent(who: str, at: int, step: int, bucket: str, command: Command) -> Sent:
     verb = type(command).__name__.lower()
     match command:
         case Acquire():
-            return Sent(who, at, step, bucket, verb, tokens=command.tokens, keep=command.keep)
+            ticket = command.ticket or ""
+            return Sent(who, at, step, bucket, verb, tokens=command.tokens, keep=command.keep, ticket=ticket)
         case Reserve():
-            return Sent(who, at, step, bucket, verb, command.id, command.tokens, command.keep, command.hold_for_us)
+            entry = Sent(who, at, step, bucket, verb, command.id, command.tokens, command.keep, command.hold_for_us)
+            return replace(entry, ticket=command.ticket or "")
         case Settle():
             # -1: what was set aside.
             actual = -1 if command.actual is None else command.actual
@@ -239,7 +252,7 @@ def _with_reading(entry: Sent, reading: Reading | None) -> Sent:
     return Sent(**fields)
 
 
-def told(who: str, step: int, outcome: Outcome) -> Told:
+def told(who: str, step: int, outcome: Outcome, heard: int) -> Told:
     """Return the entry of a command's outcome."""
     shown = outcome.snapshot
     return Told(
@@ -254,6 +267,10 @@ def told(who: str, step: int, outcome: Outcome) -> Told:
         balance=outcome.balance,
         bound=None if shown is None else round(min(shown.bound, 1e9) * 1_000_000),
         repaired=",".join(outcome.repaired),
+        heard=heard,
+        held=outcome.held,
+        reason=outcome.reason.name,
+        retry_after=outcome.retry_after_us,
     )
 
 

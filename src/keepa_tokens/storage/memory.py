@@ -22,7 +22,7 @@ from ..rules.state import BucketState, SoundState
 from ..rules.transition import carry_out, lifetime_us, transition
 from ..units import LIMIT, MICROSECONDS, NEVER, YEAR_US
 from ._working import Bucket, begun, kept, serves, step
-from .base import Closing
+from .base import AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
 
@@ -58,7 +58,7 @@ class _Loaded:
         return self.brought
 
 
-class MemoryStorage(Closing, NotCopied):
+class MemoryStorage(Closing, AsyncClosing, NotCopied):
     """Buckets in this process's memory, for threads and coroutines alike. Its own time is the monotonic clock.
 
     A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock
@@ -154,6 +154,9 @@ class MemoryStorage(Closing, NotCopied):
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
+
+    async def aclose(self) -> None:
+        """Do nothing, likewise."""
 
     def dump(self, key: str) -> BucketState | None:
         """Return the stored state of `key`, to move it elsewhere."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._arguments import instance
 from ..errors import ConfigError
-from .base import AsyncStorage, Storage
 from .memory import MemoryStorage
 from .sqlite import AsyncSQLiteStorage, SQLiteStorage
+
+if TYPE_CHECKING:
+    from .redis import AsyncRedisStorage, RedisStorage
 
 __all__ = ["async_storage_from_url", "storage_from_url"]
 
 
-def storage_from_url(url: str) -> Storage:
+def storage_from_url(url: str) -> MemoryStorage | SQLiteStorage | RedisStorage:
     """Return the storage that a URL names.
 
     `memory://`, `sqlite:///file` (four slashes: from the root), or one of `RedisStorage.from_url`: `redis://`,
@@ -25,18 +27,18 @@ def storage_from_url(url: str) -> Storage:
         return MemoryStorage()
     if scheme == "sqlite":
         return SQLiteStorage(rest)
-    storage: Storage = _redis().RedisStorage.from_url(url)
+    storage: RedisStorage = _redis().RedisStorage.from_url(url)
     return storage
 
 
-def async_storage_from_url(url: str) -> AsyncStorage | MemoryStorage:
+def async_storage_from_url(url: str) -> MemoryStorage | AsyncSQLiteStorage | AsyncRedisStorage:
     """Return the storage for coroutines that a URL names; as `storage_from_url`. Memory storage is for both."""
     scheme, rest = _parts(url)
     if scheme == "memory":
         return MemoryStorage()
     if scheme == "sqlite":
         return AsyncSQLiteStorage(rest)
-    storage: AsyncStorage = _redis().AsyncRedisStorage.from_url(url)
+    storage: AsyncRedisStorage = _redis().AsyncRedisStorage.from_url(url)
     return storage
 
 
