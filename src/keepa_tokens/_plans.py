@@ -242,11 +242,6 @@ def pausing(seconds: float) -> Pause:
     return Pause(for_us)
 
 
-async def refund(steps: Steps, tokens: int, refund_id: str) -> None:
-    """Give tokens back, once."""
-    await steps.apply(Refund(refund_id, tokens))
-
-
 def look(tokens: int, keep: int) -> Peek:
     """Return the command that looks as a request for `tokens` beside `keep` would."""
     return Peek(whole("tokens", tokens), whole("keep", keep))

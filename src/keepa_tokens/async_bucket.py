@@ -20,7 +20,7 @@ from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncClosing, AsyncStorage
@@ -168,7 +168,7 @@ class AsyncTokenBucket(Bucket[AsyncStorage | MemoryStorage], AsyncClosing):
 
     async def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity; as `TokenBucket.refund`."""
-        await plans.refund(AwaitedSteps(self._door), whole("tokens", tokens), new_id())
+        await AwaitedSteps(self._door).apply(Refund(new_id(), whole("tokens", tokens)))
 
     async def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; as `TokenBucket.reconcile`."""

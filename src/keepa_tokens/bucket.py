@@ -18,7 +18,7 @@ from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Closing, Storage
@@ -179,7 +179,7 @@ class TokenBucket(Bucket[Storage], Closing):
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        run(lambda: plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
+        BlockingSteps(self._door).carry(Refund(new_id(), whole("tokens", tokens)))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.

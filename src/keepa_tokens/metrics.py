@@ -15,8 +15,7 @@ try:
     from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ImportError as missing:  # pragma: no cover - the message is all there is to it
-    msg = "the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'"
-    raise ImportError(msg) from missing
+    raise ImportError("the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'") from missing
 
 from ._arguments import whole
 from .bucket import TokenBucket
