@@ -424,9 +424,8 @@ class _Step(Telling):
         s, reading = self.s, command.reading
         before = self._charged_before(hold)
         order = None if reading is None else order_of(s, reading, hold.granted_at, self.now)
-        if reading is not None and (
-            s.balance is None or s.reading_at is None or hold.opened > s.reading_sequence or order is Order.NEWER
-        ):
+        nothing_known = s.balance is None or s.reading_at is None
+        if reading is not None and (nothing_known or hold.opened > s.reading_sequence or order is Order.NEWER):
             projected = None if s.balance is None else s.balance + before - cost
             return Outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
         if order is not None:
