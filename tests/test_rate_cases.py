@@ -7,7 +7,6 @@ The list of situations is that of the tests of Go's x/time/rate; where the answe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -221,13 +220,6 @@ def test_a_tiny_rate() -> None:
     refusal = bucket.try_acquire()
     assert not refusal
     assert refusal.retry_after == century
-
-
-@pytest.mark.parametrize("per, period", [(Quota.per_second, 1.0), (Quota.per_minute, 60.0)])
-def test_a_quota_by_its_rate_holds_one_period_unless_said_otherwise(per: Callable[..., Quota], period: float) -> None:
-    """So many tokens a second or a minute, in a bucket of as many or of the given size, with any other term."""
-    assert per(5) == Quota(5, 5, period)
-    assert per(5, capacity=300, stepped=True, overdraft=2) == Quota(300, 5, period, stepped=True, overdraft=2)
 
 
 def test_the_fastest_rate_that_is_exact_is_one_below_the_limit() -> None:
