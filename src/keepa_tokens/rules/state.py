@@ -48,19 +48,14 @@ class Hold:
         return self.charged == 0
 
     @property
-    def forgotten_at(self) -> int:
-        """When a charged hold is forgotten: one `hold_for` after it ran out."""
-        return self.expires_at + self.hold_for
-
-    @property
     def granted_at(self) -> int:
         """When it was opened."""
         return max(0, self.expires_at - self.hold_for)
 
     @property
     def due_at(self) -> int:
-        """When something is to be done about it: it runs out, or is forgotten."""
-        return self.expires_at if self.in_flight else self.forgotten_at
+        """When something is to be done about it: it runs out, or is forgotten, one `hold_for` after."""
+        return self.expires_at if self.in_flight else self.expires_at + self.hold_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,15 +280,17 @@ class _Step(Telling):
             s.refilled_at = max(s.refilled_at, s.probe_until)
         if s.balance is None:
             s.refilled_at, s.carry = max(s.refilled_at, at), 0
-            return
-        s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
+        self._fill(at)
+
+    def _fill(self, at: int) -> None:
+        s = self.s
+        if s.balance is not None:
+            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
 
     def _clip(self) -> None:
         """Let the smaller capacity bound from its instant on (rule 13)."""
-        s = self.s
-        at = clipped_at(s)
-        if s.balance is not None:
-            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
+        s, at = self.s, clipped_at(self.s)
+        self._fill(at)
         s.wide_capacity = None
         self.flow = flow_in_effect(s, at)
         if s.balance is not None and not s.quota.synced:
@@ -562,8 +564,7 @@ class _Step(Telling):
         self.flow = flow_in_effect(s, now)
         self.terms, self.terms_from = (before, callers), now
         self.changed = True
-        if s.balance is not None:
-            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, now)
+        self._fill(now)
         # Places told by a slower refill may lie further ahead than any at the new one.
         furthest = furthest_place(self.flow, callers.capacity, s.balance or 0, now)
         s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
