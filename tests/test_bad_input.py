@@ -235,29 +235,6 @@ NO_DURATION: Final[tuple[Any, ...]] = (
 
 
 @pytest.mark.parametrize(
-    "fields, named",
-    [
-        *[({"balance": value}, "balance") for value in (*NO_COUNT, LIMIT, -LIMIT, 10**400)],
-        *[({"capacity": value}, "capacity") for value in (0, -1, 1.5, True, "1", LIMIT)],
-        *[
-            ({name: value}, name)
-            for name in ("next_refill_in", "refill", "period", "server_time")
-            for value in NO_DURATION
-        ],
-        ({"period": 0}, "period"),
-        ({"period": 1e-9}, "period"),
-        ({"refill": 1e9, "period": 1e9}, "refill"),
-    ],
-)
-def test_a_nonsensical_reading_cannot_be_made(fields: dict[str, Any], named: str) -> None:
-    """Wrong types, NaN, infinities, negatives, numbers beyond counting: BadReading, which names the field."""
-    with pytest.raises(BadReading, match=named) as caught:
-        Reading(**{"balance": 1, **fields})
-    assert isinstance(caught.value, KeepaTokensError)
-    assert len(str(caught.value)) < 200
-
-
-@pytest.mark.parametrize(
     "reading",
     [
         Reading(0),
@@ -355,28 +332,39 @@ FINITE: Final = "must be a finite number from 0 to 4.5e9, not"
 
 
 @pytest.mark.parametrize(
-    "terms, message",
+    "fields, message",
     [
+        *[({"balance": value}, "balance ") for value in (*NO_COUNT, LIMIT, -LIMIT, 10**400)],
+        *[({"capacity": value}, "capacity ") for value in (0, -1, 1.5, True, "1", LIMIT)],
+        *[
+            ({name: value}, f"{name} ")
+            for name in ("next_refill_in", "refill", "period", "server_time")
+            for value in NO_DURATION
+        ],
         ({"balance": LIMIT}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not {LIMIT}"),
-        ({"balance": -LIMIT}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not {-LIMIT}"),
         ({"balance": True}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not True"),
         ({"next_refill_in": "1"}, "next_refill_in must be a number, not '1'"),
         ({"next_refill_in": True}, "next_refill_in must be a number, not True"),
         ({"next_refill_in": -1e-9}, f"next_refill_in {FINITE} -1e-09"),
         ({"next_refill_in": LIMIT / 1e6}, f"next_refill_in {FINITE} 4503599627.370496"),
         ({"refill": math.nan}, f"refill {FINITE} nan"),
+        ({"refill": 1e9, "period": 1e9}, "refill=1000000000.0 per period="),
         ({"period": 0.0}, "period=0.0 must be longer than 0 s"),
+        ({"period": 1e-9}, "period=1e-09 must be longer than 0 s"),
         ({"period": "x"}, "period must be a number, not 'x'"),
         ({"capacity": 0}, f"capacity {WHOLE_FROM} 1 to 2**52, not 0"),
         ({"capacity": LIMIT}, f"capacity {WHOLE_FROM} 1 to 2**52, not {LIMIT}"),
-        ({"server_time": -1}, f"server_time {FINITE} -1"),
         ({"server_time": math.inf}, f"server_time {FINITE} inf"),
     ],
 )
-def test_what_is_wrong_with_a_reading_is_said(terms: dict[str, Any], message: str) -> None:
-    """The error names the field, shows what came for it and says what it may be."""
-    with pytest.raises(BadReading, match=f"^{re.escape(message)}$"):
-        Reading(**{"balance": 5, **terms})
+def test_a_nonsensical_reading_cannot_be_made(fields: dict[str, Any], message: str) -> None:
+    """Wrong types, NaN, infinities, negatives, numbers beyond counting: BadReading, which names the field, shows what
+    came for it in short and says what it may be.
+    """
+    with pytest.raises(BadReading, match=f"^{re.escape(message)}") as caught:
+        Reading(**{"balance": 1, **fields})
+    assert isinstance(caught.value, KeepaTokensError)
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("period_us, sound", [(LIMIT // 2 - 2, True), (LIMIT // 2 - 1, False)])

@@ -358,29 +358,6 @@ def test_many_threads_wait_for_one_bucket() -> None:
     assert bucket.peek().balance == clock.now_us() // MICROSECONDS - 100 + 2 - 12
 
 
-# --- a storage that fails
-
-
-class Failing(MemoryStorage):
-    """Memory storage that is away while `down`."""
-
-    down = False
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        if self.down:
-            raise StorageUnavailable("nobody there")
-        return super().apply(key, quota, command, now_us=now_us)
-
-
-@pytest.mark.parametrize("door", ["try_acquire", "acquire", "try_reserve", "reserve", "peek"])
-def test_a_storage_that_is_away_is_never_a_silent_pass(door: str) -> None:
-    """Every door raises StorageUnavailable."""
-    storage = Failing()
-    storage.down = True
-    with pytest.raises(StorageUnavailable):
-        getattr(TokenBucket(PLAIN, storage=storage), door)(1)
-
-
 # --- what travels and what is shown
 
 ERRORS: Final[tuple[Callable[[], KeepaTokensError], ...]] = (

@@ -165,14 +165,14 @@ def test_steps_that_the_storage_did_not_answer_are_counted(tmp_path: Path) -> No
     storage = AsyncAway(tmp_path / "buckets.sqlite")
     bucket = TokenBucket(Quota(5, 1, 1.0), key="k", storage=Away(), listener=listener)
     twins = [AsyncTokenBucket(Quota(5, 1, 1.0), key="k", storage=each, listener=listener) for each in (Away(), storage)]
-    for step in (bucket.try_acquire, bucket.acquire, bucket.try_reserve, bucket.peek):
+    for step in (bucket.try_acquire, bucket.acquire, bucket.try_reserve, bucket.reserve, bucket.peek):
         with pytest.raises(StorageUnavailable):
             step()
     for twin in twins:
         with pytest.raises(StorageUnavailable):
             asyncio.run(twin.peek())
     asyncio.run(storage.aclose())
-    assert registry.get_sample_value("keepa_tokens_storage_errors_total", {"bucket": "k"}) == 6
+    assert registry.get_sample_value("keepa_tokens_storage_errors_total", {"bucket": "k"}) == 7
 
 
 def test_the_values_of_a_label_are_bounded() -> None:
