@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from inspect import currentframe
 from itertools import islice
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 LONGEST_PUT_OFF_S: Final = 5.0
@@ -63,9 +63,7 @@ class PutOff:
             self._restore()
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._restore()
         finally:

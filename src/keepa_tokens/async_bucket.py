@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import wraps
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
@@ -361,23 +361,13 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         command = self._left(kind)
         if command is not None:
             await self._end(command)
 
 
-class _Entered(Protocol):
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
-
-
-E = TypeVar("E", bound=_Entered)
+E = TypeVar("E", bound=AbstractAsyncContextManager[object])
 
 
 class Pending(Coroutine[object, object, E]):
@@ -414,7 +404,8 @@ class Pending(Coroutine[object, object, E]):
 
     async def __aenter__(self) -> E:
         self._entered = await self
-        return await self._entered.__aenter__()
+        await self._entered.__aenter__()
+        return self._entered
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

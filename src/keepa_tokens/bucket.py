@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
-from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
@@ -327,9 +326,7 @@ class Reservation(Reserved[Storage]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         command = self._left(kind)
         if command is not None:
             self._end(command)
