@@ -643,36 +643,24 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
     assert (scene.seen().balance, scene.seen().holds) == (10, 0)
 
 
-def test_a_reading_is_taken_though_whoever_settles_is_cancelled() -> None:
-    """A settle ends as it began: its cost and its reading count, at each await."""
+@pytest.mark.parametrize("how", ["settle", "observe", "reconcile"])
+def test_a_reading_is_taken_though_whoever_tells_it_is_cancelled(how: str) -> None:
+    """A settle ends as it began, its cost and its reading count, at each await; so does a reading outside a call."""
 
     async def main(passes: int) -> bool:
         scene = AsyncScene(SYNCED)
-        call = await scene.sync.request(4)
-        body = {"tokensLeft": 5, "tokensConsumed": 4}
-        if not await cancelled(call.settle(body, status=200), passes, None):
-            return False
-        await scene.bucket.aclose()
-        assert (scene.seen().balance, scene.seen().holds) == (5, 0), passes
-        return True
-
-    assert next(passes for passes in count(2) if not asyncio.run(main(passes))) > 3
-
-
-def test_readings_outside_a_call_are_taken_all_the_same() -> None:
-    """`reconcile` and `observe` that are cancelled in the middle have told the bucket what they were told."""
-
-    async def main(passes: int, *, observes: bool) -> bool:
-        scene = AsyncScene(SYNCED)
-        told = scene.sync.observe({"tokensLeft": 5}) if observes else scene.bucket.reconcile(Reading(5))
+        told: Coroutine[Any, Any, object]
+        if how == "settle":
+            told = (await scene.sync.request(4)).settle({"tokensLeft": 5, "tokensConsumed": 4}, status=200)
+        else:
+            told = scene.sync.observe({"tokensLeft": 5}) if how == "observe" else scene.bucket.reconcile(Reading(5))
         if not await cancelled(told, passes, None):
             return False
         await scene.bucket.aclose()
         assert (scene.seen().balance, scene.seen().holds) == (5, 0), passes
         return True
 
-    for observes in (True, False):
-        assert next(passes for passes in count(2) if not asyncio.run(main(passes, observes=observes))) > 3
+    assert next(passes for passes in count(2) if not asyncio.run(main(passes))) > 3
 
 
 # --- the claim on the probe
