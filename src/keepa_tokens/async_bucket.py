@@ -398,6 +398,10 @@ class Pending(Coroutine[object, object, E]):
             error = value if isinstance(value, BaseException) else error()
         return self._coroutine.throw(error if trace is None else error.with_traceback(trace))
 
+    def close(self) -> None:
+        """End it; as of any coroutine."""
+        self._coroutine.close()
+
     async def __aenter__(self) -> E:
         self._entered = await self
         await self._entered.__aenter__()
