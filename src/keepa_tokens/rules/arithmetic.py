@@ -87,11 +87,8 @@ def set_aside(keep: int, kept_back: int, capacity: int, need: int) -> int:
 
 def flowed_between(start: int, end: int, refill: int, period: int, *, stepped: bool) -> int:
     """Return the most tokens that flow in from `start` to `end`, rounded up, within LIMIT."""
-    if end <= start or refill == 0:
-        return 0
-    if stepped:
-        return min(LIMIT, -((start - end) // period) * refill)
-    return min(LIMIT, -((start - end) * refill // period))
+    passed = max(0, end - start)
+    return min(LIMIT, -(-passed // period) * refill if stepped else -(-passed * refill // period))
 
 
 def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, period: int, *, stepped: bool) -> int:
@@ -100,10 +97,7 @@ def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, pe
     All of it with no place ahead, or by the last place; else what exceeds the refill between its own place and the
     last one: that refill has been promised to the places between, who were told their instants for good.
     """
-    own = max(own, now)
-    if last_place <= own:
-        return tokens
-    return max(0, tokens - flowed_between(own, last_place, refill, period, stepped=stepped))
+    return max(0, tokens - flowed_between(max(own, now), last_place, refill, period, stepped=stepped))
 
 
 def moved_back(own: int, tokens: int, refill: int, period: int, *, stepped: bool) -> int:
