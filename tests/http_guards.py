@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -61,16 +63,17 @@ class World:
         probe: bool = True,
         hang: float = 0.5,
         storage: MemoryStorage | None = None,
+        clock: Any = None,
         **fake: Any,
     ) -> None:
         self.kind = kind
         self.library: Any = httpx2 if kind.startswith("httpx2") else httpx
         self.is_async = kind.endswith("-async")
-        self.clock = ManualClock(1000.0)
+        self.clock: Any = clock or ManualClock(1000.0)
         self.fake = FakeKeepa(clock=self.clock, key=KEY, refill_rate=refill_rate, initial=initial, **fake)
         self.server = FakeKeepaServer(self.fake, speed=None, hang=hang)
         self.events: list[Event] = []
-        self.storage = storage or MemoryStorage()
+        self.storage: Any = storage or MemoryStorage()
         self.runner = asyncio.Runner()
         common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
         self.sync = KeepaSync(TokenBucket(keepa_quota(5), **common), probe=self.fake.probe if probe else None)
@@ -143,13 +146,14 @@ class Client:
         return Answer(got.status_code, got.content, str(got.url), got)
 
     def stream(self, path: str, params: Mapping[str, object], read: Callable[[Any], Any]) -> Any:
-        """Make a GET as a stream and let `read` have the open response; for an async client a coroutine function."""
+        """Make a GET as a stream and let `read` have the open response; for an async client it may be awaited."""
         url = self.world.server.url + path
         if self.world.is_async:
 
             async def streamed() -> Any:
                 async with self.native.stream("GET", url, params=params) as response:
-                    return await read(response)
+                    found = read(response)
+                    return await found if inspect.isawaitable(found) else found
 
             return self.await_(streamed())
         if self.world.kind == "requests":
@@ -185,6 +189,15 @@ def running(kind: Kind, **options: Any) -> Iterator[World]:
         yield world
         for each in clients:
             each.close()
+
+
+def shown(error: BaseException) -> str:
+    """Return what error reports show of an exception and those behind it: the local variables of all frames below."""
+    links, frames = [error], []
+    for link in links:
+        links += [each for each in (link.__cause__, link.__context__) if each is not None and each not in links]
+        frames += [frame for frame, _ in traceback.walk_tb(link.__traceback__)]
+    return "".join(repr(frame.f_locals) for frame in frames if "tests" not in frame.f_code.co_filename)
 
 
 def together(world: World, client: Client, calls: int, params: Callable[[int], Mapping[str, object]]) -> list[int]:

@@ -51,10 +51,10 @@ class World:
             call.settle(answer.content, status=answer.status)
         return answer.status
 
-    def refused(self, tokens: int = 1, *, keep: int = 0) -> NotEnoughTokens:
+    def refused(self, tokens: int = 1, *, keep: int = 0, by: KeepaSync | None = None) -> NotEnoughTokens:
         """Try a request that must be refused."""
         with pytest.raises(NotEnoughTokens) as refused:
-            self.sync.try_request(tokens, keep=keep)
+            (by or self.sync).try_request(tokens, keep=keep)
         return refused.value
 
     def kinds(self, kind: EventKind) -> list[Event]:

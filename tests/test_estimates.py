@@ -32,9 +32,9 @@ def asins(count: int, **more: object) -> dict[str, object]:
     return {"asin": ",".join(f"B{number:09d}" for number in range(count)), **more}
 
 
-def learned(path: str, params: Mapping[str, object], *consumed: int, window: int = 16) -> Estimator:
+def learned(path: str, *calls: tuple[Mapping[str, object], int | None], window: int = 16) -> Estimator:
     estimator = Estimator(window=window)
-    for tokens in consumed:
+    for params, tokens in calls:
         estimator.learn(path, params, tokens)
     return estimator
 
@@ -46,86 +46,66 @@ def test_it_starts_from_the_table() -> None:
         assert estimator.estimate(path, params) == estimate(path, params)
 
 
-def test_too_low_an_estimate_happens_once() -> None:
-    """A hundred codes estimated at 100 that cost 386 are estimated at 386 from the next call on."""
-    estimator = Estimator()
-    assert estimator.estimate(PRODUCT, codes(100)) == 100
-    estimator.learn(PRODUCT, codes(100), 386)
-    assert estimator.estimate(PRODUCT, codes(100)) == 386
-    estimator.learn(PRODUCT, codes(100), 190)
-    assert estimator.estimate(PRODUCT, codes(100)) == 386
+OFFERS, CHEAP = asins(10, offers=20), (codes(1), 2)
 
 
-def test_what_one_size_cost_says_what_another_will() -> None:
-    """The cost is learned for each code: half as many are estimated at half, twice as many at twice."""
-    estimator = learned(PRODUCT, codes(50), 193)
-    assert estimator.estimate(PRODUCT, codes(25)) == 97
-    assert estimator.estimate(PRODUCT, codes(100)) == 386
+@pytest.mark.parametrize(
+    "why, settled, asked, tokens",
+    [
+        ("too low an estimate happens once", [(codes(100), 386)], codes(100), 386),
+        ("the dearest counts", [(codes(100), 386), (codes(100), 190)], codes(100), 386),
+        ("half as many at half", [(codes(50), 193)], codes(25), 97),
+        ("twice as many at twice", [(codes(50), 193)], codes(100), 386),
+        ("a dear code is expected again", [CHEAP] * 15 + [(codes(1), 1500)], codes(1), 1500),
+        ("once, the others at the average", [CHEAP] * 15 + [(codes(1), 1500)], codes(100), 1500 + -(-99 * 1530 // 16)),
+        ("an oddity is remembered", [(codes(1), 1500), *[CHEAP] * 15], codes(1), 1500),
+        ("and forgotten with the window", [(codes(1), 1500), *[CHEAP] * 16], codes(1), 2),
+        ("some cheap calls prove little", [(OFFERS, 60)] * 15, OFFERS, 120),
+        ("a window full of them is enough", [(OFFERS, 60)] * 15 + [(OFFERS, 66)], OFFERS, 66),
+        ("dear small calls break no ceiling", [(asins(1, rating=1), 2)] * 16, asins(100, rating=1), 200),
+        ("one that broke its own counts", [(asins(1, rating=1), 2), (asins(1, rating=1), 5)], asins(1, rating=1), 5),
+        ("codes say nothing of ASINs", [(codes(10), 90)], asins(10), 10),
+        ("or of offers", [(codes(10), 90)], OFFERS, 120),
+        ("or of what has a switch on", [(codes(10), 90)], codes(10, rating=1), 20),
+        ("or another limit", [(codes(10), 90)], codes(10, **{"code-limit": 3}), 30),
+        (
+            "the domain, the API key and the dates of stats make no kind",
+            [(codes(10, domain=1, key="a", stats="2026-01-01,2026-02-01"), 90)],
+            codes(10, domain=3, key="b", stats=90),
+            90,
+        ),
+        *(
+            ("what says nothing of a price is not learned", [(asins(10), nothing)], asins(10), 10)
+            for nothing in (None, 0, -5, 2**60)
+        ),
+    ],
+)
+def test_an_estimate_follows_what_calls_of_its_kind_have_cost(
+    why: str, settled: list[tuple[Mapping[str, object], int | None]], asked: Mapping[str, object], tokens: int
+) -> None:
+    """By the rule at the head of the module: from the table, up at once, down when the window is full."""
+    assert learned(PRODUCT, *settled).estimate(PRODUCT, asked) == tokens, why
 
 
-def test_one_dear_code_is_not_taken_for_a_hundred() -> None:
-    """A code that cost 1500 is expected again, once, with the others at the average of all."""
-    estimator = learned(PRODUCT, codes(1), *[2] * 15, 1500)
-    assert estimator.estimate(PRODUCT, codes(1)) == 1500
-    assert estimator.estimate(PRODUCT, codes(100)) == 1500 + -(-99 * 1530 // 16)
+def test_a_ceiling_that_was_broken_holds_no_more() -> None:
+    """After a dear small call more than the table's number may be needed for a large one too."""
+    small = asins(1, rating=1)
+    assert learned(PRODUCT, *[(small, 2)] * 16, (small, 5)).estimate(PRODUCT, asins(100, rating=1)) > 200
 
 
-def test_an_oddity_is_forgotten_with_the_window() -> None:
-    """After as many calls as the window holds the estimate is what those have cost."""
-    estimator = learned(PRODUCT, codes(1), 1500, *[2] * 15)
-    assert estimator.estimate(PRODUCT, codes(1)) == 1500
-    estimator.learn(PRODUCT, codes(1), 2)
-    assert estimator.estimate(PRODUCT, codes(1)) == 2
-
-
-def test_it_goes_below_the_table_only_when_the_window_is_full() -> None:
-    """One cheap call proves little: offers that cost 6 are estimated at the ceiling of 12 until sixteen did."""
-    params = asins(10, offers=20)
-    estimator = learned(PRODUCT, params, *[60] * 15)
-    assert estimator.estimate(PRODUCT, params) == 120
-    estimator.learn(PRODUCT, params, 66)
-    assert estimator.estimate(PRODUCT, params) == 66
-
-
-def test_a_ceiling_holds_until_a_call_breaks_it() -> None:
-    """Dear small calls lift no estimate above the table's ceiling, unless one cost more than its own."""
-    estimator = learned(PRODUCT, asins(1, rating=1), *[2] * 16)
-    assert estimator.estimate(PRODUCT, asins(100, rating=1)) == 200
-    estimator.learn(PRODUCT, asins(1, rating=1), 5)
-    assert estimator.estimate(PRODUCT, asins(1, rating=1)) == 5
-    assert estimator.estimate(PRODUCT, asins(100, rating=1)) > 200
-
-
-def test_kinds_of_calls_are_learned_apart() -> None:
-    """What drives the price makes a kind: codes say nothing of ASINs, offers nothing of plain products."""
-    estimator = learned(PRODUCT, codes(10), 90)
-    for params in (asins(10), asins(10, offers=20), codes(10, rating=1), codes(10, **{"code-limit": 3})):
-        assert estimator.estimate(PRODUCT, params) == estimate(PRODUCT, params)
+def test_the_number_of_a_page_makes_no_kind_but_its_being_there_does() -> None:
+    """A search for a page costs 10, one without 40; and no other path learns from it."""
+    estimator = learned("search", ({"term": "x", "page": 0}, 14))
+    assert estimator.estimate("search", {"term": "y", "page": 7}) == 14
+    assert estimator.estimate("search", {"term": "y"}) == 40
     assert estimator.estimate("seller", {"seller": "A1"}) == 1
 
 
-def test_what_does_not_drive_the_price_makes_no_kind() -> None:
-    """The domain, the API key, the dates of `stats` and the page's number leave the kind as it is."""
-    estimator = learned(PRODUCT, codes(10, domain=1, key="a", stats="2026-01-01,2026-02-01"), 90)
-    assert estimator.estimate(PRODUCT, codes(10, domain=3, key="b", stats=90)) == 90
-    estimator = learned("search", {"term": "x", "page": 0}, 14)
-    assert estimator.estimate("search", {"term": "y", "page": 7}) == 14
-    assert estimator.estimate("search", {"term": "y"}) == 40
-
-
-@pytest.mark.parametrize("consumed", [None, 0, -5, 2**60])
-def test_what_says_nothing_of_a_price_is_not_learned(consumed: int | None) -> None:
-    """A refusal, an error and nonsense change no estimate."""
-    estimator = Estimator(window=1)
-    estimator.learn(PRODUCT, asins(10), consumed)
-    assert estimator.estimate(PRODUCT, asins(10)) == 10
-    assert repr(estimator) == "Estimator(window=1, kinds=0)"
-
-
 def test_free_calls_stay_free() -> None:
-    """Whatever is said of it, a call that the table knows to be free is estimated at 0."""
-    estimator = learned("token", {}, 7)
+    """Whatever is said of it, a call that the table knows to be free is estimated at 0, and kept nowhere."""
+    estimator = learned("token", ({}, 7))
     assert estimator.estimate("token", {}) == 0
+    assert repr(estimator) == "Estimator(window=16, kinds=0)"
 
 
 def test_memory_is_bounded_and_the_last_ones_used_stay() -> None:
@@ -153,9 +133,7 @@ settled = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 3000)), min_siz
 @given(settled, st.integers(1, 100))
 def test_no_estimate_is_below_the_dearest_call_of_its_size_or_less(calls: list[tuple[int, int]], size: int) -> None:
     """Whatever was settled lately, asking again for as much or more is never estimated below it."""
-    estimator = Estimator()
-    for items, tokens in calls:
-        estimator.learn(PRODUCT, codes(items), tokens)
+    estimator = learned(PRODUCT, *((codes(items), tokens) for items, tokens in calls))
     known = [tokens for items, tokens in calls if items <= size]
     assert estimator.estimate(PRODUCT, codes(size)) >= max(known, default=1)
 
@@ -163,9 +141,7 @@ def test_no_estimate_is_below_the_dearest_call_of_its_size_or_less(calls: list[t
 @given(settled, st.integers(1, 99))
 def test_more_items_are_never_estimated_below_fewer(calls: list[tuple[int, int]], size: int) -> None:
     """One code more costs at least as much."""
-    estimator = Estimator()
-    for items, tokens in calls:
-        estimator.learn(PRODUCT, codes(items), tokens)
+    estimator = learned(PRODUCT, *((codes(items), tokens) for items, tokens in calls))
     assert estimator.estimate(PRODUCT, codes(size)) <= estimator.estimate(PRODUCT, codes(size + 1))
 
 
@@ -181,9 +157,7 @@ def test_calls_within_their_ceiling_lift_no_estimate_above_it(calls: list[tuple[
 @given(settled)
 def test_an_estimate_stays_within_what_was_seen(calls: list[tuple[int, int]]) -> None:
     """It never exceeds the dearest code seen, times the number of codes, nor falls short of 1."""
-    estimator = Estimator()
-    for items, tokens in calls:
-        estimator.learn(PRODUCT, codes(items), tokens)
+    estimator = learned(PRODUCT, *((codes(items), tokens) for items, tokens in calls))
     dearest = max(-(-tokens // items) for items, tokens in calls)
     for size in (1, 10, 100):
         most = max([dearest * size, size, *(tokens for items, tokens in calls if items <= size)])

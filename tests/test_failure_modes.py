@@ -20,7 +20,6 @@ from keepa_tokens import (
     EventKind,
     LoggingListener,
     MemoryStorage,
-    NotEnoughTokens,
     Outcome,
     Quota,
     Reading,
@@ -43,8 +42,7 @@ def test_01_workers_share_one_balance() -> None:
     holding = first.request(8)
     assert second.bucket.peek().available == 2
     second.request(2)
-    with pytest.raises(NotEnoughTokens):
-        second.try_request(1)
+    world.refused(by=second)
     holding.cancel()
     second.try_request(1)
 
@@ -52,10 +50,9 @@ def test_01_workers_share_one_balance() -> None:
 def test_02_a_constructor_guesses_nothing_and_calls_nobody() -> None:
     """A new adapter has no balance and has asked nothing; the first request asks."""
     world = World(initial=7)
-    sync = world.worker()
-    assert sync.bucket.peek().balance is None
+    assert world.bucket.peek().balance is None
     assert world.fake.token_calls == 0
-    sync.request(1)
+    world.sync.request(1)
     assert world.fake.token_calls == 1
 
 
@@ -69,25 +66,21 @@ def test_03_fields_of_the_envelope_are_what_they_are() -> None:
 def test_04_a_recharge_target_above_the_capacity_is_the_capacity() -> None:
     """480 on a bucket of 300 waits for 300, also after a plan change shrank the bucket."""
     world = World(initial=-20, recharge_to=480)
-    sync = world.worker()
-    with pytest.raises(NotEnoughTokens) as refused:
-        sync.try_request(1)
-    assert refused.value.reason == Reason.RECHARGING
-    assert refused.value.retry_after <= math.ceil(320 / 5) * 60.5
+    refused = world.refused()
+    assert refused.reason == Reason.RECHARGING
+    assert refused.retry_after <= math.ceil(320 / 5) * 60.5
 
 
 def test_05_a_recharge_has_an_end_and_an_odd_rate_does_not_drop_it() -> None:
     """The end is an instant in the state: it survives an odd reading, and passes without an owner."""
     world = World(initial=-20, recharge_to=40)
-    sync = world.worker()
-    with pytest.raises(NotEnoughTokens):
-        sync.try_request(1)
-    sync.observe({"tokensLeft": -20, "refillRate": 0, "error": {"type": "odd"}, "timestamp": 9e12})
-    closed_for = sync.bucket.peek().closed_for
+    world.refused()
+    world.sync.observe({"tokensLeft": -20, "refillRate": 0, "error": {"type": "odd"}, "timestamp": 9e12})
+    closed_for = world.bucket.peek().closed_for
     assert 60 / 5 * 59 < closed_for <= 60 / 5 * 60.5 + 1
     world.clock.advance(closed_for)
-    assert sync.bucket.peek().closed_for == 0
-    assert world.call(1, by=sync) == 200
+    assert world.bucket.peek().closed_for == 0
+    assert world.call(1) == 200
 
 
 def test_06_a_missing_timestamp_does_not_deadlock_a_negative_balance() -> None:
@@ -96,24 +89,21 @@ def test_06_a_missing_timestamp_does_not_deadlock_a_negative_balance() -> None:
     world.worker().refresh()
     world.clock.advance(700)
     world.damage(refilled_at=None)
-    with pytest.raises(NotEnoughTokens):
-        world.worker().try_request(1)
+    world.refused(by=world.worker())
     assert world.fake.token_calls == 2
     world.damage(refilled_at=None)
-    with pytest.raises(NotEnoughTokens) as refused:
-        world.worker().try_request(1)
-    world.clock.advance(refused.value.retry_after)
+    refused = world.refused(by=world.worker())
+    world.clock.advance(refused.retry_after)
     assert world.call(1, by=world.worker()) == 200
 
 
 def test_07_a_stale_negative_balance_is_asked_about_before_the_worker_leaves() -> None:
     """Stored -500, while the server refilled long ago: the refused worker itself asks, and is granted."""
     world = World(initial=200)
-    sync = world.worker()
-    sync.refresh()
+    world.sync.refresh()
     world.clock.advance(601)
     world.damage(balance=-500)
-    sync.try_request(1)
+    world.sync.try_request(1)
     assert world.fake.token_calls == 2
 
 
@@ -123,25 +113,21 @@ def test_08_probes_are_few_and_the_rescue_is_never_throttled() -> None:
     workers = [world.worker() for _ in range(8)]
     for _ in range(60):
         for worker in workers:
-            with pytest.raises(NotEnoughTokens):
-                worker.try_request(1)
+            world.refused(by=worker)
         world.clock.advance(59)
     assert world.fake.token_calls <= 1 + 6
     before = world.fake.token_calls
     world.damage(balance=None)
-    with pytest.raises(NotEnoughTokens):
-        workers[3].try_request(1)
+    world.refused(by=workers[3])
     assert world.fake.token_calls == before + 1
 
 
 def test_09_large_calls_are_not_starved_by_small_ones() -> None:
     """Whatever a call costs it is admitted whenever a small one would be; `keep` makes background work step back."""
     world = World(initial=3)
-    sync = world.worker()
-    sync.refresh()
-    with pytest.raises(NotEnoughTokens):
-        sync.try_request(1, keep=3)
-    assert world.call(50, by=sync) == 200
+    world.sync.refresh()
+    world.refused(1, keep=3)
+    assert world.call(50) == 200
     plain = TokenBucket(Quota.per_second(1, capacity=10), clock=world.clock)
     plain.acquire(10)
     assert plain.acquire(10).waited == 10
@@ -176,36 +162,33 @@ def test_11_a_waiting_worker_notices_a_better_balance() -> None:
 def test_12_an_estimate_of_100_that_costs_386() -> None:
     """The answer's balance stands, however wrong the estimate was."""
     world = World(initial=150)
-    sync = world.worker()
     world.fake.cost = lambda path, params: 386 if path == "/product" else 0
-    world.call(1, estimate=100, by=sync)
-    assert sync.bucket.peek().balance == world.fake.balance == 150 - 386
+    world.call(1, estimate=100)
+    assert world.bucket.peek().balance == world.fake.balance == 150 - 386
 
 
 def test_13_a_reading_leaves_holds_in_flight_and_a_cancel_after_it_mints_nothing() -> None:
     """A reading replaces the balance and not the holds; a hold undone after a reading frees just what it held."""
     world = World(initial=100)
-    sync = world.worker()
-    in_flight = sync.request(30)
-    world.call(10, by=sync)
-    snapshot = sync.bucket.peek()
+    in_flight = world.sync.request(30)
+    world.call(10)
+    snapshot = world.bucket.peek()
     assert (snapshot.balance, snapshot.held, snapshot.available) == (90, 30, 60)
     in_flight.cancel()
     in_flight.cancel()
-    assert sync.bucket.peek().available == world.fake.balance == 90
+    assert world.bucket.peek().available == world.fake.balance == 90
 
 
 def test_14_an_older_answer_arriving_late_changes_nothing() -> None:
     """Two calls in flight, answered in the wrong order: the newer balance stays, the older one's hold goes."""
     world = World(initial=100)
-    sync = world.worker()
-    first, second = sync.request(10), sync.request(10)
+    first, second = world.sync.request(10), world.sync.request(10)
     older = world.fake.request("/product", asins(10))
     world.clock.advance(1)
     newer = world.fake.request("/product", asins(10))
     second.settle(newer.content, status=newer.status)
     first.settle(older.content, status=older.status)
-    snapshot = sync.bucket.peek()
+    snapshot = world.bucket.peek()
     assert (snapshot.balance, snapshot.held) == (world.fake.balance, 0) == (80, 0)
 
 
@@ -235,11 +218,10 @@ def test_16_a_storage_that_is_away_grants_nothing_and_comes_back_by_itself() -> 
 def test_17_drift_between_projection_and_server_is_seen() -> None:
     """38 stored and -9 real: the next reading corrects it, and the drift is in the event and the snapshot."""
     world = World(initial=38)
-    sync = world.worker()
-    sync.refresh()
+    world.sync.refresh()
     world.fake.spend_outside(47)
-    sync.refresh()
-    snapshot = sync.bucket.peek()
+    world.sync.refresh()
+    snapshot = world.bucket.peek()
     assert (snapshot.balance, snapshot.drift) == (-9, -47)
     assert world.events[-2].drift == -47 or any(event.drift == -47 for event in world.events)
 
@@ -247,31 +229,25 @@ def test_17_drift_between_projection_and_server_is_seen() -> None:
 def test_18_a_balance_of_zero_and_a_refusals_body_count() -> None:
     """A balance of 0 is taken, and a refusal is settled from its body and status, whatever the response object is."""
     world = World(initial=4)
-    sync = world.worker()
-    world.call(4, by=sync)
-    assert sync.bucket.peek().balance == 0
+    world.call(4)
+    assert world.bucket.peek().balance == 0
     world.fake.spend_outside(6)
-    with pytest.raises(NotEnoughTokens):
-        sync.try_request(1)
+    world.refused()
     world.damage(balance=3)
-    with sync.request(1) as call:
-        response = world.fake.request("/product", asins(1))
-        call.settle(response.content, status=response.status)
-    assert call.refused
-    assert sync.bucket.peek().balance == world.fake.balance == -6
+    assert world.call(1) == 429
+    assert world.bucket.peek().balance == world.fake.balance == -6
 
 
 def test_19_a_zero_envelope_poisons_nothing() -> None:
     """An all-zero envelope is no reading: refill, capacity and balance stay, and the next call works."""
     world = World(initial=50)
-    sync = world.worker()
-    world.call(1, by=sync)
+    world.call(1)
     world.fake.fail_next(1, "zero_envelope")
-    world.call(1, by=sync)
-    snapshot = sync.bucket.peek()
+    world.call(1)
+    snapshot = world.bucket.peek()
     assert (snapshot.refill, snapshot.capacity) == (5, 300)
     assert any(event.kind is EventKind.READING_BAD for event in world.events)
-    assert world.call(1, by=sync) == 200
+    assert world.call(1) == 200
 
 
 @pytest.mark.parametrize("offset", [-600.0, 600.0])
@@ -279,9 +255,8 @@ def test_20_a_server_clock_ten_minutes_off_neither_spins_nor_oversleeps(offset: 
     """Waits come from refillIn on our own clock; the server's time only puts its own answers in order."""
     world = World(initial=2)
     world.fake.server_clock_offset = offset
-    sync = world.worker()
     for _ in range(10):
-        assert world.call(4, by=sync) == 200
+        assert world.call(4) == 200
     assert world.fake.refused == 0
     # 40 tokens, the last call on credit: 35 beyond the first 2 are 7 steps, the first one within a period.
     assert 6 * 60 < world.clock.slept < 7 * 60.5 + 1
@@ -325,17 +300,12 @@ def test_22_a_refill_of_zero_is_never_divided_by() -> None:
 def test_23_the_wait_is_a_number_on_the_error_and_survives_pickling() -> None:
     """retry_after, reason and balance are attributes, in this process and in the next."""
     world = World(initial=-5)
-    with pytest.raises(NotEnoughTokens) as refused:
-        world.worker().try_request(3)
-    error = pickle.loads(pickle.dumps(refused.value))
-    assert (error.tokens, error.retry_after, error.reason, error.balance) == (
-        3,
-        refused.value.retry_after,
-        Reason.EMPTY,
-        -5,
-    )
+    refused = world.refused(3, by=world.worker())
+    error = pickle.loads(pickle.dumps(refused))
+    assert (error.tokens, error.reason, error.balance) == (3, Reason.EMPTY, -5)
+    assert error.retry_after == refused.retry_after
     assert 60 < error.retry_after <= 121
-    assert str(error) == str(refused.value)
+    assert str(error) == str(refused)
 
 
 def test_24_a_thousand_polls_are_two_log_lines(caplog: pytest.LogCaptureFixture) -> None:
@@ -353,9 +323,8 @@ def test_24_a_thousand_polls_are_two_log_lines(caplog: pytest.LogCaptureFixture)
 def test_25_refusals_and_waits_leave_a_trace_with_their_reason() -> None:
     """A listener hears of each refusal, each wait and each 429, and why."""
     world = World(initial=2, recharge_to=10)
-    sync = world.worker()
-    world.call(4, by=sync)
-    world.call(1, by=sync)
+    world.call(4)
+    world.call(1)
     reasons = {(event.kind, event.why) for event in world.events}
     assert (EventKind.REFUSED, Reason.RECHARGING) in reasons
     assert (EventKind.WAITING, Reason.RECHARGING) in reasons

@@ -31,7 +31,7 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
+from keepa_tokens.guards.celery import _countdown
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
@@ -130,50 +130,54 @@ def test_a_task_of_several_requests_pays_for_each_once(tasks: Tasks, retries: li
     assert (fake.spent, fake.refused) == (70, 0)
 
 
-def test_a_long_wait_is_asked_again_in_a_quarter_of_an_hour(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
-    """A wait of hours is sent back with a countdown of 900 s, and the worker goes on with other tasks meanwhile."""
+@pytest.mark.parametrize(
+    "missing, countdown",
+    [
+        (refused(7 * 3600.0), 900.0),  # of hours: the balance may be better by then
+        # While somebody asks the server, or the storage is away, it need not wait for the worst case.
+        (NotEnoughTokens(5, 20.2, "UNKNOWN"), 2.0),
+        (NotEnoughTokens(5, float("inf"), "UNKNOWN"), 2.0),
+        (StorageUnavailable("the storage is away"), 2.0),
+    ],
+)
+def test_a_task_comes_back_when_it_may_help(
+    tasks: Tasks, retries: list[tuple[str, Any]], missing: Exception, countdown: float
+) -> None:
+    """It is sent back with a countdown of its own, and the worker goes on with other tasks meanwhile."""
 
     def work(wait: bool) -> str:
         if wait:
-            raise refused(7 * 3600.0)
+            raise missing
         return "done"
 
     tasks.work = work
     waiting = tasks.plain.delay(True)
     assert tasks.plain.delay(False).get(timeout=PATIENCE) == "done"
-    assert retries == [(waiting.id, 900.0)]
-    assert LONGEST_COUNTDOWN == 900
+    assert retries == [(waiting.id, countdown)]
     assert waiting.state == "RETRY"
     waiting.revoke()
 
 
-@pytest.mark.parametrize("retry_after", [20.2, float("inf")])
-def test_a_task_that_finds_nothing_known_asks_again_soon(
-    tasks: Tasks, retries: list[tuple[str, Any]], retry_after: float
+@pytest.mark.parametrize(
+    "name, missing",
+    [
+        ("plain", refused(float("inf"))),  # no refill will ever bring the tokens
+        ("retrying", CostTooLarge(400, 0, 300)),
+        ("retrying", ConfigError("a quota that can't be")),
+    ],
+)
+def test_what_no_waiting_helps_fails_at_once(
+    tasks: Tasks, retries: list[tuple[str, Any]], name: str, missing: Exception
 ) -> None:
-    """While somebody asks the server a task comes back after two seconds: it need not wait for the worst case."""
+    """It fails with the error, all of it, and is not tried again, not even by a task that retries whatever fails."""
 
-    def work() -> None:
-        raise NotEnoughTokens(5, retry_after=retry_after, reason="UNKNOWN")
-
-    tasks.work = work
-    waiting = tasks.plain.delay()
-    wait_until("it is sent back", lambda: retries)
-    assert retries == [(waiting.id, 2.0)]
-    waiting.revoke()
-
-
-def test_a_wait_without_end_is_an_error(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
-    """Where no refill will ever bring the tokens the task fails with the refusal, all of it."""
-
-    def work() -> None:
-        raise refused(float("inf"))
+    def work(*_: object) -> None:
+        raise missing
 
     tasks.work = work
-    with pytest.raises(NotEnoughTokens) as caught:
-        tasks.plain.delay().get(timeout=PATIENCE)
-    assert (caught.value.reason, caught.value.balance) == ("EMPTY", -3)
-    assert retries == []
+    with pytest.raises(type(missing)) as caught:
+        getattr(tasks, name).delay().get(timeout=PATIENCE)
+    assert (vars(caught.value), retries) == (vars(missing), [])
 
 
 def test_a_refusal_counts_for_no_retry_of_the_tasks_own(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
@@ -205,23 +209,6 @@ def test_a_tasks_own_failures_are_left_alone(tasks: Tasks, retries: list[tuple[s
     with pytest.raises(ZeroDivisionError):
         tasks.plain.delay(0, by=3).get(timeout=PATIENCE)
     assert retries == []
-
-
-@pytest.mark.deep
-def test_a_storage_that_is_away_sends_the_task_back(tasks: Tasks, retries: list[tuple[str, Any]]) -> None:
-    """The task comes back after two seconds, as often as it takes, and is done once the storage is there."""
-    runs: list[int] = []
-
-    def work() -> str:
-        runs.append(1)
-        if len(runs) == 1:
-            raise StorageUnavailable("the storage is away")
-        return "done"
-
-    tasks.work = work
-    result = tasks.plain.delay()
-    assert result.get(timeout=PATIENCE) == "done"
-    assert retries == [(result.id, 2.0)]
 
 
 def test_tasks_do_not_hammer_a_server_that_refuses(
@@ -259,19 +246,6 @@ def test_how_often_a_task_comes_back_can_be_bounded(
         tasks.plain.apply_async(headers={"of": "mine"}).get(timeout=PATIENCE)
     assert len(retries) == 3
     assert [each["of"] for each in headers] == ["mine"] * 4
-
-
-@pytest.mark.parametrize("mistake", [CostTooLarge(400, 0, 300), ConfigError("a quota that can't be")])
-def test_what_no_waiting_helps_fails_at_once(tasks: Tasks, retries: list[tuple[str, Any]], mistake: Exception) -> None:
-    """An impossible cost and a mistake are not tried again, not even by a task that retries whatever fails."""
-
-    def work(task: Any) -> None:
-        raise mistake
-
-    tasks.work = work
-    with pytest.raises(type(mistake)):
-        tasks.retrying.delay().get(timeout=PATIENCE)
-    assert retries == []
 
 
 def test_called_directly_or_eagerly_it_raises_the_refusal(tasks: Tasks) -> None:

@@ -131,18 +131,6 @@ def test_an_answer_is_settled_though_nobody_looks_at_it(packing: tuple[str, list
         assert response.content == BODY
 
 
-def test_a_429_is_false_and_yet_settled() -> None:
-    """A Response of 429 is falsy; the guard looks at its status, not at its truth."""
-    with running("requests", initial=10) as world:
-        client = world.client()
-        client.get("/product", asins(1))
-        world.fake.spend_outside(50)
-        response = client.native.get(world.server.url + "/product", params=asins(3))
-        assert not response
-        assert response.json()["tokensLeft"] == -41
-        assert world.in_step()
-
-
 def test_no_request_is_sent_twice_on_one_hold(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
     """The adapter retries nothing by itself, and takes no option to."""
     assert KeepaAdapter(sync).max_retries.total == 0

@@ -14,6 +14,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,15 +83,19 @@ def tls(context: ssl.SSLContext, then: Serve) -> Serve:
     return serve
 
 
-def read_and_go(connection: socket.socket) -> None:
-    """Read a request and hang up: it may have been carried out."""
-    connection.recv(65536)
+def says(answer: bytes, then: Serve = lambda connection: None) -> Serve:
+    """Return a server that reads a request and answers so, whatever was asked, and then does something else."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+        then(connection)
+
+    return serve
 
 
-def half_an_answer(connection: socket.socket) -> None:
-    """Begin to answer."""
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+def hangs_up(connection: socket.socket) -> None:
+    """Say nothing at all."""
 
 
 def never_answers(connection: socket.socket) -> None:
@@ -106,37 +111,13 @@ def interrupts_and_never_answers(connection: socket.socket) -> None:
     never_answers(connection)
 
 
-def hangs_up(connection: socket.socket) -> None:
-    """Say nothing at all."""
-
-
-def speaks_no_tls(connection: socket.socket) -> None:
-    """Answer in plain HTTP, whatever was asked."""
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-
-def makes_no_sense(connection: socket.socket) -> None:
-    """Say what no protocol knows."""
-    connection.recv(65536)
-    connection.sendall(b"nonsense\r\n\r\n")
-
-
-def tunnel(then: Serve) -> Serve:
-    """Return a proxy, and behind it a server."""
-
-    def serve(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        then(connection)
-
-    return serve
-
-
-def refuses_the_tunnel(connection: socket.socket) -> None:
-    """Be a proxy that lets nobody through."""
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+read_and_go = says(b"")  # it may have been carried out
+half_an_answer = says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+speaks_no_tls = says(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+makes_no_sense = says(b"nonsense\r\n\r\n")
+refuses_the_tunnel = says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+PLAIN: Final = (hangs_up, never_answers, read_and_go, half_an_answer, speaks_no_tls, makes_no_sense, refuses_the_tunnel)
+"""These need no authority."""
 
 
 class Guarded:
@@ -261,87 +242,61 @@ def certificates(authority: trustme.CA, tmp_path: Path) -> str:
     return str(file)
 
 
-def secure(authority: trustme.CA, then: Serve) -> Serve:
-    """Return a server with a certificate of its own, for 127.0.0.1."""
+def secure(authority: trustme.CA, then: Serve = read_and_go, *, name: str = HOST, strict: bool = False) -> Serve:
+    """Return a server that has a certificate for `name`. strict: it breaks the handshake off with who brings none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(HOST).configure_cert(context)
+    authority.issue_cert(name).configure_cert(context)
+    if strict:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(context)
     return tls(context, then)
 
 
-def refuses_clients(authority: trustme.CA) -> Serve:
-    """Return a server that breaks off the handshake of who brings no certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    authority.configure_trust(context)
-    authority.issue_cert(HOST).configure_cert(context)
-    return tls(context, read_and_go)
+def tunnel(authority: trustme.CA) -> Serve:
+    """Return a proxy, and behind it a server that hangs up on the request."""
+    return says(b"HTTP/1.1 200 OK\r\n\r\n", secure(authority))
 
 
 @pytest.mark.parametrize(
-    "serve",
-    [hangs_up, never_answers, speaks_no_tls],
-    ids=lambda serve: serve.__name__,
+    "where, serve, trusts, held",
+    [
+        # Broken off, hanging or answered in plain HTTP: without TLS nothing was sent.
+        *(("https", serve, False, 0) for serve in (hangs_up, never_answers, speaks_no_tls)),
+        # The client breaks the handshake off over the certificate; the server does, as it wants one.
+        ("https", secure, False, 0),
+        ("https", partial(secure, name="example.org"), True, 0),
+        ("https", partial(secure, strict=True), True, 0),
+        # It refuses, hangs, hangs up or babbles: the request would have gone through the tunnel, which there is not.
+        *(("proxy", serve, False, 0) for serve in (refuses_the_tunnel, never_answers, read_and_go, makes_no_sense)),
+        # The tunnel is there, and a server that read the request may have charged it, whatever became of the answer.
+        ("proxy", tunnel, True, HELD),
+        *(("http", serve, False, HELD) for serve in (read_and_go, half_an_answer, never_answers)),
+        *(("https", partial(secure, then=serve), True, HELD) for serve in (read_and_go, half_an_answer, never_answers)),
+    ],
 )
-def test_a_handshake_that_fails_frees_the_tokens(guarded: Guarded, serve: Serve) -> None:
-    """Broken off, hanging or answered in plain HTTP: without TLS nothing was sent, so nothing stays held."""
-    with listening(serve) as port, pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:{port}/product")
-    assert guarded.held() == 0
-
-
-def test_an_untrusted_certificate_frees_the_tokens(guarded: Guarded, authority: trustme.CA) -> None:
-    """The client breaks the handshake off, so nothing was sent; after three tries none is held."""
-    with listening(secure(authority, read_and_go)) as port:
-        for _ in range(3):
-            with pytest.raises(ERRORS):
-                guarded.get(f"https://{HOST}:{port}/product")
-    assert guarded.held() == 0
-
-
-def test_a_certificate_for_another_name_frees_the_tokens(
-    guarded: Guarded, authority: trustme.CA, certificates: str
+def test_only_what_certainly_never_reached_the_server_frees_its_tokens(
+    guarded: Guarded, authority: trustme.CA, certificates: str, where: str, serve: Any, trusts: bool, held: int
 ) -> None:
-    """A trusted certificate of somebody else is refused before anything is sent."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("example.org").configure_cert(context)
-    with listening(tls(context, read_and_go)) as port, pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:{port}/product", certificates=certificates)
-    assert guarded.held() == 0
+    """Whatever the client calls its error: what can't have been charged is free, all else stays held."""
+    made = serve if serve in PLAIN else serve(authority)
+    with listening(made) as port, pytest.raises(ERRORS):
+        guarded.get(
+            f"https://{HOST}:9/product" if where == "proxy" else f"{where}://{HOST}:{port}/product",
+            proxy=f"http://{HOST}:{port}" if where == "proxy" else None,
+            certificates=certificates if trusts else None,
+        )
+    assert guarded.held() == held
 
 
-def test_a_server_that_wants_a_certificate_frees_the_tokens(
-    guarded: Guarded, authority: trustme.CA, certificates: str
-) -> None:
-    """The server breaks the handshake off, so nothing was sent."""
-    with listening(refuses_clients(authority)) as port, pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:{port}/product", certificates=certificates)
-    assert guarded.held() == 0
-
-
-@pytest.mark.parametrize("proxy", [refuses_the_tunnel, never_answers, read_and_go, makes_no_sense])
-def test_a_proxy_that_makes_no_tunnel_frees_the_tokens(guarded: Guarded, proxy: Serve) -> None:
-    """It refuses, hangs, hangs up or babbles: the request would have gone through the tunnel, which there is not."""
-    with listening(proxy) as port, pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}")
-    assert guarded.held() == 0
-
-
-def test_what_went_through_a_tunnel_may_have_been_sent(
-    guarded: Guarded, authority: trustme.CA, certificates: str
-) -> None:
-    """The tunnel is there, the server behind it hangs up on the request: nobody knows."""
-    with listening(tunnel(secure(authority, read_and_go))) as port, pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}", certificates=certificates)
-    assert guarded.held() > 0
-
-
-def test_a_proxy_that_is_not_there_frees_the_tokens(guarded: Guarded) -> None:
-    """Where nobody listens for the proxy, nothing was sent."""
+@pytest.mark.parametrize("proxied", [True, False])
+def test_where_nobody_listens_the_tokens_are_free_again(guarded: Guarded, proxied: bool) -> None:
+    """For the server or for a proxy: no connection was made, so nothing was sent."""
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
+    proxy = f"http://{HOST}:{port}" if proxied else None
     with pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:9/product", proxy=f"http://{HOST}:{port}")
+        guarded.get(f"https://{HOST}:9/product" if proxied else f"http://{HOST}:{port}/product", proxy=proxy)
     assert guarded.held() == 0
 
 
@@ -402,20 +357,15 @@ def interrupted(kind: str) -> Iterator[type[BaseException]]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_who_is_interrupted_without_a_connection_gets_the_tokens_back(guarded: Guarded) -> None:
-    """A time limit and a cancellation in the middle of the handshake pass through, and nothing stays held."""
+@pytest.mark.parametrize("scheme, held", [("https", 0), ("http", HELD)])
+def test_an_interrupt_passes_through_and_frees_the_tokens_without_a_connection(
+    guarded: Guarded, scheme: str, held: int
+) -> None:
+    """A time limit and a cancellation, in the handshake: nothing stays held. While the server works: nobody knows."""
     serve = interrupts_and_never_answers
     with listening(serve) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
-        guarded.get(f"https://{HOST}:{port}/product", timeout=5)
-    assert guarded.held() == 0
-
-
-def test_who_is_interrupted_while_the_server_works_leaves_the_hold(guarded: Guarded) -> None:
-    """A time limit and a cancellation after the request went out pass through; charged or not, so the hold stays."""
-    serve = interrupts_and_never_answers
-    with listening(serve) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
-        guarded.get(f"http://{HOST}:{port}/product", timeout=5)
-    assert guarded.held() == HELD
+        guarded.get(f"{scheme}://{HOST}:{port}/product", timeout=5)
+    assert guarded.held() == held
 
 
 @pytest.mark.parametrize("kind", ["requests", "keepa"])
@@ -425,17 +375,6 @@ def test_missing_certificates_free_the_tokens(kind: str, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="certificate bundle"):
         guarded.get(f"https://{HOST}:9/product", certificates="/there/is/no.pem")
     assert guarded.held() == 0
-
-
-@pytest.mark.parametrize("serve", [read_and_go, half_an_answer, never_answers], ids=lambda serve: serve.__name__)
-@pytest.mark.parametrize("by_tls", [True, False])
-def test_what_may_have_been_sent_stays_held(
-    guarded: Guarded, authority: trustme.CA, certificates: str, serve: Serve, by_tls: bool
-) -> None:
-    """A server that read the request may have charged it, whatever became of the answer, with TLS or without."""
-    with listening(secure(authority, serve) if by_tls else serve) as port, pytest.raises(ERRORS):
-        guarded.get(f"{'https' if by_tls else 'http'}://{HOST}:{port}/product", certificates=certificates)
-    assert guarded.held() == HELD
 
 
 def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,29 +396,21 @@ def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(monkey
     assert guarded.held() == HELD
 
 
-def test_what_was_handled_before_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an inner transport tries again, the second try's broken answer counts, not the first one's connection."""
+def an_error_while_another_was_handled() -> None:
+    error = httpx.ReadError("gone while reading")
+    error.__context__ = httpx.ConnectError("no connection")  # as where it is raised in an `except`
+    raise error
+
+
+@pytest.mark.parametrize("fails", [an_error_while_another_was_handled, b"\xff".decode])
+def test_what_was_handled_before_and_what_comes_of_reading_an_answer_decide_nothing(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[[], Any]
+) -> None:
+    """Where an inner transport tries again, the second try's broken answer counts, not the first one's connection; and
+    only the bare mistakes of a client's own checks count as never sent.
+    """
     guarded = Guarded("httpx", monkeypatch)
-
-    def twice(request: httpx.Request) -> httpx.Response:
-        error = httpx.ReadError("gone while reading")
-        error.__context__ = httpx.ConnectError("no connection")  # as where it is raised in an `except`
-        raise error
-
-    client = httpx.Client(transport=KeepaTransport(guarded.sync, httpx.MockTransport(twice)))
-    with client, pytest.raises(httpx.ReadError):
-        client.get("https://api.keepa.com/product?asin=B1")
-    assert guarded.held() == 1
-
-
-def test_an_answer_that_makes_no_sense_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the bare mistakes of a client's own checks count as never sent, not what comes of reading an answer."""
-    guarded = Guarded("httpx", monkeypatch)
-
-    def decoding(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=int(b"\xff".decode()))
-
-    client = httpx.Client(transport=KeepaTransport(guarded.sync, httpx.MockTransport(decoding)))
-    with client, pytest.raises(UnicodeDecodeError):
+    client = httpx.Client(transport=KeepaTransport(guarded.sync, httpx.MockTransport(lambda request: fails())))
+    with client, pytest.raises((httpx.ReadError, UnicodeDecodeError)):
         client.get("https://api.keepa.com/product?asin=B1")
     assert guarded.held() == 1

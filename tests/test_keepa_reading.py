@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepa_tokens import Reading
-from keepa_tokens.keepa.reading import LARGE, Body, envelope, last, pieces
+from keepa_tokens._blocking import run
+from keepa_tokens.keepa.reading import LARGE, Body, Envelope, envelope, envelope_of, searched
 
 # Recorded against the live API.
 RECORDED = [
@@ -213,6 +214,10 @@ def test_no_body_raises(body: object) -> None:
 # --- large bodies
 
 
+async def turn() -> None:
+    pass
+
+
 TREES: Final = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(st.characters(codec="utf-8"), max_size=6),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('abc"\\[]{},:', max_size=4), inner, max_size=4),
@@ -230,7 +235,7 @@ def test_searching_a_body_for_its_envelope_finds_what_parsing_it_finds(
 ) -> None:
     """Whatever stands beside and inside the fields: the same reading, the same cost, the same fault."""
     body = json.dumps(fields, indent=spaces, ensure_ascii=escaped).encode()
-    assert last(pieces(body)) == envelope(body)
+    assert run(lambda: searched(body, turn)) == envelope(body)
 
 
 @pytest.mark.parametrize(
@@ -238,5 +243,18 @@ def test_searching_a_body_for_its_envelope_finds_what_parsing_it_finds(
 )
 def test_a_large_body_that_is_no_json_object_is_none(body: bytes) -> None:
     """Cut off, a list, something before or after it: no reading, and no error."""
-    assert last(pieces(body)).reading is None
+    assert run(lambda: searched(body, turn)).reading is None
     assert envelope(body + b" " * LARGE).reading is None
+
+
+def test_a_large_body_is_searched_in_pieces_and_not_parsed() -> None:
+    """Nested deeper than a parser goes it still says its balance, and others have their turn meanwhile."""
+    body = b'{"x": ' + b"[" * LARGE + b"]" * LARGE + b', "tokensLeft": 5}'
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    assert envelope(body) == run(lambda: envelope_of(body, turn)) == Envelope(Reading(5))
+    assert turns >= 3

@@ -45,6 +45,13 @@ def look(bucket: Direct, now: int, tokens: int = 1) -> Snapshot:
     return snapshot
 
 
+def stored(bucket: Direct, **fields: str) -> Direct:
+    """Put these into what is stored of a bucket, and return it."""
+    assert bucket.state is not None
+    bucket.put(BucketState.from_fields({**bucket.state.to_fields(), **fields}))
+    return bucket
+
+
 def ask(bucket: Direct, name: str, tokens: int, now: int = EPOCH, *, hold_for: int = 2 * MINUTE) -> Outcome:
     """Ask for a hold, without a probe."""
     return bucket.apply(Reserve(name, tokens, hold_for, probe_after_us=None), now)
@@ -201,9 +208,7 @@ def test_a_gap_that_ours_or_the_server_explain_is_nobody_elses(
 @given(kept=st.integers(0, 400), tokens=st.integers(1, 500), keep=st.integers(0, 299), balance=st.integers(-400, 300))
 def test_what_is_kept_back_never_makes_a_request_impossible(kept: int, tokens: int, keep: int, balance: int) -> None:
     """Whatever is stored as kept back, a request that could be admitted without it is admitted in the end."""
-    bucket = at(balance)
-    assert bucket.state is not None
-    bucket.put(BucketState.from_fields({**bucket.state.to_fields(), "kept_back": str(kept)}))
+    bucket = stored(at(balance), kept_back=str(kept))
     outcome = bucket.apply(Peek(tokens, keep), EPOCH)
     assert outcome.reason is not Reason.TOO_LARGE
     assert outcome.retry_after_us < 100 * HOUR
@@ -216,27 +221,19 @@ def test_keep_and_what_is_kept_back_come_to_a_third_together() -> None:
     bucket.apply(told(260, EPOCH + SECOND), EPOCH + SECOND)
     for keep, left in ((0, 40), (30, 70), (90, 100), (200, 200)):
         for balance, granted in ((left, False), (left + 1, True)):
-            assert bucket.state is not None
-            at_it = Direct(QUOTA, BucketState.from_fields({**bucket.state.to_fields(), "balance": str(balance)}))
-            assert at_it.apply(Peek(1, keep), EPOCH + SECOND).granted is granted
+            assert stored(bucket, balance=str(balance)).apply(Peek(1, keep), EPOCH + SECOND).granted is granted
 
 
 def test_nothing_stored_keeps_back_more_than_a_third() -> None:
     """A number that damage left there counts for a third of the capacity at most; what is no number, for nothing."""
     for text, kept in (("40", 40), ("299", 100), ("4503599627370495", 100), ("NaN", 0), ("-1", 0)):
-        bucket = at(50)
-        assert bucket.state is not None
-        bucket.put(BucketState.from_fields({**bucket.state.to_fields(), "kept_back": text}))
-        assert look(bucket, EPOCH).kept_back == kept
+        assert look(stored(at(50), kept_back=text), EPOCH).kept_back == kept
 
 
 def test_the_instant_of_a_gap_that_was_lost_or_lies_ahead_is_now() -> None:
     """Without it what is kept back still halves, an hour after the next reading."""
     for text in (None, "NaN", str(EPOCH + 100 * HOUR)):
-        bucket = at(50)
-        assert bucket.state is not None
-        fields = {**bucket.state.to_fields(), "kept_back": "80"} | ({} if text is None else {"kept_back_at": text})
-        bucket.put(BucketState.from_fields(fields))
+        bucket = stored(at(50), kept_back="80", **({} if text is None else {"kept_back_at": text}))
         for now, kept in ((EPOCH + MINUTE, 80), (EPOCH + MINUTE + HALF_LIFE_US, 40)):
             bucket.apply(told(300, now), now)
             assert look(bucket, now).kept_back == kept

@@ -1,35 +1,18 @@
-"""One request by aiohttp as the guards' flow makes it, and the session that the keepa client sees meanwhile."""
+"""One request by aiohttp as the guards' flow makes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Self, cast
+from typing import cast
 
 import aiohttp
 
-from ._flow import End
-
-__all__ = ["AsyncExchange", "Session"]
+from ._flow import Exchange
 
 
-class Session:
-    """Stands in for `aiohttp.ClientSession`: a real one is opened for each request, once there are tokens."""
-
-    def __init__(self, get: object) -> None:
-        self.get = get
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Have nothing to close."""
-
-
-class AsyncExchange(AsyncExitStack):
+class AsyncExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
     """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
-
-    repeatable = True
 
     def __init__(self, url: str, options: dict[str, object]) -> None:
         super().__init__()
@@ -55,17 +38,6 @@ class AsyncExchange(AsyncExitStack):
                 raise aiohttp.ClientOSError(*error.args) from None
             raise
 
-    def status(self, answer: aiohttp.ClientResponse) -> int:
-        """Return the status."""
-        return answer.status
-
-    def headers(self, answer: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers."""
-        return answer.headers
-
     async def read(self, answer: aiohttp.ClientResponse) -> tuple[aiohttp.ClientResponse, bytes]:
         """Read the body, which stays in the answer."""
         return answer, await answer.read()
-
-    def streamed(self, answer: aiohttp.ClientResponse, end: End) -> None:
-        """Have it read now."""

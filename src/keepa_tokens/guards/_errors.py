@@ -9,8 +9,6 @@ from traceback import clear_frames, walk_tb
 from typing import Any, Final
 from urllib.parse import quote
 
-__all__ = ["forget_key", "forget_locals", "never_sent"]
-
 NO_CONNECTION: Final = frozenset(
     {
         # httpx and httpx2: no connection, no TLS, the proxy refused; no free connection in time; no such URL

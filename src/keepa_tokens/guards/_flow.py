@@ -7,25 +7,21 @@ itself (`done`), so a blocking client runs the same flow to its end in one go.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from inspect import isawaitable
-from typing import Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from .._arguments import NotCopied as Single
-from ..async_bucket import async_door_of
-from ..bucket import door_of
-from ..clock import SystemClock
+from .._arguments import timeout_us
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
+from ..keepa._door import steps_of
+from ..keepa._plans import Attempts, KeepaSteps
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import FIRST, SERVER_REFUSES, Refusals, retry_after
-from ..keepa.reading import envelope
+from ..keepa.backoff import FIRST, retry_after
 from ..keepa.sync import Call, KeepaSync
-from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
 from ._http import Asked, Meter
@@ -38,7 +34,7 @@ AnyCall: TypeAlias = Call | AsyncCall
 Ask: TypeAlias = Callable[[int, float | None], Awaitable[AnyCall]]
 """Sets so many tokens aside, waiting so many seconds at most."""
 End: TypeAlias = Callable[[bytes | None], Coroutine[object, None, None]]
-"""Ends a call by the body of its answer; None: it was not read to its end, so nobody knows."""
+"""Ends a call by the body of its answer, the first time; None: it was not read to its end, so nobody knows."""
 
 LONGEST_AWAY: Final = 600.0
 """Seconds for which a task that has paid waits for a storage that is away."""
@@ -54,33 +50,23 @@ SERVER_ERROR: Final = 500
 _log: Final = logging.getLogger("keepa_tokens")
 
 
-class Client(Protocol[R]):
+class Exchange(Generic[R]):
     """One request of some client, and how its answers are read. Results may be awaitable."""
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether it can be sent again: a body that is read from somewhere can't."""
-        ...
+    repeatable: bool = True
+    """It can be sent again: a body that is read from somewhere can't."""
 
     def send(self) -> R | Awaitable[R]:
         """Send the request."""
-        ...
-
-    def status(self, answer: R) -> int:
-        """Return an answer's status."""
-        ...
-
-    def headers(self, answer: R) -> Mapping[str, str]:
-        """Return an answer's headers."""
-        ...
+        raise NotImplementedError
 
     def read(self, answer: R) -> tuple[R, bytes] | Awaitable[tuple[R, bytes]]:
         """Read an answer whole; return it as it is handed out, still to be read, and its decoded body."""
-        ...
+        raise NotImplementedError
 
-    def streamed(self, answer: R, end: End) -> R | None:
+    def streamed(self, answer: R, end: End) -> R | None:  # noqa: ARG002 - for those that stream
         """Return an answer that calls `end` when it has been read, or closed before; None: read it now."""
-        ...
+        return None
 
 
 @dataclass
@@ -120,36 +106,28 @@ async def done(result: T | Awaitable[T]) -> T:
     return cast("T", await result) if isawaitable(result) else result
 
 
-async def metered(sync: AnySync, meter: Meter, asked: Asked, client: Client[R], ask: Ask | None = None) -> R:
+async def metered(sync: AnySync, meter: Meter, asked: Asked, exchange: Exchange[R], ask: Ask | None = None) -> R:
     """Make one request, paid from the bucket; again, where the server refused it and the guard is to try again."""
     cost = meter.cost(asked)
     if cost == 0:
-        return await _observed(sync, client)
-    left, refusals = patience(meter.timeout), Refusals()
-    ask = ask or (lambda cost, left: ask_of(sync, cost, meter.keep, left, asked.label))
-    while True:
-        call = await _once_there(sync, partial(ask, cost, left))
-        answer, body = await _sent(call, meter, asked, client)
-        wanted = retry_after(client.headers(answer))
-        again = client.status(answer) == REFUSED or (client.status(answer) >= SERVER_ERROR and wanted is not None)
-        if not (again and meter.again and client.repeatable):
-            return answer
-        bucket: Snapshot = await _once_there(sync, lambda: done(sync.bucket.peek(cost, keep=meter.keep)))
-        explained = wanted is None and bucket.retry_after > 0 and envelope(body).reading is not None
-        chance = random.random()  # noqa: S311 - no secret hangs on it
-        pause = refusals.pause(bucket.retry_after if explained else 0.0, retry_after=wanted, chance=chance)
-        if pause is None:
-            return answer
-        left = None if left is None else max(0.0, left - call.waited)
-        if left is not None and pause > left:
-            if not explained:
-                raise AcquireTimeout(cost, max(pause, bucket.retry_after), SERVER_REFUSES, bucket.balance)
-            pause = left  # the bucket says it better
-        await _pause(sync, pause)
-        left = None if left is None else left - pause
+        return await _observed(sync, exchange)
+
+    def set_aside(_: object, left_us: int | None) -> Awaitable[AnyCall]:
+        left = None if left_us is None else left_us / MICROSECONDS
+        return ask_of(sync, cost, meter.keep, left, asked.label) if ask is None else ask(cost, left)
+
+    attempts, steps = Attempts(cost, meter.keep, timeout_us(patience(meter.timeout)), set_aside), steps_of(sync)
+    answer: R | None = None
+    while (call := await _once_there(steps, lambda: attempts.next(steps))) is not None:
+        answer = await _sent(call, meter, asked, exchange)
+        call.retry_after = retry_after(_headers(answer))
+        again = call.refused or (_status(answer) >= SERVER_ERROR and call.retry_after is not None)
+        if not (again and meter.again and exchange.repeatable):
+            break
+    return cast("R", answer)
 
 
-async def _once_there(sync: AnySync, step: Callable[[], Awaitable[T]]) -> T:
+async def _once_there(steps: KeepaSteps, step: Callable[[], Awaitable[T]]) -> T:
     """Return what `step` does to the bucket; for a task that has paid, again where the storage is away for a while.
 
     Sent back, it would pay again, and fails instead where the storage stays away.
@@ -165,7 +143,7 @@ async def _once_there(sync: AnySync, step: Callable[[], Awaitable[T]]) -> T:
                 raise StorageUnavailable(
                     f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
                 ) from away
-            await _pause(sync, pause, AWAY)
+            await steps.sleep(round(pause * MICROSECONDS), 0, AWAY, alert=False)
             waited += pause
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -184,13 +162,10 @@ async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label:
         raise AcquireTimeout(refused.tokens, refused.retry_after, refused.reason, refused.balance) from None
 
 
-async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) -> tuple[R, bytes | None]:
-    """Send the request and let its answer end the call: now, or when its reader has come to the end.
-
-    Return the answer, and its body where it was read.
-    """
+async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]) -> R:
+    """Send the request and let its answer end the call: now, or when its reader has come to the end."""
     try:
-        answer = await done(client.send())
+        answer = await done(exchange.send())
     except BaseException as error:  # interrupts and cancellations too; nothing of `settle()` suspends
         with suppress(StorageUnavailable):  # then it runs out by itself
             if never_sent(error):
@@ -200,9 +175,13 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
                 await done(call.settle())
         forget_locals(error)
         raise
-    status = client.status(answer)
+    status, ended = _status(answer), False
 
     async def end(body: bytes | None) -> None:
+        nonlocal ended
+        if ended:
+            return
+        ended = True
         try:
             await done(call.settle(body, status=status))
         except StorageUnavailable as error:
@@ -211,18 +190,18 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, client: Client[R]) ->
         _paid(call)
 
     refused = status == REFUSED or status >= SERVER_ERROR
-    if is_image(client.headers(answer)) and not refused:
+    if _headers(answer).get("Content-Type", "").lower().startswith("image/") and not refused:
         await end(None)  # it carries no envelope, so its hold is left to run out
-        return answer, None
-    streaming = None if refused else client.streamed(answer, end)
+        return answer
+    streaming = None if refused else exchange.streamed(answer, end)
     if streaming is not None:
-        return streaming, None
+        return streaming
     body: bytes | None = None
     try:
-        answer, body = await done(client.read(answer))
+        answer, body = await done(exchange.read(answer))
     finally:
         await end(body)
-    return answer, body
+    return answer
 
 
 def _paid(call: AnyCall) -> None:
@@ -232,35 +211,26 @@ def _paid(call: AnyCall) -> None:
         run.paid = True
 
 
-async def _observed(sync: AnySync, client: Client[R]) -> R:
+async def _observed(sync: AnySync, exchange: Exchange[R]) -> R:
     """Make a request that costs nothing; its answer is a reading."""
     try:
-        answer, body = await done(client.read(await done(client.send())))
+        answer, body = await done(exchange.read(await done(exchange.send())))
     except BaseException as error:
         forget_locals(error)
         raise
     try:
-        await done(sync.observe(body, status=client.status(answer)))
+        await done(sync.observe(body, status=_status(answer)))
     except StorageUnavailable as error:
         _not_taken_down(error)
     return answer
 
 
-async def _pause(sync: AnySync, seconds: float, why: str = SERVER_REFUSES) -> None:
-    if seconds <= 0:
-        return
-    door = door_of(sync.bucket) if isinstance(sync, KeepaSync) else async_door_of(sync.bucket)
-    door.pause(round(seconds * MICROSECONDS), 0, why)
-    clock = door.clock or SystemClock()
-    if isinstance(sync, KeepaSync):
-        clock.sleep(seconds)
-    else:
-        await clock.asleep(seconds)
+def _status(answer: Any) -> int:  # noqa: ANN401 - of any client; aiohttp has another name for it
+    return int(answer.status if isinstance(getattr(answer, "status", None), int) else answer.status_code)
 
 
-def is_image(headers: Mapping[str, str]) -> bool:
-    """Return whether an answer is an image."""
-    return headers.get("Content-Type", "").lower().startswith("image/")
+def _headers(answer: Any) -> Mapping[str, str]:  # noqa: ANN401 - the same
+    return cast("Mapping[str, str]", answer.headers)
 
 
 def _not_taken_down(error: StorageUnavailable) -> None:
@@ -269,4 +239,5 @@ def _not_taken_down(error: StorageUnavailable) -> None:
     Nothing passes unmetered: the call's hold runs out by itself, and the next request is granted by the storage or not
     at all.
     """
-    _log.warning("an answer could not be taken down, a hold of it runs out by itself: %s", error)
+    with suppress(Exception):  # a handler of the log's may raise
+        _log.warning("an answer could not be taken down, a hold of it runs out by itself: %s", error)

@@ -28,8 +28,8 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError(msg) from missing
 
 from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
+from ..keepa._door import PLACE
 from ..keepa.backoff import SERVER_REFUSES
-from ..keepa.place import PLACE
 from ..rules.decision import Reason
 from ._flow import RUN, Run
 

@@ -22,19 +22,18 @@ It imports neither library: a request says by its class whose client made it.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast, overload
 
 from .._blocking import run
 from ..errors import ConfigError
+from ..keepa._httpx import keyed, library_of, proxy_for
 from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import AnySync, End, NotCopied, checked_sync, done, metered
-from ._http import KEEPA_HOST, KEY, Estimate, Meter, Origin, asked_by
+from ._flow import AnySync, End, Exchange, NotCopied, checked_sync, done, metered
+from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by
 
 if TYPE_CHECKING:
     import httpx
@@ -49,8 +48,6 @@ else:  # the clients ask for no more than the methods
     _Base = _AsyncBase = object
 
 __all__ = ["AsyncKeepaTransport", "KeepaTransport"]
-
-LIBRARIES: Final = frozenset({"httpx", "httpx2"})
 
 Send: TypeAlias = "Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]"
 Sync = TypeVar("Sync", KeepaSync, AsyncKeepaSync)
@@ -88,7 +85,7 @@ class _Transport(NotCopied, Generic[Sync]):
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
         """Make one request, metered if it goes to Keepa."""
-        library, url = _library(request), str(request.url)
+        library, url = cast("ModuleType", library_of(request)), str(request.url)
         send = getattr(self._inner(library, request), self.send)
         if not self._origin.meters(url):
             return cast("httpx.Response", await done(send(request)))
@@ -101,7 +98,7 @@ class _Transport(NotCopied, Generic[Sync]):
         """Return what sends a request: the one given, or one that is made when it is needed, as a client makes it."""
         if self._given is not None:
             return self._given
-        proxy = _proxy(request.url.scheme, request.url.host)
+        proxy = proxy_for(request.url.scheme, request.url.host)
         if proxy not in self._made:
             self._made.setdefault(proxy, getattr(library, self.own)(proxy=proxy))
         return self._made[proxy]
@@ -178,10 +175,8 @@ class AsyncKeepaTransport(_Transport[AsyncKeepaSync], _AsyncBase):
         await self.aclose()
 
 
-class _Exchange:
-    """One request of a client of `library`, sent by `send` with the API key; the client's own stays without."""
-
-    repeatable = True
+class _Exchange(Exchange["httpx.Response"]):
+    """One request of a client of `library`, for threads (`blocking`) or not; sent by `send` with the API key."""
 
     def __init__(
         self, library: ModuleType, send: Send, request: httpx.Request, api_key: str | None, *, blocking: bool
@@ -194,26 +189,8 @@ class _Exchange:
 
     def send(self) -> httpx.Response | Awaitable[httpx.Response]:
         """Send the request."""
-        return self._send(self._request if self._api_key is None else self._keyed(self._api_key))
-
-    def _keyed(self, api_key: str) -> httpx.Request:
-        request = self._request
-        made = self._library.Request(
-            request.method,
-            request.url.copy_merge_params({KEY: api_key}),
-            headers=request.headers,
-            stream=request.stream,
-            extensions=request.extensions,
-        )
-        return cast("httpx.Request", made)
-
-    def status(self, answer: httpx.Response) -> int:
-        """Return the status."""
-        return answer.status_code
-
-    def headers(self, answer: httpx.Response) -> Mapping[str, str]:
-        """Return the headers."""
-        return answer.headers
+        api_key, request = self._api_key, self._request
+        return self._send(request if api_key is None else keyed(self._library, request, api_key))
 
     async def read(self, answer: httpx.Response) -> tuple[httpx.Response, bytes]:
         """Return the answer with its body as it came over the wire, to be read once more, and the decoded body."""
@@ -253,21 +230,21 @@ class _Settling:
 
     def __init__(self, stream: object, end: End) -> None:
         self._stream = cast("httpx.ByteStream", stream)
-        self._end: End | None = end
+        self._end = end
 
     def __iter__(self) -> Iterator[bytes]:
         chunks: list[bytes] = []
         for chunk in self._stream:
             chunks.append(chunk)
             yield chunk
-        run(lambda: self._once(b"".join(chunks)))
+        run(lambda: self._end(b"".join(chunks)))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks: list[bytes] = []
         async for chunk in self._stream:
             chunks.append(chunk)
             yield chunk
-        await self._once(b"".join(chunks))
+        await self._end(b"".join(chunks))
 
     def close(self) -> None:
         run(lambda: self._closed(blocking=True))
@@ -279,12 +256,7 @@ class _Settling:
         try:
             await _close(self._stream, blocking=blocking)
         finally:
-            await self._once(None)
-
-    async def _once(self, body: bytes | None) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            await end(body)
+            await self._end(None)
 
 
 async def _close(stream: httpx.SyncByteStream | httpx.AsyncByteStream, *, blocking: bool) -> None:
@@ -292,18 +264,3 @@ async def _close(stream: httpx.SyncByteStream | httpx.AsyncByteStream, *, blocki
         cast("httpx.SyncByteStream", stream).close()
     else:
         await cast("httpx.AsyncByteStream", stream).aclose()
-
-
-def _library(request: httpx.Request) -> ModuleType:
-    """Return the library that made a request, httpx or httpx2."""
-    names = [kind.__module__.partition(".")[0] for kind in type(request).__mro__]
-    return sys.modules[next(name for name in names if name in LIBRARIES)]
-
-
-def _proxy(scheme: str, host: str) -> str | None:
-    """Return the proxy that the environment names for a URL, as the clients find it for transports of their own."""
-    proxies = getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(host):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"

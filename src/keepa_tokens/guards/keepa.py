@@ -21,10 +21,10 @@ answer before the client sees it. Building URLs, parsing, errors and attributes 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from math import isfinite
 from types import FunctionType, SimpleNamespace
@@ -45,11 +45,11 @@ from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
-from ._aiohttp import AsyncExchange, Session
+from ._aiohttp import AsyncExchange
 from ._errors import forget_key
 from ._flow import AnyCall, AnySync, Ask, NotCopied, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
-from .requests import Exchange
+from .requests import RequestsExchange
 
 __all__ = ["guard", "unguard"]
 
@@ -148,7 +148,7 @@ class _Guard(NotCopied):
         payload[KEY] = "***"  # the frames of the client's methods, which an exception shows, hold the same dict
         if request_type == TOKEN and is_json and not raw_response:
             return await self.token()
-        return await self._http(request_type, payload, wait=wait, raw_response=raw_response, is_json=is_json)
+        return await self._http(request_type, payload, wait, raw_response=raw_response, is_json=is_json)
 
     async def queried(self, items: Iterable[object], *args: object, **options: object) -> object:
         """Query products as the client does, a request for each hundred of them."""
@@ -183,11 +183,9 @@ class _Guard(NotCopied):
         return _show(self._api, bucket)
 
     async def _ask(self) -> object:
-        return await self._http(TOKEN, {}, wait=False, raw_response=False, is_json=True)
+        return await self._http(TOKEN, {}, False)  # noqa: FBT003 - the client's own signature
 
-    async def _http(
-        self, request_type: str, payload: dict[str, object], *, wait: bool, raw_response: bool, is_json: bool
-    ) -> object:
+    async def _http(self, request_type: str, payload: dict[str, object], wait: bool, **options: bool) -> object:  # noqa: FBT001 - the same
         asked = Asked(request_type, payload)
         wait = wait or patience(0.0) is None
         page = await self._page(asked, waits=wait)
@@ -198,16 +196,10 @@ class _Guard(NotCopied):
         # A page that was held together with the others is refused only where somebody else spends: the client's error.
         seen = self.seen(asked, ask, self._waiting if wait and page is None else self._at_once)
         request = _seeing(self._own_request, **seen)
-        with _Tidy(self._api):
+        with _tidy(self._api):
+            # The key in no variable: tools that report errors show them.
             return await done(
-                request(
-                    self._api,
-                    request_type,
-                    {**payload, KEY: self._api.accesskey},
-                    wait=False,
-                    raw_response=raw_response,
-                    is_json=is_json,
-                )
+                request(self._api, request_type, {**payload, KEY: self._api.accesskey}, wait=False, **options)
             )
 
     async def _call(
@@ -235,13 +227,12 @@ class _Guard(NotCopied):
         held: list[AnyCall] = []
         left, total = self._waiting.timeout, sum(costs)
         try:
-            # One token beside all the others: whether all of them are there.
-            first = await self._call(1, left, waits=waits, keep=total - 1)
-            await done(first.cancel())
-            if first.decision.probe:  # the scout, who knows of no balance: the free question will do
-                await self._ask()
+            for _ in range(2):  # whether all of them are there: one token beside all the others
                 first = await self._call(1, left, waits=waits, keep=total - 1)
                 await done(first.cancel())
+                if not first.decision.probe:
+                    break
+                await self._ask()  # the scout, who knows of no balance: the free question will do
             for cost in costs:
                 held += [await self._call(cost, left, waits=waits, label=label)]
         except BaseException as error:
@@ -302,7 +293,7 @@ class _SyncGuard(_Guard):
 
         def get(url: str, params: object, **options: object) -> requests.Response:
             send = partial(cast("Callable[..., requests.Response]", requests.get), url, params, **options)
-            return run(lambda: metered(self._sync, meter, asked, Exchange(send), ask))
+            return run(lambda: metered(self._sync, meter, asked, RequestsExchange(send), ask))
 
         return {"requests": SimpleNamespace(get=get)}
 
@@ -324,7 +315,7 @@ class _AsyncGuard(_Guard):
         """Download an image as the client does, metered: it makes this request past its `_request`."""
         asked = Asked(IMAGE, {"asin": asin})
         download = _seeing(self._own_download, **self.seen(asked, partial(self._call, waits=True), self._waiting))
-        with _Tidy(self._api):
+        with _tidy(self._api):
             await done(download(self._api, asin, *args, **options))
 
     def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
@@ -335,30 +326,26 @@ class _AsyncGuard(_Guard):
             async with AsyncExchange(url, options) as exchange:
                 yield await metered(self._sync, meter, asked, exchange, ask)
 
-        return {"aiohttp": SimpleNamespace(ClientSession=lambda: Session(get))}
+        # A real session is opened for each request, once there are tokens.
+        return {"aiohttp": SimpleNamespace(ClientSession=lambda: nullcontext(SimpleNamespace(get=get)))}
 
 
-class _Tidy:
-    """Around one use of the client's own code: keeps its status usable, and the API key out of what it raises."""
-
-    def __init__(self, api: keepa.Keepa | keepa.AsyncKeepa) -> None:
-        self._api = api
-        self._tokens_left = api.tokens_left
-        self._status = replace(api.status)
-
-    def __enter__(self) -> None:
-        """Have nothing to open."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        api = self._api
+@contextmanager
+def _tidy(api: Api) -> Generator[None, None, None]:
+    """Keep, around one use of the client's own code, its status usable, and the API key out of what it raises."""
+    tokens_left, status = api.tokens_left, replace(api.status)
+    try:
+        yield
+    except BaseException as error:
+        forget_key(error, api.accesskey)
+        raise
+    finally:
         if api.status.refillRate == 0:
             # All fields are 0 in a bad key's answer, which knows nothing; and the client divides by this one.
-            api.tokens_left, api.status = self._tokens_left, self._status
-        elif api.status.timestamp != self._status.timestamp:
+            api.tokens_left, api.status = tokens_left, status
+        elif api.status.timestamp != status.timestamp:
             # The client compares it with its own clock; the server's may be minutes off.
             api.status.timestamp = _now_ms()
-        if error is not None:
-            forget_key(error, api.accesskey)
 
 
 def _own(api: object, name: str, *needed: str) -> FunctionType:
@@ -392,13 +379,7 @@ def _show(api: keepa.Keepa | keepa.AsyncKeepa, bucket: Snapshot) -> dict[str, ob
     to_step = bucket.full_in % bucket.period if isfinite(bucket.full_in) else 0.0
     status.refillIn = round((to_step or bucket.period) * MILLISECONDS)
     status.timestamp = _now_ms()
-    return {
-        "timestamp": status.timestamp,
-        "tokensLeft": api.tokens_left,
-        "refillIn": status.refillIn,
-        "refillRate": status.refillRate,
-        "tokensConsumed": 0,
-    }
+    return {**asdict(status), "tokensLeft": api.tokens_left, "tokensConsumed": 0}
 
 
 def _now_ms() -> int:

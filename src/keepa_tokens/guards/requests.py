@@ -4,24 +4,19 @@
     session.mount("https://api.keepa.com/", KeepaAdapter(KeepaSync.from_key(key), api_key=key))
     answer = session.get("https://api.keepa.com/product", params={"domain": 1, "asin": "B0088PUEPK"})
 
-- Each request waits until its estimate may be spent, and holds it. The answer is read once and settled; with
-  `stream=True` when its reader has come to the end. What was closed before, an image, a timeout and a broken connection
-  settle nothing: charged or not, nobody knows, so the hold runs out. Only what certainly never reached the server (no
-  connection, no TLS, a proxy that refused) frees its tokens at once.
-- A 429 settles at once, at nothing, and corrects the bucket. It is handed out as it is (mind that a `Response` of 400
-  and above is false); `retry_refused=True` waits for tokens and makes the request again, as `KeepaTransport` does. With
-  `timeout=0` as well nothing ever waits: a 429 becomes NotEnoughTokens, with a `retry_after`.
-- What costs nothing (`/token`) is not held: its answer is a reading.
-- urllib3 logs the URL of every request, and requests puts it into exceptions. Give the key here, as `api_key`, and
-  leave it out of the requests' parameters: it is added at the connection, where no log, exception or repr sees it; and
-  only by https to the API's own port.
+It does what `keepa_tokens.guards.httpx` does, with these differences:
+
+- With `stream=True` the answer is settled when its reader has come to the end, else before `get` returns.
+- Mind that a `Response` of 400 and above is false. A body that is read from a file or a generator is not sent again.
+- It serves Keepa alone: mount it there. What goes to other hosts is a ConfigError.
+- urllib3 logs the URL of every request, and requests puts it into exceptions: give the key here, as `api_key`, and
+  leave it out of the requests' parameters. It is added at the connection, by https to the API's own port only.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
@@ -41,7 +36,7 @@ from .._blocking import run
 from ..errors import ConfigError
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import End, NotCopied, checked_sync, metered
+from ._flow import End, Exchange, NotCopied, checked_sync, metered
 from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by, has_key, keyed
 
 __all__ = ["KeepaAdapter"]
@@ -51,11 +46,8 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
     """Pays for requests to Keepa from the bucket of `sync`. Mount it at `https://api.keepa.com/`.
 
     api_key: added to requests that don't bring a `key`. host: the only one it serves; ConfigError for any other, which
-    must not get the key. estimate: says what a call may cost, by path and parameters (default: the table in
-    `keepa_tokens.keepa.costs`); or estimator: one that learns, and is taught by each answer. keep: tokens to leave for
-    others. timeout: seconds that a request may wait for tokens (None: as long as it takes); AcquireTimeout, nothing
-    spent, when it would be longer. retry_refused: make a request that the server refused (429) again, once there are
-    tokens; else the 429 is handed out. pool_connections, pool_maxsize, pool_block: as `HTTPAdapter`.
+    must not get the key. estimate, estimator, keep, timeout, retry_refused: as for
+    `keepa_tokens.guards.httpx.KeepaTransport`. pool_connections, pool_maxsize, pool_block: as for `HTTPAdapter`.
 
     It takes no `max_retries`: urllib3 would send one request several times on one hold.
     """
@@ -105,7 +97,7 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
             host = self._origin.host
             raise ConfigError(f"a KeepaAdapter serves {host} alone, by https: mount it at https://{host}/")
         body = request.body if isinstance(request.body, (bytes, str)) else None
-        exchange = Exchange(
+        exchange = RequestsExchange(
             partial(super().send, request, stream, timeout, verify, cert, proxies),
             streams=stream,
             repeatable=body is request.body,
@@ -116,21 +108,19 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
         return f"KeepaAdapter({self._sync!r}, host={self._origin.host!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class RequestsExchange(Exchange[requests.Response]):
     """One request by requests, sent by `send`. streams: its reader reads the body."""
 
-    send: Callable[[], requests.Response]
-    streams: bool = False
-    repeatable: bool = True
+    def __init__(
+        self, send: Callable[[], requests.Response], *, streams: bool = False, repeatable: bool = True
+    ) -> None:
+        self._send = send
+        self._streams = streams
+        self.repeatable = repeatable
 
-    def status(self, answer: requests.Response) -> int:
-        """Return the status."""
-        return answer.status_code
-
-    def headers(self, answer: requests.Response) -> Mapping[str, str]:
-        """Return the headers."""
-        return answer.headers
+    def send(self) -> requests.Response:
+        """Send the request."""
+        return self._send()
 
     def read(self, answer: requests.Response) -> tuple[requests.Response, bytes]:
         """Read the body, which stays in the answer."""
@@ -138,7 +128,7 @@ class Exchange:
 
     def streamed(self, answer: requests.Response, end: End) -> requests.Response | None:
         """Return the answer, whose body is settled at its end."""
-        if not self.streams:
+        if not self._streams:
             return None
         answer.raw = _Settling(answer.raw, end)
         return answer
@@ -152,7 +142,7 @@ class _Settling:
 
     def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
         self._raw = raw
-        self._end: End | None = end
+        self._end = end
         self._chunks: list[bytes] = []
         self._encoded = False
 
@@ -192,28 +182,24 @@ class _Settling:
         try:
             self._raw.close()
         finally:
-            self._once(None)
+            self._ended(None)
 
     def release_conn(self) -> None:
         self._raw.release_conn()
-        self._once(None)
+        self._ended(None)
 
     def _noted(self, chunk: bytes, decode_content: bool | None) -> bytes:  # noqa: FBT001 - as it was passed on
-        if self._end is not None:
-            self._chunks.append(chunk)
-            self._encoded |= not (self._raw.decode_content if decode_content is None else decode_content)
+        self._chunks.append(chunk)
+        self._encoded |= not (self._raw.decode_content if decode_content is None else decode_content)
         return chunk
 
     def _whole(self) -> None:
-        if self._end is not None:
-            body = b"".join(self._chunks)
-            self._once(_decoded(self._raw, body) if self._encoded else body)
+        body = b"".join(self._chunks)
+        self._ended(_decoded(self._raw, body) if self._encoded else body)
 
-    def _once(self, body: bytes | None) -> None:
-        end, self._end = self._end, None
+    def _ended(self, body: bytes | None) -> None:
         self._chunks.clear()
-        if end is not None:
-            run(lambda: end(body))
+        run(lambda: self._end(body))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._raw, name)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
+from .._door import Door
 from .._plans import Grant, Patience, Steps, granted, pause, snapshot_of, ticket_for
 from ..errors import AcquireTimeout, ConfigError
 from ..events import EventKind
-from ..quota import Quota
 from ..rules.commands import Cancel, ClaimProbe, Command, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
+from ._asking import ask
 from .backoff import SERVER_REFUSES, Refusals
-from .reading import REFUSED, Body, Envelope
-
-__all__ = ["SERVER_REFUSED", "Answer", "KeepaSteps", "Request", "observe", "refresh", "request", "settle"]
+from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
 SERVER_REFUSED: Final = "the server refused the call (429)"
 """Why a call was settled at nothing, as the event of it says."""
 
 WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
 """Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
-
 
 LONGEST_PROBE_US: Final = 10 * MICROSECONDS
 """How long a probe may take: shorter than its claim (20 s), so that nobody else is sent while it is still out."""
@@ -41,126 +39,121 @@ class Probed(Enum):
     WITHHELD = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a probe brought: a status and a body, or why it failed."""
-
-    status: int | None
-    body: Mapping[str, object] | None
-    why: str = ""
-
-
 class KeepaSteps(Steps, Protocol):
-    """What a plan of this module may do beside the steps of a bucket."""
+    """What a plan of this module needs beside the steps of a bucket. waits: it is for threads."""
 
     claimed: int | None
+    waits: bool
+
+    @property
+    def door(self) -> Door[object]:
+        """The bucket's."""
+        ...
+
+    @property
+    def ask(self) -> Callable[..., object] | None:
+        """What asks the server for its balance."""
+        ...
 
     async def finish(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
         ...
 
-    async def probe(self, limit_us: int) -> Answer:
-        """Ask the server for its balance; a probe that takes a `timeout` is given `limit_us`."""
-        ...
-
-    async def envelope(self, body: Body) -> Envelope:
-        """Return what a body says, without holding up others for long."""
-        ...
-
-    def say(self, kind: EventKind, why: str) -> None:
-        """Tell the listener of something that no command brought about."""
+    async def turn(self) -> None:
+        """Let others have their turn, within a long computation."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a call needs: `tokens` as estimated, `keep` for others, a hold of `hold_for_us` under `id`.
-
-    probe_after_us: how old a reading may be before a refusal asks for a new one. scout: there is no probe, so a request
-    with the claim goes ahead: a refusal is free, and either answer carries the truth. waits: it stands in line while it
-    waits. place: it stands there under this id, of a task that comes back. label: whose call it is, for people.
-    """
-
-    id: str
-    tokens: int
-    keep: int
-    hold_for_us: int
-    probe_after_us: int
-    scout: bool
-    waits: bool
-    place: str | None = None
-    label: str = ""
-
-    def command(self, left_us: int) -> Reserve:
-        """Return the command that asks for the hold.
-
-        Who has no time for a probe goes ahead as the scout: callers who all have none would else never learn anything.
-        """
-        return Reserve(
-            self.id,
-            self.tokens,
-            self.hold_for_us,
-            self.keep,
-            probe_after_us=self.probe_after_us,
-            scout=self.scout or left_us < SHORTEST_PROBE_US,
-            label=self.label,
-            ticket=self.place or (ticket_for(self.id, left_us) if self.waits else None),
-        )
+class _Call(Protocol):
+    @property
+    def told(self) -> bool: ...
+    @property
+    def retry_after(self) -> float | None: ...
 
 
-async def request(steps: KeepaSteps, quota: Quota, wanted: Request, patience: Patience) -> Grant:
-    """Set the estimate aside, waiting for it. Probes on the way if told to."""
-    slept = 0
+C = TypeVar("C")
+Called = TypeVar("Called", bound=_Call)
+
+
+async def request(steps: KeepaSteps, wanted: Reserve, timeout_us: int | None, call: Callable[[Grant], C]) -> C:
+    """Set the estimate aside, waiting for it in line, and return the call. Probes on the way if told to."""
+    patience, slept = Patience(steps, timeout_us), 0
     while True:
-        command = wanted.command(patience.left_us())
-        outcome = await _ask(steps, command, patience.left_us())
+        left_us = patience.left_us()
+        # Who has no time for a probe goes ahead as the scout: if all have none, they would else never learn.
+        scouts = wanted.scout or left_us < SHORTEST_PROBE_US
+        command = replace(wanted, scout=scouts, ticket=wanted.ticket or ticket_for(wanted.id, left_us))
+        outcome = await _ask(steps, command, left_us)
         if outcome.granted:
             steps.went(wanted.tokens, slept)
-            return Grant(wanted.id, wanted.tokens, outcome.decision(slept), outcome.claimed_until_us, wanted.label)
-        slept += await pause(steps, quota, outcome, command, patience.left_us())
+            grant = granted(command, outcome)
+            return call(replace(grant, decision=outcome.decision(slept)))
+        slept += await pause(steps, steps.door.quota, outcome, command, patience.left_us())
 
 
-async def try_request(steps: KeepaSteps, wanted: Request) -> Grant:
+async def try_request(steps: KeepaSteps, wanted: Reserve, call: Callable[[Grant], C]) -> C:
     """Set the estimate aside now, after a probe at most, or raise NotEnoughTokens."""
-    command = wanted.command(LIMIT)
-    return granted(command, await _ask(steps, command, LIMIT))
+    return call(granted(wanted, await _ask(steps, wanted, LIMIT)))
 
 
-async def before_next(
-    steps: KeepaSteps,
-    refusals: Refusals,
-    tokens: int,
-    keep: int,
-    left_us: int,
-    *,
-    told: bool,
-    retry_after: float | None = None,
-) -> bool:
-    """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
+class Attempts(Generic[Called]):
+    """Calls that the server refuses, one after the other. ask: sets tokens aside within so many microseconds.
 
-    told: the refusal brought a reading, so that the bucket knows. retry_after: what the server asked for. Raises
-    AcquireTimeout where that would be longer than `left_us`.
+    The time that the caller takes in between counts for no timeout.
     """
-    seen = snapshot_of(await steps.apply(Peek(tokens, keep)))
-    wait = seen.retry_after if told and retry_after is None else 0.0
-    reason = Reason.EMPTY if wait else SERVER_REFUSES
-    seconds = refusals.pause(wait, retry_after=retry_after)
-    if seconds is None:
-        return False
-    pause_us = round(seconds * MICROSECONDS)
-    if pause_us > left_us:
-        raise AcquireTimeout(tokens, max(seconds, seen.retry_after), reason, seen.balance)
-    if pause_us:
-        spread_us = pause_us // 2 if retry_after is None else MICROSECONDS
-        await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
-    return True
+
+    def __init__(
+        self,
+        tokens: int,
+        keep: int,
+        timeout_us: int | None,
+        ask: Callable[[KeepaSteps, int | None], Awaitable[Called]],
+    ) -> None:
+        self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
+        self._refusals = Refusals()
+        self._refused: Called | None = None
+
+    async def next(self, steps: KeepaSteps) -> Called | None:
+        """Return the next call, its estimate set aside; None: make no other, the last answer stands.
+
+        Where the storage is away it may be called again, and goes on where it was.
+        """
+        patience = Patience(steps, self._left_us)
+        if self._refused is not None and not await self._goes_on(steps, self._refused, patience.left_us()):
+            return None
+        self._refused = None
+        call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
+        self._left_us = None if self._left_us is None else patience.left_us()
+        self._refused = call
+        return call
+
+    async def _goes_on(self, steps: KeepaSteps, last: Called, left_us: int) -> bool:
+        """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
+
+        AcquireTimeout where that would be too long.
+        """
+        seen = snapshot_of(await steps.apply(Peek(self._tokens, self._keep)))
+        wait = seen.retry_after if last.told and last.retry_after is None else 0.0
+        seconds = self._refusals.pause(wait, retry_after=last.retry_after)
+        if seconds is None:
+            return False
+        pause_us = round(seconds * MICROSECONDS)
+        if pause_us > left_us:
+            if not wait:
+                raise AcquireTimeout(self._tokens, max(seconds, seen.retry_after), SERVER_REFUSES, seen.balance)
+            pause_us = left_us  # the bucket says it better
+        if pause_us:
+            spread_us = pause_us // 2 if last.retry_after is None else MICROSECONDS
+            reason = Reason.EMPTY if wait else SERVER_REFUSES
+            await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
+        return True
 
 
-async def cancel(steps: KeepaSteps, hold_id: str, claimed: int | None) -> None:
+async def cancel(steps: KeepaSteps, hold: Grant) -> None:
     """End a call that was never sent; a scout's claim on the probe is free again too."""
-    await steps.finish(Cancel(hold_id))
-    if claimed is not None:
-        await steps.finish(Unclaim(claimed))
+    await steps.finish(Cancel(hold.id))
+    if hold.claimed is not None:
+        await steps.finish(Unclaim(hold.claimed))
 
 
 async def settle(steps: KeepaSteps, hold: Grant, body: Body, status: int | None) -> Envelope:
@@ -168,44 +161,38 @@ async def settle(steps: KeepaSteps, hold: Grant, body: Body, status: int | None)
 
     Without an answer the hold is left to run out: charged or not, nobody knows.
     """
-    if body is None and status != REFUSED:
-        return Envelope(None)
-    said = Envelope(None) if body is None else await steps.envelope(body)
-    if said.reading is None and body is not None:
-        steps.say(EventKind.READING_BAD, said.why)
     refused = status == REFUSED
+    if body is None and not refused:
+        return Envelope(None)
+    said = Envelope(None) if body is None else await envelope_of(body, steps.turn)
+    if said.reading is None and body is not None:
+        steps.door.say(EventKind.READING_BAD, said.why)
     consumed = 0 if refused else said.consumed
     cost = hold.tokens if consumed is None else consumed
     found = (await steps.finish(Settle(hold.id, cost, said.reading, refused=refused, label=hold.label))).found
     if refused and found:
         # The bucket's own event of a settle doesn't know why.
-        steps.say(EventKind.SETTLED, SERVER_REFUSED)
+        steps.door.say(EventKind.SETTLED, SERVER_REFUSED)
     return replace(said, consumed=consumed)
 
 
 async def observe(steps: KeepaSteps, body: Body, status: int) -> None:
     """Take an envelope seen elsewhere, if it is fresh. A refusal is no different: it carries the true balance."""
-    said = await steps.envelope(body)
+    seen, number = unpacked(body, status)
+    said = await envelope_of(seen, steps.turn)
     if said.reading is None:
-        steps.say(EventKind.READING_BAD, f"status {status}: {said.why}")
+        steps.door.say(EventKind.READING_BAD, f"status {number or 200}: {said.why}")
         return
     await steps.finish(Reconcile(said.reading))
 
 
 async def refresh(steps: KeepaSteps) -> Snapshot:
     """Probe now, unless somebody is at it, and return the bucket."""
+    if steps.ask is None:
+        raise ConfigError("refresh() needs a probe: give KeepaSync one, e.g. probe=http_probe(api_key)")
     if (await steps.apply(ClaimProbe())).probe:
         await _probe(steps, LIMIT)
     return snapshot_of(await steps.apply(Peek()))
-
-
-def checked_synced(quota: Quota) -> Quota:
-    """Return `quota` if its bucket follows a server; ConfigError else."""
-    if not quota.synced:
-        raise ConfigError(
-            "KeepaSync needs a bucket that follows the server: make its quota with keepa_quota(), or with synced=True"
-        )
-    return quota
 
 
 async def _ask(steps: KeepaSteps, command: Reserve, left_us: int) -> Outcome:
@@ -230,18 +217,18 @@ async def _ask(steps: KeepaSteps, command: Reserve, left_us: int) -> Outcome:
 async def _probe(steps: KeepaSteps, left_us: int) -> Probed:
     """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
     limit_us, begun = min(left_us, LONGEST_PROBE_US), steps.elapsed_us()
-    answer = await steps.probe(limit_us)
+    answer = await ask(steps.ask, limit_us, waits=steps.waits)
     # However it ended, it was a probe: a claim is given back only where none was made.
     claimed, steps.claimed = steps.claimed, None
     if answer.why:
-        steps.say(EventKind.PROBE_FAILED, answer.why)
+        steps.door.say(EventKind.PROBE_FAILED, answer.why)
         if claimed is not None and limit_us < LONGEST_PROBE_US and steps.elapsed_us() - begun >= limit_us:
             # Its caller had too little time: that says nothing of the server.
             await steps.apply(Unclaim(claimed))
         return Probed.FAILED
-    said = await steps.envelope(answer.body)
+    said = await envelope_of(answer.body, steps.turn)
     if said.reading is None:
-        steps.say(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
+        steps.door.say(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
         return Probed.WITHHELD if answer.status in WITHHELD else Probed.FAILED
     await steps.finish(Reconcile(said.reading))
     return Probed.TOLD

@@ -5,7 +5,7 @@ some. One that leaves the bucket open, has no envelope or comes with a `Retry-Af
 next call through, to be refused again. So:
 
 1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED at most.
-2. Else FIRST, doubled each time, jittered upwards so that many workers don't come back together.
+2. Else FIRST, doubled each time. Both are jittered upwards, so that many workers don't come back together.
 3. After TRIES of them the server's own answer is the last word.
 4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens sooner than in FIRST
    explains nothing: a server that promises so each time would be asked without an end.
@@ -38,11 +38,11 @@ class Refusals:
     def __init__(self) -> None:
         self.unexplained = 0
 
-    def pause(self, wait: float, *, retry_after: float | None = None, chance: float = 0.0) -> float | None:
+    def pause(self, wait: float, *, retry_after: float | None = None) -> float | None:
         """Count a refusal and return the seconds to wait before the bucket is asked again; None: make no other try.
 
         wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
-        envelope. retry_after: what the server asked for, None if nothing. chance: from 0 to 1, for the jitter.
+        envelope. retry_after: what the server asked for, None if nothing.
         """
         if retry_after is None and wait >= FIRST:
             return 0.0
@@ -50,8 +50,8 @@ class Refusals:
         if self.unexplained >= TRIES:
             return None
         if retry_after is not None:
-            return min(retry_after, LONGEST_ASKED) + FIRST * chance
-        return FIRST * 2.0 ** (self.unexplained - 1) * (1 + chance / 2)
+            return min(retry_after, LONGEST_ASKED)
+        return FIRST * 2.0 ** (self.unexplained - 1)
 
 
 def asked_by(answer: object) -> float | None:

@@ -15,7 +15,6 @@ from typing import Final, TypeAlias, cast
 __all__ = ["estimate"]
 
 Params: TypeAlias = Mapping[str, object]
-Price: TypeAlias = Callable[[Params], int]
 
 UNKNOWN_PATH: Final = 1
 """A path that isn't in the table: what most calls cost, until the answer says more."""
@@ -23,33 +22,26 @@ UNKNOWN_PATH: Final = 1
 LARGEST: Final = 10_000
 """No number that Keepa takes is larger: perPage goes as far. A larger one will be rejected, and must not count."""
 
-# --- tokens for each product
+# Tokens for each product. An offer page replaces the first; measured: 5 to 7.7 a product at offers=20, a ceiling of 12.
 PRODUCT: Final = 1
-OFFER_PAGE: Final = 6  # replaces PRODUCT; measured: 5 to 7.7 a product at offers=20, whose ceiling is 12
+OFFER_PAGE: Final = 6
 OFFERS_PER_PAGE: Final = 10
 REFRESHED: Final = 1  # each of rating, update=0 and historical-variations: charged only where it brought something new
 BUYBOX: Final = 2  # the offer pages include it
 STOCK: Final = 2  # only together with offers
 
-# --- tokens for each seller
-SELLER: Final = 1
-STOREFRONT: Final = 10  # replaces SELLER
-COLLECTED: Final = 50  # replaces both, where `update` makes Keepa collect the storefront anew
+# Tokens for each seller. The later ones replace the earlier; the last where `update` makes Keepa collect it anew.
+SELLER, STOREFRONT, COLLECTED = 1, 10, 50
 
-# --- tokens for each call
+# Tokens for each call of the Product Finder. QUERY_STATS: and 1 per million matches, which nobody knows before.
 QUERY: Final = 10
 ASINS_PER_QUERY_TOKEN: Final = 100
 QUERY_PAGE: Final = 50  # results where no perPage is given
-QUERY_STATS: Final = 30  # and 1 per million matches, which nobody knows before
-SEARCH_PAGE: Final = 10
-SEARCH_PAGES: Final = 4  # what a search without `page` returns
+QUERY_STATS: Final = 30
+
+# Tokens for each page of a search, and how many one without `page` returns.
+SEARCH_PAGE, SEARCH_PAGES = 10, 4
 CATEGORY: Final = 1
-LIST: Final = 50
-DEALS: Final = 5
-IMAGE: Final = 1  # 0 if repeated within 90 minutes
-ALL_LIGHTNING_DEALS: Final = 500
-LIGHTNING_DEAL: Final = 1
-TRACKING: Final = 1  # each one added; any other tracking call is free
 
 
 def estimate(path: str, params: Mapping[str, object]) -> int:
@@ -61,16 +53,10 @@ def estimate(path: str, params: Mapping[str, object]) -> int:
     it can't read it counts as one. Never raises.
     """
     name = path.strip("/?").lower()
-    if name in _FREE or (name == "tracking" and params.get("type") != "add"):
+    if name == "token" or (name == "tracking" and params.get("type") != "add"):
         return 0
-    return max(1, _PRICES.get(name, _flat(UNKNOWN_PATH))(params))
-
-
-def _flat(tokens: int) -> Price:
-    def price(_: Params) -> int:
-        return tokens
-
-    return price
+    price = _PRICES.get(name, UNKNOWN_PATH)
+    return max(1, price if isinstance(price, int) else price(params))
 
 
 def _products(params: Params) -> int:
@@ -109,29 +95,24 @@ def _sellers(params: Params) -> int:
     return _count(params.get("seller")) * (storefront if params.get("update") is None else COLLECTED)
 
 
-def _lightning_deals(params: Params) -> int:
-    return _count(params.get("asin")) * LIGHTNING_DEAL or ALL_LIGHTNING_DEALS
-
-
 def _trackings(params: Params) -> int:
+    """Return a token for each one added; any other tracking call is free."""
     added = _json(params.get("selection") or params.get("tracking"))
-    return TRACKING * (len(cast("list[object]", added)) if isinstance(added, list) else 1)
+    return len(cast("list[object]", added)) if isinstance(added, list) else 1
 
 
-_FREE: Final = frozenset({"token"})
-
-_PRICES: Final[Mapping[str, Price]] = MappingProxyType(
+_PRICES: Final[Mapping[str, int | Callable[[Params], int]]] = MappingProxyType(
     {
         "product": _products,
         "query": _query,
         "search": _search,
-        "bestsellers": _flat(LIST),
-        "topseller": _flat(LIST),
-        "deal": _flat(DEALS),
-        "lightningdeal": _lightning_deals,
+        "bestsellers": 50,
+        "topseller": 50,
+        "deal": 5,
+        "lightningdeal": lambda params: _count(params.get("asin")) or 500,  # all of them
         "seller": _sellers,
-        "category": _flat(CATEGORY),
-        "graphimage": _flat(IMAGE),
+        "category": CATEGORY,
+        "graphimage": 1,  # 0 if repeated within 90 minutes
         "tracking": _trackings,
     }
 )

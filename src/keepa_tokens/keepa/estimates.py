@@ -23,7 +23,6 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from .._arguments import NotCopied, whole
@@ -42,14 +41,8 @@ VALUES: Final = ("code-limit", "offers", "type", "update")
 """Parameters whose value changes the price."""
 
 Kind: TypeAlias = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A settled call: what it cost, for how many items."""
-
-    tokens: int
-    items: int
+Sample: TypeAlias = tuple[int, int]
+"""A settled call: the tokens that it cost, and for how many items."""
 
 
 class Estimator(NotCopied):
@@ -75,7 +68,7 @@ class Estimator(NotCopied):
         self._window = whole("window", window, least=1)
         self._most_kinds = whole("kinds", kinds, least=1)
         self._table = table
-        self._kinds: OrderedDict[Kind, deque[_Sample]] = OrderedDict()
+        self._kinds: OrderedDict[Kind, deque[Sample]] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -102,7 +95,7 @@ class Estimator(NotCopied):
         with self._own_lock():
             known = self._kinds.setdefault(kind, deque(maxlen=self._window))
             self._kinds.move_to_end(kind)
-            known.append(_Sample(consumed, items))
+            known.append((consumed, items))
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
 
@@ -124,17 +117,13 @@ class Estimator(NotCopied):
         return f"Estimator(window={self._window}, kinds={len(self._kinds)})"
 
 
-def _dearest(samples: tuple[_Sample, ...], items: int) -> int:
+def _dearest(samples: tuple[Sample, ...], items: int) -> int:
     """Return the most that one of the settled calls would have cost for so many items (rule 2), rounded up."""
-    tokens = sum(sample.tokens for sample in samples)
-    counted = sum(sample.items for sample in samples)
-
-    def brought(sample: _Sample) -> int:
-        if items <= sample.items:
-            return -(-sample.tokens * items // sample.items)
-        return sample.tokens - (-tokens * (items - sample.items) // counted)
-
-    return max(map(brought, samples))
+    spent, counted = (sum(column) for column in zip(*samples, strict=True))
+    return max(
+        -(-cost * items // size) if items <= size else cost - (-spent * (items - size) // counted)
+        for cost, size in samples
+    )
 
 
 def _on(params: Mapping[str, object], name: str) -> bool:

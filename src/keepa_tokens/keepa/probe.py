@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from .._arguments import NotCopied, instance, redacted
 from .._interrupts import interrupt_in
 from .._loops import limited
 from ..errors import ConfigError
+from ._httpx import LIBRARIES, keyed, library_of, proxy_for
 from .quota import KEEPA
 
 if TYPE_CHECKING:
@@ -35,9 +34,7 @@ __all__ = ["async_http_probe", "http_probe"]
 LONGEST_SECONDS: Final = 10.0
 """Shorter than the claim on the probe (20 s), so that nobody else is sent while this one is still out."""
 
-_LIBRARIES: Final = ("httpx", "httpx2")
-
-if not any(find_spec(name) for name in _LIBRARIES):
+if not any(map(find_spec, LIBRARIES)):
     raise ImportError(
         "the ready probes need httpx or httpx2: pip install 'keepa-tokens[http]', or give KeepaSync your own"
     )
@@ -54,18 +51,25 @@ class _Probe(NotCopied):
             raise ConfigError("base_url must be the address of the API, such as https://api.keepa.com")
         self._base_url = base_url
         self._api_key = api_key
-        self._transport = transport
-        self._http = _library_of(transport)
+        self._transport: Any = transport
+        self._http = library_of(transport) or import_module(next(filter(find_spec, LIBRARIES)))
 
-    def _keyed(self, request: Any) -> Any:  # noqa: ANN401 - either library's
-        url = request.url.copy_merge_params({"key": self._api_key})
-        return self._http.Request(
-            request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
-        )
-
-    def _timeout(self, seconds: float) -> object:
+    def _client(self, kind: str, timeout: float) -> Any:  # noqa: ANN401 - either library's
+        """Return a client of a kind that logs a URL without the key: that is added below it."""
+        http, key, parts, inner = self._http, self._api_key, urlsplit(self._base_url), self._transport
+        sends: dict[str, Callable[[object, Any], object]] = {
+            "handle_request": lambda _, request: inner.handle_request(keyed(http, request, key)),
+            "handle_async_request": lambda _, request: inner.handle_async_request(keyed(http, request, key)),
+        }
+        closes: dict[str, Callable[[object], object]] = {}
+        if inner is None:  # as the client would make it, with the proxy and the CA files of the environment
+            proxy = proxy_for(parts.scheme, parts.netloc.rpartition("@")[2])
+            inner = getattr(http, kind.replace("Client", "HTTPTransport"))(proxy=proxy)
+            closes = {"close": lambda _: inner.close(), "aclose": lambda _: inner.aclose()}
+        below = type("Below", (http.BaseTransport, http.AsyncBaseTransport), {**sends, **closes})
         # A host may have several addresses, each of which is tried for as long.
-        return self._http.Timeout(seconds, connect=seconds / 2)
+        limits = http.Timeout(timeout, connect=timeout / 2)
+        return getattr(http, kind)(base_url=self._base_url, transport=below(), timeout=limits)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={redacted(repr(self._base_url))})"
@@ -83,22 +87,12 @@ class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(
 
     def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""
-        deadline = _Deadline(timeout)
+        watch = {"trace": _Deadline(timeout).watch}
         try:
-            with self._http.Client(
-                base_url=self._base_url, transport=_Below(self._sent), timeout=self._timeout(timeout)
-            ) as client:
-                return _answer(client.get("/token", extensions={"trace": deadline.watch}))
+            with self._client("Client", timeout) as client:
+                return _answer(client.get("/token", extensions=watch))
         except Exception as error:  # noqa: BLE001 - it goes on, without what it hides
             raise _told(error) from None
-
-    def _sent(self, request: Any) -> Any:  # noqa: ANN401 - either library's
-        if self._transport is not None:
-            return cast("Any", self._transport).handle_request(self._keyed(request))
-        with self._http.HTTPTransport(proxy=_proxy_for(self._base_url)) as transport:
-            response = transport.handle_request(self._keyed(request))
-            response.read()
-            return response
 
 
 class async_http_probe(_Probe):  # noqa: N801 - used as a function: `probe=async_http_probe(api_key)`
@@ -110,59 +104,10 @@ class async_http_probe(_Probe):  # noqa: N801 - used as a function: `probe=async
     async def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""
         try:
-            async with (
-                limited(timeout),
-                self._http.AsyncClient(
-                    base_url=self._base_url, transport=_AsyncBelow(self._sent), timeout=self._timeout(timeout)
-                ) as client,
-            ):
+            async with limited(timeout), self._client("AsyncClient", timeout) as client:
                 return _answer(await client.get("/token"))
         except Exception as error:  # noqa: BLE001 - it goes on, without what it hides
             raise _told(error) from None
-
-    async def _sent(self, request: Any) -> Any:  # noqa: ANN401 - either library's
-        if self._transport is not None:
-            return await cast("Any", self._transport).handle_async_request(self._keyed(request))
-        async with self._http.AsyncHTTPTransport(proxy=_proxy_for(self._base_url)) as transport:
-            response = await transport.handle_async_request(self._keyed(request))
-            await response.aread()
-            return response
-
-
-class _Below:
-    """What stands below the client: there the key is added."""
-
-    def __init__(self, send: Callable[[Any], Any]) -> None:
-        self.handle_request = send
-
-    def close(self) -> None:
-        """Do nothing: what was opened for a request is closed after it, what was brought along is its owner's."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class _AsyncBelow:
-    """`_Below` for coroutines."""
-
-    def __init__(self, send: Callable[[Any], Any]) -> None:
-        self.handle_async_request = send
-
-    async def aclose(self) -> None:
-        """Do nothing, as `_Below.close`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class _Deadline:
@@ -194,23 +139,6 @@ class _Deadline:
         if left <= 0:
             raise TimeoutError(f"no answer within {self._seconds:g} s")
         return left
-
-
-def _library_of(transport: object) -> ModuleType:
-    """Return the library that a transport is made for; for none, the one that is installed."""
-    made_for = {kind.__module__.partition(".")[0] for kind in type(transport).__mro__}
-    name = next((name for name in _LIBRARIES if name in made_for), None)
-    return import_module(name or next(name for name in _LIBRARIES if find_spec(name)))
-
-
-def _proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for `url`, as the clients find it."""
-    parts = urlsplit(url)
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _told(error: Exception) -> Exception:

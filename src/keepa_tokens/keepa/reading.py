@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeGuard, cast
 
 from .._arguments import whole
+from .._blocking import run
 from ..errors import BadReading
 from ..rules.reading import Reading
 from ..units import LIMIT
 from .quota import CAPACITY_MINUTES
 
-__all__ = ["LARGE", "Body", "Envelope", "envelope", "pieces", "unpacked"]
-
-T = TypeVar("T")
+__all__ = ["LARGE", "Body", "Envelope", "envelope", "envelope_of", "searched", "unpacked"]
 
 Body: TypeAlias = Mapping[str, object] | bytes | str | None
 """An answer's body: parsed, or as it came; None: there was none."""
+
+Turn: TypeAlias = Callable[[], Awaitable[None]]
 
 REFUSED: Final = 429
 """The status of a refusal: no tokens. It costs nothing and carries the true balance."""
@@ -86,8 +87,8 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
 
 def envelope(body: Body) -> Envelope:
     """Return what `body` says. Whatever it is, this never raises: a bad body is an Envelope that says what is wrong."""
-    if isinstance(body, (str, bytes, bytearray)) and len(body) >= LARGE:
-        return last(pieces(body))
+    if _is_large(body):
+        return run(lambda: searched(body, _go_on))
     if body is None:
         return Envelope(None, why="there is no JSON object")
     try:
@@ -99,8 +100,13 @@ def envelope(body: Body) -> Envelope:
     return _said({str(name): value for name, value in cast("Mapping[object, object]", parsed).items()})
 
 
-def pieces(body: str | bytes | bytearray) -> Generator[None, None, Envelope]:
-    """Return what a large `body` says, reading only the fields of its envelope, in pieces of a few milliseconds."""
+async def envelope_of(body: Body, turn: Turn) -> Envelope:
+    """Return what `body` says; of a large one in pieces of a few milliseconds, awaiting `turn` between them."""
+    return await searched(body, turn) if _is_large(body) else envelope(body)
+
+
+async def searched(body: str | bytes | bytearray, turn: Turn) -> Envelope:
+    """Return what `body` says, reading only the fields of its envelope."""
     text = body.encode(errors="replace") if isinstance(body, str) else body
     fields: dict[str, object] = {}
     bad = Envelope(None, why=f"the body is no JSON ({len(body)} long)")
@@ -111,7 +117,7 @@ def pieces(body: str | bytes | bytearray) -> Generator[None, None, Envelope]:
     while (token := _TOKEN.match(text, at)) is not None:
         at = token.end()
         if at > piece_ends:
-            yield
+            await turn()
             piece_ends = at + PIECE
         first = token[1][:1]
         if first in b"[{":
@@ -125,13 +131,12 @@ def pieces(body: str | bytes | bytearray) -> Generator[None, None, Envelope]:
     return bad
 
 
-def last(steps: Generator[None, None, T]) -> T:
-    """Run a generator to its end and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return cast("T", stop.value)
+def _is_large(body: object) -> TypeGuard[str | bytes | bytearray]:
+    return isinstance(body, (str, bytes, bytearray)) and len(body) >= LARGE
+
+
+async def _go_on() -> None:
+    """Hold up whoever else there is."""
 
 
 def _parsed(text: bytes, otherwise: object) -> Any:  # noqa: ANN401 - whatever JSON says
@@ -151,13 +156,11 @@ def _said(fields: Mapping[str, object]) -> Envelope:
 
 def _reading(fields: Mapping[str, object]) -> Reading:
     if fields.get("tokensLeft") is None:
-        msg = "there is no tokensLeft"
-        raise BadReading(msg)
+        raise BadReading("there is no tokensLeft")
     rate = _number(fields, "refillRate")
     if rate is not None and rate <= 0 and (fields.get("error") is not None or not fields.get("tokensLeft")):
         # A bad key's answer has all token fields 0: it knows nothing of the bucket.
-        msg = f"refillRate is {rate:g} beside an error or an empty envelope: no reading"
-        raise BadReading(msg)
+        raise BadReading(f"refillRate is {rate:g} beside an error or an empty envelope: no reading")
     refill_in, timestamp = _number(fields, "refillIn"), _number(fields, "timestamp")
     return Reading(
         _whole("tokensLeft", fields.get("tokensLeft")),
@@ -174,8 +177,7 @@ def _number(fields: Mapping[str, object], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < LIMIT:
-        msg = f"{name} is no number from 0 to 2**52"
-        raise BadReading(msg)
+        raise BadReading(f"{name} is no number from 0 to 2**52")
     return float(value)
 
 
@@ -183,8 +185,7 @@ def _whole(name: str, value: object) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} is no whole number"
-        raise BadReading(msg)
+        raise BadReading(f"{name} is no whole number")
     return value
 
 
