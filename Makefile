@@ -26,7 +26,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench bench-day bench-day-quick proof proof-page build docs release-check api-check clean ci
+.PHONY: help venv which-python test test-deep test-all nightly fault-table mutants mutants-page mutants-lua mutants-lua-page torture check tree lint mypy pyright ty layers workflows format demo bench bench-day proof proof-page build docs release-check api-check clean ci
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -106,9 +106,6 @@ bench: $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md, .svg
 	$(BIN)/python -m checks.benchmarks.day --write docs/evidence $(BENCH_ARGS)
 
-bench-day-quick: $(VENV)/.stamp-bench ## The same for some of its rows, printed only
-	$(BIN)/python -m checks.benchmarks.day --quick $(BENCH_ARGS)
-
 proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
 	$(BIN)/python -m checks.proof $(PROOF_ARGS)
 
@@ -122,12 +119,13 @@ build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist
 docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs docs/_build/html
 
-release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from an index of its own
+release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from a folder of its own
 	$(BIN)/python -m checks.release $(RELEASE_ARGS)
 
 api-check: $(VENV)/.stamp-release ## What of the public names the last release's users would miss
-	@released="$$(git describe --tags --abbrev=0 2>/dev/null)" || echo "Nothing was released yet: compared with the last commit."; \
-	  $(BIN)/griffecli check keepa_tokens --search src --against "$${released:-HEAD}"
+	@if released="$$(git describe --tags --abbrev=0 2>/dev/null)"; \
+	  then $(BIN)/griffecli check keepa_tokens --search src --against "$$released"; \
+	  else echo "There is no release here to compare with."; fi
 
 clean: ## Remove .venv and all that was built or cached
 	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -221,6 +221,12 @@ def try_installed(environment: Path, url: str, extra: str, *options: str) -> Non
     (ten_lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     if tried(ten_lines) not in readme:
         raise ReleaseError("README's program doesn't print what README shows")
+    if extra == "http":
+        page = (ROOT / "docs" / "start" / "tutorial.md").read_text(encoding="utf-8")
+        blocks = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "output"))
+        program, shown = map("".join, blocks)
+        if tried(program) != shown:
+            raise ReleaseError("the programs of the first page don't print what it shows")
     if extra == "cli":
         _run(str(environment / "bin" / "keepa-tokens"), "demo", "--seconds", "3", "--plain", cwd=away)
 

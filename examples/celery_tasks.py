@@ -23,8 +23,8 @@ REDIS = os.environ.get("REDIS_URL", "redis://localhost")
 
 app = Celery("celery_tasks", broker=REDIS, backend=REDIS)
 
-# All workers share the bucket by its storage. timeout=0 and retry_refused: whether the bucket has too little or the
-# server says so, the request raises NotEnoughTokens, and the task is sent back with a countdown.
+# All workers share the bucket by its storage. timeout=0 and retry_refused: whether the
+# bucket has too little or the server says so, the request raises NotEnoughTokens.
 sync = KeepaSync.from_key(KEY, storage=RedisStorage.from_url(REDIS))
 client = httpx.Client(
     base_url="https://api.keepa.com",
@@ -33,11 +33,16 @@ client = httpx.Client(
 )
 
 
-@app.task(base=KeepaTask, name="title_of", autoretry_for=(httpx.HTTPError,), retry_backoff=True)
+@app.task(
+    base=KeepaTask,
+    name="title_of",
+    autoretry_for=(httpx.HTTPError,),
+    retry_backoff=True,
+)
 def title_of(asin: str) -> str:
     """Look a product's title up."""
-    answer = client.get("/product", params={"domain": 1, "asin": asin, "history": 0}).raise_for_status()
-    return str(answer.json()["products"][0]["title"])
+    answer = client.get("/product", params={"domain": 1, "asin": asin, "history": 0})
+    return str(answer.raise_for_status().json()["products"][0]["title"])
 
 
 def main(asins: Sequence[str]) -> None:

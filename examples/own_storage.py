@@ -14,12 +14,12 @@ from keepa_tokens.rules.transition import transition
 
 
 class FileStorage:
-    """A row a bucket; its own time is the machine's. For threads and processes: each step opens the file anew."""
+    """A row a bucket, for threads and processes: each step opens the file anew."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._step() as db:
-            db.execute("CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL) WITHOUT ROWID")
+            db.execute("CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT)")
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
@@ -27,11 +27,12 @@ class FileStorage:
             stored = _state(db, key)
             state, outcome = transition(quota, stored, _now(now_us), command)
             if state is not None and state is not stored:
-                db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?)", (key, json.dumps(state.to_fields())))
+                fields = json.dumps(state.to_fields())
+                db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?)", (key, fields))
             return outcome
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        """Return the bucket as it stands by the quota last used on it; None if there is none."""
+        """Return the bucket as it stands; None if there is none."""
         with self._step() as db:
             state = _state(db, key)
         if state is None or state.quota is None:

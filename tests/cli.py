@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from click.testing import CliRunner, Result
+from rich.console import Console
 
-from keepa_tokens import MemoryStorage, RedisStorage, TokenBucket, keepa_quota
+from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
+from keepa_tokens.cli.look import Look
+from keepa_tokens.cli.view import Picture, draw
 from keepa_tokens.rules.state import BucketState, Hold
 from tests.servers import Server, running
 
 KEY = "keepa-" + "a" * 24
+SECOND = 1_000_000
+NOW = 1_780_000_000 * SECOND
 
 
 def run(*arguments: str, code: int = 0, stdin: str | None = None, env: dict[str, str | None] | None = None) -> Result:
@@ -54,47 +58,6 @@ class Workers:
             yield client
 
 
-class MemoryPlace:
-    """Buckets in this process."""
-
-    def __init__(self) -> None:
-        self.storage = MemoryStorage()
-
-    def now_us(self) -> int:
-        """Return the monotonic time in microseconds."""
-        return time.monotonic_ns() // 1000
-
-    def fields(self, key: str) -> dict[str, str] | None:
-        """Return a bucket's fields as they are stored."""
-        state = self.storage.dump(key)
-        return None if state is None else state.to_fields()
-
-    def lifetime(self, key: str) -> float | None:
-        """Return None: as long as the process."""
-        return None
-
-    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
-        """Store a bucket, unless there is one already; return whether it was stored."""
-        if self.storage.dump(key) is not None:
-            return False
-        self.storage.load(key, BucketState.from_fields(fields))
-        return True
-
-    def drop(self, key: str, field: str) -> None:
-        """Remove one field of a bucket."""
-        fields = self.fields(key) or {}
-        self.storage.load(key, BucketState.from_fields({name: text for name, text in fields.items() if name != field}))
-
-    def keep_for(self, key: str, seconds: float) -> None:
-        """Do nothing: the bucket ends with the process."""
-
-    def delete(self, key: str) -> None:
-        """Do nothing: the bucket ends with the process."""
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
-
-
 @contextmanager
 def valkey_with_workers() -> Generator[Workers]:
     """Have a Valkey, and doors to buckets on it."""
@@ -104,11 +67,33 @@ def valkey_with_workers() -> Generator[Workers]:
         workers.storage.close()
 
 
-def sums(holds: dict[str, Hold]) -> dict[str, Any]:
-    """Return what is stored of holds beside them."""
-    there = {
+def seen(**given: Any) -> Look:
+    """Return a look at a bucket of 20 tokens a minute with these fields."""
+    holds: dict[str, Hold] = given.get("holds", {})
+    known: dict[str, Any] = {
+        "balance": 412,
+        "refilled_at": NOW - 38 * SECOND,
+        "sequence": 7,
+        "reading_at": NOW - 45 * SECOND,
+        "reading_sequence": 5,
+        "drift": -3,
+        "quota": keepa_quota(20),
         "held": sum(hold.tokens for hold in holds.values()),
         "open": len(holds),
         "due_at": min((hold.expires_at for hold in holds.values()), default=None),
     }
-    return {name: value for name, value in there.items() if name in {each.name for each in fields(BucketState)}}
+    state = BucketState(**known | given)
+    return Look(KEY, NOW, state.to_fields(), state)
+
+
+def hold(age: float, tokens: int = 15, hold_for: int = 120) -> Hold:
+    """Return what a call has held for so many seconds."""
+    return Hold(tokens, 6, NOW + round((hold_for - age) * SECOND), hold_for * SECOND)
+
+
+def drawn(shown: Picture, width: int, height: int, colours: Literal["256"] | None = None) -> str:
+    """Return a picture as text."""
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=colours, force_terminal=True)
+    with console.capture() as captured:
+        console.print(draw(shown, width, height))
+    return captured.get()

@@ -249,6 +249,7 @@ def test_what_is_given_back_is_no_more_than_the_places_behind_leave(
 
 
 @given(rate=rates, tokens=st.integers(0, 10**6), own=moments, stepped=st.booleans())
+@example(rate=Rate(2, 10), tokens=3, own=100, stepped=True)
 def test_the_place_before_another_is_as_far_back_as_its_tokens_take(
     rate: Rate, tokens: int, own: int, stepped: bool
 ) -> None:

@@ -105,7 +105,7 @@ def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
 
 def test_as_a_function_it_does_the_same(server: Workers) -> None:
     """`adopt` as a function plans without writing, writes once, and raises where a bucket is there."""
-    place = RedisPlace.at(server.url)
+    place = RedisPlace.from_url(server.url)
     stuck = Manager(balance=-79)
 
     assert adopt(place, KEY, stuck, refill_rate=20).first_call_in == pytest.approx(242.0)

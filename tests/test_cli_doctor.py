@@ -14,14 +14,11 @@ from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
-from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, MemoryPlace, Workers, document, run, sums
+from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, free_port
 
-SECOND = 1_000_000
-NOW = 1_780_000_000 * SECOND
 STORED = f"keepa_tokens:{KEY}"
 DEEP = pytest.mark.deep
 
@@ -70,74 +67,28 @@ def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
     assert run("doctor", "--redis", server.url).stdout.splitlines()[-1].startswith("Nothing is wrong")
 
 
-@pytest.mark.deep
-def test_a_day_of_load_leaves_nothing_to_find() -> None:
-    """Looked at every ten minutes of a day of four workers on a fake server, a bucket never has a finding."""
-    clock = ManualClock(1_780_000_000.0)
-    fake = FakeKeepa(refill_rate=20, clock=clock, latency=3.0)
-    place = MemoryPlace()
-    sync = KeepaSync(
-        TokenBucket(keepa_quota(20), key=KEY, storage=place.storage, clock=clock, listener=lambda _: None),
-        probe=fake.probe,
-    )
-    costs, found = [1, 12, 6, 40, 3, 100], []
-    end, due = clock.now_us() + 86_400 * SECOND, 0
-    while clock.now_us() < end:
-        for call in sync.attempts(costs[fake.admitted % len(costs)]):
-            asked = fake.begin("/product", {"asin": ",".join(f"B{n:09d}" for n in range(costs[fake.admitted % 6]))})
-            clock.advance(fake.draw_latency())
-            answer = fake.finish(asked)
-            call.settle(answer.content, status=answer.status)
-        if clock.now_us() >= due:
-            due = clock.now_us() + 600 * SECOND
-            state = place.storage.dump(KEY)
-            assert state is not None
-            found += list(examine(Look(KEY, clock.now_us(), state.to_fields(), state)))
-
-    assert fake.admitted > 500
-    assert found == []
-
-
 # --- the bucket
-
-
-def state(**given: Any) -> Look:
-    """Return a look at a bucket with these fields."""
-    known: dict[str, Any] = {
-        "balance": 412,
-        "refilled_at": NOW,
-        "sequence": 9,
-        "reading_at": NOW - SECOND,
-        "reading_sequence": 5,
-        "quota": keepa_quota(20),
-    }
-    stored = BucketState(**known | sums(given.get("holds", {})) | given)
-    return Look(KEY, NOW, stored.to_fields(), stored)
-
-
-def hold(age: float, hold_for: int = 120) -> Hold:
-    return Hold(15, 8, NOW + round((hold_for - age) * SECOND), hold_for * SECOND)
 
 
 @pytest.mark.parametrize(
     "planted, code, what",
     [
-        (state(holds={"dead": hold(95)}), "dead-hold", "a call has held 15 tokens for 1:35: its worker may be dead"),
+        (seen(holds={"dead": hold(95)}), "dead-hold", "a call has held 15 tokens for 1:35: its worker may be dead"),
         (
-            state(holds={"dead": hold(700, 86_400)}),
+            seen(holds={"dead": hold(700, hold_for=86_400)}),
             "dead-hold",
             "a call has held 15 tokens for 11:40: its worker may be",
         ),
-        (state(drift=-150), "drift", "at the last reading the server had 150 tokens fewer than projected"),
-        (state(kept_back=60, kept_back_at=NOW), "kept-back", "60 tokens are kept back for somebody else who was seen"),
-        (state(probe_failures=4), "probes-fail", "the last 4 attempts to ask the server brought no balance"),
+        (seen(drift=-150), "drift", "at the last reading the server had 150 tokens fewer than projected"),
+        (seen(kept_back=60, kept_back_at=NOW), "kept-back", "60 tokens are kept back for somebody else who was seen"),
+        (seen(probe_failures=4), "probes-fail", "the last 4 attempts to ask the server brought no balance"),
         (
-            state(reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200),
+            seen(reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200),
             "no-refill",
             "the net refill is 0",
         ),
         (
-            state(balance=100, quota=keepa_quota(5, recharge_to=480)),
+            seen(balance=100, quota=keepa_quota(5, recharge_to=480)),
             "recharge-too-high",
             "workers wait for 480 tokens to recharge to; the bucket holds 300",
         ),
@@ -156,14 +107,14 @@ def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: st
 @pytest.mark.parametrize(
     "sound",
     [
-        state(),
-        state(holds={"young": hold(60)}),
-        state(holds={"slow": hold(300, 3600)}),
-        state(drift=-40),
-        state(drift=500),
-        state(probe_failures=1),
-        state(balance=None, reading_at=None, reading_sequence=0),
-        state(balance=-79),
+        seen(),
+        seen(holds={"young": hold(60)}),
+        seen(holds={"slow": hold(300, hold_for=3600)}),
+        seen(drift=-40),
+        seen(drift=500),
+        seen(probe_failures=1),
+        seen(balance=None, reading_at=None, reading_sequence=0),
+        seen(balance=-79),
     ],
 )
 def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
@@ -193,35 +144,6 @@ def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, dam
     mended = document("doctor", "--redis", server.url, "--repair")
     assert any(field in words for words in mended["mended"])
     assert findings(server, code=0) == {}
-
-
-GARBAGE = ("\ufffd\x00", "NaN", "inf", "1e308", "", "[1, 2]", "9" * 400)
-
-
-@pytest.mark.parametrize("synced", [True, False])
-@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda text: ascii(text)[:12])
-def test_every_field_that_says_nothing_is_found(synced: bool, garbage: str) -> None:
-    """Whatever field of a bucket holds a text that says nothing, the doctor names that field, and no sound one."""
-    clock = ManualClock(1_780_000_000.0)
-    quota = keepa_quota(20) if synced else Quota(100, 20, 60.0)
-    place = MemoryPlace()
-    worker = TokenBucket(quota, key=KEY, storage=place.storage, clock=clock, listener=lambda _: None)
-    if synced:
-        worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_780_000_000.0))
-    worker.try_reserve(9)
-    clock.advance(45)
-    worker.try_acquire(5)
-    fields = place.fields(KEY)
-    assert fields is not None
-    for field in fields:
-        damaged = fields | {field: garbage}
-        found = list(examine(Look(KEY, clock.now_us(), damaged, BucketState.from_fields(damaged))))
-        named = [
-            one
-            for one in found
-            if field in one.what or (one.code == "terms-lost" and BucketState.from_fields(damaged).quota is None)
-        ]
-        assert named, field
 
 
 def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers) -> None:
@@ -268,7 +190,7 @@ def test_an_empty_server_is_well(server: Workers) -> None:
 
 def test_a_balance_above_the_capacity_is_worth_knowing() -> None:
     """More tokens than the bucket holds are told, though a smaller plan explains them."""
-    (found,) = examine(state(balance=5000))
+    (found,) = examine(seen(balance=5000))
 
     assert (found.code, found.fault) == ("above-capacity", False)
 
@@ -296,7 +218,7 @@ def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Workers) -
 
 def test_terms_that_change_between_looks_are_found() -> None:
     """Workers that use one bucket with different terms are found by looking more than once."""
-    one, other = state(), state(quota=keepa_quota(5))
+    one, other = seen(), seen(quota=keepa_quota(5))
 
     (found,) = examine(one, later=[one, other])
     assert found.code == "terms-flap"
@@ -313,7 +235,7 @@ def test_a_line_that_does_not_move_is_found() -> None:
     bucket changed meanwhile, or there is too little, nobody is suspected.
     """
     line = (in_line(100, 20, "one"), in_line(200, 30, "two"))
-    first, poor = state(line=line), state(line=line, balance=200)
+    first, poor = seen(line=line), seen(line=line, balance=200)
     later = replace(first, now_us=NOW + 3 * SECOND)
     moved = replace(later, state=replace(later.state, balance=400))
 
@@ -327,14 +249,14 @@ def test_a_line_that_does_not_move_is_found() -> None:
 
 def test_a_line_without_a_reading_is_found() -> None:
     """Where somebody waits and the server has not spoken for twenty minutes, that is found; an idle bucket's is not."""
-    old = state(balance=-500, reading_at=NOW - 1500 * SECOND)
+    old = seen(balance=-500, reading_at=NOW - 1500 * SECOND)
 
     assert list(examine(old)) == []
     line = (in_line(5, 1500),)
-    assert [found.code for found in examine(state(balance=-500, reading_at=NOW - 1500 * SECOND, line=line))] == [
+    assert [found.code for found in examine(seen(balance=-500, reading_at=NOW - 1500 * SECOND, line=line))] == [
         "no-reading"
     ]
-    assert list(examine(state(balance=-500, reading_at=NOW - 900 * SECOND, line=line))) == []
+    assert list(examine(seen(balance=-500, reading_at=NOW - 900 * SECOND, line=line))) == []
 
 
 @pytest.mark.deep
@@ -479,7 +401,7 @@ def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, cod
         def now_us(self) -> int:
             return super().now_us() + round(ahead * SECOND)
 
-    place, seen = Stepped.at(server.url), doctor_server.Examination()
+    place, seen = Stepped.from_url(server.url), doctor_server.Examination()
     doctor_server._clock(place, seen)
     place.close()
     assert [found.code for found in seen.findings] == codes
@@ -583,7 +505,7 @@ def test_findings_read_well(server: Workers) -> None:
 def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers) -> None:
     """What the doctor looks at is the bucket's fields as they are in Redis, by the server's own time."""
     healthy(server)
-    place = RedisPlace.at(server.url)
+    place = RedisPlace.from_url(server.url)
     seen = look(place, KEY)
     assert seen is not None
     with server.client() as client:

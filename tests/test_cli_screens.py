@@ -19,8 +19,7 @@ from keepa_tokens.cli import colours, shell
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.demo import Scenario
 from keepa_tokens.cli.demo_show import picture
-from keepa_tokens.cli.view import draw
-from tests.cli import run
+from tests.cli import drawn, run
 
 OURS = (colours.GOOD, colours.BUSY, colours.CARE, colours.BAD)
 NAMED = frozenset({"black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"})
@@ -59,15 +58,11 @@ def test_a_picture_has_no_other_colours(*, late: bool) -> None:
     for _ in scene.play():
         if scene.now_us > 700_000_000 and (not late or scene.fault is not None):
             break
-    console = Console(file=io.StringIO(), width=80, height=24, color_system="256", force_terminal=True)
-    with console.capture() as captured:
-        console.print(draw(picture(scene, 34.0), 80, 24))
-    drawn = {
-        code for codes in re.findall(r"\x1b\[([\d;]*)m", captured.get()) for code in re.findall(r"38;5;\d+|\d+", codes)
-    }
+    shown = re.findall(r"\x1b\[([\d;]*)m", drawn(picture(scene, 34.0), 80, 24, colours="256"))
+    used = {code for codes in shown for code in re.findall(r"38;5;\d+|\d+", codes)}
 
-    assert drawn <= {"0", "1", "2", *(f"38;5;{Color.parse(colour).number}" for colour in OURS)}
-    assert len(drawn) > 4
+    assert used <= {"0", "1", "2", *(f"38;5;{Color.parse(colour).number}" for colour in OURS)}
+    assert len(used) > 4
 
 
 @pytest.mark.parametrize("system, coloured", [("standard", False), ("256", True), ("truecolor", True)])

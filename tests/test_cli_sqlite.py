@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli.sqlite_place import SqlitePlace, examine_file, file_system
-from keepa_tokens.storage.sqlite import SQLiteStorage
+from keepa_tokens.cli.sqlite_place import SqlitePlace
 from tests.cli import KEY, document, run
 
 
@@ -19,14 +18,9 @@ class File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.storage = SQLiteStorage(str(path))
-        self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.storage, listener=lambda _: None)
+        self.place = SqlitePlace(str(path))
+        self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.place, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
-
-    def damage(self, field: str) -> None:
-        """Lose one field of the bucket, as a program that writes by itself might."""
-        place = SqlitePlace(str(self.path), self.storage)
-        place.drop(KEY, field)
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def file(tmp_path: Path) -> Iterator[File]:
     """A file of buckets."""
     made = File(tmp_path / "buckets.sqlite")
     yield made
-    made.storage.close()
+    made.place.close()
 
 
 def test_status_shows_a_bucket_in_a_file(file: File) -> None:
@@ -51,7 +45,7 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     assert (told["findings"], told["healthy"]) == ([], [KEY])
     assert told["facts"][0].startswith("SQLite 3")
 
-    file.damage("refilled_at")
+    file.place.drop(KEY, "refilled_at")
     found = document("doctor", "--sqlite", str(file.path), code=1)["findings"]
     assert [one["code"] for one in found] == ["damaged-refilled_at"]
     document("doctor", "--sqlite", str(file.path), "--repair")
@@ -92,7 +86,7 @@ def test_adopt_needs_a_server(file: File) -> None:
 
 def test_a_place_puts_a_bucket_once(file: File) -> None:
     """A bucket is put where there is none, and not over one."""
-    place = SqlitePlace(str(file.path), file.storage)
+    place = file.place
 
     assert place.put("new", {"balance": "5"}, 60.0)
     assert not place.put("new", {"balance": "9"}, 60.0)
@@ -101,22 +95,3 @@ def test_a_place_puts_a_bucket_once(file: File) -> None:
         db.execute("UPDATE buckets SET fields = 'garbage' WHERE key = 'new'")
     db.close()
     assert place.fields("new") == {}
-
-
-MOUNTS = """proc /proc proc rw 0 0
-server:/x /srv/shared nfs4 rw 0 0
-/dev/sda1 / ext4 rw 0 0
-/dev/sdb /with\\040space xfs rw 0 0
-"""
-
-
-def test_a_network_file_system_is_found(file: File) -> None:
-    """The kind of file system is read from the mounts, the nearest one; a network's is a finding."""
-    assert file_system(Path("/srv/shared/a/b.sqlite"), MOUNTS) == "nfs4"
-    assert file_system(Path("/srv/b.sqlite"), MOUNTS) == "ext4"
-    assert file_system(Path("/with space/b.sqlite"), MOUNTS) == "xfs"
-    assert file_system(Path("/b.sqlite"), "") == ""
-
-    place = SqlitePlace(str(file.path), file.storage)
-    _, found = examine_file(place, f"server:/x {file.path.parent} nfs4 rw 0 0\n")
-    assert [one.code for one in found] == ["network-file"]

@@ -14,41 +14,15 @@ from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.cli import KEY, Workers, document, run, sums
+from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
 from tests.servers import free_port
-
-SECOND = 1_000_000
-NOW = 1_780_000_000 * SECOND
-
-
-def seen(**given: Any) -> Look:
-    """Return a look at a bucket of 20 tokens a minute with these fields."""
-    known: dict[str, Any] = {
-        "balance": 412,
-        "refilled_at": NOW - 38 * SECOND,
-        "sequence": 7,
-        "reading_at": NOW - 45 * SECOND,
-        "reading_sequence": 5,
-        "drift": -3,
-        "quota": bucket_quota(),
-    }
-    state = BucketState(**known | sums(given.get("holds", {})) | given)
-    return Look(KEY, NOW, state.to_fields(), state)
-
-
-def bucket_quota() -> Quota:
-    return Quota(1200, 20, 60.5, stepped=True, overdraft=2**52, synced=True)
-
-
-def hold(tokens: int, age: int) -> Hold:
-    return Hold(tokens, 6, NOW + (120 - age) * SECOND, 120 * SECOND)
 
 
 def test_a_bucket_is_told_in_sentences() -> None:
     """Status says in sentences what is there, who holds it, when more comes and what calls of two sizes would get."""
-    assert sentences(seen(holds={"a": hold(9, 12), "b": hold(6, 3)})) == [
+    assert sentences(seen(holds={"a": hold(12, tokens=9), "b": hold(3, tokens=6)})) == [
         ("terms", "20 tokens a minute, up to 1,200; follows the server"),
         ("balance", "412 of 1,200  ██████████░░░░░░░░░░░░░░░░░░░░"),
         ("available", "397; 15 held in 2 calls, the oldest for 0:12"),
@@ -92,7 +66,7 @@ def test_a_plain_bucket_is_told() -> None:
     state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(200, 1, 1.0))
     told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
 
-    assert told["terms"] == "1 token every 0:01, evenly, up to 200; keeps its own books"
+    assert told["terms"] == "1 token a second, evenly, up to 200; keeps its own books"
     assert told["next step"] == "+1 in 0:01; full in 3:00"
     assert told["call of 150"] == "goes in 2:10 at the latest: too few tokens (EMPTY)"
     assert "reading" not in told
@@ -220,6 +194,22 @@ def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     assert valkey.bucket().peek().balance == 400
 
 
+def test_a_probe_is_compared_with_the_bucket_as_it_is_then(valkey: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers settled while the server was asked is no difference; what they hold is named beside one."""
+    bucket = valkey.bucket()
+    bucket.reconcile(Reading(412))
+    calls = [bucket.reserve(6), bucket.reserve(5)]
+
+    def asked() -> tuple[int, object]:
+        calls[0].settle(6, Reading(406))
+        return 200, {"tokensLeft": 401, "refillIn": 60_000, "refillRate": 5, "timestamp": 1}
+
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: asked)
+    said = run("status", "--redis", valkey.url, "--probe", env={"KEEPA_API_KEY": "right"}).stdout
+    assert "says 401; the bucket projected 406 (-5), with 5 held for calls under way" in " ".join(said.split())
+    calls[1].cancel()
+
+
 def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
     """Where the server does not take the API key, that is one line without the key, and exit code 4."""
     valkey.bucket().reconcile(Reading(412))
@@ -259,7 +249,7 @@ class ClusterNode:
 
 def test_a_node_that_has_no_such_bucket_names_the_one_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a node of a cluster that has other slots, the message names the node to connect to instead."""
-    place = RedisPlace.at("redis://127.0.0.1:1")
+    place = RedisPlace.from_url("redis://127.0.0.1:1")
     monkeypatch.setattr(place, "_client", ClusterNode())
 
     with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):

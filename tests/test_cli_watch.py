@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
-from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli.look import Look, look
-from keepa_tokens.cli.view import draw
+from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, MemoryPlace, Workers, run
+from tests.cli import KEY, Workers, drawn, run
 
 
 class Watched:
     """A bucket in memory, and a watcher who looks at it."""
 
     def __init__(self) -> None:
-        self.clock, self.place, self.story = ManualClock(1000.0), MemoryPlace(), Story()
+        self.clock, self.storage, self.story = ManualClock(1000.0), MemoryStorage(), Story()
         self.bucket = TokenBucket(
-            keepa_quota(20), key=KEY, storage=self.place.storage, clock=self.clock, listener=lambda _: None
+            keepa_quota(20), key=KEY, storage=self.storage, clock=self.clock, listener=lambda _: None
         )
 
     def seen(self) -> Look:
-        seen = look(self.place, KEY)
-        assert seen is not None
-        return Look(KEY, self.clock.now_us(), seen.fields, seen.state)
+        state = self.storage.dump(KEY)
+        assert state is not None
+        return Look(KEY, self.clock.now_us(), state.to_fields(), state)
 
     def line(self) -> str:
         return self.story.take(self.seen())
 
     def drawn(self, width: int, height: int) -> list[str]:
-        console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
-        with console.capture() as captured:
-            console.print(draw(picture(self.story, self.seen(), "12:00:00"), width, height))
-        return captured.get().splitlines()
+        return drawn(picture(self.story, self.seen(), "12:00:00"), width, height).splitlines()
 
 
 @pytest.fixture
@@ -161,7 +155,7 @@ def test_long_names_stay_in_their_column(watched: Watched) -> None:
 def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:
     """Of a smooth refill the next step is one token, with the bar of one; of a full bucket there is none."""
     watched = Watched()
-    watched.bucket = TokenBucket(Quota(100, 7, 60.0), key=KEY, storage=watched.place.storage, clock=watched.clock)
+    watched.bucket = TokenBucket(Quota(100, 7, 60.0), key=KEY, storage=watched.storage, clock=watched.clock)
     watched.bucket.try_acquire(50)
     watched.clock.advance(4)
     watched.line()

@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from rich.console import Console
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
-from keepa_tokens.cli.app import app
 from keepa_tokens.cli.demo import Meter, Sample, Scenario
 from keepa_tokens.cli.demo_show import picture
-from keepa_tokens.cli.view import chart, draw, fits
+from keepa_tokens.cli.view import chart, fits
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing import FakeKeepa
-from tests.cli import Workers
+from tests.cli import Workers, document, drawn, run
 
 COMMAND = [sys.executable, "-W", "error", "-m", "keepa_tokens"]
 MINUTE_US = 60_000_000
@@ -38,8 +35,8 @@ MINUTE_US = 60_000_000
 @pytest.fixture(scope="module", params=[1, 4, 16])
 def report(request: pytest.FixtureRequest) -> Any:
     """What a run reported: with --json the output is one document, and the exit code is 0."""
-    result = CliRunner().invoke(app, ["demo", "--json", "--workers", str(request.param)])
-    assert (result.exit_code, result.stderr) == (0, "")
+    result = run("demo", "--json", "--workers", str(request.param))
+    assert result.stderr == ""
     return json.loads(result.stdout)
 
 
@@ -57,9 +54,7 @@ def test_the_projection_stays_within_its_bounds(report: Any) -> None:
 
 def test_on_a_real_server_a_run_is_the_same_and_leaves_nothing(valkey: Workers) -> None:
     """The same steps and figures as in memory, to the last digit; afterwards the server has no key of it."""
-    runs = [CliRunner().invoke(app, ["demo", "--json", *place]) for place in ([], ["--redis-url", valkey.url])]
-    assert runs[0].exit_code == runs[1].exit_code == 0
-    assert runs[0].stdout == runs[1].stdout
+    assert document("demo") == document("demo", "--redis-url", valkey.url)
     with valkey.client() as client:
         assert client.keys("*demo*") == []
 
@@ -120,9 +115,8 @@ def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(demo, "FakeKeepa", SecretSpender)
 
-    result = CliRunner().invoke(app, ["demo", "--seconds", "0", "--workers", "1"])
+    result = run("demo", "--seconds", "0", "--workers", "1", code=1)
 
-    assert result.exit_code == 1, result.output
     assert "with nothing in flight" in result.output.split("broken:")[-1]
     assert "Every bound held" not in result.output
     assert "\x1b" not in result.output
@@ -150,16 +144,6 @@ def test_a_sample_may_be_off_by_calls_in_flight_and_a_late_step(sample: Sample, 
 
 
 # --- the old rule
-
-
-def test_the_old_rule_stands_still_without_its_timestamp() -> None:
-    """However long it waits and whatever it is asked for, the old rule stays at -79 and never asks the server."""
-    state = old_rule.OldState(-79, None)
-    for minutes in (0, 1, 60, 60 * 24 * 30):
-        now_us = minutes * MINUTE_US
-        assert old_rule.balance_seen(state, 20, now_us) == -79
-        state, verdict = old_rule.attempt(state, 1, 20, now_us)
-        assert (state, verdict) == (old_rule.OldState(-79, None), old_rule.Verdict.REFUSED)
 
 
 def test_the_old_rule_works_with_its_timestamp() -> None:
@@ -202,14 +186,6 @@ def scenes() -> dict[tuple[int, bool], Scenario]:
     return made
 
 
-def drawn(scene: Scenario, width: int, height: int) -> str:
-    """Return the picture as text."""
-    console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
-    with console.capture() as captured:
-        console.print(draw(picture(scene, 34.0), width, height))
-    return captured.get()
-
-
 @pytest.mark.parametrize("workers", [1, 4, 16])
 @pytest.mark.parametrize("size", [(72, 20), (80, 24), (100, 30), (200, 60)])
 @pytest.mark.parametrize("after_the_fault", [False, True])
@@ -217,7 +193,7 @@ def test_the_picture_fits_its_terminal(
     scenes: dict[tuple[int, bool], Scenario], workers: int, size: tuple[int, int], after_the_fault: bool
 ) -> None:
     """No picture is wider or higher than its terminal, however many workers there are, before the fault and after."""
-    text = drawn(scenes[workers, after_the_fault], *size)
+    text = drawn(picture(scenes[workers, after_the_fault], 34.0), *size)
     lines = text.splitlines()
 
     assert len(lines) <= size[1]
@@ -233,7 +209,7 @@ def test_the_key_sentence_is_whole_at_80_columns(width: int) -> None:
     scene = Scenario(4, 0)
     for _ in scene.play():
         pass
-    words = " ".join(drawn(scene, width, 24).replace("│", " ").split())
+    words = " ".join(drawn(picture(scene, 34.0), width, 24).replace("│", " ").split())
     assert "Recovered: a grant after 3:51, 4:02 promised. The old rule stands at -79." in words
     assert "…" not in words or width < 80
 
@@ -292,7 +268,4 @@ def test_a_missing_extra_is_named_in_one_line(package: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("wrong", [["--seconds", "-1"], ["--seconds", "nan"], ["--workers", "0"]])
 def test_an_option_out_of_range_is_refused(wrong: list[str]) -> None:
     """An option that makes no sense is a usage error, and nothing is started."""
-    result = CliRunner().invoke(app, ["demo", *wrong])
-
-    assert result.exit_code == 2
-    assert wrong[0] in result.output
+    assert wrong[0] in run("demo", *wrong, code=2).output

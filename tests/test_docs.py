@@ -18,6 +18,7 @@ from contextlib import redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
 
+import numpy as np  # noqa: F401 - `pytester` forgets what was imported meanwhile, and numpy can't be loaded twice
 import pytest
 from click.testing import CliRunner
 from sybil import Example, Sybil

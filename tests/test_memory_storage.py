@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, gaps
+from keepa_tokens import TokenBucket, _door
+from keepa_tokens._door import Door
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Pause, Reserve, Settle
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
+from keepa_tokens.storage import memory
 from keepa_tokens.storage.memory import MemoryStorage
 from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
@@ -43,21 +50,72 @@ def stored(storage: MemoryStorage) -> BucketState | None:
     return None if state is None else replace(state, fast=None)
 
 
+@dataclass
+class Told:
+    """A clock that stands where it is told to."""
+
+    now: int = 0
+
+    def now_us(self) -> int:
+        return self.now
+
+    def monotonic_ns(self) -> int:
+        """Return the time as `time` does."""
+        return self.now * 1000
+
+    def sleep(self, seconds: float, /) -> None:
+        """Do nothing."""
+
+    async def asleep(self, seconds: float, /) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def own_time() -> Iterator[Told]:
+    """Let memory storage and the doors to it read this clock for the monotonic one."""
+    told = Told()
+    with (
+        patch.object(memory, "monotonic_ns", told.monotonic_ns),
+        patch.object(_door, "monotonic_ns", told.monotonic_ns),
+    ):
+        yield told
+
+
+def door_to(storage: MemoryStorage, quota: Quota, clock: Told | None) -> Door[MemoryStorage]:
+    """Return a door that takes from this storage without a command, although it is of a class of the tests."""
+    door = Door(quota, "k", storage, clock, None)
+    door._memory = storage
+    return door
+
+
 def follows_the_rules(program: Program) -> None:
-    """Run a program on memory and by the pure function; compare outcomes and states."""
+    """Run a program on memory and by the pure function, by a caller's clock and by the storage's own."""
+    run(program, Told(), own=False)
+    with own_time() as time:
+        run(program, time, own=True)
+
+
+def run(program: Program, time: Told, *, own: bool) -> None:
+    """Compare outcomes and states. The doors live as long as the program, and so does what they remember."""
     storage, state = Kept(), None
+    doors: dict[Quota, Door[MemoryStorage]] = {}
     for act in program.acts:
+        time.now = now = max(time.now, act.now) if own else act.now
+        if act.quota not in doors:
+            doors[act.quota] = door_to(storage, act.quota, None if own else time)
+        door = doors[act.quota]
+        apply = partial(storage.apply, "k", door.quota, act.command, now_us=None if own else now)
         try:
-            new, expected = transition(act.quota, state, act.now, act.command)
+            new, expected = transition(door.quota, state, now, act.command)
         except ConfigError:
             with pytest.raises(ConfigError):
-                storage.apply("k", act.quota, act.command, now_us=act.now)
+                apply()
             continue
         told = None
         if isinstance(act.command, Acquire) and act.command.wait_us is None and act.command.ticket is None:
-            told = storage.take("k", act.quota, act.command.tokens, act.command.keep, now_us=act.now)
+            told = door.at_once(act.command.tokens, act.command.keep, 0)
         if told is None:
-            assert storage.apply("k", act.quota, act.command, now_us=act.now) == expected
+            assert apply() == expected
         else:
             assert told == expected.decision()
         assert stored(storage) == (None if new is None else replace(new, fast=None))
@@ -186,12 +244,10 @@ def test_close_may_be_called_any_number_of_times(closings: int) -> None:
 def test_a_clock_that_tells_no_whole_number_is_refused(now: Any) -> None:
     """A float, a negative or a text for a time is an error at the door, and nothing is stored."""
     storage = MemoryStorage()
-    for call in (
-        lambda: storage.apply("k", QUOTA, Acquire(1), now_us=now),
-        lambda: storage.take("k", QUOTA, 1, now_us=now),
-    ):
-        with pytest.raises((TypeError, ConfigError), match="now_us"):
-            call()
+    with pytest.raises((TypeError, ConfigError), match="now_us"):
+        storage.apply("k", QUOTA, Acquire(1), now_us=now)
+    with pytest.raises((TypeError, ConfigError), match="now_us"):
+        TokenBucket(QUOTA, key="k", storage=storage, clock=Told(now)).try_acquire()
     assert number_of_keys(storage) == 0
 
 
@@ -221,13 +277,49 @@ def test_a_deleted_bucket_is_a_new_one() -> None:
 def test_a_forked_child_goes_on() -> None:
     """A lock that another thread held at the fork is nobody's in the child: every verb answers there."""
     storage = MemoryStorage()
-    storage.apply("k", QUOTA, Acquire(1))
-    storage._lock.acquire()  # as a thread in the middle of a step, which the child doesn't have
+    bucket = TokenBucket(QUOTA, key="k", storage=storage)
+    bucket.try_acquire()
+    storage.lock.acquire()  # as a thread in the middle of a step, which the child doesn't have
     child = os.fork()
     if child == 0:
-        storage.take("k", QUOTA, 1)
+        bucket.try_acquire()
         storage.apply("k", QUOTA, Acquire(1))
         storage.inspect("k")
         os._exit(len(list(storage.keys())))
-    storage._lock.release()
+    storage.lock.release()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def by_its_end(storage: MemoryStorage) -> None:
+    storage.apply("other", QUOTA, Acquire(1))
+
+
+def by_a_change_of_terms(storage: MemoryStorage) -> None:
+    storage.apply("k", Quota(20, 1, 1.0), Acquire(1))
+
+
+GONE: dict[str, Callable[[MemoryStorage], object]] = {
+    "deleted": lambda storage: storage.delete("k"),
+    "replaced": lambda storage: storage.load("k", BucketState(balance=3, refilled_at=99 * DAY, quota=QUOTA)),
+    "full for long": by_its_end,
+    "on other terms": by_a_change_of_terms,
+    "decided by the rules": lambda storage: storage.apply("k", QUOTA, Pause(MINUTE)),
+}
+
+
+@pytest.mark.parametrize("gone", GONE)
+def test_a_door_serves_no_bucket_that_has_gone(gone: str) -> None:
+    """What a door remembers of a bucket ends with it: the next one to ask finds what is there for all."""
+    storage = MemoryStorage()
+    with own_time() as time:
+        time.now = 99 * DAY
+        bucket, other = (TokenBucket(QUOTA, key="k", storage=storage) for _ in range(2))
+        assert bucket.try_acquire(7).balance == 3
+        assert bucket.try_acquire(2).balance == 1
+        time.now += HOUR if gone == "full for long" else SECOND
+        GONE[gone](storage)
+        seen = other.peek()
+        assert bucket.try_acquire(1).balance == (seen.balance or 0) - (not seen.paused_for)
+        shown = storage.inspect("k")
+        assert shown is not None
+        assert other.peek().balance == bucket.peek().balance == shown.balance

@@ -154,29 +154,32 @@ def test_a_file_on_a_network_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
     assert not path.exists()
 
 
-def test_who_waits_for_long_has_the_turn(path: Path) -> None:
-    """While somebody who has waited for long has the turn, nobody else of another process steps; with the process ends
-    its turn, and who gives up waiting leaves it to others.
+def test_who_has_waited_for_longest_goes_next(path: Path) -> None:
+    """While somebody of another process stands in line since earlier, nobody else steps; who came later is in nobody's
+    way. With the process ends its place, and who gives up waiting leaves the line.
     """
     with closing(SQLiteStorage(path, timeout=0.2)) as storage:
-        have_the_turn = (
-            "import fcntl, sys; turn = open(sys.argv[1], 'r+b'); fcntl.lockf(turn, fcntl.LOCK_EX);"
+        stand_in_line = (
+            "import fcntl, sys; line = open(sys.argv[1], 'r+b'); fcntl.lockf(line, fcntl.LOCK_EX, 1, int(sys.argv[2]));"
             "print('mine', flush=True); sys.stdin.read()"
         )
-        command = [sys.executable, "-c", have_the_turn, f"{path}-turn"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-            assert other.stdout is not None
-            assert other.stdin is not None
-            assert other.stdout.readline() == b"mine\n"
-            with pytest.raises(StorageUnavailable, match="others have waited"):
-                storage.apply("k", QUOTA, Acquire(1))
-            other.stdin.close()
-        assert storage.apply("k", QUOTA, Acquire(1)).balance == 59
+        for since_us, left in ((1, 59), (2**60, 58)):
+            command = [sys.executable, "-c", stand_in_line, f"{path}-turn", str(since_us)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+                assert other.stdout is not None
+                assert other.stdin is not None
+                assert other.stdout.readline() == b"mine\n"
+                if since_us == 1:
+                    with pytest.raises(StorageUnavailable, match="others have waited"):
+                        storage.apply("k", QUOTA, Acquire(1))
+                    other.stdin.close()
+                    other.wait()
+                assert storage.apply("k", QUOTA, Acquire(1)).balance == left
         with closing(sqlite3.connect(path, isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")
             with pytest.raises(StorageUnavailable, match="locked"):
                 storage.apply("k", QUOTA, Acquire(1))
-        assert storage.apply("k", QUOTA, Acquire(1)).balance == 58
+        assert storage.apply("k", QUOTA, Acquire(1)).balance == 57
 
 
 def meet(all_here: Barrier) -> None:

@@ -21,7 +21,7 @@ EXTRAS = set(keepa_tokens._EXTRAS)
 PAGES = "".join(
     page.read_text(encoding="utf-8") for page in (Path(__file__).parents[1] / "docs/reference").rglob("*.md")
 )
-SHOWN = set(re.findall(r"^\.\. auto(\w+):: (keepa_tokens[\w.]+)(\(\))?(\n   :members:)?", PAGES, re.MULTILINE))
+SHOWN = set(re.findall(r"^\.\. (?:auto)?(\w+):: (keepa_tokens[\w.]+)(\(\))?(\n   :members:)?", PAGES, re.MULTILINE))
 """What the reference shows: its kind and name, `()` where callers don't make it themselves, whether its methods too."""
 TABLED = {name for cell in re.findall(r"^\| (`[^|]+) \|", PAGES, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)}
 """The arguments that a table of the reference explains."""

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from keepa_tokens import MemoryStorage, Quota, Reading
+from keepa_tokens import MemoryStorage, Quota, Reading, _door
+from keepa_tokens._door import Door
 from keepa_tokens.rules.commands import (
     Acquire,
     Cancel,
@@ -27,6 +28,8 @@ from keepa_tokens.rules.commands import (
     Unclaim,
 )
 from keepa_tokens.rules.state import BucketState
+from keepa_tokens.storage import memory
+from keepa_tokens.testing import ManualClock
 
 PLAIN: Final = Quota(10, 1, 1.0)
 STEPPED: Final = Quota(10, 5, 5.0, stepped=True)
@@ -89,6 +92,8 @@ def struck_at(number: int, step: Callable[[], object], event: str) -> bool:
         return trace
 
     before = sys.gettrace()
+    # From 3.12 on, tracing looks only when it begins whether any frame asks for opcodes.
+    sys._getframe().f_trace_opcodes = event == "opcode"
     sys.settrace(trace)
     try:
         step()
@@ -107,7 +112,7 @@ def prepared(quota: Quota, commands: tuple[Command, ...]) -> MemoryStorage:
 
 
 def state(storage: MemoryStorage) -> BucketState | None:
-    lock = storage._lock
+    lock = storage.lock
     if lock.locked():
         # Struck within `with` itself, between its body and the release, where no signal strikes.
         lock.release()
@@ -139,8 +144,11 @@ def test_a_step_is_before_or_after_and_never_between(step: str, event: str) -> N
 
 
 @pytest.mark.parametrize("quota", [PLAIN, STEPPED, SYNCED], ids=["plain", "stepped", "synced"])
-def test_what_is_taken_without_a_command_is_before_or_after_too(quota: Quota) -> None:
-    """`MemoryStorage.take`, struck at each opcode. Its version, which only others compare, may be the old one."""
+@pytest.mark.parametrize("callers", [True, False], ids=["a caller's clock", "its own"])
+def test_what_is_taken_without_a_command_is_before_or_after_too(
+    quota: Quota, callers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Door.at_once`, struck at each opcode. Its version, which only others compare, may be the old one."""
 
     class Unversioned(MemoryStorage):
         """Shows no version."""
@@ -149,18 +157,21 @@ def test_what_is_taken_without_a_command_is_before_or_after_too(quota: Quota) ->
             stored = super().dump(key)
             return None if stored is None else replace(stored, version=0)
 
-    def fresh() -> MemoryStorage:
-        storage = Unversioned()
-        storage.apply("k", quota, Acquire(7), now_us=START)
-        return storage
+    def fresh() -> Door[MemoryStorage]:
+        door = Door(quota, "k", Unversioned(), ManualClock(AT / SECOND) if callers else None, None)
+        door._memory = door.storage
+        door.storage.apply("k", quota, Acquire(7), now_us=START if callers else None)
+        return door
 
-    before, done = state(fresh()), fresh()
-    assert done.take("k", quota, 2, now_us=AT)
-    after = state(done)
+    monkeypatch.setattr(memory, "monotonic_ns", lambda: START * 1000)
+    monkeypatch.setattr(_door, "monotonic_ns", lambda: AT * 1000)
+    before, done = state(fresh().storage), fresh()
+    assert done.at_once(2, 0, 0)
+    after = state(done.storage)
     assert before != after
     for number in count(1):
-        storage = fresh()
-        if not struck_at(number, partial(storage.take, "k", quota, 2, now_us=AT), "opcode"):
+        door = fresh()
+        if not struck_at(number, partial(door.at_once, 2, 0, 0), "opcode"):
             assert number > 50
             return
-        assert state(storage) in (before, after), number
+        assert state(door.storage) in (before, after), number

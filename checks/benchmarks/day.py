@@ -1,6 +1,6 @@
 """A day of ingestion in virtual time: the library beside its peers, and what must hold of it.
 
-`python -m checks.benchmarks.day` runs the whole grid, `--quick` some rows. Ends with exit code 1 if a check fails.
+`python -m checks.benchmarks.day` runs the whole grid, `--rows TEXT` some rows. Ends with exit code 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from checks.page import renew
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the days, print the tables, write the page if asked to."""
-    options = _parser().parse_args(arguments)
-    rows = [
-        replace(row, seed=options.seed) for row in ROWS if options.rows in row.name and (row.quick or not options.quick)
-    ]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="", help="only rows with this in their name")
+    parser.add_argument("--by", default="", help="only contenders with this in their name")
+    parser.add_argument("--hours", type=float, default=24.0, help="length of the day (default: 24)")
+    parser.add_argument("--seed", type=int, default=1, help="of costs, latencies and events (default: 1)")
+    parser.add_argument("--write", type=Path, help="the folder that benchmark.md and benchmark.svg go to")
+    options = parser.parse_args(arguments)
+    rows = [replace(row, seed=options.seed) for row in ROWS if options.rows in row.name]
     names = [name for name in ALL if options.by in name]
     grid: dict[tuple[str, str], Result] = {}
     for number, row in enumerate(rows, 1):
@@ -41,17 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for failure in failed:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only some rows")
-    parser.add_argument("--rows", default="", help="only rows with this in their name")
-    parser.add_argument("--by", default="", help="only contenders with this in their name")
-    parser.add_argument("--hours", type=float, default=24.0, help="length of the day (default: 24)")
-    parser.add_argument("--seed", type=int, default=1, help="of costs, latencies and events (default: 1)")
-    parser.add_argument("--write", type=Path, help="the folder that benchmark.md and benchmark.svg go to")
-    return parser
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final
-
-import redis
 
 from checks.faults.measuring import LOOKS, NOTHING, Cell, Due, Limit, measured, refilled
 from checks.faults.runs import PLACES, SECOND, START, Kind, Moment, Place, pair, put, run_of
 from keepa_tokens import BucketState, Snapshot
 from keepa_tokens.rules.state import HOLD, LINE
-from keepa_tokens.storage.redis import RedisStorage
 
 NEEDED: Final = frozenset({"format", "balance", "refilled_at"})
 """Fields that are never rightly missing."""
@@ -78,38 +76,25 @@ def field_cells(kind: Kind, place: Place, times: int) -> Iterator[Cell]:
     found = run_of(kind, place)
     dues = {id(moment): Due.at(kind, moment) for moment in found}
     for slot in (*PLACES, HOLD):
+        with_it = [moment for moment in found if _named(slot, moment)]
         for fault, text in FAULTS.items():
-            with_it = [
-                moment
-                for moment in found
-                if any(name.startswith(slot) if slot == HOLD else name == slot for name in moment.fields)
-            ]
-            if not with_it and text is None:
-                continue
-            for _ in range(times):
-                choice = with_it or found
+            choice = with_it if text is None else with_it or found
+            for _ in range(times if choice else 0):
                 moment = choice[rng.randrange(len(choice))]
-                name = next((at for at in sorted(moment.fields) if slot == HOLD and at.startswith(HOLD)), slot)
-                yield _field_cell(kind, name, fault, moment, dues[id(moment)], place.storage, place.client)
+                name = next(iter(_named(slot, moment)), slot)
+                damaged = {at: stored for at, stored in moment.fields.items() if at != name}
+                put(place.client, damaged if text is None else damaged | {name: text}, "alive", "greedy")
+                at = (f"`{HOLD}…`" if name.startswith(HOLD) else f"`{name}`", fault)
+                due = dues[id(moment)]
+                limit = partial(limit_of, kind, name, text, moment, due)
+                cell = measured(kind, at, moment, *pair(kind, place.storage), due, limit)
+                named = expected(name, fault)
+                assert cell.life is not None
+                mended = cell.life.repaired
+                assert named is None or named in mended, f"{name} {fault}: {named} is not in {mended}"
+                yield cell
 
 
-def _field_cell(
-    kind: Kind, name: str, fault: str, moment: Moment, due: Due, storage: RedisStorage, client: redis.Redis
-) -> Cell:
-    text = FAULTS[fault]
-    damaged = {at: stored for at, stored in moment.fields.items() if at != name}
-    if text is not None:
-        damaged[name] = text
-    put(client, damaged, "alive", "greedy")
-    cell = measured(
-        kind,
-        (f"`{HOLD}…`" if name.startswith(HOLD) else f"`{name}`", fault),
-        moment,
-        *pair(kind, storage),
-        due,
-        lambda shown: limit_of(kind, name, text, moment, due, shown),
-    )
-    named = expected(name, fault)
-    assert cell.life is not None
-    assert named is None or named in cell.life.repaired, f"{name} {fault}: {named} is not in {cell.life.repaired}"
-    return cell
+def _named(slot: str, moment: Moment) -> list[str]:
+    """Return the stored fields of that name, or, of holds, with that beginning."""
+    return sorted(name for name in moment.fields if name == slot or (slot == HOLD and name.startswith(HOLD)))

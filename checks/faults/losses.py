@@ -130,29 +130,21 @@ def retyped_cells(kind: Kind, place: Place) -> Iterator[Cell]:
 
 
 @dataclass(frozen=True)
-class Copied:
-    """A bucket that went on after its copy was made: the fault that is to come, and what was granted meanwhile."""
+class Both:
+    """Two buckets that live the same life, and the storage of both is copied on the way."""
 
     kind: Kind
-    number: int
-    moment: Moment
-    since: int
+    rng: random.Random
+    keys: tuple[str, str]
+    storage: RedisStorage
 
-    def on(self, storage: RedisStorage) -> tuple[OnServer, OnServer]:
-        alive, greedy = (f"{part}-{self.kind.name}-{self.number}" for part in ("alive", "greedy"))
-        return OnServer(storage, alive, self.kind.quota), OnServer(storage, greedy, self.kind.quota)
-
-
-@dataclass(frozen=True)
-class Both:
-    """Two buckets that live the same life."""
-
-    first: OnServer
-    second: OnServer
+    def on(self, storage: RedisStorage) -> tuple[OnServer, ...]:
+        return tuple(OnServer(storage, key, self.kind.quota) for key in self.keys)
 
     def apply(self, command: Command, at: int) -> Outcome:
-        self.second.apply(command, at)
-        return self.first.apply(command, at)
+        first, second = self.on(self.storage)
+        second.apply(command, at)
+        return first.apply(command, at)
 
 
 def failover_cells(primary: Place, replica: Place, times: int) -> dict[Kind, list[Cell]]:
@@ -160,33 +152,29 @@ def failover_cells(primary: Place, replica: Place, times: int) -> dict[Kind, lis
     primary.client.config_set("repl-diskless-sync-delay", 0)
     replica.client.replicaof(HOST, primary.server.port)
     wait_until("the replica follows", lambda: replica.client.info("replication").get("master_link_status") == "up")
-    runs: list[tuple[Kind, int, Run, random.Random]] = []
+    runs: list[tuple[Both, Run]] = []
     for kind in KINDS:
         for number in range(times):
             rng = random.Random(f"failover {number} of a {kind.name} bucket")
-            both = Both(*Copied(kind, number, Moment(0, {}, (), 0), 0).on(primary.storage))
-            run = Run(kind, both, rng)
+            keys = (f"alive-{kind.name}-{number}", f"greedy-{kind.name}-{number}")
+            runs.append((both := Both(kind, rng, keys, primary.storage), Run(kind, both, rng)))
             for _ in range(SETTLED_STEPS + rng.randrange(STEPS)):
-                run.step()
-            runs.append((kind, number, run, rng))
+                runs[-1][1].step()
     written = primary.client.info("replication")["master_repl_offset"]
     wait_until("the replica is in step", lambda: replica.client.info("replication")["slave_repl_offset"] >= written)
     replica.client.replicaof(HOST, 1)  # nobody is there: parted, it keeps what it has
-    copies = []
-    for kind, number, run, rng in runs:
+    copies: list[tuple[Both, Moment, int]] = []
+    for both, run in runs:
         granted = run.granted
-        for _ in range(5 + rng.randrange(15)):
+        for _ in range(5 + both.rng.randrange(15)):
             run.step(readings=False)
-        assert isinstance(run.bucket, Both)
-        moment = run.moment(fields_of(primary.client, run.bucket.first.key))
-        copies.append(Copied(kind, number, moment, run.granted - granted))
+        copies.append((both, run.moment(fields_of(primary.client, both.keys[0])), run.granted - granted))
     primary.server.stop()
     replica.client.replicaof("NO", "ONE")
     cells: dict[Kind, list[Cell]] = {kind: [] for kind in KINDS}
-    for copy in copies:
-        limit = Limit(copy.since, "what was granted since the copy")
-        due = Due.at(copy.kind, copy.moment)
+    for both, moment, since in copies:
+        limit = Limit(since, "what was granted since the copy")
+        alive, greedy = both.on(replica.storage)
         at = ("the server", "failover to a stale replica")
-        alive, greedy = copy.on(replica.storage)
-        cells[copy.kind].append(measured(copy.kind, at, copy.moment, alive, greedy, due, limit))
+        cells[both.kind].append(measured(both.kind, at, moment, alive, greedy, Due.at(both.kind, moment), limit))
     return cells

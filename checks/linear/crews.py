@@ -7,8 +7,12 @@ import multiprocessing
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from typing import Final
 
 import redis
 
@@ -86,19 +90,14 @@ def _command(rng: random.Random, quota: Quota) -> Command:
 
 def by_threads(storage: Storage, crew: Sequence[Work]) -> list[Call]:
     """Let each thread of a crew do its work; return all calls."""
-    told: list[Call] = []
     start = threading.Barrier(len(crew))
 
-    def caller(mine: Work) -> None:
+    def caller(mine: Work) -> list[Call]:
         start.wait()
-        told.extend(one(storage, *each) for each in mine)
+        return [one(storage, *each) for each in mine]
 
-    threads = [threading.Thread(target=caller, args=(mine,)) for mine in crew]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return told
+    with ThreadPoolExecutor(len(crew)) as pool:
+        return [call for calls in pool.map(caller, crew) for call in calls]
 
 
 def one(storage: Storage, now: int, quota: Quota, command: Command) -> Call:
@@ -128,39 +127,32 @@ async def by_coroutines(storage: AsyncRedisStorage, crew: Sequence[Work]) -> lis
     return told
 
 
-class Processes:
-    """Processes that stay, each with a storage of its own, and do what they are given."""
+@dataclass
+class _Process:
+    """What one of several processes has: a storage of its own, and where it waits for the others."""
 
-    def __init__(self, url: str, number: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipes: list[Any] = []
-        self._processes = []
-        for _ in range(number):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_process, args=(url, theirs), daemon=True)
-            process.start()
-            self._pipes.append(mine)
-            self._processes.append(process)
-
-    def do(self, crew: Sequence[Sequence[Work]]) -> list[Call]:
-        """Let each process's threads do their work; return all calls."""
-        for pipe, works in zip(self._pipes, crew, strict=True):
-            pipe.send(works)
-        return [call for pipe in self._pipes for call in pipe.recv()]
-
-    def close(self) -> None:
-        """End them."""
-        for pipe in self._pipes:
-            pipe.send(None)
-        for process in self._processes:
-            process.join()
+    storage: RedisStorage
+    start: Barrier
 
 
-def _process(url: str, pipe: Any) -> None:  # noqa: ANN401 - a connection of multiprocessing
-    storage = RedisStorage.from_url(url)
-    while (works := pipe.recv()) is not None:
-        pipe.send(by_threads(storage, works))
-    storage.close()
+_mine: list[_Process] = []
+
+
+@contextmanager
+def by_processes(url: str, number: int) -> Iterator[Callable[[Sequence[Sequence[Work]]], list[Call]]]:
+    """Yield what lets the threads of several processes, which stay, do their work; it returns all calls."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(number, context, _begin, (url, context.Barrier(number))) as pool:
+        yield lambda crew: [call for calls in pool.map(_do, crew) for call in calls]
+
+
+def _begin(url: str, start: Barrier) -> None:
+    _mine.append(_Process(RedisStorage.from_url(url), start))
+
+
+def _do(works: Sequence[Work]) -> list[Call]:
+    _mine[0].start.wait()
+    return by_threads(_mine[0].storage, works)
 
 
 def killing(client: redis.Redis, until: Callable[[], bool], rng: random.Random) -> threading.Thread:

@@ -1,24 +1,28 @@
-"""A state machine that drives a plain bucket on any storage, beside `Reference`, and looks at both after each step.
+"""State machines that drive a bucket on any storage, beside `Reference`, and look at both after each step.
 
 Workers whose clocks differ by up to 5 s take, wait for places, stand in line, hold, settle, cancel and give back.
-Stored fields are lost or garbled, and whole buckets; the storage is opened anew; all clocks are set. `reading_machine`
-does the same to a bucket that follows a server, `synced_machine` plays that server.
+Stored fields are lost or garbled, and whole buckets; the storage is opened anew; all clocks are set. To a synced bucket
+a server tells the balance, in time, late, again, or with an older word than was heard before; it changes the plan and
+stops the refill; somebody else spends; calls are refused, and their ends are lost; workers ask the server, or don't
+come back from it. `synced_machine` plays that server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from checks.models.reference import CLOCKS_APART_US, END_OF_TIME, Answer, Reference, Waiting
+from checks.models.lapse import CLOCKS_APART_US, END_OF_TIME, Held, Waiting
+from checks.models.reference import Ended, Reference, Told
 from checks.models.strategies import (
     DAY,
     EPOCH,
     HOUR,
+    IDS,
     MINUTE,
     SECOND,
     costs,
@@ -26,16 +30,31 @@ from checks.models.strategies import (
     hold_lives,
     ids,
     keeps,
+    probe_afters,
     quotas,
     tickets,
 )
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Pause, Peek, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Outcome,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+    Verdict,
+)
 from keepa_tokens.rules.decision import Reason, Snapshot
+from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.storage.base import Storage
-from keepa_tokens.units import UNLIMITED
-
-R = TypeVar("R", bound=Reference)
+from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
 
 WORKERS: Final = 3
 SKEWS: Final = st.tuples(*[st.integers(0, CLOCKS_APART_US)] * WORKERS)
@@ -46,27 +65,39 @@ owns: Final = st.none() | st.integers(-MINUTE, MINUTE) | st.integers(-HOUR, HOUR
 """From when the caller of what is given back might have gone, beside now."""
 
 UNREADABLE: Final = ("", "NaN", "inf", "1e308", "1.5", "[]", "99999999999999999999")
-PLAIN_LOST: Final[dict[str, tuple[str, int | None]]] = {
+damages: Final = st.none() | st.sampled_from(UNREADABLE)
+"""What becomes of a stored field: gone, or no whole number."""
+
+LOST: Final[dict[str, tuple[str, int | None]]] = {
     "closed_until": ("closed_until", None),
     "paused_until": ("paused_until", None),
     "due_at": ("swept_from", None),
     "last_place": ("last_place", 0),
     "firm_place": ("firm_place", 0),
     "largest_place": ("largest_place", 0),
+    "server_time": ("server_time", None),
+    "server_time_at": ("server_time_at", 0),
+    "drift": ("drift", None),
+    "kept_back": ("kept", 0),
+    "kept_back_at": ("kept_at", None),
+    "probe_until": ("claimed_until", None),
+    "probe_failures": ("failures", 0),
+    "probe_returned": ("returned", False),
+    "stretched_us": ("stretched_us", 0),
+    "reported_capacity": ("told_capacity", None),
 }
 """What the reference calls a field that stands for itself, and what it is when it is lost."""
 
-PLAIN_FIELDS: Final = (
-    *("balance", "refilled_at", "carry", "sequence", "held", "open", "version", "format"),
-    *PLAIN_LOST,
-)
-"""What a plain bucket stores."""
-
-damages: Final = st.none() | st.sampled_from(UNREADABLE)
-"""What becomes of a stored field: gone, or no whole number."""
-
-ALWAYS_STORED: Final = frozenset({"format", "refilled_at"})
-"""Fields that are missed when they are gone, on a bucket of any kind."""
+LOSES: Final[dict[str, Callable[[Reference, int], None]]] = {
+    "balance": Reference.lose_balance,
+    "refilled_at": Reference.lose_time,
+    "carry": lambda model, _: model.lose_part(),
+    "reading_at": lambda model, _: model.lose_reading(),
+    "reading_sequence": lambda model, _: model.lose_order(),
+    "reported_refill": lambda model, _: model.lose_flow(),
+    "reported_period_us": lambda model, _: model.lose_flow(),
+}
+"""What becomes of the reference when another one is lost. Of the rest none depends on it, or it is found again."""
 
 
 @dataclass
@@ -91,18 +122,25 @@ class Bench:
         """Whether stored fields can be read and written."""
         return self.fields is not None and self.store is not None
 
+    def stored(self) -> dict[str, str]:
+        """Return the stored fields, as far as they can be seen."""
+        return {} if self.fields is None else dict(self.fields())
+
     def damage(self, field: str, text: str | None) -> None:
         """Take a stored field away, or put a text in its place."""
-        if self.fields is None or self.store is None:
-            return
-        fields = {name: stored for name, stored in self.fields().items() if name != field}
-        self.store(fields if text is None else fields | {field: text})
+        if self.store is not None:
+            fields = {name: stored for name, stored in self.stored().items() if name != field}
+            self.store(fields if text is None else fields | {field: text})
 
 
-class BucketMachine(RuleBasedStateMachine, Generic[R]):
-    """What buckets of both kinds go through: time, clocks that are set, storages opened anew."""
+class BucketMachine(RuleBasedStateMachine):
+    """One bucket, on a storage and as the reference has it.
 
-    model: R
+    forward: by how much clocks went forward since the balance was last told, or began. fastest: the fastest flow since.
+    scouted: what calls took since that went though they were refused. largest: the largest grant.
+    """
+
+    model: Reference
     quota: Quota
     skews: tuple[int, ...]
 
@@ -110,9 +148,26 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         super().__init__()
         self.bench = bench
         self.now = EPOCH
-        self.forward: int = 0
-        self.forgiven: int = 0
-        self.largest: int = 0
+        self.said: list[Reading] = []
+
+    def begin_with(self, quota: Quota, skews: tuple[int, ...]) -> None:
+        """Make a bucket."""
+        self.quota, self.skews = quota, skews
+        self.start_over(0)
+
+    def start_over(self, worker: int) -> None:
+        """Begin with a bucket never seen, on both sides."""
+        self.begin_account(Reference.new(self.quota, self.at(worker)))
+        self.apply(Acquire(0), worker)
+        self.model.look(self.at(worker))
+
+    def begin_account(self, model: Reference) -> None:
+        """Count from here."""
+        self.model = model
+        self.fastest = (0, 1)
+        self.forward = self.scouted = self.largest = 0
+
+    # --- clocks, storages
 
     @rule(gap=gaps)
     def time_passes(self, gap: int) -> None:
@@ -147,12 +202,254 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
             self.bench.forget()
             self.start_over(worker)
 
-    def start_over(self, worker: int) -> None:
-        """Begin with a bucket never seen, on both sides."""
-        self.forward = self.forgiven = self.largest = 0
-        self.model = type(self.model).new(self.quota, self.at(worker))
-        self.apply(Acquire(0), worker)
-        self.model.look(self.at(worker))
+    # --- what workers do
+
+    @rule(worker=workers, tokens=costs, keep=keeps, probe_after=probe_afters, ticket=tickets)
+    def take(self, worker: int, tokens: int, keep: int, probe_after: int | None, ticket: str | None = None) -> None:
+        """Take tokens now, or stand in line."""
+        self.ask(worker, tokens, keep, probe_after, ticket)
+
+    @rule(
+        worker=workers,
+        name=ids,
+        tokens=costs,
+        lives=hold_lives,
+        keep=keeps,
+        after=probe_afters,
+        ticket=tickets,
+        scout=st.booleans(),
+    )
+    def hold(
+        self,
+        worker: int,
+        name: str,
+        tokens: int,
+        lives: int,
+        keep: int,
+        after: int | None,
+        ticket: str | None = None,
+        *,
+        scout: bool,
+    ) -> None:
+        """Take tokens for a call, which may be in flight already, or go though refused, to learn the truth."""
+        now = self.at(worker)
+        outcome = self.apply(Reserve(name, tokens, lives, keep, after, scout=scout, ticket=ticket), worker)
+        told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, ticket, scout=scout)
+        self.agree(outcome, told, tokens)
+
+    @rule(worker=workers, name=ids, tokens=st.integers(0, 3), lives=st.integers(MINUTE, HOUR))
+    def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
+        """Take a few tokens for long, so that several calls are in flight at once."""
+        self.hold(worker, name, tokens, lives, 0, PROBE_AFTER_US, scout=False)
+
+    @rule(worker=workers, name=ids, actual=st.none() | costs, refused=st.booleans())
+    def settle(self, worker: int, name: str, actual: int | None, refused: bool) -> None:  # noqa: FBT001 - drawn, not called
+        """End a call, in time or late, whose answer says nothing of the balance."""
+        self.end(worker, self.rather_open(name), actual, None, refused=refused)
+
+    @rule(worker=workers, name=ids)
+    def cancel(self, worker: int, name: str) -> None:
+        """Give a call up, or a wait."""
+        self.ended(self.apply(Cancel(name), worker), self.model.give_up(name, self.at(worker)))
+
+    @rule(worker=workers, name=tickets.filter(bool))
+    def leave_the_line(self, worker: int, name: str) -> None:
+        """Somebody who stands in line gives up."""
+        self.cancel(worker, name)
+
+    @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
+    def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
+        """Give tokens back, once: a place that is given up, or a grant that was not used."""
+        place = None if own is None else max(0, self.at(worker) + own)
+        outcome = self.apply(Refund(name, tokens, place), worker)
+        self.ended(outcome, self.model.refund(name, tokens, place, self.at(worker)))
+
+    @rule(worker=workers, lasts=pauses)
+    def pause(self, worker: int, lasts: int) -> None:
+        """Somebody pauses the bucket for a while, or ends a pause."""
+        self.apply(Pause(lasts), worker)
+        self.model.pause(lasts, self.at(worker))
+
+    @rule(worker=workers, tokens=costs)
+    def take_when_told(self, worker: int, tokens: int) -> None:
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
+
+        With a call in flight what is told is the earliest instant only; with others before in line, when to ask again.
+        """
+        told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
+        if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait >= DAY or self.model.beside:
+            return
+        if self.model.before(0, None, self.at(worker)):
+            return
+        # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
+        early = self.at(worker) + told.wait - 1
+        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
+        self.model.look(early)
+        self.time_passes(told.wait)
+        assert self.ask(worker, tokens, 0, PROBE_AFTER_US).granted
+
+    @rule(worker=workers)
+    def come_when_told(self, worker: int) -> None:
+        """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
+
+        Unless the server is to be asked before.
+        """
+        begun = self.at(worker)
+        bounds = {each.name: begun + self.bound(worker, each) for each in self.model.seen(begun).line}
+        if max(bounds.values(), default=0) > begun + DAY:
+            return
+        while bounds:
+            waiting = [each for each in self.model.line if each.name in bounds]
+            next_one = min(waiting, key=lambda each: min(each.told, bounds[each.name]))
+            self.time_passes(max(0, min(next_one.told, bounds[next_one.name]) - self.at(worker)))
+            at_last = self.at(worker) >= bounds[next_one.name]
+            told = self.try_again(worker, next_one)
+            if told.probe:
+                return
+            assert told.granted or not at_last
+            if told.granted:
+                del bounds[next_one.name]
+
+    @rule(worker=workers)
+    def the_first_comes(self, worker: int) -> None:
+        """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
+        line = self.model.seen(self.at(worker)).line
+        if not line:
+            return
+        first = min(line, key=lambda each: each.turn)
+        told = self.try_again(worker, first)
+        at = next((each.told for each in self.model.line if each.name == first.name), END_OF_TIME)
+        if told.granted or told.probe or told.reason is Reason.TOO_LARGE or at >= self.at(worker) + DAY:
+            return
+        if self.model.beside:
+            return
+        self.time_passes(at - self.at(worker))
+        told = self.try_again(worker, first)
+        assert told.granted or told.probe
+
+    # --- what goes wrong
+
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
+    @rule(worker=workers, field=st.sampled_from(NUMBERS), text=damages)
+    def lose(self, worker: int, field: str, text: str | None) -> None:
+        """A stored field is lost or garbled; the next step notices, and names what it can't do without."""
+        now = self.at(worker)
+        missed = text is not None or field in self.needed(now)
+        if field == "refilled_at":
+            self.forward += CLOCKS_APART_US  # the time by which clocks differ may come again
+        if field in LOSES:
+            LOSES[field](self.model, now)
+        elif field in LOST:
+            name, lost = LOST[field]
+            setattr(self.model, name, lost)
+        outcome = self.lost(field, text, worker)
+        name = "reported_refill" if field == "reported_period_us" and text is None else field
+        assert (name in outcome.repaired) == missed
+        self.is_as_modelled(outcome)
+
+    def needed(self, now: int) -> set[str]:
+        """Return the fields that are missed when they are gone.
+
+        A reading further ahead than clocks may differ, after they were set back, is named itself and counts as none.
+        A synced bucket without a reading may rightly have no balance: then that isn't missed.
+        """
+        model, stored = self.model, self.bench.stored()
+        needed = {"format", "refilled_at"}
+        if any(name.startswith("hold:") or name == "reading_sequence" for name in stored) or stored.get("line"):
+            needed.add("sequence")
+        if not self.quota.synced:
+            return needed | {"balance"}
+        if model.read_at is not None and model.read_at <= now + CLOCKS_APART_US:
+            needed |= {"balance", "reading_sequence"}
+        if model.told_flow is not None:
+            needed |= {"reported_refill", "reported_period_us"}
+        return needed | {"held"} if model.held else needed
+
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
+    @rule(worker=workers, far=st.integers(CLOCKS_APART_US + 1, DAY))
+    def reach_ahead(self, worker: int, far: int) -> None:
+        """The instant of the last refill is stored too far ahead: it refills from when that is noticed."""
+        now = self.at(worker)
+        self.forward += CLOCKS_APART_US
+        self.model.lose_time(now)
+        self.model.tell_nearer(far, now)
+        outcome = self.lost("refilled_at", str(now + far), worker)
+        assert "refilled_at" in outcome.repaired
+        self.is_as_modelled(outcome)
+
+    @precondition(lambda self: self.bench.may_be_damaged)
+    @rule(worker=workers, name=ids, text=damages)
+    def lose_a_call(self, worker: int, name: str, text: str | None) -> None:
+        """What is stored of a call is lost or garbled: nobody can end it."""
+        if name not in self.model.calls:
+            return
+        self.model.lose_call(name)
+        outcome = self.lost(f"hold:{name}", text, worker)
+        assert (f"hold:{name}" in outcome.repaired) == (text is not None)
+        self.is_as_modelled(outcome)
+
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
+    @rule(worker=workers, which=st.integers(0, 3), text=st.sampled_from(UNREADABLE))
+    def lose_a_ticket(self, worker: int, which: int, text: str) -> None:
+        """What is stored of one who stands in line is lost or garbled: the others stay."""
+        stored = self.bench.stored().get("line", "").split()
+        name = stored.pop(which % len(stored)).split(":")[0]
+        self.model.stay(each for each in self.model.line if each.name != name)
+        outcome = self.lost("line", " ".join(filter(None, [*stored, text])), worker)
+        assert not text or "line" in outcome.repaired
+
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
+    @rule(worker=workers, text=damages)
+    def lose_the_line(self, worker: int, text: str | None) -> None:
+        """The whole line is lost or garbled: nobody stands there."""
+        self.model.stay([])
+        outcome = self.lost("line", text, worker)
+        assert not text or "line" in outcome.repaired
+
+    # --- what always holds
+
+    @invariant()
+    def both_show_the_same(self) -> None:
+        """Conservation: what is left and held is what there was, was told and flowed in, less what went out.
+
+        By the clock that is ahead of the others: if the bucket's lifetime is over by any, it is by that.
+        """
+        shown, now = self.shown(self.skews.index(max(self.skews))), self.now + max(self.skews)
+        twin = self.model.seen(now)
+        assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
+        assert shown.holds == sum(not call.charged for call in twin.calls.values())
+        assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
+        assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
+        age = None if twin.read_at is None else max(0, now - twin.read_at) / SECOND
+        assert shown.reading_age == age
+        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
+        assert shown.paused_for == ((twin.paused_until or now) - now) / SECOND
+
+    @invariant()
+    def nobody_got_too_much(self) -> None:
+        """Safety: since the last reading no more went out than there was, time brought, and may be overdrawn."""
+        refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
+        overdraft = self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
+        # A place is taken now and paid for by the refill of up to an hour to come.
+        ahead = 0 if self.quota.synced else self.refilled(*self.model.flow, HOUR)
+        assert self.model.given <= max(0, self.model.start + refilled + overdraft + ahead) + self.scouted
+
+    def refilled(self, refill: int, period_us: int, passed: int | None = None) -> int:
+        """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
+        passed = self.forward + CLOCKS_APART_US if passed is None else passed
+        return (passed // period_us + 1) * refill if self.quota.stepped else -(-passed * refill // period_us)
+
+    @invariant()
+    def it_never_stands_still(self) -> None:
+        """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
+        shown = self.shown(0)
+        if shown.bound > DAY / SECOND:
+            assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
+            return
+        now, twin = self.at(0), self.model.alike()
+        at_once = twin.take(1, 0, now, PROBE_AFTER_US)
+        by_then = twin.take(1, 0, now + round(shown.bound * SECOND), PROBE_AFTER_US)
+        assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
 
     # --- helpers
 
@@ -178,57 +475,14 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         self.model.look(self.at(worker))
         return shown
 
-    def forgotten(self, model: R) -> None:
-        """A bucket whose lifetime is over was no different from a new one."""
-        raise NotImplementedError
-
-    @rule(worker=workers, lasts=pauses)
-    def pause(self, worker: int, lasts: int) -> None:
-        """Somebody pauses the bucket for a while, or ends a pause."""
-        self.apply(Pause(lasts), worker)
-        self.model.pause(lasts, self.at(worker))
-
-    @rule(worker=workers, name=tickets.filter(bool))
-    def leave_the_line(self, worker: int, name: str) -> None:
-        """Somebody who stands in line gives up."""
-        self.cancel(worker, name)
-
-    @rule(worker=workers)
-    def come_when_told(self, worker: int) -> None:
-        """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
-
-        Unless the server is to be asked before.
-        """
-        begun = self.at(worker)
-        bounds = {each.name: begun + self.bound(worker, each) for each in self.model.seen(begun).line}
-        if max(bounds.values(), default=0) > begun + DAY:
-            return
-        while bounds:
-            waiting = [each for each in self.model.line if each.name in bounds]
-            next_one = min(waiting, key=lambda each: min(each.told, bounds[each.name]))
-            self.time_passes(max(0, min(next_one.told, bounds[next_one.name]) - self.at(worker)))
-            at_last = self.at(worker) >= bounds[next_one.name]
-            granted, asks = self.try_again(worker, next_one)
-            if asks:
-                return
-            assert granted or not at_last
-            if granted:
-                del bounds[next_one.name]
-
-    @rule(worker=workers)
-    def the_first_comes(self, worker: int) -> None:
-        """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
-        line = self.model.seen(self.at(worker)).line
-        if not line:
-            return
-        first = min(line, key=lambda each: each.turn)
-        granted, asks = self.try_again(worker, first)
-        told = [each.told for each in self.model.line if each.name == first.name]
-        if granted or asks or not told or told[0] >= self.at(worker) + DAY or self.model.beside:
-            return
-        self.time_passes(told[0] - self.at(worker))
-        granted, asks = self.try_again(worker, first)
-        assert granted or asks
+    def forgotten(self, model: Reference) -> None:
+        """A bucket whose lifetime is over held nothing, nor was it paused, nor will the new one let go more."""
+        assert not model.held
+        assert model.paused_until is None
+        assert not model.line
+        is_full = model.known and model.balance >= self.quota.capacity
+        assert is_full or (self.quota.synced and self.quota.initial is None)
+        self.begin_account(Reference.new(self.quota, model.at))
 
     def bound(self, worker: int, waiting: Waiting) -> int:
         """Return the bound that a look states for whoever stands in line."""
@@ -237,42 +491,6 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         self.model.look(self.at(worker))
         return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
 
-    def try_again(self, worker: int, waiting: Waiting) -> tuple[bool, bool]:
-        """Let somebody who stands in line ask again; return whether it was granted, and whether it asks the server."""
-        raise NotImplementedError
-
-    def cancel(self, worker: int, name: str) -> None:
-        """Give a call up, or a wait."""
-        raise NotImplementedError
-
-    @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
-    @rule(worker=workers, which=st.integers(0, 3), text=st.sampled_from(UNREADABLE))
-    def lose_a_ticket(self, worker: int, which: int, text: str) -> None:
-        """What is stored of one who stands in line is lost or garbled: the others stay."""
-        stored = self.stored_line()
-        name = stored.pop(which % len(stored)).split(":")[0]
-        self.model.stay(each for each in self.model.line if each.name != name)
-        outcome = self.lost("line", " ".join(filter(None, [*stored, text])), worker)
-        assert not text or "line" in outcome.repaired
-
-    @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
-    @rule(worker=workers, text=damages)
-    def lose_the_line(self, worker: int, text: str | None) -> None:
-        """The whole line is lost or garbled: nobody stands there."""
-        self.model.stay([])
-        outcome = self.lost("line", text, worker)
-        assert not text or "line" in outcome.repaired
-
-    def stored_line(self) -> list[str]:
-        """Return what is stored of those in line."""
-        return ({} if self.bench.fields is None else self.bench.fields()).get("line", "").split()
-
-    def in_turn(self, outcome: Outcome, ahead: int, keep: int) -> None:
-        """Assert that who was granted before others left their tokens. ahead: what those wait for."""
-        if outcome.granted and ahead:
-            left = (outcome.balance or 0) - (outcome.held if self.quota.synced else 0)
-            assert left >= ahead + keep
-
     def lost(self, field: str, text: str | None, worker: int) -> Outcome:
         """Let a stored field be gone, or `text`, and take the next step on both sides."""
         self.bench.damage(field, text)
@@ -280,219 +498,174 @@ class BucketMachine(RuleBasedStateMachine, Generic[R]):
         self.model.look(self.at(worker), mended=bool(outcome.repaired))
         return outcome
 
-    def is_remembered(self) -> bool:
-        """Whether anything that is stored tells of the order of calls."""
-        fields = {} if self.bench.fields is None else self.bench.fields()
-        named = any(name.startswith("hold:") or name == "reading_sequence" for name in fields)
-        return named or bool(fields.get("line"))
+    def rather_open(self, name: str) -> str:
+        """Return a call that is known, as most that end are; now and then another."""
+        known = sorted(self.model.calls.keys() & set(IDS[:-1]))
+        return known[IDS.index(name) % len(known)] if known and name != IDS[-1] else name
 
-    def refilled(self, refill: int, period_us: int) -> int:
-        """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
-        passed = self.forward + CLOCKS_APART_US
-        return (passed // period_us + 1) * refill if self.quota.stepped else -(-passed * refill // period_us)
+    def ask(
+        self,
+        worker: int,
+        tokens: int,
+        keep: int,
+        probe_after: int | None,
+        ticket: str | None = None,
+        patience: int | None = None,
+    ) -> Told:
+        """Take tokens on both sides, and return what both came to. Who was granted before others left their tokens."""
+        twin = self.model.seen(self.at(worker))
+        ahead = twin.before(keep, ticket, self.at(worker)) if tokens and twin.known else 0
+        outcome = self.apply(Acquire(tokens, keep, patience, probe_after, ticket), worker)
+        told = self.model.take(tokens, keep, self.at(worker), probe_after, ticket, patience)
+        self.agree(outcome, told, tokens)
+        if outcome.granted and ahead:
+            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead + keep
+        return told
 
-    @property
-    def overdraft(self) -> int:
-        """How far below zero grants may have gone."""
-        return self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
+    def try_again(self, worker: int, waiting: Waiting) -> Told:
+        """Let somebody who stands in line ask again, and perhaps the server."""
+        return self.ask(worker, waiting.tokens, waiting.keep, PROBE_AFTER_US, waiting.name)
 
+    def end(self, worker: int, name: str, actual: int | None, reading: Reading | None, *, refused: bool) -> None:
+        """End a call on both sides."""
+        outcome = self.apply(Settle(name, actual, reading, refused), worker)
+        self.ended(outcome, self.model.end(name, actual, self.at(worker), reading, refused=refused))
 
-class PlainMachine(BucketMachine[Reference]):
-    """One plain bucket, on a storage and as the reference has it."""
-
-    @initialize(quota=quotas(synced=False), skews=SKEWS)
-    def begin(self, quota: Quota, skews: tuple[int, ...]) -> None:
-        """Make a bucket."""
-        self.quota, self.skews = quota, skews
-        self.model = Reference.new(quota, self.at(0))
-        self.start_over(0)
-
-    def start_over(self, worker: int) -> None:
-        """Begin with a bucket never seen: one `initial`."""
-        super().start_over(worker)
-        self.start = self.model.balance
-
-    def forgotten(self, model: Reference) -> None:
-        """What is full, and neither holds anything nor is paused, may be forgotten: it begins anew."""
-        assert model.balance >= self.quota.capacity
-        assert not model.held
-        assert model.paused_until is None
-        assert not model.line
-        events = self.model.events
-        self.model = Reference.new(self.quota, model.at)
-        self.model.events = events
-
-    # --- what workers do
-
-    @rule(worker=workers, tokens=costs, keep=keeps, ticket=tickets)
-    def take(self, worker: int, tokens: int, keep: int, ticket: str | None = None) -> None:
-        """Take tokens now, or stand in line."""
-        self.ask(worker, tokens, keep, ticket)
-
-    @rule(worker=workers, tokens=costs, patience=st.integers(0, HOUR), ticket=tickets)
-    def queue(self, worker: int, tokens: int, patience: int, ticket: str | None = None) -> None:
-        """Take tokens, or a place, or stand in line."""
-        outcome = self.apply(Acquire(tokens, 0, patience, ticket=ticket), worker)
-        self.agree(outcome, self.model.acquire(tokens, 0, self.at(worker), patience, ticket), tokens)
-
-    @rule(worker=workers, name=ids, tokens=costs, lives=hold_lives, keep=keeps, ticket=tickets)
-    def hold(self, worker: int, name: str, tokens: int, lives: int, keep: int, ticket: str | None = None) -> None:
-        """Take tokens for a call, which may be in flight already, or stand in line."""
-        outcome = self.apply(Reserve(name, tokens, lives, keep, ticket=ticket), worker)
-        self.agree(outcome, self.model.reserve(name, tokens, lives, keep, self.at(worker), ticket), tokens)
-
-    @rule(worker=workers, name=ids, tokens=st.integers(0, 2), lives=st.integers(MINUTE, HOUR))
-    def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
-        """Take a few tokens for long, so that several calls are in flight at once."""
-        self.hold(worker, name, tokens, lives, 0)
-
-    @rule(worker=workers, name=ids, actual=st.none() | costs)
-    def settle(self, worker: int, name: str, actual: int | None) -> None:
-        """End a call at what it cost, in time or late."""
-        outcome = self.apply(Settle(name, actual), worker)
-        assert outcome.found == self.model.settle(name, actual, self.at(worker))
-        self.is_as_modelled(outcome)
-
-    @rule(worker=workers, name=ids)
-    def cancel(self, worker: int, name: str) -> None:
-        """Give a call up."""
-        outcome = self.apply(Cancel(name), worker)
-        assert outcome.found == self.model.cancel(name, self.at(worker))
-        self.is_as_modelled(outcome)
-
-    @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
-    def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
-        """Give tokens back, once: a place that is given up, or a grant that was not used."""
-        place = None if own is None else max(0, self.at(worker) + own)
-        outcome = self.apply(Refund(name, tokens, place), worker)
-        assert outcome.found == self.model.refund(name, tokens, place, self.at(worker))
-        self.is_as_modelled(outcome)
-
-    @rule(worker=workers, tokens=costs)
-    def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
-
-        With others before it in line what is told is when to ask again.
-        """
-        answer = self.ask(worker, tokens, 0)
-        if answer.reason not in {Reason.EMPTY, Reason.RECHARGING} or answer.wait > DAY:
-            return
-        if self.model.before(0, None, self.at(worker)):
-            return
-        # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
-        early = self.at(worker) + answer.wait - 1
-        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
-        self.model.look(early)
-        self.time_passes(answer.wait)
-        assert self.ask(worker, tokens, 0).granted
-
-    # --- what goes wrong
-
-    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
-    @rule(worker=workers, field=st.sampled_from(PLAIN_FIELDS), text=damages)
-    def lose(self, worker: int, field: str, text: str | None) -> None:
-        """A stored field is lost or garbled; the next step notices."""
-        now = self.at(worker)
-        missed = text is not None or field in ALWAYS_STORED | {"balance"}
-        missed |= field == "sequence" and self.is_remembered()
-        if field == "balance":
-            self.forgiven += max(0, -self.model.balance)
-            self.model.lose_balance(now)
-        elif field == "refilled_at":
-            self.forward += CLOCKS_APART_US  # the time by which clocks differ may come again
-            self.model.lose_time(now)
-        elif field == "carry":
-            self.model.lose_part()
-        elif field in PLAIN_LOST:
-            name, lost = PLAIN_LOST[field]
-            setattr(self.model, name, lost)
-        outcome = self.lost(field, text, worker)
-        assert (field in outcome.repaired) == missed
-        self.is_as_modelled(outcome)
-
-    @precondition(lambda self: self.bench.may_be_damaged and self.model.begun)
-    @rule(worker=workers, far=st.integers(CLOCKS_APART_US + 1, DAY))
-    def reach_ahead(self, worker: int, far: int) -> None:
-        """The instant of the last refill is stored too far ahead: it refills from when that is noticed."""
-        now = self.at(worker)
-        self.forward += CLOCKS_APART_US
-        self.model.lose_time(now)
-        self.model.tell_nearer(far, now)
-        outcome = self.lost("refilled_at", str(now + far), worker)
-        assert "refilled_at" in outcome.repaired
-        self.is_as_modelled(outcome)
-
-    @precondition(lambda self: self.bench.may_be_damaged)
-    @rule(worker=workers, name=ids, text=damages)
-    def lose_a_call(self, worker: int, name: str, text: str | None) -> None:
-        """What is stored of a call is lost or garbled: nobody can end it."""
-        if name not in self.model.calls:
-            return
-        self.model.lose_call(name)
-        outcome = self.lost(f"hold:{name}", text, worker)
-        assert (f"hold:{name}" in outcome.repaired) == (text is not None)
-        self.is_as_modelled(outcome)
-
-    # --- what always holds
-
-    @invariant()
-    def both_show_the_same(self) -> None:
-        """Conservation: what is left and held is what there was and flowed in, less what went out; by the fraction."""
-        shown, twin = self.shown(0), self.model.seen(self.at(0))
-        assert (shown.balance, shown.held) == (twin.balance, twin.held)
-        assert shown.holds == sum(not call.charged for call in twin.calls.values())
-        assert shown.paused_for == ((twin.paused_until or self.at(0)) - self.at(0)) / SECOND
-        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
-
-    @invariant()
-    def nobody_got_too_much(self) -> None:
-        """Safety: what went out in all is within what there was, what time brought, and the overdraft."""
-        given = sum(event.given for event in self.model.events)
-        steps = self.quota.stepped
-        # A place is taken now and paid for by the refill of up to an hour to come.
-        ahead = HOUR * self.quota.refill // self.quota.period_us + (self.quota.refill if steps else 0)
-        refilled = self.refilled(self.quota.refill, self.quota.period_us)
-        assert given <= self.start + refilled + self.overdraft + self.forgiven + ahead
-
-    @invariant()
-    def it_never_stands_still(self) -> None:
-        """Liveness: by the bound that a look states an attempt is granted, though others fail meanwhile."""
-        shown = self.shown(0)
-        if shown.bound > DAY / SECOND:
-            return
-        now = self.at(0)
-        twin = self.model.alike()
-        twin.acquire(1, 0, now, None)
-        assert twin.acquire(1, 0, now + round(shown.bound * SECOND), None).granted or shown.retry_after == 0
-
-    # --- helpers
-
-    def ask(self, worker: int, tokens: int, keep: int, ticket: str | None = None) -> Answer:
-        """Take tokens on both sides, and return what both came to."""
-        ahead = self.model.seen(self.at(worker)).before(keep, ticket, self.at(worker)) if tokens else 0
-        outcome = self.apply(Acquire(tokens, keep, ticket=ticket), worker)
-        answer = self.model.acquire(tokens, keep, self.at(worker), None, ticket)
-        self.agree(outcome, answer, tokens)
-        self.in_turn(outcome, ahead, keep)
-        return answer
-
-    def try_again(self, worker: int, waiting: Waiting) -> tuple[bool, bool]:
-        """Ask again; there is no server to be asked."""
-        return self.ask(worker, waiting.tokens, waiting.keep, waiting.name).granted, False
-
-    def agree(self, outcome: Outcome, answer: Answer, tokens: int) -> None:
+    def agree(self, outcome: Outcome, told: Told, tokens: int) -> None:
         """Assert that a request came to the same on both sides."""
-        assert (outcome.granted, outcome.reason) == (answer.granted, answer.reason)
-        assert outcome.place_us == answer.place
-        if answer.reason is not Reason.GRANTED:
-            assert min(outcome.retry_after_us, END_OF_TIME) == answer.wait
-        else:
-            self.largest = max(self.largest, tokens)
+        assert (outcome.granted, outcome.reason) == (told.granted, told.reason)
+        assert (outcome.probe, outcome.scout, outcome.place_us) == (told.probe, told.scout, told.place)
+        assert min(outcome.retry_after_us, END_OF_TIME) == told.wait
+        self.largest = max(self.largest, tokens if told.granted else 0)
+        self.scouted += tokens if told.scout else 0
+        self.is_as_modelled(outcome)
+
+    def ended(self, outcome: Outcome, ended: Ended) -> None:
+        """Assert that a call, or a reading, came to the same on both sides."""
+        assert (outcome.found, outcome.reading, outcome.drift) == (ended.found, ended.verdict, ended.drift)
+        if ended.verdict is Verdict.TAKEN:
+            self.forward = self.scouted = 0
+            self.fastest = self.model.flow
         self.is_as_modelled(outcome)
 
     def is_as_modelled(self, outcome: Outcome) -> None:
         """Assert that the bucket is the same on both sides after a step."""
         twin = self.model.after
         assert twin is not None
-        assert (outcome.balance, outcome.held) == (twin.balance, twin.held)
+        assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
         assert outcome.closed == (twin.closed_until is not None)
+        assert outcome.kept_back == twin.kept_for_others
+
+
+class PlainMachine(BucketMachine):
+    """A plain bucket."""
+
+    @initialize(quota=quotas(synced=False), skews=SKEWS)
+    def begin(self, quota: Quota, skews: tuple[int, ...]) -> None:
+        """Make a bucket."""
+        self.begin_with(quota, skews)
+
+    @rule(worker=workers, tokens=costs, patience=st.integers(0, HOUR), ticket=tickets)
+    def queue(self, worker: int, tokens: int, patience: int, ticket: str | None = None) -> None:
+        """Take tokens, or a place, or stand in line."""
+        self.ask(worker, tokens, 0, None, ticket, patience)
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the server says, in terms of what is known: its balance is `off` from the projection, or `balance`.
+
+    ago: how many seconds earlier it said so by its own clock; None: it doesn't say when.
+    """
+
+    off: int | None
+    balance: int
+    ago: float | None
+    next_refill_in: float | None
+    refill: float | None
+    capacity: int | None
+
+
+words: Final = st.builds(
+    Word,
+    off=st.none() | st.sampled_from((0, -1, 3, -30)) | st.integers(-100, 40),
+    balance=st.one_of(st.integers(-20, 30), st.integers(1, 300), st.integers(-2000, 2000)),
+    ago=st.sampled_from((0, 0, 0, 0.5, 1, 4, 30, 118, 130, -4, None)),
+    next_refill_in=st.none() | st.floats(0, 90),
+    refill=st.sampled_from((None, None, None, 5, 20, 0.25, 0)),
+    capacity=st.sampled_from((None, None, None, 10, 300, 1200)),
+)
+
+synced_quotas: Final = quotas(synced=True) | st.builds(
+    Quota,
+    st.sampled_from((10, 60, 300)),
+    st.sampled_from((1, 5, 20)),
+    st.sampled_from((60.0, 60.5)),
+    stepped=st.booleans(),
+    overdraft=st.sampled_from((0, 3, UNLIMITED)),
+    recharge_to=st.sampled_from((None, None, 40)),
+    initial=st.sampled_from((None, None, 10, -5)),
+    synced=st.just(value=True),
+)
+"""Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
+
+
+class ReadingMachine(BucketMachine):
+    """A synced bucket."""
+
+    @initialize(quota=synced_quotas, skews=SKEWS)
+    def begin(self, quota: Quota, skews: tuple[int, ...]) -> None:
+        """Make a bucket."""
+        self.begin_with(quota, skews)
+
+    @rule(worker=workers, name=ids, actual=st.none() | costs, word=words, refused=st.sampled_from((False, False, True)))
+    def answer(self, worker: int, name: str, actual: int | None, word: Word, refused: bool) -> None:  # noqa: FBT001 - drawn, not called
+        """End a call, in time or late, with what the server says of its balance."""
+        self.end(worker, self.rather_open(name), actual, self.spoken(word), refused=refused)
+
+    @precondition(lambda self: self.said)
+    @rule(worker=workers, name=ids, actual=costs, which=st.integers(1, 4))
+    def answer_late(self, worker: int, name: str, actual: int, which: int) -> None:
+        """End a call with what the server said before, and others may have heard since."""
+        self.end(worker, name, actual, self.said[-min(which, len(self.said))], refused=False)
+
+    @rule(worker=workers, word=words)
+    def hear(self, worker: int, word: Word) -> None:
+        """Hear the server's word outside a call: from a probe, or an answer seen elsewhere."""
+        self.listen(worker, self.spoken(word))
+
+    @precondition(lambda self: self.said)
+    @rule(worker=workers, which=st.integers(1, 4))
+    def hear_again(self, worker: int, which: int) -> None:
+        """Hear what was said before, once more or for the first time."""
+        self.listen(worker, self.said[-min(which, len(self.said))])
+
+    def listen(self, worker: int, reading: Reading) -> None:
+        """Hear a reading on both sides."""
+        self.ended(self.apply(Reconcile(reading), worker), self.model.hear(reading, self.at(worker)))
+
+    def spoken(self, word: Word) -> Reading:
+        """Return what the server says, and remember it."""
+        off = None if self.model.told_balance is None else word.off
+        reading = Reading(
+            word.balance if off is None else self.model.balance + off,
+            next_refill_in=word.next_refill_in,
+            refill=word.refill,
+            capacity=word.capacity,
+            server_time=None if word.ago is None else self.now // SECOND - word.ago,
+        )
+        self.said.append(reading)
+        return reading
+
+    @rule(worker=workers)
+    def claim(self, worker: int) -> None:
+        """Ask for the claim on the probe; the answer may never come."""
+        outcome = self.apply(ClaimProbe(), worker)
+        assert outcome.probe == self.model.claim(self.at(worker))
+        self.is_as_modelled(outcome)
+
+    @rule(worker=workers, off=st.sampled_from((0, 0, 0, 1)))
+    def unclaim(self, worker: int, off: int) -> None:
+        """Give the claim back that is under way, or another one."""
+        until = (self.model.claimed_until or self.at(worker)) + off
+        self.ended(self.apply(Unclaim(until), worker), self.model.unclaim(until, self.at(worker)))

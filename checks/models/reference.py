@@ -1,194 +1,92 @@
-"""A plain bucket as the rules have it in words: slow, in exact fractions, and obviously right. Nothing of it is shared.
+"""What is asked of a bucket, and told to it, as the rules have it in words: slow, and obviously right.
 
-The level is a fraction, so there is no remainder to carry. There is no formula for a wait: the first instant at which
-something comes true is searched for, by letting a copy of the bucket live on until then. Every event is written down,
-so that what was given can be counted afterwards.
+There is no formula for a wait: the first instant at which something comes true is searched for, by letting a copy of
+the bucket live on until then, in which calls in flight cost nothing. Whatever is asked is asked of a copy first; it
+counts only if something came of it, for a look leaves no trace. `lapse` has what time does to a bucket.
 
-Whatever is asked is asked of a copy first; it counts only if something came of it, for a look leaves no trace.
-
-Not modelled: readings and probes, which a plain bucket doesn't have (`synced_reference` goes on from here with
-them), two quotas on one bucket, and numbers near the limit of 2**52: `programs` holds storages to the rules
-there.
+Not modelled: two quotas on one bucket, and numbers near the limit of 2**52.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from copy import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from fractions import Fraction
 from typing import Final, Self, TypeVar
 
-from keepa_tokens.quota import Quota
+from checks.models.lapse import A_DAY_US, CLAIM_LASTS_US, CLOCKS_APART_US, END_OF_TIME, Held, Lapse, Waiting, until
+from keepa_tokens.rules.commands import Verdict
 from keepa_tokens.rules.decision import Reason
-
-CLOCKS_APART_US: Final = 5_000_000
-"""Clocks may differ by so much."""
+from keepa_tokens.rules.reading import Reading
 
 REFUNDS_KEPT_US: Final = 600_000_000
 """A refund is remembered for so long."""
 
-SWEPT_US: Final = 1_000_000
-"""What is over is swept away, once in this time at most."""
-
-A_DAY_US: Final = 86_400_000_000
-"""No pause is longer, and nobody is told to come later."""
-
 LATE_AFTER_US: Final = 1_000_000
 """Who stands in line and doesn't come so soon after it was told to, may be passed."""
-
-GONE_AFTER_US: Final = 60_000_000
-"""Who doesn't come so soon has left."""
 
 SOON_US: Final = 1_500_000
 """When to ask again where whoever is before, a call in flight, or the server may end the wait any moment."""
 
-END_OF_TIME: Final = 2**52
+SHUT_OUT_US: Final = 120_000_000
+"""A reading seen outside a call counts, whatever its time, if the last one is older."""
+
+NEAR_US: Final = 5_000_000
+"""So close together the server's times tell no order."""
+
+JUMP_US: Final = 60_000_000
+"""A server's time that moved so much more or less than ours tells none either."""
+
+LONGEST_STEP_US: Final = 600_000_000
+"""A step that is said to come later than that is not waited for."""
+
+HOUR_US: Final = 3_600_000_000
+"""Failed probes back off up to this; what is kept back halves in this time."""
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Held:
-    """A call's tokens, taken or set aside until `ends`. Synced: after that `charged`, and remembered for as long again.
+class Order(Enum):
+    """How what the server says lies to what it said last."""
 
-    opened_since, charged_since: since the server last told the balance. On a plain bucket nobody tells it.
-    """
-
-    tokens: int
-    ends: int
-    lives: int
-    charged: bool = False
-    opened_since: bool = True
-    charged_since: bool = True
-
-    @property
-    def over(self) -> int:
-        """When something is to be done about it."""
-        return self.ends + (self.lives if self.charged else 0)
+    LATER = auto()
+    NEAR = auto()
+    EARLIER = auto()
+    JUMPED = auto()
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Somebody in line: how much it wants, and leaves to others, as which it came, and when it was told to come."""
+class Told:
+    """What a request comes to. wait: NEVER is END_OF_TIME. probe: the caller is to ask the server; scout: itself."""
 
-    name: str
-    tokens: int
-    keep: int
-    number: int
-    told: int
-
-    @property
-    def turn(self) -> tuple[int, int]:
-        """Who leaves the least to others goes first, then who came first."""
-        return self.keep, self.number
-
-
-@dataclass(frozen=True)
-class Event:
-    """What came to pass at an instant of the bucket's time: tokens given (more than 0) or given back (less)."""
-
-    at: int
-    given: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request comes to. wait: NEVER is END_OF_TIME."""
-
-    granted: bool
     reason: Reason
     wait: int = 0
     place: int = 0
-
-
-@dataclass
-class Reference:
-    """One plain bucket: its level at the instant `at`, the calls in flight, and until when it is closed or paused.
-
-    steps_from: for a stepped quota an instant at which a step came. begun: something is stored of it. swept_from: what
-    is over is swept from then on. last_place: the latest that somebody who waits was told; firm_place: the same for
-    those before whom tokens came back; largest_place: the most tokens that one of them waits for. line: who waits
-    without a place; came: how many ever did. after: the bucket as it stood after the last command, though that left no
-    trace.
-    """
-
-    quota: Quota
-    level: Fraction = Fraction(0)
-    at: int = 0
-    steps_from: int = 0
-    begun: bool = False
-    closed_until: int | None = None
-    paused_until: int | None = None
-    calls: dict[str, Held] = field(default_factory=dict[str, Held])
-    swept_from: int | None = None
-    last_place: int = 0
-    firm_place: int = 0
-    largest_place: int = 0
-    line: tuple[Waiting, ...] = ()
-    came: int = 0
-    events: tuple[Event, ...] = ()
-    boundless: bool = False
-    touched: bool = False
-    after: Self | None = None
-
-    @classmethod
-    def new(cls, quota: Quota, now: int) -> Self:
-        """Return a bucket that nobody has used."""
-        start = quota.capacity if quota.initial is None else quota.initial
-        return cls(quota, Fraction(start), now, now)
+    probe: bool = False
+    scout: bool = False
 
     @property
-    def capacity(self) -> int:
-        """To so many tokens it refills."""
-        return END_OF_TIME**2 if self.boundless else self.quota.capacity
+    def granted(self) -> bool:
+        """Whether it was let go."""
+        return self.reason is Reason.GRANTED
 
-    @property
-    def refill(self) -> int:
-        """Tokens that come every `period_us`."""
-        return self.quota.refill
 
-    @property
-    def period_us(self) -> int:
-        """In this time `refill` tokens come."""
-        return self.quota.period_us
+GRANTED: Final = Told(Reason.GRANTED)
 
-    @property
-    def balance(self) -> int:
-        """Whole tokens."""
-        return math.floor(self.level)
 
-    @property
-    def held(self) -> int:
-        """Tokens of calls in flight."""
-        return sum(call.tokens for call in self.calls.values() if not call.charged)
+@dataclass(frozen=True)
+class Ended:
+    """What came of the end of a call, or of a reading."""
 
-    @property
-    def beside(self) -> int:
-        """Tokens that are in the balance and set aside: none, what is held was taken."""
-        return 0
+    found: bool
+    verdict: Verdict = Verdict.NONE
+    drift: int | None = None
 
-    @property
-    def available(self) -> int:
-        """Whole tokens that nobody has set aside."""
-        return self.balance - self.beside
 
-    def alike(self) -> Self:
-        """Return a copy that lives its own life."""
-        twin = copy(self)
-        twin.calls = dict(self.calls)
-        return twin
-
-    def seen(self, now: int) -> Self:
-        """Return the bucket as it stands at `now`."""
-        twin = self.alike()
-        twin.touched, twin.after = False, None
-        if not twin.begun:
-            twin.at = twin.steps_from = now
-            twin.touched = twin.level < twin.capacity and twin.is_known
-        twin.live_until(now)
-        return twin
+class Reference(Lapse):
+    """One bucket, plain or synced."""
 
     def asked(self, now: int, command: Callable[[Self], T]) -> T:
         """Carry a command to the bucket as it stands at `now`; without a trace if nothing came of it."""
@@ -208,119 +106,22 @@ class Reference:
 
         self.asked(now, note)
 
-    @property
-    def is_known(self) -> bool:
-        """Whether there is a balance."""
-        return True
-
-    # --- time
-
-    def live_until(self, now: int) -> None:
-        """Let time pass until `now`, by whoever's clock that is."""
-        self.correct_what_lies_ahead(now)
-        if self.swept_from is not None and self.swept_from <= now:
-            self.sweep(now)
-        if any(each.told + GONE_AFTER_US <= now for each in self.line):
-            self.stay([each for each in self.line if each.told + GONE_AFTER_US > now])
-        self.flow_until(now)
-        self.open_if_it_may(now)
-        if self.paused_until is not None and self.paused_until <= now:
-            self.paused_until = None
-
-    def sweep(self, now: int) -> None:
-        """End what is over, each at its own instant."""
-        for name, call in sorted(self.calls.items(), key=lambda item: item[1].over):
-            if call.over > now:
-                continue
-            del self.calls[name]
-            if not call.charged:
-                self.flow_until(call.ends)
-                self.run_out(name, call, now)
-        first_over = min((call.over for call in self.calls.values()), default=None)
-        self.swept_from = None if first_over is None else max(first_over, now + SWEPT_US)
-        self.touched = True
-
-    def run_out(self, name: str, call: Held, now: int) -> None:
-        """Forget a call that ran out: its tokens were taken when it was opened."""
-
-    def flow_until(self, now: int) -> None:
-        """Refill. A clock that lags behind brings nothing, nor does a bucket that is full get fuller."""
-        if now <= self.at:
-            return
-        if self.refill == 0:
-            self.level, self.steps_from = Fraction(self.balance), now
-        elif self.quota.stepped:
-            self._take_steps_until(now)
-        elif self.balance >= self.capacity:
-            self.level = Fraction(self.balance)  # no part of a token is earned beside a full bucket
-        else:
-            earned = Fraction(self.refill * (now - self.at), self.period_us)
-            self.level = min(Fraction(self.capacity), self.level + earned)
-        # Between two steps a clock that goes back does no harm.
-        self.at = self.steps_from if self.quota.stepped else now
-
-    def _take_steps_until(self, now: int) -> None:
-        steps = (now - self.steps_from) // self.period_us
-        earned = steps * self.refill
-        self.level = max(self.level, min(Fraction(self.capacity), self.level + earned))
-        self.steps_from += steps * self.period_us
-
-    def correct_what_lies_ahead(self, now: int) -> None:
-        """What is further ahead than clocks may differ can't be right."""
-        too_far = self.at - now if self.at > now + CLOCKS_APART_US else 0
-        if too_far:
-            self.at = self.steps_from = now
-            self.touched = True
-        self.tell_nearer(too_far, now)
-        if self.paused_until is not None and self.paused_until > now + A_DAY_US + CLOCKS_APART_US:
-            self.paused_until, self.touched = now + A_DAY_US, True
-        for name, call in self.calls.items():
-            if call.ends > now + call.lives + CLOCKS_APART_US:
-                self.calls[name] = replace(call, ends=now + call.lives + CLOCKS_APART_US)
-                self.touched = True
-        if self.calls:
-            first_over = min(call.over for call in self.calls.values())
-            latest = max(first_over, now + SWEPT_US)
-            self.swept_from = first_over if self.swept_from is None else min(self.swept_from, latest)
-        self.correct_places(now)
-
-    def correct_places(self, now: int) -> None:
-        """Nobody was told more than the refill of all debt and a capacity, and a period, from now."""
-        need = self.capacity - min(0, self.balance)
-        takes = self.time_of(need, math.ceil) if self.refill else END_OF_TIME
-        period_us = self.period_us if self.quota.stepped else self.quota.rate_period_us
-        for name in ("last_place", "firm_place"):
-            if getattr(self, name) > now + takes + period_us + CLOCKS_APART_US:
-                setattr(self, name, 0)
-                self.touched = True
-
     # --- the line
-
-    def stay(self, line: Iterable[Waiting]) -> None:
-        """Let these stand in line, and nobody else."""
-        self.line, self.touched = tuple(line), True
-
-    def tell_nearer(self, by: int, now: int) -> None:
-        """Where the clock went back, whoever stands in line comes as much earlier; nobody later than in a day."""
-        told = [min(each.told, now + A_DAY_US, max(now, each.told - by)) for each in self.line]
-        if told != [each.told for each in self.line]:
-            self.stay(replace(each, told=at) for each, at in zip(self.line, told, strict=True))
 
     def before(self, keep: int, ticket: str | None, now: int) -> int:
         """Return the tokens of those in line before a request, without those who are late."""
         turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
         return sum(each.tokens for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US)
 
-    def stand(self, ticket: str | None, tokens: int, keep: int, answer: Answer, now: int) -> None:
+    def stand(self, ticket: str | None, tokens: int, keep: int, told: Told, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
-        if ticket is None or answer.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
+        if ticket is None or told.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
             return
         number = next((each.number for each in self.line if each.name == ticket), None)
         if number is None:
             self.came = number = self.came + 1
-        told = now + min(answer.wait, A_DAY_US)
         others = [each for each in self.line if each.name != ticket]
-        self.stay([*others, Waiting(ticket, tokens, keep, number, told)])
+        self.stay([*others, Waiting(ticket, tokens, keep, number, now + min(told.wait, A_DAY_US))])
 
     def leave(self, ticket: str | None) -> bool:
         """Leave the line; return whether somebody of that name stood there."""
@@ -336,7 +137,7 @@ class Reference:
         """Return what must be available for a grant: it may leave debt up to the overdraft, not begin in debt."""
         return max(1, tokens - self.quota.overdraft)
 
-    def request(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None) -> Answer:
+    def request(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None) -> Told:
         """Return what a request comes to; it may begin a recharge. patience: how long it would wait for a place.
 
         ticket: its name in line; None: it doesn't stand there.
@@ -344,55 +145,62 @@ class Reference:
         end = self.end_of_recharge(tokens, keep, now)
         if self.paused_until is None and end != self.closed_until:
             self.closed_until, self.touched = end, True
-        answer = self.judged(tokens, keep, now, ticket)
+        told = self.judged(tokens, keep, now, ticket)
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
         queues = queues and not self.before(keep, ticket, now)
-        if answer.reason is Reason.EMPTY and queues and answer.wait < END_OF_TIME and answer.wait <= (patience or 0):
-            return Answer(granted=True, reason=Reason.GRANTED, place=answer.wait)
-        return answer
+        if told.reason is Reason.EMPTY and queues and told.wait < END_OF_TIME and told.wait <= (patience or 0):
+            return Told(Reason.GRANTED, place=told.wait)
+        return told
 
-    def judged(self, tokens: int, keep: int, now: int, ticket: str | None) -> Answer:
+    def judged(self, tokens: int, keep: int, now: int, ticket: str | None) -> Told:
         """Return what a request would come to, without a place."""
         if tokens == 0:
-            return Answer(granted=True, reason=Reason.GRANTED)
-        answer = self.judged_open(tokens, keep, now, ticket)
+            return GRANTED
+        told = self.judged_open(tokens, keep, now, ticket)
         if self.paused_until is None:
-            return answer
-        return Answer(granted=False, reason=Reason.PAUSED, wait=max(self.paused_until - now, answer.wait))
+            return told
+        return Told(Reason.PAUSED, max(self.paused_until - now, told.wait))
 
-    def judged_open(self, tokens: int, keep: int, now: int, ticket: str | None) -> Answer:
-        """Return the same, pauses aside. Who passes others finds all of its tokens beside theirs."""
-        wanted, ahead = self.needed(tokens) + keep, self.before(keep, ticket, now)
-        if self.balance < wanted and wanted > self.capacity:
-            return Answer(granted=False, reason=Reason.TOO_LARGE, wait=END_OF_TIME)
-        enough = self.first_with(wanted + ahead, now)
+    def judged_open(self, tokens: int, keep: int, now: int, ticket: str | None) -> Told:
+        """Return the same, pauses aside. One that overdraws goes alone: beside others it must find all.
+
+        So must one who passes others. In line what calls in flight hold is waited for as if it were spent.
+        """
+        if not self.known:
+            return Told(Reason.UNKNOWN, SOON_US)
+        alone, together = self.needed(tokens), tokens
+        aside, ahead = self.aside(keep, self.capacity - alone), self.before(keep, ticket, now)
+        alone, together = alone + aside, together + aside
+        if self.available < alone and alone > self.capacity:
+            return Told(Reason.TOO_LARGE, END_OF_TIME)
+        stands = ticket is not None or ahead > 0
+        enough = self.first_with(alone + ahead + self.beside if stands else alone, now)
         end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
-            return Answer(granted=False, reason=Reason.RECHARGING, wait=until(max(end, enough), now))
-        if self.balance < (tokens + keep + ahead if ahead else wanted):
-            return Answer(granted=False, reason=Reason.EMPTY, wait=until(enough, now) if enough > now else SOON_US)
-        return Answer(granted=True, reason=Reason.GRANTED)
+            return Told(Reason.RECHARGING, until(max(end, enough), now))
+        if self.available - ahead >= (together if self.beside or ahead else alone):
+            return GRANTED
+        if self.beside and self.balance - ahead >= alone:
+            return Told(Reason.IN_FLIGHT, SOON_US)
+        return Told(Reason.EMPTY, until(enough, now) if enough > now else SOON_US)
 
-    def first_with(self, wanted: int, now: int) -> int:
-        """Return the first instant from `now` at which the refill, capacity aside, has brought the balance to that."""
-        twin = self.alike()
-        twin.boundless = True
+    def aside(self, keep: int, most: int) -> int:
+        """Return what a request must leave: its `keep`, and what others were seen to spend, in moderation."""
+        kept = self.kept_for_others
+        return max(keep, min(keep + kept, self.capacity // 3, most)) if kept else keep
 
-        def has_enough(at: int) -> bool:
-            later = copy(twin)
-            later.flow_until(at)
-            return later.balance >= wanted
-
-        return first(has_enough, now)
-
-    # --- recharging
-
-    def recharged_at(self, now: int) -> int:
-        """Return when a recharge that begins now ends."""
-        return self.first_with(min(self.quota.recharge_to or 0, self.capacity) + self.beside, now)
+    @property
+    def kept_for_others(self) -> int:
+        """Tokens left to somebody else: a third of the capacity at most."""
+        return min(self.kept, self.capacity // 3)
 
     def end_of_recharge(self, tokens: int, keep: int, now: int) -> int | None:
-        """Return until when the bucket is closed for a request: it is already, or finding too little closes it now."""
+        """Return until when the bucket is closed for a request: it is already, or finding too little closes it now.
+
+        An unknown balance has nothing to recharge.
+        """
+        if not self.known:
+            return None
         if self.quota.recharge_to is None or self.closed_until is not None:
             return self.closed_until
         needed = self.needed(tokens)
@@ -401,49 +209,72 @@ class Reference:
         end = self.recharged_at(now)
         return end if now < end < END_OF_TIME else None
 
-    def open_if_it_may(self, now: int) -> None:
-        """A recharge ends no later than the bucket as it is now will be recharged."""
-        if self.closed_until is None or self.quota.recharge_to is None:
-            return
-        end = min(self.closed_until, self.recharged_at(now))
-        self.closed_until = end if now < end and self.refill > 0 else None
+    def refused(self, tokens: int, keep: int, now: int, probe_after: int | None, ticket: str | None) -> Told:
+        """Return what a refusal says: perhaps to ask the server. Who wants to stands in line."""
+        probe = self.paused_until is None and self.wants_to_know(now, probe_after)
+        if probe:
+            self.claim_now(now)
+        told = self.judged(tokens, keep, now, ticket)
+        self.stand(ticket, tokens, keep, told, now)
+        return replace(told, probe=probe)
 
     # --- what is done
 
-    def acquire(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None = None) -> Answer:
-        """Take tokens, or a place, or stand in line."""
+    def take(
+        self,
+        tokens: int,
+        keep: int,
+        now: int,
+        probe_after: int | None = None,
+        ticket: str | None = None,
+        patience: int | None = None,
+    ) -> Told:
+        """Take tokens now, or a place, or stand in line; perhaps be told to ask the server."""
 
-        def take(bucket: Self) -> Answer:
-            answer = bucket.request(tokens, keep, now, patience, ticket)
-            if answer.granted:
-                bucket.leave(ticket)
-            else:
-                bucket.stand(ticket, tokens, keep, answer, now)
-            if answer.granted and tokens:
-                bucket.level -= tokens
-                bucket.give(tokens)
-                if answer.place:
-                    bucket.largest_place = max(tokens, bucket.largest_place if bucket.last_place > now else 0)
-                    bucket.last_place = max(bucket.last_place, now + answer.place)
-            return answer
+        def take(bucket: Self) -> Told:
+            told = bucket.request(tokens, keep, now, patience, ticket)
+            if not told.granted:
+                return bucket.refused(tokens, keep, now, probe_after, ticket)
+            bucket.leave(ticket)
+            bucket.level -= tokens
+            bucket.give(tokens)
+            if told.place:
+                bucket.largest_place = max(tokens, bucket.largest_place if bucket.last_place > now else 0)
+                bucket.last_place = max(bucket.last_place, now + told.place)
+            return told
 
         return self.asked(now, take)
 
-    def reserve(self, name: str, tokens: int, lives: int, keep: int, now: int, ticket: str | None = None) -> Answer:
-        """Take tokens for a call, or stand in line. One that is open is answered as before."""
+    def open(
+        self,
+        name: str,
+        call: Held,
+        keep: int,
+        now: int,
+        probe_after: int | None,
+        ticket: str | None = None,
+        *,
+        scout: bool = False,
+    ) -> Told:
+        """Take tokens for a call, or set them aside; a scout that is to ask the server goes through.
 
-        def open_a_call(bucket: Self) -> Answer:
+        A call that is open is answered as before.
+        """
+
+        def open_a_call(bucket: Self) -> Told:
             if name in bucket.calls:
-                return Answer(granted=True, reason=Reason.GRANTED)
-            answer = bucket.request(tokens, keep, now, None, ticket)
-            if answer.granted:
-                bucket.level -= tokens
-                bucket.remember(name, Held(tokens, now + lives, lives))
-                bucket.give(tokens)
+                return GRANTED
+            told = GRANTED
+            if not bucket.request(call.tokens, keep, now, None, ticket).granted:
+                told = bucket.refused(call.tokens, keep, now, probe_after, ticket)
+            if scout and told.probe:
+                told = Told(Reason.GRANTED, probe=True, scout=True)
+            if told.granted:
+                bucket.level -= 0 if bucket.quota.synced else call.tokens
+                bucket.remember(name, call)
+                bucket.give(call.tokens)
                 bucket.leave(ticket)
-            else:
-                bucket.stand(ticket, tokens, keep, answer, now)
-            return answer
+            return told
 
         return self.asked(now, open_a_call)
 
@@ -453,49 +284,76 @@ class Reference:
         self.swept_from = call.over if self.swept_from is None else min(self.swept_from, call.over)
         self.touched = True
 
-    def settle(self, name: str, actual: int | None, now: int) -> bool:
-        """End a call at its cost; return whether it was known."""
-        return self.asked(now, lambda bucket: bucket.settled(name, actual, now))
+    def end(
+        self, name: str, actual: int | None, now: int, reading: Reading | None = None, *, refused: bool = False
+    ) -> Ended:
+        """End a call at its cost, which the answer's reading has in it already if that is the latest word."""
+        return self.asked(now, lambda bucket: bucket.ended(name, actual, reading, now, refused=refused))
 
-    def settled(self, name: str, actual: int | None, now: int) -> bool:
+    def give_up(self, name: str, now: int) -> Ended:
+        """End a call that was never made, or a wait in line."""
+
+        def end(bucket: Self) -> Ended:
+            left = bucket.leave(name)
+            ended = bucket.ended(name, 0, None, now, refused=False)
+            return replace(ended, found=ended.found or left)
+
+        return self.asked(now, end)
+
+    def ended(self, name: str, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Ended:
         """End it in a bucket as it stands."""
         call = self.calls.pop(name, None)
         if call is None:
-            return False
+            return self.hear_now(reading, now, found=False)
         self.touched = True
+        if self.quota.synced:
+            return self.end_synced(call, actual, reading, now, refused=refused)
         unused = 0 if actual is None else call.tokens - actual
         if unused < 0:
             self.level += unused  # beyond its estimate nobody was asked for it
         else:
             self.take_back(unused, max(0, call.ends - call.lives), now)
         self.open_if_it_may(now)
-        return True
+        return Ended(found=True)
 
-    def cancel(self, name: str, now: int) -> bool:
-        """End a call that was never made, or a wait in line; return whether it was known."""
+    def end_synced(self, call: Held, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Ended:
+        """End a synced bucket's call that is no more in mind."""
+        cost = call.tokens if actual is None else actual
+        before = call.tokens if call.charged and call.charged_since else 0
+        # What was set aside, or charged, comes free again; its cost, as far as it was asked for, stays given.
+        self.give(min(cost, call.tokens) - (before if call.charged else call.tokens))
+        since = max(0, call.ends - call.lives)
+        order = None if reading is None else self.order(reading, since, now)
+        if reading is not None and (self.nothing_known or call.opened_since or order is Order.LATER):
+            expected = self.balance + before - cost if self.known else None
+            return Ended(found=True, verdict=Verdict.TAKEN, drift=self.believe(reading, expected, since, now))
+        if order is not None:
+            cost = 0
+        if self.known:
+            self.correct(before - cost)
+            if refused and call.opened_since:
+                self.level -= max(0, self.balance)
+        drift = None if reading is None else self.lower(reading, order, now)
+        verdict = Verdict.NONE if reading is None else Verdict.STALE if drift is None else Verdict.TAKEN
+        self.open_if_it_may(now)
+        return Ended(found=True, verdict=verdict, drift=drift)
 
-        def end(bucket: Self) -> bool:
-            left = bucket.leave(name)
-            return bucket.settled(name, 0, now) or left
-
-        return self.asked(now, end)
-
-    def refund(self, name: str, tokens: int, own: int | None, now: int) -> bool:
+    def refund(self, name: str, tokens: int, own: int | None, now: int) -> Ended:
         """Give back what was taken for the place `own`, once; return whether it counted."""
 
-        def give_back(bucket: Self) -> bool:
+        def give_back(bucket: Self) -> Ended:
             if name in bucket.calls:
-                return False
+                return Ended(found=False)
             bucket.remember(name, Held(0, now, REFUNDS_KEPT_US, charged=True))
             bucket.take_back(tokens, own or 0, now)
             bucket.open_if_it_may(now)
-            return True
+            return Ended(found=True)
 
         return self.asked(now, give_back)
 
     def take_back(self, tokens: int, own: int, now: int) -> None:
         """Take back what was given for the instant `own`: what is promised to the places ahead stays given."""
-        if not tokens:
+        if not tokens or not self.known:
             return
         back, ahead = tokens, self.last_place > now
         if ahead and self.last_place > own:
@@ -508,25 +366,20 @@ class Reference:
             self.firm_place = self.last_place
         elif back and ahead:
             self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
-        self.fill(back)
+        self.give(-self.correct(back))
 
-    def fill(self, tokens: int) -> None:
-        """Put tokens back, up to capacity; a full bucket has no part of a token under way."""
-        fits = min(tokens, max(0, self.capacity - self.balance))
+    def correct(self, by: int) -> int:
+        """Give tokens back, up to capacity, or take more; a full bucket has no part of a token under way."""
+        fits = min(by, max(0, self.capacity - self.balance))
         self.level += fits
-        self.give(-fits)
-        if tokens and self.balance >= self.capacity and not self.quota.stepped:
+        if by > 0 and self.balance >= self.capacity and not self.quota.stepped:
             self.level = Fraction(self.balance)
+        return fits
 
     def flows_between(self, start: int, end: int) -> int:
         """Return the most tokens that flow in from one instant to another."""
         periods = Fraction(max(0, end - start), self.period_us)
         return math.ceil(periods) * self.refill if self.quota.stepped else math.ceil(periods * self.refill)
-
-    def time_of(self, tokens: int, rounded: Callable[[Fraction], int]) -> int:
-        """Return how long so many tokens take, a step or a microsecond `rounded`."""
-        periods = Fraction(tokens, self.refill)
-        return rounded(periods) * self.period_us if self.quota.stepped else rounded(periods * self.period_us)
 
     def pause(self, lasts: int, now: int) -> None:
         """Refuse everybody for a while; 0 ends it."""
@@ -538,46 +391,144 @@ class Reference:
         self.asked(now, stop)
 
     def give(self, tokens: int) -> None:
-        """Write down that tokens went out, or came back."""
-        if tokens:
-            self.events += (Event(self.at, tokens),)
-            self.touched = True
+        """Note that tokens went out, or came back."""
+        self.given += tokens
+        self.touched |= tokens != 0
 
-    # --- what goes wrong
+    # --- what the server says
 
-    def lose_balance(self, now: int) -> None:
-        """Without a balance a plain bucket goes on from 0, from when that is noticed."""
-        self.level, self.at, self.steps_from = Fraction(0), now, now
+    def hear(self, reading: Reading, now: int) -> Ended:
+        """Take a reading that was seen outside a call, if it is news."""
+        return self.asked(now, lambda bucket: bucket.hear_now(reading, now))
 
-    def lose_time(self, now: int) -> None:
-        """Without the instant of the last refill the level stays, and refills from when that is noticed."""
-        self.at = self.steps_from = now
+    def hear_now(self, reading: Reading | None, now: int, *, found: bool = True) -> Ended:
+        """Take it on a bucket as it stands."""
+        if reading is None:
+            return Ended(found)
+        order = self.order(reading, now, now)
+        is_old = now - (self.read_at or 0) > SHUT_OUT_US
+        if self.nothing_known or order is Order.LATER or self.server_time is None or is_old:
+            return Ended(found, Verdict.TAKEN, self.believe(reading, self.told_balance, now, now))
+        drift = self.lower(reading, order, now)
+        return Ended(found, Verdict.STALE if drift is None else Verdict.TAKEN, drift)
 
-    def lose_part(self) -> None:
-        """The part of a token that was under way is lost."""
-        self.level = Fraction(self.balance)
+    @property
+    def nothing_known(self) -> bool:
+        """Whether there is no balance, or nobody who told it."""
+        return not self.known or self.read_at is None
 
-    def lose_call(self, name: str) -> None:
-        """What is known of a call is lost."""
-        del self.calls[name]
+    def order(self, reading: Reading, since: int, now: int) -> Order | None:
+        """Return whether the server said this after what it said last; None: nobody can tell that it said when.
 
+        since: it was said then at the earliest.
+        """
+        told, last = reading.server_time_us, self.server_time
+        if told is None or last is None:
+            return None
+        moved = told - last
+        if not since - JUMP_US <= self.server_time_at + moved <= now + JUMP_US:
+            return Order.JUMPED
+        if moved > 0:
+            return Order.LATER
+        return Order.NEAR if moved >= -NEAR_US else Order.EARLIER
 
-def first(comes_true: Callable[[int], bool], now: int) -> int:
-    """Return the first instant from `now` at which something is true that then stays so; END_OF_TIME if none is."""
-    if comes_true(now):
-        return now
-    early, step = now, 1
-    while not comes_true(early + step):
-        early, step = early + step, step * 2
-        if early + step >= END_OF_TIME:
-            return END_OF_TIME
-    late = early + step
-    while late - early > 1:
-        middle = (early + late) // 2
-        early, late = (early, middle) if comes_true(middle) else (middle, late)
-    return late
+    def lower(self, reading: Reading, order: Order | None, now: int) -> int | None:
+        """Where nothing tells the order take the lower balance; return how much lower it is, None if it isn't taken."""
+        if order not in {Order.NEAR, Order.JUMPED} or not self.known:
+            return None
+        if order is Order.JUMPED:
+            self.server_time, self.server_time_at, self.touched = reading.server_time_us, now, True
+        if self.claimed_until is not None:
+            # The server did answer.
+            self.claimed_until, self.failures, self.touched = None, 0, True
+        if reading.balance >= self.balance:
+            return None
+        self.drift = reading.balance - self.balance
+        self.begin_from(reading.balance)
+        return self.drift
 
+    def begin_from(self, balance: int) -> None:
+        """Go on from what the server has."""
+        self.known, self.level, self.touched = True, Fraction(balance), True
+        self.calls = {n: replace(c, opened_since=False, charged_since=False) for n, c in self.calls.items()}
+        self.start, self.given = self.available, 0
 
-def until(at: int, now: int) -> int:
-    """Return the wait until `at`."""
-    return END_OF_TIME if at >= END_OF_TIME else at - now
+    def believe(self, reading: Reading, expected: int | None, since: int, now: int) -> int | None:
+        """Go on from what the server says, said between `since` and now; return how far that is from `expected`."""
+        tells_of_others = self.read_at is not None and self.held == 0
+        plan = (self.capacity, self.flow)
+        self.drift = None if expected is None else reading.balance - expected
+        self.begin_from(reading.balance)
+        self.read_at, self.claimed_until, self.failures, self.returned = now, None, 0, False
+        told = reading.server_time_us
+        if told is not None:
+            said_at = now if self.server_time is None else self.server_time_at + told - self.server_time
+            self.server_time, self.server_time_at = told, max(min(since, now), min(now, said_at))
+        period_us = self.quota.period_us if reading.period_us is None else reading.period_us
+        self.told_capacity = self.told_capacity if reading.capacity is None else reading.capacity
+        if reading.refill_tokens is not None:
+            self.told_flow = (reading.refill_tokens, period_us * reading.refill_periods)
+        self.stretched_us = 0
+        if self.quota.stepped:
+            takes = min(reading.next_refill_in_us or 0, LONGEST_STEP_US)
+            self.stretched_us = takes if takes > self.period_us else 0
+        same_plan = plan == (self.capacity, self.flow)
+        self.learn_of_others(-self.drift if self.drift is not None and tells_of_others and same_plan else 0, now)
+        if not self.quota.stepped:
+            self.at = max(self.at, now)
+        elif reading.next_refill_in_us is not None:
+            # The last step came one period before the next one.
+            takes = max(period_us, self.stretched_us)
+            self.at = self.steps_from = max(0, now + min(takes, reading.next_refill_in_us) - takes)
+        self.open_if_it_may(now)
+        return self.drift
+
+    def learn_of_others(self, gap: int, now: int) -> None:
+        """Keep a gap back that refill under way doesn't explain; halve what is kept for each hour without."""
+        kept, since = self.kept_for_others, now if self.kept_at is None else self.kept_at
+        while kept and now - since >= HOUR_US:
+            kept, since = kept // 2, since + HOUR_US
+        steps_under_way = CLOCKS_APART_US // self.period_us + 1
+        if gap > steps_under_way * self.refill:
+            kept, since = min(kept + gap, self.capacity // 3), now
+        self.kept, self.kept_at = kept, since if kept else None
+
+    # --- the probe
+
+    def claim(self, now: int) -> bool:
+        """Claim the probe; return whether nobody else has it."""
+
+        def claim(bucket: Self) -> bool:
+            free = bucket.claimed_until is None or now >= bucket.claimed_until
+            if free:
+                bucket.claim_now(now)
+            return free
+
+        return self.asked(now, claim)
+
+    def unclaim(self, claimed_until: int, now: int) -> Ended:
+        """Give a claim back; return whether it was under way. The first time since a reading it is free at once."""
+
+        def free(bucket: Self) -> Ended:
+            if bucket.claimed_until != claimed_until or claimed_until <= now:
+                return Ended(found=False)
+            failed = bucket.returned or (not bucket.known and bucket.failures > 0)
+            bucket.claimed_until = now if failed else None
+            bucket.returned = bucket.touched = True
+            return Ended(found=True)
+
+        return self.asked(now, free)
+
+    def wants_to_know(self, now: int, probe_after: int | None) -> bool:
+        """Whether a refusal is to ask the server: nothing is known, or not lately, and nobody asks or just failed."""
+        if probe_after is None or not self.quota.synced:
+            return False
+        if not self.nothing_known and now < (self.read_at or 0) + probe_after:
+            return False
+        pause = min(probe_after * 2**self.failures, max(probe_after, HOUR_US))
+        return self.claimed_until is None or now >= self.claimed_until + pause
+
+    def claim_now(self, now: int) -> None:
+        """Send somebody to ask; who was sent before and hasn't come back has failed."""
+        self.failures += 1 if self.claimed_until is not None else 0
+        self.claimed_until, self.touched = now + CLAIM_LASTS_US, True

@@ -28,7 +28,7 @@ from keepa_tokens.rules.commands import (
 )
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import FAST, NUMBERS, QUOTA, BucketState, Hold
+from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
 from keepa_tokens.units import LIMIT, MICROSECONDS, TOLERANCE_US, UNLIMITED
 
 SECOND: Final = MICROSECONDS
@@ -81,28 +81,14 @@ def quotas(
     either = st.booleans()
     targets = st.one_of(st.integers(1, 20), st.integers(1, 3000))
     return st.builds(
-        _quota,
-        capacity=st.one_of(st.integers(1, 12), st.integers(1, 5000)) if capacities is None else capacities,
-        refill=st.one_of(st.integers(least_refill, 7), st.integers(least_refill, 600)),
-        period_us=periods_us,
+        Quota,
+        st.one_of(st.integers(1, 12), st.integers(1, 5000)) if capacities is None else capacities,
+        st.one_of(st.integers(least_refill, 7), st.integers(least_refill, 600)),
+        periods_us.map(lambda period_us: period_us / MICROSECONDS),
         stepped=either if stepped is None else st.just(stepped),
         synced=either if synced is None else st.just(synced),
         overdraft=st.sampled_from([0, 0, 3, 50, UNLIMITED]) if overdrafts is None else overdrafts,
         recharge_to=st.none() if recharge is False else targets if recharge else st.none() | targets,
-    )
-
-
-def _quota(
-    *, capacity: int, refill: int, period_us: int, stepped: bool, synced: bool, overdraft: int, recharge_to: int | None
-) -> Quota:
-    return Quota(
-        capacity,
-        refill,
-        period_us / MICROSECONDS,
-        stepped=stepped,
-        synced=synced,
-        overdraft=overdraft,
-        recharge_to=recharge_to,
     )
 
 
@@ -260,9 +246,6 @@ NONSENSE: Final[tuple[object, ...]] = (
     *(-1, LIMIT, LIMIT + 1, -LIMIT, 10**30, -(10**30)),
 )
 """No stored number: wrong types, and whole numbers out of any range."""
-
-TERMS: Final = (QUOTA, FAST)
-"""The fields that the terms of a bucket are stored in."""
 
 
 def with_fields(state: BucketState, others: Mapping[str, Any]) -> BucketState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from checks.models.machine import Bench, PlainMachine
-from checks.models.reading_machine import ReadingMachine
+from checks.models.machine import Bench, PlainMachine, ReadingMachine
 from checks.models.synced_machine import SyncedMachine
 from keepa_tokens.storage.base import Storage
 from keepa_tokens.testing.conformance import StorageUnderTest, new_key
@@ -59,11 +58,8 @@ class MachinesOnAStorage(StorageUnderTest):
         """Return a new bucket of a storage; what opens the storage anew is closed with `reopened`."""
         bench = Bench(storage, new_key(), reads_all=self.reads_all)
         if self.can("read_fields") and self.can("write_fields"):
-
-            def store(fields: Mapping[str, str]) -> None:
-                self.write(storage, bench.key, fields)
-
-            bench.fields, bench.store = partial(self.read, storage, bench.key), store
+            bench.fields = partial(self.read, storage, bench.key)
+            bench.store = partial(self.write, storage, bench.key)
         if (forget := getattr(self, "forget", None)) is not None:
             bench.forget = partial(forget, bench.key)
         if hasattr(self, "elsewhere"):

@@ -350,17 +350,12 @@ class SyncedMachine(RuleBasedStateMachine):
     @rule(field=st.sampled_from(FIELDS), text=st.sampled_from((None, "NaN", "-1", LATER)))
     def damage(self, field: str, text: str | None) -> None:
         """A stored field is lost or garbled, and everybody in flight gives up."""
-        if self.bench.fields is None or self.bench.store is None:
+        stored = self.bench.stored()
+        if not stored:
             return
-        fields = dict(self.bench.fields())
-        if not fields:
-            return
-        hit = [name for name in fields if name == field or (":" in field and name.startswith(field))]
+        hit = [name for name in stored if name == field or (":" in field and name.startswith(field))]
         for name in hit:
-            fields.pop(name)
-        if text is not None:
-            fields |= dict.fromkeys(hit, text)
-        self.bench.store(fields)
+            self.bench.damage(name, text)
         self.apply(Acquire(0))
         self.calls, self.answers, self.wandering = [], [], []
         for task in self.line:

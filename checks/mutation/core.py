@@ -36,29 +36,15 @@ from checks.mutation.mutants import broken
 from checks.page import renew
 
 TESTS: Final = (
-    "tests/test_arithmetic.py",
-    "tests/test_bad_input.py",
-    "tests/test_conformance.py",
-    "tests/test_doors.py",
-    "tests/test_edges.py",
-    "tests/test_events.py",
-    "tests/test_exactness.py",
-    "tests/test_failure_modes.py",
-    "tests/test_holds.py",
-    "tests/test_keepa_reading.py",
-    "tests/test_keepa_sync.py",
-    "tests/test_liveness.py",
-    "tests/test_memory_storage.py",
-    "tests/test_others.py",
-    "tests/test_parity.py",
-    "tests/test_places.py",
-    "tests/test_probe.py",
-    "tests/test_rate_cases.py",
-    "tests/test_repair.py",
-    "tests/test_readings_order.py",
-    "tests/test_safety.py",
-    "tests/test_units.py",
-    "tests/test_wire.py",
+    *(
+        f"tests/test_{name}.py"
+        for name in (
+            *("arithmetic", "bad_input", "conformance", "doors", "edges", "events", "exactness"),
+            *("failure_modes", "holds", "keepa_reading", "keepa_sync", "liveness", "memory_storage", "others"),
+            *("parity", "places", "probe", "rate_cases", "repair", "readings_order", "safety", "units"),
+            "wire",
+        )
+    ),
     "tests/redis/test_differential.py",
     "tests/redis/test_redis_storage.py",
 )

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     table = load()
     short = [
-        *unmatched("theorem", table.theorems, (theorem.name for theorem in stated())),
+        *unmatched("theorem", table.theorems, stated()),
         *unmatched("world", table.worlds, (world.name for world in worlds())),
     ]
     lines: list[Line] = []

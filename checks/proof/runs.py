@@ -20,15 +20,13 @@ from checks.proof.table import PLANS, Expected, Table, shortfalls
 
 __all__ = ["PARTS", "Job", "Line", "as_text", "explored", "jobs", "planted", "summary", "tables"]
 
-WORLDS, THEOREMS, SEARCHED, REFUTED, PLANTED = PARTS = (
+WORLDS, THEOREMS, REFUTED, PLANTED = PARTS = (
     "Small worlds: every state, faults included",
     "Theorems: confirmed over all paths",
-    "Theorems: searched, not confirmed",
     "Refuted, as they must be",
     "Planted faults, each refuted by the check named",
 )
-_PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.SEARCHED: SEARCHED, Verdict.REFUTED: REFUTED}
-
+_PART_OF: Final = {Verdict.CONFIRMED: THEOREMS, Verdict.REFUTED: REFUTED}
 
 CANT_RUN: Final = ("NameError", "AttributeError", "ImportError")
 

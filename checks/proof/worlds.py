@@ -27,236 +27,42 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
-from operator import attrgetter
-from typing import Any, Final
+from dataclasses import asdict, dataclass, replace
+from typing import Final
 
+from checks.proof.states import (
+    BASE_TIME,
+    LONG_AGO,
+    NOW,
+    REFUND,
+    SECOND,
+    Broken,
+    Key,
+    check_liveness,
+    faults,
+    flow_of,
+    held,
+    key,
+    resting,
+    step,
+)
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
     Acquire,
     Cancel,
     ClaimProbe,
     Command,
-    Outcome,
     Pause,
-    Peek,
     Reconcile,
     Refund,
     Reserve,
     Settle,
     Unclaim,
-    Verdict,
 )
-from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.repair import new_state, repair
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LIMIT, MICROSECONDS, MINUTE_US, TOLERANCE_US, UNLIMITED
-
-SECOND: Final = MICROSECONDS
-NOW: Final = 10**6 * SECOND
-"""Where every state is moved to: the instant of its last step."""
-
-LONG_AGO: Final = 5400 * SECOND
-"""Past ends and readings count as at most this old: nothing asks how much older they are."""
-
-BASE_TIME: Final = 10**5 * SECOND
-"""The server's time of the last reading, where only what comes after it counts."""
-
-REFUND: Final = "refund"
-"""What is remembered of a refund is left out: each is another one, and none comes twice."""
-
-
-class Broken(Exception):
-    """A step or a state breaks the promise; the message is the counterexample."""
-
-
-# --- states, apart from when they are
-
-
-def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, *, terms: bool = False) -> BucketState:
-    """Return a state moved from `now` to NOW, with its sequence numbers packed and what decides nothing left out.
-
-    What has flowed in is in the balance: a step that stored nothing leaves the state in which the next one finds it. A
-    place that is past by more than one step of the clock back is left out, and the instant of the next sweep where no
-    hold is left. terms: keep the terms that the bucket runs on.
-    """
-    state, by = flowed(quota, state, now), NOW - now
-
-    def moved(at: int | None) -> int | None:
-        return None if at is None else max(NOW - oldest, at + by)
-
-    known = {0, state.reading_sequence or 0}
-    for hold in state.holds.values():
-        known |= {hold.opened, hold.charged}
-    known |= {ticket.arrived for ticket in state.line}
-    # Without readings and a line it is only ever asked whether a hold was charged.
-    in_order = state.reading_at is not None or state.line
-    rank = {number: place if in_order else min(1, place) for place, number in enumerate(sorted(known))}
-    holds = {
-        name: Hold(hold.tokens, rank[hold.opened], hold.expires_at + by, hold.hold_for, rank[hold.charged])
-        for name, hold in sorted(state.holds.items())
-        if name != REFUND
-    }
-    instants: dict[str, Any] = {name: moved(getattr(state, name)) for name in INSTANTS}
-    instants |= {name: None for name in PLACES if (getattr(state, name) or 0) <= now - LONGEST_BACK}
-    if not holds:
-        instants["due_at"] = None
-    return replace(
-        state,
-        **instants,
-        version=0,
-        fast=None,
-        carry=state.carry or 0,
-        largest_place=state.largest_place if instants["last_place"] is not None else None,
-        probe_failures=min(1, state.probe_failures or 0),
-        sequence=max(rank.values()),
-        reading_sequence=rank[state.reading_sequence or 0],
-        holds=holds,
-        line=tuple(replace(each, arrived=rank[each.arrived], told_at=each.told_at + by) for each in state.line),
-        quota=state.quota if terms else None,
-        drift=None,
-    )
-
-
-def flowed(quota: Quota, state: BucketState, now: int) -> BucketState:
-    """Return a state in which the refill until `now` is in the balance, unless something is due before.
-
-    That looking between changes nothing is proved: `refill.smooth_path_does_not_matter` and its twin.
-    """
-    due = state.wide_capacity is not None or any(hold.due_at <= now for hold in state.holds.values())
-    if due or state.balance is None or state.refilled_at is None:
-        return state
-    flow = flow_of(state.quota or quota, state, now)
-    balance, refilled_at, carry = flow.refilled(state.balance, state.refilled_at, state.carry or 0, now)
-    return replace(state, balance=balance, refilled_at=refilled_at, carry=carry)
-
-
-PLACES: Final = "last_place", "firm_place"
-INSTANTS: Final = (
-    *(field.name for field in fields(BucketState) if field.name.endswith(("_at", "_until"))),
-    *PLACES,
-)
-LONGEST_BACK: Final = 2 * TOLERANCE_US
-"""The furthest that a clock steps back in a world with places."""
-
-
-Key = tuple[object, ...]
-
-
-def key(state: BucketState) -> Key:
-    """Return what tells one state from another."""
-    return (*WITHOUT_HOLDS(state), *state.holds.items())
-
-
-WITHOUT_HOLDS: Final = attrgetter(*(field.name for field in fields(BucketState) if field.name != "holds"))
-
-
-def held(state: BucketState) -> int:
-    """Return what calls in flight have set aside."""
-    return sum(hold.tokens for hold in state.holds.values() if hold.in_flight)
-
-
-def potential(state: BucketState, now: int, flow: Flow, *, synced: bool) -> int:
-    """Return what there is to spend, in token microseconds at a flow's rate; an unknown balance counts as 0."""
-    running = max(0, now - (state.refilled_at or 0)) * flow.refill if state.balance is not None else 0
-    available = (state.balance or 0) - (held(state) if synced else 0)
-    return available * flow.period_us + (state.carry or 0) + running
-
-
-def flow_of(quota: Quota, state: BucketState, now: int) -> Flow:
-    """Return the flow in effect."""
-    told = (state.reported_refill, state.reported_capacity, state.stretched_us, state.wide_capacity)
-    return flow_alone(quota) if told == (None,) * 4 else flow_in_effect(repair(quota, state, now)[0], now)
-
-
-@cache
-def flow_alone(quota: Quota) -> Flow:
-    """Return the flow of terms of which nobody has said anything else."""
-    return flow_in_effect(new_state(quota, NOW), NOW)
-
-
-def gained(before: BucketState, command: Command, outcome: Outcome) -> int:
-    """Return the tokens that a step gave away, less those that it got back."""
-    match command:
-        case Acquire(tokens) if outcome.granted:
-            return tokens
-        case Reserve(name, tokens) if outcome.granted and name not in before.holds:
-            return tokens
-        case Settle(name, actual, reading) if outcome.found and name in before.holds:
-            tokens = before.holds[name].tokens
-            if outcome.reading is Verdict.STALE and reading and _has_time(reading, before):
-                return -tokens  # the last reading had the cost: the call belongs to the account before it
-            return 0 if actual is None else actual - tokens
-        case Cancel(name) if outcome.found and name in before.holds:
-            return -before.holds[name].tokens
-        case Refund(_, tokens) if outcome.found:
-            return -tokens
-        case _:
-            return 0
-
-
-def _has_time(reading: Reading, state: BucketState) -> bool:
-    return reading.server_time_us is not None and type(state.server_time) is int
-
-
-# --- faults
-
-# What isn't a whole number is mended as what is missing or out of range (proved in theorems/mending.py), so one stands
-# for all; where the far future is in range, it is a fault of its own, but for the next sweep: damage at every step
-# would put it off for ever, a second at a time.
-LOST_OR_SENSELESS: Final[dict[str, tuple[int | str | None, ...]]] = {
-    "balance": (None,),
-    "refilled_at": ("x", LIMIT - 1),
-    "carry": (LIMIT - 1,),
-    "closed_until": (None, LIMIT - 1),
-    "held": (None, LIMIT - 1),
-    "open": (None,),
-    "due_at": (None, 0),
-    "last_place": (None, LIMIT - 1),
-    "firm_place": (LIMIT - 1,),
-    "largest_place": (None,),
-    "sequence": (None,),
-    "reading_at": (None, LIMIT - 1),
-    "reading_sequence": (None, LIMIT // 4),
-    "server_time": (None, LIMIT - 1),
-    "server_time_at": (None, LIMIT - 1),
-    "probe_until": (None, LIMIT - 1),
-    "probe_failures": (None, LIMIT - 1),
-    "probe_returned": (None, LIMIT - 1),
-    "reported_refill": (0,),
-    "stretched_us": (LIMIT - 1,),
-}
-
-
-SYNCED_ALONE: Final = frozenset({"reading_sequence", "probe_failures", "reported_refill", "held", "open"})
-
-
-def faults(quota: Quota, state: BucketState) -> Iterator[tuple[str, BucketState, int]]:
-    """Yield what can befall a state, and how many tokens it forgives."""
-    for name, values in LOST_OR_SENSELESS.items():
-        # Some of a plain bucket's fields are always empty.
-        if getattr(state, name) is None and not quota.synced:
-            continue
-        if name in SYNCED_ALONE and not quota.synced:
-            continue
-        if name == "closed_until" and quota.recharge_to is None:
-            continue
-        for value in values:
-            forgiven = max(0, -(state.balance or 0)) if name == "balance" else 0
-            yield f"{name}={value!r}", replace(state, **{name: value}), forgiven  # type: ignore[arg-type] # garbage
-    for name, hold in state.holds.items():
-        rest = {other: kept for other, kept in state.holds.items() if other != name}
-        # One that was charged, or taken from a plain balance, is given back no longer: nothing is forgiven.
-        forgiven = hold.tokens if hold.in_flight and quota.synced else 0
-        yield f"hold {name} lost", replace(state, holds=rest), forgiven
-        late = {**state.holds, name: replace(hold, expires_at=LIMIT - 1)}
-        yield f"hold {name} without end", replace(state, holds=late), 0
-        early = {**state.holds, name: replace(hold, opened=LIMIT // 4)}
-        yield f"hold {name} out of order", replace(state, holds=early), 0
-
+from keepa_tokens.units import MINUTE_US, TOLERANCE_US, UNLIMITED
 
 # --- a plain bucket
 
@@ -275,60 +81,6 @@ class Count:
     def __str__(self) -> str:
         orders = f", {self.orders:,} orders" if self.orders else ""
         return f"{self.states:,} states, {self.steps:,} steps{orders}"
-
-
-def step(
-    quota: Quota, state: BucketState, now: int, command: Command, *, forgiven: int = 0, start: int = NOW
-) -> tuple[BucketState, Outcome]:
-    """Take one step from a state that rested at `start`, and raise Broken if it breaks safety."""
-    after, outcome = transition(quota, state, now, command)
-    if after is None:
-        raise Broken(f"{command} left nothing")
-    if outcome.granted and outcome.reason == "GRANTED" and not outcome.scout and quota.overdraft < UNLIMITED:
-        available = (after.balance or 0) - (held(after) if quota.synced else 0)
-        if outcome.place_us == 0 and isinstance(command, Acquire | Reserve) and command.tokens and command.keep == 0:
-            fresh = not (isinstance(command, Reserve) and command.id in state.holds)
-            if fresh and available < -quota.overdraft:
-                raise Broken(f"{command} at {now - NOW} from {state} left {available}: below the overdraft")
-    if outcome.reading is not Verdict.TAKEN and state.balance is not None and _sound(state.balance):
-        flow, synced = flow_of(quota, after, now), quota.synced
-        brought = max(0, now - start) * flow.refill + forgiven * flow.period_us
-        end = potential(after, now, flow, synced=synced) + gained(state, command, outcome) * flow.period_us
-        most = potential(_spendable(state), start, flow, synced=synced) + brought
-        if end > most:
-            raise Broken(f"{command} at {now - NOW} minted {end - most}: from {state} to {after}")
-    return after, outcome
-
-
-def _sound(balance: object) -> bool:
-    return type(balance) is int and abs(balance) < LIMIT
-
-
-def _spendable(state: BucketState) -> BucketState:
-    """Return a damaged state with what its damage can't add to: its remainder and time count for nothing."""
-    sound_carry = type(state.carry) is int and 0 <= state.carry < LIMIT - 1
-    sound_time = type(state.refilled_at) is int and state.refilled_at >= 0
-    return replace(state, carry=state.carry if sound_carry else 0, refilled_at=state.refilled_at if sound_time else NOW)
-
-
-def check_liveness(quota: Quota, state: BucketState, probe_after_us: int | None, tokens: int, keep: int = 0) -> int:
-    """Raise Broken unless the state keeps the bound that it states for a request; return the steps taken."""
-    # A look writes its repairs back, like every command.
-    mended, seen = transition(quota, state, NOW, Peek(tokens, keep, probe_after_us))
-    bound = math.inf if seen.snapshot is None else seen.snapshot.bound
-    if bound == math.inf:
-        raise Broken(f"no bound for {tokens} beside {keep}: {state}")
-    end = NOW + round(bound * MICROSECONDS)
-    ask = Acquire(tokens, keep, probe_after_us=probe_after_us)
-    _, outcome = transition(quota, mended, end, ask)
-    if not (outcome.granted or outcome.probe):
-        raise Broken(f"bound {bound} s not kept for {tokens} beside {keep}: {state}")
-    halfway, early = transition(quota, mended, (NOW + end) // 2, ask)
-    if not (early.granted or early.probe):
-        _, outcome = transition(quota, halfway, end, ask)
-        if not (outcome.granted or outcome.probe):
-            raise Broken(f"bound {bound} s moved by an attempt for {tokens} beside {keep}: {state}")
-    return 3
 
 
 @dataclass(frozen=True)
@@ -413,19 +165,14 @@ class Alone:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        queue = deque(
-            [
-                resting(
-                    self.quota, BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0), NOW, self.oldest
-                )
-            ]
-        )
+        first = BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0)
+        queue = deque([self._rested(first, NOW)])
         seen = {key(queue[0])}
         while queue:
             state = queue.popleft()
             count.states += 1
-            for tokens, keep in ((1, 0), (self.quota.capacity, 0)):
-                count.steps += check_liveness(self.quota, state, self.probe_after_us, tokens, keep)
+            for tokens in (1, self.quota.capacity):
+                count.steps += check_liveness(self.quota, state, self.probe_after_us, tokens)
             for after in self._next(state, count):
                 renamed = self._renamed(after)
                 found = key(renamed)
@@ -433,6 +180,9 @@ class Alone:
                     seen.add(found)
                     queue.append(renamed)
         return count
+
+    def _rested(self, state: BucketState, now: int) -> BucketState:
+        return resting(self.quota, state, now, self.oldest)
 
     def _renamed(self, state: BucketState) -> BucketState:
         """Return the state with its holds given to the workers in one order: they are told apart by nothing else."""
@@ -451,7 +201,7 @@ class Alone:
             now = NOW + units * self.unit
             for command in self.commands(state, now):
                 count.steps += 1
-                yield resting(self.quota, step(self.quota, state, now, command)[0], now, self.oldest)
+                yield self._rested(step(self.quota, state, now, command)[0], now)
         if not self.damage:
             return
         for _, damaged, forgiven in faults(self.quota, state):
@@ -459,9 +209,7 @@ class Alone:
             for units in (0, 1):
                 now = NOW + units * self.unit
                 count.steps += 1
-                yield resting(
-                    self.quota, step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now, self.oldest
-                )
+                yield self._rested(step(self.quota, damaged, now, Acquire(1), forgiven=forgiven)[0], now)
 
 
 # --- a bucket beside the server that owns the balance
@@ -511,7 +259,7 @@ class Synced:
     start: int
     costs: tuple[int, ...]
     estimates: tuple[int, ...]
-    at_admission: bool
+    at_admission: bool = False
     ticks: int | None = 0
     unit: int = 30 * SECOND
     probe_after_us: int | None = None
@@ -531,15 +279,9 @@ class Synced:
         bucket, _ = transition(self.quota, None, NOW, Reconcile(reading))
         if bucket is None:
             raise Broken("nothing stored")
-        first = self._packed(
-            Node(
-                resting(self.quota, bucket, NOW, self.oldest),
-                self.start,
-                self.period,
-                (Call(),) * len(self.costs),
-                self.ticks or 0,
-            )
-        )
+        calls = (Call(),) * len(self.costs)
+        rested = resting(self.quota, bucket, NOW, self.oldest)
+        first = self._packed(Node(rested, self.start, self.period, calls, self.ticks or 0))
         queue = deque([first])
         ways: dict[Key, int] = {first.key(): 1}
         while queue:
@@ -658,12 +400,8 @@ class Turns:
         """Visit every state; raise Broken at the first step that mints, and where attempts can go on refused."""
         count = Count(self.name)
         first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
-        queue = deque(
-            [
-                (resting(self.quotas[0], first, NOW, OLDEST_TERMS, terms=True), number)
-                for number in range(len(self.quotas))
-            ]
-        )
+        rested = resting(self.quotas[0], first, NOW, OLDEST_TERMS, terms=True)
+        queue = deque((rested, number) for number in range(len(self.quotas)))
         refused: dict[Key, list[tuple[int, Key]]] = {}
         states = {self._key(*node): node for node in queue}
         while queue:
@@ -773,106 +511,70 @@ SLOW: Final = Quota(2, 1, 1800.0, synced=True)
 """Slow, so that claims, backoffs, holds and refills all last a few units of half an hour. 3 tokens are the fewest of
 which one is kept back."""
 
+PLAIN: Final = Quota(2, 1, 10.0)
+MINUTELY: Final = Quota(2, 1, 60.0)
+SLOWLY: Final = Quota(2, 1, 180.0)
+"""Longer than terms stay at least, so that none of them brings a step by itself."""
+
+THREE_CALLS: Final = Synced("three calls", LARGE, 100, (3, 5, 8), (4, 5, 10))
+TWO_WORKERS: Final = Synced(
+    "two workers for ever",
+    *(TINY, 2, (1, 2), (1, 2)),
+    ticks=None,
+    unit=120 * SECOND,
+    hold_for=600 * SECOND,
+    oldest=240 * SECOND,
+)
+SMALL: Final = (
+    THREE_CALLS,
+    replace(THREE_CALLS, name="three calls on 2 tokens", start=2),
+    replace(THREE_CALLS, name="three calls on 7 tokens", start=7),
+    replace(THREE_CALLS, name="three calls a second apart", apart=SECOND),
+)
+LARGER: Final = (
+    replace(THREE_CALLS, name="three calls, two refills", start=12, ticks=2, unit=60 * SECOND),
+    TWO_WORKERS,
+)
+"""Worlds with a server, which charges at completion or at admission."""
+
+HALF_AN_HOUR: Final = 1800 * SECOND
+SLOW_ALONE: Final = Alone("synced", SLOW, workers=(), unit=HALF_AN_HOUR, after=(0, 1, -1))
+ONE_CALLER: Final = replace(SLOW_ALONE, workers=("a",), damage=False, hold_for=HALF_AN_HOUR)
+
+ALONE: Final = (
+    Alone("plain, smooth", PLAIN),
+    Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True)),
+    Alone("plain, with places", PLAIN, workers=(), waits=True),
+    Alone(
+        "plain, overdraft 1, with a hold and places",
+        Quota(3, 1, 10.0, overdraft=1),
+        workers=("a",),
+        waits=True,
+        damage=False,
+        after=(0, 1),
+    ),
+    Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",)),
+    Alone("plain, with a line", PLAIN, workers=(), in_line=True, damage=False, after=(0, 1, 5, 13)),
+    Alone("plain, with pauses", PLAIN, workers=("a",), pauses=True, damage=False, after=(0, 1, 5)),
+    Turns("terms in turn, smooth and stepped", (SLOWLY, replace(SLOWLY, stepped=True)), unit=30 * SECOND),
+    Turns("terms in turn, other rates and capacities", (MINUTELY, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))),
+    Turns("terms in turn, one with refill 0", (MINUTELY, Quota(2, 0, 60.0)), alternating=True),
+    replace(ONE_CALLER, name="synced, told anything in any order", quota=replace(SLOW, initial=1), oldest=HALF_AN_HOUR),
+    replace(ONE_CALLER, name="synced, a call as the scout", probe_after_us=HALF_AN_HOUR, in_order=True),
+    replace(SLOW_ALONE, name="synced, claims and faults", probe_after_us=HALF_AN_HOUR, in_order=True),
+    replace(SLOW_ALONE, name="synced, somebody else spends", quota=replace(SLOW, capacity=3, initial=1), damage=False),
+)
+
 
 def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
     """Yield every world; with `quick` only small ones."""
     if quick:
-        yield Alone("plain, one worker, no faults", Quota(2, 1, 10.0), workers=("a",), after=(0, 1, -2), damage=False)
-    for charged, at_admission in (("completion", False), ("admission", True)):
-        yield Synced(f"three calls, charged at {charged}", LARGE, 100, (3, 5, 8), (4, 5, 10), at_admission)
-        yield Synced(f"three calls on 2 tokens, charged at {charged}", LARGE, 2, (3, 5, 8), (4, 5, 10), at_admission)
-        yield Synced(f"three calls on 7 tokens, charged at {charged}", LARGE, 7, (3, 5, 8), (4, 5, 10), at_admission)
-        yield Synced(
-            f"three calls a second apart, charged at {charged}",
-            LARGE,
-            100,
-            (3, 5, 8),
-            (4, 5, 10),
-            at_admission,
-            apart=SECOND,
-        )
-    if quick:
-        return
-    for charged, at_admission in (("completion", False), ("admission", True)):
-        yield Synced(
-            f"three calls, two refills, charged at {charged}",
-            LARGE,
-            12,
-            (3, 5, 8),
-            (4, 5, 10),
-            at_admission,
-            ticks=2,
-            unit=60 * SECOND,
-        )
-        yield Synced(
-            f"two workers for ever, charged at {charged}",
-            TINY,
-            2,
-            (1, 2),
-            (1, 2),
-            at_admission,
-            ticks=None,
-            unit=120 * SECOND,
-            hold_for=600 * SECOND,
-            oldest=240 * SECOND,
-        )
-    yield Alone("plain, smooth", Quota(2, 1, 10.0))
-    yield Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True))
-    yield Alone("plain, with places", Quota(2, 1, 10.0), workers=(), waits=True)
-    places = Alone(
-        "plain, overdraft 1, with a hold and places", Quota(3, 1, 10.0, overdraft=1), workers=("a",), waits=True
-    )
-    yield replace(places, damage=False, after=(0, 1))
-    yield Alone("plain, recharge to 3", Quota(3, 1, 10.0, recharge_to=3), workers=("a",))
-    yield Alone("plain, with a line", Quota(2, 1, 10.0), workers=(), in_line=True, damage=False, after=(0, 1, 5, 13))
-    yield Alone("plain, with pauses", Quota(2, 1, 10.0), workers=("a",), pauses=True, damage=False, after=(0, 1, 5))
-    minutely = Quota(2, 1, 60.0)
-    # Longer than terms stay at least, so that none of them brings a step by itself.
-    slowly = Quota(2, 1, 180.0)
-    yield Turns("terms in turn, smooth and stepped", (slowly, replace(slowly, stepped=True)), unit=30 * SECOND)
-    yield Turns(
-        "terms in turn, other rates and capacities", (minutely, Quota(3, 1, 40.0), Quota(2, 2, 100.0, stepped=True))
-    )
-    yield Turns("terms in turn, one with refill 0", (minutely, Quota(2, 0, 60.0)), alternating=True)
-    half_an_hour = 1800 * SECOND
-    yield Alone(
-        "synced, told anything in any order",
-        replace(SLOW, initial=1),
-        workers=("a",),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        damage=False,
-        hold_for=half_an_hour,
-        oldest=half_an_hour,
-    )
-    yield Alone(
-        "synced, a call as the scout",
-        SLOW,
-        workers=("a",),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        damage=False,
-        hold_for=half_an_hour,
-        probe_after_us=half_an_hour,
-        in_order=True,
-    )
-    yield Alone(
-        "synced, claims and faults",
-        SLOW,
-        workers=(),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        in_order=True,
-        probe_after_us=half_an_hour,
-    )
-    yield Alone(
-        "synced, somebody else spends",
-        replace(SLOW, capacity=3, initial=1),
-        workers=(),
-        unit=half_an_hour,
-        after=(0, 1, -1),
-        damage=False,
-    )
+        yield Alone("plain, one worker, no faults", PLAIN, workers=("a",), after=(0, 1, -2), damage=False)
+    for world in SMALL if quick else (*SMALL, *LARGER):
+        yield replace(world, name=f"{world.name}, charged at completion")
+        yield replace(world, name=f"{world.name}, charged at admission", at_admission=True)
+    if not quick:
+        yield from ALONE
 
 
 def explore(world: Alone | Synced | Turns) -> Count:

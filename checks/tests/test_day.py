@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import keepa
@@ -11,9 +13,10 @@ import pytest
 
 from checks.benchmarks.daysim.checks import failures
 from checks.benchmarks.daysim.contenders import CLIENT, OLD, OURS, run
-from checks.benchmarks.daysim.keepa_client import EPOCH, Get, KeepaClient, Sleep
+from checks.benchmarks.daysim.keepa_client import EPOCH, KeepaClient
 from checks.benchmarks.daysim.rows import ROWS, Row
 from keepa_tokens.testing import FakeKeepa, ManualClock
+from keepa_tokens.testing.fake_keepa import Response
 
 HOURS = 3.0
 
@@ -74,58 +77,36 @@ def test_the_keepa_clients_own_waiting_gets_calls_refused() -> None:
     assert run(CLIENT, row("8 workers, 5/min"), HOURS).share_refused > 0.3
 
 
-@dataclass
-class Log:
-    """The requests and the waits of one client, by its clock."""
+class Wire:
+    """FakeKeepa behind `requests.get`, `time.time` and `time.sleep`, with somebody else spending beside.
 
-    clock: ManualClock
-    entries: list[tuple[float, str, float]]
+    log: the requests and the waits of one client, by its clock.
+    """
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.costs = iter(COSTS)
+        cost: Callable[[str, object], int | None] = lambda path, _: next(self.costs) if path == "/product" else None  # noqa: E731
+        self.fake = FakeKeepa(initial=30, clock=self.clock, seed=3, latency=(0.2, 2.0), cost=cost)
+        self.sent = 0
+        self.log: list[tuple[float, str, float]] = []
 
     def note(self, what: str, value: float) -> None:
-        self.entries.append((self.clock.now_us() / 1e6, what, round(value, 6)))
+        self.log.append((self.clock.now_us() / 1e6, what, round(value, 6)))
 
-
-class Wire:
-    """FakeKeepa behind `requests.get`, `time.time` and `time.sleep`, with somebody else spending beside."""
-
-    def __init__(self, costs: list[int], outside: Mapping[int, int]) -> None:
-        self.clock = ManualClock()
-        self.costs = iter(costs)
-        self.fake = FakeKeepa(
-            initial=30, clock=self.clock, seed=3, latency=(0.2, 2.0), cost=lambda path, _: self.cost(path)
-        )
-        self.outside = outside
-        self.sent = 0
-        self.log = Log(self.clock, [])
-
-    def cost(self, path: str) -> int | None:
-        return next(self.costs) if path == "/product" else None
-
-    def ask(self, path: str) -> tuple[int, Mapping[str, object] | None]:
+    def get(self, path: str) -> Response:
         self.sent += 1
-        self.fake.spend_outside(self.outside.get(self.sent, 0))
+        self.fake.spend_outside(OUTSIDE.get(self.sent, 0))
         response = self.fake.request(path, {"asin": "B000000001", "history": 0})
-        self.log.note(path, response.status)
-        return response.status, response.body
+        self.note(path, response.status)
+        return response
 
     def sleep(self, seconds: float) -> None:
-        self.log.note("sleep", seconds)
+        self.note("sleep", seconds)
         self.clock.sleep(seconds)
 
     def time(self) -> float:
         return EPOCH + self.clock.now_us() / 1e6
-
-
-class Reply:
-    def __init__(self, status: int, body: Mapping[str, object] | None) -> None:
-        self.status_code = status
-        self.body = body
-
-    def json(self) -> Mapping[str, object]:
-        if self.body is None:
-            msg = "no JSON"
-            raise ValueError(msg)
-        return self.body
 
 
 COSTS = [7, 12, 20, 1, 3, 18, 20, 20, 5, 2, 9, 14]
@@ -134,39 +115,28 @@ OUTSIDE = {4: 25, 9: 60, 15: 300}
 
 def test_the_model_of_the_keepa_client_is_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same requests, answers and waits, to the microsecond, in debt and out of it."""
-    real = Wire(COSTS, OUTSIDE)
+    real, modelled = Wire(), Wire()
 
-    def get(url: str, *_: Any, **__: Any) -> Reply:
-        return Reply(*real.ask("/" + url.removeprefix("https://api.keepa.com/").removesuffix("/?")))
+    def get(url: str, *_: Any, **__: Any) -> Any:
+        response = real.get("/" + url.removeprefix("https://api.keepa.com/").removesuffix("/?"))
+        return SimpleNamespace(status_code=response.status, json=lambda: response.body)
+
+    async def get_modelled(path: str, _: int) -> tuple[int, Mapping[str, object] | None]:
+        response = modelled.get(path)
+        return response.status, response.body
+
+    async def sleep(seconds: float) -> None:
+        modelled.sleep(seconds)
 
     monkeypatch.setattr("keepa.keepa_sync.requests.get", get)
     monkeypatch.setattr("keepa.keepa_sync.time", real)
     client = keepa.Keepa("a" * 64, logging_level="CRITICAL")
-    for _ in COSTS:
+    model = KeepaClient(get_modelled, modelled.time, sleep)
+    for cost in COSTS:
         client.query("B000000001", history=False, progress_bar=False)
+        asyncio.run(model.query(cost))
 
-    modelled = Wire(COSTS, OUTSIDE)
-    model = KeepaClient(lambda: int(modelled.time() * 1000))
-    for _ in COSTS:
-        drive(model, modelled)
-
-    assert modelled.log.entries == real.log.entries
-    waits = [value for _, what, value in real.log.entries if what == "sleep"]
+    assert modelled.log == real.log
+    waits = [value for _, what, value in real.log if what == "sleep"]
     assert len(waits) > 5
     assert max(waits) > 3600
-
-
-def drive(model: KeepaClient, wire: Wire) -> None:
-    doing = model.query()
-    answer = None
-    while True:
-        try:
-            verb = doing.send(answer)
-        except StopIteration:
-            return
-        answer = None
-        match verb:
-            case Get(path):
-                answer = wire.ask("/" + path)
-            case Sleep(seconds):
-                wire.sleep(seconds)

@@ -147,7 +147,7 @@ def test_a_day_of_the_benchmarks_load_leaves_nothing_to_find(name: str, monkeypa
             self.due = 0.0
 
         def seen(self) -> Look:
-            state = self._storage.memory.dump(DAY_KEY)
+            state = self._storage.dump(DAY_KEY)
             assert state is not None
             return Look(KEY, self._world.loop.clock.now_us(), state.to_fields(), state)
 

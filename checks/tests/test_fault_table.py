@@ -68,27 +68,15 @@ def a_moment(kind: Kind) -> Moment:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_bucket_that_stands_still_is_found(kind: Kind) -> None:
-    """A bucket that never grants and never probes breaks its bound, so the measuring of liveness bites."""
+@pytest.mark.parametrize("found", ["neither a grant nor a probe", "granted beyond", "too far"])
+def test_a_bucket_that_breaks_its_bounds_is_found(kind: Kind, found: str) -> None:
+    """One that never grants and never probes, one that grants what it does not have, and one whose bound is too far."""
     moment = a_moment(kind)
-    due, sound = Due.at(kind, moment), InMemory.of(kind, moment)
-    with pytest.raises(AssertionError, match="neither a grant nor a probe"):
-        measured(kind, ("a", "b"), moment, Lying(InMemory.of(kind, moment), granted=False), sound, due, NOTHING)
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_bucket_that_mints_is_found(kind: Kind) -> None:
-    """A bucket that grants what it does not have is found out, so the measuring of safety bites."""
-    moment = a_moment(kind)
-    due, sound = Due.at(kind, moment), InMemory.of(kind, moment)
-    with pytest.raises(AssertionError, match="granted beyond"):
-        measured(kind, ("a", "b"), moment, sound, Lying(InMemory.of(kind, moment), granted=True), due, NOTHING)
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_bound_that_is_too_far_is_found(kind: Kind) -> None:
-    """A bucket that states a bound beyond what its balance explains is found out."""
-    moment = a_moment(kind)
-    late = Late(InMemory.of(kind, moment))
-    with pytest.raises(AssertionError, match="too far"):
-        measured(kind, ("a", "b"), moment, late, late, Due.at(kind, moment), NOTHING)
+    alive, greedy = InMemory.of(kind, moment), InMemory.of(kind, moment)
+    broken: dict[str, tuple[Bucket, Bucket]] = {
+        "neither a grant nor a probe": (Lying(alive, granted=False), greedy),
+        "granted beyond": (alive, Lying(greedy, granted=True)),
+        "too far": (Late(alive), greedy),
+    }
+    with pytest.raises(AssertionError, match=found):
+        measured(kind, ("a", "b"), moment, *broken[found], Due.at(kind, moment), NOTHING)

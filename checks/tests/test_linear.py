@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from checks.linear.crews import EPOCH, QUOTAS, Processes, Work, by_coroutines, by_threads, killing, one, work
+from checks.linear.crews import EPOCH, QUOTAS, Work, by_coroutines, by_processes, by_threads, killing, one, work
 from checks.linear.search import Call, order
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Outcome, Peek
@@ -124,15 +124,13 @@ def test_threads_on_memory_storage(seed: int) -> None:
 
 def test_processes_on_a_server(server: Server, client: redis.Redis) -> None:
     """Three processes of two threads, on one bucket."""
-    processes, storage = Processes(server.url, 3), RedisStorage.from_url(server.url)
-    try:
+    storage = RedisStorage.from_url(server.url)
+    with by_processes(server.url, 3) as done_by:
         for seed in range(HISTORIES):
             client.flushall()
             works = crew(seed, callers=6, calls=4)
-            assert holds(last_look(storage, processes.do([works[:2], works[2:4], works[4:]]))), seed
-    finally:
-        processes.close()
-        storage.close()
+            assert holds(last_look(storage, done_by([works[:2], works[2:4], works[4:]]))), seed
+    storage.close()
 
 
 @pytest.mark.parametrize("lossy", [False, True], ids=["whole", "connections killed"])
@@ -182,7 +180,7 @@ def test_memory_without_its_lock_is_found() -> None:
     """Without the lock some history of threads can't be put in order."""
     for seed in range(40 * HISTORIES):
         storage: Any = MemoryStorage()
-        storage._lock = NoLock()
+        storage.lock = NoLock()
         if not holds(on_memory(storage, seed)):
             return
     pytest.fail("nothing was found")

@@ -6,8 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from checks.models.machine import Bench
-from checks.models.reading_machine import ReadingMachine, Word
+from checks.models.machine import Bench, PlainMachine, ReadingMachine, Word
 from checks.models.strategies import DAY, MINUTE
 from checks.models.suite import MachinesOnAStorage
 from checks.models.synced_machine import LATER, SyncedMachine
@@ -76,3 +75,24 @@ def test_a_bucket_whose_reading_lies_ahead_may_have_no_balance(bench: Bench) -> 
     machine.lose(0, "balance", None)
     machine.both_show_the_same()
     assert machine.shown(0).balance is None
+
+
+def test_who_wants_more_than_the_capacity_is_told_no_instant(bench: Bench) -> None:
+    """In a pause it stands in line; afterwards nobody promises it that its turn comes."""
+    machine = PlainMachine(bench)
+    machine.begin(Quota(1, 0, 1.0), (0, 0, 0))
+    machine.pause(0, MINUTE)
+    machine.hold(0, "b", 2, MINUTE, 0, None, "a", scout=False)
+    machine.pause(0, 0)
+    machine.the_first_comes(0)
+
+
+def test_a_bucket_may_be_forgotten_by_one_clock_and_not_by_another(bench: Bench) -> None:
+    """The one that is ahead of the others is looked at first: what it finds gone is gone for all."""
+    machine = ReadingMachine(bench)
+    machine.begin(Quota(10, 1, 60.0, synced=True), (0, 0, 10))
+    machine.hear(0, Word(None, 0, 0, None, None, None))
+    machine.time_passes(DAY - 5)
+    machine.both_show_the_same()
+    machine.pause(2, MINUTE)
+    machine.both_show_the_same()

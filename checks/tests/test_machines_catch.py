@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from checks.models.broken import FAULTS, Broken, Fault, Place
-from checks.models.machine import Bench
-from checks.models.reading_machine import ReadingMachine, Word
+from checks.models.machine import Bench, ReadingMachine, Word
 from checks.models.strategies import HOUR, MINUTE, SECOND
 from checks.models.synced_machine import SyncedMachine
 from keepa_tokens import Quota

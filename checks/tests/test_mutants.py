@@ -19,30 +19,24 @@ def survivor(mutant: Mutant, *, equivalent: bool = False) -> Mutant:
     return replace(mutant, reason="for a reason", equivalent=equivalent)
 
 
-def test_a_run_in_which_all_are_noticed_passes() -> None:
-    """Nothing survives: all of them count, and it passes."""
-    judgement = judged(MUTANTS, [], [])
-    assert (judgement.tried, judgement.share, judgement.passed) == (100, 1.0, True)
-
-
-def test_a_survivor_that_nobody_explained_fails_the_run() -> None:
-    """One of a hundred is well within 5%, and it fails all the same: somebody has to look at it."""
-    judgement = judged(MUTANTS, MUTANTS[:1], [])
-    assert (judgement.unlisted, judgement.share, judgement.passed) == (MUTANTS[:1], 0.99, False)
-
-
-@pytest.mark.parametrize("explained, passed", [(5, True), (6, False)])
-def test_reasons_go_only_so_far(explained: int, passed: bool) -> None:
-    """Of a hundred five may survive for a reason; six may not."""
-    judgement = judged(MUTANTS, [], [survivor(mutant) for mutant in MUTANTS[:explained]])
-    assert (judgement.tried, judgement.share, judgement.passed) == (100 - explained, 1 - explained / 100, passed)
-
-
-def test_what_nothing_can_tell_from_the_code_does_not_count() -> None:
-    """Equivalent ones are neither noticed nor missed, however many there are."""
-    rows = [survivor(mutant, equivalent=True) for mutant in MUTANTS[:50]]
-    judgement = judged(MUTANTS, [], rows)
-    assert (judgement.tried, judgement.share, judgement.passed) == (50, 1.0, True)
+@pytest.mark.parametrize(
+    "unnoticed, explained, equivalent, tried, share, passed",
+    [
+        pytest.param(0, 0, False, 100, 1.0, True, id="all are noticed"),
+        pytest.param(1, 0, False, 100, 0.99, False, id="somebody has to look at one that nobody explained"),
+        pytest.param(0, 5, False, 95, 0.95, True, id="of a hundred five may survive for a reason"),
+        pytest.param(0, 6, False, 94, 0.94, False, id="six may not"),
+        pytest.param(0, 50, True, 50, 1.0, True, id="what nothing can tell from the code does not count"),
+    ],
+)
+def test_what_a_run_comes_to(
+    unnoticed: int, explained: int, equivalent: bool, tried: int, share: float, passed: bool
+) -> None:
+    """It passes if all are noticed or explained, and nearly all of those that can be told from the code are noticed."""
+    rows = [survivor(mutant, equivalent=equivalent) for mutant in MUTANTS[:explained]]
+    judgement = judged(MUTANTS, MUTANTS[:unnoticed], rows)
+    assert (judgement.tried, judgement.share, judgement.passed) == (tried, share, passed)
+    assert judgement.unlisted == MUTANTS[:unnoticed]
 
 
 def test_a_reason_for_what_is_no_mutant_any_more_fails_the_run() -> None:

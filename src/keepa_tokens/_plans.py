@@ -75,7 +75,7 @@ class Taken:
 
     __slots__ = ("_rank", "came", "claimed", "outcome", "request", "sent", "unsure", "woken")
 
-    def __init__(self, taking: Acquire | None = None, decision: Decision | None = None) -> None:
+    def __init__(self, taking: Acquire | None = None) -> None:
         self.unsure = False
         self.sent: Command | None = None
         self.came: Outcome | None = None
@@ -86,8 +86,6 @@ class Taken:
         self.woken = False
         if taking is not None:
             self.sends(taking)
-        if decision is not None:
-            self.came = Outcome(0, decision.balance, decision.granted)
 
     def sends(self, command: Command) -> None:
         """Take note of a command that is about to be sent."""

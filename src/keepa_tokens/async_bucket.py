@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import Bucket, Door, DoorSteps, Reserved, awaited, cost, decorated, new_id, struck
+from ._door import BucketBase, Door, DoorSteps, Reserved, awaited, came_to, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience
 from .clock import Clock
@@ -24,7 +24,8 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, 
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncClosing, AsyncStorage
-from .storage.memory import MemoryStorage, came_to
+from .storage.memory import MemoryStorage
+from .units import LIMIT
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +40,7 @@ CLEANUP_SECONDS = 5.0
 AsyncDoor: TypeAlias = Door[AsyncStorage | MemoryStorage]
 
 
-class AsyncTokenBucket(Bucket[AsyncStorage | MemoryStorage], AsyncClosing):
+class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
     """`TokenBucket` for coroutines: the same names, awaited. Memory storage serves both doors at once."""
 
     def __init__(
@@ -57,11 +58,11 @@ class AsyncTokenBucket(Bucket[AsyncStorage | MemoryStorage], AsyncClosing):
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
         try:
-            decision = self._door.at_once(tokens, keep)
+            decision = self._door.at_once(tokens, keep, 0)
             if decision is not None:
                 return decision
         except BaseException as error:
-            await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+            await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
             raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
@@ -75,11 +76,11 @@ class AsyncTokenBucket(Bucket[AsyncStorage | MemoryStorage], AsyncClosing):
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
         if timeout is None:
             try:
-                decision = self._door.at_once(tokens, keep, waits=True)
+                decision = self._door.at_once(tokens, keep, LIMIT)
                 if decision is not None:
                     return decision
             except BaseException as error:
-                await AwaitedSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
                 raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = AwaitedSteps(self._door)
@@ -199,8 +200,8 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
 
     __slots__ = ("_step",)
 
-    def __init__(self, door: AsyncDoor, taking: Acquire | None = None, decision: Decision | None = None) -> None:
-        super().__init__(door, taking, decision)
+    def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
+        super().__init__(door, taking)
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 
     async def apply(self, command: Command) -> Outcome:

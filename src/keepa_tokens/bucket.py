@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import Bucket, Door, DoorSteps, Reserved, blocking, cost, decorated, new_id, struck
+from ._door import BucketBase, Door, DoorSteps, Reserved, blocking, came_to, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience
 from .clock import Clock
@@ -21,13 +21,14 @@ from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, 
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Closing, Storage
-from .storage.memory import MemoryStorage, came_to
+from .storage.memory import MemoryStorage
+from .units import LIMIT
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TokenBucket(Bucket[Storage], Closing):
+class TokenBucket(BucketBase[Storage], Closing):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
     quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
@@ -55,11 +56,11 @@ class TokenBucket(Bucket[Storage], Closing):
         """
         door = self._door
         try:
-            decision = door.at_once(tokens, keep)
+            decision = door.at_once(tokens, keep, 0)
             if decision is not None:
                 return decision
         except BaseException as error:
-            BlockingSteps(door, Acquire(tokens), struck(error)).undo(error)
+            BlockingSteps(door, Acquire(tokens)).undo(error)
             raise
         tokens, keep = cost(door.quota, tokens, keep)
         steps = BlockingSteps(door)
@@ -79,11 +80,11 @@ class TokenBucket(Bucket[Storage], Closing):
         """
         if timeout is None:
             try:
-                decision = self._door.at_once(tokens, keep, waits=True)
+                decision = self._door.at_once(tokens, keep, LIMIT)
                 if decision is not None:
                     return decision
             except BaseException as error:
-                BlockingSteps(self._door, Acquire(tokens), struck(error)).undo(error)
+                BlockingSteps(self._door, Acquire(tokens)).undo(error)
                 raise
         tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
@@ -98,9 +99,9 @@ class TokenBucket(Bucket[Storage], Closing):
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = "") -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
 
-        A plain bucket takes them at once and gives back what was not spent. label: whose hold it is, for people who
-        look at what is in flight. Raises NotEnoughTokens, nothing taken, with `retry_after` and `reason`; the rest as
-        `try_acquire`.
+        A plain bucket takes them at once and gives back what was not spent. Raises NotEnoughTokens, nothing taken, with
+        `retry_after` and `reason`; the rest as `try_acquire`. label: whose hold it is, for people who look at what is
+        in flight.
         """
         command = self._door.reservation(tokens, keep, hold_for, label)
         steps = BlockingSteps(self._door)

@@ -11,10 +11,9 @@ from typing import Final
 
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
-from keepa_tokens.rules.flow import Flow
 from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, SoundState, quota_text
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.storage._working import Bucket, Compact, Whole, begun, kept, step
+from keepa_tokens.storage._working import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
 ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
@@ -44,7 +43,7 @@ class Mirror:
         """Carry the command out as the storage does."""
         served = attempt(self.texts, quota, command, now)
         self.way = served if isinstance(served, str) else BY_ITSELF
-        if isinstance(served, Compact | Whole):
+        if isinstance(served, Bucket):
             self.took += 1
             outcome = step(served, command, now)
             assert outcome is not None
@@ -206,9 +205,9 @@ def _fast_is_sound(state: BucketState, now: int) -> bool:
 
 
 def _is_damaged(working: Bucket, now: int) -> bool:
-    if working.carry >= working.period_us:
+    flow = working.flow
+    if working.carry >= flow.period_us:
         return True
     latest = max(working.last_place, working.firm_place)
-    flow = Flow(working.capacity, working.refill, working.period_us, working.stepped)
-    furthest = flow.instant(working.capacity - min(0, working.balance or 0), now, 0)
-    return latest > now and furthest < NEVER and latest > furthest + working.period_us + TOLERANCE_US
+    furthest = flow.instant(flow.capacity - min(0, working.balance), now, 0)
+    return latest > now and furthest < NEVER and latest > furthest + flow.period_us + TOLERANCE_US

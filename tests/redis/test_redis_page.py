@@ -1,4 +1,4 @@
-"""docs/reference/redis.md tells the truth: its programs run, its tables and its hash are what servers do."""
+"""docs/reference/redis.md and stored.md tell the truth: programs run, tables and the hash are what servers do."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from tests.redis.flavours import SENT_BY_DEFAULT
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, MASTER, SYSTEM, Server, cluster, replicated, running
 
-PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "redis.md").read_text(encoding="utf-8")
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+PAGE = (REFERENCE / "redis.md").read_text(encoding="utf-8")
+STORED = (REFERENCE / "stored.md").read_text(encoding="utf-8")
 PROGRAMS: list[str] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 PLAIN = Quota(1000, 1, 1.0)
 
 
-def rows(heading: str) -> Iterator[list[str]]:
+def rows(page: str, heading: str) -> Iterator[list[str]]:
     """Yield the rows of the table under a heading, cell by cell."""
-    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = page.split(f"# {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     for line in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[1:]:
         yield line.split(" | ")
 
@@ -99,19 +101,19 @@ def test_the_hash_is_what_is_stored(server: Server, client: redis.Redis) -> None
     lines = [f"{name.decode().replace(opened.id, '2f6c'):<16} {text.decode()}" for name, text in stored.items()]
     storage.close()
 
-    assert re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", PAGE, re.DOTALL)[0].splitlines() == lines
+    assert re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", STORED, re.DOTALL)[0].splitlines() == lines
     assert (client.memory_usage("keepa_tokens:my-plan") or 0) in range(1, 1024)
 
 
 def test_every_field_is_told() -> None:
     """The table of fields has each field of a state once, and no other."""
-    told = [name for row in rows("What is stored") for name in re.findall(r"`([^`]+)`", row[0])]
+    told = [name for row in rows(STORED, "What is stored") for name in re.findall(r"`([^`]+)`", row[0])]
     assert told == [*NUMBERS, QUOTA, FAST, LINE, "hold:<id>"]
 
 
 def test_sendings_are_as_measured() -> None:
     """The table of clients that send again has the numbers that the tests of each kind measure."""
-    told = {row[0]: {"redis": int(row[1]), "valkey": int(row[2])} for row in rows("A call that is sent twice")}
+    told = {row[0]: {"redis": int(row[1]), "valkey": int(row[2])} for row in rows(PAGE, "A call that is sent twice")}
     assert told == SENT_BY_DEFAULT
 
 
@@ -154,7 +156,7 @@ def test_one_library_opens_the_others_urls(
 
 def test_the_state_reads_back(client: redis.Redis) -> None:
     """The hash of the page, put into Redis by hand, is read as the state that it says."""
-    lines = re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", PAGE, re.DOTALL)[0].splitlines()
+    lines = re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", STORED, re.DOTALL)[0].splitlines()
     texts = {name: text.strip() for name, text in (line.split(maxsplit=1) for line in lines)}
     state = BucketState.from_fields(texts)
     assert state.unreadable == ()

@@ -53,106 +53,82 @@ class Check:
         return f"{100 * value:.2f}%" if self.unit == "%" else f"{value:.0f}{self.unit and ' ' + self.unit}"
 
 
-def _good(row: Row) -> bool:
-    return row.refused_at_most == 0
+def _everywhere(_: Row) -> bool:
+    return True
 
 
-def _limit(row: Row, _: Result) -> float:
-    return row.refused_at_most or 0.0
+def _at_most(bound: float) -> Callable[[Row, Result], float]:
+    return lambda _, __: bound
 
 
-def _refused(_: Row, result: Result) -> float:
-    return result.share_refused
+def _refusals(name: str, concerns: Callable[[Row], bool]) -> Check:
+    return Check(name, concerns, lambda _, result: result.share_refused, lambda row, _: row.refused_at_most or 0.0, "%")
 
 
-def _recovery(_: Row, result: Result) -> float:
-    return float("inf") if result.recovery is None else result.recovery
+def _recovery(name: str, events: set[str]) -> Check:
+    return Check(
+        name,
+        lambda row: row.event in events,
+        lambda _, result: float("inf") if result.recovery is None else result.recovery,
+        _recovered_by,
+        "s",
+    )
 
 
 def _recovered_by(row: Row, result: Result) -> float:
-    bound = result.ideal + STEP_AS_PROJECTED + SLACK
-    if row.event == "crash":
-        # What the crashed call cost nobody knows: its estimate stays set aside until the hold runs out.
-        return max(bound, HOLD_FOR + STEP_AS_PROJECTED + SLACK)
-    if row.event == "token down, flush":
-        return max(result.ideal, CLAIM + STEP_AS_PROJECTED) + STEP_AS_PROJECTED + SLACK
-    return bound
+    step = STEP_AS_PROJECTED + SLACK
+    match row.event:
+        case "crash":
+            # What the crashed call cost nobody knows: its estimate stays set aside until the hold runs out.
+            return max(result.ideal + step, HOLD_FOR + step)
+        case "token down, flush":
+            return max(result.ideal, CLAIM + STEP_AS_PROJECTED) + step
+        case "no refill":
+            return result.ideal + step + 600
+        case _:
+            return result.ideal + step
 
 
 CHECKS: Final[Sequence[Check]] = (
     Check(
         "at most 1% of what was minted is left unspent",
-        lambda _: True,
+        _everywhere,
         lambda _, result: 1 - result.share_used,
-        lambda _, __: 0.01,
+        _at_most(0.01),
         "%",
     ),
-    Check(
-        "nothing is wasted at the cap",
-        lambda _: True,
-        lambda _, result: result.wasted,
-        lambda _, __: 0,
-        "tokens",
-    ),
-    Check(
-        "no call is refused with good estimates and nobody else spending",
-        _good,
-        _refused,
-        _limit,
-        "%",
-    ),
-    Check(
-        "at most 1% of the calls are refused beside an outside spender",
-        lambda row: row.outside > 0,
-        _refused,
-        _limit,
-        "%",
-    ),
-    Check(
+    Check("nothing is wasted at the cap", _everywhere, lambda _, result: result.wasted, _at_most(0), "tokens"),
+    _refusals("no call is refused with good estimates and nobody else spending", lambda row: row.refused_at_most == 0),
+    _refusals("at most 1% of the calls are refused beside an outside spender", lambda row: row.outside > 0),
+    _refusals(
         "at most 3% of the calls are refused with estimates off by up to 5x, answers lost or the plan changed",
-        lambda row: not _good(row) and not row.outside and row.refused_at_most is not None,
-        _refused,
-        _limit,
-        "%",
+        lambda row: bool(row.refused_at_most) and not row.outside,
     ),
     Check(
         "while answers flow nobody probes but for the first balance",
         lambda row: row.steady,
         lambda _, result: result.probes,
-        lambda _, __: 1,
+        _at_most(1),
     ),
     Check(
         "at most 6 probes in any hour, however many workers starve",
-        lambda _: True,
+        _everywhere,
         lambda _, result: result.busiest_hour,
-        lambda _, __: 6,
+        _at_most(6),
     ),
-    Check(
+    _recovery(
         "back after the refill from the true balance, at most one step and an answered probe later",
-        lambda row: row.event in {"timestamp lost", "flush", "crash"},
-        _recovery,
-        _recovered_by,
-        "s",
+        {"timestamp lost", "flush", "crash"},
     ),
-    Check(
-        "with /token down and the state lost: back within the refill from 0",
-        lambda row: row.event == "token down, flush",
-        _recovery,
-        _recovered_by,
-        "s",
-    ),
-    Check(
-        "every other event is over when the refill is there",
-        lambda row: row.event in {"downgrade", "token down", "server clock", "no refill"},
-        _recovery,
-        lambda row, result: _recovered_by(row, result) + (600 if row.event == "no refill" else 0),
-        "s",
+    _recovery("with /token down and the state lost: back within the refill from 0", {"token down, flush"}),
+    _recovery(
+        "every other event is over when the refill is there", {"downgrade", "token down", "server clock", "no refill"}
     ),
     Check(
         "of 64 workers none waits longer than twice the time that the tokens asked for before it take",
         lambda row: row.workers == CROWD,
         lambda _, result: result.longest_wait / max(STEP_AS_PROJECTED, result.its_turn),
-        lambda _, __: 2,
+        _at_most(2),
         "times",
     ),
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from checks.benchmarks.daysim.world import World
+from checks.benchmarks.daysim.world import Contender, World
 from keepa_tokens.cli.old_rule import OldState, Verdict, attempt
 
 GUESS: Final = 100
@@ -22,7 +22,7 @@ ASK_AGAIN: Final = 30.0
 AFTER_REFUSAL: Final = 60.0
 
 
-class OldManager:
+class OldManager(Contender):
     """All workers of the old manager and the state they share."""
 
     def __init__(self, world: World) -> None:

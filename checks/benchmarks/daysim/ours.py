@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from checks.benchmarks.daysim.world import World
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, Event, MemoryStorage, Quota, Snapshot, keepa_quota
-from keepa_tokens.rules.commands import Command, Outcome
+from checks.benchmarks.daysim.world import Contender, World
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, Event, MemoryStorage, keepa_quota
 
 KEY = "day"
 
 
-class Shared:
-    """The storage of all workers, which can lose everything at once, as a Redis does on FLUSHALL."""
-
-    def __init__(self) -> None:
-        self.memory = MemoryStorage()
-
-    async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key`."""
-        return self.memory.apply(key, quota, command, now_us=now_us)
-
-    async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        """Return the bucket `key` as it stands."""
-        return self.memory.inspect(key, now_us=now_us)
-
-    async def keys(self) -> AsyncIterator[str]:
-        """Yield the keys of all buckets."""
-        for key in self.memory.keys():  # noqa: SIM118 - a storage is no dict
-            yield key
-
-    async def aclose(self) -> None:
-        """Let go of nothing."""
-
-
-class Ours:
+class Ours(Contender):
     """The library, as a user would use it."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._storage = Shared()
+        self._storage = MemoryStorage()
         random.seed(world.row.seed)  # the jitter of those who wait
         self._doors = [self._door(worker) for worker in range(world.row.workers)]
 
@@ -56,8 +32,7 @@ class Ours:
             clock=self._world.loop.clock,
             listener=_deaf,
         )
-        probe: Callable[[], Awaitable[tuple[int, Mapping[str, object] | None]]] = partial(self._probe, worker)
-        return AsyncKeepaSync(bucket, probe=probe)
+        return AsyncKeepaSync(bucket, probe=partial(self._probe, worker))
 
     async def _probe(self, worker: int) -> tuple[int, Mapping[str, object] | None]:
         response = await self._world.token(worker)
@@ -76,14 +51,14 @@ class Ours:
 
     def lose_timestamp(self, balance: int) -> None:
         """Take `refilled_at` out of the stored state."""
-        state = self._storage.memory.dump(KEY)
+        state = self._storage.dump(KEY)
         if state is None:
             raise LookupError("there is no state to damage")
-        self._storage.memory.load(KEY, replace(state, balance=balance, refilled_at=None))
+        self._storage.load(KEY, replace(state, balance=balance, refilled_at=None))
 
     def flush(self) -> None:
         """Lose the state."""
-        self._storage.memory = MemoryStorage()
+        self._storage.delete(KEY)
 
 
 def _deaf(_: Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -18,7 +19,14 @@ Event = Literal[
     "server clock",
     "no refill",
 ]
-Estimates = Literal["good", "2x high", "5x high", "5x low", "5x either way"]
+ESTIMATES: Final[Mapping[str, Callable[[int, float], int]]] = {
+    "good": lambda cost, _: cost,
+    "2x high": lambda cost, _: 2 * cost,
+    "5x high": lambda cost, _: 5 * cost,
+    "5x low": lambda cost, _: math.ceil(cost / 5),
+    "5x either way": lambda cost, drawn: max(1, round(cost * 5 ** (2 * drawn - 1))),
+}
+"""What workers believe that a call will take, by its cost and a number drawn from [0, 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +38,13 @@ class Row:
     charged. charge: when the server takes the cost. keep: tokens left to others by each request. recharge_to: as
     of KeepaSync. other_rate: the plan that every second worker believes in.
     refused_at_most: the share of paid calls that KeepaSync may have refused; None: nothing is promised.
-    steady: answers keep coming, so KeepaSync asks `/token` for the first balance and never again. quick: part of the
-    short run.
+    steady: answers keep coming, so KeepaSync asks `/token` for the first balance and never again.
     """
 
     name: str
     workers: int = 8
     rate: int = 5
-    estimates: Estimates = "good"
+    estimates: str = "good"
     outside: int = 0
     event: Event | None = None
     timeouts: float = 0.0
@@ -47,7 +54,6 @@ class Row:
     other_rate: int | None = None
     refused_at_most: float | None = 0.0
     steady: bool = True
-    quick: bool = False
     seed: int = 1
 
     @property
@@ -57,40 +63,24 @@ class Row:
 
     def estimate(self, cost: int, chance: random.Random) -> int:
         """Return what a worker believes that a call of `cost` will take."""
-        drawn = chance.random()
-        match self.estimates:
-            case "good":
-                return cost
-            case "2x high":
-                return 2 * cost
-            case "5x high":
-                return 5 * cost
-            case "5x low":
-                return math.ceil(cost / 5)
-            case "5x either way":
-                return max(1, round(cost * 5 ** (2 * drawn - 1)))
-
-
-def _plain() -> list[Row]:
-    quick = {(8, 5), (64, 5)}
-    return [
-        Row(f"{who}, {rate}/min", workers, rate, quick=(workers, rate) in quick)
-        for rate in (5, 20, 60)
-        for workers, who in ((1, "1 worker"), (8, "8 workers"), (64, "64 workers"))
-    ]
+        return ESTIMATES[self.estimates](cost, chance.random())
 
 
 ROWS: Final[tuple[Row, ...]] = (
-    *_plain(),
-    Row("outside spender", outside=30, steady=False, refused_at_most=0.01, quick=True),
+    *(
+        Row(f"{who}, {rate}/min", workers, rate)
+        for rate in (5, 20, 60)
+        for workers, who in ((1, "1 worker"), (8, "8 workers"), (64, "64 workers"))
+    ),
+    Row("outside spender", outside=30, steady=False, refused_at_most=0.01),
     Row("outside spender, 1 worker", 1, outside=30, steady=False, refused_at_most=0.01),
     Row("outside spender, 64 workers", 64, outside=30, steady=False, refused_at_most=0.01),
-    Row("outside spender, 20/min", rate=20, outside=30, steady=False, refused_at_most=0.01, quick=True),
+    Row("outside spender, 20/min", rate=20, outside=30, steady=False, refused_at_most=0.01),
     Row("outside spender, 60/min", rate=60, outside=30, steady=False, refused_at_most=0.01),
     Row("outside spender, keep 90", outside=30, keep=90, steady=False, refused_at_most=0.01),
-    Row("estimates 2x high", estimates="2x high", refused_at_most=0.03, quick=True),
+    Row("estimates 2x high", estimates="2x high", refused_at_most=0.03),
     Row("estimates 5x high", estimates="5x high", refused_at_most=0.03),
-    Row("estimates 5x low", estimates="5x low", refused_at_most=0.03, quick=True),
+    Row("estimates 5x low", estimates="5x low", refused_at_most=0.03),
     Row("estimates 5x low, 64 workers", 64, estimates="5x low", steady=False, refused_at_most=0.03),
     Row("estimates 5x low, 20/min", rate=20, estimates="5x low", refused_at_most=0.03),
     Row("estimates 5x either way", estimates="5x either way", refused_at_most=0.03),
@@ -98,14 +88,14 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("recharge to 40", recharge_to=40, steady=False),
     Row("two versions of the quota", other_rate=20),
     Row("2% of answers lost", timeouts=0.02, refused_at_most=0.03),
-    Row("timestamp lost at -79", event="timestamp lost", steady=False, quick=True),
+    Row("timestamp lost at -79", event="timestamp lost", steady=False),
     Row("timestamp lost at -79, 64 workers", 64, event="timestamp lost", steady=False),
-    Row("state flushed", event="flush", steady=False, quick=True),
+    Row("state flushed", event="flush", steady=False),
     Row("crash with a hold", event="crash", refused_at_most=0.03, steady=False),
     Row("plan 5 to 20", event="upgrade", steady=False),
     Row("plan 20 to 5", rate=20, event="downgrade", refused_at_most=0.03, steady=False),
     Row("/token down for an hour", event="token down", steady=False),
-    Row("/token down, state flushed", event="token down, flush", refused_at_most=0.03, steady=False, quick=True),
+    Row("/token down, state flushed", event="token down, flush", refused_at_most=0.03, steady=False),
     Row("server clock steps", event="server clock", steady=False),
     Row("no refill for two hours", event="no refill", refused_at_most=None, steady=False),
 )

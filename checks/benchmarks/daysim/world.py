@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from checks.benchmarks.daysim.rows import Event, Row
 from keepa_tokens.testing import FakeKeepa, VirtualLoop
@@ -27,24 +26,21 @@ RESTART_AFTER: Final = 30.0
 DEBT: Final = -79
 
 
-class Contender(Protocol):
-    """One way to meter calls."""
+class Contender:
+    """One way to meter calls. Where workers share no state, or none with such a field, nothing is lost."""
 
     async def call(self, worker: int, cost: int, estimate: int) -> None:
         """Make one paid call, waiting and trying again until it is answered; TimeoutError if the answer is lost."""
-        ...
+        raise NotImplementedError
 
     def restart(self, worker: int) -> None:
         """Let a worker that crashed begin anew, in a new process."""
-        ...
 
     def lose_timestamp(self, balance: int) -> None:
         """Lose the time of the last refill from the shared state while `balance` stays."""
-        ...
 
     def flush(self) -> None:
         """Lose the whole shared state."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +89,9 @@ class World:
         self.loop = loop
         self.end = hours * 3600
         self.fake = FakeKeepa(
-            refill_rate=row.rate,
-            initial=row.start,
-            clock=loop.clock,
-            seed=row.seed,
-            charge=row.charge,
-            cost=_cost,
+            refill_rate=row.rate, initial=row.start, clock=loop.clock, seed=row.seed, charge=row.charge, cost=_cost
         )
-        self.sending: dict[int, bool] = {}
+        self.sending: set[int] = set()
         self._work = [random.Random(f"work {row.seed} {worker}") for worker in range(row.workers)]
         self._ways = [random.Random(f"way {row.seed} {worker}") for worker in range(row.workers)]
         self._chance = random.Random(f"events {row.seed}")
@@ -156,8 +147,11 @@ class World:
         if self.row.timeouts and self._ways[worker].random() < self.row.timeouts:
             charged = self._ways[worker].random() < 0.5
             self.fake.fail_next(kind="timeout_charged" if charged else "timeout_uncharged", path="/product")
-        async with self._on_the_way(worker):
+        self.sending.add(worker)
+        try:
             response = await self._exchange(worker, "/product", {"asin": "B0", "history": 0, "cost": cost})
+        finally:
+            self.sending.remove(worker)
         if response.status == 200:
             self._note(began)
             asked, tokens = self._asked[worker]
@@ -173,14 +167,6 @@ class World:
         """Ask `/token` over the wire."""
         self._probe_hours[int(self.loop.time() // 3600)] += 1
         return await self._exchange(worker, "/token", {})
-
-    @asynccontextmanager
-    async def _on_the_way(self, worker: int) -> AsyncIterator[None]:
-        self.sending[worker] = True
-        try:
-            yield
-        finally:
-            del self.sending[worker]
 
     async def _exchange(self, worker: int, path: str, params: Mapping[str, object]) -> Response:
         seconds = self._ways[worker].uniform(*LATENCY)
@@ -279,10 +265,7 @@ class World:
 
     def _result(self) -> Result:
         fake = self.fake
-        balance = fake.balance
-        recovery = self._recovered
-        if self._event_at is not None and recovery is None:
-            recovery = float("inf")
+        balance = fake.balance  # first: it lets the fake mint what is due
         return Result(
             minted=fake.minted,
             start=self.row.start,
@@ -294,7 +277,7 @@ class World:
             probes=fake.token_calls,
             busiest_hour=max(self._probe_hours.values(), default=0),
             standstill=max(self._standstill, self.end - self._answered),
-            recovery=recovery,
+            recovery=float("inf") if self._event_at is not None and self._recovered is None else self._recovered,
             ideal=self._ideal,
             balance=balance,
             longest_wait=self._longest_wait,

@@ -60,32 +60,22 @@ def grants_what_is_there_above_keep(balance: int, now: int, tokens: int, keep: i
     return outcome.balance == balance < tokens + keep and outcome.retry_after_us > 0
 
 
-def smooth_waited_is_granted(balance: int, carry: int, now: int, tokens: int, keep: int) -> bool:
-    """A refused caller who waits exactly `retry_after` is granted.
+def smooth_wait_is_exact(balance: int, carry: int, now: int, tokens: int, keep: int) -> bool:
+    """A refused caller who waits exactly `retry_after` is granted; a microsecond before it is refused, and told so.
 
     pre: -DEBT < balance < tokens + keep and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
     post: _
     """
     state, refusal = transition(SMOOTH, plain(SMOOTH, balance, now, carry), now, Acquire(tokens, keep))
-    _, waited = transition(SMOOTH, state, now + refusal.retry_after_us, Acquire(tokens, keep))
-    return not refusal.granted and waited.granted
+    then = now + refusal.retry_after_us
+    _, sooner = transition(SMOOTH, state, then - 1, Acquire(tokens, keep))
+    _, waited = transition(SMOOTH, state, then, Acquire(tokens, keep))
+    return not refusal.granted and waited.granted and not sooner.granted and sooner.retry_after_us == 1
 
 
-def smooth_sooner_is_refused(balance: int, carry: int, now: int, tokens: int, keep: int) -> bool:
-    """A microsecond before `retry_after` the caller is refused, and told that a microsecond is left.
-
-    pre: -DEBT < balance < tokens + keep and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
-    post: _
-    """
-    state, refusal = transition(SMOOTH, plain(SMOOTH, balance, now, carry), now, Acquire(tokens, keep))
-    _, sooner = transition(SMOOTH, state, now + refusal.retry_after_us - 1, Acquire(tokens, keep))
-    return not sooner.granted and sooner.retry_after_us == 1
-
-
-def stepped_waited_is_granted(balance: int, stored: int, now: int, tokens: int) -> bool:
-    """On a stepped bucket too, a refused caller who waits exactly `retry_after` is granted.
+def stepped_wait_is_exact(balance: int, stored: int, now: int, tokens: int) -> bool:
+    """On a stepped bucket too a caller who waits exactly `retry_after` is granted, and refused a microsecond before.
 
     pre: -DEBT < balance < CAPACITY and 0 <= stored <= now <= LATEST
     pre: 1 <= tokens <= CAPACITY
@@ -94,22 +84,10 @@ def stepped_waited_is_granted(balance: int, stored: int, now: int, tokens: int) 
     state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens))
     if refusal.granted:
         return True
-    _, waited = transition(STEPPED, state, now + refusal.retry_after_us, Acquire(tokens))
-    return waited.granted
-
-
-def stepped_sooner_is_refused(balance: int, stored: int, now: int, tokens: int) -> bool:
-    """On a stepped bucket too, a microsecond before `retry_after` the caller is refused.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= stored <= now <= LATEST
-    pre: 1 <= tokens <= CAPACITY
-    post: _
-    """
-    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens))
-    if refusal.granted:
-        return True
-    _, sooner = transition(STEPPED, state, now + refusal.retry_after_us - 1, Acquire(tokens))
-    return not sooner.granted
+    then = now + refusal.retry_after_us
+    _, sooner = transition(STEPPED, state, then - 1, Acquire(tokens))
+    _, waited = transition(STEPPED, state, then, Acquire(tokens))
+    return waited.granted and not sooner.granted
 
 
 def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
@@ -127,22 +105,15 @@ def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
 def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
     """On a synced bucket a call takes what is not there only alone; beside others in flight there is enough for all.
 
+    Who is refused only because of calls in flight is told so, and to look again soon; else EMPTY, and until when.
+
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
     post: _
     """
     stored = holding(KEEPAS, balance, now, Hold(held, 1, now + 1, 1))
     _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
-    return outcome.granted == (balance >= 1 if held == 0 else balance >= held + tokens)
-
-
-def in_flight_is_told_where_a_settle_may_free_it(balance: int, held: int, now: int, tokens: int) -> bool:
-    """Who is refused only because of calls in flight is told so, and to look again soon; else EMPTY, and until when.
-
-    pre: -DEBT < balance <= CAPACITY and 1 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
-    post: _
-    """
-    stored = holding(KEEPAS, balance, now, Hold(held, 1, now + 1, 1))
-    _, outcome = transition(KEEPAS, stored, now, Acquire(tokens))
+    if outcome.granted != (balance >= 1 if held == 0 else balance >= held + tokens):
+        return False
     if outcome.granted:
         return True
     if balance >= 1:

@@ -63,35 +63,25 @@ def acquire_stays_within_the_overdraft(balance: int, at: int, now: int, tokens: 
     return granted == (there - keep >= 1 and there - keep - tokens >= -OVERDRAWN.overdraft)
 
 
-def smooth_place_is_the_first_instant(balance: int, at: int, carry: int, now: int, tokens: int) -> bool:
+def place_is_the_first_instant(balance: int, at: int, carry: int, now: int, tokens: int, *, stepped: bool) -> bool:
     """The place that a caller gets is the first instant at which its tokens are there, if nobody is refunded.
 
     pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
     pre: 1 <= tokens <= CAPACITY
     post: _
     """
-    n = numbers(SMOOTH, balance, at, carry)
+    n = numbers(STEPPED, balance, at) if stepped else numbers(SMOOTH, balance, at, carry)
     place = fast_path.acquire(n, now, tokens, 0, FOREVER)
     if place is None:
         return False
-    there = refill_smooth(balance, at, carry, place, CAPACITY, RATE, RATE_PERIOD_US)[0]
-    before = refill_smooth(balance, at, carry, place - 1, CAPACITY, RATE, RATE_PERIOD_US)[0]
-    return there >= tokens and (place == now or (before < tokens and n.last_place == place))
-
-
-def stepped_place_is_the_first_instant(balance: int, at: int, now: int, tokens: int) -> bool:
-    """The same where the refill comes in steps.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST
-    pre: 1 <= tokens <= CAPACITY
-    post: _
-    """
-    n = numbers(STEPPED, balance, at)
-    place = fast_path.acquire(n, now, tokens, 0, FOREVER)
-    if place is None:
-        return False
-    there = refill_stepped(balance, at, place, CAPACITY, REFILL, PERIOD_US)[0]
-    before = refill_stepped(balance, at, place - 1, CAPACITY, REFILL, PERIOD_US)[0]
+    if stepped:
+        before, there = (
+            refill_stepped(balance, at, then, CAPACITY, REFILL, PERIOD_US)[0] for then in (place - 1, place)
+        )
+    else:
+        before, there = (
+            refill_smooth(balance, at, carry, then, CAPACITY, RATE, RATE_PERIOD_US)[0] for then in (place - 1, place)
+        )
     return there >= tokens and (place == now or (before < tokens and n.last_place == place))
 
 
@@ -148,35 +138,28 @@ def reserve_takes_or_sets_aside(balance: int, held: int, at: int, now: int, toke
     return True
 
 
-def settle_never_mints(balance: int, at: int, now: int, held: int, cost: int, own: int, last: int) -> bool:
+def settle_never_mints(
+    balance: int, at: int, now: int, held: int, cost: int, own: int, last: int, *, synced: bool
+) -> bool:
     """A settle leaves what was there and what the hold had not used, up to the capacity; at more, it takes the rest.
 
+    On a synced bucket it takes the cost from the balance, and what was set aside is free.
+
     pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST and 0 <= own <= now and 0 <= last <= LATEST
-    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT
+    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT and (not synced or own == last == 0)
     post: _
     """
-    n = numbers(SMOOTH, balance, at, held=held)
+    n = numbers(SYNCED if synced else SMOOTH, balance, at, held=held)
     n.last_place = last
     there = n.flowed(now)[0]
     fast_path.settle(n, now, held, cost, own)
     if (n.held, n.open) != (0, 0):
         return False
+    if synced:
+        return n.balance == there - cost
     if cost > held:
         return n.balance == there + held - cost
     return there <= n.balance <= min(CAPACITY, there + held - cost)
-
-
-def settle_of_a_synced_hold_takes_its_cost(balance: int, at: int, now: int, held: int, cost: int) -> bool:
-    """On a synced bucket a settle takes the cost from the balance, and what was set aside is free.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST
-    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT
-    post: _
-    """
-    n = numbers(SYNCED, balance, at, held=held)
-    there = n.flowed(now)[0]
-    fast_path.settle(n, now, held, cost, 0)
-    return (n.balance, n.held, n.open) == (there - cost, 0, 0)
 
 
 # --- the same as `transition`
@@ -221,29 +204,17 @@ def reserve_is_transitions(balance: int, at: int, carry: int, now: int, tokens: 
     return outcome.granted == done and (not done or _agree(n, state))
 
 
-def settle_is_transitions(balance: int, held: int, cost: int, now: int) -> bool:
-    """A settle of a plain hold by the fast path is the rules' to the last digit.
+def settle_is_transitions(balance: int, held: int, cost: int, now: int, *, synced: bool) -> bool:
+    """A settle without a reading by the fast path is the rules' to the last digit, of a plain hold or a synced one.
 
     pre: -DEBT < balance < CAPACITY and 1 <= now <= LATEST
     pre: 1 <= held <= DEBT and 0 <= cost <= DEBT
     post: _
     """
-    n = numbers(SMOOTH, balance, now, held=held)
+    quota = SYNCED if synced else SMOOTH
+    n = numbers(quota, balance, now, held=held)
     fast_path.settle(n, now, held, cost, now - 1)
-    state, _ = transition(SMOOTH, holding(SMOOTH, balance, now, Hold(held, 1, now + 1, 2)), now, Settle("a", cost))
-    return _agree(n, state)
-
-
-def synced_settle_is_transitions(balance: int, held: int, cost: int, now: int) -> bool:
-    """A settle of a synced hold without a reading by the fast path is the rules' to the last digit.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST
-    pre: 1 <= held <= DEBT and 0 <= cost <= DEBT
-    post: _
-    """
-    n = numbers(SYNCED, balance, now, held=held)
-    fast_path.settle(n, now, held, cost, 0)
-    state, _ = transition(SYNCED, holding(SYNCED, balance, now, Hold(held, 1, now + 1, 1)), now, Settle("a", cost))
+    state, _ = transition(quota, holding(quota, balance, now, Hold(held, 1, now + 1, 2)), now, Settle("a", cost))
     return _agree(n, state)
 
 

@@ -80,36 +80,21 @@ def moved_back_by_whole_steps_at_plans(own: int, tokens: int) -> bool:
     return before == max(0, own - tokens // REFILL * PERIOD_US)
 
 
-def smooth_give_back_never_mints(
-    balance: int, carry: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int
+def give_back_never_mints(
+    balance: int, carry: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int, *, stepped: bool
 ) -> bool:
     """Whoever waits and for how much: the balance rises by what was taken at most, and to the capacity; full, no more.
 
-    pre: -DEBT < balance <= CAPACITY + DEBT and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
+    pre: -DEBT < balance <= CAPACITY + DEBT and 0 <= now <= LATEST and 0 <= carry < (1 if stepped else RATE_PERIOD_US)
     pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST and 0 <= firm <= last and largest >= 0
     post: _
     """
-    n = numbers(SMOOTH, balance, now, carry)
+    n = numbers(STEPPED, balance, now) if stepped else numbers(SMOOTH, balance, now, carry)
     n.last_place, n.firm_place, n.largest_place = last, firm, largest
     give_back(n, now, tokens, own)
     if n.balance >= CAPACITY and n.balance > balance and n.carry:
         return False
     return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and (not n.carry or n.carry == carry)
-
-
-def stepped_give_back_never_mints(
-    balance: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int
-) -> bool:
-    """The same where the refill comes in steps.
-
-    pre: -DEBT < balance <= CAPACITY + DEBT and 0 <= now <= LATEST
-    pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST and 0 <= firm <= last and largest >= 0
-    post: _
-    """
-    n = numbers(STEPPED, balance, now)
-    n.last_place, n.firm_place, n.largest_place = last, firm, largest
-    give_back(n, now, tokens, own)
-    return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and n.carry == 0
 
 
 def a_place_moves_back_alone(balance: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int) -> bool:

@@ -12,29 +12,19 @@ from keepa_tokens.units import MAX_HOLD_US, SWEEP_US
 from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED, holding, plain, there
 
 
-def settle_is_idempotent(balance: int, tokens: int, age: int, charged: int, actual: int, now: int) -> bool:
-    """The second settle of a hold, in flight or run out, finds nothing and changes nothing.
+def settle_is_idempotent(
+    balance: int, tokens: int, left: int, charged: int, actual: int, now: int, *, synced: bool
+) -> bool:
+    """The second settle of a hold, in flight or run out, finds nothing and changes nothing, plain or synced.
 
-    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST and 0 <= age <= MAX_HOLD_US
-    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= charged <= 9
+    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST and -MAX_HOLD_US <= left <= MAX_HOLD_US
+    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and 0 <= charged <= 9 and (left <= 0 if synced else charged == 0)
     post: _
     """
-    stored = holding(SYNCED, balance, now, Hold(tokens, 1, now - age, MAX_HOLD_US, charged))
-    once, _ = transition(SYNCED, stored, now, Settle("a", actual))
-    twice, again = transition(SYNCED, once, now, Settle("a", actual))
-    return not again.found and once == twice
-
-
-def plain_settle_is_idempotent(balance: int, tokens: int, left: int, actual: int, now: int) -> bool:
-    """The same on a plain bucket, whose hold is forgotten when it runs out.
-
-    pre: -DEBT < balance <= CAPACITY and MAX_HOLD_US <= now <= LATEST
-    pre: 0 <= tokens <= DEBT and 0 <= actual <= DEBT and -MAX_HOLD_US <= left <= MAX_HOLD_US
-    post: _
-    """
-    stored = holding(SMOOTH, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US))
-    once, _ = transition(SMOOTH, stored, now, Settle("a", actual))
-    twice, again = transition(SMOOTH, once, now, Settle("a", actual))
+    quota = SYNCED if synced else SMOOTH
+    stored = holding(quota, balance, now, Hold(tokens, 1, now + left, MAX_HOLD_US, charged))
+    once, _ = transition(quota, stored, now, Settle("a", actual))
+    twice, again = transition(quota, once, now, Settle("a", actual))
     return not again.found and once == twice
 
 
@@ -109,36 +99,25 @@ def hold_runs_out_once(balance: int, tokens: int, hold_for: int, now: int, later
     return state is not None and state.balance == balance - tokens and len(state.holds) == remembered
 
 
-def cancel_gives_back_what_was_reserved(balance: int, tokens: int, keep: int, hold_for: int, now: int) -> bool:
+def cancel_gives_back_what_was_reserved(
+    balance: int, tokens: int, keep: int, hold_for: int, now: int, *, synced: bool
+) -> bool:
     """A reserve and its cancel leave the balance untouched; in between the tokens are nobody else's.
 
     pre: 0 <= balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 0 <= keep <= CAPACITY
     pre: 1 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    held, granted = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for, keep))
+    quota = SYNCED if synced else SMOOTH
+    stored = replace(plain(quota, balance, now), reading_at=now if synced else None)
+    held, granted = transition(quota, stored, now, Reserve("a", tokens, hold_for, keep))
     if not granted.granted:
         return balance < tokens + keep
-    left = balance - tokens
-    _, other = transition(SMOOTH, held, now, Acquire(left + 1)) if left < CAPACITY else (None, granted)
-    state, found = transition(SMOOTH, held, now, Cancel("a"))
-    return not other.granted and found.found and state is not None and state.balance == balance and not state.holds
-
-
-def synced_cancel_sets_free(balance: int, tokens: int, hold_for: int, now: int) -> bool:
-    """On a synced bucket a reserve and its cancel never touch the balance; in between the tokens are nobody else's.
-
-    pre: 0 <= balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 1 <= hold_for <= MAX_HOLD_US
-    post: _
-    """
-    stored = BucketState(balance=balance, refilled_at=now, reading_at=now, quota=SYNCED)
-    held, granted = transition(SYNCED, stored, now, Reserve("a", tokens, hold_for))
-    if not granted.granted:
-        return balance < tokens
-    left = balance - tokens
-    _, other = transition(SYNCED, held, now, Acquire(left + 1)) if left < CAPACITY else (None, granted)
-    state, _ = transition(SYNCED, held, now, Cancel("a"))
-    return not other.granted and state is not None and (state.balance, state.held, state.open) == (balance, 0, 0)
+    _, other = transition(quota, held, now, Acquire(balance - tokens + 1))
+    state, found = transition(quota, held, now, Cancel("a"))
+    if state is None or state.holds or state.held or state.open:
+        return False
+    return not other.granted and found.found and state.balance == balance
 
 
 def reserve_is_idempotent(balance: int, tokens: int, hold_for: int, now: int) -> bool:

@@ -15,15 +15,20 @@ from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED, plain
 def a_pause_always_ends(balance: int, paused_until: int | None, now: int) -> bool:
     """However far ahead its end is stored, a day and the tolerance later nobody is refused for a pause.
 
+    Who is refused and waits `retry_after` is granted.
+
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
     post: _
     """
     stored = replace(plain(SMOOTH, balance, now), paused_until=paused_until)
     state, first = transition(SMOOTH, stored, now, Acquire(1))
-    if first.reason is not Reason.PAUSED:
+    if first.granted:
         return True
+    _, waited = transition(SMOOTH, state, now + first.retry_after_us, Acquire(1))
+    if first.reason is not Reason.PAUSED:
+        return waited.granted
     _, second = transition(SMOOTH, state, now + DAY_US + TOLERANCE_US, Acquire(1))
-    return second.reason is not Reason.PAUSED
+    return waited.granted and second.reason is not Reason.PAUSED
 
 
 def a_pause_refuses_and_takes_nothing(balance: int, length: int, now: int, later: int) -> bool:
@@ -38,20 +43,6 @@ def a_pause_refuses_and_takes_nothing(balance: int, length: int, now: int, later
     if outcome.balance is None or outcome.granted or outcome.probe:
         return False
     return outcome.reason is Reason.PAUSED and outcome.balance >= balance
-
-
-def who_waits_a_pause_out_is_granted(balance: int, paused_until: int | None, now: int) -> bool:
-    """Who is refused in a pause and waits `retry_after` is granted.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST
-    post: _
-    """
-    stored = replace(plain(SMOOTH, balance, now), paused_until=paused_until)
-    state, first = transition(SMOOTH, stored, now, Acquire(1))
-    if first.granted:
-        return True
-    _, waited = transition(SMOOTH, state, now + first.retry_after_us, Acquire(1))
-    return waited.granted
 
 
 def resuming_ends_it(balance: int, paused_until: int | None, now: int) -> bool:

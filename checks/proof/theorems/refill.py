@@ -11,33 +11,8 @@ from .terms import PERIOD_US, REFILL
 def smooth_conserves(balance: int, at: int, carry: int, now: int, capacity: int, rate: int, period: int) -> bool:
     """Below capacity, new tokens and the remainder are the elapsed time at the rate and the old remainder, exactly.
 
-    pre: at < now and balance < capacity
-    pre: rate >= 0 and 0 <= carry < period
-    post: _
-    """
-    after, moved, rest = refill_smooth(balance, at, carry, now, capacity, rate, period)
-    if rate == 0:
-        return (after, moved, rest) == (balance, now, 0)
-    if after < capacity:
-        return moved == now and 0 <= rest < period and (after - balance) * period + rest == (now - at) * rate + carry
-    return (after, moved, rest) == (capacity, now, 0)
-
-
-def smooth_never_mints(balance: int, at: int, carry: int, now: int, capacity: int, rate: int, period: int) -> bool:
-    """A bucket gets no more than the time brings, at capacity either.
-
-    pre: at < now and balance < capacity
-    pre: rate >= 0 and 0 <= carry < period
-    post: _
-    """
-    after, _, rest = refill_smooth(balance, at, carry, now, capacity, rate, period)
-    return (after - balance) * period + rest <= (now - at) * rate + carry
-
-
-def smooth_keeps_what_is_there(
-    balance: int, at: int, carry: int, now: int, capacity: int, rate: int, period: int
-) -> bool:
-    """A balance never falls; one above capacity stays as it is; a clock that stands still or steps back moves nothing.
+    What fills the bucket is no more than that. A balance never falls; one at capacity or above stays as it is; a clock
+    that stands still or steps back moves nothing.
 
     pre: rate >= 0 and 0 <= carry < period
     post: _
@@ -45,7 +20,14 @@ def smooth_keeps_what_is_there(
     after, moved, rest = refill_smooth(balance, at, carry, now, capacity, rate, period)
     if now <= at:
         return (after, moved, rest) == (balance, at, carry)
-    return balance <= after <= max(balance, capacity) and moved == now and 0 <= rest < period
+    if balance >= capacity:
+        return (after, moved) == (balance, now) and 0 <= rest < period
+    if rate == 0:
+        return (after, moved, rest) == (balance, now, 0)
+    gained, brought = (after - balance) * period + rest, (now - at) * rate + carry
+    if after < capacity:
+        return moved == now and 0 <= rest < period and gained == brought
+    return (after, moved, rest) == (capacity, now, 0) and gained <= brought
 
 
 def smooth_path_does_not_matter(
@@ -84,31 +66,8 @@ def smooth_stays_exact_in_lua(
 def stepped_conserves(balance: int, at: int, now: int, capacity: int, refill: int, period: int) -> bool:
     """Below capacity, each whole period brought `refill` tokens and moved the phase by itself, and none is left over.
 
-    pre: at < now and balance < capacity
-    pre: refill >= 0 and period >= 1
-    post: _
-    """
-    after, moved = refill_stepped(balance, at, now, capacity, refill, period)
-    if refill == 0:
-        return (after, moved) == (balance, now)
-    if not moved <= now < moved + period:
-        return False
-    return (after - balance) * period == (moved - at) * refill if after < capacity else after == capacity
-
-
-def stepped_never_mints(balance: int, at: int, now: int, capacity: int, refill: int, period: int) -> bool:
-    """A stepped bucket gets no more than the periods that its phase moved by bring, at capacity either.
-
-    pre: at < now and balance < capacity
-    pre: refill >= 0 and period >= 1
-    post: _
-    """
-    after, moved = refill_stepped(balance, at, now, capacity, refill, period)
-    return at <= moved <= now and (after - balance) * period <= (moved - at) * refill
-
-
-def stepped_keeps_what_is_there(balance: int, at: int, now: int, capacity: int, refill: int, period: int) -> bool:
-    """A balance never falls; one above capacity stays as it is; a clock that stands still or steps back moves nothing.
+    What fills the bucket is no more than that. A balance never falls; one above capacity stays as it is; a clock that
+    stands still or steps back moves nothing.
 
     pre: refill >= 0 and period >= 1
     post: _
@@ -116,7 +75,14 @@ def stepped_keeps_what_is_there(balance: int, at: int, now: int, capacity: int, 
     after, moved = refill_stepped(balance, at, now, capacity, refill, period)
     if now <= at:
         return (after, moved) == (balance, at)
-    return balance <= after <= max(balance, capacity) and at <= moved <= now
+    if balance >= capacity:
+        return after == balance and at <= moved <= now
+    if refill == 0:
+        return (after, moved) == (balance, now)
+    if not moved <= now < moved + period:
+        return False
+    gained, brought = (after - balance) * period, (moved - at) * refill
+    return gained == brought if after < capacity else after == capacity and gained <= brought
 
 
 def stepped_path_does_not_matter_at_plans(balance: int, at: int, between: int, now: int, capacity: int) -> bool:
@@ -129,16 +95,3 @@ def stepped_path_does_not_matter_at_plans(balance: int, at: int, between: int, n
         *refill_stepped(balance, at, between, capacity, REFILL, PERIOD_US), now, capacity, REFILL, PERIOD_US
     )
     return two == refill_stepped(balance, at, now, capacity, REFILL, PERIOD_US)
-
-
-def stepped_path_does_not_matter(
-    balance: int, at: int, between: int, now: int, capacity: int, refill: int, period: int
-) -> bool:
-    """Refilling in two steps gives the digits of one, at every rate.
-
-    pre: at <= between <= now
-    pre: refill >= 0 and period >= 1
-    post: _
-    """
-    two = refill_stepped(*refill_stepped(balance, at, between, capacity, refill, period), now, capacity, refill, period)
-    return two == refill_stepped(balance, at, now, capacity, refill, period)

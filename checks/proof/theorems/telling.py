@@ -100,26 +100,17 @@ def only_a_newer_reading_raises(balance: int, server_time: int, server_time_at: 
     return outcome.balance == (min(balance, READING.balance) if near else balance)
 
 
-def a_claim_ends(probe_until: int | None, now: int) -> bool:
-    """However far ahead a claim is stored, it can be claimed anew after its length and the tolerance of clocks.
-
-    pre: 0 <= now <= LATEST
-    post: _
-    """
-    state, _ = transition(SYNCED, _told(0, now, probe_until=probe_until), now, ClaimProbe())
-    _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US, ClaimProbe())
-    return second.probe
-
-
 def one_probes_at_a_time(probe_until: int | None, now: int, later: int) -> bool:
-    """Who got the claim has it alone for its length.
+    """Who got the claim has it alone for its length; however far ahead a claim is stored, it then ends.
 
     pre: 0 <= now <= later <= LATEST
     post: _
     """
     state, first = transition(SYNCED, _told(0, now, probe_until=probe_until), now, ClaimProbe())
     _, second = transition(SYNCED, state, later, ClaimProbe())
-    return not (first.probe and second.probe) or later >= now + CLAIM_US
+    if first.probe and second.probe:
+        return later >= now + CLAIM_US
+    return second.probe or later < now + CLAIM_US + TOLERANCE_US
 
 
 def giving_claims_back_is_no_way_to_hammer(probe_until: int | None, returned: int | None, now: int) -> bool:
@@ -142,31 +133,18 @@ def giving_claims_back_is_no_way_to_hammer(probe_until: int | None, returned: in
     return third.probe and state is not None and (state.probe_failures or 0) >= 1
 
 
-def an_unknown_bucket_asks(probe_until: int | None, failures: int, now: int) -> bool:
-    """A bucket without a balance sends somebody to the server, or starts at 0, once the longest backoff is over.
-
-    pre: 0 <= now <= LATEST and 0 <= failures < len(FAILURES)
-    post: _
-    """
-    stored = BucketState(
-        refilled_at=now, probe_until=probe_until, probe_failures=pick(failures, FAILURES), quota=SYNCED
-    )
-    state, first = transition(SYNCED, stored, now, Acquire(1))
-    if first.probe or first.granted:
-        return True
-    _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US + MAX_BACKOFF_US, Acquire(1))
-    return second.probe or second.granted
-
-
-def backoff_ends(reading_at: int | None, probe_until: int | None, failures: int, now: int) -> bool:
+def backoff_ends(reading_at: int | None, probe_until: int | None, failures: int, now: int, *, known: bool) -> bool:
     """Whatever is stored of readings, claims and failures, a refused caller gets the probe within an hour and a claim.
 
+    Or, where nothing is known of the balance, a grant from one that has started at 0 by then.
+
     pre: 0 <= now <= LATEST and 0 <= failures < len(FAILURES)
     post: _
     """
-    stored = _told(-DEBT, now, reading_at=reading_at, probe_until=probe_until, probe_failures=pick(failures, FAILURES))
+    stored = _told(-DEBT if known else None, now, reading_at=reading_at if known else None)
+    stored = replace(stored, probe_until=probe_until, probe_failures=pick(failures, FAILURES))
     state, first = transition(SYNCED, stored, now, Acquire(1))
-    if first.probe:
+    if first.probe or (first.granted and not known):
         return True
     _, second = transition(SYNCED, state, now + CLAIM_US + TOLERANCE_US + MAX_BACKOFF_US, Acquire(1))
-    return second.probe
+    return second.probe or (second.granted and not known)

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.fast_path import Numbers
+from keepa_tokens.rules.flow import Flow
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
 
@@ -81,22 +82,16 @@ def there(balance: int | None) -> int:
 
 def numbers(quota: Quota, balance: int, at: int, carry: int = 0, *, held: int = 0) -> Numbers:
     """Return the numbers of a bucket for the fast path: on these terms, with one hold of so many tokens in flight."""
+    refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
     return Numbers(
-        balance=balance,
-        refilled_at=at,
-        carry=carry,
+        level=(balance, at, carry),
         held=held,
         open=1 if held else 0,
         sequence=9,
         last_place=0,
         firm_place=0,
         largest_place=0,
-        capacity=quota.capacity,
-        refill=quota.refill if quota.stepped else quota.rate,
-        period_us=quota.period_us if quota.stepped else quota.rate_period_us,
-        stepped=quota.stepped,
-        overdraft=quota.overdraft,
-        synced=quota.synced,
-        queues=not quota.synced and quota.recharge_to is None,
+        flow=Flow(quota.capacity, refill, period_us, quota.stepped),
+        quota=quota,
         kept_back=0,
     )

@@ -8,7 +8,6 @@ from typing import Final
 __all__ = ["main"]
 
 EXTRAS: Final = frozenset({"click", "httpx", "rich"})
-FAILED: Final = 1
 MISSING: Final = 2
 INTERRUPTED: Final = 130
 
@@ -29,6 +28,4 @@ def main() -> int:
         return MISSING
     except KeyboardInterrupt:  # while the packages load
         return INTERRUPTED
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else FAILED
     return 0

@@ -60,10 +60,9 @@ def adopt_command(
 def _target(where: Where) -> str:
     if where.key is not None:
         return where.key
-    api_key = where.api_key()
-    if api_key is None:
+    if where.api_key is None:
         raise shell.RefusedError("say for which bucket: the API key by --key-file or KEEPA_API_KEY, or KEY")
-    return bucket_key(api_key)
+    return bucket_key(where.api_key)
 
 
 def _read(place: RedisPlace, hash_key: str | None, name: str | None) -> str | None:

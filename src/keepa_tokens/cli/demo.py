@@ -10,11 +10,11 @@ early. The lost timestamp takes the phase with it: until the next reading it may
 
 from __future__ import annotations
 
-import heapq
 import itertools
+import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -28,11 +28,11 @@ from ..rules.commands import Cancel
 from ..rules.decision import Reason
 from ..storage.memory import MemoryStorage
 from ..testing.clock import ManualClock
-from ..testing.fake_keepa import FakeKeepa, Ticket
+from ..testing.fake_keepa import FakeKeepa
 from ..units import MICROSECONDS
 from . import old_rule
 from .place import Place
-from .simulate import Kind
+from .simulate import Kind, Turns
 from .words import count, duration
 
 BUCKET: Final = "demo"
@@ -75,7 +75,7 @@ class Worker:
     chance: random.Random
     job: Job | None = None
     wait: tuple[str, int, int] | None = None
-    flight: tuple[Call, Ticket] | None = None
+    calling: bool = False
     calls: int = 0
     spent: int = 0
 
@@ -158,8 +158,7 @@ class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
     def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
-        self._clock, self._memory, self._place = ManualClock(), MemoryStorage(), place
-        self._storage = self._memory if place is None else place.storage
+        self._clock, self._storage = ManualClock(), place or MemoryStorage()
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
         self._batch_cost: int | None = None
@@ -177,8 +176,8 @@ class Scenario:
         ]
         self._large = Worker("demo", random.Random(seed))  # noqa: S311 - it draws nothing
         self._asking = self._large
-        self._order = itertools.count()
-        self._events: list[tuple[float, int, Worker | None]] = []
+        self._turns = Turns()
+        self._work = {worker.name: self._calls(worker) for worker in (*self.workers, self._large)}
         self._parked: list[Worker] = []
         self._gate_open = True
         self.meter = Meter()
@@ -193,20 +192,18 @@ class Scenario:
     def play(self) -> Iterator[float]:
         """Run to the end; yield the seconds of the server's clock at every tick."""
         self._tell("demo", self.story)
-        self._at(0.0, None)
+        ticks = itertools.repeat(TICK)
+        self._turns.begin(0.0, ticks)
         for number, beginner in enumerate(self.workers):
-            self._at(float(number), beginner)
-        while self._events and self._events[0][0] <= SECONDS:
-            now, _, worker = heapq.heappop(self._events)
+            self._turns.begin(float(number), self._work[beginner.name])
+        for now, who in self._turns.until(SECONDS):
             self._clock.set(now)
             self.latest = self._sample()
             self.meter.judge(self.latest)
-            if worker is None:
+            if who is ticks:
                 self.history.append((self.now_us, self.latest.projection, self.latest.truth, self.old_balance))
-                self._at(now + TICK, None)
                 yield now
-            else:
-                self._turn(worker)
+            self._turns.take(now, who)
             if now >= SECONDS / 2 and self.fault is None:
                 self._towards_the_fault()
         self._tell("demo", "The workers have ended.")
@@ -223,61 +220,56 @@ class Scenario:
 
     # --- what workers do
 
-    def _at(self, when: float, worker: Worker | None) -> None:
-        heapq.heappush(self._events, (when, next(self._order), worker))
+    def _calls(self, worker: Worker) -> Iterator[float]:
+        """Do one call after the other."""
+        while True:
+            job = worker.job = worker.job or next_job(worker.name, worker.chance)
+            call = yield from self._granted(worker, job)
+            ticket, worker.calling = self.fake.begin(job.path, job.params), True
+            self._tell(worker.name, f"granted {job.tokens} for {job.text}; balance {call.decision.balance}")
+            yield worker.chance.uniform(*LATENCY)
+            answer, worker.calling = self.fake.finish(ticket), False
+            self._asking = worker
+            call.settle(answer.content, status=answer.status)
+            if call.refused:
+                self._tell(worker.name, f"refused by the server; balance {self.fake.balance}")
+                yield REST[0]
+                continue
+            worker.calls += 1
+            worker.spent += ticket.cost
+            self.counts["answers"] += 1
+            self._tell(worker.name, f"answered, cost {ticket.cost}; balance {self.fake.balance}")
+            worker.job = None
+            if worker is self._large:
+                self._lose_timestamp()
+                return
+            yield worker.chance.uniform(*REST)
 
-    def _after(self, seconds: float, worker: Worker) -> None:
-        self._at(self.now_us / MICROSECONDS + seconds, worker)
-
-    def _turn(self, worker: Worker) -> None:
-        """Let a worker do its next thing."""
-        if worker.flight is not None:
-            self._land(worker, *worker.flight)
-        elif not self._gate_open and worker is not self._large:
-            self._parked.append(worker)
-        else:
-            worker.job = worker.job or next_job(worker.name, worker.chance)
-            self._ask(worker, worker.job)
-
-    def _ask(self, worker: Worker, job: Job) -> None:
-        self._asking = worker
-        try:
-            call = self._sync.try_request(job.tokens, keep=job.keep, place=worker.name)
-        except NotEnoughTokens as refused:
-            now, reason = self.now_us, refused.reason
-            since = now
-            if worker.wait is not None and worker.wait[0] == reason:
-                since = worker.wait[1]
+    def _granted(self, worker: Worker, job: Job) -> Generator[float, None, Call]:
+        """Ask until the bucket lets a call go."""
+        while True:
+            if not self._gate_open and worker is not self._large:
+                self._parked.append(worker)
+                yield math.inf  # until the gate opens
+            self._asking = worker
+            try:
+                call = self._sync.try_request(job.tokens, keep=job.keep, place=worker.name)
+            except NotEnoughTokens as refused:
+                self._note_wait(worker, job, refused)
+                yield max(0.001, min(LONGEST_WAIT, refused.retry_after))
             else:
-                self.waits[reason] += 1
-                go = "until the server says" if reason == Reason.UNKNOWN else f"{duration(refused.retry_after)} to go"
-                self._tell(worker.name, f"waits for {job.tokens}: {reason}, {go}")
-            worker.wait = reason, since, now + round(refused.retry_after * MICROSECONDS)
-            self._after(max(0.001, min(LONGEST_WAIT, refused.retry_after)), worker)
-            return
-        worker.wait = None
-        worker.flight = call, self.fake.begin(job.path, job.params)
-        self._tell(worker.name, f"granted {job.tokens} for {job.text}; balance {call.decision.balance}")
-        self._after(worker.chance.uniform(*LATENCY), worker)
+                worker.wait = None
+                return call
 
-    def _land(self, worker: Worker, call: Call, ticket: Ticket) -> None:
-        worker.flight = None
-        answer = self.fake.finish(ticket)
-        self._asking = worker
-        call.settle(answer.content, status=answer.status)
-        if call.refused:
-            self._tell(worker.name, f"refused by the server; balance {self.fake.balance}")
-            self._after(REST[0], worker)
-            return
-        worker.calls += 1
-        worker.spent += ticket.cost
-        self.counts["answers"] += 1
-        self._tell(worker.name, f"answered, cost {ticket.cost}; balance {self.fake.balance}")
-        worker.job = None
-        if worker is self._large:
-            self._lose_timestamp()
+    def _note_wait(self, worker: Worker, job: Job, refused: NotEnoughTokens) -> None:
+        since, reason = self.now_us, refused.reason
+        if worker.wait is not None and worker.wait[0] == reason:
+            since = worker.wait[1]
         else:
-            self._after(worker.chance.uniform(*REST), worker)
+            self.waits[reason] += 1
+            go = "until the server says" if reason == Reason.UNKNOWN else f"{duration(refused.retry_after)} to go"
+            self._tell(worker.name, f"waits for {job.tokens}: {reason}, {go}")
+        worker.wait = reason, since, self.now_us + round(refused.retry_after * MICROSECONDS)
 
     # --- the fault
 
@@ -293,7 +285,7 @@ class Scenario:
         if quiet and self.fake.refill_in > CALM:
             tokens = self._batch_cost = self.fake.balance - DEBT
             self._large.job = Job("/product", {"code": "4006381333931"}, "one large batch", tokens)
-            self._turn(self._large)
+            self._turns.take(self.now_us / MICROSECONDS, self._work[self._large.name])
 
     def _price(self, _: str, params: Mapping[str, str]) -> int | None:
         """Price the large batch, and nothing else."""
@@ -302,10 +294,10 @@ class Scenario:
     def _lose_timestamp(self) -> None:
         """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
         balance = self.bucket.peek().balance
-        if self._place is not None:
-            self._place.drop(BUCKET, "refilled_at")
-        elif state := self._memory.dump(BUCKET):
-            self._memory.load(BUCKET, replace(state, refilled_at=None))
+        if not isinstance(self._storage, MemoryStorage):
+            self._storage.drop(BUCKET, "refilled_at")
+        elif state := self._storage.dump(BUCKET):
+            self._storage.load(BUCKET, replace(state, refilled_at=None))
         before = len(self.news)
         seen = self.bucket.peek()
         old = old_rule.OldState(DEBT, refilled_at=None)
@@ -315,7 +307,7 @@ class Scenario:
         self.news.insert(before, self.news.pop())  # the loss comes before what mends it
         self._gate_open = True
         for worker in self._parked:
-            self._after(0.0, worker)
+            self._turns.begin(self.now_us / MICROSECONDS, self._work[worker.name])
 
     # --- what is told
 

@@ -9,7 +9,7 @@ from typing import Final
 from ..units import MICROSECONDS
 from . import old_rule
 from .colours import BAD, BUSY, CARE, GOOD
-from .demo import DEBT, REFILL_RATE, SECONDS, Scenario, Worker
+from .demo import DEBT, REFILL_RATE, SECONDS, Fault, Scenario, Worker
 from .view import Curve, Lane, Picture
 from .words import count, duration
 
@@ -30,8 +30,8 @@ def picture(scene: Scenario, real_seconds: float) -> Picture:
             f" {old_rule.THRESHOLD} tokens it didn't ask the server. It stood still for days."
         )
     else:
-        box += [f"this library: {_projection(scene):>4}, {new_rule_says(scene)}"]
-        box += [f"the old rule: {scene.old_balance:>4}, {old_rule_says(scene)}"]
+        box += [f"this library: {_projection(scene):>4}, {new_rule_says(scene, fault)}"]
+        box += [f"the old rule: {scene.old_balance:>4}, {old_rule_says(scene, fault)}"]
     recovered = fault is not None and fault.recovered_after is not None
     return Picture(
         title="keepa-tokens demo",
@@ -91,16 +91,13 @@ def _lane(worker: Worker, now_us: int) -> Lane:
         part = (now_us - since) / max(1, due - since)
         words = f"waits for {worker.job.tokens}: {reason}"
         return Lane(worker.name, words, CARE, part, duration((due - now_us) / MICROSECONDS), totals)
-    if worker.flight is not None and worker.job is not None:
+    if worker.calling and worker.job is not None:
         return Lane(worker.name, f"calls for {worker.job.text}", BUSY, totals=totals)
     return Lane(worker.name, "stores what it got" if worker.calls else "starts", "dim", totals=totals)
 
 
-def new_rule_says(scene: Scenario) -> str:
+def new_rule_says(scene: Scenario, fault: Fault) -> str:
     """Return how this library took the fault."""
-    fault = scene.fault
-    if fault is None:
-        return ""
     asked = "" if fault.asked_after is None else f"server asked at {duration(fault.asked_after)}, "
     if fault.recovered_after is None:
         since = (scene.now_us - fault.at_us) / MICROSECONDS
@@ -108,11 +105,8 @@ def new_rule_says(scene: Scenario) -> str:
     return f"{asked}granted at {duration(fault.recovered_after)} (promised {duration(fault.promised)})"
 
 
-def old_rule_says(scene: Scenario) -> str:
+def old_rule_says(scene: Scenario, fault: Fault) -> str:
     """Return how the old rule took it, from the same requests."""
-    fault = scene.fault
-    if fault is None:
-        return ""
     granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
     if granted or asked:
         return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
@@ -136,8 +130,8 @@ def summary(scene: Scenario) -> list[tuple[str, str]]:
     if fault is not None:
         lines += [
             ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
-            ("this library", f"mended {fault.repaired}, {new_rule_says(scene)}"),
-            ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene)}"),
+            ("this library", f"mended {fault.repaired}, {new_rule_says(scene, fault)}"),
+            ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene, fault)}"),
         ]
     return lines
 

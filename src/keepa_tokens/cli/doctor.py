@@ -6,12 +6,12 @@ A healthy bucket has no finding, however busy it is. `doctor_server` has the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
-from .look import HeldCall, Look
+from .look import Look
 from .words import count, duration
 
 DEAD_PART: Final = 0.75
@@ -52,25 +52,28 @@ EFFECTS: Final = {
 class Finding:
     """What is wrong, what that does, and what to do about it.
 
-    about: the server, or a bucket's key. fault: False for what is worth knowing and may well be meant. mend: what
-    `--repair` does about it: "fields" or "lifetime"; nothing where it is not certain to be safe.
+    fault: False for what is worth knowing and may well be meant. mend: what `--repair` does about it: "fields" or
+    "lifetime"; nothing where it is not certain to be safe. about: the server, the file, or a key.
     """
 
     code: str
-    about: str
     what: str
     effect: str
     cure: str
     fault: bool = True
-    mend: str = field(default="")
+    mend: str = ""
+    about: str = ""
 
 
 def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
     """Yield what is wrong with a bucket. later: more looks, a moment apart."""
+    return (replace(found, about=look.key) for found in _examine(look, later))
+
+
+def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
     if look.trouble == "newer release":
         yield Finding(
             "newer-release",
-            look.key,
             f"it was written by a newer release (format {look.fields.get('format')})",
             "this release leaves it as it is, and can't say how it is; its workers get a ConfigError",
             "upgrade what is older: the workers, or this command",
@@ -81,15 +84,14 @@ def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
     if snapshot is None or look.quota is None:
         return
     yield from _terms(look, later)
-    yield from _refill(look, snapshot)
-    yield from _others(look, snapshot)
+    yield from _refill(snapshot)
+    yield from _others(snapshot)
     yield from _calls(look)
     yield from _line(look, snapshot, later)
     failures = look.state.probe_failures or 0
     if failures >= UNASKED:
         yield Finding(
             "probes-fail",
-            look.key,
             f"the last {failures} attempts to ask the server brought no balance",
             "the bucket goes by its own projection, or stands at 0 and refills where it knew nothing",
             "see whether the workers reach the server and the API key is good: `keepa-tokens status --probe`",
@@ -97,7 +99,6 @@ def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
     if look.own_clock:
         yield Finding(
             "own-clock",
-            look.key,
             "its times are not the storage's: its workers bring a clock of their own",
             "it is shown as it was at their last step; it stays in the storage when nobody uses it any more",
             "nothing, if that is meant; else leave clock= out, so that all workers go by the storage's time",
@@ -106,7 +107,6 @@ def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
     elif look.lifetime == -1 and (look.quota.starts_at is None or look.quota.starts_at >= look.quota.capacity):
         yield Finding(
             "no-lifetime",
-            look.key,
             "its key has no lifetime",
             "it stays in the storage when nobody uses it any more; right where the workers bring a clock of their own",
             "`keepa-tokens doctor --repair` gives it one",
@@ -122,7 +122,6 @@ def _damage(look: Look) -> Iterator[Finding]:
         names.pop("quota", None)
         yield Finding(
             "terms-lost",
-            look.key,
             "the terms that it was last used on are missing or can't be read",
             "nobody can tell from outside what it holds; workers bring terms of their own and aren't stopped by this",
             "the next call of a worker writes them again",
@@ -132,7 +131,6 @@ def _damage(look: Look) -> Iterator[Finding]:
         how = "says what can't be" if name in look.fields and name not in look.state.unreadable else how
         yield Finding(
             f"damaged-{name.partition(':')[0]}",
-            look.key,
             f"its field {name} {how}",
             _effect(look, name),
             "any call of a worker mends it, or `keepa-tokens doctor --repair` now",
@@ -153,7 +151,6 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
     if any(other.quota not in {None, look.quota} for other in later):
         yield Finding(
             "terms-flap",
-            look.key,
             "its terms change from one moment to the next: workers use it with different ones",
             "capacity and refill are now those of the one, now those of the other",
             "give all workers the same refill rate and options for this bucket",
@@ -164,7 +161,6 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
     if ago is not None and 0 <= ago < RECENT:
         yield Finding(
             "terms-changed",
-            look.key,
             f"its terms changed {duration(ago)} ago",
             "right after a change of plan or a deployment; else workers use it with different ones",
             "look again in a minute; if they change again, give all workers the same terms",
@@ -172,11 +168,10 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
         )
 
 
-def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
+def _refill(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.balance is not None and snapshot.balance > snapshot.capacity:
         yield Finding(
             "above-capacity",
-            look.key,
             f"its balance is {snapshot.balance:,}, more than the {snapshot.capacity:,} that it holds",
             "right after a change to a smaller plan; else more goes than should",
             "`keepa-tokens status --probe` asks the server what is true",
@@ -185,7 +180,6 @@ def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.refill == 0:
         yield Finding(
             "no-refill",
-            look.key,
             "the net refill is 0",
             "no token comes back, so whoever waits waits until this changes",
             "reduce what is tracked on the key, or see whether its plan has ended; a reading brings the new rate",
@@ -194,7 +188,6 @@ def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
     if recharge_to is not None and recharge_to > snapshot.capacity:
         yield Finding(
             "recharge-too-high",
-            look.key,
             f"workers wait for {recharge_to:,} tokens to recharge to; the bucket holds {snapshot.capacity:,}",
             f"they wait for {snapshot.capacity:,} instead",
             "set recharge_to below the capacity",
@@ -202,11 +195,10 @@ def _refill(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
         )
 
 
-def _others(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
+def _others(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.kept_back:
         yield Finding(
             "kept-back",
-            look.key,
             f"{count(snapshot.kept_back, 'token')} are kept back for somebody else who was seen to spend",
             "workers get less than the whole refill, so that the others' calls and theirs are not refused",
             "find the other program that uses this API key, and let it use this bucket too",
@@ -216,7 +208,6 @@ def _others(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.drift is not None and snapshot.drift < -allowed:
         yield Finding(
             "drift",
-            look.key,
             f"at the last reading the server had {count(-snapshot.drift, 'token')} fewer than projected",
             "calls may have been refused by the server; the balance is right again since",
             "find what spends from this API key beside these workers, or settles too little",
@@ -237,7 +228,6 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
     if stood >= STANDS_FOR and all(could_go(seen) and seen.state == look.state for seen in (look, *later)):
         yield Finding(
             "line-stands",
-            look.key,
             f"{count(callers, 'caller')} in line for {count(wanted, 'token')} that are there, and nobody takes them",
             "those who wait are dead or hang; the others get their turn within a minute, when the places lapse",
             "see whether the workers live; nothing has to be mended here",
@@ -245,7 +235,6 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
     if callers and snapshot.reading_age is not None and snapshot.reading_age > UNREAD:
         yield Finding(
             "no-reading",
-            look.key,
             f"{count(callers, 'caller')} in line, and the server has not spoken for {duration(snapshot.reading_age)}",
             "the bucket goes by its own projection, and what the server has more or less is not seen",
             "see whether the workers reach the server and the API key is good: `keepa-tokens status --probe`",
@@ -253,19 +242,13 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
 
 
 def _calls(look: Look) -> Iterator[Finding]:
+    charged = "they are charged then" if look.quota is None or look.quota.synced else "it is forgotten then"
     for call in look.held_calls():
         if call.left > 0 and call.age >= min(DEAD_PART * call.hold_for, DEAD_AFTER):
-            yield Finding("dead-hold", look.key, _dead(call), *_dead_means(look, call))
-
-
-def _dead(call: HeldCall) -> str:
-    label = f" of {call.label}" if call.label else ""
-    return f"a call{label} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead"
-
-
-def _dead_means(look: Look, call: HeldCall) -> tuple[str, str]:
-    charged = "they are charged then" if look.quota is None or look.quota.synced else "it is forgotten then"
-    return (
-        f"the tokens stay set aside for another {duration(call.left)}; {charged}",
-        f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
-    )
+            of = f" of {call.label}" if call.label else ""
+            yield Finding(
+                "dead-hold",
+                f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",
+                f"the tokens stay set aside for another {duration(call.left)}; {charged}",
+                f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
+            )

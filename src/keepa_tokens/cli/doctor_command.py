@@ -58,7 +58,7 @@ def doctor_command(
     mended: list[str] = []
     gone: set[tuple[str, str]] = set()
     with where.opened() as place:
-        looks = [_only(place, where)] if where.key else list(all_buckets(place))
+        looks = [where.look(place)] if where.key else list(all_buckets(place))
         facts += _storage(place, where, looks, findings)
         for seen in looks:
             findings += _examined(place, seen)
@@ -81,13 +81,6 @@ def doctor_command(
     ctx.exit(shell.FINDINGS if faults else shell.WELL)
 
 
-def _only(place: Place, where: Where) -> Look:
-    seen = look(place, where.bucket(place))
-    if seen is None:
-        raise shell.RefusedError("the bucket is gone")
-    return seen
-
-
 def _again(place: Place, seen: Look) -> list[Look]:
     later: list[Look] = []
     apart = APART_IN_LINE if could_go(seen) else APART
@@ -101,9 +94,9 @@ def _again(place: Place, seen: Look) -> list[Look]:
 def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[Finding]) -> list[str]:
     """Look at what the buckets are in; return what is right with it, and add what is wrong."""
     if not where.redis:
-        from .sqlite_place import SqlitePlace, examine_file  # noqa: PLC0415 - sqlite3 is not in every Python
+        from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
 
-        facts, found = examine_file(cast("SqlitePlace", place))
+        facts, found = cast("SqlitePlace", place).examine()
         findings += found
         return facts
     from .doctor_server import examine_server, strangers  # noqa: PLC0415 - needs a client for Redis
@@ -123,10 +116,7 @@ def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[F
 def _probe(place: Place, where: Where, base_url: str) -> str:
     from .probe import ask_server  # noqa: PLC0415 - needs httpx
 
-    seen = look(place, where.bucket(place))
-    if seen is None:
-        raise shell.RefusedError("there is no bucket to compare the server with")
-    return f"Keepa {ask_server(place, seen, where.needed_api_key(), base_url).sentence()}"
+    return f"Keepa {ask_server(place, where.look(place), where.needed_api_key(), base_url).sentence()}"
 
 
 def _examined(place: Place, seen: Look | None) -> list[Finding]:
@@ -143,7 +133,7 @@ def _mend(place: Place, key: str, mend: str) -> str:
         return f"{key}: nothing, it is gone or its terms are lost"
     if mend == "fields":
         # Looking as a worker does writes what it mends.
-        TokenBucket(seen.quota, key=key, storage=place.storage, listener=lambda _: None).peek()
+        TokenBucket(seen.quota, key=key, storage=place, listener=lambda _: None).peek()
         return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
     place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     return f"{key}: its key ends a day after the bucket would be full; every use renews that"

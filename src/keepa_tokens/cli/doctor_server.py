@@ -65,7 +65,7 @@ class Examination:
 
     def find(self, code: str, what: str, effect: str, cure: str, *, fault: bool = True) -> None:
         """Note that something is wrong."""
-        self.findings.append(Finding(code, SERVER, what, effect, cure, fault))
+        self.findings.append(Finding(code, what, effect, cure, fault, about=SERVER))
 
 
 def examine_server(place: RedisPlace, *, plain: bool) -> Examination:
@@ -91,15 +91,15 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Examination:
 
 def strangers(place: RedisPlace) -> Iterator[Finding]:
     """Yield what lies where a bucket would be, and is none."""
-    buckets = set(place.storage.keys())
+    buckets = set(place.keys())
     keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
     for key in sorted(keys - buckets):
         yield Finding(
             "no-bucket",
-            key,
             f"the key {place.prefix}{key} holds something that is no bucket",
             "no worker gets a token of a bucket of this name; each is told what lies there",
             "see whose it is and give one of the two another name; DEL removes it",
+            about=key,
         )
 
 
@@ -219,7 +219,7 @@ def _lag(text: str) -> int | None:
 def _write(place: RedisPlace, seen: Examination) -> None:
     """Use a bucket of our own, which needs the script and all rights that a worker needs."""
     key = f"doctor-{secrets.token_hex(4)}"
-    bucket = TokenBucket(Quota.per_second(1), key=key, storage=place.storage, listener=lambda _: None)
+    bucket = TokenBucket(Quota.per_second(1), key=key, storage=place, listener=lambda _: None)
     try:
         bucket.try_acquire()
     except (StorageUnavailable, ConfigError) as error:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ..bucket import TokenBucket
-from ..errors import ConfigError, CostTooLarge
+from ..errors import ConfigError
 from ..quota import Quota
-from ..rules.decision import Decision, Reason, Snapshot
+from ..rules.commands import Acquire, Command, Outcome, Peek
+from ..rules.decision import Decision, Snapshot
 from ..rules.line import Ticket, standing
 from ..rules.state import BucketState, Hold
-from ..storage.memory import MemoryStorage
+from ..rules.transition import transition
 from ..units import MICROSECONDS
 from .place import Place
 
-COPY: Final = "copy"
 YEAR_US: Final = 365 * 86_400 * MICROSECONDS
 
 
@@ -58,24 +56,26 @@ class Look:
         """Why the rules can't make anything of it: lost terms, or a newer release's state; nothing if they can."""
         if self.quota is None:
             return "terms lost"
-        try:
-            self._copy(self.quota).peek()
-        except ConfigError:
-            return "newer release"
-        return ""
+        return "" if self._outcome(Peek()) else "newer release"
 
     def snapshot(self, tokens: int = 1) -> Snapshot | None:
         """Return what `peek` would; None in trouble."""
-        return None if self.quota is None or self.trouble else self._copy(self.quota).peek(tokens)
+        outcome = self._outcome(Peek(tokens))
+        return None if outcome is None else outcome.snapshot
 
     def ask(self, tokens: int) -> Decision | None:
         """Return what a request for `tokens` would be told; None in trouble."""
-        if self.quota is None or self.trouble:
+        outcome = self._outcome(Acquire(tokens))
+        return None if outcome is None else outcome.decision()
+
+    def _outcome(self, command: Command) -> Outcome | None:
+        """Return what a command would come to; None in trouble."""
+        if self.quota is None:
             return None
         try:
-            return self._copy(self.quota).try_acquire(tokens)
-        except CostTooLarge:
-            return Decision(granted=False, reason=Reason.TOO_LARGE, balance=self.state.balance, retry_after=math.inf)
+            return transition(self.quota, self.state, self.now_us, command)[1]
+        except ConfigError:  # of a newer release
+            return None
 
     def held_calls(self) -> list[HeldCall]:
         """Return the holds in flight, the oldest first."""
@@ -102,11 +102,6 @@ class Look:
         """Return who stands in line, the first one first."""
         return standing(self.state.line, self.now_us)
 
-    def _copy(self, quota: Quota) -> TokenBucket:
-        storage = MemoryStorage()
-        storage.load(COPY, self.state)
-        return TokenBucket(quota, key=COPY, storage=storage, clock=StandingClock(self.now_us), listener=lambda _: None)
-
     def _held(self, hold_id: str, hold: Hold) -> HeldCall:
         left = (hold.expires_at - self.now_us) / MICROSECONDS
         hold_for = hold.hold_for / MICROSECONDS
@@ -128,26 +123,7 @@ def look(place: Place, key: str) -> Look | None:
 
 def all_buckets(place: Place) -> Iterator[Look]:
     """Look at every bucket, in the order of their keys."""
-    for key in sorted(place.storage.keys()):
+    for key in sorted(place.keys()):
         seen = look(place, key)
         if seen is not None:
             yield seen
-
-
-class StandingClock:
-    """A clock that stands still: a copy of a bucket is asked at the moment of the look."""
-
-    def __init__(self, now_us: int) -> None:
-        self._now_us = now_us
-
-    def now_us(self) -> int:
-        """Return the moment."""
-        return self._now_us
-
-    def sleep(self, seconds: float, /) -> None:
-        """Raise: a copy is only asked, it never waits."""
-        raise RuntimeError(f"a copy of a bucket can't wait for {seconds} s")
-
-    async def asleep(self, seconds: float, /) -> None:
-        """Raise: a copy is only asked, it never waits."""
-        self.sleep(seconds)

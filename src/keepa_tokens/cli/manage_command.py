@@ -11,7 +11,7 @@ from ..bucket import TokenBucket
 from ..quota import Quota
 from ..rules.commands import Cancel
 from . import shell, status
-from .look import Look, look
+from .look import Look
 from .place import Place
 from .where import Where, with_bucket
 from .words import count, duration
@@ -84,9 +84,8 @@ def reset_command(where: Where, *, yes: bool) -> None:
     A plain one begins full, one that follows a server unknown until that was asked.
     """
     with where.opened() as place:
-        key = where.bucket(place)
-        seen = look(place, key)
-        lost = {} if seen is None else dict(status.sentences(seen))
+        seen = where.look(place)
+        key, lost = seen.key, dict(status.sentences(seen))
         balance = lost.get("balance", "unknown").partition("  ")[0]  # without its bar
         what = f"balance {balance}; available {lost.get('available', 'unknown')}"
         _ask_twice(f"This forgets the bucket {key} ({what}).", key, yes=yes)
@@ -119,21 +118,20 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
         (call,) = held
         what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
         _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-        outcome = place.storage.apply(seen.key, terms, Cancel(call.id))
+        outcome = place.apply(seen.key, terms, Cancel(call.id))
         shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
 def _known(place: Place, where: Where) -> tuple[Look, Quota]:
     """Return a bucket, and the terms that it runs on."""
-    key = where.bucket(place)
-    seen = look(place, key)
-    if seen is None or seen.quota is None:
-        raise shell.RefusedError(f"the bucket {key!r} is gone, or its terms are lost: a worker's next call writes them")
+    seen = where.look(place)
+    if seen.quota is None:
+        raise shell.RefusedError(f"the terms of {seen.key!r} are lost: a worker's next call writes them")
     return seen, seen.quota
 
 
 def _door(place: Place, seen: Look, terms: Quota) -> TokenBucket:
-    return TokenBucket(terms, key=seen.key, storage=place.storage, listener=lambda _: None)
+    return TokenBucket(terms, key=seen.key, storage=place, listener=lambda _: None)
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:

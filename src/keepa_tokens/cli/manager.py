@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from .doctor import Finding
-from .place import Server, text
+from .place import text
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
 
 MOST_KEYS: Final = 20_000
 MOST_FIELDS: Final = 200
@@ -100,24 +103,48 @@ def instant(said: str | None, now: float) -> float | None:
     return at if EARLIEST <= at <= now + LATEST_AHEAD else None
 
 
-def stuck(place: Server, now: float) -> Iterator[Finding]:
+def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
     """Yield each stuck manager among the keys of a server that are no buckets."""
     names = [name for name in all_names(place) if not name.startswith(place.prefix)]
-    for name in names:
-        if not BALANCE.search(name):
-            continue
+    for name in filter(BALANCE.search, names):
         kind = text(place.command("TYPE", name))
-        if kind == "string" and not STAMP.search(name):
-            finding = _in_keys(place, name, names, now)
-        elif kind == "hash":
-            finding = _in_hash(place, name, now)
-        else:
-            finding = None
-        if finding is not None:
-            yield finding
+        if kind == "string" and not STAMP.search(name) and (_number(_get(place, name)) or 0) < 0:
+            stem = SEPARATORS.split(name)[0]
+            kin = [other for other in names if other == name or SEPARATORS.split(other)[0] == stem]
+            texts = {other: _get(place, other) if other == name or STAMP.search(other) else None for other in kin}
+            yield from _stuck_in(texts, [name], name, now)
+        elif kind == "hash" and int(text(place.command("HLEN", name))) <= MOST_FIELDS:
+            reply = cast("Mapping[object, object]", place.command("HGETALL", name))
+            fields = {text(field): text(value) for field, value in reply.items()}
+            balances = [field for field in fields if BALANCE.search(field) and not STAMP.search(field)]
+            yield from _stuck_in(fields, balances, name, now, hashed=True)
 
 
-def all_names(place: Server) -> Iterator[str]:
+def _stuck_in(
+    texts: Mapping[str, str | None], balances: list[str], name: str, now: float, *, hashed: bool = False
+) -> Iterator[Finding]:
+    """Yield the first balance below 0, unless a time of its last refill stands beside it."""
+    if any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
+        return
+    for at in balances:
+        balance = _number(texts[at])
+        if balance is None or balance >= 0:
+            continue
+        options = [f"--hash {name}"] * hashed + [f"--balance-key {at}"]
+        for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
+            options += [f"--{part}-key {other}" for other in texts if other != at and pattern.search(other)][:1]
+        yield Finding(
+            "stuck-manager",
+            f"holds a balance of {balance}{f' in its field {at}' * hashed}, and no time of the last refill beside it",
+            "a manager that takes now for a missing time never refills, and below its threshold never asks the server:"
+            " it stands still until somebody looks",
+            f"stop it, then `keepa-tokens adopt {' '.join(options)}` takes its state over",
+            about=name,
+        )
+        return
+
+
+def all_names(place: RedisPlace) -> Iterator[str]:
     """Yield the names of a server's keys, the first `MOST_KEYS` that it finds."""
     cursor, seen = "0", 0
     while seen < MOST_KEYS:
@@ -129,51 +156,7 @@ def all_names(place: Server) -> Iterator[str]:
             return
 
 
-def _in_keys(place: Server, name: str, names: list[str], now: float) -> Finding | None:
-    balance = _number(text(place.command("GET", name)))
-    if balance is None or balance >= 0:
-        return None
-    kin = [other for other in names if other != name and SEPARATORS.split(other)[0] == SEPARATORS.split(name)[0]]
-    stamps = [other for other in kin if STAMP.search(other) and not BALANCE.fullmatch(other)]
-    if any(instant(_get(place, other), now) is not None for other in stamps):
-        return None
-    options = [f"--balance-key {name}"]
-    options += [f"--timestamp-key {other}" for other in stamps[:1]]
-    options += [f"--rate-key {other}" for other in kin if RATE.search(other)][:1]
-    options += [f"--recharge-key {other}" for other in kin if RECHARGE.search(other)][:1]
-    return _finding(name, f"holds a balance of {balance}", options)
-
-
-def _get(place: Server, name: str) -> str | None:
+def _get(place: RedisPlace, name: str) -> str | None:
     if text(place.command("TYPE", name)) != "string":
         return None
     return text(place.command("GET", name))
-
-
-def _in_hash(place: Server, name: str, now: float) -> Finding | None:
-    if int(text(place.command("HLEN", name))) > MOST_FIELDS:
-        return None
-    reply = cast("Mapping[object, object]", place.command("HGETALL", name))
-    fields = {text(field): text(value) for field, value in reply.items()}
-    if any(STAMP.search(field) and instant(said, now) is not None for field, said in fields.items()):
-        return None
-    for field, said in fields.items():
-        balance = _number(said)
-        if BALANCE.search(field) and not STAMP.search(field) and balance is not None and balance < 0:
-            options = [f"--hash {name}", f"--balance-key {field}"]
-            options += [f"--timestamp-key {other}" for other in fields if STAMP.search(other)][:1]
-            options += [f"--rate-key {other}" for other in fields if RATE.search(other)][:1]
-            options += [f"--recharge-key {other}" for other in fields if RECHARGE.search(other)][:1]
-            return _finding(name, f"holds a balance of {balance} in its field {field}", options)
-    return None
-
-
-def _finding(name: str, what: str, options: list[str]) -> Finding:
-    return Finding(
-        "stuck-manager",
-        name,
-        f"{what}, and no time of the last refill beside it",
-        "a manager that takes now for a missing time never refills, and below its threshold never asks the server: it"
-        " stands still until somebody looks",
-        f"stop it, then `keepa-tokens adopt {' '.join(options)}` takes its state over",
-    )

@@ -1,70 +1,18 @@
 """Where buckets live, with what the doors don't show: a bucket's fields as they are stored.
 
-A place is a storage and a way around its rules, for those who look at damage, plant it, or move a bucket in. All that
-the command line needs to know of a storage's inside is in this module.
+A place is a storage and a way around its rules, for those who look at damage, plant it, or move a bucket in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
-from ..storage.base import Storage
+if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqlite3
+    from .redis_place import RedisPlace
+    from .sqlite_place import SqlitePlace
 
-
-class Place(Protocol):
-    """A storage, and what it has stored."""
-
-    @property
-    def storage(self) -> Storage:
-        """The storage itself."""
-        ...
-
-    def now_us(self) -> int:
-        """Return the storage's own time in microseconds."""
-        ...
-
-    def fields(self, key: str) -> dict[str, str] | None:
-        """Return a bucket's fields as they are stored, sound or not; None: there is no such bucket."""
-        ...
-
-    def lifetime(self, key: str) -> float | None:
-        """Return the seconds for which the storage will keep a bucket; -1: for ever; None: it can't be told."""
-        ...
-
-    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
-        """Store a bucket for at least `lifetime` seconds, unless there is one already; return whether it was stored."""
-        ...
-
-    def drop(self, key: str, field: str) -> None:
-        """Remove one field of a bucket."""
-        ...
-
-    def keep_for(self, key: str, seconds: float) -> None:
-        """Give a bucket's key a lifetime, where the storage has such."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Remove a bucket."""
-        ...
-
-    def close(self) -> None:
-        """Let go of connections."""
-        ...
-
-
-class Server(Protocol):
-    """A Redis or Valkey, for those who read keys that are no buckets. prefix: what stands before those that are."""
-
-    @property
-    def prefix(self) -> str:
-        """What stands before every bucket's key."""
-        ...
-
-    def command(self, *parts: str | int) -> object:
-        """Send a command; StorageUnavailable if the server can't be reached or says no."""
-        ...
+Place: TypeAlias = "RedisPlace | SqlitePlace"
 
 
 def text(value: object) -> str:

@@ -20,11 +20,15 @@ REFUSALS: Final = frozenset({400, 401, 402, 403})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said. projected, said: the bucket's balance before, and the server's; None: unknown."""
+    """What the server said, and the bucket's balance just before it took that; None: unknown.
+
+    held: for calls under way, which the server may have charged already.
+    """
 
     projected: int | None
     said: int | None
     why_not: str = ""
+    held: int = 0
 
     def sentence(self) -> str:
         """Return both balances in words."""
@@ -33,7 +37,9 @@ class Answer:
         if self.projected is None:
             return f"says {self.said:,}; the bucket knew nothing"
         apart = self.said - self.projected
-        return f"says {self.said:,}; the bucket projected {self.projected:,}" + f" ({apart:+,})" * bool(apart)
+        both = f"says {self.said:,}; the bucket projected {self.projected:,}"
+        under_way = f", with {self.held:,} held for calls under way" if self.held else ""
+        return f"{both} ({apart:+,}){under_way}" if apart else both
 
 
 def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
@@ -53,6 +59,7 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
     if heard.reading is None:
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = TokenBucket(look.quota, key=look.key, storage=place.storage, listener=lambda _: None)
+    bucket = TokenBucket(look.quota, key=look.key, storage=place, listener=lambda _: None)
+    before = bucket.peek()
     KeepaSync(bucket).observe(body, status=status)
-    return Answer(snapshot.balance, heard.reading.balance)
+    return Answer(before.balance, heard.reading.balance, held=before.held)

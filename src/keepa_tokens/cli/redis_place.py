@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Self, cast
+from typing import Final, cast
 
 from ..errors import ConfigError, StorageUnavailable
-from ..storage.base import Storage
-from ..storage.redis import DEFAULT_PREFIX, RedisStorage
+from ..storage.redis import RedisStorage
 from ..units import MICROSECONDS
 from .place import text
 
@@ -21,16 +20,6 @@ return 1
 
 class RedisPlace(RedisStorage):
     """Buckets in Redis or Valkey."""
-
-    @classmethod
-    def at(cls, url: str, prefix: str = DEFAULT_PREFIX) -> Self:
-        """Return the place at a URL."""
-        return cls.from_url(url, prefix=prefix)
-
-    @property
-    def storage(self) -> Storage:
-        """The storage itself."""
-        return self
 
     def fields(self, key: str) -> dict[str, str] | None:
         """Return a bucket's fields as they are stored."""
@@ -62,10 +51,6 @@ class RedisPlace(RedisStorage):
     def keep_for(self, key: str, seconds: float) -> None:
         """Give a bucket's key a lifetime."""
         self.command("PEXPIRE", self.prefix + key, round(seconds * 1000))
-
-    def delete(self, key: str) -> None:
-        """Remove a bucket."""
-        self.command("DEL", self.prefix + key)
 
     def command(self, *parts: str | int) -> object:
         """Send a command of the server's own; StorageUnavailable if it can't be reached or says no."""

@@ -29,11 +29,6 @@ STORAGE_AWAY: Final = 3
 KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
-CODES: Final = """
-0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused,
-130 interrupted
-"""
-
 
 class RefusedError(Exception):
     """What was asked makes no sense here: a line says why, and what to do."""
@@ -55,9 +50,10 @@ class Number(click.FloatRange):
 
 
 class Command(click.Command):
-    """A command whose help begins with `examples` and ends with `then`, the command that people want next."""
+    """A command whose help begins with `examples` and ends with exit codes and `then`, the command that comes next."""
 
     examples = ""
+    codes = ""
     then = ""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -65,8 +61,10 @@ class Command(click.Command):
         write_list(formatter, "Examples", self.examples)
         formatter.write_paragraph()
         super().format_help(ctx, formatter)
-        formatter.write_paragraph()
-        write_list(formatter, "Next", self.then)
+        for title, text in (("Exit codes", self.codes), ("Next", self.then)):
+            if text:
+                formatter.write_paragraph()
+                write_list(formatter, title, text)
 
 
 def command(summary: str, *, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
@@ -87,18 +85,19 @@ def write_list(formatter: click.HelpFormatter, title: str, text: str) -> None:
         formatter.write(f"  {line.strip()}\n")
 
 
-class Group(click.Group):
+class Group(Command, click.Group):
     """All commands, each loaded when it is wanted. What goes wrong in one becomes a line and an exit code."""
 
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help: examples, usage, the commands in their order, what next."""
-        write_list(formatter, "Examples", EXAMPLES)
-        formatter.write_paragraph()
-        super().format_help(ctx, formatter)
-        formatter.write_paragraph()
-        write_list(formatter, "Exit codes", CODES)
-        formatter.write_paragraph()
-        write_list(formatter, "Next", "keepa-tokens status --help")
+    examples = """
+    keepa-tokens status --redis redis://127.0.0.1:6379     how is the bucket?
+    keepa-tokens doctor --redis redis://127.0.0.1:6379     why does nothing move?
+    keepa-tokens demo                                      see it work, no key
+    """
+    codes = """
+    0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused,
+    130 interrupted
+    """
+    then = "keepa-tokens status --help"
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
         """Return the commands in the order in which they are wanted."""
@@ -127,17 +126,12 @@ class Group(click.Group):
                 click.echo(f"{error.ctx.get_usage()}\n{help_of}\n", err=True)
             complain(error.format_message())
             ctx.exit(USAGE)
-        except StorageUnavailable as error:
-            complain(str(error))
-            ctx.exit(STORAGE_AWAY)
         except ModuleNotFoundError:
             raise  # `main` says how to get it
-        except (RefusedError, ConfigError, ImportError) as error:
+        except (StorageUnavailable, KeyRefusedError, RefusedError, ConfigError, ImportError) as error:
             complain(str(error))
-            ctx.exit(USAGE)
-        except KeyRefusedError as error:
-            complain(str(error))
-            ctx.exit(KEY_REFUSED)
+            away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
+            ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
 
 
 COMMANDS: Final = {
@@ -154,12 +148,6 @@ COMMANDS: Final = {
     "demo": "demo_command",
 }
 """The commands, and the modules that they are in."""
-
-EXAMPLES: Final = """
-keepa-tokens status --redis redis://127.0.0.1:6379     how is the bucket?
-keepa-tokens doctor --redis redis://127.0.0.1:6379     why does nothing move?
-keepa-tokens demo                                      see it work, no key
-"""
 
 
 def complain(message: str) -> None:

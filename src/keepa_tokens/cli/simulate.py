@@ -9,7 +9,7 @@ import heapq
 import itertools
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,9 +18,8 @@ from ..errors import ConfigError, NotEnoughTokens
 from ..keepa.costs import estimate
 from ..keepa.quota import keepa_quota
 from ..keepa.sync import Call, KeepaSync
-from ..storage.memory import MemoryStorage
 from ..testing.clock import ManualClock
-from ..testing.fake_keepa import FakeKeepa, Ticket
+from ..testing.fake_keepa import FakeKeepa
 
 EPOCH: Final = 1_780_000_000.0
 DAY: Final = 86_400.0
@@ -50,23 +49,17 @@ class Kind:
     def params(self, chance: random.Random) -> dict[str, str]:
         """Return the parameters of one call."""
         codes = ",".join(f"B0{chance.randrange(10**8):08d}" for _ in range(self.items))
-        match self.name:
-            case "product":
-                return {"asin": codes}
-            case "offers":
-                return {"asin": codes, "offers": "20"}
-            case "search":
-                return {"type": "product", "term": codes[:10], "page": "0"}
-            case "query":
-                return {"selection": '{"perPage": 100}'}
-            case "bestsellers":
-                return {"domain": "1", "category": "1"}
-            case "seller":
-                return {"domain": "1", "seller": codes}
-            case "category":
-                return {"domain": "1", "category": "1"}
-            case _:
-                return {"selection": '{"domainId": 1, "page": 0}'}
+        by_name = {
+            "product": {"asin": codes},
+            "offers": {"asin": codes, "offers": "20"},
+            "search": {"type": "product", "term": codes[:10], "page": "0"},
+            "query": {"selection": '{"perPage": 100}'},
+            "bestsellers": {"domain": "1", "category": "1"},
+            "deal": {"selection": '{"domainId": 1, "page": 0}'},
+            "seller": {"domain": "1", "seller": codes},
+            "category": {"domain": "1", "category": "1"},
+        }
+        return by_name[self.name]
 
 
 def parse_mix(said: str) -> list[Kind]:
@@ -136,15 +129,31 @@ class Result:
         return statistics.median(self.waits) if self.waits else 0.0
 
 
-@dataclass(slots=True)
-class Worker:
-    """Somebody who does one call after the other. since: when the call at hand was first asked for."""
+class Turns:
+    """Who does what, and when: each is an iterator that does its next thing and yields the seconds until the one after.
 
-    number: int
-    kind: Kind | None = None
-    params: dict[str, str] = field(default_factory=dict[str, str])
-    since: float = 0.0
-    flight: tuple[Call, Ticket] | None = None
+    The loop that plays them sets the clock and lets each take its turn.
+    """
+
+    def __init__(self) -> None:
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Iterator[float]]] = []
+
+    def begin(self, at: float, who: Iterator[float]) -> None:
+        """Let somebody take a turn at a time."""
+        heapq.heappush(self._due, (at, next(self._order), who))
+
+    def until(self, end: float) -> Iterator[tuple[float, Iterator[float]]]:
+        """Yield the times up to `end`, and whose turn it is then."""
+        while self._due and self._due[0][0] <= end:
+            now, _, who = heapq.heappop(self._due)
+            yield now, who
+
+    def take(self, now: float, who: Iterator[float]) -> None:
+        """Let somebody do its next thing, and come again when it says."""
+        wait = next(who, None)
+        if wait is not None:
+            self.begin(now + wait, who)
 
 
 class Run:
@@ -154,37 +163,26 @@ class Run:
         self._load = load
         self._clock = ManualClock(EPOCH)
         self._fake = FakeKeepa(refill_rate=rate, clock=self._clock, seed=load.seed, epoch=EPOCH)
-        bucket = TokenBucket(
-            keepa_quota(rate), key="simulated", storage=MemoryStorage(), clock=self._clock, listener=lambda _: None
-        )
+        bucket = TokenBucket(keepa_quota(rate), clock=self._clock, listener=lambda _: None)
         self._sync = KeepaSync(bucket, probe=self._fake.probe)
         self._chance = random.Random(f"{load.seed}")  # noqa: S311 - a load, repeatable by its seed
-        self._order = itertools.count()
-        self._events: list[tuple[float, int, Worker | None]] = []
         self._left, self._arrived, self._now = load.backlog, 0, 0.0
         self.result = Result(rate)
 
     def play(self, progress: Callable[[float], None]) -> Result:
         """Run until nothing is left, or the days are over. progress: is told the part of the days that is done."""
-        load, result, end = self._load, self.result, self._load.days * DAY
+        load, result, end, turns = self._load, self.result, self._load.days * DAY, Turns()
         for number in range(load.workers):
-            self._at(number * REST / load.workers, Worker(number))
+            turns.begin(number * REST / load.workers, self._work())
         if load.outside:
-            self._at(0.0, None)
-        step = end / POINTS
-        while self._events and self._events[0][0] <= end:
-            self._now, _, worker = heapq.heappop(self._events)
+            turns.begin(0.0, self._others())
+        for self._now, who in turns.until(end):
             self._clock.set(EPOCH + self._now)
             self._arrive()
-            if not result.left or self._now >= result.left[-1][0] + step:
+            if not result.left or self._now >= result.left[-1][0] + end / POINTS:
                 result.left.append((self._now, self._left))
                 progress(self._now / end)
-            if worker is None:
-                spent = int(load.outside * self._now / HOUR)
-                self._fake.spend_outside(spent - self._fake.spent_outside)
-                self._at(self._now + OTHERS_EVERY, None)
-            else:
-                self._turn(worker)
+            turns.take(self._now, who)
             if result.done_at is not None and not load.per_hour:
                 break
         result.seconds = self._now
@@ -196,62 +194,56 @@ class Run:
         progress(1.0)
         return result
 
-    def _at(self, when: float, worker: Worker | None) -> None:
-        heapq.heappush(self._events, (when, next(self._order), worker))
-
     def _arrive(self) -> None:
         come = int(self._load.per_hour * self._now / HOUR - self._arrived)
         self._arrived += come
         self._left += come
 
-    def _turn(self, worker: Worker) -> None:
-        """Let a worker do its next thing."""
-        if worker.flight is not None:
-            self._land(worker)
-        elif worker.kind is not None:
-            self._ask(worker, worker.kind)
-        elif self._left > 0:
-            self._left -= 1
-            weights = [kind.weight for kind in self._load.mix]
-            (worker.kind,) = self._chance.choices(self._load.mix, weights)
-            worker.params, worker.since = worker.kind.params(self._chance), self._now
-            self._ask(worker, worker.kind)
-        else:
-            self._at(self._now + (LONGEST_POLL if not self._load.per_hour else 60 * REST), worker)
+    def _others(self) -> Iterator[float]:
+        while True:
+            self._fake.spend_outside(int(self._load.outside * self._now / HOUR) - self._fake.spent_outside)
+            yield OTHERS_EVERY
 
-    def _ask(self, worker: Worker, kind: Kind) -> None:
-        try:
-            call = self._sync.try_request(estimate(kind.path, worker.params))
-        except NotEnoughTokens as refused:
-            self._at(self._now + min(LONGEST_POLL, max(REST, refused.retry_after)), worker)
-            return
+    def _work(self) -> Iterator[float]:
+        """Do one call after the other."""
+        weights = [kind.weight for kind in self._load.mix]
+        while True:
+            while self._left <= 0:
+                yield 60 * REST if self._load.per_hour else LONGEST_POLL
+            self._left -= 1
+            (kind,) = self._chance.choices(self._load.mix, weights)
+            params, since = kind.params(self._chance), self._now
+            while not (yield from self._call(kind.path, params)):
+                yield REST
+            self.result.calls += 1
+            self.result.waits.append(max(0.0, self._now - since))
+            if self.result.done_at is None and self.result.calls == self._load.backlog + self._arrived:
+                self.result.done_at = self._now
+            yield REST
+
+    def _call(self, path: str, params: dict[str, str]) -> Generator[float, None, bool]:
+        """Make a call once the bucket lets it go; return whether it was answered."""
+        call = yield from self._granted(estimate(path, params))
         if self._chance.random() < self._load.faults:
             charged = self._chance.random() < 0.5  # noqa: PLR2004 - nobody knows
-            self._fake.fail_next(1, "timeout_charged" if charged else "timeout_uncharged", path=kind.path)
-        worker.flight = call, self._fake.begin(kind.path, worker.params)
-        self._at(self._now + self._chance.uniform(*LATENCY), worker)
-
-    def _land(self, worker: Worker) -> None:
-        if worker.flight is None:
-            return
-        (call, ticket), worker.flight = worker.flight, None
+            self._fake.fail_next(1, "timeout_charged" if charged else "timeout_uncharged", path=path)
+        ticket = self._fake.begin(path, params)
+        yield self._chance.uniform(*LATENCY)
         try:
             answer = self._fake.finish(ticket)
         except (TimeoutError, ConnectionError):
             call.settle(None)
             self.result.failed += 1
-            self._at(self._now + REST, worker)
-            return
+            return False
         call.settle(answer.content, status=answer.status)
-        if call.refused:
-            self._at(self._now + REST, worker)
-            return
-        self.result.calls += 1
-        self.result.waits.append(max(0.0, self._now - worker.since))
-        worker.kind = None
-        self._at(self._now + REST, worker)
-        if self.result.done_at is None and self.result.calls == self._load.backlog + self._arrived:
-            self.result.done_at = self._now
+        return not call.refused
+
+    def _granted(self, tokens: int) -> Generator[float, None, Call]:
+        while True:
+            try:
+                return self._sync.try_request(tokens)
+            except NotEnoughTokens as refused:
+                yield min(LONGEST_POLL, max(REST, refused.retry_after))
 
 
 def simulate(load: Load, rate: int, progress: Callable[[float], None] = lambda _: None) -> Result:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from . import shell
 from .simulate import DAY, HOUR, KINDS, Load, Result, demand, parse_mix, simulate
-from .words import duration
+from .words import columns, duration
 
 WIDTH: Final = 720
 HEIGHT: Final = 320
@@ -63,25 +63,21 @@ def rates_of(said: str) -> list[int]:
 @click.pass_context
 def simulate_command(
     ctx: click.Context,
+    /,
     *,
     rates: str,
-    backlog: int,
-    per_hour: float,
     mix: str,
-    workers: int,
-    outside: float,
     faults: float,
-    days: float,
-    seed: int,
     svg: str | None,
     as_json: bool,
+    **others: Any,  # noqa: ANN401 - click's
 ) -> None:
     """Try a plan before you buy it: say when the work is done, and which plan is enough.
 
     It runs the rules of this library and a model of the server in virtual time. It ends with 0 if a plan is enough,
     with 1 if none is.
     """
-    load = Load(parse_mix(mix), backlog, per_hour, workers, outside, faults / 100, days, seed)
+    load = Load(parse_mix(mix), faults=faults / 100, **others)
     results = _run(load, rates_of(rates))
     if svg is not None:
         Path(svg).write_text(chart(load, results), encoding="utf-8")
@@ -133,8 +129,7 @@ def table(load: Load, results: Sequence[Result]) -> list[str]:
         )
         for result in results
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return columns(rows)
 
 
 def verdict(load: Load, results: Sequence[Result]) -> str:

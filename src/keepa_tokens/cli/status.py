@@ -9,13 +9,15 @@ from typing import Final
 from ..rules.decision import Decision, Reason, Snapshot
 from .look import Look
 from .view import bar
-from .words import count, duration
+from .words import columns, count, duration
 
 CALLS: Final = (10, 150)
 """What a small and a large call cost: what they would get is told."""
 
 BAR: Final = 30
 SHORTEST_KEY: Final = 12
+
+PERIODS: Final = {1.0: "a second", 60.0: "a minute", 60.5: "a minute", 3600.0: "an hour", 86_400.0: "a day"}
 
 WHY: Final = {
     Reason.EMPTY: "too few tokens",
@@ -57,11 +59,12 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     snapshot = look.snapshot()
     if snapshot is None:
         return [("trouble", f"{look.trouble}: nobody can tell what it holds; `keepa-tokens doctor` says more")]
+    kept = count(snapshot.kept_back, "token")
     lines = [
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot)),
         ("available", _available(look, snapshot)),
-        ("kept back", _kept_back(snapshot)),
+        ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
         *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
@@ -84,7 +87,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
         refill, period = quota.refill, quota.period
     if not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
-    every = "a minute" if period in {60.0, 60.5} else f"every {duration(period)}"
+    every = PERIODS.get(period) or f"every {duration(period)}"
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
@@ -105,12 +108,6 @@ def _available(look: Look, snapshot: Snapshot) -> str:
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
     return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
-
-
-def _kept_back(snapshot: Snapshot) -> str:
-    if not snapshot.kept_back:
-        return "nothing"
-    return f"{count(snapshot.kept_back, 'token')}, for somebody else who was seen to spend"
 
 
 def _next_step(look: Look, snapshot: Snapshot) -> str:
@@ -211,17 +208,13 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
         callers = str(snapshot.waiting)
         of = f"{balance}/{snapshot.capacity:,}"
         rows.append((look.key, state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    over = sum(widths) + 2 * (len(widths) - 1) - width
+    lines = columns(rows, left=2)
+    over = max(map(len, lines)) - width
     if over > 0:
-        widths[0] = max(SHORTEST_KEY, widths[0] - over)
-        rows = [(_cut(row[0], widths[0]), *row[1:]) for row in rows]
-    return ["  ".join(_cell(cell, widths[at], at) for at, cell in enumerate(row)).rstrip() for row in rows]
+        longest = max(SHORTEST_KEY, max(len(row[0]) for row in rows) - over)
+        lines = columns([(_cut(row[0], longest), *row[1:]) for row in rows], left=2)
+    return lines
 
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _cell(text: str, width: int, column: int) -> str:
-    return f"{text:<{width}}" if column < 2 else f"{text:>{width}}"  # noqa: PLR2004 - names left, numbers right

@@ -9,8 +9,7 @@ from rich.text import Text
 
 from . import shell, status
 from .colours import CARE, GOOD
-from .look import Look, all_buckets, look
-from .place import Place
+from .look import Look, all_buckets
 from .where import Where, with_bucket
 
 KEEPA: Final = "https://api.keepa.com"
@@ -40,13 +39,13 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
         if every:
             _show_all(list(all_buckets(place)), as_json=as_json)
             return
-        seen = _seen(place, where.bucket(place))
+        seen = where.look(place)
         said = None
         if probe:
             from .probe import ask_server  # noqa: PLC0415 - needs httpx
 
             said = ask_server(place, seen, where.needed_api_key(), base_url)
-            seen = _seen(place, seen.key)
+            seen = where.look(place, seen.key)
     if as_json:
         server = said and {"balance": said.said, "projected": said.projected, "why_not": said.why_not}
         shell.print_json({"bucket": status.document(seen), **({"server": server} if probe else {})})
@@ -57,13 +56,6 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
     fine = status.state_of(seen, seen.snapshot()) == "open"
     shell.console().print(Text(status.headline(seen), f"bold {GOOD if fine else CARE}"))
     shell.print_table(lines)
-
-
-def _seen(place: Place, key: str) -> Look:
-    seen = look(place, key)
-    if seen is None:
-        raise shell.RefusedError(f"the bucket {key!r} is gone: the next call of a worker makes a new one")
-    return seen
 
 
 def _show_all(looks: list[Look], *, as_json: bool) -> None:

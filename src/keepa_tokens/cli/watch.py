@@ -9,7 +9,7 @@ from typing import Final
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
 from .colours import BUSY, CARE, GOOD
-from .look import HeldCall, Look
+from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture
 from .words import count, duration
@@ -102,16 +102,10 @@ class Story:
 
 def _between(before: Look, now: Look) -> Step:
     """Return what happened between two looks, by what is stored: what began and ended in between is not seen."""
-    meanwhile = replace(before, now_us=now.now_us).snapshot()
-    snapshot = now.snapshot()
+    projected, found = replace(before, now_us=now.now_us).snapshot(), now.snapshot()
     spent = 0
-    if (
-        meanwhile is not None
-        and snapshot is not None
-        and meanwhile.balance is not None
-        and snapshot.balance is not None
-    ):
-        spent = max(0, meanwhile.balance - snapshot.balance)
+    if projected and found and projected.balance is not None and found.balance is not None:
+        spent = max(0, projected.balance - found.balance)
     return Step(
         now.now_us,
         len(now.state.holds.keys() - before.state.holds.keys()),
@@ -176,7 +170,10 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
-    return lanes + [_held_lane(call) for call in look.held_calls()]
+    for call in look.held_calls():
+        words = f"in flight, {count(call.tokens, 'token')}"
+        lanes.append(Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left)))
+    return lanes
 
 
 def _first_lane(story: Story, look: Look) -> Lane:
@@ -196,11 +193,6 @@ def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     whole = story.waits.get(tokens, decision.retry_after)
     part = 1 - decision.retry_after / whole if 0 < whole < float("inf") else 0.0
     return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(decision.retry_after))
-
-
-def _held_lane(call: HeldCall) -> Lane:
-    words = f"in flight, {count(call.tokens, 'token')}"
-    return Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left))
 
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:

@@ -10,7 +10,6 @@ from datetime import datetime
 import click
 
 from . import shell
-from .look import look
 from .view import Screen, fits
 from .watch import Story, picture
 from .where import Where, with_bucket
@@ -39,9 +38,7 @@ def watch_command(where: Where, *, every: float, looks: int | None, plain: bool)
         screen = None if plain or not fits(sys.stdout) else Screen()
         with screen or nullcontext():
             while True:
-                seen = look(place, key)
-                if seen is None:
-                    raise shell.RefusedError(f"the bucket {key!r} is gone: the next call of a worker makes a new one")
+                seen = where.look(place, key)
                 clock, line = datetime.now().astimezone().strftime("%H:%M:%S"), story.take(seen)
                 if screen is not None:
                     screen.show(picture(story, seen, clock))

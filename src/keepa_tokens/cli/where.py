@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import re
-import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
-from ..errors import ConfigError
 from ..keepa.quota import bucket_key
+from .look import Look, look
 from .place import Place, address
 from .shell import RefusedError
 
@@ -32,21 +30,16 @@ class Where:
     sqlite: str | None
     prefix: str
     key: str | None = None
-    key_file: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         """The place for people, without secrets."""
         return address(self.redis) if self.redis else str(self.sqlite)
 
-    @contextmanager
-    def opened(self) -> Generator[Place]:
+    def opened(self) -> AbstractContextManager[Place]:
         """Open the place. Raises StorageUnavailable, ConfigError, ImportError without a client for Redis."""
-        place = self._open()
-        try:
-            yield place
-        finally:
-            place.close()
+        return closing(self._open())
 
     def _open(self) -> Place:
         if self.redis and self.sqlite:
@@ -56,26 +49,37 @@ class Where:
         if self.redis:
             from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
 
-            return RedisPlace.at(self.redis, self.prefix)
+            return RedisPlace.from_url(self.redis, prefix=self.prefix)
         if self.sqlite:
-            return _in_file(self.sqlite)
+            if not Path(self.sqlite).is_file():
+                raise RefusedError(f"there is no file {self.sqlite!r}: the first worker makes it")
+            from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
+
+            return SqlitePlace(self.sqlite)
         raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
 
     def bucket(self, place: Place) -> str:
         """Return the key of the bucket that is meant; a usage error names those that there are."""
         if self.key is not None:
             return self._named(place, self.key)
-        keys = sorted(place.storage.keys())
+        keys = sorted(place.keys())
         if len(keys) == 1:
             return keys[0]
-        api_key = self.api_key()
-        if api_key is not None and bucket_key(api_key) in keys:
-            return bucket_key(api_key)
+        if self.api_key is not None and bucket_key(self.api_key) in keys:
+            return bucket_key(self.api_key)
         if not keys:
             raise RefusedError(
                 f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
             )
         raise RefusedError(f"there are {len(keys)} buckets, say which: {_listed(keys)}")
+
+    def look(self, place: Place, key: str | None = None) -> Look:
+        """Look at a bucket, or at the one that is meant."""
+        key = self.bucket(place) if key is None else key
+        seen = look(place, key)
+        if seen is None:
+            raise RefusedError(f"the bucket {key!r} is gone: the next call of a worker makes a new one")
+        return seen
 
     def _named(self, place: Place, key: str) -> str:
         if LOOKS_LIKE_A_KEY.fullmatch(key):
@@ -86,60 +90,47 @@ class Where:
         for name in (key, f"keepa-{key}"):
             if place.fields(name) is not None:
                 return name
-        keys = sorted(place.storage.keys())
+        keys = sorted(place.keys())
         found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
         if len(found) == 1:
             return found[0]
         raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {_listed(keys)}")
 
-    def api_key(self) -> str | None:
-        """Return the API key, from a file, the standard input or the environment; None: there is none."""
-        if self.key_file is not None:
-            text = sys.stdin.read() if self.key_file == "-" else _read(self.key_file)
-            if not text.strip():
-                raise RefusedError(f"--key-file {self.key_file} is empty")
-            return text.strip()
-        return os.environ.get(KEY_VARIABLE, "").strip() or None
-
     def needed_api_key(self) -> str:
         """Return the API key; a usage error without one."""
-        api_key = self.api_key()
-        if api_key is None:
+        if self.api_key is None:
             raise RefusedError(
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
-        return api_key
-
-
-def _in_file(name: str) -> Place:
-    if not Path(name).is_file():
-        raise RefusedError(f"there is no file {name!r}: the first worker makes it")
-    from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
-
-    try:
-        home = import_module("..storage.sqlite", __package__)
-    except ModuleNotFoundError:
-        raise ConfigError("this release has no storage in SQLite yet: give --redis") from None
-    return SqlitePlace(name, home.SQLiteStorage(name))
-
-
-def _read(name: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RefusedError(f"--key-file {name} can't be read: {type(error).__name__}") from error
+        return self.api_key
 
 
 def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:20]) + f" and {len(keys) - 20} more" * (len(keys) > 20) or "none"  # noqa: PLR2004 - a line
 
 
-Function = Callable[..., None]
+def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str | None:
+    """Return the API key from a file, or from the environment; None: there is none."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE, "").strip() or None
+    api_key = file.read().strip()
+    if not api_key:
+        raise click.BadParameter("it is empty")
+    return api_key
 
 
-def with_place(function: Function) -> Function:
-    """Give a command the options of a place; it gets a `Where`."""
+def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a place and of a bucket in it: KEY, or the one of an API key. It gets a `Where`."""
     options = (
+        click.argument("key", metavar="[KEY]", required=False),
+        click.option(
+            "--key-file",
+            "api_key",
+            metavar="FILE",
+            type=click.File(errors="replace"),
+            callback=_api_key,
+            help=f"A file with the API key (- is stdin); else it is taken from {KEY_VARIABLE}. It names a bucket, too.",
+        ),
         click.option(
             "--redis",
             metavar="URL",
@@ -155,18 +146,14 @@ def with_place(function: Function) -> Function:
     )
 
     @functools.wraps(function)
-    def command(redis: str | None, sqlite: str | None, prefix: str, **rest: Any) -> None:  # noqa: ANN401 - click's
-        where = Where(redis, sqlite, prefix, rest.pop("key", None), rest.pop("key_file", None))
-        function(where, **rest)
+    def command(
+        redis: str | None,
+        sqlite: str | None,
+        prefix: str,
+        key: str | None,
+        api_key: str | None,
+        **others: Any,  # noqa: ANN401 - click's
+    ) -> None:
+        function(Where(redis, sqlite, prefix, key, api_key), **others)
 
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
-
-
-def with_bucket(function: Function) -> Function:
-    """The same for one bucket: KEY, or the one of an API key."""
-    key_file = click.option(
-        "--key-file",
-        metavar="FILE",
-        help=f"A file with the API key (- is stdin); else it is taken from {KEY_VARIABLE}. It names a bucket, too.",
-    )
-    return click.argument("key", metavar="[KEY]", required=False)(key_file(with_place(function)))

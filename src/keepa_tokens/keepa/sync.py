@@ -86,10 +86,10 @@ class KeepaSync(KeepaDoor):
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = "") -> Call:
         """Wait until `estimate` tokens beside `keep` may be spent, and set them aside for one call.
 
-        timeout: seconds to wait (None: as long as it takes). Raises AcquireTimeout at once, nothing taken, when
-        the wait would be longer; CostTooLarge, TypeError, ConfigError for an impossible cost;
-        StorageUnavailable. It waits in line: small calls don't pass a big one. label: whose call it is, for people who
-        look at what is in flight.
+        It waits in line: small calls don't pass a big one. Raises AcquireTimeout at once, nothing taken, when the wait
+        would be longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost; StorageUnavailable.
+        timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, for people who look at
+        what is in flight.
         """
         wanted, patience_us = self._wanted(estimate, keep, label), timeout_us(timeout)
         return self._carried(lambda steps: plans.request(steps, wanted, patience_us, self._call))

@@ -8,97 +8,98 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..quota import Quota
 from ..units import LIMIT, NEVER
 from .arithmetic import (
     flowed_between,
     given_back,
-    instant_smooth,
-    instant_stepped,
     moved_back,
-    refill_smooth,
-    refill_stepped,
     required,
     saturated,
     set_aside,
 )
+from .flow import Flow
 
 __all__ = ["Numbers", "acquire", "give_back", "refund", "reserve", "settle", "take"]
 
 
 @dataclass(slots=True)
 class Numbers:
-    """The numbers of a sound bucket that the fast path reads, and those that it writes.
+    """The numbers of a sound bucket that the fast path reads, and those that it writes: level to largest_place.
 
-    The first nine change. capacity, refill, period_us: in effect; smooth rates reduced. queues: who waits gets a place
-    (a plain bucket without recharge). Everything is as `state.SoundState` has it.
+    level: balance, refilled_at and carry. They change together, by one assignment, so that nothing can strike between
+    them. flow: the refill in effect. quota: the terms. Everything is as `state.SoundState` has it.
     """
 
-    balance: int
-    refilled_at: int
-    carry: int
+    level: tuple[int, int, int]
     held: int
     open: int
     sequence: int
     last_place: int
     firm_place: int
     largest_place: int
-    capacity: int
-    refill: int
-    period_us: int
-    stepped: bool
-    overdraft: int
-    synced: bool
-    queues: bool
+    flow: Flow
+    quota: Quota
     kept_back: int
 
+    @property
+    def balance(self) -> int:
+        """What was there at `refilled_at`."""
+        return self.level[0]
+
+    @property
+    def refilled_at(self) -> int:
+        """Up to when the refill has been counted."""
+        return self.level[1]
+
+    @property
+    def carry(self) -> int:
+        """The part of a token that was under way then."""
+        return self.level[2]
+
     def flowed(self, now: int) -> tuple[int, int, int]:
-        """Return balance, refilled_at and carry at `now`."""
-        if self.stepped:
-            balance, refilled_at = refill_stepped(
-                self.balance, self.refilled_at, now, self.capacity, self.refill, self.period_us
-            )
-            return balance, refilled_at, 0
-        return refill_smooth(
-            self.balance, self.refilled_at, self.carry, now, self.capacity, self.refill, self.period_us
-        )
+        """Return the level at `now`."""
+        return self.flow.refilled(*self.level, now)
 
 
-def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int]:
-    """Take `tokens` if they are there and return the balance then, and `now`.
+def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int] | None:  # noqa: C901 - no call on the way
+    """Take `tokens` if they are there, and return None.
 
-    If they are not, nothing changes: the balance as it is, and the later instant at which they are; NEVER if the bucket
-    can't hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens, nor for more than can
-    be counted exactly beside `held`.
+    If they are not, nothing changes: return the balance and how long until they are there; NEVER if the bucket can't
+    hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens.
     """
-    balance, refilled_at, carry, period_us = n.balance, n.refilled_at, n.carry, n.period_us
-    before, since, part = balance, refilled_at, carry
-    if refilled_at < now:
-        if n.stepped or balance >= n.capacity or not n.refill or now - refilled_at >= period_us:
-            balance, refilled_at, carry = n.flowed(now)
-        else:  # the same, within one period, where most calls are: a call less, and often two divisions
-            carry += (now - refilled_at) * n.refill
+    balance, refilled_at, carry = n.level
+    flow, quota, since = n.flow, n.quota, now - refilled_at
+    if since > 0:
+        if balance >= flow.capacity or flow.stepped or not flow.refill:
+            balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, now)
+        else:  # the same without a call, and mostly without a division
             refilled_at = now
-            if carry >= period_us:
-                balance += carry // period_us
-                carry %= period_us
-                if balance >= n.capacity:
-                    balance, carry = n.capacity, 0
+            carry += since * flow.refill
+            if carry >= flow.period_us:
+                balance += carry // flow.period_us
+                carry %= flow.period_us
+                if balance >= flow.capacity:
+                    balance, carry = flow.capacity, 0
     need = tokens
-    if n.overdraft or keep or n.synced:
-        need = _need(n, tokens, keep) + (n.held if n.synced else 0)
+    if keep or quota.synced or quota.overdraft:
+        need = _need(n, tokens, keep) + (n.held if quota.synced else 0)
     if balance >= need:
-        balance -= tokens  # above -LIMIT: at least one was there, and fewer than LIMIT are taken
-        try:
-            n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
-        except BaseException:
-            n.balance, n.refilled_at, n.carry = before, since, part
-            raise
-        return balance, now
-    if need > n.capacity or not n.queues:
+        # Above -LIMIT: at least one was there, and fewer than LIMIT are taken.
+        n.level = balance - tokens, refilled_at, carry
+        return None
+    if need > flow.capacity or quota.synced or quota.recharge_to is not None:
         return balance, NEVER
-    if n.stepped:
-        return balance, instant_stepped(need - balance, refilled_at, n.refill, period_us)
-    return balance, instant_smooth(need - balance, refilled_at, carry, n.refill, period_us)
+    if flow.refill and not flow.stepped:
+        # As `instant_smooth` has it, but for the care that Lua's numbers need.
+        parts = (need - balance) * flow.period_us
+        if refilled_at + parts < NEVER:
+            parts -= carry
+            if flow.refill > 1:
+                parts = -(-parts // flow.refill)
+            return balance, parts if since >= 0 else parts - since
+    at = flow.instant(need - balance, refilled_at, carry)
+    return balance, NEVER if at >= NEVER else at - now
 
 
 def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int | None:
@@ -108,16 +109,17 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
     """
     if tokens == 0 or n.held + tokens >= LIMIT:
         return None
-    balance, at = take(n, now, tokens, keep)
-    if at == now:
-        return at
-    if wait_us < 0 or keep or at >= NEVER or at - now > wait_us:
+    refusal = take(n, now, tokens, keep)
+    if refusal is None:
+        return now
+    wait = refusal[1]
+    if keep or wait >= NEVER or wait > wait_us:
         return None
-    _, n.refilled_at, n.carry = n.flowed(now)
-    n.balance = saturated(balance - tokens)
+    balance, refilled_at, carry = n.flowed(now)
+    n.level = saturated(balance - tokens), refilled_at, carry
     n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
-    n.last_place = max(n.last_place, at)
-    return at
+    n.last_place = max(n.last_place, now + wait)
+    return now + wait
 
 
 def reserve(n: Numbers, now: int, tokens: int, keep: int) -> bool:
@@ -128,11 +130,11 @@ def reserve(n: Numbers, now: int, tokens: int, keep: int) -> bool:
     if tokens == 0 or n.held + tokens >= LIMIT:
         return False
     balance, refilled_at, carry = n.flowed(now)
-    if balance - (n.held if n.synced else 0) < _need(n, tokens, keep):
+    if balance - (n.held if n.quota.synced else 0) < _need(n, tokens, keep):
         return False
-    if not n.synced:
+    if not n.quota.synced:
         balance = saturated(balance - tokens)
-    n.balance, n.refilled_at, n.carry = balance, refilled_at, carry
+    n.level = balance, refilled_at, carry
     n.sequence += 1
     n.held += tokens
     n.open += 1
@@ -141,46 +143,48 @@ def reserve(n: Numbers, now: int, tokens: int, keep: int) -> bool:
 
 def settle(n: Numbers, now: int, held: int, cost: int, own: int) -> None:
     """End a hold in flight of `held` tokens, opened at the instant `own`, at `cost`; 0 cancels it."""
-    n.balance, n.refilled_at, n.carry = n.flowed(now)
+    n.level = balance, refilled_at, carry = n.flowed(now)
     n.held -= held
     n.open -= 1
-    if n.synced:
-        n.balance = saturated(n.balance - cost)
+    if n.quota.synced:
+        n.level = saturated(balance - cost), refilled_at, carry
     elif cost > held:
-        n.balance = saturated(n.balance + held - cost)
+        n.level = saturated(balance + held - cost), refilled_at, carry
     else:
         give_back(n, now, held - cost, own)
 
 
 def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
     """Give back `tokens` that were taken for the place `own` (rule 6) and not used, up to capacity."""
-    n.balance, n.refilled_at, n.carry = n.flowed(now)
+    n.level = n.flowed(now)
     give_back(n, now, tokens, own)
 
 
 def _need(n: Numbers, tokens: int, keep: int) -> int:
-    alone = required(tokens, n.overdraft)
-    need = tokens if n.synced and n.held else alone
-    return need + set_aside(keep, n.kept_back, n.capacity, alone)
+    alone = required(tokens, n.quota.overdraft)
+    need = tokens if n.quota.synced and n.held else alone
+    return need + set_aside(keep, n.kept_back, n.flow.capacity, alone) if keep or n.kept_back else need
 
 
 def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
     """Give back `tokens` that were taken for the place `own`, to a bucket that has flowed to `now`."""
-    back = tokens
-    if not n.synced:
-        back = given_back(tokens, own, n.last_place, now, n.refill, n.period_us, stepped=n.stepped)
+    flow, back = n.flow, tokens
+    balance, refilled_at, carry = n.level
+    if not n.quota.synced:
+        back = given_back(tokens, own, n.last_place, now, flow.refill, flow.period_us, stepped=flow.stepped)
         if own < now < n.last_place:
             # The bucket must not run over before the largest place is reached: what runs over has not come back.
-            flowed = flowed_between(now, n.last_place, n.refill, n.period_us, stepped=n.stepped)
-            back = min(back, max(0, n.capacity - n.largest_place - max(0, saturated(n.balance + flowed))))
+            flowed = flowed_between(now, n.last_place, flow.refill, flow.period_us, stepped=flow.stepped)
+            back = min(back, max(0, flow.capacity - n.largest_place - max(0, saturated(balance + flowed))))
         if back and n.last_place > now:
             _free_place(n, tokens, own)
     if back == 0:
         return
-    n.balance = saturated(min(max(n.balance, n.capacity), n.balance + back))
-    if n.balance >= n.capacity and not n.stepped:
+    balance = saturated(min(max(balance, flow.capacity), balance + back))
+    if balance >= flow.capacity and not flow.stepped:
         # A full bucket earns nothing: no fraction is under way.
-        n.carry = 0
+        carry = 0
+    n.level = balance, refilled_at, carry
 
 
 def _free_place(n: Numbers, tokens: int, own: int) -> None:
@@ -188,4 +192,5 @@ def _free_place(n: Numbers, tokens: int, own: int) -> None:
         # Tokens came back before the last place: from now on the balance alone does not tell where that place is.
         n.firm_place = n.last_place
         return
-    n.last_place = max(n.firm_place, moved_back(own, tokens, n.refill, n.period_us, stepped=n.stepped))
+    flow = n.flow
+    n.last_place = max(n.firm_place, moved_back(own, tokens, flow.refill, flow.period_us, stepped=flow.stepped))

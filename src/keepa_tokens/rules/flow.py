@@ -11,7 +11,7 @@ from .state import SoundState
 __all__ = ["Flow", "clipped_at", "flow_in_effect", "furthest_place"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: one is made in each step of the rules
 class Flow:
     """`refill` tokens per `period_us`, up to `capacity`; smooth rates are in reduced numbers."""
 

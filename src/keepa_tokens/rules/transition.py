@@ -585,25 +585,18 @@ class _Step(Telling):
         )
 
     def _numbers(self, balance: int) -> fast_path.Numbers:
-        s, flow = self.s, self.flow
+        s = self.s
         return fast_path.Numbers(
-            balance=balance,
-            refilled_at=s.refilled_at,
-            carry=s.carry,
+            level=(balance, s.refilled_at, s.carry),
             held=s.held,
             open=s.open,
             sequence=s.sequence,
             last_place=s.last_place,
             firm_place=s.firm_place,
             largest_place=s.largest_place,
-            capacity=flow.capacity,
-            refill=flow.refill,
-            period_us=flow.period_us,
-            stepped=flow.stepped,
-            overdraft=s.quota.overdraft,
-            synced=s.quota.synced,
-            queues=not s.quota.synced and s.quota.recharge_to is None,
-            kept_back=kept_back(s, flow),
+            flow=self.flow,
+            quota=s.quota,
+            kept_back=kept_back(s, self.flow),
         )
 
     # what is told

@@ -9,35 +9,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from time import monotonic_ns
-from typing import Any, Final
+from typing import Final
+from weakref import WeakSet
 
 from .._arguments import NotCopied, whole
 from ..quota import Quota
-from ..rules.arithmetic import required
 from ..rules.commands import Command, Outcome, Peek
-from ..rules.decision import Decision, Reason, Snapshot
-from ..rules.fast_path import take
+from ..rules.decision import Snapshot
 from ..rules.repair import new_state, repair
 from ..rules.state import BucketState, SoundState
 from ..rules.transition import carry_out, lifetime_us, transition
-from ..units import LIMIT, MICROSECONDS, NEVER, YEAR_US
+from ..units import YEAR_US
 from ._working import Bucket, begun, kept, serves, step
 from .base import AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
 
 _SWEPT_PER_STEP: Final = 2
-_GRANTED: Final = Reason.GRANTED  # here, because a member of an enumeration is looked up slowly
-_EMPTY: Final = Reason.EMPTY
-_new: Final = object.__new__
 
-_process = object()
-"""Another one in each process, since asking for its number costs as much as half a step."""
+_storages = WeakSet["MemoryStorage"]()
 
 
 def _forked() -> None:
-    global _process  # noqa: PLW0603 - what it is for
-    _process = object()
+    """Go on in a forked child: whoever had a lock is perhaps a thread that is not here.
+
+    Only `with` takes one, so that a signal's exception can't leave it held.
+    """
+    for storage in _storages:
+        storage.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -46,10 +45,11 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(slots=True)
 class _Loaded:
-    """A state that was brought along: whatever is wrong with it, the next command mends. The rest as in `Whole`."""
+    """A state that was brought along: whatever is wrong with it, the next command mends. The rest as in `Bucket`."""
 
     brought: BucketState
     quota: Quota | None = None
+    until: int = 0
     touched: int = 0
     own: bool = True
     ends: int | None = None
@@ -69,59 +69,27 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     _instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process = _process
+        self.lock = threading.Lock()
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
+        _storages.add(self)
 
-    def take(self, key: str, quota: Quota, tokens: int, keep: int = 0, now_us: int | None = None) -> Decision | None:
-        """Take tokens now, or say when they are there: what `Acquire(tokens, keep)` comes to where that is plain.
+    def served(self, key: str, quota: Quota, now: int, *, own: bool) -> Bucket | None:
+        """Return the bucket that the fast path may serve up to its `until`; None: the rules must decide.
 
-        None: nothing was done, `apply` must be asked. Tokens and keep are checked by whoever calls.
+        For a door of this library, which has the lock. now: microseconds. own: by the storage's own time, not a
+        caller's.
         """
-        own = now_us is None
-        if self._process is not _process:
-            self._in_a_child()
-        with self._lock:
-            bucket: Any = self._buckets.get(key)
-            now = monotonic_ns() // 1000 if own else whole("now_us", now_us)
-            if (
-                bucket is None
-                or bucket.quota is not quota
-                or bucket.own is not own
-                or now < bucket.refilled_at
-                or now >= bucket.until
-                or tokens < 1
-                or (bucket.held and bucket.held + tokens >= LIMIT)
-            ):
-                return None
-            balance, at = take(bucket, now, tokens, keep)
-            if at >= NEVER:
-                return _refused(bucket, tokens, keep, balance)
-            # Filled in by hand: to call the class would cost a tenth of the step.
-            told = _new(Decision)
-            if at == now:
-                bucket.version += 1
-                told.granted = True
-                told.reason = _GRANTED
-                told.retry_after = 0.0
-            else:
-                told.granted = False
-                told.reason = _EMPTY
-                told.retry_after = (at - now) / MICROSECONDS
-            told.balance = balance
-            told.waited = 0.0
-            told.repaired = ()
-            told.probe = False
-            return told
+        bucket = self._buckets.get(key)
+        if not isinstance(bucket, Bucket) or bucket.quota is not quota or bucket.own is not own:
+            return None
+        return bucket if bucket.refilled_at <= now < bucket.until else None
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        if self._process is not _process:
-            self._in_a_child()
-        with self._lock:
+        with self.lock:
             outcome = self._apply(key, quota, command, now_us)
         return outcome  # noqa: RET504 - `came_to` looks for it
 
@@ -130,7 +98,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
         Without `now_us` a bucket used with a caller's clock is shown as at that clock's last step.
         """
-        with self._held():
+        with self.lock:
             bucket = self._buckets.get(key)
             if bucket is None:
                 return None
@@ -144,12 +112,13 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
-        with self._held():
+        with self.lock:
             return iter(list(self._buckets))
 
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
-        with self._held():
+        with self.lock:
+            self._ends_serving(key)
             self._buckets.pop(key, None)
 
     def close(self) -> None:
@@ -160,13 +129,14 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
     def dump(self, key: str) -> BucketState | None:
         """Return the stored state of `key`, to move it elsewhere."""
-        with self._held():
+        with self.lock:
             bucket = self._buckets.get(key)
             return None if bucket is None else bucket.state()
 
     def load(self, key: str, state: BucketState) -> None:
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
-        with self._held():
+        with self.lock:
+            self._ends_serving(key)
             self._buckets[key] = _Loaded(state)
 
     def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
@@ -185,7 +155,8 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
                 if outcome is not None:
                     return outcome
             # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
-            on_time = max(bucket.touched, bucket.refilled_at) <= now < bucket.refilled_at + YEAR_US
+            refilled_at = bucket.level[1]
+            on_time = max(bucket.touched, refilled_at) <= now < refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
                 return self._decide(key, quota, command, now, bucket.sound(), (), own=own)
         sound, repaired = repair(quota, bucket.state(), now)
@@ -219,16 +190,23 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:
-        before = self._buckets.get(key)
-        if before is not None and before.quota == bucket.quota and before.own is bucket.own:
+        before, quota = self._buckets.get(key), bucket.quota
+        if before is not None and before.own is bucket.own and (before.quota is quota or before.quota == quota):
             # It waits for its end already, and is looked at anew when that has come.
             bucket.ends = before.ends
         else:
             bucket.ends = _forgotten_at(bucket)
             if bucket.ends is not None:
                 (self._own if bucket.own else self._callers).add(bucket.ends, key)
+        self._ends_serving(key)
         # Last, and by one assignment: struck by a signal, a step is done or not done.
         self._buckets[key] = bucket
+
+    def _ends_serving(self, key: str) -> None:
+        """Let no door serve what is about to go: first, since struck in between it must not serve what has gone."""
+        before = self._buckets.get(key)
+        if before is not None:
+            before.until = 0
 
     def _drop(self, deadlines: _Deadlines, now: int) -> None:
         """Forget buckets whose time has come, a few at each step: no thread, and no step pays for all."""
@@ -241,23 +219,12 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             if bucket is not None and bucket.ends == at and bucket.own is (deadlines is self._own):
                 ends = _forgotten_at(bucket)
                 if ends is not None and ends <= now:
+                    bucket.until = 0
                     del self._buckets[key]
                 elif ends is not None:
                     deadlines.add(ends, key)
                 bucket.ends = ends
             deadlines.drop(due)
-
-    def _held(self) -> threading.Lock:
-        if self._process is not _process:
-            self._in_a_child()
-        return self._lock
-
-    def _in_a_child(self) -> None:
-        """Go on in a forked child: whoever had the lock is perhaps a thread that is not here.
-
-        Only `with` takes a lock so that a signal's exception can't leave it held.
-        """
-        self._process, self._lock = _process, threading.Lock()
 
 
 class _Deadlines:
@@ -285,32 +252,7 @@ class _Deadlines:
             heapq.heappop(self._queue)
 
 
-def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
-    """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
-
-    A step that is struck before its end has changed nothing. Between its end and whoever asked lies the lock's release.
-    """
-    trace = error.__traceback__
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
-        if frame.f_code is MemoryStorage.apply.__code__ and frame.f_locals["command"] is sent:
-            return frame.f_locals.get("outcome")
-        if frame.f_code is MemoryStorage.take.__code__ and "at" in frame.f_locals:
-            seen = frame.f_locals
-            return Outcome(seen["now"], seen["balance"], granted=seen["at"] == seen["now"])
-    return None
-
-
 def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:
     """Return when a bucket that nobody touches may be forgotten; None: never."""
     lifetime = lifetime_us(bucket.state(), bucket.touched)
     return None if lifetime is None else bucket.touched + lifetime
-
-
-def _refused(bucket: Bucket, tokens: int, keep: int, balance: int) -> Decision | None:
-    """Return what is told of tokens that no refill brings; None: more than the refill decides."""
-    if not bucket.queues:
-        return None
-    too_large = required(tokens, bucket.overdraft) + keep > bucket.capacity
-    reason = Reason.TOO_LARGE if too_large else Reason.EMPTY
-    return Decision(granted=False, reason=reason, balance=balance, retry_after=inf)

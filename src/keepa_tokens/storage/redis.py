@@ -268,8 +268,8 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
     """Buckets in Redis (6.2 or newer) or Valkey. Its own time is the server's. Safe to share between threads.
 
     client: a client of redis-py or valkey-py, used as it is: standalone, Sentinel's master, Cluster, pooled, either
-    protocol, decoding or not. prefix: stands before every key. A client that re-sends commands after a dropped
-    connection may run a plain `acquire` twice, which charges twice; `from_url` makes one that does not.
+    protocol, decoding or not. One that re-sends commands after a dropped connection may run a plain `acquire` twice,
+    which charges twice; `from_url` makes one that does not. prefix: stands before every key.
 
     Raises StorageUnavailable when Redis can't be reached or can't carry a command out, within the client's own
     timeouts; ConfigError for what the next try would only repeat: a key that holds something else, the state of a newer

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL, 
 CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NULL;
 """
 _LONGEST_PAUSE_S: Final = 0.002
-_PATIENCE_S: Final = 0.05
+_PATIENCE_S: Final = 0.02
 _SWEPT_PER_STEP: Final = 2
 _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems whose locks SQLite can't rely on."""
@@ -42,9 +42,10 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 class SQLiteStorage(Closing, NotCopied):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
-    timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken. A bucket
-    that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may cost the
-    last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited for long goes next.
+    A bucket that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may
+    cost the last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited longest goes
+    next. timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken.
+    (The `timeout` of `acquire` counts only the wait for tokens.)
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
@@ -123,8 +124,8 @@ class SQLiteStorage(Closing, NotCopied):
     def _open(self) -> None:
         self._process = os.getpid()
         with self._errors_named():
-            self._turns = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT, 0o666)
-            self._let_go = weakref.finalize(self, os.close, self._turns)
+            self._line = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT, 0o666)
+            self._let_go = weakref.finalize(self, os.close, self._line)
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             try:
@@ -167,20 +168,18 @@ class SQLiteStorage(Closing, NotCopied):
         """Carry out a statement that waits for others, up to the timeout.
 
         A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
-        seconds. Who has waited for a while takes the turn, one at a time, and all others stand back meanwhile.
+        seconds. Who has waited for a while stands in line, and goes before all that began later.
         """
-        began = time.monotonic()
-        with _Turn(self._turns) as turn:
+        with _Line(self._line) as line:
             while True:
                 others = sqlite3.OperationalError("database is locked, and others have waited for longer")
-                failed = self._locked(statement) if turn.mine or turn.free() else others
+                failed = self._locked(statement) if line.first() else others
                 if failed is None:
                     return
-                waited = time.monotonic() - began
-                if waited > self._timeout_s:
+                if line.waited_s() > self._timeout_s:
                     raise failed
-                if waited > _PATIENCE_S:
-                    turn.take()
+                if line.waited_s() > _PATIENCE_S:
+                    line.join()
                 time.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - no secret
 
     def _locked(self, statement: str) -> sqlite3.Error | None:
@@ -231,45 +230,51 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_FORKS.before, after_in_parent=_FORKS.after, after_in_child=_FORKS.after)
 
 
-class _Turn:
-    """Whose turn it is: a file that the one who has waited for long locks. A lock ends with its process.
+class _Line:
+    """Who has waited for long: each locks the byte of a file whose number is the microsecond at which it began.
 
-    Only processes are told apart, and on Windows nobody is: chance decides then. No harm comes of two who have it.
+    The file stays empty, and a lock ends with its process. Only processes are told apart, and on Windows nobody is:
+    chance decides then. No harm comes of two who are first.
     """
 
-    def __init__(self, turns: int) -> None:
-        self._turns = turns
-        self.mine = False
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._began_us = time.monotonic_ns() // 1000
+        self._joined = False
 
-    def free(self) -> bool:
-        """Whether it is nobody's turn."""
-        if not self._locked(alone=False):
+    def waited_s(self) -> float:
+        """Return for how long this one has waited."""
+        return time.monotonic() - self._began_us / 1_000_000
+
+    def first(self) -> bool:
+        """Whether nobody in the line began earlier."""
+        if not self._locked(0, self._began_us, alone=False):
             return False
-        self._unlock()
+        self._unlock(0, self._began_us)
         return True
 
-    def take(self) -> None:
-        """Take the turn, if it is nobody's."""
-        self.mine = self.mine or self._locked(alone=True)
+    def join(self) -> None:
+        """Stand in the line."""
+        self._joined = self._joined or self._locked(self._began_us, 1, alone=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.mine:
-            self._unlock()
+        if self._joined:
+            self._unlock(self._began_us, 1)
 
-    def _locked(self, *, alone: bool) -> bool:
+    def _locked(self, at: int, size: int, *, alone: bool) -> bool:
         if sys.platform != "win32":
             try:
-                fcntl.lockf(self._turns, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.lockf(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB, size, at)
             except (BlockingIOError, PermissionError):
                 return False
         return True
 
-    def _unlock(self) -> None:
+    def _unlock(self, at: int, size: int) -> None:
         if sys.platform != "win32":
-            fcntl.lockf(self._turns, fcntl.LOCK_UN)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, size, at)
 
 
 class AsyncSQLiteStorage(AsyncClosing, NotCopied):

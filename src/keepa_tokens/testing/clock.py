@@ -7,25 +7,17 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import selectors
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Self, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from _typeshed import FileDescriptorLike
-
     Events = list[tuple[selectors.SelectorKey, int]]
-
-Sleeper = tuple[int, int, asyncio.Future[None]]
-"""When it wakes (microseconds), its place among those who wake then, and what wakes it."""
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
@@ -39,12 +31,11 @@ def _microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-@dataclass(slots=True)
-class _Sleepers:
-    """The coroutines of one event loop that sleep on one clock, and how long nobody has come or gone."""
+class _Sleepers(dict[tuple[int, int], asyncio.Future[None]]):
+    """What wakes the coroutines of one event loop, by when (microseconds) and their place among those who wake then."""
 
-    heap: list[Sleeper] = field(default_factory=list[Sleeper])
-    quiet_passes: int = 0
+    quiet_passes = 0
+    """How long nobody has come or gone."""
 
 
 class ManualClock:
@@ -64,7 +55,7 @@ class ManualClock:
         self._slept_us = 0
         self._arrivals = itertools.count()
         self._changed = threading.Condition()
-        self._threads: list[tuple[int, int]] = []
+        self._threads: set[tuple[int, int]] = set()
         self._loops: dict[asyncio.AbstractEventLoop, _Sleepers] = {}
 
     def now_us(self) -> int:
@@ -93,17 +84,16 @@ class ManualClock:
         wait_us = max(0, _microseconds(seconds))
         with self._changed:
             place = (self._now_us + wait_us, next(self._arrivals))
-            heapq.heappush(self._threads, place)
+            self._threads.add(place)
         try:
             time.sleep(0)  # no wait: other threads that are about to sleep get their turn to say so
             with self._changed:
-                self._changed.wait_for(lambda: self._threads[0] == place)
+                self._changed.wait_for(lambda: min(self._threads) == place)
                 self._now_us = max(self._now_us, place[0])
                 self._slept_us += wait_us
         finally:
             with self._changed:
                 self._threads.remove(place)
-                heapq.heapify(self._threads)
                 self._changed.notify_all()
 
     async def asleep(self, seconds: float, /) -> None:
@@ -111,32 +101,29 @@ class ManualClock:
         wait_us = max(0, _microseconds(seconds))
         loop = asyncio.get_running_loop()
         woken = loop.create_future()
-        self._join(loop, wait_us, woken)
+        with self._changed:
+            if loop not in self._loops:
+                sleepers = self._loops[loop] = _Sleepers()
+                loop.call_soon(self._drive, loop, sleepers)
+            sleepers = self._loops[loop]
+            place = (self._now_us + wait_us, next(self._arrivals))
+            sleepers[place] = woken
+            sleepers.quiet_passes = 0
         try:
             await woken
         finally:
-            self._leave(loop, woken)
+            self._leave(loop, place)
         with self._changed:
             self._slept_us += wait_us
 
-    def _join(self, loop: asyncio.AbstractEventLoop, wait_us: int, woken: asyncio.Future[None]) -> None:
-        with self._changed:
-            sleepers = self._loops.get(loop)
-            if sleepers is None:
-                sleepers = self._loops[loop] = _Sleepers()
-                loop.call_soon(self._drive, loop, sleepers)
-            heapq.heappush(sleepers.heap, (self._now_us + wait_us, next(self._arrivals), woken))
-            sleepers.quiet_passes = 0
-
-    def _leave(self, loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
-        """Take a sleeper off, woken or cancelled; an empty list goes too, so that no closed loop is kept alive."""
+    def _leave(self, loop: asyncio.AbstractEventLoop, place: tuple[int, int]) -> None:
+        """Take a sleeper off, woken or cancelled; the last one's loop goes too, so that no closed one is kept alive."""
         with self._changed:
             sleepers = self._loops.get(loop)
             if sleepers is None:
                 return
-            sleepers.heap = [place for place in sleepers.heap if place[2] is not woken]
-            heapq.heapify(sleepers.heap)
-            if not sleepers.heap:
+            sleepers.pop(place, None)
+            if not sleepers:
                 del self._loops[loop]
 
     def _drive(self, loop: asyncio.AbstractEventLoop, sleepers: _Sleepers) -> None:
@@ -150,14 +137,13 @@ class ManualClock:
         loop.call_soon(self._drive, loop, sleepers)
 
     def _wake_first(self, sleepers: _Sleepers) -> None:
-        while sleepers.heap:
-            deadline_us, _, woken = heapq.heappop(sleepers.heap)
-            if woken.done():  # cancelled: it must not move the clock
-                continue
-            self._now_us = max(self._now_us, deadline_us)
-            woken.set_result(None)
-            break
         sleepers.quiet_passes = 0
+        for place in sorted(sleepers):
+            woken = sleepers.pop(place)
+            if not woken.done():  # a cancelled one must not move the clock
+                self._now_us = max(self._now_us, place[0])
+                woken.set_result(None)
+                return
 
     def __repr__(self) -> str:
         return f"ManualClock({self.now_us() / 1_000_000})"
@@ -219,41 +205,26 @@ class LoopClock:
         return f"LoopClock({self._loop.time()})"
 
 
-class _JumpingSelector(selectors.BaseSelector):
+class _JumpingSelector(selectors.DefaultSelector):
     """A selector that lets the time jump instead of waiting, whenever no real event is there to be had."""
 
     def __init__(self, io_grace: float, patience: float, waiting: Callable[[], str]) -> None:
+        super().__init__()
         self.now = 0.0
         self.jobs = 0
         self._io_grace = io_grace
         self._patience = patience
         self._waiting = waiting
-        self._real = selectors.DefaultSelector()
-
-    def register(self, fileobj: FileDescriptorLike, events: int, data: object = None) -> selectors.SelectorKey:
-        return self._real.register(fileobj, events, data)
-
-    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        return self._real.unregister(fileobj)
-
-    def modify(self, fileobj: FileDescriptorLike, events: int, data: object = None) -> selectors.SelectorKey:
-        return self._real.modify(fileobj, events, data)
-
-    def close(self) -> None:
-        self._real.close()
-
-    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        return self._real.get_map()
 
     def select(self, timeout: float | None = None) -> Events:
         """Return the real events; without any, jump `timeout` seconds, or wait for an event when there is no timer."""
-        ready = self._real.select(0)
+        ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
         if timeout is None:
             return self._wait_for_an_event()
         if self._expects_events():
-            ready = self._real.select(self._io_grace)
+            ready = super().select(self._io_grace)
         if not ready:
             self.now += timeout
         return ready
@@ -264,9 +235,9 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def _wait_for_an_event(self) -> Events:
         if self._expects_events():
-            return self._real.select(None)
+            return super().select(None)
         # Another thread may still call the loop, but no sign tells which one will: real patience, with an end.
-        if threading.active_count() > 1 and (ready := self._real.select(self._patience)):
+        if threading.active_count() > 1 and (ready := super().select(self._patience)):
             return ready
         raise RuntimeError(f"deadlock: nothing is ready, no timer is set, no I/O is open; {self._waiting()}")
 
@@ -324,25 +295,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Cancel what still runs, end the executor's threads, close the loop."""
-        if self.is_closed():
-            return
-        try:
-            self._cancel_tasks()
-            self.run_until_complete(self.shutdown_asyncgens())
-            self.run_until_complete(self.shutdown_default_executor())
-        finally:
-            self.close()
-
-    def _cancel_tasks(self) -> None:
-        tasks = asyncio.all_tasks(self)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            self.run_until_complete(asyncio.wait(tasks))
+        if not self.is_closed():
+            with asyncio.Runner(loop_factory=lambda: self):
+                pass  # all of this is what its end does
 
 
 def virtual_loop(*, io_grace: float = 0.02, patience: float = 5.0) -> VirtualLoop:

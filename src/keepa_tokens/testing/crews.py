@@ -9,13 +9,13 @@ import asyncio
 import multiprocessing
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import isawaitable, iscoroutinefunction
 from multiprocessing.connection import Connection
 from threading import Barrier
-from typing import Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -126,16 +126,8 @@ def processes(opener: Opener, works: Sequence[Work]) -> list[list[Outcome]]:
     """Let processes do the works, all of them together, each on a storage that it opens."""
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(len(works), timeout=PATIENCE_S)
-    with ExitStack() as stack:
-        answers: list[Connection] = []
-        for work in works:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(opener, work, gate, sender))
-            process.start()
-            stack.callback(process.join, PATIENCE_S)
-            sender.close()  # so that the end of a process is the end of its answers
-            answers.append(receiver)
-        return [answer.recv() for answer in answers]
+    with ProcessPoolExecutor(len(works), context, _share, (opener, gate)) as pool:
+        return list(pool.map(_work, works))
 
 
 def killed(opener: Opener, work: Work) -> int:
@@ -144,43 +136,45 @@ def killed(opener: Opener, work: Work) -> int:
     It may have done one more.
     """
     context = multiprocessing.get_context("spawn")
-    steps, warm = context.RawValue("q", 0), context.Event()
-    process = context.Process(target=_work_on, args=(opener, work, steps, warm))
+    told, telling = context.Pipe(duplex=False)
+    process = context.Process(target=_work_on, args=(opener, work, telling))
     process.start()
+    telling.close()  # so that the end of the process is the end of what it tells
+    steps = 0
     try:
-        assert warm.wait(PATIENCE_S), "the process did not come to work"
+        while steps < STEPS_BEFORE_A_KILL:
+            assert told.poll(PATIENCE_S), "the process did not come to work"
+            steps = told.recv()
     finally:
         process.kill()
         process.join(PATIENCE_S)
-    told: int = steps.value
-    return told
+    with suppress(EOFError, OSError):
+        while True:
+            steps = told.recv()
+    return steps
 
 
-class _Gate(Protocol):
-    def wait(self) -> int: ...
+_shared: tuple[Opener, Barrier]
+"""What a process of several got at its start."""
 
 
-class _Counter(Protocol):
-    value: int
+def _share(opener: Opener, gate: Barrier) -> None:
+    global _shared  # noqa: PLW0603 - the only way by which a pool hands a barrier on
+    _shared = opener, gate
 
 
-class _Flag(Protocol):
-    def set(self) -> None: ...
-
-
-def _work(opener: Opener, work: Work, gate: _Gate, answer: Connection) -> None:
+def _work(work: Work) -> list[Outcome]:
+    opener, gate = _shared
     with opened(opener) as storage:
         gate.wait()
-        answer.send(work.done_on(storage))
+        return work.done_on(storage)
 
 
-def _work_on(opener: Opener, work: Work, steps: _Counter, warm: _Flag) -> None:
+def _work_on(opener: Opener, work: Work, telling: Connection) -> None:
     with opened(opener) as storage:
         for step in range(1, MOST_STEPS):
             work.done_on(storage)
-            steps.value = step
-            if step == STEPS_BEFORE_A_KILL:
-                warm.set()
+            telling.send(step)
 
 
 @contextmanager

@@ -7,9 +7,9 @@ checksum of the seed and the item decides. So a call costs the same whenever and
 from __future__ import annotations
 
 import json
-import struct
 import zlib
-from collections.abc import Callable, Mapping
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, cast
@@ -25,6 +25,11 @@ RESULTS_PER_PAGE: Final = 10
 SEARCH_PAGES: Final = 4
 CSV_FIELDS: Final = 36
 KEEPA_EPOCH_MINUTES: Final = 21_564_000  # Keepa counts minutes from 2011-01-01
+
+GREY_PIXEL: Final = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+"""A PNG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,13 @@ class World:
 class Endpoint:
     """One path: its price in tokens, its answer without the envelope, and what is wrong with a request, if anything."""
 
-    cost: Callable[[Params, World], int]
-    body: Callable[[Params, World], JsonObject]
-    fault: Callable[[Params], str | None]
+    price: int | Callable[[Params, World], int]
+    body: Callable[[Params, World], JsonObject] = lambda _params, _world: {}
+    fault: Callable[[Params], str | None] = lambda _params: None
+
+    def cost(self, params: Params, world: World) -> int:
+        """Return what a call costs."""
+        return self.price if isinstance(self.price, int) else self.price(params, world)
 
 
 def flag(params: Params, name: str) -> bool:
@@ -91,10 +100,6 @@ def _parsed(text: str) -> object:
     except (ValueError, RecursionError):
         return None
     return parsed
-
-
-def _fine(_: Params) -> str | None:
-    return None
 
 
 def _selection_fault(params: Params) -> str | None:
@@ -133,10 +138,6 @@ def _asins(params: Params, world: World) -> list[str]:
     ]
 
 
-def _product_cost(params: Params, world: World) -> int:
-    return sum(_one_product_cost(params, world, asin) for asin in _asins(params, world))
-
-
 def _one_product_cost(params: Params, world: World, asin: str) -> int:
     extras = sum(world.draw(0, 1, name, asin) for name in ("rating", "historical-variations") if flag(params, name))
     extras += world.draw(0, 1, "update", asin) if number(params, "update", -1) == 0 else 0
@@ -150,10 +151,6 @@ def _one_product_cost(params: Params, world: World, asin: str) -> int:
 
 def _offer_pages(offers: int, world: World, asin: str) -> int:
     return world.draw(1, -(-offers // OFFERS_PER_PAGE), "pages", asin)
-
-
-def _product_body(params: Params, world: World) -> JsonObject:
-    return {"products": [_product(params, world, asin) for asin in _asins(params, world)]}
 
 
 def _product(params: Params, world: World, asin: str) -> JsonObject:
@@ -220,11 +217,7 @@ def _search_body(params: Params, world: World) -> JsonObject:
     return {"products": [_product(params, world, world.asin("search", params.get("term"), place)) for place in places]}
 
 
-def _category_body(params: Params, _: World) -> JsonObject:
-    return {"categories": _categories(list(items(params, "category")), params), "categoryParents": {}}
-
-
-def _categories(ids: list[str], params: Params) -> JsonObject:
+def _categories(ids: Iterable[str], params: Params) -> JsonObject:
     domain = number(params, "domain", 1)
     return {
         each: {"domainId": domain, "catId": int(each), "name": f"Category {each}", "children": [], "parent": 0}
@@ -240,10 +233,6 @@ def _seller_cost(params: Params, world: World) -> int:
         return 10 if flag(params, "storefront") else 1
 
     return sum(map(one, items(params, "seller")))
-
-
-def _seller_body(params: Params, world: World) -> JsonObject:
-    return {"sellers": {seller: _seller(params, world, seller) for seller in items(params, "seller")}}
 
 
 def _seller(params: Params, world: World, seller: str) -> JsonObject:
@@ -273,14 +262,6 @@ def _bestsellers_body(params: Params, world: World) -> JsonObject:
     return {"bestSellersList": listed}
 
 
-def _topseller_body(_: Params, world: World) -> JsonObject:
-    return {"sellerIdList": [f"A{world.draw(0, 10**9, 'topseller', place):012d}" for place in range(50)]}
-
-
-def _lightning_cost(params: Params, _: World) -> int:
-    return len(items(params, "asin")) or 500
-
-
 def _lightning_body(params: Params, world: World) -> JsonObject:
     asins = items(params, "asin") or tuple(world.asin("lightning", place) for place in range(50))
     return {"lightningDeals": [{"asin": asin, "title": f"Product {asin}"} for asin in asins]}
@@ -292,51 +273,42 @@ def adds_tracking(params: Params) -> bool:
 
 
 def _tracking_cost(params: Params, _: World) -> int:
-    return _tracked(params) if adds_tracking(params) else 0
-
-
-def _tracked(params: Params) -> int:
+    if not adds_tracking(params):
+        return 0
     parsed = _parsed(params.get("selection", "") or params.get("tracking", ""))
     return len(cast("list[object]", parsed)) if isinstance(parsed, list) else 1
 
 
-def _tracking_body(_: Params, __: World) -> JsonObject:
-    return {"trackings": []}
-
-
-def _flat(cost: int) -> Callable[[Params, World], int]:
-    def price(_: Params, __: World) -> int:
-        return cost
-
-    return price
-
-
-def _empty_body(_: Params, __: World) -> JsonObject:
-    return {}
-
-
 ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
     {
-        "/token": Endpoint(_flat(0), _empty_body, _fine),
-        "/product": Endpoint(_product_cost, _product_body, _product_fault),
+        "/token": Endpoint(0),
+        "/product": Endpoint(
+            lambda params, world: sum(_one_product_cost(params, world, asin) for asin in _asins(params, world)),
+            lambda params, world: {"products": [_product(params, world, asin) for asin in _asins(params, world)]},
+            _product_fault,
+        ),
         "/query": Endpoint(_query_cost, _query_body, _selection_fault),
-        "/search": Endpoint(_search_cost, _search_body, _fine),
-        "/deal": Endpoint(_flat(5), _deal_body, _selection_fault),
-        "/bestsellers": Endpoint(_flat(50), _bestsellers_body, _fine),
-        "/topseller": Endpoint(_flat(50), _topseller_body, _fine),
-        "/lightningdeal": Endpoint(_lightning_cost, _lightning_body, _fine),
-        "/seller": Endpoint(_seller_cost, _seller_body, _needs("seller")),
-        "/category": Endpoint(_flat(1), _category_body, _needs("category")),
-        "/graphimage": Endpoint(_flat(1), _empty_body, _needs("asin")),
-        "/tracking": Endpoint(_tracking_cost, _tracking_body, _selection_fault),
+        "/search": Endpoint(_search_cost, _search_body),
+        "/deal": Endpoint(5, _deal_body, _selection_fault),
+        "/bestsellers": Endpoint(50, _bestsellers_body),
+        "/topseller": Endpoint(
+            50,
+            lambda _, world: {
+                "sellerIdList": [f"A{world.draw(0, 10**9, 'topseller', place):012d}" for place in range(50)]
+            },
+        ),
+        "/lightningdeal": Endpoint(lambda params, _: len(items(params, "asin")) or 500, _lightning_body),
+        "/seller": Endpoint(
+            _seller_cost,
+            lambda params, world: {"sellers": {each: _seller(params, world, each) for each in items(params, "seller")}},
+            _needs("seller"),
+        ),
+        "/category": Endpoint(
+            1,
+            lambda params, _: {"categories": _categories(items(params, "category"), params), "categoryParents": {}},
+            _needs("category"),
+        ),
+        "/graphimage": Endpoint(1, fault=_needs("asin")),
+        "/tracking": Endpoint(_tracking_cost, lambda _params, _world: {"trackings": []}, _selection_fault),
     }
 )
-
-
-def tiny_png() -> bytes:
-    """Return a valid PNG of one grey pixel."""
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\x00\x80")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )

@@ -19,7 +19,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Final, Literal, get_args
 
@@ -27,11 +27,11 @@ from keepa_tokens.clock import Clock
 from keepa_tokens.testing.clock import ManualClock
 from keepa_tokens.testing.fake_answers import (
     ENDPOINTS,
+    GREY_PIXEL,
     KEEPA_EPOCH_MINUTES,
     JsonObject,
     World,
     adds_tracking,
-    tiny_png,
 )
 from keepa_tokens.testing.fake_wire import Fault, Response, Ticket, Verdict, faulty, json_answer, rejection
 
@@ -306,11 +306,12 @@ class FakeKeepa:
             envelope = self._envelope(ticket)
             if ticket.fault is not None:
                 body = ENDPOINTS[ticket.path].body(ticket.params, self._world()) if ticket.verdict == "run" else None
-                return faulty(ticket, ticket.fault, envelope, body)
+                answer = faulty(ticket, ticket.fault, envelope, body)
+                return replace(answer, headers={**answer.headers, **ticket.headers})
             if ticket.verdict != "run":
                 return rejection(ticket, envelope)
             if ticket.path == "/graphimage":
-                return Response(200, None, tiny_png(), {"Content-Type": "image/png"})
+                return Response(200, None, GREY_PIXEL, {"Content-Type": "image/png"})
             return json_answer(200, envelope | ENDPOINTS[ticket.path].body(ticket.params, self._world()))
 
     def _envelope(self, ticket: Ticket) -> JsonObject:
@@ -343,15 +344,12 @@ class FakeKeepa:
             if (seconds := self.draw_latency()) > 0:
                 await self._clock.asleep(seconds)
         except BaseException:
-            self._abandon(ticket)
+            with self._lock:
+                self._catch_up()
+                del self._open[ticket.number]
+                self._take(ticket.due)
             raise
         return self.finish(ticket)
-
-    def _abandon(self, ticket: Ticket) -> None:
-        with self._lock:
-            if self._open.pop(ticket.number, None) is not None:
-                self._catch_up()
-                self._take(ticket.due)
 
     def draw_latency(self) -> float:
         """Return the seconds that the next call takes."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
+import re
 import signal
 import socket
 import sys
@@ -15,8 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self, TypeAlias, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from keepa_tokens.testing.clock import ScaledClock
@@ -24,6 +23,9 @@ from keepa_tokens.testing.fake_keepa import FakeKeepa, Response
 
 LARGEST_BODY: Final = 10_000_000
 POLL_SECONDS: Final = 0.05
+LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}", re.ASCII)
+
+Request: TypeAlias = socket.socket | tuple[bytes, socket.socket]
 
 
 class FakeKeepaServer:
@@ -43,15 +45,13 @@ class FakeKeepaServer:
         host: str = "127.0.0.1",
         hang: float = 30.0,
     ) -> None:
-        if not is_loopback(host):
-            raise ValueError(f"host must be an IPv4 loopback address, not {host!r}")
         self.fake = fake
-        self._address = (host, port)
+        self._address = (_loopback(host), port)
         self._speed = speed
         self._hang = hang
         self._own_clock = fake.clock
         self._http: _Http | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread()
 
     @property
     def port(self) -> int:
@@ -70,95 +70,71 @@ class FakeKeepaServer:
 
     def __enter__(self) -> Self:
         self._http = _Http(self._address, self.fake, self._speed, self._hang)
+        self._own_clock = self.fake.clock
         if self._speed is not None:
-            self._own_clock = self.fake.clock
             self.fake.follow(ScaledClock(self._speed))
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(POLL_SECONDS,), name="fake-keepa", daemon=True
-        )
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(POLL_SECONDS,), daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        http, thread = self._running(), self._thread
+    def __exit__(self, *_: object) -> None:
+        http = self._running()
         http.shutdown()
-        if thread is not None:
-            thread.join()
+        self._thread.join()
         http.end_connections()
         http.server_close()
         if self._speed is not None:
             self.fake.follow(self._own_clock)
-        self._http = self._thread = None
+        self._http = None
 
 
 class _Http(ThreadingHTTPServer):
     """The listening socket, and the connections it has to end."""
 
     request_queue_size = 128
-    # Daemons, so that a context nobody closed can't keep the interpreter; a closed one joins them itself.
-    daemon_threads = True
+    daemon_threads = False  # so that `server_close` waits for them
 
     def __init__(self, address: tuple[str, int], fake: FakeKeepa, speed: float | None, hang: float) -> None:
         self.fake = fake
         self._speed = speed
         self._hang = hang
         self._ending = threading.Event()
-        self._lock = threading.Lock()
-        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._connections: set[Request] = set()
         super().__init__(address, _Handler)
 
-    def process_request(
-        self, request: socket.socket | tuple[bytes, socket.socket], client_address: tuple[str, int]
-    ) -> None:
-        """Start a thread for a connection and remember both."""
-        connection = cast("socket.socket", request)
-        thread = threading.Thread(
-            target=self._serve, args=(connection, client_address), name="fake-keepa-connection", daemon=True
-        )
-        with self._lock:
-            self._connections[connection] = thread
-        thread.start()
+    def process_request(self, request: Request, client_address: tuple[str, int]) -> None:
+        """Remember a connection and start its thread."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
 
-    def _serve(self, connection: socket.socket, client_address: tuple[str, int]) -> None:
-        try:
-            self.finish_request(connection, client_address)
-        except ConnectionError:  # the client has gone: its own business
-            pass
-        finally:
-            with self._lock:
-                self._connections.pop(connection, None)
-            self.shutdown_request(connection)
+    def handle_error(self, request: Request, client_address: tuple[str, int]) -> None:
+        """Say nothing of a client that has gone: its own business."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+    def shutdown_request(self, request: Request) -> None:
+        """Forget a connection that has ended."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
 
     def end_connections(self) -> None:
-        """End every pause and every idle connection, and wait for their threads."""
-        with self._lock:
-            connections = dict(self._connections)
-            for connection in connections:
-                _hang_up(connection)
+        """End every idle connection and every pause."""
+        for connection in tuple(self._connections):
+            with contextlib.suppress(OSError):  # the client may have been quicker
+                cast("socket.socket", connection).shutdown(socket.SHUT_RDWR)
         self._ending.set()  # only now, so that no call cut short is answered as if its time had passed
-        for thread in connections.values():
-            thread.join()
 
     def pause(self) -> None:
         """Let the latency of one call pass."""
         seconds = self.fake.draw_latency()
-        if seconds <= 0:
-            return
-        if self._speed is None:
-            self.fake.clock.sleep(seconds)
-        else:
+        if self._speed is not None:
             self._ending.wait(seconds / self._speed)
+        elif seconds > 0:  # an event loop's clock takes no blocking sleep, not even of none
+            self.fake.clock.sleep(seconds)
 
     def leave_hanging(self) -> None:
         """Keep a connection open without an answer, for the bounded time."""
         self._ending.wait(self._hang)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the client may have been quicker
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -212,14 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: a line would hold the API key, and a benchmark would drown in them."""
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine's IPv4 loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False
+def _loopback(host: str) -> str:
+    """Return a host that is this machine's IPv4 loopback; ValueError for any other."""
+    if not LOOPBACK.fullmatch(host):
+        raise ValueError(f"host must be an IPv4 loopback address, not {host!r}")
+    return host
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             threading.Event().wait()
     except KeyboardInterrupt:
-        return 0
+        pass
     return 0
 
 
@@ -255,9 +228,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--initial", type=int, help="tokens at the start; a full bucket without it")
     parser.add_argument("--latency", type=float, default=0.0, help="server seconds a call takes")
     return parser
-
-
-def _loopback(host: str) -> str:
-    if not is_loopback(host):
-        raise argparse.ArgumentTypeError(f"{host} is no loopback address")
-    return host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from keepa_tokens.testing.fake_answers import JsonObject
@@ -35,6 +35,13 @@ A fault comes instead of whatever the answer would have been; what could not be 
 """
 
 Verdict = Literal["run", "refused", "bad_key", "malformed", "unknown_path"]
+
+_REJECTED: Final = {
+    "refused": (429, "notEnoughTokens"),
+    "bad_key": (400, "invalidParameter"),
+    "malformed": (400, "invalidParameter"),
+    "unknown_path": (404, "notFound"),
+}
 
 _PAGES: Final = {
     "html": (502, "Bad Gateway"),
@@ -71,27 +78,16 @@ class Ticket:
 
 def rejection(ticket: Ticket, envelope: JsonObject) -> Response:
     """Return the answer to a call that was not admitted."""
-    match ticket.verdict:
-        case "refused":
-            return json_answer(429, envelope | _error("notEnoughTokens", ticket.message))
-        case "bad_key":
-            return json_answer(400, _zeroed(envelope) | _error("invalidParameter", ticket.message))
-        case "unknown_path":
-            return json_answer(404, envelope | _error("notFound", ticket.message))
-        case _:
-            return json_answer(400, envelope | _error("invalidParameter", ticket.message))
+    status, kind = _REJECTED[ticket.verdict]
+    known = _zeroed(envelope) if ticket.verdict == "bad_key" else envelope
+    return json_answer(status, known | _error(kind, ticket.message))
 
 
 def faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject, body: JsonObject | None) -> Response:
-    """Return the answer to a call with a fault, with the headers asked for; body: without the envelope.
+    """Return the answer to a call with a fault; body: without the envelope.
 
     Raises TimeoutError or ConnectionError where there is none.
     """
-    answer = _faulty(ticket, fault, envelope, body)
-    return replace(answer, headers={**answer.headers, **ticket.headers})
-
-
-def _faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject, body: JsonObject | None) -> Response:
     match fault:
         case "timeout_charged" | "timeout_uncharged":
             raise TimeoutError(f"no answer from {ticket.path}")

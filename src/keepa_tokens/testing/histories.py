@@ -138,8 +138,8 @@ class Rules:
     due: the instant from which the bucket may be forgotten; None: never.
     """
 
-    def __init__(self, texts: dict[str, str] | None = None) -> None:
-        self.texts = texts or {}
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
         self.due: int | None = None
 
     def apply(self, act: Act) -> Outcome:
