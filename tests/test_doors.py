@@ -9,11 +9,10 @@ import math
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
-import keepa_tokens
 from keepa_tokens import (
     AcquireTimeout,
     AsyncTokenBucket,
@@ -176,66 +175,6 @@ def test_a_long_wait_on_a_synced_bucket_is_cut_into_minutes() -> None:
 # --- giving back
 
 
-class Interrupting(ManualClock):
-    """A clock whose sleep is interrupted from the keyboard."""
-
-    def sleep(self, seconds: float, /) -> None:
-        self.advance(seconds / 2)
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("quota", [PLAIN, Quota(10, 1, 1.0, recharge_to=5), Quota(10, 1, 1.0, synced=True, initial=10)])
-@pytest.mark.parametrize("door", ["acquire", "reserve"])
-def test_an_interrupted_thread_gives_its_tokens_back(door: str, quota: Quota) -> None:
-    """KeyboardInterrupt while waiting: the tokens of the place are there again, no hold is left."""
-    clock = Interrupting(100.0)
-    bucket = TokenBucket(quota, clock=clock)
-    bucket.try_acquire(10)
-    with pytest.raises(KeyboardInterrupt):
-        getattr(bucket, door)(4)
-    seen = bucket.peek()
-    assert (seen.balance, seen.held, seen.holds) == (2, 0, 0)
-
-
-@pytest.mark.parametrize("quota", [PLAIN, Quota(10, 1, 1.0, recharge_to=5), Quota(10, 1, 1.0, synced=True, initial=10)])
-@pytest.mark.parametrize("door", ["acquire", "reserve"])
-def test_a_cancelled_coroutine_gives_its_tokens_back(door: str, quota: Quota) -> None:
-    """Cancelled while it waits, a coroutine leaves the bucket as if it had never asked."""
-    clock = ManualClock(100.0)
-    bucket = AsyncTokenBucket(quota, clock=clock)
-
-    async def wait() -> None:
-        await getattr(bucket, door)(4)
-
-    async def main() -> None:
-        await bucket.try_acquire(10)
-        task = asyncio.create_task(wait())
-        await asyncio.sleep(0)
-        assert not task.done()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        seen = await bucket.peek()
-        assert (seen.balance, seen.held, seen.holds) == (0, 0, 0)
-
-    asyncio.run(main())
-    assert clock.slept == 0.0
-
-
-def test_a_coroutine_that_times_out_from_outside_gives_its_tokens_back() -> None:
-    """asyncio.timeout around a wait cancels it, and the tokens come back."""
-    bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
-
-    async def main() -> None:
-        await bucket.acquire(10)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0):
-                await bucket.acquire(5)
-        assert (await bucket.peek()).balance == 0
-
-    asyncio.run(main())
-
-
 def test_refund_gives_back_up_to_capacity() -> None:
     """Tokens of a grant that wasn't used are there again; each refund counts for itself."""
     bucket, _ = plain()
@@ -342,13 +281,6 @@ def test_a_reservation_says_how_it_was_granted() -> None:
 # --- which bucket
 
 
-def test_the_package_shows_what_needs_an_extra_too() -> None:
-    """`dir` lists storages and probes, though they are imported only when they are asked for."""
-    shown = dir(keepa_tokens)
-    assert {"AsyncRedisStorage", "KeepaSync", "RedisStorage", "async_http_probe", "http_probe"} <= set(shown)
-    assert all(hasattr(keepa_tokens, name) for name in shown)
-
-
 def test_a_bucket_shows_what_is_for_users() -> None:
     """Its public names are the doors and where it lives; no machinery is among them."""
     shown = {name for name in dir(TokenBucket) if not name.startswith("_")}
@@ -384,20 +316,6 @@ def test_both_doors_share_memory_storage() -> None:
 
     asyncio.run(main())
     assert not sync.try_acquire(1)
-
-
-def test_an_async_bucket_refuses_a_storage_that_blocks() -> None:
-    """A storage whose steps block would stop the event loop; memory storage never waits."""
-
-    class Blocking:
-        """A storage for threads."""
-
-        def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-            raise AssertionError
-
-    storage: Any = Blocking()
-    with pytest.raises(ConfigError, match="blocks"):
-        AsyncTokenBucket(PLAIN, storage=storage)
 
 
 def test_without_a_clock_the_storages_own_time_counts() -> None:
@@ -440,48 +358,6 @@ def test_many_threads_wait_for_one_bucket() -> None:
     assert bucket.peek().balance == clock.now_us() // MICROSECONDS - 100 + 2 - 12
 
 
-# --- a storage that fails
-
-
-class Failing(MemoryStorage):
-    """Memory storage that is away while `down`."""
-
-    down = False
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        if self.down:
-            raise StorageUnavailable("nobody there")
-        return super().apply(key, quota, command, now_us=now_us)
-
-
-@pytest.mark.parametrize("door", ["try_acquire", "acquire", "try_reserve", "reserve", "peek"])
-def test_a_storage_that_is_away_is_never_a_silent_pass(door: str) -> None:
-    """Every door raises StorageUnavailable."""
-    storage = Failing()
-    storage.down = True
-    with pytest.raises(StorageUnavailable):
-        getattr(TokenBucket(PLAIN, storage=storage), door)(1)
-
-
-def test_an_interrupt_is_not_hidden_by_a_storage_that_is_away() -> None:
-    """If the tokens can't be given back either, an error that names the storage comes, with the interrupt behind it."""
-    storage = Failing()
-
-    class Cutting(ManualClock):
-        """A clock during whose sleep everything goes wrong."""
-
-        def sleep(self, seconds: float, /) -> None:
-            storage.down = True
-            raise KeyboardInterrupt
-
-    bucket = TokenBucket(PLAIN, storage=storage, clock=Cutting(100.0))
-    bucket.acquire(10)
-    with pytest.raises((KeyboardInterrupt, StorageUnavailable)) as caught:
-        bucket.acquire(1)
-    chain = [caught.value, caught.value.__context__]
-    assert any(isinstance(error, KeyboardInterrupt) for error in chain)
-
-
 # --- what travels and what is shown
 
 ERRORS: Final[tuple[Callable[[], KeepaTokensError], ...]] = (
@@ -504,16 +380,6 @@ def test_errors_can_be_pickled(make: Callable[[], KeepaTokensError], protocol: i
         assert type(other) is type(error)
         assert str(other) == str(error)
         assert other.__dict__ == error.__dict__
-
-
-def test_values_can_be_pickled() -> None:
-    """Quotas, readings, states and decisions cross process borders too."""
-    storage = MemoryStorage()
-    bucket = TokenBucket(SYNCED, storage=storage, clock=ManualClock(100.0))
-    bucket.reconcile(Reading(5))
-    values = (SYNCED, Reading(5, refill=1.5), bucket.try_acquire(1), bucket.peek(), storage.dump("default"))
-    for value in values:
-        assert pickle.loads(pickle.dumps(value)) == value
 
 
 def test_what_is_printed_says_what_it_is() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,10 +109,8 @@ def test_a_reading_is_taken_or_ignored_and_it_says_why() -> None:
     world.call(1)
     world.fake.spend_outside(4)
     world.sync.refresh()
-    assert (world.last(EventKind.READING_TAKEN).drift, world.last(EventKind.READING_TAKEN).balance) == (
-        -4,
-        15,
-    )
+    taken = world.last(EventKind.READING_TAKEN)
+    assert (taken.drift, taken.balance) == (-4, 15)
     world.sync.observe(old)
     assert "newer" in world.last(EventKind.READING_STALE).why
     world.sync.observe(b"<html>", status=502)
@@ -124,14 +121,10 @@ def test_a_repair_names_what_was_mended() -> None:
     """The fields that were lost, with the balance that is left."""
     world = World(initial=-79)
     world.sync.refresh()
-    state = world.storage.dump(KEY)
-    assert state is not None
-    world.storage.load(KEY, replace(state, refilled_at=None))
+    world.damage(refilled_at=None)
     world.refused()
-    assert (world.last(EventKind.REPAIRED).why, world.last(EventKind.REPAIRED).balance) == (
-        "refilled_at",
-        -79,
-    )
+    repaired = world.last(EventKind.REPAIRED)
+    assert (repaired.why, repaired.balance) == ("refilled_at", -79)
 
 
 def test_a_probe_says_what_it_is_for_and_what_became_of_it() -> None:
@@ -209,9 +202,7 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
     world.fake.token_down = False
     world.clock.advance(21)
     world.call(4)
-    state = world.storage.dump(KEY)
-    assert state is not None
-    world.storage.load(KEY, replace(state, refilled_at=None))
+    world.damage(refilled_at=None)
     world.sync.bucket.peek()
     world.sync.observe(b"", status=502)
     said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]

@@ -145,6 +145,9 @@ class Scene:
         """The Keepa door to the bucket."""
         return KeepaSync(self.bucket, probe=self.probe)
 
+    def first_of_attempts(self) -> object:
+        return next(iter(self.sync.attempts(4)))
+
     def plot(self, plot: Plot | None) -> None:
         """Let interrupts strike by `plot`."""
         self.storage.plot = self.clock.plot = plot
@@ -163,31 +166,28 @@ def unchanged(seen: Snapshot, quota: Quota, spent: int, clock: ManualClock) -> b
     return (seen.balance, seen.held, seen.holds) == (balance, 0, 0)
 
 
-def first_of_attempts(sync: KeepaSync) -> object:
-    return next(iter(sync.attempts(4)))
-
-
-DOORS: Final[dict[str, tuple[Callable[[], Scene], Callable[[Scene], object]]]] = {
-    "try_acquire": (lambda: Scene(PLAIN), lambda scene: scene.bucket.try_acquire(4)),
-    "acquire": (lambda: Scene(PLAIN), lambda scene: scene.bucket.acquire(4)),
-    "acquire in a place": (lambda: Scene(PLAIN, 10), lambda scene: scene.bucket.acquire(4)),
-    "acquire with keep": (lambda: Scene(PLAIN, 10), lambda scene: scene.bucket.acquire(2, keep=2)),
-    "acquire, synced": (lambda: Scene(SYNCED, 10), lambda scene: scene.bucket.acquire(4)),
-    "try_reserve": (lambda: Scene(PLAIN), lambda scene: scene.bucket.try_reserve(4)),
-    "try_reserve, synced": (lambda: Scene(SYNCED), lambda scene: scene.bucket.try_reserve(4)),
-    "reserve": (lambda: Scene(PLAIN), lambda scene: scene.bucket.reserve(4)),
-    "reserve that waits": (lambda: Scene(PLAIN, 10), lambda scene: scene.bucket.reserve(4)),
-    "reserve that waits, synced": (lambda: Scene(SYNCED, 10), lambda scene: scene.bucket.reserve(4)),
-    "request": (lambda: Scene(SYNCED), lambda scene: scene.sync.request(4)),
-    "request that waits": (lambda: Scene(SYNCED, 10), lambda scene: scene.sync.request(4)),
-    "request that probes": (lambda: Scene(UNKNOWN), lambda scene: scene.sync.request(4)),
-    "try_request": (lambda: Scene(SYNCED), lambda scene: scene.sync.try_request(4)),
-    "try_request that probes": (lambda: Scene(UNKNOWN), lambda scene: scene.sync.try_request(4)),
-    "attempts": (lambda: Scene(SYNCED), lambda scene: first_of_attempts(scene.sync)),
-    "attempts that probe": (lambda: Scene(UNKNOWN), lambda scene: first_of_attempts(scene.sync)),
-    "scout": (lambda: Scene(UNKNOWN), lambda scene: KeepaSync(scene.bucket).request(4)),
-    "refresh": (lambda: Scene(UNKNOWN), lambda scene: scene.sync.refresh()),
+DOORS: Final[dict[str, tuple[Quota, int, Callable[[Any], Any]]]] = {
+    "try_acquire": (PLAIN, 0, lambda scene: scene.bucket.try_acquire(4)),
+    "acquire": (PLAIN, 0, lambda scene: scene.bucket.acquire(4)),
+    "acquire in a place": (PLAIN, 10, lambda scene: scene.bucket.acquire(4)),
+    "acquire with keep": (PLAIN, 10, lambda scene: scene.bucket.acquire(2, keep=2)),
+    "acquire, synced": (SYNCED, 10, lambda scene: scene.bucket.acquire(4)),
+    "try_reserve": (PLAIN, 0, lambda scene: scene.bucket.try_reserve(4)),
+    "try_reserve, synced": (SYNCED, 0, lambda scene: scene.bucket.try_reserve(4)),
+    "reserve": (PLAIN, 0, lambda scene: scene.bucket.reserve(4)),
+    "reserve that waits": (PLAIN, 10, lambda scene: scene.bucket.reserve(4)),
+    "reserve that waits, synced": (SYNCED, 10, lambda scene: scene.bucket.reserve(4)),
+    "request": (SYNCED, 0, lambda scene: scene.sync.request(4)),
+    "request that waits": (SYNCED, 10, lambda scene: scene.sync.request(4)),
+    "request that probes": (UNKNOWN, 0, lambda scene: scene.sync.request(4)),
+    "try_request": (SYNCED, 0, lambda scene: scene.sync.try_request(4)),
+    "try_request that probes": (UNKNOWN, 0, lambda scene: scene.sync.try_request(4)),
+    "attempts": (SYNCED, 0, lambda scene: scene.first_of_attempts()),
+    "attempts that probe": (UNKNOWN, 0, lambda scene: scene.first_of_attempts()),
+    "scout": (UNKNOWN, 0, lambda scene: type(scene.sync)(scene.bucket).request(4)),
+    "refresh": (UNKNOWN, 0, lambda scene: scene.sync.refresh()),
 }
+"""Of each door: the bucket's terms, what is spent of it before, and how it is entered, by a thread or a coroutine."""
 
 
 def ctrl_c() -> None:
@@ -202,10 +202,10 @@ def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
     """Before and after each command, in each sleep and each probe: the interrupt is raised, tokens and holds are as
     before, and nothing keeps the next caller from probing.
     """
-    make, enter = DOORS[door]
+    quota, spent, enter = DOORS[door]
     with struck_by_signals():
         for at in count(1):
-            scene = make()
+            scene = Scene(quota, spent)
             plot = Plot(at, interrupt)
             scene.plot(plot)
             try:
@@ -498,6 +498,10 @@ class AsyncScene:
         """The Keepa door to the bucket."""
         return AsyncKeepaSync(self.bucket, probe=self.probe)
 
+    async def first_of_attempts(self) -> None:
+        async for _ in self.sync.attempts(4):
+            return
+
     def seen(self) -> Snapshot:
         """Return the bucket."""
         return TokenBucket(self.quota, storage=self.storage.inner, clock=self.clock).peek()
@@ -505,34 +509,6 @@ class AsyncScene:
     def unchanged(self) -> bool:
         """Whether all is as it was, but for what was refilled, or told by the server."""
         return unchanged(self.seen(), self.quota, self.spent, self.clock)
-
-
-async def first_of_async_attempts(sync: AsyncKeepaSync) -> None:
-    async for _ in sync.attempts(4):
-        return
-
-
-ASYNC_DOORS: Final[dict[str, tuple[Callable[[], AsyncScene], Callable[[AsyncScene], Coroutine[Any, Any, Any]]]]] = {
-    "try_acquire": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.try_acquire(4)),
-    "acquire": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.acquire(4)),
-    "acquire in a place": (lambda: AsyncScene(PLAIN, 10), lambda scene: scene.bucket.acquire(4)),
-    "acquire with keep": (lambda: AsyncScene(PLAIN, 10), lambda scene: scene.bucket.acquire(2, keep=2)),
-    "acquire, synced": (lambda: AsyncScene(SYNCED, 10), lambda scene: scene.bucket.acquire(4)),
-    "try_reserve": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.try_reserve(4)),
-    "try_reserve, synced": (lambda: AsyncScene(SYNCED), lambda scene: scene.bucket.try_reserve(4)),
-    "reserve": (lambda: AsyncScene(PLAIN), lambda scene: scene.bucket.reserve(4)),
-    "reserve that waits": (lambda: AsyncScene(PLAIN, 10), lambda scene: scene.bucket.reserve(4)),
-    "reserve that waits, synced": (lambda: AsyncScene(SYNCED, 10), lambda scene: scene.bucket.reserve(4)),
-    "request": (lambda: AsyncScene(SYNCED), lambda scene: scene.sync.request(4)),
-    "request that waits": (lambda: AsyncScene(SYNCED, 10), lambda scene: scene.sync.request(4)),
-    "request that probes": (lambda: AsyncScene(UNKNOWN), lambda scene: scene.sync.request(4)),
-    "try_request": (lambda: AsyncScene(SYNCED), lambda scene: scene.sync.try_request(4)),
-    "try_request that probes": (lambda: AsyncScene(UNKNOWN), lambda scene: scene.sync.try_request(4)),
-    "attempts": (lambda: AsyncScene(SYNCED), lambda scene: first_of_async_attempts(scene.sync)),
-    "attempts that probe": (lambda: AsyncScene(UNKNOWN), lambda scene: first_of_async_attempts(scene.sync)),
-    "scout": (lambda: AsyncScene(UNKNOWN), lambda scene: AsyncKeepaSync(scene.bucket).request(4)),
-    "refresh": (lambda: AsyncScene(UNKNOWN), lambda scene: scene.sync.refresh()),
-}
 
 
 async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | None) -> bool:
@@ -554,15 +530,15 @@ async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | N
 
 
 @pytest.mark.parametrize("again", [None, 0, 1, 2, 5])
-@pytest.mark.parametrize("door", ASYNC_DOORS)
+@pytest.mark.parametrize("door", DOORS)
 def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: str, again: int | None) -> None:
     """One pass of the loop later each time, and once more in the middle of the clean-up: CancelledError is what is
     seen, tokens and holds are as before once `aclose` has waited.
     """
-    make, enter = ASYNC_DOORS[door]
+    quota, spent, enter = DOORS[door]
 
     async def main(passes: int) -> bool:
-        scene = make()
+        scene = AsyncScene(quota, spent)
         if not await cancelled(enter(scene), passes, again):
             return False
         if again is None:
@@ -576,13 +552,13 @@ def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: 
     assert passes > 3
 
 
-@pytest.mark.parametrize("door", ASYNC_DOORS)
+@pytest.mark.parametrize("door", DOORS)
 def test_a_scope_of_anyio_that_cancels_every_further_await_loses_nothing(door: str) -> None:
     """Cancelled by level, not by edge: the clean-up is shielded, and the scope ends as it should."""
-    make, enter = ASYNC_DOORS[door]
+    quota, spent, enter = DOORS[door]
 
     async def main(passes: int) -> bool:
-        scene = make()
+        scene = AsyncScene(quota, spent)
         done = False
 
         async def work() -> None:
@@ -667,36 +643,24 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
     assert (scene.seen().balance, scene.seen().holds) == (10, 0)
 
 
-def test_a_reading_is_taken_though_whoever_settles_is_cancelled() -> None:
-    """A settle ends as it began: its cost and its reading count, at each await."""
+@pytest.mark.parametrize("how", ["settle", "observe", "reconcile"])
+def test_a_reading_is_taken_though_whoever_tells_it_is_cancelled(how: str) -> None:
+    """A settle ends as it began, its cost and its reading count, at each await; so does a reading outside a call."""
 
     async def main(passes: int) -> bool:
         scene = AsyncScene(SYNCED)
-        call = await scene.sync.request(4)
-        body = {"tokensLeft": 5, "tokensConsumed": 4}
-        if not await cancelled(call.settle(body, status=200), passes, None):
-            return False
-        await scene.bucket.aclose()
-        assert (scene.seen().balance, scene.seen().holds) == (5, 0), passes
-        return True
-
-    assert next(passes for passes in count(2) if not asyncio.run(main(passes))) > 3
-
-
-def test_readings_outside_a_call_are_taken_all_the_same() -> None:
-    """`reconcile` and `observe` that are cancelled in the middle have told the bucket what they were told."""
-
-    async def main(passes: int, *, observes: bool) -> bool:
-        scene = AsyncScene(SYNCED)
-        told = scene.sync.observe({"tokensLeft": 5}) if observes else scene.bucket.reconcile(Reading(5))
+        told: Coroutine[Any, Any, object]
+        if how == "settle":
+            told = (await scene.sync.request(4)).settle({"tokensLeft": 5, "tokensConsumed": 4}, status=200)
+        else:
+            told = scene.sync.observe({"tokensLeft": 5}) if how == "observe" else scene.bucket.reconcile(Reading(5))
         if not await cancelled(told, passes, None):
             return False
         await scene.bucket.aclose()
         assert (scene.seen().balance, scene.seen().holds) == (5, 0), passes
         return True
 
-    for observes in (True, False):
-        assert next(passes for passes in count(2) if not asyncio.run(main(passes, observes=observes))) > 3
+    assert next(passes for passes in count(2) if not asyncio.run(main(passes))) > 3
 
 
 # --- the claim on the probe

@@ -194,11 +194,10 @@ def test_a_full_line_gives_the_plain_refusal() -> None:
     assert bench.peek().waiting == LONGEST_LINE
 
 
-@pytest.mark.parametrize("text", ["", "x", "a:1:2", "a:1:2:3:x", ":1:2:3:4", "a:1:2:3:99999999999999999", "a:-1:2:3:4"])
-def test_a_garbled_ticket_is_dropped_and_named(text: str) -> None:
+def test_a_garbled_ticket_is_dropped_and_named() -> None:
     """What can't be read leaves the line; the others stay, and the repair is said."""
     whole = Ticket("b", 1, 0, 2, NOW).text()
-    state = BucketState.from_fields({"balance": "0", "line": f"{whole} {text or '::::'}"})
+    state = BucketState.from_fields({"balance": "0", "line": f"{whole} ::::"})
     assert [ticket.id for ticket in state.line] == ["b"]
     assert state.unreadable == ("line",)
 
@@ -240,7 +239,7 @@ def test_nobody_waits_for_ever_and_each_comes_in_turn(wants: list[tuple[int, int
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "a", "a:1:0:1", "a:1:0:1:2:3", ":1:0:1:2", "a:x:0:1:2", "a:1:0:1:"),
+        *("", "::::", "a", "a:1:0:1", "a:1:0:1:2:3", ":1:0:1:2", "a:x:0:1:2", "a:1:0:1:"),
         *("a:1:0:1:-2", "a:1:0:1:2.5", "a:1:0:1:\u0662", "a:1:0:1:" + "9" * 17),
         *(f"a:1:0:1:{LIMIT}", f"a:{LIMIT}:0:1:2"),
     ],

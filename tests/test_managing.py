@@ -202,8 +202,9 @@ def test_a_storage_that_can_forget_nothing_is_said() -> None:
         TokenBucket(QUOTA, storage=keeps).reset()
 
 
-@pytest.mark.parametrize("make, period", [(Quota.per_second, 1), (Quota.per_minute, 60), (Quota.per_hour, 3600)])
-def test_quotas_by_their_period(make: Callable[..., Quota], period: int) -> None:
+@pytest.mark.parametrize("unit, period", [("second", 1.0), ("minute", 60.0), ("hour", 3_600.0), ("day", 86_400.0)])
+def test_quotas_by_their_period(unit: str, period: float) -> None:
     """So many a second, a minute, an hour or a day, evenly; the capacity is that number unless it is given."""
-    assert (make(7).refill, make(7).period, make(7).capacity, make(7, capacity=9).capacity) == (7, period, 7, 9)
-    assert (Quota.per_day(7).refill, Quota.per_day(7).period) == (7, 86_400)
+    make = getattr(Quota, f"per_{unit}")
+    assert make(7) == Quota(7, 7, period)
+    assert make(7, capacity=9, stepped=True, overdraft=2) == Quota(9, 7, period, stepped=True, overdraft=2)

@@ -128,17 +128,6 @@ def test_more_than_the_stored_terms_admit_waits_for_the_callers_own() -> None:
     assert refused.retry_after_us == MINUTE_US - 10
 
 
-def test_what_has_flown_in_goes_over_as_time() -> None:
-    """Half of a token at the old rate is the same time at the new one: no change mints, none throws away."""
-    shared = Shared(BucketState(balance=0, refilled_at=NOW))
-    slow, fast = Quota(10, 1, 10.0), Quota(10, 1, 5.0)
-    assert not shared.ask(slow).granted
-    shared.now += 5 * SECOND - 1
-    assert not shared.ask(fast).granted
-    shared.now += 1
-    assert shared.ask(fast).granted
-
-
 def test_plain_and_synced_on_one_key_is_a_mistake_that_names_both() -> None:
     """A plain caller of a synced bucket, and the other way round, gets an error with both terms and the way out."""
     synced = replace(DEAL, synced=True)

@@ -102,6 +102,5 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     if name not in _EXTRAS:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_EXTRAS[name]}", __name__), name)

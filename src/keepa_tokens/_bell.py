@@ -38,11 +38,8 @@ class Bell:
 
     def ring(self, key: str) -> None:
         """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
-        waiting = list(self._waiting.items())
-        there = [(rank, place, wake) for place, (rank, waits_at, wake) in waiting if waits_at == key]
-        while there:
-            first = min(there, key=lambda each: each[0])
-            if self.leave(first[1]):
-                first[2]()
+        waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == key]
+        for _, place, wake in sorted(waiting, key=lambda each: each[0]):
+            if self.leave(place):
+                wake()
                 return
-            there.remove(first)

@@ -11,18 +11,20 @@ from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
 from time import monotonic_ns
-from typing import Final, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
 
-from ._arguments import checked_key, instance, shown, whole
+from ._arguments import NotCopied, checked_key, checked_label, hold_for_us, instance, shown, whole
 from ._bell import Bell
+from ._plans import Grant, Patience, Taken, ticket_for
 from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
 from .quota import Quota
-from .rules.commands import Acquire, Command, Outcome
+from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Reason
 from .rules.fast_path import take
+from .rules.reading import Reading
 from .storage._working import Bucket
 from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
@@ -58,6 +60,7 @@ class Door(Generic[S_co]):
         "quota",
         "sleeper",
         "storage",
+        "under_way",
     )
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
@@ -68,6 +71,8 @@ class Door(Generic[S_co]):
         self.sleeper: Clock = SystemClock() if clock is None else clock
         self.listener = LoggingListener() if listener is None else listener
         self.bell = Bell()
+        # The clean-up that still goes on after calls of coroutines that were interrupted: tasks.
+        self.under_way: set[Any] = set()
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
         where: object = storage
         self._memory = where if type(where) is MemoryStorage else None
@@ -193,9 +198,115 @@ class Door(Generic[S_co]):
         # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
-    def described(self, kind: str) -> str:
-        """Return the repr of the bucket of class `kind` that holds this door."""
-        return f"{kind}({self.quota!r}, key={self.key!r})"
+    def reservation(
+        self, tokens: int, keep: int, hold_for: float, label: str, patience: Patience | None = None
+    ) -> Reserve:
+        """Return the command that sets tokens aside; raises for what makes none. patience: of who stands in line."""
+        tokens, keep = cost(self.quota, tokens, keep)
+        hold_id = new_id()
+        ticket = None if patience is None else ticket_for(hold_id, patience.left_us())
+        return Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
+
+
+class BucketBase(NotCopied, Generic[S_co]):
+    """What `TokenBucket` and `AsyncTokenBucket` have in common. Stateless; the state is in the storage."""
+
+    _door: Door[S_co]
+
+    @property
+    def quota(self) -> Quota:
+        """The terms."""
+        return self._door.quota
+
+    @property
+    def key(self) -> str:
+        """The bucket's name in the storage."""
+        return self._door.key
+
+    @property
+    def storage(self) -> S_co:
+        """Where the bucket lives."""
+        return self._door.storage
+
+    @property
+    def clock(self) -> Clock | None:
+        """Whose time it runs by; None: the storage's own."""
+        return self._door.clock
+
+    @property
+    def listener(self) -> Listener:
+        """Who is told what happens and why."""
+        return self._door.listener
+
+    @listener.setter
+    def listener(self, listener: Listener) -> None:
+        self._door.listener = listener
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
+
+
+class DoorSteps(Taken, Generic[S_co]):
+    """What the steps of one call have in common, for a thread and for a coroutine."""
+
+    __slots__ = ("door",)
+
+    def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
+        super().__init__(taking)
+        self.door = door
+
+    def ended(self, command: Command, outcome: Outcome) -> Outcome:
+        """Take note of what a command came to, wake who may be served now, and tell the listener."""
+        self.told(command, outcome)
+        if self.door.bell and self.brings(command, outcome):
+            self.door.bell.ring(self.door.key)
+        self.door.tell(command, outcome)
+        return outcome
+
+    def went(self, tokens: int, waited_us: int) -> None:
+        """Tell the listener that a call goes."""
+        self.door.waited(tokens, waited_us)
+
+    def elapsed_us(self) -> int:
+        """Return the time by which timeouts are measured."""
+        return self.door.elapsed_us()
+
+
+class Reserved(NotCopied, Generic[S_co]):
+    """What `Reservation` and `AsyncReservation` have in common."""
+
+    def __init__(self, door: Door[S_co], grant: Grant) -> None:
+        self._door = door
+        self._label = grant.label
+        self.id = grant.id
+        self.tokens = grant.tokens
+        self.decision = grant.decision
+        self.open = True
+        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
+
+    def _settling(self, actual: int, reading: Reading | None) -> Settle:
+        return Settle(self.id, whole("actual", actual), reading, label=self._label)
+
+    def _ended(self) -> None:
+        self.open, self._watch = False, None
+
+    def _left(self, kind: type[BaseException] | None) -> Settle | None:
+        """Return what ends the hold where its block ends; None: nothing.
+
+        Left unsettled, its estimate stays charged. On a synced bucket nothing is done yet: the call may still be under
+        way at the server, and the hold must outlive readings that don't know its cost. It is charged when it runs out.
+        """
+        if not self.open:
+            return None
+        if not self._door.quota.synced:
+            return self._settling(self.tokens, None)
+        if kind is None:
+            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
+        self._watch = None
+        return None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, open={self.open})"
 
 
 def blocking(storage: object) -> Storage:

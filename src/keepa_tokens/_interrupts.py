@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from inspect import currentframe
-from itertools import islice
-from types import CodeType, FrameType, TracebackType
+from traceback import walk_stack, walk_tb
+from types import CodeType, FrameType
 from typing import Any, Final
 
 LONGEST_PUT_OFF_S: Final = 5.0
@@ -63,9 +63,7 @@ class PutOff:
             self._restore()
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._restore()
         finally:
@@ -137,13 +135,13 @@ def interrupt_in(error: BaseException) -> BaseException | None:
     """
     if isinstance(error, asyncio.CancelledError):
         return error
-    handlers, callers = set(_handlers()), list(_callers())
+    handlers, callers = set(_handlers()), {frame for frame, _ in walk_stack(currentframe())}
     link: BaseException | None = error
     while link is not None:
-        if _goes_on(link) or not handlers.isdisjoint(frame.f_code for frame in _frames(link)):
+        if _goes_on(link) or not handlers.isdisjoint(frame.f_code for frame, _ in walk_tb(link.__traceback__)):
             return link
         link = link.__cause__ or link.__context__
-        if link is not None and any(frame in callers for frame in islice(_frames(link), 1)):
+        if link is not None and link.__traceback__ is not None and link.__traceback__.tb_frame in callers:
             # It was being handled when the call began.
             return None
     return None
@@ -157,20 +155,6 @@ def _goes_on(error: BaseException) -> bool:
     except RuntimeError:  # no loop is running: it cancelled what ran in one that is over
         return False
     return task is not None and task.cancelling() > 0
-
-
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    trace = error.__traceback__
-    while trace is not None:
-        yield trace.tb_frame
-        trace = trace.tb_next
-
-
-def _callers() -> Iterator[FrameType]:
-    frame = currentframe()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _handlers() -> Iterator[CodeType]:

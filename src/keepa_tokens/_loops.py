@@ -6,40 +6,32 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from types import ModuleType
 
 
-def on_trio() -> bool:
-    """Whether the running coroutine is trio's."""
-    if "trio" not in sys.modules:
-        return False
-    import trio  # noqa: PLC0415 - only where the program has imported it already
-
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:
-        return False
-    return True
+def on_trio() -> ModuleType | None:
+    """Return trio if the running coroutine is trio's, which the program then has imported already; else None."""
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        with suppress(RuntimeError):
+            trio.lowlevel.current_task()
+            return trio
+    return None
 
 
 async def sleep(seconds: float) -> None:
     """Suspend the running coroutine."""
-    if not on_trio():
-        await asyncio.sleep(seconds)
-        return
-    import trio  # noqa: PLC0415 - the same
-
-    await trio.sleep(seconds)
+    await (on_trio() or asyncio).sleep(seconds)
 
 
 @asynccontextmanager
 async def limited(seconds: float) -> AsyncGenerator[None, None]:
     """End the block after `seconds` with a TimeoutError."""
-    if not on_trio():
+    trio = on_trio()
+    if trio is None:
         async with asyncio.timeout(seconds):
             yield
         return
-    import trio  # noqa: PLC0415 - the same
-
     try:
         with trio.fail_after(seconds):
             yield
@@ -49,21 +41,24 @@ async def limited(seconds: float) -> AsyncGenerator[None, None]:
 
 async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], None]], None]) -> bool:
     """Await `sleeping`; give `register` what ends it early, from any thread. Return whether it was ended early."""
-    if on_trio():
-        import trio  # noqa: PLC0415 - the same
-
+    trio = on_trio()
+    if trio is not None:
         token = trio.lowlevel.current_trio_token()
         with trio.CancelScope() as scope:
             register(lambda: token.run_sync_soon(scope.cancel))
             await sleeping
-        return scope.cancelled_caught
+        return bool(scope.cancelled_caught)
     loop, limit, over = asyncio.get_running_loop(), asyncio.timeout(None), False
 
     def end() -> None:
         if not over:
             limit.reschedule(loop.time())
 
-    register(lambda: _ended_from_any_thread(loop, end))
+    def end_from_any_thread() -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(end)
+
+    register(end_from_any_thread)
     try:
         async with limit:
             await sleeping
@@ -75,22 +70,13 @@ async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], None]]
     return limit.expired()
 
 
-def _ended_from_any_thread(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-        loop.call_soon_threadsafe(end)
-
-
 def shielded(seconds: float) -> AbstractContextManager[object]:
     """Hold off cancellation by scopes within the block: on trio for up to `seconds`; on asyncio those of anyio.
 
     asyncio's own `task.cancel()` is not held off.
     """
-    if on_trio():
-        import trio  # noqa: PLC0415 - the same
-
-        return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
-    if "anyio" not in sys.modules:
-        return nullcontext()
-    import anyio  # noqa: PLC0415 - the same
-
-    return anyio.CancelScope(shield=True)
+    trio, anyio = on_trio(), sys.modules.get("anyio")
+    if trio is not None:
+        scope: AbstractContextManager[object] = trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
+        return scope
+    return nullcontext() if anyio is None else anyio.CancelScope(shield=True)

@@ -175,6 +175,11 @@ class Grant:
     """Until when it has the claim on the probe, being the scout."""
     label: str = ""
 
+    @classmethod
+    def of(cls, command: Reserve, decision: Decision) -> Grant:
+        """Return the hold that `command` opened, by `decision`."""
+        return cls(command.id, command.tokens, decision, label=command.label)
+
 
 def granted(command: Reserve, outcome: Outcome) -> Grant:
     """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
@@ -210,15 +215,6 @@ def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
     return Reconcile(reading)
 
 
-def on_leaving(quota: Quota, grant: Grant) -> Settle | None:
-    """Return what ends a hold that was left unsettled: its estimate stays charged.
-
-    On a synced bucket nothing yet: the call may still be under way at the server, and the hold must outlive
-    readings that don't know its cost. It runs out and is charged then.
-    """
-    return None if quota.synced else Settle(grant.id, grant.tokens, label=grant.label)
-
-
 TRIES: Final = 8
 """How often `take_up_to` looks again when somebody else was faster."""
 
@@ -242,11 +238,6 @@ def pausing(seconds: float) -> Pause:
     if not 0 <= for_us <= DAY_US:
         raise ConfigError(f"seconds={seconds!r} is out of range: a bucket is paused for 0 to 86400 seconds (a day)")
     return Pause(for_us)
-
-
-async def refund(steps: Steps, tokens: int, refund_id: str) -> None:
-    """Give tokens back, once."""
-    await steps.apply(Refund(refund_id, tokens))
 
 
 def look(tokens: int, keep: int) -> Peek:

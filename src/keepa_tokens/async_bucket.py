@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import wraps
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 from . import _plans as plans
-from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
-from ._door import RESERVATION_ADVICE, Door, awaited, came_to, cost, decorated, left_unsettled, new_id, watched
+from ._arguments import timeout_us, whole
+from ._door import BucketBase, Door, DoorSteps, Reserved, awaited, came_to, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded
-from ._plans import Grant, Patience, Taken
+from ._plans import Grant, Patience
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
-from .storage.base import AsyncStorage
+from .storage.base import AsyncClosing, AsyncStorage
 from .storage.memory import MemoryStorage
 from .units import LIMIT
-
-__all__ = ["AsyncReservation", "AsyncTokenBucket", "Pending"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +37,10 @@ CLEANUP_SECONDS = 5.0
 """The longest that each step of a clean-up may take."""
 
 
-class AsyncTokenBucket(NotCopied):
+AsyncDoor: TypeAlias = Door[AsyncStorage | MemoryStorage]
+
+
+class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
     """`TokenBucket` for coroutines: the same names, awaited. Memory storage serves both doors at once."""
 
     def __init__(
@@ -52,36 +53,7 @@ class AsyncTokenBucket(NotCopied):
         listener: Listener | None = None,
     ) -> None:
         where = MemoryStorage() if storage is None else awaited(storage)
-        self._door = AsyncDoor(quota, key, where, clock, listener)
-
-    @property
-    def quota(self) -> Quota:
-        """The terms."""
-        return self._door.quota
-
-    @property
-    def key(self) -> str:
-        """The bucket's name in the storage."""
-        return self._door.key
-
-    @property
-    def storage(self) -> AsyncStorage | MemoryStorage:
-        """Where the bucket lives."""
-        return self._door.storage
-
-    @property
-    def clock(self) -> Clock | None:
-        """Whose time it runs by; None: the storage's own."""
-        return self._door.clock
-
-    @property
-    def listener(self) -> Listener:
-        """Who is told what happens and why."""
-        return self._door.listener
-
-    @listener.setter
-    def listener(self, listener: Listener) -> None:
-        self._door.listener = listener
+        self._door = Door(quota, key, where, clock, listener)
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""
@@ -125,9 +97,7 @@ class AsyncTokenBucket(NotCopied):
         self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = ""
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
-        tokens, keep = cost(self.quota, tokens, keep)
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
-        return Pending(self._try_reserve(command))
+        return Pending(self._try_reserve(self._door.reservation(tokens, keep, hold_for, label)))
 
     async def _try_reserve(self, command: Reserve) -> AsyncReservation:
         steps = AwaitedSteps(self._door)
@@ -147,9 +117,7 @@ class AsyncTokenBucket(NotCopied):
         label: str = "",
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
-        tokens, keep = cost(self.quota, tokens, keep)
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
-        return Pending(self._reserve(command, timeout_us(timeout)))
+        return Pending(self._reserve(self._door.reservation(tokens, keep, hold_for, label), timeout_us(timeout)))
 
     async def _reserve(self, command: Reserve, patience_us: int | None) -> AsyncReservation:
         steps = AwaitedSteps(self._door)
@@ -158,7 +126,7 @@ class AsyncTokenBucket(NotCopied):
         try:
             outcome = await steps.apply(command)
             decision = await plans.wait(steps, self.quota, patience, command, outcome)
-            return AsyncReservation(self._door, Grant(command.id, command.tokens, decision, label=command.label))
+            return AsyncReservation(self._door, Grant.of(command, decision))
         except BaseException as error:
             await steps.undo(error)
             raise
@@ -201,7 +169,7 @@ class AsyncTokenBucket(NotCopied):
 
     async def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity; as `TokenBucket.refund`."""
-        await plans.refund(AwaitedSteps(self._door), whole("tokens", tokens), new_id())
+        await AwaitedSteps(self._door).apply(Refund(new_id(), whole("tokens", tokens)))
 
     async def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; as `TokenBucket.reconcile`."""
@@ -222,72 +190,18 @@ class AsyncTokenBucket(NotCopied):
         while self._door.under_way:
             await asyncio.wait(self._door.under_way)
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __repr__(self) -> str:
-        return self._door.described(type(self).__name__)
-
-
-class AsyncDoor(Door[AsyncStorage | MemoryStorage]):
-    """A door for coroutines, and the clean-up that still goes on after calls that were interrupted."""
-
-    __slots__ = ("under_way",)
-
-    def __init__(
-        self,
-        quota: Quota,
-        key: str,
-        storage: AsyncStorage | MemoryStorage,
-        clock: Clock | None,
-        listener: Listener | None,
-    ) -> None:
-        super().__init__(quota, key, storage, clock, listener)
-        self.under_way: set[asyncio.Task[object]] = set()
-
-    async def afterwards(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Carry `work` out although the caller is interrupted.
-
-        The caller waits for it for a while, unless it is interrupted again; then it goes on without.
-        """
-        task = self.in_background(work)
-        with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
-
-    def in_background(self, work: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[object]:
-        """Carry `work` out, whoever waits for it; RuntimeError where no loop runs."""
-        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(work())
-        self.goes_on(task)
-        return task
-
-    def goes_on(self, task: asyncio.Task[Any]) -> None:
-        """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
-        self.under_way.add(task)
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[object]) -> None:
-        self.under_way.discard(task)
-        if not task.cancelled():
-            task.exception()
-
-
-class AwaitedSteps(Taken):
+class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
     """The steps of one call, for a coroutine.
 
     A step at a storage that may suspend runs in a task of its own: interrupted in it, the call is given up, and the
     step ends before anything is undone. Only so is it known what there is to undo.
     """
 
-    __slots__ = ("_step", "door")
+    __slots__ = ("_step",)
 
     def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
-        super().__init__(taking)
-        self.door = door
+        super().__init__(door, taking)
         self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
 
     async def apply(self, command: Command) -> Outcome:
@@ -305,17 +219,10 @@ class AwaitedSteps(Taken):
             try:
                 self.came = outcome = await asyncio.shield(task)
             except BaseException:
-                self.door.goes_on(task)
+                self._goes_on(task)
                 raise
             self._step = None
-        return self._ended(command, outcome)
-
-    def _ended(self, command: Command, outcome: Outcome) -> Outcome:
-        self.told(command, outcome)
-        if self.door.bell and self.brings(command, outcome):
-            self.door.bell.ring(self.door.key)
-        self.door.tell(command, outcome)
-        return outcome
+        return self.ended(command, outcome)
 
     async def finish(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
@@ -352,32 +259,40 @@ class AwaitedSteps(Taken):
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
 
-    def went(self, tokens: int, waited_us: int) -> None:
-        """Tell the listener that a call goes."""
-        self.door.waited(tokens, waited_us)
-
-    def elapsed_us(self) -> int:
-        """Return the time by which timeouts are measured."""
-        return self.door.elapsed_us()
-
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Carry `work` out although the caller is interrupted.
+
+        The caller waits for it for a while, unless it is interrupted again; then it goes on without.
+        """
         if isinstance(self.door.storage, MemoryStorage):
             # Nothing of it suspends, so it works where nothing can be awaited any more, too.
             await work()
         elif isinstance(error, GeneratorExit):
-            self._left_to_the_loop(work)
+            # The coroutine was closed, and may await nothing more.
+            try:
+                self._goes_on(asyncio.get_running_loop().create_task(work()))
+            except RuntimeError:
+                self.door.not_given_back(self.asked(), "its event loop is gone")
         elif on_trio():
             with shielded(PATIENCE_SECONDS):
                 await work()
         else:
-            await self.door.afterwards(work)
+            task = asyncio.get_running_loop().create_task(work())
+            self._goes_on(task)
+            with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
-    def _left_to_the_loop(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Leave `work` to the event loop: the coroutine was closed, and may await nothing more."""
-        try:
-            _ = self.door.in_background(work)
-        except RuntimeError:
-            self.door.not_given_back(self.asked(), "its event loop is gone")
+    def _goes_on(self, task: asyncio.Task[Any]) -> None:
+        """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
+        under_way = self.door.under_way
+
+        def over(task: asyncio.Task[Any]) -> None:
+            under_way.discard(task)
+            if not task.cancelled():
+                task.exception()
+
+        under_way.add(task)
+        task.add_done_callback(over)
 
     async def _let_end(self) -> None:
         """Let the step under way end."""
@@ -387,7 +302,7 @@ class AwaitedSteps(Taken):
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
         if task.done() and not task.cancelled() and task.exception() is None:
-            self._ended(command, task.result())
+            self.ended(command, task.result())
         task.cancel()
 
     async def _give_back(self) -> None:
@@ -401,7 +316,7 @@ class AwaitedSteps(Taken):
         for _ in range(2):
             try:
                 async with limited(CLEANUP_SECONDS):
-                    self._ended(command, await self._applied(command))
+                    self.ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
                 return False
@@ -429,21 +344,12 @@ def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class AsyncReservation(NotCopied):
+class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
-
-    def __init__(self, door: AsyncDoor, grant: Grant) -> None:
-        self._door = door
-        self._grant = grant
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.open = True
-        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
-        await self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
+        await self._end(self._settling(actual, reading))
 
     async def cancel(self) -> None:
         """End the hold of a call that was certainly never sent; as `Reservation.cancel`."""
@@ -451,36 +357,18 @@ class AsyncReservation(NotCopied):
 
     async def _end(self, command: Settle | Cancel) -> None:
         await AwaitedSteps(self._door).finish(command)
-        self.open, self._watch = False, None
+        self._ended()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.open:
-            return
-        command = plans.on_leaving(self._door.quota, self._grant)
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        command = self._left(kind)
         if command is not None:
-            await AwaitedSteps(self._door).finish(command)
-        elif kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
-        self._watch = None
-
-    def __repr__(self) -> str:
-        return f"AsyncReservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"
+            await self._end(command)
 
 
-class _Entered(Protocol):
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
-
-
-E = TypeVar("E", bound=_Entered)
+E = TypeVar("E", bound=AbstractAsyncContextManager[object])
 
 
 class Pending(Coroutine[object, object, E]):
@@ -517,7 +405,8 @@ class Pending(Coroutine[object, object, E]):
 
     async def __aenter__(self) -> E:
         self._entered = await self
-        return await self._entered.__aenter__()
+        await self._entered.__aenter__()
+        return self._entered
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,33 +5,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
-from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import NotCopied, checked_label, hold_for_us, timeout_us, whole
+from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import RESERVATION_ADVICE, Door, blocking, came_to, cost, decorated, left_unsettled, new_id, watched
+from ._door import BucketBase, Door, DoorSteps, Reserved, blocking, came_to, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
-from ._plans import Grant, Patience, Taken
+from ._plans import Grant, Patience
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
-from .storage.base import Storage
+from .storage.base import Closing, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT
-
-__all__ = ["Reservation", "TokenBucket"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TokenBucket(NotCopied):
+class TokenBucket(BucketBase[Storage], Closing):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
     quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
@@ -50,35 +47,6 @@ class TokenBucket(NotCopied):
     ) -> None:
         where: Storage = MemoryStorage() if storage is None else blocking(storage)
         self._door = Door(quota, key, where, clock, listener)
-
-    @property
-    def quota(self) -> Quota:
-        """The terms."""
-        return self._door.quota
-
-    @property
-    def key(self) -> str:
-        """The bucket's name in the storage."""
-        return self._door.key
-
-    @property
-    def storage(self) -> Storage:
-        """Where the bucket lives."""
-        return self._door.storage
-
-    @property
-    def clock(self) -> Clock | None:
-        """Whose time it runs by; None: the storage's own."""
-        return self._door.clock
-
-    @property
-    def listener(self) -> Listener:
-        """Who is told what happens and why."""
-        return self._door.listener
-
-    @listener.setter
-    def listener(self, listener: Listener) -> None:
-        self._door.listener = listener
 
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now if `keep` more stay for others, or take nothing and say why. Never waits.
@@ -135,8 +103,7 @@ class TokenBucket(NotCopied):
         `retry_after` and `reason`; the rest as `try_acquire`. label: whose hold it is, for people who look at what is
         in flight.
         """
-        tokens, keep = cost(self.quota, tokens, keep)
-        command = Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
+        command = self._door.reservation(tokens, keep, hold_for, label)
         steps = BlockingSteps(self._door)
         try:
             return Reservation(self._door, plans.granted(command, steps.carry(command)))
@@ -157,15 +124,11 @@ class TokenBucket(NotCopied):
 
         timeout, hold_for: seconds. Raises as `acquire`; label as `try_reserve`.
         """
-        tokens, keep = cost(self.quota, tokens, keep)
         steps = BlockingSteps(self._door)
         patience = Patience(steps, timeout_us(timeout))
-        hold_id = new_id()
-        ticket = plans.ticket_for(hold_id, patience.left_us())
-        command = Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
+        command = self._door.reservation(tokens, keep, hold_for, label, patience)
         try:
-            decision = steps.waited(patience, command)
-            return Reservation(self._door, Grant(command.id, tokens, decision, label=command.label))
+            return Reservation(self._door, Grant.of(command, steps.waited(patience, command)))
         except BaseException as error:
             steps.undo(error)
             raise
@@ -175,15 +138,8 @@ class TokenBucket(NotCopied):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0:
-                break
-            steps = BlockingSteps(self._door)
-            try:
-                if steps.carry(Acquire(some, keep)).granted:
-                    return some
-            except BaseException as error:
-                steps.undo(error)
-                raise
+            if some == 0 or self.try_acquire(some, keep=keep):
+                return some
         return 0
 
     def limit(
@@ -223,7 +179,7 @@ class TokenBucket(NotCopied):
 
     def refund(self, tokens: int) -> None:
         """Give `tokens` back, up to capacity: of a grant that was not used."""
-        run(lambda: plans.refund(BlockingSteps(self._door), whole("tokens", tokens), new_id()))
+        BlockingSteps(self._door).carry(Refund(new_id(), whole("tokens", tokens)))
 
     def reconcile(self, reading: Reading) -> Snapshot:
         """Take what the server reported, if it is fresh; return the bucket after it. Holds in flight stay beside it.
@@ -245,26 +201,11 @@ class TokenBucket(NotCopied):
     def close(self) -> None:
         """Do nothing: a thread's call gives back what it took before it ends. The twin of `AsyncTokenBucket.aclose`."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return self._door.described(type(self).__name__)
-
-
-class BlockingSteps(Taken):
+class BlockingSteps(DoorSteps[Storage]):
     """The steps of one call, for a thread: none of them suspends."""
 
-    __slots__ = ("door",)
-
-    def __init__(self, door: Door[Storage], taking: Acquire | None = None) -> None:
-        super().__init__(taking)
-        self.door = door
+    __slots__ = ()
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -280,11 +221,7 @@ class BlockingSteps(Taken):
         except StorageUnavailable as error:
             door.away(error)
             raise
-        self.told(command, outcome)
-        if door.bell and self.brings(command, outcome):
-            door.bell.ring(door.key)
-        door.tell(command, outcome)
-        return outcome
+        return self.ended(command, outcome)
 
     def waited(self, patience: Patience, command: Acquire | Reserve) -> Decision:
         """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
@@ -363,38 +300,21 @@ class BlockingSteps(Taken):
                 door.bell.ring(door.key)
         return door.elapsed_us() - begun if self.woken else duration_us
 
-    def went(self, tokens: int, waited_us: int) -> None:
-        """Tell the listener that a call goes."""
-        self.door.waited(tokens, waited_us)
-
-    def elapsed_us(self) -> int:
-        """Return the time by which timeouts are measured."""
-        return self.door.elapsed_us()
-
 
 def door_of(bucket: TokenBucket) -> Door[Storage]:
     """Return the inside of a bucket, for the other doors of this library."""
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class Reservation(NotCopied):
+class Reservation(Reserved[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
     As a context manager: left unsettled, by an exception too, the estimate stays charged.
     """
 
-    def __init__(self, door: Door[Storage], grant: Grant) -> None:
-        self._door = door
-        self._grant = grant
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.open = True
-        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
-
     def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold: the call cost `actual` tokens, its answer carried `reading`. A second time changes nothing."""
-        self._end(Settle(self.id, whole("actual", actual), reading, label=self._grant.label))
+        self._end(self._settling(actual, reading))
 
     def cancel(self) -> None:
         """End the hold: its tokens are free again. Only for a call that was certainly never sent."""
@@ -402,22 +322,12 @@ class Reservation(NotCopied):
 
     def _end(self, command: Settle | Cancel) -> None:
         BlockingSteps(self._door).end(command)
-        self.open, self._watch = False, None
+        self._ended()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.open:
-            return
-        command = plans.on_leaving(self._door.quota, self._grant)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        command = self._left(kind)
         if command is not None:
-            BlockingSteps(self._door).end(command)
-        elif kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
-        self._watch = None
-
-    def __repr__(self) -> str:
-        return f"Reservation(id={self.id!r}, tokens={self.tokens}, open={self.open})"
+            self._end(command)

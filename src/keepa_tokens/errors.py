@@ -8,16 +8,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = [
-    "AcquireTimeout",
-    "BadReading",
-    "ConfigError",
-    "CostTooLarge",
-    "KeepaTokensError",
-    "NotEnoughTokens",
-    "StorageUnavailable",
-]
-
 
 class KeepaTokensError(Exception):
     """Any error of this library."""

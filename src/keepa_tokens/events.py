@@ -15,9 +15,6 @@ from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Ve
 from .rules.decision import Reason
 from .units import one_line, seconds
 
-__all__ = ["Event", "EventKind", "Listener", "LoggingListener", "events_of"]
-
-
 MOST_KEYS: Final = 1000
 """The most buckets that the logging listener remembers."""
 

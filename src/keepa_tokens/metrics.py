@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ImportError as missing:  # pragma: no cover - the message is all there is to it
-    msg = "the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'"
-    raise ImportError(msg) from missing
+    raise ImportError("the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'") from missing
 
 from ._arguments import whole
 from .bucket import TokenBucket
@@ -68,17 +67,14 @@ class PrometheusListener:
     def __init__(
         self, registry: CollectorRegistry = REGISTRY, *, then: Listener | None = None, most_buckets: int = 100
     ) -> None:
+        own: dict[str, Any] = {"namespace": "keepa_tokens", "registry": registry}
+
         def counter(name: str, says: str, *labels: str) -> Counter:
-            return Counter(name, says, ("bucket", *labels), namespace="keepa_tokens", registry=registry)
+            return Counter(name, says, ("bucket", *labels), **own)
 
         def gauge(name: str, says: str) -> Gauge:
             # All processes speak of the same bucket, so what any of them heard last is true of all.
-            return Gauge(
-                *(name, says, ("bucket",)),
-                namespace="keepa_tokens",
-                registry=registry,
-                multiprocess_mode="mostrecent",
-            )
+            return Gauge(name, says, ("bucket",), multiprocess_mode="mostrecent", **own)
 
         self._then = then
         self._begun: set[str] = set()
@@ -89,14 +85,8 @@ class PrometheusListener:
         self._settled = counter("settled", "Calls that were settled.")
         self._consumed = counter("consumed_tokens", "Tokens that settled calls were charged.", "path")
         self._pauses = counter("pauses", "Times that somebody who waits slept.", "reason")
-        self._waits = Histogram(
-            "wait_seconds",
-            "How long those were kept that had to wait for tokens.",
-            ("bucket",),
-            namespace="keepa_tokens",
-            registry=registry,
-            buckets=WAITS,
-        )
+        says = "How long those were kept that had to wait for tokens."
+        self._waits = Histogram("wait_seconds", says, ("bucket",), buckets=WAITS, **own)
         self._readings = counter("readings", "What became of the server's readings.", "verdict")
         self._drift_tokens = counter("drift_tokens", "Tokens by which the server's balance differed.", "direction")
         self._balance = gauge("balance", "Tokens that the server would report; NaN: unknown.")

@@ -11,8 +11,6 @@ from ._arguments import microseconds, whole
 from .errors import ConfigError, CostTooLarge
 from .units import LIMIT, MICROSECONDS, UNLIMITED
 
-__all__ = ["Quota"]
-
 
 class Terms(TypedDict, total=False):
     """The terms beside capacity and rate, as `Quota` takes them."""
@@ -52,32 +50,23 @@ class Quota:
 
     def __post_init__(self) -> None:
         self._check_rate("refill", self.refill, self.period)
-        numbers = {
-            "capacity": whole("capacity", self.capacity, least=1),
-            "refill": whole("refill", self.refill),
-            "overdraft": whole("overdraft", self.overdraft, most=UNLIMITED),
-        }
-        if self.recharge_to is not None:
-            numbers["recharge_to"] = whole("recharge_to", self.recharge_to, least=1)
-        if self.initial is not None:
-            numbers["initial"] = whole("initial", self.initial, least=1 - LIMIT, most=self.capacity)
-        for name, number in numbers.items():
-            # Of other types that are whole numbers, as numpy's, which overflow.
-            object.__setattr__(self, name, number)
+        numbers = {"capacity": (1, LIMIT - 1), "refill": (0, LIMIT - 1), "overdraft": (0, UNLIMITED)}
+        optional = {"recharge_to": (1, LIMIT - 1), "initial": (1 - LIMIT, self.capacity)}
+        for name, (least, most) in (numbers | optional).items():
+            if name in numbers or getattr(self, name) is not None:
+                # As an int: other types that are whole numbers, as numpy's, overflow.
+                object.__setattr__(self, name, whole(name, getattr(self, name), least=least, most=most))
         for name in ("stepped", "synced"):
             if not isinstance(getattr(self, name), bool):
-                msg = f"{name} must be True or False, not {getattr(self, name)!r}"
-                raise TypeError(msg)
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         period_us = microseconds("period", self.period)
         if period_us < 1:
-            msg = f"period={self.period!r} is too short: it must be at least a microsecond"
-            raise ConfigError(msg)
+            raise ConfigError(f"period={self.period!r} is too short: it must be at least a microsecond")
         if not exact(self.refill, period_us):
-            msg = (
+            raise ConfigError(
                 f"refill={self.refill} per period={self.period!r} s cannot be computed exactly:"
                 " refill * (period in microseconds + 1), reduced, must stay below 2**52"
             )
-            raise ConfigError(msg)
         rate, rate_period_us = reduced(self.refill, period_us)
         object.__setattr__(self, "period_us", period_us)
         object.__setattr__(self, "rate", rate)

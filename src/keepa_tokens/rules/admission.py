@@ -11,8 +11,6 @@ from .line import ahead_of
 from .readings import kept_back
 from .state import SoundState
 
-__all__ = ["Admission"]
-
 
 class Admission:
     """A sound bucket at one moment, as a request finds it."""
@@ -23,8 +21,8 @@ class Admission:
         self.s = sound
         self.now = now
         self.flow = flow_in_effect(sound, sound.refilled_at)
-        served_by_others = callers != sound.quota and sound.terms_at is not None
-        self.terms_from = (sound.terms_at or 0) + MINUTE_US if served_by_others else now
+        since = None if callers == sound.quota else sound.terms_at
+        self.terms_from = now if since is None else since + MINUTE_US
 
     def _judge(self, tokens: int, keep: int, ticket: str | None = None) -> tuple[Reason, int]:
         """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
@@ -50,13 +48,15 @@ class Admission:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
         in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
         available = s.balance - in_flight
-        if available < wanted and (wanted > self.flow.capacity or self._clipped_before(wanted)):
+        reached = self._reached(wanted)
+        # 13: what can be had only until the smaller capacity bounds, and isn't there by then, is too large as well.
+        never = wanted > self.flow.capacity or (wanted > self._lasting_capacity() and reached == NEVER)
+        if available < wanted and never:
             # While it is served by others' terms, the caller's own may still admit it.
             return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
         # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
         stands = ahead or ticket is not None
-        need = saturated(wanted + ahead - available)
-        at = self._reached(wanted)
+        need, at = saturated(wanted + ahead - available), reached
         if stands:
             at = self.flow.instant(need, s.refilled_at, s.carry) if need > 0 else self.now
         closed_until = self._closed_for(tokens, keep)
@@ -93,10 +93,6 @@ class Admission:
         at = max(start, self.flow.instant(wanted - balance, refilled_at, carry))
         return at if wanted <= self._lasting_capacity() or at < clipped_at(self.s) else NEVER
 
-    def _clipped_before(self, wanted: int) -> bool:
-        """Whether `wanted` can be had only until the smaller capacity bounds (rule 13), and isn't there by then."""
-        return wanted > self._lasting_capacity() and self._reached(wanted) == NEVER
-
     def _lasting_capacity(self) -> int:
         """Return the capacity in effect, without the larger one that bounds for a minute only."""
         s = self.s
@@ -126,11 +122,9 @@ class Admission:
         s = self.s
         if probe_after_us is None or not s.quota.synced:
             return NEVER
-        stale_at = self.now if self._nothing_known() else (s.reading_at or 0) + probe_after_us
+        at = self.now
+        if s.balance is not None and s.reading_at is not None:
+            at = max(at, s.reading_at + probe_after_us)
         if s.probe_until is None:
-            return max(self.now, stale_at)
-        backoff = min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US))
-        return max(self.now, stale_at, s.probe_until + backoff)
-
-    def _nothing_known(self) -> bool:
-        return self.s.balance is None or self.s.reading_at is None
+            return at
+        return max(at, s.probe_until + min(probe_after_us << s.probe_failures, max(probe_after_us, MAX_BACKOFF_US)))

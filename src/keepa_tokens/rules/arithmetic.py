@@ -1,9 +1,8 @@
 """The arithmetic of refilling: whole numbers in, whole numbers out, smooth and stepped apart.
 
-Every intermediate stays below 2**53, so that Lua's doubles give the same digits: divide first, multiply what is
-left. Preconditions, kept by `Quota`, `Reading` and `repair`: period >= 1, rate >= 0, rate * (period + 1) <
-LIMIT, 0 <= carry < period, instants from 0 to LIMIT, balances and capacities within LIMIT. Nothing here knows
-None, garbage or dataclasses.
+`bucket.lua` computes the same in doubles, and divides first, so that nothing on the way passes 2**53. Preconditions,
+kept by `Quota`, `Reading` and `repair`: period >= 1, rate >= 0, rate * (period + 1) < LIMIT, 0 <= carry < period,
+instants from 0 to LIMIT, balances and capacities within LIMIT. Nothing here knows None, garbage or dataclasses.
 """
 
 from __future__ import annotations
@@ -30,19 +29,13 @@ def refill_smooth(
     """
     if now <= refilled_at:
         return balance, refilled_at, carry
-    if balance >= capacity or rate == 0:
+    if rate == 0:
         return balance, now, 0
-    room = capacity - balance
-    periods, rest = 0, now - refilled_at
-    if rest >= period:
-        periods, rest = divmod(rest, period)
-        if periods > room // rate:
-            return capacity, now, 0
-    earned = rest * rate + carry
-    gain = periods * rate + earned // period
+    gain, carry = divmod((now - refilled_at) * rate + carry, period)
+    room = max(0, capacity - balance)
     if gain >= room:
-        return capacity, now, 0
-    return balance + gain, now, earned % period
+        return balance + room, now, 0
+    return balance + gain, now, carry
 
 
 def refill_stepped(
@@ -52,18 +45,10 @@ def refill_stepped(
 
     `refilled_at` moves by whole periods, so the phase of the steps is kept, on a full bucket too.
     """
-    if now <= refilled_at:
-        return balance, refilled_at
     if refill == 0:
-        return balance, now
-    periods = (now - refilled_at) // period
-    moved = refilled_at + periods * period
-    if balance >= capacity:
-        return balance, moved
-    room = capacity - balance
-    if periods > room // refill:
-        return capacity, moved
-    return min(capacity, balance + periods * refill), moved
+        return balance, max(refilled_at, now)
+    periods = max(0, now - refilled_at) // period
+    return min(max(balance, capacity), balance + periods * refill), refilled_at + periods * period
 
 
 def instant_smooth(need: int, refilled_at: int, carry: int, rate: int, period: int) -> int:
@@ -72,12 +57,8 @@ def instant_smooth(need: int, refilled_at: int, carry: int, rate: int, period: i
         return refilled_at
     if rate == 0:
         return NEVER
-    periods = need // rate
-    if periods > (NEVER - refilled_at) // period:
-        return NEVER
     # -(-a // b) is a / b rounded up: a microsecond too late is a wait, one too early a refusal.
-    at = refilled_at + periods * period - (carry - (need - periods * rate) * period) // rate
-    return min(NEVER, at)
+    return min(NEVER, refilled_at - (carry - need * period) // rate)
 
 
 def instant_stepped(need: int, refilled_at: int, refill: int, period: int) -> int:
@@ -87,9 +68,7 @@ def instant_stepped(need: int, refilled_at: int, refill: int, period: int) -> in
     if refill == 0:
         return NEVER
     steps = (need - 1) // refill + 1
-    if steps > (NEVER - refilled_at) // period:
-        return NEVER
-    return refilled_at + steps * period
+    return min(NEVER, refilled_at + steps * period)
 
 
 def required(tokens: int, overdraft: int) -> int:
@@ -108,12 +87,8 @@ def set_aside(keep: int, kept_back: int, capacity: int, need: int) -> int:
 
 def flowed_between(start: int, end: int, refill: int, period: int, *, stepped: bool) -> int:
     """Return the most tokens that flow in from `start` to `end`, rounded up, within LIMIT."""
-    if end <= start or refill == 0:
-        return 0
-    periods, rest = divmod(end - start, period)
-    if periods >= LIMIT // refill:
-        return LIMIT
-    return periods * refill + (-(-rest * refill // period) if not stepped else refill * (rest > 0))
+    passed = max(0, end - start)
+    return min(LIMIT, -(-passed // period) * refill if stepped else -(-passed * refill // period))
 
 
 def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, period: int, *, stepped: bool) -> int:
@@ -122,25 +97,20 @@ def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, pe
     All of it with no place ahead, or by the last place; else what exceeds the refill between its own place and the
     last one: that refill has been promised to the places between, who were told their instants for good.
     """
-    own = max(own, now)
-    if last_place <= own:
-        return tokens
-    return max(0, tokens - flowed_between(own, last_place, refill, period, stepped=stepped))
+    return max(0, tokens - flowed_between(max(own, now), last_place, refill, period, stepped=stepped))
 
 
 def moved_back(own: int, tokens: int, refill: int, period: int, *, stepped: bool) -> int:
     """Return the earliest that the place before `own` can be, where `own` was taken for `tokens`; 0 if long past."""
     if refill == 0:
         return own
-    periods, rest = divmod(tokens, refill)
-    if periods > own // period:
-        return 0
-    return max(0, own - periods * period - (0 if stepped else rest * period // refill))
+    return max(0, own - (tokens // refill * period if stepped else tokens * period // refill))
 
 
 def halved(tokens: int, since: int, now: int, half_life: int) -> tuple[int, int]:
     """Return `tokens` halved for every whole half-life from `since` to `now`, and the instant of the last halving."""
     halvings = max(0, now - since) // half_life
+    # 52, for the solver: so many leave nothing, and more than so many neither.
     return tokens >> min(halvings, 52), since + halvings * half_life
 
 

@@ -15,22 +15,6 @@ from .decision import Decision, Reason, Snapshot
 from .reading import Reading
 from .state import Hold
 
-__all__ = [
-    "Acquire",
-    "Cancel",
-    "ClaimProbe",
-    "Command",
-    "Outcome",
-    "Pause",
-    "Peek",
-    "Reconcile",
-    "Refund",
-    "Reserve",
-    "Settle",
-    "Unclaim",
-    "Verdict",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
@@ -155,9 +139,9 @@ class Verdict(StrEnum):
 class Outcome:
     """What a command came to."""
 
-    now_us: int
+    now_us: int = 0
     """The bucket's time of the step."""
-    balance: int | None
+    balance: int | None = None
     """Tokens after the step; None: unknown."""
     granted: bool = False
     """Tokens were taken or set aside; of a Peek: they would have been."""

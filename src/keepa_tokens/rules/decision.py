@@ -7,8 +7,6 @@ from enum import StrEnum
 
 from ..quota import Quota
 
-__all__ = ["Decision", "InFlight", "Reason", "Snapshot"]
-
 
 class Reason(StrEnum):
     """Why a decision came out as it did."""

@@ -9,8 +9,6 @@ from urllib.parse import quote, unquote
 
 from ..units import LIMIT, MICROSECONDS, MINUTE_US
 
-__all__ = ["LONGEST_LINE", "Ticket", "ahead_of", "is_late", "lapses_at", "standing"]
-
 LATE_US: Final = MICROSECONDS
 """Whoever does not come within this time of the instant that was told lets others pass."""
 
@@ -54,11 +52,6 @@ class Ticket:
         return cls(unquote(name), tokens, keep, arrived, told_at)
 
 
-def is_late(ticket: Ticket, now: int) -> bool:
-    """Whether others may pass it."""
-    return now > ticket.told_at + LATE_US
-
-
 def lapses_at(ticket: Ticket) -> int:
     """Return when it has left the line."""
     return ticket.told_at + LAPSES_US
@@ -71,4 +64,4 @@ def standing(line: Iterable[Ticket], now: int) -> list[Ticket]:
 
 def ahead_of(line: Sequence[Ticket], rank: tuple[int, int], now: int) -> int:
     """Return the tokens of the tickets before `rank` that are not late."""
-    return min(LIMIT - 1, sum(each.tokens for each in line if each.rank < rank and not is_late(each, now)))
+    return min(LIMIT - 1, sum(each.tokens for each in line if each.rank < rank and now <= each.told_at + LATE_US))

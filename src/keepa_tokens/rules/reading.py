@@ -10,8 +10,6 @@ from .._arguments import shown
 from ..errors import BadReading
 from ..units import LIMIT, MICROSECONDS
 
-__all__ = ["Reading"]
-
 _SLOWEST: Final = 1e-6
 
 
@@ -37,20 +35,19 @@ class Reading:
         if self.capacity is not None:
             _reading_int("capacity", self.capacity, 1)
         for name in ("next_refill_in", "refill", "period", "server_time"):
-            _reading_float(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                _reading_float(name, getattr(self, name))
         if self.period_us == 0:
-            msg = f"period={self.period!r} must be longer than 0 s"
-            raise BadReading(msg)
+            raise BadReading(f"period={self.period!r} must be longer than 0 s")
         if self.refill is not None and self.period_us and self.refill * (self.period_us + 1) >= LIMIT:
-            msg = f"refill={self.refill!r} per period={self.period!r} s is too large to be computed exactly"
-            raise BadReading(msg)
+            raise BadReading(f"refill={self.refill!r} per period={self.period!r} s is too large to be computed exactly")
 
     @property
     def refill_tokens(self) -> int | None:
         """Whole tokens per `refill_periods` periods; None where the server said nothing."""
         if self.refill is None:
             return None
-        return math.floor(self.refill) if self.refill >= 1 or self.refill < _SLOWEST else 1
+        return 1 if self.refill_periods > 1 else math.floor(self.refill)
 
     @property
     def refill_periods(self) -> int:
@@ -81,16 +78,11 @@ def _micro(seconds: float | None) -> int | None:
 
 def _reading_int(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LIMIT:
-        msg = f"{name} must be a whole number from {least} to 2**52, not {shown(value)}"
-        raise BadReading(msg)
+        raise BadReading(f"{name} must be a whole number from {least} to 2**52, not {shown(value)}")
 
 
 def _reading_float(name: str, value: object) -> None:
-    if value is None:
-        return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{name} must be a number, not {shown(value)}"
-        raise BadReading(msg)
+        raise BadReading(f"{name} must be a number, not {shown(value)}")
     if not 0 <= value < LIMIT / MICROSECONDS:
-        msg = f"{name} must be a finite number from 0 to 4.5e9, not {shown(value)}"
-        raise BadReading(msg)
+        raise BadReading(f"{name} must be a finite number from 0 to 4.5e9, not {shown(value)}")

@@ -11,8 +11,6 @@ from .flow import Flow, flow_in_effect
 from .reading import Reading
 from .state import SoundState
 
-__all__ = ["HALF_LIFE_US", "Order", "adopt", "kept_back", "lowered", "order_of"]
-
 HALF_LIFE_US: Final = 3_600 * MICROSECONDS
 """What is kept back halves in this time without a gap."""
 
@@ -82,7 +80,7 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
     period_us = s.quota.period_us if reading.period_us is None else reading.period_us
     flow = _flow_of(s, reading, period_us, now)
-    _keep_back(s, flow, -(s.drift or 0) if followed and flow == before else 0, now)
+    _keep_back(s, flow, -s.drift if s.drift is not None and followed and flow == before else 0, now)
     if flow.stepped and reading.next_refill_in_us is not None:
         s.refilled_at = phased(now, max(period_us, s.stretched_us or 0), reading.next_refill_in_us)
     elif not flow.stepped:
@@ -95,7 +93,7 @@ def _flow_of(s: SoundState, reading: Reading, period_us: int, now: int) -> Flow:
     if reading.capacity is not None:
         s.reported_capacity = reading.capacity
     refill, every_us = reading.refill_tokens, period_us * reading.refill_periods
-    if refill is not None and refill * (every_us + 1) < LIMIT and every_us < LIMIT:
+    if refill is not None and refill * (every_us + 1) < LIMIT:
         s.reported_refill, s.reported_period_us = refill, every_us
     s.stretched_us = None
     flow = flow_in_effect(s, now)

@@ -7,8 +7,8 @@ could. Texts that can't be read at all were dropped before, by `BucketState.from
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Final, cast
 
 from ..errors import ConfigError
 from ..quota import Quota
@@ -26,12 +26,37 @@ from ..units import (
 from .arithmetic import anchored, saturated
 from .flow import flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket
-from .state import FORMAT, NEWEST_FORMAT, BucketState, Hold, SoundState
-
-__all__ = ["new_state", "repair"]
+from .state import FORMAT, NEWEST_FORMAT, NUMBERS, BucketState, Hold, SoundState
 
 _MAX_SEQUENCE = LIMIT // 2
 _MAX_FAILURES = 30
+
+_RANGES: Final[dict[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("balance", "drift"), (1 - LIMIT,)),
+    **dict.fromkeys(("wide_capacity", "reported_period_us", "reported_capacity"), (1,)),
+    "stretched_us": (1, LONGEST_STRETCH_US),
+}
+"""The least of a number where it isn't 0, and the most where it isn't what can be counted exactly."""
+
+_AHEAD: Final = {
+    **dict.fromkeys(("reading_at", "terms_at", "server_time_at", "kept_back_at"), 0),
+    "paused_until": DAY_US,
+    "due_at": 2 * MAX_HOLD_US,
+    "probe_until": CLAIM_US,
+}
+"""How far ahead an instant can rightly lie: one of the past not at all, and so there is none; others are drawn in."""
+
+_DEFAULTS: Final[dict[str, int | None]] = {
+    each.name: each.default for each in fields(SoundState) if each.default is not MISSING
+}
+_ENTANGLED: Final = frozenset(
+    {
+        *("format", "balance", "refilled_at", "carry", "sequence", "reading_at", "reading_sequence"),
+        *("reported_refill", "reported_period_us"),
+    }
+)
+_ORDINARY: Final = tuple(name for name in NUMBERS if name not in _ENTANGLED)
+"""The numbers that hang on no other field."""
 
 
 def new_state(quota: Quota, now: int) -> SoundState:
@@ -50,47 +75,25 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
     mender = _Mender(stored, now, [one_line(name, 60) for name in stored.unreadable])
     mender.check_format()
     terms = mender.terms(quota)
-    reading_at = mender.past("reading_at")
-    balance = mender.balance(terms, reading_at)
+    reading_at, balance = mender.number("reading_at"), mender.balance(terms)
     if balance is None:
         # What the last reading said is lost: a balance that begins at 0 must not be taken for it.
         reading_at = None
-    lost = balance is None and not terms.synced
-    refill, period_us = mender.reported_rate(terms, reading_at)
+    numbers: dict[str, Any] = {name: mender.number(name) for name in _ORDINARY}
+    sound = SoundState(terms, now, balance, reading_at=reading_at, partial=stored.partial, **numbers)
+    if balance is None and not terms.synced:
+        sound.balance = 0
+    else:
+        sound.refilled_at, sound.carry = mender.refilled_at(), mender.number("carry") or 0
+    sound.reported_refill, sound.reported_period_us = mender.reported_rate(terms, reading_at)
     # A reading has a number of its own, so there is at least one.
-    sequence = max(mender.sequence(), 0 if reading_at is None else 1)
-    terms_at = mender.past("terms_at")
-    sound = SoundState(
-        quota=terms,
-        version=mender.number("version"),
-        balance=0 if lost else balance,
-        refilled_at=now if lost else mender.refilled_at(),
-        carry=0 if lost else mender.number("carry"),
-        closed_until=mender.optional("closed_until"),
-        paused_until=mender.ahead("paused_until", DAY_US),
-        sequence=sequence,
-        due_at=mender.ahead("due_at", 2 * MAX_HOLD_US),
-        last_place=mender.number("last_place"),
-        firm_place=mender.number("firm_place"),
-        largest_place=mender.number("largest_place"),
-        terms_at=terms_at,
-        wide_capacity=mender.optional("wide_capacity", 1) if terms_at is not None else None,
-        reading_at=reading_at,
-        reading_sequence=mender.reading_sequence(reading_at, sequence),
-        server_time=mender.optional("server_time"),
-        server_time_at=mender.past("server_time_at") or 0,
-        drift=mender.optional("drift", 1 - LIMIT),
-        kept_back=mender.number("kept_back") if terms.synced else 0,
-        kept_back_at=mender.past("kept_back_at"),
-        probe_until=mender.ahead("probe_until", CLAIM_US),
-        probe_failures=min(_MAX_FAILURES, mender.number("probe_failures")),
-        probe_returned=min(1, mender.number("probe_returned")),
-        reported_refill=refill,
-        reported_period_us=period_us,
-        reported_capacity=mender.optional("reported_capacity", 1),
-        stretched_us=mender.stretched_us(),
-        partial=stored.partial,
-    )
+    sound.sequence = max(mender.sequence(), 0 if reading_at is None else 1)
+    sound.reading_sequence = mender.reading_sequence(reading_at, sound.sequence)
+    if sound.terms_at is None:
+        sound.wide_capacity = None
+    if not terms.synced:
+        sound.kept_back = 0
+    sound.probe_failures, sound.probe_returned = min(_MAX_FAILURES, sound.probe_failures), min(1, sound.probe_returned)
     mender.holds(sound)
     mender.line(sound)
     mender.within_its_flow(sound)
@@ -113,33 +116,19 @@ class _Mender:
         if name not in self.names:
             self.names.append(name)
 
-    def optional(self, name: str, least: int = 0) -> int | None:
-        value: object = getattr(self.stored, name)
+    def number(self, name: str) -> int | None:
+        """Return a number, or what stands for it where it isn't there or is damage: None or 0, by `SoundState`."""
+        value: Any = getattr(self.stored, name)
         if value is None:
-            return None
-        if _is_whole(value, least):
-            return cast("int", value)
+            return _DEFAULTS[name]
+        if not _is_whole(value, *_RANGES.get(name, (0,))):
+            self.note(name)
+            return _DEFAULTS[name]
+        furthest = self.now + _AHEAD.get(name, LIMIT)
+        if value <= furthest + TOLERANCE_US:
+            return int(value)
         self.note(name)
-        return None
-
-    def number(self, name: str) -> int:
-        return self.optional(name) or 0
-
-    def past(self, name: str) -> int | None:
-        """Return an instant that can't lie ahead; None: there is none."""
-        value = self.optional(name)
-        if value is not None and value > self.now + TOLERANCE_US:
-            self.note(name)
-            return None
-        return value
-
-    def ahead(self, name: str, furthest_us: int) -> int | None:
-        """Return an instant that can't lie further ahead than `furthest_us`; None: there is none."""
-        value = self.optional(name)
-        if value is not None and value > self.now + furthest_us + TOLERANCE_US:
-            self.note(name)
-            return self.now + furthest_us
-        return value
+        return furthest if _AHEAD[name] else _DEFAULTS[name]
 
     def check_format(self) -> None:
         stored = self.stored.format
@@ -166,16 +155,16 @@ class _Mender:
             )
         return stored
 
-    def balance(self, terms: Quota, reading_at: int | None) -> int | None:
-        value = self.optional("balance", 1 - LIMIT)
+    def balance(self, terms: Quota) -> int | None:
+        value = self.number("balance")
         # A synced bucket may rightly have no balance, but not after a reading.
-        if value is None and (reading_at is not None or not terms.synced):
+        if value is None and (self.number("reading_at") is not None or not terms.synced):
             self.note("balance")
         return value
 
     def refilled_at(self) -> int:
-        value = self.optional("refilled_at")
-        if value is None:
+        value = self.stored.refilled_at
+        if value is None or not _is_whole(value, 0):
             self.note("refilled_at")
             return self.now
         kept = anchored(value, self.now, TOLERANCE_US)
@@ -198,7 +187,7 @@ class _Mender:
         return last
 
     def reading_sequence(self, reading_at: int | None, sequence: int) -> int:
-        value = self.optional("reading_sequence")
+        value = self.number("reading_sequence")
         if not value and reading_at is None:
             return 0
         if not value or value > sequence:
@@ -208,7 +197,7 @@ class _Mender:
         return value
 
     def reported_rate(self, terms: Quota, reading_at: int | None) -> tuple[int | None, int | None]:
-        refill, period_us = self.optional("reported_refill"), self.optional("reported_period_us", 1)
+        refill, period_us = self.number("reported_refill"), self.number("reported_period_us")
         if refill is None and period_us is None:
             return None, None
         if refill is None or period_us is None or refill * (period_us + 1) >= LIMIT:
@@ -219,13 +208,6 @@ class _Mender:
             self.note("reported_refill")
             return None, None
         return refill, period_us
-
-    def stretched_us(self) -> int | None:
-        value = self.optional("stretched_us", 1)
-        if value is not None and value > LONGEST_STRETCH_US:
-            self.note("stretched_us")
-            return None
-        return value
 
     def _stored_holds(self) -> Mapping[str, Hold]:
         if isinstance(cast("object", self.stored.holds), Mapping):
@@ -243,7 +225,6 @@ class _Mender:
                 continue
             held += hold.tokens if hold.in_flight else 0
             sound.holds[hold_id] = self._clamped(hold_id, hold, sound.sequence)
-        sound.held, sound.open = self.number("held"), self.number("open")
         if sound.partial:
             return
         number = sum(hold.in_flight for hold in sound.holds.values())

@@ -17,8 +17,6 @@ from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
 from .line import Ticket
 
-__all__ = ["BucketState", "FastTerms", "Hold", "SoundState"]
-
 T = TypeVar("T")
 
 FORMAT: Final = 1
@@ -50,19 +48,14 @@ class Hold:
         return self.charged == 0
 
     @property
-    def forgotten_at(self) -> int:
-        """When a charged hold is forgotten: one `hold_for` after it ran out."""
-        return self.expires_at + self.hold_for
-
-    @property
     def granted_at(self) -> int:
         """When it was opened."""
         return max(0, self.expires_at - self.hold_for)
 
     @property
     def due_at(self) -> int:
-        """When something is to be done about it: it runs out, or is forgotten."""
-        return self.expires_at if self.in_flight else self.forgotten_at
+        """When something is to be done about it: it runs out, or is forgotten, one `hold_for` after."""
+        return self.expires_at if self.in_flight else self.expires_at + self.hold_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +233,8 @@ class SoundState:
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
         left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
         kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
-        return BucketState(
-            **kept,
-            quota=self.quota,
-            fast=fast,
-            holds=self.holds,
-            line=tuple(self.line),
-            partial=self.partial,
-        )
+        kept |= {"holds": self.holds, "line": tuple(self.line), "partial": self.partial}
+        return BucketState(**kept, quota=self.quota, fast=fast)
 
 
 HOLD: Final = "hold:"
@@ -279,10 +266,9 @@ def _whole(text: object) -> int | None:
 
 
 def _numbers(text: object, count: int) -> list[int] | None:
-    if not isinstance(text, str):
-        return None
-    numbers = [number for part in text.split(" ") if (number := _whole(part)) is not None]
-    return numbers if len(numbers) == count == text.count(" ") + 1 else None
+    parts = text.split(" ") if isinstance(text, str) else []
+    numbers = [number for part in parts if (number := _whole(part)) is not None]
+    return numbers if len(numbers) == count == len(parts) else None
 
 
 def hold_text(hold: Hold) -> str:
@@ -299,7 +285,7 @@ def _hold_from(text: object) -> Hold | None:
     if numbers is None:
         return None
     tokens, opened, expires_at, hold_for, charged = numbers
-    return Hold(tokens, opened, expires_at, hold_for, charged, unquote(" ".join(parts[5:])))
+    return Hold(tokens, opened, expires_at, hold_for, charged, unquote("".join(parts[5:])))
 
 
 def quota_text(quota: Quota) -> str:
@@ -310,15 +296,10 @@ def quota_text(quota: Quota) -> str:
 
 
 def _quota_from(text: object) -> Quota | None:
-    if not isinstance(text, str):
-        return None
-    parts = text.split(" ")
+    parts = text.split(" ") if isinstance(text, str) else []
     parts += _USUAL.split(" ") if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
     numbers = [_whole(part) for part in parts]
-    if len(parts) != 8 or any(  # noqa: PLR2004
-        number is None and (part != _NOTHING or place not in {5, 6})
-        for place, (number, part) in enumerate(zip(numbers, parts, strict=True))
-    ):
+    if len(numbers) != 8:  # noqa: PLR2004 - as `quota_text` writes them
         return None
     capacity, refill, period_us, stepped, overdraft, recharge_to, initial, synced = numbers
     try:

@@ -12,8 +12,6 @@ from .line import LATE_US
 from .readings import kept_back
 from .state import Hold, SoundState
 
-__all__ = ["Telling", "until"]
-
 
 def until(at: int, now: int) -> int:
     """Return the time from `now` to an instant; NEVER stays NEVER."""
@@ -29,10 +27,10 @@ class Telling(Admission):
         super().__init__(callers, sound, now)
         self.repaired = repaired
 
-    def _snapshot(self, command: Peek) -> Snapshot:
+    def _snapshot(self, command: Peek, reason: Reason, at: int) -> Snapshot:
         s, now = self.s, self.now
-        _, at = self._judge(command.tokens, command.keep)
-        bound = min(self._granted_by(command), max(self._probe_at(command.probe_after_us), s.paused_until or 0))
+        by = at if reason in {Reason.GRANTED, Reason.TOO_LARGE} else self._granted_by(command)
+        bound = min(by, max(self._probe_at(command.probe_after_us), s.paused_until or 0))
         full_at = NEVER if s.balance is None else self._reached(self.flow.capacity)
         return Snapshot(
             balance=s.balance,
@@ -77,9 +75,6 @@ class Telling(Admission):
         Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
         """
         s = self.s
-        reason, at = self._judge(command.tokens, command.keep)
-        if reason in {Reason.GRANTED, Reason.TOO_LARGE}:
-            return at
         alone = required(command.tokens, s.quota.overdraft)
         wanted = alone + set_aside(command.keep, kept_back(s, self.flow), self.flow.capacity, alone)
         latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)

@@ -72,7 +72,8 @@ brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) i
 
 from __future__ import annotations
 
-from typing import Final, assert_never
+from dataclasses import replace
+from typing import Final
 
 from ..quota import Quota
 from ..units import (
@@ -102,7 +103,7 @@ from .commands import (
     Unclaim,
     Verdict,
 )
-from .decision import Reason, Snapshot
+from .decision import Reason
 from .flow import clipped_at, flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
@@ -110,8 +111,6 @@ from .readings import Order, adopt, kept_back, lowered, order_of
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 from .telling import Telling, until
-
-__all__ = ["carry_out", "lifetime_us", "transition"]
 
 _STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
 """Refusals with which one stands in line."""
@@ -156,7 +155,7 @@ def carry_out(
     step = _Step(callers, sound, now, repaired)
     step.advance()
     step.take_up(callers)
-    outcome = step.run(command)
+    outcome = step.told(step.run(command))
     # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
     begun = is_new and sound.balance is not None and sound.balance < step.flow.capacity
     if not (step.changed or repaired or begun or unnamed):
@@ -225,7 +224,6 @@ class _Step(Telling):
                 return self.pause(command)
             case Peek():
                 return self.peek(command)
-        assert_never(command)
 
     # 2 and 3: time passes
 
@@ -263,9 +261,8 @@ class _Step(Telling):
             return
         s.sequence += 1
         charged = 0 if s.balance is None else hold.tokens
-        if s.balance is not None:
-            s.balance = saturated(s.balance - charged)
-        remembered = Hold(charged, hold.opened, hold.expires_at, hold.hold_for, s.sequence, hold.label)
+        self._correct(-charged)
+        remembered = replace(hold, tokens=charged, charged=s.sequence)
         if remembered.due_at > self.now:
             s.holds[hold_id] = remembered
 
@@ -283,15 +280,17 @@ class _Step(Telling):
             s.refilled_at = max(s.refilled_at, s.probe_until)
         if s.balance is None:
             s.refilled_at, s.carry = max(s.refilled_at, at), 0
-            return
-        s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
+        self._fill(at)
+
+    def _fill(self, at: int) -> None:
+        s = self.s
+        if s.balance is not None:
+            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
 
     def _clip(self) -> None:
         """Let the smaller capacity bound from its instant on (rule 13)."""
-        s = self.s
-        at = clipped_at(s)
-        if s.balance is not None:
-            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
+        s, at = self.s, clipped_at(self.s)
+        self._fill(at)
         s.wide_capacity = None
         self.flow = flow_in_effect(s, at)
         if s.balance is not None and not s.quota.synced:
@@ -322,14 +321,14 @@ class _Step(Telling):
         self._close_for(command.tokens, command.keep)
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
         if not (reason is Reason.GRANTED or self._has_place(reason, at, command)):
-            return self._refuse(reason, command)
+            return self._refuse(reason, at, command)
         if at > self.now:
             s = self.s
             s.largest_place = max(command.tokens, s.largest_place if s.last_place > self.now else 0)
             s.last_place = max(s.last_place, at)
         self._take(command.tokens)
         self._leave(command.ticket)
-        return self._outcome(granted=True, place_us=at - self.now)
+        return Outcome(granted=True, place_us=at - self.now)
 
     def _has_place(self, reason: Reason, at: int, command: Acquire) -> bool:
         if command.wait_us is None or command.keep or reason is not Reason.EMPTY:
@@ -344,17 +343,17 @@ class _Step(Telling):
 
     def reserve(self, command: Reserve) -> Outcome:
         if command.id in self.s.holds:
-            return self._outcome(granted=True)
+            return Outcome(granted=True)
         self._close_for(command.tokens, command.keep)
-        reason, _ = self._judge(command.tokens, command.keep, command.ticket)
+        reason, at = self._judge(command.tokens, command.keep, command.ticket)
         if reason is Reason.GRANTED:
             self._open(command)
-            return self._outcome(granted=True)
-        refusal = self._refuse(reason, command)
+            return Outcome(granted=True)
+        refusal = self._refuse(reason, at, command)
         if not (command.scout and refusal.probe):
             return refusal
         self._open(command)
-        return self._outcome(granted=True, claimed_until_us=refusal.claimed_until_us, scout=True)
+        return Outcome(granted=True, claimed_until_us=refusal.claimed_until_us, scout=True)
 
     def _open(self, command: Reserve) -> None:
         s = self.s
@@ -374,14 +373,13 @@ class _Step(Telling):
         self.s.due_at = hold.due_at if self.s.due_at is None else min(self.s.due_at, hold.due_at)
         self.changed = True
 
-    def _refuse(self, reason: Reason, command: Acquire | Reserve) -> Outcome:
+    def _refuse(self, reason: Reason, at: int, command: Acquire | Reserve) -> Outcome:
         claimed_until_us = None
         if reason is not Reason.PAUSED and self._probe_at(command.probe_after_us) <= self.now:
             claimed_until_us = self._claim()
-        reason, at = self._judge(command.tokens, command.keep, command.ticket)
         if command.ticket is not None and reason in _STANDS:
             self._stand(command.ticket, command.tokens, command.keep, at)
-        return self._outcome(reason=reason, retry_after_us=until(at, self.now), claimed_until_us=claimed_until_us)
+        return Outcome(reason=reason, retry_after_us=until(at, self.now), claimed_until_us=claimed_until_us)
 
     # 11: the line
 
@@ -414,7 +412,7 @@ class _Step(Telling):
         hold = self.s.holds.pop(command.id, None)
         if hold is None:
             verdict, drift = self._observe(command.reading)
-            return self._outcome(found=False, reading=verdict, drift=drift)
+            return Outcome(found=False, reading=verdict, drift=drift)
         self.changed = True
         if hold.in_flight:
             self._end(hold)
@@ -422,15 +420,16 @@ class _Step(Telling):
         if self.s.quota.synced:
             return self._settle_synced(hold, cost, command)
         self._correct(hold.tokens - cost, hold.granted_at)
-        return self._outcome(reading=Verdict.NONE if command.reading is None else Verdict.STALE)
+        return Outcome(reading=Verdict.NONE if command.reading is None else Verdict.STALE)
 
     def _settle_synced(self, hold: Hold, cost: int, command: Settle) -> Outcome:
         s, reading = self.s, command.reading
         before = self._charged_before(hold)
         order = None if reading is None else order_of(s, reading, hold.granted_at, self.now)
-        if reading is not None and (self._nothing_known() or hold.opened > s.reading_sequence or order is Order.NEWER):
+        nothing_known = s.balance is None or s.reading_at is None
+        if reading is not None and (nothing_known or hold.opened > s.reading_sequence or order is Order.NEWER):
             projected = None if s.balance is None else s.balance + before - cost
-            return self._outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
+            return Outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
         if order is not None:
             cost = 0
         if s.balance is not None:
@@ -439,13 +438,13 @@ class _Step(Telling):
                 s.balance = min(s.balance, 0)
         verdict, drift = (Verdict.NONE, None) if reading is None else self._lowered(reading, order)
         self._reopen()
-        return self._outcome(reading=verdict, drift=drift)
+        return Outcome(reading=verdict, drift=drift)
 
     def cancel(self, command: Cancel) -> Outcome:
         left = self._leave(command.id)
         hold = self.s.holds.pop(command.id, None)
         if hold is None:
-            return self._outcome(found=left)
+            return Outcome(found=left)
         self.changed = True
         if hold.in_flight:
             self._end(hold)
@@ -454,7 +453,7 @@ class _Step(Telling):
         elif not hold.in_flight:
             self._correct(self._charged_before(hold))
         self._reopen()
-        return self._outcome()
+        return Outcome()
 
     def _charged_before(self, hold: Hold) -> int:
         """Return what running out cost the balance that is there now: nothing, if a reading has replaced it since."""
@@ -463,40 +462,33 @@ class _Step(Telling):
     def refund(self, command: Refund) -> Outcome:
         s = self.s
         if command.id in s.holds:
-            return self._outcome(found=False)
+            return Outcome(found=False)
         s.sequence += 1
         remembered = Hold(0, s.sequence, self.now, REFUND_MEMORY_US, s.sequence)
         s.holds[command.id] = remembered
         self._remember(remembered)
         self._correct(command.tokens, command.own_us or 0)
         self._reopen()
-        return self._outcome()
+        return Outcome()
 
     def _correct(self, by: int, own: int = 0) -> None:
         """Take tokens from the balance, or give them back by rule 6, up to capacity."""
         s = self.s
         if s.balance is None or by == 0:
             return
-        if by < 0 or s.quota.synced:
-            s.balance = self._corrected(by)
-        else:
-            numbers = self._numbers(s.balance)
-            fast_path.give_back(numbers, self.now, by, own)
-            s.balance, s.last_place, s.firm_place = numbers.balance, numbers.last_place, numbers.firm_place
-        if s.balance >= self.flow.capacity and by > 0 and not self.flow.stepped:
-            # A full bucket earns nothing: no fraction is under way.
-            s.carry = 0
-
-    def _corrected(self, by: int) -> int:
-        balance = self.s.balance or 0
-        # What is above the capacity would have been lost.
-        return saturated(min(max(balance, self.flow.capacity), balance + by))
+        if by < 0:
+            s.balance = saturated(s.balance + by)
+            return
+        numbers = self._numbers(s.balance)
+        fast_path.give_back(numbers, self.now, by, own)
+        s.balance, s.carry = numbers.balance, numbers.carry
+        s.last_place, s.firm_place = numbers.last_place, numbers.firm_place
 
     # 7: readings
 
     def reconcile(self, command: Reconcile) -> Outcome:
         verdict, drift = self._observe(command.reading)
-        return self._outcome(reading=verdict, drift=drift, snapshot=self._snapshot(Peek()))
+        return Outcome(reading=verdict, drift=drift, snapshot=self.peek(Peek()).snapshot)
 
     def _observe(self, reading: Reading | None) -> tuple[Verdict, int | None]:
         s = self.s
@@ -505,8 +497,8 @@ class _Step(Telling):
         if not s.quota.synced:
             return Verdict.STALE, None
         order = order_of(s, reading, self.now, self.now)
-        old = self.now - (s.reading_at or 0) > REORDER_US
-        if self._nothing_known() or order is Order.NEWER or s.server_time is None or old:
+        known_at = None if s.balance is None else s.reading_at
+        if known_at is None or order is Order.NEWER or s.server_time is None or self.now - known_at > REORDER_US:
             return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
 
@@ -526,17 +518,17 @@ class _Step(Telling):
     def claim_probe(self) -> Outcome:
         s = self.s
         free = s.quota.synced and (s.probe_until is None or self.now >= s.probe_until)
-        return self._outcome(claimed_until_us=self._claim() if free else None)
+        return Outcome(claimed_until_us=self._claim() if free else None)
 
     def unclaim(self, command: Unclaim) -> Outcome:
         s = self.s
         if s.probe_until is None or s.probe_until != command.until_us or s.probe_until <= self.now:
-            return self._outcome(found=False)
+            return Outcome(found=False)
         # A claim given back again without a reading between is a failed probe: whoever is cancelled must not hammer.
         s.probe_until = self.now if s.probe_returned or (s.balance is None and s.probe_failures) else None
         s.probe_returned = 1
         self.changed = True
-        return self._outcome()
+        return Outcome()
 
     def _claim(self) -> int:
         s = self.s
@@ -551,7 +543,7 @@ class _Step(Telling):
     def pause(self, command: Pause) -> Outcome:
         self.s.paused_until = self.now + min(command.for_us, DAY_US) if command.for_us else None
         self.changed = True
-        return self._outcome()
+        return Outcome()
 
     # 13: terms
 
@@ -572,8 +564,7 @@ class _Step(Telling):
         self.flow = flow_in_effect(s, now)
         self.terms, self.terms_from = (before, callers), now
         self.changed = True
-        if s.balance is not None:
-            s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, now)
+        self._fill(now)
         # Places told by a slower refill may lie further ahead than any at the new one.
         furthest = furthest_place(self.flow, callers.capacity, s.balance or 0, now)
         s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
@@ -612,46 +603,17 @@ class _Step(Telling):
 
     def peek(self, command: Peek) -> Outcome:
         reason, at = self._judge(command.tokens, command.keep)
-        return self._outcome(
+        return Outcome(
             granted=reason is Reason.GRANTED,
             reason=reason,
             retry_after_us=until(at, self.now),
-            snapshot=self._snapshot(command),
+            snapshot=self._snapshot(command, reason, at),
         )
 
-    def _outcome(
-        self,
-        *,
-        granted: bool = False,
-        reason: Reason = Reason.GRANTED,
-        retry_after_us: int = 0,
-        place_us: int = 0,
-        claimed_until_us: int | None = None,
-        scout: bool = False,
-        found: bool = True,
-        reading: Verdict = Verdict.NONE,
-        drift: int | None = None,
-        snapshot: Snapshot | None = None,
-    ) -> Outcome:
+    def told(self, outcome: Outcome) -> Outcome:
+        """Add to an outcome what is told of the bucket after any command."""
         s = self.s
-        return Outcome(
-            now_us=self.now,
-            balance=s.balance,
-            granted=granted,
-            reason=reason,
-            retry_after_us=retry_after_us,
-            place_us=place_us,
-            held=s.held,
-            open=s.open,
-            closed=s.closed_until is not None,
-            kept_back=kept_back(s, self.flow),
-            claimed_until_us=claimed_until_us,
-            scout=scout,
-            found=found,
-            reading=reading,
-            drift=drift,
-            repaired=self.repaired,
-            ran_out=tuple(self.ran_out),
-            terms=self.terms,
-            snapshot=snapshot,
-        )
+        outcome.now_us, outcome.balance, outcome.held, outcome.open = self.now, s.balance, s.held, s.open
+        outcome.closed, outcome.kept_back = s.closed_until is not None, kept_back(s, self.flow)
+        outcome.repaired, outcome.ran_out, outcome.terms = self.repaired, tuple(self.ran_out), self.terms
+        return outcome

@@ -28,8 +28,6 @@ from .base import AsyncClosing, Closing
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["AsyncSQLiteStorage", "SQLiteStorage"]
-
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL, ends INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NULL;
