@@ -113,7 +113,7 @@ class Door(Generic[S_co]):
         for event in events_of(self.key, command, outcome):
             self._hears(event)
 
-    def at_once(self, tokens: int, keep: int, wait_us: int) -> Decision | None:  # noqa: C901 - each call costs a tenth
+    def at_once(self, tokens: int, keep: int, wait_us: int) -> Decision | None:  # noqa: C901, PLR0912 - each call costs a tenth
         """Take from memory what is there, tell the listener, and return the decision.
 
         None: nothing was done, and nothing was checked. wait_us: how long the caller waits; one who does is not refused
@@ -125,6 +125,8 @@ class Door(Generic[S_co]):
         if tokens is not _ONE and (type(tokens) is not int or not 0 < tokens <= self.quota.capacity):
             return None
         callers = None if self.clock is None else self.now_us()
+        if memory.lock.locked():
+            memory.give_way()
         with memory.lock:
             now = monotonic_ns() // 1000 if callers is None else callers
             bucket = self._bucket
@@ -135,25 +137,26 @@ class Door(Generic[S_co]):
                 if callers is None:
                     self._bucket = bucket
             refusal = take(bucket, now, tokens, 0)
-            # Filled in by hand: to call the class would cost a tenth of the step.
-            decision = _new(Decision)
             if refusal is None:
                 bucket.version += 1
-                decision.granted = True
-                decision.reason = _GRANTED
-                decision.balance = bucket.level[0]
-                decision.retry_after = 0.0
-            else:
-                balance, wait = refusal
-                if wait_us or wait >= NEVER:
-                    return None
-                decision.granted = False
-                decision.reason = _EMPTY
-                decision.balance = balance
-                decision.retry_after = wait / MICROSECONDS
-            decision.waited = 0.0
-            decision.repaired = ()
-            decision.probe = False
+            balance = bucket.level[0]
+        # Filled in by hand: to call the class would cost a tenth of the step.
+        decision = _new(Decision)
+        if refusal is None:
+            decision.granted = True
+            decision.reason = _GRANTED
+            decision.retry_after = 0.0
+        else:
+            balance, wait = refusal
+            if wait_us or wait >= NEVER:
+                return None
+            decision.granted = False
+            decision.reason = _EMPTY
+            decision.retry_after = wait / MICROSECONDS
+        decision.balance = balance
+        decision.waited = 0.0
+        decision.repaired = ()
+        decision.probe = False
         refused = self._refused
         if refusal is None:
             if refused is None or (refused and self.key in refused):
