@@ -39,9 +39,10 @@ TESTS: Final = (
     *(
         f"tests/test_{name}.py"
         for name in (
-            *("arithmetic", "bad_input", "conformance", "doors", "edges", "events", "exactness"),
-            *("failure_modes", "holds", "keepa_reading", "keepa_sync", "liveness", "memory_storage", "others"),
-            *("parity", "places", "probe", "rate_cases", "repair", "readings_order", "safety", "units"),
+            *("arithmetic", "bad_input", "cli_status", "conformance", "doors", "edges", "events", "exactness"),
+            *("failure_modes", "holds", "intervals", "keepa_reading", "keepa_sync", "line", "liveness", "managing"),
+            *("memory_storage", "mistakes", "misuse", "others", "parity", "places", "probe", "rate_cases", "repair"),
+            *("readings_order", "safety", "terms", "units", "whole_steps"),
             "wire",
         )
     ),
