@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keepa_tokens import Reading
 from keepa_tokens._blocking import run
-from keepa_tokens.keepa.reading import LARGE, Body, Envelope, envelope, envelope_of, searched
+from keepa_tokens.keepa.reading import LARGE, PIECE, Body, Envelope, envelope, envelope_of, searched
 
 # Recorded against the live API.
 RECORDED = [
@@ -243,8 +243,8 @@ def test_searching_a_body_for_its_envelope_finds_what_parsing_it_finds(
 )
 def test_a_large_body_that_is_no_json_object_is_none(body: bytes) -> None:
     """Cut off, a list, something before or after it: no reading, and no error."""
-    assert run(lambda: searched(body, turn)).reading is None
-    assert envelope(body + b" " * LARGE).reading is None
+    assert run(lambda: searched(body, turn)) == Envelope(None, why=f"the body is no JSON ({len(body)} long)")
+    assert envelope(body + b" " * LARGE) == Envelope(None, why=f"the body is no JSON ({LARGE + len(body)} long)")
 
 
 def test_a_large_body_is_searched_in_pieces_and_not_parsed() -> None:
@@ -257,4 +257,16 @@ def test_a_large_body_is_searched_in_pieces_and_not_parsed() -> None:
         turns += 1
 
     assert envelope(body) == run(lambda: envelope_of(body, turn)) == Envelope(Reading(5))
-    assert turns >= 3
+    assert turns == len(body) // PIECE
+
+
+def test_a_large_text_is_searched_too() -> None:
+    """Space before it, letters in it that no encoding has: its balance is read."""
+    assert envelope(' {"x": "\ud800' + "y" * LARGE + '", "tokensLeft": 5}') == Envelope(Reading(5))
+
+
+def test_a_body_is_large_from_its_size_on() -> None:
+    """What is nested too deep to be parsed is read from `LARGE` bytes on, and no body a byte shorter."""
+    body = b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "tokensLeft": 5}'
+    assert envelope(body.ljust(LARGE)) == Envelope(Reading(5))
+    assert envelope(body.ljust(LARGE - 1)).reading is None
