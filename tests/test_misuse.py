@@ -538,6 +538,16 @@ def test_a_rate_below_a_token_is_refused_with_what_to_write(make: Any, given: tu
     assert str(refused.value).endswith(told)
 
 
+@pytest.mark.parametrize(
+    "make, seconds",
+    [(Quota.per_second, 1.0), (Quota.per_minute, 60.0), (Quota.per_hour, 3_600.0), (Quota.per_day, 86_400.0)],
+)
+def test_a_quota_by_a_unit_is_the_one_that_is_spelled_out(make: Callable[..., Quota], seconds: float) -> None:
+    """So many a unit, as many as that at most unless said otherwise, and all other terms as they are given."""
+    assert make(5) == Quota(5, 5, seconds)
+    assert make(5, capacity=7, overdraft=2) == Quota(7, 5, seconds, overdraft=2)
+
+
 def test_numbers_of_other_libraries_are_plain_ones_in_a_quota() -> None:
     """A numpy integer in a quota can't overflow later, since it becomes an int."""
     quota = Q(np.int64(300), np.int32(5), 60.0, overdraft=np.int8(3), initial=np.int64(-4))
