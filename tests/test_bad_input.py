@@ -283,7 +283,11 @@ FROM_1: Final = f"is out of range: it must be from 1 to {LIMIT - 1}"
         ((1, 1, 4e-7), {}, "period=4e-07 is too short: it must be at least a microsecond"),
         ((1, 1, math.nan), {}, "period=nan is out of range: give a finite number of seconds below 4.5e9"),
         ((1, 1, math.inf), {}, "period=inf is out of range: give a finite number of seconds below 4.5e9"),
-        ((1, 0.5, 10**400), {}, "period=a whole number of 1329 bits is out of range: give a finite number of seconds below 4.5e9"),
+        (
+            (1, 0.5, 10**400),
+            {},
+            "period=a whole number of 1329 bits is out of range: give a finite number of seconds below 4.5e9",
+        ),
         ((1, 0.5, 0.0), {}, "period=0.0 is too short: it must be at least a microsecond"),
         ((1, 1, "60"), {}, "period must be a number of seconds, not '60'"),
         (

@@ -154,7 +154,20 @@ def test_a_bucket_that_is_handed_over_is_its_texts() -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        *("OK", b"QUEUED", None, 3, [], "", b"n2 7 -3", [b"n2", b"7", b"all"], [b"n1", b"7"], [b"n1"], {"n1": 7}, b"n1\xff"),
+        *(
+            "OK",
+            b"QUEUED",
+            None,
+            3,
+            [],
+            "",
+            b"n2 7 -3",
+            [b"n2", b"7", b"all"],
+            [b"n1", b"7"],
+            [b"n1"],
+            {"n1": 7},
+            b"n1\xff",
+        ),
         *([b"n1", b"7", b"all", b"balance"], "n1é"),
     ],
 )
