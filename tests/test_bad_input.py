@@ -97,7 +97,7 @@ def test_a_cost_out_of_range_is_an_error(watched: Watched, door: str, tokens: in
 @pytest.mark.parametrize("keep", [*NO_COUNT, *OUT_OF_RANGE], ids=repr)
 def test_a_keep_that_is_no_count_is_an_error(watched: Watched, door: str, keep: Any) -> None:
     """What is to be left for others is a whole number from 0."""
-    with pytest.raises((TypeError, ConfigError), match="^keep[ =]"):
+    with pytest.raises((TypeError, ConfigError), match=r"^keep[ =]"):
         watched.call(door, 1, keep=keep)
     watched.assert_untouched()
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepa_tokens import Reading
+from keepa_tokens import ConfigError, Reading
 from keepa_tokens._blocking import run
-from keepa_tokens.keepa.reading import LARGE, PIECE, Body, Envelope, envelope, envelope_of, searched
+from keepa_tokens.keepa.reading import LARGE, PIECE, Body, Envelope, envelope, envelope_of, searched, unpacked
 
 # Recorded against the live API.
 RECORDED = [
@@ -193,6 +193,29 @@ def test_the_smallest_and_the_largest_times_are_taken(said: int) -> None:
     assert reading is not None
     assert (reading.next_refill_in, reading.server_time) == (0.001, 0.0)
     assert envelope({"tokensLeft": said}).reading == Reading(said)
+
+
+class Answered:
+    """A response without a body."""
+
+    status_code = 200
+
+
+class Unread(Answered):
+    """One whose body nobody has read."""
+
+    @property
+    def content(self) -> bytes:
+        raise RuntimeError
+
+
+def test_a_status_that_is_given_counts_before_the_responses_own() -> None:
+    """A body that can't be had says nothing; a status is a number up to 999."""
+    assert [unpacked(Answered(), status) for status in (None, 429)] == [(None, 200), (None, 429)]
+    assert unpacked(Unread(), None) == (b"", 200)
+    assert unpacked(None, 999) == (None, 999)
+    with pytest.raises(ConfigError, match=r"^status=1000 is out of range: it must be from 0 to 999$"):
+        unpacked(None, 1000)
 
 
 json_values = st.recursive(

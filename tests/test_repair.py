@@ -309,7 +309,7 @@ WHOLE: Final = BucketState(
 
 
 def test_a_state_is_plain_texts_and_comes_back_from_them() -> None:
-    """Each field by its name, whole numbers in plain text, labels without spaces; the usual format goes without saying."""
+    """Each field by its name, whole numbers in plain text, labels without spaces; the usual format isn't written."""
     texts = {
         "version": "3",
         "balance": "-4",

@@ -69,8 +69,9 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
     Raises TypeError for a status that is no whole number, and for what no body can be: a coroutine, a response that is
     still to be read, a file. What JSON may come to is a body, however odd.
     """
-    if isinstance(getattr(answer, "status_code", None), int):
-        status = getattr(answer, "status_code", None) if status is None else status
+    own = getattr(answer, "status_code", None)
+    if isinstance(own, int):
+        status = own if status is None else status
         try:
             answer = getattr(answer, "content", None)
         except Exception:  # noqa: BLE001 - a client's own error: nobody has read the body, so it says nothing
