@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import ceil, floor
 
 import pytest
 from hypothesis import example, given
@@ -229,6 +229,7 @@ def test_what_flows_between_two_instants_is_rounded_up(rate: Rate, start: int, g
     """Never less than the exact share, and less than a token (stepped: a step) more, up to what is counted exactly."""
     flowed = flowed_between(start, start + gap, rate.rate, rate.period, stepped=stepped)
     true = Fraction(gap * rate.rate, rate.period)
+    assert flowed == min(LIMIT, ceil(Fraction(gap, rate.period)) * rate.rate if stepped else ceil(true))
     more = max(1, rate.rate) if stepped else 1
     assert flowed >= true or flowed == LIMIT
     assert flowed <= LIMIT + rate.rate
@@ -237,6 +238,7 @@ def test_what_flows_between_two_instants_is_rounded_up(rate: Rate, start: int, g
 
 
 @given(rate=rates, tokens=st.integers(0, 10**6), now=moments, own=moments, last_place=moments, stepped=st.booleans())
+@example(rate=Rate(2, 10), tokens=10, now=0, own=0, last_place=11, stepped=True)
 def test_what_is_given_back_is_no_more_than_the_places_behind_leave(
     rate: Rate, tokens: int, now: int, own: int, last_place: int, stepped: bool
 ) -> None:
@@ -266,6 +268,7 @@ def test_the_place_before_another_is_as_far_back_as_its_tokens_take(
 
 
 @given(keep=st.integers(0, 500), kept=st.integers(0, 500), capacity=st.integers(1, 400), need=st.integers(1, 400))
+@example(keep=1, kept=2, capacity=300, need=5)
 def test_what_is_set_aside_is_the_keep_and_at_most_a_third(keep: int, kept: int, capacity: int, need: int) -> None:
     """Never less than the keep; what is kept back on top goes to a third and makes nothing impossible."""
     aside = set_aside(keep, kept, capacity, need)

@@ -22,6 +22,8 @@ from keepa_tokens.rules.commands import (
     Unclaim,
     Verdict,
 )
+from keepa_tokens.rules.flow import Flow, flow_in_effect
+from keepa_tokens.rules.repair import new_state
 from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, lifetime_us, transition
 from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, REORDER_US, UNLIMITED
 
@@ -221,6 +223,13 @@ def test_a_rate_is_adopted_if_it_can_be_computed(period_us: int, adopted: bool) 
     after, outcome = step(quota, known(balance=5), Reconcile(Reading(7, refill=2)))
     assert (outcome.reading, after.balance) == (Verdict.TAKEN, 7)
     assert (after.reported_refill, after.reported_period_us) == ((2, period_us) if adopted else (None, None))
+
+
+def test_the_terms_flow_in_steps_or_evenly_in_the_smallest_numbers() -> None:
+    """Steps come whole and leave no remainder; a smooth rate is reduced."""
+    stepped, smooth = (flow_in_effect(new_state(Quota(10, 4, 2.0, stepped=each), 0), 0) for each in (True, False))
+    assert (stepped, smooth) == (Flow(10, 4, 2 * SECOND, True), Flow(10, 1, SECOND // 2, False))
+    assert stepped.refilled(1, 0, 5, 3 * SECOND) == (5, 2 * SECOND, 0)
 
 
 def test_a_reading_brings_its_own_period() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepa_tokens import Reading
+from keepa_tokens import ConfigError, Reading
 from keepa_tokens._blocking import run
-from keepa_tokens.keepa.reading import LARGE, Body, Envelope, envelope, envelope_of, searched
+from keepa_tokens.keepa.reading import LARGE, PIECE, Body, Envelope, envelope, envelope_of, searched, unpacked
 
 # Recorded against the live API.
 RECORDED = [
@@ -195,6 +195,29 @@ def test_the_smallest_and_the_largest_times_are_taken(said: int) -> None:
     assert envelope({"tokensLeft": said}).reading == Reading(said)
 
 
+class Answered:
+    """A response without a body."""
+
+    status_code = 200
+
+
+class Unread(Answered):
+    """One whose body nobody has read."""
+
+    @property
+    def content(self) -> bytes:
+        raise RuntimeError
+
+
+def test_a_status_that_is_given_counts_before_the_responses_own() -> None:
+    """A body that can't be had says nothing; a status is a number up to 999."""
+    assert [unpacked(Answered(), status) for status in (None, 429)] == [(None, 200), (None, 429)]
+    assert unpacked(Unread(), None) == (b"", 200)
+    assert unpacked(None, 999) == (None, 999)
+    with pytest.raises(ConfigError, match=r"^status=1000 is out of range: it must be from 0 to 999$"):
+        unpacked(None, 1000)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -243,8 +266,8 @@ def test_searching_a_body_for_its_envelope_finds_what_parsing_it_finds(
 )
 def test_a_large_body_that_is_no_json_object_is_none(body: bytes) -> None:
     """Cut off, a list, something before or after it: no reading, and no error."""
-    assert run(lambda: searched(body, turn)).reading is None
-    assert envelope(body + b" " * LARGE).reading is None
+    assert run(lambda: searched(body, turn)) == Envelope(None, why=f"the body is no JSON ({len(body)} long)")
+    assert envelope(body + b" " * LARGE) == Envelope(None, why=f"the body is no JSON ({LARGE + len(body)} long)")
 
 
 def test_a_large_body_is_searched_in_pieces_and_not_parsed() -> None:
@@ -257,4 +280,16 @@ def test_a_large_body_is_searched_in_pieces_and_not_parsed() -> None:
         turns += 1
 
     assert envelope(body) == run(lambda: envelope_of(body, turn)) == Envelope(Reading(5))
-    assert turns >= 3
+    assert turns == len(body) // PIECE
+
+
+def test_a_large_text_is_searched_too() -> None:
+    """Space before it, letters in it that no encoding has: its balance is read."""
+    assert envelope(' {"x": "\ud800' + "y" * LARGE + '", "tokensLeft": 5}') == Envelope(Reading(5))
+
+
+def test_a_body_is_large_from_its_size_on() -> None:
+    """What is nested too deep to be parsed is read from `LARGE` bytes on, and no body a byte shorter."""
+    body = b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "tokensLeft": 5}'
+    assert envelope(body.ljust(LARGE)) == Envelope(Reading(5))
+    assert envelope(body.ljust(LARGE - 1)).reading is None

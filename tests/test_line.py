@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.decision import Reason, Snapshot
-from keepa_tokens.rules.line import LONGEST_LINE, Ticket
+from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
@@ -96,6 +96,14 @@ def test_late_tickets_let_others_pass_and_lapse_after_a_minute() -> None:
     assert bench.peek().waiting == 1
     bench.now += 59 * SECOND
     assert bench.peek().waiting == 0
+
+
+def test_a_ticket_stands_until_the_instant_at_which_it_lapses() -> None:
+    """A microsecond before it is in line, then it isn't; what all before ask for is no more than can be counted."""
+    ticket = Ticket("a", LIMIT - 1, 0, 1, NOW)
+    assert standing([ticket], NOW + LAPSES_US - 1) == [ticket]
+    assert standing([ticket], NOW + LAPSES_US) == []
+    assert ahead_of([ticket, ticket], (0, 2), NOW) == LIMIT - 1
 
 
 def test_what_was_told_moves_back_with_the_clock() -> None:
@@ -240,8 +248,8 @@ def test_nobody_waits_for_ever_and_each_comes_in_turn(wants: list[tuple[int, int
     "text",
     [
         *("", "::::", "a", "a:1:0:1", "a:1:0:1:2:3", ":1:0:1:2", "a:x:0:1:2", "a:1:0:1:"),
-        *("a:1:0:1:-2", "a:1:0:1:2.5", "a:1:0:1:\u0662", "a:1:0:1:" + "9" * 17),
-        *(f"a:1:0:1:{LIMIT}", f"a:{LIMIT}:0:1:2"),
+        *("a:1:0:1:-2", "a:1:0:1:2.5", "a:1:0:1:\u0662", "a:1:0:1:" + "0" * 17),
+        *(f"a:1:0:1:{LIMIT}", f"a:1:0:{LIMIT}:2", f"a:1:{LIMIT}:1:2", f"a:{LIMIT}:0:1:2"),
     ],
 )
 def test_what_is_no_ticket_is_read_as_none(text: str) -> None:

@@ -526,13 +526,26 @@ Q: Final[Any] = Quota
         (Q.per_second, (-0.5,), "must be a whole number (int), not -0.5"),
         (Q.per_second, ("5",), "must be a whole number (int), not '5'"),
         (Q.per_second, (True,), "must be a whole number (int), not True"),
+        (Q.per_second, (0.0,), "must be a whole number (int), not 0.0"),
+        (Q.per_second, (2.0**52,), "must be a whole number (int), not 4503599627370496.0"),
+        (Q, (10, 2.0**51, 0.5), "write Quota(capacity, 2251799813685248, 0.5)"),
     ],
 )
 def test_a_rate_below_a_token_is_refused_with_what_to_write(make: Any, given: tuple[object, ...], told: str) -> None:
     """A fraction of a token a second is a TypeError that says the same in whole numbers, by a longer unit."""
     with pytest.raises(TypeError) as refused:
         make(*given)
-    assert told in str(refused.value)
+    assert str(refused.value).endswith(told)
+
+
+@pytest.mark.parametrize(
+    "make, seconds",
+    [(Quota.per_second, 1.0), (Quota.per_minute, 60.0), (Quota.per_hour, 3_600.0), (Quota.per_day, 86_400.0)],
+)
+def test_a_quota_by_a_unit_is_the_one_that_is_spelled_out(make: Callable[..., Quota], seconds: float) -> None:
+    """So many a unit, as many as that at most unless said otherwise, and all other terms as they are given."""
+    assert make(5) == Quota(5, 5, seconds)
+    assert make(5, capacity=7, overdraft=2) == Quota(7, 5, seconds, overdraft=2)
 
 
 def test_numbers_of_other_libraries_are_plain_ones_in_a_quota() -> None:

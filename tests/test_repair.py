@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from checks.models.strategies import commands, gaps, instants, quotas, summed
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
 from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import repair
-from keepa_tokens.rules.state import FORMAT
+from keepa_tokens.rules.state import FORMAT, FastTerms, SoundState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import (
     CLAIM_US,
@@ -294,3 +295,63 @@ def test_a_text_is_a_whole_number_that_lua_can_hold_or_unreadable(text: str, val
     """Up to 2**52 either way, without signs and zeros that nobody wrote; anything else is named."""
     state = BucketState.from_fields({"balance": text})
     assert (state.balance, state.unreadable) == (value, ("balance",) if value is None else ())
+
+
+WHOLE: Final = BucketState(
+    version=3,
+    balance=-4,
+    refilled_at=7,
+    quota=Quota(10, 3, 2.0, recharge_to=5, initial=-2),
+    fast=FastTerms(9, 10, 3, 2_000_000, 1),
+    holds={"a": Hold(2, 1, 9, 5), "b c": Hold(2, 1, 9, 5, charged=3, label="a task%")},
+    line=(Ticket("x y", 1, 0, 2, 9), Ticket("z", 4, 5, 6, 7)),
+)
+
+
+def test_a_state_is_plain_texts_and_comes_back_from_them() -> None:
+    """Each field by its name, whole numbers in plain text, labels without spaces; the usual format isn't written."""
+    texts = {
+        "version": "3",
+        "balance": "-4",
+        "refilled_at": "7",
+        "quota": "10 3 2000000 0 0 5 -2 0",
+        "fast": "9 10 3 2000000 1",
+        "line": "x%20y:1:0:2:9 z:4:5:6:7",
+        "hold:a": "2 1 9 5 0",
+        "hold:b c": "2 1 9 5 3 a%20task%25",
+    }
+    assert WHOLE.to_fields() == texts
+    assert BucketState.from_fields(texts) == WHOLE
+    assert BucketState.from_fields({"format": "2"}).format == 2
+    assert BucketState.from_fields({"hold:a": "2 1 9 5 0 a b"}).holds["a"].label == "a b"
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        *[
+            ("quota", text)
+            for text in ("10 3", "10 3 2000000 0 0 - - 0", "0 3 2000000", "10 3 0", "10\t3 2000000", "x")
+        ],
+        *[("fast", text) for text in ("9 10 3 4", "9 10 3 4 x", "9\t10 3 4 1", "9 10 3 4 1 2")],
+        *[("hold:a", text) for text in ("2 1 9 5", "2 1 9 5 x", "2\t1 9 5 0", "")],
+    ],
+)
+def test_a_text_that_nobody_wrote_is_named(name: str, text: str) -> None:
+    """Too few numbers, other spaces, terms that no bucket can work with or that are spelled in another way."""
+    assert BucketState.from_fields({name: text}) == BucketState(version=None, unreadable=(name,))
+
+
+@pytest.mark.parametrize(
+    "quota, more",
+    [
+        (PLAIN, {"quota": "10 1 60000000"}),
+        (SYNCED, {"quota": "10 1 60000000 0 0 - - 1", "held": "0", "open": "0", "sequence": "0"}),
+    ],
+)
+def test_what_is_0_by_itself_is_not_stored(quota: Quota, more: dict[str, str]) -> None:
+    """But the sums of what is set aside at a synced bucket: to lose those is damage."""
+    fast = FastTerms(9, 10, 3, 2_000_000, 1)
+    state = SoundState(quota, NOW, balance=0).stored(fast)
+    assert (state.quota, state.fast) == (quota, fast)
+    assert state.to_fields() == {"version": "0", "balance": "0", "refilled_at": str(NOW), "fast": fast.text(), **more}

@@ -10,7 +10,7 @@ import pytest
 
 from keepa_tokens import ConfigError
 from keepa_tokens._arguments import instance, microseconds, shown, whole
-from keepa_tokens.units import LIMIT, MICROSECONDS, NEVER, seconds
+from keepa_tokens.units import LIMIT, MICROSECONDS, NEVER, one_line, seconds
 
 LINE: Final = 60
 """As much of a value as a message shows."""
@@ -92,3 +92,17 @@ def test_what_is_of_another_kind_is_shown() -> None:
 def test_a_value_is_shown_on_one_line(value: Any, text: str) -> None:
     """A value of up to 60 letters stands whole, a longer one cut to 60, a huge number by its size."""
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("a é", "a é"),
+        ("a\n\u200bé", r"a\n\u200bé"),
+        ("x" * LINE, "x" * LINE),
+        ("x" * (LINE + 1), "x" * (LINE - 3) + "..."),
+    ],
+)
+def test_what_was_stored_or_answered_is_shown_on_one_line(text: str, told: str) -> None:
+    """Letters that would write lines of their own are spelled out, a longer text is cut."""
+    assert one_line(text, LINE) == told

@@ -64,6 +64,7 @@ def test_a_command_is_a_verb_the_time_the_terms_and_its_numbers(
     """Everything in one order; what only the rules can decide is sent as a wish to read."""
     assert _wire.attempt(quota, command, None) == [verb, "", "", quota_text(quota), *arguments]
     assert _wire.attempt(quota, command, 7)[2] == 7
+    assert _wire.is_for_the_rules(command) == (verb == "read" or isinstance(command, Reconcile))
 
 
 def test_acquires_of_one_bucket_follow_each_other() -> None:
@@ -78,6 +79,8 @@ OUT_OF_RANGE: Final[list[tuple[str, Command]]] = [
     ("tokens", Reserve("a", LIMIT, 1)),
     ("tokens", Refund("a", LIMIT)),
     ("keep", Acquire(1, keep=LIMIT)),
+    ("tokens", Acquire(LIMIT, keep=1)),
+    ("keep", Reserve("a", 1, 1, keep=LIMIT)),
     ("hold_for_us", Reserve("a", 1, LIMIT)),
     ("actual", Settle("a", LIMIT)),
     ("own_us", Refund("a", 1, LIMIT)),
@@ -94,10 +97,16 @@ def test_a_number_that_lua_could_not_hold_is_named(name: str, command: Command) 
 @pytest.mark.parametrize("now", [-1, LIMIT, 1.5])
 def test_a_time_that_lua_could_not_hold_is_named(now: int) -> None:
     """The caller's time too, for a command and for a look."""
-    with pytest.raises((ConfigError, TypeError), match=r"^now_us"):
-        _wire.attempt(PLAIN, Peek(), now)
+    for command in (Peek(), Acquire(1)):
+        with pytest.raises((ConfigError, TypeError), match=r"^now_us"):
+            _wire.attempt(PLAIN, command, now)
     with pytest.raises((ConfigError, TypeError), match=r"^now_us"):
         _wire.look(now)
+
+
+def test_a_look_asks_for_all_without_terms() -> None:
+    """Whatever the bucket's terms are, and by either clock."""
+    assert [_wire.look(now) for now in (None, 7)] == [["look", "", now, "", b""] for now in ("", 7)]
 
 
 def test_a_step_of_the_script_is_an_outcome() -> None:
@@ -107,6 +116,20 @@ def test_a_step_of_the_script_is_an_outcome() -> None:
     assert _wire.understood(b"n1 7 -3 6 5 2 9", Acquire(1), "n1") == whole
     assert _wire.understood(b"n1 7 -3", Acquire(1), "n1") == Outcome(7, -3, granted=True)
     assert _wire.understood(b"n1 7 -3", Cancel("a"), "n1") == Outcome(7, -3)
+    assert _wire.understood(b"n1 7 -3 0 5 2 9", Cancel("a"), "n1") == Outcome(7, -3, held=5, open=2, kept_back=9)
+
+
+def test_many_steps_of_the_script_are_their_outcomes() -> None:
+    """Balance and place of each; what is in flight and what is kept back is the same for all."""
+    first = Outcome(7, 4, granted=True, place_us=0, held=5, open=2, kept_back=9)
+    last = Outcome(7, -3, granted=True, place_us=6, held=5, open=2, kept_back=9)
+    assert _wire.understood(b"n1 7 -3 6 5 2 9 4 0 -3 6", None, "n1") == [first, last]
+
+
+def test_a_client_that_answers_nothing_is_told_what_to_give() -> None:
+    """What it said stands in the error, as far as that fits a line."""
+    said = f"the client answered the script with {'x' * 60!r}: give the storage a plain client, not a pipeline"
+    assert str(_wire.foreign("x" * 61)) == said
 
 
 def test_signs() -> None:
@@ -131,7 +154,20 @@ def test_a_bucket_that_is_handed_over_is_its_texts() -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        *("OK", b"QUEUED", None, 3, [], "", b"n2 7 -3", [b"n2", b"7", b"all"], [b"n1", b"7"], [b"n1"], {"n1": 7}),
+        *(
+            "OK",
+            b"QUEUED",
+            None,
+            3,
+            [],
+            "",
+            b"n2 7 -3",
+            [b"n2", b"7", b"all"],
+            [b"n1", b"7"],
+            [b"n1"],
+            {"n1": 7},
+            b"n1\xff",
+        ),
         *([b"n1", b"7", b"all", b"balance"], "n1é"),
     ],
 )
@@ -151,8 +187,17 @@ def test_what_is_stored_is_what_changed() -> None:
     terms = quota_text(PLAIN).encode()
     assert sent[9:] == [*(b"version", b"5", b"refilled_at", b"7", b"quota", terms, b"drift", b"", b"hold:a", b"")]
     # On a caller's clock a key is kept for ever.
-    assert _wire.store(before, after, Peek(), 7, "me", sent_once=True)[7] == ""
+    sent = _wire.store(before, after, Peek(), 7, "me", sent_once=True)
+    assert (sent[2], sent[7]) == (7, "")
     assert _wire.store(before, after, Peek(), 7, "me", sent_once=False)[-6:-4] == [b"turn", b"0 me"]
+
+
+def test_a_part_of_a_bucket_is_stored_as_one_by_the_hold_it_is_about() -> None:
+    """Without a version or a time of refill these are sent as nothing; a lifetime is whole milliseconds, rounded up."""
+    after = BucketState(version=0, balance=5, refilled_at=7, quota=Quota(1000, 3, 2.0))
+    sent = _wire.store(_wire.Handed(7, {}, partial=True), after, Cancel("a"), None, "me", sent_once=True)
+    assert sent[:9] == ["store", "", "", b"", b"a", "me", b"", 673_334, "some"]
+    assert isinstance(sent[7], int)
 
 
 def test_the_script_hands_over_every_number() -> None:

@@ -49,6 +49,9 @@ class Quota:
     rate_period_us: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        period_us = microseconds("period", self.period)
+        if period_us < 1:
+            raise ConfigError(f"period={self.period!r} is too short: it must be at least a microsecond")
         self._check_rate("refill", self.refill, self.period)
         numbers = {"capacity": (1, LIMIT - 1), "refill": (0, LIMIT - 1), "overdraft": (0, UNLIMITED)}
         optional = {"recharge_to": (1, LIMIT - 1), "initial": (1 - LIMIT, self.capacity)}
@@ -59,9 +62,6 @@ class Quota:
         for name in ("stepped", "synced"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        period_us = microseconds("period", self.period)
-        if period_us < 1:
-            raise ConfigError(f"period={self.period!r} is too short: it must be at least a microsecond")
         if not exact(self.refill, period_us):
             raise ConfigError(
                 f"refill={self.refill} per period={self.period!r} s cannot be computed exactly:"
@@ -98,14 +98,14 @@ class Quota:
         return cls(n if capacity is None else capacity, n, period, **terms)
 
     @staticmethod
-    def _check_rate(name: str, n: object, period: object) -> None:
+    def _check_rate(name: str, n: object, period: float) -> None:
         """Raise TypeError for a fraction of a token, with the whole numbers that say the same."""
-        if not isinstance(n, float) or not math.isfinite(n) or n <= 0 or not isinstance(period, (int, float)):
+        if not isinstance(n, float) or not 0 < n < LIMIT:
             return
         said = f"{name} must be a whole number (int), not {n!r}"
         for unit, seconds in _UNITS.items():
-            count = n * seconds / period if period > 0 else 0.0
-            if seconds >= period and 0 < round(count) < LIMIT and math.isclose(count, round(count), rel_tol=1e-9):
+            count = n * seconds / period
+            if seconds >= period and count < LIMIT and math.isclose(count, round(count)):
                 raise TypeError(f"{said}: write Quota.per_{unit}({round(count)})")
         tokens, periods = Fraction(n).limit_denominator(10_000).as_integer_ratio()
         if tokens:

@@ -46,6 +46,9 @@ _TOKEN: Final = re.compile(rb'[^"\[\]{}]*+("[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}])
 _VALUE: Final = re.compile(rb'\s*:\s*([\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,}\]]+)', re.DOTALL)
 """What follows the name of a field."""
 
+_OPENING: Final = frozenset({b"{", b"["})
+_CLOSING: Final = frozenset({b"}", b"]"})
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
@@ -66,8 +69,9 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
     Raises TypeError for a status that is no whole number, and for what no body can be: a coroutine, a response that is
     still to be read, a file. What JSON may come to is a body, however odd.
     """
-    if isinstance(getattr(answer, "status_code", None), int):
-        status = getattr(answer, "status_code", None) if status is None else status
+    own = getattr(answer, "status_code", None)
+    if isinstance(own, int):
+        status = own if status is None else status
         try:
             answer = getattr(answer, "content", None)
         except Exception:  # noqa: BLE001 - a client's own error: nobody has read the body, so it says nothing
@@ -119,15 +123,14 @@ async def searched(body: str | bytes | bytearray, turn: Turn) -> Envelope:
         if at > piece_ends:
             await turn()
             piece_ends = at + PIECE
-        first = token[1][:1]
-        if first in b"[{":
+        if token[1] in _OPENING:
             depth += 1
-        elif first in b"]}":
+        elif token[1] in _CLOSING:
             depth -= 1
             if depth == 0:
                 return bad if text[at:].strip() else _said(fields)
         elif depth == 1 and (value := _VALUE.match(text, at)) is not None:
-            fields[_parsed(token[1], "")] = {} if value[1] in {b"{", b"["} else _parsed(value[1], None)
+            fields[_parsed(token[1])] = {} if value[1] in _OPENING else _parsed(value[1])
     return bad
 
 
@@ -139,11 +142,11 @@ async def _go_on() -> None:
     """Hold up whoever else there is."""
 
 
-def _parsed(text: bytes, otherwise: object) -> Any:  # noqa: ANN401 - whatever JSON says
+def _parsed(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON says; None where it is no JSON
     try:
         return json.loads(text)
     except ValueError:
-        return otherwise
+        return None
 
 
 def _said(fields: Mapping[str, object]) -> Envelope:

@@ -81,8 +81,7 @@ def set_aside(keep: int, kept_back: int, capacity: int, need: int) -> int:
 
     Together they come to a third of the capacity at most, and never to so much that `need` can't be had.
     """
-    kept = min(kept_back, capacity // KEPT_SHARE)
-    return max(keep, min(keep + kept, capacity // KEPT_SHARE, capacity - need))
+    return max(keep, min(keep + kept_back, capacity // KEPT_SHARE, capacity - need))
 
 
 def flowed_between(start: int, end: int, refill: int, period: int, *, stepped: bool) -> int:

@@ -274,18 +274,18 @@ def _numbers(text: object, count: int) -> list[int] | None:
 def hold_text(hold: Hold) -> str:
     """Return a hold as it is stored: five numbers, and its label where it has one."""
     numbers = f"{hold.tokens} {hold.opened} {hold.expires_at} {hold.hold_for} {hold.charged}"
-    return f"{numbers} {quote(hold.label, safe='')}" if hold.label else numbers
+    return f"{numbers} {quote(hold.label)}" if hold.label else numbers
 
 
 def _hold_from(text: object) -> Hold | None:
     if not isinstance(text, str):
         return None
-    parts = text.split(" ", 5)
+    parts = text.split(" ")
     numbers = _numbers(" ".join(parts[:5]), 5)
     if numbers is None:
         return None
     tokens, opened, expires_at, hold_for, charged = numbers
-    return Hold(tokens, opened, expires_at, hold_for, charged, unquote("".join(parts[5:])))
+    return Hold(tokens, opened, expires_at, hold_for, charged, unquote(" ".join(parts[5:])))
 
 
 def quota_text(quota: Quota) -> str:
@@ -296,8 +296,8 @@ def quota_text(quota: Quota) -> str:
 
 
 def _quota_from(text: object) -> Quota | None:
-    parts = text.split(" ") if isinstance(text, str) else []
-    parts += _USUAL.split(" ") if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
+    parts = text.split() if isinstance(text, str) else []
+    parts += _USUAL.split() if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
     numbers = [_whole(part) for part in parts]
     if len(numbers) != 8:  # noqa: PLR2004 - as `quota_text` writes them
         return None

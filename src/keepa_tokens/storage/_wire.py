@@ -104,7 +104,7 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
         case Reserve():
             tokens, keep = whole("tokens", command.tokens), whole("keep", command.keep)
             life = whole("hold_for_us", command.hold_for_us)
-            label = f" {quote(command.label, safe='')}" if command.label else ""
+            label = f" {quote(command.label)}" if command.label else ""
             return ["reserve", "", now, terms, as_bytes(command.id), tokens, keep, life, label]
         case Settle(hold_id, actual, None, False):
             cost = "" if actual is None else whole("actual", actual)
@@ -202,12 +202,12 @@ def understood(reply: object, command: Command | None, nonce: str) -> Answer | N
     now, what = int(items[1]), items[2]
     if what == "busy":
         return Sign.BUSY
-    fields = {_unescaped(name): _unescaped(text) for name, text in zip(items[3::2], items[4::2], strict=True)}
+    fields = {_unescaped(items[at]): _unescaped(items[at + 1]) for at in range(_HEAD, len(items), 2)}
     return Handed(now, fields, partial=what == "some")
 
 
 def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | None:
-    parts = reply.split() if isinstance(reply, str) else reply.decode("ascii", "replace").split()
+    parts = as_text(reply).split()
     if not parts or parts[0] != nonce:
         return None
     if len(parts) == _STORED:
@@ -217,7 +217,8 @@ def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | N
         return Outcome(int(parts[1]), int(parts[2]), granted)
     now, balance, place, held, number, kept_back, *each = map(int, parts[1:])
     if command is None:
-        return [_outcome(now, *two, held, number, kept_back) for two in zip(each[::2], each[1::2], strict=True)]
+        two = range(0, len(each), 2)
+        return [_outcome(now, each[at], each[at + 1], held, number, kept_back) for at in two]
     return _outcome(now, balance, place, held, number, kept_back, granted=granted)
 
 
@@ -261,4 +262,4 @@ _OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, LINE, TURN})
 
 
 def _unescaped(text: str) -> str:
-    return as_text(unquote_to_bytes(text)) if "%" in text else text
+    return as_text(unquote_to_bytes(text))
