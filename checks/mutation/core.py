@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutants = [mutant for module in modules for mutant in broken(module).mutants]
     explained = survivors()
     listed = {row.key for row in explained}
+    before = noticed_in(options.resume)
     chosen = [mutant for mutant in mutants if options.listed == (mutant.key in listed) and options.only in mutant.place]
+    chosen = [mutant for mutant in chosen if mutant.key not in before]
     print(f"{len(mutants)} mutants in {len(modules)} modules, {len(chosen)} to try", flush=True)
     by_name = {(mutant.place, mutant.name): mutant for mutant in chosen}
     unnoticed: list[Mutant] = []
@@ -122,7 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not said["noticed"]:
                 unnoticed.append(mutant)
                 print(f"SURVIVED  {_shown(mutant)}", flush=True)
-            elif options.verbose:
+                continue
+            if options.resume:
+                with options.resume.open("a", encoding="utf-8") as noticed:
+                    noticed.write(json.dumps(mutant.key) + "\n")
+            if options.verbose:
                 print(f"noticed   {_shown(mutant)}  by {said['noticed']}", flush=True)
         if by_name:
             print(Path(folder, "lane-0.log").read_text(encoding="utf-8")[-2000:], file=sys.stderr)
@@ -136,6 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         renew(options.write, "mutants-page", core_tables(mutants, judgement))
     return 0 if judgement.passed else 1
+
+
+def noticed_in(resumed: Path | None) -> set[tuple[str, str, str, int]]:
+    """Return the keys of the mutants that a run before this one saw noticed, and left in its file."""
+    if resumed is None or not resumed.exists():
+        return set()
+    keys = (json.loads(line) for line in resumed.read_text(encoding="utf-8").splitlines())
+    return {(place, was, becomes, nth) for place, was, becomes, nth in keys}
 
 
 def report(judgement: Judgement, by_test: Mapping[str, int]) -> Iterator[str]:
@@ -167,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lanes", type=int, default=os.cpu_count() or 1, help="how many at a time (default: %(default)s)"
     )
     parser.add_argument("--write", type=Path, help="a page whose tables to renew")
+    parser.add_argument("--resume", type=Path, help="a file of what was noticed: not tried again, and it grows")
     parser.add_argument("--verbose", action="store_true", help="print each mutant, and what noticed it")
     return parser
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from checks.mutation import core
 from checks.mutation.judgement import Mutant, judged, listed, shared_out, survivors
 
 FUNCTION = "keepa.reading._whole"
@@ -92,3 +95,12 @@ def _function(module: str, name: str) -> str:
 
 def _without_space(code: str) -> str:
     return "".join(code.split())
+
+
+def test_a_run_goes_on_where_one_before_it_ended(tmp_path: Path) -> None:
+    """What was noticed is left in a file, a line each; no file yet is none noticed."""
+    noticed = tmp_path / "noticed.jsonl"
+    assert core.noticed_in(None) == core.noticed_in(noticed) == set()
+    key = ("rules.line.is_late", "now > 1", "now >= 1", 2)
+    noticed.write_text(f"{json.dumps(key)}\n", encoding="utf-8")
+    assert core.noticed_in(noticed) == {key}
