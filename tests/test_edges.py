@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Final
 
@@ -248,8 +249,27 @@ def test_a_refill_told_further_off_than_the_period_is_the_period_until_the_next_
     state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
     assert step(quota, state, Acquire(1))[1].retry_after_us == first
     assert step(quota, state, Acquire(6))[1].retry_after_us == second
+    assert state.stretched_us == (first if first > 60_500_000 else None)
     state, _ = step(quota, state, Reconcile(Reading(0, next_refill_in=60.0)), NOW + 1)
     assert step(quota, state, Acquire(6), NOW + 1)[1].retry_after_us == 120_500_000
+
+
+@pytest.mark.parametrize("told, stretched", [(2**29 - 2, 2**29 - 2), (2**29 - 1, None)])
+def test_a_refill_told_further_off_counts_if_it_can_be_computed(told: int, stretched: int | None) -> None:
+    """Tokens times that time and a microsecond stay below 2**52; else the period goes on."""
+    quota = Quota(2**24, 2**23, 60.0, stepped=True, synced=True)
+    state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
+    assert state.stretched_us == stretched
+
+
+@pytest.mark.parametrize("told", [Reading(-1), Reading(-1, server_time=7.0)])
+def test_a_reading_leaves_no_fraction_under_way(told: Reading) -> None:
+    """Taken because it is newer or because it is lower: a whole token comes after its whole time, not earlier."""
+    quota = Quota(10, 1, 60.0, synced=True)
+    state = known(balance=0, carry=7, server_time=told.server_time and 7 * SECOND)
+    state, outcome = step(quota, state, Reconcile(told))
+    assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, -1)
+    assert step(quota, state, Acquire(1))[1].retry_after_us == 120 * SECOND
 
 
 # --- 8: the probe
@@ -258,9 +278,17 @@ def test_a_refill_told_further_off_than_the_period_is_the_period_until_the_next_
 def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
     """Once the back-off of a failed probe is over the bound is 0, however long ago that was."""
     state = known(balance=-5, reading_at=NOW - 7200 * SECOND, probe_until=NOW - 7000 * SECOND)
-    shown = step(SYNCED, state, Peek())[1].snapshot
+    for bucket, now in ((state, NOW), (BucketState(refilled_at=0), 0)):
+        shown = step(SYNCED, bucket, Peek(), now)[1].snapshot
+        assert shown is not None
+        assert shown.bound == 0
+
+
+def test_when_an_unknown_balance_will_be_full_is_not_known() -> None:
+    """It may never be: the server may say anything."""
+    shown = step(SYNCED, BucketState(refilled_at=NOW), Peek())[1].snapshot
     assert shown is not None
-    assert shown.bound == 0
+    assert (shown.balance, shown.available, shown.full_in) == (None, None, math.inf)
 
 
 @pytest.mark.parametrize("balance, failures, free_at", [(5, 0, 0), (None, 0, 0), (None, 1, CLAIM_US + 600 * SECOND)])
@@ -283,6 +311,12 @@ def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
     state, _ = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
     assert not step(SYNCED, state, Acquire(999), NOW + 600 * SECOND - 1)[1].probe
     assert step(SYNCED, state, Acquire(999), NOW + 1200 * SECOND)[1].probe
+    # After a reading it is the first time again.
+    state, _ = step(SYNCED, state, Reconcile(Reading(5)))
+    now = NOW + 600 * SECOND
+    state, _ = step(SYNCED, state, Acquire(999), now)
+    state, _ = step(SYNCED, state, Unclaim(now + CLAIM_US), now)
+    assert step(SYNCED, state, Acquire(999), now)[1].probe
 
 
 # --- 9: lifetime

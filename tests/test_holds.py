@@ -28,6 +28,7 @@ from keepa_tokens.rules.commands import (
     Reserve,
     Settle,
 )
+from keepa_tokens.rules.decision import InFlight
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import lifetime_us, transition
@@ -64,6 +65,17 @@ def test_a_hold_takes_its_tokens_or_sets_them_aside_and_settling_charges_the_act
         assert snapshot.available == 90
         assert bucket.apply(Settle("a", actual), SECOND).found
         assert balance(bucket, SECOND) == (left, 0)
+
+
+def test_a_look_shows_the_calls_in_flight() -> None:
+    """Whose they are, since when and until when, in the order in which they run out; by no clock less than 0."""
+    bucket = Direct(TOLD)
+    bucket.apply(Reserve("a", 10, MINUTE, label="crawler"), SECOND)
+    bucket.apply(Reserve("b", 5, 2 * SECOND), SECOND)
+    for now, first, second in ((0, (0, 3), (0, 61)), (SECOND, (0, 2), (0, 60)), (2 * SECOND, (1, 1), (1, 59))):
+        shown = bucket.apply(Peek(), now).snapshot
+        assert shown is not None
+        assert shown.in_flight == (InFlight("b", 5, "", *first), InFlight("a", 10, "crawler", *second))
 
 
 @pytest.mark.parametrize("make", BUCKETS)
@@ -151,14 +163,17 @@ def test_a_hold_is_charged_at_its_own_instant_whenever_somebody_looks(make: Call
     assert balance(asked, 30 * SECOND) == balance(alone, 30 * SECOND) == (70, 0)
 
 
-@pytest.mark.parametrize("looked, gone", [(1_000_000, 1), (1_999_999, 1), (2_000_000, 2)])
-def test_holds_that_fall_due_are_swept_once_a_second_at_most(looked: int, gone: int) -> None:
+@pytest.mark.parametrize("looked, left", [(1_000_000, [1e-6]), (1_999_999, [0]), (2_000_000, [])])
+def test_holds_that_fall_due_are_swept_once_a_second_at_most(looked: int, left: list[float]) -> None:
     """After a sweep the next one waits for a second; until then a hold that has run out counts as in flight."""
     bucket = Direct(TOLD)
     bucket.apply(Reserve("a", 10, SECOND), 0)
     bucket.apply(Reserve("b", 5, SECOND + 1), 0)
     bucket.apply(Acquire(0), SECOND)
-    assert balance(bucket, looked)[1] == (5 if gone == 1 else 0)
+    assert balance(bucket, looked)[1] == 5 * len(left)
+    shown = bucket.apply(Peek(), looked).snapshot
+    assert shown is not None
+    assert [each.runs_out_in for each in shown.in_flight] == left
     # A settle needs no sweep: it ends the hold as if it were in time.
     assert bucket.apply(Settle("b", 2), looked).found
     assert balance(bucket, looked) == (88, 0)

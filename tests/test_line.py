@@ -173,6 +173,8 @@ def test_the_bound_counts_what_is_lost_while_a_call_is_in_flight() -> None:
     """A call that overdraws, behind one in flight for an hour at a full bucket, goes first; the bound is after that."""
     bench = Bench(KEEPA, 300)
     assert bench.reserve("flying", 280, hold_for=3600).granted
+    # What is there now is granted now, whatever runs out later.
+    assert bench.peek(probes=False).bound == 0
     assert not bench.reserve("big", 350).granted
     # In an hour 300 - 280 are left, and after the big one -330; 331 more take 67 steps.
     assert bench.peek(probes=False).bound >= 3600 + 67 * 60 - 60
