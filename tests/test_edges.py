@@ -18,6 +18,7 @@ from keepa_tokens.rules.commands import (
     Pause,
     Peek,
     Reconcile,
+    Refund,
     Reserve,
     Settle,
     Unclaim,
@@ -43,6 +44,23 @@ def step(quota: Quota, state: BucketState | None, command: Command, now: int = N
     after, outcome = transition(quota, state, now, command)
     assert after is not None
     return after, outcome
+
+
+@pytest.mark.parametrize(
+    "command, now",
+    [
+        (Reserve("b", 1, SECOND), NOW),
+        (Reserve("b", 200, SECOND, ticket="t"), NOW),
+        (Refund("r", 1), NOW),
+        (Reconcile(Reading(70, server_time=8.0)), NOW),
+        (Reconcile(Reading(30, server_time=7.0)), NOW),
+        (Acquire(0), NOW + SECOND),
+    ],
+)
+def test_what_has_an_order_gets_the_next_number(command: Command, now: int) -> None:
+    """A hold, a ticket, a refund, a reading, one that is only lower, a hold that runs out: one more each."""
+    state = known(balance=50, server_time=7 * SECOND, holds={"a": Hold(1, 4, NOW + SECOND, SECOND)})
+    assert step(SYNCED, state, command, now)[0].sequence == 6
 
 
 # --- 3: ending a hold

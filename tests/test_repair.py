@@ -14,7 +14,7 @@ from checks.models.strategies import commands, gaps, instants, quotas, summed
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.repair import repair
-from keepa_tokens.rules.state import FORMAT
+from keepa_tokens.rules.state import FORMAT, NEWEST_FORMAT
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import (
     CLAIM_US,
@@ -273,7 +273,26 @@ def test_the_format_of_a_newer_release_says_what_to_do() -> None:
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         repair(PLAIN, stored(format=FORMAT + 1), NOW)
-    assert names(PLAIN, format=FORMAT - 1) == names(PLAIN, format=None) == names(PLAIN, format="2") == ("format",)
+    with pytest.raises(ConfigError):
+        repair(PLAIN, stored(format=NEWEST_FORMAT), NOW)
+    for damage in (FORMAT - 1, None, "2", NEWEST_FORMAT + 1):
+        assert names(PLAIN, format=damage) == ("format",)
+
+
+def test_terms_that_are_none_are_the_callers() -> None:
+    """What stands there is named; terms that aren't there are not."""
+    for damage, mended in (("10 1 60000000", ("quota",)), (None, ())):
+        state, named = repair(PLAIN, stored(quota=damage), NOW)
+        assert (state.quota, named) == (PLAIN, mended)
+
+
+def test_a_long_name_is_named_by_its_beginning() -> None:
+    """Sixty letters at most, of a text that says nothing and of a hold."""
+    for length, shown in ((60, "x" * 60), (61, "x" * 57 + "...")):
+        name = "x" * length
+        assert names(PLAIN, unreadable=(name,)) == (shown,)
+        assert names(PLAIN, holds={name: replace(HOLD, tokens=-1)}) == (f"hold:{shown}",)
+        assert names(PLAIN, holds={name: replace(HOLD, expires_at=NOW * 2)}) == (f"hold:{shown}",)
 
 
 @pytest.mark.parametrize(

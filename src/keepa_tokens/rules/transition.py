@@ -242,7 +242,7 @@ class _Step(Telling):
     def _sweep(self) -> None:
         due = sorted(
             (item for item in self.s.holds.items() if item[1].due_at <= self.now),
-            key=lambda item: (item[1].due_at, item[1].opened, item[0]),
+            key=lambda item: (item[1].due_at, item[1].opened),
         )
         for hold_id, hold in due:
             del self.s.holds[hold_id]
