@@ -24,8 +24,9 @@ from keepa_tokens.rules.commands import (
     Unclaim,
     Verdict,
 )
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, lifetime_us, transition
-from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, REORDER_US, UNLIMITED
+from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, NEVER, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000
 SECOND: Final = 1_000_000
@@ -117,11 +118,21 @@ def test_who_is_refused_only_because_of_calls_in_flight_asks_again_soon(
     assert step(Quota(300, 5, 60.0, synced=True), state, Reserve("b", 12, SECOND))[1].granted
 
 
+@pytest.mark.parametrize("keep, reason", [(10, Reason.GRANTED), (11, Reason.IN_FLIGHT)])
+def test_beside_calls_in_flight_as_much_is_left_for_others(keep: int, reason: Reason) -> None:
+    """Of 20 with 5 in flight, 5 more leave 10."""
+    state = known(balance=20, holds={"a": Hold(5, 4, NOW + 90 * SECOND, 120 * SECOND)})
+    assert step(SYNCED, state, Peek(5, keep=keep))[1].reason is reason
+
+
 def test_what_is_there_can_be_had_above_the_capacity_too() -> None:
     """A balance above capacity is spent down by a request as large as itself; one token more is too large."""
     state = BucketState(balance=11, refilled_at=NOW)
     assert step(Quota(10, 1, 1.0), state, Acquire(11))[1].granted
     assert step(Quota(10, 1, 1.0), state, Acquire(12))[1].reason is Reason.TOO_LARGE
+    # A full bucket would admit it, though nothing will ever fill it.
+    outcome = step(Quota(10, 0, 1.0), BucketState(balance=9, refilled_at=NOW), Acquire(10))[1]
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, NEVER)
 
 
 def test_a_free_call_in_flight_delays_nobody_who_overdraws() -> None:
@@ -300,6 +311,43 @@ def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
         shown = step(SYNCED, bucket, Peek(), now)[1].snapshot
         assert shown is not None
         assert shown.bound == 0
+
+
+FAST: Final = Quota(10, 1, 1.0, synced=True)
+FLYING: Final = {"b": Hold(2, 5, NOW + 4 * SECOND, 9 * SECOND), "a": Hold(5, 4, NOW + 3 * SECOND, 9 * SECOND)}
+
+
+@pytest.mark.parametrize(
+    "quota, fields, ask, bound",
+    [
+        # Nothing known: a claim's length from now, or its end; then 0, and refilling.
+        (SYNCED, {"reading_at": None}, {}, CLAIM_US + 60 * SECOND),
+        (SYNCED, {"reading_at": None, "probe_until": NOW + 5 * SECOND}, {}, 65 * SECOND),
+        # 5 run out at 3 s and 2 at 4 s, each seen a second later: 9 - 5, 5 - 2, and 3 more.
+        (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 6}, 8 * SECOND),
+        (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 4, "keep": 2}, 8 * SECOND),
+        # A sweep that was put off to 4.5 s: 10 - 5, and at 5 s 5.5 - 2.
+        (FAST, {"balance": 9, "holds": FLYING, "due_at": NOW + 4_500_000}, {"tokens": 9}, 10_500_000),
+        # Whoever stands in line comes a second late at most, and so does whoever asks.
+        (FAST, {"balance": 0, "line": (Ticket("t", 5, 0, 1, NOW + 2 * SECOND),)}, {"tokens": 3}, 9 * SECOND),
+        (FAST, {"balance": 0, "line": (Ticket("t", 1, 0, 1, NOW + 8 * SECOND),)}, {"tokens": 3}, 10 * SECOND + 1),
+        (FAST, {"balance": 0, "line": (Ticket("t", 1, 0, 1, NOW + 2 * SECOND),)}, {"tokens": 10}, 12 * SECOND),
+        # A recharge that an attempt begins is waited for.
+        (replace(FAST, recharge_to=7), {"balance": 0}, {"tokens": 3}, 7 * SECOND),
+        (replace(FAST, recharge_to=2), {"balance": 0}, {"tokens": 3}, 3 * SECOND),
+        (FAST, {"balance": 0, "paused_until": NOW + 4 * SECOND}, {"tokens": 3}, 4 * SECOND),
+        (FAST, {"balance": 0, "paused_until": NOW + 2 * SECOND}, {"tokens": 3}, 3 * SECOND),
+    ],
+)
+def test_the_bound_counts_what_may_come_before(
+    quota: Quota, fields: dict[str, Any], ask: dict[str, int], bound: int
+) -> None:
+    """Calls in flight that run out, those who stand in line, a recharge, a pause: to the microsecond."""
+    state = known(**fields)
+    state = replace(state, due_at=fields.get("due_at", state.due_at))
+    shown = step(quota, state, Peek(**ask, probe_after_us=None))[1].snapshot
+    assert shown is not None
+    assert round(shown.bound * SECOND) == bound
 
 
 def test_when_an_unknown_balance_will_be_full_is_not_known() -> None:

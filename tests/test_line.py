@@ -80,7 +80,8 @@ def test_who_only_tries_gets_no_ticket_and_does_not_pass() -> None:
     """A request that names no ticket is refused while others are before it, and leaves nothing behind."""
     bench = Bench(PLAIN, 10)
     assert not bench.reserve("big", 50).granted
-    assert not bench.reserve("try", 5, stands=False).granted
+    tried = bench.reserve("try", 5, stands=False)
+    assert (tried.granted, tried.retry_after_us) == (False, 45 * SECOND)
     assert bench.peek().waiting == 1
     assert bench.peek().wanted == 50
 
