@@ -173,9 +173,17 @@ def test_what_no_refill_could_admit_closes_no_bucket(keep: int, closes: bool) ->
 
 def test_a_bucket_with_enough_to_be_open_is_not_closed() -> None:
     """A request for more than is there begins no recharge if the recharge would be over already."""
-    for balance, reason in ((4, Reason.EMPTY), (3, Reason.RECHARGING)):
-        outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=NOW), Acquire(8))[1]
-        assert outcome.reason is reason
+    # By a clock behind too, which stands still.
+    for refilled_at in (NOW, NOW + SECOND):
+        for balance, reason in ((4, Reason.EMPTY), (3, Reason.RECHARGING)):
+            outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=refilled_at), Acquire(8))[1]
+            assert outcome.reason is reason
+
+
+def test_one_token_that_is_not_there_begins_a_recharge_and_none_does_not() -> None:
+    """Who asks for nothing finds too little of nothing."""
+    for tokens, closed in ((1, True), (0, False)):
+        assert step(RECHARGING, BucketState(balance=0, refilled_at=NOW), Acquire(tokens))[1].closed is closed
 
 
 def test_an_unknown_balance_ends_a_recharge() -> None:
@@ -311,6 +319,13 @@ def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
         shown = step(SYNCED, bucket, Peek(), now)[1].snapshot
         assert shown is not None
         assert shown.bound == 0
+
+
+def test_a_full_bucket_is_full_now() -> None:
+    """By a clock behind too."""
+    shown = step(Quota(10, 1, 1.0), BucketState(balance=10, refilled_at=NOW + SECOND), Peek())[1].snapshot
+    assert shown is not None
+    assert shown.full_in == 0
 
 
 FAST: Final = Quota(10, 1, 1.0, synced=True)

@@ -15,7 +15,7 @@ from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.line import LONGEST_LINE, Ticket
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
+from keepa_tokens.units import LIMIT, LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
@@ -142,6 +142,29 @@ def test_a_call_that_overdraws_gets_its_turn_when_those_in_flight_have_settled()
     bench.run(Settle("flying", 15))
     assert not bench.reserve("small", 1).granted
     assert bench.reserve("big", 50).granted
+
+
+@pytest.mark.parametrize(
+    "tokens, reason, wait_us", [(5, Reason.IN_FLIGHT, LOOK_AGAIN_US), (6, Reason.EMPTY, 180 * SECOND)]
+)
+def test_behind_others_a_settle_frees_only_what_they_leave(tokens: int, reason: Reason, wait_us: int) -> None:
+    """Of 20, 10 are in flight and 15 wanted before: 5 more could go once those are settled; a sixth takes 3 steps."""
+    bench = Bench(replace(KEEPA, overdraft=0), 20)
+    assert bench.reserve("flying", 10).granted
+    assert not bench.reserve("first", 15).granted
+    outcome = bench.reserve("second", tokens)
+    assert (outcome.reason, outcome.retry_after_us) == (reason, wait_us)
+
+
+def test_who_may_overdraw_once_others_are_gone_asks_again_soon() -> None:
+    """There is enough for its first token, but somebody is before it, who may come at any moment."""
+    bench = Bench(replace(KEEPA, stepped=False), 20)
+    assert bench.reserve("flying", 15).granted
+    assert not bench.reserve("first", 10).granted
+    bench.run(Settle("flying", 0))
+    outcome = bench.reserve("second", 50)
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, LOOK_AGAIN_US)
+    assert bench.reserve("first", 10).granted
 
 
 def test_leaving_the_line_frees_what_stood_behind() -> None:
