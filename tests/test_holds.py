@@ -29,6 +29,7 @@ from keepa_tokens.rules.commands import (
     Settle,
 )
 from keepa_tokens.rules.decision import InFlight
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import lifetime_us, transition
@@ -424,9 +425,18 @@ def test_a_pause_outlives_a_full_bucket() -> None:
     assert lifetime_us(bucket.state, EPOCH) == HOUR + 10 * SECOND
 
 
+def test_a_ticket_outlives_a_full_bucket() -> None:
+    """Whoever stands in line finds the place until it lapses, a minute after what was told."""
+    state = BucketState(
+        balance=10, refilled_at=EPOCH, line=(Ticket("t", 5, 0, 0, EPOCH + HOUR),), quota=Quota(10, 1, 1.0)
+    )
+    assert lifetime_us(state, EPOCH) == HOUR + MINUTE + 10 * SECOND
+
+
 def test_a_synced_bucket_is_kept_for_a_day_and_as_long_as_a_new_one_would_let_more_go() -> None:
     """What it learned is kept for a day; where `initial` is given, until it is full or, by other terms, for ever."""
     assert life(Quota(10, 1, 1.0, synced=True), Acquire(1)) == DAY
+    assert life(Quota(10, 1, 1.0, synced=True), Reserve("a", 1, DAY, scout=True)) == DAY + 10 * SECOND
     assert life(Quota(10, 1, 1.0, synced=True), Reconcile(Reading(-(10**6)))) == DAY
     assert life(Quota(10, 1, 1.0, synced=True, initial=10), Acquire(1)) == DAY
     quota = Quota(100, 1, 3600.0, synced=True, initial=100)

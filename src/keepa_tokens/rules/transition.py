@@ -142,10 +142,10 @@ def carry_out(
     sound: SoundState,
     now: int,
     command: Command,
-    repaired: tuple[str, ...] = (),
+    repaired: tuple[str, ...],
     *,
-    is_new: bool = False,
-    unnamed: bool = False,
+    is_new: bool,
+    unnamed: bool,
 ) -> tuple[bool, FastTerms | None, Outcome]:
     """Carry `command` to a sound state, in place.
 
