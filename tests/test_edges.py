@@ -180,6 +180,22 @@ def test_a_bucket_with_enough_to_be_open_is_not_closed() -> None:
             assert outcome.reason is reason
 
 
+def test_a_recharge_that_no_refill_ends_is_over() -> None:
+    """The server says that nothing comes any more: nobody waits for it."""
+    state = known(balance=0, closed_until=NOW + 4 * SECOND)
+    quota = replace(RECHARGING, synced=True)
+    assert step(quota, state, Reconcile(Reading(0)))[0].closed_until == NOW + 4 * SECOND
+    assert step(quota, state, Reconcile(Reading(0, refill=0)))[0].closed_until is None
+
+
+def test_a_recharge_that_somebody_began_binds_everybody() -> None:
+    """Who asks for what is there waits for its end too."""
+    state = BucketState(balance=3, refilled_at=NOW, quota=RECHARGING)
+    assert step(RECHARGING, state, Acquire(3))[1].granted
+    state, _ = step(RECHARGING, state, Acquire(8))
+    assert step(RECHARGING, state, Acquire(3))[1].reason is Reason.RECHARGING
+
+
 def test_one_token_that_is_not_there_begins_a_recharge_and_none_does_not() -> None:
     """Who asks for nothing finds too little of nothing."""
     for tokens, closed in ((1, True), (0, False)):
@@ -535,8 +551,13 @@ def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() ->
     assert (changed.balance, changed.terms) == (80, (large, small))
     assert step(small, state, Acquire(81), NOW + minute - 1)[1].reason is Reason.TOO_LARGE
     assert step(small, state, Acquire(80), NOW + minute - 1)[1].granted
-    assert step(small, state, Acquire(0), NOW + minute)[1].balance == 50
+    clipped, outcome = step(small, state, Acquire(1), NOW + minute)
+    assert (outcome.balance, clipped.wide_capacity) == (49, None)
     assert step(small, state, Acquire(0), NOW + 9 * minute)[1].balance == 50
+    # What a server said is there is there.
+    state = known(balance=80, quota=replace(large, synced=True))
+    state, _ = step(replace(small, synced=True), state, Acquire(0))
+    assert step(replace(small, synced=True), state, Acquire(0), NOW + minute)[1].balance == 81
 
 
 @pytest.mark.parametrize("tokens, reason, wait_us", [(69, Reason.EMPTY, 59 * SECOND), (70, Reason.TOO_LARGE, LIMIT)])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas, summed
@@ -198,6 +198,7 @@ def test_looking_on_the_way_changes_nothing(at: Situation, looks: list[int]) -> 
 
 
 @given(first=st.integers(1, 20 * SECOND), second=st.integers(1, 20 * SECOND), now=st.integers(0, HOUR))
+@example(first=20 * SECOND, second=SECOND, now=20 * SECOND)
 def test_holds_are_charged_in_the_order_of_their_ends(first: int, second: int, now: int) -> None:
     """Two holds of a nearly full bucket: the refill between their ends is what each end left room for, by hand."""
     bucket = Direct(Quota(10, 1, 1.0, synced=True, initial=10))
@@ -292,6 +293,12 @@ def test_a_hold_that_runs_out_while_nothing_is_known_charges_nothing() -> None:
     assert balance(bucket, EPOCH + SECOND) == (None, 0)
     assert bucket.apply(Settle("a", 3, Reading(50)), EPOCH + 2 * SECOND - 1).found
     assert balance(bucket, EPOCH + 2 * SECOND) == (50, 0)
+    # Nor is anything given back where the balance began at 0 meanwhile, as the claim ended without a reading.
+    bucket = Direct(Quota(100, 0, 1.0, synced=True))
+    bucket.apply(Reserve("a", 10, 15 * SECOND, scout=True), EPOCH)
+    assert balance(bucket, EPOCH + 15 * SECOND) == (None, 0)
+    assert bucket.apply(Settle("a", 3), EPOCH + 25 * SECOND).found
+    assert balance(bucket, EPOCH + 25 * SECOND) == (-3, 0)
 
 
 # --- refunds and the lifetime of a state

@@ -97,6 +97,8 @@ def test_late_tickets_let_others_pass_and_lapse_after_a_minute() -> None:
     assert bench.peek().waiting == 1
     bench.now += 59 * SECOND
     assert bench.peek().waiting == 0
+    assert bench.state is not None
+    assert bench.state.line == ()
 
 
 def test_what_was_told_moves_back_with_the_clock() -> None:
@@ -210,6 +212,19 @@ def test_an_acquire_gets_no_place_while_somebody_stands_in_line() -> None:
     bench.reserve("first", 50)
     waits = bench.run(Acquire(5, wait_us=10**9, ticket="a"))
     assert (waits.granted, waits.retry_after_us) == (False, 55 * SECOND)
+
+
+def test_who_acquires_by_a_ticket_is_not_behind_it() -> None:
+    """Told anew as before, granted when due whoever stands behind; alone in line, who may wait gets a place after all."""
+    for behind in (True, False):
+        bench = Bench(PLAIN, 0)
+        assert bench.run(Acquire(5, ticket="a")).retry_after_us == 5 * SECOND
+        if behind:
+            assert bench.run(Acquire(50, ticket="b")).retry_after_us == 55 * SECOND
+            bench.now += 5 * SECOND
+        outcome = bench.run(Acquire(5, wait_us=10**9, ticket="a"))
+        assert (outcome.granted, outcome.place_us) == (True, 0 if behind else 5 * SECOND)
+        assert bench.peek().waiting == behind
 
 
 def test_a_full_line_gives_the_plain_refusal() -> None:

@@ -279,7 +279,7 @@ class _Step(Telling):
             s.balance, s.carry = 0, 0
             s.refilled_at = max(s.refilled_at, s.probe_until)
         if s.balance is None:
-            s.refilled_at, s.carry = max(s.refilled_at, at), 0
+            s.refilled_at = max(s.refilled_at, at)
         self._fill(at)
 
     def _fill(self, at: int) -> None:
