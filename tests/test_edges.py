@@ -205,8 +205,9 @@ def test_one_token_that_is_not_there_begins_a_recharge_and_none_does_not() -> No
 def test_an_unknown_balance_ends_a_recharge() -> None:
     """There is nothing to recharge: the bucket is open, and nothing is stored of its end."""
     quota = replace(SYNCED, recharge_to=40)
-    state, outcome = step(quota, BucketState(balance=None, refilled_at=NOW, closed_until=NOW + SECOND), Acquire(0))
-    assert (state.closed_until, outcome.closed) == (None, False)
+    for command in (Acquire(0), Cancel("nobody")):
+        state, outcome = step(quota, BucketState(balance=None, refilled_at=NOW, closed_until=NOW + SECOND), command)
+        assert (state.closed_until, outcome.closed) == (None, False)
 
 
 def test_a_recharge_beyond_the_end_of_time_binds_nobody() -> None:
@@ -228,6 +229,12 @@ def test_a_call_is_later_than_a_reading_if_it_was_opened_after_it(opened: int, f
     assert taken is (Verdict.TAKEN if fresh else Verdict.STALE)
     after, _ = step(SYNCED, state, Settle("a", 0, refused=True))
     assert after.balance == (0 if fresh else 50)
+
+
+def test_where_the_last_reading_is_lost_any_answer_is_taken() -> None:
+    """Its number alone shuts nobody out."""
+    state = known(balance=50, reading_at=None, holds={"a": Hold(1, 2, NOW + SECOND, SECOND)})
+    assert step(SYNCED, state, Settle("a", 1, Reading(7)))[1].reading is Verdict.TAKEN
 
 
 def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:

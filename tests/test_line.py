@@ -123,6 +123,7 @@ def test_whoever_comes_late_keeps_the_order_of_arrival() -> None:
     bench.now += 55 * SECOND
     assert bench.reserve("first", 60).retry_after_us == 5 * SECOND
     assert not bench.reserve("second", 10).granted
+    assert (bench.peek().waiting, bench.peek().wanted) == (2, 70)
 
 
 def test_the_line_is_ordered_by_keep_then_by_arrival() -> None:
@@ -214,6 +215,14 @@ def test_an_acquire_gets_no_place_while_somebody_stands_in_line() -> None:
     assert (waits.granted, waits.retry_after_us) == (False, 55 * SECOND)
 
 
+def test_who_leaves_nothing_gets_a_place_before_those_who_do() -> None:
+    """Whoever stands in line with a `keep` comes after all who have none."""
+    bench = Bench(PLAIN, 0)
+    assert not bench.reserve("modest", 5, keep=1).granted
+    outcome = bench.run(Acquire(5, wait_us=10**9))
+    assert (outcome.granted, outcome.place_us) == (True, 5 * SECOND)
+
+
 def test_who_acquires_by_a_ticket_is_not_behind_it() -> None:
     """Told anew as before, granted when due whoever stands behind; alone in line, who may wait gets a place after all."""
     for behind in (True, False):
@@ -232,7 +241,8 @@ def test_a_full_line_gives_the_plain_refusal() -> None:
     bench = Bench(PLAIN, 0)
     for number in range(LONGEST_LINE + 1):
         assert not bench.reserve(f"{number}", 1).granted
-    assert bench.peek().waiting == LONGEST_LINE
+    assert bench.state is not None
+    assert len(bench.state.line) == bench.peek().waiting == LONGEST_LINE
 
 
 def test_a_garbled_ticket_is_dropped_and_named() -> None:

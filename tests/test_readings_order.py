@@ -126,7 +126,8 @@ def test_a_settle_again_may_still_bring_a_reading_but_charges_nothing() -> None:
     settled(bucket, "a", 10, told(90, 1001.0))
     again = settled(bucket, "a", 10, told(90, 1001.0))
     assert (again.found, again.reading, again.balance) == (False, Verdict.STALE, 90)
-    assert settled(bucket, "a", 10, told(70, 1002.0)).balance == 70
+    once_more = settled(bucket, "a", 10, told(70, 1002.0))
+    assert (once_more.balance, once_more.drift) == (70, -20)
 
 
 FRESH, LOWER, SHUT_OUT = (True, True), (False, True), (False, False)

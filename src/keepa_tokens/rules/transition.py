@@ -426,7 +426,7 @@ class _Step(Telling):
         s, reading = self.s, command.reading
         before = self._charged_before(hold)
         order = None if reading is None else order_of(s, reading, hold.granted_at, self.now)
-        nothing_known = s.balance is None or s.reading_at is None
+        nothing_known = s.reading_at is None
         if reading is not None and (nothing_known or hold.opened > s.reading_sequence or order is Order.NEWER):
             projected = None if s.balance is None else s.balance + before - cost
             return Outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
@@ -497,7 +497,7 @@ class _Step(Telling):
         if not s.quota.synced:
             return Verdict.STALE, None
         order = order_of(s, reading, self.now, self.now)
-        known_at = None if s.balance is None else s.reading_at
+        known_at = s.reading_at
         if known_at is None or order is Order.NEWER or s.server_time is None or self.now - known_at > REORDER_US:
             return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
