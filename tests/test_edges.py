@@ -403,9 +403,10 @@ def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
     state = known(balance=balance, reading_at=None, probe_failures=failures)
     state, claim = step(SYNCED, state, Acquire(999))
     assert claim.claimed_until_us == NOW + CLAIM_US
-    assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US - 1))[1].found
+    assert step(SYNCED, state, Unclaim(NOW + CLAIM_US - 1))[1].found is False
+    assert step(SYNCED, state, Unclaim(NOW + CLAIM_US), NOW + CLAIM_US)[1].found is False
     state, given = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
-    assert given.found
+    assert (given.found, state.probe_returned) == (True, 1)
     assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US))[1].found
     if failures:
         assert not step(SYNCED, state, Acquire(999))[1].probe
@@ -506,7 +507,9 @@ def test_a_pause_refuses_every_request_until_its_end_and_nothing_else(quota: Quo
         assert step(quota, state, command, NOW + 5 * SECOND)[1].granted
     assert step(quota, state, Settle("a", 1))[1].found
     assert step(quota, state, Acquire(0))[1].granted
-    assert step(quota, step(quota, state, Pause(0))[0], Acquire(1))[1].granted
+    ended, _ = step(quota, state, Pause(0))
+    assert ended.paused_until is None
+    assert step(quota, ended, Acquire(1))[1].granted
 
 
 def test_who_would_wait_for_longer_than_the_pause_is_told_so() -> None:
@@ -548,6 +551,19 @@ def test_of_the_time_at_refill_0_at_most_a_minute_goes_over(stood: int, minutes:
     state, _ = step(Quota(1000, 0, 1.0), state, Acquire(0))
     for passed, balance in ((60, 60), (61, 60), (3600, 60)):
         assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + passed * SECOND)[1].balance == balance
+    for refill in (0, 1):
+        state, _ = step(Quota(1000, refill, 1.0), None, Acquire(1000), 0)
+        assert step(Quota(1000, 2, 1.0), state, Acquire(0), 0)[0].refilled_at == 0
+
+
+@pytest.mark.parametrize("capacity, wide", [(9, 10), (10, None), (11, None)])
+def test_other_terms_leave_a_larger_capacity_and_the_places_that_were_told(capacity: int, wide: int | None) -> None:
+    """A capacity that isn't larger bounds nothing; a place ten tokens in debt is where it was."""
+    state, _ = step(Quota(10, 1, 60.0), None, Acquire(10))
+    for _ in range(2):
+        state, _ = step(Quota(10, 1, 60.0), state, Acquire(10, wait_us=LIMIT - 1))
+    state, _ = step(Quota(capacity, 1, 59.0), state, Acquire(0))
+    assert (state.wide_capacity, state.last_place) == (wide, NOW + 1200 * SECOND)
 
 
 def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() -> None:

@@ -224,7 +224,7 @@ def test_who_leaves_nothing_gets_a_place_before_those_who_do() -> None:
 
 
 def test_who_acquires_by_a_ticket_is_not_behind_it() -> None:
-    """Told anew as before, granted when due whoever stands behind; alone in line, who may wait gets a place after all."""
+    """Told anew as before, granted when due whoever stands behind; alone, who may wait gets a place after all."""
     for behind in (True, False):
         bench = Bench(PLAIN, 0)
         assert bench.run(Acquire(5, ticket="a")).retry_after_us == 5 * SECOND

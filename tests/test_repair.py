@@ -311,7 +311,7 @@ def test_terms_that_are_none_are_the_callers() -> None:
 def test_a_balance_that_is_lost_is_0_or_unknown(
     quota: Quota, read: int | None, balance: int | None, mended: bool
 ) -> None:
-    """It refills from now; what was read of it is lost too, and a bucket that awaits its first reading has lost none."""
+    """It refills from now; what was read of it is lost too; a bucket that awaits its first reading has lost none."""
     state, named = repair(quota, BucketState(refilled_at=NOW - 1, carry=7, reading_at=read, sequence=1), NOW)
     assert (state.balance, state.reading_at, "balance" in named) == (balance, None, mended)
     assert (state.refilled_at, state.carry) == ((NOW, 0) if quota is PLAIN else (NOW - 1, 7))

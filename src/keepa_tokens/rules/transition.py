@@ -553,9 +553,9 @@ class _Step(Telling):
         before = s.quota
         if callers == before or now < self.terms_from:
             return
-        old, since = self.flow, s.terms_at
+        old = self.flow
         if old.refill == 0:
-            s.refilled_at = max(0, now - (MINUTE_US if since is None else min(MINUTE_US, max(0, now - since))))
+            s.refilled_at = max(0, now - MINUTE_US)
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
         s.carry = 0
