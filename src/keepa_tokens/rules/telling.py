@@ -96,7 +96,7 @@ class Telling(Admission):
             balance, refilled_at, carry = 0, max(refilled_at, start), 0
         if s.quota.synced:
             for _, hold in self._holds_in_flight():
-                start = max(start, hold.expires_at + SWEEP_US, s.due_at or 0)
+                start = max(hold.expires_at + SWEEP_US, s.due_at or 0)
                 balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
         if not s.line:
