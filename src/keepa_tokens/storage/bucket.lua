@@ -151,7 +151,8 @@ repeat  -- decides, once
     last_place, largest_place = whole(last_place, 0, LIMIT - 1, 0), whole(largest_place, 0, LIMIT - 1, 0)
     held, open = whole(held, 0, LIMIT - 1, missing), whole(open, 0, LIMIT - 2, missing)
     sequence = whole(sequence, 0, LIMIT / 2 - 1, missing)
-    if closed_until or not (due_at and last_place and largest_place and held and open and sequence) then
+    if closed_until or not (due_at and last_place and largest_place and held and open and sequence)
+        or open > 0 and due_at == LIMIT then
       what = 'all' break
     end
     if paused_until or wide_capacity or line then what = 'some' break end
