@@ -364,6 +364,8 @@ FLYING: Final = {"b": Hold(2, 5, NOW + 4 * SECOND, 9 * SECOND), "a": Hold(5, 4, 
         # 5 run out at 3 s and 2 at 4 s, each seen a second later: 9 - 5, 5 - 2, and 3 more.
         (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 6}, 8 * SECOND),
         (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 4, "keep": 2}, 8 * SECOND),
+        # Full until 2 run out at 4 s, which is seen a second later.
+        (FAST, {"balance": 9, "holds": {"b": FLYING["b"]}}, {"tokens": 10}, 7 * SECOND),
         # A sweep that was put off to 4.5 s: 10 - 5, and at 5 s 5.5 - 2.
         (FAST, {"balance": 9, "holds": FLYING, "due_at": NOW + 4_500_000}, {"tokens": 9}, 10_500_000),
         # Whoever stands in line comes a second late at most, and so does whoever asks.
