@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,15 +18,17 @@ from keepa_tokens.rules.commands import (
     Pause,
     Peek,
     Reconcile,
+    Refund,
     Reserve,
     Settle,
     Unclaim,
     Verdict,
 )
 from keepa_tokens.rules.flow import Flow, flow_in_effect
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import new_state
 from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, lifetime_us, transition
-from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, REORDER_US, UNLIMITED
+from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, NEVER, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000
 SECOND: Final = 1_000_000
@@ -44,6 +47,23 @@ def step(quota: Quota, state: BucketState | None, command: Command, now: int = N
     after, outcome = transition(quota, state, now, command)
     assert after is not None
     return after, outcome
+
+
+@pytest.mark.parametrize(
+    "command, now",
+    [
+        (Reserve("b", 1, SECOND), NOW),
+        (Reserve("b", 200, SECOND, ticket="t"), NOW),
+        (Refund("r", 1), NOW),
+        (Reconcile(Reading(70, server_time=8.0)), NOW),
+        (Reconcile(Reading(30, server_time=7.0)), NOW),
+        (Acquire(0), NOW + SECOND),
+    ],
+)
+def test_what_has_an_order_gets_the_next_number(command: Command, now: int) -> None:
+    """A hold, a ticket, a refund, a reading, one that is only lower, a hold that runs out: one more each."""
+    state = known(balance=50, server_time=7 * SECOND, holds={"a": Hold(1, 4, NOW + SECOND, SECOND)})
+    assert step(SYNCED, state, command, now)[0].sequence == 6
 
 
 # --- 3: ending a hold
@@ -100,11 +120,21 @@ def test_who_is_refused_only_because_of_calls_in_flight_asks_again_soon(
     assert step(Quota(300, 5, 60.0, synced=True), state, Reserve("b", 12, SECOND))[1].granted
 
 
+@pytest.mark.parametrize("keep, reason", [(10, Reason.GRANTED), (11, Reason.IN_FLIGHT)])
+def test_beside_calls_in_flight_as_much_is_left_for_others(keep: int, reason: Reason) -> None:
+    """Of 20 with 5 in flight, 5 more leave 10."""
+    state = known(balance=20, holds={"a": Hold(5, 4, NOW + 90 * SECOND, 120 * SECOND)})
+    assert step(SYNCED, state, Peek(5, keep=keep))[1].reason is reason
+
+
 def test_what_is_there_can_be_had_above_the_capacity_too() -> None:
     """A balance above capacity is spent down by a request as large as itself; one token more is too large."""
     state = BucketState(balance=11, refilled_at=NOW)
     assert step(Quota(10, 1, 1.0), state, Acquire(11))[1].granted
     assert step(Quota(10, 1, 1.0), state, Acquire(12))[1].reason is Reason.TOO_LARGE
+    # A full bucket would admit it, though nothing will ever fill it.
+    outcome = step(Quota(10, 0, 1.0), BucketState(balance=9, refilled_at=NOW), Acquire(10))[1]
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, NEVER)
 
 
 def test_a_free_call_in_flight_delays_nobody_who_overdraws() -> None:
@@ -145,16 +175,41 @@ def test_what_no_refill_could_admit_closes_no_bucket(keep: int, closes: bool) ->
 
 def test_a_bucket_with_enough_to_be_open_is_not_closed() -> None:
     """A request for more than is there begins no recharge if the recharge would be over already."""
-    for balance, reason in ((4, Reason.EMPTY), (3, Reason.RECHARGING)):
-        outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=NOW), Acquire(8))[1]
-        assert outcome.reason is reason
+    # By a clock behind too, which stands still.
+    for refilled_at in (NOW, NOW + SECOND):
+        for balance, reason in ((4, Reason.EMPTY), (3, Reason.RECHARGING)):
+            outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=refilled_at), Acquire(8))[1]
+            assert outcome.reason is reason
+
+
+def test_a_recharge_that_no_refill_ends_is_over() -> None:
+    """The server says that nothing comes any more: nobody waits for it."""
+    state = known(balance=0, closed_until=NOW + 4 * SECOND)
+    quota = replace(RECHARGING, synced=True)
+    assert step(quota, state, Reconcile(Reading(0)))[0].closed_until == NOW + 4 * SECOND
+    assert step(quota, state, Reconcile(Reading(0, refill=0)))[0].closed_until is None
+
+
+def test_a_recharge_that_somebody_began_binds_everybody() -> None:
+    """Who asks for what is there waits for its end too."""
+    state = BucketState(balance=3, refilled_at=NOW, quota=RECHARGING)
+    assert step(RECHARGING, state, Acquire(3))[1].granted
+    state, _ = step(RECHARGING, state, Acquire(8))
+    assert step(RECHARGING, state, Acquire(3))[1].reason is Reason.RECHARGING
+
+
+def test_one_token_that_is_not_there_begins_a_recharge_and_none_does_not() -> None:
+    """Who asks for nothing finds too little of nothing."""
+    for tokens, closed in ((1, True), (0, False)):
+        assert step(RECHARGING, BucketState(balance=0, refilled_at=NOW), Acquire(tokens))[1].closed is closed
 
 
 def test_an_unknown_balance_ends_a_recharge() -> None:
     """There is nothing to recharge: the bucket is open, and nothing is stored of its end."""
     quota = replace(SYNCED, recharge_to=40)
-    state, outcome = step(quota, BucketState(balance=None, refilled_at=NOW, closed_until=NOW + SECOND), Acquire(0))
-    assert (state.closed_until, outcome.closed) == (None, False)
+    for command in (Acquire(0), Cancel("nobody")):
+        state, outcome = step(quota, BucketState(balance=None, refilled_at=NOW, closed_until=NOW + SECOND), command)
+        assert (state.closed_until, outcome.closed) == (None, False)
 
 
 def test_a_recharge_beyond_the_end_of_time_binds_nobody() -> None:
@@ -176,6 +231,12 @@ def test_a_call_is_later_than_a_reading_if_it_was_opened_after_it(opened: int, f
     assert taken is (Verdict.TAKEN if fresh else Verdict.STALE)
     after, _ = step(SYNCED, state, Settle("a", 0, refused=True))
     assert after.balance == (0 if fresh else 50)
+
+
+def test_where_the_last_reading_is_lost_any_answer_is_taken() -> None:
+    """Its number alone shuts nobody out."""
+    state = known(balance=50, reading_at=None, holds={"a": Hold(1, 2, NOW + SECOND, SECOND)})
+    assert step(SYNCED, state, Settle("a", 1, Reading(7)))[1].reading is Verdict.TAKEN
 
 
 def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
@@ -257,8 +318,27 @@ def test_a_refill_told_further_off_than_the_period_is_the_period_until_the_next_
     state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
     assert step(quota, state, Acquire(1))[1].retry_after_us == first
     assert step(quota, state, Acquire(6))[1].retry_after_us == second
+    assert state.stretched_us == (first if first > 60_500_000 else None)
     state, _ = step(quota, state, Reconcile(Reading(0, next_refill_in=60.0)), NOW + 1)
     assert step(quota, state, Acquire(6), NOW + 1)[1].retry_after_us == 120_500_000
+
+
+@pytest.mark.parametrize("told, stretched", [(2**29 - 2, 2**29 - 2), (2**29 - 1, None)])
+def test_a_refill_told_further_off_counts_if_it_can_be_computed(told: int, stretched: int | None) -> None:
+    """Tokens times that time and a microsecond stay below 2**52; else the period goes on."""
+    quota = Quota(2**24, 2**23, 60.0, stepped=True, synced=True)
+    state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
+    assert state.stretched_us == stretched
+
+
+@pytest.mark.parametrize("told", [Reading(-1), Reading(-1, server_time=7.0)])
+def test_a_reading_leaves_no_fraction_under_way(told: Reading) -> None:
+    """Taken because it is newer or because it is lower: a whole token comes after its whole time, not earlier."""
+    quota = Quota(10, 1, 60.0, synced=True)
+    state = known(balance=0, carry=7, server_time=told.server_time and 7 * SECOND)
+    state, outcome = step(quota, state, Reconcile(told))
+    assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, -1)
+    assert step(quota, state, Acquire(1))[1].retry_after_us == 120 * SECOND
 
 
 # --- 8: the probe
@@ -267,9 +347,63 @@ def test_a_refill_told_further_off_than_the_period_is_the_period_until_the_next_
 def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
     """Once the back-off of a failed probe is over the bound is 0, however long ago that was."""
     state = known(balance=-5, reading_at=NOW - 7200 * SECOND, probe_until=NOW - 7000 * SECOND)
-    shown = step(SYNCED, state, Peek())[1].snapshot
+    for bucket, now in ((state, NOW), (BucketState(refilled_at=0), 0)):
+        shown = step(SYNCED, bucket, Peek(), now)[1].snapshot
+        assert shown is not None
+        assert shown.bound == 0
+
+
+def test_a_full_bucket_is_full_now() -> None:
+    """By a clock behind too."""
+    shown = step(Quota(10, 1, 1.0), BucketState(balance=10, refilled_at=NOW + SECOND), Peek())[1].snapshot
     assert shown is not None
-    assert shown.bound == 0
+    assert shown.full_in == 0
+
+
+FAST: Final = Quota(10, 1, 1.0, synced=True)
+FLYING: Final = {"b": Hold(2, 5, NOW + 4 * SECOND, 9 * SECOND), "a": Hold(5, 4, NOW + 3 * SECOND, 9 * SECOND)}
+
+
+@pytest.mark.parametrize(
+    "quota, fields, ask, bound",
+    [
+        # Nothing known: a claim's length from now, or its end; then 0, and refilling.
+        (SYNCED, {"reading_at": None}, {}, CLAIM_US + 60 * SECOND),
+        (SYNCED, {"reading_at": None, "probe_until": NOW + 5 * SECOND}, {}, 65 * SECOND),
+        # 5 run out at 3 s and 2 at 4 s, each seen a second later: 9 - 5, 5 - 2, and 3 more.
+        (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 6}, 8 * SECOND),
+        (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 4, "keep": 2}, 8 * SECOND),
+        # Full until 2 run out at 4 s, which is seen a second later.
+        (FAST, {"balance": 9, "holds": {"b": FLYING["b"]}}, {"tokens": 10}, 7 * SECOND),
+        # A sweep that was put off to 4.5 s: 10 - 5, and at 5 s 5.5 - 2.
+        (FAST, {"balance": 9, "holds": FLYING, "due_at": NOW + 4_500_000}, {"tokens": 9}, 10_500_000),
+        # Whoever stands in line comes a second late at most, and so does whoever asks.
+        (FAST, {"balance": 0, "line": (Ticket("t", 5, 0, 1, NOW + 2 * SECOND),)}, {"tokens": 3}, 9 * SECOND),
+        (FAST, {"balance": 0, "line": (Ticket("t", 1, 0, 1, NOW + 8 * SECOND),)}, {"tokens": 3}, 10 * SECOND + 1),
+        (FAST, {"balance": 0, "line": (Ticket("t", 1, 0, 1, NOW + 2 * SECOND),)}, {"tokens": 10}, 12 * SECOND),
+        # A recharge that an attempt begins is waited for.
+        (replace(FAST, recharge_to=7), {"balance": 0}, {"tokens": 3}, 7 * SECOND),
+        (replace(FAST, recharge_to=2), {"balance": 0}, {"tokens": 3}, 3 * SECOND),
+        (FAST, {"balance": 0, "paused_until": NOW + 4 * SECOND}, {"tokens": 3}, 4 * SECOND),
+        (FAST, {"balance": 0, "paused_until": NOW + 2 * SECOND}, {"tokens": 3}, 3 * SECOND),
+    ],
+)
+def test_the_bound_counts_what_may_come_before(
+    quota: Quota, fields: dict[str, Any], ask: dict[str, int], bound: int
+) -> None:
+    """Calls in flight that run out, those who stand in line, a recharge, a pause: to the microsecond."""
+    state = known(**fields)
+    state = replace(state, due_at=fields.get("due_at", state.due_at))
+    shown = step(quota, state, Peek(**ask, probe_after_us=None))[1].snapshot
+    assert shown is not None
+    assert round(shown.bound * SECOND) == bound
+
+
+def test_when_an_unknown_balance_will_be_full_is_not_known() -> None:
+    """It may never be: the server may say anything."""
+    shown = step(SYNCED, BucketState(refilled_at=NOW), Peek())[1].snapshot
+    assert shown is not None
+    assert (shown.balance, shown.available, shown.full_in) == (None, None, math.inf)
 
 
 @pytest.mark.parametrize("balance, failures, free_at", [(5, 0, 0), (None, 0, 0), (None, 1, CLAIM_US + 600 * SECOND)])
@@ -280,9 +414,10 @@ def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
     state = known(balance=balance, reading_at=None, probe_failures=failures)
     state, claim = step(SYNCED, state, Acquire(999))
     assert claim.claimed_until_us == NOW + CLAIM_US
-    assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US - 1))[1].found
+    assert step(SYNCED, state, Unclaim(NOW + CLAIM_US - 1))[1].found is False
+    assert step(SYNCED, state, Unclaim(NOW + CLAIM_US), NOW + CLAIM_US)[1].found is False
     state, given = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
-    assert given.found
+    assert (given.found, state.probe_returned) == (True, 1)
     assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US))[1].found
     if failures:
         assert not step(SYNCED, state, Acquire(999))[1].probe
@@ -292,6 +427,12 @@ def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
     state, _ = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
     assert not step(SYNCED, state, Acquire(999), NOW + 600 * SECOND - 1)[1].probe
     assert step(SYNCED, state, Acquire(999), NOW + 1200 * SECOND)[1].probe
+    # After a reading it is the first time again.
+    state, _ = step(SYNCED, state, Reconcile(Reading(5)))
+    now = NOW + 600 * SECOND
+    state, _ = step(SYNCED, state, Acquire(999), now)
+    state, _ = step(SYNCED, state, Unclaim(now + CLAIM_US), now)
+    assert step(SYNCED, state, Acquire(999), now)[1].probe
 
 
 # --- 9: lifetime
@@ -377,7 +518,9 @@ def test_a_pause_refuses_every_request_until_its_end_and_nothing_else(quota: Quo
         assert step(quota, state, command, NOW + 5 * SECOND)[1].granted
     assert step(quota, state, Settle("a", 1))[1].found
     assert step(quota, state, Acquire(0))[1].granted
-    assert step(quota, step(quota, state, Pause(0))[0], Acquire(1))[1].granted
+    ended, _ = step(quota, state, Pause(0))
+    assert ended.paused_until is None
+    assert step(quota, ended, Acquire(1))[1].granted
 
 
 def test_who_would_wait_for_longer_than_the_pause_is_told_so() -> None:
@@ -419,6 +562,19 @@ def test_of_the_time_at_refill_0_at_most_a_minute_goes_over(stood: int, minutes:
     state, _ = step(Quota(1000, 0, 1.0), state, Acquire(0))
     for passed, balance in ((60, 60), (61, 60), (3600, 60)):
         assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + passed * SECOND)[1].balance == balance
+    for refill in (0, 1):
+        state, _ = step(Quota(1000, refill, 1.0), None, Acquire(1000), 0)
+        assert step(Quota(1000, 2, 1.0), state, Acquire(0), 0)[0].refilled_at == 0
+
+
+@pytest.mark.parametrize("capacity, wide", [(9, 10), (10, None), (11, None)])
+def test_other_terms_leave_a_larger_capacity_and_the_places_that_were_told(capacity: int, wide: int | None) -> None:
+    """A capacity that isn't larger bounds nothing; a place ten tokens in debt is where it was."""
+    state, _ = step(Quota(10, 1, 60.0), None, Acquire(10))
+    for _ in range(2):
+        state, _ = step(Quota(10, 1, 60.0), state, Acquire(10, wait_us=LIMIT - 1))
+    state, _ = step(Quota(capacity, 1, 59.0), state, Acquire(0))
+    assert (state.wide_capacity, state.last_place) == (wide, NOW + 1200 * SECOND)
 
 
 def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() -> None:
@@ -429,8 +585,13 @@ def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() ->
     assert (changed.balance, changed.terms) == (80, (large, small))
     assert step(small, state, Acquire(81), NOW + minute - 1)[1].reason is Reason.TOO_LARGE
     assert step(small, state, Acquire(80), NOW + minute - 1)[1].granted
-    assert step(small, state, Acquire(0), NOW + minute)[1].balance == 50
+    clipped, outcome = step(small, state, Acquire(1), NOW + minute)
+    assert (outcome.balance, clipped.wide_capacity) == (49, None)
     assert step(small, state, Acquire(0), NOW + 9 * minute)[1].balance == 50
+    # What a server said is there is there.
+    state = known(balance=80, quota=replace(large, synced=True))
+    state, _ = step(replace(small, synced=True), state, Acquire(0))
+    assert step(replace(small, synced=True), state, Acquire(0), NOW + minute)[1].balance == 81
 
 
 @pytest.mark.parametrize("tokens, reason, wait_us", [(69, Reason.EMPTY, 59 * SECOND), (70, Reason.TOO_LARGE, LIMIT)])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas, summed
@@ -28,6 +28,8 @@ from keepa_tokens.rules.commands import (
     Reserve,
     Settle,
 )
+from keepa_tokens.rules.decision import InFlight
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import lifetime_us, transition
@@ -64,6 +66,17 @@ def test_a_hold_takes_its_tokens_or_sets_them_aside_and_settling_charges_the_act
         assert snapshot.available == 90
         assert bucket.apply(Settle("a", actual), SECOND).found
         assert balance(bucket, SECOND) == (left, 0)
+
+
+def test_a_look_shows_the_calls_in_flight() -> None:
+    """Whose they are, since when and until when, in the order in which they run out; by no clock less than 0."""
+    bucket = Direct(TOLD)
+    bucket.apply(Reserve("a", 10, MINUTE, label="crawler"), SECOND)
+    bucket.apply(Reserve("b", 5, 2 * SECOND), SECOND)
+    for now, first, second in ((0, (0, 3), (0, 61)), (SECOND, (0, 2), (0, 60)), (2 * SECOND, (1, 1), (1, 59))):
+        shown = bucket.apply(Peek(), now).snapshot
+        assert shown is not None
+        assert shown.in_flight == (InFlight("b", 5, "", *first), InFlight("a", 10, "crawler", *second))
 
 
 @pytest.mark.parametrize("make", BUCKETS)
@@ -151,14 +164,17 @@ def test_a_hold_is_charged_at_its_own_instant_whenever_somebody_looks(make: Call
     assert balance(asked, 30 * SECOND) == balance(alone, 30 * SECOND) == (70, 0)
 
 
-@pytest.mark.parametrize("looked, gone", [(1_000_000, 1), (1_999_999, 1), (2_000_000, 2)])
-def test_holds_that_fall_due_are_swept_once_a_second_at_most(looked: int, gone: int) -> None:
+@pytest.mark.parametrize("looked, left", [(1_000_000, [1e-6]), (1_999_999, [0]), (2_000_000, [])])
+def test_holds_that_fall_due_are_swept_once_a_second_at_most(looked: int, left: list[float]) -> None:
     """After a sweep the next one waits for a second; until then a hold that has run out counts as in flight."""
     bucket = Direct(TOLD)
     bucket.apply(Reserve("a", 10, SECOND), 0)
     bucket.apply(Reserve("b", 5, SECOND + 1), 0)
     bucket.apply(Acquire(0), SECOND)
-    assert balance(bucket, looked)[1] == (5 if gone == 1 else 0)
+    assert balance(bucket, looked)[1] == 5 * len(left)
+    shown = bucket.apply(Peek(), looked).snapshot
+    assert shown is not None
+    assert [each.runs_out_in for each in shown.in_flight] == left
     # A settle needs no sweep: it ends the hold as if it were in time.
     assert bucket.apply(Settle("b", 2), looked).found
     assert balance(bucket, looked) == (88, 0)
@@ -182,6 +198,7 @@ def test_looking_on_the_way_changes_nothing(at: Situation, looks: list[int]) -> 
 
 
 @given(first=st.integers(1, 20 * SECOND), second=st.integers(1, 20 * SECOND), now=st.integers(0, HOUR))
+@example(first=20 * SECOND, second=SECOND, now=20 * SECOND)
 def test_holds_are_charged_in_the_order_of_their_ends(first: int, second: int, now: int) -> None:
     """Two holds of a nearly full bucket: the refill between their ends is what each end left room for, by hand."""
     bucket = Direct(Quota(10, 1, 1.0, synced=True, initial=10))
@@ -276,6 +293,12 @@ def test_a_hold_that_runs_out_while_nothing_is_known_charges_nothing() -> None:
     assert balance(bucket, EPOCH + SECOND) == (None, 0)
     assert bucket.apply(Settle("a", 3, Reading(50)), EPOCH + 2 * SECOND - 1).found
     assert balance(bucket, EPOCH + 2 * SECOND) == (50, 0)
+    # Nor is anything given back where the balance began at 0 meanwhile, as the claim ended without a reading.
+    bucket = Direct(Quota(100, 0, 1.0, synced=True))
+    bucket.apply(Reserve("a", 10, 15 * SECOND, scout=True), EPOCH)
+    assert balance(bucket, EPOCH + 15 * SECOND) == (None, 0)
+    assert bucket.apply(Settle("a", 3), EPOCH + 25 * SECOND).found
+    assert balance(bucket, EPOCH + 25 * SECOND) == (-3, 0)
 
 
 # --- refunds and the lifetime of a state
@@ -409,9 +432,18 @@ def test_a_pause_outlives_a_full_bucket() -> None:
     assert lifetime_us(bucket.state, EPOCH) == HOUR + 10 * SECOND
 
 
+def test_a_ticket_outlives_a_full_bucket() -> None:
+    """Whoever stands in line finds the place until it lapses, a minute after what was told."""
+    state = BucketState(
+        balance=10, refilled_at=EPOCH, line=(Ticket("t", 5, 0, 0, EPOCH + HOUR),), quota=Quota(10, 1, 1.0)
+    )
+    assert lifetime_us(state, EPOCH) == HOUR + MINUTE + 10 * SECOND
+
+
 def test_a_synced_bucket_is_kept_for_a_day_and_as_long_as_a_new_one_would_let_more_go() -> None:
     """What it learned is kept for a day; where `initial` is given, until it is full or, by other terms, for ever."""
     assert life(Quota(10, 1, 1.0, synced=True), Acquire(1)) == DAY
+    assert life(Quota(10, 1, 1.0, synced=True), Reserve("a", 1, DAY, scout=True)) == DAY + 10 * SECOND
     assert life(Quota(10, 1, 1.0, synced=True), Reconcile(Reading(-(10**6)))) == DAY
     assert life(Quota(10, 1, 1.0, synced=True, initial=10), Acquire(1)) == DAY
     quota = Quota(100, 1, 3600.0, synced=True, initial=100)

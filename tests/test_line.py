@@ -15,7 +15,7 @@ from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LIMIT, MICROSECONDS, UNLIMITED
+from keepa_tokens.units import LIMIT, LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
@@ -80,7 +80,8 @@ def test_who_only_tries_gets_no_ticket_and_does_not_pass() -> None:
     """A request that names no ticket is refused while others are before it, and leaves nothing behind."""
     bench = Bench(PLAIN, 10)
     assert not bench.reserve("big", 50).granted
-    assert not bench.reserve("try", 5, stands=False).granted
+    tried = bench.reserve("try", 5, stands=False)
+    assert (tried.granted, tried.retry_after_us) == (False, 45 * SECOND)
     assert bench.peek().waiting == 1
     assert bench.peek().wanted == 50
 
@@ -96,6 +97,8 @@ def test_late_tickets_let_others_pass_and_lapse_after_a_minute() -> None:
     assert bench.peek().waiting == 1
     bench.now += 59 * SECOND
     assert bench.peek().waiting == 0
+    assert bench.state is not None
+    assert bench.state.line == ()
 
 
 def test_a_ticket_stands_until_the_instant_at_which_it_lapses() -> None:
@@ -128,6 +131,7 @@ def test_whoever_comes_late_keeps_the_order_of_arrival() -> None:
     bench.now += 55 * SECOND
     assert bench.reserve("first", 60).retry_after_us == 5 * SECOND
     assert not bench.reserve("second", 10).granted
+    assert (bench.peek().waiting, bench.peek().wanted) == (2, 70)
 
 
 def test_the_line_is_ordered_by_keep_then_by_arrival() -> None:
@@ -149,6 +153,29 @@ def test_a_call_that_overdraws_gets_its_turn_when_those_in_flight_have_settled()
     bench.run(Settle("flying", 15))
     assert not bench.reserve("small", 1).granted
     assert bench.reserve("big", 50).granted
+
+
+@pytest.mark.parametrize(
+    "tokens, reason, wait_us", [(5, Reason.IN_FLIGHT, LOOK_AGAIN_US), (6, Reason.EMPTY, 180 * SECOND)]
+)
+def test_behind_others_a_settle_frees_only_what_they_leave(tokens: int, reason: Reason, wait_us: int) -> None:
+    """Of 20, 10 are in flight and 15 wanted before: 5 more could go once those are settled; a sixth takes 3 steps."""
+    bench = Bench(replace(KEEPA, overdraft=0), 20)
+    assert bench.reserve("flying", 10).granted
+    assert not bench.reserve("first", 15).granted
+    outcome = bench.reserve("second", tokens)
+    assert (outcome.reason, outcome.retry_after_us) == (reason, wait_us)
+
+
+def test_who_may_overdraw_once_others_are_gone_asks_again_soon() -> None:
+    """There is enough for its first token, but somebody is before it, who may come at any moment."""
+    bench = Bench(replace(KEEPA, stepped=False), 20)
+    assert bench.reserve("flying", 15).granted
+    assert not bench.reserve("first", 10).granted
+    bench.run(Settle("flying", 0))
+    outcome = bench.reserve("second", 50)
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, LOOK_AGAIN_US)
+    assert bench.reserve("first", 10).granted
 
 
 def test_leaving_the_line_frees_what_stood_behind() -> None:
@@ -181,6 +208,8 @@ def test_the_bound_counts_what_is_lost_while_a_call_is_in_flight() -> None:
     """A call that overdraws, behind one in flight for an hour at a full bucket, goes first; the bound is after that."""
     bench = Bench(KEEPA, 300)
     assert bench.reserve("flying", 280, hold_for=3600).granted
+    # What is there now is granted now, whatever runs out later.
+    assert bench.peek(probes=False).bound == 0
     assert not bench.reserve("big", 350).granted
     # In an hour 300 - 280 are left, and after the big one -330; 331 more take 67 steps.
     assert bench.peek(probes=False).bound >= 3600 + 67 * 60 - 60
@@ -194,12 +223,34 @@ def test_an_acquire_gets_no_place_while_somebody_stands_in_line() -> None:
     assert (waits.granted, waits.retry_after_us) == (False, 55 * SECOND)
 
 
+def test_who_leaves_nothing_gets_a_place_before_those_who_do() -> None:
+    """Whoever stands in line with a `keep` comes after all who have none."""
+    bench = Bench(PLAIN, 0)
+    assert not bench.reserve("modest", 5, keep=1).granted
+    outcome = bench.run(Acquire(5, wait_us=10**9))
+    assert (outcome.granted, outcome.place_us) == (True, 5 * SECOND)
+
+
+def test_who_acquires_by_a_ticket_is_not_behind_it() -> None:
+    """Told anew as before, granted when due whoever stands behind; alone, who may wait gets a place after all."""
+    for behind in (True, False):
+        bench = Bench(PLAIN, 0)
+        assert bench.run(Acquire(5, ticket="a")).retry_after_us == 5 * SECOND
+        if behind:
+            assert bench.run(Acquire(50, ticket="b")).retry_after_us == 55 * SECOND
+            bench.now += 5 * SECOND
+        outcome = bench.run(Acquire(5, wait_us=10**9, ticket="a"))
+        assert (outcome.granted, outcome.place_us) == (True, 0 if behind else 5 * SECOND)
+        assert bench.peek().waiting == behind
+
+
 def test_a_full_line_gives_the_plain_refusal() -> None:
     """The two hundred and fifty-seventh gets no ticket, and is refused all the same."""
     bench = Bench(PLAIN, 0)
     for number in range(LONGEST_LINE + 1):
         assert not bench.reserve(f"{number}", 1).granted
-    assert bench.peek().waiting == LONGEST_LINE
+    assert bench.state is not None
+    assert len(bench.state.line) == bench.peek().waiting == LONGEST_LINE
 
 
 def test_a_garbled_ticket_is_dropped_and_named() -> None:

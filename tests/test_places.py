@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens import AsyncTokenBucket, MemoryStorage, Quota, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Command, Outcome, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
@@ -139,6 +139,23 @@ def test_with_no_place_ahead_everything_comes_back() -> None:
     placed(bucket, 8, EPOCH)
     assert bucket.apply(Refund("r", 10, EPOCH), EPOCH + 8 * SECOND - 1).balance == 8
     assert bucket.apply(Refund("s", 10, EPOCH), EPOCH + 8 * SECOND).balance == 19
+
+
+def test_what_exceeds_the_refill_comes_back_at_the_beginning_of_time_too() -> None:
+    """At a token a microsecond, where a microsecond more or less would show."""
+    bucket = Direct(Quota(10, 1, 1e-6))
+    bucket.apply(Acquire(10), 0)
+    assert placed(bucket, 4, 0) == 4
+    assert bucket.apply(Refund("r", 10), 0).balance == -4 + 6
+
+
+@pytest.mark.parametrize("ending", [Settle("a", 0), Cancel("a")])
+def test_by_a_clock_that_stands_behind_a_hold_comes_back_as_of_its_opening(ending: Command) -> None:
+    """Opened at 1 s and ended at 0: of 10 the refill from 1 s to the place at 4 s stays."""
+    bucket = Direct(Quota(10, 1, 1.0))
+    assert bucket.apply(Reserve("a", 10, MINUTE), EPOCH + SECOND).granted
+    assert placed(bucket, 3, EPOCH + SECOND) == EPOCH + 4 * SECOND
+    assert bucket.apply(ending, EPOCH).balance == -3 + 7
 
 
 @pytest.mark.parametrize("first", ["last", "middle"])

@@ -15,7 +15,7 @@ from keepa_tokens import BucketState, ConfigError, Hold, Quota
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import repair
-from keepa_tokens.rules.state import FORMAT, FastTerms, SoundState
+from keepa_tokens.rules.state import FORMAT, NEWEST_FORMAT, FastTerms, SoundState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import (
     CLAIM_US,
@@ -140,6 +140,13 @@ def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
     state, mended = repair(SYNCED, stored(sequence=None, reading_at=NOW, reading_sequence=LIMIT // 2 + 1), NOW)
     assert (state.sequence, state.reading_sequence) == (1, 1)
     assert mended == ("reading_sequence",)
+    for remembers in (
+        {"holds": {"a": replace(HOLD, opened=7)}},
+        {"holds": {"a": replace(HOLD, opened=3, charged=7), "b": replace(HOLD, opened=LIMIT)}},
+        {"line": (Ticket("t", 1, 0, 7, NOW),)},
+    ):
+        assert repair(PLAIN, stored(**remembers), NOW)[0].sequence == 7
+        assert "sequence" in names(PLAIN, **remembers)
     for lost in (None, 0):
         state, mended = repair(SYNCED, stored(sequence=7, reading_at=NOW, reading_sequence=lost), NOW)
         assert (state.reading_sequence, mended) == (7, ("reading_sequence",))
@@ -203,6 +210,14 @@ def test_a_time_of_refill_of_0_or_in_seconds_fills_no_bucket_in_debt(quota: Quot
     assert (sound.balance, sound.refilled_at, sound.carry, mended) == (-79, NOW, 0, ("refilled_at",))
 
 
+@pytest.mark.parametrize("stretched, mended", [(2**29 - 2, ()), (2**29 - 1, ("stretched_us", "carry"))])
+def test_a_stretched_period_is_sound_if_it_can_be_computed(stretched: int, mended: tuple[str, ...]) -> None:
+    """Tokens times that period and a microsecond stay below 2**52; else the terms' own period goes on, at once."""
+    quota = Quota(2**24, 2**23, 60.0, stepped=True, synced=True)
+    state, named = repair(quota, stored(stretched_us=stretched, carry=60_000_000), NOW)
+    assert (state.stretched_us, named) == (None if mended else stretched, mended)
+
+
 @pytest.mark.parametrize("late, mended", [(0, ()), (1, ("refilled_at",))])
 @pytest.mark.parametrize("stepped", [False, True])
 def test_a_slow_bucket_may_rightly_not_have_been_touched_for_years(
@@ -212,6 +227,9 @@ def test_a_slow_bucket_may_rightly_not_have_been_touched_for_years(
     quota = Quota(10, 1, 100 * 86_400.0, stepped=stepped)
     state = BucketState(balance=0, refilled_at=NOW - 1200 * DAY_US - late)
     assert repair(quota, state, NOW)[1] == mended
+    # An unknown balance may be 0.
+    unknown = replace(state, balance=None, sequence=0, reading_sequence=0, held=0, open=0)
+    assert repair(replace(quota, synced=True), unknown, NOW)[1] == mended
 
 
 @pytest.mark.parametrize("balance, furthest", [(10, 660), (0, 660), (-5, 960)])
@@ -274,7 +292,38 @@ def test_the_format_of_a_newer_release_says_what_to_do() -> None:
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         repair(PLAIN, stored(format=FORMAT + 1), NOW)
-    assert names(PLAIN, format=FORMAT - 1) == names(PLAIN, format=None) == names(PLAIN, format="2") == ("format",)
+    with pytest.raises(ConfigError):
+        repair(PLAIN, stored(format=NEWEST_FORMAT), NOW)
+    for damage in (FORMAT - 1, None, "2", NEWEST_FORMAT + 1):
+        assert names(PLAIN, format=damage) == ("format",)
+
+
+def test_terms_that_are_none_are_the_callers() -> None:
+    """What stands there is named; terms that aren't there are not."""
+    for damage, mended in (("10 1 60000000", ("quota",)), (None, ())):
+        state, named = repair(PLAIN, stored(quota=damage), NOW)
+        assert (state.quota, named) == (PLAIN, mended)
+
+
+@pytest.mark.parametrize(
+    "quota, read, balance, mended", [(PLAIN, None, 0, True), (SYNCED, None, None, False), (SYNCED, NOW, None, True)]
+)
+def test_a_balance_that_is_lost_is_0_or_unknown(
+    quota: Quota, read: int | None, balance: int | None, mended: bool
+) -> None:
+    """It refills from now; what was read of it is lost too; a bucket that awaits its first reading has lost none."""
+    state, named = repair(quota, BucketState(refilled_at=NOW - 1, carry=7, reading_at=read, sequence=1), NOW)
+    assert (state.balance, state.reading_at, "balance" in named) == (balance, None, mended)
+    assert (state.refilled_at, state.carry) == ((NOW, 0) if quota is PLAIN else (NOW - 1, 7))
+
+
+def test_a_long_name_is_named_by_its_beginning() -> None:
+    """Sixty letters at most, of a text that says nothing and of a hold."""
+    for length, shown in ((60, "x" * 60), (61, "x" * 57 + "...")):
+        name = "x" * length
+        assert names(PLAIN, unreadable=(name,)) == (shown,)
+        assert names(PLAIN, holds={name: replace(HOLD, tokens=-1)}) == (f"hold:{shown}",)
+        assert names(PLAIN, holds={name: replace(HOLD, expires_at=NOW * 2)}) == (f"hold:{shown}",)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _flow_of(s: SoundState, reading: Reading, period_us: int, now: int) -> Flow:
 
 def kept_back(s: SoundState, flow: Flow) -> int:
     """Return the tokens that are left to others, who were seen to spend."""
-    return min(s.kept_back, flow.capacity // KEPT_SHARE) if s.quota.synced else 0
+    return min(s.kept_back, flow.capacity // KEPT_SHARE)
 
 
 def _keep_back(s: SoundState, flow: Flow, gap: int, now: int) -> None:

@@ -93,7 +93,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
         sound.wide_capacity = None
     if not terms.synced:
         sound.kept_back = 0
-    sound.probe_failures, sound.probe_returned = min(_MAX_FAILURES, sound.probe_failures), min(1, sound.probe_returned)
+    sound.probe_failures = min(_MAX_FAILURES, sound.probe_failures)
     mender.holds(sound)
     mender.line(sound)
     mender.within_its_flow(sound)
@@ -141,8 +141,8 @@ class _Mender:
             self.note("format")
 
     def terms(self, callers: Quota) -> Quota:
-        stored = self.stored.quota
-        if not isinstance(cast("object", stored), Quota) or stored is None:
+        stored = cast("object", self.stored.quota)
+        if not isinstance(stored, Quota):
             if stored is not None:
                 self.note("quota")
             return callers

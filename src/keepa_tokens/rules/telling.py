@@ -66,7 +66,7 @@ class Telling(Admission):
     def _holds_in_flight(self) -> list[tuple[str, Hold]]:
         """Return the holds in flight that were read, in the order in which they run out."""
         holds = [(hold_id, hold) for hold_id, hold in self.s.holds.items() if hold.in_flight]
-        holds.sort(key=lambda item: (item[1].expires_at, item[1].opened, item[0]))
+        holds.sort(key=lambda item: (item[1].expires_at, item[1].opened))
         return holds
 
     def _granted_by(self, command: Peek) -> int:
@@ -77,9 +77,10 @@ class Telling(Admission):
         s = self.s
         alone = required(command.tokens, s.quota.overdraft)
         wanted = alone + set_aside(command.keep, kept_back(s, self.flow), self.flow.capacity, alone)
-        latest = max(self._charged_all(wanted), s.paused_until or 0, s.closed_until or 0)
+        latest = max(self._charged_all(wanted), s.paused_until or 0)
         if s.quota.recharge_to is None:
             return latest
+        # A recharge under way ends then too, at the latest.
         end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
         return max(latest, end) if end < NEVER else latest
 
@@ -95,7 +96,7 @@ class Telling(Admission):
             balance, refilled_at, carry = 0, max(refilled_at, start), 0
         if s.quota.synced:
             for _, hold in self._holds_in_flight():
-                start = max(start, hold.expires_at + SWEEP_US, s.due_at or 0)
+                start = max(hold.expires_at + SWEEP_US, s.due_at or 0)
                 balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
         if not s.line:

@@ -142,10 +142,10 @@ def carry_out(
     sound: SoundState,
     now: int,
     command: Command,
-    repaired: tuple[str, ...] = (),
+    repaired: tuple[str, ...],
     *,
-    is_new: bool = False,
-    unnamed: bool = False,
+    is_new: bool,
+    unnamed: bool,
 ) -> tuple[bool, FastTerms | None, Outcome]:
     """Carry `command` to a sound state, in place.
 
@@ -242,7 +242,7 @@ class _Step(Telling):
     def _sweep(self) -> None:
         due = sorted(
             (item for item in self.s.holds.items() if item[1].due_at <= self.now),
-            key=lambda item: (item[1].due_at, item[1].opened, item[0]),
+            key=lambda item: (item[1].due_at, item[1].opened),
         )
         for hold_id, hold in due:
             del self.s.holds[hold_id]
@@ -279,7 +279,7 @@ class _Step(Telling):
             s.balance, s.carry = 0, 0
             s.refilled_at = max(s.refilled_at, s.probe_until)
         if s.balance is None:
-            s.refilled_at, s.carry = max(s.refilled_at, at), 0
+            s.refilled_at = max(s.refilled_at, at)
         self._fill(at)
 
     def _fill(self, at: int) -> None:
@@ -426,7 +426,7 @@ class _Step(Telling):
         s, reading = self.s, command.reading
         before = self._charged_before(hold)
         order = None if reading is None else order_of(s, reading, hold.granted_at, self.now)
-        nothing_known = s.balance is None or s.reading_at is None
+        nothing_known = s.reading_at is None
         if reading is not None and (nothing_known or hold.opened > s.reading_sequence or order is Order.NEWER):
             projected = None if s.balance is None else s.balance + before - cost
             return Outcome(reading=Verdict.TAKEN, drift=self._adopt(reading, projected, hold.granted_at))
@@ -497,7 +497,7 @@ class _Step(Telling):
         if not s.quota.synced:
             return Verdict.STALE, None
         order = order_of(s, reading, self.now, self.now)
-        known_at = None if s.balance is None else s.reading_at
+        known_at = s.reading_at
         if known_at is None or order is Order.NEWER or s.server_time is None or self.now - known_at > REORDER_US:
             return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
@@ -553,9 +553,9 @@ class _Step(Telling):
         before = s.quota
         if callers == before or now < self.terms_from:
             return
-        old, since = self.flow, s.terms_at
+        old = self.flow
         if old.refill == 0:
-            s.refilled_at = max(0, now - (MINUTE_US if since is None else min(MINUTE_US, max(0, now - since))))
+            s.refilled_at = max(0, now - MINUTE_US)
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
         s.carry = 0
