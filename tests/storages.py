@@ -137,6 +137,8 @@ class OnAFake(Hashes):
     def _on(self) -> Iterator[None]:
         self.server = fakeredis.FakeServer()
         with fakeredis.FakeRedis(server=self.server) as self.client:
+            # Threads whose connections are the first ones could each get a database of its own from the fake.
+            self.client.ping()
             yield
 
     def make_storage(self) -> RedisStorage | AsyncRedisStorage:
