@@ -66,6 +66,34 @@ def test_a_turn_keeps_others_out_and_ends_by_itself(storage: RedisStorage, clien
     assert client.hget(NAME, "version") == str(int(before) + 1).encode()
 
 
+class Overtaken(RedisStorage):
+    """Before what was decided here is stored, somebody whose clock is behind opens a hold."""
+
+    async def _send(self, arguments: list[_wire.Argument]) -> object:
+        if "store" in arguments and self.overtakes:
+            self.overtakes = False
+            self.other.apply("k", PLAIN, Reserve("a", 1, SECOND), now_us=SECOND)
+        return await super()._send(arguments)
+
+    overtakes = True
+    other: RedisStorage
+
+
+def test_who_lost_to_another_writer_sees_the_holds_that_are_due(server: Server, storage: RedisStorage) -> None:
+    """What is handed over then has a hold that is due already by the time of who decides: it runs out, and is gone."""
+    storage.apply("k", PLAIN, Peek(), now_us=SECOND)
+    storage.apply("k", PLAIN, Reserve("z", 2, 60 * SECOND), now_us=SECOND)
+    others = Quota(900, 1, 1.0)
+    with Overtaken.from_url(server.url) as overtaken:
+        overtaken.other = storage
+        outcome = overtaken.apply("k", others, Acquire(1), now_us=3 * SECOND)
+    assert not overtaken.overtakes
+    assert (outcome.held, outcome.open, len(outcome.ran_out)) == (2, 1, 1)
+    left = storage.apply("k", others, Peek(), now_us=3 * SECOND).snapshot
+    assert left is not None
+    assert (left.held, left.holds) == (2, 1)
+
+
 @pytest.mark.parametrize("turn", ["9999999999999999 somebody", "0 somebody", "nonsense", "", "-5 x", "1e300 x"])
 def test_a_turn_that_is_damaged_keeps_nobody_out(storage: RedisStorage, client: redis.Redis, turn: str) -> None:
     """A turn that ends later than any could, or is none, is no turn; whoever stores next removes it."""

@@ -74,9 +74,13 @@ class Handed:
         object.__setattr__(self, "state", replace(state, partial=True) if state and self.partial else state)
 
     @property
-    def is_damaged(self) -> bool:
-        """Whether there is more to mend than a part of the bucket tells."""
-        return self.partial and self.state is not None and bool(self.state.unreadable)
+    def needs_all(self) -> bool:
+        """Whether the rules must see all of the bucket: there is something to mend, or a hold that is due."""
+        state = self.state
+        if state is None or not self.partial:
+            return False
+        is_due = bool(state.open) if state.due_at is None else state.due_at <= self.now_us
+        return is_due or bool(state.unreadable)
 
 
 def is_for_the_rules(command: Command) -> bool:

@@ -172,7 +172,8 @@ class _Keyspace(NotCopied, Generic[LockT]):
             if decided is not None:
                 before, after, outcome = decided
                 storing = _wire.store(before, after, command, now_us, token, sent_once=self._sent_once)
-                answer = await self._ask(key, storing, command)
+                # What was written meanwhile may be due by this command's time: others' clocks may be behind.
+                answer = await self._complete(key, storing, command, now_us)
                 if answer is _wire.Sign.STORED:
                     return outcome
                 self._crowded_until = time.monotonic() + _CROWDED_S
@@ -187,8 +188,14 @@ class _Keyspace(NotCopied, Generic[LockT]):
     async def _attempt(
         self, key: str, quota: Quota, command: Command, now_us: int | None, turn: str = ""
     ) -> _wire.Answer:
-        answer = await self._ask(key, _wire.attempt(quota, command, now_us, turn), command)
-        if isinstance(answer, _wire.Handed) and answer.is_damaged:
+        return await self._complete(key, _wire.attempt(quota, command, now_us, turn), command, now_us)
+
+    async def _complete(
+        self, key: str, arguments: list[_wire.Argument], command: Command, now_us: int | None
+    ) -> _wire.Answer:
+        """Run the script; where it hands over less than the rules need, look at all of the bucket."""
+        answer = await self._ask(key, arguments, command)
+        if isinstance(answer, _wire.Handed) and answer.needs_all:
             return await self._ask(key, _wire.look(now_us), command)
         return answer
 
