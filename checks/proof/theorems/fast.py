@@ -63,25 +63,35 @@ def acquire_stays_within_the_overdraft(balance: int, at: int, now: int, tokens: 
     return granted == (there - keep >= 1 and there - keep - tokens >= -OVERDRAWN.overdraft)
 
 
-def place_is_the_first_instant(balance: int, at: int, carry: int, now: int, tokens: int, *, stepped: bool) -> bool:
+def smooth_place_is_the_first_instant(balance: int, at: int, carry: int, now: int, tokens: int) -> bool:
     """The place that a caller gets is the first instant at which its tokens are there, if nobody is refunded.
 
     pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
     pre: 1 <= tokens <= CAPACITY
     post: _
     """
-    n = numbers(STEPPED, balance, at) if stepped else numbers(SMOOTH, balance, at, carry)
+    n = numbers(SMOOTH, balance, at, carry)
     place = fast_path.acquire(n, now, tokens, 0, FOREVER)
     if place is None:
         return False
-    if stepped:
-        before, there = (
-            refill_stepped(balance, at, then, CAPACITY, REFILL, PERIOD_US)[0] for then in (place - 1, place)
-        )
-    else:
-        before, there = (
-            refill_smooth(balance, at, carry, then, CAPACITY, RATE, RATE_PERIOD_US)[0] for then in (place - 1, place)
-        )
+    there = refill_smooth(balance, at, carry, place, CAPACITY, RATE, RATE_PERIOD_US)[0]
+    before = refill_smooth(balance, at, carry, place - 1, CAPACITY, RATE, RATE_PERIOD_US)[0]
+    return there >= tokens and (place == now or (before < tokens and n.last_place == place))
+
+
+def stepped_place_is_the_first_instant(balance: int, at: int, now: int, tokens: int) -> bool:
+    """The same where the refill comes in steps.
+
+    pre: -DEBT < balance < CAPACITY and 0 <= at <= now <= LATEST
+    pre: 1 <= tokens <= CAPACITY
+    post: _
+    """
+    n = numbers(STEPPED, balance, at)
+    place = fast_path.acquire(n, now, tokens, 0, FOREVER)
+    if place is None:
+        return False
+    there = refill_stepped(balance, at, place, CAPACITY, REFILL, PERIOD_US)[0]
+    before = refill_stepped(balance, at, place - 1, CAPACITY, REFILL, PERIOD_US)[0]
     return there >= tokens and (place == now or (before < tokens and n.last_place == place))
 
 
