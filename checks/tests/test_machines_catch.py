@@ -33,14 +33,15 @@ HUNT: Final = settings(
 NEVER_HALVES: Final = "what is kept back never halves"
 NO_BACKOFF: Final = "the next one is sent as soon as the last one failed"
 NO_BEGINNING: Final = "nothing begins when the server can't be asked"
+NOT_HEARD: Final = "a refusal by the server is not heard"
 
 OF_THE_LINE: Final = frozenset(name for name in FAULTS if "line" in name or "ticket" in name)
 
-BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING} | OF_THE_LINE
+BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, NOT_HEARD} | OF_THE_LINE
 """These show in long histories; see below for those that are written down."""
 
 BEYOND_THE_SERVER: Final = {
-    *(NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, "a refusal by the server is not heard"),
+    *(NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, NOT_HEARD),
     *OF_THE_LINE,
     "no older reading is taken outside a call, however long ago the last one was",
     "the time of the server's next step is not heard",
@@ -119,6 +120,13 @@ def nobody_comes_back_from_the_server(machine: ReadingMachine) -> None:
         machine.time_passes(90 * SECOND)
 
 
+def the_server_refuses_a_call(machine: ReadingMachine) -> None:
+    """Its answer says nothing of the balance, but that it isn't above 0."""
+    machine.hear(0, hears(100))
+    machine.hold_little(0, "a", 5, MINUTE)
+    machine.settle(0, "a", None, refused=True)
+
+
 def some_stand_in_line(machine: ReadingMachine) -> None:
     """The first asks again, and is granted; the other never comes, and somebody passes it."""
     machine.hear(0, hears(0))
@@ -186,6 +194,7 @@ def go_through(fault: Fault, history: Callable[[ReadingMachine], None]) -> None:
         (NEVER_HALVES, an_hour_without_others_passes),
         (NO_BACKOFF, nobody_comes_back_from_the_server),
         (NO_BEGINNING, nobody_comes_back_from_the_server),
+        (NOT_HEARD, the_server_refuses_a_call),
     ],
 )
 def test_a_history_in_which_the_machine_finds_what_shows_rarely(
