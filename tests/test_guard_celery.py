@@ -106,7 +106,7 @@ def test_a_task_of_several_requests_pays_for_each_once(tasks: Tasks, retries: li
     """Six requests of ten on an empty bucket: refused before it has paid anything the task comes back; afterwards it
     waits in the worker, ends, and has spent what the work costs. The next task comes back again.
     """
-    fake = FakeKeepa(refill_rate=5, initial=-3, period=STEP)
+    fake = FakeKeepa(refill_rate=5, initial=-43, period=STEP)  # empty still where the worker begins late
     events: list[Event] = []
     quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
     with FakeKeepaServer(fake) as server, requests.Session() as session:
