@@ -26,7 +26,9 @@ from .base import AsyncClosing, Closing
 __all__ = ["MemoryStorage"]
 
 _SWEPT_PER_STEP: Final = 2
-_GIVES_WAY: Final = 100
+_MOST_TIMES: Final = 100
+"""How often a thread gives way before it waits at the lock."""
+
 
 _storages = WeakSet["MemoryStorage"]()
 
@@ -78,10 +80,10 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     def give_way(self) -> None:
         """Let the thread that has the lock go on, a short while at most.
 
-        Threads that wait at the lock itself are handed it, and with it the interpreter, at every single step: three
-        times as slow. Who gives way here waits for its turn with the interpreter instead.
+        Threads that wait at the lock itself are handed it, and with it the interpreter, at every single step, which
+        then takes five times as long. Who gives way here waits for its turn with the interpreter instead.
         """
-        for _ in range(_GIVES_WAY):
+        for _ in range(_MOST_TIMES):
             sleep(0)
             if not self.lock.locked():
                 return
