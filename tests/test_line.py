@@ -178,6 +178,20 @@ def test_who_may_overdraw_once_others_are_gone_asks_again_soon() -> None:
     assert bench.reserve("first", 10).granted
 
 
+def test_who_comes_before_its_turn_is_not_told_to_look_at_each_settle() -> None:
+    """A task that asks a minute early finds the one before it in flight: it is told its turn again, and has it then."""
+    bench = Bench(replace(KEEPA, stepped=False, overdraft=0), 0)
+    assert bench.reserve("first", 5).retry_after_us == 60 * SECOND
+    assert bench.reserve("task", 5).retry_after_us == 120 * SECOND
+    bench.now += 60 * SECOND
+    assert bench.reserve("first", 5).granted
+    early = bench.reserve("task", 5)
+    assert (early.reason, early.retry_after_us) == (Reason.IN_FLIGHT, 60 * SECOND)
+    assert bench.reserve("newcomer", 1).reason is Reason.EMPTY
+    bench.now += early.retry_after_us
+    assert bench.reserve("task", 5).granted
+
+
 def test_leaving_the_line_frees_what_stood_behind() -> None:
     """A cancel by the ticket's id leaves the line; the next one is granted at once."""
     bench = Bench(PLAIN, 10)

@@ -181,7 +181,8 @@ class Reference(Lapse):
         if self.available - ahead >= (together if self.beside or ahead else alone):
             return GRANTED
         if self.beside and self.balance - ahead >= alone:
-            return Told(Reason.IN_FLIGHT, SOON_US)
+            early = any(each.name == ticket and each.told > now for each in self.line)
+            return Told(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else SOON_US)
         return Told(Reason.EMPTY, until(enough, now) if enough > now else SOON_US)
 
     def aside(self, keep: int, most: int) -> int:

@@ -114,7 +114,7 @@ class Queue:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("late", [0.3, 5.0])
+@pytest.mark.parametrize("late", [0.0, 0.3, 5.0])
 def test_tasks_of_four_processes_keep_their_order_and_ask_twice(server: Server, late: float) -> None:
     """86 tasks at 5 a minute: in order; each asks twice, and once for each quarter of an hour; late ones 10% more."""
     with ExitStack() as stack:

@@ -66,7 +66,7 @@ class Admission:
         if available - ahead >= (tokens + aside if others else wanted):
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
-            return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
+            return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self.now + LOOK_AGAIN_US
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
     def _ahead(self, keep: int, ticket: str | None) -> int:
@@ -76,6 +76,10 @@ class Admission:
             return 0
         rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
         return ahead_of(line, rank, self.now)
+
+    def _early(self, ticket: str | None) -> bool:
+        """Return whether somebody in line asks before the instant that it was told."""
+        return any(each.id == ticket and each.told_at > self.now for each in self.s.line)
 
     def _in_flight(self) -> int:
         """Return the tokens that are set aside beside the balance; a plain bucket has taken them already."""
