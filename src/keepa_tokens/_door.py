@@ -11,12 +11,11 @@ from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
 from time import monotonic_ns
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
 
 from ._arguments import NotCopied, checked_key, checked_label, hold_for_us, instance, shown, whole
 from ._bell import Bell
-from ._plans import Grant, Patience, Taken, ticket_for
 from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
 from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
@@ -201,14 +200,10 @@ class Door(Generic[S_co]):
         # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
-    def reservation(
-        self, tokens: int, keep: int, hold_for: float, label: str, patience: Patience | None = None
-    ) -> Reserve:
-        """Return the command that sets tokens aside; raises for what makes none. patience: of who stands in line."""
+    def reservation(self, tokens: int, keep: int, hold_for: float, label: str) -> Reserve:
+        """Return the command that sets tokens aside; raises for what makes none."""
         tokens, keep = cost(self.quota, tokens, keep)
-        hold_id = new_id()
-        ticket = None if patience is None else ticket_for(hold_id, patience.left_us())
-        return Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
+        return Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
 
 
 class BucketBase(NotCopied, Generic[S_co]):
@@ -249,43 +244,42 @@ class BucketBase(NotCopied, Generic[S_co]):
         return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
 
 
-class DoorSteps(Taken, Generic[S_co]):
-    """What the steps of one call have in common, for a thread and for a coroutine."""
+class Held(NotCopied, Generic[S_co]):
+    """What reservations and calls have in common: tokens set aside, to be settled or given back."""
 
-    __slots__ = ("door",)
+    _what: ClassVar[str]
+    _advice: ClassVar[str]
 
-    def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
-        super().__init__(taking)
-        self.door = door
+    def __init__(self, door: Door[S_co], command: Reserve, outcome: Outcome, waited_us: int) -> None:
+        self._door = door
+        self._label = command.label
+        self.id = command.id
+        self.tokens = command.tokens
+        self.decision = outcome.decision(waited_us)
+        # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
+        self._watch: object = ref(self, partial(_unsettled, door, self._what, self._advice, self.tokens))
 
-    def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener."""
-        self.told(command, outcome)
-        if self.door.bell and self.brings(command, outcome):
-            self.door.bell.ring(self.door.key)
-        self.door.tell(command, outcome)
-        return outcome
-
-    def went(self, tokens: int, waited_us: int) -> None:
-        """Tell the listener that a call goes."""
-        self.door.waited(tokens, waited_us)
-
-    def elapsed_us(self) -> int:
-        """Return the time by which timeouts are measured."""
-        return self.door.elapsed_us()
+    def _left(self, kind: type[BaseException] | None) -> None:
+        """Warn where its block ends without an exception and without a settle; no more afterwards."""
+        if self._watch is not None and kind is None:
+            _unsettled(self._door, self._what, self._advice, self.tokens)
+        self._watch = None
 
 
-class Reserved(NotCopied, Generic[S_co]):
+def _unsettled(door: Door[object], what: str, advice: str, tokens: int, gone: object = None) -> None:
+    """Warn of tokens that were set aside and not settled. gone: what held them was thrown away."""
+    message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
+    door.say(EventKind.LEFT_UNSETTLED, message, tokens)
+    warnings.warn(message, ResourceWarning, stacklevel=4 if gone is None else 3)
+
+
+class Reserved(Held[S_co]):
     """What `Reservation` and `AsyncReservation` have in common."""
 
-    def __init__(self, door: Door[S_co], grant: Grant) -> None:
-        self._door = door
-        self._label = grant.label
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.open = True
-        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
+    _what = "reservation"
+    _advice = "it stays charged in full. Settle it at what it cost"
+
+    open = True
 
     def _settling(self, actual: int, reading: Reading | None) -> Settle:
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
@@ -293,7 +287,7 @@ class Reserved(NotCopied, Generic[S_co]):
     def _ended(self) -> None:
         self.open, self._watch = False, None
 
-    def _left(self, kind: type[BaseException] | None) -> Settle | None:
+    def _ending(self, kind: type[BaseException] | None) -> Settle | None:
         """Return what ends the hold where its block ends; None: nothing.
 
         Left unsettled, its estimate stays charged. On a synced bucket nothing is done yet: the call may still be under
@@ -303,9 +297,7 @@ class Reserved(NotCopied, Generic[S_co]):
             return None
         if not self._door.quota.synced:
             return self._settling(self.tokens, None)
-        if kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
-        self._watch = None
+        self._left(kind)
         return None
 
     def __repr__(self) -> str:
@@ -406,29 +398,6 @@ def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:
         return tokens, keep
     quota.check_cost(tokens, keep)
     return whole("tokens", tokens), whole("keep", keep)
-
-
-def left_unsettled(door: Door[object], what: str, tokens: int, then: str, _: object = None) -> None:
-    """Warn of tokens that were set aside and not settled, and say what to do."""
-    message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {then}"
-    door.say(EventKind.LEFT_UNSETTLED, message, tokens)
-    warnings.warn(message, ResourceWarning, stacklevel=3)
-
-
-def watched(owner: object, door: Door[object], what: str, then: str, tokens: int) -> object:
-    """Warn when `owner` is thrown away, for as long as what this returns is kept.
-
-    A `__del__` would run for each, settled or not, and a signal's exception that is raised in one is lost.
-    """
-    return ref(owner, partial(left_unsettled, door, what, tokens, then))
-
-
-CALL_ADVICE: Final = (
-    "it is charged in full when its hold runs out. Give it the answer, call.settle(answer.content, status=...), or"
-    " call.settle() where none came"
-)
-
-RESERVATION_ADVICE: Final = "it stays charged in full. Settle it at what it cost"
 
 
 def new_id() -> str:
