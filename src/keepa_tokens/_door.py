@@ -14,11 +14,11 @@ from time import monotonic_ns
 from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
 
-from ._arguments import NotCopied, checked_key, checked_label, hold_for_us, instance, shown, whole
+from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
-from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
+from .events import Event, EventKind, Listener, LoggingListener, events_of, log_failed
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Reason
@@ -48,7 +48,7 @@ class Door(Generic[S_co]):
 
     __slots__ = (
         "_bucket",
-        "_hears",
+        "_failed",
         "_listener",
         "_log",
         "_memory",
@@ -89,9 +89,21 @@ class Door(Generic[S_co]):
         if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
             raise TypeError(f"listener is called, never awaited: give a plain function, not {shown(listener)}")
         self._listener = listener
-        self._hears = Contained(listener)
+        self._failed = False
         self._log = listener if type(listener) is LoggingListener else None
         self._refused = None if self._log is None else self._log.refused
+
+    def _hears(self, event: Event) -> None:
+        """Tell the listener, and log the first error that it raises.
+
+        It harms nobody: what happened to the bucket has happened, and its caller must be told.
+        """
+        try:
+            self._listener(event)
+        except Exception as error:  # noqa: BLE001 - whatever another's code raises
+            if not self._failed:
+                self._failed = True
+                log_failed(event, error)
 
     def now_us(self) -> int | None:
         """Return the caller's time, or None: the storage's own."""
@@ -203,7 +215,8 @@ class Door(Generic[S_co]):
     def reservation(self, tokens: int, keep: int, hold_for: float, label: str) -> Reserve:
         """Return the command that sets tokens aside; raises for what makes none."""
         tokens, keep = cost(self.quota, tokens, keep)
-        return Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=checked_label(label))
+        label = printable("label", label, 0, LONGEST_LABEL)
+        return Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=label)
 
 
 class BucketBase(NotCopied, Generic[S_co]):
@@ -287,18 +300,13 @@ class Reserved(Held[S_co]):
     def _ended(self) -> None:
         self.open, self._watch = False, None
 
-    def _ending(self, kind: type[BaseException] | None) -> Settle | None:
-        """Return what ends the hold where its block ends; None: nothing.
+    def _charged(self) -> bool:
+        """Whether the estimate is charged where the block ends without a settle.
 
-        Left unsettled, its estimate stays charged. On a synced bucket nothing is done yet: the call may still be under
-        way at the server, and the hold must outlive readings that don't know its cost. It is charged when it runs out.
+        On a synced bucket it isn't: the call may still be under way at the server, and the hold must outlive readings
+        that don't know its cost. It is charged when it runs out.
         """
-        if not self.open:
-            return None
-        if not self._door.quota.synced:
-            return self._settling(self.tokens, None)
-        self._left(kind)
-        return None
+        return self.open and not self._door.quota.synced
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, open={self.open})"

@@ -173,7 +173,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
         super().__init__(door, taking)
-        self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
+        self._step: asyncio.Task[Outcome] | None = None
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -185,8 +185,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             with shielded(CLEANUP_SECONDS):
                 self.came = outcome = await self._applied(command)
         else:
-            task = asyncio.get_running_loop().create_task(self._applied(command))
-            self._step = command, task
+            self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
             try:
                 self.came = outcome = await asyncio.shield(task)
             except BaseException:
@@ -279,13 +278,13 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     async def _let_end(self) -> None:
         """Let the step under way end."""
-        if self._step is None:
+        task, self._step = self._step, None
+        if task is None or self.sent is None:
             return
-        (command, task), self._step = self._step, None
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
         if task.done() and not task.cancelled() and task.exception() is None:
-            self.ended(command, task.result())
+            self.ended(self.sent, task.result())
         task.cancel()
 
     async def _give_back(self) -> None:
@@ -346,9 +345,10 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        command = self._ending(kind)
-        if command is not None:
-            await self._end(command)
+        if self._charged():
+            await self._end(self._settling(self.tokens, None))
+        else:
+            self._left(kind)
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

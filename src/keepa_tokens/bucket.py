@@ -306,6 +306,7 @@ class Reservation(Reserved[Storage]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        command = self._ending(kind)
-        if command is not None:
-            self._end(command)
+        if self._charged():
+            self._end(self._settling(self.tokens, None))
+        else:
+            self._left(kind)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
-from typing import Final, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from .._arguments import index, redacted, shown
 from .._interrupts import interrupt_in
@@ -18,6 +17,7 @@ from ..units import MICROSECONDS
 from .reading import envelope_of
 
 P = TypeVar("P")
+Answer: TypeAlias = tuple[int, Mapping[str, object] | None]
 
 LONGEST_WHY = 200
 
@@ -35,15 +35,6 @@ class Probed(Enum):
     TOLD = auto()
     FAILED = auto()
     WITHHELD = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a probe brought: a status and a body, or why it failed."""
-
-    status: int | None
-    body: Mapping[str, object] | None
-    why: str = ""
 
 
 def checked_probe(probe: P, *, blocks: bool) -> P:
@@ -73,24 +64,25 @@ async def probed(steps: Steps[object], probe: Callable[..., object] | None, left
     answer = await _asked(probe, limit_us, blocks=steps.blocks)
     # However it ended, it was a probe: a claim is given back only where none was made.
     claimed, steps.claimed = steps.claimed, None
-    if answer.why:
-        steps.door.say(EventKind.PROBE_FAILED, answer.why)
+    if isinstance(answer, str):
+        steps.door.say(EventKind.PROBE_FAILED, answer)
         if claimed is not None and limit_us < LONGEST_PROBE_US and steps.door.elapsed_us() - begun >= limit_us:
             # Its caller had too little time: that says nothing of the server.
             await steps.apply(Unclaim(claimed))
         return Probed.FAILED
-    said = await envelope_of(answer.body, steps.turn)
+    status, body = answer
+    said = await envelope_of(body, steps.turn)
     if said.reading is None:
-        steps.door.say(EventKind.PROBE_FAILED, f"status {answer.status}: {said.why}")
-        return Probed.WITHHELD if answer.status in WITHHELD else Probed.FAILED
+        steps.door.say(EventKind.PROBE_FAILED, f"status {status}: {said.why}")
+        return Probed.WITHHELD if status in WITHHELD else Probed.FAILED
     await steps.finish(Reconcile(said.reading))
     return Probed.TOLD
 
 
-async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: bool) -> Answer:
-    """Ask the server for its balance. blocks: for threads, so nothing is awaited."""
+async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: bool) -> Answer | str:
+    """Ask the server for its balance; return why it failed. blocks: for threads, so nothing is awaited."""
     if probe is None:
-        return Answer(None, None, "there is no probe")
+        return "there is no probe"
     try:
         result = probe(timeout=limit_us / MICROSECONDS) if _takes_timeout(probe) else probe()
         awaited = not blocks and isawaitable(result)
@@ -101,7 +93,7 @@ async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: 
         if interrupt is not None:
             raise interrupt from None
         text = redacted(str(error))[:LONGEST_WHY]
-        return Answer(None, None, f"the probe raised {type(error).__name__}{': ' if text else ''}{text}")
+        return f"the probe raised {type(error).__name__}{': ' if text else ''}{text}"
     if not blocks and not awaited:
         raise ConfigError(
             f"a probe for AsyncKeepaSync must be awaitable, this one returned {type(result).__name__}: one that"
@@ -121,7 +113,7 @@ def _answered(result: object, kind: str) -> Answer:
         if len(parts) == 2:  # noqa: PLR2004 - a pair
             status, body = index(parts[0]), parts[1]
             if status is not None and (body is None or isinstance(body, Mapping)):
-                return Answer(status, cast("Mapping[str, object] | None", body))
+                return status, cast("Mapping[str, object] | None", body)
     raise ConfigError(f"a probe for {kind} must return (status, parsed body or None), not {given}")
 
 

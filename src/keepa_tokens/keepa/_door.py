@@ -7,7 +7,16 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
-from .._arguments import NotCopied, checked_key, checked_label, checked_name, hold_for_us, microseconds, timeout_us
+from .._arguments import (
+    LONGEST_LABEL,
+    LONGEST_NAME,
+    NotCopied,
+    checked_key,
+    hold_for_us,
+    microseconds,
+    printable,
+    timeout_us,
+)
 from .._door import BucketBase, Held, cost, new_id
 from .._plans import Made, Plan, Steps, reserve, snapshot_of, try_reserve
 from ..errors import ConfigError
@@ -64,8 +73,8 @@ class KeepaDoor(NotCopied, Generic[B]):
             keep,
             self._probe_after_us,
             self._probe is None,
-            checked_label(label),
-            PLACE.get() if place is None else checked_name("place", place),
+            printable("label", label, 0, LONGEST_LABEL),
+            PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME),
         )
 
     def _request(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Plan[C]:
