@@ -139,6 +139,7 @@ class Door(Generic[S_co]):
                     return None
                 if callers is None:
                     self._bucket = bucket
+            refusal: tuple[int, int] | None
             known = self._empty
             if known is not None and known[0] is bucket.level and now < known[1] and tokens is _ONE:
                 refusal = _NONE, known[1] - now
