@@ -17,7 +17,7 @@ from weakref import ref
 from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
-from .errors import ConfigError, StorageUnavailable
+from .errors import ConfigError
 from .events import Event, EventKind, Listener, LoggingListener, events_of, log_failed
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
@@ -197,22 +197,15 @@ class Door(Generic[S_co]):
         if duration_us and self._log is None:
             self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
 
-    def away(self, error: StorageUnavailable) -> None:
-        """Tell the listener that the storage did not answer."""
-        self.say(EventKind.STORAGE_AWAY, str(error))
-
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
         self._hears(Event(kind, self.key, tokens, why=why))
 
     def not_given_back(self, tokens: int, why: str) -> None:
         """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""
-        if tokens == 0:
-            # Only a place in line, which lapses by itself.
-            return
-        self.say(
-            EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
-        )
+        if tokens:  # else only a place in line, which lapses by itself
+            why = f"an interrupted call may have left up to {tokens} tokens taken: {why}"
+            self.say(EventKind.NOT_GIVEN_BACK, why, tokens)
 
     def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""

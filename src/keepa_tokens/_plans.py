@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
 
 from ._arguments import instance, microseconds
-from ._bell import Bell
 from ._door import Door, new_id
 from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
 from .quota import Quota
@@ -113,11 +112,18 @@ class Steps(Generic[S_co]):
         if self.sent is not None and came is not None:
             self._told(self.sent, came)
 
-    def rank(self, bell: Bell) -> int:
-        """Return the rank by which this call is woken."""
+    def waits(self, wake: Callable[[], None]) -> object:
+        """Wait to be woken where tokens come back; return what `leaves` takes."""
+        bell = self.door.bell
         if self._rank is None:
             self._rank = bell.rank()
-        return self._rank
+        return bell.wait(self.door.key, wake, self._rank)
+
+    def leaves(self, place: object) -> None:
+        """Wait no more."""
+        if not self.door.bell.leave(place) and not self.woken:
+            # Rung at the last moment: what came back may serve somebody else.
+            self.door.bell.ring(self.door.key)
 
     def undoing(self) -> list[Command]:
         """Return the commands that give everything back, the place in line and the claim on the probe included."""

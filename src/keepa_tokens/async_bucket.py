@@ -16,7 +16,7 @@ from ._door import BucketBase, Door, Reserved, awaited, came_to, cost, decorated
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
-from .events import Listener
+from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
@@ -231,14 +231,10 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             return duration_us
         begun, self.woken, places = door.elapsed_us(), False, list[object]()
         try:
-            self.woken = await nap(
-                door.sleeper.asleep(seconds),
-                lambda wake: places.append(door.bell.wait(door.key, wake, self.rank(door.bell))),
-            )
+            self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
-            if not all(map(door.bell.leave, places)) and not self.woken:
-                # Rung at the last moment: what came back may serve somebody else.
-                door.bell.ring(door.key)
+            for place in places:
+                self.leaves(place)
         return door.elapsed_us() - begun if self.woken else duration_us
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -317,7 +313,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
             return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
-            door.away(error)
+            door.say(EventKind.STORAGE_AWAY, str(error))
             raise
 
 
@@ -372,17 +368,9 @@ class Pending(Coroutine[object, object, E]):
         """Go on; as of any coroutine."""
         return self._coroutine.send(value)
 
-    def throw(
-        self,
-        error: type[BaseException] | BaseException,
-        value: BaseException | object = None,
-        trace: TracebackType | None = None,
-        /,
-    ) -> object:
+    def throw(self, *error: Any) -> object:  # noqa: ANN401 - what any coroutine takes
         """Raise in it; as of any coroutine."""
-        if not isinstance(error, BaseException):
-            error = value if isinstance(value, BaseException) else error()
-        return self._coroutine.throw(error if trace is None else error.with_traceback(trace))
+        return self._coroutine.throw(*error)
 
     def close(self) -> None:
         """End it; as of any coroutine."""

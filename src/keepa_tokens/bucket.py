@@ -14,7 +14,7 @@ from ._door import BucketBase, Door, Reserved, blocking, came_to, cost, decorate
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
-from .events import Listener
+from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
@@ -196,7 +196,7 @@ class BlockingSteps(plans.Steps[Storage]):
                     self.unsure |= command is self.request
                     self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
-            door.away(error)
+            door.say(EventKind.STORAGE_AWAY, str(error))
             raise
         return self.ended(command, outcome)
 
@@ -269,13 +269,11 @@ class BlockingSteps(plans.Steps[Storage]):
             door.sleeper.sleep(seconds)
             return duration_us
         rung, begun = threading.Event(), door.elapsed_us()
-        place = door.bell.wait(door.key, rung.set, self.rank(door.bell))
+        place = self.waits(rung.set)
         try:
             self.woken = rung.wait(seconds)
         finally:
-            if not door.bell.leave(place) and not self.woken:
-                # Rung at the last moment: what came back may serve somebody else.
-                door.bell.ring(door.key)
+            self.leaves(place)
         return door.elapsed_us() - begun if self.woken else duration_us
 
 

@@ -137,15 +137,8 @@ class LoggingListener:
 
     def has_news(self, key: str, outcome: Outcome) -> bool:
         """Whether an event of `outcome` may be worth a line; if not, nobody need make one."""
-        if (
-            outcome.reason is not Reason.GRANTED
-            or outcome.repaired
-            or outcome.drift
-            or outcome.ran_out
-            or outcome.terms
-        ):
-            return True
-        return outcome.granted and key in self.refused
+        news = outcome.repaired or outcome.drift or outcome.ran_out or outcome.terms
+        return bool(news) or outcome.reason is not Reason.GRANTED or (outcome.granted and key in self.refused)
 
     def __call__(self, event: Event, /) -> None:
         """Log `event` if it says something new."""

@@ -21,7 +21,6 @@ Answer: TypeAlias = tuple[int, Mapping[str, object] | None]
 
 LONGEST_WHY = 200
 
-
 WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
 """Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
 
