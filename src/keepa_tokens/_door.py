@@ -25,7 +25,6 @@ from .rules.decision import Decision, Reason
 from .rules.fast_path import take
 from .rules.reading import Reading
 from .storage._working import Bucket
-from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
@@ -315,30 +314,6 @@ class Reserved(Held[S_co]):
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, open={self.open})"
 
 
-def blocking(storage: object) -> Storage:
-    """Return `storage` if it is one for threads; ConfigError says what to give instead."""
-    apply = _apply_of(storage)
-    if iscoroutinefunction(apply):
-        raise ConfigError(
-            f"{_named(storage)} is a storage for coroutines: give it to an AsyncTokenBucket, and a TokenBucket a"
-            " blocking one, e.g. RedisStorage"
-        )
-    return cast("Storage", storage)
-
-
-def awaited(storage: object) -> AsyncStorage | MemoryStorage:
-    """Return `storage` if it is one for coroutines; ConfigError says what to give instead."""
-    apply = _apply_of(storage)
-    if isinstance(storage, MemoryStorage):
-        return storage
-    if not iscoroutinefunction(apply):
-        raise ConfigError(
-            f"{_named(storage)} blocks: give it to a TokenBucket, and an AsyncTokenBucket an async storage, e.g."
-            " AsyncRedisStorage, or MemoryStorage"
-        )
-    return cast("AsyncStorage", storage)
-
-
 def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
     """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
 
@@ -355,8 +330,11 @@ def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
     return None
 
 
-def _apply_of(storage: object) -> object:
-    """Return the method that makes a storage. What a wrong argument is, is named, not shown: a URL holds a password."""
+def checked_storage(storage: T, *, blocks: bool) -> T:
+    """Return `storage` if it is one for threads (`blocks`), or for coroutines; ConfigError says what to give instead.
+
+    What a wrong argument is, is named, not shown: a URL holds a password.
+    """
     if isinstance(storage, (str, bytes)):
         raise ConfigError(
             "storage is a text: for the place that a URL names give RedisStorage.from_url(url), or for coroutines"
@@ -364,20 +342,28 @@ def _apply_of(storage: object) -> object:
         )
     if isinstance(storage, type):
         raise ConfigError(f"storage is the class {storage.__name__}: give an instance of it, e.g. {storage.__name__}()")
+    named = f"{type(storage).__module__}.{type(storage).__name__}"
+    apply: object = getattr(storage, "apply", None)
     if hasattr(storage, "execute_command"):
         raise ConfigError(
-            f"{_named(storage)} is a client: give RedisStorage(client), or for coroutines AsyncRedisStorage(client)"
+            f"{named} is a client: give RedisStorage(client), or for coroutines AsyncRedisStorage(client)"
         )
-    apply: object = getattr(storage, "apply", None)
     if not callable(apply):
         raise ConfigError(
-            f"{_named(storage)} is no storage: give MemoryStorage(), RedisStorage.from_url(url), or one of your own"
+            f"{named} is no storage: give MemoryStorage(), RedisStorage.from_url(url), or one of your own"
         )
-    return apply
-
-
-def _named(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__name__}"
+    suspends = iscoroutinefunction(apply)
+    if blocks and suspends:
+        raise ConfigError(
+            f"{named} is a storage for coroutines: give it to an AsyncTokenBucket, and a TokenBucket a blocking one,"
+            " e.g. RedisStorage"
+        )
+    if not blocks and not suspends and not isinstance(storage, MemoryStorage):
+        raise ConfigError(
+            f"{named} blocks: give it to a TokenBucket, and an AsyncTokenBucket an async storage, e.g."
+            " AsyncRedisStorage, or MemoryStorage"
+        )
+    return storage
 
 
 def _checked_clock(clock: Clock) -> Clock:

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, Reserved, awaited, came_to, cost, decorated, new_id
+from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
@@ -50,7 +50,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        where = MemoryStorage() if storage is None else awaited(storage)
+        where = MemoryStorage() if storage is None else checked_storage(storage, blocks=False)
         self._door = Door(quota, key, where, clock, listener)
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:

@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, Reserved, blocking, came_to, cost, decorated, new_id
+from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import ConfigError, KeepaTokensError, StorageUnavailable
@@ -44,7 +44,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        where: Storage = MemoryStorage() if storage is None else blocking(storage)
+        where: Storage = MemoryStorage() if storage is None else checked_storage(storage, blocks=True)
         self._door = Door(quota, key, where, clock, listener)
 
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
@@ -208,7 +208,7 @@ class BlockingSteps(plans.Steps[Storage]):
             self.undo(error)
             raise
 
-    def end(self, command: Command) -> Outcome:
+    async def finish(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
         try:
             return self.carry(command)
@@ -257,10 +257,6 @@ class BlockingSteps(plans.Steps[Storage]):
         """Carry `command` to the bucket."""
         return self.carry(command)
 
-    async def finish(self, command: Command) -> Outcome:
-        """Carry out a command that counts once however often it is sent."""
-        return self.end(command)
-
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
@@ -297,7 +293,7 @@ class Reservation(Reserved[Storage]):
         self._end(Cancel(self.id))
 
     def _end(self, command: Settle | Cancel) -> None:
-        BlockingSteps(self._door).end(command)
+        run(lambda: BlockingSteps(self._door).finish(command))
         self._ended()
 
     def __enter__(self) -> Self:
