@@ -214,11 +214,13 @@ class Door(Generic[S_co]):
         # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
-    def reservation(self, tokens: int, keep: int, hold_for: float, label: str) -> Reserve:
-        """Return the command that sets tokens aside; raises for what makes none."""
+    def reservation(self, tokens: int, keep: int, hold_for: float, label: str, *, waits: bool = False) -> Reserve:
+        """Return the command that sets tokens aside; raises for what makes none. waits: it stands in line."""
         tokens, keep = cost(self.quota, tokens, keep)
         label = printable("label", label, 0, LONGEST_LABEL)
-        return Reserve(new_id(), tokens, hold_for_us(hold_for), keep, label=label)
+        hold_id = new_id()
+        ticket = hold_id if waits else None
+        return Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=label, ticket=ticket)
 
 
 class BucketBase(NotCopied, Generic[S_co]):

@@ -202,10 +202,9 @@ async def try_acquire(steps: Steps[object], command: Acquire) -> Decision:
 
 async def acquire(steps: Steps[object], tokens: int, keep: int, timeout_us: int | None) -> Decision:
     """Take tokens, waiting for them."""
-    patience = Patience(steps.door, timeout_us)
-    left_us = patience.left_us()
-    command = Acquire(tokens, keep, left_us, ticket=_ticket(new_id(), left_us))
-    outcome, waited_us = await _waited(steps, command, patience, ask_bucket)
+    wait_us = LIMIT if timeout_us is None else timeout_us
+    command = Acquire(tokens, keep, wait_us, ticket=new_id() if wait_us else None)
+    outcome, waited_us = await _waited(steps, command, timeout_us, ask_bucket)
     return outcome.decision(waited_us)
 
 
@@ -219,15 +218,13 @@ async def try_reserve(steps: Steps[object], command: Reserve, made: Made[T], ask
 
 async def reserve(
     steps: Steps[object],
-    wanted: Reserve,
+    command: Reserve,
     timeout_us: int | None,
     made: Made[T],
     ask: Ask[Reserve] = ask_bucket,
 ) -> T:
     """Set tokens aside, waiting for them in line."""
-    patience = Patience(steps.door, timeout_us)
-    command = replace(wanted, ticket=wanted.ticket or _ticket(wanted.id, patience.left_us()))
-    return made(command, *await _waited(steps, command, patience, ask))
+    return made(command, *await _waited(steps, command, timeout_us, ask))
 
 
 async def take_up_to(steps: Steps[object], tokens: int, keep: int) -> int:
@@ -273,8 +270,9 @@ def snapshot_of(outcome: Outcome) -> Snapshot:
     return outcome.snapshot
 
 
-async def _waited(steps: Steps[object], command: R, patience: Patience, ask: Ask[R]) -> tuple[Outcome, int]:
+async def _waited(steps: Steps[object], command: R, timeout_us: int | None, ask: Ask[R]) -> tuple[Outcome, int]:
     """Ask for tokens until they are granted and the caller's place has come; return how long that took, too."""
+    patience = Patience(steps.door, timeout_us)
     slept, outcome = 0, await ask(steps, command, patience.left_us())
     while not outcome.granted:
         slept += await _pause(steps, outcome, command, patience.left_us())
@@ -311,11 +309,6 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
 
 
 _ANY_MOMENT: Final = frozenset({Reason.UNKNOWN, Reason.IN_FLIGHT})
-
-
-def _ticket(call_id: str, left_us: int) -> str | None:
-    """Return the ticket of a call that waits; None for one that has no time to stand in line."""
-    return call_id if left_us > 0 else None
 
 
 def _refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:

@@ -97,7 +97,8 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         label: str = "",
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
-        command, patience_us = self._door.reservation(tokens, keep, hold_for, label), timeout_us(timeout)
+        patience_us = timeout_us(timeout)
+        command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
         pending = AwaitedSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
         return Pending("AsyncTokenBucket.reserve", pending)
 

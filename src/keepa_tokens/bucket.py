@@ -107,7 +107,8 @@ class TokenBucket(BucketBase[Storage], Closing):
 
         timeout, hold_for: seconds. Raises as `acquire`; label as `try_reserve`.
         """
-        command, patience_us = self._door.reservation(tokens, keep, hold_for, label), timeout_us(timeout)
+        patience_us = timeout_us(timeout)
+        command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
         return BlockingSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
 
     def take_up_to(self, tokens: int, *, keep: int = 0) -> int:

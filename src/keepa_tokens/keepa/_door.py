@@ -63,33 +63,40 @@ class KeepaDoor(NotCopied, Generic[B]):
     def _steps(self) -> Steps[object]:
         raise NotImplementedError
 
-    def _wanted(self, estimate: int, keep: int, label: str, place: str | None = None) -> Reserve:
-        """Return the command that asks for a call's hold; in line by `place`, or as the task that comes back."""
+    def _wanted(
+        self, estimate: int, keep: int, label: str, *, waits: bool = False, place: str | None = None
+    ) -> Reserve:
+        """Return the command that asks for a call's hold.
+
+        In line by `place`, or as the task that comes back, or by an id of its own where its caller waits.
+        """
         estimate, keep = cost(self.bucket.quota, estimate, keep)
+        hold_id, place = new_id(), PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME)
         return Reserve(
-            new_id(),
+            hold_id,
             estimate,
             self._hold_for_us,
             keep,
             self._probe_after_us,
             self._probe is None,
             printable("label", label, 0, LONGEST_LABEL),
-            PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME),
+            hold_id if waits and place is None else place,
         )
 
     def _request(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Plan[C]:
-        wanted, patience_us = self._wanted(estimate, keep, label), timeout_us(timeout)
+        patience_us = timeout_us(timeout)
+        wanted = self._wanted(estimate, keep, label, waits=patience_us != 0)
         return lambda steps: reserve(steps, wanted, patience_us, made, self._ask)
 
     def _try_request(self, estimate: int, keep: int, place: str | None, label: str, made: Made[C]) -> Plan[C]:
-        wanted = self._wanted(estimate, keep, label, place)
+        wanted = self._wanted(estimate, keep, label, place=place)
         return lambda steps: try_reserve(steps, wanted, made, self._ask)
 
     def _attempts(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Attempts[C]:
         wanted = self._wanted(estimate, keep, label)
 
         def again(steps: Steps[object], left_us: int | None) -> Awaitable[C]:
-            return reserve(steps, replace(wanted, id=new_id()), left_us, made, self._ask)
+            return reserve(steps, self._wanted(estimate, keep, label, waits=left_us != 0), left_us, made, self._ask)
 
         return Attempts(wanted.tokens, wanted.keep, timeout_us(timeout), again)
 
