@@ -139,6 +139,7 @@ class Door(Generic[S_co]):
             refusal = take(bucket, now, tokens, 0)
             if refusal is None:
                 bucket.version += 1
+                bucket.touched = now
             balance = bucket.level[0]
         # Filled in by hand: to call the class would cost a tenth of the step.
         decision = _new(Decision)
