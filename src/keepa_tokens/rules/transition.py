@@ -28,8 +28,8 @@ from the balance already, and available = balance.
    its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
    exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
-   told theirs for good; and of a past grant no more than fits under the capacity when the largest place comes. So
-   in any interval at most capacity + refill is let go.
+   told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
+   come, with what lies there beside their tokens. So in any interval at most capacity + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
@@ -325,8 +325,9 @@ class _Step(Telling):
             return self._refuse(reason, at, command)
         if at > self.now:
             s = self.s
-            s.largest_place = max(command.tokens, s.largest_place if s.last_place > self.now else 0)
-            s.last_place = max(s.last_place, at)
+            numbers = self._numbers(s.balance or 0)
+            fast_path.note_place(numbers, self.now, command.tokens, at)
+            s.last_place, s.largest_place = numbers.last_place, numbers.largest_place
         self._take(command.tokens)
         self._leave(command.ticket)
         return Outcome(granted=True, place_us=at - self.now)
