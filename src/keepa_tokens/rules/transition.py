@@ -62,7 +62,7 @@ from the balance already, and available = balance.
    most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
-   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
+   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's, and nothing at the first change.
    For a minute after a change the larger of the two capacities bounds, then the smaller one clips a plain balance.
    Plain and synced on one key is a ConfigError.
 
@@ -557,7 +557,8 @@ class _Step(Telling):
             return
         old = self.flow
         if old.refill == 0:
-            s.refilled_at = max(0, now - MINUTE_US)
+            # Since it took these up a minute has passed at least; since it began, perhaps nothing.
+            s.refilled_at = now if s.terms_at is None else max(0, now - MINUTE_US)
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
         s.carry = 0
