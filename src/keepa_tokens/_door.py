@@ -289,6 +289,8 @@ class Reserved(NotCopied, Generic[S_co]):
         self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     def _settling(self, actual: int, reading: Reading | None) -> Settle:
+        if reading is not None:
+            instance("reading", reading, Reading)
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
 
     def _ended(self) -> None:
@@ -401,12 +403,13 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
     return function
 
 
-def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:
+def cost(quota: Quota, tokens: int, keep: int, name: str = "tokens") -> tuple[int, int]:
     """Return what is asked for and what is to be left, as ints; raises as `Quota.check_cost`."""
     if type(tokens) is int and type(keep) is int and keep == 0 and 0 <= tokens <= quota.capacity:
         return tokens, keep
+    tokens, keep = whole(name, tokens), whole("keep", keep)
     quota.check_cost(tokens, keep)
-    return whole("tokens", tokens), whole("keep", keep)
+    return tokens, keep
 
 
 def left_unsettled(door: Door[object], what: str, tokens: int, then: str, _: object = None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, unquote
 
+from .._arguments import instance
 from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
@@ -157,6 +158,7 @@ class BucketState:
 
         Names that this release doesn't know are left out.
         """
+        instance("texts", texts, Mapping)
         damaged: list[str] = []
 
         def read(name: str, value: T | None) -> T | None:

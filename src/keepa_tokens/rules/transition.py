@@ -62,9 +62,9 @@ from the balance already, and available = balance.
    most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
-   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's, and nothing at the first change.
-   For a minute after a change the larger of the two capacities bounds, then the smaller one clips a plain balance.
-   Plain and synced on one key is a ConfigError.
+   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
+   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, then the
+   smaller one clips a plain balance. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
