@@ -158,7 +158,7 @@ class BucketState:
 
         Names that this release doesn't know are left out.
         """
-        instance("texts", texts, Mapping)
+        instance("texts", texts, Mapping)  # type: ignore[type-abstract]
         damaged: list[str] = []
 
         def read(name: str, value: T | None) -> T | None:
