@@ -410,7 +410,7 @@ def test_misuse_is_an_error_at_once() -> None:
         KeepaSync(world.bucket, probe_interval=0)
     with pytest.raises(CostTooLarge):
         world.sync.try_request(1, keep=300)
-    with pytest.raises(TypeError, match="tokens"):
+    with pytest.raises(TypeError, match="estimate"):
         world.sync.try_request(cast("int", 1.5))
     with pytest.raises(ConfigError, match="probe"):
         KeepaSync(world.bucket).refresh()

@@ -157,6 +157,7 @@ class Door(Generic[S_co]):
                 refusal = take(bucket, now, tokens, 0)
                 if refusal is None:
                     bucket.version += 1
+                    bucket.touched = now
                 elif tokens is _ONE and bucket.level[0] == refusal[0] == _NONE and refusal[1] < NEVER:
                     self._empty = bucket.level, now + refusal[1]
             balance = bucket.level[0]
@@ -299,6 +300,8 @@ class Reserved(Held[S_co]):
     open = True
 
     def _settling(self, actual: int, reading: Reading | None) -> Settle:
+        if reading is not None:
+            instance("reading", reading, Reading)
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
 
     def _ended(self) -> None:
@@ -391,12 +394,13 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
     return function
 
 
-def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:
+def cost(quota: Quota, tokens: int, keep: int, name: str = "tokens") -> tuple[int, int]:
     """Return what is asked for and what is to be left, as ints; raises as `Quota.check_cost`."""
     if type(tokens) is int and type(keep) is int and keep == 0 and 0 <= tokens <= quota.capacity:
         return tokens, keep
+    tokens, keep = whole(name, tokens), whole("keep", keep)
     quota.check_cost(tokens, keep)
-    return whole("tokens", tokens), whole("keep", keep)
+    return tokens, keep
 
 
 def new_id() -> str:

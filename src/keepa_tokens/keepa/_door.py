@@ -70,7 +70,7 @@ class KeepaDoor(NotCopied, Generic[B]):
 
         In line by `place`, or as the task that comes back, or by an id of its own where its caller waits.
         """
-        estimate, keep = cost(self.bucket.quota, estimate, keep)
+        estimate, keep = cost(self.bucket.quota, estimate, keep, "estimate")
         hold_id, place = new_id(), PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME)
         return Reserve(
             hold_id,
