@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, TokenBucket, keepa_quota
 from keepa_tokens.cli.adopt import adopt, plan_adoption
 from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa
 from tests.cli import KEY, Workers, document, run
 
@@ -108,7 +110,7 @@ def test_as_a_function_it_does_the_same(server: Workers) -> None:
     place = RedisPlace.from_url(server.url)
     stuck = Manager(balance=-79)
 
-    assert adopt(place, KEY, stuck, refill_rate=20).first_call_in == pytest.approx(242.0)
+    assert adopt(place, KEY, stuck, refill_rate=20).found.retry_after == pytest.approx(242.0)
     assert place.fields(KEY) is None
     adopt(place, KEY, stuck, refill_rate=20, write=True)
     assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
@@ -137,21 +139,19 @@ def test_what_is_no_time_is_lost(said: str | None) -> None:
 def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
     """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket."""
     manager = understand({"balance": said}, NOW)
-    plan = plan_adoption(round(NOW * SECOND), KEY, manager, 20)
+    plan = plan_adoption(round(NOW * SECOND), manager, 20)
 
-    assert manager.balance is plan.balance is None
-    decision = plan.look.ask(1)
-    assert decision is not None
-    assert (decision.granted, decision.reason, decision.probe) == (False, "UNKNOWN", True)
+    assert manager.balance is plan.found.balance is None
+    asked = transition(keepa_quota(20), BucketState.from_fields(plan.fields), round(NOW * SECOND), Acquire(1))[1]
+    assert (asked.granted, asked.reason) == (False, Reason.UNKNOWN)
+    assert asked.claimed_until_us is not None
 
 
 def test_a_time_ahead_mints_nothing() -> None:
     """A time that lies a moment ahead refills nothing and is no damage."""
-    plan = plan_adoption(round(NOW * SECOND), KEY, Manager(-79, refilled_at=NOW + 60.0), 20)
+    plan = plan_adoption(round(NOW * SECOND), Manager(-79, refilled_at=NOW + 60.0), 20)
 
-    snapshot = plan.look.snapshot()
-    assert snapshot is not None
-    assert (plan.balance, snapshot.repaired) == (-79, ())
+    assert (plan.found.balance, plan.found.repaired) == (-79, ())
 
 
 def test_a_recharge_flag_without_an_end_is_left_out() -> None:

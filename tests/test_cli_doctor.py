@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import redis
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli.doctor import examine
+from keepa_tokens.cli.doctor import Finding, examine
+from keepa_tokens.cli.doctor_server import read_info
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
@@ -382,51 +384,52 @@ def test_the_doctor_leaves_nothing_behind(server: Workers) -> None:
         assert client.hgetall(STORED) == before
 
 
-def test_an_old_server_is_found() -> None:
-    """A Redis older than 6.2 is found by its version."""
-    from keepa_tokens.cli import doctor_server
+@pytest.mark.parametrize(
+    "info, expected",
+    [
+        ({"redis_version": "6.0.16"}, {"old": "it is Redis 6.0.16"}),
+        ({"redis_version": "6.2.0"}, {}),
+        ({"redis_version": "7.4.1"}, {}),
+        (
+            {"role": "master", "connected_slaves": "1", "slave0": "ip=10.0.0.2,port=6379,state=online,offset=1,lag=45"},
+            {"lags": "replica 0 is 45 s behind"},
+        ),
+        ({"connected_slaves": "1", "slave0": "{'ip': '10.0.0.2', 'lag': 45}"}, {"lags": "replica 0 is 45 s behind"}),
+        ({"connected_slaves": "1", "slave0": "ip=10.0.0.2,port=6379,lag=1"}, {}),
+        (
+            {"rdb_last_bgsave_status": "err"},
+            {"save-failed": "its last attempt to write to disk failed (rdb_last_bgsave_status)"},
+        ),
+    ],
+)
+def test_what_a_server_says_of_itself_is_judged(info: dict[str, str], expected: dict[str, str]) -> None:
+    """A Redis older than 6.2, a replica that is far behind, however the client shows its line, and a save that failed
+    are found.
+    """
+    assert {told.code: told.what for told in read_info(info, plain=False) if isinstance(told, Finding)} == expected
 
-    for version, codes in [("6.0.16", ["old"]), ("6.2.0", []), ("7.4.1", [])]:
-        seen = doctor_server.Examination()
-        doctor_server._version({"redis_version": version}, seen)
-        assert [found.code for found in seen.findings] == codes
+
+def test_a_plain_bucket_on_a_server_that_saved_nothing_is_told() -> None:
+    """That a plain bucket's server saved nothing so far is told, though it is no fault; a synced one's may be so."""
+    (found,) = [told for told in read_info({}, plain=True) if isinstance(told, Finding)]
+    assert (found.code, found.fault) == ("not-kept", False)
+    assert not [told for told in read_info({}, plain=True) if isinstance(told, str) and "on disk" in told]
+    assert "keeps on disk: nothing so far" in list(read_info({}, plain=False))
 
 
 @pytest.mark.parametrize("ahead, codes", [(3600.0, ["clock"]), (-3600.0, ["clock"]), (2.0, []), (0.0, [])])
 def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, codes: list[str]) -> None:
     """A server whose clock is further from ours than the tolerance is found, with by how much and to which side."""
-    from keepa_tokens.cli import doctor_server
 
     class Stepped(RedisPlace):
         def now_us(self) -> int:
             return super().now_us() + round(ahead * SECOND)
 
-    place, seen = Stepped.from_url(server.url), doctor_server.Examination()
-    doctor_server._clock(place, seen)
-    place.close()
-    assert [found.code for found in seen.findings] == codes
+    with closing(Stepped.from_url(server.url)) as place:
+        found = [told for told in place.examine(plain=False) if isinstance(told, Finding)]
     side = "ahead of" if ahead > 0 else "behind"
-    assert all(f"its clock is 3,600 s {side} this machine's" in found.what for found in seen.findings)
-
-
-def test_a_lagging_replica_is_found() -> None:
-    """A replica that is far behind is found, however the client shows its line."""
-    from keepa_tokens.cli import doctor_server
-
-    for line in ("ip=10.0.0.2,port=6379,state=online,offset=1,lag=45", "{'ip': '10.0.0.2', 'offset': 1, 'lag': 45}"):
-        seen = doctor_server.Examination()
-        doctor_server._replication({"role": "master", "connected_slaves": "1", "slave0": line}, seen)
-        assert [found.what for found in seen.findings] == ["replica 0 is 45 s behind"]
-
-
-def test_a_failed_save_and_a_plain_bucket_on_nothing_are_told() -> None:
-    """A save that failed is a fault; that a plain bucket's server saved nothing so far is only told."""
-    from keepa_tokens.cli import doctor_server
-
-    seen = doctor_server.Examination()
-    doctor_server._persistence({"rdb_last_bgsave_status": "err"}, seen, plain=True)
-    assert [(found.code, found.fault) for found in seen.findings] == [("not-kept", False), ("save-failed", True)]
-    assert not [fact for fact in seen.facts if "on disk" in fact]
+    assert [told.code for told in found] == codes
+    assert all(f"its clock is 3,600 s {side} this machine's" in told.what for told in found)
 
 
 # --- the API key, and the stuck state of a hand-made manager

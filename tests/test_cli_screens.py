@@ -18,7 +18,7 @@ from rich.text import Text
 from keepa_tokens.cli import colours, shell
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.demo import Scenario
-from keepa_tokens.cli.demo_show import picture
+from keepa_tokens.cli.demo_command import picture
 from tests.cli import drawn, run
 
 OURS = (colours.GOOD, colours.BUSY, colours.CARE, colours.BAD)

@@ -19,7 +19,7 @@ import pytest
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
 from keepa_tokens.cli.demo import Meter, Sample, Scenario
-from keepa_tokens.cli.demo_show import picture
+from keepa_tokens.cli.demo_command import picture
 from keepa_tokens.cli.view import chart, fits
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing import FakeKeepa

@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..bucket import TokenBucket
 from ..errors import NotEnoughTokens
@@ -31,9 +31,11 @@ from ..testing.clock import ManualClock
 from ..testing.fake_keepa import FakeKeepa
 from ..units import MICROSECONDS
 from . import old_rule
-from .place import Place
 from .simulate import Kind, Turns
 from .words import count, duration
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
 
 BUCKET: Final = "demo"
 REFILL_RATE: Final = 20
@@ -157,7 +159,7 @@ class Fault:
 class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
-    def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
+    def __init__(self, workers: int, seed: int, place: RedisPlace | None = None) -> None:
         self._clock, self._storage = ManualClock(), place or MemoryStorage()
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price

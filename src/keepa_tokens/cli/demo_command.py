@@ -1,23 +1,181 @@
-"""`keepa-tokens demo`, as click sees it."""
+"""`keepa-tokens demo`: the scenario as a picture, as lines, as a table of what was measured, and as a JSON document."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from .._door import new_id
-from . import shell
-from .colours import BAD, GOOD
-from .demo import BUCKET, REFILL_RATE, SECONDS, Scenario
-from .demo_show import document, picture, summary
-from .place import Place
-from .view import Screen, fits
-from .where import Where
-from .words import count
+from ..units import MICROSECONDS
+from . import old_rule, shell
+from .colours import BAD, BUSY, CARE, GOOD
+from .demo import BUCKET, DEBT, REFILL_RATE, SECONDS, Fault, Scenario, Worker
+from .view import Curve, Lane, Picture, Screen, fits
+from .where import opened
+from .words import count, duration
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
+
+LOW: Final = -100
+HIGH: Final = 250
+HEADROOM: Final = 50
+
+
+def picture(scene: Scenario, real_seconds: float) -> Picture:
+    """Return the scene as a picture. real_seconds: how long the run is to last."""
+    fault, now = scene.fault, scene.now_us / MICROSECONDS
+    box = [scene.story]
+    if fault is None:
+        left = math.ceil((SECONDS / 2 - now) / SECONDS * real_seconds)
+        box.append(
+            f"{f'In {left} s' if left > 0 else 'Any moment'} one large call takes the balance to {DEBT}, and the stored"
+            " time of the last refill is lost. The old system took now for it, so nothing refilled; and below"
+            f" {old_rule.THRESHOLD} tokens it didn't ask the server. It stood still for days."
+        )
+    else:
+        box += [f"this library: {_projection(scene):>4}, {new_rule_says(scene, fault)}"]
+        box += [f"the old rule: {scene.old_balance:>4}, {old_rule_says(scene, fault)}"]
+    recovered = fault is not None and fault.recovered_after is not None
+    return Picture(
+        title="keepa-tokens demo",
+        about=f"{REFILL_RATE} tokens a minute",
+        aside=f"server clock {duration(now)} of {duration(SECONDS)}",
+        curves=_curves(scene),
+        low=LOW,
+        high=-(-max([HIGH, *(truth for _, _, truth, _ in scene.history)]) // HEADROOM) * HEADROOM,
+        beside_legend=f"refill {duration(scene.fake.refill_in):>4}",
+        facts=_facts(scene),
+        lanes=[_lane(worker, scene.now_us) for worker in scene.workers],
+        box_title="recovered" if recovered else "ingesting" if fault is None else "timestamp lost",
+        box=box,
+        box_style=GOOD if recovered else "" if fault is None else CARE,
+    )
+
+
+def _projection(scene: Scenario) -> str:
+    latest = scene.latest
+    return "unknown" if latest is None or latest.projection is None else str(latest.projection)
+
+
+def _curves(scene: Scenario) -> list[Curve]:
+    def points(place: int) -> list[tuple[float, int]]:
+        span = SECONDS * MICROSECONDS
+        return [(moment[0] / span, value) for moment in scene.history if (value := moment[place]) is not None]
+
+    curves = [
+        Curve("server", points(2), GOOD, f"{scene.fake.balance:<4}", dash=(1, 1)),
+        Curve("projection", points(1), BUSY, f"{_projection(scene):<4}"),
+    ]
+    if scene.fault is not None:
+        curves.append(Curve("old rule", points(3), BAD, str(scene.old_balance), dash=(4, 4)))
+    return curves
+
+
+def _facts(scene: Scenario) -> list[str]:
+    latest, worst = scene.latest, scene.meter.worst
+    now = "" if latest is None else f"in flight {latest.in_flight:<4} apart {abs(latest.ahead):<4} "
+    never = "a bound is broken" if scene.meter.broken else "never too high"
+    asked = f"server refused {scene.fake.refused}  probes {scene.fake.token_calls}"
+    return [
+        f"{now}at worst {abs(worst.ahead)} of {worst.allowed} allowed  {never}",
+        f"grants {scene.counts['grants']:<4}    tokens {scene.fake.spent:<4}   {asked}",
+        f"waits {_waits(scene)}",
+    ]
+
+
+def _waits(scene: Scenario) -> str:
+    return ", ".join(f"{times} {reason}" for reason, times in scene.waits.most_common()) or "none"
+
+
+def _lane(worker: Worker, now_us: int) -> Lane:
+    totals = f"{worker.calls:>3} calls {worker.spent:>4} tokens"
+    if worker.wait is not None and worker.job is not None:
+        reason, since, due = worker.wait
+        part = (now_us - since) / max(1, due - since)
+        words = f"waits for {worker.job.tokens}: {reason}"
+        return Lane(worker.name, words, CARE, part, duration((due - now_us) / MICROSECONDS), totals)
+    if worker.calling and worker.job is not None:
+        return Lane(worker.name, f"calls for {worker.job.text}", BUSY, totals=totals)
+    return Lane(worker.name, "stores what it got" if worker.calls else "starts", "dim", totals=totals)
+
+
+def new_rule_says(scene: Scenario, fault: Fault) -> str:
+    """Return how this library took the fault."""
+    asked = "" if fault.asked_after is None else f"server asked at {duration(fault.asked_after)}, "
+    if fault.recovered_after is None:
+        since = (scene.now_us - fault.at_us) / MICROSECONDS
+        return f"{asked}a grant in {duration(fault.promised - since)}"
+    return f"{asked}granted at {duration(fault.recovered_after)} (promised {duration(fault.promised)})"
+
+
+def old_rule_says(scene: Scenario, fault: Fault) -> str:
+    """Return how the old rule took it, from the same requests."""
+    granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
+    if granted or asked:
+        return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
+    still = duration((scene.now_us - fault.at_us) / MICROSECONDS)
+    return f"unmoved for {still}, refused {count(refused, 'time')}, server never asked"
+
+
+def summary(scene: Scenario) -> list[tuple[str, str]]:
+    """Return what was measured, each with its name."""
+    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
+    allowed = f"{worst.allowed} allowed then ({worst.in_flight} in flight, {count(worst.steps, 'refill step')})"
+    lines = [
+        ("run", f"{duration(scene.now_us / MICROSECONDS)} of server time, {count(len(scene.workers), 'worker')}"),
+        ("calls", f"{count(scene.counts['answers'], 'answer')}, {count(scene.fake.spent, 'token')}"),
+        ("waits", _waits(scene)),
+        ("refused by the server", str(scene.fake.refused)),
+        ("probes of the server", str(scene.fake.token_calls)),
+        ("compared", f"{meter.judged:,} times, {meter.quiet:,} of them with nothing in flight"),
+        ("furthest apart", f"{count(abs(worst.ahead), 'token')}; {allowed}"),
+    ]
+    if fault is not None:
+        lines += [
+            ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
+            ("this library", f"mended {fault.repaired}, {new_rule_says(scene, fault)}"),
+            ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene, fault)}"),
+        ]
+    return lines
+
+
+def document(scene: Scenario, seed: int) -> dict[str, object]:
+    """Return the run for machines. Times are seconds of the server's clock."""
+    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
+    told: dict[str, object] = {
+        "ok": not meter.broken,
+        "broken": list(meter.broken.values()),
+        "server_seconds": scene.now_us / MICROSECONDS,
+        "workers": len(scene.workers),
+        "seed": seed,
+        "counts": {
+            **scene.counts,
+            "tokens": scene.fake.spent,
+            "refused": scene.fake.refused,
+            "probes": scene.fake.token_calls,
+            "waits": scene.waits,
+        },
+        "samples": {"judged": meter.judged, "quiet": meter.quiet},
+        "furthest_apart": asdict(worst) | {"apart": abs(worst.ahead), "allowed": worst.allowed},
+        "fault": None,
+        "old_rule": None,
+    }
+    if fault is not None:
+        names = ("promised", "repaired", "asked_after", "recovered_after")
+        told["fault"] = {"at": fault.at_us / MICROSECONDS, "balance": DEBT} | {
+            name: getattr(fault, name) for name in names
+        }
+        still = {"balance": scene.old_balance, "stood_still": (scene.now_us - fault.at_us) / MICROSECONDS}
+        told["old_rule"] = still | {verdict.name.lower(): fault.verdicts[verdict] for verdict in old_rule.Verdict}
+    return told
 
 
 @shell.command(
@@ -56,12 +214,12 @@ def demo_command(
 
 
 @contextmanager
-def _place(url: str | None) -> Generator[Place | None]:
+def _place(url: str | None) -> Generator[RedisPlace | None]:
     """Yield where the bucket lives; afterwards nothing of it is there."""
     if url is None:
         yield None
         return
-    with Where(url, None, f"keepa_tokens:demo:{new_id()}:").opened() as place:
+    with closing(cast("RedisPlace", opened(url, None, f"keepa_tokens:demo:{new_id()}:"))) as place:
         try:
             yield place
         finally:

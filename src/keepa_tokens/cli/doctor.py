@@ -62,7 +62,7 @@ class Finding:
     cure: str
     fault: bool = True
     mend: str = ""
-    about: str = ""
+    about: str = "server"
 
 
 def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:

@@ -1,11 +1,15 @@
-"""One bucket at one moment: what is stored of it, and what the rules make of that. Writes nothing anywhere."""
+"""One bucket at one moment: what is stored of it, and what the rules make of that. Writes nothing anywhere.
+
+A place is a storage and a way around its rules, for those who look at damage, plant it, or move a bucket in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ..bucket import TokenBucket
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
@@ -14,7 +18,12 @@ from ..rules.line import Ticket, standing
 from ..rules.state import BucketState, Hold
 from ..rules.transition import transition
 from ..units import MICROSECONDS
-from .place import Place
+
+if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqlite3
+    from .redis_place import RedisPlace
+    from .sqlite_place import SqlitePlace
+
+Place: TypeAlias = "RedisPlace | SqlitePlace"
 
 YEAR_US: Final = 365 * 86_400 * MICROSECONDS
 
@@ -41,7 +50,7 @@ class Look:
 
     key: str
     now_us: int
-    fields: dict[str, str]
+    fields: Mapping[str, str]
     state: BucketState
     lifetime: float | None = None
     own_clock: bool = False
@@ -106,6 +115,11 @@ class Look:
         left = (hold.expires_at - self.now_us) / MICROSECONDS
         hold_for = hold.hold_for / MICROSECONDS
         return HeldCall(hold_id, hold.tokens, max(0.0, hold_for - left), left, hold_for, hold.label)
+
+
+def door(place: Place, key: str, quota: Quota) -> TokenBucket:
+    """Return a door to a bucket, as a worker has it, of which nobody hears."""
+    return TokenBucket(quota, key=key, storage=place, listener=lambda _: None)
 
 
 def look(place: Place, key: str) -> Look | None:

@@ -135,16 +135,16 @@ class Group(Command, click.Group):
 
 
 COMMANDS: Final = {
-    "status": "status_command",
+    "status": "status",
     "doctor": "doctor_command",
-    "adopt": "adopt_command",
-    "watch": "watch_command",
-    "pause": "manage_command",
-    "resume": "manage_command",
-    "reset": "manage_command",
-    "release": "manage_command",
+    "adopt": "adopt",
+    "watch": "watch",
+    "pause": "manage",
+    "resume": "manage",
+    "reset": "manage",
+    "release": "manage",
     "simulate": "simulate_command",
-    "completion": "completion_command",
+    "completion": "app",
     "demo": "demo_command",
 }
 """The commands, and the modules that they are in."""

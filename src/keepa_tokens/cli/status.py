@@ -1,4 +1,4 @@
-"""A bucket in sentences, and as a document. Pure: a look goes in."""
+"""`keepa-tokens status`: a bucket in sentences, and as a document."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import click
+from rich.text import Text
+
 from ..rules.decision import Decision, Reason, Snapshot
-from .look import Look
+from . import shell
+from .colours import CARE, GOOD
+from .look import Look, all_buckets
 from .view import bar
+from .where import WITH_BASE_URL, Where, with_bucket
 from .words import columns, count, duration
 
 CALLS: Final = (10, 150)
@@ -218,3 +224,51 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+@shell.command(
+    "how a bucket is: what is there, who holds it, what a call gets",
+    examples="""
+    keepa-tokens status --redis redis://127.0.0.1:6379
+    keepa-tokens status --redis redis://127.0.0.1:6379 --all
+    keepa-tokens status --sqlite buckets.sqlite --json
+    KEEPA_API_KEY=... keepa-tokens status --redis redis://127.0.0.1:6379 --probe
+    """,
+    then="keepa-tokens doctor     what is wrong, what it does, and how to mend it",
+)
+@with_bucket
+@click.option("--all", "every", is_flag=True, help="A table of every bucket.")
+@click.option("--probe", is_flag=True, help="Ask the server as well, which costs no tokens, and show both balances.")
+@WITH_BASE_URL
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_json: bool) -> None:
+    """Show a bucket: what is there, who holds it, what a call would get and when.
+
+    Without KEY: the only bucket there is, or the one of the API key. Writes nothing, unless --probe brings a reading.
+    """
+    if every:
+        _show_all(list(all_buckets(where.place)), as_json=as_json)
+        return
+    seen, said = where.look(), None
+    if probe:
+        said = where.ask(seen, base_url)
+        seen = where.look(seen.key)
+    if as_json:
+        server = said and {"balance": said.said, "projected": said.projected, "why_not": said.why_not}
+        shell.print_json({"bucket": document(seen), **({"server": server} if probe else {})})
+        return
+    fine = state_of(seen, seen.snapshot()) == "open"
+    shell.console().print(Text(headline(seen), f"bold {GOOD if fine else CARE}"))
+    shell.print_table(sentences(seen) + ([("server", said.sentence())] if said else []))
+
+
+def _show_all(looks: list[Look], *, as_json: bool) -> None:
+    if as_json:
+        shell.print_json({"buckets": [document(seen) for seen in looks]})
+        return
+    if not looks:
+        shell.complain("there is no bucket here: the first call of a worker makes one")
+        return
+    console = shell.console()
+    heading, *rows = table(looks, console.width) if console.is_terminal else table(looks)
+    console.print(Text.assemble((heading, "bold"), *(f"\n{row}" for row in rows)), soft_wrap=True)

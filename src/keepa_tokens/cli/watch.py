@@ -1,17 +1,25 @@
-"""A bucket over time, as a picture and as lines. Pure: looks go in, one after the other."""
+"""`keepa-tokens watch`: a bucket over time, as a picture and as lines."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from typing import Final
+
+import click
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
+from . import shell
 from .colours import BUSY, CARE, GOOD
 from .look import Look
 from .status import CALLS, WHY, state_of
-from .view import Curve, Lane, Picture
+from .view import Curve, Lane, Picture, Screen, fits
+from .where import Where, with_bucket
 from .words import count, duration
 
 HOUR_US: Final = 3600 * MICROSECONDS
@@ -209,3 +217,38 @@ def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
     if snapshot.repaired:
         lines.append(f"Damaged: {', '.join(snapshot.repaired)}; `keepa-tokens doctor` says more.")
     return lines
+
+
+@shell.command(
+    "a bucket live",
+    examples="""
+    keepa-tokens watch --redis redis://127.0.0.1:6379
+    keepa-tokens watch --redis URL --plain | tee bucket.log     a line a change
+    """,
+    then="keepa-tokens doctor     if it doesn't move",
+)
+@with_bucket
+@click.option("--every", type=shell.Number(0.1, 3600), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--looks", type=click.IntRange(1), help="End after so many looks.  [default: go on until Ctrl-C]")
+@click.option("--plain", is_flag=True, help="Plain lines, one a change, in a terminal too.")
+def watch_command(where: Where, *, every: float, looks: int | None, plain: bool) -> None:
+    """Watch a bucket live: balance and holds of the last hour, what a call would get and when, what is in flight.
+
+    It only looks, and writes nothing. The curve begins when the watch does. A refusal of somebody who doesn't wait
+    leaves no trace in a bucket: the metrics count those.
+    """
+    key, story = where.bucket(), Story()
+    screen = None if plain or not fits(sys.stdout) else Screen()
+    with screen or nullcontext():
+        while True:
+            seen = where.look(key)
+            clock, line = datetime.now().astimezone().strftime("%H:%M:%S"), story.take(seen)
+            if screen is not None:
+                screen.show(picture(story, seen, clock))
+            elif line:
+                click.echo(f"{clock}  {line}")
+                sys.stdout.flush()
+            looks = None if looks is None else looks - 1
+            if looks == 0:
+                return
+            time.sleep(every)
