@@ -324,13 +324,10 @@ class Scenario:
     def _hear(self, event: Event) -> None:
         fault = self.fault
         self.counts["grants"] += event.kind is EventKind.GRANTED
-        match event.kind:
-            case EventKind.PROBE_CLAIMED:
-                self._tell(self._asking.name, "asks the server for the balance, for all")
-            case EventKind.REPAIRED:
-                self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
-            case _:
-                pass
+        if event.kind is EventKind.PROBE_CLAIMED:
+            self._tell(self._asking.name, "asks the server for the balance, for all")
+        elif event.kind is EventKind.REPAIRED:
+            self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
         if fault is None:
             return
         recovered = fault.recovered_after

@@ -209,8 +209,14 @@ def demo_command(
     never further off than it may be, with 1 if it was.
     """
     with _place(redis_url) as place:
-        broken = _play(Scenario(workers, seed, place), seconds, seed, plain=plain, as_json=as_json)
-    ctx.exit(shell.FINDINGS if broken else shell.WELL)
+        scene = Scenario(workers, seed, place)
+        if as_json:
+            for _ in scene.play():
+                pass
+            shell.print_json(document(scene, seed))
+        else:
+            _show(scene, seconds, None if plain or not fits(sys.stdout) else Screen())
+    ctx.exit(shell.FINDINGS if scene.meter.broken else shell.WELL)
 
 
 @contextmanager
@@ -226,26 +232,19 @@ def _place(url: str | None) -> Generator[RedisPlace | None]:
             place.delete(BUCKET)
 
 
-def _play(scene: Scenario, seconds: float, seed: int, *, plain: bool, as_json: bool) -> bool:
-    """Show a run; return whether a bound was broken."""
-    screen = None if as_json or plain or not fits(sys.stdout) else Screen()
-    if screen is None and not as_json:
+def _show(scene: Scenario, seconds: float, screen: Screen | None) -> None:
+    if screen is None:
         click.echo(
             f"{count(len(scene.workers), 'worker')} on one key of {REFILL_RATE} tokens a minute of a fake Keepa server"
         )
     started = time.monotonic()
     with screen or nullcontext():
         for at in scene.play():
-            if as_json:
-                continue
             if screen is None:
                 _print_news(scene)
             else:
                 screen.show(picture(scene, seconds))
             time.sleep(max(0.0, started + at / SECONDS * seconds - time.monotonic()))
-    if as_json:
-        shell.print_json(document(scene, seed))
-        return bool(scene.meter.broken)
     if screen is None:
         _print_news(scene)
     console = shell.console()
@@ -255,7 +254,6 @@ def _play(scene: Scenario, seconds: float, seed: int, *, plain: bool, as_json: b
         console.print(f"broken: {words}", style=f"bold {BAD}")
     if not scene.meter.broken:
         console.print("Every bound held.", style=f"bold {GOOD}")
-    return bool(scene.meter.broken)
 
 
 def _print_news(scene: Scenario) -> None:
