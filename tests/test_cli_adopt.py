@@ -12,7 +12,7 @@ from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa
-from tests.cli import KEY, Workers, document, run
+from tests.cli import KEY, Workers
 
 SECOND = 1_000_000
 NOW = 1_780_000_000.0
@@ -32,7 +32,7 @@ OPTIONS = ("--balance-key", "keepa:tokens", "--timestamp-key", "keepa:last_refil
 
 def test_a_dry_run_says_all_and_writes_nothing(server: Workers) -> None:
     """Without --yes it says what it found, what it would write and when the first call would go, and writes nothing."""
-    said = run("adopt", "--redis", server.url, *OPTIONS, env=ENV).stdout
+    said = server.run("adopt", *OPTIONS, env=ENV).stdout
     with server.client() as client:
         assert sorted(client.keys("*")) == [b"keepa:rate", b"keepa:tokens"]
 
@@ -51,9 +51,9 @@ def test_found_adopted_and_running_in_three_commands(server: Workers) -> None:
     """The stuck state is found by `doctor`, taken over by `adopt --yes`, and `status` shows the bucket that runs: the
     first worker asks the server and works at once, since the server had long been full again.
     """
-    stuck = document("doctor", "--redis", server.url, code=1)["findings"]
-    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
-    told = document("status", "--redis", server.url)["bucket"]
+    stuck = server.document("doctor", code=1)["findings"]
+    server.run("adopt", *OPTIONS, "--yes", env=ENV)
+    told = server.document("status")["bucket"]
 
     assert [found["code"] for found in stuck] == ["stuck-manager"]
     assert (told["key"], told["balance"], told["refill"], told["repaired"]) == (bucket_key("mine"), -79, 20, [])
@@ -68,7 +68,7 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
     with server.client() as client:
         seconds, _ = client.time()
         client.set("keepa:last_refill", str(seconds - 303))
-    told = document("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    told = server.document("adopt", *OPTIONS, "--yes", env=ENV)
 
     assert (told["found"]["stuck"], told["written"]) == (False, True)
     assert told["bucket"]["balance"] == -79 + 5 * 20
@@ -77,14 +77,14 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
     """A second adoption is refused: whatever workers have made of the bucket since stays."""
-    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    server.run("adopt", *OPTIONS, "--yes", env=ENV)
 
-    assert "there is a bucket" in run("adopt", "--redis", server.url, *OPTIONS, "--yes", code=2, env=ENV).stderr
+    assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr
 
 
 def test_the_key_has_an_end(server: Workers) -> None:
     """An adopted bucket that nobody uses ends by itself, but not before it could have been used for a day."""
-    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    server.run("adopt", *OPTIONS, "--yes", env=ENV)
     with server.client() as client:
         assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
 
@@ -94,7 +94,7 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
     with server.client() as client:
         client.hset("old", mapping={"tokens": "-31", "rate": "5", "recharge": "480"})
     options = ("--hash", "old", "--balance-key", "tokens", "--rate-key", "rate", "--recharge-key", "recharge")
-    told = document("adopt", "--redis", server.url, KEY, *options)
+    told = server.document("adopt", KEY, *options)
 
     assert told["found"] == {"balance": -31, "refilled_at": None, "rate": 5, "recharge_to": 480, "stuck": True}
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
@@ -102,7 +102,7 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
 
 def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
     """The bucket is the API key's or KEY; without either that is a usage error."""
-    assert "say for which bucket" in run("adopt", "--redis", server.url, *OPTIONS, code=2).stderr
+    assert "say for which bucket" in server.run("adopt", *OPTIONS, code=2).stderr
 
 
 def test_as_a_function_it_does_the_same(server: Workers) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-
 import pytest
 
 from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, drawn, run
+from tests.cli import KEY, Workers, drawn
 
 
 class Watched:
@@ -186,21 +182,8 @@ def test_a_wait_has_a_bar_that_grows(watched: Watched) -> None:
 def test_in_a_pipe_it_writes_lines(valkey: Workers) -> None:
     """In a pipe a watch writes plain lines with the time, and ends after as many looks as it was told."""
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
-    said = run("watch", "--redis", valkey.url, "--looks", "2", "--every", "0.1").stdout
+    said = valkey.run("watch", "--looks", "2", "--every", "0.1").stdout
 
     (line,) = said.splitlines()
     assert line.endswith("  open: 300 of 1,200")
     assert line[2] == line[5] == ":"
-
-
-def test_an_interrupt_ends_a_watch_with_a_last_line(valkey: Workers) -> None:
-    """Ctrl-C ends a watch with a last line on the standard error and exit code 130."""
-    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
-    command = [sys.executable, "-W", "error", "-m", "keepa_tokens", "watch", "--redis", valkey.url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
-        assert watching.stdout is not None
-        watching.stdout.readline()
-        watching.send_signal(signal.SIGINT)
-        _, errors = watching.communicate(timeout=30)
-
-    assert (watching.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")
