@@ -15,7 +15,7 @@ from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
 from ..rules.decision import Decision, Snapshot
 from ..rules.line import Ticket, standing
-from ..rules.state import BucketState, Hold
+from ..rules.state import BucketState
 from ..rules.transition import transition
 from ..units import MICROSECONDS
 
@@ -26,18 +26,6 @@ if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqli
 Place: TypeAlias = "RedisPlace | SqlitePlace"
 
 YEAR_US: Final = 365 * 86_400 * MICROSECONDS
-
-
-@dataclass(frozen=True, slots=True)
-class HeldCall:
-    """A hold in flight. age, left: seconds since it was opened, and until it runs out."""
-
-    id: str
-    tokens: int
-    age: float
-    left: float
-    hold_for: float
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +74,6 @@ class Look:
         except ConfigError:  # of a newer release
             return None
 
-    def held_calls(self) -> list[HeldCall]:
-        """Return the holds in flight, the oldest first."""
-        calls = [self._held(hold_id, hold) for hold_id, hold in self.state.holds.items() if hold.in_flight]
-        return sorted(calls, key=lambda call: -call.age)
-
     def step(self, snapshot: Snapshot) -> tuple[int, float]:
         """Return what a refill step brings, and its length in seconds: of a smooth refill a step is one token."""
         if snapshot.refill and not snapshot.quota.stepped:
@@ -103,18 +86,9 @@ class Look:
         step_us = max(1, round(self.step(snapshot)[1] * MICROSECONDS))
         return (step_us - since_us % step_us) / MICROSECONDS
 
-    def paused_for(self) -> float:
-        """Return the seconds until a pause ends; 0: there is none."""
-        return max(0, (self.state.paused_until or 0) - self.now_us) / MICROSECONDS
-
     def line(self) -> list[Ticket]:
         """Return who stands in line, the first one first."""
         return standing(self.state.line, self.now_us)
-
-    def _held(self, hold_id: str, hold: Hold) -> HeldCall:
-        left = (hold.expires_at - self.now_us) / MICROSECONDS
-        hold_for = hold.hold_for / MICROSECONDS
-        return HeldCall(hold_id, hold.tokens, max(0.0, hold_for - left), left, hold_for, hold.label)
 
 
 def door(place: Place, key: str, quota: Quota) -> TokenBucket:

@@ -7,8 +7,8 @@ from typing import Final
 
 import click
 
-from ..quota import Quota
 from ..rules.commands import Cancel
+from ..rules.decision import Snapshot
 from . import shell, status
 from .look import Look, door
 from .where import Where, with_bucket
@@ -41,8 +41,8 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 )
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
-    seen, terms = _known(where)
-    door(where.place, seen.key, terms).pause(span)
+    seen, found = _known(where)
+    door(where.place, seen.key, found.quota).pause(span)
     shell.say(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
 
 
@@ -56,13 +56,12 @@ def pause_command(where: Where, *, span: int) -> None:
 @with_bucket
 def resume_command(where: Where) -> None:
     """End a pause."""
-    seen, terms = _known(where)
-    left = seen.paused_for()
-    if not left:
+    seen, found = _known(where)
+    if not found.paused_for:
         shell.say(f"{seen.key} was not paused; nothing was changed.")
         return
-    door(where.place, seen.key, terms).pause(0)
-    shell.say(f"{seen.key} goes on; {duration(left)} of its pause were left.")
+    door(where.place, seen.key, found.quota).pause(0)
+    shell.say(f"{seen.key} goes on; {duration(found.paused_for)} of its pause were left.")
 
 
 @shell.command(
@@ -104,24 +103,27 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
     HOLD is its id, or the beginning of it, as `doctor` and `status --json` show it. If the server did charge the call,
     the next reading says so.
     """
-    seen, terms = _known(where)
-    held = [call for call in seen.held_calls() if call.id.startswith(hold_id)]
+    seen, found = _known(where)
+    held = [call for call in found.in_flight if call.id.startswith(hold_id)]
     if len(held) != 1:
-        there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in seen.held_calls()) or "none"
+        there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight) or "none"
         raise shell.RefusedError(f"{count(len(held), 'call')} in flight begin with {hold_id!r}; there are: {there}")
     (call,) = held
     what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
     _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-    outcome = where.place.apply(seen.key, terms, Cancel(call.id))
+    outcome = where.place.apply(seen.key, found.quota, Cancel(call.id))
     shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
-def _known(where: Where) -> tuple[Look, Quota]:
-    """Return a bucket, and the terms that it runs on."""
+def _known(where: Where) -> tuple[Look, Snapshot]:
+    """Return a bucket of which something can be told, and that."""
     seen = where.look()
-    if seen.quota is None:
-        raise shell.RefusedError(f"the terms of {seen.key!r} are lost: a worker's next call writes them")
-    return seen, seen.quota
+    snapshot = seen.snapshot()
+    if snapshot is None:
+        lost = f"the terms of {seen.key!r} are lost: a worker's next call writes them"
+        newer = f"{seen.key!r} was written by a newer release: upgrade this command"
+        raise shell.RefusedError(lost if seen.quota is None else newer)
+    return seen, snapshot
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:

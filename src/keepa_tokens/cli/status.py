@@ -39,7 +39,7 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
     """Return how a bucket is, in a word or two."""
     if snapshot is None:
         return look.trouble
-    if look.paused_for() > 0:
+    if snapshot.paused_for > 0:
         return "paused"
     if snapshot.balance is None:
         return "unknown"
@@ -69,14 +69,14 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     lines = [
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot)),
-        ("available", _available(look, snapshot)),
+        ("available", _available(snapshot)),
         ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
         *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
     ]
-    if look.paused_for() > 0:
-        lines.insert(1, ("paused", f"for another {duration(look.paused_for())}; `keepa-tokens resume` ends it"))
+    if snapshot.paused_for > 0:
+        lines.insert(1, ("paused", f"for another {duration(snapshot.paused_for)}; `keepa-tokens resume` ends it"))
     if snapshot.quota.synced:
         lines.append(("reading", _reading(look, snapshot)))
     lines.append(("mended", ", ".join(snapshot.repaired) or "nothing had to be"))
@@ -104,12 +104,12 @@ def _balance(snapshot: Snapshot) -> str:
     return f"{snapshot.balance:,} of {snapshot.capacity:,}  {drawn}"
 
 
-def _available(look: Look, snapshot: Snapshot) -> str:
-    calls = look.held_calls()
+def _available(snapshot: Snapshot) -> str:
+    calls = snapshot.in_flight
     amount = "unknown" if snapshot.available is None else f"{snapshot.available:,}"
     if not calls:
         return f"{amount}; no call is in flight"
-    oldest = calls[0]
+    oldest = max(calls, key=lambda call: call.age)
     label = f", {oldest.label}" if oldest.label else ""
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
@@ -172,14 +172,14 @@ def document(look: Look) -> dict[str, object]:
         "available": snapshot.available,
         "held": snapshot.held,
         "holds": [
-            {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.left, "label": call.label}
-            for call in look.held_calls()
+            {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.runs_out_in, "label": call.label}
+            for call in snapshot.in_flight
         ],
         "kept_back": snapshot.kept_back,
         "next_step_in": look.next_step(snapshot) if snapshot.refill else None,
         "full_in": _finite(snapshot.full_in),
         "closed_for": snapshot.closed_for,
-        "paused_for": look.paused_for(),
+        "paused_for": snapshot.paused_for,
         "bound": _finite(snapshot.bound),
         "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
         "waiting": snapshot.waiting,

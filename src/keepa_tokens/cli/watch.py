@@ -156,9 +156,17 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
-    for call in look.held_calls():
+    for call in snapshot.in_flight:
         words = f"in flight, {count(call.tokens, 'token')}"
-        lanes.append(Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left)))
+        lanes.append(
+            Lane(
+                call.label or call.id[:8],
+                words,
+                "",
+                call.age / (call.age + call.runs_out_in),
+                duration(call.runs_out_in),
+            )
+        )
     return lanes
 
 
