@@ -160,7 +160,7 @@ def test_a_day_of_the_benchmarks_load_leaves_nothing_to_find(name: str, monkeypa
                 self.due = now + 600
                 examined.append(asyncio.ensure_future(self.doctor()))
 
-    monkeypatch.setattr(contenders, "Ours", Watched)
+    monkeypatch.setitem(contenders.WITHOUT_PEERS, contenders.OURS, Watched)
     day = next(row for row in ROWS if row.name == name)
     contenders.run(contenders.OURS, day, 24.0)
     assert len(examined) > 50

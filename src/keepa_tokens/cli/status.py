@@ -25,6 +25,12 @@ SHORTEST_KEY: Final = 12
 
 PERIODS: Final = {1.0: "a second", 60.0: "a minute", 60.5: "a minute", 3600.0: "an hour", 86_400.0: "a day"}
 
+SHOWN: Final = (
+    *("balance", "capacity", "refill", "period", "available", "held", "kept_back", "full_in", "closed_for"),
+    *("paused_for", "bound", "waiting", "wanted", "reading_age", "drift", "repaired"),
+)
+"""What a document has of a snapshot as it is."""
+
 WHY: Final = {
     Reason.EMPTY: "too few tokens",
     Reason.RECHARGING: "the bucket recharges and is closed until then",
@@ -164,29 +170,14 @@ def document(look: Look) -> dict[str, object]:
     return {
         "key": look.key,
         "state": state_of(look, snapshot),
-        "balance": snapshot.balance,
-        "capacity": snapshot.capacity,
-        "refill": snapshot.refill,
-        "period": snapshot.period,
+        **{name: _finite(getattr(snapshot, name)) for name in SHOWN},
         "synced": snapshot.quota.synced,
-        "available": snapshot.available,
-        "held": snapshot.held,
         "holds": [
             {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.runs_out_in, "label": call.label}
             for call in snapshot.in_flight
         ],
-        "kept_back": snapshot.kept_back,
         "next_step_in": look.next_step(snapshot) if snapshot.refill else None,
-        "full_in": _finite(snapshot.full_in),
-        "closed_for": snapshot.closed_for,
-        "paused_for": snapshot.paused_for,
-        "bound": _finite(snapshot.bound),
         "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
-        "waiting": snapshot.waiting,
-        "wanted": snapshot.wanted,
-        "reading_age": snapshot.reading_age,
-        "drift": snapshot.drift,
-        "repaired": list(snapshot.repaired),
     }
 
 
@@ -197,8 +188,8 @@ def _call_document(tokens: int, decision: Decision | None) -> dict[str, object]:
     return {"tokens": tokens, "granted": decision.granted, "reason": str(decision.reason), "retry_after": wait}
 
 
-def _finite(seconds: float) -> float | None:
-    return None if math.isinf(seconds) else seconds
+def _finite(value: object) -> object:
+    return None if value == math.inf else value
 
 
 def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
