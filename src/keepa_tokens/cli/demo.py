@@ -184,8 +184,8 @@ class Scenario:
         self._gate_open = True
         self.meter = Meter()
         self.fault: Fault | None = None
-        self.latest: Sample | None = None
-        self.history: list[tuple[int, int | None, int, int | None]] = []
+        self.latest = Sample(0, None, INITIAL)
+        self.history: list[tuple[float, int | None, int, int | None]] = []
         self.counts: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.news: list[str] = []
@@ -203,7 +203,7 @@ class Scenario:
             self.latest = self._sample()
             self.meter.judge(self.latest)
             if who is ticks:
-                self.history.append((self.now_us, self.latest.projection, self.latest.truth, self.old_balance))
+                self.history.append((now / SECONDS, self.latest.projection, self.latest.truth, self.old_balance))
                 yield now
             self._turns.take(now, who)
             if now >= SECONDS / 2 and self.fault is None:

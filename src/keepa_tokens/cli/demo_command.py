@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Generator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, cast
 
@@ -61,14 +60,12 @@ def picture(scene: Scenario, real_seconds: float) -> Picture:
 
 
 def _projection(scene: Scenario) -> str:
-    latest = scene.latest
-    return "unknown" if latest is None or latest.projection is None else str(latest.projection)
+    return "unknown" if scene.latest.projection is None else str(scene.latest.projection)
 
 
 def _curves(scene: Scenario) -> list[Curve]:
     def points(place: int) -> list[tuple[float, int]]:
-        span = SECONDS * MICROSECONDS
-        return [(moment[0] / span, value) for moment in scene.history if (value := moment[place]) is not None]
+        return [(moment[0], value) for moment in scene.history if (value := moment[place]) is not None]
 
     curves = [
         Curve("server", points(2), GOOD, f"{scene.fake.balance:<4}", dash=(1, 1)),
@@ -81,11 +78,11 @@ def _curves(scene: Scenario) -> list[Curve]:
 
 def _facts(scene: Scenario) -> list[str]:
     latest, worst = scene.latest, scene.meter.worst
-    now = "" if latest is None else f"in flight {latest.in_flight:<4} apart {abs(latest.ahead):<4} "
+    now = f"in flight {latest.in_flight:<4} apart {abs(latest.ahead):<4}"
     never = "a bound is broken" if scene.meter.broken else "never too high"
     asked = f"server refused {scene.fake.refused}  probes {scene.fake.token_calls}"
     return [
-        f"{now}at worst {abs(worst.ahead)} of {worst.allowed} allowed  {never}",
+        f"{now} at worst {abs(worst.ahead)} of {worst.allowed} allowed  {never}",
         f"grants {scene.counts['grants']:<4}    tokens {scene.fake.spent:<4}   {asked}",
         f"waits {_waits(scene)}",
     ]
@@ -208,7 +205,12 @@ def demo_command(
     refill is lost. All the while it compares the projected balance with the server's own. It ends with 0 if that was
     never further off than it may be, with 1 if it was.
     """
-    with _place(redis_url) as place:
+    with ExitStack() as ending:
+        place = None
+        if redis_url is not None:
+            place = cast("RedisPlace", opened(redis_url, None, f"keepa_tokens:demo:{new_id()}:"))
+            ending.callback(place.close)
+            ending.callback(place.delete, BUCKET)
         scene = Scenario(workers, seed, place)
         if as_json:
             for _ in scene.play():
@@ -217,19 +219,6 @@ def demo_command(
         else:
             _show(scene, seconds, None if plain or not fits(sys.stdout) else Screen())
     ctx.exit(shell.FINDINGS if scene.meter.broken else shell.WELL)
-
-
-@contextmanager
-def _place(url: str | None) -> Generator[RedisPlace | None]:
-    """Yield where the bucket lives; afterwards nothing of it is there."""
-    if url is None:
-        yield None
-        return
-    with closing(cast("RedisPlace", opened(url, None, f"keepa_tokens:demo:{new_id()}:"))) as place:
-        try:
-            yield place
-        finally:
-            place.delete(BUCKET)
 
 
 def _show(scene: Scenario, seconds: float, screen: Screen | None) -> None:
