@@ -185,7 +185,7 @@ class Scenario:
         self.meter = Meter()
         self.fault: Fault | None = None
         self.latest = Sample(0, None, INITIAL)
-        self.history: list[tuple[float, int | None, int, int | None]] = []
+        self.history: list[tuple[float, int, int | None, int | None]] = []
         self.counts: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.news: list[str] = []
@@ -203,7 +203,7 @@ class Scenario:
             self.latest = self._sample()
             self.meter.judge(self.latest)
             if who is ticks:
-                self.history.append((now / SECONDS, self.latest.projection, self.latest.truth, self.old_balance))
+                self.history.append((now / SECONDS, self.latest.truth, self.latest.projection, self.old_balance))
                 yield now
             self._turns.take(now, who)
             if now >= SECONDS / 2 and self.fault is None:

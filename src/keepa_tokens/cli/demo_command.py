@@ -49,7 +49,7 @@ def picture(scene: Scenario, real_seconds: float) -> Picture:
         aside=f"server clock {duration(now)} of {duration(SECONDS)}",
         curves=_curves(scene),
         low=LOW,
-        high=-(-max([HIGH, *(truth for _, _, truth, _ in scene.history)]) // HEADROOM) * HEADROOM,
+        high=-(-max([HIGH, *(truth for _, truth, _, _ in scene.history)]) // HEADROOM) * HEADROOM,
         beside_legend=f"refill {duration(scene.fake.refill_in):>4}",
         facts=_facts(scene),
         lanes=[_lane(worker, scene.now_us) for worker in scene.workers],
@@ -64,16 +64,14 @@ def _projection(scene: Scenario) -> str:
 
 
 def _curves(scene: Scenario) -> list[Curve]:
-    def points(place: int) -> list[tuple[float, int]]:
-        return [(moment[0], value) for moment in scene.history if (value := moment[place]) is not None]
-
-    curves = [
-        Curve("server", points(2), GOOD, f"{scene.fake.balance:<4}", dash=(1, 1)),
-        Curve("projection", points(1), BUSY, f"{_projection(scene):<4}"),
+    server = [(at, truth) for at, truth, _, _ in scene.history]
+    projection = [(at, balance) for at, _, balance, _ in scene.history if balance is not None]
+    old_rule = [(at, balance) for at, _, _, balance in scene.history if balance is not None]
+    return [
+        Curve("server", server, GOOD, f"{scene.fake.balance:<4}", dash=(1, 1)),
+        Curve("projection", projection, BUSY, f"{_projection(scene):<4}"),
+        *([Curve("old rule", old_rule, BAD, str(scene.old_balance), dash=(4, 4))] if old_rule else []),
     ]
-    if scene.fault is not None:
-        curves.append(Curve("old rule", points(3), BAD, str(scene.old_balance), dash=(4, 4)))
-    return curves
 
 
 def _facts(scene: Scenario) -> list[str]:
