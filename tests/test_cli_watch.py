@@ -31,6 +31,11 @@ class Watched:
     def drawn(self, width: int, height: int) -> list[str]:
         return drawn(picture(self.story, self.seen(), "12:00:00"), width, height).splitlines()
 
+    def lane(self, name: str) -> str:
+        """Return the line of the picture with this name in it."""
+        (line,) = [line for line in self.drawn(100, 30) if name in line]
+        return line
+
 
 @pytest.fixture
 def watched() -> Watched:
@@ -89,8 +94,7 @@ def test_who_was_refused_and_waits_is_counted_with_the_time_that_it_took(watched
 
     seen = watched.story.seen(watched.seen())
     assert (seen["joined"], seen["left"], seen["waited_us"]) == (2, 1, 30_000_000)
-    facts = [line for line in watched.drawn(120, 40) if "put in line" in line]
-    assert "2 callers refused and put in line, 1 left it after 0:30 on average" in facts[0]
+    assert "2 callers refused and put in line, 1 left it after 0:30 on average" in watched.lane("put in line")
 
 
 def test_the_next_grant_has_a_bar(watched: Watched) -> None:
@@ -101,10 +105,10 @@ def test_the_next_grant_has_a_bar(watched: Watched) -> None:
         with pytest.raises(NotEnoughTokens):
             sync.try_request(5, place=place)
     watched.line()
-    (first,) = [line for line in watched.drawn(100, 30) if "next grant" in line]
+    first = watched.lane("next grant")
     watched.clock.advance(90)
     watched.line()
-    (later,) = [line for line in watched.drawn(100, 30) if "next grant" in line]
+    later = watched.lane("next grant")
 
     assert "5 tokens, first of 2" in first
     assert first.count("█") < later.count("█")
@@ -155,7 +159,7 @@ def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:
     watched.bucket.try_acquire(50)
     watched.clock.advance(4)
     watched.line()
-    (lane,) = [line for line in watched.drawn(80, 30) if "next step" in line]
+    lane = watched.lane("next step")
     watched.clock.advance(1000)
     watched.line()
 
@@ -169,13 +173,12 @@ def test_a_wait_has_a_bar_that_grows(watched: Watched) -> None:
     """What a call of 10 has to wait is a bar that fills as the time passes, with the reason in words."""
     watched.bucket.reconcile(Reading(-79, next_refill_in=60.0, refill=20.0, capacity=1200))
     watched.line()
-    first = [line for line in watched.drawn(100, 30) if "call of 10 " in line]
+    first = watched.lane("call of 10 ")
     watched.clock.advance(130)
     watched.line()
-    later = [line for line in watched.drawn(100, 30) if "call of 10 " in line]
 
-    assert "waits: EMPTY" in first[0]
-    assert first[0].count("█") < later[0].count("█")
+    assert "waits: EMPTY" in first
+    assert first.count("█") < watched.lane("call of 10 ").count("█")
     assert "too few tokens" in " ".join(watched.drawn(100, 30))
 
 

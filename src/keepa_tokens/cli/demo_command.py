@@ -66,11 +66,11 @@ def _projection(scene: Scenario) -> str:
 def _curves(scene: Scenario) -> list[Curve]:
     server = [(at, truth) for at, truth, _, _ in scene.history]
     projection = [(at, balance) for at, _, balance, _ in scene.history if balance is not None]
-    old_rule = [(at, balance) for at, _, _, balance in scene.history if balance is not None]
+    old = [(at, balance) for at, _, _, balance in scene.history if balance is not None]
     return [
         Curve("server", server, GOOD, f"{scene.fake.balance:<4}", dash=(1, 1)),
         Curve("projection", projection, BUSY, f"{_projection(scene):<4}"),
-        *([Curve("old rule", old_rule, BAD, str(scene.old_balance), dash=(4, 4))] if old_rule else []),
+        *([Curve("old rule", old, BAD, str(scene.old_balance), dash=(4, 4))] if old else []),
     ]
 
 

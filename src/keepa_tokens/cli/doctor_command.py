@@ -110,7 +110,7 @@ def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Se
         console.print()
         style = f"bold {BAD if finding.fault else CARE}"
         heading = f"{number}. {finding.about}: {finding.what}."
-        for line in shell.wrap(heading, console.width, "   ") if console.is_terminal else [heading]:
+        for line in shell.wrap(heading, console, "   "):
             console.print(Text(line, style))
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
 
