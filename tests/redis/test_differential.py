@@ -15,7 +15,7 @@ import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from keepa_tokens.errors import ConfigError
-from keepa_tokens.rules.commands import Command, Outcome
+from keepa_tokens.rules.commands import Command
 from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
@@ -35,7 +35,6 @@ _SETTINGS = settings(
 
 
 def as_bytes(text: str) -> bytes:
-    """Return it as stored."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -74,7 +73,6 @@ def agree(client: redis.Redis, program: Program) -> int:
             else:
                 client.hset(NAME, as_bytes(name), as_bytes(text))
                 mirror.texts[name] = text
-        expected: Outcome | None = None
         try:
             expected = mirror.apply(act.quota, act.command, act.now)
         except ConfigError:
