@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
+import pytest
 import redis
 
-from keepa_tokens import BucketState, Quota
+from keepa_tokens import BucketState, Quota, StorageUnavailable
+from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.storage.redis import DEFAULT_PREFIX
+from tests.redis.flavours import Opened
+from tests.redis.proxy import Proxy
 
 PLAIN: Final = Quota(1000, 1, 1.0)
 SYNCED: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
@@ -15,6 +22,37 @@ SECOND: Final = 1_000_000
 NOW: Final = 1_780_000_000 * SECOND
 NAME: Final = DEFAULT_PREFIX + "k"
 """What the bucket `k` is called on the server."""
+
+SLACK_S: Final = 1.0
+"""What a loaded machine may add to a timeout."""
+
+
+@contextmanager
+def unavailable(*, within_s: float, cause: str = "", match: str | None = None) -> Iterator[None]:
+    """What is inside must raise StorageUnavailable for its cause, in time."""
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable, match=match) as away:
+        yield
+    assert away.value.__cause__ is not None
+    assert cause in type(away.value.__cause__).__name__
+    assert time.monotonic() - began < within_s + SLACK_S
+
+
+def sendings(opened: Opened, proxy: Proxy, client: redis.Redis, key: str = "k") -> int:
+    """Take a token while every answer is lost; return how often the script ran then, each time with its charge."""
+    opened.apply(key, PLAIN, Peek(), now_us=NOW)
+    client.delete(DEFAULT_PREFIX + key)
+    client.config_resetstat()
+    proxy.cuts = 20
+    try:
+        with unavailable(within_s=60, cause="Error", match="Nobody knows whether"):
+            opened.apply(key, PLAIN, Acquire(1), now_us=NOW)
+    finally:
+        lost, proxy.cuts = 20 - proxy.cuts, 0
+    runs = script_runs(client)
+    assert lost == runs
+    assert opened.apply(key, PLAIN, Peek(), now_us=NOW).balance == 1000 - runs
+    return runs
 
 
 def stored(client: redis.Redis, key: str = "k") -> dict[str, str]:

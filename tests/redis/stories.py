@@ -262,9 +262,7 @@ STORIES: Final[dict[str, Program]] = {
     },
     # --- nothing refills
     "nothing comes": story(
-        STILL,
-        f"0 take 9, take 2 wait={LIMIT}, hold a 1; 1 settle a 0",
-        *({"carry": 5}, "1s take 1, back z 3 9"),
+        STILL, f"0 take 9, take 2 wait={LIMIT}, hold a 1; 1 settle a 0", *({"carry": 5}, "1s take 1, back z 3 9")
     ),
     "a fraction of what never comes": story(STILL, "0 take 4", {"carry": 5}, "1 take 1; 2 take 1"),
     "a place where nothing comes, given back": story(

@@ -12,7 +12,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from keepa_tokens import AsyncTokenBucket, BucketState, ConfigError, Quota, Reading, StorageUnavailable, TokenBucket
+from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
@@ -172,22 +172,6 @@ def test_an_async_storage_left_open_names_the_loop_that_is_gone(server: Server, 
 # --- buckets
 
 
-def test_the_coroutines_door_shares_the_same_balance(server: Server, storage: RedisStorage) -> None:
-    """An AsyncTokenBucket on Redis takes from the bucket that a TokenBucket sees."""
-    clock, quota = ManualClock(1000.0), Quota.per_minute(60)
-
-    async def scenario() -> None:
-        async with AsyncRedisStorage.from_url(server.url) as waiting:
-            bucket = AsyncTokenBucket(quota, key="k", storage=waiting, clock=clock)
-            assert (await bucket.try_acquire(40)).balance == 20
-            async with bucket.reserve(20) as reservation:
-                await reservation.settle(5)
-            assert (await bucket.acquire(25)).waited == 10.0
-
-    asyncio.run(scenario())
-    assert TokenBucket(quota, key="k", storage=storage, clock=clock).peek().balance == 0
-
-
 def test_a_grant_is_one_call(client: redis.Redis) -> None:
     """A grant, a wait for a place and a refusal are one EVALSHA each; a refusal that takes a ticket is two."""
     storage, clock, quota = RedisStorage(client), ManualClock(1000.0), Quota.per_minute(60)
@@ -229,16 +213,6 @@ def test_the_servers_time_rules_without_a_clock(storage: RedisStorage, client: r
     before = time_of(client)
     outcome = storage.apply("k", PLAIN, Acquire(500))
     assert before <= outcome.now_us <= time_of(client)
-
-
-def test_the_hash_reads_like_a_sentence(storage: RedisStorage, client: redis.Redis) -> None:
-    """The hash is what `BucketState.to_fields` writes and `from_fields` reads: names and whole numbers, in order."""
-    storage.apply("k", SYNCED, Reconcile(Reading(-3, server_time=1.5)), now_us=NOW)
-    storage.apply("k", SYNCED, Reserve("x", 2, SECOND), now_us=NOW)
-    fields = stored(client)
-    assert BucketState.from_fields(fields).to_fields() == fields
-    assert list(fields)[:3] == ["version", "balance", "refilled_at"]
-    assert fields["server_time"] == "1500000"
 
 
 def test_a_lost_script_is_loaded_in_the_same_call(server: Server, client: redis.Redis, flavour: Flavour) -> None:
