@@ -7,7 +7,8 @@ passed. A mapping among them is what the hash's fields are set to before the nex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -95,6 +96,8 @@ QUICK: Final = Quota(5, 2**31, 0.001)
 TAKEN: Final = "0 take 4; 333333 take 1"
 READ: Final = "0 read 50 1; 1 take 1"
 PLACES: Final = ("last_place", "firm_place", "largest_place")
+FIELDS: Final = ("format", "balance", "carry", "quota", "held", "open", "sequence", "due_at")
+STRANGE: Final = ("closed_until", "paused_until", "wide_capacity", "line", "note", "hold:a", "hold:", "turned")
 
 TALES: Final = f"""
 what is there to the last token: PLAIN
@@ -163,200 +166,147 @@ a claim given back: SYNCED
     0 read 9 1; 1 claim; 2 unclaim {1 + CLAIM_US}; 3 take 1; 4 claim
 """
 
-STORIES: Final[dict[str, Program]] = {
-    **{name: story(globals()[quota], steps) for name, quota, steps in re.findall(r"(.*): (.*)\n((?: .*\n)+)", TALES)},
-    **{
-        f"give back {tokens} of a past grant of {quota.refill} in {quota.period:g} s": story(
-            quota,
-            f"""0 take 100, take 1 wait=600s; 1 back a {tokens} 0; 2 take 60; 3 take 60 wait=600s
+
+def stories() -> Iterator[tuple[str, Program]]:
+    """Yield each story with its name."""
+    for name, quota, steps in re.findall(r"(.*): (.*)\n((?: .*\n)+)", TALES):
+        yield name, story(globals()[quota], steps)
+    yield from at_the_ends_of_time()
+    yield from at_an_edge()
+    yield from where_nothing_refills()
+    yield from by_the_fast_terms()
+    yield from by_terms_of_others()
+
+
+def at_the_ends_of_time() -> Iterator[tuple[str, Program]]:
+    start = LIMIT - SECOND
+    for at in (-1, 0, 1):
+        yield f"a place at {at} of the end", story(PLAIN, f"0 take 10, take 1 wait={LIMIT}", start=start + at)
+    yield "a clock at its end", story(PLAIN, "0 hold a 1 life=9, hold b 1 life=10", start=LIMIT - 10)
+    seconds = "-2 take 1; -1 take 1; 0 take 1; 1 take 1; 2 take 1; 1s take 1"
+    yield "a clock of small numbers", story(PLAIN, seconds, start=2**32)
+    yield "the very beginning", story(PLAIN, "0 take 5, back a 2, back b 2, take 9 wait=9", start=0)
+    terms = {"terms_at": 0, "quota": "9 3 7000000", "carry": 0}
+    yield "terms replaced at the very beginning", story(PLAIN, "5 take 1", terms, "6 take 1", start=0)
+    given_back = "0 take 10, take 1 wait=1s, back a 1 1s, take 1 wait=1s"
+    yield "a place given back at the very beginning", story(PLAIN, given_back, start=0)
+
+
+def at_an_edge() -> Iterator[tuple[str, Program]]:
+    now, place = SECOND // 3, SECOND // 3 + 16 * SECOND
+    yield "ahead of the clock", edges(PLAIN, "refilled_at", now + 5 * SECOND, "333333 take 1", TAKEN)
+    yield "older than a year", edges(Quota(10, 1, 9e6), "refilled_at", now - YEAR_US, "333333 take 1", TAKEN)
+    yield "due", edges(PLAIN, "due_at", now, "333333 take 0", TAKEN)
+    yield "due too late", edges(PLAIN, "due_at", now + 2 * DAY_US + 5 * SECOND, "333333 take 1", TAKEN)
+    yield "a place too far", edges(PLAIN, "last_place", place, "333333 back a 0", TAKEN)
+    yield "a firm place too far", edges(PLAIN, "firm_place", place, "333333 take 1", TAKEN)
+    yield "served until", edges(SYNCED, "fast", 0, "1 take 1", READ)
+
+    edge = (-LIMIT, 1 - LIMIT, -1, 0, 1, LIMIT // 2 - 1, LIMIT // 2, LIMIT - 2, LIMIT - 1, LIMIT)
+    for name, number in product(("version", "balance", "carry", "held", "open", "sequence", *PLACES), edge):
+        yield f"{name} is {number}", story(PLAIN, TAKEN, {name: number}, "1s take 1, back z 1")
+    for name, text in product((*FIELDS, *PLACES, *STRANGE), ("1", "0")):
+        yield f"nothing there but {name}, {text}", story(PLAIN, {name: text}, "0 take 1; 1 take 1")
+    begun, after = "0 read 9 1, hold a 2, take 1", "2 take 1; 3 settle a 1; 4 back z 1"
+    for quota, name in product((PLAIN, SYNCED), ("version", "refilled_at", "fast", "hold:a", *FIELDS)):
+        yield f"{name} is gone, synced: {quota.synced}", story(quota, begun, {name: None}, after)
+
+    for hold in (
+        *(f"6 1 {EPOCH + 9} 9 0", f"5 2 {EPOCH + 9} 9 0", f"5 1 {EPOCH + 1} 9 0", f"5 1 {EPOCH + 2} 9 0"),
+        *(f"5 1 {EPOCH + 9} {life}" for life in ("0 0", f"{DAY_US} 0", f"{DAY_US + 1} 0")),
+        *(f"5 1 {EPOCH + 5 * SECOND + end} 9 0" for end in (10, 11)),
+        *(f"5 1 {EPOCH + 9} 9 {rest}" for rest in ("1", "0x", "0 x", "0 ")),
+        *(f"0 0 {EPOCH + 9} 1 0", "5 1 9 9", ""),
+    ):
+        yield f"a hold of {hold}", story(PLAIN, "0 hold a 5 life=60s", {"hold:a": hold}, "1 settle a 2; 2 settle a 2")
+    for cost, balance, quota in product((4, 5, 6, 7, 8), (1 - LIMIT, 3 - LIMIT, 2), (PLAIN, SYNCED)):
+        steps = ("0 read 9 1, hold a 5", {"balance": balance}, f"0 settle a {cost}")
+        yield f"a settle that costs {cost} at {balance} of {quota.capacity}", story(quota, *steps)
+
+    for carry in (SECOND - 1, SECOND, SECOND + 1):
+        yield f"a refund at a carry of {carry}", story(PLAIN, TAKEN, {"carry": carry}, "1s back z 1")
+    for balance in (-LIMIT - 1, -LIMIT, 1 - LIMIT):
+        yield f"a refund at {balance}", story(PLAIN, TAKEN, {"balance": balance}, "1s back z 1")
+    quotas = (Quota(100, 3, 7.0), Quota(100, 1, 1.0), Quota(100, 50, 7.0, stepped=True), Quota(100, 0, 1.0))
+    for tokens, quota in product((1, 2, 38, 39, 40, 41, 97, 98, 99, 100), quotas):
+        giving = f"""0 take 100, take 1 wait=600s; 1 back a {tokens} 0; 2 take 60; 3 take 60 wait=600s
             4 back b {tokens} 1; 5 back c 1 2; 6 take 9 wait=600s; 7s back d 60 3
-            9s hold h 1, take 3 wait=600s; 9s+1 settle h 0; 10s peek""",
-        )
-        for tokens in (1, 2, 38, 39, 40, 41, 97, 98, 99, 100)
-        for quota in (Quota(100, 3, 7.0), Quota(100, 1, 1.0), Quota(100, 50, 7.0, stepped=True), Quota(100, 0, 1.0))
-    },
-    # --- the ends of time
-    **{
-        f"a place at {at} of the clock's end": story(
-            PLAIN, f"0 take 10, take 1 wait={LIMIT}", start=LIMIT - SECOND + at
-        )
-        for at in (-1, 0, 1)
-    },
-    "a clock at its end": story(PLAIN, "0 hold a 1 life=9, hold b 1 life=10", start=LIMIT - 10),
-    "a clock of small numbers": story(
-        PLAIN, "-2 take 1; -1 take 1; 0 take 1; 1 take 1; 2 take 1; 1s take 1", start=2**32
-    ),
-    "at the very beginning": story(PLAIN, "0 take 5, back a 2, back b 2, take 9 wait=9", start=0),
-    "terms replaced at the very beginning": story(
-        PLAIN, "5 take 1", {"terms_at": 0, "quota": "9 3 7000000", "carry": 0}, "6 take 1", start=0
-    ),
-    "a place given back at the very beginning": story(
-        PLAIN, "0 take 10, take 1 wait=1s, back a 1 1s, take 1 wait=1s", start=0
-    ),
-    # --- a field at an edge
-    "ahead of the clock": edges(PLAIN, "refilled_at", SECOND // 3 + 5 * SECOND, "333333 take 1", TAKEN),
-    "older than a year": edges(Quota(10, 1, 9e6), "refilled_at", SECOND // 3 - YEAR_US, "333333 take 1", TAKEN),
-    "due": edges(PLAIN, "due_at", SECOND // 3, "333333 take 0", TAKEN),
-    "due too late": edges(PLAIN, "due_at", SECOND // 3 + 2 * DAY_US + 5 * SECOND, "333333 take 1", TAKEN),
-    "a place too far": edges(PLAIN, "last_place", SECOND // 3 + 16 * SECOND, "333333 back a 0", TAKEN),
-    "a firm place too far": edges(PLAIN, "firm_place", SECOND // 3 + 16 * SECOND, "333333 take 1", TAKEN),
-    "served until": edges(SYNCED, "fast", 0, "1 take 1", READ),
-    **{
-        f"{name} is {number}": story(PLAIN, TAKEN, {name: number}, "1s take 1, back z 1")
-        for name in ("version", "balance", "carry", "held", "open", "sequence", *PLACES)
-        for number in (-LIMIT, 1 - LIMIT, -1, 0, 1, LIMIT // 2 - 1, LIMIT // 2, LIMIT - 2, LIMIT - 1, LIMIT)
-    },
-    **{
-        f"nothing there but {name}, {text}": story(PLAIN, {name: text}, "0 take 1; 1 take 1")
-        for name in (
-            *("format", "balance", "carry", "quota", "due_at", *PLACES, "held", "open", "sequence", "closed_until"),
-            *("paused_until", "wide_capacity", "line", "note", "hold:a", "hold:", "turned"),
-        )
-        for text in ("1", "0")
-    },
-    **{
-        f"{kind} without {name}": story(
-            quota, "0 read 9 1, hold a 2, take 1", {name: None}, "2 take 1; 3 settle a 1; 4 back z 1"
-        )
-        for kind, quota in (("plain", PLAIN), ("synced", SYNCED))
-        for name in (
-            *("format", "version", "balance", "refilled_at", "carry", "quota", "fast", "held", "open", "sequence"),
-            *("due_at", "hold:a"),
-        )
-    },
-    **{
-        f"a hold of {hold}": story(PLAIN, "0 hold a 5 life=60s", {"hold:a": hold}, "1 settle a 2; 2 settle a 2")
-        for hold in (
-            *(f"6 1 {EPOCH + 9} 9 0", f"5 2 {EPOCH + 9} 9 0", f"5 1 {EPOCH + 1} 9 0", f"5 1 {EPOCH + 2} 9 0"),
-            *(f"5 1 {EPOCH + 9} {life}" for life in ("0 0", f"{DAY_US} 0", f"{DAY_US + 1} 0")),
-            *(f"5 1 {EPOCH + 5 * SECOND + end} 9 0" for end in (10, 11)),
-            *(f"5 1 {EPOCH + 9} 9 {rest}" for rest in ("1", "0x", "0 x", "0 ")),
-            *(f"0 0 {EPOCH + 9} 1 0", "5 1 9 9", ""),
-        )
-    },
-    **{
-        f"a refund at a carry of {carry}": story(PLAIN, TAKEN, {"carry": carry}, "1s back z 1")
-        for carry in (SECOND - 1, SECOND, SECOND + 1)
-    },
-    **{
-        f"a refund at {balance}": story(PLAIN, TAKEN, {"balance": balance}, "1s back z 1")
-        for balance in (-LIMIT - 1, -LIMIT, 1 - LIMIT)
-    },
-    "full, with a carry": story(
-        PLAIN,
-        *("0 take 1", {"balance": 10, "carry": 5}, "0 back z 0", {"balance": 11}, "0 take 1"),
-        *({"balance": 12, "carry": 7}, "1s take 1", {"balance": 10}, "2s take 1"),
-    ),
-    "as little as can be counted": story(
-        QUICK,
-        *("0 take 1", {"balance": 1 - LIMIT}, f"0 take 1 wait={LIMIT}"),
-        *({"balance": 2 - LIMIT}, f"0 take 2 wait={LIMIT}; 9 take 1"),
-    ),
-    **{
-        f"a settle that costs {cost} at {balance} of {quota.capacity}": story(
-            quota, "0 read 9 1, hold a 5", {"balance": balance}, f"0 settle a {cost}"
-        )
-        for quota in (PLAIN, SYNCED)
-        for cost in (4, 5, 6, 7, 8)
-        for balance in (1 - LIMIT, 3 - LIMIT, 2)
-    },
-    # --- nothing refills
-    "nothing comes": story(
-        STILL, f"0 take 9, take 2 wait={LIMIT}, hold a 1; 1 settle a 0", *({"carry": 5}, "1s take 1, back z 3 9")
-    ),
-    "a fraction of what never comes": story(STILL, "0 take 4", {"carry": 5}, "1 take 1; 2 take 1"),
-    "a place where nothing comes, given back": story(
-        STILL, "0 take 4", {"last_place": EPOCH + 9, "largest_place": 1}, "1 back z 2 9"
-    ),
-    **{
-        f"nothing refills, and {name} is {number}": story(
-            STILL, "0 take 4", {name: number}, "1 take 1; 2 back z 2; 3 take 1"
-        )
-        for name in PLACES
-        for number in (LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1)
-    },
-    # --- the terms of the fast path, and what it keeps back for others
-    **{
-        f"served until, {at}": story(
-            SYNCED,
-            READ,
-            *({"fast": f"{EPOCH + 2 + at} 300 1 12000000 0"}, "2 take 1", {"fast": f"{EPOCH} 9 9 9 9"}, "3 take 1"),
-        )
-        for at in (0, 1, 60 * SECOND, 60 * SECOND + 1)
-    },
-    **{
-        f"numbers of the fast path: {numbers}": story(
-            SYNCED, READ, {"fast": f"{EPOCH + 9} {numbers}", "carry": 0}, "2 take 1"
-        )
-        for numbers in (
-            *("0 1 12 0", "1 1 12 0", f"{LIMIT - 1} 1 12 0", f"{LIMIT} 1 12 0", "300 0 1 0", "300 1 1 0", "300 1 0 0"),
-            *(f"300 {2**26} {2**26} 0", f"300 {2**26} {2**26 - 1} 0", f"300 1 {LIMIT} 0", f"300 1 12 {LIMIT - 1}"),
-            *(f"300 1 12 {LIMIT}", f"300 {LIMIT // 2 - 1} 1 0", f"300 {LIMIT // 2} 1 0", f"300 0 {LIMIT - 1} 0"),
-            *(f"300 0 {LIMIT} 0", f"300 {LIMIT - 1} 1 0"),
-        )
-    },
-    **{
-        f"others spend, {balance} are there for {tokens} beside {keep}": story(
-            SYNCED,
-            f"0 read {balance} 1; 1 take 1",
-            *({"fast": f"{EPOCH + 9} 300 1 12000000 90"}, f"2 take {tokens} keep={keep}"),
-        )
-        for balance, tokens, keep in (
-            *((91, 1, 0), (92, 1, 0), (86, 1, 0), (101, 1, 50), (102, 1, 50), (201, 1, 0), (122, 1, 120)),
-            *((121, 1, 120), (300, 250, 0), (301, 250, 0)),
-        )
-    },
-    **{
-        f"others spend, a capacity of {capacity}, {kept} kept back of {balance}": story(
-            SYNCED, READ, {"fast": f"{EPOCH + 9} {capacity} 1 12000000 {kept}", "balance": balance}, "2 take 1"
-        )
-        for capacity, kept in ((1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (300, 1), (300, 0))
-        for balance in (1, 2, 3)
-    },
-    # --- terms of others
-    **{
-        f"terms replaced {at} us ago": story(
-            PLAIN, TAKEN, {"terms_at": EPOCH + 60 * SECOND - at, "quota": "9 3 7000000"}, "60s take 1"
-        )
-        for at in (0, 1, 60 * SECOND - 1, 60 * SECOND, 61 * SECOND, -5 * SECOND, -5 * SECOND - 1)
-    },
-    **{
-        f"other terms: {terms}": story(
-            PLAIN, TAKEN, {"terms_at": EPOCH + SECOND, "quota": terms, "carry": 0}, "1s take 1, take 1"
-        )
-        for terms in (
-            *("9 3 7000000 1 0 - - 0", "9 4 8000000", "9 4 8000000 0 0 - - 0", "9 3 7000000 0 3 - - 0", "9 0 7000000"),
-            *("0 3 7000000", "1 3 7000000", "9 3", "9 3 7 1", "9 3 7 0 0 - - 0 1", "9 3 7000000 ", "x 3 7", "9 3 7x"),
-            *("9 3 0", "9 3 1", f"{LIMIT - 1} 3 7", f"{LIMIT} 3 7", f"9 {2**26 - 1} {2**26}", f"9 {2**26} {2**26 - 1}"),
-            *(f"9 3 7 0 {overdraft} - - 0" for overdraft in (LIMIT, LIMIT + 1)),
-            *(f"9 3 7 0 0 {target} - 0" for target in (0, 1, LIMIT, "x")),
-            *(f"9 3 7 0 0 - {initial} 0" for initial in (9, 10, -4, -LIMIT, 1 - LIMIT)),
-            *(
-                "9 3 7 0 0 - - 1",
-                "9 3 7 2 0 - - 0",
-                "9 3 7 1 00 - - 0",
-                "9 3 7 1 0 - - 0 ",
-                "09 3 7",
-                "9 03 7",
-                "9 3 07",
-            ),
-        )
-    },
-    **{
-        f"terms of others that recharge to {target} and begin at {initial}": story(
+            9s hold h 1, take 3 wait=600s; 9s+1 settle h 0; 10s peek"""
+        yield f"give back {tokens} of a past grant of {quota.refill} in {quota.period:g} s", story(quota, giving)
+
+    yield (
+        "full, with a carry",
+        story(
             PLAIN,
-            TAKEN,
-            {
-                "terms_at": EPOCH + SECOND,
-                "quota": f"9 3 7000000 0 0 {target} {initial} 0",
-                "fast": f"{EPOCH + SECOND + 9} 9 3 7000000 0",
-                "carry": 0,
-            },
-            "1s take 1",
-        )
-        for target, initial in (
-            *((0, "-"), (1, "-"), (LIMIT - 1, "-"), (LIMIT, "-"), ("-", 9), ("-", 10), ("-", 1 - LIMIT), ("-", -LIMIT)),
-            *((9, 9), ("x", "-"), ("-", "x")),
-        )
-    },
-}
+            *("0 take 1", {"balance": 10, "carry": 5}, "0 back z 0", {"balance": 11}, "0 take 1"),
+            *({"balance": 12, "carry": 7}, "1s take 1", {"balance": 10}, "2s take 1"),
+        ),
+    )
+    little, more = {"balance": 1 - LIMIT}, {"balance": 2 - LIMIT}
+    takes = ("0 take 1", little, f"0 take 1 wait={LIMIT}", more, f"0 take 2 wait={LIMIT}; 9 take 1")
+    yield "as little as can be counted", story(QUICK, *takes)
+
+
+def where_nothing_refills() -> Iterator[tuple[str, Program]]:
+    steps = (f"0 take 9, take 2 wait={LIMIT}, hold a 1; 1 settle a 0", {"carry": 5}, "1s take 1, back z 3 9")
+    yield "nothing comes", story(STILL, *steps)
+    yield "a fraction of what never comes", story(STILL, "0 take 4", {"carry": 5}, "1 take 1; 2 take 1")
+    place = {"last_place": EPOCH + 9, "largest_place": 1}
+    yield "a place where nothing comes, given back", story(STILL, "0 take 4", place, "1 back z 2 9")
+    for name, number in product(PLACES, (LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1)):
+        after = "1 take 1; 2 back z 2; 3 take 1"
+        yield f"nothing refills, and {name} is {number}", story(STILL, "0 take 4", {name: number}, after)
+
+
+def by_the_fast_terms() -> Iterator[tuple[str, Program]]:
+    for at in (0, 1, 60 * SECOND, 60 * SECOND + 1):
+        until, past = {"fast": f"{EPOCH + 2 + at} 300 1 12000000 0"}, {"fast": f"{EPOCH} 9 9 9 9"}
+        yield f"served until, {at}", story(SYNCED, READ, until, "2 take 1", past, "3 take 1")
+    for numbers in (
+        *("0 1 12 0", "1 1 12 0", f"{LIMIT - 1} 1 12 0", f"{LIMIT} 1 12 0", "300 0 1 0", "300 1 1 0", "300 1 0 0"),
+        *(f"300 {2**26} {2**26} 0", f"300 {2**26} {2**26 - 1} 0", f"300 1 {LIMIT} 0", f"300 1 12 {LIMIT - 1}"),
+        *(f"300 1 12 {LIMIT}", f"300 {LIMIT // 2 - 1} 1 0", f"300 {LIMIT // 2} 1 0", f"300 0 {LIMIT - 1} 0"),
+        *(f"300 0 {LIMIT} 0", f"300 {LIMIT - 1} 1 0"),
+    ):
+        fast = {"fast": f"{EPOCH + 9} {numbers}", "carry": 0}
+        yield f"numbers of the fast path: {numbers}", story(SYNCED, READ, fast, "2 take 1")
+
+    # What is kept back for others.
+    for balance, tokens, keep in (
+        *((91, 1, 0), (92, 1, 0), (86, 1, 0), (101, 1, 50), (102, 1, 50), (201, 1, 0), (122, 1, 120)),
+        *((121, 1, 120), (300, 250, 0), (301, 250, 0)),
+    ):
+        fast = {"fast": f"{EPOCH + 9} 300 1 12000000 90"}
+        steps = (f"0 read {balance} 1; 1 take 1", fast, f"2 take {tokens} keep={keep}")
+        yield f"others spend, {balance} are there for {tokens} beside {keep}", story(SYNCED, *steps)
+    for terms, balance in product(((1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (300, 1), (300, 0)), (1, 2, 3)):
+        capacity, kept = terms
+        fast = {"fast": f"{EPOCH + 9} {capacity} 1 12000000 {kept}", "balance": balance}
+        yield f"{kept} of {balance} kept back at a capacity of {capacity}", story(SYNCED, READ, fast, "2 take 1")
+
+
+def by_terms_of_others() -> Iterator[tuple[str, Program]]:
+    for at in (0, 1, 60 * SECOND - 1, 60 * SECOND, 61 * SECOND, -5 * SECOND, -5 * SECOND - 1):
+        terms = {"terms_at": EPOCH + 60 * SECOND - at, "quota": "9 3 7000000"}
+        yield f"terms replaced {at} us ago", story(PLAIN, TAKEN, terms, "60s take 1")
+    for quota in (
+        *("9 3 7000000 1 0 - - 0", "9 4 8000000", "9 4 8000000 0 0 - - 0", "9 3 7000000 0 3 - - 0", "9 0 7000000"),
+        *("0 3 7000000", "1 3 7000000", "9 3", "9 3 7 1", "9 3 7 0 0 - - 0 1", "9 3 7000000 ", "x 3 7", "9 3 7x"),
+        *("9 3 0", "9 3 1", f"{LIMIT - 1} 3 7", f"{LIMIT} 3 7", f"9 {2**26 - 1} {2**26}", f"9 {2**26} {2**26 - 1}"),
+        *(f"9 3 7 0 {overdraft} - - 0" for overdraft in (LIMIT, LIMIT + 1)),
+        *(f"9 3 7 0 0 {target} - 0" for target in (0, 1, LIMIT, "x")),
+        *(f"9 3 7 0 0 - {initial} 0" for initial in (9, 10, -4, -LIMIT, 1 - LIMIT)),
+        *("9 3 7 0 0 - - 1", "9 3 7 2 0 - - 0", "9 3 7 1 00 - - 0", "9 3 7 1 0 - - 0 ", "09 3 7", "9 03 7", "9 3 07"),
+    ):
+        terms = {"terms_at": EPOCH + SECOND, "quota": quota, "carry": 0}
+        yield f"other terms: {quota}", story(PLAIN, TAKEN, terms, "1s take 1, take 1")
+    for target, initial in (
+        *((0, "-"), (1, "-"), (LIMIT - 1, "-"), (LIMIT, "-"), ("-", 9), ("-", 10), ("-", 1 - LIMIT), ("-", -LIMIT)),
+        *((9, 9), ("x", "-"), ("-", "x")),
+    ):
+        quota, fast = f"9 3 7000000 0 0 {target} {initial} 0", f"{EPOCH + SECOND + 9} 9 3 7000000 0"
+        terms = {"terms_at": EPOCH + SECOND, "quota": quota, "fast": fast, "carry": 0}
+        yield f"terms that recharge to {target} and begin at {initial}", story(PLAIN, TAKEN, terms, "1s take 1")
+
+
+STORIES: Final = dict(stories())
