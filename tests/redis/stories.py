@@ -143,6 +143,9 @@ others spend: SYNCED
     3 hold a 1 keep=29, take 10; 4 peek
 a server's steps: SERVED
     0 read 5 1 next_refill_in=30; 1 take 5; 30s-1 take 1; 30s take 5; 59s take 1; 90s take 4; 91s claim
+a server's step that is longer than its period: SERVED
+    0 read 5 1 next_refill_in=90; 1 take 5; 90s-1 take 1; 90s take 5; 180s-1 take 1; 180s take 5
+    181s read 5 2; 241s take 10
 as much as can be counted: HUGE
     0 hold a {LIMIT // 2} life={DAY_US}, hold b {LIMIT // 2 - 1} life={DAY_US}, take 1, take 2
     0 hold c 1 life={DAY_US}, settle a {LIMIT - 1}, take {LIMIT - 1}, settle b 0, back r {LIMIT - 1}
