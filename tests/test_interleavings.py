@@ -18,7 +18,7 @@ from keepa_tokens.rules.commands import Command, Outcome, Reconcile, Reserve, Se
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
-from tests.strategies import BUCKETS, Bucket, Direct
+from tests.strategies import Bucket, Direct, InMemory
 
 CALLS: Final = 3
 OPEN, ADMIT, COMPLETE, RECEIVE, DONE = range(5)
@@ -224,7 +224,7 @@ def test_with_refill_steps_among_them(at_admission: bool) -> None:
 @pytest.mark.deep
 def test_memory_storage_keeps_the_same_books() -> None:
     """All orders over memory storage."""
-    assert Explorer(World(), BUCKETS[1](QUOTA)).run() == ORDERS
+    assert Explorer(World(), InMemory(QUOTA)).run() == ORDERS
 
 
 class Gullible(Direct):

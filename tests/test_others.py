@@ -12,7 +12,7 @@ from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reconcile, Reserve, Settle
-from keepa_tokens.rules.decision import Reason, Snapshot
+from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
@@ -38,17 +38,9 @@ def at(balance: int, quota: Quota = QUOTA) -> Direct:
     return bucket
 
 
-def look(bucket: Direct, now: int, tokens: int = 1) -> Snapshot:
-    """Return the bucket as a request for `tokens` sees it."""
-    snapshot = bucket.apply(Peek(tokens), now).snapshot
-    assert snapshot is not None
-    return snapshot
-
-
 def stored(bucket: Direct, **fields: str) -> Direct:
     """Put these into what is stored of a bucket, and return it."""
-    assert bucket.state is not None
-    bucket.put(BucketState.from_fields({**bucket.state.to_fields(), **fields}))
+    bucket.put(BucketState.from_fields({**bucket.stored.to_fields(), **fields}))
     return bucket
 
 
@@ -143,7 +135,7 @@ def test_a_gap_is_kept_back_for_whoever_spends() -> None:
     bucket = at(100)
     later = EPOCH + SECOND
     bucket.apply(told(70, later), later)
-    assert look(bucket, later).kept_back == 30
+    assert bucket.look(later).kept_back == 30
     assert bucket.apply(Acquire(40, probe_after_us=None), later).granted
     refused = bucket.apply(Acquire(1, probe_after_us=None), later)
     assert (refused.granted, refused.reason, refused.balance, refused.kept_back) == (False, Reason.EMPTY, 30, 30)
@@ -156,7 +148,7 @@ def test_a_refusal_by_the_server_shows_somebody_elses_spending() -> None:
     assert ask(bucket, "a", 10).granted
     refusal = told(-15, EPOCH + SECOND).reading
     bucket.apply(Settle("a", 0, refusal, refused=True), EPOCH + SECOND)
-    assert look(bucket, EPOCH + SECOND).kept_back == 35
+    assert bucket.look(EPOCH + SECOND).kept_back == 35
 
 
 def test_gaps_add_up_to_a_third_of_the_capacity() -> None:
@@ -165,7 +157,7 @@ def test_gaps_add_up_to_a_third_of_the_capacity() -> None:
     for kept in (40, 80, 100, 100):
         now, balance = now + SECOND, balance - 40
         bucket.apply(told(balance, now), now)
-        assert look(bucket, now).kept_back == kept
+        assert bucket.look(now).kept_back == kept
 
 
 def test_an_hour_without_a_gap_halves_what_is_kept_back() -> None:
@@ -177,10 +169,9 @@ def test_an_hour_without_a_gap_halves_what_is_kept_back() -> None:
         now = since + hours * HALF_LIFE_US
         bucket.apply(told(300, now - 1), now - 1)
         bucket.apply(told(300, now), now)
-        assert look(bucket, now).kept_back == kept
-    assert bucket.state is not None
-    assert bucket.state.kept_back is None
-    assert bucket.state.kept_back_at is None
+        assert bucket.look(now).kept_back == kept
+    assert bucket.stored.kept_back is None
+    assert bucket.stored.kept_back_at is None
 
 
 @pytest.mark.parametrize(
@@ -202,7 +193,7 @@ def test_a_gap_that_ours_or_the_server_explain_is_nobody_elses(
         assert ask(bucket, "a", 30).granted
     now = EPOCH + SECOND
     bucket.apply(told(100 - gap, now, refill=refill), now)
-    assert look(bucket, now).kept_back == 0, why
+    assert bucket.look(now).kept_back == 0, why
 
 
 @given(kept=st.integers(0, 400), tokens=st.integers(1, 500), keep=st.integers(0, 299), balance=st.integers(-400, 300))
@@ -227,7 +218,7 @@ def test_keep_and_what_is_kept_back_come_to_a_third_together() -> None:
 def test_nothing_stored_keeps_back_more_than_a_third() -> None:
     """A number that damage left there counts for a third of the capacity at most; what is no number, for nothing."""
     for text, kept in (("40", 40), ("299", 100), ("4503599627370495", 100), ("NaN", 0), ("-1", 0)):
-        assert look(stored(at(50), kept_back=text), EPOCH).kept_back == kept
+        assert stored(at(50), kept_back=text).look(EPOCH).kept_back == kept
 
 
 def test_the_instant_of_a_gap_that_was_lost_or_lies_ahead_is_now() -> None:
@@ -236,7 +227,7 @@ def test_the_instant_of_a_gap_that_was_lost_or_lies_ahead_is_now() -> None:
         bucket = stored(at(50), kept_back="80", **({} if text is None else {"kept_back_at": text}))
         for now, kept in ((EPOCH + MINUTE, 80), (EPOCH + MINUTE + HALF_LIFE_US, 40)):
             bucket.apply(told(300, now), now)
-            assert look(bucket, now).kept_back == kept
+            assert bucket.look(now).kept_back == kept
 
 
 def test_a_plain_bucket_keeps_nothing_back() -> None:

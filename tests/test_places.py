@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -17,7 +16,7 @@ from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Refun
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
-from tests.strategies import BUCKETS, SPARING, Bucket, Direct
+from tests.strategies import SPARING, Bucket, Direct, Make, either_way
 
 WAITS = LIMIT - 1
 
@@ -28,8 +27,8 @@ def placed(bucket: Bucket, tokens: int, now: int, wait_us: int = WAITS) -> int |
     return now + outcome.place_us if outcome.granted else None
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_places_follow_one_another(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_places_follow_one_another(make: Make) -> None:
     """Each request that may wait is put behind the one before it, at the instant of its last token."""
     bucket = make(Quota(3, 1, 1.0))
     assert [placed(bucket, 1, EPOCH) for _ in range(5)] == [EPOCH + n * SECOND for n in (0, 0, 0, 1, 2)]
@@ -94,9 +93,8 @@ def test_who_gets_no_place(quota: Quota, command: Acquire) -> None:
     before = bucket.state
     outcome = bucket.apply(command, EPOCH)
     assert not outcome.granted
-    assert bucket.state is not None
     assert before is not None
-    assert bucket.state.balance == before.balance
+    assert bucket.stored.balance == before.balance
 
 
 @given(wait=st.integers(0, 5 * SECOND))
@@ -176,8 +174,8 @@ def test_the_last_place_is_not_freed_behind_one_before_which_tokens_came_back(fi
 # --- beside holds
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_places_never_look_ahead_over_holds(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_places_never_look_ahead_over_holds(make: Make) -> None:
     """What is reserved is taken: places behind it are 2 s apart, and nobody goes before who asked earlier."""
     bucket = make(Quota(20, 10, 1.0))
     assert bucket.apply(Reserve("a", 20, 2 * MINUTE), EPOCH).granted
@@ -188,8 +186,8 @@ def test_places_never_look_ahead_over_holds(make: Callable[[Quota], Bucket]) -> 
     assert placed(bucket, 14, EPOCH) == EPOCH + 2 * SECOND
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_who_reserves_waits_for_the_refill_and_never_for_a_hold(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_who_reserves_waits_for_the_refill_and_never_for_a_hold(make: Make) -> None:
     """A third hold of 10 beside two: told 1 s, and granted then, though the two are still open."""
     bucket = make(Quota(20, 10, 1.0))
     for name in "ab":

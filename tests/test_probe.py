@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, gaps, instants
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Reconcile, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import CLAIM_US, LOOK_AGAIN_US, MAX_BACKOFF_US, NEVER, PROBE_AFTER_US, TOLERANCE_US
-from tests.strategies import BUCKETS, Bucket, Direct
+from tests.strategies import Bucket, Direct, Make, either_way
 
 QUOTA = Quota(1200, 20, 60.0, stepped=True, synced=True)
 NET_0 = Quota(1200, 0, 60.0, stepped=True, synced=True)
@@ -35,11 +33,9 @@ def empty(told_at: int = EPOCH, quota: Quota = NET_0) -> Direct:
     return bucket
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(workers=st.integers(2, 30), now=instants, spread=st.integers(0, CLAIM_US - 1))
-def test_one_of_many_workers_is_sent_to_the_server(
-    make: Callable[[Quota], Bucket], workers: int, now: int, spread: int
-) -> None:
+def test_one_of_many_workers_is_sent_to_the_server(make: Make, workers: int, now: int, spread: int) -> None:
     """However many ask an unknown bucket while a claim lasts, one gets it; the others are told when to come back."""
     bucket = make(QUOTA)
     outcomes = [bucket.apply(Acquire(1), now + spread * n // workers) for n in range(workers)]
@@ -74,8 +70,8 @@ def test_a_plain_bucket_never_calls_for_a_probe() -> None:
     assert not bucket.apply(ClaimProbe(), EPOCH).probe
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_prober_that_crashed_counts_as_a_failure(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_a_prober_that_crashed_counts_as_a_failure(make: Make) -> None:
     """A claim that ended without a reading is a failed probe by the clock alone; the next one waits for the backoff."""
     bucket = make(NET_0)
     bucket.apply(Reconcile(Reading(-5)), EPOCH)
@@ -94,8 +90,7 @@ def test_failures_back_off_and_the_backoff_is_bounded() -> None:
     assert probed(bucket, now)
     pauses = []
     for _ in range(40):
-        seen = bucket.apply(Peek(), now + CLAIM_US).snapshot
-        assert seen is not None
+        seen = bucket.look(now + CLAIM_US)
         bound = round(seen.bound * 10**6)
         assert not probed(bucket, now + CLAIM_US + bound - 1)
         now += CLAIM_US + bound
@@ -129,8 +124,8 @@ def test_a_reading_ends_the_claim_and_forgives_the_failures() -> None:
     assert probed(bucket, now + 2 * PROBE_AFTER_US + CLAIM_US)
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Make) -> None:
     """From the end of the claim on an unknown bucket has 0 tokens and refills: slow, never stuck."""
     bucket = make(Quota(1200, 20, 60.0, synced=True))
     first = bucket.apply(Acquire(2), EPOCH)
@@ -160,8 +155,8 @@ def test_a_reading_that_comes_after_all_replaces_the_0() -> None:
     assert bucket.apply(Reconcile(Reading(-300)), EPOCH + CLAIM_US + SECOND).balance == -300
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_one_request_is_let_through_as_the_scout(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_one_request_is_let_through_as_the_scout(make: Make) -> None:
     """On the claim one reserve goes through though nothing is known; the next is refused; its answer tells all."""
     bucket = make(QUOTA)
     first = bucket.apply(Reserve("a", 40, MINUTE, scout=True), EPOCH)
@@ -170,8 +165,7 @@ def test_one_request_is_let_through_as_the_scout(make: Callable[[Quota], Bucket]
     assert (second.granted, second.scout, second.probe) == (False, False, False)
     outcome = bucket.apply(Settle("a", 0, Reading(-12, server_time=5.0), refused=True), EPOCH + SECOND)
     assert outcome.balance == -12
-    assert bucket.state is not None
-    assert bucket.state.probe_until is None
+    assert bucket.stored.probe_until is None
 
 
 def test_a_scout_that_is_granted_anyway_is_no_scout() -> None:
@@ -193,8 +187,8 @@ def test_more_than_the_reported_capacity_is_too_large_and_calls_for_a_probe() ->
     assert bucket.apply(Acquire(301), EPOCH + PROBE_AFTER_US).granted
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_claim_by_hand_is_given_to_one_at_a_time(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_a_claim_by_hand_is_given_to_one_at_a_time(make: Make) -> None:
     """Who asks for the claim gets it if nobody has it; it ends by itself."""
     bucket = make(QUOTA)
     assert bucket.apply(ClaimProbe(), EPOCH).probe

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas, readings, sound_states
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.commands import Acquire, Outcome, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
@@ -42,9 +42,7 @@ def opened(bucket: Direct, *names: str) -> None:
 
 def look(bucket: Direct) -> Snapshot:
     """Return the bucket as it stands a second later."""
-    snapshot = bucket.apply(Peek(), EPOCH + SECOND).snapshot
-    assert snapshot is not None
-    return snapshot
+    return bucket.look(EPOCH + SECOND)
 
 
 def settled(bucket: Direct, name: str, actual: int, reading: Reading | None) -> Outcome:
@@ -77,9 +75,8 @@ def test_an_older_envelope_that_arrives_late_charges_and_changes_nothing() -> No
     settled(bucket, "b", 10, told(80, 1002.0))
     outcome = settled(bucket, "a", 10, replace(told(90, 1001.0), refill=7, capacity=5, next_refill_in=3))
     assert (outcome.reading, outcome.balance) == (Verdict.STALE, 80)
-    assert bucket.state is not None
-    assert bucket.state.holds == {}
-    assert (bucket.state.reported_refill, bucket.state.reported_capacity) == (None, None)
+    assert bucket.stored.holds == {}
+    assert (bucket.stored.reported_refill, bucket.stored.reported_capacity) == (None, None)
 
 
 def test_a_newer_envelope_of_a_call_opened_before_the_last_reading_is_taken_by_its_time() -> None:
@@ -98,8 +95,7 @@ def test_of_two_readings_at_one_server_time_the_lower_balance_counts() -> None:
         balances = {"a": 90, "b": 80}
         settled(bucket, first, 10, told(balances[first], 1001.0))
         settled(bucket, second, 10, told(balances[second], 1001.0))
-        assert bucket.state is not None
-        assert bucket.state.balance == 80
+        assert bucket.stored.balance == 80
 
 
 def test_without_a_server_time_a_call_opened_before_the_last_reading_charges_its_cost() -> None:
@@ -259,8 +255,7 @@ def test_a_reading_brings_refill_capacity_and_phase() -> None:
     assert (seen.capacity, seen.refill, seen.period) == (1200, 20, 60.0)
     assert bucket.apply(Acquire(21), EPOCH).retry_after_us == 70 * SECOND
     bucket.apply(Reconcile(Reading(1, server_time=2.0)), EPOCH + SECOND)
-    seen = bucket.apply(Peek(), EPOCH + SECOND).snapshot
-    assert seen is not None
+    seen = bucket.look(EPOCH + SECOND)
     assert (seen.capacity, seen.refill) == (1200, 20)
 
 
@@ -283,7 +278,6 @@ def test_a_reading_that_is_taken_is_the_balance(data: st.DataObject, reading: Re
     bucket, untouched = Direct(quota, state), Direct(quota, state)
     before = untouched.apply(Acquire(0), EPOCH)
     outcome = bucket.apply(Reconcile(reading), EPOCH)
-    assert bucket.state is not None
     if outcome.reading is Verdict.STALE:
         assert outcome.balance == before.balance
         for later in (EPOCH, EPOCH + 5 * MINUTE):
@@ -292,9 +286,9 @@ def test_a_reading_that_is_taken_is_the_balance(data: st.DataObject, reading: Re
             )
         return
     assert outcome.balance == reading.balance
-    if bucket.state.reading_at == EPOCH:
-        assert bucket.state.probe_until is None
-        assert not bucket.state.probe_failures
+    if bucket.stored.reading_at == EPOCH:
+        assert bucket.stored.probe_until is None
+        assert not bucket.stored.probe_failures
     else:
         assert before.balance is not None
         assert reading.balance < before.balance
@@ -315,8 +309,7 @@ def test_a_reading_closes_no_bucket() -> None:
     """Only a request that finds too little begins a recharge: the news that the balance is low isn't one."""
     bucket = Direct(Quota(100, 1, 1.0, synced=True, recharge_to=50))
     bucket.apply(Reconcile(told(0, 1000.0)), EPOCH)
-    assert bucket.state is not None
-    assert bucket.state.closed_until is None
+    assert bucket.stored.closed_until is None
     assert bucket.apply(Acquire(3), EPOCH + 3 * SECOND).granted
 
 
@@ -328,6 +321,5 @@ def test_the_drift_is_how_far_the_projection_was_off(reported: int, spent: int) 
     outcome = settled(bucket, "a", spent, told(reported, 1001.0))
     assert outcome.drift == reported - (100 - spent)
     for age in (2, 0):
-        seen: Snapshot | None = bucket.apply(Peek(), EPOCH + (1 + age) * SECOND).snapshot
-        assert seen is not None
+        seen = bucket.look(EPOCH + (1 + age) * SECOND)
         assert (seen.drift, seen.reading_age) == (outcome.drift, age)
