@@ -27,7 +27,7 @@ from keepa_tokens.rules.commands import (
 from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import new_state
-from keepa_tokens.rules.transition import LIFETIME_MARGIN_US, lifetime_us, transition
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, NEVER, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000
@@ -436,14 +436,6 @@ def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
 
 
 # --- 9: lifetime
-
-
-def test_a_bucket_that_starts_full_is_forgotten_when_it_is_full() -> None:
-    """`initial` at capacity is the default: such a bucket needs no keeping for ever; one below it does."""
-    for initial, expected in ((10, 300 * SECOND + LIFETIME_MARGIN_US), (9, None)):
-        quota = Quota(10, 1, 100.0, initial=initial)
-        state, _ = step(quota, BucketState(balance=10, refilled_at=0), Acquire(3), 0)
-        assert lifetime_us(state, 0) == expected
 
 
 def test_a_look_at_an_empty_bucket_never_used_lets_it_begin_to_fill() -> None:

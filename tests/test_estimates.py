@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -19,7 +15,7 @@ from keepa_tokens.events import Event, EventKind
 from keepa_tokens.keepa.costs import estimate
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
-from tests.servers import wait_until
+from tests.helpers import in_a_child, in_threads
 
 PRODUCT = "product"
 
@@ -167,24 +163,15 @@ def test_an_estimate_stays_within_what_was_seen(calls: list[tuple[int, int]]) ->
 def test_threads_may_share_one() -> None:
     """Eight threads that learn and ask at once over more kinds than it remembers raise nothing, and the bound holds."""
     estimator = Estimator(kinds=5)
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
         chance = random.Random(seed)
-        try:
-            for _ in range(300):
-                params = codes(chance.randint(1, 9), **{"code-limit": chance.randint(1, 20)})
-                estimator.learn(PRODUCT, params, chance.randint(1, 500))
-                estimator.estimate(PRODUCT, params)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
+        for _ in range(300):
+            params = codes(chance.randint(1, 9), **{"code-limit": chance.randint(1, 20)})
+            estimator.learn(PRODUCT, params, chance.randint(1, 500))
+            estimator.estimate(PRODUCT, params)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert errors == []
+    in_threads(8, work)
     assert repr(estimator) == "Estimator(window=16, kinds=5)"
 
 
@@ -255,27 +242,12 @@ def test_estimates_of_codes_follow_what_they_cost() -> None:
 
 def test_a_forked_child_goes_on() -> None:
     """Forked while another thread is in the estimator, a child estimates by what was learned, learns, and ends."""
-    estimator = Estimator()
-    estimator.learn("product", {"code": "1"}, 7)
+    estimator = learned("product", ({"code": "1"}, 7))
+
+    def learns() -> int:
+        estimator.learn("product", {"code": "1"}, 9)
+        return estimator.estimate("product", {"code": "1"})
+
     with estimator._lock:  # as the other thread
-        child = os.fork()
-        if child == 0:  # pragma: no cover - in the child
-            with suppress(BaseException):
-                estimator.learn("product", {"code": "1"}, 9)
-                os._exit(estimator.estimate("product", {"code": "1"}))
-            os._exit(99)
-    ended: list[int] = []
-
-    def has_ended() -> bool:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            ended.append(os.waitstatus_to_exitcode(status))
-        return bool(ended)
-
-    try:
-        wait_until("the child ends", has_ended, within_s=10)
-    finally:
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    assert ended == [9]
+        ended = in_a_child(learns)
+    assert ended() == 9

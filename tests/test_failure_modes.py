@@ -6,7 +6,6 @@ The numbers are those of the table in `docs/evidence/failure-modes.md`.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 import pickle
@@ -19,8 +18,6 @@ from keepa_tokens import (
     BucketState,
     EventKind,
     LoggingListener,
-    MemoryStorage,
-    Outcome,
     Quota,
     Reading,
     Reason,
@@ -29,9 +26,10 @@ from keepa_tokens import (
     keepa_quota,
 )
 from keepa_tokens.keepa.reading import envelope
-from keepa_tokens.rules.commands import Acquire, Command
+from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from tests.helpers import Noted
 from tests.keepa_world import World, asins
 
 
@@ -137,10 +135,10 @@ def test_09_large_calls_are_not_starved_by_small_ones() -> None:
 def test_10_a_wait_covers_every_condition() -> None:
     """One refusal, one wait, one grant: threshold and cost are met at the same instant, so nobody spins."""
     clock = ManualClock()
-    storage = CountingStorage()
+    storage = Noted()
     bucket = TokenBucket(Quota.per_second(1, capacity=100, recharge_to=20, initial=0), storage=storage, clock=clock)
     bucket.acquire(50)
-    assert storage.calls == 2
+    assert len(storage.commands) == 2
     assert 50 <= clock.slept <= 50.5
 
 
@@ -205,7 +203,7 @@ def test_15_a_crashed_workers_hold_comes_to_an_end() -> None:
 
 def test_16_a_storage_that_is_away_grants_nothing_and_comes_back_by_itself() -> None:
     """An error of the storage is raised as such, neither a pass nor the end of sharing. Redis has tests of its own."""
-    storage = CountingStorage()
+    storage = Noted()
     bucket = TokenBucket(Quota.per_second(10), storage=storage, clock=ManualClock())
     storage.away = True
     with pytest.raises(StorageUnavailable):
@@ -333,28 +331,8 @@ def test_25_refusals_and_waits_leave_a_trace_with_their_reason() -> None:
 
 def test_every_failure_mode_has_its_test() -> None:
     """One test for each number from 1 to 25."""
-    numbers = [int(name[5:7]) for name, _ in inspect.getmembers(_this_module()) if name[5:7].isdigit()]
+    numbers = [int(name[5:7]) for name in globals() if name[5:7].isdigit()]
     assert sorted(numbers) == list(range(1, 26))
-
-
-def _this_module() -> object:
-    return inspect.getmodule(test_every_failure_mode_has_its_test)
-
-
-class CountingStorage(MemoryStorage):
-    """Memory storage that counts its calls and can be away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.away = False
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        self.calls += 1
-        if self.away:
-            msg = "the storage is away"
-            raise StorageUnavailable(msg)
-        return super().apply(key, quota, command, now_us=now_us)
 
 
 def test_the_fault_that_started_it_in_one_transition() -> None:

@@ -7,6 +7,7 @@ by a late settle.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import pytest
 from hypothesis import example, given
@@ -130,15 +131,6 @@ def test_a_hold_is_forgotten_after_one_more_lifetime(ending: Command) -> None:
     assert not bucket.apply(ending, 2 * MINUTE).found
     assert bucket.balance(2 * MINUTE) == (90, 0)
     assert bucket.stored.holds == {}
-
-
-def test_a_late_cancel_gives_back_what_running_out_took() -> None:
-    """A call that was never sent, cancelled after its hold ran out, costs nothing in the end."""
-    bucket = Direct(TOLD)
-    bucket.apply(Reserve("a", 10, MINUTE), 0)
-    assert bucket.balance(MINUTE) == (90, 0)
-    assert bucket.apply(Cancel("a"), MINUTE + 1).found
-    assert bucket.balance(MINUTE + 1) == (100, 0)
 
 
 @either_way
@@ -391,50 +383,42 @@ def replace_times(outcome: Outcome) -> tuple[object, ...]:
     return outcome.granted, outcome.reason, outcome.balance, outcome.found, outcome.probe
 
 
-def life(quota: Quota, command: Command, state: BucketState | None = None) -> int | None:
-    """Return the lifetime of what is stored after `command` at EPOCH."""
+PER_SECOND: Final = Quota(10, 1, 1.0)
+LEARNING: Final = Quota(10, 1, 1.0, synced=True)
+SLOW: Final = Quota(100, 1, 3600.0, synced=True, initial=100)
+
+
+@pytest.mark.parametrize(
+    "why, quota, state, command, life",
+    [
+        ("a new one would begin lower", replace(PER_SECOND, initial=9), None, Acquire(1), None),
+        ("and so would a synced one", replace(LEARNING, initial=0), None, Acquire(1), None),
+        ("`initial` at capacity is the default", Quota(10, 1, 100.0, initial=10), None, Acquire(3), 310 * SECOND),
+        ("until it is full", PER_SECOND, BucketState(balance=-990, refilled_at=EPOCH), Acquire(0), 1010 * SECOND),
+        ("and its last hold is over", PER_SECOND, None, Reserve("a", 10, 10 * MINUTE), 610 * SECOND),
+        ("and its pause", PER_SECOND, None, Pause(HOUR), HOUR + 10 * SECOND),
+        (
+            "and whoever stands in line has lapsed",
+            PER_SECOND,
+            BucketState(balance=10, refilled_at=EPOCH, line=(Ticket("t", 5, 0, 0, EPOCH + HOUR),)),
+            Acquire(0),
+            HOUR + MINUTE + 10 * SECOND,
+        ),
+        ("a synced one keeps for a day what it learned", LEARNING, None, Acquire(1), DAY),
+        ("longer with a hold", LEARNING, None, Reserve("a", 1, DAY, scout=True), DAY + 10 * SECOND),
+        ("but not for a debt", LEARNING, None, Reconcile(Reading(-(10**6))), DAY),
+        ("where it begins full", replace(LEARNING, initial=10), None, Acquire(1), DAY),
+        ("until it is full if that is longer", SLOW, None, Acquire(100), 100 * HOUR + 10 * SECOND),
+        ("after its holds", SLOW, None, Reserve("a", 100, 12 * HOUR), 112 * HOUR + 10 * SECOND),
+    ],
+)
+def test_a_bucket_is_kept_as_long_as_a_new_one_would_let_more_go(
+    why: str, quota: Quota, state: BucketState | None, command: Command, life: int | None
+) -> None:
+    """Until it is full, its last hold, its pause and its line are over, and a margin; else a day, or for ever."""
     after, _ = transition(quota, state, EPOCH, command)
     assert after is not None
-    return lifetime_us(after, EPOCH)
-
-
-@pytest.mark.parametrize("quota", [Quota(10, 1, 1.0, initial=9), Quota(10, 1, 1.0, initial=0, synced=True)])
-def test_a_bucket_that_begins_below_its_capacity_is_kept_for_ever(quota: Quota) -> None:
-    """A new one would begin lower, so the state has no end."""
-    assert life(quota, Acquire(1)) is None
-
-
-def test_a_plain_bucket_is_kept_until_it_is_full_and_its_last_hold_is_over() -> None:
-    """Whichever comes later, and the margin."""
-    quota = Quota(10, 1, 1.0)
-    assert life(quota, Acquire(0), BucketState(balance=-990, refilled_at=EPOCH)) == 1010 * SECOND
-    assert life(quota, Reserve("a", 10, 10 * MINUTE)) == 610 * SECOND
-
-
-def test_a_pause_outlives_a_full_bucket() -> None:
-    """A new bucket would not be paused, so a plain one is kept until its pause is over."""
-    bucket = Direct(Quota(10, 1, 1.0))
-    bucket.apply(Pause(HOUR), EPOCH)
-    assert lifetime_us(bucket.stored, EPOCH) == HOUR + 10 * SECOND
-
-
-def test_a_ticket_outlives_a_full_bucket() -> None:
-    """Whoever stands in line finds the place until it lapses, a minute after what was told."""
-    state = BucketState(
-        balance=10, refilled_at=EPOCH, line=(Ticket("t", 5, 0, 0, EPOCH + HOUR),), quota=Quota(10, 1, 1.0)
-    )
-    assert lifetime_us(state, EPOCH) == HOUR + MINUTE + 10 * SECOND
-
-
-def test_a_synced_bucket_is_kept_for_a_day_and_as_long_as_a_new_one_would_let_more_go() -> None:
-    """What it learned is kept for a day; where `initial` is given, until it is full or, by other terms, for ever."""
-    assert life(Quota(10, 1, 1.0, synced=True), Acquire(1)) == DAY
-    assert life(Quota(10, 1, 1.0, synced=True), Reserve("a", 1, DAY, scout=True)) == DAY + 10 * SECOND
-    assert life(Quota(10, 1, 1.0, synced=True), Reconcile(Reading(-(10**6)))) == DAY
-    assert life(Quota(10, 1, 1.0, synced=True, initial=10), Acquire(1)) == DAY
-    quota = Quota(100, 1, 3600.0, synced=True, initial=100)
-    assert life(quota, Acquire(100)) == 100 * HOUR + 10 * SECOND
-    assert life(quota, Reserve("a", 100, 12 * HOUR)) == 112 * HOUR + 10 * SECOND
+    assert lifetime_us(after, EPOCH) == life, why
 
 
 def test_what_the_server_reported_outlives_five_idle_minutes() -> None:

@@ -43,6 +43,8 @@ from keepa_tokens import (
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
 
+pytestmark = pytest.mark.anyio
+
 PLAIN: Final = Quota(10, 1, 1.0)
 SYNCED: Final = Quota(10, 1, 1.0, synced=True, initial=10)
 UNKNOWN: Final = Quota(10, 1, 1.0, synced=True)
@@ -596,32 +598,28 @@ class Asleep(ManualClock):
 
 @pytest.mark.parametrize("limit", [None, 0.01])
 @pytest.mark.parametrize("door", ["acquire", "reserve", "request"])
-def test_a_waiting_coroutine_is_cancelled_though_the_storage_is_away(door: str, limit: float | None) -> None:
+async def test_a_waiting_coroutine_is_cancelled_though_the_storage_is_away(door: str, limit: float | None) -> None:
     """CancelledError, or the TimeoutError of whoever set the limit, and never StorageUnavailable; the loss is told."""
     clock, storage, events = Asleep(100.0), Slow(), list[Event]()
     clock.storage = storage
     bucket = AsyncTokenBucket(
         PLAIN if door == "acquire" else SYNCED, storage=storage, clock=clock, listener=events.append
     )
+    await (bucket.try_acquire(10) if door == "acquire" else bucket.reconcile(Reading(0)))
+    waiting = AsyncKeepaSync(bucket).request(4) if door == "request" else getattr(bucket, door)(4)
 
-    async def main() -> None:
-        await (bucket.try_acquire(10) if door == "acquire" else bucket.reconcile(Reading(0)))
-        waiting = AsyncKeepaSync(bucket).request(4) if door == "request" else getattr(bucket, door)(4)
+    async def limited() -> None:
+        async with asyncio.timeout(limit):
+            await waiting
 
-        async def limited() -> None:
-            async with asyncio.timeout(limit):
-                await waiting
-
-        task = asyncio.ensure_future(limited())
-        while limit is None and not storage.down:  # noqa: ASYNC110 - a pass of the loop each
-            await asyncio.sleep(0)
-        if limit is None:
-            task.cancel()
-        with pytest.raises(asyncio.CancelledError if limit is None else TimeoutError):
-            await task
-        await bucket.aclose()
-
-    asyncio.run(main())
+    task = asyncio.ensure_future(limited())
+    while limit is None and not storage.down:  # noqa: ASYNC110 - a pass of the loop each
+        await asyncio.sleep(0)
+    if limit is None:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError if limit is None else TimeoutError):
+        await task
+    await bucket.aclose()
     lost = [event.tokens for event in events if event.kind is EventKind.NOT_GIVEN_BACK]
     # Who had to ask again holds nothing yet.
     assert lost == ([4] if door == "acquire" else [])
@@ -690,25 +688,21 @@ def test_a_claim_is_free_again_after_an_interrupted_probe(
         assert next_one_probes(scene)
 
 
-def test_a_claim_is_free_again_after_a_cancelled_probe() -> None:
+async def test_a_claim_is_free_again_after_a_cancelled_probe() -> None:
     """The first request of the day is cancelled while its probe is under way: the next caller probes at once."""
+    scene = AsyncScene(UNKNOWN)
 
-    async def main() -> None:
-        scene = AsyncScene(UNKNOWN)
+    async def hangs() -> tuple[int, Mapping[str, object]]:
+        await asyncio.Event().wait()
+        return TOLD
 
-        async def hangs() -> tuple[int, Mapping[str, object]]:
-            await asyncio.Event().wait()
-            return TOLD
-
-        first = asyncio.ensure_future(AsyncKeepaSync(scene.bucket, probe=hangs).request(4))
-        await asyncio.sleep(0.01)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        await (await scene.sync.try_request(1)).cancel()
-        assert scene.probes == 1
-
-    asyncio.run(main())
+    first = asyncio.ensure_future(AsyncKeepaSync(scene.bucket, probe=hangs).request(4))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await (await scene.sync.try_request(1)).cancel()
+    assert scene.probes == 1
 
 
 def test_a_claim_is_free_again_where_its_caller_had_too_little_time() -> None:

@@ -32,6 +32,7 @@ from keepa_tokens.keepa.backoff import TRIES
 from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
+from tests.helpers import in_threads
 from tests.keepa_world import PRODUCT, World, asins
 
 
@@ -330,16 +331,7 @@ def test_refresh_asks_now_and_leaves_an_ongoing_probe_alone() -> None:
 def test_eight_threads_share_one_balance() -> None:
     """Threads on one bucket: nothing refused, all settled, the projection at the truth in the end."""
     world = World(initial=200)
-
-    def work() -> None:
-        for _ in range(5):
-            assert world.call(4) == 200
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
+    assert in_threads(8, lambda _: [world.call(4) for _ in range(5)]) == [[200] * 5] * 8
     assert world.fake.refused == 0
     snapshot = world.bucket.peek()
     assert (snapshot.balance, snapshot.holds) == (world.fake.balance, 0)

@@ -14,7 +14,6 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     KeepaSync,
-    MemoryStorage,
     NotEnoughTokens,
     Quota,
     TokenBucket,
@@ -22,13 +21,10 @@ from keepa_tokens import (
 )
 from keepa_tokens.rules.commands import Command, Outcome, Reserve
 from keepa_tokens.testing import FakeKeepa, ManualClock, VirtualLoop, virtual_loop
+from tests.helpers import Noted
+from tests.keepa_world import asins
 
 LONGEST_COUNTDOWN = 900.0
-
-
-def asins(count: int) -> dict[str, str]:
-    """Return a request that costs `count` tokens."""
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
 
 
 def test_tasks_that_come_back_ask_twice_and_keep_their_order() -> None:
@@ -124,17 +120,14 @@ def test_plain_reservations_that_cost_less_use_the_refill() -> None:
     assert spent - 100 >= 0.9 * 120 * 10
 
 
-class Counting(MemoryStorage):
-    """Notes what is asked of it; without a line it takes no tickets."""
+class Counting(Noted):
+    """Without a line it takes no tickets."""
 
     def __init__(self, *, line: bool) -> None:
         super().__init__()
         self.line = line
-        self.commands: list[str] = []
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Note a command, and carry it out."""
-        self.commands.append(type(command).__name__)
         if not self.line and isinstance(command, Reserve):
             command = replace(command, ticket=None)
         return super().apply(key, quota, command, now_us=now_us)
@@ -152,7 +145,7 @@ def test_a_lone_worker_gives_no_command_more() -> None:
                 answer = keepa.request("/product", asins(cost))
                 call.settle(answer.content, status=answer.status)
         assert keepa.refused == 0
-        return storage.commands
+        return [type(command).__name__ for command in storage.commands]
 
     assert commands(line=True) == commands(line=False)
     assert commands(line=True).count("Reserve") > 6

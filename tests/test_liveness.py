@@ -261,6 +261,20 @@ def has_an_end(case: Try, snapshot: Snapshot) -> bool:
     return case.at.quota.refill > 0 and debt * case.at.quota.period_us // case.at.quota.refill < 2**50
 
 
+def keeps_its_bound(bucket: Bucket, case: Try, now: int) -> None:
+    """Assert that the request gets through by the bound that `peek` states now, whatever is tried before."""
+    snapshot = bucket.look(now, case.tokens, case.keep)
+    if math.isinf(snapshot.bound):
+        assert not has_an_end(case, snapshot)
+        return
+    for part in (*case.early, 1.0):
+        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(micro(snapshot.bound) * part))
+        if outcome.granted or outcome.probe:
+            return
+        bucket.restart()
+    pytest.fail("neither granted nor sent to the server by the bound")
+
+
 @either_way
 @SPARING
 @given(case=tries())
@@ -278,34 +292,11 @@ def has_an_end(case: Try, snapshot: Snapshot) -> bool:
     )
 )
 def test_from_any_state_there_is_a_bound_and_it_is_kept(make: Make, case: Try) -> None:
-    """Whatever is stored, `peek` states a finite bound, and an attempt at the bound is granted or gets the probe."""
-    bucket = make(case.at.quota, case.at.state)
-    now = case.at.now
-    snapshot = bucket.look(now, case.tokens, case.keep)
-    if math.isinf(snapshot.bound):
-        assert not has_an_end(case, snapshot)
-        return
-    outcome = bucket.apply(Acquire(case.tokens, case.keep), now + micro(snapshot.bound))
-    assert outcome.granted or outcome.probe
-
-
-@either_way
-@SPARING
-@given(case=tries())
-def test_attempts_before_the_bound_do_not_move_it(make: Make, case: Try) -> None:
-    """Repeating the request before the bound, with restarts between, brings a grant or a probe by the bound."""
-    bucket = make(case.at.quota, case.at.state)
-    now = case.at.now
-    snapshot = bucket.look(now, case.tokens, case.keep)
-    if math.isinf(snapshot.bound):
-        return
-    bound = micro(snapshot.bound)
-    for part in (*case.early, 1.0):
-        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(bound * part))
-        if outcome.granted or outcome.probe:
-            return
-        bucket.restart()
-    pytest.fail("neither granted nor sent to the server by the bound")
+    """Whatever is stored, `peek` states a finite bound, and an attempt at the bound is granted or gets the probe; so it
+    is with attempts before it, and restarts between.
+    """
+    for early in ((), case.early):
+        keeps_its_bound(make(case.at.quota, case.at.state), replace(case, early=early), case.at.now)
 
 
 @either_way
@@ -315,17 +306,7 @@ def test_after_a_clock_step_there_is_a_bound_and_it_is_kept(make: Make, case: Tr
     """A clock that jumps back leaves the bucket with a finite bound on the new time, and the bound is kept."""
     bucket = make(case.at.quota, case.at.state)
     bucket.apply(Acquire(case.tokens, case.keep), case.at.now)
-    now = max(0, case.at.now - back)
-    snapshot = bucket.look(now, case.tokens, case.keep)
-    if math.isinf(snapshot.bound):
-        assert not has_an_end(case, snapshot)
-        return
-    bound = micro(snapshot.bound)
-    for part in (*case.early, 1.0):
-        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(bound * part))
-        if outcome.granted or outcome.probe:
-            return
-    pytest.fail("neither granted nor sent to the server by the bound")
+    keeps_its_bound(bucket, case, max(0, case.at.now - back))
 
 
 @SPARING

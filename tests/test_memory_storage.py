@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage import memory
 from keepa_tokens.storage.memory import MemoryStorage
+from tests.helpers import in_a_child
 from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
 from tests.strategies import SPARING
@@ -279,15 +279,16 @@ def test_a_forked_child_goes_on() -> None:
     storage = MemoryStorage()
     bucket = TokenBucket(QUOTA, key="k", storage=storage)
     bucket.try_acquire()
-    storage.lock.acquire()  # as a thread in the middle of a step, which the child doesn't have
-    child = os.fork()
-    if child == 0:
+
+    def asks() -> int:
         bucket.try_acquire()
         storage.apply("k", QUOTA, Acquire(1))
         storage.inspect("k")
-        os._exit(len(list(storage.keys())))
-    storage.lock.release()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        return len(list(storage.keys()))
+
+    with storage.lock:  # as a thread in the middle of a step, which the child doesn't have
+        ended = in_a_child(asks)
+    assert ended() == 1
 
 
 def by_its_end(storage: MemoryStorage) -> None:
