@@ -299,6 +299,7 @@ def test_23_the_wait_is_a_number_on_the_error_and_survives_pickling() -> None:
     """retry_after, reason and balance are attributes, in this process and in the next."""
     world = World(initial=-5)
     refused = world.refused(3, by=world.worker())
+    assert world.clock.slept == 0
     error = pickle.loads(pickle.dumps(refused))
     assert (error.tokens, error.reason, error.balance) == (3, Reason.EMPTY, -5)
     assert error.retry_after == refused.retry_after

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 import httpx2
@@ -18,14 +18,10 @@ from keepa_tokens import (
     AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
-    ConfigError,
-    CostTooLarge,
     EventKind,
     KeepaSync,
     NotEnoughTokens,
-    Quota,
     Reason,
-    TokenBucket,
     keepa_quota,
 )
 from keepa_tokens.keepa.backoff import TRIES
@@ -45,15 +41,6 @@ def test_the_first_call_probes_once_and_then_envelopes_are_enough() -> None:
     assert world.bucket.peek().balance == world.fake.balance == 240
 
 
-def test_a_starved_worker_waits_without_a_refused_call() -> None:
-    """With good estimates and nobody else spending no call is refused, and the projection ends at the truth."""
-    world = World(initial=20)
-    for _ in range(40):
-        world.call(7)
-    assert world.fake.refused == 0
-    assert world.bucket.peek().balance == world.fake.balance
-
-
 def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
     """On an unknown balance one request is let through, the next is refused until the first one's answer is there."""
     world = World(initial=-30, probe=False)
@@ -64,15 +51,6 @@ def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
     assert response.status == 429
     scout.settle(response.content, status=response.status)
     assert world.bucket.peek().balance == world.fake.balance == -30
-
-
-def test_try_request_never_sleeps_and_says_when_to_come_back() -> None:
-    """Refused, it raises with a wait after which the same request is granted."""
-    world = World(initial=-12)
-    refused = world.refused()
-    assert (world.clock.slept, refused.reason, refused.balance) == (0, Reason.EMPTY, -12)
-    world.clock.advance(refused.retry_after)
-    world.sync.try_request(1).cancel()
 
 
 def test_a_timeout_shorter_than_the_wait_is_raised_at_once() -> None:
@@ -171,20 +149,6 @@ def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estima
         world.clock.advance(121)
 
 
-def test_settling_twice_changes_nothing() -> None:
-    """Settle is by id: the second one finds no hold, and its reading is not newer."""
-    world = World(initial=50)
-    with world.sync.request(5) as call:
-        response = world.fake.request(PRODUCT, asins(5))
-        call.settle(response.content, status=response.status)
-        before = world.storage.dump("k")
-        call.settle(response.content, status=response.status)
-    after = world.storage.dump("k")
-    assert before is not None
-    assert after is not None
-    assert (before.balance, before.holds) == (after.balance, after.holds)
-
-
 def test_observed_envelopes_correct_the_bucket_and_old_ones_do_not() -> None:
     """An envelope seen elsewhere is taken if the server's time is later, whatever order they arrive in."""
     world = World(initial=100)
@@ -237,33 +201,6 @@ def test_the_servers_clock_may_be_off(offset: float) -> None:
         world.call(4)
     assert world.bucket.peek().balance == world.fake.balance
     assert world.fake.refused == 0
-
-
-def test_a_failing_probe_backs_off() -> None:
-    """While `/token` is down the probes come further and further apart."""
-    world = World(initial=-400)
-    world.sync.refresh()
-    world.fake.token_down = True
-    for _ in range(6 * 60):
-        world.refused()
-        world.clock.advance(10)
-    assert 2 <= world.fake.token_calls - 1 <= 4
-
-
-def test_a_probe_that_raises_is_a_failed_probe_and_its_text_is_kept_out() -> None:
-    """Whatever a probe raises, the request is refused and the event names the type alone, never the text."""
-
-    def probe() -> tuple[int, Mapping[str, object] | None]:
-        msg = "https://example.invalid/token?key=SECRET"
-        raise OSError(msg)
-
-    world = World()
-    sync = KeepaSync(world.bucket, probe=probe)
-    with pytest.raises(NotEnoughTokens):
-        sync.try_request(1)
-    [failed] = world.kinds(EventKind.PROBE_FAILED)
-    assert "OSError" in failed.why
-    assert "SECRET" not in failed.why
 
 
 def test_a_bad_key_shows_with_the_first_call() -> None:
@@ -393,30 +330,11 @@ def test_async_attempts_and_refusals_are_those_of_the_sync_twin() -> None:
         assert loop.run_until_complete(main()) == [429, 200] + [1] * TRIES
 
 
-def test_misuse_is_an_error_at_once() -> None:
-    """A plain bucket, an interval of 0, a keep that can never be left, a cost that is no number: all say so."""
-    world = World()
-    with pytest.raises(ConfigError, match="synced"):
-        KeepaSync(TokenBucket(Quota.per_second(1)))
-    with pytest.raises(ConfigError, match="probe_interval"):
-        KeepaSync(world.bucket, probe_interval=0)
-    with pytest.raises(CostTooLarge):
-        world.sync.try_request(1, keep=300)
-    with pytest.raises(TypeError, match="tokens"):
-        world.sync.try_request(cast("int", 1.5))
-    with pytest.raises(ConfigError, match="probe"):
-        KeepaSync(world.bucket).refresh()
-    assert world.fake.token_calls == 0
-
-
-def test_the_api_key_stays_out_of_reprs_and_bucket_names() -> None:
-    """from_key names the bucket by a digest; two adapters of one key share a bucket, and none shows the key."""
-    key = "a-very-secret-api-key-of-keepa-0123456789"
-    one, two, twin = KeepaSync.from_key(key), KeepaSync.from_key(key), AsyncKeepaSync.from_key(key)
+def test_doors_of_one_key_share_a_bucket() -> None:
+    """from_key names the bucket by a digest of the key, the same for threads and coroutines; another key's isn't it."""
+    one, two, twin = KeepaSync.from_key("key"), KeepaSync.from_key("key"), AsyncKeepaSync.from_key("key")
     assert one.bucket.key == two.bucket.key == twin.bucket.key
-    assert one.bucket.key != KeepaSync.from_key(key + "x").bucket.key
-    for thing in (one, twin, one.bucket, one.bucket.key, one.bucket.quota, vars(one)["_probe"], vars(twin)["_probe"]):
-        assert key not in repr(thing)
+    assert one.bucket.key != KeepaSync.from_key("key" + "x").bucket.key
 
 
 # --- refusals that tokens don't explain

@@ -34,6 +34,7 @@ from keepa_tokens import (
     AsyncTokenBucket,
     BucketState,
     ConfigError,
+    CostTooLarge,
     Event,
     EventKind,
     Hold,
@@ -147,6 +148,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
         for wrong in ({"estimate": "5"}, {"estimator": 5}, {"api_key": 5}, {"host": None})
     ),
     (partial(on_redis.from_url, URL.encode()), "url must be a str"),
+    (partial(keepa(TokenBucket(keepa_quota())).try_request, 1.5), "tokens"),
 ]
 """What is given, and what the error says."""
 
@@ -163,6 +165,9 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(keepa_async, TokenBucket(keepa_quota())), "KeepaSync"),
     *((partial(make, SECRET), "from_key") for make in KEEPA),
     (partial(keepa, None), "NoneType"),
+    (partial(keepa, TokenBucket(PLAIN)), "synced"),
+    (partial(keepa, TokenBucket(keepa_quota()), probe_interval=0), "probe_interval"),
+    (keepa(TokenBucket(keepa_quota())).refresh, "probe"),
     (partial(keepa, keepa_quota()), "Quota"),
     *(
         (partial(make.from_key, key), "api_key")
@@ -218,7 +223,11 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
 
 @pytest.mark.parametrize(
     "error, mistake, says",
-    [*((TypeError, *row) for row in WRONG_TYPES), *((ConfigError, *row) for row in WRONG_VALUES)],
+    [
+        *((TypeError, *row) for row in WRONG_TYPES),
+        *((ConfigError, *row) for row in WRONG_VALUES),
+        (CostTooLarge, partial(sync().try_request, 1, keep=300), "keep=300"),
+    ],
 )
 def test_a_wrong_argument_is_told_at_once_by_name(
     error: type[Exception], mistake: Callable[[], object], says: str

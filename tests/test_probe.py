@@ -131,6 +131,7 @@ def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Make) -> None:
     first = bucket.apply(Acquire(2), EPOCH)
     assert first.probe
     assert first.retry_after_us == LOOK_AGAIN_US
+    assert bucket.look(EPOCH + 5 * SECOND, 2).bound == 21.0
     assert bucket.apply(Acquire(2), EPOCH + CLAIM_US - 1).reason is Reason.UNKNOWN
     known = bucket.apply(Acquire(2), EPOCH + CLAIM_US)
     assert (known.reason, known.balance) == (Reason.EMPTY, 0)
