@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from keepa_tokens import MemoryStorage, Outcome, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Command
+from keepa_tokens.testing import ManualClock
 
 T = TypeVar("T")
 
@@ -28,6 +29,20 @@ class Noted(MemoryStorage):
         if self.away:
             raise StorageUnavailable("no answer in 5 s")
         return super().apply(key, quota, command, now_us=now_us)
+
+
+class Napping(ManualClock):
+    """A clock that notes each sleep, and does something after it."""
+
+    def __init__(self, start: float, then: Callable[[], object] = lambda: None) -> None:
+        super().__init__(start)
+        self.naps: list[float] = []
+        self.then = then
+
+    def sleep(self, seconds: float, /) -> None:
+        super().sleep(seconds)
+        self.naps.append(seconds)
+        self.then()
 
 
 def in_threads(number: int, work: Callable[[int], T]) -> Sequence[T]:

@@ -458,6 +458,10 @@ def test_a_look_at_an_empty_bucket_never_used_lets_it_begin_to_fill() -> None:
     [
         (300, 250, 100, 0, 300, True),  # never so much that the request can't be admitted
         (300, 250, 100, 0, 299, False),
+        (300, 1, 40, 0, 41, True),
+        (300, 1, 40, 0, 40, False),
+        (300, 1, 40, 30, 71, True),
+        (300, 1, 40, 30, 70, False),
         (301, 1, 150, 0, 101, True),  # a third, rounded down
         (301, 1, 150, 0, 100, False),
         (301, 1, 150, 50, 101, True),  # with what the request itself leaves

@@ -29,7 +29,7 @@ from keepa_tokens.keepa.reading import envelope
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
-from tests.helpers import Noted
+from tests.helpers import Napping, Noted
 from tests.keepa_world import World, asins
 
 
@@ -145,13 +145,11 @@ def test_10_a_wait_covers_every_condition() -> None:
 def test_11_a_waiting_worker_notices_a_better_balance() -> None:
     """A wait of half an hour is cut short within a minute of somebody else's reading."""
 
-    class Watched(ManualClock):
-        def sleep(self, seconds: float, /) -> None:
-            super().sleep(seconds)
-            if self.now_us() > 120_000_000:
-                other.observe({"tokensLeft": 500, "refillIn": 1, "refillRate": 60, "timestamp": 4e12})
+    def tell() -> None:
+        if world.clock.now_us() > 120_000_000:
+            other.observe({"tokensLeft": 500, "refillIn": 1, "refillRate": 60, "timestamp": 4e12})
 
-    world = World(initial=-150, clock=Watched())
+    world = World(initial=-150, clock=Napping(0.0, tell))
     other = world.worker()
     assert world.worker().request(1).waited < 120 + 62
     assert other.bucket.peek().capacity == 3600

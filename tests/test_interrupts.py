@@ -42,6 +42,7 @@ from keepa_tokens import (
 )
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
+from tests.helpers import Noted
 
 pytestmark = pytest.mark.anyio
 
@@ -76,22 +77,25 @@ def strike() -> None:
 
 @dataclass
 class Plot:
-    """At which of the steps that touch the world an interrupt strikes."""
+    """At which of the steps that touch the world an interrupt strikes, and another one after it."""
 
     at: int
     strike: Callable[[], None]
+    then: Plot | None = None
     step: int = 0
     struck: bool = False
 
     def point(self) -> None:
         """Pass one place at which it may strike."""
+        if self.struck and self.then is not None:
+            self.then.point()
         self.step += 1
         if self.step == self.at:
             self.struck = True
             self.strike()
 
 
-class Plotted(MemoryStorage):
+class Plotted(Noted):
     """Memory storage at which an interrupt may strike before and after each command counts."""
 
     plot: Plot | None = None
@@ -153,6 +157,10 @@ class Scene:
     def plot(self, plot: Plot | None) -> None:
         """Let interrupts strike by `plot`."""
         self.storage.plot = self.clock.plot = plot
+
+    def lost(self) -> list[int | None]:
+        """Return the tokens that could not be given back, as was told."""
+        return [event.tokens for event in self.events if event.kind is EventKind.NOT_GIVEN_BACK]
 
     def unchanged(self) -> bool:
         """Whether all is as it was, but for what was refilled, or told by the server."""
@@ -221,32 +229,16 @@ def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
             assert scene.unchanged(), at
 
 
-def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing() -> None:
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(again: int) -> None:
     """Struck once more while the hold is given back, that is done once more; the first interrupt is what is seen."""
-    with struck_by_signals():
-        for at in (2, 3):
-            scene = Scene(SYNCED)
-            plots = iter([Plot(2, ctrl_c), Plot(at - 1, strike)])
-
-            class Twice(Plot):
-                """Strikes by one plot after the other."""
-
-                def point(self, plots: Iterator[Plot] = plots) -> None:
-                    if self.struck:
-                        return
-                    self.current = getattr(self, "current", None) or next(plots)
-                    try:
-                        self.current.point()
-                    finally:
-                        if self.current.struck:
-                            self.current = next(plots, None)
-                            self.struck = self.current is None
-
-            scene.plot(Twice(0, ctrl_c))
-            with pytest.raises(KeyboardInterrupt):
-                scene.bucket.reserve(4)
-            scene.plot(None)
-            assert scene.unchanged()
+    scene, second = Scene(SYNCED), Plot(again, strike)
+    scene.plot(Plot(2, ctrl_c, second))
+    with struck_by_signals(), pytest.raises(KeyboardInterrupt):
+        scene.bucket.reserve(4)
+    scene.plot(None)
+    assert second.struck
+    assert scene.unchanged()
 
 
 @pytest.mark.parametrize("end", ["settle", "cancel"])
@@ -262,43 +254,27 @@ def test_a_settle_or_a_cancel_that_is_interrupted_counts_all_the_same(end: str) 
         assert (scene.bucket.peek().balance, scene.bucket.peek().holds) == (7 if end == "settle" else 10, 0)
 
 
-class Away(Plotted):
-    """Memory storage that is away from some command on."""
-
-    down = False
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        if self.down:
-            raise StorageUnavailable("nobody there")
-        return super().apply(key, quota, command, now_us=now_us)
-
-
 @pytest.mark.parametrize("door, taken", [("acquire", [4]), ("reserve", [])])
 def test_where_the_storage_is_away_too_the_interrupt_is_seen_and_the_loss_is_told(door: str, taken: list[int]) -> None:
     """Ctrl-C while it waits and the storage gone: KeyboardInterrupt, and an event that names what its place took."""
-    scene = Scene(PLAIN, 10, storage=Away())
 
     class Cutting(PlottedClock):
         """A clock during whose sleep everything goes wrong."""
 
         def sleep(self, seconds: float, /) -> None:
-            Away.down = True
+            scene.storage.away = True
             raise KeyboardInterrupt
 
-    bucket = TokenBucket(PLAIN, storage=scene.storage, clock=Cutting(100.0), listener=scene.events.append)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            getattr(bucket, door)(4)
-    finally:
-        Away.down = False
-    lost = [event.tokens for event in scene.events if event.kind is EventKind.NOT_GIVEN_BACK]
-    assert lost == taken
+    scene = Scene(PLAIN, 10, clock=Cutting(100.0))
+    with pytest.raises(KeyboardInterrupt):
+        getattr(scene.bucket, door)(4)
+    assert scene.lost() == taken
 
 
 def test_of_a_plain_acquire_without_an_answer_the_loss_is_its_own_tokens_and_is_told() -> None:
     """A thread struck between "the storage did it" and its answer can't tell: at most what it asked for is gone."""
 
-    class Late(MemoryStorage):
+    class Late(Plotted):
         """Memory storage that is struck when all is done."""
 
         def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -307,14 +283,14 @@ def test_of_a_plain_acquire_without_an_answer_the_loss_is_its_own_tokens_and_is_
                 raise KeyboardInterrupt
             return outcome
 
-    events: list[Event] = []
-    bucket = TokenBucket(PLAIN, storage=Late(), clock=ManualClock(1.0), listener=events.append)
-    for door in (bucket.try_acquire, bucket.acquire):
-        events.clear()
+    scene = Scene(PLAIN, storage=Late())
+    for door in (scene.bucket.try_acquire, scene.bucket.acquire):
+        scene.events.clear()
         with pytest.raises(KeyboardInterrupt):
             door(4)
-        assert [(event.kind, event.tokens) for event in events] == [(EventKind.NOT_GIVEN_BACK, 4)]
-    assert bucket.peek().balance == 2
+        assert scene.lost() == [4]
+        assert len(scene.events) == 1
+    assert scene.bucket.peek().balance == 2
 
 
 def test_a_time_limit_inside_a_probe_is_not_taken_for_a_failed_probe() -> None:
@@ -340,14 +316,13 @@ def test_a_time_limit_inside_a_probe_is_not_taken_for_a_failed_probe() -> None:
 
 def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
     """Who uses a bucket in an `except KeyboardInterrupt:` is told of a storage that is away as anybody else."""
-    storage = Away()
-    bucket = TokenBucket(PLAIN, storage=storage, clock=ManualClock(1.0))
+    scene = Scene(PLAIN)
     try:
         ctrl_c()
     except KeyboardInterrupt:
-        storage.down = True
+        scene.storage.away = True
         with pytest.raises(StorageUnavailable):
-            bucket.reserve(4)
+            scene.bucket.reserve(4)
 
 
 def refunds(bucket: TokenBucket, _: object) -> None:

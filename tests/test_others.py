@@ -206,15 +206,6 @@ def test_what_is_kept_back_never_makes_a_request_impossible(kept: int, tokens: i
     assert bucket.apply(Acquire(tokens, keep), EPOCH + outcome.retry_after_us).granted
 
 
-def test_keep_and_what_is_kept_back_come_to_a_third_together() -> None:
-    """Beside 40 kept back, keep=30 leaves 70, keep=90 a third of the 300, and keep=200 its own 200."""
-    bucket = at(300)
-    bucket.apply(told(260, EPOCH + SECOND), EPOCH + SECOND)
-    for keep, left in ((0, 40), (30, 70), (90, 100), (200, 200)):
-        for balance, granted in ((left, False), (left + 1, True)):
-            assert stored(bucket, balance=str(balance)).apply(Peek(1, keep), EPOCH + SECOND).granted is granted
-
-
 def test_nothing_stored_keeps_back_more_than_a_third() -> None:
     """A number that damage left there counts for a third of the capacity at most; what is no number, for nothing."""
     for text, kept in (("40", 40), ("299", 100), ("4503599627370495", 100), ("NaN", 0), ("-1", 0)):

@@ -229,23 +229,6 @@ def test_a_server_clock_that_is_off_changes_nothing(offset: float, now: int, ord
     assert results.pop() == (6, 27 * SECOND + 2 * MINUTE)
 
 
-def test_a_refusal_by_the_server_without_a_fresh_reading_means_no_more_than_0() -> None:
-    """A refused call opened after the last reading says that the balance isn't above 0, envelope or not."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a")
-    outcome = bucket.apply(Settle("a", 0, None, refused=True), EPOCH)
-    assert outcome.balance == 0
-    assert not bucket.apply(Acquire(1), EPOCH).granted
-
-
-def test_a_refusal_of_a_call_opened_before_the_last_reading_says_nothing_new() -> None:
-    """The reading came later than the refused call was opened: it stands."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a", "b")
-    settled(bucket, "b", 10, told(90, 1001.0))
-    assert bucket.apply(Settle("a", 0, None, refused=True), EPOCH).balance == 90
-
-
 def test_a_reading_brings_refill_capacity_and_phase() -> None:
     """What the server says of its terms rules from then on; what it leaves out stays as it was."""
     bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))

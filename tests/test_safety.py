@@ -41,7 +41,7 @@ from keepa_tokens.rules.commands import (
     Verdict,
 )
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import LIMIT, TOLERANCE_US, UNLIMITED
 from tests.strategies import SPARING, Bucket, Direct, Make, either_way
 
@@ -384,24 +384,3 @@ def test_a_refund_counts_once_however_often_it_is_repeated(
     for passed, skew, repeated in later:
         outcome = bucket.apply(refund if repeated else Acquire(0), now + passed + skew)
         assert outcome.balance == 7
-
-
-def test_a_lost_hold_is_named_and_frees_its_own_tokens_only() -> None:
-    """A hold that can't be read is dropped and named; the others keep theirs."""
-    holds: dict[str, Any] = {"a": "nonsense", "b": Hold(4, 1, EPOCH + MINUTE, MINUTE)}
-    quota = Quota(10, 1, 1.0, synced=True)
-    state = BucketState(balance=10, refilled_at=EPOCH, sequence=1, held=6, open=2)
-    bucket = Direct(quota, with_fields(state, {"holds": holds}))
-    outcome = bucket.apply(Acquire(7), EPOCH)
-    assert outcome.repaired == ("hold:a", "held")
-    assert not outcome.granted
-    assert bucket.apply(Acquire(6), EPOCH).granted
-
-
-def test_holds_too_large_to_count_mint_nothing() -> None:
-    """Eight stored holds of 2**52 - 1 tokens: those that can't be counted exactly are damage, and nothing is free."""
-    huge = {name: Hold(2**52 - 1, 1, EPOCH + 1000, 1000) for name in "abcdefgh"}
-    bucket = Direct(Quota(100, 1, 1.0), BucketState(balance=0, refilled_at=EPOCH, sequence=9, holds=huge))
-    outcome = bucket.apply(Acquire(100), EPOCH + 1000)
-    assert not outcome.granted
-    assert outcome.repaired == tuple(f"hold:{name}" for name in "bcdefgh")
