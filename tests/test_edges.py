@@ -28,7 +28,7 @@ from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import new_state
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, NEVER, REORDER_US, UNLIMITED
+from keepa_tokens.units import CLAIM_US, LIMIT, NEVER, REORDER_US, UNLIMITED
 
 NOW: Final = 1_780_000_000_000_000
 SECOND: Final = 1_000_000
@@ -104,22 +104,6 @@ def test_more_than_can_be_counted_is_too_large() -> None:
     assert step(quota, state, Acquire(2))[1].reason is Reason.TOO_LARGE
 
 
-@pytest.mark.parametrize(
-    "balance, reason, wait_us",
-    [(11, Reason.EMPTY, 12 * SECOND), (12, Reason.IN_FLIGHT, LOOK_AGAIN_US), (26, Reason.IN_FLIGHT, LOOK_AGAIN_US)],
-)
-def test_who_is_refused_only_because_of_calls_in_flight_asks_again_soon(
-    balance: int, reason: Reason, wait_us: int
-) -> None:
-    """12 beside 15 in flight: a settle may free it where the balance would do; else told as if they cost nothing."""
-    state = known(balance=balance, holds={"a": Hold(15, 4, NOW + 90 * SECOND, 120 * SECOND)})
-    outcome = step(Quota(300, 5, 60.0, synced=True), state, Reserve("b", 12, SECOND))[1]
-    assert (outcome.granted, outcome.reason, outcome.retry_after_us) == (False, reason, wait_us)
-    assert (outcome.balance, outcome.held, outcome.open) == (balance, 15, 1)
-    state = replace(state, balance=27)
-    assert step(Quota(300, 5, 60.0, synced=True), state, Reserve("b", 12, SECOND))[1].granted
-
-
 @pytest.mark.parametrize("keep, reason", [(10, Reason.GRANTED), (11, Reason.IN_FLIGHT)])
 def test_beside_calls_in_flight_as_much_is_left_for_others(keep: int, reason: Reason) -> None:
     """Of 20 with 5 in flight, 5 more leave 10."""
@@ -145,21 +129,6 @@ def test_a_free_call_in_flight_delays_nobody_who_overdraws() -> None:
     assert wait == 48 * SECOND
     assert not step(quota, state, Acquire(50), NOW + wait - 1)[1].granted
     assert step(quota, state, Acquire(50), NOW + wait)[1].granted
-
-
-# --- 8: an unknown balance
-
-
-@pytest.mark.parametrize("ends_by, left", [(-1, 0), (0, -5), (1, 0)])
-def test_a_failed_probe_of_an_unknown_balance_starts_it_at_the_end_of_the_claim(ends_by: int, left: int) -> None:
-    """What runs out before then charges nothing, what runs out at it or later does; until then ask again soon."""
-    claimed_until = NOW + CLAIM_US
-    hold = Hold(5, 1, claimed_until + ends_by, CLAIM_US)
-    state = known(balance=None, reading_at=None, probe_until=claimed_until, holds={"a": hold})
-    early = step(SYNCED, state, Acquire(1))[1]
-    assert (early.reason, early.retry_after_us) == (Reason.UNKNOWN, LOOK_AGAIN_US)
-    assert step(SYNCED, state, Acquire(0), claimed_until - 1)[1].balance is None
-    assert step(SYNCED, state, Acquire(0), claimed_until)[1].balance == left
 
 
 # --- 5: recharge
@@ -246,21 +215,6 @@ def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
     assert (outcome.reading, after.balance) == (Verdict.STALE, 7)
 
 
-@pytest.mark.parametrize("balance, told, taken", [(0, 0, False), (0, -1, True), (5, 5, False), (5, 4, True)])
-def test_of_two_readings_of_one_moment_the_lower_counts(balance: int, told: int, taken: bool) -> None:
-    """At the same server's time only a lower balance is news, at 0 too."""
-    state = known(balance=balance, server_time=7 * SECOND)
-    outcome = step(SYNCED, state, Reconcile(Reading(told, server_time=7.0)))[1]
-    assert (outcome.reading is Verdict.TAKEN) == taken
-
-
-def test_a_reading_that_cannot_be_put_in_order_charges_its_cost() -> None:
-    """Where the last reading came without a server's time, one of an earlier call can be older or newer."""
-    state = known(balance=50, holds={"a": Hold(9, 2, NOW + SECOND, SECOND)})
-    after, outcome = step(SYNCED, state, Settle("a", 6, Reading(40, server_time=7.0)))
-    assert (outcome.reading, after.balance) == (Verdict.STALE, 44)
-
-
 @pytest.mark.parametrize("age, taken", [(REORDER_US, False), (REORDER_US + 1, True)])
 def test_a_reading_that_tells_no_order_is_shut_out_for_two_minutes(age: int, taken: bool) -> None:
     """Also if the last one was taken at the very beginning of time."""
@@ -291,12 +245,6 @@ def test_the_terms_flow_in_steps_or_evenly_in_the_smallest_numbers() -> None:
     stepped, smooth = (flow_in_effect(new_state(Quota(10, 4, 2.0, stepped=each), 0), 0) for each in (True, False))
     assert (stepped, smooth) == (Flow(10, 4, 2 * SECOND, True), Flow(10, 1, SECOND // 2, False))
     assert stepped.refilled(1, 0, 5, 3 * SECOND) == (5, 2 * SECOND, 0)
-
-
-def test_a_reading_brings_its_own_period() -> None:
-    """What the server calls a period counts, not what the quota does."""
-    after, _ = step(SYNCED, known(balance=5), Reconcile(Reading(5, refill=2, period=30.0, next_refill_in=10.0)))
-    assert step(SYNCED, after, Acquire(0), NOW + 40 * SECOND)[1].balance == 9
 
 
 @pytest.mark.parametrize(
@@ -487,14 +435,6 @@ def test_a_gap_is_more_than_what_may_be_under_way(refill: int, period: float, ga
     quota = Quota(300, refill, period, stepped=True, synced=True)
     after, _ = step(quota, known(balance=200), Reconcile(Reading(200 - gap)))
     assert (after.kept_back or 0) == kept
-
-
-def test_beside_calls_in_flight_nothing_is_learned() -> None:
-    """At refill 0, where every gap counts, a reading beside a call says nothing of others."""
-    quota = Quota(300, 0, 60.0, stepped=True, synced=True)
-    state = known(balance=200, holds={"a": Hold(9, 4, NOW + SECOND, SECOND)})
-    after, _ = step(quota, state, Reconcile(Reading(150)))
-    assert not after.kept_back
 
 
 # --- 12: a pause

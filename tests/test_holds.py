@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas, summed
+from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
@@ -31,10 +31,9 @@ from keepa_tokens.rules.commands import (
 from keepa_tokens.rules.decision import InFlight
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import lifetime_us, transition
-from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.units import MAX_HOLD_US, REFUND_MEMORY_US, SWEEP_US, TOLERANCE_US
+from keepa_tokens.units import REFUND_MEMORY_US, SWEEP_US, TOLERANCE_US
 from tests.strategies import SPARING, Direct, Make, Situation, either_way, reached
 
 FIXED = Quota(100, 0, 1.0)
@@ -226,15 +225,6 @@ def test_a_clock_that_steps_back_does_not_keep_a_hold_for_longer_than_its_lifeti
         assert bucket.balance(now + life + TOLERANCE_US) == (90, 0)
 
 
-def test_a_hold_cannot_be_stored_into_the_far_future() -> None:
-    """A garbled end is drawn in to what a lifetime allows, and named."""
-    far = Hold(10, 1, EPOCH * 2, MAX_HOLD_US)
-    bucket = Direct(TOLD, summed(TOLD, BucketState(balance=100, refilled_at=EPOCH, sequence=1, holds={"a": far})))
-    outcome = bucket.apply(Acquire(0), EPOCH)
-    assert outcome.repaired == ("due_at", "hold:a")
-    assert bucket.balance(EPOCH + MAX_HOLD_US + TOLERANCE_US)[0] == 90
-
-
 # --- beside readings
 
 
@@ -243,14 +233,6 @@ def synced(start: int = 100) -> Direct:
     bucket = Direct(Quota(1000, 0, 1.0, synced=True))
     bucket.apply(Reconcile(Reading(start, server_time=1000.0, refill=0)), EPOCH)
     return bucket
-
-
-def test_a_reading_leaves_the_holds_in_flight_beside_it() -> None:
-    """The balance is replaced, the tokens set aside for calls under way stay set aside."""
-    bucket = synced()
-    bucket.apply(Reserve("a", 10, MINUTE), EPOCH)
-    bucket.apply(Reconcile(Reading(70, server_time=1001.0)), EPOCH + 1)
-    assert bucket.balance(EPOCH + 1) == (70, 10)
 
 
 def test_a_late_settle_does_not_correct_a_balance_that_a_reading_has_replaced() -> None:
@@ -305,27 +287,22 @@ def test_a_refund_is_remembered_for_ten_minutes(later: int, counts: bool) -> Non
     assert bucket.balance(EPOCH + later)[0] == (10 if counts else 5)
 
 
-def test_a_refund_that_fills_the_bucket_leaves_no_fraction_under_way() -> None:
-    """A full bucket earns nothing: the part of a token that was under way is gone, so that 10 pass and not 11."""
-    bucket = Direct(Quota(10, 1, 1.0))
-    bucket.apply(Acquire(1), EPOCH)
-    now = EPOCH + SECOND - 1
-    assert bucket.apply(Refund("r", 1), now).balance == 10
+@pytest.mark.parametrize("ending", [Refund("r", 1), Settle("a", 0), Cancel("a")])
+def test_what_comes_back_and_fills_the_bucket_leaves_no_fraction_under_way(ending: Command) -> None:
+    """A full bucket earns nothing: the part of a token that was under way is gone, so that 10 pass and not 11.
+
+    So it is with a refund, and with what comes back of a synced hold that ran out.
+    """
+    bucket = Direct(Quota(10, 1, 1.0, synced=not isinstance(ending, Refund), initial=10))
+    bucket.apply(Reserve("a", 1, 10 * SECOND), EPOCH)
+    if not bucket.quota.synced:
+        bucket.apply(Acquire(1), EPOCH + 10 * SECOND)
+    now = EPOCH + 11 * SECOND - 1
+    bucket.apply(Acquire(0), now)
+    assert bucket.apply(ending, now).balance == 10
     assert bucket.apply(Acquire(10), now).granted
     assert not bucket.apply(Acquire(1), now + SECOND - 1).granted
     assert bucket.apply(Acquire(1), now + SECOND).granted
-
-
-def test_a_late_correction_that_fills_the_bucket_leaves_no_fraction_under_way() -> None:
-    """The same for what comes back of a synced hold that ran out."""
-    for ending in (Settle("a", 0), Cancel("a")):
-        bucket = Direct(Quota(10, 1, 1.0, synced=True, initial=10))
-        bucket.apply(Reserve("a", 1, 10 * SECOND), EPOCH)
-        now = EPOCH + 11 * SECOND - 1
-        bucket.apply(Acquire(0), now)
-        assert bucket.apply(ending, now).balance == 10
-        assert bucket.apply(Acquire(10), now).granted
-        assert not bucket.apply(Acquire(1), now + SECOND - 1).granted
 
 
 @pytest.mark.parametrize("ending", [Settle("a", 1), Cancel("a")])
@@ -407,6 +384,13 @@ SLOW: Final = Quota(100, 1, 3600.0, synced=True, initial=100)
         ("a synced one keeps for a day what it learned", LEARNING, None, Acquire(1), DAY),
         ("longer with a hold", LEARNING, None, Reserve("a", 1, DAY, scout=True), DAY + 10 * SECOND),
         ("but not for a debt", LEARNING, None, Reconcile(Reading(-(10**6))), DAY),
+        (
+            "what the server reported bounds for ever",
+            keepa_quota(20, initial=1200),
+            None,
+            Reconcile(Reading(300, refill=5, capacity=300)),
+            None,
+        ),
         ("where it begins full", replace(LEARNING, initial=10), None, Acquire(1), DAY),
         ("until it is full if that is longer", SLOW, None, Acquire(100), 100 * HOUR + 10 * SECOND),
         ("after its holds", SLOW, None, Reserve("a", 100, 12 * HOUR), 112 * HOUR + 10 * SECOND),
@@ -419,29 +403,6 @@ def test_a_bucket_is_kept_as_long_as_a_new_one_would_let_more_go(
     after, _ = transition(quota, state, EPOCH, command)
     assert after is not None
     assert lifetime_us(after, EPOCH) == life, why
-
-
-def test_what_the_server_reported_outlives_five_idle_minutes() -> None:
-    """A capacity of 300 that was reported bounds for ever where a new bucket would begin at 1,200."""
-    quota, storage = keepa_quota(20, initial=1200), MemoryStorage()
-    storage.apply("k", quota, Reconcile(Reading(300, refill=5, capacity=300)), now_us=EPOCH)
-    for key in ("other", "another", "last"):
-        storage.apply(key, Quota(1, 1, 1.0), Acquire(1), now_us=EPOCH + 400 * DAY)
-    now = EPOCH + 400 * DAY
-    assert storage.apply("k", quota, Acquire(300), now_us=now).granted
-    assert not storage.apply("k", quota, Acquire(1), now_us=now).granted
-
-
-def test_a_quiet_full_bucket_is_not_forgotten() -> None:
-    """One call every 75 s on a full synced bucket asks the server once, not each time."""
-    quota, storage, probes = keepa_quota(5), MemoryStorage(), 0
-    for turn in range(60):
-        now = EPOCH + turn * 75 * SECOND
-        storage.apply("other", Quota(1, 1, 1.0), Acquire(0), now_us=now)
-        if storage.apply("k", quota, Acquire(1), now_us=now).probe:
-            probes += 1
-            storage.apply("k", quota, Reconcile(Reading(300, refill=5, capacity=300)), now_us=now)
-    assert probes == 1
 
 
 @given(now=instants)

@@ -16,8 +16,7 @@ from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.units import LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
+from keepa_tokens.units import LOOK_AGAIN_US, MICROSECONDS
 from tests.strategies import Direct
 
 QUOTA = keepa_quota(5)
@@ -52,30 +51,12 @@ def ask(bucket: Direct, name: str, tokens: int, now: int = EPOCH, *, hold_for: i
 # --- 4: beside calls in flight
 
 
-def test_a_call_that_overdraws_goes_alone() -> None:
-    """On 4 tokens a call of 16 is admitted with nothing in flight; beside a call of 2 it waits until that is over."""
-    bucket = at(4)
-    assert ask(at(4), "large", 16).granted
-    assert ask(bucket, "small", 2).granted
-    refused = ask(bucket, "large", 16)
-    assert (refused.granted, refused.reason) == (False, Reason.IN_FLIGHT)
-    bucket.apply(Settle("small", 2), EPOCH + SECOND)
-    assert ask(bucket, "large", 16, EPOCH + SECOND).granted
-
-
 def test_beside_calls_in_flight_what_is_covered_passes() -> None:
     """Calls that the balance covers all together are all admitted at once, and a call of 0 always."""
     bucket = at(10)
     assert [ask(bucket, str(cost), cost).granted for cost in (1, 2, 3, 4)] == [True] * 4
     assert not ask(bucket, "one more", 1).granted
     assert ask(bucket, "free", 0).granted
-
-
-def test_a_free_call_in_flight_is_nothing_in_flight() -> None:
-    """A call that is expected to cost nothing keeps nobody from overdrawing."""
-    bucket = at(1)
-    assert ask(bucket, "free", 0).granted
-    assert ask(bucket, "large", 50).granted
 
 
 def test_a_plain_bucket_overdraws_beside_calls_in_flight() -> None:
@@ -225,14 +206,3 @@ def test_a_plain_bucket_keeps_nothing_back() -> None:
     """A plain bucket takes no readings, and a field left by a synced quota on its key means nothing to it."""
     bucket = Direct(Quota(10, 1, 60.0), BucketState(balance=10, refilled_at=EPOCH, kept_back=3))
     assert bucket.apply(Acquire(10), EPOCH).granted
-
-
-def test_what_is_kept_back_is_one_for_all_workers() -> None:
-    """It is part of the stored state: a worker that never saw the gap leaves as much."""
-    storage = MemoryStorage()
-    quota = Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED)
-    for now, balance in ((EPOCH, 100), (EPOCH + SECOND, 60)):
-        storage.apply("k", quota, told(balance, now), now_us=now)
-    other = storage.inspect("k", now_us=EPOCH + SECOND)
-    assert other is not None
-    assert other.kept_back == 40

@@ -30,14 +30,6 @@ def placed(bucket: Bucket, tokens: int, now: int, wait_us: int = WAITS) -> int |
     return now + outcome.place_us if outcome.granted else None
 
 
-@either_way
-def test_places_follow_one_another(make: Make) -> None:
-    """Each request that may wait is put behind the one before it, at the instant of its last token."""
-    bucket = make(Quota(3, 1, 1.0))
-    assert [placed(bucket, 1, EPOCH) for _ in range(5)] == [EPOCH + n * SECOND for n in (0, 0, 0, 1, 2)]
-    assert placed(bucket, 3, EPOCH) == EPOCH + 5 * SECOND
-
-
 @pytest.mark.parametrize("stepped", [False, True])
 @SPARING
 @given(data=st.data())

@@ -26,10 +26,10 @@ def probed(bucket: Bucket, now: int, tokens: int = 1) -> bool:
     return outcome.probe
 
 
-def empty(told_at: int = EPOCH, quota: Quota = NET_0) -> Direct:
-    """Return a bucket that the server said is empty, and that doesn't refill."""
-    bucket = Direct(quota)
-    bucket.apply(Reconcile(Reading(-5, server_time=1000.0)), told_at)
+def empty(make: Make = Direct) -> Bucket:
+    """Return a bucket that the server said at EPOCH is empty, and that doesn't refill."""
+    bucket = make(NET_0)
+    bucket.apply(Reconcile(Reading(-5, server_time=1000.0)), EPOCH)
     return bucket
 
 
@@ -45,12 +45,12 @@ def test_one_of_many_workers_is_sent_to_the_server(make: Make, workers: int, now
 
 
 def test_a_grant_never_calls_for_a_probe() -> None:
-    """Who gets tokens isn't sent anywhere, however old the reading."""
+    """Who gets tokens isn't sent anywhere, however old the reading, nor as a scout."""
     bucket = Direct(QUOTA)
     bucket.apply(Reconcile(Reading(500)), EPOCH)
-    outcome = bucket.apply(Acquire(1), EPOCH + 10 * HOUR)
-    assert outcome.granted
-    assert not outcome.probe
+    for command in (Acquire(1), Reserve("a", 1, MINUTE, scout=True)):
+        outcome = bucket.apply(command, EPOCH + 10 * HOUR)
+        assert (outcome.granted, outcome.scout, outcome.probe) == (True, False, False)
 
 
 @pytest.mark.parametrize("after_us", [1, SECOND, 10 * MINUTE, 2 * HOUR])
@@ -71,21 +71,9 @@ def test_a_plain_bucket_never_calls_for_a_probe() -> None:
 
 
 @either_way
-def test_a_prober_that_crashed_counts_as_a_failure(make: Make) -> None:
-    """A claim that ended without a reading is a failed probe by the clock alone; the next one waits for the backoff."""
-    bucket = make(NET_0)
-    bucket.apply(Reconcile(Reading(-5)), EPOCH)
-    now = EPOCH + PROBE_AFTER_US
-    assert probed(bucket, now)
-    bucket.restart()  # the prober is gone and has told nobody
-    assert not probed(bucket, now + CLAIM_US)
-    assert not probed(bucket, now + CLAIM_US + PROBE_AFTER_US - 1)
-    assert probed(bucket, now + CLAIM_US + PROBE_AFTER_US)
-
-
-def test_failures_back_off_and_the_backoff_is_bounded() -> None:
-    """Each failed probe doubles the pause until the next, up to an hour."""
-    bucket = empty()
+def test_claims_that_end_without_a_reading_back_off_and_the_backoff_is_bounded(make: Make) -> None:
+    """By the clock alone, as where a prober crashed: each doubles the pause until the next, up to an hour."""
+    bucket = empty(make)
     now = EPOCH + PROBE_AFTER_US
     assert probed(bucket, now)
     pauses = []
@@ -96,6 +84,7 @@ def test_failures_back_off_and_the_backoff_is_bounded() -> None:
         now += CLAIM_US + bound
         assert probed(bucket, now)
         pauses.append(bound)
+        bucket.restart()  # the prober is gone and has told nobody
     assert pauses[:4] == [PROBE_AFTER_US, 2 * PROBE_AFTER_US, 4 * PROBE_AFTER_US, MAX_BACKOFF_US]
     assert set(pauses[3:]) == {MAX_BACKOFF_US}
 
@@ -137,6 +126,8 @@ def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Make) -> None:
     assert (known.reason, known.balance) == (Reason.EMPTY, 0)
     assert not bucket.apply(Acquire(2), EPOCH + CLAIM_US + 6 * SECOND - 1).granted
     assert bucket.apply(Acquire(2), EPOCH + CLAIM_US + 6 * SECOND).granted
+    # One that was only slow still tells the truth.
+    assert bucket.apply(Reconcile(Reading(-300)), EPOCH + CLAIM_US + 7 * SECOND).balance == -300
 
 
 @given(now=instants, late=gaps)
@@ -146,14 +137,6 @@ def test_it_starts_at_the_end_of_the_claim_whenever_somebody_looks(now: int, lat
     assert probed(bucket, now)
     seen = bucket.apply(Acquire(0), now + CLAIM_US + late)
     assert seen.balance == late // SECOND
-
-
-def test_a_reading_that_comes_after_all_replaces_the_0() -> None:
-    """A probe that was only slow still tells the truth."""
-    bucket = Direct(QUOTA)
-    probed(bucket, EPOCH)
-    bucket.apply(Acquire(0), EPOCH + CLAIM_US)
-    assert bucket.apply(Reconcile(Reading(-300)), EPOCH + CLAIM_US + SECOND).balance == -300
 
 
 @either_way
@@ -167,14 +150,6 @@ def test_one_request_is_let_through_as_the_scout(make: Make) -> None:
     outcome = bucket.apply(Settle("a", 0, Reading(-12, server_time=5.0), refused=True), EPOCH + SECOND)
     assert outcome.balance == -12
     assert bucket.stored.probe_until is None
-
-
-def test_a_scout_that_is_granted_anyway_is_no_scout() -> None:
-    """With tokens there a request is an ordinary one."""
-    bucket = Direct(QUOTA)
-    bucket.apply(Reconcile(Reading(5)), EPOCH)
-    outcome = bucket.apply(Reserve("a", 1, MINUTE, scout=True), EPOCH)
-    assert (outcome.granted, outcome.scout, outcome.probe) == (True, False, False)
 
 
 def test_more_than_the_reported_capacity_is_too_large_and_calls_for_a_probe() -> None:
