@@ -18,8 +18,6 @@ from keepa_tokens.units import REORDER_US
 from tests.strategies import SPARING, Direct, Situation, reached
 
 QUOTA = Quota(1000, 0, 60.0, synced=True)
-NO_REFILL = 0
-"""Readings of a refill of 0 keep the sums plain."""
 
 
 def told(balance: int, at: float | None = None) -> Reading:
