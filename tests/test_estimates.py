@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Mapping
 
@@ -10,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
 from keepa_tokens.events import Event, EventKind
 from keepa_tokens.keepa.costs import estimate
 from keepa_tokens.keepa.estimates import Estimator
-from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from keepa_tokens.testing import FakeKeepa, ManualClock
 from tests.helpers import in_a_child, in_threads
 
 PRODUCT = "product"
@@ -199,21 +198,6 @@ def test_a_settled_call_says_what_it_cost() -> None:
         assert call.consumed is None
     settled = [event.why for event in events if event.kind is EventKind.SETTLED]
     assert settled == ["", "", "the server refused the call (429)", "", ""]  # of the 429 the bucket's own event first
-
-
-def test_an_async_call_says_it_too() -> None:
-    """The async twin's calls carry what they cost."""
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-
-        async def one() -> int | None:
-            fake = FakeKeepa(initial=10, clock=(clock := ManualClock()), products_per_code=(3, 3))
-            bucket = AsyncTokenBucket(keepa_quota(5), clock=clock)
-            async with AsyncKeepaSync(bucket, probe=fake.aprobe).request(5) as call:
-                answer = await fake.arequest("/product", codes(5))
-                await call.settle(answer.content, status=answer.status)
-            return call.consumed
-
-        assert runner.run(one()) == 15
 
 
 @pytest.mark.deep

@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import random
 from dataclasses import replace
-from typing import cast
 
 import pytest
 
@@ -91,10 +90,8 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
         await asyncio.gather(*(small() for _ in range(20)), big())
         assert keepa.refused == 0
 
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        loop = cast("VirtualLoop", runner.get_loop())
-        keepa = FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)
-        runner.run(day(loop, keepa))
+    with virtual_loop() as loop:
+        loop.run_until_complete(day(loop, FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)))
     # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
     assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
 
@@ -115,8 +112,8 @@ def test_plain_reservations_that_cost_less_use_the_refill() -> None:
         bucket = AsyncTokenBucket(Quota(100, 10, 1.0), clock=loop.clock)
         await asyncio.gather(*(work(loop, bucket) for _ in range(20)))
 
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        runner.run(all_of_them(cast("VirtualLoop", runner.get_loop())))
+    with virtual_loop() as loop:
+        loop.run_until_complete(all_of_them(loop))
     assert spent - 100 >= 0.9 * 120 * 10
 
 

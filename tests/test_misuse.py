@@ -623,15 +623,14 @@ def test_a_bucket_in_memory_works_on_trio() -> None:
     """Waiting, reserving, a scope that cancels a wait: as on asyncio."""
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 100, 1.0)) as bucket:
+        async with AsyncTokenBucket(Quota(2, 10, 1.0)) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
                 await held.settle(0)
-            held_back = await bucket.try_acquire(0)
             with trio.move_on_after(0.001) as scope:
                 await bucket.acquire(2, keep=0)
-            assert scope.cancelled_caught or held_back.granted
+            assert scope.cancelled_caught
             assert (await bucket.peek()).holds == 0
         door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota()), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
