@@ -24,11 +24,13 @@ from keepa_tokens.rules.commands import (
     Unclaim,
     Verdict,
 )
+from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import new_state
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import CLAIM_US, LIMIT, NEVER, REORDER_US, UNLIMITED
+from tests.strategies import Direct
 
 NOW: Final = 1_780_000_000_000_000
 SECOND: Final = 1_000_000
@@ -47,6 +49,11 @@ def step(quota: Quota, state: BucketState | None, command: Command, now: int = N
     after, outcome = transition(quota, state, now, command)
     assert after is not None
     return after, outcome
+
+
+def look(quota: Quota, state: BucketState, now: int = NOW, tokens: int = 1) -> Snapshot:
+    """Look at a bucket."""
+    return Direct(quota, state).look(now, tokens)
 
 
 @pytest.mark.parametrize(
@@ -134,21 +141,25 @@ def test_a_free_call_in_flight_delays_nobody_who_overdraws() -> None:
 # --- 5: recharge
 
 
-@pytest.mark.parametrize("keep, closes", [(5, True), (6, False)])
-def test_what_no_refill_could_admit_closes_no_bucket(keep: int, closes: bool) -> None:
-    """A request that fits in beside its keep, just, begins a recharge; one token more doesn't."""
-    state, outcome = step(RECHARGING, BucketState(balance=0, refilled_at=NOW), Acquire(5, keep=keep))
-    assert (state.closed_until is not None) == closes
-    assert outcome.reason is (Reason.RECHARGING if closes else Reason.TOO_LARGE)
-
-
-def test_a_bucket_with_enough_to_be_open_is_not_closed() -> None:
-    """A request for more than is there begins no recharge if the recharge would be over already."""
-    # By a clock behind too, which stands still.
-    for refilled_at in (NOW, NOW + SECOND):
-        for balance, reason in ((4, Reason.EMPTY), (3, Reason.RECHARGING)):
-            outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=refilled_at), Acquire(8))[1]
-            assert outcome.reason is reason
+@pytest.mark.parametrize("refilled_at", [NOW, NOW + SECOND])  # by a clock behind too, which stands still
+@pytest.mark.parametrize(
+    "balance, command, reason",
+    [
+        (0, Acquire(5, keep=5), Reason.RECHARGING),  # fits in beside its keep, just
+        (0, Acquire(5, keep=6), Reason.TOO_LARGE),
+        (3, Acquire(8), Reason.RECHARGING),
+        (4, Acquire(8), Reason.EMPTY),  # the recharge would be over already
+        (0, Acquire(1), Reason.RECHARGING),
+        (0, Acquire(0), Reason.GRANTED),  # finds too little of nothing
+    ],
+)
+def test_who_finds_too_little_of_what_a_refill_could_admit_begins_a_recharge(
+    balance: int, command: Command, reason: Reason, refilled_at: int
+) -> None:
+    """A token more than could ever be there begins none, nor does what a bucket has that is open."""
+    state, outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=refilled_at), command)
+    assert outcome.reason is reason
+    assert (state.closed_until is not None) == outcome.closed == (reason is Reason.RECHARGING)
 
 
 def test_a_recharge_that_no_refill_ends_is_over() -> None:
@@ -167,12 +178,6 @@ def test_a_recharge_that_somebody_began_binds_everybody() -> None:
     assert step(RECHARGING, state, Acquire(3))[1].reason is Reason.RECHARGING
 
 
-def test_one_token_that_is_not_there_begins_a_recharge_and_none_does_not() -> None:
-    """Who asks for nothing finds too little of nothing."""
-    for tokens, closed in ((1, True), (0, False)):
-        assert step(RECHARGING, BucketState(balance=0, refilled_at=NOW), Acquire(tokens))[1].closed is closed
-
-
 def test_an_unknown_balance_ends_a_recharge() -> None:
     """There is nothing to recharge: the bucket is open, and nothing is stored of its end."""
     quota = replace(SYNCED, recharge_to=40)
@@ -184,8 +189,7 @@ def test_an_unknown_balance_ends_a_recharge() -> None:
 def test_a_recharge_beyond_the_end_of_time_binds_nobody() -> None:
     """Where the target would never be reached the bucket stays open, and the bound is that of the request itself."""
     quota = Quota(10, 1, 4e9, recharge_to=8)
-    shown = step(quota, BucketState(balance=0, refilled_at=0), Peek(1), 0)[1].snapshot
-    assert shown is not None
+    shown = look(quota, BucketState(balance=0, refilled_at=0), 0, 1)
     assert shown.retry_after == shown.bound == 4e9
 
 
@@ -296,15 +300,13 @@ def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
     """Once the back-off of a failed probe is over the bound is 0, however long ago that was."""
     state = known(balance=-5, reading_at=NOW - 7200 * SECOND, probe_until=NOW - 7000 * SECOND)
     for bucket, now in ((state, NOW), (BucketState(refilled_at=0), 0)):
-        shown = step(SYNCED, bucket, Peek(), now)[1].snapshot
-        assert shown is not None
+        shown = look(SYNCED, bucket, now)
         assert shown.bound == 0
 
 
 def test_a_full_bucket_is_full_now() -> None:
     """By a clock behind too."""
-    shown = step(Quota(10, 1, 1.0), BucketState(balance=10, refilled_at=NOW + SECOND), Peek())[1].snapshot
-    assert shown is not None
+    shown = look(Quota(10, 1, 1.0), BucketState(balance=10, refilled_at=NOW + SECOND))
     assert shown.full_in == 0
 
 
@@ -349,8 +351,7 @@ def test_the_bound_counts_what_may_come_before(
 
 def test_when_an_unknown_balance_will_be_full_is_not_known() -> None:
     """It may never be: the server may say anything."""
-    shown = step(SYNCED, BucketState(refilled_at=NOW), Peek())[1].snapshot
-    assert shown is not None
+    shown = look(SYNCED, BucketState(refilled_at=NOW))
     assert (shown.balance, shown.available, shown.full_in) == (None, None, math.inf)
 
 

@@ -32,15 +32,6 @@ from tests.helpers import in_threads
 from tests.keepa_world import PRODUCT, World, asins
 
 
-def test_the_first_call_probes_once_and_then_envelopes_are_enough() -> None:
-    """An unknown balance is asked for at once; while envelopes flow nobody asks again."""
-    world = World(initial=300)
-    for _ in range(20):
-        assert world.call(3) == 200
-    assert world.fake.token_calls == 1
-    assert world.bucket.peek().balance == world.fake.balance == 240
-
-
 def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
     """On an unknown balance one request is let through, the next is refused until the first one's answer is there."""
     world = World(initial=-30, probe=False)
@@ -101,30 +92,6 @@ def test_a_refused_call_is_settled_at_nothing_and_tried_again_by_attempts() -> N
     assert world.bucket.peek().balance == world.fake.balance
     drift = [event.drift for event in world.kinds(EventKind.READING_TAKEN)]
     assert -15 in drift
-
-
-def test_a_refusal_without_a_body_stops_the_next_call() -> None:
-    """A 429 whose body was lost says at least that the balance is not above 0."""
-    world = World(initial=10)
-    world.sync.refresh()
-    with world.sync.request(2) as call:
-        call.settle(None, status=429)
-    assert call.refused
-    snapshot = world.bucket.peek()
-    assert snapshot.balance == 0
-    assert snapshot.held == 0
-    assert 0 < snapshot.retry_after <= 60.5
-
-
-def test_a_call_without_an_answer_is_charged_when_its_hold_runs_out() -> None:
-    """A timeout leaves the estimate set aside, and charged after hold_for: nobody knows whether the server did."""
-    world = World(initial=50)
-    with pytest.raises(TimeoutError), world.sync.request(8):
-        raise TimeoutError
-    assert (world.bucket.peek().balance, world.bucket.peek().held) == (50, 8)
-    world.clock.advance(120)
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.held) == (50 - 8 + 5, 0)
 
 
 def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estimate() -> None:
@@ -189,18 +156,6 @@ def test_a_net_refill_of_zero_says_never_and_is_ended_by_a_probe() -> None:
     world.fake.set_flow_reduction(0)
     assert world.call(1) == 200
     assert world.clock.slept < 600 + 62 + 30
-
-
-@pytest.mark.parametrize("offset", [-600.0, 600.0, -3600.0])
-def test_the_servers_clock_may_be_off(offset: float) -> None:
-    """A server clock minutes off, or stepping back an hour between answers, shuts out no reading of a later call."""
-    world = World(initial=60)
-    world.call(4)
-    world.fake.server_clock_offset = offset
-    for _ in range(10):
-        world.call(4)
-    assert world.bucket.peek().balance == world.fake.balance
-    assert world.fake.refused == 0
 
 
 def test_a_bad_key_shows_with_the_first_call() -> None:

@@ -34,6 +34,14 @@ class Shared(Direct):
         self.quota = quota
         return self.apply(Acquire(tokens), self.now)
 
+    def serves_one_of(self, kinds: list[Quota], pace: int, until: int) -> None:
+        """Assert that of callers who ask in turn, each on its own terms, one is granted in time."""
+        for quota in cycle(kinds):
+            if self.ask(quota).granted:
+                return
+            assert self.now <= until
+            self.now += pace
+
 
 def slowest_us(terms: list[Quota], balance: int) -> int:
     """Return the refill time to one token by the slowest of the terms that refill at all, and its period."""
@@ -60,22 +68,14 @@ def test_alternating_terms_stand_still_for_nobody(kinds: list[Quota], balance: i
     extra = max(quota.recharge_to or 0 for quota in kinds)
     # Each change may be waited for, and costs less than a period of either.
     until = NOW + slowest_us(kinds, balance - extra) + MINUTE_US + len(kinds) * pace
-    for quota in cycle(kinds):
-        if shared.ask(quota).granted:
-            return
-        assert shared.now <= until
-        shared.now += pace
+    shared.serves_one_of(kinds, pace, until)
 
 
 def test_refill_0_beside_refill_5_goes_on() -> None:
     """A worker whose terms never refill does not stop the time of one whose terms do."""
     shared = Shared(DEAL, BucketState(balance=-10))
-    never = Quota(300, 0, 60.0, stepped=True)
-    for quota in cycle([replace(DEAL, period=60.5, stepped=True), never]):
-        if shared.ask(quota).granted:
-            break
-        assert shared.now < NOW + 3_600 * SECOND
-        shared.now += 61 * SECOND
+    kinds = [replace(DEAL, period=60.5, stepped=True), Quota(300, 0, 60.0, stepped=True)]
+    shared.serves_one_of(kinds, 61 * SECOND, NOW + 3_600 * SECOND)
 
 
 def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
@@ -83,11 +83,7 @@ def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     shared = Shared(DEAL)
     small, large = Quota(50, 1, 60.0), Quota(100, 1, 60.0)
     assert shared.ask(small, 50).granted
-    for quota in cycle([large, small]):
-        if shared.ask(quota).granted:
-            break
-        assert shared.now <= NOW + 121 * SECOND
-        shared.now += 5 * SECOND
+    shared.serves_one_of([large, small], 5 * SECOND, NOW + 121 * SECOND)
 
 
 def test_slower_terms_let_no_faster_refill_through() -> None:
