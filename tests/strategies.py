@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import DAY, commands, damaged_states, gaps, instants, quotas, sound_states
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Command, Outcome, Peek
+from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
@@ -67,6 +67,11 @@ class Bucket:
         snapshot = self.apply(Peek(tokens, keep), now).snapshot
         assert snapshot is not None
         return snapshot
+
+    def gets_through(self, now: int, tokens: int, keep: int = 0) -> bool:
+        """Return whether a request is granted, or calls for a probe."""
+        outcome = self.apply(Acquire(tokens, keep), now)
+        return outcome.granted or outcome.probe
 
     def balance(self, now: int) -> tuple[int | None, int]:
         """Return balance and held tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import pytest
 from hypothesis import example, find, given, settings
@@ -79,60 +79,33 @@ class Stalled:
         return -(-missing * self.period_us // self.refill) + self.period_us
 
 
-class Attempter(Protocol):
-    """Who is asked for tokens."""
-
-    def attempt(self, command: Acquire, now: int) -> bool: ...
-
-    def restart(self) -> None: ...
-
-
-class NewRule:
-    """The library's rules, one way or the other."""
-
-    def __init__(self, bucket: Bucket) -> None:
-        self.bucket = bucket
-
-    def attempt(self, command: Acquire, now: int) -> bool:
-        """Return whether the attempt was granted or called for a probe."""
-        outcome = self.bucket.apply(command, now)
-        return outcome.granted or outcome.probe
-
-    def restart(self) -> None:
-        """A worker restarts: only what is stored is left."""
-        self.bucket.restart()
-
-
-class OldRule:
-    """The rule that once stood still for days, at 20 tokens a minute."""
+class OldRule(Direct):
+    """The rule that once stood still for days, at 20 tokens a minute; beside its state a worker knows nothing."""
 
     def __init__(self, state: BucketState) -> None:
-        self.state = old_rule.OldState(state.balance or 0, state.refilled_at)
+        super().__init__(MET_IN_THE_WILD.quota, state)
+        self.old = old_rule.OldState(state.balance or 0, state.refilled_at)
 
-    def attempt(self, command: Acquire, now: int) -> bool:
-        """Return whether the attempt was granted or called for the server."""
-        self.state, verdict = old_rule.attempt(self.state, command.tokens, MET_IN_THE_WILD.refill, now)
+    def gets_through(self, now: int, tokens: int, keep: int = 0) -> bool:
+        self.old, verdict = old_rule.attempt(self.old, tokens, MET_IN_THE_WILD.refill, now)
         return verdict is not old_rule.Verdict.REFUSED
 
-    def restart(self) -> None:
-        """Forget what only this worker knew: nothing."""
 
-
-def gets_through(case: Stalled, rule: Attempter) -> bool:
+def gets_through(case: Stalled, bucket: Bucket) -> bool:
     """Return whether an attempt gets through by the bound.
 
-    Attempts come by the pattern of the case; one more comes at the bound itself.
+    Attempts come by the pattern of the case, with restarts between; one more comes at the bound itself.
     """
     deadline = case.now + case.bound
     at, attempts = case.now, 0
     while at < deadline and attempts < ATTEMPTS:
-        if rule.attempt(Acquire(case.cost), at):
+        if bucket.gets_through(at, case.cost):
             return True
         attempts += 1
         if attempts % case.restart_every == 0:
-            rule.restart()
+            bucket.restart()
         at += max(1, case.waits[attempts % len(case.waits)])
-    return rule.attempt(Acquire(case.cost), deadline)
+    return bucket.gets_through(deadline, case.cost)
 
 
 @st.composite
@@ -162,7 +135,7 @@ MET_IN_THE_WILD: Final = Stalled(-79, 1200, 20, MINUTE, True, True, 1, EPOCH, (M
 @example(case=replace(MET_IN_THE_WILD, balance=-(10**6), synced=False, stepped=False))
 def test_a_missing_timestamp_never_deadlocks_a_negative_balance(make: Make, case: Stalled) -> None:
     """With the timestamp lost and the balance negative, an attempt gets through within the refill time and a period."""
-    assert gets_through(case, NewRule(make(case.quota, case.state)))
+    assert gets_through(case, make(case.quota, case.state))
 
 
 @either_way
@@ -226,7 +199,7 @@ def test_a_timestamp_lost_again_and_again_delays_only_until_the_last_loss(
         bucket.apply(Acquire(case.cost), now)
         now += wait
         bucket.put(replace(bucket.stored, refilled_at=None))
-    assert gets_through(replace(case, now=now), NewRule(bucket))
+    assert gets_through(replace(case, now=now), bucket)
 
 
 # --- from any state at all
@@ -268,8 +241,7 @@ def keeps_its_bound(bucket: Bucket, case: Try, now: int) -> None:
         assert not has_an_end(case, snapshot)
         return
     for part in (*case.early, 1.0):
-        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(micro(snapshot.bound) * part))
-        if outcome.granted or outcome.probe:
+        if bucket.gets_through(now + round(micro(snapshot.bound) * part), case.tokens, case.keep):
             return
         bucket.restart()
     pytest.fail("neither granted nor sent to the server by the bound")
@@ -331,8 +303,7 @@ def test_no_single_field_of_nonsense_stops_a_bucket(make: Make, name: str, synce
         bucket = make(quota, with_fields(sound, {name: nonsense}))
         snapshot = bucket.look(EPOCH, 5, 0)
         assert snapshot.bound < 1000, (name, nonsense)
-        outcome = bucket.apply(Acquire(5), EPOCH + micro(snapshot.bound))
-        assert outcome.granted or outcome.probe, (name, nonsense)
+        assert bucket.gets_through(EPOCH + micro(snapshot.bound), 5), (name, nonsense)
 
 
 # --- what has no end says so
