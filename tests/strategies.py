@@ -46,11 +46,9 @@ class Bucket:
         return self.state
 
     def apply(self, command: Command, now: int) -> Outcome:
-        """Carry out one command."""
         raise NotImplementedError
 
     def put(self, state: BucketState) -> None:
-        """Store `state` as it is."""
         raise NotImplementedError
 
     def lose(self, **fields: Any) -> None:
@@ -74,7 +72,6 @@ class Bucket:
         return outcome.granted or outcome.probe
 
     def balance(self, now: int) -> tuple[int | None, int]:
-        """Return balance and held tokens."""
         seen = self.look(now)
         return seen.balance, seen.held
 

@@ -53,11 +53,9 @@ class Watched:
         self.before = self.storage.dump("default")
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a door."""
         return getattr(self.bucket, name)(*args, **kwargs)
 
     def assert_untouched(self) -> None:
-        """Assert that nothing was taken."""
         assert self.storage.dump("default") == self.before
 
 

@@ -45,14 +45,12 @@ def known(**fields: Any) -> BucketState:
 
 
 def step(quota: Quota, state: BucketState | None, command: Command, now: int = NOW) -> tuple[BucketState, Outcome]:
-    """Take a step."""
     after, outcome = transition(quota, state, now, command)
     assert after is not None
     return after, outcome
 
 
 def look(quota: Quota, state: BucketState, now: int = NOW, tokens: int = 1) -> Snapshot:
-    """Look at a bucket."""
     return Direct(quota, state).look(now, tokens)
 
 

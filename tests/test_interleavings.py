@@ -83,14 +83,12 @@ class Explorer:
     ended: int = field(default=0)
 
     def run(self) -> int:
-        """Go through all orders; return how many there were."""
         first = Reading(self.world.balance, next_refill_in=30.0, server_time=self.world.server_time(EPOCH))
         self.bucket.apply(Reconcile(first), EPOCH)
         self.go_on(Moment(EPOCH, self.world.balance - self.world.outside, EPOCH + 30 * SECOND, self.stored()))
         return self.ended
 
     def stored(self) -> BucketState:
-        """Return the state as it is stored."""
         assert self.bucket.state is not None
         return self.bucket.state
 
@@ -223,7 +221,6 @@ class Gullible(Direct):
     """A bucket that forgets what it was told, so that every envelope looks fresh."""
 
     def apply(self, command: Command, now: int) -> Outcome:
-        """Carry out one command with no memory of the last reading."""
         if self.state is not None:
             self.state = replace(self.state, server_time=None, reading_sequence=1)
         return super().apply(command, now)
@@ -233,7 +230,6 @@ class Forgetful(Direct):
     """A bucket that counts no call in flight."""
 
     def apply(self, command: Command, now: int) -> Outcome:
-        """Carry out one command, a reserve as if it set nothing aside."""
         return super().apply(replace(command, tokens=0) if isinstance(command, Reserve) else command, now)
 
 

@@ -70,7 +70,6 @@ def struck_by_signals() -> Iterator[None]:
 
 
 def strike() -> None:
-    """Interrupt by a signal, as of now."""
     signal.raise_signal(signal.SIGUSR1)
 
 
@@ -85,7 +84,6 @@ class Plot:
     struck: bool = False
 
     def point(self) -> None:
-        """Pass one place at which it may strike."""
         if self.struck and self.then is not None:
             self.then.point()
         self.step += 1
@@ -139,7 +137,6 @@ class Scene:
             assert self.bucket.try_acquire(self.spent)
 
     def probe(self) -> tuple[int, Mapping[str, object]]:
-        """Answer as Keepa's `/token`."""
         if self.clock.plot is not None:
             self.clock.plot.point()
         self.probes += 1
@@ -147,7 +144,6 @@ class Scene:
 
     @property
     def sync(self) -> KeepaSync:
-        """The Keepa door to the bucket."""
         return KeepaSync(self.bucket, probe=self.probe)
 
     def first_of_attempts(self) -> object:
@@ -361,7 +357,6 @@ class Alarm:
     armed: bool = False
 
     def __call__(self, *_: object) -> None:
-        """Strike."""
         if self.armed:
             self.armed = False
             raise Struck
@@ -456,7 +451,6 @@ class AsyncScene:
         self.bucket = AsyncTokenBucket(quota, storage=slow, clock=self.there.clock, listener=heard)
 
     async def probe(self) -> tuple[int, Mapping[str, object]]:
-        """Answer as Keepa's `/token`."""
         await asyncio.sleep(0)
         self.there.probes += 1
         await asyncio.sleep(0)
@@ -464,7 +458,6 @@ class AsyncScene:
 
     @property
     def sync(self) -> AsyncKeepaSync:
-        """The Keepa door to the bucket."""
         return AsyncKeepaSync(self.bucket, probe=self.probe)
 
     async def first_of_attempts(self) -> None:

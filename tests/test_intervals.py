@@ -44,7 +44,6 @@ class World:
     serial: int = 0
 
     def apply(self, command: Command) -> Outcome:
-        """Carry out one command now."""
         self.state, outcome = transition(self.quota, self.state, self.now, command)
         return outcome
 
@@ -133,7 +132,6 @@ steps = st.one_of(
 
 
 def play(world: World, program: list[tuple[str, int | None]]) -> None:
-    """Carry out a program."""
     for verb, number in program:
         amount = number or 0
         match verb:

@@ -33,7 +33,6 @@ class Bench(Direct):
         super().__init__(quota, BucketState(balance=balance, refilled_at=NOW, quota=quota, sequence=1, held=0, **told))
 
     def run(self, command: Command) -> Outcome:
-        """Carry out a command."""
         return self.apply(command, self.now)
 
     def reserve(self, name: str, tokens: int, *, keep: int = 0, stands: bool = True, hold_for: int = 120) -> Outcome:
@@ -42,7 +41,6 @@ class Bench(Direct):
         return self.run(Reserve(name, tokens, hold_for * SECOND, keep, ticket=ticket))
 
     def peek(self, tokens: int = 1, *, probes: bool = True) -> Snapshot:
-        """Look."""
         if probes:
             return self.look(self.now, tokens)
         snapshot = self.run(Peek(tokens, probe_after_us=None)).snapshot

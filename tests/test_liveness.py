@@ -38,7 +38,6 @@ ATTEMPTS: Final = 40
 
 
 def micro(duration: float) -> int:
-    """Return seconds as whole microseconds."""
     return round(duration * MICROSECONDS)
 
 
@@ -62,7 +61,6 @@ class Stalled:
 
     @property
     def quota(self) -> Quota:
-        """The terms of the bucket."""
         period = self.period_us / MICROSECONDS
         return Quota(self.capacity, self.refill, period, stepped=self.stepped, synced=self.synced)
 

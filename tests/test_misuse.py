@@ -76,14 +76,10 @@ GUARDS: Final[tuple[Any, ...]] = (KeepaTransport, KeepaAdapter)
 
 
 class AsyncStorage:
-    """A storage for coroutines."""
-
     async def apply(self, *args: object, **options: object) -> Any: ...
 
 
 class BlockingStorage:
-    """A storage for threads."""
-
     def apply(self, *args: object, **options: object) -> Any: ...
 
 
@@ -434,8 +430,6 @@ def test_a_probes_status_is_any_whole_number(status: Any) -> None:
 
 
 def raising(text: str) -> Callable[[], tuple[int, None]]:
-    """Return a probe that fails with these words."""
-
     def probe() -> tuple[int, None]:
         raise OSError(text)
 
@@ -600,7 +594,6 @@ def test_what_was_settled_or_failed_is_not() -> None:
 
 
 def forgotten(bucket: AsyncTokenBucket) -> None:
-    """Reserve, and await nothing."""
     _ = bucket.reserve(1)
 
 

@@ -65,7 +65,6 @@ def test_what_reaches_the_storage_is_awaited() -> None:
 
 
 def _translated(hint: object) -> object:
-    """Return the async twin of a sync type."""
     if isinstance(hint, type) and hint in TWINS:
         return TWINS[hint]
     return hint

@@ -43,11 +43,9 @@ class Bench:
         return self.apply(at, Refund(f"{tokens} at {place}", tokens, START + place * D)).found
 
     def terms(self, quota: Quota) -> None:
-        """Go on with other terms."""
         self.quota = quota
 
     def apply(self, at: int, command: Command) -> Outcome:
-        """Carry out a command."""
         return self.storage.apply("k", self.quota, command, now_us=START + at * D)
 
 

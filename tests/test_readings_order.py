@@ -44,7 +44,6 @@ def look(bucket: Direct) -> Snapshot:
 
 
 def settled(bucket: Direct, name: str, actual: int, reading: Reading | None) -> Outcome:
-    """Settle a hold."""
     return bucket.apply(Settle(name, actual, reading), EPOCH + SECOND)
 
 

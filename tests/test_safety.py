@@ -112,7 +112,6 @@ class Books:
         return -(-self.forward * self.refill // self.period)
 
     def check(self) -> None:
-        """Assert that net spending is within the promise."""
         overdraft = self.last_grant if self.quota.overdraft == UNLIMITED else self.quota.overdraft
         assert self.net <= max(self.most, 0) + self.refilled + self.forgiven + overdraft
 

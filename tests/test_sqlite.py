@@ -179,7 +179,6 @@ def test_who_has_waited_for_longest_goes_next(path: Path) -> None:
 
 
 def meet(all_here: Barrier) -> None:
-    """Wait until all processes are there."""
     all_here.wait()
 
 

@@ -30,7 +30,6 @@ class Shared(Direct):
     now = NOW
 
     def ask(self, quota: Quota, tokens: int = 1) -> Outcome:
-        """Ask for tokens without waiting."""
         self.quota = quota
         return self.apply(Acquire(tokens), self.now)
 
