@@ -7,6 +7,7 @@ import copy
 import http
 import io
 import pickle
+import re
 import socket
 import threading
 import time
@@ -70,6 +71,10 @@ keepa: Any = KeepaSync
 keepa_async: Any = AsyncKeepaSync
 quota: Any = Quota
 on_redis: Any = RedisStorage
+memory: Any = MemoryStorage
+stored: Any = BucketState
+probe: Any = http_probe
+async_probe_of: Any = async_http_probe
 BUCKETS: Final = (plain, plain_async)
 KEEPA: Final = (keepa, keepa_async)
 GUARDS: Final[tuple[Any, ...]] = (KeepaTransport, KeepaAdapter)
@@ -144,7 +149,16 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
         for wrong in ({"estimate": "5"}, {"estimator": 5}, {"api_key": 5}, {"host": None})
     ),
     (partial(on_redis.from_url, URL.encode()), "url must be a str"),
-    (partial(keepa(TokenBucket(keepa_quota())).try_request, 1.5), "tokens"),
+    (partial(keepa(TokenBucket(keepa_quota())).try_request, 1.5), "estimate must be a whole number (int), not 1.5"),
+    (partial(keepa(TokenBucket(keepa_quota())).request, None), "estimate must be a whole number (int), not None"),
+    (partial(plain(keepa_quota(initial=9)).try_reserve(1).settle, 1, "n"), "reading must be a Reading, not 'n'"),
+    (partial(plain(PLAIN).try_reserve(1).settle, 1, "n"), "reading must be a Reading, not 'n'"),
+    (partial(stored.from_fields, "n"), "texts must be a Mapping, not 'n'"),
+    (partial(memory().load, "k", "n"), "state must be a BucketState, not 'n'"),
+    (partial(probe, None), "api_key must be the API key, a text, not NoneType"),
+    (partial(probe, "key", transport="n"), "transport must be"),
+    (partial(async_probe_of, "key", transport=httpx.HTTPTransport()), "transport must be"),
+    (partial(quota, 1, 1, 1.0, stepped=10**5000), "stepped must be True or False, not a whole number of 16610 bits"),
 ]
 """What is given, and what the error says."""
 
@@ -153,7 +167,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(plain_async, PLAIN, storage=BlockingStorage()), "blocks"),
     *((partial(make, PLAIN, storage=URL), "from_url") for make in BUCKETS),
     (partial(plain, PLAIN, storage=URL.encode()), "from_url"),
-    *((partial(make, PLAIN, storage=Client()), r"RedisStorage\(client\)") for make in BUCKETS),
+    *((partial(make, PLAIN, storage=Client()), "RedisStorage(client)") for make in BUCKETS),
     (partial(plain, PLAIN, storage=MemoryStorage), "instance"),
     *((partial(make, PLAIN, storage=none), "no storage") for make in BUCKETS for none in (5, object(), [])),
     (partial(plain, PLAIN, key=f"a b {SECRET}"), "key"),
@@ -161,6 +175,11 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(keepa_async, TokenBucket(keepa_quota())), "KeepaSync"),
     *((partial(make, SECRET), "from_key") for make in KEEPA),
     (partial(keepa, None), "NoneType"),
+    (partial(sync().try_request, -1), "estimate=-1 is out of range"),
+    (partial(async_probe_of, ""), "api_key is empty"),
+    (partial(keepa_quota, 10**15), "refill_rate=1000000000000000 is out of range"),
+    (partial(SQLiteStorage, "x.sqlite", timeout=-1), "timeout=-1 is out of range"),
+    *((partial(SQLiteStorage, path), "can't be a file") for path in ("x" * 300, "\ud800")),
     (partial(keepa, TokenBucket(PLAIN)), "synced"),
     (partial(keepa, TokenBucket(keepa_quota()), probe_interval=0), "probe_interval"),
     (keepa(TokenBucket(keepa_quota())).refresh, "probe"),
@@ -229,7 +248,7 @@ def test_a_wrong_argument_is_told_at_once_by_name(
     error: type[Exception], mistake: Callable[[], object], says: str
 ) -> None:
     """Another kind of storage, clock, listener, bucket, probe, client, URL, key: what to give is said, no secret is."""
-    with pytest.raises(error, match=says) as caught:
+    with pytest.raises(error, match=re.escape(says)) as caught:
         mistake()
     assert SECRET[:12] not in str(caught.value)
 
@@ -328,6 +347,21 @@ def test_numbers_of_other_libraries_are_plain_ones_in_a_quota() -> None:
     """A numpy integer in a quota can't overflow later, since it becomes an int."""
     made = quota(np.int64(300), np.int32(5), 60.0, overdraft=np.int8(3), initial=np.int64(-4))
     assert {type(each) for each in (made.capacity, made.refill, made.overdraft, made.initial)} == {int}
+    of_keepa: Any = keepa_quota
+    assert of_keepa(np.uint8(5)) == keepa_quota(5)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
+def test_numbers_of_other_libraries_overflow_nowhere(kind: Any) -> None:
+    """An estimate, a cost beside what is kept, a reading: what is computed with them is computed with ints."""
+    bucket = TokenBucket(keepa_quota(5, initial=300), clock=ManualClock(1.0))
+    with KeepaSync(bucket).request(kind(5)) as call:
+        call.settle({"tokensLeft": 5, "tokensConsumed": 5})
+    with pytest.raises(CostTooLarge, match="tokens=100 with keep=100 can never be admitted"):
+        TokenBucket(Quota(100, 1, 1.0)).try_acquire(kind(100), keep=kind(100))
+    reading = Reading(kind(5), capacity=kind(100), refill=kind(2), next_refill_in=kind(3))
+    assert {type(each) for each in (reading.balance, reading.capacity, reading.refill_tokens)} == {int}
+    assert bucket.reconcile(reading).balance == 5
 
 
 # --- copies
