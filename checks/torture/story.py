@@ -10,7 +10,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
@@ -200,19 +201,21 @@ class Journal:
         line = json.dumps([type(entry).__name__, asdict(entry)], separators=(",", ":"))
         os.write(self._file, line.encode() + b"\n")
 
-    def sent(self, bucket: str, command: Command) -> int:
-        """Write that a command is about to be sent; return its number."""
+    @contextmanager
+    def step(self, bucket: str, command: Command) -> Iterator[Callable[[Outcome], Outcome]]:
+        """Write that a command is about to be sent, and what became of it: the outcome that is told, or an error."""
         step = next(self._steps)
         self.write(sent(self.who, machine_us(), step, bucket, command))
-        return step
 
-    def told(self, step: int, outcome: Outcome) -> None:
-        """Write what became of a command."""
-        self.write(told(self.who, step, outcome, machine_us()))
+        def tell(outcome: Outcome) -> Outcome:
+            self.write(told(self.who, step, outcome, machine_us()))
+            return outcome
 
-    def failed(self, step: int, error: BaseException) -> None:
-        """Write that a command raised."""
-        self.write(Failed(self.who, machine_us(), step, type(error).__name__))
+        try:
+            yield tell
+        except BaseException as error:
+            self.write(Failed(self.who, machine_us(), step, type(error).__name__))
+            raise
 
     def close(self) -> None:
         """Close the file."""
