@@ -16,8 +16,9 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from inspect import isawaitable
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import httpx
 
@@ -74,7 +75,7 @@ class Assignment:
 
 async def done(result: T | Awaitable[T]) -> T:
     """Return what a door of either kind came to."""
-    return await result if isinstance(result, Awaitable) else result
+    return await cast("Awaitable[T]", result) if isawaitable(result) else result
 
 
 @asynccontextmanager
