@@ -42,6 +42,7 @@ TESTS: Final = (
         f"tests/test_{name}.py"
         for name in (
             *("arithmetic", "bad_input", "cli_status", "conformance", "doors", "edges", "events", "exactness"),
+            "fast_path",
             *("failure_modes", "holds", "intervals", "keepa_reading", "keepa_sync", "line", "liveness", "managing"),
             *("memory_storage", "mistakes", "misuse", "others", "parity", "places", "probe", "rate_cases", "repair"),
             *("readings_order", "safety", "terms", "units", "whole_steps"),
@@ -74,14 +75,15 @@ def run(shares: Sequence[Sequence[Mutant]], broken: Mapping[str, Broken], log: P
     context = get_context("fork")  # each process has the mutants
     lanes: dict[Any, BaseProcess] = {}
     for share in shares:
-        heard, say = context.Pipe(duplex=False)
-        lanes[heard] = context.Process(target=lane.run, args=(Lane(share, broken, say.send), options, log))
-        lanes[heard].start()
-        say.close()  # so that the end of the process is the end of what it says
+        listening, telling = context.Pipe(duplex=False)
+        lanes[listening] = context.Process(target=lane.run, args=(Lane(share, broken, telling.send), options, log))
+        lanes[listening].start()
+        telling.close()  # so that the end of the process is the end of what it says
     talking, left = set(lanes), sum(map(len, shares))
     try:
         while talking:
-            for heard in wait(talking):
+            ready: list[Any] = wait(talking)
+            for heard in ready:
                 try:
                     mutant, noticed = heard.recv()
                 except EOFError:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, unquote
 
+from .._arguments import instance
 from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
@@ -91,11 +93,11 @@ class BucketState:
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
     flight. due_at: not later than the first instant at which a hold falls due. last_place: the latest instant that was
     told to somebody who waits on a plain bucket; firm_place: the same for those before whom tokens came back;
-    largest_place: the most tokens that one of them waits for. quota: the terms it runs on; terms_at: when they last
-    replaced others; wide_capacity: the larger of the two capacities, which bounds for a minute after. fast: see
-    `FastTerms`. server_time_at: our time at which `server_time` was told. stretched_us: a period longer than that of
-    the terms, as the server's last `refillIn` showed. probe_returned: 1 once a claim was given back since the last
-    reading.
+    largest_place: the most tokens that are there when one of them comes, beside what is left after the last one.
+    quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
+    capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`
+    was told. stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed.
+    probe_returned: 1 once a claim was given back since the last reading.
 
     Not stored: `unreadable`, the names of texts that say nothing; `partial`, true where not all holds were read, so
     that only the sums tell of the others.
@@ -157,6 +159,7 @@ class BucketState:
 
         Names that this release doesn't know are left out.
         """
+        instance("texts", texts, Mapping)  # type: ignore[type-abstract]
         damaged: list[str] = []
 
         def read(name: str, value: T | None) -> T | None:
@@ -164,9 +167,8 @@ class BucketState:
                 damaged.append(name)
             return value
 
-        numbers: dict[str, Any] = {name: read(name, _whole(texts.get(name))) for name in NUMBERS}
-        if "format" not in texts:
-            numbers["format"] = FORMAT
+        there = {name: read(name, _whole(text)) for name, text in texts.items() if name in _ARE_NUMBERS}
+        numbers: dict[str, Any] = {"version": None} | there
         holds = {
             name.removeprefix(HOLD): hold
             for name, text in texts.items()
@@ -246,6 +248,8 @@ NUMBERS: Final = tuple(
 )
 """The stored fields that are one whole number each."""
 
+_ARE_NUMBERS: Final = frozenset(NUMBERS)
+
 _ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if each.default == 0) - {"version"}
 """Fields that are left out where they are 0."""
 
@@ -296,7 +300,12 @@ def quota_text(quota: Quota) -> str:
 
 
 def _quota_from(text: object) -> Quota | None:
-    parts = text.split() if isinstance(text, str) else []
+    return _quota_of(text) if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=256)
+def _quota_of(text: str) -> Quota | None:
+    parts = text.split()
     parts += _USUAL.split() if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
     numbers = [_whole(part) for part in parts]
     if len(numbers) != 8:  # noqa: PLR2004 - as `quota_text` writes them

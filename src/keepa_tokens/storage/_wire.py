@@ -266,4 +266,4 @@ _OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, LINE, TURN})
 
 
 def _unescaped(text: str) -> str:
-    return as_text(unquote_to_bytes(text))
+    return as_text(unquote_to_bytes(text)) if "%" in text else text
