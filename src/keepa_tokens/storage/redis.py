@@ -445,7 +445,11 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         await self._acquires.aclose()
         await self._writes.aclose()
         if self._opened:
-            await self._client.aclose()
+            try:
+                await self._client.aclose()
+            except RuntimeError as error:
+                # Its connections are another loop's, which is gone.
+                raise self._meant(error) from error
         self._loop = None
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
