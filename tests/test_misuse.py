@@ -418,6 +418,24 @@ def test_what_a_bucket_says_can_be_sent_to_another_process(value: object, copied
 # --- probes
 
 
+def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path) -> None:
+    """A storage that was closed takes nothing, so nobody is told of tokens that may be left behind."""
+    told: list[Event] = []
+    blocking, awaited = SQLiteStorage(tmp_path / "a"), AsyncSQLiteStorage(tmp_path / "a")
+    door = AsyncTokenBucket(PLAIN, storage=awaited, listener=told.append)
+
+    async def by_coroutine() -> None:
+        await awaited.aclose()
+        with pytest.raises(ConfigError, match="is closed"):
+            await door.try_reserve(2)
+
+    asyncio.run(by_coroutine())
+    blocking.close()
+    with pytest.raises(ConfigError, match="is closed"):
+        TokenBucket(PLAIN, storage=blocking, listener=told.append).try_reserve(2)
+    assert told == []
+
+
 @pytest.mark.parametrize(
     "probe, says",
     [

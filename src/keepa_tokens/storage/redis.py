@@ -392,10 +392,10 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         checked("AsyncRedisStorage", client, asynchronous=True)
         super().__init__(prefix, client, asyncio.Lock)
         self._client = client
-        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
-        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
+        self._begin()
         self._opened = False
         self._process: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
@@ -407,6 +407,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
+        self._check_place()
         if not isinstance(command, Acquire):
             return await self._apply(key, quota, command, now_us)
         _wire.numbers_of(command)  # what is wrong with one is nobody else's error
@@ -418,7 +419,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
-        self._check_process()
+        self._check_place()
         seen: set[str] = set()
         try:
             async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
@@ -431,7 +432,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def delete(self, key: str) -> None:
         """Forget the bucket `key`; as `RedisStorage.delete`."""
-        self._check_process()
+        self._check_place()
         try:
             await self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
         except Exception as error:
@@ -444,10 +445,15 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         await self._acquires.aclose()
         await self._writes.aclose()
         if self._opened:
-            await self._client.aclose()
+            try:
+                await self._client.aclose()
+            except RuntimeError as error:
+                # Its connections are another loop's, which is gone.
+                raise self._meant(error) from error
+        self._loop = None
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
-        self._check_process()
+        self._check_place()
         return await self._writes.send(None, arguments)
 
     async def _written(self, _: None, arguments: list[_wire.Argument]) -> object:
@@ -506,17 +512,39 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         finally:
             self._turns.leave(key)
 
+    def _begin(self) -> None:
+        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
+        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
+
     def _is_forked(self) -> bool:
         return self._process not in {None, os.getpid()}
 
-    def _check_process(self) -> None:
-        """Raise ConfigError in a forked child: asyncio clients don't notice, and would read each other's answers."""
+    def _check_place(self) -> None:
+        """Raise ConfigError in a forked child and in a second loop: whoever waits in one is not woken from the other.
+
+        Asyncio clients don't notice a fork, and would read each other's answers.
+        """
         if self._is_forked():
             raise ConfigError(
                 "this AsyncRedisStorage was in use before the process was forked: make one in each process."
                 " Nothing was sent."
             )
         self._process = os.getpid()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise self._meant(error) from error
+        if loop is self._loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigError(
+                "this storage is in use in another event loop that still runs: make one in each, or aclose() it there"
+                " first. Nothing was sent."
+            )
+        if self._loop is not None:
+            # What waited there waits no more.
+            self._begin()
+        self._loop = loop
 
 
 def _inspected(answer: _wire.Answer) -> Snapshot | None:
