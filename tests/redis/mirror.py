@@ -99,9 +99,7 @@ def _attempt(  # noqa: C901 - the script's questions, in its order
     are_others = texts[QUOTA] != quota_text(quota)
     if (are_others and state.quota is None) or not _is_sound(texts, state, now, synced=terms[2] == "1"):
         return ALL
-    if "closed_until" in texts:
-        return ALL
-    if {"paused_until", "wide_capacity", LINE} & texts.keys():
+    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
         return SOME
     assert state.quota is not None
     terms_at = state.terms_at

@@ -42,6 +42,7 @@ __all__ = [
     "foreign",
     "look",
     "name_of",
+    "named_fields",
     "numbers_of",
     "store",
     "understood",
@@ -262,7 +263,12 @@ def _is_ours(name: str) -> bool:
     return name.startswith(HOLD) or name in _OURS
 
 
-_OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, LINE, TURN})
+_OURS: Final = (*NUMBERS, QUOTA, FAST, LINE, TURN)
+
+
+def named_fields(script: bytes) -> bytes:
+    """Return the script with the names of the stored fields put into it."""
+    return script.replace(b"FIELDS", as_bytes(", ".join(f"'{name}'" for name in _OURS)))
 
 
 def _unescaped(text: str) -> str:

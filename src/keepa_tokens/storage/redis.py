@@ -114,7 +114,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
 
     def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
         self.prefix = instance("prefix", prefix, str)
-        self._script = resources.files("keepa_tokens.storage").joinpath("bucket.lua").read_bytes()
+        self._script = _wire.named_fields(resources.files("keepa_tokens.storage").joinpath("bucket.lua").read_bytes())
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
         self._salt = secrets.token_hex(4)
         self._numbers = itertools.count()
