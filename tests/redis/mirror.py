@@ -84,9 +84,7 @@ def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> 
     return ALL if served == SOME and len(texts) <= 4 + ("carry" in texts) else served
 
 
-def _attempt(  # noqa: C901 - the script's questions, in its order
-    texts: dict[str, str], quota: Quota, command: Command, now: int
-) -> Bucket | str:
+def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
     if isinstance(command, Peek | Reconcile):
         return ALL
     if not texts:

@@ -104,7 +104,7 @@ from .commands import (
     Unclaim,
     Verdict,
 )
-from .decision import Reason
+from .decision import Reason, Snapshot
 from .flow import clipped_at, flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
@@ -163,6 +163,13 @@ def carry_out(
         return False, None, outcome
     sound.version += 1
     return True, step.fast(), outcome
+
+
+def inspected(state: BucketState | None, now: int) -> Snapshot | None:
+    """Return a bucket by the terms stored with it; None if there is none, or they are lost."""
+    if state is None or state.quota is None:
+        return None
+    return transition(state.quota, state, now, Peek())[1].snapshot
 
 
 def lifetime_us(state: BucketState, now: int) -> int | None:

@@ -14,11 +14,11 @@ from weakref import WeakSet
 
 from .._arguments import NotCopied, whole
 from ..quota import Quota
-from ..rules.commands import Command, Outcome, Peek
+from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.repair import new_state, repair
 from ..rules.state import BucketState, SoundState
-from ..rules.transition import carry_out, lifetime_us, transition
+from ..rules.transition import carry_out, inspected, lifetime_us
 from ..units import YEAR_US
 from ._working import Bucket, begun, kept, serves, step
 from .base import AsyncClosing, Closing
@@ -119,10 +119,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             state = bucket.state()
             if now_us is None and not bucket.own:
                 now_us = self._callers.seen
-        if state.quota is None:
-            return None
-        now = monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us)
-        return transition(state.quota, state, now, Peek())[1].snapshot
+        return inspected(state, monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""

@@ -19,10 +19,10 @@ from typing import Final, Self, cast
 from .._arguments import NotCopied, checked_key, microseconds, shown, whole
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
-from ..rules.commands import Command, Outcome, Peek
+from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
-from ..rules.transition import lifetime_us, transition
+from ..rules.transition import inspected, lifetime_us, transition
 from .base import AsyncClosing, Closing
 
 if sys.platform != "win32":
@@ -74,8 +74,7 @@ class SQLiteStorage(Closing, NotCopied):
         """Carry `command` to the bucket `key` and return what it came to."""
         checked_key(key)
         with self._step() as db:
-            own = now_us is None
-            now = time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+            own, now = now_us is None, _now(now_us)
             stored = _read(db, key)
             state, outcome = transition(quota, stored, now, command)
             if state is not None and state is not stored:
@@ -93,10 +92,7 @@ class SQLiteStorage(Closing, NotCopied):
         checked_key(key)
         with self._reading() as db:
             state = _read(db, key)
-        if state is None or state.quota is None:
-            return None
-        now = time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
-        return transition(state.quota, state, now, Peek())[1].snapshot
+        return inspected(state, _now(now_us))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
@@ -308,6 +304,10 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
 
     def __repr__(self) -> str:
         return f"Async{self._storage!r}"
+
+
+def _now(now_us: int | None) -> int:
+    return time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
 
 
 def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
