@@ -75,7 +75,7 @@ if not any(find_spec(name) for name in CLIENTS):
 
 _log = logging.getLogger("keepa_tokens")
 
-LockT = TypeVar("LockT", bound=threading.Lock | asyncio.Lock)
+LockT = TypeVar("LockT", bound="threading.Lock | asyncio.Lock")
 
 
 class _Turns(Generic[LockT]):
