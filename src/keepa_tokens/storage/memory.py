@@ -195,9 +195,9 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Let the rules decide."""
         before = self._buckets.get(key)
         unnamed = before is not None and isinstance(before, _Loaded) and before.brought.quota is None
-        changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=before is None, unnamed=unnamed)
+        changed, outcome = carry_out(quota, sound, now, command, repaired, is_new=before is None, unnamed=unnamed)
         if changed:
-            self._keep(key, kept(sound, fast, now, own=own))
+            self._keep(key, kept(sound, now, own=own))
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:
