@@ -23,7 +23,7 @@ local now = given == '' and clock or tonumber(given)
 local version, balance, refilled_at, carry, quota =
   unpack(call('HMGET', key, 'version', 'balance', 'refilled_at', 'carry', 'quota'))
 local fields = call('HLEN', key)
-local more, id = fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
+local is_new, more, id = fields == 0, fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
 local turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place
 local largest_place, held, open, sequence
 if more then
@@ -32,7 +32,6 @@ if more then
     'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place', 'largest_place',
     'held', 'open', 'sequence'))
 end
-local is_new = fields == 0
 
 -- The whole number that a stored text is, as state.py reads it; nil: it is none, or out of its range.
 local function whole(text, least, most, missing)
@@ -182,22 +181,15 @@ repeat  -- decides, once
   -- The balance flows to now.
   local old_carry = carry
   if now > refilled_at then
-    local periods, elapsed, gain = 0, now - refilled_at, 0
-    if elapsed >= period then
-      periods, elapsed = divmod(elapsed, period)
-    end
-    if refill == 0 then
-      elapsed, carry = 0, 0
-    end
+    local periods, elapsed = divmod(now - refilled_at, period)
+    local gain = periods * refill
+    if refill == 0 then elapsed, carry = 0, 0 end
     if stepped then
       refilled_at = now - elapsed
     else
-      refilled_at, carry = now, elapsed * refill + carry
-      if carry >= period then
-        gain, carry = divmod(carry, period)
-      end
+      refilled_at, periods, carry = now, divmod(elapsed * refill + carry, period)
+      gain = gain + periods
     end
-    gain = gain + periods * refill
     if gain >= capacity - balance then
       balance, carry = max(balance, capacity), 0
     else
