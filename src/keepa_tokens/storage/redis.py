@@ -313,7 +313,9 @@ def _decided(quota: Quota, command: Command, answer: _wire.Answer) -> Outcome | 
 
 def _confused(reply: object) -> Exception:
     if reply is not None and not isinstance(reply, bytes | str | int | float | list | tuple | dict | set):
-        return _wire.foreign(reply)
+        return ConfigError(
+            f"the client answered the script with {str(reply)[:60]!r}: give the storage a plain client, not a pipeline"
+        )
     return StorageUnavailable(
         "the connection held the answer to an earlier command, which was interrupted before it was read: idle"
         " connections were closed. Nobody knows whether this command was carried out."
