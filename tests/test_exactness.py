@@ -12,11 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, instants, quotas, requests, summed
+from keepa_tokens import TokenBucket
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Outcome, Pause, Peek, Reconcile, Reserve
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Outcome, Pause, Peek, Reconcile, Refund, Reserve
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.transition import transition
+from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import CLAIM_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, NEVER, TOLERANCE_US, seconds
 from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
 
@@ -235,6 +238,45 @@ def test_spending_by_the_wait_gets_all_the_refill_and_nothing_more(stepped: bool
     refilled = 7 * (elapsed // (61 * SECOND)) if stepped else 7 * elapsed // (61 * SECOND)
     # Nobody here waits for more than 5 tokens, so no part of a step, nor of a token, is lost at the cap.
     assert granted + left == 20 + refilled
+
+
+FEW: Final = st.builds(
+    Quota,
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([1.0, 2.0]),
+    stepped=st.booleans(),
+    overdraft=st.sampled_from([0, 4]),
+    initial=st.sampled_from([0, 1]),
+)
+ONE_OR_TWO: Final = st.sampled_from([1, 1, 1, 2])
+WAYS: Final = st.one_of(ONE_OR_TWO, ONE_OR_TWO, st.sampled_from(["give back", "look"]))
+LATER: Final = st.sampled_from([0, 1, 1, SECOND // 3, SECOND // 2, SECOND - 1, SECOND, 2 * SECOND, -SECOND])
+
+
+@given(FEW, st.lists(st.tuples(WAYS, LATER), min_size=4, max_size=30))
+@example(Quota(3, 1, 1.0, overdraft=4, initial=1), [(2, 0), (1, 0), (1, 0), (1, SECOND), (1, SECOND)])
+@example(Quota(3, 1, 2.0, initial=0), [(1, 0), (2, 1), (1, 1), (2, SECOND), (1, 0), (2, 0)])
+@example(Quota(3, 1, 2.0, initial=0), [(2, 0), (1, 1), (1, 2 * SECOND - 2), (1, 1)])
+@example(Quota(1, 0, 1.0, initial=0), [(1, 0), (1, 1), (1, 1)])
+def test_a_door_that_is_asked_again_and_again_tells_what_the_rules_tell(
+    quota: Quota, steps: list[tuple[int | str, int]]
+) -> None:
+    """A door in memory remembers its last refusal; nothing that comes between makes it tell an old one."""
+    clock, state = ManualClock(), None
+    bucket = TokenBucket(quota, clock=clock, listener=lambda _: None)
+    for way, later in steps:
+        clock.advance(later / MICROSECONDS)
+        now = clock.now_us()
+        if way == "look":
+            state, looked = transition(quota, state, now, Peek())
+            assert bucket.peek() == looked.snapshot
+        elif way == "give back":
+            state, _ = transition(quota, state, now, Refund(str(now), 1))
+            bucket.refund(1)
+        elif isinstance(way, int) and way <= quota.capacity + quota.overdraft:
+            state, told = transition(quota, state, now, Acquire(way))
+            assert bucket.try_acquire(way) == told.decision()
 
 
 @pytest.mark.deep

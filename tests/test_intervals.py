@@ -162,6 +162,20 @@ def play(world: World, program: list[tuple[str, int | None]]) -> None:
         *[("wait", 7), ("give up", 1), ("wait", 1), ("wait", 10), ("give up", 1), ("wait", 10), ("give up last", 0)],
     ],
 )
+@example(  # a grant of this instant is given back after one that is past has filled the bucket
+    Quota(10, 1, 1.0),
+    [
+        *[("reserve", 10), ("pass", 30_000_000), ("reserve", 9), ("try", 1), ("wait", 3)],
+        *[("settle", None), ("settle", None), ("pass", 3_000_000), ("try", 10)],
+    ],
+)
+@example(  # a place is told that counts on what came back before the places ahead of it
+    Quota(10, 1, 1.0),
+    [
+        *[("try", 10), ("pass", 30_000_000), ("try", 10), ("pass", 30_000_000), ("try", 4)],
+        *[("wait", 7), ("give up", 0), ("wait", 5), ("give up", 0), ("pass", 3_000_000), ("try", 3)],
+    ],
+)
 @example(Quota(20, 1, 1.0, initial=0), [("wait", 15), ("wait", 5), ("give up", 0), *[("wait", 5)] * 3])
 def test_no_interval_lets_more_go_than_capacity_and_refill(quota: Quota, program: list[tuple[str, int | None]]) -> None:
     """Whatever is asked for, given up or settled at less, each interval lets at most capacity and refill go."""

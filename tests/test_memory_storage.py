@@ -25,6 +25,7 @@ from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage import memory
 from keepa_tokens.storage.memory import MemoryStorage
+from keepa_tokens.testing import ManualClock
 from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
 from tests.strategies import SPARING
@@ -180,6 +181,18 @@ def test_a_bucket_used_again_and_again_is_kept_until_it_rests() -> None:
         storage.apply("other", Quota(10**4, 0, 1.0), Acquire(1), now_us=EPOCH + HOUR + n)
     assert storage.dump("k") is None
     assert number_of_keys(storage) == 1
+
+
+def test_what_a_door_takes_renews_the_lifetime() -> None:
+    """A bucket that is emptied every ten seconds gives what flows in, whoever else uses the storage."""
+    clock = ManualClock(1_000.0)
+    bucket = TokenBucket(QUOTA, key="k", clock=clock)
+    other = bucket.with_key("other")
+    for _ in range(20):
+        assert [bool(bucket.try_acquire()) for _ in range(11)] == [True] * 10 + [False]
+        other.peek()
+        assert not bucket.try_acquire()
+        clock.advance(10)
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 3), gaps, st.integers(0, 10)), max_size=40))

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import http
 import pickle
+import re
 import threading
 import time
 import warnings
@@ -28,6 +29,7 @@ from keepa_tokens import (
     AsyncTokenBucket,
     BucketState,
     ConfigError,
+    CostTooLarge,
     Event,
     EventKind,
     Hold,
@@ -49,6 +51,9 @@ from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.testing import ManualClock
 
 PLAIN: Final = Quota(10, 1, 1.0)
+SYNCED: Final = TokenBucket(keepa_quota(5, initial=300), clock=ManualClock(1.0))
+NOTHING: Final[Any] = None
+WRONG: Final[Any] = "n"
 URL: Final = "redis://user:a-password@localhost:6379"
 
 
@@ -552,6 +557,46 @@ def test_numbers_of_other_libraries_are_plain_ones_in_a_quota() -> None:
     """A numpy integer in a quota can't overflow later, since it becomes an int."""
     quota = Q(np.int64(300), np.int32(5), 60.0, overdraft=np.int8(3), initial=np.int64(-4))
     assert {type(each) for each in (quota.capacity, quota.refill, quota.overdraft, quota.initial)} == {int}
+    assert keepa_quota(np.uint8(5)) == keepa_quota(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
+def test_numbers_of_other_libraries_overflow_nowhere(kind: Any) -> None:
+    """An estimate, a cost beside what is kept, a reading: what is computed with them is computed with ints."""
+    bucket = TokenBucket(keepa_quota(5, initial=300), clock=ManualClock(1.0))
+    with KeepaSync(bucket).request(kind(5)) as call:
+        call.settle({"tokensLeft": 5, "tokensConsumed": 5})
+    with pytest.raises(CostTooLarge, match="tokens=100 with keep=100 can never be admitted"):
+        TokenBucket(Q(100, 1, 1.0)).try_acquire(kind(100), keep=kind(100))
+    reading = Reading(kind(5), capacity=kind(100), refill=kind(2), next_refill_in=kind(3))
+    assert {type(each) for each in (reading.balance, reading.capacity, reading.refill_tokens)} == {int}
+    assert bucket.reconcile(reading).balance == 5
+
+
+@pytest.mark.parametrize(
+    "misused, named",
+    [
+        (lambda: KeepaSync(SYNCED).request(NOTHING), "estimate must be a whole number (int), not None"),
+        (lambda: KeepaSync(SYNCED).try_request(-1), "estimate=-1 is out of range"),
+        (lambda: SYNCED.try_reserve(1).settle(1, WRONG), "reading must be a Reading, not 'n'"),
+        (lambda: TokenBucket(PLAIN).try_reserve(1).settle(1, WRONG), "reading must be a Reading, not 'n'"),
+        (lambda: BucketState.from_fields(WRONG), "texts must be a Mapping, not 'n'"),
+        (lambda: MemoryStorage().load("k", WRONG), "state must be a BucketState, not 'n'"),
+        (lambda: http_probe(NOTHING), "api_key must be the API key, a text, not NoneType"),
+        (lambda: async_http_probe(""), "api_key is empty"),
+        (lambda: http_probe("key", transport=WRONG), "transport must be"),
+        (lambda: async_http_probe("key", transport=httpx.HTTPTransport()), "transport must be"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (lambda: SQLiteStorage("x.sqlite", timeout=-1), "timeout=-1 is out of range"),
+        (lambda: SQLiteStorage("x" * 300), "can't be a file"),
+        (lambda: SQLiteStorage("\ud800"), "can't be a file"),
+        (lambda: Q(1, 1, 1.0, stepped=10**5000), "stepped must be True or False, not a whole number of 16610 bits"),
+        (lambda: keepa_quota(10**15), "refill_rate=1000000000000000 is out of range"),
+    ],
+)
+def test_what_is_wrong_is_named_at_once(misused: Callable[[], object], named: str) -> None:
+    """An error of a kind that says so, which names the argument and shows what came."""
+    with pytest.raises((TypeError, ConfigError), match=re.escape(named)):
+        misused()
 
 
 @pytest.mark.parametrize(

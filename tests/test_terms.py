@@ -79,6 +79,14 @@ def test_refill_0_beside_refill_5_goes_on() -> None:
         shared.now += 61 * SECOND
 
 
+def test_terms_that_replace_refill_0_find_what_was_there() -> None:
+    """A bucket that never had other terms than refill 0 gives no more than was there when others replace them."""
+    shared = Shared()
+    assert shared.ask(Quota(11, 0, 1.0), 9).balance == 2
+    assert shared.ask(Quota(11, 1, 3.0), 2).balance == 0
+    assert not shared.ask(Quota(11, 1, 3.0)).granted
+
+
 def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     """For a minute after a change the larger capacity bounds, so refill comes beside what a hold has set aside."""
     shared = Shared()

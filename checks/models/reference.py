@@ -240,8 +240,7 @@ class Reference(Lapse):
             bucket.level -= tokens
             bucket.give(tokens)
             if told.place:
-                bucket.largest_place = max(tokens, bucket.largest_place if bucket.last_place > now else 0)
-                bucket.last_place = max(bucket.last_place, now + told.place)
+                bucket.wait(tokens, now + told.place, now)
             return told
 
         return self.asked(now, take)
@@ -352,6 +351,21 @@ class Reference(Lapse):
 
         return self.asked(now, give_back)
 
+    def wait(self, tokens: int, at: int, now: int) -> None:
+        """Note who waits until when, and the most that there is beside what is left after the last one."""
+        last = max(self.last_place, at)
+        largest = self.largest_place if self.last_place > now else 0
+        if self.firm_place > now:
+            largest += tokens - (self.balance_by(last) - self.balance_by(self.last_place))
+        self.largest_place, self.last_place = max(tokens, largest), last
+
+    def balance_by(self, at: int) -> int:
+        """Return the balance at a later instant, capacity aside, if nothing is taken."""
+        later = self.alike()
+        later.boundless = True
+        later.flow_until(at)
+        return later.balance
+
     def take_back(self, tokens: int, own: int, now: int) -> None:
         """Take back what was given for the instant `own`: what is promised to the places ahead stays given."""
         if not tokens or not self.known:
@@ -359,7 +373,7 @@ class Reference(Lapse):
         back, ahead = tokens, self.last_place > now
         if ahead and self.last_place > own:
             back = max(0, tokens - self.flows_between(max(own, now), self.last_place))
-        if ahead and own < now:
+        if ahead and own <= now:
             # It must not run over before the largest place is reached.
             by_then = max(0, self.balance + self.flows_between(now, self.last_place))
             back = min(back, max(0, self.capacity - self.largest_place - by_then))

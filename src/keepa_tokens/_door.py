@@ -49,6 +49,7 @@ class Door(Generic[S_co]):
 
     __slots__ = (
         "_bucket",
+        "_empty",
         "_hears",
         "_listener",
         "_log",
@@ -77,6 +78,8 @@ class Door(Generic[S_co]):
         where: object = storage
         self._memory = where if type(where) is MemoryStorage else None
         self._bucket: Bucket | None = None
+        # Of the last refusal of one token: the level that it found at 0, and the instant at which the token comes.
+        self._empty: tuple[tuple[int, int, int], int] | None = None
 
     @property
     def listener(self) -> Listener:
@@ -136,9 +139,17 @@ class Door(Generic[S_co]):
                     return None
                 if callers is None:
                     self._bucket = bucket
-            refusal = take(bucket, now, tokens, 0)
-            if refusal is None:
-                bucket.version += 1
+            refusal: tuple[int, int] | None
+            known = self._empty
+            if known is not None and known[0] is bucket.level and now < known[1] and tokens is _ONE:
+                refusal = _NONE, known[1] - now
+            else:
+                refusal = take(bucket, now, tokens, 0)
+                if refusal is None:
+                    bucket.version += 1
+                    bucket.touched = now
+                elif tokens is _ONE and bucket.level[0] == refusal[0] == _NONE and refusal[1] < NEVER:
+                    self._empty = bucket.level, now + refusal[1]
             balance = bucket.level[0]
         # Filled in by hand: to call the class would cost a tenth of the step.
         decision = _new(Decision)
@@ -288,6 +299,8 @@ class Reserved(NotCopied, Generic[S_co]):
         self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
 
     def _settling(self, actual: int, reading: Reading | None) -> Settle:
+        if reading is not None:
+            instance("reading", reading, Reading)
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
 
     def _ended(self) -> None:
@@ -400,12 +413,13 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
     return function
 
 
-def cost(quota: Quota, tokens: int, keep: int) -> tuple[int, int]:
+def cost(quota: Quota, tokens: int, keep: int, name: str = "tokens") -> tuple[int, int]:
     """Return what is asked for and what is to be left, as ints; raises as `Quota.check_cost`."""
     if type(tokens) is int and type(keep) is int and keep == 0 and 0 <= tokens <= quota.capacity:
         return tokens, keep
+    tokens, keep = whole(name, tokens), whole("keep", keep)
     quota.check_cost(tokens, keep)
-    return whole("tokens", tokens), whole("keep", keep)
+    return tokens, keep
 
 
 def left_unsettled(door: Door[object], what: str, tokens: int, then: str, _: object = None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, TypedDict, Unpack
 
-from ._arguments import microseconds, whole
+from ._arguments import microseconds, shown, whole
 from .errors import ConfigError, CostTooLarge
 from .units import LIMIT, MICROSECONDS, UNLIMITED
 
@@ -61,7 +61,7 @@ class Quota:
                 object.__setattr__(self, name, whole(name, getattr(self, name), least=least, most=most))
         for name in ("stepped", "synced"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if not exact(self.refill, period_us):
             raise ConfigError(
                 f"refill={self.refill} per period={self.period!r} s cannot be computed exactly:"
@@ -120,8 +120,7 @@ class Quota:
 
     def check_cost(self, tokens: int, keep: int = 0) -> None:
         """Raise if `tokens` is no cost (TypeError, ConfigError) or too large beside `keep` (CostTooLarge)."""
-        whole("tokens", tokens)
-        whole("keep", keep)
+        tokens, keep = whole("tokens", tokens), whole("keep", keep)
         if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
             largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
             raise CostTooLarge(tokens, keep, largest)

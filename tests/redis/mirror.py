@@ -17,7 +17,7 @@ from keepa_tokens.rules.transition import has_places, transition
 from keepa_tokens.storage._working import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
-ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "largest_place")
+ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
 """Numbers that may be left out where they are 0."""
 
 WRITTEN: Final = {"quota", "version", "balance", "refilled_at", "due_at", *ZERO}
@@ -137,7 +137,9 @@ def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) 
     if back > 0 and not working.quota.synced and working.last_place > now:
         return SOME
     tried = replace(working, holds=dict(working.holds))
-    return SOME if step(tried, command, now) is None else working
+    outcome = step(tried, command, now)
+    behind = outcome is not None and outcome.place_us > 0 and working.firm_place > now
+    return SOME if outcome is None or behind else working
 
 
 def sound_of(state: BucketState) -> SoundState:

@@ -46,7 +46,7 @@ class KeepaDoor(NotCopied):
 
     def _wanted(self, estimate: int, keep: int, label: str, place: str | None = None) -> Reserve:
         """Return the command that asks for a call's hold; in line by `place`, or as the task that comes back."""
-        estimate, keep = cost(self._quota, estimate, keep)
+        estimate, keep = cost(self._quota, estimate, keep, "estimate")
         return Reserve(
             new_id(),
             estimate,

@@ -15,10 +15,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
-from .._arguments import NotCopied, instance, redacted
+from .._arguments import NotCopied, instance, redacted, shown
 from .._interrupts import interrupt_in
 from .._loops import limited
 from ..errors import ConfigError
+from ._door import checked_api_key
 from ._httpx import LIBRARIES, keyed, library_of, proxy_for
 from .quota import KEEPA
 
@@ -45,7 +46,10 @@ class _Probe(NotCopied):
 
     _instead = "make one in each process, with the same API key"
 
-    def __init__(self, api_key: str, base_url: str, transport: object) -> None:
+    def __init__(self, api_key: str, base_url: str, transport: object, sends: str) -> None:
+        checked_api_key(api_key)
+        if transport is not None and not callable(getattr(transport, sends, None)):
+            raise TypeError(f"transport must be one of httpx or httpx2, with {sends}(), not {shown(transport)}")
         parts = urlsplit(instance("base_url", base_url, str))
         if parts.scheme not in {"https", "http"} or not parts.hostname:
             raise ConfigError("base_url must be the address of the API, such as https://api.keepa.com")
@@ -83,7 +87,7 @@ class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(
     """
 
     def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: Transport | None = None) -> None:
-        super().__init__(api_key, base_url, transport)
+        super().__init__(api_key, base_url, transport, "handle_request")
 
     def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""
@@ -99,7 +103,7 @@ class async_http_probe(_Probe):  # noqa: N801 - used as a function: `probe=async
     """`http_probe` for `AsyncKeepaSync`."""
 
     def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: AsyncTransport | None = None) -> None:
-        super().__init__(api_key, base_url, transport)
+        super().__init__(api_key, base_url, transport, "handle_async_request")
 
     async def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""

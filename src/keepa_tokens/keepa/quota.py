@@ -7,7 +7,7 @@ from typing import Final
 
 from .._arguments import whole
 from ..quota import Quota
-from ..units import UNLIMITED
+from ..units import LIMIT, UNLIMITED
 
 __all__ = ["CAPACITY_MINUTES", "STEP_SECONDS", "bucket_key", "keepa_quota"]
 
@@ -33,7 +33,7 @@ def keepa_quota(refill_rate: int = 5, *, recharge_to: int | None = None, initial
     recharge_to: once found empty, wait until this many tokens could be there. initial: tokens to start from
     before anything is known (default: unknown, ask first).
     """
-    whole("refill_rate", refill_rate, least=1)
+    refill_rate = whole("refill_rate", refill_rate, least=1, most=(LIMIT - 1) // CAPACITY_MINUTES)
     return Quota(
         capacity=CAPACITY_MINUTES * refill_rate,
         refill=refill_rate,

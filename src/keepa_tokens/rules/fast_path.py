@@ -21,7 +21,7 @@ from .arithmetic import (
 )
 from .flow import Flow
 
-__all__ = ["Numbers", "acquire", "give_back", "refund", "reserve", "settle", "take"]
+__all__ = ["Numbers", "acquire", "give_back", "note_place", "refund", "reserve", "settle", "take"]
 
 
 @dataclass(slots=True)
@@ -118,9 +118,18 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
         return None
     balance, refilled_at, carry = n.flowed(now)
     n.level = saturated(balance - tokens), refilled_at, carry
-    n.largest_place = max(tokens, n.largest_place if n.last_place > now else 0)
-    n.last_place = max(n.last_place, now + wait)
+    note_place(n, now, tokens, now + wait)
     return now + wait
+
+
+def note_place(n: Numbers, now: int, tokens: int, at: int) -> None:
+    """Take note of a place for `tokens` at `at`, in a bucket that has flowed to `now`."""
+    largest, last = n.largest_place if n.last_place > now else 0, max(n.last_place, at)
+    if n.firm_place > now:
+        # It counts on what came back before the places ahead, and that lies there beside their tokens until it comes.
+        largest += tokens - n.flow.brought(n.level, n.last_place, last)
+    n.largest_place = max(tokens, saturated(largest))
+    n.last_place = last
 
 
 def reserve(n: Numbers, now: int, tokens: int, keep: int) -> bool:
@@ -164,7 +173,7 @@ def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
 def _need(n: Numbers, tokens: int, keep: int) -> int:
     alone = required(tokens, n.quota.overdraft)
     need = tokens if n.quota.synced and n.held else alone
-    return need + set_aside(keep, n.kept_back, n.flow.capacity, alone) if keep or n.kept_back else need
+    return need + set_aside(keep, n.kept_back, n.flow.capacity, alone)
 
 
 def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
@@ -173,7 +182,7 @@ def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
     balance, refilled_at, carry = n.level
     if not n.quota.synced:
         back = given_back(tokens, own, n.last_place, now, flow.refill, flow.period_us, stepped=flow.stepped)
-        if own < now < n.last_place:
+        if own <= now < n.last_place:
             # The bucket must not run over before the largest place is reached: what runs over has not come back.
             flowed = flowed_between(now, n.last_place, flow.refill, flow.period_us, stepped=flow.stepped)
             back = min(back, max(0, flow.capacity - n.largest_place - max(0, saturated(balance + flowed))))

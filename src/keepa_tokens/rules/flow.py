@@ -27,6 +27,14 @@ class Flow:
             return balance, refilled_at, 0
         return refill_smooth(balance, refilled_at, carry, now, self.capacity, self.refill, self.period_us)
 
+    def brought(self, level: tuple[int, int, int], start: int, end: int) -> int:
+        """Return the tokens that flow in from `start` to `end`, capacity aside, as counted from a level before both."""
+        _, refilled_at, carry = level
+        if self.stepped:
+            return ((end - refilled_at) // self.period_us - (start - refilled_at) // self.period_us) * self.refill
+        parts = [((at - refilled_at) * self.refill + carry) // self.period_us for at in (start, end)]
+        return parts[1] - parts[0]
+
     def instant(self, need: int, refilled_at: int, carry: int) -> int:
         """Return the first instant at which `need` more tokens have come, capacity aside; NEVER if none."""
         if self.stepped:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from .._arguments import shown
+from .._arguments import index, shown
 from ..errors import BadReading
 from ..units import LIMIT, MICROSECONDS
 
@@ -31,12 +31,13 @@ class Reading:
     server_time: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        _reading_int("balance", self.balance, 1 - LIMIT)
+        # As Python's own numbers: other types that are whole numbers, as numpy's, overflow.
+        object.__setattr__(self, "balance", _reading_int("balance", self.balance, 1 - LIMIT))
         if self.capacity is not None:
-            _reading_int("capacity", self.capacity, 1)
+            object.__setattr__(self, "capacity", _reading_int("capacity", self.capacity, 1))
         for name in ("next_refill_in", "refill", "period", "server_time"):
             if getattr(self, name) is not None:
-                _reading_float(name, getattr(self, name))
+                object.__setattr__(self, name, _reading_float(name, getattr(self, name)))
         if self.period_us == 0:
             raise BadReading(f"period={self.period!r} must be longer than 0 s")
         if self.refill is not None and self.period_us and self.refill * (self.period_us + 1) >= LIMIT:
@@ -76,13 +77,17 @@ def _micro(seconds: float | None) -> int | None:
     return None if seconds is None else round(seconds * MICROSECONDS)
 
 
-def _reading_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LIMIT:
+def _reading_int(name: str, value: object, least: int) -> int:
+    number = index(value)
+    if number is None or not least <= number < LIMIT:
         raise BadReading(f"{name} must be a whole number from {least} to 2**52, not {shown(value)}")
+    return number
 
 
-def _reading_float(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _reading_float(name: str, value: object) -> float:
+    number = value if isinstance(value, float) else index(value)
+    if number is None:
         raise BadReading(f"{name} must be a number, not {shown(value)}")
-    if not 0 <= value < LIMIT / MICROSECONDS:
+    if not 0 <= number < LIMIT / MICROSECONDS:
         raise BadReading(f"{name} must be a finite number from 0 to 4.5e9, not {shown(value)}")
+    return number

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, unquote
 
+from .._arguments import instance
 from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
@@ -91,11 +92,11 @@ class BucketState:
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
     flight. due_at: not later than the first instant at which a hold falls due. last_place: the latest instant that was
     told to somebody who waits on a plain bucket; firm_place: the same for those before whom tokens came back;
-    largest_place: the most tokens that one of them waits for. quota: the terms it runs on; terms_at: when they last
-    replaced others; wide_capacity: the larger of the two capacities, which bounds for a minute after. fast: see
-    `FastTerms`. server_time_at: our time at which `server_time` was told. stretched_us: a period longer than that of
-    the terms, as the server's last `refillIn` showed. probe_returned: 1 once a claim was given back since the last
-    reading.
+    largest_place: the most tokens that are there when one of them comes, beside what is left after the last one.
+    quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
+    capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`
+    was told. stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed.
+    probe_returned: 1 once a claim was given back since the last reading.
 
     Not stored: `unreadable`, the names of texts that say nothing; `partial`, true where not all holds were read, so
     that only the sums tell of the others.
@@ -157,6 +158,7 @@ class BucketState:
 
         Names that this release doesn't know are left out.
         """
+        instance("texts", texts, Mapping)  # type: ignore[type-abstract]
         damaged: list[str] = []
 
         def read(name: str, value: T | None) -> T | None:

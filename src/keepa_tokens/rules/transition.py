@@ -28,8 +28,8 @@ from the balance already, and available = balance.
    its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
    exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
-   told theirs for good; and of a past grant no more than fits under the capacity when the largest place comes. So
-   in any interval at most capacity + refill is let go.
+   told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
+   come, with what lies there beside their tokens. So in any interval at most capacity + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
@@ -62,9 +62,9 @@ from the balance already, and available = balance.
    most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
-   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's.
-   For a minute after a change the larger of the two capacities bounds, then the smaller one clips a plain balance.
-   Plain and synced on one key is a ConfigError.
+   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
+   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, then the
+   smaller one clips a plain balance. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -339,8 +339,9 @@ class _Step(Telling):
             return self._refuse(reason, at, command)
         if at > self.now:
             s = self.s
-            s.largest_place = max(command.tokens, s.largest_place if s.last_place > self.now else 0)
-            s.last_place = max(s.last_place, at)
+            numbers = fast_path.Numbers(*numbers_of(s, self.flow))
+            fast_path.note_place(numbers, self.now, command.tokens, at)
+            s.last_place, s.largest_place = numbers.last_place, numbers.largest_place
         self._take(command.tokens)
         self._leave(command.ticket)
         return Outcome(granted=True, place_us=at - self.now)
@@ -570,7 +571,8 @@ class _Step(Telling):
             return
         old = self.flow
         if old.refill == 0:
-            s.refilled_at = max(0, now - MINUTE_US)
+            # Since it took these up a minute has passed at least; since it began, perhaps nothing.
+            s.refilled_at = now if s.terms_at is None else max(0, now - MINUTE_US)
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
         s.carry = 0

@@ -25,12 +25,12 @@ local version, balance, refilled_at, carry, quota =
 local fields = call('HLEN', key)
 local is_new, more, id = fields == 0, fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
 local turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place
-local largest_place, held, open, sequence
+local firm_place, largest_place, held, open, sequence
 if more then
   turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place,
-    largest_place, held, open, sequence = unpack(call('HMGET', key, 'turn', 'hold:' .. id, 'format', 'line',
-    'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place', 'largest_place',
-    'held', 'open', 'sequence'))
+    firm_place, largest_place, held, open, sequence = unpack(call('HMGET', key, 'turn', 'hold:' .. id, 'format',
+    'line', 'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place', 'firm_place',
+    'largest_place', 'held', 'open', 'sequence'))
 end
 
 -- The whole number that a stored text is, as state.py reads it; nil: it is none, or out of its range.
@@ -147,15 +147,16 @@ repeat  -- decides, once
     local missing = not synced and 0 or nil
     due_at = whole(due_at, now + 1, now + 2 * DAY_US + 5 * SECOND, LIMIT)
     last_place, largest_place = whole(last_place, 0, LIMIT - 1, 0), whole(largest_place, 0, LIMIT - 1, 0)
+    firm_place = whole(firm_place, 0, LIMIT - 1, 0)
     held, open = whole(held, 0, LIMIT - 1, missing), whole(open, 0, LIMIT - 2, missing)
     sequence = whole(sequence, 0, LIMIT / 2 - 1, missing)
-    if not (due_at and last_place and largest_place and held and open and sequence)
+    if not (due_at and last_place and firm_place and largest_place and held and open and sequence)
         or open > 0 and due_at == LIMIT then
       what = 'all' break
     end
     if closed_until or paused_until or wide_capacity or line then what = 'some' break end
   else
-    due_at, last_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0
+    due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
   end
   if quota ~= terms then
     -- They serve for a minute after they replaced others.
@@ -215,8 +216,9 @@ repeat  -- decides, once
       local is_served = tokens > 0 and held + tokens < LIMIT
       if is_served and balance - (synced and held or 0) < need then
         place = max(now, instant(need - balance, refilled_at, refill, period, stepped, carry))
+        -- A place behind others, before whom something came back, is weighed against them.
         is_served = verb == 'acquire' and keep == 0 and queues and need <= capacity and place < LIMIT
-          and ARGV[first + 2] and place - now <= tonumber(ARGV[first + 2])
+          and firm_place <= now and ARGV[first + 2] and place - now <= tonumber(ARGV[first + 2])
         if is_served then
           largest_place = last_place > now and max(tokens, largest_place) or tokens
           last_place = max(last_place, place)

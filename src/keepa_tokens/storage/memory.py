@@ -12,7 +12,7 @@ from time import monotonic_ns, sleep
 from typing import Final, TypeAlias
 from weakref import WeakSet
 
-from .._arguments import NotCopied, whole
+from .._arguments import NotCopied, instance, whole
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
@@ -148,6 +148,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
     def load(self, key: str, state: BucketState) -> None:
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
+        instance("state", state, BucketState)
         with self.lock:
             self._ends_serving(key)
             self._buckets[key] = _Loaded(state)

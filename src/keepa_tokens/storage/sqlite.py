@@ -57,9 +57,11 @@ class SQLiteStorage(Closing, NotCopied):
         if not isinstance(named, (str, Path)) or str(named) in {"", ":memory:"}:
             raise ConfigError(f"path={shown(path)} names no file: give one, or use MemoryStorage")
         self._path = Path(path).absolute()
-        if "\0" in str(named) or self._path.is_dir() or not self._path.parent.is_dir():
+        if not _can_be_a_file(self._path):
             raise ConfigError(f"path={shown(path)} can't be a file: give one in a directory that is there")
         self._timeout_s = microseconds("timeout", timeout) / 1_000_000
+        if self._timeout_s < 0:
+            raise ConfigError(f"timeout={timeout!r} is out of range: give seconds from 0")
         network = _network(self._path)
         if network:
             raise ConfigError(f"{self._path} is on a file system of kind {network}: give a file on this machine's disk")
@@ -293,6 +295,14 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
 
 def _now(now_us: int | None) -> int:
     return time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+
+
+def _can_be_a_file(path: Path) -> bool:
+    try:
+        real = path.resolve()
+        return not real.is_dir() and real.parent.is_dir()
+    except (OSError, ValueError):  # too long, or with what no name may have in it
+        return False
 
 
 def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
