@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, unquote
 
@@ -166,9 +167,8 @@ class BucketState:
                 damaged.append(name)
             return value
 
-        numbers: dict[str, Any] = {name: read(name, _whole(texts.get(name))) for name in NUMBERS}
-        if "format" not in texts:
-            numbers["format"] = FORMAT
+        there = {name: read(name, _whole(text)) for name, text in texts.items() if name in _ARE_NUMBERS}
+        numbers: dict[str, Any] = {"version": None} | there
         holds = {
             name.removeprefix(HOLD): hold
             for name, text in texts.items()
@@ -248,6 +248,8 @@ NUMBERS: Final = tuple(
 )
 """The stored fields that are one whole number each."""
 
+_ARE_NUMBERS: Final = frozenset(NUMBERS)
+
 _ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if each.default == 0) - {"version"}
 """Fields that are left out where they are 0."""
 
@@ -298,7 +300,12 @@ def quota_text(quota: Quota) -> str:
 
 
 def _quota_from(text: object) -> Quota | None:
-    parts = text.split() if isinstance(text, str) else []
+    return _quota_of(text) if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=256)
+def _quota_of(text: str) -> Quota | None:
+    parts = text.split()
     parts += _USUAL.split() if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
     numbers = [_whole(part) for part in parts]
     if len(numbers) != 8:  # noqa: PLR2004 - as `quota_text` writes them

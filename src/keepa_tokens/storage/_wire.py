@@ -261,4 +261,4 @@ def named_fields(script: bytes) -> bytes:
 
 
 def _unescaped(text: str) -> str:
-    return as_text(unquote_to_bytes(text))
+    return as_text(unquote_to_bytes(text)) if "%" in text else text
