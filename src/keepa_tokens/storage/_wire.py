@@ -98,7 +98,7 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     """
     if isinstance(command, Acquire):
         return acquires(quota, (command,), now_us)
-    numbers: list[Argument]
+    numbers: Sequence[Argument]
     match command:
         case Reserve():
             verb, life = "reserve", whole("hold_for_us", command.hold_for_us)

@@ -16,11 +16,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from .._arguments import NotCopied, instance
 from .._blocking import run
@@ -78,36 +78,6 @@ _log = logging.getLogger("keepa_tokens")
 LockT = TypeVar("LockT", bound="threading.Lock | asyncio.Lock")
 
 
-class _Turns(Generic[LockT]):
-    """A lock a key, made when somebody needs it and dropped with the last one: no more than there are commands."""
-
-    def __init__(self, make: Callable[[], LockT]) -> None:
-        self._make = make
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[LockT, list[None]]] = {}
-        self._process = os.getpid()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._locks
-
-    @contextmanager
-    def at(self, key: str) -> Generator[LockT]:
-        """Lend the lock of `key`."""
-        if self._process != os.getpid():
-            # In a forked child nobody holds what was held at the fork.
-            self.__init__(self._make)  # type: ignore[misc]
-        with self._guard:
-            lock, users = self._locks.setdefault(key, (self._make(), []))
-            users.append(None)
-        try:
-            yield lock
-        finally:
-            with self._guard:
-                users.pop()
-                if not users:
-                    del self._locks[key]
-
-
 class _Keyspace(NotCopied, Generic[LockT]):
     """What both storages do alike: names of keys, the script, and a command's way through it."""
 
@@ -125,7 +95,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
         self._salt = secrets.token_hex(4)
         self._numbers = itertools.count()
-        self._turns = _Turns(self._new_lock)
+        self._locks = WeakValueDictionary[tuple[int, str], LockT]()
         self._crowded_until = 0.0
         self._sent_once = not resends(client)
         if not self._sent_once:
@@ -170,20 +140,26 @@ class _Keyspace(NotCopied, Generic[LockT]):
     async def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
         """Let the script carry the command out, or decide what it hands over."""
         answer: _wire.Answer | None = None
-        if not (key in self._turns or _wire.is_for_the_rules(command)):
+        if not (self._is_deciding(key) or _wire.is_for_the_rules(command)):
             answer = await self._attempt(key, quota, command, now_us)
             decided = _decided(quota, command, answer)
             if isinstance(decided, Outcome):
                 return decided
-        with self._turns.at(key) as lock:
-            had_to_wait = lock.locked()
-            # Whoever can't get it goes on without: it saves tries, and is no part of what makes them right.
-            has_it = await self._entered(lock)
-            try:
-                return await self._decide(key, quota, command, now_us, None if had_to_wait else answer)
-            finally:
-                if has_it:
-                    lock.release()
+        # A lock a key, for as long as somebody needs it; in a forked child nobody holds what was held at the fork.
+        lock = self._locks.setdefault((os.getpid(), key), self._new_lock())
+        had_to_wait = lock.locked()
+        # Whoever can't get it goes on without: it saves tries, and is no part of what makes them right.
+        has_it = await self._entered(lock)
+        try:
+            return await self._decide(key, quota, command, now_us, None if had_to_wait else answer)
+        finally:
+            if has_it:
+                lock.release()
+
+    def _is_deciding(self, key: str) -> bool:
+        """Whether somebody in this process decides for this bucket: who comes now would be in the way."""
+        lock = self._locks.get((os.getpid(), key))
+        return lock is not None and lock.locked()
 
     async def _decide(
         self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer | None
@@ -473,7 +449,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         while len(told) < len(commands):
             rest = commands[len(told) :]
             answer: _wire.Answer | None = None
-            if len(rest) > 1 and key not in self._turns:
+            if len(rest) > 1 and not self._is_deciding(key):
                 try:
                     answer = await self._ask(key, _wire.acquires(quota, rest, now_us), None)
                 except Exception as error:  # noqa: BLE001 - each caller's own
