@@ -12,6 +12,7 @@ from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
 
 from ._arguments import instance, microseconds
 from ._door import Door, new_id
+from ._interrupts import interrupt_in
 from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
 from .quota import Quota
 from .rules.commands import (
@@ -149,6 +150,10 @@ class Steps(Generic[S_co]):
     def lost(self) -> int:
         """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
         return self.request.tokens if self.unsure and isinstance(self.request, Acquire) and self.outcome is None else 0
+
+    def is_probes(self, error: BaseException) -> bool:
+        """Whether a mistake is a probe's, of the wrong kind, or hides an interrupt; a command's own takes nothing."""
+        return isinstance(error, ConfigError) and (self.sent is None or interrupt_in(error) is not None)
 
     def _told(self, command: Command, outcome: Outcome) -> None:
         if command is self.request:

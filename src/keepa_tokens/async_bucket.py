@@ -15,7 +15,7 @@ from ._arguments import timeout_us, whole
 from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError, StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
@@ -218,8 +218,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
-        if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
-            # A ConfigError may be a probe's that is of the wrong kind.
+        if not isinstance(error, KeepaTokensError) or self.is_probes(error):
             self.recall(came_to(error, self.sent))
             await self._afterwards(error, self._give_back)
 

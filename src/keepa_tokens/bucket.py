@@ -13,7 +13,7 @@ from ._blocking import run
 from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError, StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
@@ -222,8 +222,7 @@ class BlockingSteps(plans.Steps[Storage]):
 
     def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
-        # A ConfigError may be a probe's that is of the wrong kind.
-        if isinstance(error, KeepaTokensError) and not isinstance(error, StorageUnavailable | ConfigError):
+        if isinstance(error, KeepaTokensError) and not (isinstance(error, StorageUnavailable) or self.is_probes(error)):
             return
         interrupt = interrupt_in(error)
         if isinstance(error, StorageUnavailable) and interrupt is None:

