@@ -175,14 +175,15 @@ class _Mender:
 
     def sequence(self) -> int:
         value = self.stored.sequence
-        if _is_whole(value, 0, _MAX_SEQUENCE):
-            return value or 0
-        # Lost: go on from the latest that anything still remembers, so that what was opened stays in order.
+        if value and _is_whole(value, 0, _MAX_SEQUENCE):
+            return value
+        # Lost, or 0, which is stored as nothing: go on from the latest that anything still remembers, so that what was
+        # opened stays in order.
         sound = [hold for hold in self._stored_holds().values() if _is_hold(hold)]
         seen = [self.stored.reading_sequence or 0, *(max(hold.opened, hold.charged) for hold in sound)]
         seen += [ticket.arrived for ticket in self._stored_line()]
         last = max((number for number in seen if _is_whole(number, 0, _MAX_SEQUENCE)), default=0)
-        if value is not None or last:
+        if value or last:
             self.note("sequence")
         return last
 

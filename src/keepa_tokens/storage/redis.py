@@ -233,7 +233,11 @@ class _Keyspace(NotCopied, Generic[LockT]):
         return f"{self._salt}{next(self._numbers)}"
 
     def _meant(self, error: Exception, key: str = "") -> Exception:
-        return meaning(error, key, sent_once=self._sent_once) or error
+        """Return what a client's error means; raise any other one as it is."""
+        meant = meaning(error, key, sent_once=self._sent_once)
+        if meant is None:
+            raise error
+        return meant
 
     async def _inspect(self, key: str, now_us: int | None) -> Snapshot | None:
         answer = await self._ask(key, _wire.look(now_us), Peek())
@@ -384,11 +388,12 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     def __init__(self, client: AsyncRedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
         super().__init__(client, prefix=prefix)
-        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
-        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
+        self._begin()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
+        self._check_place()
         if not isinstance(command, Acquire):
             return await self._apply(key, quota, command, now_us)
         _wire.numbers_of(command)  # what is wrong with one is nobody else's error
@@ -400,7 +405,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
-        self._check_use()
+        self._check_place()
         seen: set[str] = set()
         try:
             async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
@@ -422,10 +427,15 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         await self._acquires.aclose()
         await self._writes.aclose()
         if self._opened:
-            await self._client.aclose()
+            try:
+                await self._client.aclose()
+            except RuntimeError as error:
+                # Its connections are another loop's, which is gone.
+                raise self._meant(error) from error
+        self._loop = None
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
-        self._check_use()
+        self._check_place()
         return await self._writes.send(None, arguments)
 
     async def _written(self, _: None, arguments: list[_wire.Argument]) -> object:
@@ -479,7 +489,30 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     async def _entered(self, lock: asyncio.Lock) -> bool:
         return await lock.acquire()
 
-    def _check_use(self) -> None:
+    def _begin(self) -> None:
+        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
+        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
+
+    def _check_place(self) -> None:
+        """Raise ConfigError in a forked child and in a second loop: whoever waits in one is not woken from the other.
+
+        Asyncio clients don't notice a fork, and would read each other's answers.
+        """
         self._check_process(
             "this AsyncRedisStorage was in use before the process was forked: make one in each process."
         )
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise self._meant(error) from error
+        if loop is self._loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigError(
+                "this storage is in use in another event loop that still runs: make one in each, or aclose() it there"
+                " first. Nothing was sent."
+            )
+        if self._loop is not None:
+            # What waited there waits no more.
+            self._begin()
+        self._loop = loop

@@ -307,7 +307,7 @@ def _can_be_a_file(path: Path) -> bool:
 
 def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
     row = db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone()
-    return None if row is None else BucketState.from_fields(_fields_of(row[0]))
+    return None if row is None else BucketState.from_fields(fields_of(row[0]))
 
 
 def _sweep(db: sqlite3.Connection, now: int) -> None:
@@ -316,7 +316,7 @@ def _sweep(db: sqlite3.Connection, now: int) -> None:
     db.execute(f"DELETE FROM buckets WHERE key IN ({due})", (now, _SWEPT_PER_STEP))  # noqa: S608 - a text of our own
 
 
-def _fields_of(text: object) -> Mapping[str, str]:
+def fields_of(text: object) -> Mapping[str, str]:
     """Return the stored fields. Whatever is damaged counts as missing: the rules know what to do then."""
     try:
         fields: object = json.loads(str(text))
