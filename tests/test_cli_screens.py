@@ -122,6 +122,7 @@ def test_a_sentence_is_broken_between_words(
     words = f"{KEY} is paused for 10:00: no call goes, what is in flight is settled as ever."
     shell.say(words, err=err)
     monkeypatch.setattr(sys.stderr if err else sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "40")
     shell.say(words, err=err)
     told = capsys.readouterr()
