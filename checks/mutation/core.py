@@ -44,7 +44,7 @@ TESTS: Final = (
             *("arithmetic", "bad_input", "cli_status", "conformance", "doors", "edges", "events", "exactness"),
             "fast_path",
             *("failure_modes", "holds", "intervals", "keepa_reading", "keepa_sync", "line", "liveness", "managing"),
-            *("memory_storage", "mistakes", "misuse", "others", "parity", "places", "probe", "rate_cases", "repair"),
+            *("memory_storage", "misuse", "others", "parity", "places", "probe", "rate_cases", "repair"),
             *("readings_order", "safety", "terms", "units", "whole_steps"),
             "wire",
         )
