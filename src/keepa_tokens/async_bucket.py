@@ -136,7 +136,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(await self.peek(), tokens, keep)
-            if some == 0 or await self.try_acquire(some, keep=keep):
+            if some == 0 or (await self.try_acquire(some, keep=keep)).granted:
                 return some
         return 0
 

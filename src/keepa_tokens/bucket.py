@@ -138,7 +138,8 @@ class TokenBucket(BucketBase[Storage], Closing):
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         for _ in range(plans.TRIES):
             some = plans.there(self.peek(), tokens, keep)
-            if some == 0 or self.try_acquire(some, keep=keep):
+            # Not by its truth, which is a call in which a signal can strike.
+            if some == 0 or self.try_acquire(some, keep=keep).granted:
                 return some
         return 0
 
@@ -245,16 +246,20 @@ class BlockingSteps(DoorSteps[Storage]):
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
         if isinstance(error, KeepaTokensError) and not (isinstance(error, StorageUnavailable) or self.is_probes(error)):
             return
-        interrupt = interrupt_in(error)
-        if isinstance(error, StorageUnavailable) and interrupt is None:
-            return
+        begun, interrupt = False, None
         try:
             with PutOff(ends=True):
+                begun, interrupt = True, interrupt_in(error)
+                if isinstance(error, StorageUnavailable) and interrupt is None:
+                    return
                 self.recall(came_to(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing(new_id())]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
         except BaseException as another:
+            if not begun:  # struck before signals are put off
+                self.undo(error)
+                return
             # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
             if interrupt is None or interrupt_in(another) is None:
                 raise
