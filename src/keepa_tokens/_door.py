@@ -50,6 +50,7 @@ class Door(Generic[S_co]):
 
     __slots__ = (
         "_bucket",
+        "_empty",
         "_hears",
         "_listener",
         "_log",
@@ -78,6 +79,8 @@ class Door(Generic[S_co]):
         where: object = storage
         self._memory = where if type(where) is MemoryStorage else None
         self._bucket: Bucket | None = None
+        # Of the last refusal of one token: the level that it found at 0, and the instant at which the token comes.
+        self._empty: tuple[tuple[int, int, int], int] | None = None
 
     @property
     def listener(self) -> Listener:
@@ -137,10 +140,17 @@ class Door(Generic[S_co]):
                     return None
                 if callers is None:
                     self._bucket = bucket
-            refusal = take(bucket, now, tokens, 0)
-            if refusal is None:
-                bucket.version += 1
-                bucket.touched = now
+            refusal: tuple[int, int] | None
+            known = self._empty
+            if known is not None and known[0] is bucket.level and now < known[1] and tokens is _ONE:
+                refusal = _NONE, known[1] - now
+            else:
+                refusal = take(bucket, now, tokens, 0)
+                if refusal is None:
+                    bucket.version += 1
+                    bucket.touched = now
+                elif tokens is _ONE and bucket.level[0] == refusal[0] == _NONE and refusal[1] < NEVER:
+                    self._empty = bucket.level, now + refusal[1]
             balance = bucket.level[0]
         # Filled in by hand: to call the class would cost a tenth of the step.
         decision = _new(Decision)

@@ -173,7 +173,7 @@ def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
 def _need(n: Numbers, tokens: int, keep: int) -> int:
     alone = required(tokens, n.quota.overdraft)
     need = tokens if n.quota.synced and n.held else alone
-    return need + set_aside(keep, n.kept_back, n.flow.capacity, alone) if keep or n.kept_back else need
+    return need + set_aside(keep, n.kept_back, n.flow.capacity, alone)
 
 
 def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
