@@ -354,3 +354,16 @@ def test_numbers_that_lua_could_not_hold_are_refused(storage: RedisStorage, clie
     with pytest.raises(ConfigError, match="now_us"):
         storage.apply("k", PLAIN, Acquire(1), now_us=-1)
     assert client.keys() == []
+
+
+def test_an_error_of_ours_is_raised_as_it_is(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client says is told in our words, with its own error as the cause; what we say ourselves has none."""
+
+    def mistaken(*_: object, **__: object) -> None:
+        raise ConfigError("a mistake")
+
+    storage = RedisStorage(client)
+    monkeypatch.setattr(client, "execute_command", mistaken)
+    with pytest.raises(ConfigError, match="a mistake") as raised:
+        storage.apply("k", PLAIN, Acquire(1))
+    assert raised.value.__cause__ is None

@@ -233,7 +233,11 @@ class _Keyspace(NotCopied, Generic[LockT]):
         return f"{self._salt}{next(self._numbers)}"
 
     def _meant(self, error: Exception, key: str = "") -> Exception:
-        return meaning(error, key, sent_once=self._sent_once) or error
+        """Return what a client's error means; raise any other one as it is."""
+        meant = meaning(error, key, sent_once=self._sent_once)
+        if meant is None:
+            raise error
+        return meant
 
     async def _inspect(self, key: str, now_us: int | None) -> Snapshot | None:
         answer = await self._ask(key, _wire.look(now_us), Peek())
