@@ -224,16 +224,20 @@ class BlockingSteps(plans.Steps[Storage]):
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
         if isinstance(error, KeepaTokensError) and not (isinstance(error, StorageUnavailable) or self.is_probes(error)):
             return
-        interrupt = interrupt_in(error)
-        if isinstance(error, StorageUnavailable) and interrupt is None:
-            return
+        begun, interrupt = False, None
         try:
             with PutOff(ends=True):
+                begun, interrupt = True, interrupt_in(error)
+                if isinstance(error, StorageUnavailable) and interrupt is None:
+                    return
                 self.recall(came_to(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing()]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
         except BaseException as another:
+            if not begun:  # struck before signals are put off
+                self.undo(error)
+                return
             # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
             if interrupt is None or interrupt_in(another) is None:
                 raise
