@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ class File:
         self.place = SqlitePlace(str(path))
         self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.place, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
+
+    def sql(self, statement: str) -> None:
+        with closing(sqlite3.connect(self.path)) as db, db:
+            db.execute(statement)
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     assert (told["findings"], told["healthy"]) == ([], [KEY])
     assert told["facts"][0].startswith("SQLite 3")
 
-    file.place.drop(KEY, "refilled_at")
+    file.sql("UPDATE buckets SET fields = json_remove(fields, '$.refilled_at')")
     found = document("doctor", "--sqlite", str(file.path), code=1)["findings"]
     assert [one["code"] for one in found] == ["damaged-refilled_at"]
     document("doctor", "--sqlite", str(file.path), "--repair")
@@ -84,14 +89,8 @@ def test_adopt_needs_a_server(file: File) -> None:
     assert "give --redis" in run("adopt", *options, code=2).stderr
 
 
-def test_a_place_puts_a_bucket_once(file: File) -> None:
-    """A bucket is put where there is none, and not over one."""
-    place = file.place
-
-    assert place.put("new", {"balance": "5"}, 60.0)
-    assert not place.put("new", {"balance": "9"}, 60.0)
-    assert place.fields("new") == {"balance": "5"}
-    with sqlite3.connect(file.path) as db:
-        db.execute("UPDATE buckets SET fields = 'garbage' WHERE key = 'new'")
-    db.close()
-    assert place.fields("new") == {}
+def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
+    """A row of garbage is shown as a bucket of which nothing is known, not as none."""
+    file.sql("UPDATE buckets SET fields = 'garbage'")
+    assert file.place.fields(KEY) == {}
+    assert file.place.fields("other") is None

@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import random
 from dataclasses import replace
-from typing import cast
 
 import pytest
 
@@ -14,7 +13,6 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     KeepaSync,
-    MemoryStorage,
     NotEnoughTokens,
     Quota,
     TokenBucket,
@@ -22,13 +20,10 @@ from keepa_tokens import (
 )
 from keepa_tokens.rules.commands import Command, Outcome, Reserve
 from keepa_tokens.testing import FakeKeepa, ManualClock, VirtualLoop, virtual_loop
+from tests.helpers import Noted
+from tests.keepa_world import asins
 
 LONGEST_COUNTDOWN = 900.0
-
-
-def asins(count: int) -> dict[str, str]:
-    """Return a request that costs `count` tokens."""
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
 
 
 def test_tasks_that_come_back_ask_twice_and_keep_their_order() -> None:
@@ -95,10 +90,8 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
         await asyncio.gather(*(small() for _ in range(20)), big())
         assert keepa.refused == 0
 
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        loop = cast("VirtualLoop", runner.get_loop())
-        keepa = FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)
-        runner.run(day(loop, keepa))
+    with virtual_loop() as loop:
+        loop.run_until_complete(day(loop, FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)))
     # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
     assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
 
@@ -119,22 +112,19 @@ def test_plain_reservations_that_cost_less_use_the_refill() -> None:
         bucket = AsyncTokenBucket(Quota(100, 10, 1.0), clock=loop.clock)
         await asyncio.gather(*(work(loop, bucket) for _ in range(20)))
 
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        runner.run(all_of_them(cast("VirtualLoop", runner.get_loop())))
+    with virtual_loop() as loop:
+        loop.run_until_complete(all_of_them(loop))
     assert spent - 100 >= 0.9 * 120 * 10
 
 
-class Counting(MemoryStorage):
-    """Notes what is asked of it; without a line it takes no tickets."""
+class Counting(Noted):
+    """Without a line it takes no tickets."""
 
     def __init__(self, *, line: bool) -> None:
         super().__init__()
         self.line = line
-        self.commands: list[str] = []
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Note a command, and carry it out."""
-        self.commands.append(type(command).__name__)
         if not self.line and isinstance(command, Reserve):
             command = replace(command, ticket=None)
         return super().apply(key, quota, command, now_us=now_us)
@@ -152,7 +142,7 @@ def test_a_lone_worker_gives_no_command_more() -> None:
                 answer = keepa.request("/product", asins(cost))
                 call.settle(answer.content, status=answer.status)
         assert keepa.refused == 0
-        return storage.commands
+        return [type(command).__name__ for command in storage.commands]
 
     assert commands(line=True) == commands(line=False)
     assert commands(line=True).count("Reserve") > 6

@@ -16,8 +16,8 @@ from typing import Final
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from checks.models.lapse import CLOCKS_APART_US, END_OF_TIME, Held, Waiting
-from checks.models.reference import Ended, Reference, Told
+from checks.models.lapse import CLOCKS_APART_US, END_OF_TIME, Waiting
+from checks.models.reference import Came, Reference
 from checks.models.strategies import (
     DAY,
     EPOCH,
@@ -27,11 +27,10 @@ from checks.models.strategies import (
     SECOND,
     costs,
     gaps,
-    hold_lives,
     ids,
-    keeps,
-    probe_afters,
     quotas,
+    reserves,
+    takes,
     tickets,
 )
 from keepa_tokens.quota import Quota
@@ -54,13 +53,14 @@ from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.storage.base import Storage
-from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
+from keepa_tokens.units import UNLIMITED
 
 WORKERS: Final = 3
 SKEWS: Final = st.tuples(*[st.integers(0, CLOCKS_APART_US)] * WORKERS)
 workers: Final = st.integers(0, WORKERS - 1)
 refund_ids: Final = st.sampled_from(("r", "s", "t"))
 pauses: Final = st.sampled_from((0, SECOND, MINUTE, HOUR))
+scouts: Final = reserves.map(lambda command: replace(command, scout=True))
 owns: Final = st.none() | st.integers(-MINUTE, MINUTE) | st.integers(-HOUR, HOUR)
 """From when the caller of what is given back might have gone, beside now."""
 
@@ -162,7 +162,7 @@ class BucketMachine(RuleBasedStateMachine):
         """Begin with a bucket never seen, on both sides."""
         self.begin_account(Reference.new(self.quota, self.at(worker)))
         self.apply(Acquire(0), worker)
-        self.model.look(self.at(worker))
+        self.model.carry_out(Peek(), self.at(worker))
 
     def begin_account(self, model: Reference) -> None:
         """Count from here."""
@@ -207,71 +207,40 @@ class BucketMachine(RuleBasedStateMachine):
 
     # --- what workers do
 
-    @rule(worker=workers, tokens=costs, keep=keeps, probe_after=probe_afters, ticket=tickets)
-    def take(self, worker: int, tokens: int, keep: int, probe_after: int | None, ticket: str | None = None) -> None:
+    @rule(worker=workers, command=takes)
+    def take(self, worker: int, command: Acquire) -> None:
         """Take tokens now, or stand in line."""
-        self.ask(worker, tokens, keep, probe_after, ticket)
+        self.do(worker, command)
 
-    @rule(
-        worker=workers,
-        name=ids,
-        tokens=costs,
-        lives=hold_lives,
-        keep=keeps,
-        after=probe_afters,
-        ticket=tickets,
-        scout=st.booleans(),
-    )
-    def hold(
-        self,
-        worker: int,
-        name: str,
-        tokens: int,
-        lives: int,
-        keep: int,
-        after: int | None,
-        ticket: str | None = None,
-        *,
-        scout: bool,
-    ) -> None:
+    @rule(worker=workers, command=reserves | scouts)
+    def hold(self, worker: int, command: Reserve) -> None:
         """Take tokens for a call, which may be in flight already, or go though refused, to learn the truth."""
-        now = self.at(worker)
-        outcome = self.apply(Reserve(name, tokens, lives, keep, after, scout=scout, ticket=ticket), worker)
-        told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, ticket, scout=scout)
-        self.agree(outcome, told, tokens)
+        self.do(worker, command)
 
-    @rule(worker=workers, name=ids, tokens=st.integers(0, 3), lives=st.integers(MINUTE, HOUR))
-    def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
+    @rule(worker=workers, command=st.builds(Reserve, ids, st.integers(0, 3), st.integers(MINUTE, HOUR)))
+    def hold_little(self, worker: int, command: Reserve) -> None:
         """Take a few tokens for long, so that several calls are in flight at once."""
-        self.hold(worker, name, tokens, lives, 0, PROBE_AFTER_US, scout=False)
+        self.do(worker, command)
 
-    @rule(worker=workers, name=ids, actual=st.none() | costs, refused=st.booleans())
-    def settle(self, worker: int, name: str, actual: int | None, refused: bool) -> None:  # noqa: FBT001 - drawn, not called
+    @rule(worker=workers, command=st.builds(Settle, ids, st.none() | costs, refused=st.booleans()))
+    def settle(self, worker: int, command: Settle) -> None:
         """End a call, in time or late, whose answer says nothing of the balance."""
-        self.end(worker, self.rather_open(name), actual, None, refused=refused)
+        self.do(worker, replace(command, id=self.rather_open(command.id)))
 
-    @rule(worker=workers, name=ids)
-    def cancel(self, worker: int, name: str) -> None:
-        """Give a call up, or a wait."""
-        self.ended(self.apply(Cancel(name), worker), self.model.give_up(name, self.at(worker)))
-
-    @rule(worker=workers, name=tickets.filter(bool))
-    def leave_the_line(self, worker: int, name: str) -> None:
-        """Somebody who stands in line gives up."""
-        self.cancel(worker, name)
+    @rule(worker=workers, command=st.builds(Cancel, ids) | st.builds(Cancel, tickets.filter(bool)))
+    def cancel(self, worker: int, command: Cancel) -> None:
+        """Give a call up, or a wait in line."""
+        self.do(worker, command)
 
     @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
     def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
         """Give tokens back, once: a place that is given up, or a grant that was not used."""
-        place = None if own is None else max(0, self.at(worker) + own)
-        outcome = self.apply(Refund(name, tokens, place), worker)
-        self.ended(outcome, self.model.refund(name, tokens, place, self.at(worker)))
+        self.do(worker, Refund(name, tokens, None if own is None else max(0, self.at(worker) + own)))
 
-    @rule(worker=workers, lasts=pauses)
-    def pause(self, worker: int, lasts: int) -> None:
+    @rule(worker=workers, command=st.builds(Pause, pauses))
+    def pause(self, worker: int, command: Pause) -> None:
         """Somebody pauses the bucket for a while, or ends a pause."""
-        self.apply(Pause(lasts), worker)
-        self.model.pause(lasts, self.at(worker))
+        self.do(worker, command)
 
     @rule(worker=workers, tokens=costs)
     def take_when_told(self, worker: int, tokens: int) -> None:
@@ -279,7 +248,7 @@ class BucketMachine(RuleBasedStateMachine):
 
         With a call in flight what is told is the earliest instant only; with others before in line, when to ask again.
         """
-        told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
+        told = self.do(worker, Acquire(tokens))
         if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait >= DAY or self.model.beside:
             return
         if self.model.before(0, None, self.at(worker)):
@@ -287,9 +256,9 @@ class BucketMachine(RuleBasedStateMachine):
         # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
         early = self.at(worker) + told.wait - 1
         assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
-        self.model.look(early)
+        self.model.carry_out(Peek(), early)
         self.time_passes(told.wait)
-        assert self.ask(worker, tokens, 0, PROBE_AFTER_US).granted
+        assert self.do(worker, Acquire(tokens)).granted
 
     @rule(worker=workers)
     def come_when_told(self, worker: int) -> None:
@@ -453,8 +422,8 @@ class BucketMachine(RuleBasedStateMachine):
             assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
             return
         now, twin = self.at(0), self.model.alike()
-        at_once = twin.take(1, 0, now, PROBE_AFTER_US)
-        by_then = twin.take(1, 0, now + round(shown.bound * SECOND), PROBE_AFTER_US)
+        at_once = twin.carry_out(Acquire(1), now)
+        by_then = twin.carry_out(Acquire(1), now + round(shown.bound * SECOND))
         assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
 
     # --- helpers
@@ -478,7 +447,7 @@ class BucketMachine(RuleBasedStateMachine):
         if inspected is None and self.model.begun:
             self.forgotten(self.model.seen(self.at(worker)))
         assert inspected in {None, replace(shown, repaired=())}
-        self.model.look(self.at(worker))
+        self.model.carry_out(Peek(), self.at(worker))
         return shown
 
     def forgotten(self, model: Reference) -> None:
@@ -494,14 +463,14 @@ class BucketMachine(RuleBasedStateMachine):
         """Return the bound that a look states for whoever stands in line."""
         shown = self.apply(Peek(waiting.tokens, waiting.keep), worker).snapshot
         assert shown is not None
-        self.model.look(self.at(worker))
+        self.model.carry_out(Peek(), self.at(worker))
         return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
 
     def lost(self, field: str, text: str | None, worker: int) -> Outcome:
         """Let a stored field be gone, or `text`, and take the next step on both sides."""
         self.bench.damage(field, text)
         outcome = self.apply(Acquire(0) if self.bench.reads_all else Peek(), worker)
-        self.model.look(self.at(worker), mended=bool(outcome.repaired))
+        self.model.carry_out(Peek(), self.at(worker), mended=bool(outcome.repaired))
         return outcome
 
     def rather_open(self, name: str) -> str:
@@ -509,55 +478,39 @@ class BucketMachine(RuleBasedStateMachine):
         known = sorted(self.model.calls.keys() & set(IDS[:-1]))
         return known[IDS.index(name) % len(known)] if known and name != IDS[-1] else name
 
-    def ask(
-        self,
-        worker: int,
-        tokens: int,
-        keep: int,
-        probe_after: int | None,
-        ticket: str | None = None,
-        patience: int | None = None,
-    ) -> Told:
-        """Take tokens on both sides, and return what both came to. Who was granted before others left their tokens."""
-        twin = self.model.seen(self.at(worker))
-        ahead = twin.before(keep, ticket, self.at(worker)) if tokens and twin.known else 0
-        outcome = self.apply(Acquire(tokens, keep, patience, probe_after, ticket), worker)
-        told = self.model.take(tokens, keep, self.at(worker), probe_after, ticket, patience)
-        self.agree(outcome, told, tokens)
-        if outcome.granted and ahead:
-            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead + keep
-        return told
-
-    def try_again(self, worker: int, waiting: Waiting) -> Told:
+    def try_again(self, worker: int, waiting: Waiting) -> Came:
         """Let somebody who stands in line ask again, and perhaps the server."""
-        return self.ask(worker, waiting.tokens, waiting.keep, PROBE_AFTER_US, waiting.name)
+        return self.do(worker, Acquire(waiting.tokens, waiting.keep, ticket=waiting.name))
 
-    def end(self, worker: int, name: str, actual: int | None, reading: Reading | None, *, refused: bool) -> None:
-        """End a call on both sides."""
-        outcome = self.apply(Settle(name, actual, reading, refused), worker)
-        self.ended(outcome, self.model.end(name, actual, self.at(worker), reading, refused=refused))
+    def do(self, worker: int, command: Command) -> Came:
+        """Give a command on both sides, and assert that it came to the same.
 
-    def agree(self, outcome: Outcome, told: Told, tokens: int) -> None:
-        """Assert that a request came to the same on both sides."""
-        assert (outcome.granted, outcome.reason) == (told.granted, told.reason)
-        assert (outcome.probe, outcome.scout, outcome.place_us) == (told.probe, told.scout, told.place)
-        assert min(outcome.retry_after_us, END_OF_TIME) == told.wait
-        self.largest = max(self.largest, tokens if told.granted else 0)
-        self.scouted += tokens if told.scout else 0
-        self.is_as_modelled(outcome)
-
-    def ended(self, outcome: Outcome, ended: Ended) -> None:
-        """Assert that a call, or a reading, came to the same on both sides."""
-        assert (outcome.found, outcome.reading, outcome.drift) == (ended.found, ended.verdict, ended.drift)
-        if ended.verdict is Verdict.TAKEN:
+        Who was granted before others left their tokens.
+        """
+        now, ahead = self.at(worker), 0
+        if isinstance(command, Acquire) and command.tokens:
+            twin = self.model.seen(now)
+            ahead = twin.before(command.keep, command.ticket, now) + command.keep if twin.known else 0
+        outcome, came = self.apply(command, worker), self.model.carry_out(command, now)
+        assert (outcome.reason, outcome.place_us, outcome.found) == (came.reason, came.place, came.found)
+        assert (outcome.probe, outcome.scout) == (came.probe, came.scout)
+        assert min(outcome.retry_after_us, END_OF_TIME) == came.wait
+        assert (outcome.reading, outcome.drift) == (came.verdict, came.drift)
+        if isinstance(command, Acquire | Reserve):
+            assert outcome.granted == came.granted
+            self.largest = max(self.largest, command.tokens if came.granted else 0)
+            self.scouted += command.tokens if came.scout else 0
+        if outcome.granted and ahead > getattr(command, "keep", 0):
+            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead
+        if came.verdict is Verdict.TAKEN:
             self.forward = self.scouted = 0
             self.fastest = self.model.flow
         self.is_as_modelled(outcome)
+        return came
 
     def is_as_modelled(self, outcome: Outcome) -> None:
         """Assert that the bucket is the same on both sides after a step."""
-        twin = self.model.after
-        assert twin is not None
+        twin = self.model.seen(outcome.now_us)
         assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
         assert outcome.closed == (twin.closed_until is not None)
         assert outcome.kept_back == twin.kept_for_others
@@ -571,10 +524,10 @@ class PlainMachine(BucketMachine):
         """Make a bucket."""
         self.begin_with(quota, skews)
 
-    @rule(worker=workers, tokens=costs, patience=st.integers(0, HOUR), ticket=tickets)
-    def queue(self, worker: int, tokens: int, patience: int, ticket: str | None = None) -> None:
+    @rule(worker=workers, command=st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR), st.none(), tickets))
+    def queue(self, worker: int, command: Acquire) -> None:
         """Take tokens, or a place, or stand in line."""
-        self.ask(worker, tokens, 0, None, ticket, patience)
+        self.do(worker, command)
 
 
 @dataclass(frozen=True)
@@ -627,28 +580,24 @@ class ReadingMachine(BucketMachine):
     @rule(worker=workers, name=ids, actual=st.none() | costs, word=words, refused=st.sampled_from((False, False, True)))
     def answer(self, worker: int, name: str, actual: int | None, word: Word, refused: bool) -> None:  # noqa: FBT001 - drawn, not called
         """End a call, in time or late, with what the server says of its balance."""
-        self.end(worker, self.rather_open(name), actual, self.spoken(word), refused=refused)
+        self.do(worker, Settle(self.rather_open(name), actual, self.spoken(word), refused))
 
     @precondition(lambda self: self.said)
     @rule(worker=workers, name=ids, actual=costs, which=st.integers(1, 4))
     def answer_late(self, worker: int, name: str, actual: int, which: int) -> None:
         """End a call with what the server said before, and others may have heard since."""
-        self.end(worker, name, actual, self.said[-min(which, len(self.said))], refused=False)
+        self.do(worker, Settle(name, actual, self.said[-min(which, len(self.said))]))
 
     @rule(worker=workers, word=words)
     def hear(self, worker: int, word: Word) -> None:
         """Hear the server's word outside a call: from a probe, or an answer seen elsewhere."""
-        self.listen(worker, self.spoken(word))
+        self.do(worker, Reconcile(self.spoken(word)))
 
     @precondition(lambda self: self.said)
     @rule(worker=workers, which=st.integers(1, 4))
     def hear_again(self, worker: int, which: int) -> None:
         """Hear what was said before, once more or for the first time."""
-        self.listen(worker, self.said[-min(which, len(self.said))])
-
-    def listen(self, worker: int, reading: Reading) -> None:
-        """Hear a reading on both sides."""
-        self.ended(self.apply(Reconcile(reading), worker), self.model.hear(reading, self.at(worker)))
+        self.do(worker, Reconcile(self.said[-min(which, len(self.said))]))
 
     def spoken(self, word: Word) -> Reading:
         """Return what the server says, and remember it."""
@@ -666,12 +615,10 @@ class ReadingMachine(BucketMachine):
     @rule(worker=workers)
     def claim(self, worker: int) -> None:
         """Ask for the claim on the probe; the answer may never come."""
-        outcome = self.apply(ClaimProbe(), worker)
-        assert outcome.probe == self.model.claim(self.at(worker))
-        self.is_as_modelled(outcome)
+        self.do(worker, ClaimProbe())
 
     @rule(worker=workers, off=st.sampled_from((0, 0, 0, 1)))
     def unclaim(self, worker: int, off: int) -> None:
         """Give the claim back that is under way, or another one."""
         until = (self.model.claimed_until or self.at(worker)) + off
-        self.ended(self.apply(Unclaim(until), worker), self.model.unclaim(until, self.at(worker)))
+        self.do(worker, Unclaim(until))

@@ -16,6 +16,7 @@ from weakref import ref
 
 from ._arguments import NotCopied, checked_key, checked_label, hold_for_us, instance, shown, whole
 from ._bell import Bell
+from ._interrupts import interrupt_in
 from ._plans import Grant, Patience, Taken, ticket_for
 from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
@@ -276,6 +277,10 @@ class DoorSteps(Taken, Generic[S_co]):
             self.door.bell.ring(self.door.key)
         self.door.tell(command, outcome)
         return outcome
+
+    def is_probes(self, error: BaseException) -> bool:
+        """Whether a mistake is a probe's, of the wrong kind, or hides an interrupt; a command's own takes nothing."""
+        return isinstance(error, ConfigError) and (self.sent is None or interrupt_in(error) is not None)
 
     def went(self, tokens: int, waited_us: int) -> None:
         """Tell the listener that a call goes."""

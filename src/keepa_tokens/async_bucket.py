@@ -17,7 +17,7 @@ from ._door import BucketBase, Door, DoorSteps, Reserved, awaited, came_to, cost
 from ._loops import limited, nap, on_trio, shielded
 from ._plans import Grant, Patience
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError, StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
@@ -235,8 +235,7 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
 
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
-        if isinstance(error, ConfigError) or not isinstance(error, KeepaTokensError):
-            # A ConfigError may be a probe's that is of the wrong kind.
+        if not isinstance(error, KeepaTokensError) or self.is_probes(error):
             self.recall(came_to(error, self.sent))
             await self._afterwards(error, self._give_back)
 

@@ -14,7 +14,7 @@ from ._door import BucketBase, Door, DoorSteps, Reserved, blocking, came_to, cos
 from ._interrupts import PutOff, interrupt_in
 from ._plans import Grant, Patience
 from .clock import Clock
-from .errors import ConfigError, KeepaTokensError, StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
@@ -243,8 +243,7 @@ class BlockingSteps(DoorSteps[Storage]):
 
     def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
-        # A ConfigError may be a probe's that is of the wrong kind.
-        if isinstance(error, KeepaTokensError) and not isinstance(error, StorageUnavailable | ConfigError):
+        if isinstance(error, KeepaTokensError) and not (isinstance(error, StorageUnavailable) or self.is_probes(error)):
             return
         interrupt = interrupt_in(error)
         if isinstance(error, StorageUnavailable) and interrupt is None:

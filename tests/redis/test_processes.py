@@ -15,73 +15,39 @@ from typing import Any, Final
 import pytest
 import redis
 
-from keepa_tokens import BucketState
 from keepa_tokens.rules.commands import Acquire
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
-from tests.redis.workers import (
-    ACTUAL,
-    ESTIMATE,
-    HELD,
-    HOLD_FOR_S,
-    QUEUED,
-    SHARED,
-    SPENT_FOR_S,
-    TURNS,
-    Diary,
-)
+from keepa_tokens.storage.redis import RedisStorage
+from tests.redis.common import SECOND, calls, state_of, time_of
+from tests.redis.workers import ACTUAL, ESTIMATE, HELD, HOLD_FOR_S, QUEUED, SHARED, SPENT_FOR_S, TURNS, Diary
 from tests.servers import Server, wait_until
 
 pytestmark = pytest.mark.deep  # seconds of real time, and up to twenty processes
 
 ROOT: Final = Path(__file__).parents[2]
-SECOND: Final = 1_000_000
 ENDS_WITHIN_S: Final = 60
 
 
-def command_of(job: str, count: int, server: Server, folder: Path, scheme: str = "unix") -> list[str]:
-    """Return how to run a job of `workers.py`. A warning, as of a fork with threads, is an error there too."""
-    url = f"unix://{server.socket_path}" if scheme == "unix" else server.url.replace("redis", scheme)
-    return [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)]
-
-
-def run(job: str, count: int, server: Server, folder: Path, scheme: str = "unix") -> list[list[list[Any]]]:
-    """Let workers do a job and return what each wrote."""
-    done = subprocess.run(
-        command_of(job, count, server, folder, scheme),
-        cwd=ROOT,
-        capture_output=True,
-        timeout=ENDS_WITHIN_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return [Diary(folder / str(number)).read() for number in range(count)]
-
-
 @contextmanager
-def started(job: str, count: int, server: Server, folder: Path) -> Iterator[list[Diary]]:
-    """Start workers, and end at the end whichever still run, by their ids."""
-    crew = subprocess.Popen(
-        command_of(job, count, server, folder), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield [Diary(folder / str(number)) for number in range(count)]
-    finally:
-        kill(processes(folder))
-        crew.communicate(timeout=ENDS_WITHIN_S)
-
-
-def processes(folder: Path) -> list[int]:
-    """Return the ids of the workers in a folder."""
-    return [int(str(process)) for (process,) in Diary(folder / "processes").read()]
-
-
-def kill(ids: list[int]) -> None:
-    """End processes in the middle of whatever they do."""
-    for process in ids:
+def working(job: str, count: int, url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start workers, and end at the end whichever still run. A warning, as of a fork with threads, is an error."""
+    command = [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as crew:
         try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+            yield crew
+        finally:
+            if crew.poll() is None:
+                os.killpg(crew.pid, signal.SIGKILL)  # in the middle of whatever they do
+                crew.communicate(timeout=ENDS_WITHIN_S)  # until each has let go of its stderr
+
+
+def run(job: str, count: int, url: str, folder: Path) -> list[list[list[Any]]]:
+    """Let workers do a job and return what each wrote."""
+    with working(job, count, url, folder) as crew:
+        _, errors = crew.communicate(timeout=ENDS_WITHIN_S)
+    assert crew.returncode == 0, errors.decode()
+    return [Diary(folder / str(number)).read() for number in range(count)]
 
 
 # --- no over-admission
@@ -102,7 +68,7 @@ def most_in_any_interval(grants: list[tuple[int, int]], refill: int) -> int:
 
 def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_path: Path) -> None:
     """In 5 s on one key they get, in any interval of t, at most 1000 + 100 t, and at least 99 % of that in all."""
-    wrote = [grants for ((grants,),) in run("spend", 4, server, tmp_path)]
+    wrote = [grants for ((grants,),) in run("spend", 4, f"unix://{server.socket_path}", tmp_path)]
     grants = sorted((now + place, tokens) for told in wrote for now, place, tokens in told)
 
     # Whoever only tries, and begins after the full bucket was spent, gets nothing while others queue.
@@ -129,16 +95,14 @@ def test_killed_workers_leak_nothing_beyond_the_lifetime_of_their_holds(
     server: Server, client: redis.Redis, tmp_path: Path
 ) -> None:
     """Of eight workers killed in mid-call only holds remain, which end in time; every token is accounted for."""
-    with started("hold", 8, server, tmp_path) as diaries:
+    diaries = [Diary(tmp_path / str(number)) for number in range(8)]
 
-        def are_busy() -> bool:
-            told = [diary.read() for diary in diaries]
-            return all(
-                len(lines) > 40 and (number % 2 == 0 or lines[-1] == ["hangs"]) for number, lines in enumerate(told)
-            )
+    def are_busy() -> bool:
+        told = [diary.read() for diary in diaries]
+        return all(len(lines) > 40 and (number % 2 == 0 or lines[-1] == ["hangs"]) for number, lines in enumerate(told))
 
+    with working("hold", 8, f"unix://{server.socket_path}", tmp_path):
         wait_until("four workers are busy and four hang in a call", are_busy)
-        kill(processes(tmp_path))
 
     storage = RedisStorage(client)
     now = time_of(client)
@@ -162,14 +126,7 @@ def test_killed_workers_leak_nothing_beyond_the_lifetime_of_their_holds(
     assert (later.holds, later.held) == (0, 0)
     assert later.balance == shown.balance
     storage.apply("held", HELD, Acquire(0), now_us=end + SECOND)
-    stored: Any = client.hgetall(DEFAULT_PREFIX + "held")
-    assert BucketState.from_fields({name.decode(): text.decode() for name, text in stored.items()}).holds == {}
-
-
-def time_of(client: redis.Redis) -> int:
-    """Return the server's time in microseconds."""
-    seconds, rest = client.time()
-    return seconds * SECOND + rest
+    assert state_of(client, "held").holds == {}
 
 
 # --- first come, first served
@@ -182,7 +139,7 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
     storage = RedisStorage(client)
     storage.apply("queue", QUEUED, Acquire(1))  # the script is loaded, and the bucket empty
     client.config_resetstat()
-    wrote = run("queue", 20, server, tmp_path)
+    wrote = run("queue", 20, f"unix://{server.socket_path}", tmp_path)
 
     came = sorted((now, place, returned) for lines in wrote for now, place, returned in lines)
     assert len(came) == 20 * TURNS
@@ -191,9 +148,7 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
     assert served == sorted(served)
     assert all(later - earlier >= spacing for earlier, later in pairwise(served))
     assert all(returned >= now + place for now, place, returned in came)
-    stats = client.info("commandstats")
-    assert stats["cmdstat_evalsha"]["calls"] == len(came)
-    assert "cmdstat_eval" not in stats
+    assert (calls(client, "evalsha"), calls(client, "eval")) == (len(came), 0)
 
 
 # --- fork
@@ -202,7 +157,7 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
 def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path, scheme: str) -> None:
     """Parent and children that go on with the storage that was open at the fork each get their own answers."""
-    run("fork-sync", 0, server, tmp_path, scheme)
+    run("fork-sync", 0, server.url.replace("redis", scheme), tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
@@ -212,4 +167,4 @@ def test_a_fork_with_an_open_async_storage_is_an_error_in_the_child(
     """A child that uses its parent's open async storage gets a ConfigError, the parent its own answers; a storage that
     was made before the fork and not used yet works in the child.
     """
-    run("fork-async", 0, server, tmp_path, scheme)
+    run("fork-async", 0, server.url.replace("redis", scheme), tmp_path)

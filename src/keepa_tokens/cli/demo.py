@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..bucket import TokenBucket
 from ..errors import NotEnoughTokens
@@ -31,9 +31,11 @@ from ..testing.clock import ManualClock
 from ..testing.fake_keepa import FakeKeepa
 from ..units import MICROSECONDS
 from . import old_rule
-from .place import Place
 from .simulate import Kind, Turns
 from .words import count, duration
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
 
 BUCKET: Final = "demo"
 REFILL_RATE: Final = 20
@@ -157,7 +159,7 @@ class Fault:
 class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
-    def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
+    def __init__(self, workers: int, seed: int, place: RedisPlace | None = None) -> None:
         self._clock, self._storage = ManualClock(), place or MemoryStorage()
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
@@ -182,8 +184,8 @@ class Scenario:
         self._gate_open = True
         self.meter = Meter()
         self.fault: Fault | None = None
-        self.latest: Sample | None = None
-        self.history: list[tuple[int, int | None, int, int | None]] = []
+        self.latest = Sample(0, None, INITIAL)
+        self.history: list[tuple[float, int, int | None, int | None]] = []
         self.counts: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.news: list[str] = []
@@ -201,7 +203,7 @@ class Scenario:
             self.latest = self._sample()
             self.meter.judge(self.latest)
             if who is ticks:
-                self.history.append((self.now_us, self.latest.projection, self.latest.truth, self.old_balance))
+                self.history.append((now / SECONDS, self.latest.truth, self.latest.projection, self.old_balance))
                 yield now
             self._turns.take(now, who)
             if now >= SECONDS / 2 and self.fault is None:
@@ -322,13 +324,10 @@ class Scenario:
     def _hear(self, event: Event) -> None:
         fault = self.fault
         self.counts["grants"] += event.kind is EventKind.GRANTED
-        match event.kind:
-            case EventKind.PROBE_CLAIMED:
-                self._tell(self._asking.name, "asks the server for the balance, for all")
-            case EventKind.REPAIRED:
-                self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
-            case _:
-                pass
+        if event.kind is EventKind.PROBE_CLAIMED:
+            self._tell(self._asking.name, "asks the server for the balance, for all")
+        elif event.kind is EventKind.REPAIRED:
+            self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
         if fault is None:
             return
         recovered = fault.recovered_after

@@ -287,15 +287,10 @@ class _Mender:
 
 
 def _is_hold(hold: object) -> bool:
-    return (
-        isinstance(hold, Hold)
-        and _is_whole(hold.tokens, 0)
-        and _is_whole(hold.opened, 0)
-        and _is_whole(hold.expires_at, 0)
-        and _is_whole(hold.hold_for, 1, MAX_HOLD_US)
-        and _is_whole(hold.charged, 0)
-        and isinstance(cast("object", hold.label), str)
-    )
+    if not isinstance(hold, Hold) or not isinstance(cast("object", hold.label), str):
+        return False
+    numbers = (hold.tokens, hold.opened, hold.expires_at, hold.charged)
+    return all(_is_whole(number, 0) for number in numbers) and _is_whole(hold.hold_for, 1, MAX_HOLD_US)
 
 
 def _is_whole(value: object, least: int, most: int = LIMIT - 1) -> bool:
