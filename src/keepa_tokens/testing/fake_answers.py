@@ -284,7 +284,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
         "/search": Endpoint(_search_cost, _search_body),
         "/deal": Endpoint(5, _deal_body, _selection_fault),
         "/bestsellers": Endpoint(50, _bestsellers_body),
-        "/topseller": Endpoint(50, lambda *_: {"sellerIdList": [f"A{place:012d}" for place in range(50)]}),
+        "/topseller": Endpoint(50, lambda _params, _world: {"sellerIdList": [f"A{place:012d}" for place in range(50)]}),
         "/lightningdeal": Endpoint(lambda params, _: len(items(params, "asin")) or 500, _lightning_body),
         "/seller": Endpoint(
             _seller_cost,
