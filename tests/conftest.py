@@ -43,6 +43,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """What runs the tests that are coroutines, in a file that is marked `anyio`."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def shared_valkey() -> Iterator[Workers]:
     """A Valkey for all tests of the command line, once per worker. Its contents are anybody's: use `valkey`."""

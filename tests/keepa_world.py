@@ -58,11 +58,9 @@ class World:
         return refused.value
 
     def kinds(self, kind: EventKind) -> list[Event]:
-        """Return the events of a kind."""
         return [event for event in self.events if event.kind is kind]
 
     def last(self, kind: EventKind) -> Event:
-        """Return the latest event of a kind."""
         return self.kinds(kind)[-1]
 
     def damage(self, **fields: object) -> None:

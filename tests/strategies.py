@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from checks.models.strategies import DAY, commands, damaged_states, gaps, instants, quotas, sound_states
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Command, Outcome
+from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek
+from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.memory import MemoryStorage
@@ -25,60 +28,88 @@ KEY: Final = "k"
 # --- two ways to run a bucket
 
 
-class Direct:
-    """A bucket that is nothing but its state and `transition`."""
+class Bucket:
+    """A bucket that is asked at instants which the test names."""
+
+    state: BucketState | None
+    """What is stored."""
 
     def __init__(self, quota: Quota, state: BucketState | None = None) -> None:
         self.quota = quota
-        self.state = state
-
-    def apply(self, command: Command, now: int) -> Outcome:
-        """Carry out one command."""
-        self.state, outcome = transition(self.quota, self.state, now, command)
-        return outcome
-
-    def put(self, state: BucketState) -> None:
-        """Store `state` as it is."""
-        self.state = state
-
-    def restart(self) -> None:
-        """Forget all but the state, which goes through its stored form."""
-        if self.state is not None:
-            self.state = BucketState.from_fields(self.state.to_fields())
-
-
-class InMemory:
-    """The same over memory storage."""
-
-    def __init__(self, quota: Quota, state: BucketState | None = None) -> None:
-        self.quota = quota
-        self.storage = MemoryStorage()
         if state is not None:
             self.put(state)
 
     @property
-    def state(self) -> BucketState | None:
-        """What is stored."""
+    def stored(self) -> BucketState:
+        """What is stored, where there is something."""
+        assert self.state is not None
+        return self.state
+
+    def apply(self, command: Command, now: int) -> Outcome:
+        raise NotImplementedError
+
+    def put(self, state: BucketState) -> None:
+        raise NotImplementedError
+
+    def lose(self, **fields: Any) -> None:
+        """Put other fields, of whatever type, into what is stored."""
+        self.put(replace(self.stored, **fields))
+
+    def restart(self) -> None:
+        """Forget all but what is stored, which goes through its stored form."""
+        if self.state is not None:
+            self.put(BucketState.from_fields(self.state.to_fields()))
+
+    def look(self, now: int, tokens: int = 1, keep: int = 0) -> Snapshot:
+        """Return what `peek` would show."""
+        snapshot = self.apply(Peek(tokens, keep), now).snapshot
+        assert snapshot is not None
+        return snapshot
+
+    def gets_through(self, now: int, tokens: int, keep: int = 0) -> bool:
+        """Return whether a request is granted, or calls for a probe."""
+        outcome = self.apply(Acquire(tokens, keep), now)
+        return outcome.granted or outcome.probe
+
+    def balance(self, now: int) -> tuple[int | None, int]:
+        seen = self.look(now)
+        return seen.balance, seen.held
+
+
+class Direct(Bucket):
+    """One that is nothing but its state and `transition`."""
+
+    state: BucketState | None = None
+
+    def apply(self, command: Command, now: int) -> Outcome:
+        self.state, outcome = transition(self.quota, self.state, now, command)
+        return outcome
+
+    def put(self, state: BucketState) -> None:
+        self.state = state
+
+
+class InMemory(Bucket):
+    """One over memory storage."""
+
+    def __init__(self, quota: Quota, state: BucketState | None = None) -> None:
+        self.storage = MemoryStorage()
+        super().__init__(quota, state)
+
+    @property
+    def state(self) -> BucketState | None:  # type: ignore[override]  # nobody but the storage writes it
         return self.storage.dump(KEY)
 
     def apply(self, command: Command, now: int) -> Outcome:
-        """Carry out one command."""
         return self.storage.apply(KEY, self.quota, command, now_us=now)
 
     def put(self, state: BucketState) -> None:
-        """Store `state` as it is."""
         self.storage.load(KEY, state)
 
-    def restart(self) -> None:
-        """Begin a new storage with the same state, in its stored form."""
-        state = self.state
-        self.storage = MemoryStorage()
-        if state is not None:
-            self.put(BucketState.from_fields(state.to_fields()))
 
-
-Bucket = Direct | InMemory
-BUCKETS: Final = (Direct, InMemory)
+Make = Callable[..., Bucket]
+either_way: Final = pytest.mark.parametrize("make", [Direct, InMemory])
+"""The rules by themselves, and as memory storage carries them out."""
 
 
 # --- buckets in any condition

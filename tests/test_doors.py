@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import math
 import pickle
-import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -27,10 +25,13 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
-from keepa_tokens.rules.commands import Acquire, Command, Outcome
+from keepa_tokens.rules.commands import Acquire, Outcome
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import MICROSECONDS
+from tests.helpers import Napping, Noted, in_threads
+
+pytestmark = pytest.mark.anyio
 
 PLAIN: Final = Quota(10, 1, 1.0)
 SYNCED: Final = Quota(10, 1, 1.0, synced=True)
@@ -126,21 +127,14 @@ def test_waiting_on_a_recharging_bucket() -> None:
 def test_waiting_on_an_unknown_bucket_notices_the_reading() -> None:
     """Who waits asks again every second or so, so a reading that comes meanwhile ends the wait."""
 
-    class Telling(ManualClock):
-        """A clock during whose third sleep the server answers."""
+    def tell() -> None:
+        if len(clock.naps) == 3:
+            bucket.reconcile(Reading(9))
 
-        sleeps = 0
-
-        def sleep(self, seconds: float, /) -> None:
-            super().sleep(seconds)
-            self.sleeps += 1
-            if self.sleeps == 3:
-                bucket.reconcile(Reading(9))
-
-    clock = Telling(100.0)
+    clock = Napping(100.0, tell)
     bucket = TokenBucket(SYNCED, clock=clock)
     assert bucket.acquire(2, timeout=60.0).balance == 7
-    assert clock.sleeps == 3
+    assert len(clock.naps) == 3
     assert clock.slept < 4.0
 
 
@@ -155,21 +149,13 @@ def test_waiting_on_an_unknown_bucket_that_nobody_tells_ends_too() -> None:
 
 def test_a_long_wait_on_a_synced_bucket_is_cut_into_minutes() -> None:
     """Each nap is a minute at most, so a better plan or somebody's refund is noticed."""
-    naps: list[float] = []
-
-    class Napping(ManualClock):
-        """A clock that notes each sleep."""
-
-        def sleep(self, seconds: float, /) -> None:
-            naps.append(seconds)
-            super().sleep(seconds)
-
-    bucket = TokenBucket(Quota(100, 1, 60.0, synced=True), clock=Napping(100.0))
+    clock = Napping(100.0)
+    bucket = TokenBucket(Quota(100, 1, 60.0, synced=True), clock=clock)
     bucket.reconcile(Reading(0))
     bucket.acquire(5)
-    assert len(naps) >= 5
-    assert max(naps) <= 60.25
-    assert sum(naps) >= 300.0
+    assert len(clock.naps) >= 5
+    assert max(clock.naps) <= 60.25
+    assert clock.slept >= 300.0
 
 
 # --- giving back
@@ -242,30 +228,26 @@ def test_a_settle_brings_the_reading_of_the_answer() -> None:
     assert bucket.peek().balance == -3
 
 
-def test_async_reservations_are_awaited_or_entered() -> None:
+async def test_async_reservations_are_awaited_or_entered() -> None:
     """`await`, or `async with`: the same reservation; left unsettled it stays charged."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
-
-    async def main() -> None:
-        reservation = await bucket.reserve(2)
-        await reservation.settle(1)
-        assert (await bucket.peek()).balance == 9
-        async with bucket.reserve(3) as entered:
-            await entered.settle(2)
-        assert (await bucket.peek()).balance == 7
-        async with bucket.try_reserve(3) as entered:
-            await entered.cancel()
-        async with bucket.try_reserve(4):
-            pass
-        assert (await bucket.peek()).balance == 3
-        with pytest.raises(NotEnoughTokens):
-            await bucket.try_reserve(4)
-        await bucket.refund(1)
-        assert (await bucket.try_acquire(4)).granted
-        decision = await bucket.acquire(2)
-        assert decision.waited == 2.0
-
-    asyncio.run(main())
+    reservation = await bucket.reserve(2)
+    await reservation.settle(1)
+    assert (await bucket.peek()).balance == 9
+    async with bucket.reserve(3) as entered:
+        await entered.settle(2)
+    assert (await bucket.peek()).balance == 7
+    async with bucket.try_reserve(3) as entered:
+        await entered.cancel()
+    async with bucket.try_reserve(4):
+        pass
+    assert (await bucket.peek()).balance == 3
+    with pytest.raises(NotEnoughTokens):
+        await bucket.try_reserve(4)
+    await bucket.refund(1)
+    assert (await bucket.try_acquire(4)).granted
+    decision = await bucket.acquire(2)
+    assert decision.waited == 2.0
 
 
 def test_a_reservation_says_how_it_was_granted() -> None:
@@ -300,7 +282,7 @@ def test_with_key_is_the_same_door_to_another_bucket() -> None:
     assert not bucket.with_key("default").try_acquire(1)
 
 
-def test_both_doors_share_memory_storage() -> None:
+async def test_both_doors_share_memory_storage() -> None:
     """Threads and coroutines spend from one bucket."""
     storage, clock = MemoryStorage(), ManualClock(100.0)
     sync, twin = (
@@ -308,13 +290,9 @@ def test_both_doors_share_memory_storage() -> None:
         AsyncTokenBucket(PLAIN, storage=storage, clock=clock),
     )
     sync.acquire(6)
-
-    async def main() -> None:
-        assert not await twin.try_acquire(5)
-        assert await twin.try_acquire(4)
-        assert not await twin.with_key("default").try_acquire(1)
-
-    asyncio.run(main())
+    assert not await twin.try_acquire(5)
+    assert await twin.try_acquire(4)
+    assert not await twin.with_key("default").try_acquire(1)
     assert not sync.try_acquire(1)
 
 
@@ -340,20 +318,9 @@ def test_peek_takes_nothing() -> None:
 
 def test_many_threads_wait_for_one_bucket() -> None:
     """Threads that wait at once all get their tokens, never more than there are at any instant."""
-    clock = ManualClock(100.0)
-    bucket = TokenBucket(Quota(2, 1, 1.0), clock=clock)
-    waits: list[float] = []
-
-    def work() -> None:
-        waits.append(bucket.acquire(1).waited)
-
-    threads = [threading.Thread(target=work) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
+    bucket, clock = plain(Quota(2, 1, 1.0))
+    waits = in_threads(12, lambda _: bucket.acquire(1).waited)
     # Each thread moves the clock as it sleeps, so others may find tokens by then: nobody waits beyond the last place.
-    assert len(waits) == 12
     assert max(waits) <= 10.0
     assert bucket.peek().balance == clock.now_us() // MICROSECONDS - 100 + 2 - 12
 
@@ -401,17 +368,9 @@ def test_what_is_printed_says_what_it_is() -> None:
 
 def test_the_command_that_a_door_sends_is_plain_data() -> None:
     """A storage sees what was asked, whoever asked."""
-    seen: list[Command] = []
-
-    class Listening(MemoryStorage):
-        """Memory storage that notes what it is asked."""
-
-        def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-            seen.append(command)
-            return super().apply(key, quota, command, now_us=now_us)
-
-    TokenBucket(PLAIN, storage=Listening(), clock=ManualClock(1.0)).try_acquire(2, keep=1)
-    assert seen == [Acquire(2, 1)]
+    storage = Noted()
+    TokenBucket(PLAIN, storage=storage, clock=ManualClock(1.0)).try_acquire(2, keep=1)
+    assert storage.commands == [Acquire(2, 1)]
 
 
 def test_what_was_mended_is_told() -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
-import signal
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
 from keepa_tokens.events import Event, EventKind
 from keepa_tokens.keepa.costs import estimate
 from keepa_tokens.keepa.estimates import Estimator
-from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
-from tests.servers import wait_until
+from keepa_tokens.testing import FakeKeepa, ManualClock
+from tests.helpers import in_a_child, in_threads
 
 PRODUCT = "product"
 
@@ -167,24 +162,15 @@ def test_an_estimate_stays_within_what_was_seen(calls: list[tuple[int, int]]) ->
 def test_threads_may_share_one() -> None:
     """Eight threads that learn and ask at once over more kinds than it remembers raise nothing, and the bound holds."""
     estimator = Estimator(kinds=5)
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
         chance = random.Random(seed)
-        try:
-            for _ in range(300):
-                params = codes(chance.randint(1, 9), **{"code-limit": chance.randint(1, 20)})
-                estimator.learn(PRODUCT, params, chance.randint(1, 500))
-                estimator.estimate(PRODUCT, params)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
+        for _ in range(300):
+            params = codes(chance.randint(1, 9), **{"code-limit": chance.randint(1, 20)})
+            estimator.learn(PRODUCT, params, chance.randint(1, 500))
+            estimator.estimate(PRODUCT, params)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert errors == []
+    in_threads(8, work)
     assert repr(estimator) == "Estimator(window=16, kinds=5)"
 
 
@@ -214,21 +200,6 @@ def test_a_settled_call_says_what_it_cost() -> None:
     assert settled == ["", "", "the server refused the call (429)", "", ""]  # of the 429 the bucket's own event first
 
 
-def test_an_async_call_says_it_too() -> None:
-    """The async twin's calls carry what they cost."""
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-
-        async def one() -> int | None:
-            fake = FakeKeepa(initial=10, clock=(clock := ManualClock()), products_per_code=(3, 3))
-            bucket = AsyncTokenBucket(keepa_quota(5), clock=clock)
-            async with AsyncKeepaSync(bucket, probe=fake.aprobe).request(5) as call:
-                answer = await fake.arequest("/product", codes(5))
-                await call.settle(answer.content, status=answer.status)
-            return call.consumed
-
-        assert runner.run(one()) == 15
-
-
 @pytest.mark.deep
 def test_estimates_of_codes_follow_what_they_cost() -> None:
     """Of 300 calls for 20 to 100 codes the table estimates nearly all at half of the cost, the estimator the first one;
@@ -255,27 +226,12 @@ def test_estimates_of_codes_follow_what_they_cost() -> None:
 
 def test_a_forked_child_goes_on() -> None:
     """Forked while another thread is in the estimator, a child estimates by what was learned, learns, and ends."""
-    estimator = Estimator()
-    estimator.learn("product", {"code": "1"}, 7)
+    estimator = learned("product", ({"code": "1"}, 7))
+
+    def learns() -> int:
+        estimator.learn("product", {"code": "1"}, 9)
+        return estimator.estimate("product", {"code": "1"})
+
     with estimator._lock:  # as the other thread
-        child = os.fork()
-        if child == 0:  # pragma: no cover - in the child
-            with suppress(BaseException):
-                estimator.learn("product", {"code": "1"}, 9)
-                os._exit(estimator.estimate("product", {"code": "1"}))
-            os._exit(99)
-    ended: list[int] = []
-
-    def has_ended() -> bool:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            ended.append(os.waitstatus_to_exitcode(status))
-        return bool(ended)
-
-    try:
-        wait_until("the child ends", has_ended, within_s=10)
-    finally:
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    assert ended == [9]
+        ended = in_a_child(learns)
+    assert ended() == 9

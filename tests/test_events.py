@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -16,14 +15,14 @@ from keepa_tokens import (
     Event,
     EventKind,
     LoggingListener,
-    MemoryStorage,
     Quota,
     StorageUnavailable,
     TokenBucket,
     keepa_quota,
 )
-from keepa_tokens.keepa._plans import SERVER_REFUSED
+from keepa_tokens.keepa._door import SERVER_REFUSED
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
+from tests.helpers import Noted
 from tests.keepa_world import World, asins
 
 KEY = "k"
@@ -219,18 +218,10 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_storage_that_is_away_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """While the storage is away one line says so, however many steps fail, and one says when it grants again."""
-
-    class Wobbling(MemoryStorage):
-        away = True
-
-        def apply(self, *args: Any, **options: Any) -> Any:
-            if self.away:
-                raise StorageUnavailable("no answer in 5 s")
-            return super().apply(*args, **options)
-
     caplog.set_level(logging.INFO, "keepa_tokens")
-    storage = Wobbling()
+    storage = Noted()
     bucket = TokenBucket(Quota(5, 1, 1.0), key="k", storage=storage)
+    storage.away = True
     for _ in range(3):
         with pytest.raises(StorageUnavailable):
             bucket.try_reserve()

@@ -44,7 +44,6 @@ class World:
     serial: int = 0
 
     def apply(self, command: Command) -> Outcome:
-        """Carry out one command now."""
         self.state, outcome = transition(self.quota, self.state, self.now, command)
         return outcome
 
@@ -133,7 +132,6 @@ steps = st.one_of(
 
 
 def play(world: World, program: list[tuple[str, int | None]]) -> None:
-    """Carry out a program."""
     for verb, number in program:
         amount = number or 0
         match verb:
@@ -162,6 +160,7 @@ def play(world: World, program: list[tuple[str, int | None]]) -> None:
         *[("wait", 7), ("give up", 1), ("wait", 1), ("wait", 10), ("give up", 1), ("wait", 10), ("give up last", 0)],
     ],
 )
+@example(Quota(3, 1, 1.0), [("wait", 3)] * 20 + [("give up", 0)] * 10 + [("wait", 3)] * 10)
 @example(  # a grant of this instant is given back after one that is past has filled the bucket
     Quota(10, 1, 1.0),
     [
@@ -182,29 +181,6 @@ def test_no_interval_lets_more_go_than_capacity_and_refill(quota: Quota, program
     world = World(quota)
     play(world, program)
     check(quota, world.goes())
-
-
-def test_ten_cancelled_places_let_no_more_go() -> None:
-    """Twenty wait for 3 each, the first ten are cancelled and ten others come: one token a second goes, no more."""
-    world = World(Quota(3, 1, 1.0))
-    twenty = [world.acquire(3, wait=True) for _ in range(20)]
-    for gone in twenty[:10]:
-        assert gone is not None
-        world.give_up(gone)
-    for _ in range(10):
-        world.acquire(3, wait=True)
-    check(world.quota, world.goes())
-
-
-def test_a_lone_place_given_up_comes_back_whole() -> None:
-    """Where nobody stands behind it, a cancelled place comes back whole, and the next one takes its instant."""
-    world = World(Quota(10, 1, 1.0, initial=0))
-    first = world.acquire(10, wait=True)
-    assert first is not None
-    world.give_up(first)
-    again = world.acquire(10, wait=True)
-    assert again is not None
-    assert again.at == first.at
 
 
 @pytest.mark.parametrize("stepped", [False, True])

@@ -14,41 +14,31 @@ from keepa_tokens._blocking import run
 from keepa_tokens.keepa.reading import LARGE, PIECE, Body, Envelope, envelope, envelope_of, searched, unpacked
 
 # Recorded against the live API.
-RECORDED = [
+FREE: dict[str, object] = {"tokensConsumed": 0, "tokenFlowReduction": 0, "processingTimeInMs": 0}
+RECORDED: Final[list[tuple[dict[str, object], tuple[int, float, int, int, float | None, int]]]] = [
     (
-        {
-            "timestamp": 1780141957832,
-            "tokensLeft": 1200,
-            "refillIn": 39592,
-            "refillRate": 20,
-            "tokensConsumed": 0,
-            "tokenFlowReduction": 0,
-            "processingTimeInMs": 0,
-        },
+        {"timestamp": 1780141957832, "tokensLeft": 1200, "refillIn": 39592, "refillRate": 20, **FREE},
         (1200, 39.592, 20, 1200, 1780141957.832, 0),
     ),
     (
-        {
-            "timestamp": 1594177158252,
-            "refillIn": 38205,
-            "refillRate": 20,
-            "tokensLeft": -46,
-            "tokensConsumed": 0,
-            "tokenFlowReduction": 0,
-            "processingTimeInMs": 0,
-        },
+        {"timestamp": 1594177158252, "tokensLeft": -46, "refillIn": 38205, "refillRate": 20, **FREE},
         (-46, 38.205, 20, 1200, 1594177158.252, 0),
     ),
     (
         {"timestamp": 1778386768884, "refillIn": 53441, "refillRate": 60, "tokensLeft": 94, "tokensConsumed": 4},
         (94, 53.441, 60, 3600, 1778386768.884, 4),
     ),
+    # A 200 with an error has no timestamp, and its balance counts all the same.
+    (
+        {"tokensLeft": 59, "tokensConsumed": 0, "refillIn": 26645, "refillRate": 5, "error": {"message": "..."}},
+        (59, 26.645, 5, 300, None, 0),
+    ),
 ]
 
 
 @pytest.mark.parametrize("body, expected", RECORDED)
 def test_a_recorded_envelope_becomes_its_reading(
-    body: dict[str, object], expected: tuple[int, float, int, int, float, int]
+    body: dict[str, object], expected: tuple[int, float, int, int, float | None, int]
 ) -> None:
     """Each recorded envelope gives balance, time to the next step, refill, capacity, server time and cost."""
     said = envelope(body)
@@ -57,32 +47,6 @@ def test_a_recorded_envelope_becomes_its_reading(
     told = [reading.balance, reading.next_refill_in, reading.refill, reading.capacity, reading.server_time]
     assert [*told, said.consumed] == list(expected)
     assert envelope(json.dumps(body)) == envelope(json.dumps(body).encode()) == said
-
-
-def test_an_error_with_status_200_still_carries_its_reading() -> None:
-    """The recorded 200 with an error has no timestamp, and its balance counts all the same."""
-    said = envelope(
-        {
-            "error": {"message": "...", "type": "invalidParameter"},
-            "tokensLeft": 59,
-            "tokensConsumed": 0,
-            "refillIn": 26645,
-            "refillRate": 5,
-        }
-    )
-    assert said.reading is not None
-    assert (said.reading.balance, said.reading.server_time, said.consumed) == (59, None, 0)
-
-
-@pytest.mark.parametrize("error", [{"error": {"type": "invalidParameter"}}, {}])
-def test_an_all_zero_envelope_is_no_reading(error: dict[str, object]) -> None:
-    """A bad key's envelope, all token fields 0, says nothing of the bucket, but that nothing was consumed."""
-    said = envelope(
-        {"tokensLeft": 0, "refillIn": 0, "refillRate": 0, "tokensConsumed": 0, "timestamp": 1790277678673, **error}
-    )
-    assert said.reading is None
-    assert "refillRate" in said.why
-    assert said.consumed == 0
 
 
 def test_flow_reduction_lowers_the_refill_and_not_the_capacity() -> None:
@@ -114,14 +78,8 @@ def test_a_refill_of_0_alone_is_a_reading(body: dict[str, object], refill: float
     assert reading.capacity == (60 if refill else None)
 
 
-@pytest.mark.parametrize("extra", [{"tokensLeft": 5, "error": {}}, {"tokensLeft": 0}])
-def test_what_is_wrong_with_an_envelope_of_zeros_is_said(extra: dict[str, object]) -> None:
-    """An error beside a refill of 0, or nothing at all beside it, is no reading, and the reason says which rate."""
-    said = envelope({"refillRate": 0, **extra})
-    assert said.why == "refillRate is 0 beside an error or an empty envelope: no reading"
-    assert said.reading is None
-
-
+NO_REFILL = "refillRate is 0 beside an error or an empty envelope: no reading"
+ZEROS = dict.fromkeys(("tokensLeft", "refillIn", "refillRate", "tokensConsumed"), 0)
 NO_BALANCE = "there is no tokensLeft"
 NO_WHOLE_BALANCE = "tokensLeft is no whole number"
 
@@ -165,6 +123,11 @@ NO_WHOLE_BALANCE = "tokensLeft is no whole number"
         ({"tokensLeft": 5, "refillRate": float("inf")}, "refillRate is no number from 0 to 2**52"),
         ({"tokensLeft": 5, "refillRate": 2.5}, "refillRate is no whole number"),
         ({"tokensLeft": 5, "refillRate": 5, "timestamp": 10**30}, "timestamp is no number from 0 to 2**52"),
+        # All token fields 0, as with a bad key, say nothing of the bucket.
+        ({**ZEROS, "timestamp": 1790277678673, "error": {"type": "invalidParameter"}}, NO_REFILL),
+        ({**ZEROS, "timestamp": 1790277678673}, NO_REFILL),
+        ({"refillRate": 0, "tokensLeft": 5, "error": {}}, NO_REFILL),
+        ({"refillRate": 0, "tokensLeft": 0}, NO_REFILL),
         (
             {"tokensLeft": 5, "refillRate": 5, "tokenFlowReduction": {}},
             "tokenFlowReduction is no number from 0 to 2**52",

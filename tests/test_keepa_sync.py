@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 import httpx2
@@ -18,39 +18,18 @@ from keepa_tokens import (
     AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
-    ConfigError,
-    CostTooLarge,
     EventKind,
     KeepaSync,
     NotEnoughTokens,
-    Quota,
     Reason,
-    TokenBucket,
     keepa_quota,
 )
 from keepa_tokens.keepa.backoff import TRIES
 from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
+from tests.helpers import in_threads
 from tests.keepa_world import PRODUCT, World, asins
-
-
-def test_the_first_call_probes_once_and_then_envelopes_are_enough() -> None:
-    """An unknown balance is asked for at once; while envelopes flow nobody asks again."""
-    world = World(initial=300)
-    for _ in range(20):
-        assert world.call(3) == 200
-    assert world.fake.token_calls == 1
-    assert world.bucket.peek().balance == world.fake.balance == 240
-
-
-def test_a_starved_worker_waits_without_a_refused_call() -> None:
-    """With good estimates and nobody else spending no call is refused, and the projection ends at the truth."""
-    world = World(initial=20)
-    for _ in range(40):
-        world.call(7)
-    assert world.fake.refused == 0
-    assert world.bucket.peek().balance == world.fake.balance
 
 
 def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
@@ -63,15 +42,6 @@ def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
     assert response.status == 429
     scout.settle(response.content, status=response.status)
     assert world.bucket.peek().balance == world.fake.balance == -30
-
-
-def test_try_request_never_sleeps_and_says_when_to_come_back() -> None:
-    """Refused, it raises with a wait after which the same request is granted."""
-    world = World(initial=-12)
-    refused = world.refused()
-    assert (world.clock.slept, refused.reason, refused.balance) == (0, Reason.EMPTY, -12)
-    world.clock.advance(refused.retry_after)
-    world.sync.try_request(1).cancel()
 
 
 def test_a_timeout_shorter_than_the_wait_is_raised_at_once() -> None:
@@ -124,30 +94,6 @@ def test_a_refused_call_is_settled_at_nothing_and_tried_again_by_attempts() -> N
     assert -15 in drift
 
 
-def test_a_refusal_without_a_body_stops_the_next_call() -> None:
-    """A 429 whose body was lost says at least that the balance is not above 0."""
-    world = World(initial=10)
-    world.sync.refresh()
-    with world.sync.request(2) as call:
-        call.settle(None, status=429)
-    assert call.refused
-    snapshot = world.bucket.peek()
-    assert snapshot.balance == 0
-    assert snapshot.held == 0
-    assert 0 < snapshot.retry_after <= 60.5
-
-
-def test_a_call_without_an_answer_is_charged_when_its_hold_runs_out() -> None:
-    """A timeout leaves the estimate set aside, and charged after hold_for: nobody knows whether the server did."""
-    world = World(initial=50)
-    with pytest.raises(TimeoutError), world.sync.request(8):
-        raise TimeoutError
-    assert (world.bucket.peek().balance, world.bucket.peek().held) == (50, 8)
-    world.clock.advance(120)
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.held) == (50 - 8 + 5, 0)
-
-
 def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estimate() -> None:
     """A bad body settles the hold all the same, is ignored as a reading, and the event says why."""
     world = World(initial=50)
@@ -168,20 +114,6 @@ def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estima
         assert world.bucket.peek().holds == 0
         assert world.kinds(EventKind.READING_BAD)
         world.clock.advance(121)
-
-
-def test_settling_twice_changes_nothing() -> None:
-    """Settle is by id: the second one finds no hold, and its reading is not newer."""
-    world = World(initial=50)
-    with world.sync.request(5) as call:
-        response = world.fake.request(PRODUCT, asins(5))
-        call.settle(response.content, status=response.status)
-        before = world.storage.dump("k")
-        call.settle(response.content, status=response.status)
-    after = world.storage.dump("k")
-    assert before is not None
-    assert after is not None
-    assert (before.balance, before.holds) == (after.balance, after.holds)
 
 
 def test_observed_envelopes_correct_the_bucket_and_old_ones_do_not() -> None:
@@ -224,45 +156,6 @@ def test_a_net_refill_of_zero_says_never_and_is_ended_by_a_probe() -> None:
     world.fake.set_flow_reduction(0)
     assert world.call(1) == 200
     assert world.clock.slept < 600 + 62 + 30
-
-
-@pytest.mark.parametrize("offset", [-600.0, 600.0, -3600.0])
-def test_the_servers_clock_may_be_off(offset: float) -> None:
-    """A server clock minutes off, or stepping back an hour between answers, shuts out no reading of a later call."""
-    world = World(initial=60)
-    world.call(4)
-    world.fake.server_clock_offset = offset
-    for _ in range(10):
-        world.call(4)
-    assert world.bucket.peek().balance == world.fake.balance
-    assert world.fake.refused == 0
-
-
-def test_a_failing_probe_backs_off() -> None:
-    """While `/token` is down the probes come further and further apart."""
-    world = World(initial=-400)
-    world.sync.refresh()
-    world.fake.token_down = True
-    for _ in range(6 * 60):
-        world.refused()
-        world.clock.advance(10)
-    assert 2 <= world.fake.token_calls - 1 <= 4
-
-
-def test_a_probe_that_raises_is_a_failed_probe_and_its_text_is_kept_out() -> None:
-    """Whatever a probe raises, the request is refused and the event names the type alone, never the text."""
-
-    def probe() -> tuple[int, Mapping[str, object] | None]:
-        msg = "https://example.invalid/token?key=SECRET"
-        raise OSError(msg)
-
-    world = World()
-    sync = KeepaSync(world.bucket, probe=probe)
-    with pytest.raises(NotEnoughTokens):
-        sync.try_request(1)
-    [failed] = world.kinds(EventKind.PROBE_FAILED)
-    assert "OSError" in failed.why
-    assert "SECRET" not in failed.why
 
 
 def test_a_bad_key_shows_with_the_first_call() -> None:
@@ -330,16 +223,7 @@ def test_refresh_asks_now_and_leaves_an_ongoing_probe_alone() -> None:
 def test_eight_threads_share_one_balance() -> None:
     """Threads on one bucket: nothing refused, all settled, the projection at the truth in the end."""
     world = World(initial=200)
-
-    def work() -> None:
-        for _ in range(5):
-            assert world.call(4) == 200
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
+    assert in_threads(8, lambda _: [world.call(4) for _ in range(5)]) == [[200] * 5] * 8
     assert world.fake.refused == 0
     snapshot = world.bucket.peek()
     assert (snapshot.balance, snapshot.holds) == (world.fake.balance, 0)
@@ -401,30 +285,11 @@ def test_async_attempts_and_refusals_are_those_of_the_sync_twin() -> None:
         assert loop.run_until_complete(main()) == [429, 200] + [1] * TRIES
 
 
-def test_misuse_is_an_error_at_once() -> None:
-    """A plain bucket, an interval of 0, a keep that can never be left, a cost that is no number: all say so."""
-    world = World()
-    with pytest.raises(ConfigError, match="synced"):
-        KeepaSync(TokenBucket(Quota.per_second(1)))
-    with pytest.raises(ConfigError, match="probe_interval"):
-        KeepaSync(world.bucket, probe_interval=0)
-    with pytest.raises(CostTooLarge):
-        world.sync.try_request(1, keep=300)
-    with pytest.raises(TypeError, match="tokens"):
-        world.sync.try_request(cast("int", 1.5))
-    with pytest.raises(ConfigError, match="probe"):
-        KeepaSync(world.bucket).refresh()
-    assert world.fake.token_calls == 0
-
-
-def test_the_api_key_stays_out_of_reprs_and_bucket_names() -> None:
-    """from_key names the bucket by a digest; two adapters of one key share a bucket, and none shows the key."""
-    key = "a-very-secret-api-key-of-keepa-0123456789"
-    one, two, twin = KeepaSync.from_key(key), KeepaSync.from_key(key), AsyncKeepaSync.from_key(key)
+def test_doors_of_one_key_share_a_bucket() -> None:
+    """from_key names the bucket by a digest of the key, the same for threads and coroutines; another key's isn't it."""
+    one, two, twin = KeepaSync.from_key("key"), KeepaSync.from_key("key"), AsyncKeepaSync.from_key("key")
     assert one.bucket.key == two.bucket.key == twin.bucket.key
-    assert one.bucket.key != KeepaSync.from_key(key + "x").bucket.key
-    for thing in (one, twin, one.bucket, one.bucket.key, one.bucket.quota, vars(one)["_probe"], vars(twin)["_probe"]):
-        assert key not in repr(thing)
+    assert one.bucket.key != KeepaSync.from_key("key" + "x").bucket.key
 
 
 # --- refusals that tokens don't explain

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT, LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
+from tests.strategies import Direct
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
@@ -23,41 +23,29 @@ KEEPA: Final = Quota(300, 5, 60.0, stepped=True, overdraft=UNLIMITED, synced=Tru
 PLAIN: Final = Quota(100, 1, 1.0)
 
 
-@dataclass
-class Bench:
+class Bench(Direct):
     """A bucket, its time, and the commands that the tests give."""
 
-    quota: Quota
-    balance: int
-    now: int = NOW
-    state: BucketState | None = field(default=None)
+    now = NOW
 
-    def __post_init__(self) -> None:
-        reading_at = self.now if self.quota.synced else None
-        self.state = BucketState(
-            balance=self.balance, refilled_at=self.now, quota=self.quota, reading_at=reading_at, sequence=1, held=0
-        )
-        if self.quota.synced:
-            self.state = replace(self.state, open=0, reading_sequence=1)
+    def __init__(self, quota: Quota, balance: int) -> None:
+        told: dict[str, Any] = {"reading_at": NOW, "open": 0, "reading_sequence": 1} if quota.synced else {}
+        super().__init__(quota, BucketState(balance=balance, refilled_at=NOW, quota=quota, sequence=1, held=0, **told))
+
+    def run(self, command: Command) -> Outcome:
+        return self.apply(command, self.now)
 
     def reserve(self, name: str, tokens: int, *, keep: int = 0, stands: bool = True, hold_for: int = 120) -> Outcome:
         """Ask for a hold; stand in line if need be."""
         ticket = f"ticket {name}" if stands else None
-        command = Reserve(name, tokens, hold_for * SECOND, keep, ticket=ticket)
-        self.state, outcome = transition(self.quota, self.state, self.now, command)
-        return outcome
-
-    def run(self, command: Acquire | Cancel | Settle) -> Outcome:
-        """Carry out a command."""
-        self.state, outcome = transition(self.quota, self.state, self.now, command)
-        return outcome
+        return self.run(Reserve(name, tokens, hold_for * SECOND, keep, ticket=ticket))
 
     def peek(self, tokens: int = 1, *, probes: bool = True) -> Snapshot:
-        """Look."""
-        look = Peek(tokens) if probes else Peek(tokens, probe_after_us=None)
-        self.state, outcome = transition(self.quota, self.state, self.now, look)
-        assert outcome.snapshot is not None
-        return outcome.snapshot
+        if probes:
+            return self.look(self.now, tokens)
+        snapshot = self.run(Peek(tokens, probe_after_us=None)).snapshot
+        assert snapshot is not None
+        return snapshot
 
 
 def test_small_calls_do_not_pass_a_big_one() -> None:
@@ -97,8 +85,7 @@ def test_late_tickets_let_others_pass_and_lapse_after_a_minute() -> None:
     assert bench.peek().waiting == 1
     bench.now += 59 * SECOND
     assert bench.peek().waiting == 0
-    assert bench.state is not None
-    assert bench.state.line == ()
+    assert bench.stored.line == ()
 
 
 def test_a_ticket_stands_until_the_instant_at_which_it_lapses() -> None:
@@ -212,8 +199,7 @@ def test_a_lost_sequence_number_keeps_the_order_of_the_line() -> None:
     bench = Bench(PLAIN, 0)
     bench.reserve("first", 50)
     bench.reserve("second", 10)
-    assert bench.state is not None
-    bench.state = replace(bench.state, sequence=None)
+    bench.lose(sequence=None)
     assert bench.reserve("second", 10).retry_after_us == 60 * SECOND
     assert bench.reserve("first", 50).retry_after_us == 50 * SECOND
 
@@ -263,8 +249,7 @@ def test_a_full_line_gives_the_plain_refusal() -> None:
     bench = Bench(PLAIN, 0)
     for number in range(LONGEST_LINE + 1):
         assert not bench.reserve(f"{number}", 1).granted
-    assert bench.state is not None
-    assert len(bench.state.line) == bench.peek().waiting == LONGEST_LINE
+    assert len(bench.stored.line) == bench.peek().waiting == LONGEST_LINE
 
 
 def test_a_garbled_ticket_is_dropped_and_named() -> None:

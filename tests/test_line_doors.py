@@ -6,29 +6,26 @@ import asyncio
 import heapq
 import random
 from dataclasses import replace
-from typing import cast
 
 import pytest
 
 from keepa_tokens import (
+    AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
     KeepaSync,
-    MemoryStorage,
     NotEnoughTokens,
     Quota,
+    Reading,
     TokenBucket,
     keepa_quota,
 )
 from keepa_tokens.rules.commands import Command, Outcome, Reserve
 from keepa_tokens.testing import FakeKeepa, ManualClock, VirtualLoop, virtual_loop
+from tests.helpers import Noted
+from tests.keepa_world import asins
 
 LONGEST_COUNTDOWN = 900.0
-
-
-def asins(count: int) -> dict[str, str]:
-    """Return a request that costs `count` tokens."""
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
 
 
 def test_tasks_that_come_back_ask_twice_and_keep_their_order() -> None:
@@ -95,12 +92,23 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
         await asyncio.gather(*(small() for _ in range(20)), big())
         assert keepa.refused == 0
 
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        loop = cast("VirtualLoop", runner.get_loop())
-        keepa = FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)
-        runner.run(day(loop, keepa))
+    with virtual_loop() as loop:
+        loop.run_until_complete(day(loop, FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)))
     # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
     assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
+
+
+@pytest.mark.parametrize("door", ["reserve", "request"])
+def test_who_runs_out_of_time_beside_a_call_in_flight_leaves_the_line(door: str) -> None:
+    """It has looked until its last moment: nobody is kept back for it afterwards."""
+    bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
+    bucket.reconcile(Reading(8))
+    sync = KeepaSync(bucket)
+    call = sync.request(6)
+    with pytest.raises(AcquireTimeout):
+        bucket.reserve(5, timeout=3.0) if door == "reserve" else sync.request(5, timeout=3.0)
+    assert bucket.peek().waiting == 0
+    call.cancel()
 
 
 def test_plain_reservations_that_cost_less_use_the_refill() -> None:
@@ -119,22 +127,19 @@ def test_plain_reservations_that_cost_less_use_the_refill() -> None:
         bucket = AsyncTokenBucket(Quota(100, 10, 1.0), clock=loop.clock)
         await asyncio.gather(*(work(loop, bucket) for _ in range(20)))
 
-    with asyncio.Runner(loop_factory=virtual_loop) as runner:
-        runner.run(all_of_them(cast("VirtualLoop", runner.get_loop())))
+    with virtual_loop() as loop:
+        loop.run_until_complete(all_of_them(loop))
     assert spent - 100 >= 0.9 * 120 * 10
 
 
-class Counting(MemoryStorage):
-    """Notes what is asked of it; without a line it takes no tickets."""
+class Counting(Noted):
+    """Without a line it takes no tickets."""
 
     def __init__(self, *, line: bool) -> None:
         super().__init__()
         self.line = line
-        self.commands: list[str] = []
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Note a command, and carry it out."""
-        self.commands.append(type(command).__name__)
         if not self.line and isinstance(command, Reserve):
             command = replace(command, ticket=None)
         return super().apply(key, quota, command, now_us=now_us)
@@ -152,7 +157,7 @@ def test_a_lone_worker_gives_no_command_more() -> None:
                 answer = keepa.request("/product", asins(cost))
                 call.settle(answer.content, status=answer.status)
         assert keepa.refused == 0
-        return storage.commands
+        return [type(command).__name__ for command in storage.commands]
 
     assert commands(line=True) == commands(line=False)
     assert commands(line=True).count("Reserve") > 6

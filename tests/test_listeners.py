@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, Final
 
 import pytest
@@ -22,7 +19,6 @@ from keepa_tokens import (
     EventKind,
     KeepaSync,
     LoggingListener,
-    MemoryStorage,
     NotEnoughTokens,
     Quota,
     Reading,
@@ -33,8 +29,11 @@ from keepa_tokens import (
 from keepa_tokens.events import MOST_KEYS
 from keepa_tokens.metrics import PrometheusListener
 from keepa_tokens.testing import ManualClock
+from tests.helpers import Noted, in_a_child, in_threads
 from tests.http_guards import KINDS, Kind, asins, running
 from tests.keepa_world import World
+
+pytestmark = pytest.mark.anyio
 
 PLAIN: Final = Quota(4, 1, 1.0)
 
@@ -87,7 +86,7 @@ def test_a_thread_notices_nothing_of_what_a_listener_raises(
     assert len(caplog.records) == 1
 
 
-def test_a_coroutine_notices_nothing_of_it_either(
+async def test_a_coroutine_notices_nothing_of_it_either(
     broken: Callable[[Event], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Waiting, settling, a refresh, a probe that fails: the caller gets what the bucket says."""
@@ -97,21 +96,18 @@ def test_a_coroutine_notices_nothing_of_it_either(
     async def probe() -> Any:
         return next(answers)
 
-    async def main() -> None:
-        plain = AsyncTokenBucket(PLAIN, clock=clock, listener=broken)
-        await plain.acquire(4)
-        assert (await plain.acquire(2)).waited == 2.0
-        await (await plain.reserve(1)).settle(1)
-        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), clock=clock, listener=broken), probe=probe)
-        with pytest.raises(NotEnoughTokens):
-            await door.try_request(1)
-        clock.advance(30.0)
-        async with door.request(2) as call:
-            await call.settle(b"<html>", status=502)
-        assert call.consumed is None
-        assert (await door.refresh()).balance == 9
-
-    asyncio.run(main())
+    plain = AsyncTokenBucket(PLAIN, clock=clock, listener=broken)
+    await plain.acquire(4)
+    assert (await plain.acquire(2)).waited == 2.0
+    await (await plain.reserve(1)).settle(1)
+    door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), clock=clock, listener=broken), probe=probe)
+    with pytest.raises(NotEnoughTokens):
+        await door.try_request(1)
+    clock.advance(30.0)
+    async with door.request(2) as call:
+        await call.settle(b"<html>", status=502)
+    assert call.consumed is None
+    assert (await door.refresh()).balance == 9
     assert len(caplog.records) == 2  # of two buckets
 
 
@@ -223,13 +219,10 @@ def test_a_listener_may_use_the_bucket_it_listens_to() -> None:
 
 def test_outages_of_many_buckets_are_remembered_by_a_bounded_number() -> None:
     """A key for each address, and the storage away: the default listener doesn't grow with them."""
-
-    class Away(MemoryStorage):
-        def apply(self, *args: Any, **options: Any) -> Any:
-            raise StorageUnavailable("no answer")
-
     log = LoggingListener()
-    bucket = TokenBucket(PLAIN, storage=Away(), listener=log)
+    storage = Noted()
+    storage.away = True
+    bucket = TokenBucket(PLAIN, storage=storage, listener=log)
     for number in range(MOST_KEYS + 20):
         with pytest.raises(StorageUnavailable):
             bucket.with_key(f"visitor-{number}").try_acquire()
@@ -238,21 +231,13 @@ def test_outages_of_many_buckets_are_remembered_by_a_bounded_number() -> None:
 
 def test_threads_that_share_a_log_keep_it_bounded() -> None:
     """Four threads, each with buckets of its own that refuse: no error, and no more is kept than by one."""
-    log, failed = LoggingListener(), list[BaseException]()
+    log = LoggingListener()
 
     def refuse(thread: int) -> None:
-        try:
-            for number in range(MOST_KEYS // 2):
-                log(Event(EventKind.REFUSED, f"{thread}-{number}", 1, why="EMPTY"))
-        except BaseException as error:  # noqa: BLE001 - told below
-            failed.append(error)
+        for number in range(MOST_KEYS // 2):
+            log(Event(EventKind.REFUSED, f"{thread}-{number}", 1, why="EMPTY"))
 
-    threads = [threading.Thread(target=refuse, args=(each,)) for each in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    in_threads(4, refuse)
     assert len(log.refused) <= MOST_KEYS
 
 
@@ -291,14 +276,12 @@ def test_a_child_that_is_forked_while_a_thread_waits_goes_on() -> None:
     waiting = threading.Thread(target=lambda: bucket.reserve(1).settle(0))
     waiting.start()
     assert begun.wait(10)
-    child = os.fork()
-    if child == 0:  # pragma: no cover - in the child
-        signal.alarm(20)  # a child that hangs ends by this
-        with suppress(BaseException):
-            held.settle(0)
-            os._exit(bucket.peek().held)
-        os._exit(99)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def settles() -> int:
+        held.settle(0)
+        return bucket.peek().held
+
+    assert in_a_child(settles)() == 0
     held.settle(0)
     waiting.join(10)
     assert not waiting.is_alive()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import pytest
 from hypothesis import example, find, given, settings
@@ -28,26 +27,18 @@ from checks.models.strategies import (
 )
 from keepa_tokens.cli import old_rule
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve
+from keepa_tokens.rules.commands import Acquire, Reconcile, Reserve
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
 from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
-from tests.strategies import BUCKETS, SPARING, Bucket, Direct, InMemory, Situation, any_situations
+from tests.strategies import SPARING, Bucket, Direct, Make, Situation, any_situations, either_way
 
 ATTEMPTS: Final = 40
 
 
 def micro(duration: float) -> int:
-    """Return seconds as whole microseconds."""
     return round(duration * MICROSECONDS)
-
-
-def look(bucket: Bucket, now: int, tokens: int, keep: int) -> Snapshot:
-    """Return what `peek` would show."""
-    snapshot = bucket.apply(Peek(tokens, keep), now).snapshot
-    assert snapshot is not None
-    return snapshot
 
 
 # --- a missing timestamp and a negative balance
@@ -70,7 +61,6 @@ class Stalled:
 
     @property
     def quota(self) -> Quota:
-        """The terms of the bucket."""
         period = self.period_us / MICROSECONDS
         return Quota(self.capacity, self.refill, period, stepped=self.stepped, synced=self.synced)
 
@@ -87,60 +77,33 @@ class Stalled:
         return -(-missing * self.period_us // self.refill) + self.period_us
 
 
-class Attempter(Protocol):
-    """Who is asked for tokens."""
-
-    def attempt(self, command: Acquire, now: int) -> bool: ...
-
-    def restart(self) -> None: ...
-
-
-class NewRule:
-    """The library's rules, one way or the other."""
-
-    def __init__(self, bucket: Bucket) -> None:
-        self.bucket = bucket
-
-    def attempt(self, command: Acquire, now: int) -> bool:
-        """Return whether the attempt was granted or called for a probe."""
-        outcome = self.bucket.apply(command, now)
-        return outcome.granted or outcome.probe
-
-    def restart(self) -> None:
-        """A worker restarts: only what is stored is left."""
-        self.bucket.restart()
-
-
-class OldRule:
-    """The rule that once stood still for days, at 20 tokens a minute."""
+class OldRule(Direct):
+    """The rule that once stood still for days, at 20 tokens a minute; beside its state a worker knows nothing."""
 
     def __init__(self, state: BucketState) -> None:
-        self.state = old_rule.OldState(state.balance or 0, state.refilled_at)
+        super().__init__(MET_IN_THE_WILD.quota, state)
+        self.old = old_rule.OldState(state.balance or 0, state.refilled_at)
 
-    def attempt(self, command: Acquire, now: int) -> bool:
-        """Return whether the attempt was granted or called for the server."""
-        self.state, verdict = old_rule.attempt(self.state, command.tokens, MET_IN_THE_WILD.refill, now)
+    def gets_through(self, now: int, tokens: int, keep: int = 0) -> bool:
+        self.old, verdict = old_rule.attempt(self.old, tokens, MET_IN_THE_WILD.refill, now)
         return verdict is not old_rule.Verdict.REFUSED
 
-    def restart(self) -> None:
-        """Forget what only this worker knew: nothing."""
 
-
-def gets_through(case: Stalled, rule: Attempter) -> bool:
+def gets_through(case: Stalled, bucket: Bucket) -> bool:
     """Return whether an attempt gets through by the bound.
 
-    Attempts come by the pattern of the case; one more comes at the bound itself.
+    Attempts come by the pattern of the case, with restarts between; one more comes at the bound itself.
     """
     deadline = case.now + case.bound
     at, attempts = case.now, 0
     while at < deadline and attempts < ATTEMPTS:
-        if rule.attempt(Acquire(case.cost), at):
+        if bucket.gets_through(at, case.cost):
             return True
         attempts += 1
         if attempts % case.restart_every == 0:
-            rule.restart()
+            bucket.restart()
         at += max(1, case.waits[attempts % len(case.waits)])
-    return rule.attempt(Acquire(case.cost), deadline)
+    return bucket.gets_through(deadline, case.cost)
 
 
 @st.composite
@@ -164,22 +127,18 @@ def stalled(draw: st.DrawFn, *, synced: bool | None = None) -> Stalled:
 MET_IN_THE_WILD: Final = Stalled(-79, 1200, 20, MINUTE, True, True, 1, EPOCH, (MINUTE,), 1)
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(case=stalled())
 @example(case=MET_IN_THE_WILD)
 @example(case=replace(MET_IN_THE_WILD, balance=-(10**6), synced=False, stepped=False))
-def test_a_missing_timestamp_never_deadlocks_a_negative_balance(
-    make: Callable[[Quota, BucketState], Bucket], case: Stalled
-) -> None:
+def test_a_missing_timestamp_never_deadlocks_a_negative_balance(make: Make, case: Stalled) -> None:
     """With the timestamp lost and the balance negative, an attempt gets through within the refill time and a period."""
-    assert gets_through(case, NewRule(make(case.quota, case.state)))
+    assert gets_through(case, make(case.quota, case.state))
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(case=stalled(synced=False))
-def test_each_refusal_after_a_lost_timestamp_names_the_same_instant(
-    make: Callable[[Quota, BucketState], Bucket], case: Stalled
-) -> None:
+def test_each_refusal_after_a_lost_timestamp_names_the_same_instant(make: Make, case: Stalled) -> None:
     """The first attempt writes the mended timestamp back, so all refusals name one instant, which is kept."""
     bucket = make(case.quota, case.state)
     first = bucket.apply(Acquire(case.cost), case.now)
@@ -226,10 +185,10 @@ def test_the_old_rule_fails_by_the_lost_timestamp_alone() -> None:
         find(as_in_the_wild(), stands_still, settings=settings(database=None, derandomize=True, max_examples=200))
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(case=stalled(synced=False), losses=st.lists(gaps, max_size=5))
 def test_a_timestamp_lost_again_and_again_delays_only_until_the_last_loss(
-    make: Callable[[Quota, BucketState], Bucket], case: Stalled, losses: list[int]
+    make: Make, case: Stalled, losses: list[int]
 ) -> None:
     """However often the timestamp is lost, from the last loss on the bound holds."""
     bucket = make(case.quota, case.state)
@@ -237,9 +196,8 @@ def test_a_timestamp_lost_again_and_again_delays_only_until_the_last_loss(
     for wait in losses:
         bucket.apply(Acquire(case.cost), now)
         now += wait
-        assert bucket.state is not None
-        bucket.put(replace(bucket.state, refilled_at=None))
-    assert gets_through(replace(case, now=now), NewRule(bucket))
+        bucket.put(replace(bucket.stored, refilled_at=None))
+    assert gets_through(replace(case, now=now), bucket)
 
 
 # --- from any state at all
@@ -274,7 +232,20 @@ def has_an_end(case: Try, snapshot: Snapshot) -> bool:
     return case.at.quota.refill > 0 and debt * case.at.quota.period_us // case.at.quota.refill < 2**50
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+def keeps_its_bound(bucket: Bucket, case: Try, now: int) -> None:
+    """Assert that the request gets through by the bound that `peek` states now, whatever is tried before."""
+    snapshot = bucket.look(now, case.tokens, case.keep)
+    if math.isinf(snapshot.bound):
+        assert not has_an_end(case, snapshot)
+        return
+    for part in (*case.early, 1.0):
+        if bucket.gets_through(now + round(micro(snapshot.bound) * part), case.tokens, case.keep):
+            return
+        bucket.restart()
+    pytest.fail("neither granted nor sent to the server by the bound")
+
+
+@either_way
 @SPARING
 @given(case=tries())
 @example(
@@ -290,61 +261,22 @@ def has_an_end(case: Try, snapshot: Snapshot) -> bool:
         (),
     )
 )
-def test_from_any_state_there_is_a_bound_and_it_is_kept(
-    make: Callable[[Quota, BucketState | None], Bucket], case: Try
-) -> None:
-    """Whatever is stored, `peek` states a finite bound, and an attempt at the bound is granted or gets the probe."""
-    bucket = make(case.at.quota, case.at.state)
-    now = case.at.now
-    snapshot = look(bucket, now, case.tokens, case.keep)
-    if math.isinf(snapshot.bound):
-        assert not has_an_end(case, snapshot)
-        return
-    outcome = bucket.apply(Acquire(case.tokens, case.keep), now + micro(snapshot.bound))
-    assert outcome.granted or outcome.probe
+def test_from_any_state_there_is_a_bound_and_it_is_kept(make: Make, case: Try) -> None:
+    """Whatever is stored, `peek` states a finite bound, and an attempt at the bound is granted or gets the probe; so it
+    is with attempts before it, and restarts between.
+    """
+    for early in ((), case.early):
+        keeps_its_bound(make(case.at.quota, case.at.state), replace(case, early=early), case.at.now)
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-@SPARING
-@given(case=tries())
-def test_attempts_before_the_bound_do_not_move_it(
-    make: Callable[[Quota, BucketState | None], Bucket], case: Try
-) -> None:
-    """Repeating the request before the bound, with restarts between, brings a grant or a probe by the bound."""
-    bucket = make(case.at.quota, case.at.state)
-    now = case.at.now
-    snapshot = look(bucket, now, case.tokens, case.keep)
-    if math.isinf(snapshot.bound):
-        return
-    bound = micro(snapshot.bound)
-    for part in (*case.early, 1.0):
-        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(bound * part))
-        if outcome.granted or outcome.probe:
-            return
-        bucket.restart()
-    pytest.fail("neither granted nor sent to the server by the bound")
-
-
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @SPARING
 @given(case=tries(), back=steps_back)
-def test_after_a_clock_step_there_is_a_bound_and_it_is_kept(
-    make: Callable[[Quota, BucketState | None], Bucket], case: Try, back: int
-) -> None:
+def test_after_a_clock_step_there_is_a_bound_and_it_is_kept(make: Make, case: Try, back: int) -> None:
     """A clock that jumps back leaves the bucket with a finite bound on the new time, and the bound is kept."""
     bucket = make(case.at.quota, case.at.state)
     bucket.apply(Acquire(case.tokens, case.keep), case.at.now)
-    now = max(0, case.at.now - back)
-    snapshot = look(bucket, now, case.tokens, case.keep)
-    if math.isinf(snapshot.bound):
-        assert not has_an_end(case, snapshot)
-        return
-    bound = micro(snapshot.bound)
-    for part in (*case.early, 1.0):
-        outcome = bucket.apply(Acquire(case.tokens, case.keep), now + round(bound * part))
-        if outcome.granted or outcome.probe:
-            return
-    pytest.fail("neither granted nor sent to the server by the bound")
+    keeps_its_bound(bucket, case, max(0, case.at.now - back))
 
 
 @SPARING
@@ -352,35 +284,24 @@ def test_after_a_clock_step_there_is_a_bound_and_it_is_kept(
 def test_no_synced_bucket_is_further_from_a_probe_than_the_longest_backoff(case: Try) -> None:
     """On a synced bucket the bound is at most the reading's age limit, a claim and the longest backoff, or a pause."""
     bucket = Direct(case.at.quota, case.at.state)
-    snapshot = look(bucket, case.at.now, case.tokens, case.keep)
+    snapshot = bucket.look(case.at.now, case.tokens, case.keep)
     longest = max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US, micro(snapshot.paused_for))
     assert micro(snapshot.bound) <= longest + 10 * SECOND
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @pytest.mark.parametrize("synced", [False, True])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_no_single_field_of_nonsense_stops_a_bucket(
-    make: Callable[[Quota, BucketState], Bucket], name: str, synced: bool
-) -> None:
+def test_no_single_field_of_nonsense_stops_a_bucket(make: Make, name: str, synced: bool) -> None:
     """Each field in turn holds each kind of nonsense: the bucket still names a bound and keeps it."""
     quota = Quota(100, 20, 60.0, synced=synced, recharge_to=50)
     reading_at = EPOCH - MINUTE if synced else None
     sound = BucketState(balance=-30, refilled_at=EPOCH - SECOND, reading_at=reading_at, closed_until=EPOCH + MINUTE)
     for nonsense in NONSENSE:
         bucket = make(quota, with_fields(sound, {name: nonsense}))
-        snapshot = look(bucket, EPOCH, 5, 0)
+        snapshot = bucket.look(EPOCH, 5, 0)
         assert snapshot.bound < 1000, (name, nonsense)
-        outcome = bucket.apply(Acquire(5), EPOCH + micro(snapshot.bound))
-        assert outcome.granted or outcome.probe, (name, nonsense)
-
-
-@pytest.mark.parametrize("holds", [None, [], "", 3, {"a": None}, {"a": "nonsense"}])
-def test_no_nonsense_in_place_of_the_holds_stops_a_bucket(holds: object) -> None:
-    """Whatever stands where the holds should be, the bucket answers."""
-    state = with_fields(BucketState(balance=0, refilled_at=EPOCH), {"holds": holds})
-    bucket = InMemory(Quota(10, 1, 1.0), state)
-    assert bucket.apply(Acquire(1), EPOCH + SECOND).granted
+        assert bucket.gets_through(EPOCH + micro(snapshot.bound), 5), (name, nonsense)
 
 
 # --- what has no end says so
@@ -390,7 +311,7 @@ def test_no_nonsense_in_place_of_the_holds_stops_a_bucket(holds: object) -> None
 def test_a_configured_refill_of_0_is_the_one_exception_and_says_so(synced: bool, stepped: bool, now: int) -> None:
     """A plain bucket that never refills states an endless bound; a synced one is still sent to the server."""
     bucket = Direct(Quota(5, 0, 1.0, synced=synced, stepped=stepped, initial=0))
-    snapshot = look(bucket, now, 1, 0)
+    snapshot = bucket.look(now, 1, 0)
     assert math.isinf(snapshot.retry_after)
     assert math.isinf(snapshot.bound) is not synced
     outcome = bucket.apply(Acquire(1), now)
@@ -403,7 +324,7 @@ def test_a_reported_refill_of_0_ends_with_a_probe(now: int) -> None:
     """A net refill of 0 stops the bucket on the server's word, and a probe takes that word back in time."""
     bucket = Direct(Quota(100, 20, 60.0, synced=True))
     bucket.apply(Reconcile(Reading(-3, refill=0)), now)
-    snapshot = look(bucket, now, 1, 0)
+    snapshot = bucket.look(now, 1, 0)
     assert math.isinf(snapshot.retry_after)
     assert micro(snapshot.bound) == PROBE_AFTER_US
     assert not bucket.apply(Acquire(1), now + PROBE_AFTER_US - 1).probe

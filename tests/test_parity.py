@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import typing
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -11,6 +10,8 @@ import pytest
 
 from keepa_tokens import async_bucket, bucket
 from keepa_tokens.storage import base, memory, redis, sqlite
+
+pytestmark = pytest.mark.anyio
 
 TWINS = {
     bucket.TokenBucket: async_bucket.AsyncTokenBucket,
@@ -28,6 +29,11 @@ def methods(kind: type) -> dict[str, inspect.Signature]:
     return {name: inspect.signature(value) for name, value in found.items() if inspect.isfunction(value)}
 
 
+def takes(signature: inspect.Signature) -> list[tuple[object, ...]]:
+    """Return names, kinds and defaults of all parameters."""
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in signature.parameters.values()]
+
+
 @pytest.mark.parametrize("sync, twin", TWINS.items())
 def test_each_method_has_its_twin(sync: type, twin: type) -> None:
     """No name is missing on either side."""
@@ -37,19 +43,9 @@ def test_each_method_has_its_twin(sync: type, twin: type) -> None:
 @pytest.mark.parametrize("sync, twin", TWINS.items())
 def test_each_method_takes_the_same(sync: type, twin: type) -> None:
     """Names, kinds and defaults of all parameters are the same, so code moves from one to the other by adding await."""
-    for name, signature in methods(sync).items():
-        other = methods(twin)[RENAMED.get(name, name)]
-        mine = [(parameter.name, parameter.kind, parameter.default) for parameter in signature.parameters.values()]
-        theirs = [(parameter.name, parameter.kind, parameter.default) for parameter in other.parameters.values()]
-        assert mine == theirs, name
-
-
-def test_the_doors_are_made_alike() -> None:
-    """Both doors take a quota and the same keywords; only the storage's type differs."""
-    mine, theirs = inspect.signature(bucket.TokenBucket), inspect.signature(async_bucket.AsyncTokenBucket)
-    assert [(p.name, p.kind, p.default) for p in mine.parameters.values()] == [
-        (p.name, p.kind, p.default) for p in theirs.parameters.values()
-    ]
+    theirs = {"made": inspect.signature(twin), **methods(twin)}
+    for name, mine in {"made": inspect.signature(sync), **methods(sync)}.items():
+        assert takes(mine) == takes(theirs[RENAMED.get(name, name)]), name
 
 
 def test_what_reaches_the_storage_is_awaited() -> None:
@@ -69,7 +65,6 @@ def test_what_reaches_the_storage_is_awaited() -> None:
 
 
 def _translated(hint: object) -> object:
-    """Return the async twin of a sync type."""
     if isinstance(hint, type) and hint in TWINS:
         return TWINS[hint]
     return hint
@@ -111,34 +106,28 @@ def test_a_missing_parameter_would_be_noticed() -> None:
         test_each_method_takes_the_same(bucket.TokenBucket, Lacking)
 
 
-@pytest.mark.parametrize("kind", [memory.MemoryStorage, sqlite.SQLiteStorage, redis.RedisStorage])
-def test_a_storage_is_closed_at_the_end_of_its_block(kind: type[base.Closing]) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(memory.MemoryStorage, sqlite.SQLiteStorage, redis.RedisStorage),
+        *(sqlite.AsyncSQLiteStorage, redis.AsyncRedisStorage),
+    ],
+)
+async def test_a_storage_is_closed_at_the_end_of_its_block(kind: type[base.Closing | base.AsyncClosing]) -> None:
     """A storage is a context manager: it is what the block gets, and it is closed once, after an exception too."""
-    closed: list[object] = []
-
-    def close(self: object) -> None:
-        closed.append(self)
-
-    storage = type("Noted", (kind,), {"__init__": lambda _: None, "close": close})()
-    with pytest.raises(ZeroDivisionError), storage as entered:
-        raise ZeroDivisionError
-    assert closed == [entered] == [storage]
-
-
-@pytest.mark.parametrize("kind", [sqlite.AsyncSQLiteStorage, redis.AsyncRedisStorage])
-def test_a_storage_for_coroutines_is_closed_at_the_end_of_its_block(kind: type[base.AsyncClosing]) -> None:
-    """The same for coroutines."""
     closed: list[object] = []
 
     async def aclose(self: object) -> None:
         closed.append(self)
 
-    async def block(storage: base.AsyncClosing) -> None:
-        async with storage as entered:
-            assert entered is storage
-            raise ZeroDivisionError
+    def close(self: object) -> None:
+        closed.append(self)
 
-    storage = type("Noted", (kind,), {"__init__": lambda _: None, "aclose": aclose})()
-    with pytest.raises(ZeroDivisionError):
-        asyncio.run(block(storage))
-    assert closed == [storage]
+    storage = type("Noted", (kind,), {"__init__": lambda _: None, "close": close, "aclose": aclose})()
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - one of two blocks
+        if isinstance(storage, base.Closing):
+            with storage as entered:
+                raise ZeroDivisionError
+        async with storage as entered:
+            raise ZeroDivisionError
+    assert closed == [entered] == [storage]

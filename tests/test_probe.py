@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND, gaps, instants
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Reconcile, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import CLAIM_US, LOOK_AGAIN_US, MAX_BACKOFF_US, NEVER, PROBE_AFTER_US, TOLERANCE_US
-from tests.strategies import BUCKETS, Bucket, Direct
+from tests.strategies import Bucket, Direct, Make, either_way
 
 QUOTA = Quota(1200, 20, 60.0, stepped=True, synced=True)
 NET_0 = Quota(1200, 0, 60.0, stepped=True, synced=True)
@@ -28,18 +26,16 @@ def probed(bucket: Bucket, now: int, tokens: int = 1) -> bool:
     return outcome.probe
 
 
-def empty(told_at: int = EPOCH, quota: Quota = NET_0) -> Direct:
-    """Return a bucket that the server said is empty, and that doesn't refill."""
-    bucket = Direct(quota)
-    bucket.apply(Reconcile(Reading(-5, server_time=1000.0)), told_at)
+def empty(make: Make = Direct) -> Bucket:
+    """Return a bucket that the server said at EPOCH is empty, and that doesn't refill."""
+    bucket = make(NET_0)
+    bucket.apply(Reconcile(Reading(-5, server_time=1000.0)), EPOCH)
     return bucket
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(workers=st.integers(2, 30), now=instants, spread=st.integers(0, CLAIM_US - 1))
-def test_one_of_many_workers_is_sent_to_the_server(
-    make: Callable[[Quota], Bucket], workers: int, now: int, spread: int
-) -> None:
+def test_one_of_many_workers_is_sent_to_the_server(make: Make, workers: int, now: int, spread: int) -> None:
     """However many ask an unknown bucket while a claim lasts, one gets it; the others are told when to come back."""
     bucket = make(QUOTA)
     outcomes = [bucket.apply(Acquire(1), now + spread * n // workers) for n in range(workers)]
@@ -49,12 +45,12 @@ def test_one_of_many_workers_is_sent_to_the_server(
 
 
 def test_a_grant_never_calls_for_a_probe() -> None:
-    """Who gets tokens isn't sent anywhere, however old the reading."""
+    """Who gets tokens isn't sent anywhere, however old the reading, nor as a scout."""
     bucket = Direct(QUOTA)
     bucket.apply(Reconcile(Reading(500)), EPOCH)
-    outcome = bucket.apply(Acquire(1), EPOCH + 10 * HOUR)
-    assert outcome.granted
-    assert not outcome.probe
+    for command in (Acquire(1), Reserve("a", 1, MINUTE, scout=True)):
+        outcome = bucket.apply(command, EPOCH + 10 * HOUR)
+        assert (outcome.granted, outcome.scout, outcome.probe) == (True, False, False)
 
 
 @pytest.mark.parametrize("after_us", [1, SECOND, 10 * MINUTE, 2 * HOUR])
@@ -74,33 +70,21 @@ def test_a_plain_bucket_never_calls_for_a_probe() -> None:
     assert not bucket.apply(ClaimProbe(), EPOCH).probe
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_prober_that_crashed_counts_as_a_failure(make: Callable[[Quota], Bucket]) -> None:
-    """A claim that ended without a reading is a failed probe by the clock alone; the next one waits for the backoff."""
-    bucket = make(NET_0)
-    bucket.apply(Reconcile(Reading(-5)), EPOCH)
-    now = EPOCH + PROBE_AFTER_US
-    assert probed(bucket, now)
-    bucket.restart()  # the prober is gone and has told nobody
-    assert not probed(bucket, now + CLAIM_US)
-    assert not probed(bucket, now + CLAIM_US + PROBE_AFTER_US - 1)
-    assert probed(bucket, now + CLAIM_US + PROBE_AFTER_US)
-
-
-def test_failures_back_off_and_the_backoff_is_bounded() -> None:
-    """Each failed probe doubles the pause until the next, up to an hour."""
-    bucket = empty()
+@either_way
+def test_claims_that_end_without_a_reading_back_off_and_the_backoff_is_bounded(make: Make) -> None:
+    """By the clock alone, as where a prober crashed: each doubles the pause until the next, up to an hour."""
+    bucket = empty(make)
     now = EPOCH + PROBE_AFTER_US
     assert probed(bucket, now)
     pauses = []
     for _ in range(40):
-        seen = bucket.apply(Peek(), now + CLAIM_US).snapshot
-        assert seen is not None
+        seen = bucket.look(now + CLAIM_US)
         bound = round(seen.bound * 10**6)
         assert not probed(bucket, now + CLAIM_US + bound - 1)
         now += CLAIM_US + bound
         assert probed(bucket, now)
         pauses.append(bound)
+        bucket.restart()  # the prober is gone and has told nobody
     assert pauses[:4] == [PROBE_AFTER_US, 2 * PROBE_AFTER_US, 4 * PROBE_AFTER_US, MAX_BACKOFF_US]
     assert set(pauses[3:]) == {MAX_BACKOFF_US}
 
@@ -129,18 +113,21 @@ def test_a_reading_ends_the_claim_and_forgives_the_failures() -> None:
     assert probed(bucket, now + 2 * PROBE_AFTER_US + CLAIM_US)
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_a_failed_probe_of_an_unknown_bucket_starts_it_at_0(make: Make) -> None:
     """From the end of the claim on an unknown bucket has 0 tokens and refills: slow, never stuck."""
     bucket = make(Quota(1200, 20, 60.0, synced=True))
     first = bucket.apply(Acquire(2), EPOCH)
     assert first.probe
     assert first.retry_after_us == LOOK_AGAIN_US
+    assert bucket.look(EPOCH + 5 * SECOND, 2).bound == 21.0
     assert bucket.apply(Acquire(2), EPOCH + CLAIM_US - 1).reason is Reason.UNKNOWN
     known = bucket.apply(Acquire(2), EPOCH + CLAIM_US)
     assert (known.reason, known.balance) == (Reason.EMPTY, 0)
     assert not bucket.apply(Acquire(2), EPOCH + CLAIM_US + 6 * SECOND - 1).granted
     assert bucket.apply(Acquire(2), EPOCH + CLAIM_US + 6 * SECOND).granted
+    # One that was only slow still tells the truth.
+    assert bucket.apply(Reconcile(Reading(-300)), EPOCH + CLAIM_US + 7 * SECOND).balance == -300
 
 
 @given(now=instants, late=gaps)
@@ -152,16 +139,8 @@ def test_it_starts_at_the_end_of_the_claim_whenever_somebody_looks(now: int, lat
     assert seen.balance == late // SECOND
 
 
-def test_a_reading_that_comes_after_all_replaces_the_0() -> None:
-    """A probe that was only slow still tells the truth."""
-    bucket = Direct(QUOTA)
-    probed(bucket, EPOCH)
-    bucket.apply(Acquire(0), EPOCH + CLAIM_US)
-    assert bucket.apply(Reconcile(Reading(-300)), EPOCH + CLAIM_US + SECOND).balance == -300
-
-
-@pytest.mark.parametrize("make", BUCKETS)
-def test_one_request_is_let_through_as_the_scout(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_one_request_is_let_through_as_the_scout(make: Make) -> None:
     """On the claim one reserve goes through though nothing is known; the next is refused; its answer tells all."""
     bucket = make(QUOTA)
     first = bucket.apply(Reserve("a", 40, MINUTE, scout=True), EPOCH)
@@ -170,16 +149,7 @@ def test_one_request_is_let_through_as_the_scout(make: Callable[[Quota], Bucket]
     assert (second.granted, second.scout, second.probe) == (False, False, False)
     outcome = bucket.apply(Settle("a", 0, Reading(-12, server_time=5.0), refused=True), EPOCH + SECOND)
     assert outcome.balance == -12
-    assert bucket.state is not None
-    assert bucket.state.probe_until is None
-
-
-def test_a_scout_that_is_granted_anyway_is_no_scout() -> None:
-    """With tokens there a request is an ordinary one."""
-    bucket = Direct(QUOTA)
-    bucket.apply(Reconcile(Reading(5)), EPOCH)
-    outcome = bucket.apply(Reserve("a", 1, MINUTE, scout=True), EPOCH)
-    assert (outcome.granted, outcome.scout, outcome.probe) == (True, False, False)
+    assert bucket.stored.probe_until is None
 
 
 def test_more_than_the_reported_capacity_is_too_large_and_calls_for_a_probe() -> None:
@@ -193,8 +163,8 @@ def test_more_than_the_reported_capacity_is_too_large_and_calls_for_a_probe() ->
     assert bucket.apply(Acquire(301), EPOCH + PROBE_AFTER_US).granted
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_claim_by_hand_is_given_to_one_at_a_time(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_a_claim_by_hand_is_given_to_one_at_a_time(make: Make) -> None:
     """Who asks for the claim gets it if nobody has it; it ends by itself."""
     bucket = make(QUOTA)
     assert bucket.apply(ClaimProbe(), EPOCH).probe

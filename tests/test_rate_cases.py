@@ -6,7 +6,6 @@ The list of situations is that of the tests of Go's x/time/rate; where the answe
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Final
 
 import pytest
@@ -44,11 +43,9 @@ class Bench:
         return self.apply(at, Refund(f"{tokens} at {place}", tokens, START + place * D)).found
 
     def terms(self, quota: Quota) -> None:
-        """Go on with other terms."""
         self.quota = quota
 
     def apply(self, at: int, command: Command) -> Outcome:
-        """Carry out a command."""
         return self.storage.apply("k", self.quota, command, now_us=START + at * D)
 
 
@@ -164,34 +161,6 @@ def test_a_situation_of_other_limiters_comes_out_as_it_should(story: str) -> Non
     bench = Bench(quota)
     for what, given, comes in steps:
         assert getattr(bench, what)(*given) == comes, (what, given)
-
-
-def test_simultaneous_requests() -> None:
-    """Fifteen threads at once on a bucket of five: exactly five pass."""
-    clock = ManualClock(100.0)
-    bucket = TokenBucket(Quota(5, 1, 1.0), clock=clock)
-    barrier, passed = threading.Barrier(15), []
-
-    def ask() -> None:
-        barrier.wait()
-        passed.append(bool(bucket.try_acquire()))
-
-    threads = [threading.Thread(target=ask) for _ in range(15)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(passed) == [False] * 10 + [True] * 5
-
-
-def test_a_long_run_gets_the_rate_exactly() -> None:
-    """At 100 a second, asked 500 times a second for 5 s: the burst and the refill, not one more or less."""
-    bucket = TokenBucket(Quota(100, 100, 1.0), clock=(clock := ManualClock(100.0)))
-    passed = 0
-    for _ in range(2500):
-        passed += bool(bucket.try_acquire())
-        clock.advance(0.002)
-    assert passed == 100 + 499  # the 500th comes at the very end of the 5 s
 
 
 def test_a_rate_of_0() -> None:

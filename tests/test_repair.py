@@ -46,14 +46,6 @@ def names(quota: Quota, **fields: Any) -> tuple[str, ...]:
     return repair(quota, stored(**fields), NOW)[1]
 
 
-def test_a_sound_state_is_left_as_it_is() -> None:
-    """Nothing to mend, nothing named; only the rate at which nothing was earned yet is filled in."""
-    for quota in (PLAIN, SYNCED):
-        state, mended = repair(quota, stored(), NOW)
-        assert mended == ()
-        assert (state.balance, state.refilled_at, state.holds) == (5, NOW, {})
-
-
 EDGES: Final[list[tuple[str, int, int]]] = [
     ("balance", 1 - LIMIT, LIMIT - 1),
     ("refilled_at", NOW - YEAR_US, NOW + TOLERANCE_US),
@@ -90,38 +82,83 @@ def test_a_field_is_sound_from_its_least_to_its_most(name: str, least: int, most
         assert name in names(SYNCED, **{name: damage})
 
 
-@pytest.mark.parametrize(
-    "refill, period_us, sound",
-    [(1, LIMIT - 2, True), (1, LIMIT - 1, False), (0, 1, True), (None, 1, False), (1, None, False), (1, 0, False)],
+FAST: Final = Quota(2**24, 2**23, 60.0, stepped=True, synced=True)
+SOUND_HOLDS: Final = (Hold(0, 0, NOW, 1), Hold(1, 0, 0, 1), Hold(1, 0, NOW, MAX_HOLD_US), Hold(LIMIT - 1, 0, NOW, 1))
+BAD_HOLDS: Final = (
+    *(Hold(-1, 0, NOW, 1), Hold(LIMIT, 0, NOW, 1), Hold(1, -1, NOW, 1), Hold(1, 0, -1, 1), Hold(1, 0, NOW, 0)),
+    *(Hold(1, 0, NOW, MAX_HOLD_US + 1), Hold(1, 0, NOW, 1, charged=-1), (1, 0, NOW, 1, 0)),
 )
-def test_a_reported_rate_is_sound_if_it_can_be_computed(refill: int | None, period_us: int | None, sound: bool) -> None:
-    """Half of one is none, and one that is too large for exact products would not be refilled exactly."""
-    state, mended = repair(SYNCED, stored(reading_at=NOW, reported_refill=refill, reported_period_us=period_us), NOW)
-    assert ("reported_refill" not in mended) == sound
-    assert (state.reported_refill, state.reported_period_us) == ((refill, period_us) if sound else (None, None))
+
+
+def rate(refill: int | None, period_us: int | None) -> dict[str, Any]:
+    """Return what is stored of a rate that the server reported."""
+    return {"reported_refill": refill, "reported_period_us": period_us}
+
+
+READ: Final = {"reading_at": NOW, "sequence": 1, "reading_sequence": 1}
 
 
 @pytest.mark.parametrize(
-    "hold, sound",
+    "quota, fields, mended, left",
     [
-        (Hold(0, 0, NOW, 1), True),
-        (Hold(-1, 0, NOW, 1), False),
-        (Hold(1, -1, NOW, 1), False),
-        (Hold(1, 0, -1, 1), False),
-        (Hold(1, 0, 0, 1), True),
-        (Hold(1, 0, NOW, 0), False),
-        (Hold(1, 0, NOW, MAX_HOLD_US), True),
-        (Hold(1, 0, NOW, MAX_HOLD_US + 1), False),
-        (Hold(1, 0, NOW, 1, charged=-1), False),
-        (Hold(LIMIT - 1, 0, NOW, 1), True),
-        (Hold(LIMIT, 0, NOW, 1), False),
-        (cast("Hold", (1, 0, NOW, 1, 0)), False),
+        # Nothing to mend, nothing named.
+        *((quota, {}, (), {"balance": 5, "refilled_at": NOW, "holds": {}}) for quota in (PLAIN, SYNCED)),
+        # A remainder of a whole token would be a token that nothing brought.
+        (PLAIN, {"carry": 60_000_000}, ("carry",), {"carry": 0}),
+        # One hold that can't be is forgotten; what is no mapping, as a whole.
+        *((PLAIN, {"holds": {"a": hold}}, (), {"holds": {"a": hold}}) for hold in SOUND_HOLDS),
+        *((PLAIN, {"holds": {"a": hold}}, ("hold:a",), {"holds": {}}) for hold in BAD_HOLDS),
+        *((PLAIN, {"holds": holds}, ("holds",), {"holds": {}}) for holds in (None, 3, "a", [HOLD])),
+        # Terms that are none are the caller's; those that aren't there are no damage.
+        (PLAIN, {"quota": "10 1 60000000"}, ("quota",), {"quota": PLAIN}),
+        (PLAIN, {"quota": None}, (), {"quota": PLAIN}),
+        # 0 for a time, or seconds, fill no bucket in debt: the balance stays at -79 and refills from now.
+        *(
+            (
+                quota,
+                {"balance": -79, "refilled_at": at, "carry": 7},
+                ("refilled_at",),
+                {"balance": -79, "refilled_at": NOW, "carry": 0},
+            )
+            for at in (0, NOW // 1_000_000)
+            for quota in (PLAIN, SYNCED)
+        ),
+        # Half of a rate is none, and one that is too large for exact products would not be refilled exactly.
+        *((SYNCED, READ | sound, (), sound) for sound in (rate(1, LIMIT - 2), rate(0, 1))),
+        *(
+            (SYNCED, READ | rate(*bad), ("reported_refill",), rate(None, None))
+            for bad in ((1, LIMIT - 1), (None, 1), (1, None))
+        ),
+        (SYNCED, READ | rate(1, 0), ("reported_period_us", "reported_refill"), rate(None, None)),
+        # Nor one in a stretched period: then the terms' own period goes on, at once.
+        (FAST, {"stretched_us": 2**29 - 2, "carry": 60_000_000}, (), {"stretched_us": 2**29 - 2}),
+        (FAST, {"stretched_us": 2**29 - 1, "carry": 60_000_000}, ("stretched_us", "carry"), {"stretched_us": None}),
+        # A balance that is lost is 0, and refills from now; or it is unknown, and so is what was read of it.
+        (
+            PLAIN,
+            {"balance": None, "refilled_at": NOW - 1, "carry": 7, "sequence": 1},
+            ("balance",),
+            {"balance": 0, "refilled_at": NOW, "carry": 0, "reading_at": None},
+        ),
+        *(
+            (
+                SYNCED,
+                {"balance": None, "refilled_at": NOW - 1, "carry": 7, "reading_at": at, "sequence": 1},
+                mended,
+                {"balance": None, "refilled_at": NOW - 1, "carry": 7, "reading_at": None},
+            )
+            # A bucket that awaits its first reading has lost none.
+            for at, mended in ((None, ()), (NOW, ("balance",)))
+        ),
     ],
 )
-def test_a_hold_is_sound_or_gone(hold: Hold, sound: bool) -> None:
-    """One that can't be is forgotten and named; the others stay as they are."""
-    state, mended = repair(PLAIN, stored(holds={"a": hold}), NOW)
-    assert (dict(state.holds), mended) == (({"a": hold}, ()) if sound else ({}, ("hold:a",)))
+def test_what_is_mended_is_named_and_the_rest_is_left(
+    quota: Quota, fields: dict[str, Any], mended: tuple[str, ...], left: dict[str, Any]
+) -> None:
+    """Each field alone: what can't be is named and replaced, what can be stays."""
+    state, named = repair(quota, stored(**fields), NOW)
+    assert named == mended
+    assert {name: getattr(state, name) for name in left} == left
 
 
 def test_holds_are_looked_at_in_the_order_of_their_names_whatever_those_are() -> None:
@@ -145,8 +182,9 @@ def test_where_nothing_sound_remembers_an_order_it_begins_anew() -> None:
         {"holds": {"a": replace(HOLD, opened=3, charged=7), "b": replace(HOLD, opened=LIMIT)}},
         {"line": (Ticket("t", 1, 0, 7, NOW),)},
     ):
-        assert repair(PLAIN, stored(**remembers), NOW)[0].sequence == 7
-        assert "sequence" in names(PLAIN, **remembers)
+        for lost in (None, 0):  # 0 is stored as nothing
+            assert repair(PLAIN, stored(sequence=lost, **remembers), NOW)[0].sequence == 7
+            assert "sequence" in names(PLAIN, sequence=lost, **remembers)
     for lost in (None, 0):
         state, mended = repair(SYNCED, stored(sequence=7, reading_at=NOW, reading_sequence=lost), NOW)
         assert (state.reading_sequence, mended) == (7, ("reading_sequence",))
@@ -202,22 +240,6 @@ def test_a_sweep_that_a_clock_ahead_put_off_stays(late: int, expected: int) -> N
     assert kept == NOW + SWEEP_US + TOLERANCE_US + expected
 
 
-@pytest.mark.parametrize("age", [NOW, NOW - NOW // 1_000_000])
-@pytest.mark.parametrize("quota", [PLAIN, SYNCED])
-def test_a_time_of_refill_of_0_or_in_seconds_fills_no_bucket_in_debt(quota: Quota, age: int) -> None:
-    """The balance stays at -79 and refills from now."""
-    sound, mended = repair(quota, stored(balance=-79, refilled_at=NOW - age, carry=7), NOW)
-    assert (sound.balance, sound.refilled_at, sound.carry, mended) == (-79, NOW, 0, ("refilled_at",))
-
-
-@pytest.mark.parametrize("stretched, mended", [(2**29 - 2, ()), (2**29 - 1, ("stretched_us", "carry"))])
-def test_a_stretched_period_is_sound_if_it_can_be_computed(stretched: int, mended: tuple[str, ...]) -> None:
-    """Tokens times that period and a microsecond stay below 2**52; else the terms' own period goes on, at once."""
-    quota = Quota(2**24, 2**23, 60.0, stepped=True, synced=True)
-    state, named = repair(quota, stored(stretched_us=stretched, carry=60_000_000), NOW)
-    assert (state.stretched_us, named) == (None if mended else stretched, mended)
-
-
 @pytest.mark.parametrize("late, mended", [(0, ()), (1, ("refilled_at",))])
 @pytest.mark.parametrize("stepped", [False, True])
 def test_a_slow_bucket_may_rightly_not_have_been_touched_for_years(
@@ -271,19 +293,6 @@ def test_what_the_rules_wrote_needs_no_mending(synced: bool, data: st.DataObject
         state = None if state is None else BucketState.from_fields(state.to_fields())
 
 
-def test_a_remainder_of_a_whole_token_is_none() -> None:
-    """It would be a token that nothing brought."""
-    state, mended = repair(PLAIN, stored(carry=60_000_000), NOW)
-    assert (state.carry, mended) == (0, ("carry",))
-
-
-@pytest.mark.parametrize("holds", [None, 3, "a", [HOLD]])
-def test_holds_that_are_no_mapping_are_none(holds: Any) -> None:
-    """They are named as a whole."""
-    state, mended = repair(PLAIN, stored(holds=holds), NOW)
-    assert (dict(state.holds), mended) == ({}, ("holds",))
-
-
 def test_the_format_of_a_newer_release_says_what_to_do() -> None:
     """The error has both numbers; garbage for a format is mended."""
     message = (
@@ -296,25 +305,6 @@ def test_the_format_of_a_newer_release_says_what_to_do() -> None:
         repair(PLAIN, stored(format=NEWEST_FORMAT), NOW)
     for damage in (FORMAT - 1, None, "2", NEWEST_FORMAT + 1):
         assert names(PLAIN, format=damage) == ("format",)
-
-
-def test_terms_that_are_none_are_the_callers() -> None:
-    """What stands there is named; terms that aren't there are not."""
-    for damage, mended in (("10 1 60000000", ("quota",)), (None, ())):
-        state, named = repair(PLAIN, stored(quota=damage), NOW)
-        assert (state.quota, named) == (PLAIN, mended)
-
-
-@pytest.mark.parametrize(
-    "quota, read, balance, mended", [(PLAIN, None, 0, True), (SYNCED, None, None, False), (SYNCED, NOW, None, True)]
-)
-def test_a_balance_that_is_lost_is_0_or_unknown(
-    quota: Quota, read: int | None, balance: int | None, mended: bool
-) -> None:
-    """It refills from now; what was read of it is lost too; a bucket that awaits its first reading has lost none."""
-    state, named = repair(quota, BucketState(refilled_at=NOW - 1, carry=7, reading_at=read, sequence=1), NOW)
-    assert (state.balance, state.reading_at, "balance" in named) == (balance, None, mended)
-    assert (state.refilled_at, state.carry) == ((NOW, 0) if quota is PLAIN else (NOW - 1, 7))
 
 
 def test_a_long_name_is_named_by_its_beginning() -> None:

@@ -6,7 +6,6 @@ and what a loss may rightly forgive.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -42,9 +41,9 @@ from keepa_tokens.rules.commands import (
     Verdict,
 )
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import LIMIT, TOLERANCE_US, UNLIMITED
-from tests.strategies import BUCKETS, SPARING, Bucket, Direct
+from tests.strategies import SPARING, Bucket, Direct, Make, either_way
 
 # --- the books
 
@@ -113,7 +112,6 @@ class Books:
         return -(-self.forward * self.refill // self.period)
 
     def check(self) -> None:
-        """Assert that net spending is within the promise."""
         overdraft = self.last_grant if self.quota.overdraft == UNLIMITED else self.quota.overdraft
         assert self.net <= max(self.most, 0) + self.refilled + self.forgiven + overdraft
 
@@ -199,23 +197,19 @@ def harm(bucket: Bucket, books: Books, fields: dict[str, object]) -> None:
     bucket.put(with_fields(state, fields))
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @SPARING
 @given(data=st.data())
-def test_a_plain_bucket_never_gives_more_than_it_had_and_got(
-    make: Callable[[Quota], Bucket], data: st.DataObject
-) -> None:
+def test_a_plain_bucket_never_gives_more_than_it_had_and_got(make: Make, data: st.DataObject) -> None:
     """Whatever is lost, repeated or stepped back in time, grants minus returns stay within the promise."""
     quota = data.draw(quotas(synced=False))
     run(make(quota), Books(quota), data.draw(instants), data.draw(histories()))
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @SPARING
 @given(data=st.data())
-def test_a_synced_bucket_never_gives_more_than_the_last_reading_and_the_refill(
-    make: Callable[[Quota], Bucket], data: st.DataObject
-) -> None:
+def test_a_synced_bucket_never_gives_more_than_the_last_reading_and_the_refill(make: Make, data: st.DataObject) -> None:
     """Since the last reading that was taken, net spending is within its balance, the refill and the overdraft."""
     quota = data.draw(quotas(synced=True))
     known = readings.map(lambda reading: replace(reading, refill=None, period=None, capacity=None))
@@ -226,11 +220,11 @@ def test_a_synced_bucket_never_gives_more_than_the_last_reading_and_the_refill(
 
 
 @pytest.mark.parametrize("stepped", [False, True])
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @SPARING
 @given(data=st.data())
 def test_what_is_taken_and_what_is_left_add_up_to_what_was_refilled(
-    make: Callable[[Quota], Bucket], stepped: bool, data: st.DataObject
+    make: Make, stepped: bool, data: st.DataObject
 ) -> None:
     """On a clock that goes forwards the balance and all that was taken are what there was and was refilled, or less.
 
@@ -252,26 +246,23 @@ def test_what_is_taken_and_what_is_left_add_up_to_what_was_refilled(
     assert left + taken == (quota.initial or 0) + refilled
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(
     quota=quotas(synced=False, least_refill=1),
     balance=st.integers(-1000, 1000),
     now=instants,
     losses=st.lists(st.integers(0, 3 * SECOND), min_size=1, max_size=10),
 )
-def test_a_lost_timestamp_mints_nothing(
-    make: Callable[[Quota, BucketState], Bucket], quota: Quota, balance: int, now: int, losses: list[int]
-) -> None:
+def test_a_lost_timestamp_mints_nothing(make: Make, quota: Quota, balance: int, now: int, losses: list[int]) -> None:
     """Lost before every single attempt, the timestamp never brings more than the time that passed since the first."""
     bucket = make(quota, BucketState(balance=balance, refilled_at=None))
     start = now
     for after in losses:
         now += after
         bucket.apply(Acquire(0), now)
-        assert bucket.state is not None
-        assert bucket.state.balance is not None
-        assert (bucket.state.balance - balance) * quota.period_us <= (now - start) * quota.refill
-        bucket.put(replace(bucket.state, refilled_at=None))
+        assert bucket.stored.balance is not None
+        assert (bucket.stored.balance - balance) * quota.period_us <= (now - start) * quota.refill
+        bucket.put(replace(bucket.stored, refilled_at=None))
 
 
 @given(
@@ -287,9 +278,8 @@ def test_two_skewed_writers_mint_nothing(quota: Quota, now: int, skews: list[int
         at = now + skew // 2  # apart from each other by the tolerance at most
         furthest = max(furthest, at)
         bucket.apply(Acquire(0), at)
-    assert bucket.state is not None
-    assert bucket.state.balance is not None
-    assert (bucket.state.balance + 10**9) * quota.period_us <= (furthest - now) * quota.refill
+    assert bucket.stored.balance is not None
+    assert (bucket.stored.balance + 10**9) * quota.period_us <= (furthest - now) * quota.refill
 
 
 @given(
@@ -308,16 +298,13 @@ def test_a_clock_that_jumps_to_and_fro_mints_only_its_way_forward(quota: Quota, 
         assert bucket.state == before
         bucket.apply(Acquire(0), now)
         forward += jump
-    assert bucket.state is not None
-    assert bucket.state.balance is not None
-    assert (bucket.state.balance + 10**9) * quota.period_us <= forward * quota.refill
+    assert bucket.stored.balance is not None
+    assert (bucket.stored.balance + 10**9) * quota.period_us <= forward * quota.refill
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @given(quota=quotas(synced=False), balance=st.integers(-1000, 1000), now=instants)
-def test_a_lost_balance_forgives_at_most_the_debt(
-    make: Callable[[Quota, BucketState], Bucket], quota: Quota, balance: int, now: int
-) -> None:
+def test_a_lost_balance_forgives_at_most_the_debt(make: Make, quota: Quota, balance: int, now: int) -> None:
     """Without its balance a plain bucket goes on from 0, whatever refill was due, and says what it mended."""
     bucket = make(quota, BucketState(balance=None, refilled_at=max(0, now - DAY)))
     outcome = bucket.apply(Acquire(1), now)
@@ -337,8 +324,8 @@ def test_a_synced_bucket_that_lost_its_balance_gives_nothing_until_it_is_told(qu
     assert "balance" in outcome.repaired
 
 
-@pytest.mark.parametrize("make", BUCKETS)
-def test_a_state_lost_whole_is_one_new_bucket(make: Callable[[Quota], Bucket]) -> None:
+@either_way
+def test_a_state_lost_whole_is_one_new_bucket(make: Make) -> None:
     """After a flush there is one `initial`, and nothing where the balance isn't known."""
     plain = make(Quota(10, 1, 60.0))
     assert plain.apply(Acquire(10), EPOCH).granted
@@ -349,12 +336,10 @@ def test_a_state_lost_whole_is_one_new_bucket(make: Callable[[Quota], Bucket]) -
     assert not at_0.apply(Acquire(1), EPOCH).granted
 
 
-@pytest.mark.parametrize("make", BUCKETS)
+@either_way
 @SPARING
 @given(data=st.data())
-def test_every_command_twice_is_every_command_with_an_id_once(
-    make: Callable[[Quota], Bucket], data: st.DataObject
-) -> None:
+def test_every_command_twice_is_every_command_with_an_id_once(make: Make, data: st.DataObject) -> None:
     """If each reserve, settle, cancel and refund arrives twice in a row, the bucket ends as if each had come once."""
     quota = data.draw(quotas())
     now = data.draw(instants)
@@ -398,24 +383,3 @@ def test_a_refund_counts_once_however_often_it_is_repeated(
     for passed, skew, repeated in later:
         outcome = bucket.apply(refund if repeated else Acquire(0), now + passed + skew)
         assert outcome.balance == 7
-
-
-def test_a_lost_hold_is_named_and_frees_its_own_tokens_only() -> None:
-    """A hold that can't be read is dropped and named; the others keep theirs."""
-    holds: dict[str, Any] = {"a": "nonsense", "b": Hold(4, 1, EPOCH + MINUTE, MINUTE)}
-    quota = Quota(10, 1, 1.0, synced=True)
-    state = BucketState(balance=10, refilled_at=EPOCH, sequence=1, held=6, open=2)
-    bucket = Direct(quota, with_fields(state, {"holds": holds}))
-    outcome = bucket.apply(Acquire(7), EPOCH)
-    assert outcome.repaired == ("hold:a", "held")
-    assert not outcome.granted
-    assert bucket.apply(Acquire(6), EPOCH).granted
-
-
-def test_holds_too_large_to_count_mint_nothing() -> None:
-    """Eight stored holds of 2**52 - 1 tokens: those that can't be counted exactly are damage, and nothing is free."""
-    huge = {name: Hold(2**52 - 1, 1, EPOCH + 1000, 1000) for name in "abcdefgh"}
-    bucket = Direct(Quota(100, 1, 1.0), BucketState(balance=0, refilled_at=EPOCH, sequence=9, holds=huge))
-    outcome = bucket.apply(Acquire(100), EPOCH + 1000)
-    assert not outcome.granted
-    assert outcome.repaired == tuple(f"hold:{name}" for name in "bcdefgh")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -27,6 +25,7 @@ from keepa_tokens.rules.commands import Acquire, Peek, Reserve
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
 from keepa_tokens.testing.conformance import SharedStorageConformance
+from tests.helpers import in_a_child
 from tests.storages import PART, OnSqlite, OnSqliteByCoroutines, write_row
 
 QUOTA = Quota.per_minute(60)
@@ -121,11 +120,8 @@ def test_a_forked_child_opens_the_file_anew(storage: SQLiteStorage) -> None:
     """Parent and child go on with one bucket, each by a connection of its own; the lock of a thread is left behind."""
     storage.apply("k", QUOTA, Acquire(10))
     with storage._lock:  # as a thread in the middle of a step, which the child doesn't have
-        child = os.fork()
-        if child == 0:
-            left = storage.apply("k", QUOTA, Acquire(10)).balance
-            os._exit(left or 0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in {40, 41}
+        ended = in_a_child(lambda: storage.apply("k", QUOTA, Acquire(10)).balance or 0)
+    assert ended() in {40, 41}
     assert storage.apply("k", QUOTA, Acquire(10)).balance in {30, 31}
 
 
@@ -183,7 +179,6 @@ def test_who_has_waited_for_longest_goes_next(path: Path) -> None:
 
 
 def meet(all_here: Barrier) -> None:
-    """Wait until all processes are there."""
     all_here.wait()
 
 
@@ -246,23 +241,18 @@ def test_children_that_are_forked_in_the_middle_of_steps_go_on(path: Path) -> No
     with closing(SQLiteStorage(path)) as storage:
         over = threading.Event()
 
+        def step() -> int:
+            storage.apply("k", Quota(1_000_000, 1, 1.0), Acquire(1))
+            return 0
+
         def work() -> None:
             while not over.is_set():
-                storage.apply("k", Quota(1_000_000, 1, 1.0), Acquire(1))
+                step()
 
-        threads = [threading.Thread(target=work) for _ in range(3)]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
         for thread in threads:
             thread.start()
-        codes: list[int] = []
-        for _ in range(10):
-            child = os.fork()
-            if child == 0:
-                signal.alarm(20)  # a child that hangs ends by this
-                with suppress(BaseException):
-                    storage.apply("k", Quota(1_000_000, 1, 1.0), Acquire(1))
-                    os._exit(0)
-                os._exit(1)
-            codes.append(os.waitpid(child, 0)[1])
+        codes = [in_a_child(step)() for _ in range(10)]
         over.set()
         for thread in threads:
             thread.join()

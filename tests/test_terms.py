@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 from typing import Final
 
@@ -17,23 +17,29 @@ from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
+from tests.strategies import Direct
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
 DEAL: Final = Quota(300, 5, 60.0)
 
 
-@dataclass
-class Shared:
+class Shared(Direct):
     """One bucket, asked on whichever terms."""
 
-    state: BucketState | None = None
-    now: int = NOW
+    now = NOW
 
     def ask(self, quota: Quota, tokens: int = 1) -> Outcome:
-        """Ask for tokens without waiting."""
-        self.state, outcome = transition(quota, self.state, self.now, Acquire(tokens))
-        return outcome
+        self.quota = quota
+        return self.apply(Acquire(tokens), self.now)
+
+    def serves_one_of(self, kinds: list[Quota], pace: int, until: int) -> None:
+        """Assert that of callers who ask in turn, each on its own terms, one is granted in time."""
+        for quota in cycle(kinds):
+            if self.ask(quota).granted:
+                return
+            assert self.now <= until
+            self.now += pace
 
 
 def slowest_us(terms: list[Quota], balance: int) -> int:
@@ -57,31 +63,23 @@ terms = st.builds(
 @example([DEAL, replace(DEAL, recharge_to=40)], -79, 61 * SECOND)
 def test_alternating_terms_stand_still_for_nobody(kinds: list[Quota], balance: int, pace: int) -> None:
     """In debt, the timestamp lost, workers ask in turn on terms of their own: one is granted in the slowest's time."""
-    shared = Shared(BucketState(balance=balance, quota=kinds[0]))
+    shared = Shared(DEAL, BucketState(balance=balance, quota=kinds[0]))
     extra = max(quota.recharge_to or 0 for quota in kinds)
     # Each change may be waited for, and costs less than a period of either.
     until = NOW + slowest_us(kinds, balance - extra) + MINUTE_US + len(kinds) * pace
-    for quota in cycle(kinds):
-        if shared.ask(quota).granted:
-            return
-        assert shared.now <= until
-        shared.now += pace
+    shared.serves_one_of(kinds, pace, until)
 
 
 def test_refill_0_beside_refill_5_goes_on() -> None:
     """A worker whose terms never refill does not stop the time of one whose terms do."""
-    shared = Shared(BucketState(balance=-10))
-    never = Quota(300, 0, 60.0, stepped=True)
-    for quota in cycle([replace(DEAL, period=60.5, stepped=True), never]):
-        if shared.ask(quota).granted:
-            break
-        assert shared.now < NOW + 3_600 * SECOND
-        shared.now += 61 * SECOND
+    shared = Shared(DEAL, BucketState(balance=-10))
+    kinds = [replace(DEAL, period=60.5, stepped=True), Quota(300, 0, 60.0, stepped=True)]
+    shared.serves_one_of(kinds, 61 * SECOND, NOW + 3_600 * SECOND)
 
 
 def test_terms_that_replace_refill_0_find_what_was_there() -> None:
     """A bucket that never had other terms than refill 0 gives no more than was there when others replace them."""
-    shared = Shared()
+    shared = Shared(DEAL)
     assert shared.ask(Quota(11, 0, 1.0), 9).balance == 2
     assert shared.ask(Quota(11, 1, 3.0), 2).balance == 0
     assert not shared.ask(Quota(11, 1, 3.0)).granted
@@ -89,19 +87,15 @@ def test_terms_that_replace_refill_0_find_what_was_there() -> None:
 
 def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     """For a minute after a change the larger capacity bounds, so refill comes beside what a hold has set aside."""
-    shared = Shared()
+    shared = Shared(DEAL)
     small, large = Quota(50, 1, 60.0), Quota(100, 1, 60.0)
     assert shared.ask(small, 50).granted
-    for quota in cycle([large, small]):
-        if shared.ask(quota).granted:
-            break
-        assert shared.now <= NOW + 121 * SECOND
-        shared.now += 5 * SECOND
+    shared.serves_one_of([large, small], 5 * SECOND, NOW + 121 * SECOND)
 
 
 def test_slower_terms_let_no_faster_refill_through() -> None:
     """From 1,000 a second to 10 a second: a minute after the change the smaller capacity clips the balance."""
-    shared = Shared()
+    shared = Shared(DEAL)
     fast, slow = Quota(1000, 1000, 1.0), Quota(10, 10, 1.0)
     assert shared.ask(fast).granted
     shared.now += MINUTE_US
@@ -114,7 +108,7 @@ def test_slower_terms_let_no_faster_refill_through() -> None:
 
 def test_terms_change_once_a_minute_and_say_so() -> None:
     """Other terms replace the stored ones at once, then not for a minute; the outcome names both."""
-    shared = Shared()
+    shared = Shared(DEAL)
     other = Quota(100, 5, 60.0)
     assert shared.ask(DEAL).terms is None
     assert shared.ask(other).terms == (DEAL, other)
@@ -126,7 +120,7 @@ def test_terms_change_once_a_minute_and_say_so() -> None:
 
 def test_more_than_the_stored_terms_admit_waits_for_the_callers_own() -> None:
     """Served by others' smaller terms, a caller is told when its own may take over, and is granted on them in time."""
-    shared = Shared()
+    shared = Shared(DEAL)
     small, large = Quota(10, 10, 1.0), Quota(100, 10, 1.0)
     assert shared.ask(large).granted
     assert shared.ask(small).granted

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -25,41 +27,22 @@ def test_the_first_duration_out_of_range_is_an_error_and_the_one_before_it_is_no
         microseconds("timeout", edge / MICROSECONDS)
 
 
-@pytest.mark.parametrize("value, text", [("1", "'1'"), (None, "None"), (True, "True"), ([1], "[1]")])
-def test_what_is_no_duration_is_shown(value: object, text: str) -> None:
-    """The message has the argument's name and what was given for it."""
-    with pytest.raises(TypeError, match=rf"^timeout must be a number of seconds, not {re.escape(text)}$"):
-        microseconds("timeout", value)
-
-
 @pytest.mark.parametrize("us, s", [(0, 0.0), (1, 1e-6), (NEVER - 1, (NEVER - 1) / 1e6), (NEVER, math.inf)])
 def test_never_is_infinite_and_the_microsecond_before_it_is_not(us: int, s: float) -> None:
     """`NEVER` shows as inf, everything below it in seconds."""
     assert seconds(us) == s
 
 
-@pytest.mark.parametrize("least, most", [(0, LIMIT - 1), (3, 7)])
-def test_the_edges_of_a_range_are_in_it(least: int, most: int) -> None:
-    """The least and the most are taken, one beyond either is an error that shows it and the range."""
-    assert [whole("tokens", value, least=least, most=most) for value in (least, most)] == [least, most]
+@pytest.mark.parametrize(
+    "bounds, least, most",
+    [({}, 0, LIMIT - 1), ({"least": 0, "most": LIMIT - 1}, 0, LIMIT - 1), ({"least": 3, "most": 7}, 3, 7)],
+)
+def test_the_edges_of_a_range_are_in_it(bounds: dict[str, int], least: int, most: int) -> None:
+    """The least and the most are taken, without bounds 0 and 2**52 - 1; an error shows one beyond and the range."""
+    assert [whole("tokens", value, **bounds) for value in (least, most)] == [least, most]
     for beyond in (least - 1, most + 1):
         with pytest.raises(ConfigError, match=rf"^tokens={beyond} is out of range: it must be from {least} to {most}$"):
-            whole("tokens", beyond, least=least, most=most)
-
-
-def test_a_range_is_from_0_to_the_largest_exact_number_unless_said_otherwise() -> None:
-    """Without bounds a count may be 0 and up to 2**52 - 1."""
-    assert (whole("tokens", 0), whole("tokens", LIMIT - 1)) == (0, LIMIT - 1)
-    for beyond in (-1, LIMIT):
-        with pytest.raises(ConfigError, match=rf"from 0 to {LIMIT - 1}$"):
-            whole("tokens", beyond)
-
-
-@pytest.mark.parametrize("value, text", [("1", "'1'"), (1.0, "1.0"), (True, "True"), (None, "None")])
-def test_what_is_no_count_is_shown(value: object, text: str) -> None:
-    """The message has the argument's name and what was given for it."""
-    with pytest.raises(TypeError, match=rf"^tokens must be a whole number \(int\), not {re.escape(text)}$"):
-        whole("tokens", value)
+            whole("tokens", beyond, **bounds)
 
 
 def test_an_int_of_a_subclass_becomes_a_plain_one() -> None:
@@ -71,11 +54,23 @@ def test_an_int_of_a_subclass_becomes_a_plain_one() -> None:
     assert type(whole("tokens", Count(3))) is int
 
 
-def test_what_is_of_another_kind_is_shown() -> None:
+NO_COUNT: Final = (("1", "'1'"), (1.0, "1.0"), (True, "True"), (None, "None"))
+NO_DURATION: Final = (("1", "'1'"), (None, "None"), (True, "True"), ([1], "[1]"))
+
+
+@pytest.mark.parametrize(
+    "check, value, says",
+    [
+        *((whole, value, f"whole number (int), not {text}") for value, text in NO_COUNT),
+        *((microseconds, value, f"number of seconds, not {text}") for value, text in NO_DURATION),
+        (partial(instance, kind=str), 5, "str, not 5"),
+    ],
+)
+def test_what_is_of_another_kind_is_shown(check: Callable[[str, Any], object], value: object, says: str) -> None:
     """The message has the argument's name, the kind that is wanted and what was given."""
-    assert instance("quota", "x", str) == "x"
-    with pytest.raises(TypeError, match=r"^quota must be a str, not 5$"):
-        instance("quota", 5, str)
+    assert instance("given", "x", str) == "x"
+    with pytest.raises(TypeError, match=f"^given must be a {re.escape(says)}$"):
+        check("given", value)
 
 
 @pytest.mark.parametrize(

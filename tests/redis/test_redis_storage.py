@@ -170,6 +170,29 @@ def test_an_async_storage_left_open_names_the_loop_that_is_gone(server: Server, 
         gc.collect()
 
 
+def test_an_async_storage_that_another_running_loop_uses_says_so_at_once(server: Server) -> None:
+    """Used in two loops at once, in threads of their own, no call of the second one waits for the first one's."""
+    storage = AsyncRedisStorage.from_url(server.url)
+
+    async def in_another() -> None:
+        for command in (Acquire(1), Peek()):
+            with pytest.raises(ConfigError, match=r"another event loop that still runs.* Nothing was sent"):
+                await storage.apply("k", PLAIN, command)
+        with pytest.raises(ConfigError, match="another event loop"):
+            await storage.inspect("k")
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            mine = [group.create_task(storage.apply("k", PLAIN, Acquire(1))) for _ in range(3)]
+            await asyncio.sleep(0)
+            await asyncio.to_thread(asyncio.run, in_another())
+        assert all(task.result().granted for task in mine)
+        await storage.aclose()
+
+    asyncio.run(both())
+    asyncio.run(both())
+
+
 # --- buckets
 
 
@@ -388,3 +411,16 @@ def test_numbers_that_lua_could_not_hold_are_refused(storage: RedisStorage, clie
     with pytest.raises(ConfigError, match="now_us"):
         storage.apply("k", PLAIN, Acquire(1), now_us=-1)
     assert client.keys() == []
+
+
+def test_an_error_of_ours_is_raised_as_it_is(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client says is told in our words, with its own error as the cause; what we say ourselves has none."""
+
+    def mistaken(*_: object, **__: object) -> None:
+        raise ConfigError("a mistake")
+
+    storage = RedisStorage(client)
+    monkeypatch.setattr(client, "execute_command", mistaken)
+    with pytest.raises(ConfigError, match="a mistake") as raised:
+        storage.apply("k", PLAIN, Acquire(1))
+    assert raised.value.__cause__ is None
