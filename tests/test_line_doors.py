@@ -9,15 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from keepa_tokens import (
-    AsyncKeepaSync,
-    AsyncTokenBucket,
-    KeepaSync,
-    NotEnoughTokens,
-    Quota,
-    TokenBucket,
-    keepa_quota,
-)
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, Quota, TokenBucket, keepa_quota
 from keepa_tokens.rules.commands import Command, Outcome, Reserve
 from keepa_tokens.testing import FakeKeepa, ManualClock, VirtualLoop, virtual_loop
 from tests.helpers import Noted
