@@ -24,7 +24,6 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
-    Call,
     ConfigError,
     Decision,
     Event,
@@ -35,7 +34,6 @@ from keepa_tokens import (
     Outcome,
     Quota,
     Reading,
-    Reservation,
     SQLiteStorage,
     StorageUnavailable,
     TokenBucket,
@@ -367,27 +365,15 @@ def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
             scene.bucket.reserve(4)
 
 
-def refunds(bucket: TokenBucket, _: object) -> None:
-    bucket.refund(3)
-
-
-def settles(_: TokenBucket, held: Reservation) -> None:
-    held.settle(0)
-
-
-def cancels(_: TokenBucket, call: Call) -> None:
-    call.cancel()
-
-
-TAKEN: Final[dict[str, tuple[Callable[[TokenBucket], Any], Callable[[TokenBucket, Any], None]]]] = {
-    "acquire": (lambda bucket: bucket.acquire(3), refunds),
-    "try_acquire": (lambda bucket: bucket.try_acquire(3), refunds),
-    "try_acquire with keep": (lambda bucket: bucket.try_acquire(3, keep=1), refunds),
-    "take_up_to": (lambda bucket: bucket.take_up_to(3), refunds),
-    "reserve": (lambda bucket: bucket.reserve(3), settles),
-    "try_reserve": (lambda bucket: bucket.try_reserve(3), settles),
-    "request": (lambda bucket: KeepaSync(bucket).request(3), cancels),
-    "try_request": (lambda bucket: KeepaSync(bucket).try_request(3), cancels),
+TAKEN: Final[dict[str, tuple[Callable[[TokenBucket], Any], Callable[[TokenBucket, Any], object]]]] = {
+    "acquire": (lambda bucket: bucket.acquire(3), lambda bucket, _: bucket.refund(3)),
+    "try_acquire": (lambda bucket: bucket.try_acquire(3), lambda bucket, _: bucket.refund(3)),
+    "try_acquire with keep": (lambda bucket: bucket.try_acquire(3, keep=1), lambda bucket, _: bucket.refund(3)),
+    "take_up_to": (lambda bucket: bucket.take_up_to(3), lambda bucket, _: bucket.refund(3)),
+    "reserve": (lambda bucket: bucket.reserve(3), lambda _, held: held.settle(0)),
+    "try_reserve": (lambda bucket: bucket.try_reserve(3), lambda _, held: held.settle(0)),
+    "request": (lambda bucket: KeepaSync(bucket).request(3), lambda _, call: call.cancel()),
+    "try_request": (lambda bucket: KeepaSync(bucket).try_request(3), lambda _, call: call.cancel()),
 }
 """How three tokens are taken, and given back by whoever knows of them."""
 

@@ -191,10 +191,6 @@ def test_who_has_waited_for_longest_goes_next(path: Path) -> None:
         assert storage.apply("k", QUOTA, Acquire(1)).balance == 57
 
 
-def meet(all_here: Barrier) -> None:
-    all_here.wait()
-
-
 def work(path: Path, seconds: float) -> tuple[int, float]:
     """Take as fast as possible for so long; return how many were granted, and the longest call."""
     storage, granted, longest = SQLiteStorage(path), 0, 0.0
@@ -210,7 +206,7 @@ def work(path: Path, seconds: float) -> tuple[int, float]:
 def test_eight_processes_lose_nothing_and_nobody_waits_long(path: Path) -> None:
     """Eight processes take as fast as they can: every grant is counted, and nobody waits over a second."""
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(8, spawn, initializer=meet, initargs=(spawn.Barrier(8, timeout=60),)) as pool:
+    with ProcessPoolExecutor(8, spawn, initializer=Barrier.wait, initargs=(spawn.Barrier(8, timeout=60),)) as pool:
         told = [done.result() for done in [pool.submit(work, path, 4.0) for _ in range(8)]]
     shown = SQLiteStorage(path).inspect("k")
     assert shown is not None
