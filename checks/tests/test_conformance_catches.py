@@ -32,7 +32,7 @@ from keepa_tokens.testing.conformance import SharedStorageConformance, StorageCo
 settings.register_profile(
     "hunt",
     deadline=None,
-    max_examples=60,
+    max_examples=150,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
