@@ -17,16 +17,7 @@ from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import FORMAT, NEWEST_FORMAT, FastTerms, SoundState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import (
-    CLAIM_US,
-    DAY_US,
-    LIMIT,
-    LONGEST_STRETCH_US,
-    MAX_HOLD_US,
-    SWEEP_US,
-    TOLERANCE_US,
-    YEAR_US,
-)
+from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, LONGEST_STRETCH_US, MAX_HOLD_US, SWEEP_US, TOLERANCE_US, YEAR_US
 from tests.strategies import SPARING
 
 NOW: Final = 1_780_000_000_000_000

@@ -83,6 +83,8 @@ class Lapse:
     Synced alone: read_at: when the balance was last told. server_time, server_time_at: what the server last said of its
     time, and when by ours. claimed_until, failures, returned: of the probe. kept, kept_at: what is left to somebody
     else, and from when it halves. stretched_us: how long the step under way takes, if longer than a period.
+
+    after: the bucket as it stood after the last command, though that left no trace.
     """
 
     quota: Quota
@@ -116,6 +118,7 @@ class Lapse:
     stretched_us: int = 0
     boundless: bool = False
     touched: bool = False
+    after: Lapse | None = None
 
     @classmethod
     def new(cls, quota: Quota, now: int) -> Self:
@@ -184,7 +187,7 @@ class Lapse:
     def seen(self, now: int) -> Self:
         """Return the bucket as it stands at `now`."""
         twin = self.alike()
-        twin.touched = False
+        twin.touched, twin.after = False, None
         if not twin.begun:
             twin.at = twin.steps_from = now
             twin.touched = twin.level < twin.capacity and twin.known

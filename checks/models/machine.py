@@ -139,10 +139,12 @@ class Bench:
 class BucketMachine(RuleBasedStateMachine):
     """One bucket, on a storage and as the reference has it.
 
+    followed: whether the reference knows what is stored; else nothing is compared with it.
     forward: by how much clocks went forward since the balance was last told, or began. fastest: the fastest flow since.
     scouted: what calls took since that went though they were refused. largest: the largest grant.
     """
 
+    followed = True
     model: Reference
     quota: Quota
     skews: tuple[int, ...]
@@ -178,13 +180,6 @@ class BucketMachine(RuleBasedStateMachine):
         self.now += gap
         self.forward += gap
 
-    @rule(by=st.integers(-CLOCKS_APART_US, -1) | st.integers(-DAY, DAY))
-    def clocks_are_set(self, by: int) -> None:
-        """All clocks are set, back or forward; what refills is the time by which they go forward."""
-        self.now += by
-        # Set back, each worker's clock may bring once more the time by which it is ahead of the others'.
-        self.forward += by if by > 0 else CLOCKS_APART_US
-
     @precondition(lambda self: self.bench.anew is not None)
     @rule()
     def begin_anew(self) -> None:
@@ -197,6 +192,198 @@ class BucketMachine(RuleBasedStateMachine):
         if self.bench.end is not None:
             self.bench.end()
 
+    # --- who waits
+
+    @precondition(lambda self: self.followed)
+    @rule(worker=workers)
+    def come_when_told(self, worker: int) -> None:
+        """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
+
+        Unless the server is to be asked before. Of a call that is in flight for hours, only the first minutes: whoever
+        waits for it asks twenty times a second.
+        """
+        begun = self.at(worker)
+        bounds = {each.name: begun + self.bound(worker, each) for each in self.model.seen(begun).line}
+        if max(bounds.values(), default=0) > begun + DAY:
+            return
+        for _ in range(MOST_TRIES):
+            if not bounds:
+                return
+            waiting = [each for each in self.model.line if each.name in bounds]
+            next_one = min(waiting, key=lambda each: min(each.told, bounds[each.name]))
+            self.time_passes(max(0, min(next_one.told, bounds[next_one.name]) - self.at(worker)))
+            at_last = self.at(worker) >= bounds[next_one.name]
+            told = self.try_again(worker, next_one)
+            if told.probe:
+                return
+            assert told.granted or not at_last
+            if told.granted:
+                del bounds[next_one.name]
+
+    @precondition(lambda self: self.followed)
+    @rule(worker=workers)
+    def the_first_comes(self, worker: int) -> None:
+        """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
+        line = self.model.seen(self.at(worker)).line
+        if not line:
+            return
+        first = min(line, key=lambda each: each.turn)
+        told = self.try_again(worker, first)
+        at = next((each.told for each in self.model.line if each.name == first.name), END_OF_TIME)
+        if told.granted or told.probe or told.reason is Reason.TOO_LARGE or at >= self.at(worker) + DAY:
+            return
+        if self.model.beside:
+            return
+        self.time_passes(at - self.at(worker))
+        told = self.try_again(worker, first)
+        assert told.granted or told.probe
+
+    # --- what always holds
+
+    @invariant()
+    def both_show_the_same(self) -> None:
+        """Conservation: what is left and held is what there was, was told and flowed in, less what went out.
+
+        By the clock that is ahead of the others: if the bucket's lifetime is over by any, it is by that.
+        """
+        shown, now = self.shown(self.skews.index(max(self.skews))), self.now + max(self.skews)
+        if not self.followed:
+            return
+        twin = self.model.seen(now)
+        assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
+        assert shown.holds == sum(not call.charged for call in twin.calls.values())
+        assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
+        assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
+        age = None if twin.read_at is None else max(0, now - twin.read_at) / SECOND
+        assert shown.reading_age == age
+        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
+        assert shown.paused_for == ((twin.paused_until or now) - now) / SECOND
+
+    @invariant()
+    def nobody_got_too_much(self) -> None:
+        """Safety: since the last reading no more went out than there was, time brought, and may be overdrawn."""
+        if not self.followed:
+            return
+        refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
+        overdraft = self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
+        # A place is taken now and paid for by the refill of up to an hour to come.
+        ahead = 0 if self.quota.synced else self.refilled(*self.model.flow, HOUR)
+        assert self.model.given <= max(0, self.model.start + refilled + overdraft + ahead) + self.scouted
+
+    def refilled(self, refill: int, period_us: int, passed: int | None = None) -> int:
+        """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
+        passed = self.forward + CLOCKS_APART_US if passed is None else passed
+        return (passed // period_us + 1) * refill if self.quota.stepped else -(-passed * refill // period_us)
+
+    @invariant()
+    def it_never_stands_still(self) -> None:
+        """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
+        shown = self.shown(0)
+        if not self.followed:
+            return
+        if shown.bound > DAY / SECOND:
+            assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
+            return
+        now, twin = self.at(0), self.model.alike()
+        at_once = twin.carry_out(Acquire(1), now)
+        by_then = twin.carry_out(Acquire(1), now + round(shown.bound * SECOND))
+        assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
+
+    # --- helpers
+
+    def at(self, worker: int) -> int:
+        """Return a worker's time."""
+        return self.now + self.skews[worker]
+
+    def apply(self, command: Command, worker: int) -> Outcome:
+        """Give a command by a worker's clock."""
+        now = self.at(worker)
+        outcome = self.bench.storage.apply(self.bench.key, self.quota, command, now_us=now)
+        assert outcome.now_us == now
+        return outcome
+
+    def shown(self, worker: int) -> Snapshot:
+        """Return a look at the bucket; of one that is not stored, or no more, at a new one."""
+        shown = self.apply(Peek(), worker).snapshot
+        assert shown is not None
+        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
+        if inspected is None and (self.model.begun or not self.followed):
+            self.forgotten(self.at(worker))
+        assert inspected in {None, replace(shown, repaired=())}
+        self.model.carry_out(Peek(), self.at(worker))
+        return shown
+
+    def forgotten(self, now: int) -> None:
+        """A bucket whose lifetime is over held nothing, nor was it paused, nor will the new one let go more."""
+        model = self.model.seen(now)
+        if not self.followed:
+            return
+        assert not model.held
+        assert model.paused_until is None
+        assert not model.line
+        is_full = model.known and model.balance >= self.quota.capacity
+        assert is_full or (self.quota.synced and self.quota.initial is None)
+        self.begin_account(Reference.new(self.quota, model.at))
+
+    def bound(self, worker: int, waiting: Waiting) -> int:
+        """Return the bound that a look states for whoever stands in line."""
+        shown = self.apply(Peek(waiting.tokens, waiting.keep), worker).snapshot
+        assert shown is not None
+        self.model.carry_out(Peek(), self.at(worker))
+        return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
+
+    def try_again(self, worker: int, waiting: Waiting) -> Came:
+        """Let somebody who stands in line ask again, and perhaps the server."""
+        return self.do(worker, Acquire(waiting.tokens, waiting.keep, ticket=waiting.name))
+
+    def do(self, worker: int, command: Command) -> Came:
+        """Give a command on both sides, and assert that it came to the same.
+
+        Who was granted before others left their tokens.
+        """
+        now, ahead = self.at(worker), 0
+        if isinstance(command, Acquire) and command.tokens:
+            twin = self.model.seen(now)
+            ahead = twin.before(command.keep, command.ticket, now) + command.keep if twin.known else 0
+        outcome = self.apply(command, worker)
+        came = Came(
+            *(outcome.reason, min(outcome.retry_after_us, END_OF_TIME), outcome.place_us, outcome.probe),
+            *(outcome.scout, outcome.found, outcome.reading, outcome.drift),
+        )
+        if not self.followed:
+            return came
+        assert came == self.model.carry_out(command, now)
+        if isinstance(command, Acquire | Reserve):
+            assert outcome.granted == came.granted
+            self.largest = max(self.largest, command.tokens if came.granted else 0)
+            self.scouted += command.tokens if came.scout else 0
+        if outcome.granted and ahead > getattr(command, "keep", 0):
+            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead
+        if came.verdict is Verdict.TAKEN:
+            self.forward = self.scouted = 0
+            self.fastest = self.model.flow
+        self.is_as_modelled(outcome)
+        return came
+
+    def is_as_modelled(self, outcome: Outcome) -> None:
+        """Assert that the bucket is the same on both sides after a step."""
+        twin = self.model.after
+        assert isinstance(twin, Reference)
+        assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
+        assert outcome.closed == (twin.closed_until is not None)
+        assert outcome.kept_back == twin.kept_for_others
+
+
+class AnyHistory(BucketMachine):
+    """A bucket that anybody uses anyhow, by clocks that differ, and of which any part may be lost."""
+
+    @rule(by=st.integers(-CLOCKS_APART_US, -1) | st.integers(-DAY, DAY))
+    def clocks_are_set(self, by: int) -> None:
+        """All clocks are set, back or forward; what refills is the time by which they go forward."""
+        self.now += by
+        # Set back, each worker's clock may bring once more the time by which it is ahead of the others'.
+        self.forward += by if by > 0 else CLOCKS_APART_US
+
     @precondition(lambda self: self.bench.forget is not None)
     @rule(worker=workers)
     def lose_everything(self, worker: int) -> None:
@@ -204,8 +391,6 @@ class BucketMachine(RuleBasedStateMachine):
         if self.bench.forget is not None:
             self.bench.forget()
             self.start_over(worker)
-
-    # --- what workers do
 
     @rule(worker=workers, command=takes)
     def take(self, worker: int, command: Acquire) -> None:
@@ -259,48 +444,6 @@ class BucketMachine(RuleBasedStateMachine):
         self.model.carry_out(Peek(), early)
         self.time_passes(told.wait)
         assert self.do(worker, Acquire(tokens)).granted
-
-    @rule(worker=workers)
-    def come_when_told(self, worker: int) -> None:
-        """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
-
-        Unless the server is to be asked before. Of a call that is in flight for hours, only the first minutes: whoever
-        waits for it asks twenty times a second.
-        """
-        begun = self.at(worker)
-        bounds = {each.name: begun + self.bound(worker, each) for each in self.model.seen(begun).line}
-        if max(bounds.values(), default=0) > begun + DAY:
-            return
-        for _ in range(MOST_TRIES):
-            if not bounds:
-                return
-            waiting = [each for each in self.model.line if each.name in bounds]
-            next_one = min(waiting, key=lambda each: min(each.told, bounds[each.name]))
-            self.time_passes(max(0, min(next_one.told, bounds[next_one.name]) - self.at(worker)))
-            at_last = self.at(worker) >= bounds[next_one.name]
-            told = self.try_again(worker, next_one)
-            if told.probe:
-                return
-            assert told.granted or not at_last
-            if told.granted:
-                del bounds[next_one.name]
-
-    @rule(worker=workers)
-    def the_first_comes(self, worker: int) -> None:
-        """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
-        line = self.model.seen(self.at(worker)).line
-        if not line:
-            return
-        first = min(line, key=lambda each: each.turn)
-        told = self.try_again(worker, first)
-        at = next((each.told for each in self.model.line if each.name == first.name), END_OF_TIME)
-        if told.granted or told.probe or told.reason is Reason.TOO_LARGE or at >= self.at(worker) + DAY:
-            return
-        if self.model.beside:
-            return
-        self.time_passes(at - self.at(worker))
-        told = self.try_again(worker, first)
-        assert told.granted or told.probe
 
     # --- what goes wrong
 
@@ -381,91 +524,6 @@ class BucketMachine(RuleBasedStateMachine):
         outcome = self.lost("line", text, worker)
         assert not text or "line" in outcome.repaired
 
-    # --- what always holds
-
-    @invariant()
-    def both_show_the_same(self) -> None:
-        """Conservation: what is left and held is what there was, was told and flowed in, less what went out.
-
-        By the clock that is ahead of the others: if the bucket's lifetime is over by any, it is by that.
-        """
-        shown, now = self.shown(self.skews.index(max(self.skews))), self.now + max(self.skews)
-        twin = self.model.seen(now)
-        assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
-        assert shown.holds == sum(not call.charged for call in twin.calls.values())
-        assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
-        assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
-        age = None if twin.read_at is None else max(0, now - twin.read_at) / SECOND
-        assert shown.reading_age == age
-        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
-        assert shown.paused_for == ((twin.paused_until or now) - now) / SECOND
-
-    @invariant()
-    def nobody_got_too_much(self) -> None:
-        """Safety: since the last reading no more went out than there was, time brought, and may be overdrawn."""
-        refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
-        overdraft = self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
-        # A place is taken now and paid for by the refill of up to an hour to come.
-        ahead = 0 if self.quota.synced else self.refilled(*self.model.flow, HOUR)
-        assert self.model.given <= max(0, self.model.start + refilled + overdraft + ahead) + self.scouted
-
-    def refilled(self, refill: int, period_us: int, passed: int | None = None) -> int:
-        """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
-        passed = self.forward + CLOCKS_APART_US if passed is None else passed
-        return (passed // period_us + 1) * refill if self.quota.stepped else -(-passed * refill // period_us)
-
-    @invariant()
-    def it_never_stands_still(self) -> None:
-        """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
-        shown = self.shown(0)
-        if shown.bound > DAY / SECOND:
-            assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
-            return
-        now, twin = self.at(0), self.model.alike()
-        at_once = twin.carry_out(Acquire(1), now)
-        by_then = twin.carry_out(Acquire(1), now + round(shown.bound * SECOND))
-        assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
-
-    # --- helpers
-
-    def at(self, worker: int) -> int:
-        """Return a worker's time."""
-        return self.now + self.skews[worker]
-
-    def apply(self, command: Command, worker: int) -> Outcome:
-        """Give a command by a worker's clock."""
-        now = self.at(worker)
-        outcome = self.bench.storage.apply(self.bench.key, self.quota, command, now_us=now)
-        assert outcome.now_us == now
-        return outcome
-
-    def shown(self, worker: int) -> Snapshot:
-        """Return a look at the bucket; of one that is not stored, or no more, at a new one."""
-        shown = self.apply(Peek(), worker).snapshot
-        assert shown is not None
-        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
-        if inspected is None and self.model.begun:
-            self.forgotten(self.model.seen(self.at(worker)))
-        assert inspected in {None, replace(shown, repaired=())}
-        self.model.carry_out(Peek(), self.at(worker))
-        return shown
-
-    def forgotten(self, model: Reference) -> None:
-        """A bucket whose lifetime is over held nothing, nor was it paused, nor will the new one let go more."""
-        assert not model.held
-        assert model.paused_until is None
-        assert not model.line
-        is_full = model.known and model.balance >= self.quota.capacity
-        assert is_full or (self.quota.synced and self.quota.initial is None)
-        self.begin_account(Reference.new(self.quota, model.at))
-
-    def bound(self, worker: int, waiting: Waiting) -> int:
-        """Return the bound that a look states for whoever stands in line."""
-        shown = self.apply(Peek(waiting.tokens, waiting.keep), worker).snapshot
-        assert shown is not None
-        self.model.carry_out(Peek(), self.at(worker))
-        return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
-
     def lost(self, field: str, text: str | None, worker: int) -> Outcome:
         """Let a stored field be gone, or `text`, and take the next step on both sides."""
         self.bench.damage(field, text)
@@ -478,45 +536,8 @@ class BucketMachine(RuleBasedStateMachine):
         known = sorted(self.model.calls.keys() & set(IDS[:-1]))
         return known[IDS.index(name) % len(known)] if known and name != IDS[-1] else name
 
-    def try_again(self, worker: int, waiting: Waiting) -> Came:
-        """Let somebody who stands in line ask again, and perhaps the server."""
-        return self.do(worker, Acquire(waiting.tokens, waiting.keep, ticket=waiting.name))
 
-    def do(self, worker: int, command: Command) -> Came:
-        """Give a command on both sides, and assert that it came to the same.
-
-        Who was granted before others left their tokens.
-        """
-        now, ahead = self.at(worker), 0
-        if isinstance(command, Acquire) and command.tokens:
-            twin = self.model.seen(now)
-            ahead = twin.before(command.keep, command.ticket, now) + command.keep if twin.known else 0
-        outcome, came = self.apply(command, worker), self.model.carry_out(command, now)
-        assert (outcome.reason, outcome.place_us, outcome.found) == (came.reason, came.place, came.found)
-        assert (outcome.probe, outcome.scout) == (came.probe, came.scout)
-        assert min(outcome.retry_after_us, END_OF_TIME) == came.wait
-        assert (outcome.reading, outcome.drift) == (came.verdict, came.drift)
-        if isinstance(command, Acquire | Reserve):
-            assert outcome.granted == came.granted
-            self.largest = max(self.largest, command.tokens if came.granted else 0)
-            self.scouted += command.tokens if came.scout else 0
-        if outcome.granted and ahead > getattr(command, "keep", 0):
-            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead
-        if came.verdict is Verdict.TAKEN:
-            self.forward = self.scouted = 0
-            self.fastest = self.model.flow
-        self.is_as_modelled(outcome)
-        return came
-
-    def is_as_modelled(self, outcome: Outcome) -> None:
-        """Assert that the bucket is the same on both sides after a step."""
-        twin = self.model.seen(outcome.now_us)
-        assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
-        assert outcome.closed == (twin.closed_until is not None)
-        assert outcome.kept_back == twin.kept_for_others
-
-
-class PlainMachine(BucketMachine):
+class PlainMachine(AnyHistory):
     """A plain bucket."""
 
     @initialize(quota=quotas(synced=False), skews=SKEWS)
@@ -569,7 +590,7 @@ synced_quotas: Final = quotas(synced=True) | st.builds(
 """Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
 
 
-class ReadingMachine(BucketMachine):
+class ReadingMachine(AnyHistory):
     """A synced bucket."""
 
     @initialize(quota=synced_quotas, skews=SKEWS)

@@ -106,6 +106,7 @@ class Reference(Lapse):
         if twin.touched:
             twin.begun = True
             self.__dict__.update(twin.__dict__)
+        self.after = twin
         return came
 
     def answered(self, command: Command, now: int) -> Came:  # noqa: C901 - a case for each command

@@ -12,8 +12,6 @@ from typing import Final
 
 from checks.proof.solver import Report, Verdict
 
-__all__ = ["PLANS", "Expected", "Table", "load", "shortfalls", "stated", "unmatched"]
-
 PLANS: Final = (5, 20, 25, 60)
 """Keepa's plans, in tokens a step."""
 

@@ -150,7 +150,7 @@ def tasks_stand_in_line(machine: SyncedMachine) -> None:
     machine.look_at_the_server(later=False)
     machine.call(20, 0, task="task-1")
     machine.call(5, 0, task="task-2")
-    machine.whoever_waits_stands_in_line()
+    machine.both_show_the_same()
     machine.call(20, 0, task="task-1")
     machine.time_passes(MINUTE)
     machine.call(5, 0, task="task-2")
@@ -165,7 +165,7 @@ def tasks_stand_in_line(machine: SyncedMachine) -> None:
         machine.settle(under_way)
     machine.time_passes(MINUTE)
     machine.call(20, 0, task="task-3")
-    machine.whoever_waits_stands_in_line()
+    machine.both_show_the_same()
 
 
 @pytest.mark.parametrize("fault", sorted(OF_THE_LINE))

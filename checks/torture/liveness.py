@@ -162,22 +162,18 @@ def everybody_goes_on(story: Story) -> list[Finding]:
     dead = {entry.target for entry in story.of(Killed)}
     left = {entry.who for entry in story.of(Left)}
     asked = {step.sent.who for steps in story.steps.values() for step in steps}
-    granted = {
-        step.sent.who
+    going = {
+        name
         for bucket in story.steps
         for step, told in story.told(bucket)
         if told.granted and step.sent.verb in ASKS and told.at > last
+        for name in (step.sent.who, bucket)
     }
     for who in sorted(asked - dead):
-        if who not in granted:
+        if who not in going:
             findings.append(Finding("no progress", last, f"{who} got nothing after the last fault"))
         if who not in left:
             findings.append(Finding("hung", last, f"{who} did not end when it was told to"))
-    going = {
-        bucket
-        for bucket in story.steps
-        if any(told.granted and step.sent.verb in ASKS and told.at > last for step, told in story.told(bucket))
-    }
     findings += [
         Finding("no progress", last, f"{bucket} granted nothing after the last fault")
         for bucket in sorted(set(story.steps) - going)
