@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from click.testing import CliRunner, Result
@@ -13,6 +18,7 @@ from rich.console import Console
 
 from keepa_tokens import RedisStorage, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
+from keepa_tokens.cli.demo import Scenario
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.view import Picture, draw
 from keepa_tokens.rules.state import BucketState, Hold
@@ -39,23 +45,37 @@ def document(*arguments: str, code: int = 0, **rest: Any) -> Any:
     return said
 
 
-class Workers:
+def program(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `python` with these arguments, as a program of its own; a warning ends it."""
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
+
+
+class Place:
+    """Where buckets are, for commands."""
+
+    where: tuple[str, str]
+
+    def run(self, command: str, *arguments: str, **rest: Any) -> Result:
+        """Run a command on what is there."""
+        return run(command, *self.where, *arguments, **rest)
+
+    def document(self, command: str, *arguments: str, **rest: Any) -> Any:
+        """Run a command on what is there, with --json."""
+        return document(command, *self.where, *arguments, **rest)
+
+
+class Workers(Place):
     """A server with doors to buckets on it, as workers have them; all are closed with it."""
 
     def __init__(self, server: Server) -> None:
-        self.server = server
-        self.url = server.url
+        self.url, self.where = server.url, ("--redis", server.url)
+        self.client: Callable[[], AbstractContextManager[Any]] = server.client
         self.storage = RedisStorage.from_url(server.url)
 
     def bucket(self, key: str = KEY, refill_rate: int = 20) -> TokenBucket:
         """Return a worker's door to a synced bucket."""
         return TokenBucket(keepa_quota(refill_rate), key=key, storage=self.storage, listener=lambda _: None)
-
-    @contextmanager
-    def client(self) -> Generator[Any]:
-        """Have a client of the server."""
-        with self.server.client() as client:
-            yield client
 
 
 @contextmanager
@@ -84,6 +104,16 @@ def seen(**given: Any) -> Look:
     }
     state = BucketState(**known | given)
     return Look(KEY, NOW, state.to_fields(), state)
+
+
+@cache
+def scene(workers: int = 4, until: Literal["before", "after", "end"] = "end") -> Scenario:
+    """Return a run of the demo: just before the fault, after it while all wait, or at its end."""
+    made = Scenario(workers, 0)
+    for _ in made.play():
+        if until != "end" and made.now_us > 700_000_000 and (until == "before" or made.fault is not None):
+            break
+    return made
 
 
 def hold(age: float, tokens: int = 15, hold_for: int = 120) -> Hold:

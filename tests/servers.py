@@ -5,18 +5,16 @@ From wheels: Valkey 9 and Redis 6.2. Installed: Debian's Redis, for the tests ma
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, TypeVar
 
 import redis
@@ -68,9 +66,9 @@ class Server:
     """One server process. `start` after `stop` comes back on the same port, with nothing kept."""
 
     name: str
+    options: tuple[str, ...]
     program: Path
     folder: Path
-    options: tuple[str, ...] = ()
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -115,10 +113,11 @@ class Server:
 
     def _signal(self, number: int) -> None:
         assert self.process is not None
-        os.kill(self.process.pid, number)
+        self.process.send_signal(number)
 
     def _started(self, port: int) -> bool:
-        command = self._command(port)
+        at = ["--port", str(port), "--bind", HOST, "--dir", str(self.folder), "--logfile", "log"]
+        command = [str(self.program), *self._arguments(), *at]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + _READY_WITHIN_S
         while self.process.poll() is None and time.monotonic() < end:
@@ -132,38 +131,32 @@ class Server:
         self.stop()
         return False
 
-    def _command(self, port: int) -> list[str]:
-        command = [str(self.program), "--port", str(port), "--bind", HOST, "--unixsocket", str(self.socket_path)]
-        return [*command, "--save", "", "--appendonly", "no", *self._logging(), *self.options]
-
-    def _logging(self) -> list[str]:
-        return ["--dir", str(self.folder), "--logfile", "log"]
+    def _arguments(self) -> list[str]:
+        return ["--unixsocket", str(self.socket_path), "--save", "", "--appendonly", "no", *self.options]
 
     def _log(self) -> str:
         path = self.folder / "log"
         return path.read_text(errors="replace")[-600:] if path.exists() else "(nothing)"
 
 
-@contextmanager
-def running(name: str, *options: str) -> Iterator[Server]:
+def running(name: str, *options: str) -> AbstractContextManager[Server]:
     """Run a server of BINARIES, or SYSTEM, in a folder of its own, both gone at the end."""
-    # Short: the path of a socket may have about a hundred letters.
-    folder = Path(tempfile.mkdtemp(prefix="kt-"))
-    with _run(Server(name, binary(name), folder, options)) as server:
-        yield server
+    return _run(Server, name, options)
 
 
 ServerT = TypeVar("ServerT", bound=Server)
 
 
 @contextmanager
-def _run(server: ServerT) -> Iterator[ServerT]:
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(server.folder, ignore_errors=True)
+def _run(kind: type[ServerT], name: str, options: tuple[str, ...]) -> Iterator[ServerT]:
+    # Short: the path of a socket may have about a hundred letters.
+    with TemporaryDirectory(prefix="kt-", ignore_cleanup_errors=True) as folder:
+        server = kind(name, options, binary(name), Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 def wait_until(what: str, is_so: Callable[[], object], *, within_s: float = _READY_WITHIN_S) -> None:
@@ -232,10 +225,10 @@ class SentinelServer(Server):
         with self.client() as client:
             client.sentinel_set(MASTER, "down-after-milliseconds", patience_ms)
 
-    def _command(self, port: int) -> list[str]:
+    def _arguments(self) -> list[str]:
         config = self.folder / "sentinel.conf"
         config.write_text("".join(f"{line}\n" for line in self.options))
-        return [str(self.program), str(config), "--sentinel", "--port", str(port), "--bind", HOST, *self._logging()]
+        return [str(config), "--sentinel"]
 
 
 @dataclass(frozen=True)
@@ -252,17 +245,14 @@ class Replicated:
             return bool(client.info("replication")["role"] == "master")
 
 
-@contextmanager
-def watching(name: str, port: int) -> Iterator[SentinelServer]:
+def watching(name: str, port: int) -> AbstractContextManager[SentinelServer]:
     """Run a Sentinel that watches the primary at `port`, patiently."""
     options = (
         f"sentinel monitor {MASTER} {HOST} {port} 1",
         f"sentinel down-after-milliseconds {MASTER} 10000",
         f"sentinel failover-timeout {MASTER} 1000",
     )
-    folder = Path(tempfile.mkdtemp(prefix="kt-"))
-    with _run(SentinelServer(name, binary(name), folder, options)) as sentinel:
-        yield sentinel
+    return _run(SentinelServer, name, options)
 
 
 @contextmanager

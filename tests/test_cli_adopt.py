@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
-from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, keepa_quota
 from keepa_tokens.cli.adopt import adopt, plan_adoption
 from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa
-from tests.cli import KEY, Workers, document, run
+from tests.cli import KEY, Workers
 
 SECOND = 1_000_000
 NOW = 1_780_000_000.0
@@ -30,7 +34,7 @@ OPTIONS = ("--balance-key", "keepa:tokens", "--timestamp-key", "keepa:last_refil
 
 def test_a_dry_run_says_all_and_writes_nothing(server: Workers) -> None:
     """Without --yes it says what it found, what it would write and when the first call would go, and writes nothing."""
-    said = run("adopt", "--redis", server.url, *OPTIONS, env=ENV).stdout
+    said = server.run("adopt", *OPTIONS, env=ENV).stdout
     with server.client() as client:
         assert sorted(client.keys("*")) == [b"keepa:rate", b"keepa:tokens"]
 
@@ -49,9 +53,9 @@ def test_found_adopted_and_running_in_three_commands(server: Workers) -> None:
     """The stuck state is found by `doctor`, taken over by `adopt --yes`, and `status` shows the bucket that runs: the
     first worker asks the server and works at once, since the server had long been full again.
     """
-    stuck = document("doctor", "--redis", server.url, code=1)["findings"]
-    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
-    told = document("status", "--redis", server.url)["bucket"]
+    stuck = server.document("doctor", code=1)["findings"]
+    server.run("adopt", *OPTIONS, "--yes", env=ENV)
+    told = server.document("status")["bucket"]
 
     assert [found["code"] for found in stuck] == ["stuck-manager"]
     assert (told["key"], told["balance"], told["refill"], told["repaired"]) == (bucket_key("mine"), -79, 20, [])
@@ -66,7 +70,7 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
     with server.client() as client:
         seconds, _ = client.time()
         client.set("keepa:last_refill", str(seconds - 303))
-    told = document("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    told = server.document("adopt", *OPTIONS, "--yes", env=ENV)
 
     assert (told["found"]["stuck"], told["written"]) == (False, True)
     assert told["bucket"]["balance"] == -79 + 5 * 20
@@ -74,15 +78,12 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
 
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
-    """A second adoption is refused: whatever workers have made of the bucket since stays."""
-    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    """A second adoption is refused: whatever workers have made of the bucket since stays. One that nobody uses ends by
+    itself, but not before it could have been used for a day.
+    """
+    server.run("adopt", *OPTIONS, "--yes", env=ENV)
 
-    assert "there is a bucket" in run("adopt", "--redis", server.url, *OPTIONS, "--yes", code=2, env=ENV).stderr
-
-
-def test_the_key_has_an_end(server: Workers) -> None:
-    """An adopted bucket that nobody uses ends by itself, but not before it could have been used for a day."""
-    run("adopt", "--redis", server.url, *OPTIONS, "--yes", env=ENV)
+    assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr
     with server.client() as client:
         assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
 
@@ -92,7 +93,7 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
     with server.client() as client:
         client.hset("old", mapping={"tokens": "-31", "rate": "5", "recharge": "480"})
     options = ("--hash", "old", "--balance-key", "tokens", "--rate-key", "rate", "--recharge-key", "recharge")
-    told = document("adopt", "--redis", server.url, KEY, *options)
+    told = server.document("adopt", KEY, *options)
 
     assert told["found"] == {"balance": -31, "refilled_at": None, "rate": 5, "recharge_to": 480, "stuck": True}
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
@@ -100,23 +101,22 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
 
 def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
     """The bucket is the API key's or KEY; without either that is a usage error."""
-    assert "say for which bucket" in run("adopt", "--redis", server.url, *OPTIONS, code=2).stderr
+    assert "say for which bucket" in server.run("adopt", *OPTIONS, code=2).stderr
 
 
 def test_as_a_function_it_does_the_same(server: Workers) -> None:
     """`adopt` as a function plans without writing, writes once, and raises where a bucket is there."""
-    place = RedisPlace.from_url(server.url)
     stuck = Manager(balance=-79)
 
-    assert adopt(place, KEY, stuck, refill_rate=20).first_call_in == pytest.approx(242.0)
-    assert place.fields(KEY) is None
-    adopt(place, KEY, stuck, refill_rate=20, write=True)
-    assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
-    with pytest.raises(ConfigError):
+    with closing(RedisPlace.from_url(server.url)) as place:
+        assert adopt(place, KEY, stuck, refill_rate=20).found.retry_after == pytest.approx(242.0)
+        assert place.fields(KEY) is None
         adopt(place, KEY, stuck, refill_rate=20, write=True)
-    assert not place.put(KEY, {"balance": "1200"}, 60.0)  # not even where it came in between
-    assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
-    place.close()
+        assert server.bucket().peek().balance == -79
+        with pytest.raises(ConfigError):
+            adopt(place, KEY, stuck, refill_rate=20, write=True)
+        assert not place.put(KEY, {"balance": "1200"}, 60.0)  # not even where it came in between
+    assert server.bucket().peek().balance == -79
 
 
 @pytest.mark.parametrize(
@@ -137,21 +137,19 @@ def test_what_is_no_time_is_lost(said: str | None) -> None:
 def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
     """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket."""
     manager = understand({"balance": said}, NOW)
-    plan = plan_adoption(round(NOW * SECOND), KEY, manager, 20)
+    plan = plan_adoption(round(NOW * SECOND), manager, 20)
 
-    assert manager.balance is plan.balance is None
-    decision = plan.look.ask(1)
-    assert decision is not None
-    assert (decision.granted, decision.reason, decision.probe) == (False, "UNKNOWN", True)
+    assert manager.balance is plan.found.balance is None
+    asked = transition(keepa_quota(20), BucketState.from_fields(plan.fields), round(NOW * SECOND), Acquire(1))[1]
+    assert (asked.granted, asked.reason) == (False, Reason.UNKNOWN)
+    assert asked.claimed_until_us is not None
 
 
 def test_a_time_ahead_mints_nothing() -> None:
     """A time that lies a moment ahead refills nothing and is no damage."""
-    plan = plan_adoption(round(NOW * SECOND), KEY, Manager(-79, refilled_at=NOW + 60.0), 20)
+    plan = plan_adoption(round(NOW * SECOND), Manager(-79, refilled_at=NOW + 60.0), 20)
 
-    snapshot = plan.look.snapshot()
-    assert snapshot is not None
-    assert (plan.balance, snapshot.repaired) == (-79, ())
+    assert (plan.found.balance, plan.found.repaired) == (-79, ())
 
 
 def test_a_recharge_flag_without_an_end_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,17 @@ import pytest
 import redis
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli.doctor import examine
+from keepa_tokens.cli.doctor import Finding, examine
+from keepa_tokens.cli.doctor_server import read_info
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
-from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
+from tests.cli import KEY, NOW, SECOND, Workers, document, hold, seen
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, free_port
 
 STORED = f"keepa_tokens:{KEY}"
-DEEP = pytest.mark.deep
 
 
 @pytest.fixture
@@ -34,14 +35,15 @@ def server(valkey: Workers) -> Iterator[Workers]:
         client.flushall()
 
 
-def findings(server: Workers, *options: str, code: int = 1) -> dict[str, Any]:
-    """Return what the doctor finds, by code."""
-    told = document("doctor", "--redis", server.url, *options, code=code)
-    return {found["code"]: found for found in told["findings"]}
+@pytest.fixture
+def client(server: Workers) -> Iterator[Any]:
+    with server.client() as client:
+        yield client
 
 
+@pytest.fixture
 def healthy(server: Workers) -> TokenBucket:
-    """Return a bucket in use: read, charged, two calls in flight."""
+    """A bucket in use on it: read, charged, two calls in flight."""
     worker = server.bucket()
     worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
     worker.try_reserve(9).settle(8, Reading(404, server_time=1_700_000_001.0))
@@ -50,21 +52,46 @@ def healthy(server: Workers) -> TokenBucket:
     return worker
 
 
+def findings(server: Workers, *options: str, code: int = 1) -> dict[str, Any]:
+    """Return what the doctor finds, by code."""
+    return {found["code"]: found for found in server.document("doctor", *options, code=code)["findings"]}
+
+
+def codes(planted: Look, *later: Look) -> list[str]:
+    return [found.code for found in examine(planted, later=later)]
+
+
 # --- nothing
 
 
-def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
-    """On a healthy server with buckets in use, synced and plain, the doctor finds nothing and ends with 0."""
-    healthy(server)
+@pytest.mark.usefixtures("healthy")
+def test_a_healthy_bucket_has_no_finding(server: Workers, client: Any) -> None:
+    """On a healthy server with buckets in use, synced and plain, the doctor finds nothing and ends with 0. It says what
+    it looked at, and leaves nothing behind.
+    """
     plain = TokenBucket(Quota.per_minute(60), key="plain", storage=server.storage)
     assert plain.try_acquire(60)
     assert not plain.try_acquire(60)
     plain.acquire(1)
+    before = client.hgetall(STORED)
 
-    told = document("doctor", "--redis", server.url)
+    told = server.document("doctor")
     assert (told["ok"], [found for found in told["findings"] if found["fault"]]) == (True, [])
     assert sorted(told["healthy"]) == [KEY, "plain"]
-    assert run("doctor", "--redis", server.url).stdout.splitlines()[-1].startswith("Nothing is wrong")
+    assert (sorted(client.keys("*")), client.hgetall(STORED)) == ([STORED.encode(), b"keepa_tokens:plain"], before)
+    plain.reset()
+    said = server.run("doctor").stdout
+    assert said.splitlines()[-1] == "Nothing is wrong."
+    for words in (
+        *("Valkey 9", "answers in", "agrees with this machine's", "evicts nothing", "keeps on disk", "no replica"),
+        *("runs the script, and lets this user write", f"bucket {KEY}"),
+    ):
+        assert words in said
+
+
+def test_an_empty_server_is_well(server: Workers) -> None:
+    """Where there is no bucket yet, the doctor looks at the server and finds nothing."""
+    assert server.document("doctor")["healthy"] == []
 
 
 # --- the bucket
@@ -74,11 +101,7 @@ def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
     "planted, code, what",
     [
         (seen(holds={"dead": hold(95)}), "dead-hold", "a call has held 15 tokens for 1:35: its worker may be dead"),
-        (
-            seen(holds={"dead": hold(700, hold_for=86_400)}),
-            "dead-hold",
-            "a call has held 15 tokens for 11:40: its worker may be",
-        ),
+        (seen(holds={"dead": hold(700, hold_for=86_400)}), "dead-hold", "a call has held 15 tokens for 11:40: "),
         (seen(drift=-150), "drift", "at the last reading the server had 150 tokens fewer than projected"),
         (seen(kept_back=60, kept_back_at=NOW), "kept-back", "60 tokens are kept back for somebody else who was seen"),
         (seen(probe_failures=4), "probes-fail", "the last 4 attempts to ask the server brought no balance"),
@@ -92,16 +115,20 @@ def test_a_healthy_bucket_has_no_finding(server: Workers) -> None:
             "recharge-too-high",
             "workers wait for 480 tokens to recharge to; the bucket holds 300",
         ),
+        (seen(balance=5000), "above-capacity", "its balance is 5,000, more than the 1,200 that it holds"),
     ],
 )
 def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: str) -> None:
-    """Each thing that can be wrong with a bucket is one finding, that says what, its effect and its cure."""
+    """Each thing that can be wrong with a bucket is one finding, that says what, its effect and its cure; what may well
+    be meant is no fault.
+    """
     (found,) = examine(planted)
 
     assert (found.code, found.about) == (code, KEY)
     assert found.what.startswith(what)
     assert found.effect
     assert found.cure
+    assert found.fault == (code not in {"above-capacity", "recharge-too-high"})
 
 
 @pytest.mark.parametrize(
@@ -119,29 +146,25 @@ def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: st
 )
 def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
     """A call that takes long, a step of drift, one failed probe, a bucket never asked and a debt are no findings."""
-    assert list(examine(sound)) == []
+    assert codes(sound) == []
 
 
-@pytest.mark.parametrize(
-    "field", ["balance", "refilled_at", *(pytest.param(name, marks=DEEP) for name in ("sequence", "reading_sequence"))]
-)
-@pytest.mark.parametrize("damage", ["missing", pytest.param("garbled", marks=DEEP)])
-def test_each_damaged_field_is_found_and_mended(server: Workers, field: str, damage: str) -> None:
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize("field, text", [("balance", None), ("refilled_at", None), ("sequence", "NaN")])
+def test_each_damaged_field_is_found_and_mended(server: Workers, client: Any, field: str, text: str | None) -> None:
     """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
     finds nothing.
     """
-    healthy(server)
-    with server.client() as client:
-        if damage == "missing":
-            client.hdel(STORED, field)
-        else:
-            client.hset(STORED, field, "NaN")
+    if text is None:
+        client.hdel(STORED, field)
+    else:
+        client.hset(STORED, field, text)
 
     found = findings(server)[f"damaged-{field}"]
     assert found["about"] == KEY
     assert field in found["what"]
     assert found["effect"]
-    mended = document("doctor", "--redis", server.url, "--repair")
+    mended = server.document("doctor", "--repair")
     assert any(field in words for words in mended["mended"])
     assert findings(server, code=0) == {}
 
@@ -154,75 +177,52 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
     worker.try_reserve(5)
 
     assert list(findings(server, code=0)) == ["own-clock"]
-    assert document("status", "--redis", server.url)["bucket"]["available"] == 407
+    assert server.document("status")["bucket"]["available"] == 407
 
 
-def test_the_state_of_a_newer_release_is_left_alone(server: Workers) -> None:
+@pytest.mark.usefixtures("healthy")
+def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any) -> None:
     """A bucket of a newer release is a finding of its own, and the others are looked at none the less."""
-    healthy(server)
-    with server.client() as client:
-        client.hset("keepa_tokens:later", mapping={"format": "7", **fields_of(client, STORED)})
-        client.hset("keepa_tokens:later", "format", "7")
+    client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7"})
 
-    told = document("doctor", "--redis", server.url, "--repair", code=1)
+    told = server.document("doctor", "--repair", code=1)
     assert [(found["code"], found["about"]) for found in told["findings"]] == [("newer-release", "later")]
     assert told["healthy"] == [KEY]
-    rows = run("status", "--redis", server.url, "--all").stdout.splitlines()
+    rows = server.run("status", "--all").stdout.splitlines()
     assert [row.split()[1:3] for row in rows if row.startswith("later")] == [["newer", "release"]]
 
 
-def fields_of(client: Any, name: str) -> dict[str, str]:
-    return {field.decode(): text.decode() for field, text in client.hgetall(name).items()}
-
-
-def test_what_is_no_bucket_is_said(server: Workers) -> None:
+def test_what_is_no_bucket_is_said(server: Workers, client: Any) -> None:
     """A KEY whose place in Redis holds something else is a usage error that says so, not a storage that is away."""
-    with server.client() as client:
-        client.set("keepa_tokens:text", "x")
+    client.set("keepa_tokens:text", "x")
 
-    assert "holds something else" in run("status", "--redis", server.url, "text", code=2).stderr
-
-
-def test_an_empty_server_is_well(server: Workers) -> None:
-    """Where there is no bucket yet, the doctor looks at the server and finds nothing."""
-    assert document("doctor", "--redis", server.url)["healthy"] == []
+    assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
-def test_a_balance_above_the_capacity_is_worth_knowing() -> None:
-    """More tokens than the bucket holds are told, though a smaller plan explains them."""
-    (found,) = examine(seen(balance=5000))
-
-    assert (found.code, found.fault) == ("above-capacity", False)
-
-
-def test_lost_terms_are_found(server: Workers) -> None:
+def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
     """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again."""
-    worker = healthy(server)
-    with server.client() as client:
-        client.hdel(STORED, "quota", "capacity", "refill")
+    client.hdel(STORED, "quota", "capacity", "refill")
 
     assert "terms-lost" in findings(server)
-    worker.try_acquire()
+    healthy.try_acquire()
     assert findings(server, code=0) == {}
 
 
-def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Workers) -> None:
+@pytest.mark.usefixtures("healthy")
+def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Workers, client: Any) -> None:
     """A key that would stay for ever is told, though it is no fault, and --repair gives it an end."""
-    healthy(server)
-    with server.client() as client:
-        client.persist(STORED)
-        assert findings(server, code=0)["no-lifetime"]["fault"] is False
-        run("doctor", "--redis", server.url, "--repair")
-        assert client.ttl(STORED) > 86_400
+    client.persist(STORED)
+    assert findings(server, code=0)["no-lifetime"]["fault"] is False
+    server.run("doctor", "--repair")
+    assert client.ttl(STORED) > 86_400
 
 
 def test_terms_that_change_between_looks_are_found() -> None:
     """Workers that use one bucket with different terms are found by looking more than once."""
     one, other = seen(), seen(quota=keepa_quota(5))
 
-    (found,) = examine(one, later=[one, other])
-    assert found.code == "terms-flap"
-    assert list(examine(one, later=[one, one])) == []
+    assert codes(one, one, other) == ["terms-flap"]
+    assert codes(one, one, one) == []
 
 
 def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
@@ -237,26 +237,22 @@ def test_a_line_that_does_not_move_is_found() -> None:
     line = (in_line(100, 20, "one"), in_line(200, 30, "two"))
     first, poor = seen(line=line), seen(line=line, balance=200)
     later = replace(first, now_us=NOW + 3 * SECOND)
-    moved = replace(later, state=replace(later.state, balance=400))
 
     (found,) = examine(first, later=[later])
     assert found.code == "line-stands"
     assert found.what == "2 callers in line for 300 tokens that are there, and nobody takes them"
-    assert list(examine(first, later=[moved])) == []
-    assert list(examine(first, later=[replace(later, now_us=NOW + SECOND)])) == []
-    assert list(examine(poor, later=[replace(poor, now_us=NOW + 3 * SECOND)])) == []
+    assert codes(first, replace(later, state=replace(later.state, balance=400))) == []
+    assert codes(first, replace(later, now_us=NOW + SECOND)) == []
+    assert codes(poor, replace(poor, now_us=NOW + 3 * SECOND)) == []
 
 
 def test_a_line_without_a_reading_is_found() -> None:
     """Where somebody waits and the server has not spoken for twenty minutes, that is found; an idle bucket's is not."""
-    old = seen(balance=-500, reading_at=NOW - 1500 * SECOND)
-
-    assert list(examine(old)) == []
     line = (in_line(5, 1500),)
-    assert [found.code for found in examine(seen(balance=-500, reading_at=NOW - 1500 * SECOND, line=line))] == [
-        "no-reading"
-    ]
-    assert list(examine(seen(balance=-500, reading_at=NOW - 900 * SECOND, line=line))) == []
+
+    assert codes(seen(balance=-500, reading_at=NOW - 1500 * SECOND)) == []
+    assert codes(seen(balance=-500, reading_at=NOW - 1500 * SECOND, line=line)) == ["no-reading"]
+    assert codes(seen(balance=-500, reading_at=NOW - 900 * SECOND, line=line)) == []
 
 
 @pytest.mark.deep
@@ -287,26 +283,21 @@ def configured(**settings: str) -> Callable[[redis.Redis], None]:
     return plant
 
 
-def a_replica(client: redis.Redis) -> None:
-    client.replicaof(HOST, free_port())
-
-
+@pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(
     "plant, code",
     [
         (configured(maxmemory="100mb", maxmemory_policy="allkeys-lru"), "evicts"),
         (configured(maxmemory="100mb", maxmemory_policy="volatile-ttl"), "evicts"),
         (configured(maxmemory="1"), "nearly-full"),
-        (a_replica, "read-only"),
+        (lambda client: client.replicaof(HOST, free_port()), "read-only"),
     ],
 )
 def test_what_is_wrong_with_the_server_is_found(
-    server: Workers, plant: Callable[[redis.Redis], None], code: str
+    server: Workers, client: Any, plant: Callable[[redis.Redis], None], code: str
 ) -> None:
     """Eviction, full memory and a replica are each found on a real server, with effect and cure."""
-    healthy(server)
-    with server.client() as client:
-        plant(client)
+    plant(client)
     found = findings(server)[code]
 
     assert found["about"] == "server"
@@ -314,39 +305,30 @@ def test_what_is_wrong_with_the_server_is_found(
     assert found["cure"]
 
 
+def as_user(server: Workers, *rights: str, keys: str, code: int) -> Any:
+    """Return what the doctor says to a user of these rights."""
+    with server.client() as client:
+        client.acl_setuser("user", enabled=True, passwords=["+pw"], keys=[keys], commands=[f"+{one}" for one in rights])
+        try:
+            return document("doctor", "--redis", server.url.replace("redis://", "redis://user:pw@"), code=code)
+        finally:
+            client.acl_deluser("user")
+
+
+@pytest.mark.usefixtures("healthy")
 def test_missing_rights_are_found(server: Workers) -> None:
     """A user who may read but not run the script is told what to allow."""
-    healthy(server)
-    with server.client() as client:
-        client.acl_setuser(
-            "reader",
-            enabled=True,
-            passwords=["+pw"],
-            keys=["*"],
-            categories=["+@read", "+@connection"],
-            commands=["+info", "+time"],
-        )
-        url = server.url.replace("redis://", "redis://reader:pw@")
-        try:
-            told = document("doctor", "--redis", url, code=1)
-        finally:
-            client.acl_deluser("reader")
+    told = as_user(server, "@read", "@connection", "info", "time", keys="*", code=1)
 
     assert [found["code"] for found in told["findings"]] == ["rights"]
     assert "ACL SETUSER worker" in told["findings"][0]["cure"]
 
 
-def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
+@pytest.mark.usefixtures("healthy")
+def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any) -> None:
     """With no more rights than a worker needs, the doctor works, and says what it couldn't look at."""
-    healthy(server)
-    rights = [f"+{command}" for command in NEEDED]
-    with server.client() as client:
-        client.set("keepa:tokens", "-79")
-        client.acl_setuser("worker", enabled=True, passwords=["+pw"], keys=["keepa_tokens:*"], commands=rights)
-        try:
-            told = document("doctor", "--redis", server.url.replace("redis://", "redis://worker:pw@"))
-        finally:
-            client.acl_deluser("worker")
+    client.set("keepa:tokens", "-79")
+    told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
 
     assert told["healthy"] == [KEY]
     assert "runs the script, and lets this user write" in told["facts"]
@@ -354,91 +336,64 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers) -> None:
     assert [fact for fact in told["facts"] if fact.startswith("other keys may not be read")]
 
 
-def test_what_is_right_is_told_too(server: Workers) -> None:
-    """The doctor says what it looked at: version, latency, clock, eviction, disk, replicas, rights, and the bucket."""
-    healthy(server)
-    said = run("doctor", "--redis", server.url).stdout
-
-    for words in (
-        "Valkey 9",
-        "answers in",
-        "agrees with this machine's",
-        "evicts nothing",
-        "keeps on disk",
-        "no replica",
-    ):
-        assert words in said
-    assert "runs the script, and lets this user write" in said
-    assert f"bucket {KEY}" in said
-
-
-def test_the_doctor_leaves_nothing_behind(server: Workers) -> None:
-    """What the doctor tries on a server is gone afterwards, and the buckets are as they were."""
-    healthy(server)
-    with server.client() as client:
-        before = client.hgetall(STORED)
-        run("doctor", "--redis", server.url)
-        assert client.keys("*") == [STORED.encode()]
-        assert client.hgetall(STORED) == before
+@pytest.mark.parametrize(
+    "info, expected",
+    [
+        ({"redis_version": "6.0.16"}, {"old": "it is Redis 6.0.16"}),
+        ({"redis_version": "6.2.0"}, {}),
+        ({"redis_version": "7.4.1"}, {}),
+        (
+            {"role": "master", "connected_slaves": "1", "slave0": "ip=10.0.0.2,port=6379,state=online,offset=1,lag=45"},
+            {"lags": "replica 0 is 45 s behind"},
+        ),
+        ({"connected_slaves": "1", "slave0": "{'ip': '10.0.0.2', 'lag': 45}"}, {"lags": "replica 0 is 45 s behind"}),
+        ({"connected_slaves": "1", "slave0": "ip=10.0.0.2,port=6379,lag=1"}, {}),
+        (
+            {"rdb_last_bgsave_status": "err"},
+            {"save-failed": "its last attempt to write to disk failed (rdb_last_bgsave_status)"},
+        ),
+    ],
+)
+def test_what_a_server_says_of_itself_is_judged(info: dict[str, str], expected: dict[str, str]) -> None:
+    """A Redis older than 6.2, a replica that is far behind, however the client shows its line, and a save that failed
+    are found.
+    """
+    assert {told.code: told.what for told in read_info(info, plain=False) if isinstance(told, Finding)} == expected
 
 
-def test_an_old_server_is_found() -> None:
-    """A Redis older than 6.2 is found by its version."""
-    from keepa_tokens.cli import doctor_server
-
-    for version, codes in [("6.0.16", ["old"]), ("6.2.0", []), ("7.4.1", [])]:
-        seen = doctor_server.Examination()
-        doctor_server._version({"redis_version": version}, seen)
-        assert [found.code for found in seen.findings] == codes
+def test_a_plain_bucket_on_a_server_that_saved_nothing_is_told() -> None:
+    """That a plain bucket's server saved nothing so far is told, though it is no fault; a synced one's may be so."""
+    (found,) = [told for told in read_info({}, plain=True) if isinstance(told, Finding)]
+    assert (found.code, found.fault) == ("not-kept", False)
+    assert not [told for told in read_info({}, plain=True) if isinstance(told, str) and "on disk" in told]
+    assert "keeps on disk: nothing so far" in list(read_info({}, plain=False))
 
 
 @pytest.mark.parametrize("ahead, codes", [(3600.0, ["clock"]), (-3600.0, ["clock"]), (2.0, []), (0.0, [])])
 def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, codes: list[str]) -> None:
     """A server whose clock is further from ours than the tolerance is found, with by how much and to which side."""
-    from keepa_tokens.cli import doctor_server
 
     class Stepped(RedisPlace):
         def now_us(self) -> int:
             return super().now_us() + round(ahead * SECOND)
 
-    place, seen = Stepped.from_url(server.url), doctor_server.Examination()
-    doctor_server._clock(place, seen)
-    place.close()
-    assert [found.code for found in seen.findings] == codes
+    with closing(Stepped.from_url(server.url)) as place:
+        found = [told for told in place.examine(plain=False) if isinstance(told, Finding)]
     side = "ahead of" if ahead > 0 else "behind"
-    assert all(f"its clock is 3,600 s {side} this machine's" in found.what for found in seen.findings)
-
-
-def test_a_lagging_replica_is_found() -> None:
-    """A replica that is far behind is found, however the client shows its line."""
-    from keepa_tokens.cli import doctor_server
-
-    for line in ("ip=10.0.0.2,port=6379,state=online,offset=1,lag=45", "{'ip': '10.0.0.2', 'offset': 1, 'lag': 45}"):
-        seen = doctor_server.Examination()
-        doctor_server._replication({"role": "master", "connected_slaves": "1", "slave0": line}, seen)
-        assert [found.what for found in seen.findings] == ["replica 0 is 45 s behind"]
-
-
-def test_a_failed_save_and_a_plain_bucket_on_nothing_are_told() -> None:
-    """A save that failed is a fault; that a plain bucket's server saved nothing so far is only told."""
-    from keepa_tokens.cli import doctor_server
-
-    seen = doctor_server.Examination()
-    doctor_server._persistence({"rdb_last_bgsave_status": "err"}, seen, plain=True)
-    assert [(found.code, found.fault) for found in seen.findings] == [("not-kept", False), ("save-failed", True)]
-    assert not [fact for fact in seen.facts if "on disk" in fact]
+    assert [told.code for told in found] == codes
+    assert all(f"its clock is 3,600 s {side} this machine's" in told.what for told in found)
 
 
 # --- the API key, and the stuck state of a hand-made manager
 
 
+@pytest.mark.usefixtures("healthy")
 def test_the_api_key_is_tried(server: Workers) -> None:
     """With --probe the doctor asks the server and says both balances; a key that is refused ends with 4."""
-    healthy(server)
     with FakeKeepaServer(FakeKeepa(refill_rate=20, initial=389, key="right")) as keepa:
-        place = ("--redis", server.url, "--probe", "--base-url", keepa.url)
-        assert "Keepa says 389" in run("doctor", *place, env={"KEEPA_API_KEY": "right"}).stdout
-        run("doctor", *place, code=4, env={"KEEPA_API_KEY": "wrong"})
+        options = ("--probe", "--base-url", keepa.url)
+        assert "Keepa says 389" in server.run("doctor", *options, env={"KEEPA_API_KEY": "right"}).stdout
+        server.run("doctor", *options, code=4, env={"KEEPA_API_KEY": "wrong"})
 
 
 @pytest.mark.parametrize(
@@ -457,17 +412,16 @@ def test_the_api_key_is_tried(server: Workers) -> None:
     ],
 )
 def test_the_stuck_state_of_a_hand_made_manager_is_found(
-    server: Workers, keys: dict[str, str | dict[str, str]], cure: str
+    server: Workers, client: Any, keys: dict[str, str | dict[str, str]], cure: str
 ) -> None:
     """A negative balance beside a missing or unreadable time, in two keys or in one hash, is found, and the cure is the
     whole command that takes it over.
     """
-    with server.client() as client:
-        for name, value in keys.items():
-            if isinstance(value, dict):
-                client.hset(name, mapping=value)
-            else:
-                client.set(name, value)
+    for name, value in keys.items():
+        if isinstance(value, dict):
+            client.hset(name, mapping=value)
+        else:
+            client.set(name, value)
     found = findings(server)["stuck-manager"]
 
     assert "holds a balance of -79" in found["what"]
@@ -475,25 +429,22 @@ def test_the_stuck_state_of_a_hand_made_manager_is_found(
     assert cure in found["cure"]
 
 
-def test_a_manager_that_works_is_no_finding(server: Workers) -> None:
+def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> None:
     """A balance above 0, a debt with its time beside it, and other programs' negative numbers are no findings."""
-    with server.client() as client:
-        client.mset({"keepa:tokens": "-79", "keepa:last_refill": "1780000000.5", "shop:balance": "12", "zone": "-5"})
-        client.hset("old", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
-        client.hset("new", mapping={"tokens": "31"})
-        client.lpush("token:queue", "-1")
+    client.mset({"keepa:tokens": "-79", "keepa:last_refill": "1780000000.5", "shop:balance": "12", "zone": "-5"})
+    client.hset("old", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
+    client.hset("new", mapping={"tokens": "31"})
+    client.lpush("token:queue", "-1")
 
     assert findings(server, code=0) == {}
 
 
-def test_findings_read_well(server: Workers) -> None:
+@pytest.mark.usefixtures("healthy")
+def test_findings_read_well(server: Workers, client: Any) -> None:
     """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
-    healthy(server)
-    with server.client() as client:
-        client.hdel(STORED, "refilled_at")
-    said = run("doctor", "--redis", server.url, code=1).stdout
+    client.hdel(STORED, "refilled_at")
 
-    assert said.partition("\n\n")[2] == (
+    assert server.run("doctor", code=1).stdout.partition("\n\n")[2] == (
         f"1. {KEY}: its field refilled_at is missing.\n"
         "   effect  the time that passed since the last refill is lost; it refills from the next command on.\n"
         "   cure    any call of a worker mends it, or `keepa-tokens doctor --repair` now.\n"
@@ -502,18 +453,13 @@ def test_findings_read_well(server: Workers) -> None:
     )
 
 
-def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers) -> None:
+@pytest.mark.usefixtures("healthy")
+def test_a_place_shows_a_bucket_as_it_is_stored(server: Workers, client: Any) -> None:
     """What the doctor looks at is the bucket's fields as they are in Redis, by the server's own time."""
-    healthy(server)
-    place = RedisPlace.from_url(server.url)
-    seen = look(place, KEY)
-    assert seen is not None
-    with server.client() as client:
-        stored = fields_of(client, STORED)
-        seconds, _ = client.time()
-
-    assert seen.fields == stored
-    assert abs(seen.now_us // SECOND - seconds) <= 1
-    assert replace(seen, fields={}).state.balance == 404
-    assert look(place, "nobody") is None
-    place.close()
+    with closing(RedisPlace.from_url(server.url)) as place:
+        seen = look(place, KEY)
+        assert seen is not None
+        assert {name.encode(): text.encode() for name, text in seen.fields.items()} == client.hgetall(STORED)
+        assert abs(seen.now_us // SECOND - client.time()[0]) <= 1
+        assert seen.state.balance == 404
+        assert look(place, "nobody") is None

@@ -1,25 +1,31 @@
-"""What people see of the commands: colours, columns, whole words, and a help for each option."""
+"""What all commands have in common: colours, columns, whole words, help, completion, and how they end."""
 
 from __future__ import annotations
 
 import ast
 import io
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
 import click
 import pytest
+from click.testing import CliRunner
 from rich.color import Color
 from rich.console import Console
 from rich.text import Text
 
+from keepa_tokens import Reading
 from keepa_tokens.cli import colours, shell
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.demo import Scenario
-from keepa_tokens.cli.demo_show import picture
-from tests.cli import drawn, run
+from keepa_tokens.cli.demo_command import picture
+from keepa_tokens.cli.shell import COMMANDS
+from tests.cli import KEY, Workers, drawn, program, run, scene
 
 OURS = (colours.GOOD, colours.BUSY, colours.CARE, colours.BAD)
 NAMED = frozenset({"black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"})
@@ -51,14 +57,10 @@ def test_no_style_names_a_colour_of_the_terminal(source: Path) -> None:
     assert not [words for words in styles if NAMED & {word.removeprefix("bright_") for word in words}]
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_picture_has_no_other_colours(*, late: bool) -> None:
+@pytest.mark.parametrize("until", ["before", "after"])
+def test_a_picture_has_no_other_colours(until: Literal["before", "after"]) -> None:
     """A picture is drawn in the colours that can be read anywhere, in bold and in dim, and in nothing else."""
-    scene = Scenario(4, 0)
-    for _ in scene.play():
-        if scene.now_us > 700_000_000 and (not late or scene.fault is not None):
-            break
-    shown = re.findall(r"\x1b\[([\d;]*)m", drawn(picture(scene, 34.0), 80, 24, colours="256"))
+    shown = re.findall(r"\x1b\[([\d;]*)m", drawn(picture(scene(4, until), 34.0), 80, 24, colours="256"))
     used = {code for codes in shown for code in re.findall(r"38;5;\d+|\d+", codes)}
 
     assert used <= {"0", "1", "2", *(f"38;5;{Color.parse(colour).number}" for colour in OURS)}
@@ -81,20 +83,9 @@ def test_a_terminal_of_16_colours_gets_bold_without_colours(
 @pytest.mark.parametrize("workers", [1, 4, 16])
 def test_what_a_run_counts_stands_in_whole_lines_at_80_columns(workers: int) -> None:
     """No name in the demo's counts is parted from its number by the end of a line."""
-    scene = Scenario(workers, 0)
-    for _ in scene.play():
-        assert max(map(len, picture(scene, 34.0).facts)) <= 78
-
-
-def test_the_demo_tells_a_loss_before_what_mends_it() -> None:
-    """In plain lines the lost timestamp comes first, then what mended it."""
-    scene = Scenario(4, 0)
-    for _ in scene.play():
-        pass
-    told = [line.split(maxsplit=2)[2] for line in scene.news if " demo " in line]
-    lost = next(place for place, words in enumerate(told) if words.startswith("The timestamp is lost"))
-
-    assert told[lost + 1].startswith("mended refilled_at")
+    made = Scenario(workers, 0)
+    for _ in made.play():
+        assert max(map(len, picture(made, 34.0).facts)) <= 78
 
 
 def test_an_option_is_never_broken_at_a_hyphen(
@@ -121,14 +112,112 @@ def test_a_wrong_option_is_told_in_one_voice() -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(app.list_commands(click.Context(app))))
-def test_each_option_says_what_it_is(name: str) -> None:
-    """Every option of every command has a help, and no number in it is written as a computer would."""
-    command = app.get_command(click.Context(app), name)
-    assert command is not None
-    options = [param for param in command.params if isinstance(param, click.Option)]
-    help_text = command.get_help(click.Context(command))
+@pytest.mark.parametrize("err", [False, True])
+def test_a_sentence_is_broken_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, err: bool
+) -> None:
+    """In a terminal a sentence goes on in the next line between two words, and a key is never cut; in a pipe it is one
+    line.
+    """
+    words = f"{KEY} is paused for 10:00: no call goes, what is in flight is settled as ever."
+    shell.say(words, err=err)
+    monkeypatch.setattr(sys.stderr if err else sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "25")
+    shell.say(words, err=err)
+    told = capsys.readouterr()
+    whole, *broken = (told.err if err else told.out).splitlines()
+    assert whole == words
+    assert " ".join(broken) == words
+    assert broken[0] == KEY
+    assert 15 < max(map(len, broken[1:])) <= 25
 
-    assert not [option.name for option in options if not option.help]
-    assert not re.search(r"\d{4,}\.0", help_text)
-    assert max(map(len, help_text.splitlines())) <= 80
+
+# --- what all commands have in common
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_begins_with_examples_and_ends_with_the_next_command(command: str) -> None:
+    """Each command's help begins with examples that run this command, and ends with the one that comes next; every
+    option says what it is, no number is written as a computer would, and no line is wider than a terminal.
+    """
+    said = CliRunner().invoke(app, [command, "--help"], terminal_width=80).output
+    examples, _, rest = said.partition("\n\n")
+
+    assert examples.startswith("Examples:\n  ")
+    assert all(f"keepa-tokens {command}" in line for line in examples.splitlines()[1:])
+    assert rest.startswith("Usage: ")
+    assert said.rstrip().splitlines()[-2] == "Next:"
+    following = said.rstrip().splitlines()[-1].split()
+    assert following[0] == "keepa-tokens"
+    assert following[1] in COMMANDS
+    found = app.get_command(click.Context(app), command)
+    assert found is not None
+    assert all(param.help for param in found.params if isinstance(param, click.Option))
+    assert not re.search(r"\d{4,}\.0", said)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_first_help_shows_every_command_in_a_line() -> None:
+    """`keepa-tokens` alone shows examples, every command with what it is for, uncut, the exit codes and what next."""
+    said = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+
+    for command in COMMANDS:
+        assert f"\n  {command} " in said
+    assert "..." not in said.partition("Commands:")[2]
+    codes = "0 well, 1 findings, 2 usage, 3 storage away, 4 API key refused, 130 interrupted"
+    assert codes in " ".join(said.split())
+    assert said.rstrip().splitlines()[-1] == "  keepa-tokens status --help"
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "wrong", [["watch", "--every", "nan"], ["simulate", "--days", "nan"], ["simulate", "--outside", "nan"]]
+)
+def test_a_number_that_is_none_is_refused(wrong: list[str]) -> None:
+    """NaN passes any comparison with a range, and is a usage error none the less."""
+    assert "give a number" in run(*wrong, code=2).stderr
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_each_shell(kind: str) -> None:
+    """The completion of each shell is printed, and asks this program for what can come next."""
+    assert "_KEEPA_TOKENS_COMPLETE" in run("completion", kind).stdout
+
+
+def test_completion_knows_the_commands() -> None:
+    """Asked as a shell does, the program names the commands that begin so."""
+    env = {"COMP_WORDS": "keepa-tokens re", "COMP_CWORD": "1", "_KEEPA_TOKENS_COMPLETE": "bash_complete"}
+    done = program("-m", "keepa_tokens", **env)
+
+    assert [line.split(",")[1] for line in done.stdout.splitlines()] == ["resume", "reset", "release"]
+
+
+def test_as_a_module_it_is_the_same_program() -> None:
+    """`python -m keepa_tokens` runs the commands, and a wrong one ends with 2 and a hint."""
+    done = program("-m", "keepa_tokens", "--version")
+    wrong = program("-m", "keepa_tokens", "nonsense")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0.")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "No such command 'nonsense'" in wrong.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "watch"])
+def test_an_interrupt_ends_a_command_with_a_last_line(valkey: Workers, command: str) -> None:
+    """Ctrl-C ends what goes on by itself with a last line on the standard error, exit code 130 and no traceback."""
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "keepa_tokens", command],
+        env=os.environ | {"KEEPA_TOKENS_REDIS": valkey.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+
+    assert (running.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")

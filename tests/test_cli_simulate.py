@@ -10,7 +10,7 @@ import pytest
 
 from keepa_tokens import ConfigError
 from keepa_tokens.cli.simulate import Load, demand, parse_mix, simulate
-from keepa_tokens.cli.simulate_command import is_enough, verdict
+from keepa_tokens.cli.simulate_command import verdict
 from tests.cli import document, run
 
 LOAD = Load(parse_mix("product:10"), backlog=60)
@@ -22,10 +22,10 @@ def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
     """
     slow, quick = simulate(LOAD, 5), simulate(LOAD, 20)
 
-    assert slow.done_at is not None
-    assert quick.done_at is not None
-    assert 58 * 60 < slow.done_at < 64 * 60
-    assert quick.done_at < 10 * 60
+    assert slow.done_after is not None
+    assert quick.done_after is not None
+    assert 58 * 60 < slow.done_after < 64 * 60
+    assert quick.done_after < 10 * 60
     assert slow.calls == quick.calls == 60
     assert slow.tokens == quick.tokens == 600
 
@@ -44,10 +44,10 @@ def test_others_and_faults_make_it_slower() -> None:
     others = simulate(replace(LOAD, outside=200), 5)
     faults = simulate(replace(LOAD, faults=0.2), 5)
 
-    assert plain.done_at is not None
+    assert plain.done_after is not None
     for result in (others, faults):
-        assert result.done_at is not None
-        assert result.done_at > plain.done_at
+        assert result.done_after is not None
+        assert result.done_after > plain.done_after
         assert result.calls == 60
     assert faults.failed > 0
 
@@ -58,8 +58,8 @@ def test_a_plan_that_is_too_small_is_told() -> None:
     small, large = simulate(load, 5), simulate(load, 20)
 
     assert demand(load) == 600
-    assert not is_enough(load, small)
-    assert is_enough(load, large)
+    assert not small.enough
+    assert large.enough
     assert "20 tokens a minute are enough" in verdict(load, [small, large])
     assert verdict(load, [small]) == "None of these plans is enough: 10.0 tokens a minute are needed."
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.sqlite_place import SqlitePlace
-from tests.cli import KEY, document, run
+from tests.cli import KEY, Place, run
 
 
-class File:
+class File(Place):
     """A SQLite file with one bucket in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.where = path, ("--sqlite", str(path))
         self.place = SqlitePlace(str(path))
         self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.place, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
+
+    def sql(self, statement: str) -> None:
+        with closing(sqlite3.connect(self.path)) as db, db:
+            db.execute(statement)
 
 
 @pytest.fixture
@@ -34,30 +39,30 @@ def file(tmp_path: Path) -> Iterator[File]:
 def test_status_shows_a_bucket_in_a_file(file: File) -> None:
     """The only bucket of a file is shown without being named, and nothing is written."""
     file.bucket.try_reserve(7)
-    told = document("status", "--sqlite", str(file.path))["bucket"]
+    told = file.document("status")["bucket"]
 
     assert (told["key"], told["balance"], told["held"]) == (KEY, 300, 7)
 
 
 def test_the_doctor_looks_at_a_file(file: File) -> None:
     """On a sound file the doctor finds nothing and says what it looked at; a damaged field is found and mended."""
-    told = document("doctor", "--sqlite", str(file.path))
+    told = file.document("doctor")
     assert (told["findings"], told["healthy"]) == ([], [KEY])
     assert told["facts"][0].startswith("SQLite 3")
 
-    file.place.drop(KEY, "refilled_at")
-    found = document("doctor", "--sqlite", str(file.path), code=1)["findings"]
+    file.sql("UPDATE buckets SET fields = json_remove(fields, '$.refilled_at')")
+    found = file.document("doctor", code=1)["findings"]
     assert [one["code"] for one in found] == ["damaged-refilled_at"]
-    document("doctor", "--sqlite", str(file.path), "--repair")
-    assert document("doctor", "--sqlite", str(file.path))["findings"] == []
+    file.document("doctor", "--repair")
+    assert file.document("doctor")["findings"] == []
 
 
 def test_reset_and_release_work_on_a_file(file: File) -> None:
     """A hold is given back and a bucket forgotten in a file as on a server."""
     held = file.bucket.try_reserve(30)
-    run("release", "--sqlite", str(file.path), held.id, "--yes")
+    file.run("release", held.id, "--yes")
     assert file.bucket.peek().held == 0
-    run("reset", "--sqlite", str(file.path), "--yes")
+    file.run("reset", "--yes")
     assert file.bucket.peek().balance is None
 
 
@@ -84,14 +89,8 @@ def test_adopt_needs_a_server(file: File) -> None:
     assert "give --redis" in run("adopt", *options, code=2).stderr
 
 
-def test_a_place_puts_a_bucket_once(file: File) -> None:
-    """A bucket is put where there is none, and not over one."""
-    place = file.place
-
-    assert place.put("new", {"balance": "5"}, 60.0)
-    assert not place.put("new", {"balance": "9"}, 60.0)
-    assert place.fields("new") == {"balance": "5"}
-    with sqlite3.connect(file.path) as db:
-        db.execute("UPDATE buckets SET fields = 'garbage' WHERE key = 'new'")
-    db.close()
-    assert place.fields("new") == {}
+def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
+    """A row of garbage is shown as a bucket of which nothing is known, not as none."""
+    file.sql("UPDATE buckets SET fields = 'garbage'")
+    assert file.place.fields(KEY) == {}
+    assert file.place.fields("other") is None

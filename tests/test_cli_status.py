@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from redis.exceptions import MovedError
@@ -53,18 +54,26 @@ def test_a_debt_and_a_lost_time_are_told() -> None:
 
 
 def test_an_unknown_balance_is_told() -> None:
-    """Before the server was asked, status says that nothing goes until the next caller asks it."""
+    """Before the server was asked, status says that nothing goes until the next caller asks it; where a probe was begun
+    and nothing came, it doesn't say that the server was never asked.
+    """
     told = dict(sentences(seen(balance=None, reading_at=None, reading_sequence=0, drift=None)))
 
     assert told["balance"] == "unknown of 1,200; nothing goes until the server was asked, which the next caller does"
     assert told["reading"] == "none yet: the server was never asked"
+    asked = seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)
+    assert dict(sentences(asked))["reading"] == "none yet: the server has not answered"
     assert "the balance is unknown" in told["call of 10"]
+
+
+def plain(balance: int, quota: Quota) -> Look:
+    state = BucketState(balance=balance, refilled_at=NOW, sequence=0, quota=quota)
+    return Look("p", NOW, state.to_fields(), state)
 
 
 def test_a_plain_bucket_is_told() -> None:
     """A bucket that keeps its own books has no reading; a call larger than its balance waits for the refill."""
-    state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(200, 1, 1.0))
-    told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
+    told = dict(sentences(plain(20, Quota(200, 1, 1.0))))
 
     assert told["terms"] == "1 token a second, evenly, up to 200; keeps its own books"
     assert told["next step"] == "+1 in 0:01; full in 3:00"
@@ -74,9 +83,7 @@ def test_a_plain_bucket_is_told() -> None:
 
 def test_the_terms_are_told_as_they_were_given() -> None:
     """A rate is told in the period people gave; what the server says instead, beside what the workers were told."""
-    quota = Quota.per_minute(10)
-    state = BucketState(balance=3, refilled_at=NOW, sequence=0, quota=quota)
-    told = dict(sentences(Look("p", NOW, state.to_fields(), state)))
+    told = dict(sentences(plain(3, Quota.per_minute(10))))
     better = dict(sentences(seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)))
 
     assert told["terms"] == "10 tokens a minute, evenly, up to 10; keeps its own books"
@@ -84,13 +91,6 @@ def test_the_terms_are_told_as_they_were_given() -> None:
     assert better["terms"] == (
         "5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server"
     )
-
-
-def test_a_server_that_did_not_answer_was_asked() -> None:
-    """Where a probe was begun and nothing came, status doesn't say that the server was never asked."""
-    told = dict(sentences(seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)))
-
-    assert told["reading"] == "none yet: the server has not answered"
 
 
 def test_never_is_null_for_machines() -> None:
@@ -110,12 +110,14 @@ def test_the_only_bucket_needs_no_key(valkey: Workers) -> None:
     worker.try_reserve(7)
     with valkey.client() as client:
         before = client.hgetall(f"keepa_tokens:{KEY}")
-        told = document("status", "--redis", valkey.url)["bucket"]
+        told = valkey.document("status")["bucket"]
         assert client.hgetall(f"keepa_tokens:{KEY}") == before
 
     assert (told["key"], told["balance"], told["held"], told["available"]) == (KEY, 300, 7, 293)
-    assert [call["tokens"] for call in told["holds"]] == [7]
-    assert "293; 7 held in 1 call, the oldest for 0:0" in run("status", "--redis", valkey.url).stdout
+    (call,) = told["holds"]
+    assert (call["tokens"], round(call["age"] + call["left"])) == (7, 120)
+    assert call["age"] < 60
+    assert "293; 7 held in 1 call, the oldest for 0:0" in valkey.run("status").stdout
 
 
 def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
@@ -123,7 +125,7 @@ def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
     valkey.bucket().reconcile(Reading(-79))
     with valkey.client() as client:
         client.hdel(f"keepa_tokens:{KEY}", "refilled_at")
-        told = document("status", "--redis", valkey.url)["bucket"]
+        told = valkey.document("status")["bucket"]
         assert not client.hexists(f"keepa_tokens:{KEY}", "refilled_at")
 
     assert told["repaired"] == ["refilled_at"]
@@ -136,9 +138,8 @@ def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> 
     for key in (bucket_key("mine"), bucket_key("theirs")):
         valkey.bucket(key).reconcile(Reading(300))
     (tmp_path / "key").write_text("mine\n")
-    place = ("--redis", valkey.url)
 
-    asked = run("status", *place, code=2).stderr
+    asked = valkey.run("status", code=2).stderr
     assert bucket_key("mine") in asked
     assert bucket_key("theirs") in asked
     ways: list[tuple[list[str], dict[str, Any]]] = [
@@ -150,12 +151,12 @@ def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> 
         ([bucket_key("mine")[:12]], {}),
     ]
     for extra, rest in ways:
-        assert document("status", *place, *extra, **rest)["bucket"]["key"] == bucket_key("mine")
+        assert valkey.document("status", *extra, **rest)["bucket"]["key"] == bucket_key("mine")
 
 
 def test_an_api_key_as_an_argument_is_refused_and_not_repeated(valkey: Workers) -> None:
     """What looks like an API key is not taken from the command line, and the message doesn't show it."""
-    result = run("status", "--redis", valkey.url, "k1" * 32, code=2)
+    result = valkey.run("status", "k1" * 32, code=2)
 
     assert "--key-file" in result.stderr
     assert "k1k1" not in result.output
@@ -163,11 +164,11 @@ def test_an_api_key_as_an_argument_is_refused_and_not_repeated(valkey: Workers) 
 
 def test_all_is_a_table(valkey: Workers) -> None:
     """--all shows every bucket in a line below a heading; on an empty server it says so on the standard error."""
-    assert "there is no bucket here" in run("status", "--redis", valkey.url, "--all").stderr
+    assert "there is no bucket here" in valkey.run("status", "--all").stderr
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     valkey.bucket("b").try_acquire()
 
-    heading, *rows = run("status", "--redis", valkey.url, "--all").stdout.splitlines()
+    heading, *rows = valkey.run("status", "--all").stdout.splitlines()
     assert heading.split() == ["BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING"]
     assert [row.split()[:3] for row in rows] == [["b", "unknown", "?/1,200"], [KEY, "open", "300/1,200"]]
 
@@ -186,8 +187,7 @@ def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     valkey.bucket().reconcile(Reading(412, refill=20.0, capacity=1200))
     fake = FakeKeepa(refill_rate=20, initial=400, key="right")
     with FakeKeepaServer(fake) as keepa:
-        place = ("--redis", valkey.url, "--probe", "--base-url", keepa.url)
-        said = run("status", *place, env={"KEEPA_API_KEY": "right"}).stdout
+        said = valkey.run("status", "--probe", "--base-url", keepa.url, env={"KEEPA_API_KEY": "right"}).stdout
 
     assert "server       says 400; the bucket projected 412 (-12)" in said
     assert fake.token_calls == 1
@@ -205,7 +205,7 @@ def test_a_probe_is_compared_with_the_bucket_as_it_is_then(valkey: Workers, monk
         return 200, {"tokensLeft": 401, "refillIn": 60_000, "refillRate": 5, "timestamp": 1}
 
     monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: asked)
-    said = run("status", "--redis", valkey.url, "--probe", env={"KEEPA_API_KEY": "right"}).stdout
+    said = valkey.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
     assert "says 401; the bucket projected 406 (-5), with 5 held for calls under way" in " ".join(said.split())
     calls[1].cancel()
 
@@ -214,22 +214,17 @@ def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
     """Where the server does not take the API key, that is one line without the key, and exit code 4."""
     valkey.bucket().reconcile(Reading(412))
     with FakeKeepaServer(FakeKeepa(key="right")) as keepa:
-        place = ("--redis", valkey.url, "--probe", "--base-url", keepa.url)
-        result = run("status", *place, code=4, env={"KEEPA_API_KEY": "wrong-one"})
+        result = valkey.run("status", "--probe", "--base-url", keepa.url, code=4, env={"KEEPA_API_KEY": "wrong-one"})
 
-    assert (
-        result.stderr == "keepa-tokens: the server refused the API key (HTTP 400): is it the right one, and paid for?\n"
-    )
+    refused = "the server refused the API key (HTTP 400): is it the right one, and paid for?"
+    assert result.stderr == f"keepa-tokens: {refused}\n"
 
 
 def test_a_probe_without_a_key_says_what_to_give(valkey: Workers) -> None:
     """--probe without an API key is a usage error that says where to put it."""
     valkey.bucket().reconcile(Reading(412))
 
-    assert (
-        "--key-file FILE (- is stdin) or KEEPA_API_KEY"
-        in run("status", "--redis", valkey.url, "--probe", code=2).stderr
-    )
+    assert "--key-file FILE (- is stdin) or KEEPA_API_KEY" in valkey.run("status", "--probe", code=2).stderr
 
 
 def test_a_storage_that_is_away_ends_with_3() -> None:
@@ -240,17 +235,11 @@ def test_a_storage_that_is_away_ends_with_3() -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-class ClusterNode:
-    """A client of a node that has other slots than those asked for."""
-
-    def execute_command(self, *_: object) -> object:
-        raise MovedError("6918 10.0.0.2:7001")
-
-
 def test_a_node_that_has_no_such_bucket_names_the_one_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a node of a cluster that has other slots, the message names the node to connect to instead."""
     place = RedisPlace.from_url("redis://127.0.0.1:1")
-    monkeypatch.setattr(place, "_client", ClusterNode())
+    moved = Mock(side_effect=MovedError("6918 10.0.0.2:7001"))
+    monkeypatch.setattr(place, "_client", Mock(execute_command=moved))
 
     with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):
         place.fields(KEY)
@@ -280,8 +269,7 @@ def test_the_place_can_stand_in_the_environment(valkey: Workers) -> None:
     """KEEPA_TOKENS_REDIS names the place, so that a URL with a password needs to be on no command line; a call that
     is larger than the bucket never goes.
     """
-    storage = valkey.storage
-    TokenBucket(Quota.per_minute(60), key="plain", storage=storage, listener=lambda _: None).try_acquire(5)
+    TokenBucket(Quota.per_minute(60), key="plain", storage=valkey.storage).try_acquire(5)
 
     told = document("status", env={"KEEPA_TOKENS_REDIS": valkey.url})["bucket"]
     assert told["balance"] == 55

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
-from keepa_tokens.cli.demo import Meter, Sample, Scenario
-from keepa_tokens.cli.demo_show import picture
+from keepa_tokens.cli.demo import Meter, Sample
+from keepa_tokens.cli.demo_command import picture
 from keepa_tokens.cli.view import chart, fits
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing import FakeKeepa
-from tests.cli import Workers, document, drawn, run
+from tests.cli import Workers, document, drawn, program, run, scene
 
-COMMAND = [sys.executable, "-W", "error", "-m", "keepa_tokens"]
 MINUTE_US = 60_000_000
 
 
@@ -80,20 +75,17 @@ def test_the_server_is_asked_rarely_and_refuses_nobody(report: Any) -> None:
     assert set(counts["waits"]) <= {"EMPTY", "IN_FLIGHT", "UNKNOWN"}
 
 
-def test_an_interrupt_ends_it_cleanly() -> None:
-    """Ctrl-C ends the run with a last line, exit code 130 and no traceback; a pipe gets plain lines, of which the first
-    says what is to be seen.
-    """
-    with subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        lines = [line for line, _ in zip(running.stdout, range(6), strict=False)]
-        running.send_signal(signal.SIGINT)
-        rest, errors = running.communicate(timeout=30)
+def test_a_pipe_gets_plain_lines() -> None:
+    """The first says what is to be seen, the lost timestamp comes before what mends it, the last one sums up."""
+    lines = run("demo", "--seconds", "0").stdout.splitlines()
+    told = [line.split(maxsplit=2)[2] for line in lines if " demo " in line]
+    lost = next(place for place, words in enumerate(told) if words.startswith("The timestamp is lost"))
 
-    assert (running.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")
-    assert lines[0] == "4 workers on one key of 20 tokens a minute of a fake Keepa server\n"
-    assert lines[1].endswith("  demo        Workers ingest; each answer brings the server's balance.\n")
-    assert "\x1b" not in "".join(lines) + rest
+    assert lines[0] == "4 workers on one key of 20 tokens a minute of a fake Keepa server"
+    assert told[0] == "Workers ingest; each answer brings the server's balance."
+    assert told[lost + 1].startswith("mended refilled_at")
+    assert lines[-1] == "Every bound held."
+    assert "\x1b" not in "".join(lines)
 
 
 class SecretSpender(FakeKeepa):
@@ -160,63 +152,45 @@ def test_the_old_rule_works_with_its_timestamp() -> None:
 
 def test_a_poll_is_no_news() -> None:
     """A worker that asks again in the same wait gets no second line and no second wait; another reason is news."""
-    scene = Scenario(1, 0)
-    for _ in scene.play():
-        pass
-    told = [line.split(maxsplit=2)[2] for line in scene.news if " prices " in line]
+    alone = scene(1)
+    told = [line.split(maxsplit=2)[2] for line in alone.news if " prices " in line]
     waits = [words.partition(", ")[0] for words in told]
 
-    assert scene.fault is not None
-    assert sum(scene.waits.values()) < sum(scene.fault.verdicts.values())
-    assert sum(words.startswith("waits") for words in told) == sum(scene.waits.values())
+    assert alone.fault is not None
+    assert sum(alone.waits.values()) < sum(alone.fault.verdicts.values())
+    assert sum(words.startswith("waits") for words in told) == sum(alone.waits.values())
     assert all(before != after for before, after in pairwise(waits))
-
-
-@pytest.fixture(scope="module")
-def scenes() -> dict[tuple[int, bool], Scenario]:
-    """Runs of some sizes, just before the fault, and after it while they wait."""
-    made: dict[tuple[int, bool], Scenario] = {}
-    for workers in (1, 4, 16):
-        for late in (False, True):
-            scene = Scenario(workers, 0)
-            for _ in scene.play():
-                if scene.now_us > 700_000_000 and (not late or scene.fault is not None):
-                    break
-            made[workers, late] = scene
-    return made
 
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
 @pytest.mark.parametrize("size", [(72, 20), (80, 24), (100, 30), (200, 60)])
-@pytest.mark.parametrize("after_the_fault", [False, True])
+@pytest.mark.parametrize(
+    "until, said", [("before", "it didn't ask the server. It stood still"), ("after", "the old rule: -79, unmoved")]
+)
 def test_the_picture_fits_its_terminal(
-    scenes: dict[tuple[int, bool], Scenario], workers: int, size: tuple[int, int], after_the_fault: bool
+    workers: int, size: tuple[int, int], until: Literal["before", "after"], said: str
 ) -> None:
     """No picture is wider or higher than its terminal, however many workers there are, before the fault and after."""
-    text = drawn(picture(scenes[workers, after_the_fault], 34.0), *size)
+    text = drawn(picture(scene(workers, until), 34.0), *size)
     lines = text.splitlines()
 
     assert len(lines) <= size[1]
     assert max(map(len, lines)) <= size[0]
     assert "prices" in text
-    words = " ".join(text.replace("│", " ").split())
-    assert ("the old rule: -79, unmoved" if after_the_fault else "it didn't ask the server. It stood still") in words
+    assert said in " ".join(text.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("width", [72, 80])
 def test_the_key_sentence_is_whole_at_80_columns(width: int) -> None:
     """The sentence that the demo is made for, that the bucket recovered where the old rule stood still, isn't cut."""
-    scene = Scenario(4, 0)
-    for _ in scene.play():
-        pass
-    words = " ".join(drawn(picture(scene, 34.0), width, 24).replace("│", " ").split())
+    words = " ".join(drawn(picture(scene(), 34.0), width, 24).replace("│", " ").split())
     assert "Recovered: a grant after 3:51, 4:02 promised. The old rule stands at -79." in words
     assert "…" not in words or width < 80
 
 
-def test_curves_differ_without_colour(scenes: dict[tuple[int, bool], Scenario]) -> None:
+def test_curves_differ_without_colour() -> None:
     """Where there is no colour, each curve has a sign of its own in the legend, and draws other dots."""
-    shown = picture(scenes[4, True], 34.0)
+    shown = picture(scene(4, "after"), 34.0)
     level = [(x / 100, 0) for x in range(101)]
     alone = [
         "".join(row.plain for row in chart(replace(shown, curves=[replace(curve, points=level)]), 60, 4))
@@ -250,14 +224,7 @@ def test_a_missing_extra_is_named_in_one_line(package: str, tmp_path: Path) -> N
     with closing(SQLiteStorage(path)) as storage:
         TokenBucket(keepa_quota(20), key="k", storage=storage).reconcile(Reading(300))
     code = f"import sys; sys.modules[{package!r}] = None; from keepa_tokens.cli import main; sys.exit(main())"
-    result = subprocess.run(
-        [sys.executable, "-c", code, "status", "k", "--probe", "--sqlite", path],
-        env=os.environ | {"KEEPA_API_KEY": "unused"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    result = program("-c", code, "status", "k", "--probe", "--sqlite", path, KEEPA_API_KEY="unused")
 
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
-import inspect
 import json
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from keepa_tokens import (
 from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import ManualClock, virtual_loop
 
-from tests.http_guards import KEY, Client, Kind, World, asins, running  # isort: skip
+from tests.http_guards import KEY, Kind, World, asins, running  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
@@ -156,22 +155,6 @@ def test_closing_the_client_closes_the_inner_transport() -> None:
     assert closed == ["sync", "async"]
 
 
-def test_without_an_inner_transport_it_makes_plain_ones() -> None:
-    """The defaults are httpx's own transports."""
-    with (
-        running("httpx", initial=100) as world,
-        httpx.Client(transport=KeepaTransport(world.sync, api_key=KEY, host="127.0.0.1")) as client,
-    ):
-        assert client.get(world.server.url + "/product", params=asins(1)).status_code == 200
-
-
-def test_the_twins_take_the_same_options() -> None:
-    """Both transports have one signature but for what is async."""
-    one, other = (inspect.signature(kind) for kind in (KeepaTransport, AsyncKeepaTransport))
-    assert list(one.parameters) == list(other.parameters)
-    assert [each.default for each in one.parameters.values()] == [each.default for each in other.parameters.values()]
-
-
 def test_a_mounted_transport_meters_keepa_alone() -> None:
     """Mounted at Keepa's host beside a client's own transport, only what goes there is paid for."""
     with World("httpx", initial=100).server as server:
@@ -256,13 +239,12 @@ def test_a_proxy_from_the_environment_is_used(kind: Kind, monkeypatch: pytest.Mo
         monkeypatch.setenv("http_proxy", world.server.url.removeprefix("http://"))
         made: Any = AsyncKeepaTransport if world.is_async else KeepaTransport
         guard = made(world.asynch if world.is_async else world.sync, api_key=KEY, host="127.0.0.1")
-        client = Client(world, guard)
+        client = world.client(guard=guard)
         assert client.get("/product", asins(2), base=nowhere).status == 200
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             client.get("/product", asins(2), base=nowhere)
-        client.close()
         assert world.fake.spent == 2
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +15,7 @@ import requests
 from keepa_tokens import KeepaSync, TokenBucket, keepa_quota
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import ManualClock
+from tests.odd_servers import answers, listening
 
 from tests.http_guards import HOST, KEY, asins, running  # isort: skip
 
@@ -27,44 +26,22 @@ ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, 
 BODY = json.dumps(ENVELOPE | {"products": list(range(500))}).encode()
 
 
-class Packing(BaseHTTPRequestHandler):
-    """Answers gzip, in chunks if asked to; notes the request lines."""
-
-    protocol_version = "HTTP/1.1"
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        packed = gzip.compress(BODY)
-        self.send_response(200)
-        self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Type", "application/json")
-        if "chunked" in self.path:
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for part in (packed[:50], packed[50:]):
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
-            self.wfile.write(b"0\r\n\r\n")
-        else:
-            self.send_header("Content-Length", str(len(packed)))
-            self.end_headers()
-            self.wfile.write(packed)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+def packed(path: str) -> bytes:
+    """Return an answer in gzip, in chunks if asked to."""
+    body = gzip.compress(BODY)
+    head = b"Content-Encoding: gzip\r\nContent-Type: application/json\r\n"
+    if "chunked" in path:
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:50], body[50:], b""))
+        return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 @pytest.fixture
 def packing() -> Iterator[tuple[str, list[str]]]:
     """Run a server that answers gzip; its base URL and what it was asked for."""
     asked: list[str] = []
-    handler = type("Handler", (Packing,), {"asked": asked})
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"http://{HOST}:{server.server_address[1]}", asked
-        server.shutdown()
-        thread.join(10)
+    with listening(answers(asked, packed)) as port:
+        yield f"http://{HOST}:{port}", asked
 
 
 @pytest.fixture
@@ -122,13 +99,15 @@ def test_however_a_stream_is_read_the_reader_gets_it_and_the_bucket_too(
         assert in_step(sync)
 
 
-def test_an_answer_is_settled_though_nobody_looks_at_it(packing: tuple[str, list[str]], sync: KeepaSync) -> None:
-    """Without stream=True the body is read and settled before `get` returns."""
-    base, _ = packing
-    with session(sync) as client:
-        response = client.get(base + "/product?asin=B1", timeout=5)
-        assert in_step(sync)
-        assert response.content == BODY
+def test_a_stream_that_is_closed_early_gives_its_connection_back() -> None:
+    """What the pool has lent comes back to it, so that a pool that blocks keeps nobody waiting."""
+    with running("requests", initial=300) as world:
+        client = world.client()
+        for _ in range(2):
+            client.stream("/product", asins(50), lambda response: response.raw.read(1))
+        pools = client.native.get_adapter(world.server.url).poolmanager.pools
+        assert [pools[key].num_connections for key in pools.keys()] == [1]  # noqa: SIM118 - it can't be iterated
+        assert world.bucket().held == 100
 
 
 def test_no_request_is_sent_twice_on_one_hold(packing: tuple[str, list[str]], sync: KeepaSync) -> None:

@@ -13,85 +13,31 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import httpx
-import httpx2
-import keepa
 import pytest
-import requests
 import trustme
 
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStorage, TokenBucket, keepa_quota
-from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
-from keepa_tokens.guards.keepa import guard
-from keepa_tokens.guards.requests import KeepaAdapter
-from keepa_tokens.testing import ManualClock
+from keepa_tokens.guards.httpx import KeepaTransport
+from tests.odd_servers import Serve, listening, says, tls
+
+from tests.http_guards import HOST, KINDS, NETWORK_ERRORS, Kind, World, asins, running  # isort: skip
 
 # A client that fails on its way to a connection leaves the socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
-KINDS: Final = ("httpx", "httpx-async", "httpx2", "httpx2-async", "requests", "keepa", "keepa-async")
-HOST: Final = "127.0.0.1"
-KEY: Final = "k" * 64
 HELD: Final = 20
 FULL: Final = {"timestamp": 1_780_000_000_000, "tokensLeft": 100, "refillIn": 5000, "refillRate": 5}
 
-ERRORS: Final = (
-    *(httpx.TransportError, httpx2.TransportError, requests.RequestException, aiohttp.ClientError),
-    *(OSError, ValueError),  # a client's own checks
-)
-
-Serve = Callable[[socket.socket], None]
-
-
-@contextmanager
-def listening(serve: Serve) -> Iterator[int]:
-    """Run a server that does one thing with each connection; its port."""
-    with socket.create_server((HOST, 0)) as listener:
-        ended = threading.Event()
-
-        def accept() -> None:
-            while not ended.is_set():
-                connection, _ = listener.accept()
-                with connection, suppress(OSError):
-                    connection.settimeout(5)
-                    if not ended.is_set():
-                        serve(connection)
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        ended.set()
-        socket.create_connection((HOST, listener.getsockname()[1])).close()
-        thread.join(10)
-
-
-def tls(context: ssl.SSLContext, then: Serve) -> Serve:
-    """Return a server that speaks TLS first."""
-
-    def serve(connection: socket.socket) -> None:
-        with context.wrap_socket(connection, server_side=True) as secure:
-            then(secure)
-
-    return serve
-
-
-def says(answer: bytes, then: Serve = lambda connection: None) -> Serve:
-    """Return a server that reads a request and answers so, whatever was asked, and then does something else."""
-
-    def serve(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(answer)
-        then(connection)
-
-    return serve
+ERRORS: Final = (*NETWORK_ERRORS, OSError, ValueError)
+"""The latter two are a client's own checks."""
 
 
 def hangs_up(connection: socket.socket) -> None:
@@ -120,100 +66,33 @@ PLAIN: Final = (hangs_up, never_answers, read_and_go, half_an_answer, speaks_no_
 """These need no authority."""
 
 
-class Guarded:
-    """A client of one kind behind its guard, and its bucket of a hundred tokens."""
-
-    def __init__(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.kind = kind
-        self.monkeypatch = monkeypatch
-        self.storage = MemoryStorage()
-        common: dict[str, Any] = {"storage": self.storage, "clock": ManualClock(1000.0)}
-        self.sync = KeepaSync(TokenBucket(keepa_quota(5), **common))
-        self.asynch = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), **common))
-        self.sync.observe(FULL)
-
-    def get(
-        self,
-        url: str,
-        *,
-        timeout: float = 0.3,
-        proxy: str | None = None,
-        certificates: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> object:
-        """Ask for 20 products."""
-        options: dict[str, Any] = {"headers": headers, "timeout": timeout}
-        products = {"asin": ",".join(f"B{place:09d}" for place in range(HELD))}
-        match self.kind:
-            case "httpx" | "httpx2":
-                library: Any = {"httpx": httpx, "httpx2": httpx2}[self.kind]
-                verify = ssl.create_default_context(cafile=certificates)
-                inner = library.HTTPTransport(verify=verify, proxy=proxy)
-                with library.Client(transport=KeepaTransport(self.sync, inner, host=HOST)) as client:
-                    return client.get(url, params=products, **options)
-            case "httpx-async" | "httpx2-async":
-                return asyncio.run(self.aget(url, products, proxy, certificates, options))
-            case "requests":
-                with requests.Session() as session:
-                    session.mount("https://", KeepaAdapter(self.sync, host=HOST))
-                    session.mount("http://", KeepaAdapter(self.sync, host=HOST))
-                    request = session.prepare_request(requests.Request("GET", url, params=products))
-                    request.headers.update(headers or {})
-                    return session.send(
-                        request,
-                        timeout=timeout,
-                        verify=certificates or True,
-                        proxies={"https": proxy} if proxy else {},
-                    )
-            case _:
-                return self.query(url, timeout, proxy, certificates)
-
-    async def aget(
-        self, url: str, products: dict[str, str], proxy: str | None, certificates: str | None, options: dict[str, Any]
-    ) -> object:
-        library: Any = {"httpx-async": httpx, "httpx2-async": httpx2}[self.kind]
-        verify = ssl.create_default_context(cafile=certificates)
-        inner = library.AsyncHTTPTransport(verify=verify, proxy=proxy)
-        async with library.AsyncClient(transport=AsyncKeepaTransport(self.asynch, inner, host=HOST)) as client:
-            return await client.get(url, params=products, **options)
-
-    def query(self, url: str, timeout: float, proxy: str | None, certificates: str | None) -> object:
-        """Let the keepa client, whose host is fixed, ask the server at `url`."""
-        api: Any
-        asins = [f"B{place:09d}" for place in range(HELD)]
-        base, _, _ = url.partition("/product")
-        if self.kind == "keepa":
-            sent: Any = requests.Session.request
-
-            def request(session: Any, method: str, url: str, **more: Any) -> Any:
-                more |= {"verify": certificates or True, "proxies": {"https": proxy} if proxy else {}}
-                return sent(session, method, url.replace("https://api.keepa.com", base), **more)
-
-            self.monkeypatch.setattr(requests.Session, "request", request)
-            api = guard(keepa.Keepa(KEY, timeout=timeout), self.sync)
-            return api.query(asins, progress_bar=False, history=False)
-
-        async_request: Any = aiohttp.ClientSession._request
-
-        def arequest(session: Any, method: str, to: str, **more: Any) -> Any:
-            more |= {"proxy": proxy, "ssl": ssl.create_default_context(cafile=certificates)}
-            more["timeout"] = aiohttp.ClientTimeout(total=timeout)
-            return async_request(session, method, to.replace("https://api.keepa.com", base), **more)
-
-        self.monkeypatch.setattr(aiohttp.ClientSession, "_request", arequest)
-        api = keepa.AsyncKeepa()
-        api.accesskey, api.tokens_left, api._timeout, api.status = KEY, 0, timeout, keepa.Keepa(KEY).status
-        guard(api, self.asynch)
-        return asyncio.run(api.query(asins, progress_bar=False, history=False))
-
-    def held(self) -> int:
-        """Return the tokens that are set aside."""
-        return self.sync.bucket.peek().held
+def get(
+    world: World,
+    url: str,
+    *,
+    timeout: float = 0.3,
+    headers: dict[str, str] | None = None,
+    proxy: str | None = None,
+    certificates: str | None = None,
+) -> None:
+    """Ask for 20 products, of a hundred tokens."""
+    world.sync.observe(FULL)
+    client = world.client(proxy=proxy, certificates=certificates)
+    client.patience = timeout
+    client.get("/product", asins(HELD), base=url, headers=headers)
 
 
 @pytest.fixture(params=KINDS)
-def guarded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Guarded:
-    return Guarded(request.param, monkeypatch)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    which: Kind = request.param
+    return which
+
+
+@pytest.fixture
+def world(kind: Kind) -> Iterator[World]:
+    """Make a world with a client of each kind."""
+    with running(kind) as world:
+        yield world
 
 
 @pytest.fixture(autouse=True)
@@ -276,31 +155,32 @@ def tunnel(authority: trustme.CA) -> Serve:
     ],
 )
 def test_only_what_certainly_never_reached_the_server_frees_its_tokens(
-    guarded: Guarded, authority: trustme.CA, certificates: str, where: str, serve: Any, trusts: bool, held: int
+    world: World, authority: trustme.CA, certificates: str, where: str, serve: Any, trusts: bool, held: int
 ) -> None:
     """Whatever the client calls its error: what can't have been charged is free, all else stays held."""
     made = serve if serve in PLAIN else serve(authority)
     with listening(made) as port, pytest.raises(ERRORS):
-        guarded.get(
-            f"https://{HOST}:9/product" if where == "proxy" else f"{where}://{HOST}:{port}/product",
+        get(
+            world,
+            f"https://{HOST}:9" if where == "proxy" else f"{where}://{HOST}:{port}",
             proxy=f"http://{HOST}:{port}" if where == "proxy" else None,
             certificates=certificates if trusts else None,
         )
-    assert guarded.held() == held
+    assert world.bucket().held == held
 
 
 @pytest.mark.parametrize("proxied", [True, False])
-def test_where_nobody_listens_the_tokens_are_free_again(guarded: Guarded, proxied: bool) -> None:
+def test_where_nobody_listens_the_tokens_are_free_again(world: World, proxied: bool) -> None:
     """For the server or for a proxy: no connection was made, so nothing was sent."""
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
     proxy = f"http://{HOST}:{port}" if proxied else None
     with pytest.raises(ERRORS):
-        guarded.get(f"https://{HOST}:9/product" if proxied else f"http://{HOST}:{port}/product", proxy=proxy)
-    assert guarded.held() == 0
+        get(world, f"https://{HOST}:9" if proxied else f"http://{HOST}:{port}", proxy=proxy)
+    assert world.bucket().held == 0
 
 
-def test_a_full_queue_of_connections_frees_the_tokens(guarded: Guarded) -> None:
+def test_a_full_queue_of_connections_frees_the_tokens(world: World) -> None:
     """A server that accepts no connection in time was sent nothing."""
     with socket.create_server((HOST, 0), backlog=0) as listener:
         waiting = [socket.socket() for _ in range(3)]
@@ -308,31 +188,31 @@ def test_a_full_queue_of_connections_frees_the_tokens(guarded: Guarded) -> None:
             each.setblocking(False)
             each.connect_ex(listener.getsockname())
         with pytest.raises(ERRORS):
-            guarded.get(f"https://{HOST}:{listener.getsockname()[1]}/product")
+            get(world, f"https://{HOST}:{listener.getsockname()[1]}")
         for each in waiting:
             each.close()
-    assert guarded.held() == 0
+    assert world.bucket().held == 0
 
 
-def test_a_timeout_of_nothing_frees_the_tokens(guarded: Guarded) -> None:
+def test_a_timeout_of_nothing_frees_the_tokens(world: World) -> None:
     """`timeout=0.0` never gets as far as a connection; aiohttp takes it for none at all, so it is left out here."""
-    if guarded.kind == "keepa-async":
+    if world.kind == "keepa-async":
         return
     with listening(never_answers) as port:
         for _ in range(3):
             with pytest.raises(ERRORS):
-                guarded.get(f"http://{HOST}:{port}/product", timeout=0.0)
-    assert guarded.held() == 0
+                get(world, f"http://{HOST}:{port}", timeout=0.0)
+    assert world.bucket().held == 0
 
 
 @pytest.mark.parametrize("header", ["a\nb", "a\r\nX: b", "\N{SNOWMAN}"])
-def test_a_header_that_can_not_be_sent_frees_the_tokens(guarded: Guarded, header: str) -> None:
+def test_a_header_that_can_not_be_sent_frees_the_tokens(world: World, header: str) -> None:
     """A header with a line break, or with what no header may have, is refused before it is written."""
-    if guarded.kind.startswith("keepa"):
+    if world.kind.startswith("keepa"):
         return  # it takes no headers
     with listening(never_answers) as port, pytest.raises(ERRORS):
-        guarded.get(f"http://{HOST}:{port}/product", headers={"X-Note": header})
-    assert guarded.held() == 0
+        get(world, f"http://{HOST}:{port}", headers={"X-Note": header})
+    assert world.bucket().held == 0
 
 
 class TimeIsUp(Exception):
@@ -359,27 +239,26 @@ def interrupted(kind: str) -> Iterator[type[BaseException]]:
 
 @pytest.mark.parametrize("scheme, held", [("https", 0), ("http", HELD)])
 def test_an_interrupt_passes_through_and_frees_the_tokens_without_a_connection(
-    guarded: Guarded, scheme: str, held: int
+    world: World, scheme: str, held: int
 ) -> None:
     """A time limit and a cancellation, in the handshake: nothing stays held. While the server works: nobody knows."""
     serve = interrupts_and_never_answers
-    with listening(serve) as port, interrupted(guarded.kind) as interrupt, pytest.raises(interrupt):
-        guarded.get(f"{scheme}://{HOST}:{port}/product", timeout=5)
-    assert guarded.held() == held
+    with listening(serve) as port, interrupted(world.kind) as interrupt, pytest.raises(interrupt):
+        get(world, f"{scheme}://{HOST}:{port}", timeout=5)
+    assert world.bucket().held == held
 
 
-@pytest.mark.parametrize("kind", ["requests", "keepa"])
-def test_missing_certificates_free_the_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["requests", "keepa"], indirect=True)
+def test_missing_certificates_free_the_tokens(world: World) -> None:
     """Requests looks for the file only when it is to send; the other clients when they are made."""
-    guarded = Guarded(kind, monkeypatch)
     with pytest.raises(OSError, match="certificate bundle"):
-        guarded.get(f"https://{HOST}:9/product", certificates="/there/is/no.pem")
-    assert guarded.held() == 0
+        get(world, f"https://{HOST}:9", certificates="/there/is/no.pem")
+    assert world.bucket().held == 0
 
 
-def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["keepa-async"], indirect=True)
+def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(world: World) -> None:
     """Aiohttp sends a GET again by itself after a broken connection: that nobody listens then frees nothing."""
-    guarded = Guarded("keepa-async", monkeypatch)
     with socket.create_server((HOST, 0)) as listener:
 
         def once() -> None:
@@ -391,9 +270,9 @@ def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(monkey
         thread = threading.Thread(target=once)
         thread.start()
         with pytest.raises(aiohttp.ClientError):
-            guarded.get(f"http://{HOST}:{listener.getsockname()[1]}/product")
+            get(world, f"http://{HOST}:{listener.getsockname()[1]}")
         thread.join(10)
-    assert guarded.held() == HELD
+    assert world.bucket().held == HELD
 
 
 def an_error_while_another_was_handled() -> None:
@@ -402,15 +281,16 @@ def an_error_while_another_was_handled() -> None:
     raise error
 
 
+@pytest.mark.parametrize("kind", ["httpx"], indirect=True)
 @pytest.mark.parametrize("fails", [an_error_while_another_was_handled, b"\xff".decode])
 def test_what_was_handled_before_and_what_comes_of_reading_an_answer_decide_nothing(
-    monkeypatch: pytest.MonkeyPatch, fails: Callable[[], Any]
+    world: World, fails: Callable[[], Any]
 ) -> None:
     """Where an inner transport tries again, the second try's broken answer counts, not the first one's connection; and
     only the bare mistakes of a client's own checks count as never sent.
     """
-    guarded = Guarded("httpx", monkeypatch)
-    client = httpx.Client(transport=KeepaTransport(guarded.sync, httpx.MockTransport(lambda request: fails())))
+    world.sync.observe(FULL)
+    client = httpx.Client(transport=KeepaTransport(world.sync, httpx.MockTransport(lambda request: fails())))
     with client, pytest.raises((httpx.ReadError, UnicodeDecodeError)):
         client.get("https://api.keepa.com/product?asin=B1")
-    assert guarded.held() == 1
+    assert world.bucket().held == 1

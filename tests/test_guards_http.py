@@ -1,4 +1,4 @@
-"""The guards for httpx, sync and async, and for requests: what all of them do, over HTTP on the loopback interface."""
+"""The guards for httpx, requests and the keepa client, sync and async: what all of them do, over HTTP on loopback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
-import httpx
-import httpx2
 import pytest
 import requests
 
@@ -31,14 +29,28 @@ from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.rules.commands import Command, Reconcile, Reserve, Settle
 from keepa_tokens.testing import FakeKeepaServer
-
-from tests.http_guards import HOST, KEY, KINDS, Client, Kind, World, asins, running, shown, together  # isort: skip
+from tests.http_guards import (
+    HOST,
+    HTTP_KINDS,
+    KEY,
+    KINDS,
+    NETWORK_ERRORS,
+    Client,
+    Kind,
+    World,
+    asins,
+    running,
+    shown,
+    together,
+)
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
 
-NETWORK_ERRORS = (httpx.TransportError, httpx2.TransportError, requests.RequestException)
 Make = Callable[..., World]
+
+by_http = pytest.mark.parametrize("kind", HTTP_KINDS, indirect=True)
+"""What the keepa client has no way to ask for, or doesn't hand out."""
 
 
 @pytest.fixture(params=KINDS)
@@ -54,9 +66,9 @@ def make(kind: Kind) -> Iterator[Make]:
         yield lambda **options: stack.enter_context(running(kind, **options))
 
 
-def known(make: Make, initial: int, **options: Any) -> tuple[World, Client]:
+def known(make: Make, initial: int, refill_rate: int = 5, **options: Any) -> tuple[World, Client]:
     """Return a world, and a client in it that has asked for the balance."""
-    world = make(initial=initial)
+    world = make(initial=initial, refill_rate=refill_rate)
     client = world.client(**options)
     client.get("/token")
     return world, client
@@ -91,12 +103,13 @@ def test_requests_wait_for_tokens_and_none_is_refused(make: Make) -> None:
     assert world.in_step()
 
 
-def test_many_at_once_keep_the_books(make: Make) -> None:
-    """Sixteen requests at once on a full bucket are all answered, and nothing stays held."""
-    world = make()
-    client = world.client()
-    assert together(world, client, 16, lambda place: asins(1 + place)) == [200] * 16
-    assert world.fake.spent == sum(range(1, 17))
+def test_many_on_a_balance_that_is_gone_make_no_storm(make: Make) -> None:
+    """Ten requests at once where somebody else spent it all: a refusal each at most, and the books are right."""
+    world, client = known(make, 1200, refill_rate=20, retry_refused=True)
+    world.fake.spend_outside(1300)
+    assert together(world, client, 10, lambda place: asins(10)) == [200] * 10
+    assert world.fake.refused <= 10
+    assert world.fake.spent == 100
     assert world.in_step()
 
 
@@ -120,6 +133,7 @@ def test_keep_leaves_tokens_to_others(make: Make) -> None:
 # --- refused
 
 
+@by_http
 def test_a_429_is_handed_out_after_it_was_settled(make: Make) -> None:
     """Where somebody else spent the tokens the caller gets the 429, readable, and the bucket the true balance."""
     world = make(initial=10)
@@ -135,6 +149,7 @@ def test_a_429_is_handed_out_after_it_was_settled(make: Make) -> None:
     assert world.clock.slept == 0
 
 
+@by_http
 def test_a_streamed_429_is_settled_before_anybody_reads_it(make: Make) -> None:
     """A refusal costs nothing and says the truth, so its hold is over even where the stream is closed unread."""
     world = make(initial=10)
@@ -221,7 +236,7 @@ def sent_at(world: World) -> list[float]:
     instants: list[float] = []
 
     def noted(path: str, params: Mapping[str, object] | None = None) -> Any:
-        if path == "/product":
+        if path.strip("/") == "product":
             instants.append((world.clock.now_us() - began) / 1e6)
         return begin(path, params)
 
@@ -231,8 +246,8 @@ def sent_at(world: World) -> list[float]:
 
 @pytest.mark.parametrize("fault", ["429", "429_bare", "503"])
 def test_what_the_server_asks_for_is_waited(make: Make, fault: Any) -> None:
-    """`Retry-After: 30` on a 429, with an envelope or without, and on a 503: five tries half a minute apart, then the
-    server's own answer is handed out, and nothing is held or spent.
+    """`Retry-After: 30` on a 429, with an envelope or without, and on a 503: five tries half a minute apart, of which
+    the listener hears, then the server's own answer is handed out, and nothing is held or spent.
     """
     world, client = known(make, 250, retry_refused=True)
     world.fake.fail_next(100, fault, path="/product", headers={"Retry-After": "30"})
@@ -244,6 +259,9 @@ def test_what_the_server_asks_for_is_waited(make: Make, fault: Any) -> None:
     # Without an envelope the bucket takes itself for empty, and waits for the next step besides.
     longest = 92 if fault == "429_bare" else 31.1
     assert all(30 <= later - earlier <= longest for earlier, later in pairwise(instants))
+    told = [event.seconds for event in world.events if event.kind is EventKind.WAITING and event.why == "REFUSED"]
+    assert len(told) == 4
+    assert all(30 <= seconds <= 31 for seconds in told)
     assert (world.fake.spent, world.bucket().held) == (0, 0)
 
 
@@ -373,16 +391,6 @@ def test_a_task_has_paid_where_nobody_knows(make: Make, fault: Any, path: str, *
     assert run.paid is paid
 
 
-def test_a_wait_that_the_server_caused_is_told(make: Make) -> None:
-    """The listener hears of the pause and why, as of any other."""
-    world, client = known(make, 250, retry_refused=True)
-    world.fake.fail_next(1, "429", path="/product", headers={"Retry-After": "30"})
-    client.get("/product", asins(5))
-    (waited,) = [event for event in world.events if event.kind is EventKind.WAITING]
-    assert waited.why == "REFUSED"
-    assert 30 <= waited.seconds <= 31
-
-
 # --- streams
 
 
@@ -408,6 +416,7 @@ def everything(world: World, how: str) -> Any:
     return aread if world.is_async else read
 
 
+@by_http
 @pytest.mark.parametrize("how", ["bytes", "lines", "raw"])
 def test_a_stream_is_settled_when_its_reader_has_come_to_the_end(make: Make, how: str) -> None:
     """However it is read, the reader gets the whole body, and the bucket the answer's balance; not before the end."""
@@ -426,6 +435,7 @@ def test_a_stream_is_settled_when_its_reader_has_come_to_the_end(make: Make, how
     assert world.in_step()
 
 
+@by_http
 def test_a_stream_closed_early_leaves_its_hold_to_run_out(make: Make) -> None:
     """Who stops reading learns no cost: the estimate stays held, and is charged when the hold runs out."""
     world, client = known(make, 300)
@@ -443,6 +453,7 @@ def test_a_stream_closed_early_leaves_its_hold_to_run_out(make: Make) -> None:
     assert (world.bucket().balance or 0) <= 260
 
 
+@by_http
 def test_an_image_leaves_its_hold_to_run_out(make: Make) -> None:
     """A graph image has no envelope: it is handed out, and its token is charged when the hold runs out."""
     world, client = known(make, 300)
@@ -455,10 +466,10 @@ def test_an_image_leaves_its_hold_to_run_out(make: Make) -> None:
 # --- what costs nothing, and what is not Keepa's
 
 
+@by_http
 def test_what_costs_nothing_is_observed_and_never_held(make: Make) -> None:
     """`/token` and a list of trackings open no hold, also where the balance is far below 0; they bring its reading."""
     world = make(initial=-50)
-    commands = watch(world)
     client = world.client()
     assert client.get("/token").status == 200
     assert world.bucket().balance == -50
@@ -466,14 +477,13 @@ def test_what_costs_nothing_is_observed_and_never_held(make: Make) -> None:
     world.fake.spend_outside(7)
     assert client.get("/tracking", {"type": "list"}).status == 200
     assert world.bucket().balance == world.fake.balance
-    assert [type(command) for command in commands if not isinstance(command, Reserve)].count(Reconcile) == 2
-    assert not any(isinstance(command, Reserve) for command in commands)
+    assert (len(world.of(Reconcile)), world.of(Reserve), world.count(EventKind.REFUSED)) == (2, [], 0)
 
 
+@by_http
 def test_a_host_that_is_not_keepas_gets_neither_tokens_nor_the_key(make: Make) -> None:
     """The guards for httpx let other hosts pass, unmetered and without the key; the adapter refuses to serve them."""
     world = make(initial=100)
-    commands = watch(world)
     client = world.client()
     other = f"http://localhost:{world.server.port}"
     if world.kind == "requests":
@@ -482,7 +492,7 @@ def test_a_host_that_is_not_keepas_gets_neither_tokens_nor_the_key(make: Make) -
             client.get("/product", asins(1), base=other)
     else:
         assert client.get("/product", asins(1), base=other).status == 400  # no key, so a bad one
-    assert (world.fake.spent, commands) == (0, [])
+    assert (world.fake.spent, world.commands) == (0, [])
 
 
 # --- what goes wrong
@@ -505,13 +515,14 @@ def test_a_faulty_answer_is_handed_out_and_its_hold_is_over(make: Make, fault: A
 def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) -> None:
     """A timeout and a broken connection raise the client's own errors; the estimate stays held."""
     world, client = known(make, 300)
-    world.fake.fail_next(1, fault, path="/product")
+    world.fake.fail_next(world.tries if fault == "disconnect_charged" else 1, fault, path="/product")
     client.patience = 0.3
     with pytest.raises(NETWORK_ERRORS):
         client.get("/product", asins(5))
     assert world.bucket().held == 5
 
 
+@by_http
 @pytest.mark.parametrize("log_fails", [False, True])
 def test_an_answer_outlives_a_storage_that_is_away(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, log_fails: bool
@@ -541,6 +552,7 @@ def test_an_answer_outlives_a_storage_that_is_away(
     assert world.fake.spent == spent
 
 
+@by_http
 def test_a_sync_of_the_wrong_kind_is_told_at_once(kind: Kind) -> None:
     """A guard for coroutines takes an AsyncKeepaSync and no other, one for threads a KeepaSync: ConfigError says so."""
     world: Any = World(kind)
@@ -549,6 +561,7 @@ def test_a_sync_of_the_wrong_kind_is_told_at_once(kind: Kind) -> None:
         world.guard()
 
 
+@by_http
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_a_guard_can_not_be_copied(kind: Kind, copied: Callable[[Any], object]) -> None:
     """Pickled or copied, by itself or in a session of requests, it says at once that it can't and what to do."""
@@ -565,6 +578,7 @@ def test_a_guard_can_not_be_copied(kind: Kind, copied: Callable[[Any], object]) 
 # --- estimates
 
 
+@by_http
 def test_a_callable_may_estimate(make: Make) -> None:
     """`estimate=` is asked with the path and the parameters, the API key not among them."""
     world = make(initial=300)
@@ -574,24 +588,24 @@ def test_a_callable_may_estimate(make: Make) -> None:
         asked.append((path, params))
         return 7
 
-    commands = watch(world)
     world.client(estimate=seven).get("/product", {"asin": "B1", "key": KEY})
     assert asked == [("product", {"asin": "B1"})]
-    assert [command.tokens for command in commands if isinstance(command, Reserve)][-1] == 7
+    assert world.of(Reserve)[-1].tokens == 7
 
 
+@by_http
 def test_an_estimator_is_taught_by_each_answer(make: Make) -> None:
     """Codes that cost three times the estimate are estimated at what they cost from the next request on."""
     world = make(initial=300, products_per_code=(3, 3))
     estimator = Estimator()
-    commands = watch(world)
     client = world.client(estimator=estimator)
     for _ in range(3):
         client.get("/product", {"code": "1,2,3,4,5"})
     assert estimator.estimate("product", {"code": "1,2"}) == 6
-    assert [command.tokens for command in commands if isinstance(command, Reserve)][-3:] == [5, 15, 15]
+    assert [command.tokens for command in world.of(Reserve)[-3:]] == [5, 15, 15]
 
 
+@by_http
 def test_an_estimator_learns_nothing_from_refusals_and_streams_cut_short(make: Make) -> None:
     """Only a cost that an answer told is learned."""
     world = make(initial=300)
@@ -603,6 +617,7 @@ def test_an_estimator_learns_nothing_from_refusals_and_streams_cut_short(make: M
     assert repr(estimator) == "Estimator(window=1, kinds=0)"
 
 
+@by_http
 @pytest.mark.parametrize(
     "wrong",
     [{"keep": -1}, {"timeout": -1}, {"estimate": lambda path, params: 1, "estimator": Estimator()}],
@@ -613,6 +628,7 @@ def test_impossible_terms_are_refused_at_once(kind: Kind, wrong: dict[str, Any])
         World(kind).guard(**wrong)
 
 
+@by_http
 def test_an_estimate_that_is_no_number_of_tokens_sends_nothing(make: Make) -> None:
     """A callable that answers with a fraction is a TypeError before anything is held or sent."""
     world = make(initial=300)
@@ -625,6 +641,7 @@ def test_an_estimate_that_is_no_number_of_tokens_sends_nothing(make: Make) -> No
 # --- the key
 
 
+@by_http
 def test_the_key_is_added_on_the_way_out_alone(make: Make) -> None:
     """The server sees the key, the client's own response and request don't; a request that brings a key keeps it."""
     world = make(initial=300)
@@ -639,6 +656,7 @@ def test_the_key_is_added_on_the_way_out_alone(make: Make) -> None:
     assert without.get("/product", asins(1, key=KEY)).status == 200
 
 
+@by_http
 def test_a_guard_says_what_it_is(kind: Kind) -> None:
     """Its repr names the bucket and the host."""
     text = repr(World(kind).guard())
@@ -652,7 +670,7 @@ def test_no_frame_below_the_guard_holds_the_key(make: Make) -> None:
     the pickled exception have no key.
     """
     world, client = known(make, 300)
-    world.fake.fail_next(1, "disconnect_charged", path="/product")
+    world.fake.fail_next(world.tries, "disconnect_charged", path="/product")
     with FakeKeepaServer(world.fake) as gone:
         base = gone.url
     for where in (world.server.url, base):
@@ -660,18 +678,3 @@ def test_no_frame_below_the_guard_holds_the_key(make: Make) -> None:
             client.get("/product", asins(5), base=where)
         assert "sEcReT" not in shown(lost.value)
         assert b"sEcReT" not in pickle.dumps((lost.value.args, getattr(lost.value, "request", None)))
-
-
-def watch(world: World) -> list[Command]:
-    """Return the list into which the bucket's commands go from now on, looks aside."""
-    commands: list[Command] = []
-    apply = world.storage.apply
-
-    def noted(key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        outcome: Outcome = apply(key, quota, command, now_us=now_us)
-        if type(command).__name__ != "Peek":
-            commands.append(command)
-        return outcome
-
-    world.storage.apply = noted  # a spy
-    return commands

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
 import socket
 import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +22,9 @@ import trustme
 from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, TokenBucket, keepa_quota
 from keepa_tokens.keepa.probe import async_http_probe, http_probe
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
+from tests.odd_servers import answers, listening, tls
 
-from tests.http_guards import shown  # isort: skip
+from tests.http_guards import HOST, shown  # isort: skip
 
 KEY = "a-secret-key-0123456789-abcdefghij"
 
@@ -116,42 +116,25 @@ def test_either_library_will_do(library: ModuleType, monkeypatch: pytest.MonkeyP
 # --- how long it takes
 
 
+def drips(connection: socket.socket) -> None:
+    """Answer a byte at a time, as if it would never end."""
+    connection.recv(4096)
+    for byte in b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Slow: " + b"x" * 10_000:
+        threading.Event().wait(0.05)
+        connection.sendall(bytes((byte,)))
+
+
 @contextmanager
-def dripping(every: float) -> Iterator[str]:
-    """Serve an answer that comes a byte at a time and never ends."""
-    done = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            try:
-                connection, _ = listening.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(4096)
-                for byte in b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Slow: " + b"x" * 10_000:
-                    if done.wait(every):
-                        return
-                    try:
-                        connection.sendall(bytes((byte,)))
-                    except OSError:
-                        return
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            done.set()
-            with suppress(OSError):
-                socket.create_connection(listening.getsockname()).close()  # in case nobody came
-            thread.join()
+def dripping() -> Iterator[str]:
+    """Run such a server; its URL."""
+    with listening(drips) as port:
+        yield f"http://{HOST}:{port}"
 
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_probe_ends_in_time_however_slowly_the_server_answers(waits: bool) -> None:
     """A byte now and then keeps no probe going: it ends after its `timeout` in all."""
-    with dripping(0.05) as url:
+    with dripping() as url:
         begun = time.monotonic()
         twin = async_http_probe(KEY, base_url=url)
         with pytest.raises(TimeoutError):
@@ -161,13 +144,13 @@ def test_a_probe_ends_in_time_however_slowly_the_server_answers(waits: bool) -> 
 
 def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
     """The probe is given what is left of its caller's timeout; with none the request is the scout, at once."""
-    with dripping(0.2) as url:
+    with dripping() as url:
         sync = KeepaSync(TokenBucket(keepa_quota()), probe=http_probe(KEY, base_url=url))
         begun = time.monotonic()
         with pytest.raises(NotEnoughTokens):
             sync.request(5, timeout=1)
         assert 0.9 < time.monotonic() - begun < 4.0
-    with dripping(0.2) as url:
+    with dripping() as url:
         sync = KeepaSync(TokenBucket(keepa_quota()), probe=http_probe(KEY, base_url=url))
         begun = time.monotonic()
         assert sync.request(5, timeout=0).decision.probe
@@ -181,29 +164,9 @@ def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
 def proxy(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
     """Run a proxy for http that answers by itself, by TLS with a `context`, and list what it was asked for."""
     asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = b'{"tokensLeft": 12}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Say nothing."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}", asked
-        finally:
-            server.shutdown()
-            thread.join()
+    serve = answers(asked, lambda _: b'Content-Length: 18\r\n\r\n{"tokensLeft": 12}')
+    with listening(serve if context is None else tls(context, serve)) as port:
+        yield f"{HOST}:{port}", asked
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -25,6 +25,7 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     ConfigError,
+    Decision,
     Event,
     EventKind,
     KeepaSync,
@@ -36,6 +37,7 @@ from keepa_tokens import (
     SQLiteStorage,
     StorageUnavailable,
     TokenBucket,
+    _interrupts,
 )
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
@@ -237,6 +239,46 @@ def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(again: i
     scene.plot(None)
     assert second.struck
     assert scene.unchanged()
+
+
+@pytest.mark.parametrize("owner, name", [(_interrupts, "_handlers"), (_interrupts.PutOff, "__enter__")])
+@pytest.mark.parametrize("door", ["try_acquire", "acquire", "try_reserve", "reserve"])
+def test_a_second_interrupt_before_the_clean_up_loses_nothing(
+    door: str, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Struck once more while it is found out what struck, or before signals are put off: all is given back."""
+    first, second = iter([ctrl_c]), iter([strike])
+
+    def listener(event: Event) -> None:
+        if event.kind is EventKind.GRANTED:
+            next(first, int)()
+
+    before = getattr(owner, name)
+
+    def struck(*args: Any) -> Any:
+        next(second, int)()
+        return before(*args)
+
+    bucket = TokenBucket(PLAIN, clock=ManualClock(100.0), listener=listener)
+    with struck_by_signals():
+        monkeypatch.setattr(owner, name, struck)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(bucket, door)(4)
+        monkeypatch.undo()
+    assert next(second, None) is None
+    assert (bucket.peek().balance, bucket.peek().held) == (10, 0)
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
+def test_what_is_taken_up_to_is_told_without_a_call_between(kind: Any) -> None:
+    """Between the grant and the return of how many were taken there is nothing in which a signal could strike."""
+    decided: list[Decision] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decision, "__bool__", decided.append)
+        bucket = kind(PLAIN, clock=ManualClock(100.0))
+        taken = bucket.take_up_to(3)
+        assert (asyncio.run(taken) if asyncio.iscoroutine(taken) else taken) == 3
+    assert decided == []
 
 
 @pytest.mark.parametrize("end", ["settle", "cancel"])

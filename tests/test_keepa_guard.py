@@ -17,39 +17,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, assert_type
 
-import aiohttp
 import keepa
 import pytest
-import requests
 
 from keepa_tokens import (
     AcquireTimeout,
     AsyncKeepaSync,
-    AsyncTokenBucket,
     ConfigError,
     CostTooLarge,
-    EventKind,
     KeepaSync,
-    MemoryStorage,
     NotEnoughTokens,
-    Outcome,
     Quota,
-    TokenBucket,
     keepa_quota,
 )
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
-from keepa_tokens.rules.commands import Command, Reserve, Settle
-from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, virtual_loop
+from keepa_tokens.rules.commands import Reserve, Settle
+from keepa_tokens.testing import virtual_loop
 
 from tests import http_guards  # isort: skip
-from tests.http_guards import KEY, shown  # isort: skip
+from tests.http_guards import KEY  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
 
-HOST = "https://api.keepa.com"
-NEEDLE = "sEcReT"  # of the key, whatever quotes it
 QUIET: dict[str, Any] = {"progress_bar": False, "history": False}
 
 
@@ -58,37 +49,12 @@ def asins(count: int, first: int = 0) -> list[str]:
     return [f"B{place:09d}" for place in range(first, first + count)]
 
 
-class Recording(MemoryStorage):
-    """Memory storage that remembers the commands it was given, of the requests for tokens those that were granted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.commands: list[Command] = []
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        outcome = super().apply(key, quota, command, now_us=now_us)
-        if outcome.granted or not isinstance(command, Reserve):
-            self.commands.append(command)
-        return outcome
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        """Return the commands of one kind."""
-        return [command for command in self.commands if isinstance(command, kind)]
-
-
 class World(http_guards.World):
     """A client, its bucket and the fake server, in one time; sync or async makes no difference to who uses it."""
 
-    def __init__(self, kind: str, **options: Any) -> None:
-        super().__init__("requests" if kind == "sync" else "httpx-async", storage=Recording(), hang=2.0, **options)
-        self.urls: list[str] = []
-        self.api: Any = self.client()
-
-    def client(self, key: str = KEY) -> Any:  # type: ignore[override] # of another kind
-        """Return a client without a guard."""
-        if self.is_async:
-            return self.runner.run(keepa.AsyncKeepa.create(key, timeout=5))
-        return keepa.Keepa(key, timeout=5)
+    def __init__(self, kind: http_guards.KeepaKind, **options: Any) -> None:
+        super().__init__(kind, hang=2.0, **options)
+        self.api = self.bare_api()
 
     def guard(
         self,
@@ -99,15 +65,9 @@ class World(http_guards.World):
         quota: Quota | None = None,
         **options: Any,
     ) -> Any:
-        """Guard a client by a bucket in the storage of this world."""
-        api = self.api if api is None else api
-        quota = quota or keepa_quota(5, initial=initial)
-        common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
-        if not self.is_async:
-            bucket = TokenBucket(quota, **common)
-            return guard(api, KeepaSync(bucket, probe=self.fake.probe if probe else None), **options)
-        async_bucket = AsyncTokenBucket(quota, **common)
-        return guard(api, AsyncKeepaSync(async_bucket, probe=self.fake.aprobe if probe else None), **options)
+        """Guard a client by the bucket of this world."""
+        doors: Any = self.doors(quota or keepa_quota(5, initial=initial), probe=probe)
+        return guard(self.api if api is None else api, doors[self.is_async], **options)
 
     def do(self, name: str, *args: Any, api: Any = None, **options: Any) -> Any:
         """Call a method of the client."""
@@ -118,64 +78,19 @@ class World(http_guards.World):
         """Query products without histories."""
         return self.do("query", *args, **QUIET, **options)
 
-    def together(self, *queries: tuple[list[str], dict[str, Any]]) -> list[Any]:
-        """Make queries at once; return what each brought, or was refused with."""
-
-        def once(items: list[str], options: dict[str, Any]) -> Any:
-            try:
-                return self.query(items, **options)
-            except NotEnoughTokens as refused:
-                return refused
-
-        async def all_at_once() -> list[Any]:
-            made = (self.api.query(items, **QUIET, **options) for items, options in queries)
-            return await asyncio.gather(*made, return_exceptions=True)
-
-        if self.is_async:
-            return self.runner.run(all_at_once())
-        with ThreadPoolExecutor(len(queries)) as pool:
-            return list(pool.map(lambda query: once(*query), queries))
-
     def paths(self) -> list[str]:
         """Return the paths of the HTTP requests that the client sent."""
-        return [url.removeprefix(HOST).strip("/?") for url in self.urls]
-
-
-def send_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send the client's calls, whose host is fixed, to the fake server, and note their URLs."""
-    sync_request: Any = requests.Session.request
-    async_request: Any = aiohttp.ClientSession._request
-
-    def moved(url: Any) -> str:
-        world.urls.append(str(url))
-        return str(url).replace(HOST, world.server.url)
-
-    def request(self: Any, method: str, url: Any, **options: Any) -> Any:
-        return sync_request(self, method, moved(url), **options)
-
-    def coroutine(self: Any, method: str, url: Any, **options: Any) -> Any:
-        return async_request(self, method, moved(url), **options)
-
-    monkeypatch.setattr(requests.Session, "request", request)
-    monkeypatch.setattr(aiohttp.ClientSession, "_request", coroutine)
+        return [url.removeprefix(http_guards.KEEPA_URL).strip("/?") for url in self.urls]
 
 
 Make = Callable[..., World]
 
 
-@pytest.fixture(params=["sync", "async"])
-def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+@pytest.fixture(params=http_guards.KEEPA_KINDS)
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Make a world, of either kind of client."""
     with ExitStack() as stack:
-
-        def made(**options: Any) -> World:
-            world = World(request.param, **options)
-            stack.enter_context(world.server)
-            stack.callback(world.runner.close)
-            send_to(world, monkeypatch)
-            return world
-
-        yield made
+        yield lambda **options: stack.enter_context(http_guards.running(request.param, World, **options))
 
 
 @pytest.fixture
@@ -202,8 +117,8 @@ def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) 
     products = world.query(asins(300), rating=True)
 
     assert [each["asin"] for each in products] == asins(300)
-    settled = world.storage.of(Settle)
-    assert [command.tokens for command in world.storage.of(Reserve)] == [200, 200, 200]
+    settled = world.of(Settle)
+    assert [command.tokens for command in world.of(Reserve)] == [200, 200, 200]
     assert len(settled) == 3
     assert all(100 < command.actual < 200 for command in settled)
     assert sum(command.actual for command in settled) == world.fake.spent
@@ -211,68 +126,6 @@ def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) 
     assert world.api.tokens_left == world.fake.balance
     assert world.paths() == ["product"] * 3
     assert world.fake.token_calls == 1  # the bucket was unknown; asked through the probe
-
-
-def test_an_empty_bucket_is_waited_for(guarded: Make) -> None:
-    """A query that takes more than there is waits by the bucket's clock, once a request, and is never refused."""
-    world = guarded(refill_rate=5, initial=150)
-    started = world.clock.now_us()
-
-    assert len(world.query(asins(300))) == 300
-
-    assert world.fake.refused == 0
-    assert 10 * 60 < (world.clock.now_us() - started) / 1e6 < 12 * 61  # -50 to above 0, five at a time
-    assert world.bucket().balance == world.fake.balance
-    assert sum(event.kind is EventKind.WAITING for event in world.events) < 15
-
-
-def test_a_refused_request_is_made_again_through_the_bucket(guarded: Make) -> None:
-    """Where somebody else spent the tokens, the 429 corrects the bucket, which waits; the client never sees it."""
-    world = guarded(refill_rate=5)
-    world.query("B000000001")
-    world.fake.spend_outside(310)
-
-    assert len(world.query(asins(2))) == 2
-
-    assert world.fake.refused == 1
-    assert world.paths() == ["product"] * 3
-    assert [command.refused for command in world.storage.of(Settle)] == [False, True, False]
-    assert world.bucket().balance == world.fake.balance
-
-
-def test_many_workers_make_no_storm(guarded: Make) -> None:
-    """Ten queries at once on a balance that is gone: a refusal each at most, and the books are right in the end."""
-    world = guarded(refill_rate=20)
-    world.query("B000000001")
-    world.fake.spend_outside(1300)
-
-    found = world.together(*((asins(10, place), {}) for place in range(10)))
-
-    assert [len(products) for products in found] == [10] * 10
-    assert world.fake.refused <= 10
-    assert world.fake.spent == 101
-    assert world.in_step()
-
-
-def test_keep_leaves_tokens_to_others(make: Make) -> None:
-    """With keep=250 of 300 tokens a query waits below 251, though the server would admit it."""
-    world = make(refill_rate=5, initial=240)
-    world.guard(keep=250, timeout=30)
-    with pytest.raises(AcquireTimeout):
-        world.query("B000000001")
-    world.guard(keep=239)
-    assert world.query("B000000001")
-
-
-def test_a_wait_longer_than_the_timeout_is_refused_at_once(make: Make) -> None:
-    """With a timeout nothing is sent, spent or slept where the tokens would come too late."""
-    world = make(refill_rate=5, initial=-100)
-    world.guard(timeout=60)
-    with pytest.raises(AcquireTimeout) as caught:
-        world.query("B000000001")
-    assert caught.value.retry_after > 20 * 60
-    assert world.urls == []
-    assert world.clock.slept == 0
 
 
 def test_without_waiting_both_refusals_surface(guarded: Make) -> None:
@@ -288,23 +141,6 @@ def test_without_waiting_both_refusals_surface(guarded: Make) -> None:
         world.query("B000000001", wait=False)
     assert len(world.urls) == sent
     assert world.bucket().held == 0
-
-
-@pytest.mark.parametrize("fault", ["429", "429_bare"])
-@pytest.mark.parametrize("asked", [30.0, None])
-def test_a_refusal_though_there_are_tokens_is_not_hammered(guarded: Make, fault: Any, asked: float | None) -> None:
-    """Five tries, as far apart as the server asks or growing, then the client's own error for a 429."""
-    world = guarded(refill_rate=5, initial=250)
-    world.do("update_status")
-    headers = {} if asked is None else {"Retry-After": f"{asked:.0f}"}
-    world.fake.fail_next(100, fault, path="/product", headers=headers)
-
-    with pytest.raises(RuntimeError):
-        world.query("B000000001")
-
-    assert world.paths() == ["product"] * 5
-    assert world.clock.slept >= (15 if asked is None else 4 * asked)
-    assert (world.fake.spent, world.bucket().held) == (0, 0)
 
 
 # --- several pages that must not wait in between
@@ -370,7 +206,22 @@ def test_pages_of_two_queries_do_not_mix(guarded: Make) -> None:
     """Two queries of three pages on tokens for one: one is done whole, the other is refused whole."""
     world = guarded(refill_rate=5, initial=300)
     world.do("update_status")
-    one, other = world.together(*((asins(300, first), {"wait": False}) for first in (0, 300)))
+
+    def query(first: int) -> Any:
+        return world.api.query(asins(300, first), wait=False, **QUIET)
+
+    async def both() -> Any:
+        return await asyncio.gather(query(0), query(300), return_exceptions=True)
+
+    one: Any
+    other: Any
+    if world.is_async:
+        one, other = world.runner.run(both())
+    else:
+        with ThreadPoolExecutor(2) as pool:
+            one, other = (
+                each.exception() or each.result() for each in [pool.submit(query, 0), pool.submit(query, 300)]
+            )
     done, refused = (one, other) if isinstance(other, NotEnoughTokens) else (other, one)
     assert (len(done), type(refused)) == (300, NotEnoughTokens)
     assert (world.fake.spent, world.fake.refused) == (300, 0)
@@ -406,7 +257,7 @@ def test_pages_find_out_the_balance_without_a_probe(make: Make) -> None:
     assert world.bucket().held == 0
 
 
-@pytest.mark.parametrize("make", ["sync"], indirect=True)
+@pytest.mark.parametrize("make", ["keepa"], indirect=True)
 def test_a_queues_task_that_has_paid_waits_for_the_rest(guarded: Make) -> None:
     """In a task that would run again from its beginning, wait=False holds until the first call is paid, not after."""
     world = guarded(refill_rate=5, initial=-2)
@@ -433,7 +284,7 @@ def test_errors_are_the_clients_own_after_the_hold_is_settled(make: Make, fault:
     world = make(refill_rate=5)
     outcomes: list[Any] = []
     guarded = world.guard(initial=200)
-    for api in (world.client(), guarded):
+    for api in (world.bare_api(), guarded):
         if not world.is_async and api is not guarded:
             api.update_status()
         world.fake.fail_next(1, fault, path="/product")
@@ -443,7 +294,7 @@ def test_errors_are_the_clients_own_after_the_hold_is_settled(make: Make, fault:
             outcomes.append((type(error), str(error)))
     assert outcomes[0] == outcomes[1]
     assert world.bucket().held == 0
-    assert len(world.storage.of(Settle)) == 1
+    assert len(world.of(Settle)) == 1
     if fault in {"500", "503", "error200"}:
         assert world.bucket().balance == world.fake.balance
 
@@ -465,29 +316,13 @@ def test_an_answer_that_knows_nothing_spoils_no_status(guarded: Make) -> None:
 def test_a_bad_key_from_the_start(make: Make, key: str) -> None:
     """Without a probe the very first request says that the key is bad, as the client says it."""
     world = make(refill_rate=5)
-    api = world.guard(api=world.client(key), probe=False)
+    api = world.guard(api=world.bare_api(key), probe=False)
     with pytest.raises(RuntimeError, match=r"^REQUEST_REJECTED$"):
         world.query("B000000001", api=api)
     assert len(world.urls) == 1
 
 
-@pytest.mark.parametrize("fault", ["timeout_charged", "timeout_uncharged", "disconnect_charged"])
-def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) -> None:
-    """A timeout and a broken connection raise as without a guard; the estimate stays held, then is charged."""
-    world = make(refill_rate=5)
-    world.guard(initial=200)
-    world.api._timeout = 0.15
-    world.api.status.refillRate, world.api.status.refillIn = 5, 60_000
-    world.fake.fail_next(2 if fault == "disconnect_charged" else 1, fault, path="/product")  # aiohttp tries it twice
-    with pytest.raises((requests.RequestException, aiohttp.ClientError, TimeoutError)) as caught:
-        world.query(asins(7))
-    assert not isinstance(caught.value, NotEnoughTokens)
-    assert (world.bucket().balance, world.bucket().held) == (200, 7)
-    world.clock.sleep(121)
-    assert (world.bucket().balance, world.bucket().held) == (200 - 7 + 10, 0)
-
-
-@pytest.mark.parametrize("make", ["async"], indirect=True)
+@pytest.mark.parametrize("make", ["keepa-async"], indirect=True)
 def test_what_aiohttp_sends_again_by_itself_is_in_the_books(guarded: Make) -> None:
     """A GET that aiohttp repeats after a broken connection, unseen from above, is in the balance that comes back."""
     world = guarded(refill_rate=5)
@@ -508,9 +343,9 @@ def test_every_method_goes_through(guarded: Make) -> None:
     assert world.do("category_lookup", 281052)
     full = world.do("query", asins(2), progress_bar=False, stats=90, offers=20, rating=True, typed=True)
     assert [each.asin for each in full] == asins(2)
-    estimates = [command.tokens for command in world.storage.of(Reserve)]
+    estimates = [command.tokens for command in world.of(Reserve)]
     assert estimates == [11, 5, 50, 20, 1, 1, 26]
-    assert sum(command.actual for command in world.storage.of(Settle)) == world.fake.spent
+    assert sum(command.actual for command in world.of(Settle)) == world.fake.spent
     assert world.bucket().balance == world.fake.balance
     if not world.is_async:
         raw = world.query("B000000001", raw=True)
@@ -649,12 +484,8 @@ def test_a_faulty_image_raises_the_clients_error(make: Make, tmp_path: Path) -> 
 
 def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a starved query waits some ten minutes, another task goes on ticking every second, and nothing blocks."""
-    with virtual_loop() as loop:
-        world = World("async", clock=loop.clock, initial=-48)
-        send_to(world, monkeypatch)
-        api = keepa.AsyncKeepa()
-        api.accesskey, api.tokens_left, api._timeout, api.status = KEY, 0, 5.0, keepa.Keepa(KEY).status
-        guarded = world.guard(api=api)
+    with virtual_loop() as loop, http_guards.running("keepa-async", World, clock=loop.clock, initial=-48) as world:
+        guarded = world.guard()
         ticks: list[float] = []
 
         def blocked(_: float) -> None:
@@ -672,50 +503,12 @@ def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> 
             finally:
                 ticking.cancel()
 
-        with world.server:
-            monkeypatch.setattr(time, "sleep", blocked)
-            products = loop.run_until_complete(main())
-        world.runner.close()
+        monkeypatch.setattr(time, "sleep", blocked)
+        products = loop.run_until_complete(main())
     assert len(products) == 2
     assert len(ticks) > 500
     assert {round(after - before, 6) for before, after in pairwise(ticks)} == {1.0}
     assert world.fake.refused <= 1
-
-
-def test_in_accelerated_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On clocks that run by themselves, 3,000 times as fast, threads share a starved bucket without a storm."""
-    fake = FakeKeepa(refill_rate=20, initial=150, key=KEY)
-    with FakeKeepaServer(fake, speed=3000.0) as server:
-        world = World("sync")
-        world.fake, world.server, world.clock = fake, server, fake.clock
-        send_to(world, monkeypatch)
-        world.guard()
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda place: len(world.query(asins(120, place))), range(4)))
-    world.runner.close()
-    assert found == [120] * 4
-    assert fake.spent == 480
-    assert fake.refused <= 8
-    assert fake.token_calls <= 2
-
-
-# --- secrets
-
-
-def test_no_frame_and_no_pickle_holds_the_key(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What error reports show of an exception beyond its text, and what Celery sends of it, have no key either."""
-    world = make(refill_rate=5)
-    world.guard(initial=200)
-    world.do("update_status")
-    monkeypatch.setattr(FakeKeepaServer, "url", "http://127.0.0.1:9")
-    for name, args in (("query", ["B000000001"]), ("deals", [{"page": 0}])):
-        with pytest.raises((requests.ConnectionError, aiohttp.ClientError)) as away:
-            world.do(name, *args)
-        assert NEEDLE not in shown(away.value)
-        request = getattr(away.value, "request", None)
-        assert NEEDLE not in repr(vars(request) if request is not None else "")
-        if not world.is_async:
-            assert NEEDLE.encode() not in pickle.dumps(away.value)
 
 
 def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:
@@ -743,7 +536,7 @@ def test_guarding_again_replaces_the_guard(guarded: Make) -> None:
     world = guarded(refill_rate=5)
     world.guard(keep=100)
     world.query("B000000001")
-    assert [command.keep for command in world.storage.of(Reserve)] == [100]
+    assert [command.keep for command in world.of(Reserve)] == [100]
 
 
 def test_unguarding_leaves_the_client_as_it_was(guarded: Make) -> None:
@@ -753,17 +546,17 @@ def test_unguarding_leaves_the_client_as_it_was(guarded: Make) -> None:
     unguard(world.api)
     world.do("update_status")
     assert world.query("B000000001")
-    assert world.storage.commands == []
+    assert world.commands == []
     assert "_request" not in vars(world.api)
 
 
 def test_other_clients_stay_as_they_are(guarded: Make) -> None:
     """A guard shadows methods on the instance alone: a second client knows nothing of it."""
     world = guarded(refill_rate=5)
-    other = world.client()
+    other = world.bare_api()
     world.do("update_status", api=other)
     world.query("B000000001", api=other)
-    assert world.storage.commands == []
+    assert world.commands == []
 
 
 class Custom(keepa.Keepa):

@@ -72,23 +72,19 @@ def got(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options: Any) -> Callable[[int], Any]:
     """Return a function, or a coroutine function, behind a bucket."""
-    if isinstance(bucket, TokenBucket):
 
-        @bucket.limit(**options)
-        def work(number: int) -> int:
-            """Work."""
-            ran.append(number)
-            return number * 2
-
-        return work
-
-    @bucket.limit(**options)
-    async def awork(number: int) -> int:
+    def work(number: int) -> int:
         """Work."""
         ran.append(number)
         return number * 2
 
-    return awork
+    @functools.wraps(work)
+    async def suspended_work(number: int) -> int:
+        return work(number)
+
+    if isinstance(bucket, TokenBucket):
+        return bucket.limit(**options)(work)
+    return bucket.limit(**options)(suspended_work)
 
 
 def test_a_decorated_function_takes_its_tokens_and_waits_for_them(bucket: Any, clock: ManualClock) -> None:

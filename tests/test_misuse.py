@@ -418,6 +418,24 @@ def test_what_a_bucket_says_can_be_sent_to_another_process(value: object, copied
 # --- probes
 
 
+def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path) -> None:
+    """A storage that was closed takes nothing, so nobody is told of tokens that may be left behind."""
+    told: list[Event] = []
+    blocking, awaited = SQLiteStorage(tmp_path / "a"), AsyncSQLiteStorage(tmp_path / "a")
+    door = AsyncTokenBucket(PLAIN, storage=awaited, listener=told.append)
+
+    async def by_coroutine() -> None:
+        await awaited.aclose()
+        with pytest.raises(ConfigError, match="is closed"):
+            await door.try_reserve(2)
+
+    asyncio.run(by_coroutine())
+    blocking.close()
+    with pytest.raises(ConfigError, match="is closed"):
+        TokenBucket(PLAIN, storage=blocking, listener=told.append).try_reserve(2)
+    assert told == []
+
+
 @pytest.mark.parametrize(
     "probe, says",
     [
@@ -641,7 +659,7 @@ async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_sile
     await (await pending).cancel()
     with pytest.raises(RuntimeError, match="already awaited"):
         await pending
-    with pytest.warns(RuntimeWarning, match=r"AsyncTokenBucket\._reserve.* was never awaited"):
+    with pytest.warns(RuntimeWarning, match=r"'AsyncTokenBucket\.reserve' was never awaited"):
         forgotten(bucket)
     assert (await bucket.peek()).holds == 0
 

@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from keepa_tokens import (
     AsyncKeepaSync,
-    AsyncTokenBucket,
     ConfigError,
     Event,
     KeepaSync,
@@ -40,7 +39,7 @@ from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
 from tests.celery_worker import MARKS, PATIENCE, worker
 from tests.servers import running as server_running
 
-from tests.http_guards import HOST, KEY, KINDS, Kind, asins, running  # isort: skip
+from tests.http_guards import HOST, HTTP_KINDS, KEEPA_KINDS, KEY, Kind, asins, running  # isort: skip
 from tests.test_examples import send_to  # isort: skip
 
 NEEDLE = "sEcReTsEcReT"  # no quoting and no cut leaves the key without it
@@ -120,7 +119,7 @@ def contents(client: Any, name: bytes) -> object:
             return client.smembers(name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HTTP_KINDS)
 def test_the_http_guards_keep_the_key(kind: Kind, ear: Ear) -> None:
     """Answers, faults, refusals, broken connections and misuse behind a guard that adds the key: nobody says it."""
     with running(kind, initial=300) as world:
@@ -239,41 +238,27 @@ def test_redis_never_sees_the_key(ear: Ear, fake: FakeKeepa) -> None:
     assert not ear.heard_it()
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_the_guard_of_the_keepa_client_keeps_the_key(
-    kind: str, ear: Ear, fake: FakeKeepa, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", KEEPA_KINDS)
+def test_the_guard_of_the_keepa_client_keeps_the_key(kind: Kind, ear: Ear) -> None:
     """Its exceptions, events and reprs have no key. The client puts it into its URLs, which urllib3 says at DEBUG."""
     ear.caplog.set_level(logging.INFO, "urllib3")
-    storage = MemoryStorage()
-    bucket: dict[str, Any] = {"storage": storage, "clock": fake.clock, "listener": ear.listener}
-    with FakeKeepaServer(fake, speed=None, hang=0.5) as server, asyncio.Runner() as runner:
-        send_to(server.url, monkeypatch)
-        api: Any
-        if kind == "sync":
-            sync = KeepaSync(TokenBucket(keepa_quota(20), **bucket), probe=fake.probe)
-            api = guard(keepa.Keepa(KEY, timeout=0.2), sync)
-        else:
-            twin = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(20), **bucket), probe=fake.aprobe)
-            api = guard(runner.run(keepa.AsyncKeepa.create(KEY, timeout=0.2)), twin, timeout=600)
-
-        def image() -> object:
-            return api.download_graph_image("B000000001", "never-written.png")
+    with running(kind, initial=300) as world:
+        world.sync.bucket.listener = world.asynch.bucket.listener = ear.listener
+        client = world.client(timeout=600)
+        api, api._timeout = client.native, 0.2
 
         def query() -> object:
-            found = api.query("B000000001", progress_bar=False, history=False)
-            return runner.run(found) if asyncio.iscoroutine(found) else found
+            return client.await_(api.query("B000000001", progress_bar=False, history=False))
 
         query()
         ear.hear(api._request, api._request.__self__, api.status)
         for fault in FAULTS:
-            fake.fail_next(2 if fault.startswith("dis") else 1, fault, path="/product")
+            world.fake.fail_next(world.tries if fault.startswith("dis") else 1, fault, path="/product")
             ear.fails(query)
-        monkeypatch.undo()
-        send_to("http://127.0.0.1:9", monkeypatch)
+        world.base = "http://127.0.0.1:9"
         ear.fails(query)
-        ear.fails(lambda: runner.run(download) if asyncio.iscoroutine(download := image()) else download)
-    ear.hear(*stored(storage))
+        ear.fails(lambda: client.await_(api.download_graph_image("B000000001", "never-written.png")))
+        ear.hear(*stored(world.storage))
     assert ear.failed >= 6
     assert not ear.heard_it()
 

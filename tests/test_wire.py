@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from keepa_tokens.rules.commands import (
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS, BucketState, Hold, hold_text, quota_text
 from keepa_tokens.storage import _wire
+from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.units import LIMIT
 
 PLAIN: Final = Quota(10, 3, 2.0)
@@ -126,10 +128,31 @@ def test_many_steps_of_the_script_are_their_outcomes() -> None:
     assert _wire.understood(b"n1 7 -3 6 5 2 9 4 0 -3 6", None, "n1") == [first, last]
 
 
+class Odd:
+    """A client that answers each command with something of its own."""
+
+    def execute_command(self, *_: object) -> object:
+        """Return no answer."""
+        return Path("x" * 61)
+
+    def scan_iter(self, *_: object) -> Iterator[object]:
+        """Find nothing."""
+        yield from ()
+
+    def get_nodes(self) -> list[object]:
+        """Have no connections."""
+        return []
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def test_a_client_that_answers_nothing_is_told_what_to_give() -> None:
     """What it said stands in the error, as far as that fits a line."""
     said = f"the client answered the script with {'x' * 60!r}: give the storage a plain client, not a pipeline"
-    assert str(_wire.foreign("x" * 61)) == said
+    with pytest.raises(ConfigError) as refused:
+        RedisStorage(Odd()).apply("k", PLAIN, Acquire(1))
+    assert str(refused.value) == said
 
 
 def test_signs() -> None:
@@ -202,8 +225,8 @@ def test_a_part_of_a_bucket_is_stored_as_one_by_the_hold_it_is_about() -> None:
 
 def test_the_script_hands_over_every_number() -> None:
     """The names that the script reads are all that a state has."""
-    script = Path(_wire.__file__).with_name("bucket.lua").read_text()
-    (names,) = re.findall(r"names = \{(.*?)\}", script, re.DOTALL)
+    script = _wire.named_fields(Path(_wire.__file__).with_name("bucket.lua").read_bytes()).decode()
+    (names,) = re.findall(r"names = \{(.*?)\}", script)
     assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "line", "turn"}
 
 

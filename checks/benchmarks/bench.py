@@ -304,7 +304,7 @@ def on_server(name: str) -> Iterator[str]:
             "acquire beside 1 hold": (lambda: storage.apply("held1", PLENTY, Acquire(1)), 1),
             "acquire beside 6,000 holds": (lambda: storage.apply("held6000", PLENTY, Acquire(1)), 1),
         }
-        told = _measured(admin, steps)
+        told = measured(admin, steps)
         floor, plain = told["no-op EVALSHA"], told["naive Lua bucket"]
         yield from table(
             (
@@ -333,7 +333,7 @@ def _fill(storage: RedisStorage, key: str, holds: int) -> None:
     storage.apply(key, PLENTY, Peek())
 
 
-def _measured(
+def measured(
     admin: redis.Redis, steps: Mapping[str, tuple[Step, int]], *, calls: int = 20, rounds: int = 50
 ) -> dict[str, tuple[float, float, float]]:
     """Return the server's microseconds a command, the client's, and calls of scripts, of the quickest turn of each."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
-
-import pytest
+from unittest.mock import patch
 
 from checks.faults.measuring import Cell, Due, Limit, measured
 from checks.faults.runs import (
@@ -65,17 +65,11 @@ class ServerClock:
     def running(self, name: str) -> Iterator[Place]:
         """Run a server by this clock."""
         self.set(START)
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("LD_PRELOAD", str(faketime_library()))
-            environment.setenv("FAKETIME_TIMESTAMP_FILE", str(self.file))
-            environment.setenv("FAKETIME_NO_CACHE", "1")
-            environment.setenv("TZ", "UTC")
-            started = running(name)
-            server = started.__enter__()
-        try:
+        library = {"LD_PRELOAD": str(faketime_library()), "FAKETIME_TIMESTAMP_FILE": str(self.file)}
+        with ExitStack() as stack:
+            with patch.dict(os.environ, {**library, "FAKETIME_NO_CACHE": "1", "TZ": "UTC"}):
+                server = stack.enter_context(running(name))
             yield place_of(server)
-        finally:
-            started.__exit__(None, None, None)
 
 
 def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Iterator[Cell]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from typing import Final
 
@@ -127,15 +126,8 @@ async def by_coroutines(storage: AsyncRedisStorage, crew: Sequence[Work]) -> lis
     return told
 
 
-@dataclass
-class _Process:
-    """What one of several processes has: a storage of its own, and where it waits for the others."""
-
-    storage: RedisStorage
-    start: Barrier
-
-
-_mine: list[_Process] = []
+_mine: list[tuple[RedisStorage, Barrier]] = []
+"""What one of several processes has: a storage of its own, and where it waits for the others."""
 
 
 @contextmanager
@@ -147,12 +139,13 @@ def by_processes(url: str, number: int) -> Iterator[Callable[[Sequence[Sequence[
 
 
 def _begin(url: str, start: Barrier) -> None:
-    _mine.append(_Process(RedisStorage.from_url(url), start))
+    _mine.append((RedisStorage.from_url(url), start))
 
 
 def _do(works: Sequence[Work]) -> list[Call]:
-    _mine[0].start.wait()
-    return by_threads(_mine[0].storage, works)
+    storage, start = _mine[0]
+    start.wait()
+    return by_threads(storage, works)
 
 
 def killing(client: redis.Redis, until: Callable[[], bool], rng: random.Random) -> threading.Thread:

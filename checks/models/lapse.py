@@ -118,7 +118,7 @@ class Lapse:
     stretched_us: int = 0
     boundless: bool = False
     touched: bool = False
-    after: Self | None = None
+    after: Lapse | None = None
 
     @classmethod
     def new(cls, quota: Quota, now: int) -> Self:

@@ -16,8 +16,8 @@ from typing import Final
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from checks.models.lapse import CLOCKS_APART_US, END_OF_TIME, Held, Waiting
-from checks.models.reference import Ended, Reference, Told
+from checks.models.lapse import CLOCKS_APART_US, END_OF_TIME, Waiting
+from checks.models.reference import Came, Reference
 from checks.models.strategies import (
     DAY,
     EPOCH,
@@ -27,11 +27,10 @@ from checks.models.strategies import (
     SECOND,
     costs,
     gaps,
-    hold_lives,
     ids,
-    keeps,
-    probe_afters,
     quotas,
+    reserves,
+    takes,
     tickets,
 )
 from keepa_tokens.quota import Quota
@@ -54,13 +53,14 @@ from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS
 from keepa_tokens.storage.base import Storage
-from keepa_tokens.units import PROBE_AFTER_US, UNLIMITED
+from keepa_tokens.units import UNLIMITED
 
 WORKERS: Final = 3
 SKEWS: Final = st.tuples(*[st.integers(0, CLOCKS_APART_US)] * WORKERS)
 workers: Final = st.integers(0, WORKERS - 1)
 refund_ids: Final = st.sampled_from(("r", "s", "t"))
 pauses: Final = st.sampled_from((0, SECOND, MINUTE, HOUR))
+scouts: Final = reserves.map(lambda command: replace(command, scout=True))
 owns: Final = st.none() | st.integers(-MINUTE, MINUTE) | st.integers(-HOUR, HOUR)
 """From when the caller of what is given back might have gone, beside now."""
 
@@ -139,10 +139,12 @@ class Bench:
 class BucketMachine(RuleBasedStateMachine):
     """One bucket, on a storage and as the reference has it.
 
+    followed: whether the reference knows what is stored; else nothing is compared with it.
     forward: by how much clocks went forward since the balance was last told, or began. fastest: the fastest flow since.
     scouted: what calls took since that went though they were refused. largest: the largest grant.
     """
 
+    followed = True
     model: Reference
     quota: Quota
     skews: tuple[int, ...]
@@ -162,7 +164,7 @@ class BucketMachine(RuleBasedStateMachine):
         """Begin with a bucket never seen, on both sides."""
         self.begin_account(Reference.new(self.quota, self.at(worker)))
         self.apply(Acquire(0), worker)
-        self.model.look(self.at(worker))
+        self.model.carry_out(Peek(), self.at(worker))
 
     def begin_account(self, model: Reference) -> None:
         """Count from here."""
@@ -178,13 +180,6 @@ class BucketMachine(RuleBasedStateMachine):
         self.now += gap
         self.forward += gap
 
-    @rule(by=st.integers(-CLOCKS_APART_US, -1) | st.integers(-DAY, DAY))
-    def clocks_are_set(self, by: int) -> None:
-        """All clocks are set, back or forward; what refills is the time by which they go forward."""
-        self.now += by
-        # Set back, each worker's clock may bring once more the time by which it is ahead of the others'.
-        self.forward += by if by > 0 else CLOCKS_APART_US
-
     @precondition(lambda self: self.bench.anew is not None)
     @rule()
     def begin_anew(self) -> None:
@@ -197,100 +192,9 @@ class BucketMachine(RuleBasedStateMachine):
         if self.bench.end is not None:
             self.bench.end()
 
-    @precondition(lambda self: self.bench.forget is not None)
-    @rule(worker=workers)
-    def lose_everything(self, worker: int) -> None:
-        """The whole bucket is lost: the next step makes a new one."""
-        if self.bench.forget is not None:
-            self.bench.forget()
-            self.start_over(worker)
+    # --- who waits
 
-    # --- what workers do
-
-    @rule(worker=workers, tokens=costs, keep=keeps, probe_after=probe_afters, ticket=tickets)
-    def take(self, worker: int, tokens: int, keep: int, probe_after: int | None, ticket: str | None = None) -> None:
-        """Take tokens now, or stand in line."""
-        self.ask(worker, tokens, keep, probe_after, ticket)
-
-    @rule(
-        worker=workers,
-        name=ids,
-        tokens=costs,
-        lives=hold_lives,
-        keep=keeps,
-        after=probe_afters,
-        ticket=tickets,
-        scout=st.booleans(),
-    )
-    def hold(
-        self,
-        worker: int,
-        name: str,
-        tokens: int,
-        lives: int,
-        keep: int,
-        after: int | None,
-        ticket: str | None = None,
-        *,
-        scout: bool,
-    ) -> None:
-        """Take tokens for a call, which may be in flight already, or go though refused, to learn the truth."""
-        now = self.at(worker)
-        outcome = self.apply(Reserve(name, tokens, lives, keep, after, scout=scout, ticket=ticket), worker)
-        told = self.model.open(name, Held(tokens, now + lives, lives), keep, now, after, ticket, scout=scout)
-        self.agree(outcome, told, tokens)
-
-    @rule(worker=workers, name=ids, tokens=st.integers(0, 3), lives=st.integers(MINUTE, HOUR))
-    def hold_little(self, worker: int, name: str, tokens: int, lives: int) -> None:
-        """Take a few tokens for long, so that several calls are in flight at once."""
-        self.hold(worker, name, tokens, lives, 0, PROBE_AFTER_US, scout=False)
-
-    @rule(worker=workers, name=ids, actual=st.none() | costs, refused=st.booleans())
-    def settle(self, worker: int, name: str, actual: int | None, refused: bool) -> None:  # noqa: FBT001 - drawn, not called
-        """End a call, in time or late, whose answer says nothing of the balance."""
-        self.end(worker, self.rather_open(name), actual, None, refused=refused)
-
-    @rule(worker=workers, name=ids)
-    def cancel(self, worker: int, name: str) -> None:
-        """Give a call up, or a wait."""
-        self.ended(self.apply(Cancel(name), worker), self.model.give_up(name, self.at(worker)))
-
-    @rule(worker=workers, name=tickets.filter(bool))
-    def leave_the_line(self, worker: int, name: str) -> None:
-        """Somebody who stands in line gives up."""
-        self.cancel(worker, name)
-
-    @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
-    def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
-        """Give tokens back, once: a place that is given up, or a grant that was not used."""
-        place = None if own is None else max(0, self.at(worker) + own)
-        outcome = self.apply(Refund(name, tokens, place), worker)
-        self.ended(outcome, self.model.refund(name, tokens, place, self.at(worker)))
-
-    @rule(worker=workers, lasts=pauses)
-    def pause(self, worker: int, lasts: int) -> None:
-        """Somebody pauses the bucket for a while, or ends a pause."""
-        self.apply(Pause(lasts), worker)
-        self.model.pause(lasts, self.at(worker))
-
-    @rule(worker=workers, tokens=costs)
-    def take_when_told(self, worker: int, tokens: int) -> None:
-        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
-
-        With a call in flight what is told is the earliest instant only; with others before in line, when to ask again.
-        """
-        told = self.ask(worker, tokens, 0, PROBE_AFTER_US)
-        if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait >= DAY or self.model.beside:
-            return
-        if self.model.before(0, None, self.at(worker)):
-            return
-        # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
-        early = self.at(worker) + told.wait - 1
-        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
-        self.model.look(early)
-        self.time_passes(told.wait)
-        assert self.ask(worker, tokens, 0, PROBE_AFTER_US).granted
-
+    @precondition(lambda self: self.followed)
     @rule(worker=workers)
     def come_when_told(self, worker: int) -> None:
         """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
@@ -316,6 +220,7 @@ class BucketMachine(RuleBasedStateMachine):
             if told.granted:
                 del bounds[next_one.name]
 
+    @precondition(lambda self: self.followed)
     @rule(worker=workers)
     def the_first_comes(self, worker: int) -> None:
         """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
@@ -332,6 +237,213 @@ class BucketMachine(RuleBasedStateMachine):
         self.time_passes(at - self.at(worker))
         told = self.try_again(worker, first)
         assert told.granted or told.probe
+
+    # --- what always holds
+
+    @invariant()
+    def both_show_the_same(self) -> None:
+        """Conservation: what is left and held is what there was, was told and flowed in, less what went out.
+
+        By the clock that is ahead of the others: if the bucket's lifetime is over by any, it is by that.
+        """
+        shown, now = self.shown(self.skews.index(max(self.skews))), self.now + max(self.skews)
+        if not self.followed:
+            return
+        twin = self.model.seen(now)
+        assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
+        assert shown.holds == sum(not call.charged for call in twin.calls.values())
+        assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
+        assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
+        age = None if twin.read_at is None else max(0, now - twin.read_at) / SECOND
+        assert shown.reading_age == age
+        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
+        assert shown.paused_for == ((twin.paused_until or now) - now) / SECOND
+
+    @invariant()
+    def nobody_got_too_much(self) -> None:
+        """Safety: since the last reading no more went out than there was, time brought, and may be overdrawn."""
+        if not self.followed:
+            return
+        refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
+        overdraft = self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
+        # A place is taken now and paid for by the refill of up to an hour to come.
+        ahead = 0 if self.quota.synced else self.refilled(*self.model.flow, HOUR)
+        assert self.model.given <= max(0, self.model.start + refilled + overdraft + ahead) + self.scouted
+
+    def refilled(self, refill: int, period_us: int, passed: int | None = None) -> int:
+        """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
+        passed = self.forward + CLOCKS_APART_US if passed is None else passed
+        return (passed // period_us + 1) * refill if self.quota.stepped else -(-passed * refill // period_us)
+
+    @invariant()
+    def it_never_stands_still(self) -> None:
+        """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
+        shown = self.shown(0)
+        if not self.followed:
+            return
+        if shown.bound > DAY / SECOND:
+            assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
+            return
+        now, twin = self.at(0), self.model.alike()
+        at_once = twin.carry_out(Acquire(1), now)
+        by_then = twin.carry_out(Acquire(1), now + round(shown.bound * SECOND))
+        assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
+
+    # --- helpers
+
+    def at(self, worker: int) -> int:
+        """Return a worker's time."""
+        return self.now + self.skews[worker]
+
+    def apply(self, command: Command, worker: int) -> Outcome:
+        """Give a command by a worker's clock."""
+        now = self.at(worker)
+        outcome = self.bench.storage.apply(self.bench.key, self.quota, command, now_us=now)
+        assert outcome.now_us == now
+        return outcome
+
+    def shown(self, worker: int) -> Snapshot:
+        """Return a look at the bucket; of one that is not stored, or no more, at a new one."""
+        shown = self.apply(Peek(), worker).snapshot
+        assert shown is not None
+        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
+        if inspected is None and (self.model.begun or not self.followed):
+            self.forgotten(self.at(worker))
+        assert inspected in {None, replace(shown, repaired=())}
+        self.model.carry_out(Peek(), self.at(worker))
+        return shown
+
+    def forgotten(self, now: int) -> None:
+        """A bucket whose lifetime is over held nothing, nor was it paused, nor will the new one let go more."""
+        model = self.model.seen(now)
+        if not self.followed:
+            return
+        assert not model.held
+        assert model.paused_until is None
+        assert not model.line
+        is_full = model.known and model.balance >= self.quota.capacity
+        assert is_full or (self.quota.synced and self.quota.initial is None)
+        self.begin_account(Reference.new(self.quota, model.at))
+
+    def bound(self, worker: int, waiting: Waiting) -> int:
+        """Return the bound that a look states for whoever stands in line."""
+        shown = self.apply(Peek(waiting.tokens, waiting.keep), worker).snapshot
+        assert shown is not None
+        self.model.carry_out(Peek(), self.at(worker))
+        return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
+
+    def try_again(self, worker: int, waiting: Waiting) -> Came:
+        """Let somebody who stands in line ask again, and perhaps the server."""
+        return self.do(worker, Acquire(waiting.tokens, waiting.keep, ticket=waiting.name))
+
+    def do(self, worker: int, command: Command) -> Came:
+        """Give a command on both sides, and assert that it came to the same.
+
+        Who was granted before others left their tokens.
+        """
+        now, ahead = self.at(worker), 0
+        if isinstance(command, Acquire) and command.tokens:
+            twin = self.model.seen(now)
+            ahead = twin.before(command.keep, command.ticket, now) + command.keep if twin.known else 0
+        outcome = self.apply(command, worker)
+        came = Came(
+            *(outcome.reason, min(outcome.retry_after_us, END_OF_TIME), outcome.place_us, outcome.probe),
+            *(outcome.scout, outcome.found, outcome.reading, outcome.drift),
+        )
+        if not self.followed:
+            return came
+        assert came == self.model.carry_out(command, now)
+        if isinstance(command, Acquire | Reserve):
+            assert outcome.granted == came.granted
+            self.largest = max(self.largest, command.tokens if came.granted else 0)
+            self.scouted += command.tokens if came.scout else 0
+        if outcome.granted and ahead > getattr(command, "keep", 0):
+            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead
+        if came.verdict is Verdict.TAKEN:
+            self.forward = self.scouted = 0
+            self.fastest = self.model.flow
+        self.is_as_modelled(outcome)
+        return came
+
+    def is_as_modelled(self, outcome: Outcome) -> None:
+        """Assert that the bucket is the same on both sides after a step."""
+        twin = self.model.after
+        assert isinstance(twin, Reference)
+        assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
+        assert outcome.closed == (twin.closed_until is not None)
+        assert outcome.kept_back == twin.kept_for_others
+
+
+class AnyHistory(BucketMachine):
+    """A bucket that anybody uses anyhow, by clocks that differ, and of which any part may be lost."""
+
+    @rule(by=st.integers(-CLOCKS_APART_US, -1) | st.integers(-DAY, DAY))
+    def clocks_are_set(self, by: int) -> None:
+        """All clocks are set, back or forward; what refills is the time by which they go forward."""
+        self.now += by
+        # Set back, each worker's clock may bring once more the time by which it is ahead of the others'.
+        self.forward += by if by > 0 else CLOCKS_APART_US
+
+    @precondition(lambda self: self.bench.forget is not None)
+    @rule(worker=workers)
+    def lose_everything(self, worker: int) -> None:
+        """The whole bucket is lost: the next step makes a new one."""
+        if self.bench.forget is not None:
+            self.bench.forget()
+            self.start_over(worker)
+
+    @rule(worker=workers, command=takes)
+    def take(self, worker: int, command: Acquire) -> None:
+        """Take tokens now, or stand in line."""
+        self.do(worker, command)
+
+    @rule(worker=workers, command=reserves | scouts)
+    def hold(self, worker: int, command: Reserve) -> None:
+        """Take tokens for a call, which may be in flight already, or go though refused, to learn the truth."""
+        self.do(worker, command)
+
+    @rule(worker=workers, command=st.builds(Reserve, ids, st.integers(0, 3), st.integers(MINUTE, HOUR)))
+    def hold_little(self, worker: int, command: Reserve) -> None:
+        """Take a few tokens for long, so that several calls are in flight at once."""
+        self.do(worker, command)
+
+    @rule(worker=workers, command=st.builds(Settle, ids, st.none() | costs, refused=st.booleans()))
+    def settle(self, worker: int, command: Settle) -> None:
+        """End a call, in time or late, whose answer says nothing of the balance."""
+        self.do(worker, replace(command, id=self.rather_open(command.id)))
+
+    @rule(worker=workers, command=st.builds(Cancel, ids) | st.builds(Cancel, tickets.filter(bool)))
+    def cancel(self, worker: int, command: Cancel) -> None:
+        """Give a call up, or a wait in line."""
+        self.do(worker, command)
+
+    @rule(worker=workers, name=refund_ids, tokens=costs, own=owns)
+    def give_back(self, worker: int, name: str, tokens: int, own: int | None) -> None:
+        """Give tokens back, once: a place that is given up, or a grant that was not used."""
+        self.do(worker, Refund(name, tokens, None if own is None else max(0, self.at(worker) + own)))
+
+    @rule(worker=workers, command=st.builds(Pause, pauses))
+    def pause(self, worker: int, command: Pause) -> None:
+        """Somebody pauses the bucket for a while, or ends a pause."""
+        self.do(worker, command)
+
+    @rule(worker=workers, tokens=costs)
+    def take_when_told(self, worker: int, tokens: int) -> None:
+        """Exactness: who was refused and waits exactly as long as told is granted, a microsecond less is not.
+
+        With a call in flight what is told is the earliest instant only; with others before in line, when to ask again.
+        """
+        told = self.do(worker, Acquire(tokens))
+        if told.reason not in {Reason.EMPTY, Reason.RECHARGING} or told.wait >= DAY or self.model.beside:
+            return
+        if self.model.before(0, None, self.at(worker)):
+            return
+        # A look a microsecond early, not an attempt: it must not count as somebody else who asked.
+        early = self.at(worker) + told.wait - 1
+        assert not self.bench.storage.apply(self.bench.key, self.quota, Peek(tokens), now_us=early).granted
+        self.model.carry_out(Peek(), early)
+        self.time_passes(told.wait)
+        assert self.do(worker, Acquire(tokens)).granted
 
     # --- what goes wrong
 
@@ -412,96 +524,11 @@ class BucketMachine(RuleBasedStateMachine):
         outcome = self.lost("line", text, worker)
         assert not text or "line" in outcome.repaired
 
-    # --- what always holds
-
-    @invariant()
-    def both_show_the_same(self) -> None:
-        """Conservation: what is left and held is what there was, was told and flowed in, less what went out.
-
-        By the clock that is ahead of the others: if the bucket's lifetime is over by any, it is by that.
-        """
-        shown, now = self.shown(self.skews.index(max(self.skews))), self.now + max(self.skews)
-        twin = self.model.seen(now)
-        assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
-        assert shown.holds == sum(not call.charged for call in twin.calls.values())
-        assert (shown.capacity, shown.refill, shown.period) == (twin.capacity, twin.refill, twin.period_us / SECOND)
-        assert (shown.kept_back, shown.drift) == (twin.kept_for_others, twin.drift)
-        age = None if twin.read_at is None else max(0, now - twin.read_at) / SECOND
-        assert shown.reading_age == age
-        assert (shown.waiting, shown.wanted) == (len(twin.line), sum(each.tokens for each in twin.line))
-        assert shown.paused_for == ((twin.paused_until or now) - now) / SECOND
-
-    @invariant()
-    def nobody_got_too_much(self) -> None:
-        """Safety: since the last reading no more went out than there was, time brought, and may be overdrawn."""
-        refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
-        overdraft = self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
-        # A place is taken now and paid for by the refill of up to an hour to come.
-        ahead = 0 if self.quota.synced else self.refilled(*self.model.flow, HOUR)
-        assert self.model.given <= max(0, self.model.start + refilled + overdraft + ahead) + self.scouted
-
-    def refilled(self, refill: int, period_us: int, passed: int | None = None) -> int:
-        """Return what has flowed in at most, by the time by which the bucket's clock went forward."""
-        passed = self.forward + CLOCKS_APART_US if passed is None else passed
-        return (passed // period_us + 1) * refill if self.quota.stepped else -(-passed * refill // period_us)
-
-    @invariant()
-    def it_never_stands_still(self) -> None:
-        """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
-        shown = self.shown(0)
-        if shown.bound > DAY / SECOND:
-            assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
-            return
-        now, twin = self.at(0), self.model.alike()
-        at_once = twin.take(1, 0, now, PROBE_AFTER_US)
-        by_then = twin.take(1, 0, now + round(shown.bound * SECOND), PROBE_AFTER_US)
-        assert at_once.granted or at_once.probe or by_then.granted or by_then.probe
-
-    # --- helpers
-
-    def at(self, worker: int) -> int:
-        """Return a worker's time."""
-        return self.now + self.skews[worker]
-
-    def apply(self, command: Command, worker: int) -> Outcome:
-        """Give a command by a worker's clock."""
-        now = self.at(worker)
-        outcome = self.bench.storage.apply(self.bench.key, self.quota, command, now_us=now)
-        assert outcome.now_us == now
-        return outcome
-
-    def shown(self, worker: int) -> Snapshot:
-        """Return a look at the bucket; of one that is not stored, or no more, at a new one."""
-        shown = self.apply(Peek(), worker).snapshot
-        assert shown is not None
-        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
-        if inspected is None and self.model.begun:
-            self.forgotten(self.model.seen(self.at(worker)))
-        assert inspected in {None, replace(shown, repaired=())}
-        self.model.look(self.at(worker))
-        return shown
-
-    def forgotten(self, model: Reference) -> None:
-        """A bucket whose lifetime is over held nothing, nor was it paused, nor will the new one let go more."""
-        assert not model.held
-        assert model.paused_until is None
-        assert not model.line
-        is_full = model.known and model.balance >= self.quota.capacity
-        assert is_full or (self.quota.synced and self.quota.initial is None)
-        self.begin_account(Reference.new(self.quota, model.at))
-
-    def bound(self, worker: int, waiting: Waiting) -> int:
-        """Return the bound that a look states for whoever stands in line."""
-        shown = self.apply(Peek(waiting.tokens, waiting.keep), worker).snapshot
-        assert shown is not None
-        self.model.look(self.at(worker))
-        return min(END_OF_TIME, round(shown.bound * SECOND)) if shown.bound < END_OF_TIME else END_OF_TIME
-
     def lost(self, field: str, text: str | None, worker: int) -> Outcome:
         """Let a stored field be gone, or `text`, and take the next step on both sides."""
         self.bench.damage(field, text)
         outcome = self.apply(Acquire(0) if self.bench.reads_all else Peek(), worker)
-        self.model.look(self.at(worker), mended=bool(outcome.repaired))
+        self.model.carry_out(Peek(), self.at(worker), mended=bool(outcome.repaired))
         return outcome
 
     def rather_open(self, name: str) -> str:
@@ -509,61 +536,8 @@ class BucketMachine(RuleBasedStateMachine):
         known = sorted(self.model.calls.keys() & set(IDS[:-1]))
         return known[IDS.index(name) % len(known)] if known and name != IDS[-1] else name
 
-    def ask(
-        self,
-        worker: int,
-        tokens: int,
-        keep: int,
-        probe_after: int | None,
-        ticket: str | None = None,
-        patience: int | None = None,
-    ) -> Told:
-        """Take tokens on both sides, and return what both came to. Who was granted before others left their tokens."""
-        twin = self.model.seen(self.at(worker))
-        ahead = twin.before(keep, ticket, self.at(worker)) if tokens and twin.known else 0
-        outcome = self.apply(Acquire(tokens, keep, patience, probe_after, ticket), worker)
-        told = self.model.take(tokens, keep, self.at(worker), probe_after, ticket, patience)
-        self.agree(outcome, told, tokens)
-        if outcome.granted and ahead:
-            assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead + keep
-        return told
 
-    def try_again(self, worker: int, waiting: Waiting) -> Told:
-        """Let somebody who stands in line ask again, and perhaps the server."""
-        return self.ask(worker, waiting.tokens, waiting.keep, PROBE_AFTER_US, waiting.name)
-
-    def end(self, worker: int, name: str, actual: int | None, reading: Reading | None, *, refused: bool) -> None:
-        """End a call on both sides."""
-        outcome = self.apply(Settle(name, actual, reading, refused), worker)
-        self.ended(outcome, self.model.end(name, actual, self.at(worker), reading, refused=refused))
-
-    def agree(self, outcome: Outcome, told: Told, tokens: int) -> None:
-        """Assert that a request came to the same on both sides."""
-        assert (outcome.granted, outcome.reason) == (told.granted, told.reason)
-        assert (outcome.probe, outcome.scout, outcome.place_us) == (told.probe, told.scout, told.place)
-        assert min(outcome.retry_after_us, END_OF_TIME) == told.wait
-        self.largest = max(self.largest, tokens if told.granted else 0)
-        self.scouted += tokens if told.scout else 0
-        self.is_as_modelled(outcome)
-
-    def ended(self, outcome: Outcome, ended: Ended) -> None:
-        """Assert that a call, or a reading, came to the same on both sides."""
-        assert (outcome.found, outcome.reading, outcome.drift) == (ended.found, ended.verdict, ended.drift)
-        if ended.verdict is Verdict.TAKEN:
-            self.forward = self.scouted = 0
-            self.fastest = self.model.flow
-        self.is_as_modelled(outcome)
-
-    def is_as_modelled(self, outcome: Outcome) -> None:
-        """Assert that the bucket is the same on both sides after a step."""
-        twin = self.model.after
-        assert twin is not None
-        assert (outcome.balance, outcome.held) == (twin.told_balance, twin.held)
-        assert outcome.closed == (twin.closed_until is not None)
-        assert outcome.kept_back == twin.kept_for_others
-
-
-class PlainMachine(BucketMachine):
+class PlainMachine(AnyHistory):
     """A plain bucket."""
 
     @initialize(quota=quotas(synced=False), skews=SKEWS)
@@ -571,10 +545,10 @@ class PlainMachine(BucketMachine):
         """Make a bucket."""
         self.begin_with(quota, skews)
 
-    @rule(worker=workers, tokens=costs, patience=st.integers(0, HOUR), ticket=tickets)
-    def queue(self, worker: int, tokens: int, patience: int, ticket: str | None = None) -> None:
+    @rule(worker=workers, command=st.builds(Acquire, costs, st.just(0), st.integers(0, HOUR), st.none(), tickets))
+    def queue(self, worker: int, command: Acquire) -> None:
         """Take tokens, or a place, or stand in line."""
-        self.ask(worker, tokens, 0, None, ticket, patience)
+        self.do(worker, command)
 
 
 @dataclass(frozen=True)
@@ -616,7 +590,7 @@ synced_quotas: Final = quotas(synced=True) | st.builds(
 """Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
 
 
-class ReadingMachine(BucketMachine):
+class ReadingMachine(AnyHistory):
     """A synced bucket."""
 
     @initialize(quota=synced_quotas, skews=SKEWS)
@@ -627,28 +601,24 @@ class ReadingMachine(BucketMachine):
     @rule(worker=workers, name=ids, actual=st.none() | costs, word=words, refused=st.sampled_from((False, False, True)))
     def answer(self, worker: int, name: str, actual: int | None, word: Word, refused: bool) -> None:  # noqa: FBT001 - drawn, not called
         """End a call, in time or late, with what the server says of its balance."""
-        self.end(worker, self.rather_open(name), actual, self.spoken(word), refused=refused)
+        self.do(worker, Settle(self.rather_open(name), actual, self.spoken(word), refused))
 
     @precondition(lambda self: self.said)
     @rule(worker=workers, name=ids, actual=costs, which=st.integers(1, 4))
     def answer_late(self, worker: int, name: str, actual: int, which: int) -> None:
         """End a call with what the server said before, and others may have heard since."""
-        self.end(worker, name, actual, self.said[-min(which, len(self.said))], refused=False)
+        self.do(worker, Settle(name, actual, self.said[-min(which, len(self.said))]))
 
     @rule(worker=workers, word=words)
     def hear(self, worker: int, word: Word) -> None:
         """Hear the server's word outside a call: from a probe, or an answer seen elsewhere."""
-        self.listen(worker, self.spoken(word))
+        self.do(worker, Reconcile(self.spoken(word)))
 
     @precondition(lambda self: self.said)
     @rule(worker=workers, which=st.integers(1, 4))
     def hear_again(self, worker: int, which: int) -> None:
         """Hear what was said before, once more or for the first time."""
-        self.listen(worker, self.said[-min(which, len(self.said))])
-
-    def listen(self, worker: int, reading: Reading) -> None:
-        """Hear a reading on both sides."""
-        self.ended(self.apply(Reconcile(reading), worker), self.model.hear(reading, self.at(worker)))
+        self.do(worker, Reconcile(self.said[-min(which, len(self.said))]))
 
     def spoken(self, word: Word) -> Reading:
         """Return what the server says, and remember it."""
@@ -666,12 +636,10 @@ class ReadingMachine(BucketMachine):
     @rule(worker=workers)
     def claim(self, worker: int) -> None:
         """Ask for the claim on the probe; the answer may never come."""
-        outcome = self.apply(ClaimProbe(), worker)
-        assert outcome.probe == self.model.claim(self.at(worker))
-        self.is_as_modelled(outcome)
+        self.do(worker, ClaimProbe())
 
     @rule(worker=workers, off=st.sampled_from((0, 0, 0, 1)))
     def unclaim(self, worker: int, off: int) -> None:
         """Give the claim back that is under way, or another one."""
         until = (self.model.claimed_until or self.at(worker)) + off
-        self.ended(self.apply(Unclaim(until), worker), self.model.unclaim(until, self.at(worker)))
+        self.do(worker, Unclaim(until))

@@ -10,14 +10,26 @@ Not modelled: two quotas on one bucket, and numbers near the limit of 2**52.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from enum import Enum, auto
 from fractions import Fraction
-from typing import Final, Self, TypeVar
+from typing import Final
 
 from checks.models.lapse import A_DAY_US, CLAIM_LASTS_US, CLOCKS_APART_US, END_OF_TIME, Held, Lapse, Waiting, until
-from keepa_tokens.rules.commands import Verdict
+from keepa_tokens.rules.commands import (
+    Acquire,
+    Cancel,
+    ClaimProbe,
+    Command,
+    Pause,
+    Peek,
+    Reconcile,
+    Refund,
+    Reserve,
+    Settle,
+    Unclaim,
+    Verdict,
+)
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 
@@ -45,8 +57,6 @@ LONGEST_STEP_US: Final = 600_000_000
 HOUR_US: Final = 3_600_000_000
 """Failed probes back off up to this; what is kept back halves in this time."""
 
-T = TypeVar("T")
-
 
 class Order(Enum):
     """How what the server says lies to what it said last."""
@@ -58,14 +68,20 @@ class Order(Enum):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a request comes to. wait: NEVER is END_OF_TIME. probe: the caller is to ask the server; scout: itself."""
+class Came:
+    """What a command comes to. wait: NEVER is END_OF_TIME. probe: the caller is to ask the server; scout: itself.
 
-    reason: Reason
+    found, verdict, drift: of the end of a call, or of a reading.
+    """
+
+    reason: Reason = Reason.GRANTED
     wait: int = 0
     place: int = 0
     probe: bool = False
     scout: bool = False
+    found: bool = True
+    verdict: Verdict = Verdict.NONE
+    drift: int | None = None
 
     @property
     def granted(self) -> bool:
@@ -73,38 +89,53 @@ class Told:
         return self.reason is Reason.GRANTED
 
 
-GRANTED: Final = Told(Reason.GRANTED)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What came of the end of a call, or of a reading."""
-
-    found: bool
-    verdict: Verdict = Verdict.NONE
-    drift: int | None = None
+GRANTED: Final = Came()
 
 
 class Reference(Lapse):
     """One bucket, plain or synced."""
 
-    def asked(self, now: int, command: Callable[[Self], T]) -> T:
-        """Carry a command to the bucket as it stands at `now`; without a trace if nothing came of it."""
+    def carry_out(self, command: Command, now: int, *, mended: bool = False) -> Came:
+        """Carry a command to the bucket as it stands at `now`; without a trace if nothing came of it.
+
+        mended: damage was found, and is stored as it was mended.
+        """
         twin = self.seen(now)
-        answer = command(twin)
+        twin.touched |= mended
+        came = twin.answered(command, now)
         if twin.touched:
             twin.begun = True
             self.__dict__.update(twin.__dict__)
         self.after = twin
-        return answer
+        return came
 
-    def look(self, now: int, *, mended: bool = False) -> None:
-        """Let somebody look. mended: damage was found, and is stored as it was mended."""
-
-        def note(bucket: Self) -> None:
-            bucket.touched |= mended
-
-        self.asked(now, note)
+    def answered(self, command: Command, now: int) -> Came:  # noqa: C901 - a case for each command
+        """Carry it out in a bucket as it stands."""
+        match command:
+            case Acquire():
+                return self.take(command, now)
+            case Reserve():
+                return self.open(command, now)
+            case Settle(name, actual, reading, refused):
+                return self.end(name, actual, reading, now, refused=refused)
+            case Cancel(name):
+                left = self.leave(name)
+                ended = self.end(name, 0, None, now, refused=False)
+                return replace(ended, found=ended.found or left)
+            case Refund(name, tokens, own):
+                return self.refund(name, tokens, own or 0, now)
+            case Reconcile(reading):
+                return self.hear(reading, now)
+            case ClaimProbe():
+                return self.claim(now)
+            case Unclaim(claimed_until):
+                return self.unclaim(claimed_until, now)
+            case Pause(lasts):
+                self.paused_until = now + min(lasts, A_DAY_US) if lasts else None
+                self.touched = True
+            case Peek():
+                pass
+        return GRANTED
 
     # --- the line
 
@@ -113,7 +144,7 @@ class Reference(Lapse):
         turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
         return sum(each.tokens for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US)
 
-    def stand(self, ticket: str | None, tokens: int, keep: int, told: Told, now: int) -> None:
+    def stand(self, ticket: str | None, tokens: int, keep: int, told: Came, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
         if ticket is None or told.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
             return
@@ -137,7 +168,7 @@ class Reference(Lapse):
         """Return what must be available for a grant: it may leave debt up to the overdraft, not begin in debt."""
         return max(1, tokens - self.quota.overdraft)
 
-    def request(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None) -> Told:
+    def request(self, tokens: int, keep: int, now: int, patience: int | None, ticket: str | None) -> Came:
         """Return what a request comes to; it may begin a recharge. patience: how long it would wait for a place.
 
         ticket: its name in line; None: it doesn't stand there.
@@ -149,41 +180,41 @@ class Reference(Lapse):
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
         queues = queues and not self.before(keep, ticket, now)
         if told.reason is Reason.EMPTY and queues and told.wait < END_OF_TIME and told.wait <= (patience or 0):
-            return Told(Reason.GRANTED, place=told.wait)
+            return Came(place=told.wait)
         return told
 
-    def judged(self, tokens: int, keep: int, now: int, ticket: str | None) -> Told:
+    def judged(self, tokens: int, keep: int, now: int, ticket: str | None) -> Came:
         """Return what a request would come to, without a place."""
         if tokens == 0:
             return GRANTED
         told = self.judged_open(tokens, keep, now, ticket)
         if self.paused_until is None:
             return told
-        return Told(Reason.PAUSED, max(self.paused_until - now, told.wait))
+        return Came(Reason.PAUSED, max(self.paused_until - now, told.wait))
 
-    def judged_open(self, tokens: int, keep: int, now: int, ticket: str | None) -> Told:
+    def judged_open(self, tokens: int, keep: int, now: int, ticket: str | None) -> Came:
         """Return the same, pauses aside. One that overdraws goes alone: beside others it must find all.
 
         So must one who passes others. In line what calls in flight hold is waited for as if it were spent.
         """
         if not self.known:
-            return Told(Reason.UNKNOWN, SOON_US)
+            return Came(Reason.UNKNOWN, SOON_US)
         alone, together = self.needed(tokens), tokens
         aside, ahead = self.aside(keep, self.capacity - alone), self.before(keep, ticket, now)
         alone, together = alone + aside, together + aside
         if self.available < alone and alone > self.capacity:
-            return Told(Reason.TOO_LARGE, END_OF_TIME)
+            return Came(Reason.TOO_LARGE, END_OF_TIME)
         stands = ticket is not None or ahead > 0
         enough = self.first_with(alone + ahead + self.beside if stands else alone, now)
         end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
-            return Told(Reason.RECHARGING, until(max(end, enough), now))
+            return Came(Reason.RECHARGING, until(max(end, enough), now))
         if self.available - ahead >= (together if self.beside or ahead else alone):
             return GRANTED
         if self.beside and self.balance - ahead >= alone:
             early = any(each.name == ticket and each.told > now for each in self.line)
-            return Told(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else SOON_US)
-        return Told(Reason.EMPTY, until(enough, now) if enough > now else SOON_US)
+            return Came(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else SOON_US)
+        return Came(Reason.EMPTY, until(enough, now) if enough > now else SOON_US)
 
     def aside(self, keep: int, most: int) -> int:
         """Return what a request must leave: its `keep`, and what others were seen to spend, in moderation."""
@@ -210,7 +241,7 @@ class Reference(Lapse):
         end = self.recharged_at(now)
         return end if now < end < END_OF_TIME else None
 
-    def refused(self, tokens: int, keep: int, now: int, probe_after: int | None, ticket: str | None) -> Told:
+    def refused(self, tokens: int, keep: int, now: int, probe_after: int | None, ticket: str | None) -> Came:
         """Return what a refusal says: perhaps to ask the server. Who wants to stands in line."""
         probe = self.paused_until is None and self.wants_to_know(now, probe_after)
         if probe:
@@ -221,62 +252,38 @@ class Reference(Lapse):
 
     # --- what is done
 
-    def take(
-        self,
-        tokens: int,
-        keep: int,
-        now: int,
-        probe_after: int | None = None,
-        ticket: str | None = None,
-        patience: int | None = None,
-    ) -> Told:
+    def take(self, command: Acquire, now: int) -> Came:
         """Take tokens now, or a place, or stand in line; perhaps be told to ask the server."""
+        tokens, keep, patience, probe_after, ticket = astuple(command)
+        told = self.request(tokens, keep, now, patience, ticket)
+        if not told.granted:
+            return self.refused(tokens, keep, now, probe_after, ticket)
+        self.leave(ticket)
+        self.level -= tokens
+        self.give(tokens)
+        if told.place:
+            self.wait(tokens, now + told.place, now)
+        return told
 
-        def take(bucket: Self) -> Told:
-            told = bucket.request(tokens, keep, now, patience, ticket)
-            if not told.granted:
-                return bucket.refused(tokens, keep, now, probe_after, ticket)
-            bucket.leave(ticket)
-            bucket.level -= tokens
-            bucket.give(tokens)
-            if told.place:
-                bucket.wait(tokens, now + told.place, now)
-            return told
-
-        return self.asked(now, take)
-
-    def open(
-        self,
-        name: str,
-        call: Held,
-        keep: int,
-        now: int,
-        probe_after: int | None,
-        ticket: str | None = None,
-        *,
-        scout: bool = False,
-    ) -> Told:
+    def open(self, command: Reserve, now: int) -> Came:
         """Take tokens for a call, or set them aside; a scout that is to ask the server goes through.
 
         A call that is open is answered as before.
         """
-
-        def open_a_call(bucket: Self) -> Told:
-            if name in bucket.calls:
-                return GRANTED
-            told = GRANTED
-            if not bucket.request(call.tokens, keep, now, None, ticket).granted:
-                told = bucket.refused(call.tokens, keep, now, probe_after, ticket)
-            if scout and told.probe:
-                told = Told(Reason.GRANTED, probe=True, scout=True)
-            if told.granted:
-                bucket.level -= 0 if bucket.quota.synced else call.tokens
-                bucket.remember(name, call)
-                bucket.give(call.tokens)
-                bucket.leave(ticket)
-            return told
-
-        return self.asked(now, open_a_call)
+        name, tokens, keep, ticket = command.id, command.tokens, command.keep, command.ticket
+        if name in self.calls:
+            return GRANTED
+        told = GRANTED
+        if not self.request(tokens, keep, now, None, ticket).granted:
+            told = self.refused(tokens, keep, now, command.probe_after_us, ticket)
+        if command.scout and told.probe:
+            told = Came(probe=True, scout=True)
+        if told.granted:
+            self.level -= 0 if self.quota.synced else tokens
+            self.remember(name, Held(tokens, now + command.hold_for_us, command.hold_for_us))
+            self.give(tokens)
+            self.leave(ticket)
+        return told
 
     def remember(self, name: str, call: Held) -> None:
         """Keep a call, or a refund, in mind."""
@@ -284,27 +291,11 @@ class Reference(Lapse):
         self.swept_from = call.over if self.swept_from is None else min(self.swept_from, call.over)
         self.touched = True
 
-    def end(
-        self, name: str, actual: int | None, now: int, reading: Reading | None = None, *, refused: bool = False
-    ) -> Ended:
+    def end(self, name: str, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Came:
         """End a call at its cost, which the answer's reading has in it already if that is the latest word."""
-        return self.asked(now, lambda bucket: bucket.ended(name, actual, reading, now, refused=refused))
-
-    def give_up(self, name: str, now: int) -> Ended:
-        """End a call that was never made, or a wait in line."""
-
-        def end(bucket: Self) -> Ended:
-            left = bucket.leave(name)
-            ended = bucket.ended(name, 0, None, now, refused=False)
-            return replace(ended, found=ended.found or left)
-
-        return self.asked(now, end)
-
-    def ended(self, name: str, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Ended:
-        """End it in a bucket as it stands."""
         call = self.calls.pop(name, None)
         if call is None:
-            return self.hear_now(reading, now, found=False)
+            return self.hear(reading, now, found=False)
         self.touched = True
         if self.quota.synced:
             return self.end_synced(call, actual, reading, now, refused=refused)
@@ -314,9 +305,9 @@ class Reference(Lapse):
         else:
             self.take_back(unused, max(0, call.ends - call.lives), now)
         self.open_if_it_may(now)
-        return Ended(found=True)
+        return GRANTED
 
-    def end_synced(self, call: Held, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Ended:
+    def end_synced(self, call: Held, actual: int | None, reading: Reading | None, now: int, *, refused: bool) -> Came:
         """End a synced bucket's call that is no more in mind."""
         cost = call.tokens if actual is None else actual
         before = call.tokens if call.charged and call.charged_since else 0
@@ -326,7 +317,7 @@ class Reference(Lapse):
         order = None if reading is None else self.order(reading, since, now)
         if reading is not None and (self.nothing_known or call.opened_since or order is Order.LATER):
             expected = self.balance + before - cost if self.known else None
-            return Ended(found=True, verdict=Verdict.TAKEN, drift=self.believe(reading, expected, since, now))
+            return Came(verdict=Verdict.TAKEN, drift=self.believe(reading, expected, since, now))
         if order is not None:
             cost = 0
         if self.known:
@@ -336,20 +327,16 @@ class Reference(Lapse):
         drift = None if reading is None else self.lower(reading, order, now)
         verdict = Verdict.NONE if reading is None else Verdict.STALE if drift is None else Verdict.TAKEN
         self.open_if_it_may(now)
-        return Ended(found=True, verdict=verdict, drift=drift)
+        return Came(verdict=verdict, drift=drift)
 
-    def refund(self, name: str, tokens: int, own: int | None, now: int) -> Ended:
-        """Give back what was taken for the place `own`, once; return whether it counted."""
-
-        def give_back(bucket: Self) -> Ended:
-            if name in bucket.calls:
-                return Ended(found=False)
-            bucket.remember(name, Held(0, now, REFUNDS_KEPT_US, charged=True))
-            bucket.take_back(tokens, own or 0, now)
-            bucket.open_if_it_may(now)
-            return Ended(found=True)
-
-        return self.asked(now, give_back)
+    def refund(self, name: str, tokens: int, own: int, now: int) -> Came:
+        """Give back what was taken for the place `own`, once; say whether it counted."""
+        if name in self.calls:
+            return Came(found=False)
+        self.remember(name, Held(0, now, REFUNDS_KEPT_US, charged=True))
+        self.take_back(tokens, own, now)
+        self.open_if_it_may(now)
+        return GRANTED
 
     def wait(self, tokens: int, at: int, now: int) -> None:
         """Note who waits until when, and the most that there is beside what is left after the last one."""
@@ -396,15 +383,6 @@ class Reference(Lapse):
         periods = Fraction(max(0, end - start), self.period_us)
         return math.ceil(periods) * self.refill if self.quota.stepped else math.ceil(periods * self.refill)
 
-    def pause(self, lasts: int, now: int) -> None:
-        """Refuse everybody for a while; 0 ends it."""
-
-        def stop(bucket: Self) -> None:
-            bucket.paused_until = now + min(lasts, A_DAY_US) if lasts else None
-            bucket.touched = True
-
-        self.asked(now, stop)
-
     def give(self, tokens: int) -> None:
         """Note that tokens went out, or came back."""
         self.given += tokens
@@ -412,20 +390,16 @@ class Reference(Lapse):
 
     # --- what the server says
 
-    def hear(self, reading: Reading, now: int) -> Ended:
+    def hear(self, reading: Reading | None, now: int, *, found: bool = True) -> Came:
         """Take a reading that was seen outside a call, if it is news."""
-        return self.asked(now, lambda bucket: bucket.hear_now(reading, now))
-
-    def hear_now(self, reading: Reading | None, now: int, *, found: bool = True) -> Ended:
-        """Take it on a bucket as it stands."""
         if reading is None:
-            return Ended(found)
+            return Came(found=found)
         order = self.order(reading, now, now)
         is_old = now - (self.read_at or 0) > SHUT_OUT_US
         if self.nothing_known or order is Order.LATER or self.server_time is None or is_old:
-            return Ended(found, Verdict.TAKEN, self.believe(reading, self.told_balance, now, now))
+            return Came(found=found, verdict=Verdict.TAKEN, drift=self.believe(reading, self.told_balance, now, now))
         drift = self.lower(reading, order, now)
-        return Ended(found, Verdict.STALE if drift is None else Verdict.TAKEN, drift)
+        return Came(found=found, verdict=Verdict.STALE if drift is None else Verdict.TAKEN, drift=drift)
 
     @property
     def nothing_known(self) -> bool:
@@ -510,29 +484,21 @@ class Reference(Lapse):
 
     # --- the probe
 
-    def claim(self, now: int) -> bool:
-        """Claim the probe; return whether nobody else has it."""
+    def claim(self, now: int) -> Came:
+        """Claim the probe, unless somebody else has it."""
+        free = self.claimed_until is None or now >= self.claimed_until
+        if free:
+            self.claim_now(now)
+        return Came(probe=free)
 
-        def claim(bucket: Self) -> bool:
-            free = bucket.claimed_until is None or now >= bucket.claimed_until
-            if free:
-                bucket.claim_now(now)
-            return free
-
-        return self.asked(now, claim)
-
-    def unclaim(self, claimed_until: int, now: int) -> Ended:
-        """Give a claim back; return whether it was under way. The first time since a reading it is free at once."""
-
-        def free(bucket: Self) -> Ended:
-            if bucket.claimed_until != claimed_until or claimed_until <= now:
-                return Ended(found=False)
-            failed = bucket.returned or (not bucket.known and bucket.failures > 0)
-            bucket.claimed_until = now if failed else None
-            bucket.returned = bucket.touched = True
-            return Ended(found=True)
-
-        return self.asked(now, free)
+    def unclaim(self, claimed_until: int, now: int) -> Came:
+        """Give a claim back; say whether it was under way. The first time since a reading it is free at once."""
+        if self.claimed_until != claimed_until or claimed_until <= now:
+            return Came(found=False)
+        failed = self.returned or (not self.known and self.failures > 0)
+        self.claimed_until = now if failed else None
+        self.returned = self.touched = True
+        return GRANTED
 
     def wants_to_know(self, now: int, probe_after: int | None) -> bool:
         """Whether a refusal is to ask the server: nothing is known, or not lately, and nobody asks or just failed."""

@@ -1,8 +1,8 @@
 """A state machine that drives a synced bucket beside the server that owns the tokens, and compares them at each step.
 
-It knows nothing of the bucket's rules. It plays the server, the calls on their way to it, their answers on the way
-back, in any order or lost, those who wait in line for their turn, and whoever else spends; what must hold is said of
-the two balances, and of who came first.
+What the server demands knows nothing of the bucket's rules. The machine plays the server, the calls on their way to it,
+their answers on the way back, in any order or lost, those who wait in line for their turn, and whoever else spends;
+what must hold is said of the two balances. Beside that the bucket is as its reference, as in `machine`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from checks.models.machine import Bench
+from checks.models.lapse import Waiting
+from checks.models.machine import Bench, BucketMachine
+from checks.models.reference import Came
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
-from keepa_tokens.rules.decision import Snapshot
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import LINE, NUMBERS
-from keepa_tokens.units import CLAIM_US, MICROSECONDS, MINUTE_US, REORDER_US, SWEEP_US, TOLERANCE_US, UNLIMITED
+from keepa_tokens.units import MICROSECONDS, UNLIMITED
 
 HOLD_FOR: Final = 2 * MINUTE
 """How long a call may be on its way; one that takes longer never arrives."""
 
 PLANS: Final = (0, 5, 20)
 """Tokens a minute; the capacity is 60 times that, and stays when a plan is gone."""
-
-SHARE: Final = 3
-"""At most this part of the capacity is kept back for others."""
 
 FIELDS: Final = (*(name for name in NUMBERS if name != "format"), LINE, "hold:")
 """What may be lost; a name with a colon is the beginning of several."""
@@ -62,7 +60,6 @@ class Call:
     """
 
     name: str
-    tokens: int
     cost: int
     expires_at: int
     known_of: int = -1
@@ -70,20 +67,15 @@ class Call:
     ended: bool = False
 
 
-class SyncedMachine(RuleBasedStateMachine):
-    """One synced bucket on a storage, and the server that it follows.
+class SyncedMachine(BucketMachine):
+    """One synced bucket on a storage, and the server that it follows; all share one clock, as on a server's own time.
 
     sure: whether the bucket was told all that it could know: a reading was taken that the server gave after whatever
-    it didn't know of (somebody else's spending, another plan, damage). lag: how long ago the server had given its last
-    time when the bucket heard it; None: what is stored of it is damaged. Where that differs by over a minute, a word of
-    the server's tells no order. line: who waits, in the order in which they came, for how many tokens, and when it was
-    told to come.
+    it didn't know of (somebody else's spending, another plan, damage).
     """
 
     def __init__(self, bench: Bench) -> None:
-        super().__init__()
-        self.bench = bench
-        self.now = EPOCH
+        super().__init__(bench)
         self.calls: list[Call] = []
         self.answers: list[Call] = []
         self.wandering: list[Envelope] = []
@@ -91,20 +83,14 @@ class SyncedMachine(RuleBasedStateMachine):
         self.doings = 0
         self.sure = False
         self.unknown_of = 0
-        self.newest = (0, 0)
-        self.claimed_until = 0
-        self.foggy_until = 0
-        self.lag: int | None = 0
-        self.kept = (0, 0)
-        self.line: dict[str, tuple[int, int]] = {}
 
     @initialize(rate=st.sampled_from(PLANS[1:]), balance=st.integers(-200, 300), phase=st.integers(1, MINUTE))
     def begin(self, rate: int, balance: int, phase: int) -> None:
         """Buy a plan, of which some was used before."""
-        self.quota = Quota(60 * rate, rate, 60.0, stepped=True, synced=True, overdraft=UNLIMITED)
         self.rate, self.capacity, self.balance = rate, 60 * rate, balance
         self.next_step = self.now + phase
-        self.apply(Acquire(0))
+        quota = Quota(60 * rate, rate, 60.0, stepped=True, synced=True, overdraft=UNLIMITED)
+        self.begin_with(quota, (0, 0, 0))
 
     # --- the server
 
@@ -116,10 +102,15 @@ class SyncedMachine(RuleBasedStateMachine):
             self.balance = max(self.balance, min(self.capacity, self.balance + steps * self.rate))
             self.next_step += steps * MINUTE
 
+    def pass_on(self, gap: int) -> None:
+        """Let time go on, here and there."""
+        self.now += gap
+        self.forward += gap
+        self.flow()
+
     def speak(self, cost: int = 0, *, refused: bool = False) -> Envelope:
         """Let the server say what it has, in a moment of its own."""
-        self.now += 1
-        self.flow()
+        self.pass_on(1)
         self.doings += 1
         reading = Reading(
             self.balance,
@@ -141,55 +132,32 @@ class SyncedMachine(RuleBasedStateMachine):
     @rule(gap=gaps)
     def time_passes(self, gap: int) -> None:
         """Time goes on. A call that isn't there by the end of its hold never arrives."""
-        self.now += gap
-        self.flow()
+        self.pass_on(gap)
         self.calls = [call for call in self.calls if call.said is not None or self.now < call.expires_at]
-        self.forget_who_lapsed()
 
     @rule(tokens=amounts, cheaper=st.integers(0, 5), scout=st.booleans(), task=st.none() | tasks)
     def call(self, tokens: int, cheaper: int, scout: bool = False, task: str | None = None) -> None:  # noqa: FBT001, FBT002 - drawn
-        """Set tokens aside for a call, which is on its way if that was granted. It may cost less.
+        """Set tokens aside for a call. A refused task stands in line, and keeps its place when it asks again."""
+        self.request(tokens, cheaper, task, scout=scout)
 
-        A task that is refused stands in line, and keeps its place when it asks again.
-        """
-        before = self.shown()
-        ahead = self.ahead_of(task)
+    def request(self, tokens: int, cheaper: int = 0, task: str | None = None, *, scout: bool = False) -> Came:
+        """Set tokens aside for a call, which is on its way if that was granted. It may cost less."""
         self.names += 1
         name = f"call-{self.names}"
-        outcome = self.apply(Reserve(name, tokens, HOLD_FOR, scout=scout, ticket=task))
-        self.claims(outcome)
-        if not outcome.granted:
-            least = ahead + tokens if ahead or before.holds else 1
-            assert before.available is None or before.kept_back or before.available < least
-            if task is not None and outcome.reason not in {"UNKNOWN", "TOO_LARGE"}:
-                self.line[task] = (tokens, self.now + min(outcome.retry_after_us, DAY))
-            return
-        self.line.pop(task or "", None)
-        self.let_through(name, tokens, max(0, tokens - cheaper))
-        if outcome.scout:
-            return
-        assert before.available is not None
-        # More than there is only alone: calls may overtake each other.
-        assert before.available >= (1 if not before.holds else tokens)
-        # Nor does anybody pass those before who are not late, unless their tokens are left.
-        assert not ahead or before.available >= ahead + tokens
+        came = self.do(0, Reserve(name, tokens, HOLD_FOR, scout=scout, ticket=task))
+        if came.granted:
+            known_of = self.unknown_of if self.sure else -1
+            self.calls.append(Call(name, max(0, tokens - cheaper), self.now + HOLD_FOR, known_of))
+        return came
 
-    @precondition(lambda self: self.line)
-    @rule(cheaper=st.integers(0, 5))
-    def everybody_comes_when_told(self, cheaper: int) -> None:
-        """Whoever stands in line comes at the instant that it was told, again and again, until it is let through."""
-        for _ in range(4):
-            task, (tokens, told) = min(self.line.items(), key=lambda item: item[1][1])
-            self.time_passes(max(0, told - self.now))
-            self.call(tokens, cheaper, task=task)
-            if not self.line:
-                return
+    def try_again(self, worker: int, waiting: Waiting) -> Came:  # noqa: ARG002 - all share one clock
+        """Let a task that stands in line come again."""
+        return self.request(waiting.tokens, task=waiting.name)
 
     @rule(task=tasks)
     def leave_the_line(self, task: str) -> None:
         """Somebody doesn't wait any longer."""
-        assert self.apply(Cancel(task)).found == (task in self.line)
-        self.line.pop(task, None)
+        self.do(0, Cancel(task))
 
     @precondition(lambda self: self.on_the_way())
     @rule(data=st.data())
@@ -218,21 +186,11 @@ class SyncedMachine(RuleBasedStateMachine):
         self.settle(call)
 
     def settle(self, call: Call) -> None:
-        """End a call with its answer; again, it changes nothing."""
+        """End a call with its answer."""
         if call.said is None:
             return
-        self.now += 1
-        self.flow()
-        told, was_ended = call.said, call.ended
-        before = self.shown()
-        outcome = self.apply(Settle(call.name, told.cost, told.reading, refused=told.refused))
         call.ended = True
-        self.taken(told, outcome, found=outcome.found)
-        if was_ended and self.now >= self.foggy_until:
-            assert not outcome.found
-        if was_ended and outcome.reading is not Verdict.TAKEN:
-            after = self.shown()
-            assert (after.balance, after.held) == (before.balance, before.held)
+        self.tell(call.said, Settle(call.name, call.said.cost, call.said.reading, refused=call.said.refused))
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data())
@@ -269,7 +227,7 @@ class SyncedMachine(RuleBasedStateMachine):
     def give_up(self, data: st.DataObject) -> None:
         """A call is never sent."""
         call = data.draw(st.sampled_from(self.on_the_way()))
-        self.apply(Cancel(call.name))
+        self.do(0, Cancel(call.name))
         self.calls.remove(call)
 
     @rule(later=st.booleans())
@@ -279,16 +237,11 @@ class SyncedMachine(RuleBasedStateMachine):
         if later:
             self.wandering.append(said)
             return
-        tells_order = self.tells_order(said)
-        outcome = self.apply(Reconcile(said.reading))
-        self.taken(said, outcome, found=False)
-        if outcome.reading is not Verdict.TAKEN and not tells_order:
-            before = self.shown().balance
-            assert before is not None
-            assert before <= self.balance
-            return
-        self.claimed_until = 0
-        assert self.shown().balance == self.balance
+        came = self.tell(said, Reconcile(said.reading))
+        balance = self.shown(0).balance
+        # Where nothing tells the order of what the server said, the lower balance counts.
+        assert balance is not None
+        assert balance == self.balance or (balance < self.balance and came.verdict is not Verdict.TAKEN)
 
     @precondition(lambda self: self.wandering)
     @rule(data=st.data())
@@ -296,23 +249,17 @@ class SyncedMachine(RuleBasedStateMachine):
         """What the server said a while ago comes to the bucket."""
         said = data.draw(st.sampled_from(self.wandering))
         self.wandering.remove(said)
-        self.now += 1
-        self.flow()
-        self.taken(said, self.apply(Reconcile(said.reading)), found=False)
+        self.tell(said, Reconcile(said.reading))
 
     @rule()
     def wait_as_long_as_stated(self) -> None:
         """Liveness: by the bound that a look states, who asks is let through or told to ask the server."""
-        shown = self.shown()
+        shown = self.shown(0)
         if shown.bound > 2 * DAY / SECOND:
             return
         self.time_passes(round(shown.bound * SECOND))
-        self.names += 1
-        outcome = self.apply(Reserve(f"call-{self.names}", 1, HOLD_FOR))
-        self.claims(outcome)
-        assert outcome.granted or outcome.probe
-        if outcome.granted:
-            self.let_through(f"call-{self.names}", 1, 1)
+        came = self.request(1)
+        assert came.granted or came.probe
 
     # --- what the bucket can't know
 
@@ -326,16 +273,9 @@ class SyncedMachine(RuleBasedStateMachine):
     @rule(tokens=st.integers(21, 400))
     def somebody_else_is_seen(self, tokens: int) -> None:
         """Who spends while nobody else does, and is seen by it, has as much kept back from then on."""
-        before = self.shown()
-        quiet = self.sure and not before.holds
-        if not quiet:
-            return
-        self.balance -= tokens
-        self.hide()
-        self.look_at_the_server(later=False)
-        gap = (before.balance or 0) - self.balance
-        if gap > self.rate and self.shown().reading_age == 0:
-            self.kept = (min(self.capacity // SHARE, gap), self.now)
+        if self.sure and not self.shown(0).holds:
+            self.somebody_else_spends(tokens)
+            self.look_at_the_server(later=False)
 
     @rule(rate=st.sampled_from(PLANS))
     def another_plan(self, rate: int) -> None:
@@ -343,28 +283,29 @@ class SyncedMachine(RuleBasedStateMachine):
         self.flow()
         self.rate = rate
         self.capacity = 60 * rate or self.capacity
-        self.kept = (0, 0)
         self.hide()
 
     @precondition(lambda self: self.bench.may_be_damaged)
     @rule(field=st.sampled_from(FIELDS), text=st.sampled_from((None, "NaN", "-1", LATER)))
     def damage(self, field: str, text: str | None) -> None:
-        """A stored field is lost or garbled, and everybody in flight gives up."""
+        """A stored field is lost or garbled, or anything else that fits, and everybody in flight gives up.
+
+        Nobody else knows what is stored then.
+        """
         stored = self.bench.stored()
         if not stored:
             return
-        hit = [name for name in stored if name == field or (":" in field and name.startswith(field))]
-        for name in hit:
-            self.bench.damage(name, text)
-        self.apply(Acquire(0))
+        for name in stored:
+            if name == field or (":" in field and name.startswith(field)):
+                self.bench.damage(name, text)
+        self.followed = False
+        self.do(0, Acquire(0))
         self.calls, self.answers, self.wandering = [], [], []
-        for task in self.line:
-            self.apply(Cancel(task))
-        self.line = {}
-        if hit in (["server_time"], ["server_time_at"]):
-            self.lag = None
-        self.foggy_until = self.now + 3 * HOLD_FOR + TOLERANCE_US
-        self.claimed_until, self.kept, self.newest = 0, (0, 0), (0, 0)
+        self.hide()
+
+    def forgotten(self, now: int) -> None:
+        """Of a new bucket nothing is known."""
+        super().forgotten(now)
         self.hide()
 
     # --- what always holds
@@ -372,116 +313,33 @@ class SyncedMachine(RuleBasedStateMachine):
     @invariant()
     def it_never_has_more_than_there_is(self) -> None:
         """Safety: what is available is at most what the server has, less what calls on their way will still cost."""
-        shown = self.shown()
+        shown = self.shown(0)
         if not self.sure or shown.available is None:
             return
         self.flow()
         assert shown.available <= self.balance - sum(call.cost for call in self.on_the_way())
 
-    @invariant()
-    def what_is_in_flight_is_held(self) -> None:
-        """Conservation: what is set aside is what calls that were neither ended nor ran out have set aside.
-
-        What ran out within the last second may be swept with what follows it.
-        """
-        if self.now < self.foggy_until:
-            return
-        shown = self.shown()
-        held = [call.tokens for call in self.calls if not call.ended and self.now < call.expires_at]
-        due = [call.tokens for call in self.calls if not call.ended and 0 <= self.now - call.expires_at < SWEEP_US]
-        assert sum(held) <= shown.held <= sum(held) + sum(due)
-        assert len(held) <= shown.holds <= len(held) + len(due)
-
-    @invariant()
-    def whoever_waits_stands_in_line(self) -> None:
-        """Nobody is lost, nor waited for after it left, or is a minute late."""
-        self.forget_who_lapsed()
-        shown = self.shown()
-        assert (shown.waiting, shown.wanted) == (len(self.line), sum(tokens for tokens, _ in self.line.values()))
-
-    @invariant()
-    def others_get_a_third_at_most_and_are_not_forgotten(self) -> None:
-        """What is kept back is what was seen, halved by the hour, and a third of the capacity at most."""
-        shown = self.shown()
-        assert 0 <= shown.kept_back <= shown.capacity // SHARE
-        kept, since = self.kept
-        assert shown.kept_back >= min(kept >> min(60, (self.now - since) // HOUR), shown.capacity // SHARE)
-
     # --- helpers
-
-    def ahead_of(self, task: str | None) -> int:
-        """Return the tokens of those who came before, and are not a second late."""
-        came = list(self.line)
-        before = came[: came.index(task)] if task in self.line else came
-        return sum(tokens for tokens, told in map(self.line.__getitem__, before) if self.now <= told + SECOND)
-
-    def forget_who_lapsed(self) -> None:
-        """Forget those who are a minute late."""
-        self.line = {task: (tokens, told) for task, (tokens, told) in self.line.items() if self.now < told + MINUTE}
 
     def on_the_way(self) -> list[Call]:
         """Return the calls that haven't arrived."""
         return [call for call in self.calls if call.said is None and self.now < call.expires_at]
 
-    def let_through(self, name: str, tokens: int, cost: int) -> None:
-        """Send a call on its way."""
-        self.calls.append(Call(name, tokens, cost, self.now + HOLD_FOR, self.unknown_of if self.sure else -1))
-
-    def claims(self, outcome: Outcome) -> None:
-        """Politeness: one at a time is sent to ask, until an answer comes or the claim is over."""
-        if outcome.probe:
-            assert self.now >= self.claimed_until
-            self.claimed_until = self.now + CLAIM_US
-
-    def tells_order(self, said: Envelope) -> bool:
-        """Whether the server's time, as it was given and is heard now, can be compared with the last one."""
-        return self.lag is not None and abs(self.lag_of(said) - self.lag) <= MINUTE_US
-
-    def lag_of(self, said: Envelope) -> int:
-        """Return how long ago the server said so."""
-        return self.now - round((said.reading.server_time or 0) * MICROSECONDS)
-
-    def taken(self, said: Envelope, outcome: Outcome, *, found: bool) -> None:
-        """Note what became of a reading. Where it isn't the latest for sure, only a lower balance may be taken.
-
-        One given before the newest is not the latest, unless that is old itself.
-        """
-        newest, at = self.newest
-        is_latest = self.shown().reading_age == 0 and outcome.reading is Verdict.TAKEN
-        if is_latest or not self.tells_order(said):
-            self.lag = self.lag_of(said)
-        if outcome.reading is not Verdict.TAKEN:
-            return
-        if not is_latest:
+    def tell(self, said: Envelope, command: Command) -> Came:
+        """Tell the bucket what the server said; where that isn't the latest for sure, only a lower balance counts."""
+        self.pass_on(1)
+        came = self.do(0, command)
+        if came.verdict is not Verdict.TAKEN:
+            return came
+        if self.shown(0).reading_age != 0:
             # The bucket has less than it believed before, and knows no more.
-            assert outcome.drift is not None
-            assert outcome.drift < 0
-            return
-        if said.number < newest:
-            assert not found
-            assert self.now - at > REORDER_US
-        self.newest, self.claimed_until = (said.number, self.now), 0
+            assert came.drift is not None
+            assert came.drift < 0
+            return came
         # What was spent after it and isn't set aside any more is in no book.
         charged_since = any(
             call.said is not None and call.said.number > said.number and (call.ended or self.now >= call.expires_at)
             for call in self.calls
         )
         self.sure = said.number > self.unknown_of and not charged_since
-
-    def apply(self, command: Command) -> Outcome:
-        """Give a command; all share one clock, as on a server's own time."""
-        outcome = self.bench.storage.apply(self.bench.key, self.quota, command, now_us=self.now)
-        assert outcome.now_us == self.now
-        return outcome
-
-    def shown(self) -> Snapshot:
-        """Return a look at the bucket; of one whose lifetime is over, at the new one that begins."""
-        shown = self.apply(Peek()).snapshot
-        assert shown is not None
-        inspected = self.bench.storage.inspect(self.bench.key, now_us=self.now)
-        assert inspected in {None, shown}
-        if inspected is None:
-            assert not self.line
-            self.kept, self.newest, self.lag = (0, 0), (0, 0), 0
-            self.hide()
-        return shown
+        return came

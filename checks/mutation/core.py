@@ -11,15 +11,17 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Final
+from tempfile import NamedTemporaryFile
+from typing import Any, Final
 
+from checks.mutation import lane
 from checks.mutation.judgement import (
     LEAST,
     MODULES,
@@ -31,8 +33,8 @@ from checks.mutation.judgement import (
     shared_out,
     survivors,
 )
-from checks.mutation.lane import ASSIGNED
-from checks.mutation.mutants import broken
+from checks.mutation.lane import Lane
+from checks.mutation.mutants import Broken, broken
 from checks.page import renew
 
 TESTS: Final = (
@@ -62,78 +64,71 @@ TOO_SLOW: Final = (
 """What they show, others here show sooner."""
 
 
-def run(shares: Sequence[Mapping[str, Sequence[str]]], folder: Path) -> Iterator[dict[str, str]]:
-    """Try the mutants, each share in a pytest of its own; yield what became of each."""
-    lanes: list[tuple[subprocess.Popen[bytes], Path]] = []
-    for number, share in enumerate(shares):
-        assigned = folder / f"lane-{number}.json"
-        assigned.write_text(json.dumps(share), encoding="utf-8")
-        assigned.with_suffix(".said").touch()
-        lanes.append((_started(assigned), assigned))
+def run(shares: Sequence[Sequence[Mutant]], broken: Mapping[str, Broken], log: Path) -> Iterator[tuple[Mutant, str]]:
+    """Try the mutants, each share in a process of its own; yield each with the test that noticed it, '' if none did.
+
+    Raises RuntimeError if a test fails without a mutant, or if a lane ended before its time.
+    """
+    plugins = (f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist"))
+    options = ("-q", *plugins, "-m", "not system_redis", *TESTS, *(f"--deselect={test}" for test in TOO_SLOW))
+    context = get_context("fork")  # each process has the mutants
+    lanes: dict[Any, BaseProcess] = {}
+    for share in shares:
+        listening, telling = context.Pipe(duplex=False)
+        lanes[listening] = context.Process(target=lane.run, args=(Lane(share, broken, telling.send), options, log))
+        lanes[listening].start()
+        telling.close()  # so that the end of the process is the end of what it says
+    talking, left = set(lanes), sum(map(len, shares))
     try:
-        yield from _said(lanes)
+        while talking:
+            ready: list[Any] = wait(talking)
+            for heard in ready:
+                try:
+                    mutant, noticed = heard.recv()
+                except EOFError:
+                    talking.discard(heard)
+                    continue
+                if mutant is None:
+                    raise RuntimeError(f"without a mutant {noticed} fails already")
+                left -= 1
+                yield mutant, noticed
     finally:
-        for process, _ in lanes:
-            process.send_signal(signal.SIGINT)  # pytest ends its servers then
-            process.wait()
-
-
-def _started(assigned: Path) -> subprocess.Popen[bytes]:
-    plugins = (f"-p{plugin}" for plugin in ("checks.mutation.lane", "no:cacheprovider", "no:xdist"))
-    left_out = (f"--deselect={test}" for test in TOO_SLOW)
-    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-m", "not system_redis", *TESTS, *left_out]
-    environment = os.environ | {ASSIGNED: str(assigned), "HYPOTHESIS_PROFILE": "mutants"}
-    with assigned.with_suffix(".log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def _said(lanes: Sequence[tuple[subprocess.Popen[bytes], Path]]) -> Iterator[dict[str, str]]:
-    read = [0] * len(lanes)
-    while True:
-        ended = [process.poll() is not None for process, _ in lanes]
-        for number, (_, assigned) in enumerate(lanes):
-            lines = assigned.with_suffix(".said").read_text(encoding="utf-8").split("\n")[:-1]
-            yield from map(json.loads, lines[read[number] :])
-            read[number] = len(lines)
-        if all(ended):
-            return
-        time.sleep(0.5)
+        for process in lanes.values():
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)  # pytest ends its servers then
+            process.join()
+    if left:
+        words = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise RuntimeError(f"{words}\n{left} mutants were not tried: a lane ended before its time")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the mutants and print what became of them."""
     options = _parser().parse_args(arguments)
     modules = [module for module in MODULES if module in (options.module or MODULES)]
-    mutants = [mutant for module in modules for mutant in broken(module).mutants]
+    made = {module: broken(module) for module in modules}
+    mutants = [mutant for each in made.values() for mutant in each.mutants]
     explained = survivors()
     listed = {row.key for row in explained}
     before = noticed_in(options.resume)
     chosen = [mutant for mutant in mutants if options.listed == (mutant.key in listed) and options.only in mutant.place]
     chosen = [mutant for mutant in chosen if mutant.key not in before]
     print(f"{len(mutants)} mutants in {len(modules)} modules, {len(chosen)} to try", flush=True)
-    by_name = {(mutant.place, mutant.name): mutant for mutant in chosen}
     unnoticed: list[Mutant] = []
     by_test: Counter[str] = Counter()
-    with TemporaryDirectory(prefix="mutants-") as folder:
-        for said in run(shared_out(chosen, options.lanes), Path(folder)):
-            if "failed" in said:
-                print(f"without a mutant {said['failed']} fails already", file=sys.stderr)
-                return 1
-            mutant = by_name.pop((said["place"], said["name"]))
-            by_test[said["noticed"].partition("[")[0]] += 1
-            if not said["noticed"]:
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    with NamedTemporaryFile(prefix="mutants-", suffix=".log") as log:
+        for mutant, noticed in run(shared_out(chosen, options.lanes), made, Path(log.name)):
+            by_test[noticed.partition("[")[0]] += 1
+            if not noticed:
                 unnoticed.append(mutant)
                 print(f"SURVIVED  {_shown(mutant)}", flush=True)
                 continue
             if options.resume:
-                with options.resume.open("a", encoding="utf-8") as noticed:
-                    noticed.write(json.dumps(mutant.key) + "\n")
+                with options.resume.open("a", encoding="utf-8") as resumed:
+                    resumed.write(json.dumps(mutant.key) + "\n")
             if options.verbose:
-                print(f"noticed   {_shown(mutant)}  by {said['noticed']}", flush=True)
-        if by_name:
-            print(Path(folder, "lane-0.log").read_text(encoding="utf-8")[-2000:], file=sys.stderr)
-            print(f"{len(by_name)} mutants were not tried: a lane ended before its time", file=sys.stderr)
-            return 1
+                print(f"noticed   {_shown(mutant)}  by {noticed}", flush=True)
     if options.listed or options.only:
         print(f"{len(chosen)} tried, {len(unnoticed)} survived")
         return 0

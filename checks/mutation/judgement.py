@@ -136,17 +136,14 @@ def judged(mutants: Sequence[Mutant], unnoticed: Sequence[Mutant], explained: Se
     )
 
 
-def shared_out(mutants: Sequence[Mutant], lanes: int) -> list[dict[str, list[str]]]:
+def shared_out(mutants: Sequence[Mutant], lanes: int) -> list[list[Mutant]]:
     """Share mutants out, those of one function together: what noticed one is the first to meet the next."""
     by_place: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in mutants:
         by_place[mutant.place].append(mutant)
-    shares: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(lanes)]
-    sizes = [0] * lanes
+    shares: list[list[Mutant]] = [[] for _ in range(lanes)]
     for group in sorted(by_place.values(), key=len, reverse=True):
-        smallest = sizes.index(min(sizes))
-        sizes[smallest] += len(group)
-        shares[smallest][group[0].module] += [mutant.name for mutant in group]
+        min(shares, key=len).extend(group)
     return [share for share in shares if share]
 
 

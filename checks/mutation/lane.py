@@ -1,4 +1,4 @@
-"""A pytest plugin (`-p checks.mutation.lane`) that runs the collected tests once as they are, and then against mutants.
+"""A process that runs pytest: the collected tests once as they are, and then against mutants, which come from a plugin.
 
 Each mutant gets a process of its own, forked from the one that collected the tests and started their servers. It ends
 at the first test that notices. Tests that noticed mutants of the same function, and quick ones, come first.
@@ -6,7 +6,6 @@ at the first test that notices. Tests that noticed mutants of the same function,
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -16,15 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from types import CodeType, FrameType
-from typing import Final
+from typing import Final, TypeAlias
 
 import pytest
 
 from checks.mutation.judgement import Mutant
-from checks.mutation.mutants import Broken, broken, put_in, shipped
+from checks.mutation.mutants import Broken, put_in, shipped
 
-ASSIGNED: Final = "MUTATION_LANE"
-"""The variable that names a file: what this lane is to try, as JSON, {module: [mutmut's names]}."""
+Say: TypeAlias = Callable[[tuple[Mutant | None, str]], object]
+"""Takes what became of a mutant: the test that noticed it, '' if none did; None: a test that fails without any."""
 
 SERVER: Final = "valkey"
 """The one kind of server that is used: a second one would be started in place of the first, in each process."""
@@ -40,16 +39,9 @@ HANGS_AFTER_S: Final = 120
 class Lane:
     """The loop in place of pytest's. covering: for each function, the tests that call it."""
 
-    def __init__(self, assigned: Mapping[str, Sequence[str]], report: Path) -> None:
-        self.broken: dict[str, Broken] = {module: broken(module) for module in assigned}
-        self.mutants = [
-            mutant
-            for module, names in assigned.items()
-            for mutant in self.broken[module].mutants
-            if mutant.name in names
-        ]
+    def __init__(self, mutants: Sequence[Mutant], broken: Mapping[str, Broken], say: Say) -> None:
+        self.mutants, self.broken, self.say = mutants, broken, say
         self.places = {shipped(mutant).__code__: mutant.place for mutant in self.mutants}
-        self.report = report
         self.covering: dict[str, dict[pytest.Item, float]] = defaultdict(dict)
         self.kills: dict[str, Counter[pytest.Item]] = defaultdict(Counter)
         self.failed = ""
@@ -77,10 +69,10 @@ class Lane:
         for item, following in _with_next(session.items):
             self._as_it_is(item, following)
             if self.failed:
-                self._say({"failed": self.failed})
+                self.say((None, self.failed))
                 return True
         for mutant in self.mutants:
-            self._say({"place": mutant.place, "name": mutant.name, "noticed": self._noticed(mutant)})
+            self.say((mutant, self._noticed(mutant)))
         return True
 
     def _as_it_is(self, item: pytest.Item, following: pytest.Item) -> None:
@@ -145,16 +137,13 @@ class Lane:
         os.waitpid(child, 0)
         return "" if said == "-" else said or "no end"
 
-    def _say(self, line: Mapping[str, object]) -> None:
-        with self.report.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Take the place of pytest's own loop."""
-    assigned = Path(os.environ[ASSIGNED])
-    lane = Lane(json.loads(assigned.read_text(encoding="utf-8")), assigned.with_suffix(".said"))
-    config.pluginmanager.register(lane, "mutation lane")
+def run(lane: Lane, options: Sequence[str], log: Path) -> None:
+    """Run pytest with its loop replaced, in a process that is for nothing else."""
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    pytest.main([*options], plugins=[lane])
 
 
 def _server_of(item: pytest.Item) -> str:

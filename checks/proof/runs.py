@@ -18,8 +18,6 @@ from checks.page import table as as_table
 from checks.proof.solver import SOURCE, Report, Verdict, check, python
 from checks.proof.table import PLANS, Expected, Table, shortfalls
 
-__all__ = ["PARTS", "Job", "Line", "as_text", "explored", "jobs", "planted", "summary", "tables"]
-
 WORLDS, THEOREMS, REFUTED, PLANTED = PARTS = (
     "Small worlds: every state, faults included",
     "Theorems: confirmed over all paths",

@@ -15,8 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-__all__ = ["SOURCE", "Report", "Verdict", "check", "python", "read_report"]
-
 ROOT: Final = Path(__file__).resolve().parents[2]
 """Where `checks` is imported from."""
 

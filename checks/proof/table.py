@@ -12,8 +12,6 @@ from typing import Final
 
 from checks.proof.solver import Report, Verdict
 
-__all__ = ["PLANS", "Expected", "Table", "load", "shortfalls", "stated", "unmatched"]
-
 PLANS: Final = (5, 20, 25, 60)
 """Keepa's plans, in tokens a step."""
 
@@ -53,18 +51,19 @@ class Table:
 
 
 def load(path: Path = TABLE) -> Table:
-    """Return the committed table. A theorem that it names twice is a ValueError."""
+    """Return the committed table. A theorem that it names twice, or a number of others than it says: a ValueError."""
     table = tomllib.loads(path.read_text())
-    confirmed = {"every_rate": (None,), "plans": PLANS, "one_plan": PLANS[:1]}
-    rows = [
-        *((name, Verdict.CONFIRMED, plans) for kind, plans in confirmed.items() for name in table["confirmed"][kind]),
-        *((name, Verdict.REFUTED, PLANS[:1]) for name in table["refuted"]),
-    ]
-    twice = sorted(name for name, count in Counter(name for name, *_ in rows).items() if count > 1)
-    if twice:
-        raise ValueError(f"in the table twice: {', '.join(twice)}")
-    theorems = {name: Expected(verdict, plans, table["seconds"]) for name, verdict, plans in rows}
-    return Table(theorems, table["worlds"])
+    confirmed = table["confirmed"]
+    named = Counter([*confirmed["every_rate"], *confirmed["plans"], *table["refuted"]])
+    others = [name for name in stated() if name not in named]
+    if max(named.values()) > 1:
+        raise ValueError(f"in the table twice: {', '.join(name for name, count in named.items() if count > 1)}")
+    if len(others) != confirmed["one_plan"]:
+        raise ValueError(f"{len(others)} theorems that {path.name} doesn't name, not {confirmed['one_plan']}")
+    at = [(confirmed["every_rate"], (None,)), (confirmed["plans"], PLANS), (others, PLANS[:1])]
+    rows = [(name, Verdict.CONFIRMED, plans) for names, plans in at for name in names]
+    rows += [(name, Verdict.REFUTED, PLANS[:1]) for name in table["refuted"]]
+    return Table({name: Expected(verdict, plans, table["seconds"]) for name, verdict, plans in rows}, table["worlds"])
 
 
 def unmatched(kind: str, listed: Iterable[str], there: Iterable[str]) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests import conftest  # noqa: F401 - how hard Hypothesis looks is set by importing it
-from tests.redis.conftest import client, clients, own_server, server, shared_server
+from tests.redis.conftest import client, own_server, server, shared_client, shared_server
 
-__all__ = ["client", "clients", "own_server", "server", "shared_server"]
+__all__ = ["client", "own_server", "server", "shared_client", "shared_server"]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from checks.benchmarks.bench import NAIVE, NOTHING, PLENTY, Bare, Locked, over_admitted, quickest
+from checks.benchmarks.bench import NAIVE, NOTHING, PLENTY, Bare, Locked, measured, over_admitted, quickest
 from keepa_tokens import MemoryStorage, Quota, RedisStorage, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.reading import Reading
@@ -60,17 +61,15 @@ def test_an_acquire_costs_the_server_a_few_naive_buckets() -> None:
         storage = RedisStorage.from_url(server.url)
         naive = client.script_load(NAIVE)
 
-        def us(step: Callable[[], object]) -> float:
-            client.config_resetstat()
-            for _ in range(100):
-                step()
-            return float(client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+        def ratio() -> float:
+            steps: dict[str, tuple[Callable[[], object], int]] = {
+                "ours": (lambda: storage.apply("k", PLENTY, Acquire(1)), 1),
+                "naive": (lambda: client.evalsha(naive, 1, "z", "1000000000", "1000000"), 1),
+            }
+            told = measured(client, steps, calls=100, rounds=1)
+            return told["ours"][0] / told["naive"][0]
 
-        def ours() -> object:
-            return storage.apply("k", PLENTY, Acquire(1))
-
-        ours()
-        assert within(4, lambda: us(ours) / us(lambda: client.evalsha(naive, 1, "z", "1000000000", "1000000")))
+        assert within(4, ratio)
         storage.close()
 
 
@@ -108,11 +107,12 @@ def test_holds_cost_an_acquire_nothing() -> None:
             storage.apply("many", PLENTY, Reserve(f"h{number}", 1, 3_600_000_000))
         storage.apply("few", PLENTY, Reserve("h", 1, 3_600_000_000))
 
-        def us(key: str) -> float:
-            client.config_resetstat()
-            for _ in range(200):
-                storage.apply(key, PLENTY, Acquire(1))
-            return float(client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+        def ratio() -> float:
+            keys = ("few", "many")
+            told = measured(
+                client, {key: (partial(storage.apply, key, PLENTY, Acquire(1)), 1) for key in keys}, rounds=10
+            )
+            return told["many"][0] / told["few"][0]
 
-        assert within(2, lambda: us("many") / us("few"))
+        assert within(2, ratio)
         storage.close()

@@ -11,6 +11,7 @@ from checks.models.strategies import DAY, MINUTE
 from checks.models.suite import MachinesOnAStorage
 from checks.models.synced_machine import LATER, SyncedMachine
 from keepa_tokens.quota import Quota
+from keepa_tokens.rules.commands import Pause, Reserve
 from tests.storages import InMemory, OnAFake, OnAFakeByCoroutines, OnAServer, OnAServerByCoroutines, OnSqlite
 
 
@@ -61,9 +62,9 @@ def test_beside_a_garbled_server_time_the_lower_balance_counts_once(bench: Bench
     machine.damage("server_time", LATER)
     machine.somebody_else_spends(-7)
     machine.look_at_the_server(later=False)
-    assert machine.shown().balance == 100
+    assert machine.shown(0).balance == 100
     machine.look_at_the_server(later=False)
-    assert machine.shown().balance == machine.balance == 107
+    assert machine.shown(0).balance == machine.balance == 107
 
 
 def test_a_bucket_whose_reading_lies_ahead_may_have_no_balance(bench: Bench) -> None:
@@ -81,9 +82,9 @@ def test_who_wants_more_than_the_capacity_is_told_no_instant(bench: Bench) -> No
     """In a pause it stands in line; afterwards nobody promises it that its turn comes."""
     machine = PlainMachine(bench)
     machine.begin(Quota(1, 0, 1.0), (0, 0, 0))
-    machine.pause(0, MINUTE)
-    machine.hold(0, "b", 2, MINUTE, 0, None, "a", scout=False)
-    machine.pause(0, 0)
+    machine.do(0, Pause(MINUTE))
+    machine.do(0, Reserve("b", 2, MINUTE, ticket="a"))
+    machine.do(0, Pause(0))
     machine.the_first_comes(0)
 
 
@@ -94,5 +95,5 @@ def test_a_bucket_may_be_forgotten_by_one_clock_and_not_by_another(bench: Bench)
     machine.hear(0, Word(None, 0, 0, None, None, None))
     machine.time_passes(DAY - 5)
     machine.both_show_the_same()
-    machine.pause(2, MINUTE)
+    machine.do(2, Pause(MINUTE))
     machine.both_show_the_same()

@@ -15,6 +15,7 @@ from checks.models.machine import Bench, ReadingMachine, Word
 from checks.models.strategies import HOUR, MINUTE, SECOND
 from checks.models.synced_machine import SyncedMachine
 from keepa_tokens import Quota
+from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.units import UNLIMITED
 
 HUNT: Final = settings(
@@ -113,33 +114,33 @@ def an_hour_without_others_passes(machine: ReadingMachine) -> None:
 
 def nobody_comes_back_from_the_server(machine: ReadingMachine) -> None:
     """The bucket starts at 0 then, and refills; and the next one is sent later each time."""
-    machine.take(0, 5, 0, 10 * MINUTE)
+    machine.do(0, Acquire(5, probe_after_us=10 * MINUTE))
     machine.time_passes(30 * SECOND)
     for _ in range(4):
-        machine.take(0, 300, 0, MINUTE)
+        machine.do(0, Acquire(300, probe_after_us=MINUTE))
         machine.time_passes(90 * SECOND)
 
 
 def the_server_refuses_a_call(machine: ReadingMachine) -> None:
     """Its answer says nothing of the balance, but that it isn't above 0."""
     machine.hear(0, hears(100))
-    machine.hold_little(0, "a", 5, MINUTE)
-    machine.settle(0, "a", None, refused=True)
+    machine.do(0, Reserve("a", 5, MINUTE))
+    machine.do(0, Settle("a", refused=True))
 
 
 def some_stand_in_line(machine: ReadingMachine) -> None:
     """The first asks again, and is granted; the other never comes, and somebody passes it."""
     machine.hear(0, hears(0))
-    machine.take(0, 20, 0, None, "u")
-    machine.take(0, 5, 0, None, "v")
+    machine.do(0, Acquire(20, probe_after_us=None, ticket="u"))
+    machine.do(0, Acquire(5, probe_after_us=None, ticket="v"))
     machine.both_show_the_same()
-    machine.take(0, 20, 0, None, "u")
-    machine.take(0, 5, 0, None)
+    machine.do(0, Acquire(20, probe_after_us=None, ticket="u"))
+    machine.do(0, Acquire(5, probe_after_us=None))
     machine.time_passes(61 * SECOND)
-    machine.take(0, 20, 0, None, "u")
+    machine.do(0, Acquire(20, probe_after_us=None, ticket="u"))
     machine.both_show_the_same()
     machine.time_passes(6 * MINUTE)
-    machine.take(0, 5, 0, None)
+    machine.do(0, Acquire(5, probe_after_us=None))
     machine.time_passes(2 * MINUTE)
 
 
@@ -149,7 +150,7 @@ def tasks_stand_in_line(machine: SyncedMachine) -> None:
     machine.look_at_the_server(later=False)
     machine.call(20, 0, task="task-1")
     machine.call(5, 0, task="task-2")
-    machine.whoever_waits_stands_in_line()
+    machine.both_show_the_same()
     machine.call(20, 0, task="task-1")
     machine.time_passes(MINUTE)
     machine.call(5, 0, task="task-2")
@@ -164,7 +165,7 @@ def tasks_stand_in_line(machine: SyncedMachine) -> None:
         machine.settle(under_way)
     machine.time_passes(MINUTE)
     machine.call(20, 0, task="task-3")
-    machine.whoever_waits_stands_in_line()
+    machine.both_show_the_same()
 
 
 @pytest.mark.parametrize("fault", sorted(OF_THE_LINE))

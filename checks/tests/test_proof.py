@@ -123,14 +123,16 @@ def test_fewer_plans_are_fewer_checks_of_the_same_theorems(plans: int) -> None:
     assert all(len(job.checks) == len(job.expected.plans) for job in run)
 
 
-def test_a_theorem_stands_in_the_table_once(tmp_path: Path) -> None:
-    """A table that expects two things of a theorem is refused."""
+@pytest.mark.parametrize(
+    "text, becomes", [("plans = [", 'plans = ["refill.smooth_conserves",'), ("one_plan = ", "one_plan = 1")]
+)
+def test_a_table_that_is_not_of_the_theorems_is_refused(tmp_path: Path, text: str, becomes: str) -> None:
+    """It expects one thing of each theorem, and knows how many there are that it doesn't name."""
+    table = (THEOREMS.parent / "expected.toml").read_text()
     path = tmp_path / "expected.toml"
-    path.write_text(
-        'seconds = 1\n[confirmed]\nevery_rate = ["a.b"]\nplans = ["a.b"]\none_plan = []\n[refuted]\n[worlds]\n'
-    )
+    path.write_text(table.replace(text, becomes))
 
-    with pytest.raises(ValueError, match=r"twice: a\.b"):
+    with pytest.raises(ValueError, match=r"twice: refill\.smooth_conserves|theorems that expected.toml doesn't name"):
         load(path)
 
 

@@ -11,7 +11,6 @@ from checks.mutation.bucket_lua import difference, explained, fixed_programs
 from checks.mutation.lua import Slip, slips
 from checks.mutation.script import shipped
 from tests.redis.stories import STORIES
-from tests.servers import Server
 
 SCRIPT = shipped()
 SLIPS = {slip.name: slip for slip in slips(SCRIPT)}
@@ -49,11 +48,9 @@ def test_what_is_explained_is_a_slip() -> None:
 @pytest.mark.parametrize(
     "part", ["< need then", "open + 1, sequence + 1", "balance - tokens", "raised + 1", "refilled_at <= 365"]
 )
-def test_a_slip_is_killed_and_the_script_is_not(
-    shared_server: Server, clients: dict[str, redis.Redis], part: str
-) -> None:
+def test_a_slip_is_killed_and_the_script_is_not(shared_client: redis.Redis, part: str) -> None:
     """The tests tell a broken script from the rules, and the shipped one, after it, they don't."""
-    client, drawn = clients[shared_server.name], [*STORIES.values(), *fixed_programs(FEW)]
+    client, drawn = shared_client, [*STORIES.values(), *fixed_programs(FEW)]
     found: list[Slip] = [slip for slip in slips(SCRIPT) if part in slip.was]
     assert any(difference(client, slip.of(SCRIPT), drawn, Counter()) for slip in found)
     assert not difference(client, SCRIPT, drawn, Counter())

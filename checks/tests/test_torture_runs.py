@@ -66,10 +66,10 @@ def test_each_planted_fault_breaks_its_rule(server: Server, planted: str) -> Non
     away = planted == "grants-when-away"
     frozen = Fault("director", NOW, FREEZE, "", NOW + 2 * SECOND) if away else None
     url = f"redis://{HOST}:{free_port()}" if away else server.url
-    for plant, found in ((PLANTED[planted], {rule}), (lambda storage: storage, set[str]())):
+    for kind, found in ((PLANTED[planted], {rule}), (RedisStorage, set[str]())):
         with server.client() as client:
             client.flushall()
-        storage = plant(RedisStorage.from_url(url))
+        storage = kind.from_url(url)
         log = logged(storage, bucket, history)
         storage.close()
         if frozen is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from checks.torture.report import check, table
-from checks.torture.run import Options, run
+from checks.torture.run import run
 from checks.torture.steps import story_of
 from checks.torture.storage import PLANTED
 from checks.torture.story import read
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {seed}: python -m checks.torture --seed {seed} --minutes {options.minutes:g}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="kt-torture-")) if options.logs is None else options.logs
     folder.mkdir(parents=True, exist_ok=True)
-    result = run(Options(folder, seed, options.minutes * 60, options.workers, options.planted))
+    result = run(folder, seed, options.minutes * 60, options.workers, options.planted)
     print(table(result))
     if result.findings or options.logs is not None:
         print(f"logs: {folder}")

@@ -36,8 +36,7 @@ class Member:
         self.who = f"{self._assignment.who}-{self._generation}"
         seed = f"{self._assignment.seed}/{self._generation}"
         assignment = replace(self._assignment, who=self.who, seed=seed)
-        module = "checks.torture.aio" if assignment.aio else "checks.torture.worker"
-        command = [sys.executable, "-m", module, json.dumps(asdict(assignment))]
+        command = [sys.executable, "-m", "checks.torture.worker", json.dumps(asdict(assignment))]
         with (Path(assignment.folder) / f"{self.who}.err").open("wb") as errors:
             self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=errors)
 

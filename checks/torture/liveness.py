@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from checks.torture.steps import Finding, Step, Story
-from checks.torture.story import Fault, Sent
+from checks.torture.story import Broke, Calm, Failed, Fault, Killed, Left, Remains, Sent
 from keepa_tokens import Quota
 from keepa_tokens.rules.line import LATE_US
 
@@ -63,7 +63,7 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
     unsure = [(step.sent.at, step.until) for step in story.steps[bucket] if step.lost]
     unseen = _Unseen(story.steps[bucket])
     pending: list[_Watch] = []
-    recovery = _Recoveries(bucket, story.faults)
+    recovery = _Recoveries(bucket, story.of(Fault))
     for at, event in sorted(_events(bucket, story), key=lambda item: item[0]):
         if event is None:
             pending = []
@@ -152,32 +152,28 @@ class _Recoveries:
 
 def everybody_goes_on(story: Story) -> list[Finding]:
     """Find workers that hung, were not granted anything after the last fault, or did not end; and buckets likewise."""
-    last = next((calm.at for calm in story.calms if calm.last), None)
+    last = next((calm.at for calm in story.of(Calm) if calm.last), None)
     if last is None:
         return [Finding("no end", 0, "the log has no end: nothing says when the faults were over")]
     findings = [
         Finding("hung", sent.at, f"{sent.who} was never told what became of its {sent.verb} on {sent.bucket}")
         for sent in story.unanswered
     ]
-    dead = {entry.target for entry in story.killed}
-    left = {entry.who for entry in story.left}
+    dead = {entry.target for entry in story.of(Killed)}
+    left = {entry.who for entry in story.of(Left)}
     asked = {step.sent.who for steps in story.steps.values() for step in steps}
-    granted = {
-        step.sent.who
+    going = {
+        name
         for bucket in story.steps
         for step, told in story.told(bucket)
         if told.granted and step.sent.verb in ASKS and told.at > last
+        for name in (step.sent.who, bucket)
     }
     for who in sorted(asked - dead):
-        if who not in granted:
+        if who not in going:
             findings.append(Finding("no progress", last, f"{who} got nothing after the last fault"))
         if who not in left:
             findings.append(Finding("hung", last, f"{who} did not end when it was told to"))
-    going = {
-        bucket
-        for bucket in story.steps
-        if any(told.granted and step.sent.verb in ASKS and told.at > last for step, told in story.told(bucket))
-    }
     findings += [
         Finding("no progress", last, f"{bucket} granted nothing after the last fault")
         for bucket in sorted(set(story.steps) - going)
@@ -189,15 +185,15 @@ def nothing_remains(story: Story, capacities: dict[str, int]) -> list[Finding]:
     """Find what is still held when every lifetime is over, and buckets that did not refill."""
     findings = [
         Finding("leak", left.at, f"{left.bucket}: {left.held} tokens held by {left.holds} holds")
-        for left in story.remains
+        for left in story.of(Remains)
         if left.held or left.holds
     ]
     findings += [
         Finding("leak", left.at, f"{left.bucket}: {left.balance} tokens instead of {capacities[left.bucket]}")
-        for left in story.remains
+        for left in story.of(Remains)
         if left.balance != capacities.get(left.bucket, left.balance)
     ]
-    missing = set(capacities) - {left.bucket for left in story.remains}
+    missing = set(capacities) - {left.bucket for left in story.of(Remains)}
     return findings + [Finding("no end", 0, f"nobody looked at {bucket} in the end") for bucket in sorted(missing)]
 
 
@@ -205,10 +201,10 @@ def only_documented_errors(story: Story) -> list[Finding]:
     """Find errors of the storage that are none of the library's, and whatever a worker could not explain."""
     findings = [
         Finding("error", entry.at, f"{entry.who}: a command raised {entry.error}")
-        for entry in story.failed
+        for entry in story.of(Failed)
         if entry.error not in {"StorageUnavailable", "CancelledError"}
     ]
-    findings += [Finding("error", entry.at, f"{entry.who}: {entry.error}") for entry in story.broke]
+    findings += [Finding("error", entry.at, f"{entry.who}: {entry.error}") for entry in story.of(Broke)]
     findings += [
         Finding("damage", told.at, f"{bucket}: {told.repaired} had to be repaired, found {step.sent.who}")
         for bucket in story.steps

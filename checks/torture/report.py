@@ -11,6 +11,7 @@ from checks.torture.liveness import Liveness
 from checks.torture.server import Served
 from checks.torture.spending import Spending
 from checks.torture.steps import Finding, Story
+from checks.torture.story import Fault, Killed
 from checks.torture.terms import KEEPA, QUOTAS, SECOND
 
 MOST_SHOWN = 20
@@ -48,7 +49,7 @@ def table(result: Result) -> str:
 
 
 def _faults(result: Result) -> Iterator[str]:
-    kinds = Counter(fault.kind for fault in result.story.faults)
+    kinds = Counter(fault.kind for fault in result.story.of(Fault))
     yield f"{sum(kinds.values())} faults; the longest recovery after each, and the bound that a look stated for it"
     recoveries = [recovery for alive in result.alive.values() for recovery in alive.recoveries]
     for kind, times in kinds.most_common():
@@ -76,7 +77,7 @@ def _api(result: Result) -> Iterator[str]:
     served = result.served
     probes = sum(outcome.probe for _, outcome in result.story.told(KEEPA))
     yield f"the API charged {served.tokens} tokens for {served.charged} calls and refused {served.refused}"
-    yield f"  {served.lost} calls were lost, {probes} probes claimed, {len(result.story.killed)} workers killed"
+    yield f"  {served.lost} calls were lost, {probes} probes claimed, {len(result.story.of(Killed))} workers killed"
 
 
 def _findings(result: Result) -> Iterator[str]:

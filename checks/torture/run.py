@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,27 +15,16 @@ from keepa_tokens.rules.commands import Peek
 from keepa_tokens.storage.redis import RedisStorage
 from tests.servers import wait_until
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to run: for about how long, by which seed, with how many workers, and which planted fault."""
-
-    folder: Path
-    seed: int
-    seconds: float
-    workers: int = 4
-    planted: str = ""
-
-
 STARTED_WITHIN_S: Final = 60.0
 """Seconds that the workers may take to load what they need."""
 
 
-def run(options: Options) -> Result:
-    """Run, and check."""
-    schedule = plan.schedule(options.seed, options.seconds, options.workers)
-    with scene.opened(options.folder, options.seed, options.workers, options.planted) as opened:
-        logs = [options.folder / f"{member.who}.log" for member in (*opened.workers, opened.watcher)]
+def run(folder: Path, seed: int, seconds: float, workers: int, planted: str) -> Result:
+    """Run for about so long, with a planted fault or without, and check."""
+    schedule = plan.schedule(seed, seconds, workers)
+    with scene.opened(folder, seed, workers, planted) as opened:
+        crew = (*opened.workers, opened.watcher)
+        logs = [folder / f"{member.who}.log" for member in crew]
         wait_until(
             "every worker has begun",
             lambda: all(log.exists() and log.stat().st_size > 0 for log in logs),
@@ -44,13 +32,12 @@ def run(options: Options) -> Result:
         )
         journal = opened.journal
         scene.play(opened, schedule, lambda last: journal.write(Calm("director", machine_us(), last)))
-        crew = (*opened.workers, opened.watcher)
         for member in crew:
             member.tell_the_end()
         for member in crew:
             member.end()
         _look_at_what_remains(opened, journal)
-    return check(story_of(read(options.folder)))
+    return check(story_of(read(folder)))
 
 
 def _look_at_what_remains(opened: scene.Scene, journal: Journal) -> None:

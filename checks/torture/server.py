@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from checks.torture.steps import Finding, Story
+from checks.torture.story import Answered, Asked, Charged, Failed, Fault, Killed, Total
 from checks.torture.terms import CALL_WITHIN, HOLD_FOR, KEEPA, SECOND
 
 DISTURBED_US = round((HOLD_FOR[KEEPA] + CALL_WITHIN + 1.0) * SECOND)
@@ -26,17 +27,17 @@ class Served:
 
 def audit(story: Story) -> Served:
     """Hold the API's ledger against the workers' logs, call by call."""
-    tokens = sum(entry.cost for entry in story.charged)
+    tokens = sum(entry.cost for entry in story.of(Charged))
     findings = [*_calls(story), *_answers(story), *_refusals(story)]
-    for total in story.totals:
+    for total in story.of(Total):
         if total.spent != tokens:
             text = f"the API's calls cost {tokens} tokens, its books say {total.spent}"
             findings.append(Finding("ledger", total.at, text))
     return Served(
         findings,
-        charged=sum(entry.cost > 0 for entry in story.charged),
-        refused=sum(entry.refused for entry in story.charged),
-        lost=len(story.asked) - len(story.answered),
+        charged=sum(entry.cost > 0 for entry in story.of(Charged)),
+        refused=sum(entry.refused for entry in story.of(Charged)),
+        lost=len(story.of(Asked)) - len(story.of(Answered)),
         tokens=tokens,
     )
 
@@ -44,12 +45,12 @@ def audit(story: Story) -> Served:
 def _calls(story: Story) -> Iterator[Finding]:
     """Find calls that were made without a grant, and those that were served twice or to nobody."""
     granted = {step.sent.id: told.at for step, told in story.told(KEEPA) if told.granted}
-    asked = {entry.id for entry in story.asked}
-    for call in story.asked:
+    asked = {entry.id for entry in story.of(Asked)}
+    for call in story.of(Asked):
         if granted.get(call.id, call.at + 1) > call.at:
             yield Finding("ledger", call.at, f"{call.who} made the call {call.id} without a grant")
-    times = Counter(entry.id for entry in story.charged)
-    for entry in story.charged:
+    times = Counter(entry.id for entry in story.of(Charged))
+    for entry in story.of(Charged):
         if entry.id not in asked:
             yield Finding("ledger", entry.at, f"the API served the call {entry.id}, which nobody made")
         elif times[entry.id] > 1:
@@ -58,8 +59,8 @@ def _calls(story: Story) -> Iterator[Finding]:
 
 def _answers(story: Story) -> Iterator[Finding]:
     """Find answers that the API did not give, and costs that were not its costs."""
-    served = {entry.id: entry for entry in story.charged}
-    for answer in story.answered:
+    served = {entry.id: entry for entry in story.of(Charged)}
+    for answer in story.of(Answered):
         truth = served.get(answer.id)
         if truth is None:
             yield Finding(
@@ -73,23 +74,23 @@ def _answers(story: Story) -> Iterator[Finding]:
 def _refusals(story: Story) -> Iterator[Finding]:
     """Find refused calls that nothing explains."""
     disturbed = disturbances(story)
-    for entry in story.charged:
+    for entry in story.of(Charged):
         if entry.refused and not any(begin <= entry.at <= end + DISTURBED_US for begin, end in disturbed):
             yield Finding("refused", entry.at, f"the API refused the call {entry.id} with nothing to explain it")
 
 
 def disturbances(story: Story) -> list[tuple[int, int]]:
     """Return from when to when something was wrong: faults, calls lost, failed or costlier than estimated."""
-    estimates = {entry.id: entry.estimate for entry in story.asked}
-    answered = {entry.id for entry in story.answered}
+    estimates = {entry.id: entry.estimate for entry in story.of(Asked)}
+    answered = {entry.id for entry in story.of(Answered)}
     return [
-        *((fault.at, fault.until) for fault in story.faults),
-        *((entry.at, entry.at) for entry in story.killed),
-        *((entry.at, entry.at) for entry in story.failed),
-        *((call.at, call.at + round(CALL_WITHIN * SECOND)) for call in story.asked if call.id not in answered),
+        *((fault.at, fault.until) for fault in story.of(Fault)),
+        *((entry.at, entry.at) for entry in story.of(Killed)),
+        *((entry.at, entry.at) for entry in story.of(Failed)),
+        *((call.at, call.at + round(CALL_WITHIN * SECOND)) for call in story.of(Asked) if call.id not in answered),
         *(
             (entry.at, entry.at)
-            for entry in story.charged
+            for entry in story.of(Charged)
             if entry.fault or entry.cost > estimates.get(entry.id, entry.cost)
         ),
     ]

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from checks.torture.ledger import Ledger
 from checks.torture.steps import FREEZE, Finding, Step, Story
-from checks.torture.story import Told
+from checks.torture.story import Fault, Told
 from checks.torture.terms import QUOTAS, SECOND
 from keepa_tokens import Quota
 
@@ -228,7 +228,7 @@ def counted_twice(bucket: str, story: Story) -> list[Finding]:
 
 def granted_by_nobody(bucket: str, story: Story) -> list[Finding]:
     """Find grants at moments at which the server was frozen: whoever made them, it was not the server."""
-    frozen = [(fault.at + STOPS_US, fault.until - STOPS_US) for fault in story.faults if fault.kind == FREEZE]
+    frozen = [(fault.at + STOPS_US, fault.until - STOPS_US) for fault in story.of(Fault) if fault.kind == FREEZE]
     return [
         Finding("granted by nobody", told.at, f"{bucket}: {step.sent.who} was granted {step.sent.tokens}")
         for step, told in story.told(bucket)

@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from checks.torture.story import (
-    Answered,
-    Asked,
-    Broke,
-    Calm,
-    Charged,
-    Entry,
-    Failed,
-    Fault,
-    Killed,
-    Left,
-    Remains,
-    Sent,
-    Told,
-    Total,
-)
+from checks.torture.story import Entry, Failed, Fault, Killed, Sent, Told
 from checks.torture.terms import SECOND
+
+E = TypeVar("E", bound=Entry)
 
 FREEZE = "freeze the server"
 """The fault that lets commands lie in the server's socket after their callers gave up."""
@@ -65,21 +53,15 @@ class Story:
 
     steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict[str, list[Step]](list))
     unanswered: list[Sent] = field(default_factory=list[Sent])
-    failed: list[Failed] = field(default_factory=list[Failed])
-    asked: list[Asked] = field(default_factory=list[Asked])
-    answered: list[Answered] = field(default_factory=list[Answered])
-    charged: list[Charged] = field(default_factory=list[Charged])
-    faults: list[Fault] = field(default_factory=list[Fault])
-    calms: list[Calm] = field(default_factory=list[Calm])
-    killed: list[Killed] = field(default_factory=list[Killed])
-    left: list[Left] = field(default_factory=list[Left])
-    broke: list[Broke] = field(default_factory=list[Broke])
-    remains: list[Remains] = field(default_factory=list[Remains])
-    totals: list[Total] = field(default_factory=list[Total])
+    others: dict[type[Entry], list[Any]] = field(default_factory=lambda: defaultdict[type[Entry], list[Any]](list))
+
+    def of(self, kind: type[E]) -> list[E]:
+        """Return all entries of a kind other than commands and what became of them."""
+        return self.others[kind]
 
     def losses(self, bucket: str) -> list[tuple[int, int]]:
         """Return when the bucket's state was lost: between two instants each time, in order."""
-        return [(fault.at - MARGIN_US, fault.until + MARGIN_US) for fault in self.faults if bucket in fault.lost]
+        return [(fault.at - MARGIN_US, fault.until + MARGIN_US) for fault in self.of(Fault) if bucket in fault.lost]
 
     def told(self, bucket: str) -> list[tuple[Step, Told]]:
         """Return the steps on a bucket of which it is known what became of them, in their order."""
@@ -91,36 +73,23 @@ def story_of(entries: Iterable[Entry]) -> Story:
     story = Story()
     sent: list[Sent] = []
     told: dict[tuple[str, int], Told] = {}
-    lists = {
-        Asked: story.asked,
-        Answered: story.answered,
-        Charged: story.charged,
-        Fault: story.faults,
-        Calm: story.calms,
-        Killed: story.killed,
-        Left: story.left,
-        Broke: story.broke,
-        Remains: story.remains,
-        Total: story.totals,
-        Failed: story.failed,
-    }
     for entry in entries:
         if isinstance(entry, Sent):
             sent.append(entry)
         elif isinstance(entry, Told):
             told[entry.who, entry.step] = entry
         else:
-            lists[type(entry)].append(entry)  # type: ignore[attr-defined] # each list holds its own kind
-    for entries_of_a_kind in lists.values():
-        entries_of_a_kind.sort(key=lambda entry: entry.at)  # type: ignore[attr-defined] # every entry has its time
+            story.others[type(entry)].append(entry)
+    for others in story.others.values():
+        others.sort(key=lambda entry: entry.at)
     _join(story, sent, told)
     return story
 
 
 def _join(story: Story, sent: list[Sent], told: dict[tuple[str, int], Told]) -> None:
-    gave_up = {(entry.who, entry.step): entry.at for entry in story.failed}
-    died = {entry.target: entry.at for entry in story.killed}
-    freezes = [fault for fault in story.faults if fault.kind == FREEZE]
+    gave_up = {(entry.who, entry.step): entry.at for entry in story.of(Failed)}
+    died = {entry.target: entry.at for entry in story.of(Killed)}
+    freezes = [fault for fault in story.of(Fault) if fault.kind == FREEZE]
     for command in sent:
         key = command.who, command.step
         outcome = told.get(key)

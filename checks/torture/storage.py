@@ -3,63 +3,41 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from checks.torture.story import Journal, machine_us
 from keepa_tokens import Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
-from keepa_tokens.rules.decision import Snapshot
-from keepa_tokens.storage.base import Storage
-from keepa_tokens.storage.redis import RedisStorage
+from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 
 
-class Wrapped:
-    """A storage around another one."""
-
-    def __init__(self, inner: Storage) -> None:
-        self.inner = inner
-
-    def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket."""
-        return self.inner.apply(key, quota, command, now_us=now_us)
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        """Return the bucket as it stands."""
-        return self.inner.inspect(key, now_us=now_us)
-
-    def keys(self) -> Iterator[str]:
-        """Yield the keys of all buckets."""
-        return self.inner.keys()
-
-    def close(self) -> None:
-        """Close the storage inside."""
-        self.inner.close()
-
-
-class Journaled(Wrapped):
+class Journaled(RedisStorage):
     """Logs every command."""
 
-    def __init__(self, inner: Storage, journal: Journal) -> None:
-        super().__init__(inner)
-        self._journal = journal
+    journal: Journal
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Log the command, carry it out, log what became of it."""
-        step = self._journal.sent(key, command)
-        try:
-            outcome = super().apply(key, quota, command, now_us=now_us)
-        except Exception as error:
-            self._journal.failed(step, error)
-            raise
-        self._journal.told(step, outcome)
-        return outcome
+        with self.journal.step(key, command) as told:
+            return told(super().apply(key, quota, command, now_us=now_us))
+
+
+class AsyncJournaled(AsyncRedisStorage):
+    """The same for coroutines. One that is cancelled may have counted or not."""
+
+    journal: Journal
+
+    async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+        """Log the command, carry it out, log what became of it."""
+        with self.journal.step(key, command) as told:
+            return told(await super().apply(key, quota, command, now_us=now_us))
 
 
 # --- planted faults: with each of them a run must fail
 
 
-class GivesBackTwice(Wrapped):
+class GivesBackTwice(RedisStorage):
     """Whatever is given back is given back once more."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -70,7 +48,7 @@ class GivesBackTwice(Wrapped):
         return outcome
 
 
-class GrantsWhenAway(Wrapped):
+class GrantsWhenAway(RedisStorage):
     """Where the storage is away, everything is granted."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -83,7 +61,7 @@ class GrantsWhenAway(Wrapped):
             raise
 
 
-class LosesAField(Wrapped):
+class LosesAField(RedisStorage):
     """A field of the bucket is lost again and again, below the surface."""
 
     field: str
@@ -91,10 +69,9 @@ class LosesAField(Wrapped):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Lose the field, and then carry the command out."""
-        if isinstance(self.inner, RedisStorage) and not isinstance(command, Peek):
-            client = self.inner._client  # noqa: SLF001 - a fault is planted below the surface
+        if not isinstance(command, Peek):
             try:
-                client.execute_command("HDEL", self.inner.prefix + key, self.field)
+                self._client.execute_command("HDEL", self.prefix + key, self.field)
             except Exception as error:
                 raise StorageUnavailable("the planted fault found no storage") from error
         return super().apply(key, quota, command, now_us=now_us)
@@ -112,7 +89,7 @@ class LosesTheLine(LosesAField):
     field = "line"
 
 
-class ForgetsHolds(Wrapped):
+class ForgetsHolds(RedisStorage):
     """Now and then a hold is gone as soon as it was granted."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -123,7 +100,7 @@ class ForgetsHolds(Wrapped):
         return outcome
 
 
-PLANTED: Final[Mapping[str, Callable[[Storage], Storage]]] = {
+PLANTED: Final[Mapping[str, type[RedisStorage]]] = {
     "gives-back-twice": GivesBackTwice,
     "grants-when-away": GrantsWhenAway,
     "loses-timestamps": LosesTimestamps,
@@ -132,9 +109,11 @@ PLANTED: Final[Mapping[str, Callable[[Storage], Storage]]] = {
 }
 
 
-def opened(url: str, journal: Journal, planted: str = "") -> Storage:
-    """Open the storage at `url`, with a planted fault or without."""
-    storage: Storage = RedisStorage.from_url(url)
+def opened(url: str, journal: Journal, planted: str = "", *, aio: bool = False) -> Journaled | AsyncJournaled:
+    """Open the storage at `url`, with a planted fault or without; those are for blocking ones."""
+    kind: type[Journaled | AsyncJournaled] = AsyncJournaled if aio else Journaled
     if planted:
-        storage = PLANTED[planted](storage)
-    return Journaled(storage, journal)
+        kind = type("JournaledFault", (Journaled, PLANTED[planted]), {})  # logged is what the fault made of it
+    storage = kind.from_url(url)
+    storage.journal = journal
+    return storage

@@ -10,24 +10,31 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeAlias, get_args
+from typing import Any, Final
 
 from keepa_tokens import Reading
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Command, Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+@dataclass(frozen=True)
+class Entry:
+    """Something that `who` logged, of the instant `at`."""
+
+    who: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Sent(Entry):
     """`who` is about to send the command number `step` to `bucket`; `reading` is the balance that it carries.
 
     ticket: its place in line; it stands there from the first refusal on.
     """
 
-    who: str
-    at: int
     step: int
     bucket: str
     verb: str
@@ -40,15 +47,13 @@ class Sent:
     ticket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+@dataclass(frozen=True)
+class Told(Entry):
     """What became of it, `at` the storage's time; the caller was told at `heard`.
 
     bound: what a look said, microseconds; None: it was no look. retry_after: microseconds.
     """
 
-    who: str
-    at: int
     step: int
     granted: bool = False
     place: int = 0
@@ -64,122 +69,95 @@ class Told:
     retry_after: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+@dataclass(frozen=True)
+class Failed(Entry):
     """It raised `error`, the name of an exception: nobody knows whether it counted."""
 
-    who: str
-    at: int
     step: int
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+@dataclass(frozen=True)
+class Asked(Entry):
     """`who` is about to make the call `id` to the API."""
 
-    who: str
-    at: int
     id: str
     estimate: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+@dataclass(frozen=True)
+class Answered(Entry):
     """The call `id` was answered. consumed: by its envelope; None: there was none."""
 
-    who: str
-    at: int
     id: str
     status: int
     consumed: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Charged:
+@dataclass(frozen=True)
+class Charged(Entry):
     """The API's own ledger: it finished the call `id`, refused or not, for `cost` tokens. fault: how it went wrong."""
 
-    who: str
-    at: int
     id: str
     refused: bool
     cost: int
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+@dataclass(frozen=True)
+class Fault(Entry):
     """A fault, `at` its beginning, `until` its end. target: a process or a bucket. lost: the buckets that it wiped."""
 
-    who: str
-    at: int
     kind: str
     target: str
     until: int
     lost: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Calm:
+@dataclass(frozen=True)
+class Calm(Entry):
     """From now on there are no faults for a while; `last`: none any more."""
 
-    who: str
-    at: int
     last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Killed:
+@dataclass(frozen=True)
+class Killed(Entry):
     """The process `target` was killed: of what it had sent without an answer, nobody knows whether it counted."""
 
-    who: str
-    at: int
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+@dataclass(frozen=True)
+class Left(Entry):
     """`who` ended as it was told to."""
 
-    who: str
-    at: int
 
-
-@dataclass(frozen=True, slots=True)
-class Broke:
+@dataclass(frozen=True)
+class Broke(Entry):
     """`who` got an error that nothing documents."""
 
-    who: str
-    at: int
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remains:
+@dataclass(frozen=True)
+class Remains(Entry):
     """A bucket at the end, nothing in flight, every hold's lifetime over."""
 
-    who: str
-    at: int
     bucket: str
     held: int
     holds: int
     balance: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+@dataclass(frozen=True)
+class Total(Entry):
     """What the API says that all calls cost together."""
 
-    who: str
-    at: int
     spent: int
 
 
-Entry: TypeAlias = (
-    Sent | Told | Failed | Asked | Answered | Charged | Fault | Calm | Killed | Left | Broke | Remains | Total
-)
-
-_KINDS: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in get_args(Entry)}
+_KINDS: Final = {kind.__name__: kind for kind in Entry.__subclasses__()}
 
 
 def machine_us() -> int:
@@ -200,19 +178,21 @@ class Journal:
         line = json.dumps([type(entry).__name__, asdict(entry)], separators=(",", ":"))
         os.write(self._file, line.encode() + b"\n")
 
-    def sent(self, bucket: str, command: Command) -> int:
-        """Write that a command is about to be sent; return its number."""
+    @contextmanager
+    def step(self, bucket: str, command: Command) -> Iterator[Callable[[Outcome], Outcome]]:
+        """Write that a command is about to be sent, and what became of it: the outcome that is told, or an error."""
         step = next(self._steps)
         self.write(sent(self.who, machine_us(), step, bucket, command))
-        return step
 
-    def told(self, step: int, outcome: Outcome) -> None:
-        """Write what became of a command."""
-        self.write(told(self.who, step, outcome, machine_us()))
+        def tell(outcome: Outcome) -> Outcome:
+            self.write(told(self.who, step, outcome, machine_us()))
+            return outcome
 
-    def failed(self, step: int, error: BaseException) -> None:
-        """Write that a command raised."""
-        self.write(Failed(self.who, machine_us(), step, type(error).__name__))
+        try:
+            yield tell
+        except BaseException as error:
+            self.write(Failed(self.who, machine_us(), step, type(error).__name__))
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -221,35 +201,20 @@ class Journal:
 
 def sent(who: str, at: int, step: int, bucket: str, command: Command) -> Sent:
     """Return the entry of a command that is about to be sent."""
-    verb = type(command).__name__.lower()
-    match command:
-        case Acquire():
-            ticket = command.ticket or ""
-            return Sent(who, at, step, bucket, verb, tokens=command.tokens, keep=command.keep, ticket=ticket)
-        case Reserve():
-            entry = Sent(who, at, step, bucket, verb, command.id, command.tokens, command.keep, command.hold_for_us)
-            return replace(entry, ticket=command.ticket or "")
-        case Settle():
-            # -1: what was set aside.
-            actual = -1 if command.actual is None else command.actual
-            return _with_reading(Sent(who, at, step, bucket, verb, command.id, actual), command.reading)
-        case Cancel():
-            return Sent(who, at, step, bucket, verb, command.id)
-        case Refund():
-            return Sent(who, at, step, bucket, verb, command.id, command.tokens)
-        case Reconcile():
-            return _with_reading(Sent(who, at, step, bucket, verb), command.reading)
-        case Peek():
-            return Sent(who, at, step, bucket, verb, tokens=command.tokens, keep=command.keep)
-        case _:
-            return Sent(who, at, step, bucket, verb)
-
-
-def _with_reading(entry: Sent, reading: Reading | None) -> Sent:
-    if reading is None:
-        return entry
-    fields = asdict(entry) | {"reading": reading.balance, "next_refill_in": reading.next_refill_in_us}
-    return Sent(**fields)
+    says: dict[str, Any] = {field.name: getattr(command, field.name) for field in fields(command)}
+    # A settle has -1 where it is at what was set aside.
+    tokens = says.get("tokens", -1 if says.get("actual", 0) is None else says.get("actual", 0))
+    reading: Reading | None = says.get("reading")
+    return Sent(
+        *(who, at, step, bucket, type(command).__name__.lower()),
+        id=says.get("id", ""),
+        tokens=tokens,
+        keep=says.get("keep", 0),
+        hold_for=says.get("hold_for_us", 0),
+        reading=None if reading is None else reading.balance,
+        next_refill_in=None if reading is None else reading.next_refill_in_us,
+        ticket=says.get("ticket") or "",
+    )
 
 
 def told(who: str, step: int, outcome: Outcome, heard: int) -> Told:
@@ -276,11 +241,10 @@ def told(who: str, step: int, outcome: Outcome, heard: int) -> Told:
 
 def entry_of(line: str) -> Entry:
     """Return the entry that a line holds."""
-    kind, fields = json.loads(line)
-    if "lost" in fields:
-        fields["lost"] = tuple(fields["lost"])
-    entry: Entry = _KINDS[kind](**fields)
-    return entry
+    kind, told = json.loads(line)
+    if "lost" in told:
+        told["lost"] = tuple(told["lost"])
+    return _KINDS[kind](**told)
 
 
 def read(folder: Path) -> Iterator[Entry]:

@@ -1,4 +1,4 @@
-"""Real servers as fixtures. One that is missing is a failure, never a skip."""
+"""Real servers, and what is before and on them, as fixtures. A server that is missing is a failure, never a skip."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from keepa_tokens.storage.redis import RedisStorage
+from tests.redis.flavours import FLAVOURS, Flavour
+from tests.redis.proxy import Proxy, proxied
 from tests.servers import SYSTEM, Server, running
 
 KINDS = [
@@ -22,6 +25,13 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each kind of server, once per worker. Its contents are anybody's: use `server`."""
     with running(request.param) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_client(shared_server: Server) -> Iterator[redis.Redis]:
+    """One client of it for a whole session: a new one for each example costs more than the example."""
+    with shared_server.client() as client:
+        yield client
 
 
 @pytest.fixture
@@ -47,8 +57,22 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def clients(shared_server: Server) -> Iterator[dict[str, redis.Redis]]:
-    """One client for a whole session, by the server's name: a new one for each example costs more than the example."""
-    with shared_server.client() as made:
-        yield {shared_server.name: made}
+@pytest.fixture
+def storage(server: Server) -> Iterator[RedisStorage]:
+    """A storage with a client of its own."""
+    with RedisStorage.from_url(server.url) as storage:
+        yield storage
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy before the server."""
+    with proxied(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=FLAVOURS, ids=str)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Each library, blocking and asyncio."""
+    flavour: Flavour = request.param
+    return flavour

@@ -28,15 +28,15 @@ class Opened:
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         self.before()
-        outcome: Outcome = self._done(self.storage.apply(key, quota, command, now_us=now_us))
+        outcome: Outcome = self.done(self.storage.apply(key, quota, command, now_us=now_us))
         return outcome
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        shown: Snapshot | None = self._done(self.storage.inspect(key, now_us=now_us))
+        shown: Snapshot | None = self.done(self.storage.inspect(key, now_us=now_us))
         return shown
 
     def delete(self, key: str) -> None:
-        self._done(self.storage.delete(key))
+        self.done(self.storage.delete(key))
 
     def keys(self) -> Iterator[str]:
         found = self.storage.keys()
@@ -64,7 +64,8 @@ class Opened:
     def close(self) -> None:
         """Leave it open: who opened it closes it."""
 
-    def _done(self, result: Any) -> Any:
+    def done(self, result: Any) -> Any:
+        """Return what an answer is, or what a coroutine comes to."""
         return self.wait(result) if isinstance(result, Awaitable) else result
 
 
@@ -139,13 +140,6 @@ class Flavour:
             yield Opened(storage, opened.client, opened.wait)
 
 
-def script_runs(client: Any) -> int:
-    """Return how often scripts have run on a server since its counters were reset; what was refused did not."""
-    stats = client.info("commandstats")
-    entries = [stats.get(f"cmdstat_{name}", {}) for name in ("eval", "evalsha")]
-    return sum(entry.get("calls", 0) - entry.get("failed_calls", 0) for entry in entries)
-
-
 SENT_BY_DEFAULT = {
     "standalone": {"redis": 11, "valkey": 1},
     "cluster": {"redis": 11, "valkey": 4},
@@ -155,3 +149,6 @@ SENT_BY_DEFAULT = {
 """How often a client, made without options, sends a command whose answer is lost: docs/reference/redis.md says so."""
 
 FLAVOURS = [Flavour(library, asynchronous) for library in ("redis", "valkey") for asynchronous in (False, True)]
+
+CLIENTS = [{"protocol": protocol, "decode_responses": decoding} for protocol in (2, 3) for decoding in (False, True)]
+"""The options of clients of every kind."""

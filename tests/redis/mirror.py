@@ -11,8 +11,9 @@ from typing import Final
 
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
-from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, SoundState, quota_text
-from keepa_tokens.rules.transition import transition
+from keepa_tokens.rules.flow import Flow
+from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
+from keepa_tokens.rules.transition import has_places, transition
 from keepa_tokens.storage._working import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
@@ -84,9 +85,7 @@ def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> 
     return ALL if served == SOME and len(texts) <= 4 + ("carry" in texts) else served
 
 
-def _attempt(  # noqa: C901 - the script's questions, in its order
-    texts: dict[str, str], quota: Quota, command: Command, now: int
-) -> Bucket | str:
+def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
     if isinstance(command, Peek | Reconcile):
         return ALL
     if not texts:
@@ -99,21 +98,19 @@ def _attempt(  # noqa: C901 - the script's questions, in its order
     are_others = texts[QUOTA] != quota_text(quota)
     if (are_others and state.quota is None) or not _is_sound(texts, state, now, synced=terms[2] == "1"):
         return ALL
-    if "closed_until" in texts:
-        return ALL
-    if {"paused_until", "wide_capacity", LINE} & texts.keys():
+    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
         return SOME
     assert state.quota is not None
     terms_at = state.terms_at
     recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
     if are_others and not (recent and quota.synced == state.quota.synced):
         return SOME
-    if not state.quota.synced and state.quota.recharge_to is None:
-        state = replace(state, fast=None)
-    elif not _fast_is_sound(state, now):
-        return ALL
-    working = kept(sound_of(state), state.fast, now, own=True)
-    working.kept_back = 0 if state.fast is None else state.fast.kept_back
+    working = kept(sound_of(state), now, own=True)
+    if not has_places(state.quota):
+        if state.fast is None or not _is_fast_sound(state.fast, now):
+            return ALL
+        fast, working.kept_back = state.fast, state.fast.kept_back
+        working.flow = Flow(fast.capacity, fast.refill, fast.period_us, state.quota.stepped)
     if _is_damaged(working, now):
         return ALL
     return _served(working, texts, command, now)
@@ -179,11 +176,9 @@ def _is_sound(texts: dict[str, str], state: BucketState, now: int, *, synced: bo
     )
 
 
-def _fast_is_sound(state: BucketState, now: int) -> bool:
-    fast = state.fast
+def _is_fast_sound(fast: FastTerms, now: int) -> bool:
     return (
-        fast is not None
-        and now < fast.until <= now + MINUTE_US
+        now < fast.until <= now + MINUTE_US
         and 1 <= fast.capacity < LIMIT
         and 0 <= fast.refill < LIMIT
         and 1 <= fast.period_us < LIMIT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 
 from tests.servers import HOST
 
@@ -18,10 +18,10 @@ class Proxy:
     spared: so many scripts are let through first. cuts: for as many to come after them, the connection is reset when
     the script's answer arrives: it ran, and its caller is not told. mute: what clients say is read and not passed on.
     deaf: what the server answers is. delay_s: either way takes so long. All may be set at any time. scripts,
-    connections, bytes_muted: seen so far.
+    connections: seen so far.
     """
 
-    def __init__(self, server_port: int = 0) -> None:
+    def __init__(self, server_port: int, loop: asyncio.AbstractEventLoop) -> None:
         self.server_port = server_port
         self.port = 0
         self.spared = 0
@@ -31,41 +31,24 @@ class Proxy:
         self.delay_s = 0.0
         self.scripts = 0
         self.connections = 0
-        self.bytes_muted = 0
+        self._loop = loop
         self._links: set[asyncio.Task[None]] = set()
-        self._ended = asyncio.Event()
-        self._ready = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),))
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"redis://{HOST}:{self.port}"
 
-    def start(self) -> None:
-        """Start to listen."""
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def stop(self) -> None:
-        """Drop every connection and stop to listen."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
     def drop(self) -> None:
         """Drop every connection, in the middle of whatever it carries; new ones are welcome."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._drop)
+        self._loop.call_soon_threadsafe(self._drop)
 
     def _drop(self) -> None:
         for link in self._links:
             link.cancel()
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    async def listen(self) -> asyncio.Server:
+        """Listen in the running loop."""
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.connections += 1
@@ -75,48 +58,39 @@ class Proxy:
 
         listener = await asyncio.start_server(accept, HOST, 0)
         self.port = listener.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._ended.wait()
+        return listener
+
+    async def end(self, listener: asyncio.Server) -> None:
+        """Drop every connection and stop to listen."""
         listener.close()
         self._drop()
         await asyncio.gather(*self._links, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection until either side ends it."""
+        """Carry one connection until either side ends it, or the server is away."""
         writers = [writer]
-        try:
-            server_reader, server_writer = await asyncio.open_connection(HOST, self.server_port)
-            writers.append(server_writer)
-            script = asyncio.Event()
-            ways = {
-                asyncio.ensure_future(self._to_server(reader, server_writer, script)),
-                asyncio.ensure_future(self._to_client(server_reader, writer, script)),
-            }
+        with suppress(OSError):
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                server_reader, server_writer = await asyncio.open_connection(HOST, self.server_port)
+                writers.append(server_writer)
+                script = asyncio.Event()
+                await _first_of(
+                    self._to_server(reader, server_writer, script), self._to_client(server_reader, writer, script)
+                )
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-        except OSError:
-            pass  # the server is away, and so is the connection then
-        finally:
-            for end in writers:
-                end.transport.abort()
+                for end in writers:
+                    end.transport.abort()
 
     async def _to_server(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, script: asyncio.Event
     ) -> None:
         while data := await reader.read(_CHUNK):
             if self.mute:
-                self.bytes_muted += len(data)
                 continue
             if b"EVAL" in data:
                 self.scripts += 1
                 script.set()
-            await self._dawdle()
-            writer.write(data)
-            await writer.drain()
+            await self._pass_on(data, writer)
 
     async def _to_client(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, script: asyncio.Event
@@ -129,23 +103,39 @@ class Proxy:
                 elif self.cuts:
                     self.cuts -= 1
                     return
-            if self.deaf:
-                continue
-            await self._dawdle()
-            writer.write(data)
-            await writer.drain()
+            if not self.deaf:
+                await self._pass_on(data, writer)
 
-    async def _dawdle(self) -> None:
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        writer.write(data)
+        await writer.drain()
+
+
+async def _first_of(*ways: Coroutine[object, object, None]) -> None:
+    """Let both go until one has ended, then end the other."""
+    tasks = {asyncio.ensure_future(way) for way in ways}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager
 def proxied(server_port: int = 0) -> Iterator[Proxy]:
     """Run a proxy before a server; its `server_port` may be set later."""
-    proxy = Proxy(server_port)
-    proxy.start()
+    loop = asyncio.new_event_loop()
+    proxy = Proxy(server_port, loop)
+    listener = loop.run_until_complete(proxy.listen())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
     try:
         yield proxy
     finally:
-        proxy.stop()
+        asyncio.run_coroutine_threadsafe(proxy.end(listener), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

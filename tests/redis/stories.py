@@ -1,647 +1,317 @@
-"""Stories in which a number is exactly at the edge where the fast path decides otherwise, and one beside it."""
+"""Stories in which a number is exactly at the edge where the fast path decides otherwise, and one beside it.
+
+A story is told in steps: `0 take 4, take 6; 1s-1 take 1` takes 4 and 6 at once, and 1 a microsecond before a second has
+passed. A mapping among them is what the hash's fields are set to before the next command; None: it is deleted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from typing import Any, Final
+from urllib.parse import unquote
 
 from checks.models.strategies import EPOCH, SECOND
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import (
-    Acquire,
-    Cancel,
-    ClaimProbe,
-    Command,
-    Peek,
-    Reconcile,
-    Refund,
-    Reserve,
-    Settle,
-    Unclaim,
-)
+from keepa_tokens.rules import commands
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, UNLIMITED, YEAR_US
 from tests.redis.strategies import Act, Program
 
-Step = tuple[int, Command] | tuple[int, Command, Mapping[str, str | None]]
+# --- how a story is told
+
+VERBS: Final[dict[str, Callable[..., commands.Command]]] = {
+    "take": lambda tokens, keep=0, wait=None: commands.Acquire(tokens, keep, wait),
+    "hold": lambda name, tokens, life=SECOND, keep=0, label="": commands.Reserve(name, tokens, life, keep, label=label),
+    "settle": commands.Settle,
+    "cancel": commands.Cancel,
+    "back": commands.Refund,
+    "read": lambda balance, at, **more: commands.Reconcile(Reading(balance, server_time=float(at), **more)),
+    "claim": commands.ClaimProbe,
+    "unclaim": commands.Unclaim,
+    "peek": commands.Peek,
+}
+SINCE_THE_START: Final = {"back": 2, "unclaim": 0}
+"""Which argument of a verb is an instant of the story."""
+
+
+def number(text: str) -> Any:
+    """Return microseconds, tokens, or the text itself if it is no number."""
+    seconds, _, rest = text.rpartition("s")
+    try:
+        return round(float(seconds or 0) * SECOND) + int(rest or 0)
+    except ValueError:
+        return unquote(text)
+
+
+def told(text: str, start: int) -> commands.Command:
+    """Return the command that is told as a verb and its arguments."""
+    verb, *words = text.split()
+    arguments = [number(word) for word in words if "=" not in word]
+    if verb in SINCE_THE_START and len(arguments) > SINCE_THE_START[verb]:
+        arguments[SINCE_THE_START[verb]] += start
+    named = dict(word.split("=") for word in words if "=" in word)
+    return VERBS[verb](*arguments, **{name: number(word) for name, word in named.items()})
+
+
+def story(quota: Quota, *parts: str | Mapping[str, object], start: int = EPOCH) -> Program:
+    """Return the program that is told."""
+    acts: list[Act] = []
+    damage: tuple[tuple[str, str | None], ...] = ()
+    for part in parts:
+        if not isinstance(part, str):
+            damage = tuple((name, None if what is None else str(what)) for name, what in part.items())
+            continue
+        for step in re.split(r";|\n", part.strip()):
+            at, texts = step.split(maxsplit=1)
+            for text in texts.split(","):
+                acts.append(Act(start + number(at), quota, damage, told(text, start)))
+                damage = ()
+    return Program(tuple(acts))
+
+
+def edges(quota: Quota, name: str, edge: int, at: str, before: str) -> Program:
+    """Return a story in which a field is set to the number at an edge, a bit less, a bit more, before a command."""
+    numbers = (edge - SECOND, edge - 1, edge, edge + 1, edge + 2, edge + SECOND)
+    steps = [part for number in numbers for part in ({name: EPOCH + number}, at)]
+    return story(quota, before, *steps)
+
+
+# --- what is told
 
 PLAIN: Final = Quota(10, 1, 1.0)
+SLOW: Final = Quota(10, 1, 7.0)
 RATE: Final = Quota(10, 3, 7.0)
 STEPS: Final = Quota(12, 5, 60.0, stepped=True)
 DEBT: Final = Quota(8, 2, 7.0, overdraft=3)
 SYNCED: Final = Quota(300, 5, 60.0, synced=True, overdraft=20)
 SERVED: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
 HUGE: Final = Quota(LIMIT - 1, 0, 1.0, overdraft=UNLIMITED)
-
-
-def story(quota: Quota, *steps: Step) -> Program:
-    """Return a program at microseconds since EPOCH."""
-    return Program(
-        tuple(Act(EPOCH + step[0], quota, tuple(step[2].items()) if len(step) == 3 else (), step[1]) for step in steps)
-    )
-
-
-def edges(quota: Quota, before: tuple[Step, ...], name: str, at: int, command: Command, base: int = EPOCH) -> Program:
-    """Return a program in which a field is set to the number at an edge, a bit less, a bit more, before a command."""
-    last = before[-1][0]
-    numbers = (at - SECOND, at - 1, at, at + 1, at + 2, at + SECOND)
-    return story(quota, *before, *((last, command, {name: str(base + number)}) for number in numbers))
-
-
 STILL: Final = Quota(10, 0, 1.0)
 STILL_STEPS: Final = Quota(10, 0, 1.0, stepped=True)
 ONE_A_STEP: Final = Quota(10, 1, 1.0, stepped=True)
 QUICK: Final = Quota(5, 2**31, 0.001)
-OTHERS: Final = f"{EPOCH + 9} 300 1 12000000 90"
-"""What is kept back for others, as the fast path reads it."""
 
-_TAKEN: Final[tuple[Step, ...]] = ((0, Acquire(4)), (SECOND // 3, Acquire(1)))
-_READ: Final[tuple[Step, ...]] = ((0, Reconcile(Reading(50, server_time=1.0))), (1, Acquire(1)))
+TAKEN: Final = "0 take 4; 333333 take 1"
+READ: Final = "0 read 50 1; 1 take 1"
+PLACES: Final = ("last_place", "firm_place", "largest_place")
+FIELDS: Final = ("format", "balance", "carry", "quota", "held", "open", "sequence", "due_at")
+STRANGE: Final = ("closed_until", "paused_until", "wide_capacity", "line", "note", "hold:a", "hold:", "turned")
 
-STORIES: Final[dict[str, Program]] = {
-    "what is there to the last token": story(
-        PLAIN,
-        *((0, Acquire(4)), (0, Acquire(6)), (0, Acquire(1)), (SECOND - 1, Acquire(1)), (SECOND, Acquire(1))),
-        *((2 * SECOND, Reserve("a", 1, SECOND)), (3 * SECOND - 1, Reserve("b", 1, SECOND)), (20 * SECOND, Acquire(10))),
-    ),
-    "a place exactly as far as may be waited": story(
-        PLAIN,
-        *((0, Acquire(10)), (0, Acquire(3, wait_us=3 * SECOND - 1)), (0, Acquire(3, wait_us=3 * SECOND))),
-        *((0, Acquire(1, wait_us=4 * SECOND)), (0, Acquire(1, wait_us=5 * SECOND + 1)), (0, Acquire(1, wait_us=0))),
-        *((0, Acquire(2, keep=1, wait_us=60 * SECOND)), (0, Acquire(10, wait_us=60 * SECOND)), (1, Peek())),
-        *(
-            (0, Acquire(9, wait_us=24 * SECOND)),
-            (0, Acquire(11, wait_us=60 * SECOND)),
-            (9 * SECOND, Acquire(1, 0, SECOND)),
-        ),
-    ),
-    "steps": story(
-        STEPS,
-        *(
-            (0, Acquire(12)),
-            (60 * SECOND - 1, Acquire(1)),
-            (60 * SECOND, Acquire(5)),
-            (61 * SECOND, Acquire(5, 0, 59 * SECOND)),
-        ),
-        *((120 * SECOND, Acquire(1)), (180 * SECOND, Acquire(4)), (181 * SECOND, Acquire(2, wait_us=59 * SECOND - 1))),
-        *(
-            (600 * SECOND, Acquire(12)),
-            (600 * SECOND, Acquire(6, wait_us=120 * SECOND)),
-            (1, Acquire(1)),
-            (900 * SECOND, Acquire(1)),
-        ),
-        *((900 * SECOND, Refund("r", 1)), (960 * SECOND, Reserve("a", 12, SECOND)), (960 * SECOND, Settle("a", 2))),
-    ),
-    "debt": story(
-        DEBT,
-        *(
-            (0, Acquire(12)),
-            (0, Acquire(11)),
-            (0, Acquire(1)),
-            (14 * SECOND, Acquire(1)),
-            (14 * SECOND + 1, Acquire(4, 0, SECOND)),
-        ),
-        *((60 * SECOND, Acquire(8, 1)), (60 * SECOND, Acquire(8, 3)), (60 * SECOND, Reserve("a", 4, SECOND, 7))),
-    ),
-    "one that is kept back": story(
-        SYNCED,
-        *((0, Reconcile(Reading(90, server_time=1.0))), (1, Reconcile(Reading(60, server_time=2.0)))),
-        *((2, Reserve("a", 1, SECOND)), (2, Acquire(24)), (2, Reserve("b", 2, SECOND)), (3, Acquire(5, 99))),
-        *(
-            (3, Acquire(4, 1)),
-            (3, Settle("a", 1)),
-            (4, Acquire(29)),
-            (4, Acquire(28, 1)),
-            (4, Acquire(2, 3)),
-            (5, Acquire(1, 101)),
-        ),
-    ),
-    "what is kept for others": story(
-        PLAIN,
-        *(
-            (0, Acquire(5, 6)),
-            (0, Acquire(5, 5)),
-            (0, Acquire(1, 5)),
-            (0, Acquire(1, 4)),
-            (0, Reserve("a", 2, SECOND, 3)),
-        ),
-        *((0, Reserve("a", 2, SECOND, 2)), (0, Acquire(0)), (0, Reserve("b", 0, SECOND)), (0, Settle("a", 0))),
-    ),
-    "a hold to its end": story(
-        PLAIN,
-        *((0, Reserve("a", 4, SECOND)), (SECOND - 1, Settle("a", 1)), (SECOND, Reserve("b", 4, SECOND, label="x y"))),
-        *((2 * SECOND, Settle("b", 1)), (2 * SECOND, Reserve("c", 3, SECOND)), (2 * SECOND, Reserve("c", 3, SECOND))),
-        *(
-            (2 * SECOND, Settle("c", 9)),
-            (2 * SECOND, Settle("c", 9)),
-            (2 * SECOND, Refund("r", 2)),
-            (2 * SECOND, Refund("r", 2)),
-        ),
-    ),
-    "give back to the brim": story(
-        PLAIN,
-        *((0, Acquire(3)), (SECOND // 2, Refund("a", 3)), (SECOND, Acquire(2)), (SECOND + 7, Refund("b", 1))),
-        *(
-            (SECOND + 8, Reserve("c", 5, SECOND)),
-            (SECOND + 9, Cancel("c")),
-            (2 * SECOND, Acquire(1)),
-            (2 * SECOND, Refund("d", 9)),
-        ),
-    ),
-    "give back before places": story(
-        PLAIN,
-        *(
-            (0, Acquire(4)),
-            (0, Reserve("h", 6, 90 * SECOND)),
-            (0, Acquire(3, wait_us=9 * SECOND)),
-            (0, Acquire(2, 0, 9 * SECOND)),
-        ),
-        *((1, Settle("h", 1)), (2, Refund("a", 3, EPOCH + 3 * SECOND)), (3, Refund("b", 2, EPOCH + 5 * SECOND))),
-        *(
-            (4, Acquire(2, wait_us=9 * SECOND)),
-            (5, Refund("c", 2)),
-            (6, Refund("d", 8, EPOCH)),
-            (7, Refund("e", 9, EPOCH + 7)),
-        ),
-        *(
-            (8, Acquire(10, wait_us=99 * SECOND)),
-            (9, Refund("f", 10, EPOCH + 99 * SECOND)),
-            (10, Acquire(1, wait_us=SECOND)),
-        ),
-    ),
-    "give back before places, in steps": story(
-        STEPS,
-        *(
-            (0, Acquire(12)),
-            (0, Acquire(5, wait_us=60 * SECOND)),
-            (0, Acquire(3, wait_us=120 * SECOND)),
-            (1, Refund("a", 9)),
-        ),
-        *(
-            (2, Refund("b", 9, EPOCH + 60 * SECOND)),
-            (3, Refund("c", 3, EPOCH + 120 * SECOND)),
-            (4, Acquire(1, 0, 300 * SECOND)),
-        ),
-        *((5, Refund("d", 12, EPOCH + 119 * SECOND)), (6, Refund("e", 1, EPOCH + 120 * SECOND)), (7, Peek())),
-    ),
-    "places at three in seven seconds": story(
-        RATE,
-        *((0, Acquire(10)), (0, Acquire(1, wait_us=60 * SECOND)), (1, Acquire(2, wait_us=60 * SECOND))),
-        *((3 * SECOND, Acquire(4, wait_us=60 * SECOND)), (3 * SECOND + 5, Acquire(5, wait_us=60 * SECOND))),
-        *((4 * SECOND, Refund("a", 5, EPOCH + 28 * SECOND)), (4 * SECOND + 1, Refund("b", 4, EPOCH + 9 * SECOND))),
-        *((4 * SECOND + 2, Refund("c", 8, EPOCH + 25 * SECOND)), (5 * SECOND, Acquire(1, wait_us=60 * SECOND))),
-        *(
-            (6 * SECOND, Refund("d", 1, EPOCH + 29 * SECOND)),
-            (7 * SECOND, Acquire(7, wait_us=60 * SECOND)),
-            (8 * SECOND, Peek()),
-        ),
-    ),
-    **{
-        f"give back {tokens} of a past grant of {quota.refill} in {quota.period:g} s": story(
-            quota,
-            *(
-                (0, Acquire(100)),
-                (0, Acquire(1, wait_us=600 * SECOND)),
-                (1, Refund("a", tokens, EPOCH)),
-                (2, Acquire(60)),
-            ),
-            *(
-                (3, Acquire(60, wait_us=600 * SECOND)),
-                (4, Refund("b", tokens, EPOCH + 1)),
-                (5, Refund("c", 1, EPOCH + 2)),
-            ),
-            *(
-                (6, Acquire(9, wait_us=600 * SECOND)),
-                (7 * SECOND, Refund("d", 60, EPOCH + 3)),
-                (9 * SECOND, Reserve("h", 1, SECOND)),
-            ),
-            *((9 * SECOND, Acquire(3, wait_us=600 * SECOND)), (9 * SECOND + 1, Settle("h", 0)), (10 * SECOND, Peek())),
-        )
-        for tokens in (1, 2, 38, 39, 40, 41, 97, 98, 99, 100)
-        for quota in (Quota(100, 3, 7.0), Quota(100, 1, 1.0), Quota(100, 50, 7.0, stepped=True), Quota(100, 0, 1.0))
-    },
-    "give back by the last place": story(
-        RATE,
-        *(
-            (0, Acquire(10)),
-            (0, Acquire(4, wait_us=60 * SECOND)),
-            (1, Refund("a", 4, EPOCH + 9_333_334)),
-            (2, Acquire(1, 0, 60 * SECOND)),
-        ),
-        *(
-            (3, Refund("b", 1, EPOCH + 2_333_334)),
-            (4, Acquire(2, wait_us=60 * SECOND)),
-            (5, Refund("c", 1, EPOCH + 4_666_667)),
-        ),
-    ),
-    "calls in flight at a server": story(
-        SYNCED,
-        *(
-            (0, Reconcile(Reading(50, server_time=1.0))),
-            (0, Acquire(70)),
-            (0, Acquire(71)),
-            (1, Reconcile(Reading(50, server_time=2.0))),
-        ),
-        *(
-            (1, Reserve("a", 20, SECOND)),
-            (1, Acquire(31)),
-            (1, Acquire(30)),
-            (1, Reserve("b", 1, SECOND)),
-            (2, Settle("a", 25)),
-        ),
-        *((2, Acquire(1, 4)), (2, Acquire(1, 3)), (3, Refund("r", 2)), (4, Cancel("b")), (5, Reserve("c", 0, SECOND))),
-    ),
-    "others spend": story(
-        SYNCED,
-        *(
-            (0, Reconcile(Reading(90, server_time=1.0))),
-            (1, Reconcile(Reading(60, server_time=2.0))),
-            (2, Acquire(31)),
-            (2, Acquire(1, 90)),
-        ),
-        *((2, Acquire(1, 5)), (2, Acquire(2, 80)), (3, Reserve("a", 1, SECOND, 29)), (3, Acquire(10)), (4, Peek())),
-    ),
-    "a server's steps": story(
-        SERVED,
-        *(
-            (0, Reconcile(Reading(5, next_refill_in=30.0, server_time=1.0))),
-            (1, Acquire(5)),
-            (30 * SECOND - 1, Acquire(1)),
-        ),
-        *((30 * SECOND, Acquire(5)), (59 * SECOND, Acquire(1)), (90 * SECOND, Acquire(4)), (91 * SECOND, ClaimProbe())),
-    ),
-    "as much as can be counted": story(
-        HUGE,
-        *(
-            (0, Reserve("a", LIMIT // 2, DAY_US)),
-            (0, Reserve("b", LIMIT // 2 - 1, DAY_US)),
-            (0, Acquire(1)),
-            (0, Acquire(2)),
-        ),
-        *(
-            (0, Reserve("c", 1, DAY_US)),
-            (0, Settle("a", LIMIT - 1)),
-            (0, Acquire(LIMIT - 1)),
-            (0, Settle("b", 0)),
-            (0, Refund("r", LIMIT - 1)),
-        ),
-    ),
-    **{
-        f"a place at {at} of the clock's end": Program(
-            tuple(Act(LIMIT - SECOND + at, PLAIN, (), command) for command in (Acquire(10), Acquire(1, wait_us=LIMIT)))
-        )
-        for at in (-1, 0, 1)
-    },
-    "a clock at its end": Program(
-        (Act(LIMIT - 10, PLAIN, (), Reserve("a", 1, 9)), Act(LIMIT - 10, PLAIN, (), Reserve("b", 1, 10)))
-    ),
-    "ahead of the clock": edges(PLAIN, _TAKEN, "refilled_at", SECOND // 3 + 5 * SECOND, Acquire(1)),
-    "older than a year": edges(Quota(10, 1, 9e6), _TAKEN, "refilled_at", SECOND // 3 - YEAR_US, Acquire(1)),
-    "due": edges(PLAIN, _TAKEN, "due_at", SECOND // 3, Acquire(0)),
-    "due too late": edges(PLAIN, _TAKEN, "due_at", SECOND // 3 + 2 * DAY_US + 5 * SECOND, Acquire(1)),
-    "a place too far": edges(PLAIN, _TAKEN, "last_place", SECOND // 3 + 16 * SECOND, Refund("a", 0)),
-    "a firm place too far": edges(PLAIN, _TAKEN, "firm_place", SECOND // 3 + 16 * SECOND, Acquire(1)),
-    "served until": edges(SYNCED, _READ, "fast", 0, Acquire(1)),
-    **{
-        f"served until, {at}": story(
-            SYNCED,
-            *_READ,
-            *(
-                (2, Acquire(1), {"fast": f"{EPOCH + 2 + at} 300 1 12000000 0"}),
-                (3, Acquire(1), {"fast": f"{EPOCH} 9 9 9 9"}),
-            ),
-        )
-        for at in (0, 1, 60 * SECOND, 60 * SECOND + 1)
-    },
-    **{
-        f"numbers of the fast path: {numbers}": story(
-            SYNCED, *_READ, (2, Acquire(1), {"fast": f"{EPOCH + 9} {numbers}", "carry": "0"})
-        )
-        for numbers in (
-            *("0 1 12 0", "1 1 12 0", f"{LIMIT - 1} 1 12 0", f"{LIMIT} 1 12 0", "300 0 1 0", f"300 {2**26} {2**26} 0"),
-            *(
-                f"300 {2**26} {2**26 - 1} 0",
-                "300 1 0 0",
-                f"300 1 {LIMIT} 0",
-                f"300 1 12 {LIMIT - 1}",
-                f"300 1 12 {LIMIT}",
-                f"300 {LIMIT // 2 - 1} 1 0",
-                f"300 {LIMIT // 2} 1 0",
-                f"300 0 {LIMIT - 1} 0",
-                f"300 0 {LIMIT} 0",
-                f"300 {LIMIT - 1} 1 0",
-                "300 1 1 0",
-            ),
-        )
-    },
-    **{
-        f"{name} is {number}": story(
-            PLAIN, *_TAKEN, (SECOND, Acquire(1), {name: str(number)}), (SECOND, Refund("z", 1))
-        )
-        for name in (
-            "version",
-            "balance",
-            "carry",
-            "held",
-            "open",
-            "sequence",
-            "last_place",
-            "firm_place",
-            "largest_place",
-        )
-        for number in (-LIMIT, 1 - LIMIT, -1, 0, 1, LIMIT // 2 - 1, LIMIT // 2, LIMIT - 2, LIMIT - 1, LIMIT)
-    },
-    **{
-        f"a hold of {hold}": story(
+TALES: Final = f"""
+what is there to the last token: PLAIN
+    0 take 4, take 6, take 1; 1s-1 take 1; 1s take 1; 2s hold a 1; 3s-1 hold b 1; 20s take 10
+a place exactly as far as may be waited: PLAIN
+    0 take 10, take 3 wait=3s-1, take 3 wait=3s, take 1 wait=4s, take 1 wait=5s+1, take 1 wait=0
+    0 take 2 keep=1 wait=60s, take 10 wait=60s; 1 peek; 0 take 9 wait=24s, take 11 wait=60s; 9s take 1 wait=1s
+steps: STEPS
+    0 take 12; 60s-1 take 1; 60s take 5; 61s take 5 wait=59s; 120s take 1; 180s take 4; 181s take 2 wait=59s-1
+    600s take 12, take 6 wait=120s; 1 take 1; 900s take 1, back r 1; 960s hold a 12, settle a 2
+debt: DEBT
+    0 take 12, take 11, take 1; 14s take 1; 14s+1 take 4 wait=1s
+    60s take 8 keep=1, take 8 keep=3, hold a 4 keep=7
+one that is kept back: SYNCED
+    0 read 90 1; 1 read 60 2; 2 hold a 1, take 24, hold b 2; 3 take 5 keep=99, take 4 keep=1, settle a 1
+    4 take 29, take 28 keep=1, take 2 keep=3; 5 take 1 keep=101
+what is kept for others: PLAIN
+    0 take 5 keep=6, take 5 keep=5, take 1 keep=5, take 1 keep=4
+    0 hold a 2 keep=3, hold a 2 keep=2, take 0, hold b 0, settle a 0
+a hold to its end: PLAIN
+    0 hold a 4; 1s-1 settle a 1; 1s hold b 4 label=x%20y; 2s settle b 1, hold c 3, hold c 3
+    2s settle c 9, settle c 9, back r 2, back r 2
+give back to the brim: PLAIN
+    0 take 3; 0.5s back a 3; 1s take 2; 1s+7 back b 1; 1s+8 hold c 5; 1s+9 cancel c; 2s take 1, back d 9
+give back before places: PLAIN
+    0 take 4, hold h 6 life=90s, take 3 wait=9s, take 2 wait=9s; 1 settle h 1; 2 back a 3 3s; 3 back b 2 5s
+    4 take 2 wait=9s; 5 back c 2; 6 back d 8 0; 7 back e 9 7; 8 take 10 wait=99s; 9 back f 10 99s
+    10 take 1 wait=1s
+give back before places, in steps: STEPS
+    0 take 12, take 5 wait=60s, take 3 wait=120s; 1 back a 9; 2 back b 9 60s; 3 back c 3 120s; 4 take 1 wait=300s
+    5 back d 12 119s; 6 back e 1 120s; 7 peek
+places at three in seven seconds: RATE
+    0 take 10, take 1 wait=60s; 1 take 2 wait=60s; 3s take 4 wait=60s; 3s+5 take 5 wait=60s; 4s back a 5 28s
+    4s+1 back b 4 9s; 4s+2 back c 8 25s; 5s take 1 wait=60s; 6s back d 1 29s; 7s take 7 wait=60s; 8s peek
+give back by the last place: RATE
+    0 take 10, take 4 wait=60s; 1 back a 4 9333334; 2 take 1 wait=60s; 3 back b 1 2333334
+    4 take 2 wait=60s; 5 back c 1 4666667
+calls in flight at a server: SYNCED
+    0 read 50 1, take 70, take 71; 1 read 50 2, hold a 20, take 31, take 30, hold b 1
+    2 settle a 25, take 1 keep=4, take 1 keep=3; 3 back r 2; 4 cancel b; 5 hold c 0
+others spend: SYNCED
+    0 read 90 1; 1 read 60 2; 2 take 31, take 1 keep=90, take 1 keep=5, take 2 keep=80
+    3 hold a 1 keep=29, take 10; 4 peek
+a server's steps: SERVED
+    0 read 5 1 next_refill_in=30; 1 take 5; 30s-1 take 1; 30s take 5; 59s take 1; 90s take 4; 91s claim
+a server's step that is longer than its period: SERVED
+    0 read 5 1 next_refill_in=90; 1 take 5; 90s-1 take 1; 90s take 5; 180s-1 take 1; 180s take 5
+    181s read 5 2; 241s take 10
+as much as can be counted: HUGE
+    0 hold a {LIMIT // 2} life={DAY_US}, hold b {LIMIT // 2 - 1} life={DAY_US}, take 1, take 2
+    0 hold c 1 life={DAY_US}, settle a {LIMIT - 1}, take {LIMIT - 1}, settle b 0, back r {LIMIT - 1}
+one every seven seconds: SLOW
+    0 take 10; 7s-1 take 1; 7s take 1; 8s take 1
+steps of nothing: STILL_STEPS
+    0 take 3; 1.5s take 1; 4s back a 1; 5s take 8
+steps of one: ONE_A_STEP
+    0 take 10; 1s-1 take 1; 1s take 1; 2.5s take 1; 3s take 2 wait=2s; 9s take 4
+the last place of steps given back: STEPS
+    0 take 12, take 5 wait=60s; 1 back a 5 60s; 2 take 5 wait=60s; 3 back b 5 61s; 4 take 1 wait=60s
+a place that is now: PLAIN
+    0 take 10, take 4 wait=4s; 4s take 1 wait=60s
+a past grant of which nothing fits: PLAIN
+    0 take 10, take 10 wait=10s; 1 back a 12 0; 2 back b 1 0
+one in flight beside an overdraft: SYNCED
+    0 read 5 1; 1 hold a 1; 2 take 10; 3 settle a 0; 4 take 10
+a probe that failed: SYNCED
+    0 read 9 1; 1 claim; {1 + CLAIM_US} claim; 60s peek
+a claim given back: SYNCED
+    0 read 9 1; 1 claim; 2 unclaim {1 + CLAIM_US}; 3 take 1; 4 claim
+"""
+
+
+def stories() -> Iterator[tuple[str, Program]]:
+    """Yield each story with its name."""
+    for name, quota, steps in re.findall(r"(.*): (.*)\n((?: .*\n)+)", TALES):
+        yield name, story(globals()[quota], steps)
+    yield from at_the_ends_of_time()
+    yield from at_an_edge()
+    yield from where_nothing_refills()
+    yield from by_the_fast_terms()
+    yield from by_terms_of_others()
+
+
+def at_the_ends_of_time() -> Iterator[tuple[str, Program]]:
+    start = LIMIT - SECOND
+    for at in (-1, 0, 1):
+        yield f"a place at {at} of the end", story(PLAIN, f"0 take 10, take 1 wait={LIMIT}", start=start + at)
+    yield "a clock at its end", story(PLAIN, "0 hold a 1 life=9, hold b 1 life=10", start=LIMIT - 10)
+    seconds = "-2 take 1; -1 take 1; 0 take 1; 1 take 1; 2 take 1; 1s take 1"
+    yield "a clock of small numbers", story(PLAIN, seconds, start=2**32)
+    yield "the very beginning", story(PLAIN, "0 take 5, back a 2, back b 2, take 9 wait=9", start=0)
+    terms = {"terms_at": 0, "quota": "9 3 7000000", "carry": 0}
+    yield "terms replaced at the very beginning", story(PLAIN, "5 take 1", terms, "6 take 1", start=0)
+    given_back = "0 take 10, take 1 wait=1s, back a 1 1s, take 1 wait=1s"
+    yield "a place given back at the very beginning", story(PLAIN, given_back, start=0)
+
+
+def at_an_edge() -> Iterator[tuple[str, Program]]:
+    now, place = SECOND // 3, SECOND // 3 + 16 * SECOND
+    yield "ahead of the clock", edges(PLAIN, "refilled_at", now + 5 * SECOND, "333333 take 1", TAKEN)
+    yield "older than a year", edges(Quota(10, 1, 9e6), "refilled_at", now - YEAR_US, "333333 take 1", TAKEN)
+    yield "due", edges(PLAIN, "due_at", now, "333333 take 0", TAKEN)
+    yield "due too late", edges(PLAIN, "due_at", now + 2 * DAY_US + 5 * SECOND, "333333 take 1", TAKEN)
+    yield "a place too far", edges(PLAIN, "last_place", place, "333333 back a 0", TAKEN)
+    yield "a firm place too far", edges(PLAIN, "firm_place", place, "333333 take 1", TAKEN)
+    yield "served until", edges(SYNCED, "fast", 0, "1 take 1", READ)
+
+    edge = (-LIMIT, 1 - LIMIT, -1, 0, 1, LIMIT // 2 - 1, LIMIT // 2, LIMIT - 2, LIMIT - 1, LIMIT)
+    for name, number in product(("version", "balance", "carry", "held", "open", "sequence", *PLACES), edge):
+        yield f"{name} is {number}", story(PLAIN, TAKEN, {name: number}, "1s take 1, back z 1")
+    for name, text in product((*FIELDS, *PLACES, *STRANGE), ("1", "0")):
+        yield f"nothing there but {name}, {text}", story(PLAIN, {name: text}, "0 take 1; 1 take 1")
+    begun, after = "0 read 9 1, hold a 2, take 1", "2 take 1; 3 settle a 1; 4 back z 1"
+    for quota, name in product((PLAIN, SYNCED), ("version", "refilled_at", "fast", "hold:a", *FIELDS)):
+        yield f"{name} is gone, synced: {quota.synced}", story(quota, begun, {name: None}, after)
+
+    for hold in (
+        *(f"6 1 {EPOCH + 9} 9 0", f"5 2 {EPOCH + 9} 9 0", f"5 1 {EPOCH + 1} 9 0", f"5 1 {EPOCH + 2} 9 0"),
+        *(f"5 1 {EPOCH + 9} {life}" for life in ("0 0", f"{DAY_US} 0", f"{DAY_US + 1} 0")),
+        *(f"5 1 {EPOCH + 5 * SECOND + end} 9 0" for end in (10, 11)),
+        *(f"5 1 {EPOCH + 9} 9 {rest}" for rest in ("1", "0x", "0 x", "0 ")),
+        *(f"0 0 {EPOCH + 9} 1 0", "5 1 9 9", ""),
+    ):
+        yield f"a hold of {hold}", story(PLAIN, "0 hold a 5 life=60s", {"hold:a": hold}, "1 settle a 2; 2 settle a 2")
+    for number in (LIMIT - 3, LIMIT - 2, LIMIT - 1):
+        yield f"a hold, and {number} open", story(PLAIN, "0 hold a 5 life=60s", {"open": number}, "1 take 1")
+    for cost, balance, quota in product((4, 5, 6, 7, 8), (1 - LIMIT, 3 - LIMIT, 2), (PLAIN, SYNCED)):
+        steps = ("0 read 9 1, hold a 5", {"balance": balance}, f"0 settle a {cost}")
+        yield f"a settle that costs {cost} at {balance} of {quota.capacity}", story(quota, *steps)
+
+    for carry in (SECOND - 1, SECOND, SECOND + 1):
+        yield f"a refund at a carry of {carry}", story(PLAIN, TAKEN, {"carry": carry}, "1s back z 1")
+    for balance in (-LIMIT - 1, -LIMIT, 1 - LIMIT):
+        yield f"a refund at {balance}", story(PLAIN, TAKEN, {"balance": balance}, "1s back z 1")
+    quotas = (Quota(100, 3, 7.0), Quota(100, 1, 1.0), Quota(100, 50, 7.0, stepped=True), Quota(100, 0, 1.0))
+    for tokens, quota in product((1, 2, 38, 39, 40, 41, 97, 98, 99, 100), quotas):
+        giving = f"""0 take 100, take 1 wait=600s; 1 back a {tokens} 0; 2 take 60; 3 take 60 wait=600s
+            4 back b {tokens} 1; 5 back c 1 2; 6 take 9 wait=600s; 7s back d 60 3
+            9s hold h 1, take 3 wait=600s; 9s+1 settle h 0; 10s peek"""
+        yield f"give back {tokens} of a past grant of {quota.refill} in {quota.period:g} s", story(quota, giving)
+
+    yield (
+        "full, with a carry",
+        story(
             PLAIN,
-            *((0, Reserve("a", 5, 60 * SECOND)), (1, Settle("a", 2), {"hold:a": hold}), (2, Settle("a", 2))),
-        )
-        for hold in (
-            *(
-                f"6 1 {EPOCH + 9} 9 0",
-                f"5 2 {EPOCH + 9} 9 0",
-                f"5 1 {EPOCH + 1} 9 0",
-                f"5 1 {EPOCH + 2} 9 0",
-                f"5 1 {EPOCH + 9} 0 0",
-            ),
-            *(f"5 1 {EPOCH + 9} {DAY_US} 0", f"5 1 {EPOCH + 9} {DAY_US + 1} 0", f"5 1 {EPOCH + 5 * SECOND + 10} 9 0"),
-            *(
-                f"5 1 {EPOCH + 5 * SECOND + 11} 9 0",
-                f"5 1 {EPOCH + 9} 9 1",
-                f"5 1 {EPOCH + 9} 9 0x",
-                f"5 1 {EPOCH + 9} 9 0 x",
-            ),
-            *(f"0 0 {EPOCH + 9} 1 0", f"5 1 {EPOCH + 9} 9 0 ", "5 1 9 9", ""),
-        )
-    },
-    **{
-        f"terms replaced {at} us ago": story(
-            PLAIN,
-            *_TAKEN,
-            (
-                60 * SECOND,
-                Acquire(1),
-                {"terms_at": str(EPOCH + 60 * SECOND - at), "quota": "9 3 7000000"},
-            ),
-        )
-        for at in (0, 1, 60 * SECOND - 1, 60 * SECOND, 61 * SECOND, -5 * SECOND, -5 * SECOND - 1)
-    },
-    **{
-        f"other terms: {terms}": story(
-            PLAIN,
-            *_TAKEN,
-            (SECOND, Acquire(1), {"terms_at": str(EPOCH + SECOND), "quota": terms, "carry": "0"}),
-            (SECOND, Acquire(1)),
-        )
-        for terms in (
-            *("9 3 7000000 1 0 - - 0", "9 4 8000000", "9 4 8000000 0 0 - - 0", "9 3 7000000 0 3 - - 0"),
-            *(
-                "9 0 7000000",
-                "0 3 7000000",
-                "9 3",
-                "9 3 7 1",
-                "9 3 7 0 0 - - 0 1",
-                "9 3 7000000 ",
-                "x 3 7",
-                "9 3 7x",
-                "9 3 1",
-            ),
-            *(
-                f"{LIMIT - 1} 3 7",
-                f"{LIMIT} 3 7",
-                f"9 3 7 0 {LIMIT} - - 0",
-                f"9 3 7 0 {LIMIT + 1} - - 0",
-            ),
-            *(
-                f"9 {2**26 - 1} {2**26}",
-                f"9 {2**26} {2**26 - 1}",
-            ),
-            *(
-                "9 3 0",
-                "1 3 7000000",
-                "9 3 7 0 0 0 - 0",
-                "9 3 7 0 0 1 - 0",
-                f"9 3 7 0 0 {LIMIT} - 0",
-                "9 3 7 0 0 - 9 0",
-            ),
-            *(
-                "9 3 7 0 0 - 10 0",
-                "9 3 7 0 0 - -4 0",
-                f"9 3 7 0 0 - {-LIMIT} 0",
-                f"9 3 7 0 0 - {1 - LIMIT} 0",
-                "9 3 7 0 0 - - 1",
-            ),
-            *(
-                "09 3 7",
-                "9 03 7",
-                "9 3 07",
-                "9 3 7 2 0 - - 0",
-                "9 3 7 1 00 - - 0",
-                "9 3 7 1 0 - - 0 ",
-                "9 3 7 0 0 x - 0",
-            ),
-        )
-    },
-    "one every seven seconds": story(
-        Quota(10, 1, 7.0),
-        (0, Acquire(10)),
-        (7 * SECOND - 1, Acquire(1)),
-        (7 * SECOND, Acquire(1)),
-        (8 * SECOND, Acquire(1)),
-    ),
-    "a fraction of what never comes": story(STILL, (0, Acquire(4)), (1, Acquire(1), {"carry": "5"}), (2, Acquire(1))),
-    **{
-        f"a refund at a carry of {carry}": story(PLAIN, *_TAKEN, (SECOND, Refund("z", 1), {"carry": str(carry)}))
-        for carry in (SECOND - 1, SECOND, SECOND + 1)
-    },
-    **{
-        f"a refund at {balance}": story(PLAIN, *_TAKEN, (SECOND, Refund("z", 1), {"balance": str(balance)}))
-        for balance in (-LIMIT - 1, -LIMIT, 1 - LIMIT)
-    },
-    "steps of nothing": story(
-        STILL_STEPS,
-        (0, Acquire(3)),
-        (3 * SECOND // 2, Acquire(1)),
-        (4 * SECOND, Refund("a", 1)),
-        (5 * SECOND, Acquire(8)),
-    ),
-    "steps of one": story(
-        ONE_A_STEP,
-        *((0, Acquire(10)), (SECOND - 1, Acquire(1)), (SECOND, Acquire(1)), (5 * SECOND // 2, Acquire(1))),
-        *((3 * SECOND, Acquire(2, wait_us=2 * SECOND)), (9 * SECOND, Acquire(4))),
-    ),
-    "the last place of steps given back": story(
-        STEPS,
-        *((0, Acquire(12)), (0, Acquire(5, wait_us=60 * SECOND)), (1, Refund("a", 5, EPOCH + 60 * SECOND))),
-        *(
-            (2, Acquire(5, wait_us=60 * SECOND)),
-            (3, Refund("b", 5, EPOCH + 61 * SECOND)),
-            (4, Acquire(1, 0, 60 * SECOND)),
+            *("0 take 1", {"balance": 10, "carry": 5}, "0 back z 0", {"balance": 11}, "0 take 1"),
+            *({"balance": 12, "carry": 7}, "1s take 1", {"balance": 10}, "2s take 1"),
         ),
-    ),
-    "a place that is now": story(
-        PLAIN,
-        *((0, Acquire(10)), (0, Acquire(4, wait_us=4 * SECOND)), (4 * SECOND, Acquire(1, wait_us=60 * SECOND))),
-    ),
-    "a past grant of which nothing fits": story(
-        PLAIN,
-        *(
-            (0, Acquire(10)),
-            (0, Acquire(10, wait_us=10 * SECOND)),
-            (1, Refund("a", 12, EPOCH)),
-            (2, Refund("b", 1, EPOCH)),
-        ),
-    ),
-    "nothing comes": story(
-        STILL,
-        *((0, Acquire(9)), (0, Acquire(2, wait_us=LIMIT)), (0, Reserve("a", 1, SECOND)), (1, Settle("a", 0))),
-        *((SECOND, Acquire(1), {"carry": "5"}), (SECOND, Refund("z", 3, EPOCH + 9))),
-    ),
-    "full, with a carry": story(
-        PLAIN,
-        *((0, Acquire(1)), (0, Refund("z", 0), {"balance": "10", "carry": "5"}), (0, Acquire(1), {"balance": "11"})),
-        *((SECOND, Acquire(1), {"balance": "12", "carry": "7"}), (2 * SECOND, Acquire(1), {"balance": "10"})),
-    ),
-    "one in flight beside an overdraft": story(
-        SYNCED,
-        *((0, Reconcile(Reading(5, server_time=1.0))), (1, Reserve("a", 1, SECOND)), (2, Acquire(10))),
-        *((3, Settle("a", 0)), (4, Acquire(10))),
-    ),
-    **{
-        f"others spend, {balance} are there for {tokens} beside {keep}": story(
-            SYNCED,
-            (0, Reconcile(Reading(balance, server_time=1.0))),
-            (1, Acquire(1)),
-            (2, Acquire(tokens, keep), {"fast": OTHERS}),
-        )
-        for balance, tokens, keep in (
-            *(
-                (91, 1, 0),
-                (92, 1, 0),
-                (86, 1, 0),
-                (101, 1, 50),
-                (102, 1, 50),
-                (201, 1, 0),
-                (122, 1, 120),
-                (121, 1, 120),
-            ),
-            *((300, 250, 0), (301, 250, 0)),
-        )
-    },
-    **{
-        f"others spend, a capacity of {capacity}, {kept} kept back of {balance}": story(
-            SYNCED,
-            *_READ,
-            (2, Acquire(1), {"fast": f"{EPOCH + 9} {capacity} 1 12000000 {kept}", "balance": str(balance)}),
-        )
-        for capacity, kept in ((1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (300, 1), (300, 0))
-        for balance in (1, 2, 3)
-    },
-    "as little as can be counted": Program(
-        (
-            *story(QUICK, (0, Acquire(1)), (0, Acquire(1, wait_us=LIMIT), {"balance": str(1 - LIMIT)})).acts,
-            *story(QUICK, (0, Acquire(2, wait_us=LIMIT), {"balance": str(2 - LIMIT)}), (9, Acquire(1))).acts,
-        )
-    ),
-    **{
-        f"a settle that costs {cost} at {balance} of {quota.capacity}": story(
-            quota,
-            *((0, Reconcile(Reading(9, server_time=1.0))), (0, Reserve("a", 5, SECOND))),
-            (0, Settle("a", cost), {"balance": str(balance)}),
-        )
-        for quota in (PLAIN, SYNCED)
-        for cost in (4, 5, 6, 7, 8)
-        for balance in (1 - LIMIT, 3 - LIMIT, 2)
-    },
-    "at the very beginning": Program(
-        tuple(Act(0, PLAIN, (), command) for command in (Acquire(5), Refund("a", 2), Refund("b", 2), Acquire(9, 0, 9)))
-    ),
-    "terms replaced at the very beginning": Program(
-        (
-            Act(5, PLAIN, (), Acquire(1)),
-            Act(6, PLAIN, (("terms_at", "0"), ("quota", "9 3 7000000"), ("carry", "0")), Acquire(1)),
-        )
-    ),
-    "a place where nothing comes, given back": story(
-        STILL, (0, Acquire(4)), (1, Refund("z", 2, EPOCH + 9), {"last_place": str(EPOCH + 9), "largest_place": "1"})
-    ),
-    "a clock of small numbers": Program(
-        tuple(Act(2**32 + at, PLAIN, (), Acquire(1)) for at in (-2, -1, 0, 1, 2, SECOND))
-    ),
-    **{
-        f"nothing there but {name}, {text}": story(PLAIN, (0, Acquire(1), {name: text}), (1, Acquire(1)))
-        for name in (
-            *(
-                "format",
-                "balance",
-                "carry",
-                "quota",
-                "due_at",
-                "last_place",
-                "firm_place",
-                "largest_place",
-                "held",
-                "open",
-            ),
-            *("sequence", "closed_until", "paused_until", "wide_capacity", "line", "note", "hold:a", "hold:", "turned"),
-        )
-        for text in ("1", "0")
-    },
-    **{
-        f"nothing refills, and {name} is {number}": story(
-            STILL, (0, Acquire(4)), (1, Acquire(1), {name: str(number)}), (2, Refund("z", 2)), (3, Acquire(1))
-        )
-        for name in ("last_place", "firm_place", "largest_place")
-        for number in (LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1)
-    },
-    **{
-        f"terms of others that recharge to {target} and begin at {initial}": story(
-            PLAIN,
-            *_TAKEN,
-            (
-                SECOND,
-                Acquire(1),
-                {
-                    "terms_at": str(EPOCH + SECOND),
-                    "quota": f"9 3 7000000 0 0 {target} {initial} 0",
-                    "fast": f"{EPOCH + SECOND + 9} 9 3 7000000 0",
-                    "carry": "0",
-                },
-            ),
-        )
-        for target, initial in (
-            *((0, "-"), (1, "-"), (LIMIT - 1, "-"), (LIMIT, "-"), ("-", 9), ("-", 10), ("-", 1 - LIMIT), ("-", -LIMIT)),
-            *((9, 9), ("x", "-"), ("-", "x")),
-        )
-    },
-    **{
-        f"{kind} without {name}": story(
-            quota,
-            *((0, Reconcile(Reading(9, server_time=1.0))), (0, Reserve("a", 2, SECOND)), (0, Acquire(1))),
-            *((2, Acquire(1), {name: None}), (3, Settle("a", 1)), (4, Refund("z", 1))),
-        )
-        for kind, quota in (("plain", PLAIN), ("synced", SYNCED))
-        for name in (
-            *("format", "version", "balance", "refilled_at", "carry", "quota", "fast", "held", "open", "sequence"),
-            *("due_at", "hold:a"),
-        )
-    },
-    "a place given back at the very beginning": Program(
-        tuple(
-            Act(0, PLAIN, (), command)
-            for command in (Acquire(10), Acquire(1, wait_us=SECOND), Refund("a", 1, SECOND), Acquire(1, wait_us=SECOND))
-        )
-    ),
-    "a probe that failed": story(
-        SYNCED,
-        (0, Reconcile(Reading(9, server_time=1.0))),
-        (1, ClaimProbe()),
-        (1 + CLAIM_US, ClaimProbe()),
-        (60 * SECOND, Peek()),
-    ),
-    "a claim given back": story(
-        SYNCED,
-        *((0, Reconcile(Reading(9, server_time=1.0))), (1, ClaimProbe()), (2, Unclaim(EPOCH + 1 + CLAIM_US))),
-        *((3, Acquire(1)), (4, ClaimProbe())),
-    ),
-}
+    )
+    little, more = {"balance": 1 - LIMIT}, {"balance": 2 - LIMIT}
+    takes = ("0 take 1", little, f"0 take 1 wait={LIMIT}", more, f"0 take 2 wait={LIMIT}; 9 take 1")
+    yield "as little as can be counted", story(QUICK, *takes)
+
+
+def where_nothing_refills() -> Iterator[tuple[str, Program]]:
+    steps = (f"0 take 9, take 2 wait={LIMIT}, hold a 1; 1 settle a 0", {"carry": 5}, "1s take 1, back z 3 9")
+    yield "nothing comes", story(STILL, *steps)
+    yield "a fraction of what never comes", story(STILL, "0 take 4", {"carry": 5}, "1 take 1; 2 take 1")
+    place = {"last_place": EPOCH + 9, "largest_place": 1}
+    yield "a place where nothing comes, given back", story(STILL, "0 take 4", place, "1 back z 2 9")
+    for name, number in product(PLACES, (LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1)):
+        after = "1 take 1; 2 back z 2; 3 take 1"
+        yield f"nothing refills, and {name} is {number}", story(STILL, "0 take 4", {name: number}, after)
+
+
+def by_the_fast_terms() -> Iterator[tuple[str, Program]]:
+    for at in (0, 1, 60 * SECOND, 60 * SECOND + 1):
+        until, past = {"fast": f"{EPOCH + 2 + at} 300 1 12000000 0"}, {"fast": f"{EPOCH} 9 9 9 9"}
+        yield f"served until, {at}", story(SYNCED, READ, until, "2 take 1", past, "3 take 1")
+    for numbers in (
+        *("0 1 12 0", "1 1 12 0", f"{LIMIT - 1} 1 12 0", f"{LIMIT} 1 12 0", "300 0 1 0", "300 1 1 0", "300 1 0 0"),
+        *(f"300 {2**26} {2**26} 0", f"300 {2**26} {2**26 - 1} 0", f"300 1 {LIMIT} 0", f"300 1 12 {LIMIT - 1}"),
+        *(f"300 1 12 {LIMIT}", f"300 {LIMIT // 2 - 1} 1 0", f"300 {LIMIT // 2} 1 0", f"300 0 {LIMIT - 1} 0"),
+        *(f"300 0 {LIMIT} 0", f"300 {LIMIT - 1} 1 0"),
+    ):
+        fast = {"fast": f"{EPOCH + 9} {numbers}", "carry": 0}
+        yield f"numbers of the fast path: {numbers}", story(SYNCED, READ, fast, "2 take 1")
+
+    # What is kept back for others.
+    for balance, tokens, keep in (
+        *((91, 1, 0), (92, 1, 0), (86, 1, 0), (101, 1, 50), (102, 1, 50), (201, 1, 0), (122, 1, 120)),
+        *((121, 1, 120), (300, 250, 0), (301, 250, 0)),
+    ):
+        fast = {"fast": f"{EPOCH + 9} 300 1 12000000 90"}
+        steps = (f"0 read {balance} 1; 1 take 1", fast, f"2 take {tokens} keep={keep}")
+        yield f"others spend, {balance} are there for {tokens} beside {keep}", story(SYNCED, *steps)
+    for terms, balance in product(((1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (300, 1), (300, 0)), (1, 2, 3)):
+        capacity, kept = terms
+        fast = {"fast": f"{EPOCH + 9} {capacity} 1 12000000 {kept}", "balance": balance}
+        yield f"{kept} of {balance} kept back at a capacity of {capacity}", story(SYNCED, READ, fast, "2 take 1")
+
+
+def by_terms_of_others() -> Iterator[tuple[str, Program]]:
+    for at in (0, 1, 60 * SECOND - 1, 60 * SECOND, 61 * SECOND, -5 * SECOND, -5 * SECOND - 1):
+        terms = {"terms_at": EPOCH + 60 * SECOND - at, "quota": "9 3 7000000"}
+        yield f"terms replaced {at} us ago", story(PLAIN, TAKEN, terms, "60s take 1")
+    for quota in (
+        *("9 3 7000000 1 0 - - 0", "9 4 8000000", "9 4 8000000 0 0 - - 0", "9 3 7000000 0 3 - - 0", "9 0 7000000"),
+        *("0 3 7000000", "1 3 7000000", "9 3", "9 3 7 1", "9 3 7 0 0 - - 0 1", "9 3 7000000 ", "x 3 7", "9 3 7x"),
+        *("9 3 0", "9 3 1", f"{LIMIT - 1} 3 7", f"{LIMIT} 3 7", f"9 {2**26 - 1} {2**26}", f"9 {2**26} {2**26 - 1}"),
+        *(f"9 3 7 0 {overdraft} - - 0" for overdraft in (LIMIT, LIMIT + 1)),
+        *(f"9 3 7 0 0 {target} - 0" for target in (0, 1, LIMIT, "x")),
+        *(f"9 3 7 0 0 - {initial} 0" for initial in (9, 10, -4, -LIMIT, 1 - LIMIT)),
+        *("9 3 7 0 0 - - 1", "9 3 7 2 0 - - 0", "9 3 7 1 00 - - 0", "9 3 7 1 0 - - 0 ", "09 3 7", "9 03 7", "9 3 07"),
+    ):
+        terms = {"terms_at": EPOCH + SECOND, "quota": quota, "carry": 0}
+        yield f"other terms: {quota}", story(PLAIN, TAKEN, terms, "1s take 1, take 1")
+    for target, initial in (
+        *((0, "-"), (1, "-"), (LIMIT - 1, "-"), (LIMIT, "-"), ("-", 9), ("-", 10), ("-", 1 - LIMIT), ("-", -LIMIT)),
+        *((9, 9), ("x", "-"), ("-", "x")),
+    ):
+        quota, fast = f"9 3 7000000 0 0 {target} {initial} 0", f"{EPOCH + SECOND + 9} 9 3 7000000 0"
+        terms = {"terms_at": EPOCH + SECOND, "quota": quota, "fast": fast, "carry": 0}
+        yield f"terms that recharge to {target} and begin at {initial}", story(PLAIN, TAKEN, terms, "1s take 1")
+
+
+STORIES: Final = dict(stories())

@@ -42,14 +42,7 @@ EDGES: Final = (
 )
 
 SPANS: Final = (
-    0,
-    CLAIM_US,
-    TOLERANCE_US,
-    MINUTE_US,
-    REFUND_MEMORY_US,
-    DAY_US,
-    2 * DAY_US,
-    YEAR_US,
+    *(0, CLAIM_US, TOLERANCE_US, MINUTE_US, REFUND_MEMORY_US, DAY_US, 2 * DAY_US, YEAR_US),
     DAY_US + TOLERANCE_US,
 )
 """Durations at which somebody changes his mind; a microsecond less or more is as interesting."""
@@ -136,35 +129,15 @@ _rarely = st.integers(0, 4).map(lambda number: number == 0)
 
 # An instant is drawn as "so long from now", and put in place afterwards: strategies that depend on it would be slow.
 
-_near = st.one_of(
-    st.builds(int.__add__, st.sampled_from(SPANS), st.integers(-1, 1)),
-    st.builds(int.__add__, st.sampled_from(SPANS), st.integers(-1, 1)).map(int.__neg__),
-    st.integers(-HOUR, HOUR),
-)
+_spans = st.builds(int.__add__, st.sampled_from(SPANS), st.integers(-1, 1))
+_near = st.one_of(_spans, _spans.map(int.__neg__), st.integers(-HOUR, HOUR))
 _texts = st.sampled_from(GARBAGE)
 _numbers = st.one_of(st.integers(0, 9), _edges, st.integers(0, LIMIT))
-_fasts = st.builds(
-    FastTerms,
-    st.one_of(st.just(MINUTE_US), st.just(1), _near),
-    _numbers,
-    st.integers(0, 9),
-    _numbers,
-    st.integers(0, 9),
-)
-_holds = st.builds(
-    Hold,
-    st.integers(0, 9),
-    st.integers(0, 9),
-    _near,
-    _lives | st.sampled_from([0, DAY_US + 1]),
-    st.integers(0, 2),
-    _labels,
-)
-
-
-_stood = st.builds(
-    Ticket, _tickets, st.integers(0, 9) | _edges, st.integers(0, 3), st.integers(0, 9), _near | st.just(SECOND)
-)
+_few = st.integers(0, 9)
+_untils = st.one_of(st.just(MINUTE_US), st.just(1), _near)
+_fasts = st.builds(FastTerms, _untils, _numbers, _few, _numbers, _few)
+_holds = st.builds(Hold, _few, _few, _near, _lives | st.sampled_from([0, DAY_US + 1]), st.integers(0, 2), _labels)
+_stood = st.builds(Ticket, _tickets, _few | _edges, st.integers(0, 3), _few, _near | st.just(SECOND))
 
 
 @dataclass(frozen=True)
@@ -187,6 +160,12 @@ class Damage:
         return hold_text(replace(what, expires_at=now + what.expires_at)) if isinstance(what, Hold) else what
 
 
+def _with_part(quota: Quota, at: int, part: int | str) -> str:
+    """Return a quota's text with one of its parts replaced."""
+    return " ".join(str(part) if place == at else was for place, was in enumerate(quota_text(quota).split(" ")))
+
+
+_odd_terms = st.builds(_with_part, st.sampled_from(QUOTAS), _few, _edges | st.sampled_from(["-", "01"]))
 _damages = st.one_of(
     st.builds(Damage, st.sampled_from((*NUMBERS, QUOTA, FAST, LINE, *OTHERS)), st.none() | _texts),
     st.builds(Damage, st.sampled_from(NUMBERS), _near, st.just(value=True)),
@@ -195,17 +174,7 @@ _damages = st.one_of(
     st.builds(Damage, st.just(FAST), _fasts),
     st.builds(Damage, st.just(LINE), _stood),
     st.builds(Damage, st.just(QUOTA), st.sampled_from(QUOTAS).map(quota_text)),
-    st.builds(
-        Damage,
-        st.just(QUOTA),
-        st.sampled_from(QUOTAS).flatmap(
-            lambda quota: st.tuples(st.integers(0, 9), _edges | st.sampled_from(["-", "01"])).map(
-                lambda at: " ".join(
-                    str(at[1]) if place == at[0] else part for place, part in enumerate(quota_text(quota).split(" "))
-                )
-            )
-        ),
-    ),
+    st.builds(Damage, st.just(QUOTA), _odd_terms),
 )
 
 _gaps = st.one_of(

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from keepa_tokens.errors import ConfigError
-from keepa_tokens.rules.commands import Command, Outcome
+from keepa_tokens.rules.commands import Command
 from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
+from tests.redis.common import NAME, stored
 from tests.redis.mirror import ALL, BY_ITSELF, SOME, Mirror, normal
 from tests.redis.stories import STORIES
 from tests.redis.strategies import Program, programs
-from tests.servers import Server
 
 KEY = "k"
-NAME = "keepa_tokens:k"
 
 # 500 in CI, 12,500 nightly: more than the profiles give, because what two programs must agree on is wide.
 PROGRAMS = settings().max_examples * 5 // 2
@@ -35,20 +34,8 @@ _SETTINGS = settings(
 )
 
 
-def as_text(raw: bytes | str) -> str:
-    """Return a stored text; bytes that are none survive."""
-    return raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
-
-
 def as_bytes(text: str) -> bytes:
-    """Return it as stored."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def stored(client: redis.Redis) -> dict[str, str]:
-    """Return all fields, as they stand."""
-    fields: Any = client.hgetall(NAME)
-    return {as_text(name): as_text(text) for name, text in fields.items()}
 
 
 class Watched(RedisStorage):
@@ -86,7 +73,6 @@ def agree(client: redis.Redis, program: Program) -> int:
             else:
                 client.hset(NAME, as_bytes(name), as_bytes(text))
                 mirror.texts[name] = text
-        expected: Outcome | None = None
         try:
             expected = mirror.apply(act.quota, act.command, act.now)
         except ConfigError:
@@ -108,9 +94,9 @@ def agree(client: redis.Redis, program: Program) -> int:
 
 @given(program=programs())
 @settings(_SETTINGS, max_examples=PROGRAMS)
-def test_script_and_rules_agree(shared_server: Server, clients: dict[str, redis.Redis], program: Program) -> None:
+def test_script_and_rules_agree(shared_client: redis.Redis, program: Program) -> None:
     """On a real server every outcome and every stored text is what the rules say, to the last digit."""
-    agree(clients[shared_server.name], program)
+    agree(shared_client, program)
 
 
 @pytest.mark.deep
@@ -155,10 +141,10 @@ def test_programs_draw_every_command_field_and_stored_number() -> None:
 
 
 @pytest.mark.deep
-def test_script_and_rules_agree_at_every_edge(shared_server: Server, clients: dict[str, redis.Redis]) -> None:
+def test_script_and_rules_agree_at_every_edge(shared_client: redis.Redis) -> None:
     """Where a number is exactly at the edge at which the fast path decides otherwise, or one beside it."""
     for name, program in STORIES.items():
         try:
-            agree(clients[shared_server.name], program)
+            agree(shared_client, program)
         except AssertionError as error:
             raise AssertionError(name) from error

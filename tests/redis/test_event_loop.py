@@ -7,7 +7,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import httpx
@@ -45,6 +45,7 @@ TICKS: Final = 20
 """So often the loop must turn while the server is frozen, before it thaws it."""
 
 Path = Callable[["Doors"], Awaitable[object]]
+Run = Callable[[Awaitable[object]], None]
 
 
 # --- a tripwire in the loop's thread
@@ -54,42 +55,36 @@ class BlockedError(BaseException):
     """Something would have blocked the loop. Not an Exception: nobody may catch it on the way."""
 
 
-class Tripwire:
-    """Raises where this thread would block: in a sleep, in a socket that waits, in a look-up of a name."""
+@pytest.fixture
+def run_armed(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a coroutine, and raise where its thread would block: in a sleep, in a socket that waits, for a name."""
+    armed: set[int] = set()
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._patch = patch
-        self._thread = threading.get_ident()
-        self.armed = False
-
-    def lay(self) -> None:
-        """Put the wire across everything that blocks."""
-        for name in ("recv", "recv_into", "send", "sendall", "connect", "accept"):
-            self._across(socket.socket, name, lambda arguments: arguments[0].gettimeout() != 0)
-        self._across(time, "sleep", lambda arguments: True)
-        self._across(socket, "getaddrinfo", lambda arguments: True)
-        self._across(socket, "create_connection", lambda arguments: True)
-        self._across(select, "select", lambda arguments: True)
-        self._across(threading.Event, "wait", lambda arguments: True)
-
-    def _across(self, owner: Any, name: str, blocks: Callable[[tuple[Any, ...]], bool]) -> None:
+    def across(owner: Any, name: str, blocks: Callable[[tuple[Any, ...]], bool] = lambda _: True) -> None:
         original = getattr(owner, name)
 
         def guarded(*arguments: Any, **options: Any) -> Any:
-            if self.armed and threading.get_ident() == self._thread and blocks(arguments):
+            if threading.get_ident() in armed and blocks(arguments):
                 raise BlockedError(f"{getattr(owner, '__name__', owner)}.{name} in the event loop")
             return original(*arguments, **options)
 
-        self._patch.setattr(owner, name, guarded)
+        monkeypatch.setattr(owner, name, guarded)
 
+    for name in ("recv", "recv_into", "send", "sendall", "connect", "accept"):
+        across(socket.socket, name, lambda arguments: arguments[0].gettimeout() != 0)
+    for owner, name in ((time, "sleep"), (select, "select"), (threading.Event, "wait")):
+        across(owner, name)
+    across(socket, "getaddrinfo")
+    across(socket, "create_connection")
 
-@pytest.fixture
-def tripwire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tripwire]:
-    """A tripwire in this thread, armed by the test once its loop runs."""
-    wire = Tripwire(monkeypatch)
-    wire.lay()
-    yield wire
-    wire.armed = False
+    async def watched(scenario: Awaitable[object]) -> None:
+        armed.add(threading.get_ident())
+        try:
+            await scenario
+        finally:
+            armed.clear()
+
+    return lambda scenario: asyncio.run(watched(scenario))
 
 
 # --- every async path
@@ -172,63 +167,51 @@ async def through_a_freeze(server: Server, use: Callable[[], Awaitable[object]])
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
-def test_the_loop_goes_on_while_the_server_does_not(server: Server, tripwire: Tripwire, scheme: str, name: str) -> None:
+def test_the_loop_goes_on_while_the_server_does_not(server: Server, run_armed: Run, scheme: str, name: str) -> None:
     """Each async path, on a new connection, on a used one and with its script lost, waits without blocking the loop."""
 
     async def scenario() -> None:
         doors = Doors(server, scheme)
-        tripwire.armed = True
-        for _ in range(2):  # the first connects and loads the script
+        async with doors.storage:
+            for _ in range(2):  # the first connects and loads the script
+                assert await through_a_freeze(server, lambda: PATHS[name](doors)) == TICKS
+            client: Any = doors.storage._client
+            await client.script_flush()
             assert await through_a_freeze(server, lambda: PATHS[name](doors)) == TICKS
-        tripwire.armed = False
-        with server.client() as client:
-            client.script_flush()
-        tripwire.armed = True
-        assert await through_a_freeze(server, lambda: PATHS[name](doors)) == TICKS
-        await doors.storage.aclose()
-        tripwire.armed = False
 
-    asyncio.run(scenario())
+    run_armed(scenario())
 
 
-def test_the_loop_goes_on_while_many_wait(server: Server, tripwire: Tripwire) -> None:
+def test_the_loop_goes_on_while_many_wait(server: Server, run_armed: Run) -> None:
     """Fifty coroutines that wait for tokens, with a server that pauses, don't keep the loop from turning."""
 
-    async def scenario() -> int:
+    async def scenario() -> None:
         doors = Doors(server, "redis")
-        tripwire.armed = True
-        turns = await through_a_freeze(server, lambda: asyncio.gather(*(doors.scarce.acquire() for _ in range(50))))
-        await doors.storage.aclose()
-        tripwire.armed = False
-        return turns
+        async with doors.storage:
+            waiting = (doors.scarce.acquire() for _ in range(50))
+            assert await through_a_freeze(server, lambda: asyncio.gather(*waiting)) == TICKS
 
-    assert asyncio.run(scenario()) == TICKS
+    run_armed(scenario())
 
 
 def test_the_guards_and_the_ready_probe_do_not_block_it(
-    server: Server, tripwire: Tripwire, monkeypatch: pytest.MonkeyPatch
+    server: Server, run_armed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transport for httpx, whole and streaming, the guard of the `keepa` client and the ready probe, over HTTP and
     on a starved bucket, whose waits are real: none of them blocks the loop.
     """
     fake = FakeKeepa(initial=-5, period=STEP)
     params: dict[str, str | int] = {"domain": 1, "asin": "B000000001,B000000002"}
+    quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
+    events: list[Event] = []
 
-    async def scenario(base: str) -> None:
+    async def scenario(base: str, client_of_keepa: keepa.AsyncKeepa) -> None:
         storage = AsyncRedisStorage.from_url(server.url)
-        quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)
-        waits: list[Event] = []
-
-        def listen(event: Event) -> None:
-            if event.kind is EventKind.WAITING:
-                waits.append(event)
-
-        bucket = AsyncTokenBucket(quota, key="http", storage=storage, listener=listen)
+        bucket = AsyncTokenBucket(quota, key="http", storage=storage, listener=events.append)
         sync = AsyncKeepaSync(bucket, probe=async_http_probe("k", base_url=base))
         transport = AsyncKeepaTransport(sync, api_key="k", host=HOST, retry_refused=True)
-        api: Any = guard(await keepa.AsyncKeepa.create("k" * 64), sync)
-        tripwire.armed = True
-        async with httpx.AsyncClient(base_url=base, transport=transport, timeout=30) as client:
+        api: Any = guard(client_of_keepa, sync)
+        async with storage, httpx.AsyncClient(base_url=base, transport=transport, timeout=30) as client:
 
             async def whole() -> None:
                 (await client.get("/product", params=params)).raise_for_status()
@@ -241,45 +224,37 @@ def test_the_guards_and_the_ready_probe_do_not_block_it(
                 assert len(await api.query(["B000000001"], progress_bar=False, history=False)) == 1
 
             await asyncio.gather(*(path() for path in (whole, streamed, by_keepas_own) for _ in range(5)))
-        assert (await bucket.peek()).holds == 0
-        await storage.aclose()
-        tripwire.armed = False
-        assert waits
+            assert (await bucket.peek()).holds == 0
 
     with FakeKeepaServer(fake) as http:
         send_to(http.url, monkeypatch)
-        asyncio.run(scenario(http.url))
+        run_armed(scenario(http.url, asyncio.run(keepa.AsyncKeepa.create("k" * 64))))
     assert fake.spent == 5 * (2 + 2 + 1)
+    assert EventKind.WAITING in {event.kind for event in events}
 
 
 # --- the tests find what they look for
 
 
-def test_a_path_that_blocks_is_found_by_the_tripwire(server: Server, tripwire: Tripwire) -> None:
+def test_a_path_that_blocks_is_found_by_the_tripwire(server: Server, run_armed: Run) -> None:
     """The sync door, used in a coroutine, trips the wire; so does a sleep."""
 
     async def scenario() -> None:
         bucket = TokenBucket(PLAIN, storage=RedisStorage.from_url(server.url))
-        tripwire.armed = True
         with pytest.raises(BlockedError, match="in the event loop"):
             bucket.try_acquire()
         with pytest.raises(BlockedError, match=r"time\.sleep"):
             SystemClock().sleep(0.001)
-        tripwire.armed = False
 
-    asyncio.run(scenario())
+    run_armed(scenario())
 
 
 def test_a_path_that_blocks_is_found_by_the_freeze(server: Server) -> None:
     """The sync door, used in a coroutine, keeps the loop from thawing the server, and runs into its timeout."""
+    bucket = TokenBucket(PLAIN, storage=RedisStorage.from_url(server.url + "?socket_timeout=0.1"))
 
-    async def scenario() -> None:
-        bucket = TokenBucket(PLAIN, storage=RedisStorage.from_url(server.url + "?socket_timeout=0.1"))
+    async def use() -> None:
+        bucket.try_acquire()
 
-        async def use() -> None:
-            bucket.try_acquire()
-
-        with pytest.raises(AssertionError, match="did not wait for the server"):
-            await through_a_freeze(server, use)
-
-    asyncio.run(scenario())
+    with pytest.raises(AssertionError, match="did not wait for the server"):
+        asyncio.run(through_a_freeze(server, use))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
@@ -11,16 +10,13 @@ import pytest
 import redis
 
 from keepa_tokens import Quota, Reading
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Reconcile, Refund, Reserve, Settle
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Pause, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.storage.redis import RedisStorage
+from tests.redis.common import NAME, SECOND, state_of, time_of
 from tests.redis.mirror import BY_ITSELF
 from tests.redis.test_differential import Watched
 from tests.servers import Server
-
-SECOND = 1_000_000
-NAME = "keepa_tokens:k"
 
 Step = Command | str
 """A command, or a field that is lost before the next one."""
@@ -41,6 +37,7 @@ CASES: dict[str, tuple[Quota, tuple[Step, ...]]] = {
     "a new bucket's hold": (Quota(10, 1, 1.0), (Reserve("a", 1, 600 * SECOND), Settle("a", 2), Acquire(1))),
     "a short hold": (Quota(10, 1, 60.0), (Acquire(9), Reserve("a", 1, SECOND), Acquire(1))),
     "a refund": (Quota(10, 1, 1.0), (Acquire(5), Refund("a", 2), Acquire(1), Acquire(1))),
+    "by the rules": (Quota(10, 1, 1.0), (Reserve("a", 1, 600 * SECOND), Pause(0), Refund("y", 1))),
     "a hold whose end is lost": (Quota(10, 1, 1.0), (Reserve("a", 1, 600 * SECOND), "due_at", Acquire(1))),
     "synced": (Quota(300, 5, 60.0, synced=True), (Reconcile(Reading(50)), Acquire(1), Reserve("a", 1, SECOND))),
     "synced, a long hold": (
@@ -58,14 +55,6 @@ CASES: dict[str, tuple[Quota, tuple[Step, ...]]] = {
 }
 
 
-@pytest.fixture
-def storage(server: Server) -> Iterator[RedisStorage]:
-    """A storage with a client of its own."""
-    made = RedisStorage.from_url(server.url)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_key_is_kept_as_long_as_the_rule_says_or_was_left(server: Server, client: redis.Redis, case: str) -> None:
     """After each command, whoever gave the lifetime, to a few milliseconds, and the time that the test itself took.
@@ -73,33 +62,30 @@ def test_a_key_is_kept_as_long_as_the_rule_says_or_was_left(server: Server, clie
     Valkey tells the end itself: then to the millisecond, where the script gave it by itself.
     """
     quota, steps = CASES[case]
-    storage = Watched.from_url(server.url)
     left, since, end = -2, time.monotonic(), 0
-    for step in steps:
-        if isinstance(step, str):
-            client.hdel(NAME, step)
-            continue
-        began = time.monotonic()
-        outcome = storage.apply("k", quota, step)
-        now: int = client.pttl(NAME)
-        took = (time.monotonic() - since) * 1000
-        stored: Any = client.hgetall(NAME)
-        state = BucketState.from_fields({name.decode(): text.decode() for name, text in stored.items()})
-        by_rule = lifetime_us(state, outcome.now_us)
-        if by_rule is None:
-            assert now == -1, step
-        else:
-            expected = max(ceil(by_rule / 1000), left)
-            assert expected - took - 3 <= now <= expected + 1, step
-            if server.name == "valkey":
-                told: Any = client.pexpiretime(NAME)
-                new = outcome.now_us // 1000 + ceil(by_rule / 1000)
-                # What is left is told in whole milliseconds, rounded down.
-                exact = told == new or new - 1 <= told == end
-                assert exact if storage.way() == BY_ITSELF else told >= new - 1, step
-                end = told
-        left, since = now, began
-    storage.close()
+    with Watched.from_url(server.url) as storage:
+        for step in steps:
+            if isinstance(step, str):
+                client.hdel(NAME, step)
+                continue
+            began = time.monotonic()
+            outcome = storage.apply("k", quota, step)
+            now: int = client.pttl(NAME)
+            took = (time.monotonic() - since) * 1000
+            by_rule = lifetime_us(state_of(client), outcome.now_us)
+            if by_rule is None:
+                assert now == -1, step
+            else:
+                expected = max(ceil(by_rule / 1000), left)
+                assert expected - took - 3 <= now <= expected + 1, step
+                if server.name == "valkey":
+                    told: Any = client.pexpiretime(NAME)
+                    new = outcome.now_us // 1000 + ceil(by_rule / 1000)
+                    # What is left is told in whole milliseconds, rounded down.
+                    exact = told == new or new - 1 <= told == end
+                    assert exact if storage.way() == BY_ITSELF else told >= new - 1, step
+                    end = told
+            left, since = now, began
 
 
 def test_who_has_read_all_need_not_keep_it_longer(storage: RedisStorage, client: redis.Redis) -> None:
@@ -114,14 +100,8 @@ def test_who_has_read_all_need_not_keep_it_longer(storage: RedisStorage, client:
 
 
 def test_on_a_callers_clock_it_is_kept_for_ever(storage: RedisStorage, client: redis.Redis) -> None:
-    """Nobody knows how that clock goes: also where it was kept for a time before."""
-    storage.apply("k", Quota(10, 1, 1.0), Acquire(1))
-    assert client.pttl(NAME) > 0
-    storage.apply("k", Quota(10, 1, 1.0), Acquire(1), now_us=outcome_time(client))
-    assert client.pttl(NAME) == -1
-
-
-def outcome_time(client: redis.Redis) -> int:
-    """Return the server's time in microseconds."""
-    seconds, micro = client.time()
-    return int(seconds) * SECOND + int(micro)
+    """Nobody knows how that clock goes: also where it was kept for a time before, and until it goes by the server's."""
+    for now_us in (None, time_of(client), None):
+        storage.apply("k", Quota(10, 1, 1.0), Acquire(1), now_us=now_us)
+        left_ms: int = client.pttl(NAME)
+        assert 59_000 < left_ms <= 60_000 if now_us is None else left_ms == -1

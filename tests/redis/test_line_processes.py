@@ -6,42 +6,27 @@ import heapq
 import json
 import random
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import redis
 
-from keepa_tokens import KeepaSync, Quota, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Command, Reserve
+from keepa_tokens import KeepaSync, TokenBucket
 from keepa_tokens.rules.line import LATE_US
-from keepa_tokens.rules.state import BucketState
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
+from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.testing import FakeKeepa, ManualClock
 from keepa_tokens.units import MICROSECONDS
-from tests.redis.line_worker import KEY, PLAN
+from tests.redis.common import state_of
+from tests.redis.workers import LINE, PLAN, has_ended_well, working
 from tests.servers import Server
 
-ROOT: Final = Path(__file__).parents[2]
 LONGEST_COUNTDOWN: Final = 900.0
 TASKS: Final = 86
 PROCESSES: Final = 4
-
-
-@contextmanager
-def working(server: Server) -> Iterator[subprocess.Popen[str]]:
-    """Run a worker, and end it."""
-    command = [sys.executable, "-W", "error", "-m", "tests.redis.line_worker", f"unix://{server.socket_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.communicate(timeout=20)
-    assert process.returncode == 0
 
 
 @dataclass
@@ -60,7 +45,7 @@ class Queue:
     def run(self, storage: RedisStorage) -> FakeKeepa:
         """Take each task up as often as it comes back, up to one a process at a time, until all are done."""
         keepa = FakeKeepa(initial=0, refill_rate=5, clock=self.clock)
-        KeepaSync(TokenBucket(PLAN, key=KEY, storage=storage, clock=self.clock), probe=keepa.probe).refresh()
+        KeepaSync(TokenBucket(PLAN, key=LINE, storage=storage, clock=self.clock), probe=keepa.probe).refresh()
         began = self.clock.now_us()
         due = [(0.0, task, self.draw.randint(6, 12)) for task in range(TASKS)]
         while due:
@@ -69,7 +54,7 @@ class Queue:
                 taken.append(heapq.heappop(due))
             self.clock.advance(max(0.0, taken[-1][0] - (self.clock.now_us() - began) / MICROSECONDS))
             now = (self.clock.now_us() - began) / MICROSECONDS
-            told = self.all_at_once([{"task": f"task {task}", "cost": cost} for _, task, cost in taken])
+            told = self.all_at_once([{"task": f"task {task}", "cost": cost} for _, task, cost in taken], self.workers)
             for number, ((_, task, cost), again) in enumerate(zip(taken, told, strict=True)):
                 self.attempts[task] += 1
                 if again is not None:
@@ -78,51 +63,43 @@ class Queue:
                     continue
                 answer = keepa.request("/product", {"asin": ",".join(f"B{each:09d}" for each in range(cost))})
                 end = {"task": f"task {task}", "body": answer.body, "status": answer.status}
-                self.order(self.workers[number], end)
-                self.told(self.workers[number])
+                self.all_at_once([end], self.workers[number : number + 1])
                 self.done[task] = now
             self.note_who_came()
         return keepa
 
-    def all_at_once(self, orders: Sequence[Mapping[str, object]]) -> list[float | None]:
+    def all_at_once(
+        self, orders: Sequence[Mapping[str, object]], workers: Sequence[subprocess.Popen[str]]
+    ) -> list[float | None]:
         """Give each worker an order, and only then hear their answers."""
-        for process, order in zip(self.workers, orders, strict=False):
-            self.order(process, order)
-        return [self.told(process) for process, _ in zip(self.workers, orders, strict=False)]
-
-    def order(self, process: subprocess.Popen[str], order: Mapping[str, object]) -> None:
-        """Give an order."""
-        assert process.stdin is not None
-        process.stdin.write(json.dumps({**order, "now_us": self.clock.now_us()}) + "\n")
-        process.stdin.flush()
-
-    def told(self, process: subprocess.Popen[str]) -> float | None:
-        """Hear the answer."""
-        assert process.stdout is not None
-        answer: float | None = json.loads(process.stdout.readline())
-        return answer
+        busy = [process for process, _ in zip(workers, orders, strict=False)]
+        for process, order in zip(busy, orders, strict=True):
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({**order, "now_us": self.clock.now_us()}) + "\n")
+            process.stdin.flush()
+        return [json.loads(process.stdout.readline()) for process in busy if process.stdout is not None]
 
     def note_who_came(self) -> None:
         """Note in which order they came, by the bucket's own word."""
         if len(self.came) == TASKS:
             return
-        fields: Any = self.client.hgetall(DEFAULT_PREFIX + KEY)
-        state = BucketState.from_fields({name.decode(): text.decode() for name, text in fields.items()})
         first = [task for task in self.done if task not in self.came]
-        line = [int(ticket.id.split()[-1]) for ticket in sorted(state.line, key=lambda each: each.arrived)]
+        tickets = sorted(state_of(self.client, LINE).line, key=lambda each: each.arrived)
+        line = [int(ticket.id.split()[-1]) for ticket in tickets]
         self.came += [*first, *(task for task in line if task not in self.came)]
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("late", [0.0, 0.3, 5.0])
-def test_tasks_of_four_processes_keep_their_order_and_ask_twice(server: Server, late: float) -> None:
+def test_tasks_of_four_processes_keep_their_order_and_ask_twice(
+    server: Server, client: redis.Redis, storage: RedisStorage, tmp_path: Path, late: float
+) -> None:
     """86 tasks at 5 a minute: in order; each asks twice, and once for each quarter of an hour; late ones 10% more."""
     with ExitStack() as stack:
-        storage = RedisStorage.from_url(f"unix://{server.socket_path}")
-        stack.callback(storage.close)
-        client = stack.enter_context(server.client())
-        queue = Queue([stack.enter_context(working(server)) for _ in range(PROCESSES)], client, late)
+        job = ("line", 0, f"unix://{server.socket_path}", tmp_path)
+        queue = Queue([stack.enter_context(working(*job)) for _ in range(PROCESSES)], client, late)
         keepa = queue.run(storage)
+        assert all(has_ended_well(worker) for worker in queue.workers)
     assert keepa.refused == 0
     assert sorted(queue.came) == list(range(TASKS))
     allowed = [2 + int(queue.done[task] // LONGEST_COUNTDOWN) for task in range(TASKS)]
@@ -135,21 +112,3 @@ def test_tasks_of_four_processes_keep_their_order_and_ask_twice(server: Server, 
     if late < LATE_US / MICROSECONDS:
         assert all(asked <= most for asked, most in zip(queue.attempts, allowed, strict=True))
         assert inversions == 0
-
-
-def test_a_refusal_that_takes_a_ticket_is_two_trips(server: Server, client: redis.Redis) -> None:
-    """The script hands over, and stores what the rules made of it; a grant, or a refusal without a ticket, is one."""
-    storage = RedisStorage.from_url(f"unix://{server.socket_path}")
-    quota = Quota(10, 1, 60.0)
-
-    def trips(command: Command) -> int:
-        before: Any = client.info("commandstats")
-        storage.apply(KEY, quota, command)
-        after: Any = client.info("commandstats")
-        return int(after["cmdstat_evalsha"]["calls"] - before["cmdstat_evalsha"]["calls"])
-
-    storage.apply(KEY, quota, Acquire(5))
-    assert trips(Acquire(1)) == 1
-    assert trips(Reserve("tries", 10, MICROSECONDS)) == 1
-    assert trips(Reserve("waits", 10, MICROSECONDS, ticket="t")) == 2
-    storage.close()

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import combinations
-from typing import Any
+from collections.abc import Callable
+from itertools import chain, combinations
 
 import pytest
 import redis
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
-from keepa_tokens.rules.commands import (
-    Acquire,
-    Cancel,
-    ClaimProbe,
-    Command,
-    Pause,
-    Peek,
-    Reconcile,
-    Refund,
-    Reserve,
-    Settle,
-)
+from keepa_tokens.rules import commands
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Pause, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import RedisStorage
+from tests.redis.common import NAME, NOW, SECOND, stored
 from tests.servers import HOST, Server
 
-SECOND = 1_000_000
 PLAIN = Quota(60, 1, 1.0)
 SYNCED = Quota(300, 5, 60.0, synced=True)
 ALWAYS = ("evalsha", "eval", "time", "hlen", "hmget", "hgetall")
@@ -55,7 +44,7 @@ def paused(storage: RedisStorage, now: int | None) -> None:
     storage.apply("k", PLAIN, Pause(600 * SECOND), now_us=now)
 
 
-CASES: dict[str, tuple[Began, Quota, Command]] = {
+CASES: dict[str, tuple[Began, Quota, commands.Command]] = {
     "a new bucket": (never, PLAIN, Acquire(1)),
     "a new bucket's hold": (never, PLAIN, Reserve("a", 1, SECOND)),
     "a new bucket's claim": (never, SYNCED, Acquire(1)),
@@ -75,27 +64,12 @@ NO_MORE_ROOM = {"acquire", "a place", "settle", "cancel", "a synced settle"}
 """What is carried out on a full server too: it only changes numbers, or removes a hold."""
 
 
-@pytest.fixture
-def storage(server: Server) -> Iterator[RedisStorage]:
-    """A storage whose user may do everything."""
-    made = RedisStorage.from_url(server.url)
-    yield made
-    made.close()
-
-
-def seen(client: redis.Redis) -> tuple[dict[bytes, bytes], bool]:
+def seen(client: redis.Redis) -> tuple[dict[str, str], bool]:
     """Return what is stored, and whether it is for ever."""
-    stored: Any = client.hgetall("keepa_tokens:k")
-    return stored, client.ttl("keepa_tokens:k") == -1
+    return stored(client), client.ttl(NAME) == -1
 
 
-def missing() -> Iterator[tuple[str, ...]]:
-    """Yield each right of those who write, and each two."""
-    for number in (1, 2):
-        yield from combinations(WRITING, number)
-
-
-@pytest.mark.parametrize("now", [None, 1_780_000_000 * SECOND], ids=["the server's time", "a caller's"])
+@pytest.mark.parametrize("now", [None, NOW], ids=["the server's time", "a caller's"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_missing_right_changes_nothing(
     server: Server, client: redis.Redis, storage: RedisStorage, case: str, now: int | None
@@ -103,7 +77,7 @@ def test_a_missing_right_changes_nothing(
     """Without any one right, or any two, a command is carried out whole or is a ConfigError and has left no trace."""
     began, quota, command = CASES[case]
     told_of = 0
-    for rights in missing():
+    for rights in chain(combinations(WRITING, 1), combinations(WRITING, 2)):
         if began is never and set(rights) == {"hdel", "pexpire"}:
             continue  # who may neither give a new bucket an end nor undo it leaves it behind, with the tokens taken
         client.acl_setuser(
@@ -114,19 +88,18 @@ def test_a_missing_right_changes_nothing(
             keys=["*"],
             commands=[f"+{name}" for name in (*ALWAYS, *WRITING) if name not in rights],
         )
-        client.delete("keepa_tokens:k")
+        client.delete(NAME)
         began(storage, now)
         before = seen(client)
-        lesser = RedisStorage.from_url(f"redis://worker:secret@{HOST}:{server.port}")
         refused = ""
-        try:
-            lesser.apply("k", quota, command, now_us=now)
-        except ConfigError as error:
-            refused = str(error)
-            told_of += 1
+        with RedisStorage.from_url(f"redis://worker:secret@{HOST}:{server.port}") as lesser:
+            try:
+                lesser.apply("k", quota, command, now_us=now)
+            except ConfigError as error:
+                refused = str(error)
+                told_of += 1
         assert (seen(client) == before) == bool(refused), rights
         assert not refused or "Nothing was changed" in refused
-        lesser.close()
     client.acl_deluser("worker")
     assert told_of
 

@@ -2,86 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import redis
 
-from keepa_tokens import BucketState
 from keepa_tokens.rules.commands import Acquire
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
-from tests.redis.workers import (
-    ACTUAL,
-    ESTIMATE,
-    HELD,
-    HOLD_FOR_S,
-    QUEUED,
-    SHARED,
-    SPENT_FOR_S,
-    TURNS,
-    Diary,
-)
+from keepa_tokens.storage.redis import RedisStorage
+from tests.redis import workers
+from tests.redis.common import SECOND, calls, state_of, time_of
+from tests.redis.workers import SHARED, Diary, has_ended_well, working
 from tests.servers import Server, wait_until
 
 pytestmark = pytest.mark.deep  # seconds of real time, and up to twenty processes
 
-ROOT: Final = Path(__file__).parents[2]
-SECOND: Final = 1_000_000
-ENDS_WITHIN_S: Final = 60
 
-
-def command_of(job: str, count: int, server: Server, folder: Path, scheme: str = "unix") -> list[str]:
-    """Return how to run a job of `workers.py`. A warning, as of a fork with threads, is an error there too."""
-    url = f"unix://{server.socket_path}" if scheme == "unix" else server.url.replace("redis", scheme)
-    return [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)]
-
-
-def run(job: str, count: int, server: Server, folder: Path, scheme: str = "unix") -> list[list[list[Any]]]:
+def run(job: str, count: int, url: str, folder: Path) -> list[list[list[Any]]]:
     """Let workers do a job and return what each wrote."""
-    done = subprocess.run(
-        command_of(job, count, server, folder, scheme),
-        cwd=ROOT,
-        capture_output=True,
-        timeout=ENDS_WITHIN_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    with working(job, count, url, folder) as crew:
+        assert has_ended_well(crew)
     return [Diary(folder / str(number)).read() for number in range(count)]
-
-
-@contextmanager
-def started(job: str, count: int, server: Server, folder: Path) -> Iterator[list[Diary]]:
-    """Start workers, and end at the end whichever still run, by their ids."""
-    crew = subprocess.Popen(
-        command_of(job, count, server, folder), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield [Diary(folder / str(number)) for number in range(count)]
-    finally:
-        kill(processes(folder))
-        crew.communicate(timeout=ENDS_WITHIN_S)
-
-
-def processes(folder: Path) -> list[int]:
-    """Return the ids of the workers in a folder."""
-    return [int(str(process)) for (process,) in Diary(folder / "processes").read()]
-
-
-def kill(ids: list[int]) -> None:
-    """End processes in the middle of whatever they do."""
-    for process in ids:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 # --- no over-admission
@@ -102,15 +44,15 @@ def most_in_any_interval(grants: list[tuple[int, int]], refill: int) -> int:
 
 def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_path: Path) -> None:
     """In 5 s on one key they get, in any interval of t, at most 1000 + 100 t, and at least 99 % of that in all."""
-    wrote = [grants for ((grants,),) in run("spend", 4, server, tmp_path)]
+    wrote = [grants for ((grants,),) in run("spend", 4, f"unix://{server.socket_path}", tmp_path)]
     grants = sorted((now + place, tokens) for told in wrote for now, place, tokens in told)
 
     # Whoever only tries, and begins after the full bucket was spent, gets nothing while others queue.
     assert all(wrote[1::2]), "a process that queues got nothing"
     assert most_in_any_interval(grants, SHARED.refill) <= SHARED.capacity * SECOND
     start = grants[0][0]
-    granted = sum(tokens for at, tokens in grants if at <= start + SPENT_FOR_S * SECOND)
-    due = SHARED.capacity + SHARED.refill * SPENT_FOR_S
+    granted = sum(tokens for at, tokens in grants if at <= start + workers.SPENT_FOR_S * SECOND)
+    due = SHARED.capacity + SHARED.refill * workers.SPENT_FOR_S
     assert 0.99 * due <= granted <= due
 
 
@@ -129,47 +71,38 @@ def test_killed_workers_leak_nothing_beyond_the_lifetime_of_their_holds(
     server: Server, client: redis.Redis, tmp_path: Path
 ) -> None:
     """Of eight workers killed in mid-call only holds remain, which end in time; every token is accounted for."""
-    with started("hold", 8, server, tmp_path) as diaries:
+    diaries = [Diary(tmp_path / str(number)) for number in range(8)]
 
-        def are_busy() -> bool:
-            told = [diary.read() for diary in diaries]
-            return all(
-                len(lines) > 40 and (number % 2 == 0 or lines[-1] == ["hangs"]) for number, lines in enumerate(told)
-            )
+    def are_busy() -> bool:
+        told = [diary.read() for diary in diaries]
+        return all(len(lines) > 40 and (number % 2 == 0 or lines[-1] == ["hangs"]) for number, lines in enumerate(told))
 
+    with working("hold", 8, f"unix://{server.socket_path}", tmp_path):
         wait_until("four workers are busy and four hang in a call", are_busy)
-        kill(processes(tmp_path))
 
     storage = RedisStorage(client)
     now = time_of(client)
     shown = storage.inspect("held", now_us=now)
     assert shown is not None
     assert 4 <= shown.holds <= 8
-    assert shown.held == shown.holds * ESTIMATE
+    assert shown.held == shown.holds * workers.ESTIMATE
 
     # What is not held was settled by somebody; a killed worker may have done one thing more than it could tell.
     told = [diary.read() for diary in diaries]
     settled = sum(lines.count(["settled"]) for lines in told)
     assert shown.balance is not None
-    cost = HELD.capacity - shown.balance - shown.held
-    assert cost % ACTUAL == 0
-    assert settled <= cost // ACTUAL <= settled + 8
+    cost = workers.HELD.capacity - shown.balance - shown.held
+    assert cost % workers.ACTUAL == 0
+    assert settled <= cost // workers.ACTUAL <= settled + 8
 
     # All of them end within their lifetime, and their estimates stay charged.
-    end = now + round(HOLD_FOR_S * SECOND)
+    end = now + round(workers.HOLD_FOR_S * SECOND)
     later = storage.inspect("held", now_us=end)
     assert later is not None
     assert (later.holds, later.held) == (0, 0)
     assert later.balance == shown.balance
-    storage.apply("held", HELD, Acquire(0), now_us=end + SECOND)
-    stored: Any = client.hgetall(DEFAULT_PREFIX + "held")
-    assert BucketState.from_fields({name.decode(): text.decode() for name, text in stored.items()}).holds == {}
-
-
-def time_of(client: redis.Redis) -> int:
-    """Return the server's time in microseconds."""
-    seconds, rest = client.time()
-    return seconds * SECOND + rest
+    storage.apply("held", workers.HELD, Acquire(0), now_us=end + SECOND)
+    assert state_of(client, "held").holds == {}
 
 
 # --- first come, first served
@@ -180,20 +113,18 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
 ) -> None:
     """They get their tokens first come, first served, one refill apart, none too early, with one call for each."""
     storage = RedisStorage(client)
-    storage.apply("queue", QUEUED, Acquire(1))  # the script is loaded, and the bucket empty
+    storage.apply("queue", workers.QUEUED, Acquire(1))  # the script is loaded, and the bucket empty
     client.config_resetstat()
-    wrote = run("queue", 20, server, tmp_path)
+    wrote = run("queue", 20, f"unix://{server.socket_path}", tmp_path)
 
     came = sorted((now, place, returned) for lines in wrote for now, place, returned in lines)
-    assert len(came) == 20 * TURNS
+    assert len(came) == 20 * workers.TURNS
     served = [now + place for now, place, _ in came]
-    spacing = QUEUED.period_us // QUEUED.refill
+    spacing = workers.QUEUED.period_us // workers.QUEUED.refill
     assert served == sorted(served)
     assert all(later - earlier >= spacing for earlier, later in pairwise(served))
     assert all(returned >= now + place for now, place, returned in came)
-    stats = client.info("commandstats")
-    assert stats["cmdstat_evalsha"]["calls"] == len(came)
-    assert "cmdstat_eval" not in stats
+    assert (calls(client, "evalsha"), calls(client, "eval")) == (len(came), 0)
 
 
 # --- fork
@@ -202,7 +133,7 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
 def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path, scheme: str) -> None:
     """Parent and children that go on with the storage that was open at the fork each get their own answers."""
-    run("fork-sync", 0, server, tmp_path, scheme)
+    run("fork-sync", 0, server.url.replace("redis", scheme), tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
@@ -212,4 +143,4 @@ def test_a_fork_with_an_open_async_storage_is_an_error_in_the_child(
     """A child that uses its parent's open async storage gets a ConfigError, the parent its own answers; a storage that
     was made before the fork and not used yet works in the child.
     """
-    run("fork-async", 0, server, tmp_path, scheme)
+    run("fork-async", 0, server.url.replace("redis", scheme), tmp_path)

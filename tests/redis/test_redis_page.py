@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import redis
 
-from keepa_tokens import BucketState, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens import BucketState, Reading, TokenBucket, keepa_quota
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
+from tests.redis.common import PLAIN, stored
 from tests.redis.flavours import SENT_BY_DEFAULT
 from tests.redis.test_tls_acl import NEEDED
 from tests.servers import HOST, MASTER, SYSTEM, Server, cluster, replicated, running
@@ -27,7 +28,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGE = (REFERENCE / "redis.md").read_text(encoding="utf-8")
 STORED = (REFERENCE / "stored.md").read_text(encoding="utf-8")
 PROGRAMS: list[str] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-PLAIN = Quota(1000, 1, 1.0)
+HASH: list[str] = re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", STORED, re.DOTALL)[0].splitlines()
 
 
 def rows(page: str, heading: str) -> Iterator[list[str]]:
@@ -86,10 +87,9 @@ def test_there_is_a_program_for_each_topology() -> None:
         assert kind in program
 
 
-def test_the_hash_is_what_is_stored(server: Server, client: redis.Redis) -> None:
+def test_the_hash_is_what_is_stored(storage: RedisStorage, client: redis.Redis) -> None:
     """The hash that the page shows is what these steps leave, name by name, in this order."""
     clock = ManualClock(1_780_000_000)
-    storage = RedisStorage.from_url(server.url)
     bucket = TokenBucket(keepa_quota(refill_rate=5), key="my-plan", storage=storage, clock=clock)
     bucket.reconcile(Reading(120, next_refill_in=31.5, server_time=1_780_000_000.25))
     clock.advance(5)
@@ -97,11 +97,8 @@ def test_the_hash_is_what_is_stored(server: Server, client: redis.Redis) -> None
     clock.advance(1)
     reservation.settle(42, Reading(78, next_refill_in=25.5, server_time=1_780_000_006.25))
     opened = bucket.reserve(10)
-    stored: Any = client.hgetall("keepa_tokens:my-plan")
-    lines = [f"{name.decode().replace(opened.id, '2f6c'):<16} {text.decode()}" for name, text in stored.items()]
-    storage.close()
-
-    assert re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", STORED, re.DOTALL)[0].splitlines() == lines
+    fields = stored(client, "my-plan").items()
+    assert [f"{name.replace(opened.id, '2f6c'):<16} {text}" for name, text in fields] == HASH
     assert (client.memory_usage("keepa_tokens:my-plan") or 0) in range(1, 1024)
 
 
@@ -148,16 +145,13 @@ def test_one_library_opens_the_others_urls(
     monkeypatch.setattr(
         "keepa_tokens.storage._clients.find_spec", lambda name: None if name == missing else find_spec(name)
     )
-    storage = RedisStorage.from_url(server.url.replace("redis", scheme))
-    assert type(storage._client).__module__.partition(".")[0] == ({"redis", "valkey"} - {missing}).pop()
-    assert storage.apply("k", PLAIN, Acquire(1)).granted
-    storage.close()
+    with RedisStorage.from_url(server.url.replace("redis", scheme)) as storage:
+        assert type(storage._client).__module__.partition(".")[0] == ({"redis", "valkey"} - {missing}).pop()
+        assert storage.apply("k", PLAIN, Acquire(1)).granted
 
 
-def test_the_state_reads_back(client: redis.Redis) -> None:
-    """The hash of the page, put into Redis by hand, is read as the state that it says."""
-    lines = re.findall(r"> HGETALL keepa_tokens:my-plan\n(.*?)```", STORED, re.DOTALL)[0].splitlines()
-    texts = {name: text.strip() for name, text in (line.split(maxsplit=1) for line in lines)}
-    state = BucketState.from_fields(texts)
+def test_the_state_reads_back() -> None:
+    """The hash of the page is read as the state that it says."""
+    state = BucketState.from_fields(dict(line.split(maxsplit=1) for line in HASH))
     assert state.unreadable == ()
     assert (state.balance, state.holds["2f6c"].tokens, state.quota) == (78, 10, keepa_quota(refill_rate=5))

@@ -3,70 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import redis
 
-from keepa_tokens import BucketState, Quota, Reading, StorageUnavailable, TokenBucket
+from keepa_tokens import Quota, Reading, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage
 from keepa_tokens.testing import ManualClock
-from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour, script_runs
-from tests.redis.proxy import Proxy, proxied
+from tests.redis.common import NOW, PLAIN, SECOND, SYNCED, script_runs, sendings, state_of
+from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour
+from tests.redis.proxy import Proxy
 from tests.servers import Server, wait_until
 
-PLAIN = Quota(1000, 1, 1.0)
-SYNCED = Quota(300, 5, 60.0, stepped=True, synced=True)
-NOW = 1_780_000_000_000_000
-SECOND = 1_000_000
 
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    """A proxy before the server."""
-    with proxied(server.port) as made:
-        yield made
-
-
-def stored(client: redis.Redis, key: str) -> BucketState:
-    texts: Any = client.hgetall(f"keepa_tokens:{key}")
-    return BucketState.from_fields({name.decode(): text.decode() for name, text in texts.items()})
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_from_url_runs_a_script_once(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
     """A storage that `from_url` made sends nothing again: the script ran once, and nobody is told that it counted."""
     with flavour.at(f"{proxy.url}?retry_on_timeout=yes") as opened:
-        opened.apply("k", PLAIN, Peek(), now_us=NOW)
-        client.config_resetstat()
-        proxy.cuts = 20
-        with pytest.raises(StorageUnavailable, match="Nobody knows whether") as lost:
-            opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
-        assert type(lost.value.__cause__).__name__ == "ConnectionError"
-        runs = SENT_BY_DEFAULT["by `from_url`"][flavour.library]
-        assert (script_runs(client), proxy.cuts) == (runs, 20 - runs)
-
-        proxy.cuts = 0
-        assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 999
+        assert sendings(opened, proxy, client) == SENT_BY_DEFAULT["by `from_url`"][flavour.library]
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_a_client_brought_along_sends_as_often_as_it_likes(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
     """By default redis-py runs the script up to 11 times, valkey-py once; a plain acquire is charged for each run."""
     with flavour.over(lambda: flavour.client(proxy.port)) as opened:
         retry = opened.client.connection_pool.connection_kwargs.get("retry")
         if retry is not None:
             retry._backoff = flavour.retry(0)._backoff  # as often, but without the pauses
-        opened.apply("k", PLAIN, Peek(), now_us=NOW)
-        client.config_resetstat()
-        proxy.cuts = 20
-        with pytest.raises(StorageUnavailable):
-            opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
         runs = SENT_BY_DEFAULT["standalone"][flavour.library]
-        assert script_runs(client) == runs
-        assert stored(client, "k").balance == 1000 - runs
+        assert sendings(opened, proxy, client) == runs
 
         client.config_resetstat()
         proxy.cuts = runs - 1
@@ -105,58 +69,21 @@ def test_what_carries_an_id_counts_once(client: redis.Redis, proxy: Proxy, what:
             opened.apply(key, quota, Reserve("open", 10, 60 * SECOND), now_us=NOW - 20 * SECOND)
             opened.apply(key, quota, Reserve("late", 10, 15 * SECOND), now_us=NOW - 20 * SECOND)
         outcome = opened.apply("once", quota, command, now_us=NOW)
-        assert stored(client, "once") != stored(client, "often")
+        assert state_of(client, "once") != state_of(client, "often")
         client.config_resetstat()
         proxy.spared, proxy.cuts = spared, 3
         assert opened.apply("often", quota, command, now_us=NOW) == outcome
         assert proxy.cuts == 0
 
     assert script_runs(client) == 5
-    once, often = stored(client, "once"), stored(client, "often")
+    once, often = state_of(client, "once"), state_of(client, "often")
     assert often.to_fields() == once.to_fields()
 
 
-def test_a_refund_that_comes_again_counts_once_for_ten_minutes(server: Server, client: redis.Redis) -> None:
-    """A refund that arrives once more is known by its id for ten minutes; it is not kept for ever."""
-    quota, refund = Quota(1000, 0, 1.0), Refund("back", 4)
-    with FLAVOURS[0].at(server.url) as opened:
-        opened.apply("k", quota, Acquire(50), now_us=NOW)
-        assert opened.apply("k", quota, refund, now_us=NOW).found
-        for minute in range(1, 10):
-            assert not opened.apply("k", quota, refund, now_us=NOW + minute * 60 * SECOND).found
-        assert opened.apply("k", quota, Acquire(1), now_us=NOW + 600 * SECOND).balance == 953
-    assert stored(client, "k").holds == {}
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
-def test_every_client_that_sends_again_counts_reservations_once(
-    client: redis.Redis, proxy: Proxy, flavour: Flavour
-) -> None:
-    """With each library set to send again, a reserve and a settle whose answers are lost cost what was settled."""
-    with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
-        opened.apply("k", PLAIN, Peek(), now_us=NOW)
-        client.config_resetstat()
-        for command in (Reserve("x", 20, 60 * SECOND), Settle("x", 5), Refund("y", 1)):
-            proxy.cuts = 3
-            opened.apply("k", PLAIN, command, now_us=NOW)
-        assert script_runs(client) == 12
-        assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 1000 - 5 + 1
-
-
-def test_a_claim_that_is_sent_twice_is_given_once(client: redis.Redis, proxy: Proxy) -> None:
-    """A claim on the probe that is stored twice is told to whoever asked for it, and to nobody else."""
-    flavour = FLAVOURS[0]
-    with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(1))) as opened:
-        opened.apply("k", SYNCED, Peek(), now_us=NOW)
-        proxy.spared, proxy.cuts = 1, 1  # what was decided is stored twice
-        assert opened.apply("k", SYNCED, ClaimProbe(), now_us=NOW).probe
-        assert not opened.apply("k", SYNCED, ClaimProbe(), now_us=NOW).probe
-    assert not stored(client, "k").probe_failures
-
-
-def test_the_doors_count_once(client: redis.Redis, proxy: Proxy) -> None:
-    """Through TokenBucket a reservation, its settling, a cancelled one and a refund count once when sent four times."""
-    flavour = FLAVOURS[0]
+def test_the_doors_count_once(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
+    """Through TokenBucket a reservation, its settling, a cancelled one and a refund count once when sent four times,
+    with each library set to send again.
+    """
     with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
         opened.apply("k", PLAIN, Peek(), now_us=NOW)
         client.config_resetstat()
@@ -172,31 +99,30 @@ def test_the_doors_count_once(client: redis.Redis, proxy: Proxy) -> None:
         assert (shown.balance, shown.held) == (992, 0)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
-def test_a_late_answer_is_nobody_elses(own_server: Server, flavour: Flavour) -> None:
+def test_a_late_answer_is_nobody_elses(server: Server, flavour: Flavour) -> None:
     """The answer to a call that ran into its timeout is not taken for the answer to the next one."""
-    with flavour.at(f"{own_server.url}?socket_timeout=0.3&max_connections=1") as opened:
+    with flavour.at(f"{server.url}?socket_timeout=0.3&max_connections=1") as opened:
         opened.apply("k", PLAIN, Peek(), now_us=NOW)
-        own_server.freeze()
+        server.freeze()
         try:
             with pytest.raises(StorageUnavailable, match="TimeoutError"):
                 opened.apply("k", PLAIN, Acquire(400), now_us=NOW)
         finally:
-            own_server.thaw()
+            server.thaw()
         assert opened.apply("other", PLAIN, Acquire(1), now_us=NOW).balance == 999
         # It had been sent, and counts: that is why nobody knows.
         assert opened.apply("k", PLAIN, Peek(), now_us=NOW).balance == 600
 
 
 @pytest.mark.parametrize("flavour", [flavour for flavour in FLAVOURS if flavour.asynchronous], ids=str)
-def test_the_answer_to_a_cancelled_call_is_nobody_elses(own_server: Server, flavour: Flavour) -> None:
+def test_the_answer_to_a_cancelled_call_is_nobody_elses(server: Server, proxy: Proxy, flavour: Flavour) -> None:
     """A coroutine cancelled while it waits for Redis leaves no answer behind for the next one on its connection."""
 
-    async def scenario(proxy: Proxy) -> tuple[int | None, int | None]:
+    async def scenario() -> tuple[int | None, int | None]:
         storage = AsyncRedisStorage.from_url(flavour.url(f"{proxy.url}?max_connections=1"))
         await storage.apply("k", PLAIN, Peek(), now_us=NOW)
         seen = proxy.scripts
-        own_server.freeze()
+        server.freeze()
         try:
             call = asyncio.create_task(storage.apply("k", PLAIN, Acquire(400), now_us=NOW))
             # Python 3.11 loses a cancellation that comes as the sending ends: until then, and some turns of the loop.
@@ -207,11 +133,10 @@ def test_the_answer_to_a_cancelled_call_is_nobody_elses(own_server: Server, flav
             with pytest.raises(asyncio.CancelledError):
                 await call
         finally:
-            own_server.thaw()
+            server.thaw()
         other = await storage.apply("other", PLAIN, Acquire(1), now_us=NOW)
         cancelled = await storage.apply("k", PLAIN, Peek(), now_us=NOW)
         await storage.aclose()
         return other.balance, cancelled.balance
 
-    with proxied(own_server.port) as proxy:
-        assert asyncio.run(scenario(proxy)) == (999, 600)
+    assert asyncio.run(scenario()) == (999, 600)

@@ -13,59 +13,51 @@ import trustme
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Refund, Reserve, Settle
+from tests.redis.common import NOW, PLAIN, SECOND
 from tests.redis.flavours import FLAVOURS, Flavour, Opened
 from tests.servers import HOST, SYSTEM, Server, free_port, running
 
-PLAIN = Quota(1000, 1, 1.0)
-NOW = 1_780_000_000_000_000
-SECOND = 1_000_000
 PASSWORD = "s3cr/t:@?#"
+LOGIN = f"worker:{quote(PASSWORD, safe='')}@"
 
 
 @dataclass(frozen=True)
 class Secured:
-    """A server that speaks TLS, whom to trust for it, whom not, and a client's certificate."""
+    """A server that speaks TLS, and a folder with certificates: by whom to trust, by a stranger, and a client's."""
 
     server: Server
     port: int
-    trusted: Path
-    stranger: Path
-    certificate: Path
+    folder: Path
+
+    def url(self, trusted: str = "", login: str = "") -> str:
+        """Return its address for those who trust in a certificate of the folder."""
+        mine = self.folder / "worker.pem"
+        options = f"&ssl_ca_certs={self.folder / trusted}" if trusted else ""
+        return f"rediss://{login}{HOST}:{self.port}?ssl_certfile={mine}&ssl_keyfile={mine}{options}"
 
 
 @pytest.fixture(scope="module", params=["no", "yes"], ids=["server's certificate", "both certificates"])
 def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """Debian's Redis with a certificate for the loopback address; with `yes` it wants one of the client too."""
     folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "trusted.pem"))
-    trustme.CA().cert_pem.write_to_path(str(folder / "stranger.pem"))
-    authority.issue_cert("worker").private_key_and_cert_chain_pem.write_to_path(str(folder / "worker.pem"))
-    own = authority.issue_cert(HOST)
-    own.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
-    port = free_port()
-    options = ["--tls-port", str(port), "--tls-auth-clients", request.param]
-    for option in ("--tls-cert-file", "--tls-key-file"):
-        options += [option, str(folder / "server.pem")]
-    options += ["--tls-ca-cert-file", str(folder / "trusted.pem")]
-    with running(SYSTEM, *options) as server:
-        yield Secured(server, port, folder / "trusted.pem", folder / "stranger.pem", folder / "worker.pem")
-
-
-def tls_url(secured: Secured, trusted: Path | None, *, login: str = "", scheme: str = "rediss") -> str:
-    options = "" if trusted is None else f"&ssl_ca_certs={trusted}"
-    certificate = f"ssl_certfile={secured.certificate}&ssl_keyfile={secured.certificate}"
-    return f"{scheme}://{login}{HOST}:{secured.port}?{certificate}{options}"
+    authority, port = trustme.CA(), free_port()
+    authority.cert_pem.write_to_path(folder / "trusted.pem")
+    trustme.CA().cert_pem.write_to_path(folder / "stranger.pem")
+    for name, whose in (("worker.pem", "worker"), ("server.pem", HOST)):
+        authority.issue_cert(whose).private_key_and_cert_chain_pem.write_to_path(folder / name)
+    own = str(folder / "server.pem")
+    files = ("--tls-cert-file", own, "--tls-key-file", own, "--tls-ca-cert-file", str(folder / "trusted.pem"))
+    with running(SYSTEM, "--tls-port", str(port), "--tls-auth-clients", request.param, *files) as server:
+        yield Secured(server, port, folder)
 
 
 @pytest.mark.system_redis
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 def test_tls_by_url(secured: Secured, flavour: Flavour) -> None:
     """A rediss:// or valkeys:// URL is an encrypted connection of its user; the server's certificate is checked."""
     with secured.server.client() as client:
         client.flushall()
         client.acl_setuser("worker", enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], categories=["+@all"])
-        with flavour.at(tls_url(secured, secured.trusted, login=f"worker:{quote(PASSWORD, safe='')}@")) as opened:
+        with flavour.at(secured.url("trusted.pem", LOGIN)) as opened:
             assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
             assert list(opened.keys()) == ["k"]
             names = [entry["user"] for entry in client.client_list() if int(entry["id"]) != client.client_id()]
@@ -73,13 +65,11 @@ def test_tls_by_url(secured: Secured, flavour: Flavour) -> None:
 
 
 @pytest.mark.system_redis
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
 @pytest.mark.parametrize("how", ["stranger", "nobody", "plain"])
 def test_a_server_that_is_not_trusted_is_not_used(secured: Secured, flavour: Flavour, how: str) -> None:
     """A certificate by an authority that is not trusted, and no TLS at all, are StorageUnavailable."""
-    trusted = secured.stranger if how == "stranger" else None
-    url = tls_url(secured, trusted) if how != "plain" else f"redis://{HOST}:{secured.port}"
-    with flavour.at(url) as opened:
+    url = secured.url("stranger.pem" if how == "stranger" else "")
+    with flavour.at(url if how != "plain" else f"redis://{HOST}:{secured.port}") as opened:
         with pytest.raises(StorageUnavailable) as refused:
             opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
         assert refused.value.__cause__ is not None
@@ -87,48 +77,31 @@ def test_a_server_that_is_not_trusted_is_not_used(secured: Secured, flavour: Fla
 
 
 NEEDED = (
-    *(
-        "evalsha",
-        "eval",
-        "time",
-        "hlen",
-        "hmget",
-        "hgetall",
-        "hset",
-        "hdel",
-        "pexpire",
-        "pttl",
-        "persist",
-        "scan",
-        "del",
-    ),
+    *("evalsha", "eval", "time", "hlen", "hmget", "hgetall", "hset", "hdel", "pexpire", "pttl", "persist"),
+    *("scan", "del"),
 )
 """The commands that a user of a bucket needs, `scan` for `keys()` alone, `del` for `delete()`."""
 
 COMMANDS: list[Command] = [
-    Peek(),
-    Acquire(1),
-    Reserve("x", 1, 60 * SECOND),
-    Settle("x", 2),
-    Refund("y", 1),
-    Reconcile(Reading(5)),
-    Acquire(1),
+    *(Peek(), Acquire(1), Reserve("x", 1, 60 * SECOND), Settle("x", 2), Refund("y", 1)),
+    *(Reconcile(Reading(5)), Acquire(1)),
 ]
 
 
 @pytest.fixture
-def login(client: redis.Redis) -> Iterator[str]:
-    """A user who may do with buckets what is needed, and nothing else; how he logs in."""
+def worker(client: redis.Redis) -> Iterator[str]:
+    """The name of a user who may do with buckets what is needed, and nothing else."""
+    name = "worker"
     client.acl_setuser(
-        "worker",
+        name,
         enabled=True,
         reset=True,
         passwords=[f"+{PASSWORD}"],
         keys=["keepa_tokens:*"],
         commands=[f"+{command}" for command in NEEDED],
     )
-    yield f"worker:{quote(PASSWORD, safe='')}@"
-    client.acl_deluser("worker")
+    yield name
+    client.acl_deluser(name)
 
 
 def use(opened: Opened) -> None:
@@ -143,39 +116,38 @@ def use(opened: Opened) -> None:
     assert opened.inspect("kNone") is None
 
 
+@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("protocol", [2, 3], ids=["resp2", "resp3"])
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
-def test_a_user_by_url_with_the_least_rights(server: Server, login: str, flavour: Flavour, protocol: int) -> None:
-    """A user named in the URL, allowed twelve commands and the prefix's keys, can do all that a storage does."""
-    with flavour.at(f"redis://{login}{HOST}:{server.port}?protocol={protocol}") as opened:
+def test_a_user_by_url_with_the_least_rights(server: Server, flavour: Flavour, protocol: int) -> None:
+    """A user named in the URL, allowed those commands and the prefix's keys, can do all that a storage does."""
+    with flavour.at(f"redis://{LOGIN}{HOST}:{server.port}?protocol={protocol}") as opened:
         use(opened)
 
 
 @pytest.mark.parametrize("command", NEEDED)
-def test_each_right_is_needed(server: Server, client: redis.Redis, login: str, command: str) -> None:
-    """Without any one of the twelve commands something is refused, by a ConfigError that says what to allow."""
-    client.acl_setuser("worker", enabled=True, commands=[f"-{command}"])
+def test_each_right_is_needed(server: Server, client: redis.Redis, worker: str, command: str) -> None:
+    """Without any one of those commands something is refused, by a ConfigError that says what to allow."""
+    client.acl_setuser(worker, enabled=True, commands=[f"-{command}"])
     client.script_flush()
     with (
-        FLAVOURS[0].at(f"redis://{login}{HOST}:{server.port}") as opened,
+        FLAVOURS[0].at(f"redis://{LOGIN}{HOST}:{server.port}") as opened,
         pytest.raises(ConfigError, match=r"may not do all that a bucket needs .* allow evalsha"),
     ):
         use(opened)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
-def test_a_key_that_a_user_may_not_touch(server: Server, login: str, flavour: Flavour) -> None:
+@pytest.mark.usefixtures("worker")
+def test_a_key_that_a_user_may_not_touch(server: Server, flavour: Flavour) -> None:
     """A bucket outside the user's keys, and a wrong password, are a ConfigError; no message has the password."""
-    address = f"{HOST}:{server.port}"
-    made = flavour.named("Client").from_url
+    url = f"redis://{LOGIN}{HOST}:{server.port}"
     with (
-        flavour.over(lambda: made(f"redis://{login}{address}"), prefix="other:") as opened,
+        flavour.over(lambda: flavour.named("Client").from_url(url), prefix="other:") as opened,
         pytest.raises(ConfigError, match="may not do all"),
     ):
         opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
-    with flavour.at(f"redis://{login.replace('s3cr', 'secret')}{address}") as opened:
+    with flavour.at(url.replace("s3cr", "secret")) as opened:
         with pytest.raises(ConfigError, match="password") as refused:
             opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
-        for secret in ("secret", login, quote(PASSWORD, safe="")):
+        for secret in ("secret", LOGIN, quote(PASSWORD, safe="")):
             assert secret not in str(refused.value)
             assert secret not in repr(opened.storage)

@@ -15,9 +15,9 @@ from keepa_tokens import AsyncRedisStorage, Quota, Reading, RedisStorage
 from keepa_tokens.errors import StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Reconcile, Reserve
 from keepa_tokens.storage import _wire
+from tests.redis.common import NAME, NOW, calls, stored
 from tests.servers import Server
 
-NOW: Final = 1_700_000_000_000_000
 ONE: Final = Quota(100, 0, 1.0)
 QUOTAS: Final = (
     Quota(10, 3, 7.0),
@@ -39,21 +39,12 @@ async def asked(storage: AsyncRedisStorage, quota: Quota, commands: list[Acquire
     return await asyncio.gather(*(storage.apply("k", quota, command, now_us=now_us) for command in commands))
 
 
-def evalshas(client: redis.Redis) -> int:
-    """Return the calls of the script since the last reset."""
-    stats: Any = client.info("commandstats")
-    return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
-
-
 def carried_out(url: str, program: Any) -> Any:
     """Run a program on a storage of its own and return what it returns."""
 
     async def whole() -> object:
-        storage = AsyncRedisStorage.from_url(url)
-        try:
+        async with AsyncRedisStorage.from_url(url) as storage:
             return await program(storage)
-        finally:
-            await storage.aclose()
 
     return asyncio.run(whole())
 
@@ -77,8 +68,7 @@ def test_each_gets_what_it_would_have_got_alone(
     told = carried_out(server.url, lambda together: asked(together, quota, commands, NOW + 9))
 
     assert told == expected
-    left, right = (client.hgetall(f"keepa_tokens:{key}") for key in ("k", "alone"))
-    assert {**left, b"version": 0} == {**right, b"version": 0}
+    assert stored(client) | {"version": ""} == stored(client, "alone") | {"version": ""}
 
 
 def test_a_crowd_is_a_few_calls(server: Server, client: redis.Redis) -> None:
@@ -87,7 +77,7 @@ def test_a_crowd_is_a_few_calls(server: Server, client: redis.Redis) -> None:
     told = carried_out(server.url, lambda storage: asked(storage, ONE, [Acquire(1)] * 300, None))
     assert sum(outcome.granted for outcome in told) == 100
     assert sorted(outcome.balance for outcome in told if outcome.granted) == list(range(100))
-    assert evalshas(client) <= 8
+    assert calls(client, "evalsha") <= 8
 
 
 def test_who_is_cancelled_in_time_takes_nothing(server: Server, client: redis.Redis) -> None:
@@ -102,7 +92,7 @@ def test_who_is_cancelled_in_time_takes_nothing(server: Server, client: redis.Re
 
     told = carried_out(server.url, program)
     assert [isinstance(each, asyncio.CancelledError) for each in told] == [False] * 3 + [True] * 2 + [False]
-    assert client.hget("keepa_tokens:k", "balance") == b"96"
+    assert client.hget(NAME, "balance") == b"96"
 
 
 def test_what_is_wrong_with_one_is_nobody_elses_error(server: Server) -> None:

@@ -1,7 +1,7 @@
 """Processes that work on one bucket: `python -m tests.redis.workers JOB COUNT URL FOLDER` forks COUNT of them.
 
 They begin together, and each writes what it did into a file of its own, line by line, so that one that is killed has
-told all but its last word. Every loop ends by itself.
+told all but its last word. Every loop ends by itself. Jobs without a count are done by that process alone.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
-from keepa_tokens import ConfigError, Quota, SystemClock, TokenBucket
+from keepa_tokens import Call, ConfigError, KeepaSync, NotEnoughTokens, Quota, SystemClock, TokenBucket, keepa_quota
 from keepa_tokens.rules.commands import Acquire, Command, Outcome
-from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
+from keepa_tokens.testing import ManualClock
+from keepa_tokens.units import MICROSECONDS
 
 SHARED: Final = Quota(1000, 100, 1.0)
 SPENT_FOR_S: Final = 5.0
@@ -38,6 +42,38 @@ CALLS: Final = 100_000
 
 LONE: Final = Quota(1000, 0, 1.0)
 FORKED_CALLS: Final = 150
+
+LINE: Final = "line"
+PLAN: Final = keepa_quota(5)
+
+ENDS_WITHIN_S: Final = 60
+
+
+@contextmanager
+def working(job: str, count: int, url: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start workers, and end at the end whichever still run. A warning, as of a fork with threads, is an error."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as crew:
+        try:
+            yield crew
+        finally:
+            if crew.poll() is None:
+                os.killpg(crew.pid, signal.SIGKILL)  # in the middle of whatever they do
+                crew.communicate(timeout=ENDS_WITHIN_S)  # until each has let go of its stderr
+
+
+def has_ended_well(crew: subprocess.Popen[str]) -> bool:
+    """Wait until workers have come to their end."""
+    errors = crew.communicate(timeout=ENDS_WITHIN_S)[1]
+    assert crew.returncode == 0, errors
+    return True
 
 
 @dataclass(frozen=True)
@@ -57,32 +93,21 @@ class Diary:
         return [json.loads(line) for line in lines]
 
 
-@dataclass
-class Noting:
-    """A storage that notes what was granted: when by the server's time, for when, and how much."""
+class Noting(RedisStorage):
+    """Notes what was granted: when by the server's time, for when, and how much."""
 
-    storage: RedisStorage
-    grants: list[tuple[int, int, int]] = field(default_factory=list)
+    grants: ClassVar[list[tuple[int, int, int]]] = []
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        outcome = self.storage.apply(key, quota, command, now_us=now_us)
+        outcome = super().apply(key, quota, command, now_us=now_us)
         if isinstance(command, Acquire) and outcome.granted:
             self.grants.append((outcome.now_us, outcome.place_us, command.tokens))
         return outcome
 
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        return self.storage.inspect(key, now_us=now_us)
-
-    def keys(self) -> Iterator[str]:
-        return self.storage.keys()
-
-    def close(self) -> None:
-        self.storage.close()
-
 
 def spend(number: int, url: str, diary: Diary) -> None:
     """Spend as fast as the bucket lets, by waiting in turn or by trying again and again."""
-    storage = Noting(RedisStorage.from_url(url))
+    storage = Noting.from_url(url)
     bucket = TokenBucket(SHARED, key="shared", storage=storage)
     clock, end = SystemClock(), time.monotonic() + SPENT_FOR_S * 1.05
     tokens = number + 1
@@ -110,7 +135,7 @@ def hold(number: int, url: str, diary: Diary) -> None:
 
 def queue(number: int, url: str, diary: Diary) -> None:
     """Wait for a token in turn."""
-    storage = Noting(RedisStorage.from_url(url))
+    storage = Noting.from_url(url)
     bucket = TokenBucket(QUEUED, key="queue", storage=storage)
     for _ in range(TURNS):
         bucket.acquire()
@@ -121,20 +146,31 @@ def queue(number: int, url: str, diary: Diary) -> None:
 JOBS: Final[dict[str, Callable[[int, str, Diary], None]]] = {"spend": spend, "hold": hold, "queue": queue}
 
 
-def crew(job: str, count: int, url: str, folder: Path) -> bool:
-    """Fork workers that begin together, after everything was imported; return whether all ended well."""
+def together(works: Iterable[Callable[[], object]], meanwhile: Callable[[], object] = lambda: None) -> bool:
+    """Fork a process for each, let all begin at once, and return whether all ended well."""
     gate, opener = os.pipe()
-    processes = []
-    for number in range(count):
-        process = os.fork()
-        if process == 0:
-            os.close(opener)
-            os.read(gate, 1)  # nothing comes: it ends when the gate is opened
-            _exit_after(partial(JOBS[job], number, url, Diary(folder / str(number))))
-        Diary(folder / "processes").write(process)
-        processes.append(process)
+    processes = [forked(work, gate, opener) for work in works]
     os.close(opener)
-    return all([_ended_well(process) for process in processes])  # noqa: C419 - each must be waited for
+    meanwhile()
+    ends = [os.waitpid(process, 0)[1] for process in processes]
+    return not any(ends)
+
+
+def forked(work: Callable[[], object], gate: int, opener: int) -> int:
+    """Return the id of a process that begins when the gate is opened."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.close(opener)
+        os.read(gate, 1)  # nothing comes: it ends when nobody can open the gate any more
+        work()
+        code = 0
+    except BaseException as error:  # noqa: BLE001 - a forked child must never run on into its parent's code
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
 
 
 # --- fork with an open storage
@@ -154,7 +190,7 @@ def fork_sync(url: str) -> bool:
     def use(key: str) -> None:
         are_counted_down([storage.apply(key, LONE, Acquire(1)).balance for _ in range(FORKED_CALLS)])
 
-    return _forked(lambda number: use(f"child-{number}"), lambda: use("parent"))
+    return together([partial(use, f"child-{number}") for number in range(3)], lambda: use("parent"))
 
 
 def fork_async(url: str) -> bool:
@@ -163,17 +199,16 @@ def fork_async(url: str) -> bool:
     loop = asyncio.Runner()  # the parent's goes on where it was
     loop.run(use_async(opened, "parent", 1))
 
-    def child(number: int) -> None:
+    def child(key: str) -> None:
         asyncio.run(try_opened())
-        asyncio.run(use_async(unused, f"child-{number}", FORKED_CALLS))
+        asyncio.run(use_async(unused, key, FORKED_CALLS))
 
     async def try_opened() -> None:
-        attempts = (
+        for attempt in (
             lambda: opened.apply("parent", LONE, Acquire(1)),
             lambda: opened.inspect("parent"),
             lambda: anext(opened.keys()),
-        )
-        for attempt in attempts:
+        ):
             try:
                 await attempt()
             except ConfigError as error:
@@ -182,49 +217,57 @@ def fork_async(url: str) -> bool:
                 raise AssertionError("it used its parent's connection")
         await opened.aclose()
 
-    return _forked(child, lambda: loop.run(use_async(opened, "parent", FORKED_CALLS)))
+    children = [partial(child, f"child-{number}") for number in range(3)]
+    return together(children, lambda: loop.run(use_async(opened, "parent", FORKED_CALLS)))
 
 
 async def use_async(storage: AsyncRedisStorage, key: str, calls: int) -> None:
     are_counted_down([(await storage.apply(key, LONE, Acquire(1))).balance for _ in range(calls)])
 
 
-def _forked(child: Callable[[int], object], parent: Callable[[], object]) -> bool:
-    """Let three children and their parent work at the same time; return whether all children ended well."""
-    children = []
-    for number in range(3):
-        process = os.fork()
-        if process == 0:
-            _exit_after(partial(child, number))
-        children.append(process)
-    parent()
-    return all([_ended_well(process) for process in children])  # noqa: C419 - each must be waited for
+# --- a queue's worker
 
 
-FORKS: Final[dict[str, Callable[[str], bool]]] = {"fork-sync": fork_sync, "fork-async": fork_async}
+def follow_orders(url: str) -> bool:
+    """Take up tasks and end their calls, by the clock of who orders it: each order is a line in JSON, and so is what
+    became of it.
+    """
+    clock = ManualClock()
+    storage = RedisStorage.from_url(url)
+    sync = KeepaSync(TokenBucket(PLAN, key=LINE, storage=storage, clock=clock))
+    calls: dict[str, Call] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        clock.advance((order["now_us"] - clock.now_us()) / MICROSECONDS)
+        answer: float | None = None
+        if "cost" in order:
+            try:
+                calls[order["task"]] = sync.try_request(order["cost"], place=order["task"])
+            except NotEnoughTokens as refused:
+                answer = refused.retry_after
+        else:
+            calls.pop(order["task"]).settle(order["body"], status=order["status"])
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    storage.close()
+    return True
 
 
-def _exit_after(work: Callable[[], object]) -> None:
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException as error:  # noqa: BLE001 - a forked child must never run on into its parent's code
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
-def _ended_well(process: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+ALONE: Final[dict[str, Callable[[str], bool]]] = {
+    "fork-sync": fork_sync,
+    "fork-async": fork_async,
+    "line": follow_orders,
+}
 
 
 def main() -> int:
     """Run a job."""
     job, count, url, folder = sys.argv[1:]
-    if job in FORKS:
-        return not FORKS[job](url)
-    return not crew(job, int(count), url, Path(folder))
+    if job in ALONE:
+        return not ALONE[job](url)
+    return not together(
+        partial(JOBS[job], number, url, Diary(Path(folder) / str(number))) for number in range(int(count))
+    )
 
 
 if __name__ == "__main__":

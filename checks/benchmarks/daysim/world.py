@@ -55,7 +55,6 @@ class Result:
     """
 
     minted: int
-    start: int
     spent: int
     outside: int
     wasted: int
@@ -268,7 +267,6 @@ class World:
         balance = fake.balance  # first: it lets the fake mint what is due
         return Result(
             minted=fake.minted,
-            start=self.row.start,
             spent=fake.spent,
             outside=fake.spent_outside,
             wasted=fake.wasted,

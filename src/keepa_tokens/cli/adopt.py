@@ -1,37 +1,45 @@
-"""Takes over the state of a hand-made manager in one step, as a command and as a function."""
+"""`keepa-tokens adopt`: takes over the state of a hand-made manager in one step, as a command and as a function."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
+import click
+
+from .._plans import snapshot_of
 from ..errors import ConfigError
-from ..keepa.quota import keepa_quota
+from ..keepa.quota import bucket_key, keepa_quota
+from ..rules.commands import Peek
+from ..rules.decision import Snapshot
 from ..rules.state import BucketState
+from ..rules.transition import transition
 from ..units import MICROSECONDS
-from .look import Look
-from .manager import Manager
-from .place import Place
+from . import shell
+from .manager import Manager, understand
+from .redis_place import RedisPlace, text
+from .where import Where, with_bucket
+from .words import duration
 
 REFILL_RATE: Final = 5
 LIFETIME: Final = 86_400.0
 """Seconds for which an adopted bucket waits for its first worker, at least."""
 
+PARTS: Final = ("balance", "timestamp", "rate", "recharge")
+
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What taking over comes to. look: the new bucket. first_call_in: seconds, if the server can't be asked.
+    """What taking over comes to: what is stored, what a worker finds there, what was left out and why."""
 
-    notes: what was left out and why.
-    """
-
-    look: Look
-    first_call_in: float
-    balance: int | None
-    notes: tuple[str, ...]
+    fields: dict[str, str]
+    found: Snapshot
+    notes: list[str]
 
 
-def adopt(place: Place, key: str, manager: Manager, *, refill_rate: int | None = None, write: bool = False) -> Adoption:
+def adopt(
+    place: RedisPlace, key: str, manager: Manager, *, refill_rate: int | None = None, write: bool = False
+) -> Adoption:
     """Make the bucket `key` of what a hand-made manager had, or only say what it would be; the old keys stay.
 
     refill_rate: tokens a minute (default: the manager's, else 5; the first answer of the server corrects it). The
@@ -39,18 +47,15 @@ def adopt(place: Place, key: str, manager: Manager, *, refill_rate: int | None =
     that finds too little asks the server. Raises ConfigError if there is a bucket of that key already, and
     StorageUnavailable.
     """
-    plan = plan_adoption(place.now_us(), key, manager, refill_rate)
+    plan = plan_adoption(place.now_us(), manager, refill_rate)
     if place.fields(key) is not None:
         raise ConfigError(f"there is a bucket {key!r} already: `keepa-tokens reset` it first. Nothing was changed.")
-    if write:
-        snapshot = plan.look.snapshot()
-        full_in = 0.0 if snapshot is None else min(snapshot.full_in, 30 * LIFETIME)
-        if not place.put(key, plan.look.fields, full_in + LIFETIME):
-            raise ConfigError(f"somebody made a bucket {key!r} in this moment. Nothing was changed.")
+    if write and not place.put(key, plan.fields, min(plan.found.full_in, 30 * LIFETIME) + LIFETIME):
+        raise ConfigError(f"somebody made a bucket {key!r} in this moment. Nothing was changed.")
     return plan
 
 
-def plan_adoption(now_us: int, key: str, manager: Manager, refill_rate: int | None = None) -> Adoption:
+def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None) -> Adoption:
     """Return what taking over at `now_us` of the storage's time comes to. Pure."""
     notes = list(manager.notes)
     quota = keepa_quota(refill_rate or manager.rate or REFILL_RATE)
@@ -65,7 +70,82 @@ def plan_adoption(now_us: int, key: str, manager: Manager, refill_rate: int | No
         refilled_at = min(now_us, round(manager.refilled_at * MICROSECONDS))
     balance = None if manager.balance is None else min(manager.balance, quota.capacity)
     state = BucketState(balance=balance, refilled_at=refilled_at, sequence=0, carry=0, probe_failures=0, quota=quota)
-    look = Look(key, now_us, state.to_fields(), state)
-    decision, snapshot = look.ask(1), look.snapshot()
-    first = 0.0 if decision is None or decision.granted else decision.retry_after
-    return Adoption(look, first, None if snapshot is None else snapshot.balance, tuple(notes))
+    return Adoption(state.to_fields(), snapshot_of(transition(quota, state, now_us, Peek())[1]), notes)
+
+
+@shell.command(
+    "take over a hand-made token manager, dry run first",
+    examples="""
+    keepa-tokens adopt --redis URL --balance-key tokens --timestamp-key ts
+    keepa-tokens adopt --redis URL --hash keepa --balance-key tokens --yes
+    """,
+    then="keepa-tokens status     the bucket that it made; then start the workers",
+)
+@with_bucket
+@click.option("--hash", "hash_key", metavar="KEY", help="All is in this hash; the other options name its fields.")
+@click.option("--balance-key", metavar="KEY", required=True, help="Where the old balance is.")
+@click.option("--timestamp-key", metavar="KEY", help="Where the time of the last refill is, or should be.")
+@click.option("--rate-key", metavar="KEY", help="Where the refill rate is, in tokens a minute.")
+@click.option("--recharge-key", metavar="KEY", help="Where the old system notes that it recharges.")
+@click.option("--refill-rate", type=click.IntRange(1), help="Tokens a minute, if no key says it.  [default: 5]")
+@click.option("--yes", is_flag=True, help="Do it; without this it is only said what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def adopt_command(
+    where: Where, *, hash_key: str | None, refill_rate: int | None, yes: bool, as_json: bool, **keys: str
+) -> None:
+    """Take over what a hand-made token manager has stored, in one step: its debt, and its time where it has one.
+
+    The bucket is that of the API key (--key-file, KEEPA_API_KEY), or KEY. Stop the old system first; its keys are read,
+    and stay. The server is asked as soon as a worker finds too little, so a wrong balance is right within a call.
+    """
+    place, key = where.place, where.key
+    if not isinstance(place, RedisPlace):
+        raise shell.RefusedError("adopt reads keys of a Redis or Valkey: give --redis")
+    if key is None:
+        if where.api_key is None:
+            raise shell.RefusedError("say for which bucket: the API key by --key-file or KEEPA_API_KEY, or KEY")
+        key = bucket_key(where.api_key)
+    texts = {part: _read(place, hash_key, keys[f"{part}_key"]) for part in PARTS}
+    manager = understand(texts, place.now_us() / MICROSECONDS)
+    done = adopt(place, key, manager, refill_rate=refill_rate, write=yes)
+    if as_json:
+        names = ("balance", "refilled_at", "rate", "recharge_to", "stuck")
+        shell.print_json(
+            {
+                "found": {name: getattr(manager, name) for name in names},
+                "bucket": {"key": key, "balance": done.found.balance, "fields": done.fields},
+                "first_call_in": done.found.retry_after,
+                "notes": done.notes,
+                "written": yes,
+            }
+        )
+        return
+    shell.print_table(_sentences(key, manager, done, written=yes))
+
+
+def _read(place: RedisPlace, hash_key: str | None, name: str | None) -> str | None:
+    if name is None:
+        return None
+    reply = place.command("GET", name) if hash_key is None else place.command("HGET", hash_key, name)
+    return None if reply is None else text(reply)
+
+
+def _sentences(key: str, manager: Manager, done: Adoption, *, written: bool) -> list[tuple[str, str]]:
+    found = done.found
+    stood = "no balance" if manager.balance is None else f"a balance of {manager.balance:,}"
+    time = "no time of its last refill" if manager.refilled_at is None else "the time of its last refill"
+    first = "goes at once"
+    if found.balance is None or found.retry_after > 0:
+        first = f"asks the server and goes by its answer; without one in {duration(found.retry_after)}"
+    end = ("dry run", "nothing was written: the same with --yes does it")
+    if written:
+        end = ("done", "the bucket is there; the old keys are as they were: delete them when nothing reads them")
+    return [
+        ("found", f"{stood}, {time}" + ": it stands still for ever" * manager.stuck),
+        ("bucket", key),
+        ("terms", f"{found.refill} tokens a minute, up to {found.capacity:,}"),
+        ("balance", "unknown" if found.balance is None else f"{found.balance:,} now"),
+        ("first call", first),
+        *(("note", note) for note in done.notes),
+        end,
+    ]

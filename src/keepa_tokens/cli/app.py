@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from click.shell_completion import get_completion_class
 
 from . import shell
 
@@ -13,3 +14,21 @@ __all__ = ["app"]
 @click.version_option(package_name="keepa-tokens", message="%(version)s")
 def app() -> None:
     """Look at, mend and try out buckets of tokens that are in step with the balance that Keepa reports."""
+
+
+@shell.command(
+    "make a shell complete commands and options",
+    examples="""
+    eval "$(keepa-tokens completion bash)"     for this shell
+    keepa-tokens completion zsh > ~/.zfunc/_keepa-tokens
+    keepa-tokens completion fish > ~/.config/fish/completions/keepa-tokens.fish
+    """,
+    then="keepa-tokens status --help",
+)
+@click.argument("kind", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(kind: str) -> None:
+    """Print what makes a shell complete commands and options."""
+    made = get_completion_class(kind)
+    if made is None:
+        raise shell.RefusedError(f"no completion for {kind}")
+    click.echo(made(app, {}, "keepa-tokens", "_KEEPA_TOKENS_COMPLETE").source())

@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..bucket import TokenBucket
 from ..errors import NotEnoughTokens
@@ -31,9 +31,11 @@ from ..testing.clock import ManualClock
 from ..testing.fake_keepa import FakeKeepa
 from ..units import MICROSECONDS
 from . import old_rule
-from .place import Place
 from .simulate import Kind, Turns
 from .words import count, duration
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
 
 BUCKET: Final = "demo"
 REFILL_RATE: Final = 20
@@ -47,10 +49,13 @@ LONGEST_WAIT: Final = 60.0  # then a worker asks again, as a task does that is r
 REST: Final = (5.0, 25.0)  # what a worker takes to store what it got
 PROBE_INTERVAL: Final = 120.0  # short, so that some minutes show a polite probe or two
 CALM: Final = 40.0  # before the next refill, so that none comes in the middle of the fault
-NAMES: Final = ("prices", "offers", "search", "backfill")
-PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
-CALLS: Final = {"offers": "offers", "search": "search"}
-KEPT_BY_BACKFILL: Final = 10
+WORK: Final = {
+    "prices": ("product", (1, 8), 0),
+    "offers": ("offers", (1, 2), 0),
+    "search": ("search", (1, 1), 0),
+    "backfill": ("product", (12, 24), 10),
+}
+"""What workers do: the kind of call, from how many to how many items are in one, the tokens that are left to others."""
 
 DEBT: Final = -79
 """The balance at which the old system lost its timestamp."""
@@ -157,7 +162,7 @@ class Fault:
 class Scenario:
     """The server, the workers, and what is to be seen of them."""
 
-    def __init__(self, workers: int, seed: int, place: Place | None = None) -> None:
+    def __init__(self, workers: int, seed: int, place: RedisPlace | None = None) -> None:
         self._clock, self._storage = ManualClock(), place or MemoryStorage()
         self.fake = FakeKeepa(refill_rate=REFILL_RATE, initial=INITIAL, seed=seed, clock=self._clock)
         self.fake.cost = self._price
@@ -182,8 +187,8 @@ class Scenario:
         self._gate_open = True
         self.meter = Meter()
         self.fault: Fault | None = None
-        self.latest: Sample | None = None
-        self.history: list[tuple[int, int | None, int, int | None]] = []
+        self.latest = Sample(0, None, INITIAL)
+        self.history: list[tuple[float, int, int | None, int | None]] = []
         self.counts: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.news: list[str] = []
@@ -201,7 +206,7 @@ class Scenario:
             self.latest = self._sample()
             self.meter.judge(self.latest)
             if who is ticks:
-                self.history.append((self.now_us, self.latest.projection, self.latest.truth, self.old_balance))
+                self.history.append((now / SECONDS, self.latest.truth, self.latest.projection, self.old_balance))
                 yield now
             self._turns.take(now, who)
             if now >= SECONDS / 2 and self.fault is None:
@@ -322,13 +327,10 @@ class Scenario:
     def _hear(self, event: Event) -> None:
         fault = self.fault
         self.counts["grants"] += event.kind is EventKind.GRANTED
-        match event.kind:
-            case EventKind.PROBE_CLAIMED:
-                self._tell(self._asking.name, "asks the server for the balance, for all")
-            case EventKind.REPAIRED:
-                self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
-            case _:
-                pass
+        if event.kind is EventKind.PROBE_CLAIMED:
+            self._tell(self._asking.name, "asks the server for the balance, for all")
+        elif event.kind is EventKind.REPAIRED:
+            self._tell(self._asking.name, f"mended {event.why}; balance {event.balance}")
         if fault is None:
             return
         recovered = fault.recovered_after
@@ -349,14 +351,15 @@ class Scenario:
 
 def _name(worker: int) -> str:
     """Return what a worker is called; each kind of work comes round again after the last."""
-    again = worker // len(NAMES)
-    return NAMES[worker % len(NAMES)] + (f" {again + 1}" if again else "")
+    again, work = divmod(worker, len(WORK))
+    return list(WORK)[work] + (f" {again + 1}" if again else "")
 
 
 def next_job(name: str, chance: random.Random) -> Job:
     """Return the next call of a worker: each kind of work has calls of its own size."""
     work = name.partition(" ")[0]
-    kind = Kind(CALLS.get(work, "product"), chance.randint(*PRODUCTS.get(work, (1, 1))), 1.0)
+    call, items, keep = WORK[work]
+    kind = Kind(call, chance.randint(*items), 1.0)
     params = kind.params(chance)
     text = work if work == "search" else count(kind.items, "product") + ", offers" * (work == "offers")
-    return Job(kind.path, params, text, estimate(kind.path, params), KEPT_BY_BACKFILL * (work == "backfill"))
+    return Job(kind.path, params, text, estimate(kind.path, params), keep)

@@ -62,7 +62,7 @@ class Finding:
     cure: str
     fault: bool = True
     mend: str = ""
-    about: str = ""
+    about: str = "server"
 
 
 def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
@@ -86,7 +86,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
     yield from _terms(look, later)
     yield from _refill(snapshot)
     yield from _others(snapshot)
-    yield from _calls(look)
+    yield from _calls(snapshot)
     yield from _line(look, snapshot, later)
     failures = look.state.probe_failures or 0
     if failures >= UNASKED:
@@ -217,7 +217,7 @@ def _others(snapshot: Snapshot) -> Iterator[Finding]:
 def could_go(look: Look) -> bool:
     """Whether somebody waits although there is enough for all who do: true for moments only, in a line that moves."""
     snapshot = look.snapshot()
-    if snapshot is None or snapshot.available is None or look.paused_for() or snapshot.closed_for:
+    if snapshot is None or snapshot.available is None or snapshot.paused_for or snapshot.closed_for:
         return False
     return snapshot.waiting > 0 and snapshot.available - snapshot.kept_back >= snapshot.wanted
 
@@ -241,14 +241,14 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
         )
 
 
-def _calls(look: Look) -> Iterator[Finding]:
-    charged = "they are charged then" if look.quota is None or look.quota.synced else "it is forgotten then"
-    for call in look.held_calls():
-        if call.left > 0 and call.age >= min(DEAD_PART * call.hold_for, DEAD_AFTER):
+def _calls(snapshot: Snapshot) -> Iterator[Finding]:
+    charged = "they are charged then" if snapshot.quota.synced else "it is forgotten then"
+    for call in snapshot.in_flight:
+        if call.age >= min(DEAD_PART * (call.age + call.runs_out_in), DEAD_AFTER):
             of = f" of {call.label}" if call.label else ""
             yield Finding(
                 "dead-hold",
                 f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",
-                f"the tokens stay set aside for another {duration(call.left)}; {charged}",
+                f"the tokens stay set aside for another {duration(call.runs_out_in)}; {charged}",
                 f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
             )

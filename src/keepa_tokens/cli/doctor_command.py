@@ -5,19 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Final, cast
+from typing import Final
 
 import click
 from rich.text import Text
 
-from ..bucket import TokenBucket
-from ..errors import StorageUnavailable
 from . import shell
 from .colours import BAD, CARE, GOOD
 from .doctor import Finding, could_go, examine
-from .look import Look, all_buckets, look
-from .place import Place
-from .where import Where, with_bucket
+from .look import Look, Place, all_buckets, door, look
+from .where import WITH_BASE_URL, Where, with_bucket
 from .words import count
 
 LOOKS: Final = 4
@@ -42,7 +39,7 @@ DAY: Final = 86_400.0
 @with_bucket
 @click.option("--repair", is_flag=True, help="Mend what is safe to mend, and say what was changed.")
 @click.option("--probe", is_flag=True, help="Try the API key as well: ask the server, which costs no tokens.")
-@click.option("--base-url", default="https://api.keepa.com", show_default=True, help="Where --probe asks.")
+@WITH_BASE_URL
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_context
 def doctor_command(
@@ -53,76 +50,42 @@ def doctor_command(
     Without KEY it looks at every bucket. It ends with 0 if nothing is wrong, with 1 if something is. To see whether the
     server lets a worker work, it takes one token of a bucket of its own and deletes that.
     """
+    place = where.place
+    looks = [where.look()] if where.key else list(all_buckets(place))
     facts: list[str] = []
     findings: list[Finding] = []
-    mended: list[str] = []
-    gone: set[tuple[str, str]] = set()
-    with where.opened() as place:
-        looks = [where.look(place)] if where.key else list(all_buckets(place))
-        facts += _storage(place, where, looks, findings)
-        for seen in looks:
-            findings += _examined(place, seen)
-        if probe:
-            facts.append(_probe(place, where, base_url))
-        if repair:
-            wanted = {(finding.about, finding.mend) for finding in findings if finding.mend}
-            mended = [_mend(place, about, mend) for about, mend in sorted(wanted)]
-            left = [found for about, _ in wanted for found in _examined(place, look(place, about))]
-            left_codes = {(found.about, found.code) for found in left}
-            gone = {(found.about, found.code) for found in findings if found.mend} - left_codes
-    healthy = [seen.key for seen in looks if seen.key not in {finding.about for finding in findings}]
-    faults = sum(finding.fault and (finding.about, finding.code) not in gone for finding in findings)
+    for told in place.examine(plain=any(seen.quota is not None and not seen.quota.synced for seen in looks)):
+        if isinstance(told, str):
+            facts.append(told)
+        else:
+            findings.append(told)
+    findings += (found for seen in looks for found in _examined(place, seen))
+    if probe:
+        facts.append(f"Keepa {where.ask(where.look(), base_url).sentence()}")
+    wanted = {(found.about, found.mend) for found in findings if found.mend and repair}
+    mended = [_mend(place, about, mend) for about, mend in sorted(wanted)]
+    left = {(found.about, found.code) for about, _ in wanted for found in _examined(place, look(place, about))}
+    gone = {(found.about, found.code) for found in findings if found.mend and repair} - left
+    healthy = [seen.key for seen in looks if seen.key not in {found.about for found in findings}]
+    faults = sum(found.fault and (found.about, found.code) not in gone for found in findings)
     if as_json:
-        told = [asdict(finding) for finding in findings]
-        shell.print_json({"ok": not faults, "facts": facts, "healthy": healthy, "findings": told, "mended": mended})
+        document = {"facts": facts, "healthy": healthy, "findings": [asdict(found) for found in findings]}
+        shell.print_json({"ok": not faults, **document, "mended": mended})
     else:
         _print(where.name, facts, healthy, findings)
         _print_end(findings, mended, faults)
     ctx.exit(shell.FINDINGS if faults else shell.WELL)
 
 
-def _again(place: Place, seen: Look) -> list[Look]:
-    later: list[Look] = []
-    apart = APART_IN_LINE if could_go(seen) else APART
-    for _ in range(LOOKS):
-        time.sleep(apart)
-        again = look(place, seen.key)
-        later += [] if again is None else [again]
-    return later
-
-
-def _storage(place: Place, where: Where, looks: Sequence[Look], findings: list[Finding]) -> list[str]:
-    """Look at what the buckets are in; return what is right with it, and add what is wrong."""
-    if not where.redis:
-        from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
-
-        facts, found = cast("SqlitePlace", place).examine()
-        findings += found
-        return facts
-    from .doctor_server import examine_server, strangers  # noqa: PLC0415 - needs a client for Redis
-    from .manager import stuck  # noqa: PLC0415
-    from .redis_place import RedisPlace  # noqa: PLC0415
-
-    server = cast("RedisPlace", place)
-    seen = examine_server(server, plain=any(look.quota is not None and not look.quota.synced for look in looks))
-    findings += seen.findings
-    try:
-        findings += (*strangers(server), *stuck(server, time.time()))
-    except StorageUnavailable:
-        seen.facts.append("other keys may not be read by this user: no hand-made manager was looked for")
-    return seen.facts
-
-
-def _probe(place: Place, where: Where, base_url: str) -> str:
-    from .probe import ask_server  # noqa: PLC0415 - needs httpx
-
-    return f"Keepa {ask_server(place, where.look(place), where.needed_api_key(), base_url).sentence()}"
-
-
 def _examined(place: Place, seen: Look | None) -> list[Finding]:
     if seen is None:
         return []
-    return list(examine(seen, later=_again(place, seen)))
+    later: list[Look] = []
+    for _ in range(LOOKS):
+        time.sleep(APART_IN_LINE if could_go(seen) else APART)
+        again = look(place, seen.key)
+        later += [] if again is None else [again]
+    return list(examine(seen, later=later))
 
 
 def _mend(place: Place, key: str, mend: str) -> str:
@@ -132,8 +95,7 @@ def _mend(place: Place, key: str, mend: str) -> str:
     if seen is None or seen.quota is None or snapshot is None:
         return f"{key}: nothing, it is gone or its terms are lost"
     if mend == "fields":
-        # Looking as a worker does writes what it mends.
-        TokenBucket(seen.quota, key=key, storage=place, listener=lambda _: None).peek()
+        door(place, key, seen.quota).peek()  # looking as a worker does writes what it mends
         return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
     place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     return f"{key}: its key ends a day after the bucket would be full; every use renews that"
@@ -148,7 +110,7 @@ def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Se
         console.print()
         style = f"bold {BAD if finding.fault else CARE}"
         heading = f"{number}. {finding.about}: {finding.what}."
-        for line in shell.wrap(heading, console.width, "   ") if console.is_terminal else [heading]:
+        for line in shell.wrap(heading, console, "   "):
             console.print(Text(line, style))
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
 

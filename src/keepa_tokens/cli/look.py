@@ -1,34 +1,31 @@
-"""One bucket at one moment: what is stored of it, and what the rules make of that. Writes nothing anywhere."""
+"""One bucket at one moment: what is stored of it, and what the rules make of that. Writes nothing anywhere.
+
+A place is a storage and a way around its rules, for those who look at damage, plant it, or move a bucket in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ..bucket import TokenBucket
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
 from ..rules.decision import Decision, Snapshot
 from ..rules.line import Ticket, standing
-from ..rules.state import BucketState, Hold
+from ..rules.state import BucketState
 from ..rules.transition import transition
 from ..units import MICROSECONDS
-from .place import Place
+
+if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqlite3
+    from .redis_place import RedisPlace
+    from .sqlite_place import SqlitePlace
+
+Place: TypeAlias = "RedisPlace | SqlitePlace"
 
 YEAR_US: Final = 365 * 86_400 * MICROSECONDS
-
-
-@dataclass(frozen=True, slots=True)
-class HeldCall:
-    """A hold in flight. age, left: seconds since it was opened, and until it runs out."""
-
-    id: str
-    tokens: int
-    age: float
-    left: float
-    hold_for: float
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Look:
 
     key: str
     now_us: int
-    fields: dict[str, str]
+    fields: Mapping[str, str]
     state: BucketState
     lifetime: float | None = None
     own_clock: bool = False
@@ -77,11 +74,6 @@ class Look:
         except ConfigError:  # of a newer release
             return None
 
-    def held_calls(self) -> list[HeldCall]:
-        """Return the holds in flight, the oldest first."""
-        calls = [self._held(hold_id, hold) for hold_id, hold in self.state.holds.items() if hold.in_flight]
-        return sorted(calls, key=lambda call: -call.age)
-
     def step(self, snapshot: Snapshot) -> tuple[int, float]:
         """Return what a refill step brings, and its length in seconds: of a smooth refill a step is one token."""
         if snapshot.refill and not snapshot.quota.stepped:
@@ -94,18 +86,14 @@ class Look:
         step_us = max(1, round(self.step(snapshot)[1] * MICROSECONDS))
         return (step_us - since_us % step_us) / MICROSECONDS
 
-    def paused_for(self) -> float:
-        """Return the seconds until a pause ends; 0: there is none."""
-        return max(0, (self.state.paused_until or 0) - self.now_us) / MICROSECONDS
-
     def line(self) -> list[Ticket]:
         """Return who stands in line, the first one first."""
         return standing(self.state.line, self.now_us)
 
-    def _held(self, hold_id: str, hold: Hold) -> HeldCall:
-        left = (hold.expires_at - self.now_us) / MICROSECONDS
-        hold_for = hold.hold_for / MICROSECONDS
-        return HeldCall(hold_id, hold.tokens, max(0.0, hold_for - left), left, hold_for, hold.label)
+
+def door(place: Place, key: str, quota: Quota) -> TokenBucket:
+    """Return a door to a bucket, as a worker has it, of which nobody hears."""
+    return TokenBucket(quota, key=key, storage=place, listener=lambda _: None)
 
 
 def look(place: Place, key: str) -> Look | None:

@@ -10,13 +10,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 from .doctor import Finding
-from .place import text
-
-if TYPE_CHECKING:
-    from .redis_place import RedisPlace
+from .redis_place import RedisPlace, text
 
 MOST_KEYS: Final = 20_000
 MOST_FIELDS: Final = 200

@@ -7,12 +7,10 @@ from typing import Final
 
 import httpx
 
-from ..bucket import TokenBucket
 from ..keepa.probe import http_probe
 from ..keepa.reading import envelope
 from ..keepa.sync import KeepaSync
-from .look import Look
-from .place import Place
+from .look import Look, Place, door
 from .shell import KeyRefusedError
 
 REFUSALS: Final = frozenset({400, 401, 402, 403})
@@ -59,7 +57,7 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
     if heard.reading is None:
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = TokenBucket(look.quota, key=look.key, storage=place, listener=lambda _: None)
+    bucket = door(place, look.key, look.quota)
     before = bucket.peek()
     KeepaSync(bucket).observe(body, status=status)
     return Answer(before.balance, heard.reading.balance, held=before.held)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, cast
 
 from ..errors import ConfigError, StorageUnavailable
 from ..storage.redis import RedisStorage
 from ..units import MICROSECONDS
-from .place import text
+from .doctor import Finding
 
 PUT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -16,6 +16,11 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
 """
+
+
+def text(value: object) -> str:
+    """Return what a client answered as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class RedisPlace(RedisStorage):
@@ -51,6 +56,12 @@ class RedisPlace(RedisStorage):
     def keep_for(self, key: str, seconds: float) -> None:
         """Give a bucket's key a lifetime."""
         self.command("PEXPIRE", self.prefix + key, round(seconds * 1000))
+
+    def examine(self, *, plain: bool) -> Iterator[str | Finding]:
+        """Yield what is right with the server, and what is wrong. plain: it has buckets that keep their own books."""
+        from .doctor_server import examine_server  # noqa: PLC0415 - it needs this module
+
+        return examine_server(self, plain=plain)
 
     def command(self, *parts: str | int) -> object:
         """Send a command of the server's own; StorageUnavailable if it can't be reached or says no."""

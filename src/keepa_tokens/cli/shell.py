@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -135,16 +134,16 @@ class Group(Command, click.Group):
 
 
 COMMANDS: Final = {
-    "status": "status_command",
+    "status": "status",
     "doctor": "doctor_command",
-    "adopt": "adopt_command",
-    "watch": "watch_command",
-    "pause": "manage_command",
-    "resume": "manage_command",
-    "reset": "manage_command",
-    "release": "manage_command",
+    "adopt": "adopt",
+    "watch": "watch",
+    "pause": "manage",
+    "resume": "manage",
+    "reset": "manage",
+    "release": "manage",
     "simulate": "simulate_command",
-    "completion": "completion_command",
+    "completion": "app",
     "demo": "demo_command",
 }
 """The commands, and the modules that they are in."""
@@ -157,16 +156,18 @@ def complain(message: str) -> None:
 
 def say(words: str, *, err: bool = False) -> None:
     """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
-    lines = [words]
-    if (sys.stderr if err else sys.stdout).isatty():
-        width = shutil.get_terminal_size().columns
-        lines = wrap(words, width)
-    for line in lines:
+    for line in wrap(words, console(err=err)):
         click.echo(line, err=err)
 
 
-def wrap(words: str, width: int, indent: str = "") -> list[str]:
-    """Return the lines of a sentence; no word is cut, nor a key or an option with hyphens."""
+def wrap(words: str, to: Console, indent: str = "", beside: int = 0) -> list[str]:
+    """Return the lines of a sentence: one in a pipe, in a terminal as many as it takes beside so many characters.
+
+    No word is cut, nor a key or an option with hyphens.
+    """
+    if not to.is_terminal:
+        return [words]
+    width = max(20, to.width - beside)
     return textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
@@ -175,17 +176,16 @@ def print_json(document: Mapping[str, object]) -> None:
     click.echo(json.dumps({"schema": 1, **document}, indent=2))
 
 
-def console() -> Console:
-    """Return a console for data: in a terminal as wide as that is; in a pipe plain, each line whole."""
-    if sys.stdout.isatty():
-        return readable(Console(highlight=False, markup=False))
-    return Console(highlight=False, markup=False, color_system=None, force_terminal=False, soft_wrap=True)
+def console(*, err: bool = False) -> Console:
+    """Return a console for data or messages: in a terminal as wide as that is; in a pipe plain, each line whole."""
+    if (sys.stderr if err else sys.stdout).isatty():
+        return readable(Console(highlight=False, markup=False, stderr=err))
+    return Console(highlight=False, markup=False, stderr=err, color_system=None, force_terminal=False, soft_wrap=True)
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
     """Print names and what they are; in a terminal long ones go on in the next line, at the same column."""
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        wrapped = wrap(words, max(20, to.width - room)) if to.is_terminal else [words]
-        for place, line in enumerate(wrapped or [""]):
+        for place, line in enumerate(wrap(words, to, beside=room) or [""]):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

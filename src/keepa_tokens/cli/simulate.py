@@ -10,7 +10,7 @@ import itertools
 import random
 import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from ..bucket import TokenBucket
@@ -98,35 +98,28 @@ class Load:
     seed: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it at one rate. done_at: seconds until nothing was left; None: not within the days.
+    """What came of it at one rate. Times and waits are seconds.
 
-    left: calls not done, over time. waits: seconds that calls waited.
+    enough: the work is done within the days, and what comes on top is less than what refills. done_after: when nothing
+    was left; None: not within the days. used: the part of the tokens there were that was spent. curve: the calls that
+    were left, over time.
     """
 
     rate: int
-    done_at: float | None = None
-    seconds: float = 0.0
-    calls: int = 0
-    tokens: int = 0
-    minted: int = 0
-    refused: int = 0
-    failed: int = 0
-    probes: int = 0
-    remaining: int = 0
-    waits: list[float] = field(default_factory=list[float])
-    left: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
-
-    @property
-    def used(self) -> float:
-        """The part of the tokens there were that was spent."""
-        return self.tokens / self.minted if self.minted else 0.0
-
-    @property
-    def median_wait(self) -> float:
-        """Seconds that the middle call waited."""
-        return statistics.median(self.waits) if self.waits else 0.0
+    enough: bool
+    done_after: float | None
+    calls: int
+    left: int
+    tokens: int
+    used: float
+    median_wait: float
+    longest_wait: float
+    refused: int
+    failed: int
+    probes: int
+    curve: list[tuple[float, int]]
 
 
 class Turns:
@@ -160,44 +153,54 @@ class Run:
     """One load at one rate."""
 
     def __init__(self, load: Load, rate: int) -> None:
-        self._load = load
+        self._load, self._rate = load, rate
         self._clock = ManualClock(EPOCH)
         self._fake = FakeKeepa(refill_rate=rate, clock=self._clock, seed=load.seed, epoch=EPOCH)
         bucket = TokenBucket(keepa_quota(rate), clock=self._clock, listener=lambda _: None)
         self._sync = KeepaSync(bucket, probe=self._fake.probe)
         self._chance = random.Random(f"{load.seed}")  # noqa: S311 - a load, repeatable by its seed
-        self._left, self._arrived, self._now = load.backlog, 0, 0.0
-        self.result = Result(rate)
+        self._begun, self._failed, self._now = 0, 0, 0.0
+        self._waits: list[float] = []
+        self._done_after: float | None = None
 
     def play(self, progress: Callable[[float], None]) -> Result:
         """Run until nothing is left, or the days are over. progress: is told the part of the days that is done."""
-        load, result, end, turns = self._load, self.result, self._load.days * DAY, Turns()
+        load, end, turns = self._load, self._load.days * DAY, Turns()
+        curve = list[tuple[float, int]]()
         for number in range(load.workers):
             turns.begin(number * REST / load.workers, self._work())
         if load.outside:
             turns.begin(0.0, self._others())
         for self._now, who in turns.until(end):
             self._clock.set(EPOCH + self._now)
-            self._arrive()
-            if not result.left or self._now >= result.left[-1][0] + end / POINTS:
-                result.left.append((self._now, self._left))
+            if not curve or self._now >= curve[-1][0] + end / POINTS:
+                curve.append((self._now, self._left))
                 progress(self._now / end)
             turns.take(self._now, who)
-            if result.done_at is not None and not load.per_hour:
+            if self._done_after is not None and not load.per_hour:
                 break
-        result.seconds = self._now
-        result.left.append((self._now, self._left))
-        result.remaining = self._left
-        result.tokens = self._fake.spent
-        result.minted = self._fake.minted + self._fake.wasted + self._fake.capacity
-        result.refused, result.probes = self._fake.refused, self._fake.token_calls
         progress(1.0)
-        return result
+        fake = self._fake
+        return Result(
+            self._rate,
+            enough=self._done_after is not None and demand(load) < self._rate * HOUR / 60,
+            done_after=self._done_after,
+            calls=len(self._waits),
+            left=self._left,
+            tokens=fake.spent,
+            used=fake.spent / (fake.minted + fake.wasted + fake.capacity),
+            median_wait=statistics.median(self._waits or [0.0]),
+            longest_wait=max(self._waits, default=0.0),
+            refused=fake.refused,
+            failed=self._failed,
+            probes=fake.token_calls,
+            curve=[*curve, (self._now, self._left)],
+        )
 
-    def _arrive(self) -> None:
-        come = int(self._load.per_hour * self._now / HOUR - self._arrived)
-        self._arrived += come
-        self._left += come
+    @property
+    def _left(self) -> int:
+        """The calls that are there and that nobody has begun."""
+        return self._load.backlog + int(self._load.per_hour * self._now / HOUR) - self._begun
 
     def _others(self) -> Iterator[float]:
         while True:
@@ -210,15 +213,14 @@ class Run:
         while True:
             while self._left <= 0:
                 yield 60 * REST if self._load.per_hour else LONGEST_POLL
-            self._left -= 1
+            self._begun += 1
             (kind,) = self._chance.choices(self._load.mix, weights)
             params, since = kind.params(self._chance), self._now
             while not (yield from self._call(kind.path, params)):
                 yield REST
-            self.result.calls += 1
-            self.result.waits.append(max(0.0, self._now - since))
-            if self.result.done_at is None and self.result.calls == self._load.backlog + self._arrived:
-                self.result.done_at = self._now
+            self._waits.append(max(0.0, self._now - since))
+            if self._done_after is None and len(self._waits) == self._begun + self._left:
+                self._done_after = self._now
             yield REST
 
     def _call(self, path: str, params: dict[str, str]) -> Generator[float, None, bool]:
@@ -233,7 +235,7 @@ class Run:
             answer = self._fake.finish(ticket)
         except (TimeoutError, ConnectionError):
             call.settle(None)
-            self.result.failed += 1
+            self._failed += 1
             return False
         call.settle(answer.content, status=answer.status)
         return not call.refused

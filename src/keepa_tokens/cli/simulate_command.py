@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -82,12 +83,15 @@ def simulate_command(
     if svg is not None:
         Path(svg).write_text(chart(load, results), encoding="utf-8")
     if as_json:
-        shell.print_json({"demand_per_hour": demand(load), "plans": [_document(load, result) for result in results]})
+        plans = [asdict(result) for result in results]
+        for plan in plans:
+            del plan["curve"]
+        shell.print_json({"demand_per_hour": demand(load), "plans": plans})
     else:
-        for line in table(load, results):
+        for line in table(results):
             click.echo(line)
         shell.say(verdict(load, results))
-    ctx.exit(shell.WELL if any(is_enough(load, result) for result in results) else shell.FINDINGS)
+    ctx.exit(shell.WELL if any(result.enough for result in results) else shell.FINDINGS)
 
 
 def _run(load: Load, rates: Sequence[int]) -> list[Result]:
@@ -95,37 +99,25 @@ def _run(load: Load, rates: Sequence[int]) -> list[Result]:
     for rate in rates:
         hidden = not sys.stderr.isatty()
         with click.progressbar(length=1000, label=f"{rate:>6} a minute", file=sys.stderr, hidden=hidden) as progress:
-            done = 0
-
-            def move(part: float) -> None:
-                nonlocal done
-                progress.update(round(1000 * part) - done)
-                done = round(1000 * part)
-
-            results.append(simulate(load, rate, move))
+            results.append(simulate(load, rate, lambda part: progress.update(round(1000 * part) - progress.pos)))
     return results
 
 
-def is_enough(load: Load, result: Result) -> bool:
-    """Whether the work is done within the days, and what comes on top is less than what refills."""
-    return result.done_at is not None and demand(load) < result.rate * HOUR / 60
-
-
-def table(load: Load, results: Sequence[Result]) -> list[str]:
+def table(results: Sequence[Result]) -> list[str]:
     """Return what came of each plan, a line each below a heading."""
     rows = [("PLAN", "DONE AFTER", "CALLS", "LEFT", "TOKENS", "USED", "WAIT", "LONGEST", "REFUSED", "ENOUGH")]
     rows += [
         (
             f"{result.rate}/min",
-            "-" if result.done_at is None else duration(result.done_at),
+            "-" if result.done_after is None else duration(result.done_after),
             f"{result.calls:,}",
-            f"{result.remaining:,}",
+            f"{result.left:,}",
             f"{result.tokens:,}",
             f"{100 * result.used:.0f} %",
             duration(result.median_wait),
-            duration(max(result.waits, default=0.0)),
+            duration(result.longest_wait),
             str(result.refused),
-            "yes" if is_enough(load, result) else "no",
+            "yes" if result.enough else "no",
         )
         for result in results
     ]
@@ -134,36 +126,19 @@ def table(load: Load, results: Sequence[Result]) -> list[str]:
 
 def verdict(load: Load, results: Sequence[Result]) -> str:
     """Return the answer in a sentence."""
-    enough = next((result for result in results if is_enough(load, result)), None)
+    enough = next((result for result in results if result.enough), None)
     if enough is None:
         needed = demand(load) / 60
         why = f"{needed:,.1f} tokens a minute are needed" if load.per_hour else f"it takes more than {load.days:g} days"
         return f"None of these plans is enough: {why}."
     spare = f"; {demand(load) / 60:,.1f} tokens a minute are needed for what comes on top" if load.per_hour else ""
-    return f"{enough.rate} tokens a minute are enough: done after {duration(enough.done_at or 0.0)}{spare}."
-
-
-def _document(load: Load, result: Result) -> dict[str, object]:
-    return {
-        "rate": result.rate,
-        "enough": is_enough(load, result),
-        "done_after": result.done_at,
-        "calls": result.calls,
-        "left": result.remaining,
-        "tokens": result.tokens,
-        "used": result.used,
-        "median_wait": result.median_wait,
-        "longest_wait": max(result.waits, default=0.0),
-        "refused": result.refused,
-        "failed": result.failed,
-        "probes": result.probes,
-    }
+    return f"{enough.rate} tokens a minute are enough: done after {duration(enough.done_after or 0.0)}{spare}."
 
 
 def chart(load: Load, results: Sequence[Result]) -> str:
     """Return a chart, as SVG, of the calls that are left over time: lines differ by colour and by dash."""
-    span = max((result.seconds for result in results), default=1.0) or 1.0
-    most = max([1, *(left for result in results for _, left in result.left)])
+    shown = [point for result in results for point in result.curve]
+    span, most = max(at for at, _ in shown) or 1.0, max(1, *(left for _, left in shown))
     across, down = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
     unit, name = (DAY, "days") if span > 2 * DAY else (HOUR, "hours")
     font = f'font-family="sans-serif" font-size="12" fill="{INK}"'
@@ -179,7 +154,7 @@ def chart(load: Load, results: Sequence[Result]) -> str:
     for place, result in enumerate(results):
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
         points = " ".join(
-            f"{MARGIN + across * at / span:.1f},{MARGIN + down * (1 - left / most):.1f}" for at, left in result.left
+            f"{MARGIN + across * at / span:.1f},{MARGIN + down * (1 - left / most):.1f}" for at, left in result.curve
         )
         x, y = MARGIN + across - 120, MARGIN + 18 * place
         line = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash or "none"}"'

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Final, cast
 
 from ..clock import SystemClock
-from ..storage.sqlite import SQLiteStorage
+from ..storage.sqlite import SQLiteStorage, fields_of
 from .doctor import Finding
 from .words import count
 
@@ -24,70 +22,41 @@ class SqlitePlace(SQLiteStorage):
         """Return the machine's time in microseconds, which is the storage's own."""
         return SystemClock().now_us()
 
-    def fields(self, key: str) -> dict[str, str] | None:
+    def fields(self, key: str) -> Mapping[str, str] | None:
         """Return a bucket's fields as they are stored."""
         with self._reading() as db:
-            return self._fields(db, key)
+            row = cast("tuple[str] | None", db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone())
+        return None if row is None else fields_of(row[0])
 
-    def lifetime(self, key: str) -> float | None:  # noqa: ARG002 - rows have none
-        """Return None: a row stays until it is deleted."""
+    def lifetime(self, key: str) -> float | None:  # noqa: ARG002 - a key's
+        """Return None: a row ends by itself."""
         return None
 
-    def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:  # noqa: ARG002 - rows have none
-        """Store a bucket, unless there is one already; return whether it was stored."""
-        row = key, json.dumps(dict(fields))
-        with self._step() as db:
-            return db.execute("INSERT OR IGNORE INTO buckets (key, fields) VALUES (?, ?)", row).rowcount == 1
-
-    def drop(self, key: str, field: str) -> None:
-        """Remove one field of a bucket."""
-        with self._step() as db:
-            left = {name: text for name, text in (self._fields(db, key) or {}).items() if name != field}
-            db.execute("UPDATE buckets SET fields = ? WHERE key = ?", (json.dumps(left), key))
-
     def keep_for(self, key: str, seconds: float) -> None:
-        """Do nothing: a row stays until it is deleted."""
+        """Do nothing: a row ends by itself."""
 
-    def _fields(self, db: sqlite3.Connection, key: str) -> dict[str, str] | None:
-        row = cast("tuple[str] | None", db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone())
-        if row is None:
-            return None
-        try:
-            read: object = json.loads(row[0])
-        except ValueError:
-            return {}
-        if not isinstance(read, dict):
-            return {}
-        return {str(name): str(text) for name, text in cast("dict[object, object]", read).items()}
-
-    def examine(self) -> tuple[list[str], list[Finding]]:
-        """Return what is right with the file, in words, and what is wrong."""
+    def examine(self, *, plain: bool) -> Iterator[str | Finding]:  # noqa: ARG002 - a server's
+        """Yield what is right with the file, in words, and what is wrong."""
         with self._reading() as db:
             (journal,) = cast("tuple[str]", db.execute("PRAGMA journal_mode").fetchone())
             (check,) = cast("tuple[str]", db.execute("PRAGMA quick_check(1)").fetchone())
             (buckets,) = cast("tuple[int]", db.execute("SELECT COUNT(*) FROM buckets").fetchone())
         free, size = shutil.disk_usage(self._path.resolve().parent).free, self._path.stat().st_size
-        facts = [
-            f"SQLite {sqlite3.sqlite_version}, {count(buckets, 'bucket')} in {size:,} bytes, journal {journal}",
-            f"{free // 1_000_000:,} MB are free beside it",
-        ]
-        findings = list[Finding]()
+        yield f"SQLite {sqlite3.sqlite_version}, {count(buckets, 'bucket')} in {size:,} bytes, journal {journal}"
+        yield f"{free // 1_000_000:,} MB are free beside it"
         if check != "ok":
-            findings.append(
-                Finding(
-                    "file-damaged",
-                    f"the file is damaged: {check}",
-                    "buckets in it may be lost, or can't be written",
-                    "move it away: workers make a new one, plain buckets begin full, synced ones ask the server",
-                )
+            yield Finding(
+                "file-damaged",
+                f"the file is damaged: {check}",
+                "buckets in it may be lost, or can't be written",
+                "move it away: workers make a new one, plain buckets begin full, synced ones ask the server",
+                about="file",
             )
         if free < LEAST_FREE:
-            findings.append(
-                Finding(
-                    "disk-full",
-                    f"{free // 1_000_000:,} MB are free beside the file",
-                    "once there is none, nothing can be written and no token is granted",
-                    "make room on that disk",
-                )
+            yield Finding(
+                "disk-full",
+                f"{free // 1_000_000:,} MB are free beside the file",
+                "once there is none, nothing can be written and no token is granted",
+                "make room on that disk",
+                about="file",
             )
-        return facts, [replace(found, about="file") for found in findings]

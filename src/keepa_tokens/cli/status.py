@@ -1,4 +1,4 @@
-"""A bucket in sentences, and as a document. Pure: a look goes in."""
+"""`keepa-tokens status`: a bucket in sentences, and as a document."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import click
+from rich.text import Text
+
 from ..rules.decision import Decision, Reason, Snapshot
-from .look import Look
+from . import shell
+from .colours import CARE, GOOD
+from .look import Look, all_buckets
 from .view import bar
+from .where import WITH_BASE_URL, Where, with_bucket
 from .words import columns, count, duration
 
 CALLS: Final = (10, 150)
@@ -18,6 +24,12 @@ BAR: Final = 30
 SHORTEST_KEY: Final = 12
 
 PERIODS: Final = {1.0: "a second", 60.0: "a minute", 60.5: "a minute", 3600.0: "an hour", 86_400.0: "a day"}
+
+SHOWN: Final = (
+    *("balance", "capacity", "refill", "period", "available", "held", "kept_back", "full_in", "closed_for"),
+    *("paused_for", "bound", "waiting", "wanted", "reading_age", "drift", "repaired"),
+)
+"""What a document has of a snapshot as it is."""
 
 WHY: Final = {
     Reason.EMPTY: "too few tokens",
@@ -33,7 +45,7 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
     """Return how a bucket is, in a word or two."""
     if snapshot is None:
         return look.trouble
-    if look.paused_for() > 0:
+    if snapshot.paused_for > 0:
         return "paused"
     if snapshot.balance is None:
         return "unknown"
@@ -63,14 +75,14 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     lines = [
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot)),
-        ("available", _available(look, snapshot)),
+        ("available", _available(snapshot)),
         ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
         *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
     ]
-    if look.paused_for() > 0:
-        lines.insert(1, ("paused", f"for another {duration(look.paused_for())}; `keepa-tokens resume` ends it"))
+    if snapshot.paused_for > 0:
+        lines.insert(1, ("paused", f"for another {duration(snapshot.paused_for)}; `keepa-tokens resume` ends it"))
     if snapshot.quota.synced:
         lines.append(("reading", _reading(look, snapshot)))
     lines.append(("mended", ", ".join(snapshot.repaired) or "nothing had to be"))
@@ -98,12 +110,12 @@ def _balance(snapshot: Snapshot) -> str:
     return f"{snapshot.balance:,} of {snapshot.capacity:,}  {drawn}"
 
 
-def _available(look: Look, snapshot: Snapshot) -> str:
-    calls = look.held_calls()
+def _available(snapshot: Snapshot) -> str:
+    calls = snapshot.in_flight
     amount = "unknown" if snapshot.available is None else f"{snapshot.available:,}"
     if not calls:
         return f"{amount}; no call is in flight"
-    oldest = calls[0]
+    oldest = max(calls, key=lambda call: call.age)
     label = f", {oldest.label}" if oldest.label else ""
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
@@ -158,29 +170,14 @@ def document(look: Look) -> dict[str, object]:
     return {
         "key": look.key,
         "state": state_of(look, snapshot),
-        "balance": snapshot.balance,
-        "capacity": snapshot.capacity,
-        "refill": snapshot.refill,
-        "period": snapshot.period,
+        **{name: _finite(getattr(snapshot, name)) for name in SHOWN},
         "synced": snapshot.quota.synced,
-        "available": snapshot.available,
-        "held": snapshot.held,
         "holds": [
-            {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.left, "label": call.label}
-            for call in look.held_calls()
+            {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.runs_out_in, "label": call.label}
+            for call in snapshot.in_flight
         ],
-        "kept_back": snapshot.kept_back,
         "next_step_in": look.next_step(snapshot) if snapshot.refill else None,
-        "full_in": _finite(snapshot.full_in),
-        "closed_for": snapshot.closed_for,
-        "paused_for": look.paused_for(),
-        "bound": _finite(snapshot.bound),
         "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
-        "waiting": snapshot.waiting,
-        "wanted": snapshot.wanted,
-        "reading_age": snapshot.reading_age,
-        "drift": snapshot.drift,
-        "repaired": list(snapshot.repaired),
     }
 
 
@@ -191,8 +188,8 @@ def _call_document(tokens: int, decision: Decision | None) -> dict[str, object]:
     return {"tokens": tokens, "granted": decision.granted, "reason": str(decision.reason), "retry_after": wait}
 
 
-def _finite(seconds: float) -> float | None:
-    return None if math.isinf(seconds) else seconds
+def _finite(value: object) -> object:
+    return None if value == math.inf else value
 
 
 def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
@@ -218,3 +215,51 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+@shell.command(
+    "how a bucket is: what is there, who holds it, what a call gets",
+    examples="""
+    keepa-tokens status --redis redis://127.0.0.1:6379
+    keepa-tokens status --redis redis://127.0.0.1:6379 --all
+    keepa-tokens status --sqlite buckets.sqlite --json
+    KEEPA_API_KEY=... keepa-tokens status --redis redis://127.0.0.1:6379 --probe
+    """,
+    then="keepa-tokens doctor     what is wrong, what it does, and how to mend it",
+)
+@with_bucket
+@click.option("--all", "every", is_flag=True, help="A table of every bucket.")
+@click.option("--probe", is_flag=True, help="Ask the server as well, which costs no tokens, and show both balances.")
+@WITH_BASE_URL
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_json: bool) -> None:
+    """Show a bucket: what is there, who holds it, what a call would get and when.
+
+    Without KEY: the only bucket there is, or the one of the API key. Writes nothing, unless --probe brings a reading.
+    """
+    if every:
+        _show_all(list(all_buckets(where.place)), as_json=as_json)
+        return
+    seen, said = where.look(), None
+    if probe:
+        said = where.ask(seen, base_url)
+        seen = where.look(seen.key)
+    if as_json:
+        server = said and {"balance": said.said, "projected": said.projected, "why_not": said.why_not}
+        shell.print_json({"bucket": document(seen), **({"server": server} if probe else {})})
+        return
+    fine = state_of(seen, seen.snapshot()) == "open"
+    shell.console().print(Text(headline(seen), f"bold {GOOD if fine else CARE}"))
+    shell.print_table(sentences(seen) + ([("server", said.sentence())] if said else []))
+
+
+def _show_all(looks: list[Look], *, as_json: bool) -> None:
+    if as_json:
+        shell.print_json({"buckets": [document(seen) for seen in looks]})
+        return
+    if not looks:
+        shell.complain("there is no bucket here: the first call of a worker makes one")
+        return
+    console = shell.console()
+    heading, *rows = table(looks, console.width) if console.is_terminal else table(looks)
+    console.print(Text.assemble((heading, "bold"), *(f"\n{row}" for row in rows)), soft_wrap=True)

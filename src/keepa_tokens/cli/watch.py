@@ -1,17 +1,25 @@
-"""A bucket over time, as a picture and as lines. Pure: looks go in, one after the other."""
+"""`keepa-tokens watch`: a bucket over time, as a picture and as lines."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field, fields, replace
+import sys
+import time
+from collections import Counter, deque
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final
+
+import click
 
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
+from . import shell
 from .colours import BUSY, CARE, GOOD
 from .look import Look
 from .status import CALLS, WHY, state_of
-from .view import Curve, Lane, Picture
+from .view import Curve, Lane, Picture, Screen, fits
+from .where import Where, with_bucket
 from .words import count, duration
 
 HOUR_US: Final = 3600 * MICROSECONDS
@@ -19,41 +27,16 @@ MINUTE_US: Final = 60 * MICROSECONDS
 MOST_POINTS: Final = 7200
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The balance, and what of it nobody holds, at a moment."""
-
-    at_us: int
-    balance: int
-    available: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What was seen between two looks: calls begun, tokens spent, readings, times that the server was asked.
-
-    joined: callers that were refused and stand in line since. left: those that left it, after `waited_us` in all.
-    """
-
-    at_us: int
-    calls: int = 0
-    tokens: int = 0
-    readings: int = 0
-    probes: int = 0
-    joined: int = 0
-    left: int = 0
-    waited_us: int = 0
-
-
 @dataclass(slots=True)
 class Story:
     """What was seen of a bucket so far.
 
-    waits: the longest that a call of each cost was told to wait. line: who stands in it, and since when.
+    points: times, and the balance and what of it nobody held then. steps: times, and what happened since the look
+    before. waits: the longest that a call of each cost was told to wait. line: who stands in it, and since when.
     """
 
-    points: deque[Point] = field(default_factory=lambda: deque[Point](maxlen=MOST_POINTS))
-    steps: deque[Step] = field(default_factory=lambda: deque[Step](maxlen=MOST_POINTS))
+    points: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=MOST_POINTS))
+    steps: deque[tuple[int, Counter[str]]] = field(default_factory=lambda: deque(maxlen=MOST_POINTS))
     waits: dict[int, float] = field(default_factory=dict[int, float])
     line: dict[str, int] = field(default_factory=dict[str, int])
     latest: Look | None = None
@@ -62,57 +45,49 @@ class Story:
     def take(self, look: Look) -> str:
         """Take notice of a look; return a line about it if something has changed."""
         snapshot = look.snapshot()
-        if self.latest is not None:
-            self.steps.append(self._moved(look, _between(self.latest, look)))
-        else:
-            self._moved(look, Step(look.now_us))
+        self.steps.append((look.now_us, self._moved(look)))
         self.latest = look
         if snapshot is not None and snapshot.balance is not None:
-            self.points.append(Point(look.now_us, snapshot.balance, snapshot.available or 0))
+            self.points.append((look.now_us, snapshot.balance, snapshot.available or 0))
         for tokens in CALLS:
-            self._wait(tokens, look)
+            decision = look.ask(tokens)
+            if decision is None or decision.granted:
+                self.waits.pop(tokens, None)
+            else:
+                self.waits[tokens] = max(decision.retry_after, self.waits.get(tokens, 0.0))
         words = _line(look, snapshot)
-        if words == self.told:
-            return ""
-        self.told = words
-        return words
+        changed, self.told = words != self.told, words
+        return words if changed else ""
 
-    def seen(self, look: Look) -> Step:
-        """Return what was seen in the last minute."""
-        recent = [step for step in self.steps if step.at_us > look.now_us - MINUTE_US]
-        names = [each.name for each in fields(Step)][1:]
-        return Step(look.now_us, *(sum(getattr(step, name) for step in recent) for name in names))
+    def seen(self, look: Look) -> Counter[str]:
+        """Return what was seen in the last minute: calls begun, tokens spent, readings, times the server was asked.
 
-    def _moved(self, look: Look, step: Step) -> Step:
-        """Take notice of who stands in line, and tell who joined and who left."""
+        joined: callers that were refused and stand in line since. left: those that left it, after `waited_us` in all.
+        """
+        return sum((step for at_us, step in self.steps if at_us > look.now_us - MINUTE_US), Counter[str]())
+
+    def _moved(self, look: Look) -> Counter[str]:
+        """Return what happened since the last look, by what is stored: what began and ended in between is not seen."""
         there = {ticket.id for ticket in look.line()}
-        gone = {ticket: since for ticket, since in self.line.items() if ticket not in there}
+        stood = [look.now_us - since for ticket, since in self.line.items() if ticket not in there]
         joined = there - self.line.keys()
         self.line = {ticket: self.line.get(ticket, look.now_us) for ticket in there}
-        waited_us = sum(look.now_us - since for since in gone.values())
-        return replace(step, joined=len(joined), left=len(gone), waited_us=waited_us)
-
-    def _wait(self, tokens: int, look: Look) -> None:
-        decision = look.ask(tokens)
-        if decision is None or decision.granted:
-            self.waits.pop(tokens, None)
-        else:
-            self.waits[tokens] = max(decision.retry_after, self.waits.get(tokens, 0.0))
-
-
-def _between(before: Look, now: Look) -> Step:
-    """Return what happened between two looks, by what is stored: what began and ended in between is not seen."""
-    projected, found = replace(before, now_us=now.now_us).snapshot(), now.snapshot()
-    spent = 0
-    if projected and found and projected.balance is not None and found.balance is not None:
-        spent = max(0, projected.balance - found.balance)
-    return Step(
-        now.now_us,
-        len(now.state.holds.keys() - before.state.holds.keys()),
-        spent,
-        int(now.state.reading_at != before.state.reading_at),
-        int((now.state.probe_until or 0) > (before.state.probe_until or 0)),
-    )
+        before = self.latest
+        if before is None:
+            return Counter()
+        projected, found = replace(before, now_us=look.now_us).snapshot(), look.snapshot()
+        spent = 0
+        if projected and found and projected.balance is not None and found.balance is not None:
+            spent = max(0, projected.balance - found.balance)
+        return Counter(
+            calls=len(look.state.holds.keys() - before.state.holds.keys()),
+            tokens=spent,
+            readings=look.state.reading_at != before.state.reading_at,
+            probes=(look.state.probe_until or 0) > (before.state.probe_until or 0),
+            joined=len(joined),
+            left=len(stood),
+            waited_us=sum(stood),
+        )
 
 
 def _line(look: Look, snapshot: Snapshot | None) -> str:
@@ -128,14 +103,15 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     """Return the story so far as a picture."""
     snapshot = look.snapshot()
     points = story.points
-    span = max(HOUR_US // 60, min(HOUR_US, look.now_us - points[0].at_us if points else 0))
+    span = max(HOUR_US // 60, min(HOUR_US, look.now_us - points[0][0] if points else 0))
     start = look.now_us - span
-    recent = [point for point in points if point.at_us >= start]
+    balances = [((at_us - start) / span, balance) for at_us, balance, _ in points if at_us >= start]
+    free = [((at_us - start) / span, available) for at_us, _, available in points if at_us >= start]
     seen = story.seen(look)
-    begun = f"{count(seen.calls, 'call')} begun, {count(seen.tokens, 'token')} spent"
-    told = f"{count(seen.readings, 'reading')}, {count(seen.probes, 'probe')}"
-    after = f" after {duration(seen.waited_us / seen.left / MICROSECONDS)} on average" if seen.left else ""
-    queued = f"{count(seen.joined, 'caller')} refused and put in line, {seen.left:,} left it{after}"
+    begun = f"{count(seen['calls'], 'call')} begun, {count(seen['tokens'], 'token')} spent"
+    told = f"{count(seen['readings'], 'reading')}, {count(seen['probes'], 'probe')}"
+    after = f" after {duration(seen['waited_us'] / seen['left'] / MICROSECONDS)} on average" if seen["left"] else ""
+    queued = f"{count(seen['joined'], 'caller')} refused and put in line, {seen['left']:,} left it{after}"
     balance = "unknown" if snapshot is None or snapshot.balance is None else f"{snapshot.balance:,}"
     available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
     return Picture(
@@ -143,11 +119,11 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         about=look.key,
         aside=clock,
         curves=[
-            Curve("available", [_at(point, start, span, point.available) for point in recent], GOOD, available, (1, 1)),
-            Curve("balance", [_at(point, start, span, point.balance) for point in recent], BUSY, balance),
+            Curve("available", free, GOOD, available, (1, 1)),
+            Curve("balance", balances, BUSY, balance),
         ],
-        low=min([0, *(point.available for point in recent)]),
-        high=max([10, *(point.balance for point in recent)]),
+        low=min([0, *(value for _, value in free)]),
+        high=max([10, *(value for _, value in balances)]),
         beside_legend=f"the last {duration(span / MICROSECONDS)}",
         facts=[f"last minute: {begun}, {told}", f"             {queued}"],
         lanes=_lanes(story, look, snapshot),
@@ -155,10 +131,6 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         box=_box(look, snapshot),
         box_style="" if snapshot is not None and snapshot.retry_after <= 0 else CARE,
     )
-
-
-def _at(point: Point, start: int, span: int, value: int) -> tuple[float, int]:
-    return (point.at_us - start) / span, value
 
 
 def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
@@ -170,9 +142,17 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
-    for call in look.held_calls():
+    for call in snapshot.in_flight:
         words = f"in flight, {count(call.tokens, 'token')}"
-        lanes.append(Lane(call.label or call.id[:8], words, "", call.age / call.hold_for, duration(call.left)))
+        lanes.append(
+            Lane(
+                call.label or call.id[:8],
+                words,
+                "",
+                call.age / (call.age + call.runs_out_in),
+                duration(call.runs_out_in),
+            )
+        )
     return lanes
 
 
@@ -209,3 +189,38 @@ def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
     if snapshot.repaired:
         lines.append(f"Damaged: {', '.join(snapshot.repaired)}; `keepa-tokens doctor` says more.")
     return lines
+
+
+@shell.command(
+    "a bucket live",
+    examples="""
+    keepa-tokens watch --redis redis://127.0.0.1:6379
+    keepa-tokens watch --redis URL --plain | tee bucket.log     a line a change
+    """,
+    then="keepa-tokens doctor     if it doesn't move",
+)
+@with_bucket
+@click.option("--every", type=shell.Number(0.1, 3600), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--looks", type=click.IntRange(1), help="End after so many looks.  [default: go on until Ctrl-C]")
+@click.option("--plain", is_flag=True, help="Plain lines, one a change, in a terminal too.")
+def watch_command(where: Where, *, every: float, looks: int | None, plain: bool) -> None:
+    """Watch a bucket live: balance and holds of the last hour, what a call would get and when, what is in flight.
+
+    It only looks, and writes nothing. The curve begins when the watch does. A refusal of somebody who doesn't wait
+    leaves no trace in a bucket: the metrics count those.
+    """
+    key, story = where.bucket(), Story()
+    screen = None if plain or not fits(sys.stdout) else Screen()
+    with screen or nullcontext():
+        while True:
+            seen = where.look(key)
+            clock, line = datetime.now().astimezone().strftime("%H:%M:%S"), story.take(seen)
+            if screen is not None:
+                screen.show(picture(story, seen, clock))
+            elif line:
+                click.echo(f"{clock}  {line}")
+                sys.stdout.flush()
+            looks = None if looks is None else looks - 1
+            if looks == 0:
+                return
+            time.sleep(every)

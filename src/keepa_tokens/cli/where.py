@@ -6,63 +6,62 @@ import functools
 import os
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
+from urllib.parse import urlsplit
 
 import click
 
 from ..keepa.quota import bucket_key
-from .look import Look, look
-from .place import Place, address
+from .look import Look, Place, look
 from .shell import RefusedError
+
+if TYPE_CHECKING:
+    from .probe import Answer
 
 KEY_VARIABLE: Final = "KEEPA_API_KEY"
 LOOKS_LIKE_A_KEY: Final = re.compile(r"[0-9a-z]{60,70}", re.ASCII)
+WITH_BASE_URL: Final = click.option(
+    "--base-url", default="https://api.keepa.com", show_default=True, help="Where --probe asks."
+)
+
+
+def opened(redis: str | None, sqlite: str | None, prefix: str) -> Place:
+    """Open a place. Raises StorageUnavailable, ConfigError, ImportError without a client for Redis."""
+    if redis and sqlite:
+        raise RefusedError(
+            "give --redis or --sqlite, not both; KEEPA_TOKENS_REDIS and KEEPA_TOKENS_SQLITE count as given"
+        )
+    if redis:
+        from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
+
+        return RedisPlace.from_url(redis, prefix=prefix)
+    if sqlite:
+        if not Path(sqlite).is_file():
+            raise RefusedError(f"there is no file {sqlite!r}: the first worker makes it")
+        from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
+
+        return SqlitePlace(sqlite)
+    raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
 
 
 @dataclass(frozen=True)
 class Where:
-    """What was said of the place, the bucket and the API key."""
+    """The place, and what was said of the bucket and the API key. name: the place for people, without secrets."""
 
-    redis: str | None = field(repr=False)
-    sqlite: str | None
+    place: Place
+    name: str
     prefix: str
-    key: str | None = None
-    api_key: str | None = field(default=None, repr=False)
+    key: str | None
+    api_key: str | None = field(repr=False)
 
-    @property
-    def name(self) -> str:
-        """The place for people, without secrets."""
-        return address(self.redis) if self.redis else str(self.sqlite)
-
-    def opened(self) -> AbstractContextManager[Place]:
-        """Open the place. Raises StorageUnavailable, ConfigError, ImportError without a client for Redis."""
-        return closing(self._open())
-
-    def _open(self) -> Place:
-        if self.redis and self.sqlite:
-            raise RefusedError(
-                "give --redis or --sqlite, not both; KEEPA_TOKENS_REDIS and KEEPA_TOKENS_SQLITE count as given"
-            )
-        if self.redis:
-            from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
-
-            return RedisPlace.from_url(self.redis, prefix=self.prefix)
-        if self.sqlite:
-            if not Path(self.sqlite).is_file():
-                raise RefusedError(f"there is no file {self.sqlite!r}: the first worker makes it")
-            from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
-
-            return SqlitePlace(self.sqlite)
-        raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
-
-    def bucket(self, place: Place) -> str:
+    def bucket(self) -> str:
         """Return the key of the bucket that is meant; a usage error names those that there are."""
         if self.key is not None:
-            return self._named(place, self.key)
-        keys = sorted(place.keys())
+            return self._named(self.key)
+        keys = sorted(self.place.keys())
         if len(keys) == 1:
             return keys[0]
         if self.api_key is not None and bucket_key(self.api_key) in keys:
@@ -73,36 +72,38 @@ class Where:
             )
         raise RefusedError(f"there are {len(keys)} buckets, say which: {_listed(keys)}")
 
-    def look(self, place: Place, key: str | None = None) -> Look:
+    def look(self, key: str | None = None) -> Look:
         """Look at a bucket, or at the one that is meant."""
-        key = self.bucket(place) if key is None else key
-        seen = look(place, key)
+        key = self.bucket() if key is None else key
+        seen = look(self.place, key)
         if seen is None:
             raise RefusedError(f"the bucket {key!r} is gone: the next call of a worker makes a new one")
         return seen
 
-    def _named(self, place: Place, key: str) -> str:
+    def _named(self, key: str) -> str:
         if LOOKS_LIKE_A_KEY.fullmatch(key):
             # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
             raise RefusedError(
                 f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument"
             )
         for name in (key, f"keepa-{key}"):
-            if place.fields(name) is not None:
+            if self.place.fields(name) is not None:
                 return name
-        keys = sorted(place.keys())
+        keys = sorted(self.place.keys())
         found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
         if len(found) == 1:
             return found[0]
         raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {_listed(keys)}")
 
-    def needed_api_key(self) -> str:
-        """Return the API key; a usage error without one."""
+    def ask(self, seen: Look, base_url: str) -> Answer:
+        """Ask the server, and let the bucket take what it says; a usage error without an API key."""
+        from .probe import ask_server  # noqa: PLC0415 - needs httpx
+
         if self.api_key is None:
             raise RefusedError(
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
-        return self.api_key
+        return ask_server(self.place, seen, self.api_key, base_url)
 
 
 def _listed(keys: list[str]) -> str:
@@ -154,6 +155,11 @@ def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
         api_key: str | None,
         **others: Any,  # noqa: ANN401 - click's
     ) -> None:
-        function(Where(redis, sqlite, prefix, key, api_key), **others)
+        with closing(opened(redis, sqlite, prefix)) as place:
+            name = str(sqlite)
+            if redis:  # without a password and options
+                parts = urlsplit(redis)
+                name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            function(Where(place, name, prefix, key, api_key), **others)
 
     return functools.reduce(lambda made, option: option(made), reversed(options), command)

@@ -16,9 +16,9 @@ It does what `keepa_tokens.guards.httpx` does, with these differences:
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 try:
     import requests
@@ -130,79 +130,49 @@ class RequestsExchange(Exchange[requests.Response]):
         """Return the answer, whose body is settled at its end."""
         if not self._streams:
             return None
-        answer.raw = _Settling(answer.raw, end)
+        raw = answer.raw
+        answer.raw = urllib3.HTTPResponse(
+            io.BufferedReader(_Settling(raw, end)),
+            headers=raw.headers,
+            status=raw.status,
+            version=raw.version,
+            reason=raw.reason,
+            preload_content=False,
+            decode_content=raw.decode_content,
+            original_response=raw._original_response,  # noqa: SLF001 - requests takes the cookies from it
+            request_url=raw.url,
+        )
+        answer.raw.length_remaining = None  # so that it reads on to the end, and closes no earlier
         return answer
 
 
-class _Settling:
-    """Stands before `response.raw`. At the body's end it is settled whole; closed before, as one that nobody knows.
-
-    What it doesn't know itself it leaves to the raw response.
-    """
+class _Settling(io.RawIOBase):
+    """A body as it comes over the wire. At its end it is settled whole; closed before, as one that nobody knows."""
 
     def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
         self._raw = raw
         self._end = end
         self._chunks: list[bytes] = []
-        self._encoded = False
 
-    def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Iterator[bytes]:  # noqa: FBT001 - urllib3's own
-        for chunk in self._raw.stream(amt, decode_content):
-            yield self._noted(chunk, decode_content)
-        self._whole()
+    def readable(self) -> bool:
+        return True
 
-    def __iter__(self) -> Iterator[bytes]:
-        for line in self._raw:
-            yield self._noted(line, decode_content=True)
-        self._whole()
-
-    def read(
-        self,
-        amt: int | None = None,
-        decode_content: bool | None = None,  # noqa: FBT001 - urllib3's own
-        cache_content: bool = False,  # noqa: FBT001, FBT002 - the same
-    ) -> bytes:
-        data = self._noted(self._raw.read(amt, decode_content, cache_content), decode_content)
-        if amt is None or amt < 0 or (not data and amt > 0):
-            self._whole()
-        return data
-
-    def read1(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:  # noqa: FBT001 - urllib3's own
-        data = self._noted(self._raw.read1(amt, decode_content), decode_content)
-        if not data and amt != 0:
-            self._whole()
-        return data
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever can be written to
+        chunk = self._raw.read(len(buffer), decode_content=False)
+        buffer[: len(chunk)] = chunk
+        self._chunks.append(chunk)
+        if not chunk:
+            body = _decoded(self._raw, b"".join(self._chunks))
+            run(lambda: self._end(body))
+        return len(chunk)
 
     def close(self) -> None:
+        super().close()
         try:
             self._raw.close()
+            self._raw.release_conn()
         finally:
-            self._ended(None)
-
-    def release_conn(self) -> None:
-        self._raw.release_conn()
-        self._ended(None)
-
-    def _noted(self, chunk: bytes, decode_content: bool | None) -> bytes:  # noqa: FBT001 - as it was passed on
-        self._chunks.append(chunk)
-        self._encoded |= not (self._raw.decode_content if decode_content is None else decode_content)
-        return chunk
-
-    def _whole(self) -> None:
-        body = b"".join(self._chunks)
-        self._ended(_decoded(self._raw, body) if self._encoded else body)
-
-    def _ended(self, body: bytes | None) -> None:
-        self._chunks.clear()
-        run(lambda: self._end(body))
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._raw, name)
+            run(lambda: self._end(None))
 
 
 def _decoded(raw: urllib3.HTTPResponse, body: bytes) -> bytes:

@@ -58,7 +58,7 @@ class Admission:
         stands = ahead or ticket is not None
         need, at = saturated(wanted + ahead - available), reached
         if stands:
-            at = self.flow.instant(need, s.refilled_at, s.carry)
+            at = self.flow.instant(need, s.refilled_at, s.carry) if need > 0 else self.now
         closed_until = self._closed_for(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, at)

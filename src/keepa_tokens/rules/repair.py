@@ -175,14 +175,15 @@ class _Mender:
 
     def sequence(self) -> int:
         value = self.stored.sequence
-        if _is_whole(value, 0, _MAX_SEQUENCE):
-            return value or 0
-        # Lost: go on from the latest that anything still remembers, so that what was opened stays in order.
+        if value and _is_whole(value, 0, _MAX_SEQUENCE):
+            return value
+        # Lost, or 0, which is stored as nothing: go on from the latest that anything still remembers, so that what was
+        # opened stays in order.
         sound = [hold for hold in self._stored_holds().values() if _is_hold(hold)]
         seen = [self.stored.reading_sequence or 0, *(max(hold.opened, hold.charged) for hold in sound)]
         seen += [ticket.arrived for ticket in self._stored_line()]
         last = max((number for number in seen if _is_whole(number, 0, _MAX_SEQUENCE)), default=0)
-        if value is not None or last:
+        if value or last:
             self.note("sequence")
         return last
 
@@ -286,15 +287,10 @@ class _Mender:
 
 
 def _is_hold(hold: object) -> bool:
-    return (
-        isinstance(hold, Hold)
-        and _is_whole(hold.tokens, 0)
-        and _is_whole(hold.opened, 0)
-        and _is_whole(hold.expires_at, 0)
-        and _is_whole(hold.hold_for, 1, MAX_HOLD_US)
-        and _is_whole(hold.charged, 0)
-        and isinstance(cast("object", hold.label), str)
-    )
+    if not isinstance(hold, Hold) or not isinstance(cast("object", hold.label), str):
+        return False
+    numbers = (hold.tokens, hold.opened, hold.expires_at, hold.charged)
+    return all(_is_whole(number, 0) for number in numbers) and _is_whole(hold.hold_for, 1, MAX_HOLD_US)
 
 
 def _is_whole(value: object, least: int, most: int = LIMIT - 1) -> bool:

@@ -7,10 +7,10 @@ Times are whole microseconds, tokens whole numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 from urllib.parse import quote, unquote
 
 from .._arguments import instance
@@ -18,8 +18,6 @@ from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS
 from .line import Ticket
-
-T = TypeVar("T")
 
 FORMAT: Final = 1
 """The format of stored states that this release writes."""
@@ -81,7 +79,7 @@ class FastTerms:
     @classmethod
     def from_text(cls, text: object) -> Self | None:
         """Return what `text` wrote; None if it can't be read."""
-        numbers = _numbers(text, 5)
+        numbers = _numbers(text.split(" "), 5) if isinstance(text, str) else None
         return None if numbers is None else cls(*numbers)
 
 
@@ -160,32 +158,27 @@ class BucketState:
         Names that this release doesn't know are left out.
         """
         instance("texts", texts, Mapping)  # type: ignore[type-abstract]
+        known: dict[str, Any] = {"version": None}
+        holds: dict[str, Hold] = {}
         damaged: list[str] = []
-
-        def read(name: str, value: T | None) -> T | None:
-            if value is None and name in texts:
+        for name, text in texts.items():
+            is_hold = name.startswith(HOLD)
+            read = _hold_from if is_hold else _READERS.get(name)
+            if read is None:
+                continue
+            value = read(text)
+            if value is None:
                 damaged.append(name)
-            return value
-
-        there = {name: read(name, _whole(text)) for name, text in texts.items() if name in _ARE_NUMBERS}
-        numbers: dict[str, Any] = {"version": None} | there
-        holds = {
-            name.removeprefix(HOLD): hold
-            for name, text in texts.items()
-            if name.startswith(HOLD) and (hold := read(name, _hold_from(text))) is not None
-        }
-        tickets = [Ticket.from_text(text) for text in texts.get(LINE, "").split()]
-        if None in tickets:
+            if not is_hold:
+                known[name] = value
+            elif value is not None:
+                holds[name.removeprefix(HOLD)] = value
+        line = [Ticket.from_text(text) for text in str(texts.get(LINE, "")).split()]
+        if None in line:
             # A garbled ticket is dropped; whoever held it comes again.
             damaged.append(LINE)
-        return cls(
-            line=tuple(ticket for ticket in tickets if ticket is not None),
-            quota=read(QUOTA, _quota_from(texts.get(QUOTA))),
-            fast=read(FAST, FastTerms.from_text(texts.get(FAST))),
-            holds=holds,
-            unreadable=tuple(sorted(damaged)),
-            **numbers,
-        )
+        tickets = tuple(ticket for ticket in line if ticket is not None)
+        return cls(**known, holds=holds, line=tickets, unreadable=tuple(sorted(damaged)))
 
 
 @dataclass(slots=True)
@@ -248,8 +241,6 @@ NUMBERS: Final = tuple(
 )
 """The stored fields that are one whole number each."""
 
-_ARE_NUMBERS: Final = frozenset(NUMBERS)
-
 _ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if each.default == 0) - {"version"}
 """Fields that are left out where they are 0."""
 
@@ -269,8 +260,7 @@ def _whole(text: object) -> int | None:
     return value if -LIMIT <= value <= LIMIT else None
 
 
-def _numbers(text: object, count: int) -> list[int] | None:
-    parts = text.split(" ") if isinstance(text, str) else []
+def _numbers(parts: list[str], count: int) -> list[int] | None:
     numbers = [number for part in parts if (number := _whole(part)) is not None]
     return numbers if len(numbers) == count == len(parts) else None
 
@@ -285,7 +275,7 @@ def _hold_from(text: object) -> Hold | None:
     if not isinstance(text, str):
         return None
     parts = text.split(" ")
-    numbers = _numbers(" ".join(parts[:5]), 5)
+    numbers = _numbers(parts[:5], 5)
     if numbers is None:
         return None
     tokens, opened, expires_at, hold_for, charged = numbers
@@ -326,3 +316,10 @@ def _quota_of(text: str) -> Quota | None:
         return None
     # What was written by hand and doesn't agree with itself is damage.
     return quota if quota_text(quota) == text else None
+
+
+_READERS: Final[dict[str, Callable[[object], Any]]] = {
+    **dict.fromkeys(NUMBERS, _whole),
+    QUOTA: _quota_from,
+    FAST: FastTerms.from_text,
+}

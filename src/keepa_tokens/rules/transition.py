@@ -73,8 +73,9 @@ brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..quota import Quota
 from ..units import (
@@ -104,8 +105,8 @@ from .commands import (
     Unclaim,
     Verdict,
 )
-from .decision import Reason
-from .flow import clipped_at, flow_in_effect, furthest_place
+from .decision import Reason, Snapshot
+from .flow import Flow, clipped_at, flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
 from .readings import Order, adopt, kept_back, lowered, order_of
@@ -119,6 +120,8 @@ _STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, R
 FAST_US: Final = MINUTE_US
 """The longest that the fast path may serve a bucket before the rules look at all of it again."""
 
+_Numbers: TypeAlias = tuple[tuple[int, int, int], int, int, int, int, int, int, Flow, Quota, int]
+
 LIFETIME_MARGIN_US: Final = 10 * MICROSECONDS
 SHORTEST_LIFETIME_US: Final = 60 * MICROSECONDS
 
@@ -131,38 +134,73 @@ def transition(
     The state is `state` itself where there is nothing to store: only time has passed. Raises ConfigError for a stored
     format of a newer release, and for a bucket of the other kind; nothing else.
     """
-    sound, repaired = repair(quota, state, now)
+    read = read_as(quota, state, now)
+    changed, outcome = carry_out(quota, read, now, command)
+    return read.sound.stored(_fast_terms(read.sound, now)) if changed else state, outcome
+
+
+class Read(NamedTuple):
+    """A state that was read: a sound one, what was mended for that, and whether it must be stored whatever comes."""
+
+    sound: SoundState
+    repaired: tuple[str, ...] = ()
+    must_store: bool = False
+
+
+def read_as(quota: Quota, stored: BucketState | None, now: int) -> Read:
+    """Return any stored state as a sound one; raises as `transition`."""
+    sound, repaired = repair(quota, stored, now)
+    if stored is None:
+        # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
+        return Read(sound, must_store=sound.balance is not None and sound.balance < quota.capacity)
     # Terms that were lost are stored again: nobody else may take them for others' next time.
-    unnamed = state is not None and state.quota is None
-    changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=state is None, unnamed=unnamed)
-    return sound.stored(fast) if changed else state, outcome
+    return Read(sound, repaired, bool(repaired) or stored.quota is None)
 
 
-def carry_out(
-    callers: Quota,
-    sound: SoundState,
-    now: int,
-    command: Command,
-    repaired: tuple[str, ...],
-    *,
-    is_new: bool,
-    unnamed: bool,
-) -> tuple[bool, FastTerms | None, Outcome]:
-    """Carry `command` to a sound state, in place.
+def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[bool, Outcome]:
+    """Carry `command` to a sound state, in place; return whether there is anything to store, and what it came to.
 
-    Return whether there is anything to store, what goes with it, and what it came to. If there is nothing, only time
-    has passed in the state; its holds are as they were.
+    If there is nothing, only time has passed in the state; its holds are as they were.
     """
-    step = _Step(callers, sound, now, repaired)
+    step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
     step.take_up(callers)
     outcome = step.told(step.run(command))
-    # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
-    begun = is_new and sound.balance is not None and sound.balance < step.flow.capacity
-    if not (step.changed or repaired or begun or unnamed):
-        return False, None, outcome
-    sound.version += 1
-    return True, step.fast(), outcome
+    changed = step.changed or read.must_store
+    read.sound.version += changed
+    return changed, outcome
+
+
+def is_usual(s: SoundState) -> bool:
+    """Whether nothing keeps the fast path from serving a bucket, but that holds fall due."""
+    return s.balance is not None and not s.line and s.closed_until is s.paused_until is s.wide_capacity is None
+
+
+def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
+    """Return until when, and with what, the fast path may serve this bucket; None where the terms alone tell."""
+    if has_places(s.quota):
+        return None
+    flow = flow_in_effect(s, now)
+    until_us = now + FAST_US if is_usual(s) else 0
+    return FastTerms(until_us, flow.capacity, flow.refill, flow.period_us, kept_back(s, flow))
+
+
+def has_places(quota: Quota) -> bool:
+    """Whether who waits gets a place: it keeps its own books, and never closes."""
+    return not quota.synced and quota.recharge_to is None
+
+
+def numbers_of(s: SoundState, flow: Flow) -> _Numbers:
+    """Return what the fast path reads of a bucket, in the order of `fast_path.Numbers`."""
+    level, places = (s.balance or 0, s.refilled_at, s.carry), (s.last_place, s.firm_place, s.largest_place)
+    return level, s.held, s.open, s.sequence, *places, flow, s.quota, s.kept_back
+
+
+def inspected(state: BucketState | None, now: int) -> Snapshot | None:
+    """Return a bucket by the terms stored with it; None if there is none, or they are lost."""
+    if state is None or state.quota is None:
+        return None
+    return transition(state.quota, state, now, Peek())[1].snapshot
 
 
 def lifetime_us(state: BucketState, now: int) -> int | None:
@@ -203,28 +241,8 @@ class _Step(Telling):
         self.ran_out: list[Hold] = []
         self.terms: tuple[Quota, Quota] | None = None
 
-    def run(self, command: Command) -> Outcome:  # noqa: C901 - a case for each command
-        match command:
-            case Acquire():
-                return self.acquire(command)
-            case Reserve():
-                return self.reserve(command)
-            case Settle():
-                return self.settle(command)
-            case Cancel():
-                return self.cancel(command)
-            case Refund():
-                return self.refund(command)
-            case Reconcile():
-                return self.reconcile(command)
-            case ClaimProbe():
-                return self.claim_probe()
-            case Unclaim():
-                return self.unclaim(command)
-            case Pause():
-                return self.pause(command)
-            case Peek():
-                return self.peek(command)
+    def run(self, command: Command) -> Outcome:
+        return _RUN[type(command)](self, command)
 
     # 2 and 3: time passes
 
@@ -325,7 +343,7 @@ class _Step(Telling):
             return self._refuse(reason, at, command)
         if at > self.now:
             s = self.s
-            numbers = self._numbers(s.balance or 0)
+            numbers = fast_path.Numbers(*numbers_of(s, self.flow))
             fast_path.note_place(numbers, self.now, command.tokens, at)
             s.last_place, s.largest_place = numbers.last_place, numbers.largest_place
         self._take(command.tokens)
@@ -335,7 +353,7 @@ class _Step(Telling):
     def _has_place(self, reason: Reason, at: int, command: Acquire) -> bool:
         if command.wait_us is None or command.keep or reason is not Reason.EMPTY:
             return False
-        queues = not self.s.quota.synced and self.s.quota.recharge_to is None and not self._ahead(0, command.ticket)
+        queues = has_places(self.s.quota) and not self._ahead(0, command.ticket)
         return queues and at < NEVER and at - self.now <= command.wait_us
 
     def _take(self, tokens: int) -> None:
@@ -481,7 +499,7 @@ class _Step(Telling):
         if by < 0:
             s.balance = saturated(s.balance + by)
             return
-        numbers = self._numbers(s.balance)
+        numbers = fast_path.Numbers(*numbers_of(s, self.flow))
         fast_path.give_back(numbers, self.now, by, own)
         s.balance, s.carry = numbers.balance, numbers.carry
         s.last_place, s.firm_place = numbers.last_place, numbers.firm_place
@@ -517,7 +535,7 @@ class _Step(Telling):
 
     # 8: the probe
 
-    def claim_probe(self) -> Outcome:
+    def claim_probe(self, _: ClaimProbe) -> Outcome:
         s = self.s
         free = s.quota.synced and (s.probe_until is None or self.now >= s.probe_until)
         return Outcome(claimed_until_us=self._claim() if free else None)
@@ -573,35 +591,6 @@ class _Step(Telling):
         s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
         self._reopen()
 
-    # what is stored for the fast path
-
-    def fast(self) -> FastTerms | None:
-        """Return until when, and with what, the fast path may serve this bucket; None where the terms alone tell."""
-        s = self.s
-        if not s.quota.synced and s.quota.recharge_to is None:
-            return None
-        due = (s.closed_until, s.paused_until, s.wide_capacity)
-        usual = s.balance is not None and due == (None, None, None) and not s.line
-        flow = self.flow
-        return FastTerms(
-            self.now + FAST_US if usual else 0, flow.capacity, flow.refill, flow.period_us, kept_back(s, flow)
-        )
-
-    def _numbers(self, balance: int) -> fast_path.Numbers:
-        s = self.s
-        return fast_path.Numbers(
-            level=(balance, s.refilled_at, s.carry),
-            held=s.held,
-            open=s.open,
-            sequence=s.sequence,
-            last_place=s.last_place,
-            firm_place=s.firm_place,
-            largest_place=s.largest_place,
-            flow=self.flow,
-            quota=s.quota,
-            kept_back=kept_back(s, self.flow),
-        )
-
     # what is told
 
     def peek(self, command: Peek) -> Outcome:
@@ -620,3 +609,17 @@ class _Step(Telling):
         outcome.closed, outcome.kept_back = s.closed_until is not None, kept_back(s, self.flow)
         outcome.repaired, outcome.ran_out, outcome.terms = self.repaired, tuple(self.ran_out), self.terms
         return outcome
+
+
+_RUN: Final[dict[type[Command], Callable[[_Step, Any], Outcome]]] = {
+    Acquire: _Step.acquire,
+    Reserve: _Step.reserve,
+    Settle: _Step.settle,
+    Cancel: _Step.cancel,
+    Refund: _Step.refund,
+    Reconcile: _Step.reconcile,
+    ClaimProbe: _Step.claim_probe,
+    Unclaim: _Step.unclaim,
+    Pause: _Step.pause,
+    Peek: _Step.peek,
+}

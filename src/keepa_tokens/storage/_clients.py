@@ -85,8 +85,9 @@ class AsyncRedisClient(Protocol):
         ...
 
 
-def checked(storage: str, client: object, *, asynchronous: bool) -> None:
+def checked(client: object, *, asynchronous: bool) -> None:
     """Raise ConfigError for what is no client of this kind, with what to give instead."""
+    storage = "AsyncRedisStorage" if asynchronous else "RedisStorage"
     if isinstance(client, str | bytes):
         # Not the text itself: it may hold a password.
         raise ConfigError(f"{storage} takes a client, not a URL: use {storage}.from_url(url)")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final, TypeAlias, cast
 from urllib.parse import quote, unquote_to_bytes
 
 from .._arguments import checked_key, whole
-from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import (
     Acquire,
@@ -39,9 +38,9 @@ __all__ = [
     "as_bytes",
     "as_text",
     "attempt",
-    "foreign",
     "look",
     "name_of",
+    "named_fields",
     "numbers_of",
     "store",
     "understood",
@@ -54,24 +53,22 @@ TURN: Final = "turn"
 again is known. No part of the bucket's state.
 """
 
-_NO_ID: Final = b""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Handed:
     """A bucket that the script handed over: the texts as they stand, or the numbers and one hold of them."""
 
     now_us: int
     texts: dict[str, str]
     partial: bool
-    state: BucketState | None = field(init=False)
-    """What is stored; None: there is nothing."""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def state(self) -> BucketState | None:
+        """What is stored; None: there is nothing."""
+        if not self.texts.keys() - {TURN}:
+            return None
         # In the order of their names: a hash has none, and repairs are named in the order in which they come.
-        texts = {name: self.texts[name] for name in sorted(self.texts)}
-        state = BucketState.from_fields(texts) if texts.keys() - {TURN} else None
-        object.__setattr__(self, "state", replace(state, partial=True) if state and self.partial else state)
+        return replace(BucketState.from_fields(dict(sorted(self.texts.items()))), partial=self.partial)
 
     @property
     def needs_all(self) -> bool:
@@ -91,7 +88,6 @@ def is_for_the_rules(command: Command) -> bool:
 
 
 _FOR_THE_RULES: Final = (Reconcile, ClaimProbe, Unclaim, Pause)
-_GRANTED: Final = (Acquire, Reserve)
 
 
 def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") -> list[Argument]:
@@ -102,36 +98,43 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
     """
     if isinstance(command, Acquire):
         return acquires(quota, (command,), now_us)
-    now = "" if now_us is None else whole("now_us", now_us)
-    terms = _terms(quota)
+    numbers: Sequence[Argument]
     match command:
         case Reserve():
-            tokens, keep = whole("tokens", command.tokens), whole("keep", command.keep)
-            life = whole("hold_for_us", command.hold_for_us)
+            verb, life = "reserve", whole("hold_for_us", command.hold_for_us)
             label = f" {quote(command.label)}" if command.label else ""
-            return ["reserve", "", now, terms, as_bytes(command.id), tokens, keep, life, label]
-        case Settle(hold_id, actual, None, False):
-            cost = "" if actual is None else whole("actual", actual)
-            return ["settle", "", now, terms, as_bytes(hold_id), cost]
-        case Cancel(hold_id):
-            return ["settle", "", now, terms, as_bytes(hold_id), 0]
-        case Refund(refund_id, tokens, own_us):
+            numbers = [whole("tokens", command.tokens), whole("keep", command.keep), life, label]
+        case Settle(_, actual, None, False):
+            verb, numbers = "settle", ["" if actual is None else whole("actual", actual)]
+        case Cancel():
+            verb, numbers = "settle", [0]
+        case Refund(_, tokens, own_us):
             if own_us is not None:
                 whole("own_us", own_us)  # for the rules: where it counts, the script hands the refund over
-            return ["refund", "", now, terms, as_bytes(refund_id), whole("tokens", tokens)]
+            verb, numbers = "refund", [whole("tokens", tokens)]
         case Peek() | Reconcile():
             # What is shown of holds needs all of them.
-            return ["look", "", now, terms, _NO_ID]
+            verb, numbers = "look", []
         case _:
-            return ["read", "", now, terms, named(command), turn]
+            verb, numbers = "read", [turn]
+    return [verb, "", _clock(now_us), _terms(quota), _id_of(command), *numbers]
 
 
 def acquires(quota: Quota, commands: Sequence[Acquire], now_us: int | None) -> list[Argument]:
     """Return the script's arguments for acquires of one bucket, one after the other; as `attempt`."""
-    now = "" if now_us is None else whole("now_us", now_us)
+    head: list[Argument] = ["acquire", "", _clock(now_us), _terms(quota)]
     if len(commands) == 1 and commands[0].keep == 0 and commands[0].wait_us is None:
-        return ["acquire", "", now, _terms(quota), whole("tokens", commands[0].tokens)]
-    return ["acquire", "", now, _terms(quota), *(number for each in commands for number in numbers_of(each))]
+        return [*head, whole("tokens", commands[0].tokens)]
+    return [*head, *(number for each in commands for number in numbers_of(each))]
+
+
+def look(now_us: int | None) -> list[Argument]:
+    """Return the script's arguments for all fields as they stand."""
+    return ["look", "", _clock(now_us), "", b""]
+
+
+def _clock(now_us: int | None) -> Argument:
+    return "" if now_us is None else whole("now_us", now_us)
 
 
 @lru_cache(maxsize=1000)
@@ -152,14 +155,9 @@ def numbers_of(command: Acquire) -> tuple[int, int, int]:
     return whole("tokens", command.tokens), whole("keep", command.keep), wait
 
 
-def look(now_us: int | None) -> list[Argument]:
-    """Return the script's arguments for all fields as they stand."""
-    return ["look", "", "" if now_us is None else whole("now_us", now_us), "", _NO_ID]
-
-
-def named(command: Command) -> bytes:
+def _id_of(command: Command) -> bytes:
     """Return the id of the hold that a command names, or nothing."""
-    return as_bytes(command.id) if isinstance(command, Reserve | Settle | Cancel | Refund) else _NO_ID
+    return as_bytes(command.id) if isinstance(command, Reserve | Settle | Cancel | Refund) else b""
 
 
 def store(
@@ -174,8 +172,8 @@ def store(
     changes += [(name, "") for name in before.texts if name not in texts and _is_ours(name)]
     lifetime = lifetime_us(after, before.now_us) if now_us is None else None
     return [
-        *("store", "", "" if now_us is None else now_us, as_bytes(before.texts.get("version", ""))),
-        *(named(command), token, as_bytes(before.texts.get("refilled_at", ""))),
+        *("store", "", _clock(now_us), as_bytes(before.texts.get("version", ""))),
+        *(_id_of(command), token, as_bytes(before.texts.get("refilled_at", ""))),
         *("" if lifetime is None else min(LIMIT, -(-lifetime // 1000)), "some" if before.partial else "all"),
         *(as_bytes(part) for change in changes for part in change),
     ]
@@ -216,20 +214,19 @@ def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | N
         return None
     if len(parts) == _STORED:
         return Sign.STORED
-    granted = isinstance(command, _GRANTED)
     if len(parts) == _HEAD:
-        return Outcome(int(parts[1]), int(parts[2]), granted)
-    now, balance, place, held, number, kept_back, *each = map(int, parts[1:])
-    if command is None:
-        two = range(0, len(each), 2)
-        return [_outcome(now, each[at], each[at + 1], held, number, kept_back) for at in two]
-    return _outcome(now, balance, place, held, number, kept_back, granted=granted)
+        return Outcome(int(parts[1]), int(parts[2]), _is_granted(command))
+    now, balance, place, held, number, kept_back, *others = map(int, parts[1:])
+    pairs = [balance, place] if command else others
+    outcomes = [
+        Outcome(now, each, _is_granted(command), place_us=at, held=held, open=number, kept_back=kept_back)
+        for each, at in zip(pairs[::2], pairs[1::2], strict=True)
+    ]
+    return outcomes[0] if command else outcomes
 
 
-def _outcome(
-    now: int, balance: int, place: int, held: int, number: int, kept_back: int, *, granted: bool = True
-) -> Outcome:
-    return Outcome(now, balance, granted, place_us=place, held=held, open=number, kept_back=kept_back)
+def _is_granted(command: Command | None) -> bool:
+    return command is None or isinstance(command, Acquire | Reserve)
 
 
 _STORED: Final = 2
@@ -237,13 +234,6 @@ _STORED: Final = 2
 
 _HEAD: Final = 3
 """Texts before the fields of a bucket that is handed over, and in the shortest answer to a step."""
-
-
-def foreign(reply: object) -> ConfigError:
-    """Return the error for a client that answers no command at all."""
-    return ConfigError(
-        f"the client answered the script with {str(reply)[:60]!r}: give the storage a plain client, not a pipeline"
-    )
 
 
 def as_bytes(text: str) -> bytes:
@@ -262,7 +252,12 @@ def _is_ours(name: str) -> bool:
     return name.startswith(HOLD) or name in _OURS
 
 
-_OURS: Final = frozenset({*NUMBERS, QUOTA, FAST, LINE, TURN})
+_OURS: Final = (*NUMBERS, QUOTA, FAST, LINE, TURN)
+
+
+def named_fields(script: bytes) -> bytes:
+    """Return the script with the names of the stored fields put into it."""
+    return script.replace(b"FIELDS", as_bytes(", ".join(f"'{name}'" for name in _OURS)))
 
 
 def _unescaped(text: str) -> str:

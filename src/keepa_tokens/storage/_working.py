@@ -11,8 +11,9 @@ from ..quota import Quota
 from ..rules import fast_path
 from ..rules.arithmetic import KEPT_SHARE
 from ..rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
-from ..rules.flow import Flow
-from ..rules.state import BucketState, FastTerms, Hold, SoundState
+from ..rules.flow import Flow, flow_in_effect
+from ..rules.state import BucketState, Hold, SoundState
+from ..rules.transition import has_places, is_usual, numbers_of
 from ..units import DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, YEAR_US
 
 __all__ = ["Bucket", "begun", "kept", "serves", "step"]
@@ -35,7 +36,6 @@ class Bucket(fast_path.Numbers):
     own: bool
     holds: dict[str, Hold]
     rest: SoundState | None = None
-    fast: FastTerms | None = None
     ends: int | None = None
 
     def sound(self) -> SoundState:
@@ -55,7 +55,7 @@ class Bucket(fast_path.Numbers):
 
     def state(self) -> BucketState:
         """Return what is stored of it."""
-        return self.sound().stored(self.fast)
+        return self.sound().stored(None)
 
 
 NO_HOLDS: Final[dict[str, Hold]] = {}
@@ -68,70 +68,37 @@ _CHANGED: Final = (
 """What a step on the fast path may change of a bucket, beside one of its holds."""
 _changed: Final = attrgetter(*_CHANGED)
 _state_of: Final = attrgetter(*(each.name for each in fields(SoundState)))
-_beside: Final = attrgetter(
-    *(
-        *("closed_until", "paused_until", "terms_at", "wide_capacity", "reading_at", "reading_sequence"),
-        *("server_time", "server_time_at", "drift", "kept_back", "kept_back_at", "probe_until", "probe_failures"),
-        *("probe_returned", "reported_refill", "reported_period_us", "reported_capacity", "stretched_us"),
-    )
-)
+_beside: Final = attrgetter(*(each.name for each in fields(SoundState) if not hasattr(Bucket, each.name)))
 """What most plain buckets have nothing of."""
 _NOTHING: Final = _beside(SoundState(Quota(1, 1, 1.0), 0))
 
 
 def begun(quota: Quota, now: int, *, own: bool) -> Bucket | None:
     """Return a bucket never seen before; None: it is not the fast path's business."""
-    if quota.starts_at is None or quota.synced or quota.recharge_to is not None:
+    if quota.starts_at is None or not has_places(quota):
         return None
-    return kept(SoundState(quota, now, quota.starts_at), None, now, own=own)
+    return kept(SoundState(quota, now, quota.starts_at), now, own=own)
 
 
-def kept(sound: SoundState, fast: FastTerms | None, now: int, *, own: bool) -> Bucket:
+def kept(sound: SoundState, now: int, *, own: bool) -> Bucket:
     """Return what is kept of a sound state, which is handed over."""
-    quota = sound.quota
-    plain = not quota.synced and quota.recharge_to is None
-    refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
-    capacity = quota.capacity
-    if fast is not None:
-        capacity, refill, period_us = fast.capacity, fast.refill, fast.period_us
+    until = _within_a_year(sound.refilled_at // DAY_US) if is_usual(sound) else 0
     return Bucket(
-        (sound.balance or 0, sound.refilled_at, sound.carry),
-        sound.held,
-        sound.open,
-        sound.sequence,
-        sound.last_place,
-        sound.firm_place,
-        sound.largest_place,
-        _flow(capacity, refill, period_us, quota.stepped),
-        quota,
-        sound.kept_back,
+        *numbers_of(sound, _one_of(flow_in_effect(sound, now))),
         sound.version,
         sound.due_at,
-        _until(sound, fast),
+        until if sound.due_at is None else min(until, sound.due_at),
         now,
         own,
         sound.holds or NO_HOLDS,
-        None if plain and not sound.line and _beside(sound) == _NOTHING else sound,
-        fast,
+        None if has_places(sound.quota) and _beside(sound) == _NOTHING else sound,
     )
 
 
 @lru_cache(maxsize=256)
-def _flow(capacity: int, refill: int, period_us: int, stepped: bool) -> Flow:  # noqa: FBT001 - a key of the cache
-    """Return one flow for all buckets that have it."""
-    return Flow(capacity, refill, period_us, stepped)
-
-
-def _until(sound: SoundState, fast: FastTerms | None) -> int:
-    """Return up to when the fast path may serve a bucket; 0: not at all."""
-    if (
-        sound.balance is None
-        or sound.line
-        or not (sound.closed_until is None and sound.paused_until is None and sound.wide_capacity is None)
-    ):
-        return 0
-    until = _within_a_year(sound.refilled_at // DAY_US) if fast is None else fast.until
-    return until if sound.due_at is None else min(until, sound.due_at)
+def _one_of(flow: Flow) -> Flow:
+    """Return one flow for all buckets that have the same."""
+    return flow
 
 
 @lru_cache(maxsize=4)

@@ -2,9 +2,8 @@
 --
 -- It mirrors fast_path.py and what that uses of arithmetic.py: same names, the same digits. Lua's doubles are exact
 -- because everything that is kept stays within 2^52 and every product below 2^53: divide first, multiply the rest.
--- Whatever is not the fast path's business is handed over untouched: Python decides, and stores what it decided if
--- nobody has written meanwhile. So there is one block that decides, which `break` leaves, and after it one of two: hand
--- over, or write. Everything is computed before the first write.
+-- Whatever else comes is handed over untouched: Python decides, and stores what it decided if nobody has written
+-- meanwhile. So one block decides, which `break` leaves; then it is handed over, or written: all is computed before.
 --
 -- To be quick, functions use no local of the script's (each that one uses is allocated anew in every call), and numbers
 -- are written as texts made here (call() takes three times as long).
@@ -24,7 +23,7 @@ local now = given == '' and clock or tonumber(given)
 local version, balance, refilled_at, carry, quota =
   unpack(call('HMGET', key, 'version', 'balance', 'refilled_at', 'carry', 'quota'))
 local fields = call('HLEN', key)
-local more, id = fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
+local is_new, more, id = fields == 0, fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
 local turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place
 local firm_place, largest_place, held, open, sequence
 if more then
@@ -33,7 +32,6 @@ if more then
     'line', 'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place', 'firm_place',
     'largest_place', 'held', 'open', 'sequence'))
 end
-local is_new = fields == 0
 
 -- The whole number that a stored text is, as state.py reads it; nil: it is none, or out of its range.
 local function whole(text, least, most, missing)
@@ -152,11 +150,11 @@ repeat  -- decides, once
     firm_place = whole(firm_place, 0, LIMIT - 1, 0)
     held, open = whole(held, 0, LIMIT - 1, missing), whole(open, 0, LIMIT - 2, missing)
     sequence = whole(sequence, 0, LIMIT / 2 - 1, missing)
-    if closed_until or not (due_at and last_place and firm_place and largest_place and held and open and sequence)
+    if not (due_at and last_place and firm_place and largest_place and held and open and sequence)
         or open > 0 and due_at == LIMIT then
       what = 'all' break
     end
-    if paused_until or wide_capacity or line then what = 'some' break end
+    if closed_until or paused_until or wide_capacity or line then what = 'some' break end
   else
     due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
   end
@@ -184,22 +182,15 @@ repeat  -- decides, once
   -- The balance flows to now.
   local old_carry = carry
   if now > refilled_at then
-    local periods, elapsed, gain = 0, now - refilled_at, 0
-    if elapsed >= period then
-      periods, elapsed = divmod(elapsed, period)
-    end
-    if refill == 0 then
-      elapsed, carry = 0, 0
-    end
+    local periods, elapsed = divmod(now - refilled_at, period)
+    local gain = periods * refill
+    if refill == 0 then elapsed, carry = 0, 0 end
     if stepped then
       refilled_at = now - elapsed
     else
-      refilled_at, carry = now, elapsed * refill + carry
-      if carry >= period then
-        gain, carry = divmod(carry, period)
-      end
+      refilled_at, periods, carry = now, divmod(elapsed * refill + carry, period)
+      gain = gain + periods
     end
-    gain = gain + periods * refill
     if gain >= capacity - balance then
       balance, carry = max(balance, capacity), 0
     else
@@ -210,8 +201,8 @@ repeat  -- decides, once
 
   -- The verbs. Of many acquires those up to the first that is not served here are carried out, and the answer tells of
   -- each the balance after it and its place.
-  local at, back, ends, many, kept_hold = nil, 0, nil, '', nil
-  local now_held, now_open, now_sequence, now_last, now_largest = held, open, sequence, last_place, largest_place
+  local at, back, ends, many, kept_hold, numbers = nil, 0, nil, '', nil, {}
+  local now_held, now_open = held, open
   if verb == 'acquire' or verb == 'reserve' then
     local first = verb == 'acquire' and 5 or 6
     repeat
@@ -229,8 +220,9 @@ repeat  -- decides, once
         is_served = verb == 'acquire' and keep == 0 and queues and need <= capacity and place < LIMIT
           and firm_place <= now and ARGV[first + 2] and place - now <= tonumber(ARGV[first + 2])
         if is_served then
-          now_largest = now_last > now and max(tokens, now_largest) or tokens
-          now_last = max(now_last, place)
+          largest_place = last_place > now and max(tokens, largest_place) or tokens
+          last_place = max(last_place, place)
+          numbers = {'last_place', last_place, 'largest_place', largest_place}
         end
       end
       if not is_served then
@@ -250,8 +242,9 @@ repeat  -- decides, once
       local tokens, life = ARGV[6], ARGV[8]
       ends = now + life
       if hold or ends >= LIMIT then what = 'some' end
-      now_held, now_open, now_sequence = held + tokens, open + 1, sequence + 1
-      kept_hold = format('%s %d %d %s 0%s', tokens, now_sequence, ends, life, ARGV[9])
+      now_held, now_open = held + tokens, open + 1
+      numbers = {'held', now_held, 'open', now_open, 'sequence', sequence + 1, 'due_at', min(due_at, ends)}
+      kept_hold = format('%s %d %d %s 0%s', tokens, sequence + 1, ends, life, ARGV[9])
     end
   elseif verb == 'settle' then
     local tokens, opened, expires, life, label = match(hold or '', '^(%d+) (%d+) (%d+) (%d+) 0(.*)$')
@@ -262,11 +255,13 @@ repeat  -- decides, once
     end
     local cost = tonumber(ARGV[6]) or tokens
     now_held, now_open, kept_hold = held - tokens, open - 1, ''
+    numbers = {'held', now_held, 'open', now_open}
     balance = max(1 - LIMIT, balance - (synced and cost or max(0, cost - tokens)))
     back = not synced and tokens - cost or 0
   elseif verb == 'refund' and not hold then
-    now_sequence, ends, back = sequence + 1, now + REMEMBERED_US, tonumber(ARGV[6])
-    kept_hold = format('0 %d %d %d %d', now_sequence, now, REMEMBERED_US, now_sequence)
+    ends, back = now + REMEMBERED_US, tonumber(ARGV[6])
+    numbers = {'sequence', sequence + 1, 'due_at', min(due_at, ends)}
+    kept_hold = format('0 %d %d %d %d', sequence + 1, now, REMEMBERED_US, sequence + 1)
   else
     what = 'some'
   end
@@ -296,19 +291,12 @@ repeat  -- decides, once
   if refilled_at ~= now then sets[6] = format('%d', refilled_at) end
   if carry ~= old_carry then sets[7], sets[8] = 'carry', format('%d', carry) end
   if is_new then sets[#sets + 1], sets[#sets + 2] = 'quota', terms end
-  if kept_hold or at > now then
-    local numbers = {
-      'last_place', now_last, last_place, 'largest_place', now_largest, largest_place,
-      'due_at', min(due_at, ends or LIMIT), due_at, 'sequence', now_sequence, sequence,
-      'held', now_held, held, 'open', now_open, open,
-    }
-    for place = 1, #numbers, 3 do
-      local name, number, old = numbers[place], numbers[place + 1], numbers[place + 2]
-      if number == 0 and number ~= old and not synced then
-        gone[#gone + 1] = name
-      elseif number ~= old then
-        sets[#sets + 1], sets[#sets + 2] = name, format('%d', number)
-      end
+  for place = 1, #numbers, 2 do
+    local name, number = numbers[place], numbers[place + 1]
+    if number == 0 and not synced then
+      gone[#gone + 1] = name
+    else
+      sets[#sets + 1], sets[#sets + 2] = name, format('%d', number)
     end
   end
   if kept_hold == '' then
@@ -326,13 +314,7 @@ if what then
   answer = {nonce, format('%.0f', now), told and 'all' or 'some'}
   if not told then
     told = {}
-    local names = {
-      'turn', 'version', 'balance', 'refilled_at', 'carry', 'closed_until', 'paused_until', 'sequence', 'held', 'open',
-      'due_at', 'last_place', 'firm_place', 'largest_place', 'terms_at', 'wide_capacity', 'reading_at', 'quota', 'fast',
-      'reading_sequence', 'server_time', 'server_time_at', 'drift', 'kept_back', 'kept_back_at', 'probe_until',
-      'probe_failures', 'probe_returned', 'reported_refill', 'reported_period_us', 'reported_capacity', 'stretched_us',
-      'line', 'format', 'hold:' .. id,
-    }
+    local names = {'hold:' .. id, FIELDS}  -- all that are no holds: _wire.py puts their names here
     for place, text in ipairs(call('HMGET', key, unpack(names))) do
       if text then told[#told + 1], told[#told + 2] = names[place], text end
     end

@@ -14,11 +14,10 @@ from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
 from ..quota import Quota
-from ..rules.commands import Command, Outcome, Peek
+from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
-from ..rules.repair import new_state, repair
-from ..rules.state import BucketState, SoundState
-from ..rules.transition import carry_out, lifetime_us, transition
+from ..rules.state import BucketState
+from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
 from ._working import Bucket, begun, kept, serves, step
 from .base import AsyncClosing, Closing
@@ -119,10 +118,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             state = bucket.state()
             if now_us is None and not bucket.own:
                 now_us = self._callers.seen
-        if state.quota is None:
-            return None
-        now = monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us)
-        return transition(state.quota, state, now, Peek())[1].snapshot
+        return inspected(state, monotonic_ns() // 1000 if now_us is None else whole("now_us", now_us))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
@@ -173,35 +169,22 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             refilled_at = bucket.level[1]
             on_time = max(bucket.touched, refilled_at) <= now < refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
-                return self._decide(key, quota, command, now, bucket.sound(), (), own=own)
-        sound, repaired = repair(quota, bucket.state(), now)
-        return self._decide(key, quota, command, now, sound, repaired, own=own)
+                return self._decide(key, quota, command, now, Read(bucket.sound()), own=own)
+        return self._decide(key, quota, command, now, read_as(quota, bucket.state(), now), own=own)
 
     def _begin(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
         bucket = begun(quota, now, own=own)
         outcome = None if bucket is None else step(bucket, command, now)
         if bucket is None or outcome is None:
-            return self._decide(key, quota, command, now, new_state(quota, now), (), own=own)
+            return self._decide(key, quota, command, now, read_as(quota, None, now), own=own)
         self._keep(key, bucket)
         return outcome
 
-    def _decide(
-        self,
-        key: str,
-        quota: Quota,
-        command: Command,
-        now: int,
-        sound: SoundState,
-        repaired: tuple[str, ...],
-        *,
-        own: bool,
-    ) -> Outcome:
+    def _decide(self, key: str, quota: Quota, command: Command, now: int, read: Read, *, own: bool) -> Outcome:
         """Let the rules decide."""
-        before = self._buckets.get(key)
-        unnamed = before is not None and isinstance(before, _Loaded) and before.brought.quota is None
-        changed, fast, outcome = carry_out(quota, sound, now, command, repaired, is_new=before is None, unnamed=unnamed)
+        changed, outcome = carry_out(quota, read, now, command)
         if changed:
-            self._keep(key, kept(sound, fast, now, own=own))
+            self._keep(key, kept(read.sound, now, own=own))
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:

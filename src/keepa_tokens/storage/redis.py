@@ -16,11 +16,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from .._arguments import NotCopied, instance
 from .._blocking import run
@@ -29,7 +29,7 @@ from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
-from ..rules.transition import transition
+from ..rules.transition import inspected, transition
 from . import _wire
 from ._batch import Batches, anew
 from ._clients import (
@@ -75,50 +75,27 @@ if not any(find_spec(name) for name in CLIENTS):
 
 _log = logging.getLogger("keepa_tokens")
 
-LockT = TypeVar("LockT")
-
-
-class _Turns(Generic[LockT]):
-    """A lock a key, made when somebody needs it and dropped with the last one: no more than there are commands."""
-
-    def __init__(self, make: Callable[[], LockT]) -> None:
-        self._make = make
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[LockT, list[None]]] = {}
-        self._process = os.getpid()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._locks
-
-    def enter(self, key: str) -> LockT:
-        if self._process != os.getpid():
-            # In a forked child nobody holds what was held at the fork.
-            self.__init__(self._make)  # type: ignore[misc]
-        with self._guard:
-            lock, users = self._locks.setdefault(key, (self._make(), []))
-            users.append(None)
-            return lock
-
-    def leave(self, key: str) -> None:
-        with self._guard:
-            users = self._locks[key][1]
-            users.pop()
-            if not users:
-                del self._locks[key]
+LockT = TypeVar("LockT", bound="threading.Lock | asyncio.Lock")
 
 
 class _Keyspace(NotCopied, Generic[LockT]):
     """What both storages do alike: names of keys, the script, and a command's way through it."""
 
     _instead = "make one in each process, of the same URL"
+    _library = ""
+    """Where the client's library has its clients of this kind."""
 
-    def __init__(self, prefix: str, client: object, make_lock: Callable[[], LockT]) -> None:
+    def __init__(self, client: Any, *, prefix: str = DEFAULT_PREFIX) -> None:  # noqa: ANN401 - of either kind
+        checked(client, asynchronous=bool(self._library))
         self.prefix = instance("prefix", prefix, str)
-        self._script = resources.files("keepa_tokens.storage").joinpath("bucket.lua").read_bytes()
+        self._client = client
+        self._opened = False
+        self._process: int | None = None
+        self._script = _wire.named_fields(resources.files("keepa_tokens.storage").joinpath("bucket.lua").read_bytes())
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
         self._salt = secrets.token_hex(4)
         self._numbers = itertools.count()
-        self._turns = _Turns(make_lock)
+        self._locks = WeakValueDictionary[tuple[int, str], LockT]()
         self._crowded_until = 0.0
         self._sent_once = not resends(client)
         if not self._sent_once:
@@ -128,6 +105,17 @@ class _Keyspace(NotCopied, Generic[LockT]):
                 type(client).__name__,
                 type(self).__name__,
             )
+
+    @classmethod
+    def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
+        """Return a storage with a client of its own, which closing it closes, and which never re-sends a command.
+
+        url: redis://, rediss:// (TLS), valkey://, valkeys:// or unix://, as redis-py and valkey-py read it. Raises
+        ConfigError for one that can't be used.
+        """
+        storage = cls(client_from_url(url, cls._library), prefix=prefix)
+        storage._opened = True
+        return storage
 
     # what differs: a blocking client, and one that is awaited
 
@@ -140,7 +128,11 @@ class _Keyspace(NotCopied, Generic[LockT]):
     async def _rest(self, seconds: float) -> None:
         raise NotImplementedError
 
-    def _alone(self, key: str) -> AbstractAsyncContextManager[bool]:
+    def _new_lock(self) -> LockT:
+        raise NotImplementedError
+
+    async def _entered(self, lock: LockT) -> bool:
+        """Wait for the lock, and return whether it was had."""
         raise NotImplementedError
 
     # a command's way
@@ -148,13 +140,26 @@ class _Keyspace(NotCopied, Generic[LockT]):
     async def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
         """Let the script carry the command out, or decide what it hands over."""
         answer: _wire.Answer | None = None
-        if not (key in self._turns or _wire.is_for_the_rules(command)):
+        if not (self._is_deciding(key) or _wire.is_for_the_rules(command)):
             answer = await self._attempt(key, quota, command, now_us)
             decided = _decided(quota, command, answer)
             if isinstance(decided, Outcome):
                 return decided
-        async with self._alone(key) as had_to_wait:
+        # A lock a key, for as long as somebody needs it; in a forked child nobody holds what was held at the fork.
+        lock = self._locks.setdefault((os.getpid(), key), self._new_lock())
+        had_to_wait = lock.locked()
+        # Whoever can't get it goes on without: it saves tries, and is no part of what makes them right.
+        has_it = await self._entered(lock)
+        try:
             return await self._decide(key, quota, command, now_us, None if had_to_wait else answer)
+        finally:
+            if has_it:
+                lock.release()
+
+    def _is_deciding(self, key: str) -> bool:
+        """Whether somebody in this process decides for this bucket: who comes now would be in the way."""
+        lock = self._locks.get((os.getpid(), key))
+        return lock is not None and lock.locked()
 
     async def _decide(
         self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer | None
@@ -228,7 +233,31 @@ class _Keyspace(NotCopied, Generic[LockT]):
         return f"{self._salt}{next(self._numbers)}"
 
     def _meant(self, error: Exception, key: str = "") -> Exception:
-        return meaning(error, key, sent_once=self._sent_once) or error
+        """Return what a client's error means; raise any other one as it is."""
+        meant = meaning(error, key, sent_once=self._sent_once)
+        if meant is None:
+            raise error
+        return meant
+
+    async def _inspect(self, key: str, now_us: int | None) -> Snapshot | None:
+        answer = await self._ask(key, _wire.look(now_us), Peek())
+        return inspected(answer.state, answer.now_us) if isinstance(answer, _wire.Handed) else None
+
+    async def _delete(self, key: str) -> None:
+        name = _wire.name_of(self.prefix, key)
+        try:
+            await self._send(["DEL", name])
+        except Exception as error:
+            raise self._meant(error, key) from error
+
+    def _check_process(self, told: str) -> None:
+        """Raise ConfigError in a forked child: clients don't notice, and would read each other's answers."""
+        if self._is_forked():
+            raise ConfigError(f"{told} Nothing was sent.")
+        self._process = os.getpid()
+
+    def _is_forked(self) -> bool:
+        return self._process not in {None, os.getpid()}
 
     # keys
 
@@ -264,7 +293,9 @@ def _decided(quota: Quota, command: Command, answer: _wire.Answer) -> Outcome | 
 
 def _confused(reply: object) -> Exception:
     if reply is not None and not isinstance(reply, bytes | str | int | float | list | tuple | dict | set):
-        return _wire.foreign(reply)
+        return ConfigError(
+            f"the client answered the script with {str(reply)[:60]!r}: give the storage a plain client, not a pipeline"
+        )
     return StorageUnavailable(
         "the connection held the answer to an earlier command, which was interrupted before it was read: idle"
         " connections were closed. Nobody knows whether this command was carried out."
@@ -284,23 +315,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
     """
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
-        checked("RedisStorage", client, asynchronous=False)
-        super().__init__(prefix, client, threading.Lock)
-        self._client = client
-        self._opened = False
-        self._process: int | None = None
-
-    @classmethod
-    def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
-        """Return a storage with a client of its own, which `close` closes and which never re-sends a command.
-
-        url: redis://, rediss:// (TLS), valkey://, valkeys:// or unix://, as redis-py and valkey-py read it. Raises
-        ConfigError for one that can't be used.
-        """
-        client: RedisClient = client_from_url(url, "")
-        storage = cls(client, prefix=prefix)
-        storage._opened = True
-        return storage
+        super().__init__(client, prefix=prefix)
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
@@ -311,7 +326,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
         A bucket that is used with a caller's clock needs that clock's time as `now_us`.
         """
-        return _inspected(run(lambda: self._ask(key, _wire.look(now_us), Peek())))
+        return run(lambda: self._inspect(key, now_us))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
@@ -327,10 +342,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
-        try:
-            self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
-        except Exception as error:
-            raise self._meant(error, key) from error
+        run(lambda: self._delete(key))
 
     def close(self) -> None:
         """Close the client if `from_url` made it."""
@@ -338,7 +350,11 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
             self._client.close()
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
-        self._check_process()
+        if is_single_connection(self._client):
+            self._check_process(
+                "this client has one single connection, which was in use before the process was forked: make a client"
+                " in each process, or leave out single_connection_client=True."
+            )
         try:
             return self._client.execute_command(*arguments)
         except BaseException as error:
@@ -354,31 +370,11 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
     async def _rest(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
 
-    @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncGenerator[bool]:
-        lock = self._turns.enter(key)
-        try:
-            had_to_wait = not lock.acquire(blocking=False)
-            # Whoever can't get it goes on without: it saves tries, and is no part of what makes them right.
-            held = not had_to_wait or lock.acquire(timeout=_PATIENCE_S)
-            try:
-                yield had_to_wait
-            finally:
-                if held:
-                    lock.release()
-        finally:
-            self._turns.leave(key)
+    def _new_lock(self) -> threading.Lock:
+        return threading.Lock()
 
-    def _check_process(self) -> None:
-        """Raise ConfigError where a single connection is shared over a fork: each would read the other's answers."""
-        if not is_single_connection(self._client):
-            return
-        if self._process not in {None, os.getpid()}:
-            raise ConfigError(
-                "this client has one single connection, which was in use before the process was forked: make a client"
-                " in each process, or leave out single_connection_client=True. Nothing was sent."
-            )
-        self._process = os.getpid()
+    async def _entered(self, lock: threading.Lock) -> bool:
+        return lock.acquire(timeout=_PATIENCE_S)
 
 
 class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
@@ -388,25 +384,16 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     in another loop too, unless `aclose` came in between.
     """
 
-    def __init__(self, client: AsyncRedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
-        checked("AsyncRedisStorage", client, asynchronous=True)
-        super().__init__(prefix, client, asyncio.Lock)
-        self._client = client
-        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
-        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
-        self._opened = False
-        self._process: int | None = None
+    _library = ".asyncio"
 
-    @classmethod
-    def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> Self:
-        """Return a storage with a client of its own; as `RedisStorage.from_url`."""
-        client: AsyncRedisClient = client_from_url(url, ".asyncio")
-        storage = cls(client, prefix=prefix)
-        storage._opened = True
-        return storage
+    def __init__(self, client: AsyncRedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
+        super().__init__(client, prefix=prefix)
+        self._begin()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
+        self._check_place()
         if not isinstance(command, Acquire):
             return await self._apply(key, quota, command, now_us)
         _wire.numbers_of(command)  # what is wrong with one is nobody else's error
@@ -414,11 +401,11 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `RedisStorage.inspect`."""
-        return _inspected(await self._ask(key, _wire.look(now_us), Peek()))
+        return await self._inspect(key, now_us)
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
-        self._check_process()
+        self._check_place()
         seen: set[str] = set()
         try:
             async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
@@ -431,11 +418,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
 
     async def delete(self, key: str) -> None:
         """Forget the bucket `key`; as `RedisStorage.delete`."""
-        self._check_process()
-        try:
-            await self._client.execute_command("DEL", _wire.name_of(self.prefix, key))
-        except Exception as error:
-            raise self._meant(error, key) from error
+        await self._delete(key)
 
     async def aclose(self) -> None:
         """Close the client if `from_url` made it."""
@@ -444,18 +427,22 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         await self._acquires.aclose()
         await self._writes.aclose()
         if self._opened:
-            await self._client.aclose()
+            try:
+                await self._client.aclose()
+            except RuntimeError as error:
+                # Its connections are another loop's, which is gone.
+                raise self._meant(error) from error
+        self._loop = None
 
     async def _send(self, arguments: list[_wire.Argument]) -> object:
-        self._check_process()
+        self._check_place()
         return await self._writes.send(None, arguments)
 
     async def _written(self, _: None, arguments: list[_wire.Argument]) -> object:
         return await self._client.execute_command(*arguments)
 
     async def _written_together(self, _: None, commands: list[list[_wire.Argument]]) -> list[object | BaseException]:
-        client: Any = self._client
-        pipeline = client.pipeline(transaction=False)
+        pipeline = self._client.pipeline(transaction=False)
         for arguments in commands:
             pipeline.execute_command(*arguments)
         answers: list[object | BaseException] = await pipeline.execute(raise_on_error=False)
@@ -472,7 +459,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         while len(told) < len(commands):
             rest = commands[len(told) :]
             answer: _wire.Answer | None = None
-            if len(rest) > 1 and key not in self._turns:
+            if len(rest) > 1 and not self._is_deciding(key):
                 try:
                     answer = await self._ask(key, _wire.acquires(quota, rest, now_us), None)
                 except Exception as error:  # noqa: BLE001 - each caller's own
@@ -496,31 +483,37 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     async def _rest(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncGenerator[bool]:
-        lock = self._turns.enter(key)
+    def _new_lock(self) -> asyncio.Lock:
+        return asyncio.Lock()
+
+    async def _entered(self, lock: asyncio.Lock) -> bool:
+        return await lock.acquire()
+
+    def _begin(self) -> None:
+        self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
+        self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
+        self._locks.clear()
+
+    def _check_place(self) -> None:
+        """Raise ConfigError in a forked child and in a second loop: whoever waits in one is not woken from the other.
+
+        Asyncio clients don't notice a fork, and would read each other's answers.
+        """
+        self._check_process(
+            "this AsyncRedisStorage was in use before the process was forked: make one in each process."
+        )
         try:
-            had_to_wait = lock.locked()
-            async with lock:
-                yield had_to_wait
-        finally:
-            self._turns.leave(key)
-
-    def _is_forked(self) -> bool:
-        return self._process not in {None, os.getpid()}
-
-    def _check_process(self) -> None:
-        """Raise ConfigError in a forked child: asyncio clients don't notice, and would read each other's answers."""
-        if self._is_forked():
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise self._meant(error) from error
+        if loop is self._loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
             raise ConfigError(
-                "this AsyncRedisStorage was in use before the process was forked: make one in each process."
-                " Nothing was sent."
+                "this storage is in use in another event loop that still runs: make one in each, or aclose() it there"
+                " first. Nothing was sent."
             )
-        self._process = os.getpid()
-
-
-def _inspected(answer: _wire.Answer) -> Snapshot | None:
-    state = answer.state if isinstance(answer, _wire.Handed) else None
-    if state is None or state.quota is None or not isinstance(answer, _wire.Handed):
-        return None
-    return transition(state.quota, state, answer.now_us, Peek())[1].snapshot
+        if self._loop is not None:
+            # What waited there waits no more.
+            self._begin()
+        self._loop = loop

@@ -14,15 +14,15 @@ import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Final, cast
 
 from .._arguments import NotCopied, checked_key, microseconds, shown, whole
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
-from ..rules.commands import Command, Outcome, Peek
+from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
-from ..rules.transition import lifetime_us, transition
+from ..rules.transition import inspected, lifetime_us, transition
 from .base import AsyncClosing, Closing
 
 if sys.platform != "win32":
@@ -35,6 +35,8 @@ CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NU
 _LONGEST_PAUSE_S: Final = 0.002
 _PATIENCE_S: Final = 0.02
 _SWEPT_PER_STEP: Final = 2
+_NO_PLACE: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What the next try would only say again: another program's tables, damage, no database."""
 _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems whose locks SQLite can't rely on."""
 
@@ -76,8 +78,7 @@ class SQLiteStorage(Closing, NotCopied):
         """Carry `command` to the bucket `key` and return what it came to."""
         checked_key(key)
         with self._step() as db:
-            own = now_us is None
-            now = time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+            own, now = now_us is None, _now(now_us)
             stored = _read(db, key)
             state, outcome = transition(quota, stored, now, command)
             if state is not None and state is not stored:
@@ -95,10 +96,7 @@ class SQLiteStorage(Closing, NotCopied):
         checked_key(key)
         with self._reading() as db:
             state = _read(db, key)
-        if state is None or state.quota is None:
-            return None
-        now = time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
-        return transition(state.quota, state, now, Peek())[1].snapshot
+        return inspected(state, _now(now_us))
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
@@ -172,17 +170,22 @@ class SQLiteStorage(Closing, NotCopied):
         A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
         seconds. Who has waited for a while stands in line, and goes before all that began later.
         """
-        with _Line(self._line) as line:
+        began_us, joined = time.monotonic_ns() // 1000, False
+        try:
             while True:
                 others = sqlite3.OperationalError("database is locked, and others have waited for longer")
-                failed = self._locked(statement) if line.first() else others
+                failed = self._locked(statement) if _is_first(self._line, began_us) else others
                 if failed is None:
                     return
-                if line.waited_s() > self._timeout_s:
+                waited_s = time.monotonic() - began_us / 1_000_000
+                if waited_s > self._timeout_s:
                     raise failed
-                if line.waited_s() > _PATIENCE_S:
-                    line.join()
+                if waited_s > _PATIENCE_S:
+                    joined = joined or _lock(self._line, began_us, 1)
                 time.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - no secret
+        finally:
+            if joined:
+                _unlock(self._line, began_us, 1)
 
     def _locked(self, statement: str) -> sqlite3.Error | None:
         """Carry out a statement; return why not, if others have the lock."""
@@ -199,6 +202,8 @@ class SQLiteStorage(Closing, NotCopied):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) in _NO_PLACE:
+                raise ConfigError(f"{self._path} can't hold buckets ({error}): give another file") from error
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
 
 
@@ -232,51 +237,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_FORKS.before, after_in_parent=_FORKS.after, after_in_child=_FORKS.after)
 
 
-class _Line:
-    """Who has waited for long: each locks the byte of a file whose number is the microsecond at which it began.
+# Who has waited for long locks the byte of a file whose number is the microsecond at which it began. The file stays
+# empty, and a lock ends with its process. Only processes are told apart, and on Windows nobody is: chance decides then.
+# No harm comes of two who are first.
 
-    The file stays empty, and a lock ends with its process. Only processes are told apart, and on Windows nobody is:
-    chance decides then. No harm comes of two who are first.
-    """
 
-    def __init__(self, file: int) -> None:
-        self._file = file
-        self._began_us = time.monotonic_ns() // 1000
-        self._joined = False
+def _is_first(file: int, began_us: int) -> bool:
+    """Whether nobody in the line began earlier."""
+    if not _lock(file, 0, began_us, shared=True):
+        return False
+    _unlock(file, 0, began_us)
+    return True
 
-    def waited_s(self) -> float:
-        """Return for how long this one has waited."""
-        return time.monotonic() - self._began_us / 1_000_000
 
-    def first(self) -> bool:
-        """Whether nobody in the line began earlier."""
-        if not self._locked(0, self._began_us, alone=False):
+def _lock(file: int, at: int, size: int, *, shared: bool = False) -> bool:
+    if sys.platform != "win32":
+        try:
+            fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, size, at)
+        except (BlockingIOError, PermissionError):
             return False
-        self._unlock(0, self._began_us)
-        return True
+    return True
 
-    def join(self) -> None:
-        """Stand in the line."""
-        self._joined = self._joined or self._locked(self._began_us, 1, alone=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._joined:
-            self._unlock(self._began_us, 1)
-
-    def _locked(self, at: int, size: int, *, alone: bool) -> bool:
-        if sys.platform != "win32":
-            try:
-                fcntl.lockf(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB, size, at)
-            except (BlockingIOError, PermissionError):
-                return False
-        return True
-
-    def _unlock(self, at: int, size: int) -> None:
-        if sys.platform != "win32":
-            fcntl.lockf(self._file, fcntl.LOCK_UN, size, at)
+def _unlock(file: int, at: int, size: int) -> None:
+    if sys.platform != "win32":
+        fcntl.lockf(file, fcntl.LOCK_UN, size, at)
 
 
 class AsyncSQLiteStorage(AsyncClosing, NotCopied):
@@ -312,6 +297,10 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
         return f"Async{self._storage!r}"
 
 
+def _now(now_us: int | None) -> int:
+    return time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+
+
 def _can_be_a_file(path: Path) -> bool:
     try:
         real = path.resolve()
@@ -322,7 +311,7 @@ def _can_be_a_file(path: Path) -> bool:
 
 def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
     row = db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone()
-    return None if row is None else BucketState.from_fields(_fields_of(row[0]))
+    return None if row is None else BucketState.from_fields(fields_of(row[0]))
 
 
 def _sweep(db: sqlite3.Connection, now: int) -> None:
@@ -331,7 +320,7 @@ def _sweep(db: sqlite3.Connection, now: int) -> None:
     db.execute(f"DELETE FROM buckets WHERE key IN ({due})", (now, _SWEPT_PER_STEP))  # noqa: S608 - a text of our own
 
 
-def _fields_of(text: object) -> Mapping[str, str]:
+def fields_of(text: object) -> Mapping[str, str]:
     """Return the stored fields. Whatever is damaged counts as missing: the rules know what to do then."""
     try:
         fields: object = json.loads(str(text))

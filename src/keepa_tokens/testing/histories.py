@@ -30,12 +30,15 @@ from ..rules.decision import Snapshot
 from ..rules.reading import Reading
 from ..rules.state import BucketState
 from ..rules.transition import lifetime_us, transition
-from ..units import CLAIM_US, MICROSECONDS, UNLIMITED
+from ..units import CLAIM_US, LIMIT, MICROSECONDS, UNLIMITED
 
 SECOND: Final = MICROSECONDS
 HOUR: Final = 3600 * SECOND
 EPOCH: Final = 1_780_000_000 * SECOND
 """An instant of the wall clock."""
+
+BEGINS: Final = (EPOCH, 1, EPOCH, LIMIT // 2 + 1)
+"""When histories begin. The latest time is a little after the last of them."""
 
 STEPS: Final = 25
 _TEXTS: Final = (None, "NaN", "", "-1", "0", "1", "1e3", "1 2 3 4 5", str(EPOCH), str(EPOCH + 400 * 24 * HOUR))
@@ -64,7 +67,8 @@ def histories(count: int, *, damage: bool = False) -> Iterator[list[Act]]:
     """Yield a history of places that are given up, then so many others, of plain and synced buckets in turns."""
     yield _places()
     for number in range(count):
-        yield _history(Random(number), synced=number % 2 == 1, damage=damage and number % 3 == 0)  # noqa: S311 - no secret
+        begin = BEGINS[number // 2 % len(BEGINS)]
+        yield _history(Random(number), begin, synced=number % 2 == 1, damage=damage and number % 3 == 0)  # noqa: S311 - no secret
 
 
 def _places() -> list[Act]:
@@ -78,13 +82,16 @@ def _places() -> list[Act]:
     return [Act(EPOCH, quota, command) for command in commands]
 
 
-def _history(draw: Random, *, synced: bool, damage: bool) -> list[Act]:
+def _history(draw: Random, now: int, *, synced: bool, damage: bool) -> list[Act]:
+    """Return a history, in which commands are sent again, as after a lost answer, and clocks step back."""
     quotas = [_quota(draw, synced=synced) for _ in range(draw.choice((1, 1, 2)))]
-    now, acts = EPOCH, list[Act]()
+    acts = list[Act]()
     for _ in range(STEPS):
-        now += round(draw.choice((0, 0, 0, 0.4, 1, 1, 2, 2, 3, 5, 5, 20, 21, 60, 130, 3700)) * SECOND)
+        passed = draw.choice((0, 0, 0, 0.4, 1, 1, 2, 2, 3, 5, 5, 20, 21, 60, 130, 3700, -1))
+        now = max(0, now + round(passed * SECOND))
         spoilt = (draw.random(), draw.choice(_TEXTS)) if damage and draw.random() < 0.2 else None
-        acts.append(Act(now, draw.choice(quotas), _command(draw, now, synced=synced), spoilt))
+        acts += [Act(now, draw.choice(quotas), _command(draw, now, synced=synced), spoilt)]
+        acts += [replace(acts[-1], damage=None)] * (draw.random() < 0.1)
     return acts
 
 
@@ -123,7 +130,7 @@ def _command(draw: Random, now: int, *, synced: bool) -> Command:
         next_refill_in=draw.choice((None, None, 0.5, 90.0)),
         refill=draw.choice((None, None, 0.25, 1, 5)),
         capacity=draw.choice((None, None, 30, 300)),
-        server_time=draw.choice((None, now // SECOND, now // SECOND - 1, now // SECOND - 5)),
+        server_time=draw.choice((None, *(max(0, now // SECOND - ago) for ago in (0, 1, 5)))),
     )
     told: list[Command] = [
         *(Reconcile(reading), ClaimProbe(), Unclaim(now + CLAIM_US), Pause(draw.choice((0, SECOND)))),
@@ -143,8 +150,7 @@ class Rules:
         self.due: int | None = None
 
     def apply(self, act: Act) -> Outcome:
-        """Carry out the command; the damage comes first."""
-        self.texts = act.damaged(self.texts)
+        """Carry out the command."""
         stored = self.stored()
         state, outcome = transition(act.quota, stored, act.now, act.command)
         if state is not None and state is not stored:

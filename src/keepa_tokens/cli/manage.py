@@ -7,12 +7,10 @@ from typing import Final
 
 import click
 
-from ..bucket import TokenBucket
-from ..quota import Quota
 from ..rules.commands import Cancel
+from ..rules.decision import Snapshot
 from . import shell, status
-from .look import Look
-from .place import Place
+from .look import Look, door
 from .where import Where, with_bucket
 from .words import count, duration
 
@@ -43,10 +41,9 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 )
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
-    with where.opened() as place:
-        seen, terms = _known(place, where)
-        _door(place, seen, terms).pause(span)
-        shell.say(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
+    seen, found = _known(where)
+    door(where.place, seen.key, found.quota).pause(span)
+    shell.say(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
 
 
 @shell.command(
@@ -59,14 +56,12 @@ def pause_command(where: Where, *, span: int) -> None:
 @with_bucket
 def resume_command(where: Where) -> None:
     """End a pause."""
-    with where.opened() as place:
-        seen, terms = _known(place, where)
-        left = seen.paused_for()
-        if not left:
-            shell.say(f"{seen.key} was not paused; nothing was changed.")
-            return
-        _door(place, seen, terms).pause(0)
-        shell.say(f"{seen.key} goes on; {duration(left)} of its pause were left.")
+    seen, found = _known(where)
+    if not found.paused_for:
+        shell.say(f"{seen.key} was not paused; nothing was changed.")
+        return
+    door(where.place, seen.key, found.quota).pause(0)
+    shell.say(f"{seen.key} goes on; {duration(found.paused_for)} of its pause were left.")
 
 
 @shell.command(
@@ -83,14 +78,13 @@ def reset_command(where: Where, *, yes: bool) -> None:
 
     A plain one begins full, one that follows a server unknown until that was asked.
     """
-    with where.opened() as place:
-        seen = where.look(place)
-        key, lost = seen.key, dict(status.sentences(seen))
-        balance = lost.get("balance", "unknown").partition("  ")[0]  # without its bar
-        what = f"balance {balance}; available {lost.get('available', 'unknown')}"
-        _ask_twice(f"This forgets the bucket {key} ({what}).", key, yes=yes)
-        place.delete(key)
-        shell.say(f"{key} is forgotten: the next call of a worker makes a new bucket.")
+    seen = where.look()
+    lost = dict(status.sentences(seen))
+    balance = lost.get("balance", "unknown").partition("  ")[0]  # without its bar
+    what = f"balance {balance}; available {lost.get('available', 'unknown')}"
+    _ask_twice(f"This forgets the bucket {seen.key} ({what}).", seen.key, yes=yes)
+    where.place.delete(seen.key)
+    shell.say(f"{seen.key} is forgotten: the next call of a worker makes a new bucket.")
 
 
 @shell.command(
@@ -109,29 +103,27 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
     HOLD is its id, or the beginning of it, as `doctor` and `status --json` show it. If the server did charge the call,
     the next reading says so.
     """
-    with where.opened() as place:
-        seen, terms = _known(place, where)
-        held = [call for call in seen.held_calls() if call.id.startswith(hold_id)]
-        if len(held) != 1:
-            there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in seen.held_calls()) or "none"
-            raise shell.RefusedError(f"{count(len(held), 'call')} in flight begin with {hold_id!r}; there are: {there}")
-        (call,) = held
-        what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
-        _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-        outcome = place.apply(seen.key, terms, Cancel(call.id))
-        shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
+    seen, found = _known(where)
+    held = [call for call in found.in_flight if call.id.startswith(hold_id)]
+    if len(held) != 1:
+        there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight) or "none"
+        raise shell.RefusedError(f"{count(len(held), 'call')} in flight begin with {hold_id!r}; there are: {there}")
+    (call,) = held
+    what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
+    _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
+    outcome = where.place.apply(seen.key, found.quota, Cancel(call.id))
+    shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
-def _known(place: Place, where: Where) -> tuple[Look, Quota]:
-    """Return a bucket, and the terms that it runs on."""
-    seen = where.look(place)
-    if seen.quota is None:
-        raise shell.RefusedError(f"the terms of {seen.key!r} are lost: a worker's next call writes them")
-    return seen, seen.quota
-
-
-def _door(place: Place, seen: Look, terms: Quota) -> TokenBucket:
-    return TokenBucket(terms, key=seen.key, storage=place, listener=lambda _: None)
+def _known(where: Where) -> tuple[Look, Snapshot]:
+    """Return a bucket of which something can be told, and that."""
+    seen = where.look()
+    snapshot = seen.snapshot()
+    if snapshot is None:
+        lost = f"the terms of {seen.key!r} are lost: a worker's next call writes them"
+        newer = f"{seen.key!r} was written by a newer release: upgrade this command"
+        raise shell.RefusedError(lost if seen.quota is None else newer)
+    return seen, snapshot
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:
