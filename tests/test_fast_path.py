@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +13,13 @@ from checks.models.lapse import END_OF_TIME
 from checks.models.reference import Reference
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules import fast_path
+from keepa_tokens.rules.commands import Cancel
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.fast_path import Numbers
 from keepa_tokens.rules.flow import Flow
+from keepa_tokens.rules.line import Ticket
+from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import LIMIT, NEVER
 
 NOW: Final = 1_000_000
@@ -101,6 +105,53 @@ def test_what_comes_back_is_as_the_reference_has_it(quota: Quota, tokens: int, d
     model.take_back(tokens, own, NOW)
     fast_path.refund(n, NOW, tokens, own)
     agree(n, model)
+
+
+@settings(max_examples=EXAMPLES)
+@given(PLAIN, st.integers(1, 9), st.data())
+def test_a_place_is_told_and_noted_as_the_reference_has_it(quota: Quota, tokens: int, data: st.DataObject) -> None:
+    """Behind places that are past, just come or ahead, before which something came back or nothing."""
+    last = data.draw(st.sampled_from([0, NOW, NOW + 1]) | st.integers(NOW, NOW + 5 * PERIOD_US))
+    firm = data.draw(st.sampled_from([0, last]) | st.integers(NOW - 1, max(NOW, last)))
+    n = drawn(data, quota, last_place=last, firm_place=firm, largest_place=data.draw(st.integers(0, quota.capacity)))
+    model = reference(n)
+    told = model.judged(tokens, 0, NOW, None)
+    at = fast_path.acquire(n, NOW, tokens, 0, LIMIT)
+    if at is None:
+        assert told.wait >= END_OF_TIME or told.reason is Reason.TOO_LARGE
+        return
+    assert at == NOW + told.wait
+    model.level -= tokens
+    if told.wait:
+        model.wait(tokens, at, NOW)
+    agree(n, model)
+    assert n.largest_place == model.largest_place
+
+
+RECHARGING: Final = Quota(10, 1, 60.0, recharge_to=5)
+SYNCED: Final = Quota(10, 1, 60.0, synced=True)
+
+
+@pytest.mark.parametrize(
+    "quota, unusual",
+    [
+        (RECHARGING, {"closed_until": NOW + 1_000_000}),
+        (RECHARGING, {"paused_until": NOW + 1_000_000}),
+        (RECHARGING, {"line": (Ticket("t", 1, 0, 0, NOW + 1),)}),
+        (RECHARGING, {"wide_capacity": 20, "terms_at": NOW}),
+        (SYNCED, {"balance": None, "reading_at": None}),
+        (SYNCED, {"paused_until": NOW + 1_000_000}),
+    ],
+)
+def test_the_fast_path_is_shut_while_anything_unusual_is_there(quota: Quota, unusual: dict[str, Any]) -> None:
+    """What is stored says so, whatever the script would look at by itself; without it it is open for a minute."""
+    usual: dict[str, Any] = {"balance": 1, "refilled_at": NOW, "reading_at": NOW if quota.synced else None}
+    for fields, until in ((usual | unusual, 0), (usual, NOW + 60_000_000)):
+        damaged = BucketState(quota=quota, carry=LIMIT - 1, held=0, open=0, sequence=1, **fields)
+        state, _ = transition(quota, damaged, NOW, Cancel("nobody"))
+        assert state is not None
+        assert state.fast is not None
+        assert state.fast.until == until
 
 
 @pytest.mark.parametrize("held, done", [(LIMIT - 6, True), (LIMIT - 5, False)])
