@@ -74,12 +74,12 @@ def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_no_database_is_away(file: File) -> None:
-    """A file that SQLite can't read is a storage that is away."""
+def test_a_file_that_is_no_database_is_wrong_usage(file: File) -> None:
+    """A file that SQLite can't read is named; the next try would say the same."""
     other = file.path.with_name("other.sqlite")
     other.write_text("this is no database, however long it is" * 50)
 
-    assert "other.sqlite" in run("status", "--sqlite", str(other), code=3).stderr
+    assert "other.sqlite can't hold buckets" in run("status", "--sqlite", str(other), code=2).stderr
 
 
 def test_adopt_needs_a_server(file: File) -> None:

@@ -29,24 +29,23 @@ from tests.http_guards import HOST, shown  # isort: skip
 KEY = "a-secret-key-0123456789-abcdefghij"
 
 
-def test_the_probes_ask_token_with_the_key_and_return_the_envelope() -> None:
+def told(waits: bool, key: str = KEY, **options: Any) -> tuple[int, Mapping[str, object] | None]:
+    """Ask by the blocking probe or by the other one."""
+
+    async def ask() -> tuple[int, Mapping[str, object] | None]:
+        # A client of its own for each probe: nothing is left open.
+        return await async_http_probe(key, **options)()
+
+    return http_probe(key, **options)() if waits else asyncio.run(ask())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_probes_ask_token_with_the_key_and_return_the_envelope(waits: bool) -> None:
     """Sync and async: status 200 and the envelope that the server made, for the key that it knows."""
     with FakeKeepaServer(FakeKeepa(initial=-31, key=KEY)) as server:
-        for status, body in (
-            http_probe(KEY, base_url=server.url)(),
-            asyncio.run(_ask(async_http_probe(KEY, base_url=server.url))),
-        ):
-            assert status == 200
-            assert body is not None
-            assert body["tokensLeft"] == -31
-        assert server.fake.token_calls == 2
-        status, body = http_probe("another", base_url=server.url)()
-        assert status == 400
-
-
-async def _ask(probe: async_http_probe) -> tuple[int, Mapping[str, object] | None]:
-    # A client of its own for each probe: nothing is left open.
-    return await probe()
+        status, body = told(waits, base_url=server.url)
+        assert (status, body and body["tokensLeft"], server.fake.token_calls) == (200, -31, 1)
+        assert told(waits, "another", base_url=server.url)[0] == 400
 
 
 def test_a_body_that_is_no_json_object_is_none() -> None:
@@ -102,9 +101,8 @@ def test_either_library_will_do(library: ModuleType, monkeypatch: pytest.MonkeyP
         assert request.url.params["key"] == KEY
         return library.Response(200, json={"tokensLeft": 3})
 
-    assert http_probe(KEY, transport=library.MockTransport(answer))() == (200, {"tokensLeft": 3})
-    found = asyncio.run(_ask(async_http_probe(KEY, transport=library.MockTransport(answer))))
-    assert found == (200, {"tokensLeft": 3})
+    for waits in (True, False):
+        assert told(waits, transport=library.MockTransport(answer)) == (200, {"tokensLeft": 3})
     monkeypatch.setattr(module, "find_spec", lambda name: name == library.__name__)
     with FakeKeepaServer(FakeKeepa(initial=7, key=KEY)) as server:
         probe = http_probe(KEY, base_url=server.url)
@@ -177,24 +175,11 @@ def test_the_environments_proxy_is_used(name: str, waits: bool, monkeypatch: pyt
         monkeypatch.delenv(variable, raising=False)
     with proxy() as (address, asked), FakeKeepaServer(FakeKeepa(initial=3, key=KEY)) as server:
         monkeypatch.setenv(name, f"http://{address}" if waits else address)
-
-        def told(url: str) -> object:
-            if waits:
-                return http_probe(KEY, base_url=url)()
-            return asyncio.run(_ask(async_http_probe(KEY, base_url=url)))
-
-        assert told("http://keepa.invalid") == (200, {"tokensLeft": 12})
+        assert told(waits, base_url="http://keepa.invalid") == (200, {"tokensLeft": 12})
         assert asked == [f"http://keepa.invalid/token?key={KEY}"]
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        told(server.url)
+        told(waits, base_url=server.url)
         assert (len(asked), server.fake.token_calls) == (1, 1)
-
-
-def test_a_ca_file_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SSL_CERT_FILE counts, as for the client itself: one that isn't there is an error, not ignored."""
-    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
-    with pytest.raises((OSError, httpx.HTTPError)):
-        http_probe(KEY, base_url="https://127.0.0.1:1")()
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -115,8 +115,8 @@ STORIES: Final[dict[str, tuple[Quota, list[Step]]]] = {
         TEN,
         [*BEHIND, ("cancel", (1, 2, 2), True), ("place", (1, 2), 4)],
     ),
-    # Nothing then fits under the capacity beside the largest place that was told, which was this one.
-    "and nothing when it has come": (TEN, [*BEHIND, ("cancel", (2, 2, 2), True), ("place", (2, 2), 5)]),
+    # Go's limiter gives one back. Here what comes back of a place that has come must fit in beside the largest one.
+    "one that has just come gives nothing back": (TEN, [*BEHIND, ("cancel", (2, 2, 2), True), ("place", (2, 2), 5)]),
     "of two that are given up the first counts as if the last had never been": (
         Quota(4, 10, 1.0),
         [
@@ -176,7 +176,7 @@ def test_a_rate_of_0() -> None:
     clock.advance(3600.0)
     faster = TokenBucket(Quota(100, 1, 1.0), storage=storage, clock=clock)
     assert not bucket.try_acquire()
-    # Of the time without any refill nothing goes over: nobody knows that it has passed.
+    # Nobody counted the time without any refill.
     assert not faster.try_acquire()
     assert faster.acquire().waited == 1.0
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from checks.torture.report import check, table
-from checks.torture.run import run
+from checks.torture.scene import run
 from checks.torture.steps import story_of
 from checks.torture.storage import PLANTED
 from checks.torture.story import read

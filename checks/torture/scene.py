@@ -1,4 +1,4 @@
-"""The scene of a run: a server, a proxy before each worker, the API, the workers; and what each fault does to them."""
+"""A run: a server, a proxy before each worker, the API, the workers, what faults do to them, and its end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from checks.torture import plan
 from checks.torture.api import PATH, LoggedKeepa
 from checks.torture.crew import Member
 from checks.torture.plan import Planned
-from checks.torture.steps import FREEZE
-from checks.torture.story import Fault, Journal, machine_us
-from checks.torture.terms import ANSWER_WITHIN, QUOTAS
+from checks.torture.report import Result, check
+from checks.torture.steps import FREEZE, story_of
+from checks.torture.story import Calm, Fault, Journal, Remains, Total, machine_us, read
+from checks.torture.terms import ANSWER_WITHIN, HOLD_FOR, QUOTAS
 from checks.torture.worker import Assignment
-from keepa_tokens.storage.redis import DEFAULT_PREFIX
+from keepa_tokens.rules.commands import Peek
+from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
 from keepa_tokens.testing.fake_keepa import Fault as FakeFault
 from keepa_tokens.testing.fake_server import FakeKeepaServer
 from tests.redis.proxy import Proxy, proxied
@@ -163,15 +165,55 @@ def opened(folder: Path, seed: int, workers: int, planted: str) -> Iterator[Scen
         yield Scene(journal, server, links, api, crew, watcher)
 
 
-def play(scene: Scene, schedule: plan.Schedule, calm: Callable[[bool], None]) -> None:
-    """Carry a schedule out in real time; `calm` is told of every calm, and whether it is the last one."""
+def play(scene: Scene, schedule: plan.Schedule) -> None:
+    """Carry a schedule out in real time, and log every calm."""
+
+    def calm(at: float) -> None:
+        scene.journal.write(Calm("director", machine_us(), at == schedule.calms[-1]))
+
     cues: list[tuple[float, Callable[[], None]]] = []
     for planned in schedule.faults:
         cues.append((planned.at, partial(scene.begin, planned)))
         cues.append((planned.until, partial(scene.end, planned)))
-    cues += [(at, partial(calm, at == schedule.calms[-1])) for at in schedule.calms]
+    cues += [(at, partial(calm, at)) for at in schedule.calms]
     start = time.monotonic()
     for at, act in sorted(cues, key=lambda cue: cue[0]):
         time.sleep(max(0.0, start + at - time.monotonic()))
         act()
     time.sleep(max(0.0, start + schedule.end - time.monotonic()))
+
+
+STARTED_WITHIN_S: Final = 60.0
+"""Seconds that the workers may take to load what they need."""
+
+
+def run(folder: Path, seed: int, seconds: float, workers: int, planted: str) -> Result:
+    """Run for about so long, with a planted fault or without, and check."""
+    schedule = plan.schedule(seed, seconds, workers)
+    with opened(folder, seed, workers, planted) as there:
+        crew = (*there.workers, there.watcher)
+        logs = [folder / f"{member.who}.log" for member in crew]
+        wait_until(
+            "every worker has begun",
+            lambda: all(log.exists() and log.stat().st_size > 0 for log in logs),
+            within_s=STARTED_WITHIN_S,
+        )
+        play(there, schedule)
+        for member in crew:
+            member.tell_the_end()
+        for member in crew:
+            member.end()
+        _look_at_what_remains(there)
+    return check(story_of(read(folder)))
+
+
+def _look_at_what_remains(there: Scene) -> None:
+    # A hold lives for its lifetime, and a bucket refills in a second.
+    time.sleep(max(HOLD_FOR.values()) + 2.0)
+    storage = RedisStorage.from_url(there.server.url)
+    for key, quota in QUOTAS.items():
+        shown = storage.apply(key, quota, Peek()).snapshot
+        if shown is not None:
+            there.journal.write(Remains("director", machine_us(), key, shown.held, shown.holds, shown.balance))
+    storage.close()
+    there.journal.write(Total("director", machine_us(), there.api.spent))

@@ -67,16 +67,15 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
-        if timeout is None:
-            try:
-                decision = self._door.at_once(tokens, keep, LIMIT)
-                if decision is not None:
-                    return decision
-            except BaseException as error:
-                await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
-                raise
+        patience_us = None if timeout is None else timeout_us(timeout)
+        try:
+            decision = self._door.at_once(tokens, keep, LIMIT)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
+            raise
         tokens, keep = cost(self.quota, tokens, keep)
-        patience_us = timeout_us(timeout)
         return await AwaitedSteps(self._door).carried(lambda steps: plans.acquire(steps, tokens, keep, patience_us))
 
     def try_reserve(

@@ -72,16 +72,15 @@ class TokenBucket(BucketBase[Storage], Closing):
         nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
         ConfigError as `try_acquire`.
         """
-        if timeout is None:
-            try:
-                decision = self._door.at_once(tokens, keep, LIMIT)
-                if decision is not None:
-                    return decision
-            except BaseException as error:
-                BlockingSteps(self._door, Acquire(tokens)).undo(error)
-                raise
+        patience_us = None if timeout is None else timeout_us(timeout)
+        try:
+            decision = self._door.at_once(tokens, keep, LIMIT)
+            if decision is not None:
+                return decision
+        except BaseException as error:
+            BlockingSteps(self._door, Acquire(tokens)).undo(error)
+            raise
         tokens, keep = cost(self.quota, tokens, keep)
-        patience_us = timeout_us(timeout)
         return BlockingSteps(self._door).carried(lambda steps: plans.acquire(steps, tokens, keep, patience_us))
 
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = "") -> Reservation:
