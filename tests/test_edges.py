@@ -503,10 +503,11 @@ def test_of_the_time_at_refill_0_at_most_a_minute_goes_over() -> None:
     for stood in (SECOND, 3600 * SECOND):
         assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + stood)[1].balance == 0
     # Once terms changed, they stand for a minute at least.
-    state, _ = step(Quota(1000, 1, 1.0), None, Acquire(1000))
-    state, _ = step(Quota(1000, 0, 1.0), state, Acquire(0))
-    for passed, balance in ((60, 60), (61, 60), (3600, 60)):
-        assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + passed * SECOND)[1].balance == balance
+    for start in (0, NOW):
+        state, _ = step(Quota(1000, 1, 1.0), None, Acquire(1000), start)
+        state, _ = step(Quota(1000, 0, 1.0), state, Acquire(0), start)
+        for passed in (60, 61, 3600):
+            assert step(Quota(1000, 1, 1.0), state, Acquire(0), start + passed * SECOND)[1].balance == 60
     for refill in (0, 1):
         state, _ = step(Quota(1000, refill, 1.0), None, Acquire(1000), 0)
         assert step(Quota(1000, 2, 1.0), state, Acquire(0), 0)[0].refilled_at == 0

@@ -534,10 +534,12 @@ def test_a_response_is_understood_as_it_is(answer: Any) -> None:
 
 @pytest.mark.parametrize("status", ["429", http.HTTPStatus.TOO_MANY_REQUESTS, np.int64(429), 429])
 def test_a_refusal_is_one_whatever_its_status_is_written_as(status: Any) -> None:
-    """A text of digits, an enum, numpy's number: all are 429."""
-    call = sync().try_request(5)
+    """A text of digits, an enum, numpy's number: all are 429, which says even without a body that nothing is left."""
+    door = sync()
+    call = door.try_request(5)
     call.settle(None, status=status)
     assert (call.refused, call.consumed) == (True, 0)
+    assert (door.bucket.peek().balance, door.bucket.peek().held) == (0, 0)
 
 
 class StillToBeRead:

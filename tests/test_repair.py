@@ -99,6 +99,7 @@ READ: Final = {"reading_at": NOW, "sequence": 1, "reading_sequence": 1}
         # One hold that can't be is forgotten; what is no mapping, as a whole.
         *((PLAIN, {"holds": {"a": hold}}, (), {"holds": {"a": hold}}) for hold in SOUND_HOLDS),
         *((PLAIN, {"holds": {"a": hold}}, ("hold:a",), {"holds": {}}) for hold in BAD_HOLDS),
+        (PLAIN, {"holds": {"a": BAD_HOLDS[0], "b": HOLD}}, ("hold:a",), {"holds": {"b": HOLD}}),
         *((PLAIN, {"holds": holds}, ("holds",), {"holds": {}}) for holds in (None, 3, "a", [HOLD])),
         # Terms that are none are the caller's; those that aren't there are no damage.
         (PLAIN, {"quota": "10 1 60000000"}, ("quota",), {"quota": PLAIN}),
@@ -238,10 +239,11 @@ def test_a_slow_bucket_may_rightly_not_have_been_touched_for_years(
 ) -> None:
     """Up to the time from its balance to full, and two periods: ten tokens at one in 100 days are 1,200 days."""
     quota = Quota(10, 1, 100 * 86_400.0, stepped=stepped)
-    state = BucketState(balance=0, refilled_at=NOW - 1200 * DAY_US - late)
-    assert repair(quota, state, NOW)[1] == mended
+    for balance, days in ((5, 700), (0, 1200)):
+        assert repair(quota, BucketState(balance=balance, refilled_at=NOW - days * DAY_US - late), NOW)[1] == mended
     # An unknown balance may be 0.
-    unknown = replace(state, balance=None, sequence=0, reading_sequence=0, held=0, open=0)
+    numbered = BucketState(sequence=0, reading_sequence=0, held=0, open=0)
+    unknown = replace(numbered, refilled_at=NOW - 1200 * DAY_US - late)
     assert repair(replace(quota, synced=True), unknown, NOW)[1] == mended
 
 
