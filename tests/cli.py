@@ -51,25 +51,31 @@ def program(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
 
 
-class Workers:
+class Place:
+    """Where buckets are, for commands."""
+
+    where: tuple[str, str]
+
+    def run(self, command: str, *arguments: str, **rest: Any) -> Result:
+        """Run a command on what is there."""
+        return run(command, *self.where, *arguments, **rest)
+
+    def document(self, command: str, *arguments: str, **rest: Any) -> Any:
+        """Run a command on what is there, with --json."""
+        return document(command, *self.where, *arguments, **rest)
+
+
+class Workers(Place):
     """A server with doors to buckets on it, as workers have them; all are closed with it."""
 
     def __init__(self, server: Server) -> None:
-        self.url = server.url
+        self.url, self.where = server.url, ("--redis", server.url)
         self.client: Callable[[], AbstractContextManager[Any]] = server.client
         self.storage = RedisStorage.from_url(server.url)
 
     def bucket(self, key: str = KEY, refill_rate: int = 20) -> TokenBucket:
         """Return a worker's door to a synced bucket."""
         return TokenBucket(keepa_quota(refill_rate), key=key, storage=self.storage, listener=lambda _: None)
-
-    def run(self, command: str, *arguments: str, **rest: Any) -> Result:
-        """Run a command on this server."""
-        return run(command, "--redis", self.url, *arguments, **rest)
-
-    def document(self, command: str, *arguments: str, **rest: Any) -> Any:
-        """Run a command on this server with --json."""
-        return document(command, "--redis", self.url, *arguments, **rest)
 
 
 @contextmanager

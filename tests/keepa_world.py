@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from keepa_tokens import Event, EventKind, KeepaSync, Listener, MemoryStorage, NotEnoughTokens, TokenBucket, keepa_quota
+from keepa_tokens import (
+    Call,
+    Event,
+    EventKind,
+    KeepaSync,
+    Listener,
+    MemoryStorage,
+    NotEnoughTokens,
+    TokenBucket,
+    keepa_quota,
+)
 from keepa_tokens.testing import FakeKeepa, ManualClock
 
 PRODUCT = "/product"
@@ -47,8 +57,12 @@ class World:
     def call(self, tokens: int, estimate: int | None = None, *, by: KeepaSync | None = None) -> int:
         """Make a call that costs `tokens`; return the status of its answer."""
         with (by or self.sync).request(tokens if estimate is None else estimate) as call:
-            answer = self.fake.request(PRODUCT, asins(tokens))
-            call.settle(answer.content, status=answer.status)
+            return self.answer(call, tokens)
+
+    def answer(self, call: Call, tokens: int) -> int:
+        """Let the server answer a call that costs `tokens`, and settle it; return the answer's status."""
+        answer = self.fake.request(PRODUCT, asins(tokens))
+        call.settle(answer.content, status=answer.status)
         return answer.status
 
     def refused(self, tokens: int = 1, *, keep: int = 0, by: KeepaSync | None = None) -> NotEnoughTokens:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
+from typing import Final
 
 import pytest
 from hypothesis import example, given
@@ -58,16 +59,29 @@ capacities = st.one_of(st.integers(1, 20), st.integers(1, 10**6), st.integers(1,
 balances = st.one_of(st.integers(-20, 20), st.integers(-(10**6), 10**6), st.integers(1 - LIMIT, LIMIT - 1))
 
 
+Drawn = tuple[Rate, int, int, int, int]
+either_way: Final = pytest.mark.parametrize("stepped", [False, True])
+
+
 @st.composite
-def flows(draw: st.DrawFn) -> tuple[Rate, int, int, int, int]:
+def flows(draw: st.DrawFn) -> Drawn:
     """Draw a rate, a carry that fits it, a balance, an instant and a capacity."""
     rate = draw(rates)
     carry = draw(st.integers(0, rate.period - 1))
     return rate, carry, draw(balances), draw(moments), draw(capacities)
 
 
+def refilled(
+    rate: Rate, balance: int, at: int, carry: int, now: int, capacity: int, *, stepped: bool
+) -> tuple[int, int, int]:
+    """Return balance, instant and carry; steps leave the carry as it is."""
+    if stepped:
+        return *refill_stepped(balance, at, now, capacity, rate.rate, rate.period), carry
+    return refill_smooth(balance, at, carry, now, capacity, rate.rate, rate.period)
+
+
 @given(flow=flows(), gap=later)
-def test_smooth_refill_is_exact(flow: tuple[Rate, int, int, int, int], gap: int) -> None:
+def test_smooth_refill_is_exact(flow: Drawn, gap: int) -> None:
     """Balance and carry together are what exact fractions say, below the cap; at the cap the carry is 0."""
     rate, carry, balance, at, capacity = flow
     now = at + gap
@@ -83,31 +97,19 @@ def test_smooth_refill_is_exact(flow: tuple[Rate, int, int, int, int], gap: int)
         assert after + Fraction(rest, rate.period) == balance + true
 
 
+@either_way
 @given(flow=flows(), first=later, second=later)
 @example(flow=(Rate(7, 61_000_000), 60_999_999, -1, 0, LIMIT - 1), first=1, second=10**15)
-def test_smooth_refill_does_not_depend_on_the_steps(
-    flow: tuple[Rate, int, int, int, int], first: int, second: int
-) -> None:
-    """Refilling in two steps, up to instants of 10^15 us and more, is refilling in one."""
+def test_refill_does_not_depend_on_the_steps(flow: Drawn, first: int, second: int, stepped: bool) -> None:
+    """Refilling in two steps, up to instants of 10^15 us and more, is refilling in one; the phase of steps is kept."""
     rate, carry, balance, at, capacity = flow
-    half = refill_smooth(balance, at, carry, at + first, capacity, rate.rate, rate.period)
-    whole = refill_smooth(balance, at, carry, at + first + second, capacity, rate.rate, rate.period)
-    assert refill_smooth(*half, at + first + second, capacity, rate.rate, rate.period) == whole
-
-
-@given(flow=flows(), first=later, second=later)
-def test_stepped_refill_does_not_depend_on_the_steps(
-    flow: tuple[Rate, int, int, int, int], first: int, second: int
-) -> None:
-    """Refilling in two steps is refilling in one, with the phase of the steps kept."""
-    rate, _, balance, at, capacity = flow
-    half = refill_stepped(balance, at, at + first, capacity, rate.rate, rate.period)
-    whole = refill_stepped(balance, at, at + first + second, capacity, rate.rate, rate.period)
-    assert refill_stepped(*half, at + first + second, capacity, rate.rate, rate.period) == whole
+    half = refilled(rate, balance, at, carry, at + first, capacity, stepped=stepped)
+    whole = refilled(rate, balance, at, carry, at + first + second, capacity, stepped=stepped)
+    assert refilled(rate, *half, at + first + second, capacity, stepped=stepped) == whole
 
 
 @given(flow=flows(), gap=later)
-def test_stepped_refill_is_exact(flow: tuple[Rate, int, int, int, int], gap: int) -> None:
+def test_stepped_refill_is_exact(flow: Drawn, gap: int) -> None:
     """Each whole period brings the refill, up to the cap; the part of a period that is left stays to come."""
     rate, _, balance, at, capacity = flow
     after, moved = refill_stepped(balance, at, at + gap, capacity, rate.rate, rate.period)
@@ -118,50 +120,35 @@ def test_stepped_refill_is_exact(flow: tuple[Rate, int, int, int, int], gap: int
     assert moved == at + gap - gap % rate.period
 
 
+@either_way
 @given(flow=flows(), need=st.one_of(st.integers(0, 100), st.integers(0, 10**9), st.integers(0, LIMIT)))
-def test_the_smooth_instant_is_the_first_one(flow: tuple[Rate, int, int, int, int], need: int) -> None:
+def test_the_instant_is_the_first_one(flow: Drawn, need: int, stepped: bool) -> None:
     """At the instant the tokens are there, a microsecond earlier they aren't; NEVER only beyond what is counted."""
     rate, carry, _, at, _ = flow
-    instant = instant_smooth(need, at, carry, rate.rate, rate.period)
-    if need == 0:
-        assert instant == at
-        return
-    if rate.rate == 0:
-        assert instant == NEVER
-        return
-    true = at + Fraction(need * rate.period - carry, rate.rate)
-    assert instant >= true or instant == NEVER
-    assert instant - 1 < true
-    if instant < NEVER:
-        big = LIMIT - 1 + need
-        assert refill_smooth(0, at, carry, instant, big, rate.rate, rate.period)[0] >= need
-        assert refill_smooth(0, at, carry, instant - 1, big, rate.rate, rate.period)[0] < need
-
-
-@given(flow=flows(), need=st.one_of(st.integers(0, 100), st.integers(0, LIMIT)))
-def test_the_stepped_instant_is_the_first_one(flow: tuple[Rate, int, int, int, int], need: int) -> None:
-    """At the instant the steps have brought the tokens, a microsecond earlier they haven't."""
-    rate, _, _, at, _ = flow
-    instant = instant_stepped(need, at, rate.rate, rate.period)
+    if stepped:
+        instant = instant_stepped(need, at, rate.rate, rate.period)
+    else:
+        instant = instant_smooth(need, at, carry, rate.rate, rate.period)
     if need == 0:
         assert instant == at
     elif rate.rate == 0:
         assert instant == NEVER
     elif instant < NEVER:
         big = LIMIT - 1 + need
-        assert refill_stepped(0, at, instant, big, rate.rate, rate.period)[0] >= need
-        assert refill_stepped(0, at, instant - 1, big, rate.rate, rate.period)[0] < need
-    else:
+        assert refilled(rate, 0, at, carry, instant, big, stepped=stepped)[0] >= need
+        assert refilled(rate, 0, at, carry, instant - 1, big, stepped=stepped)[0] < need
+    elif stepped:
         assert at + -(-need // rate.rate) * rate.period >= NEVER
+    else:
+        assert instant - 1 < at + Fraction(need * rate.period - carry, rate.rate)
 
 
+@either_way
 @given(flow=flows(), back=later)
-def test_a_clock_behind_stands_still(flow: tuple[Rate, int, int, int, int], back: int) -> None:
-    """A clock at or behind `refilled_at` changes nothing, smooth or stepped."""
+def test_a_clock_behind_stands_still(flow: Drawn, back: int, stepped: bool) -> None:
+    """A clock at or behind `refilled_at` changes nothing."""
     rate, carry, balance, at, capacity = flow
-    now = max(0, at - back)
-    assert refill_smooth(balance, at, carry, now, capacity, rate.rate, rate.period) == (balance, at, carry)
-    assert refill_stepped(balance, at, now, capacity, rate.rate, rate.period) == (balance, at)
+    assert refilled(rate, balance, at, carry, max(0, at - back), capacity, stepped=stepped) == (balance, at, carry)
 
 
 @given(at=moments, now=moments)

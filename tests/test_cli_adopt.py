@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
-from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, TokenBucket, keepa_quota
+from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, keepa_quota
 from keepa_tokens.cli.adopt import adopt, plan_adoption
 from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
@@ -76,15 +78,12 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
 
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
-    """A second adoption is refused: whatever workers have made of the bucket since stays."""
+    """A second adoption is refused: whatever workers have made of the bucket since stays. One that nobody uses ends by
+    itself, but not before it could have been used for a day.
+    """
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
 
     assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr
-
-
-def test_the_key_has_an_end(server: Workers) -> None:
-    """An adopted bucket that nobody uses ends by itself, but not before it could have been used for a day."""
-    server.run("adopt", *OPTIONS, "--yes", env=ENV)
     with server.client() as client:
         assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
 
@@ -107,18 +106,17 @@ def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
 
 def test_as_a_function_it_does_the_same(server: Workers) -> None:
     """`adopt` as a function plans without writing, writes once, and raises where a bucket is there."""
-    place = RedisPlace.from_url(server.url)
     stuck = Manager(balance=-79)
 
-    assert adopt(place, KEY, stuck, refill_rate=20).found.retry_after == pytest.approx(242.0)
-    assert place.fields(KEY) is None
-    adopt(place, KEY, stuck, refill_rate=20, write=True)
-    assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
-    with pytest.raises(ConfigError):
+    with closing(RedisPlace.from_url(server.url)) as place:
+        assert adopt(place, KEY, stuck, refill_rate=20).found.retry_after == pytest.approx(242.0)
+        assert place.fields(KEY) is None
         adopt(place, KEY, stuck, refill_rate=20, write=True)
-    assert not place.put(KEY, {"balance": "1200"}, 60.0)  # not even where it came in between
-    assert TokenBucket(keepa_quota(20), key=KEY, storage=place).peek().balance == -79
-    place.close()
+        assert server.bucket().peek().balance == -79
+        with pytest.raises(ConfigError):
+            adopt(place, KEY, stuck, refill_rate=20, write=True)
+        assert not place.put(KEY, {"balance": "1200"}, 60.0)  # not even where it came in between
+    assert server.bucket().peek().balance == -79
 
 
 @pytest.mark.parametrize(

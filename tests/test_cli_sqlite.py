@@ -11,14 +11,14 @@ import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.sqlite_place import SqlitePlace
-from tests.cli import KEY, document, run
+from tests.cli import KEY, Place, run
 
 
-class File:
+class File(Place):
     """A SQLite file with one bucket in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.where = path, ("--sqlite", str(path))
         self.place = SqlitePlace(str(path))
         self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.place, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
@@ -39,30 +39,30 @@ def file(tmp_path: Path) -> Iterator[File]:
 def test_status_shows_a_bucket_in_a_file(file: File) -> None:
     """The only bucket of a file is shown without being named, and nothing is written."""
     file.bucket.try_reserve(7)
-    told = document("status", "--sqlite", str(file.path))["bucket"]
+    told = file.document("status")["bucket"]
 
     assert (told["key"], told["balance"], told["held"]) == (KEY, 300, 7)
 
 
 def test_the_doctor_looks_at_a_file(file: File) -> None:
     """On a sound file the doctor finds nothing and says what it looked at; a damaged field is found and mended."""
-    told = document("doctor", "--sqlite", str(file.path))
+    told = file.document("doctor")
     assert (told["findings"], told["healthy"]) == ([], [KEY])
     assert told["facts"][0].startswith("SQLite 3")
 
     file.sql("UPDATE buckets SET fields = json_remove(fields, '$.refilled_at')")
-    found = document("doctor", "--sqlite", str(file.path), code=1)["findings"]
+    found = file.document("doctor", code=1)["findings"]
     assert [one["code"] for one in found] == ["damaged-refilled_at"]
-    document("doctor", "--sqlite", str(file.path), "--repair")
-    assert document("doctor", "--sqlite", str(file.path))["findings"] == []
+    file.document("doctor", "--repair")
+    assert file.document("doctor")["findings"] == []
 
 
 def test_reset_and_release_work_on_a_file(file: File) -> None:
     """A hold is given back and a bucket forgotten in a file as on a server."""
     held = file.bucket.try_reserve(30)
-    run("release", "--sqlite", str(file.path), held.id, "--yes")
+    file.run("release", held.id, "--yes")
     assert file.bucket.peek().held == 0
-    run("reset", "--sqlite", str(file.path), "--yes")
+    file.run("reset", "--yes")
     assert file.bucket.peek().balance is None
 
 
@@ -74,12 +74,12 @@ def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_no_database_is_away(file: File) -> None:
-    """A file that SQLite can't read is a storage that is away."""
+def test_a_file_that_is_no_database_is_wrong_usage(file: File) -> None:
+    """A file that SQLite can't read is named; the next try would say the same."""
     other = file.path.with_name("other.sqlite")
     other.write_text("this is no database, however long it is" * 50)
 
-    assert "other.sqlite" in run("status", "--sqlite", str(other), code=3).stderr
+    assert "other.sqlite can't hold buckets" in run("status", "--sqlite", str(other), code=2).stderr
 
 
 def test_adopt_needs_a_server(file: File) -> None:

@@ -145,6 +145,7 @@ def test_long_names_stay_in_their_column(watched: Watched) -> None:
     lanes = [line for line in watched.drawn(80, 30) if "in flight" in line or "goes at once" in line]
 
     assert len({max(line.find("in flight"), line.find("goes at once")) for line in lanes}) == 1
+    assert all(line.endswith("  2:00   ") for line in lanes if "in flight" in line)
     assert [line.split("in flight")[0] for line in lanes if "in flight" in line] == [
         " deals page 3         ",
         " best sellers of toys ",

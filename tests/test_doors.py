@@ -113,17 +113,6 @@ def test_waiting_with_keep_asks_again_until_enough_stays_for_others() -> None:
     assert bucket.peek().balance == 3
 
 
-def test_waiting_on_a_recharging_bucket() -> None:
-    """Once too empty it stays closed until the target could be refilled, also for a small request."""
-    bucket, _ = plain(Quota(10, 1, 1.0, recharge_to=8))
-    bucket.acquire(10)
-    refused = bucket.try_acquire(1)
-    assert (refused.reason, refused.retry_after) == (Reason.RECHARGING, 8.0)
-    assert bucket.peek().closed_for == 8.0
-    assert 8.0 <= bucket.acquire(1).waited <= 8.5
-    assert bucket.peek().closed_for == 0.0
-
-
 def test_waiting_on_an_unknown_bucket_notices_the_reading() -> None:
     """Who waits asks again every second or so, so a reading that comes meanwhile ends the wait."""
 

@@ -217,6 +217,16 @@ def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
     assert (outcome.reading, after.balance) == (Verdict.STALE, 7)
 
 
+@pytest.mark.parametrize("probed, told, kept", [(False, 7, 7), (True, 7, 7), (False, 68, 68), (False, 1, 7)])
+def test_a_reading_that_is_not_lower_ends_the_probe(probed: bool, told: int, kept: int) -> None:
+    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written."""
+    state, _ = step(SYNCED, known(balance=50, server_time=7 * SECOND), Refund("r", 0))
+    claimed = replace(state, probe_until=NOW + SECOND, probe_failures=2) if probed else state
+    after, outcome = step(SYNCED, claimed, Reconcile(Reading(60, server_time=float(told))))
+    assert outcome.reading is Verdict.STALE
+    assert after == replace(state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND)
+
+
 @pytest.mark.parametrize("age, taken", [(REORDER_US, False), (REORDER_US + 1, True)])
 def test_a_reading_that_tells_no_order_is_shut_out_for_two_minutes(age: int, taken: bool) -> None:
     """Also if the last one was taken at the very beginning of time."""

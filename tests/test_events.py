@@ -20,7 +20,7 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
-from keepa_tokens.keepa._plans import SERVER_REFUSED
+from keepa_tokens.keepa._door import SERVER_REFUSED
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Noted
 from tests.keepa_world import World, asins

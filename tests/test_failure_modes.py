@@ -15,7 +15,6 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
-    BucketState,
     EventKind,
     LoggingListener,
     Quota,
@@ -26,8 +25,6 @@ from keepa_tokens import (
     keepa_quota,
 )
 from keepa_tokens.keepa.reading import envelope
-from keepa_tokens.rules.commands import Acquire
-from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Napping, Noted
 from tests.keepa_world import World, asins
@@ -338,17 +335,3 @@ def test_every_failure_mode_has_its_test() -> None:
     """One test for each number from 1 to 25."""
     numbers = [int(name[5:7]) for name in globals() if name[5:7].isdigit()]
     assert sorted(numbers) == list(range(1, 26))
-
-
-def test_the_fault_that_started_it_in_one_transition() -> None:
-    """-79 and no timestamp, straight into the rules: mended, written back with the refusal, and refilling from now."""
-    quota = keepa_quota(recharge_to=40)
-    now = 1_000_000_000
-    state, refused = transition(quota, BucketState(balance=-79, refilled_at=None, reading_at=now), now, Acquire(1))
-    assert not refused.granted
-    assert "refilled_at" in refused.repaired
-    assert state is not None
-    assert (state.balance, state.refilled_at) == (-79, now)
-    later = now + refused.retry_after_us
-    assert transition(quota, state, later, Acquire(1))[1].granted
-    assert not transition(quota, state, later - 1, Acquire(1))[1].granted

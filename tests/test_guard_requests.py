@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +15,7 @@ import requests
 from keepa_tokens import KeepaSync, TokenBucket, keepa_quota
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import ManualClock
+from tests.odd_servers import answers, listening
 
 from tests.http_guards import HOST, KEY, asins, running  # isort: skip
 
@@ -27,44 +26,22 @@ ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, 
 BODY = json.dumps(ENVELOPE | {"products": list(range(500))}).encode()
 
 
-class Packing(BaseHTTPRequestHandler):
-    """Answers gzip, in chunks if asked to; notes the request lines."""
-
-    protocol_version = "HTTP/1.1"
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        packed = gzip.compress(BODY)
-        self.send_response(200)
-        self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Type", "application/json")
-        if "chunked" in self.path:
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for part in (packed[:50], packed[50:]):
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
-            self.wfile.write(b"0\r\n\r\n")
-        else:
-            self.send_header("Content-Length", str(len(packed)))
-            self.end_headers()
-            self.wfile.write(packed)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+def packed(path: str) -> bytes:
+    """Return an answer in gzip, in chunks if asked to."""
+    body = gzip.compress(BODY)
+    head = b"Content-Encoding: gzip\r\nContent-Type: application/json\r\n"
+    if "chunked" in path:
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:50], body[50:], b""))
+        return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 @pytest.fixture
 def packing() -> Iterator[tuple[str, list[str]]]:
     """Run a server that answers gzip; its base URL and what it was asked for."""
     asked: list[str] = []
-    handler = type("Handler", (Packing,), {"asked": asked})
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"http://{HOST}:{server.server_address[1]}", asked
-        server.shutdown()
-        thread.join(10)
+    with listening(answers(asked, packed)) as port:
+        yield f"http://{HOST}:{port}", asked
 
 
 @pytest.fixture

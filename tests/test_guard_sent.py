@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ import pytest
 import trustme
 
 from keepa_tokens.guards.httpx import KeepaTransport
+from tests.odd_servers import Serve, listening, says, tls
 
 from tests.http_guards import HOST, KINDS, NETWORK_ERRORS, Kind, World, asins, running  # isort: skip
 
@@ -37,51 +38,6 @@ FULL: Final = {"timestamp": 1_780_000_000_000, "tokensLeft": 100, "refillIn": 50
 
 ERRORS: Final = (*NETWORK_ERRORS, OSError, ValueError)
 """The latter two are a client's own checks."""
-
-Serve = Callable[[socket.socket], None]
-
-
-@contextmanager
-def listening(serve: Serve) -> Iterator[int]:
-    """Run a server that does one thing with each connection; its port."""
-    with socket.create_server((HOST, 0)) as listener:
-        ended = threading.Event()
-
-        def accept() -> None:
-            while not ended.is_set():
-                connection, _ = listener.accept()
-                with connection, suppress(OSError):
-                    connection.settimeout(5)
-                    if not ended.is_set():
-                        serve(connection)
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        ended.set()
-        socket.create_connection((HOST, listener.getsockname()[1])).close()
-        thread.join(10)
-
-
-def tls(context: ssl.SSLContext, then: Serve) -> Serve:
-    """Return a server that speaks TLS first."""
-
-    def serve(connection: socket.socket) -> None:
-        with context.wrap_socket(connection, server_side=True) as secure:
-            then(secure)
-
-    return serve
-
-
-def says(answer: bytes, then: Serve = lambda connection: None) -> Serve:
-    """Return a server that reads a request and answers so, whatever was asked, and then does something else."""
-
-    def serve(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(answer)
-        then(connection)
-
-    return serve
 
 
 def hangs_up(connection: socket.socket) -> None:

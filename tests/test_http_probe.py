@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
 import socket
 import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,30 +22,30 @@ import trustme
 from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, TokenBucket, keepa_quota
 from keepa_tokens.keepa.probe import async_http_probe, http_probe
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
+from tests.odd_servers import answers, listening, tls
 
-from tests.http_guards import shown  # isort: skip
+from tests.http_guards import HOST, shown  # isort: skip
 
 KEY = "a-secret-key-0123456789-abcdefghij"
 
 
-def test_the_probes_ask_token_with_the_key_and_return_the_envelope() -> None:
+def told(waits: bool, key: str = KEY, **options: Any) -> tuple[int, Mapping[str, object] | None]:
+    """Ask by the blocking probe or by the other one."""
+
+    async def ask() -> tuple[int, Mapping[str, object] | None]:
+        # A client of its own for each probe: nothing is left open.
+        return await async_http_probe(key, **options)()
+
+    return http_probe(key, **options)() if waits else asyncio.run(ask())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_probes_ask_token_with_the_key_and_return_the_envelope(waits: bool) -> None:
     """Sync and async: status 200 and the envelope that the server made, for the key that it knows."""
     with FakeKeepaServer(FakeKeepa(initial=-31, key=KEY)) as server:
-        for status, body in (
-            http_probe(KEY, base_url=server.url)(),
-            asyncio.run(_ask(async_http_probe(KEY, base_url=server.url))),
-        ):
-            assert status == 200
-            assert body is not None
-            assert body["tokensLeft"] == -31
-        assert server.fake.token_calls == 2
-        status, body = http_probe("another", base_url=server.url)()
-        assert status == 400
-
-
-async def _ask(probe: async_http_probe) -> tuple[int, Mapping[str, object] | None]:
-    # A client of its own for each probe: nothing is left open.
-    return await probe()
+        status, body = told(waits, base_url=server.url)
+        assert (status, body and body["tokensLeft"], server.fake.token_calls) == (200, -31, 1)
+        assert told(waits, "another", base_url=server.url)[0] == 400
 
 
 def test_a_body_that_is_no_json_object_is_none() -> None:
@@ -102,9 +101,8 @@ def test_either_library_will_do(library: ModuleType, monkeypatch: pytest.MonkeyP
         assert request.url.params["key"] == KEY
         return library.Response(200, json={"tokensLeft": 3})
 
-    assert http_probe(KEY, transport=library.MockTransport(answer))() == (200, {"tokensLeft": 3})
-    found = asyncio.run(_ask(async_http_probe(KEY, transport=library.MockTransport(answer))))
-    assert found == (200, {"tokensLeft": 3})
+    for waits in (True, False):
+        assert told(waits, transport=library.MockTransport(answer)) == (200, {"tokensLeft": 3})
     monkeypatch.setattr(module, "find_spec", lambda name: name == library.__name__)
     with FakeKeepaServer(FakeKeepa(initial=7, key=KEY)) as server:
         probe = http_probe(KEY, base_url=server.url)
@@ -116,42 +114,25 @@ def test_either_library_will_do(library: ModuleType, monkeypatch: pytest.MonkeyP
 # --- how long it takes
 
 
+def drips(connection: socket.socket) -> None:
+    """Answer a byte at a time, as if it would never end."""
+    connection.recv(4096)
+    for byte in b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Slow: " + b"x" * 10_000:
+        threading.Event().wait(0.05)
+        connection.sendall(bytes((byte,)))
+
+
 @contextmanager
-def dripping(every: float) -> Iterator[str]:
-    """Serve an answer that comes a byte at a time and never ends."""
-    done = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            try:
-                connection, _ = listening.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(4096)
-                for byte in b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Slow: " + b"x" * 10_000:
-                    if done.wait(every):
-                        return
-                    try:
-                        connection.sendall(bytes((byte,)))
-                    except OSError:
-                        return
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            done.set()
-            with suppress(OSError):
-                socket.create_connection(listening.getsockname()).close()  # in case nobody came
-            thread.join()
+def dripping() -> Iterator[str]:
+    """Run such a server; its URL."""
+    with listening(drips) as port:
+        yield f"http://{HOST}:{port}"
 
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_probe_ends_in_time_however_slowly_the_server_answers(waits: bool) -> None:
     """A byte now and then keeps no probe going: it ends after its `timeout` in all."""
-    with dripping(0.05) as url:
+    with dripping() as url:
         begun = time.monotonic()
         twin = async_http_probe(KEY, base_url=url)
         with pytest.raises(TimeoutError):
@@ -161,13 +142,13 @@ def test_a_probe_ends_in_time_however_slowly_the_server_answers(waits: bool) -> 
 
 def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
     """The probe is given what is left of its caller's timeout; with none the request is the scout, at once."""
-    with dripping(0.2) as url:
+    with dripping() as url:
         sync = KeepaSync(TokenBucket(keepa_quota()), probe=http_probe(KEY, base_url=url))
         begun = time.monotonic()
         with pytest.raises(NotEnoughTokens):
             sync.request(5, timeout=1)
         assert 0.9 < time.monotonic() - begun < 4.0
-    with dripping(0.2) as url:
+    with dripping() as url:
         sync = KeepaSync(TokenBucket(keepa_quota()), probe=http_probe(KEY, base_url=url))
         begun = time.monotonic()
         assert sync.request(5, timeout=0).decision.probe
@@ -181,29 +162,9 @@ def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
 def proxy(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
     """Run a proxy for http that answers by itself, by TLS with a `context`, and list what it was asked for."""
     asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = b'{"tokensLeft": 12}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Say nothing."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}", asked
-        finally:
-            server.shutdown()
-            thread.join()
+    serve = answers(asked, lambda _: b'Content-Length: 18\r\n\r\n{"tokensLeft": 12}')
+    with listening(serve if context is None else tls(context, serve)) as port:
+        yield f"{HOST}:{port}", asked
 
 
 @pytest.mark.parametrize("waits", [True, False])
@@ -214,24 +175,11 @@ def test_the_environments_proxy_is_used(name: str, waits: bool, monkeypatch: pyt
         monkeypatch.delenv(variable, raising=False)
     with proxy() as (address, asked), FakeKeepaServer(FakeKeepa(initial=3, key=KEY)) as server:
         monkeypatch.setenv(name, f"http://{address}" if waits else address)
-
-        def told(url: str) -> object:
-            if waits:
-                return http_probe(KEY, base_url=url)()
-            return asyncio.run(_ask(async_http_probe(KEY, base_url=url)))
-
-        assert told("http://keepa.invalid") == (200, {"tokensLeft": 12})
+        assert told(waits, base_url="http://keepa.invalid") == (200, {"tokensLeft": 12})
         assert asked == [f"http://keepa.invalid/token?key={KEY}"]
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        told(server.url)
+        told(waits, base_url=server.url)
         assert (len(asked), server.fake.token_calls) == (1, 1)
-
-
-def test_a_ca_file_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SSL_CERT_FILE counts, as for the client itself: one that isn't there is an error, not ignored."""
-    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
-    with pytest.raises((OSError, httpx.HTTPError)):
-        http_probe(KEY, base_url="https://127.0.0.1:1")()
 
 
 @pytest.mark.parametrize("waits", [True, False])

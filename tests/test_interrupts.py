@@ -24,8 +24,8 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
-    Call,
     ConfigError,
+    Decision,
     Event,
     EventKind,
     KeepaSync,
@@ -34,10 +34,10 @@ from keepa_tokens import (
     Outcome,
     Quota,
     Reading,
-    Reservation,
     SQLiteStorage,
     StorageUnavailable,
     TokenBucket,
+    _interrupts,
 )
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
@@ -241,6 +241,46 @@ def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(again: i
     assert scene.unchanged()
 
 
+@pytest.mark.parametrize("owner, name", [(_interrupts, "_handlers"), (_interrupts.PutOff, "__enter__")])
+@pytest.mark.parametrize("door", ["try_acquire", "acquire", "try_reserve", "reserve"])
+def test_a_second_interrupt_before_the_clean_up_loses_nothing(
+    door: str, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Struck once more while it is found out what struck, or before signals are put off: all is given back."""
+    first, second = iter([ctrl_c]), iter([strike])
+
+    def listener(event: Event) -> None:
+        if event.kind is EventKind.GRANTED:
+            next(first, int)()
+
+    before = getattr(owner, name)
+
+    def struck(*args: Any) -> Any:
+        next(second, int)()
+        return before(*args)
+
+    bucket = TokenBucket(PLAIN, clock=ManualClock(100.0), listener=listener)
+    with struck_by_signals():
+        monkeypatch.setattr(owner, name, struck)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(bucket, door)(4)
+        monkeypatch.undo()
+    assert next(second, None) is None
+    assert (bucket.peek().balance, bucket.peek().held) == (10, 0)
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
+def test_what_is_taken_up_to_is_told_without_a_call_between(kind: Any) -> None:
+    """Between the grant and the return of how many were taken there is nothing in which a signal could strike."""
+    decided: list[Decision] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decision, "__bool__", decided.append)
+        bucket = kind(PLAIN, clock=ManualClock(100.0))
+        taken = bucket.take_up_to(3)
+        assert (asyncio.run(taken) if asyncio.iscoroutine(taken) else taken) == 3
+    assert decided == []
+
+
 @pytest.mark.parametrize("end", ["settle", "cancel"])
 def test_a_settle_or_a_cancel_that_is_interrupted_counts_all_the_same(end: str) -> None:
     """The cost is known, so it is charged, once; what is seen is the interrupt."""
@@ -325,27 +365,15 @@ def test_a_failure_while_an_interrupt_is_being_handled_is_a_failure() -> None:
             scene.bucket.reserve(4)
 
 
-def refunds(bucket: TokenBucket, _: object) -> None:
-    bucket.refund(3)
-
-
-def settles(_: TokenBucket, held: Reservation) -> None:
-    held.settle(0)
-
-
-def cancels(_: TokenBucket, call: Call) -> None:
-    call.cancel()
-
-
-TAKEN: Final[dict[str, tuple[Callable[[TokenBucket], Any], Callable[[TokenBucket, Any], None]]]] = {
-    "acquire": (lambda bucket: bucket.acquire(3), refunds),
-    "try_acquire": (lambda bucket: bucket.try_acquire(3), refunds),
-    "try_acquire with keep": (lambda bucket: bucket.try_acquire(3, keep=1), refunds),
-    "take_up_to": (lambda bucket: bucket.take_up_to(3), refunds),
-    "reserve": (lambda bucket: bucket.reserve(3), settles),
-    "try_reserve": (lambda bucket: bucket.try_reserve(3), settles),
-    "request": (lambda bucket: KeepaSync(bucket).request(3), cancels),
-    "try_request": (lambda bucket: KeepaSync(bucket).try_request(3), cancels),
+TAKEN: Final[dict[str, tuple[Callable[[TokenBucket], Any], Callable[[TokenBucket, Any], object]]]] = {
+    "acquire": (lambda bucket: bucket.acquire(3), lambda bucket, _: bucket.refund(3)),
+    "try_acquire": (lambda bucket: bucket.try_acquire(3), lambda bucket, _: bucket.refund(3)),
+    "try_acquire with keep": (lambda bucket: bucket.try_acquire(3, keep=1), lambda bucket, _: bucket.refund(3)),
+    "take_up_to": (lambda bucket: bucket.take_up_to(3), lambda bucket, _: bucket.refund(3)),
+    "reserve": (lambda bucket: bucket.reserve(3), lambda _, held: held.settle(0)),
+    "try_reserve": (lambda bucket: bucket.try_reserve(3), lambda _, held: held.settle(0)),
+    "request": (lambda bucket: KeepaSync(bucket).request(3), lambda _, call: call.cancel()),
+    "try_request": (lambda bucket: KeepaSync(bucket).try_request(3), lambda _, call: call.cancel()),
 }
 """How three tokens are taken, and given back by whoever knows of them."""
 

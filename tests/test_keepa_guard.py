@@ -213,6 +213,8 @@ def test_pages_of_two_queries_do_not_mix(guarded: Make) -> None:
     async def both() -> Any:
         return await asyncio.gather(query(0), query(300), return_exceptions=True)
 
+    one: Any
+    other: Any
     if world.is_async:
         one, other = world.runner.run(both())
     else:

@@ -38,9 +38,7 @@ def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
     scout = world.sync.try_request(4)
     assert scout.decision.probe
     assert world.refused(4).reason == Reason.UNKNOWN
-    response = world.fake.request(PRODUCT, asins(4))
-    assert response.status == 429
-    scout.settle(response.content, status=response.status)
+    assert world.answer(scout, 4) == 429
     assert world.bucket.peek().balance == world.fake.balance == -30
 
 
@@ -83,9 +81,7 @@ def test_a_refused_call_is_settled_at_nothing_and_tried_again_by_attempts() -> N
     statuses = []
     for call in world.sync.attempts(2):
         with call:
-            response = world.fake.request(PRODUCT, asins(2))
-            call.settle(response.content, status=response.status)
-            statuses.append(response.status)
+            statuses.append(world.answer(call, 2))
     assert statuses == [429, 200]
     assert world.fake.refused == 1
     assert world.clock.slept > 60
@@ -385,8 +381,7 @@ def test_who_has_no_time_for_a_probe_goes_ahead_as_the_scout(timeout: float) -> 
     with pytest.raises(AcquireTimeout):
         world.sync.request(1, timeout=0)
     assert world.fake.token_calls == 0
-    answer = world.fake.request(PRODUCT, asins(1))
-    call.settle(answer.content, status=answer.status)
+    world.answer(call, 1)
     world.sync.request(1, timeout=0).cancel()
     assert world.bucket.peek().balance == world.fake.balance == 5
 

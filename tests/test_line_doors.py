@@ -10,11 +10,13 @@ from dataclasses import replace
 import pytest
 
 from keepa_tokens import (
+    AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
     KeepaSync,
     NotEnoughTokens,
     Quota,
+    Reading,
     TokenBucket,
     keepa_quota,
 )
@@ -94,6 +96,19 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
         loop.run_until_complete(day(loop, FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)))
     # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
     assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
+
+
+@pytest.mark.parametrize("door", ["reserve", "request"])
+def test_who_runs_out_of_time_beside_a_call_in_flight_leaves_the_line(door: str) -> None:
+    """It has looked until its last moment: nobody is kept back for it afterwards."""
+    bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
+    bucket.reconcile(Reading(8))
+    sync = KeepaSync(bucket)
+    call = sync.request(6)
+    with pytest.raises(AcquireTimeout):
+        bucket.reserve(5, timeout=3.0) if door == "reserve" else sync.request(5, timeout=3.0)
+    assert bucket.peek().waiting == 0
+    call.cancel()
 
 
 def test_plain_reservations_that_cost_less_use_the_refill() -> None:

@@ -294,19 +294,11 @@ def test_a_forked_child_goes_on() -> None:
     assert ended() == 1
 
 
-def by_its_end(storage: MemoryStorage) -> None:
-    storage.apply("other", QUOTA, Acquire(1))
-
-
-def by_a_change_of_terms(storage: MemoryStorage) -> None:
-    storage.apply("k", Quota(20, 1, 1.0), Acquire(1))
-
-
 GONE: dict[str, Callable[[MemoryStorage], object]] = {
     "deleted": lambda storage: storage.delete("k"),
     "replaced": lambda storage: storage.load("k", BucketState(balance=3, refilled_at=99 * DAY, quota=QUOTA)),
-    "full for long": by_its_end,
-    "on other terms": by_a_change_of_terms,
+    "full for long": lambda storage: storage.apply("other", QUOTA, Acquire(1)),
+    "on other terms": lambda storage: storage.apply("k", Quota(20, 1, 1.0), Acquire(1)),
     "decided by the rules": lambda storage: storage.apply("k", QUOTA, Pause(MINUTE)),
 }
 

@@ -235,30 +235,6 @@ def test_a_429_is_counted_as_the_servers_own_refusal() -> None:
     assert [world.value("drift_tokens_total", direction=each) for each in ("less", "more")] == [50, 100]
 
 
-def test_readings_that_were_not_taken_are_counted() -> None:
-    """A stale and a bad reading each have their number."""
-    world = Counted()
-    old = world.fake.request("/token").body
-    world.clock.advance(1)
-    world.call(1)
-    world.sync.observe(old)
-    world.sync.observe(b"<html>", status=502)
-    assert world.value("readings_total", verdict="stale") == 1
-    assert world.value("readings_total", verdict="bad") == 1
-
-
-def test_probes_and_those_that_fail_are_counted() -> None:
-    """A server that is away leaves a probe that was tried and failed; the balance stays unknown, which is NaN."""
-    world = Counted()
-    world.fake.token_down = True
-    with pytest.raises(NotEnoughTokens):
-        world.sync.try_request(1)
-    assert (world.value("probes_total"), world.value("probe_failures_total")) == (1, 1)
-    balance = world.value("balance")
-    assert balance is not None
-    assert math.isnan(balance)
-
-
 @pytest.mark.parametrize(
     "kind, counted, labels",
     [
@@ -399,9 +375,9 @@ def test_an_unknown_balance_is_shown_as_such() -> None:
     """Of a bucket never told there is no number: NaN, and no age of a reading."""
     world = Counted()
     BucketCollector(world.sync.bucket, registry=world.registry)
-    balance = world.value("bucket_balance")
-    assert balance is not None
-    assert math.isnan(balance)
+    world.listener(Event(EventKind.REFUSED, "k", 1, why="UNKNOWN"))
+    for name in ("bucket_balance", "balance"):
+        assert math.isnan(world.value(name) or 0)
     assert world.value("bucket_reading_age_seconds") is None
 
 

@@ -659,7 +659,7 @@ async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_sile
     await (await pending).cancel()
     with pytest.raises(RuntimeError, match="already awaited"):
         await pending
-    with pytest.warns(RuntimeWarning, match=r"AsyncTokenBucket\._reserve.* was never awaited"):
+    with pytest.warns(RuntimeWarning, match=r"'AsyncTokenBucket\.reserve' was never awaited"):
         forgotten(bucket)
     assert (await bucket.peek()).holds == 0
 

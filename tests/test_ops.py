@@ -13,15 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, StorageUnavailable, TokenBucket, keepa_quota
+from keepa_tokens import KeepaSync, NotEnoughTokens, StorageUnavailable, TokenBucket, keepa_quota
 from keepa_tokens.keepa.sync import Call
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import FakeKeepa, ManualClock
+from tests.helpers import Noted
 
 OPS: Final = Path(__file__).resolve().parents[1] / "ops"
 RULES: Final = OPS / "alerts.yml"
@@ -42,24 +43,13 @@ def promtool(*arguments: str | Path) -> str:
     return done.stdout
 
 
-class Shaky(MemoryStorage):
-    """A storage that can be away."""
-
-    away = False
-
-    def apply(self, *args: Any, **options: Any) -> Any:
-        if self.away:
-            raise StorageUnavailable("no answer in 5 s")
-        return super().apply(*args, **options)
-
-
 class Story:
     """A queue's worker that calls a fake server, and what was scraped of it."""
 
     def __init__(self) -> None:
         self.clock = ManualClock(1_780_000_000.0)
         self.fake = FakeKeepa(initial=100, refill_rate=5, clock=self.clock)
-        self.storage = Shaky()
+        self.storage = Noted()
         self.registry = CollectorRegistry()
         bucket = TokenBucket(
             keepa_quota(5), key=KEY, storage=self.storage, clock=self.clock, listener=PrometheusListener(self.registry)

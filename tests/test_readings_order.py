@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas, readings, sound_states
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.commands import Acquire, ClaimProbe, Outcome, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
@@ -296,3 +296,29 @@ def test_the_drift_is_how_far_the_projection_was_off(reported: int, spent: int) 
     for age in (2, 0):
         seen = bucket.look(EPOCH + (1 + age) * SECOND)
         assert (seen.drift, seen.reading_age) == (outcome.drift, age)
+
+
+NEAR_ONE, JUMPED_ONE, OLD_ONE = EPOCH / 1e6 - 3, EPOCH / 1e6 + 7200, EPOCH / 1e6 - 30
+
+
+@pytest.mark.parametrize(
+    "server_time, claims, is_stored",
+    [(NEAR_ONE, False, False), (NEAR_ONE, True, True), (JUMPED_ONE, False, True), (OLD_ONE, False, False)],
+    ids=["near", "near, beside a claim", "jumped", "older"],
+)
+def test_a_reading_that_tells_no_order_stores_only_what_it_brings(
+    server_time: float, claims: bool, is_stored: bool
+) -> None:
+    """A higher balance is not taken. A claim is over, since the server did answer; a jumped time replaces the last."""
+    bucket = at(told(50, EPOCH / 1e6))
+    if claims:
+        assert bucket.apply(ClaimProbe(), EPOCH + SECOND).claimed_until_us
+    before = bucket.state
+    assert before is not None
+    assert (before.probe_until is not None) is claims
+    assert bucket.apply(Reconcile(told(60, server_time)), EPOCH + SECOND).reading is Verdict.STALE
+    after = bucket.state
+    assert after is not None
+    assert (after is not before) is is_stored
+    assert (after.balance, after.probe_until, after.probe_failures or 0) == (50, None, 0)
+    assert (after.server_time == before.server_time) is (server_time != JUMPED_ONE)

@@ -17,16 +17,7 @@ from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import FORMAT, NEWEST_FORMAT, FastTerms, SoundState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import (
-    CLAIM_US,
-    DAY_US,
-    LIMIT,
-    LONGEST_STRETCH_US,
-    MAX_HOLD_US,
-    SWEEP_US,
-    TOLERANCE_US,
-    YEAR_US,
-)
+from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, LONGEST_STRETCH_US, MAX_HOLD_US, SWEEP_US, TOLERANCE_US, YEAR_US
 from tests.strategies import SPARING
 
 NOW: Final = 1_780_000_000_000_000
@@ -394,3 +385,34 @@ def test_what_is_0_by_itself_is_not_stored(quota: Quota, more: dict[str, str]) -
     state = SoundState(quota, NOW, balance=0).stored(fast)
     assert (state.quota, state.fast) == (quota, fast)
     assert state.to_fields() == {"version": "0", "balance": "0", "refilled_at": str(NOW), "fast": fast.text(), **more}
+
+
+@pytest.mark.parametrize("sequence, charged", [(1, 1), (2, 2), (3, 2)])
+def test_what_is_numbered_beyond_the_sequence_is_numbered_by_it(sequence: int, charged: int) -> None:
+    """A hold opened, or charged, and a ticket with a number not given yet: they count as the latest."""
+    hold, ticket = replace(HOLD, opened=7, charged=2), Ticket("t", 1, 0, 7, NOW)
+    sound, mended = repair(SYNCED, stored(sequence=sequence, holds={"h": hold}, line=(ticket,)), NOW)
+    assert (sound.holds["h"].opened, sound.holds["h"].charged, sound.line[0].arrived) == (sequence, charged, sequence)
+    assert {"line", "hold:h"} <= set(mended)
+
+
+def test_a_line_that_is_none_is_dropped() -> None:
+    """From a storage that keeps something else there, one that can be iterated over too."""
+    assert repair(PLAIN, stored(line=cast("tuple[Ticket, ...]", [Ticket("t", 1, 0, 0, NOW)])), NOW)[0].line == []
+
+
+def test_a_year_ago_is_right_for_a_bucket_that_takes_longer_to_fill() -> None:
+    """In debt by two years of refill it may have stood for four; a full one may not."""
+    slow = Quota(1, 1, YEAR_US / 1_000_000, overdraft=5)
+    then = NOW - 4 * YEAR_US
+    assert repair(slow, stored(balance=-2, refilled_at=then), NOW)[0].refilled_at == then
+    assert repair(PLAIN, stored(balance=5, refilled_at=then), NOW)[0].refilled_at == NOW
+
+
+def test_a_stretch_that_nothing_could_count_leaves_the_flow_of_the_terms() -> None:
+    """Ten minutes at a refill near the limit: the stretch goes, and the carry is held to the period of the terms."""
+    quota = Quota(LIMIT // 2, LIMIT // 2_000_000, 1.0, stepped=True, synced=True)
+    too_long = stored(stretched_us=LONGEST_STRETCH_US, carry=1_000_000, terms_at=NOW, wide_capacity=LIMIT - 1)
+    sound, mended = repair(quota, too_long, NOW)
+    assert (sound.stretched_us, sound.carry) == (None, 0)
+    assert mended == ("stretched_us", "carry")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from examples.own_storage import FileStorage
-from keepa_tokens import ConfigError, Quota, StorageUnavailable
+from keepa_tokens import ConfigError, Quota, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Peek, Reserve
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
@@ -89,12 +90,24 @@ def test_a_file_that_is_locked_is_said(storage: SQLiteStorage, path: Path) -> No
     assert storage.apply("k", QUOTA, Acquire(1)).balance == 59
 
 
-def test_a_file_that_is_no_database_is_said(path: Path) -> None:
-    """A file that holds something else is StorageUnavailable, and left as it is."""
-    path.write_text("no database" * 100)
-    with pytest.raises(StorageUnavailable, match="not a database"):
+def test_a_file_that_can_hold_no_buckets_is_a_mistake(path: Path) -> None:
+    """What is no database, damaged, or another program's is a ConfigError: the next try would only say it again."""
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(ConfigError, match=r"can't hold buckets .*not a database"):
         SQLiteStorage(path)
-    assert path.read_text() == "no database" * 100
+    assert path.read_bytes() == b"no database" * 1000
+    path.unlink()
+    with closing(sqlite3.connect(path)) as others:
+        others.execute("CREATE TABLE buckets (water INTEGER)")
+    with pytest.raises(ConfigError, match=r"can't hold buckets .*no such column"):
+        SQLiteStorage(path)
+    path.unlink()
+    with SQLiteStorage(path) as storage:
+        for n in range(100):
+            TokenBucket(QUOTA, key=f"k{n}", storage=storage).try_acquire()
+    os.truncate(path, 5000)
+    with pytest.raises(ConfigError, match=r"can't hold buckets .*malformed"):
+        SQLiteStorage(path)
 
 
 def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:
@@ -178,10 +191,6 @@ def test_who_has_waited_for_longest_goes_next(path: Path) -> None:
         assert storage.apply("k", QUOTA, Acquire(1)).balance == 57
 
 
-def meet(all_here: Barrier) -> None:
-    all_here.wait()
-
-
 def work(path: Path, seconds: float) -> tuple[int, float]:
     """Take as fast as possible for so long; return how many were granted, and the longest call."""
     storage, granted, longest = SQLiteStorage(path), 0, 0.0
@@ -197,7 +206,7 @@ def work(path: Path, seconds: float) -> tuple[int, float]:
 def test_eight_processes_lose_nothing_and_nobody_waits_long(path: Path) -> None:
     """Eight processes take as fast as they can: every grant is counted, and nobody waits over a second."""
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(8, spawn, initializer=meet, initargs=(spawn.Barrier(8, timeout=60),)) as pool:
+    with ProcessPoolExecutor(8, spawn, initializer=Barrier.wait, initargs=(spawn.Barrier(8, timeout=60),)) as pool:
         told = [done.result() for done in [pool.submit(work, path, 4.0) for _ in range(8)]]
     shown = SQLiteStorage(path).inspect("k")
     assert shown is not None

@@ -104,16 +104,17 @@ class Storm:
 
     async def rage(self) -> None:
         """Let something happen every few minutes, then nothing more."""
-        weather: dict[str, Callable[[], Awaitable[None]]] = {
-            "plan": self._plan,
-            "tracking": self._tracking,
+        fake, choice = self.fake, self.chance.choice
+        weather: dict[str, Callable[[], Awaitable[None] | None]] = {
+            "plan": lambda: fake.set_plan(choice((5, 20, 60))),
+            "tracking": lambda: fake.set_flow_reduction(choice((0, 1.5, 4.75))),
             "no refill": self._no_refill,
-            "outside": self._outside,
-            "server clock": self._server_clock,
+            "outside": lambda: fake.spend_outside(self.chance.randint(1, 300)),
+            "server clock": lambda: setattr(fake, "server_clock_offset", choice((-3600.0, -600.0, 0.0, 600.0))),
             "token down": self._token_down,
-            "answers lost": self._answers_lost,
-            "answers faulty": self._answers_faulty,
-            "flush": self._flush,
+            "answers lost": lambda: fake.fail_next(self.chance.randint(1, 6), choice(LOST)),
+            "answers faulty": lambda: fake.fail_next(self.chance.randint(1, 6), choice(FAULTY)),
+            "flush": lambda: self.storage.load("k", BucketState.from_fields({})),
         }
         to_come: list[str] = []
         while self.loop.time() < self.calm:
@@ -122,43 +123,23 @@ class Storm:
                 to_come = self.chance.sample(list(weather), len(weather))
             name = to_come.pop()
             self.happened.setdefault(name, []).append(self.loop.time())
-            await weather[name]()
+            if (lasting := weather[name]()) is not None:
+                await lasting
         self.fake.set_plan(RATE)
         self.fake.set_flow_reduction(0)
         self.fake._faults.clear()  # those that were to come
         self.calm = self.loop.time()
         self.debt = max(0, -self.fake.balance)
 
-    async def _plan(self) -> None:
-        self.fake.set_plan(self.chance.choice((5, 20, 60)))
-
-    async def _tracking(self) -> None:
-        self.fake.set_flow_reduction(self.chance.choice((0, 1.5, 4.75)))
-
     async def _no_refill(self) -> None:
         self.fake.set_flow_reduction(self.fake.refill_rate)
         await asyncio.sleep(self.chance.uniform(600, 3600))
         self.fake.set_flow_reduction(0)
 
-    async def _outside(self) -> None:
-        self.fake.spend_outside(self.chance.randint(1, 300))
-
-    async def _server_clock(self) -> None:
-        self.fake.server_clock_offset = self.chance.choice((-3600.0, -600.0, 0.0, 600.0))
-
     async def _token_down(self) -> None:
         self.fake.token_down = True
         await asyncio.sleep(self.chance.uniform(600, 3600))
         self.fake.token_down = False
-
-    async def _answers_lost(self) -> None:
-        self.fake.fail_next(self.chance.randint(1, 6), self.chance.choice(LOST))
-
-    async def _answers_faulty(self) -> None:
-        self.fake.fail_next(self.chance.randint(1, 6), self.chance.choice(FAULTY))
-
-    async def _flush(self) -> None:
-        self.storage.load("k", BucketState.from_fields({}))
 
     async def live(self) -> Snapshot:
         """Go through the storm and the calm after it, end the work, and return the bucket then."""

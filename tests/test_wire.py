@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -135,7 +135,7 @@ class Odd:
         """Return no answer."""
         return Path("x" * 61)
 
-    def scan_iter(self, *_: object) -> Iterator[object]:
+    def scan_iter(self, *_: object, **__: object) -> Iterator[object]:
         """Find nothing."""
         yield from ()
 
@@ -150,8 +150,9 @@ class Odd:
 def test_a_client_that_answers_nothing_is_told_what_to_give() -> None:
     """What it said stands in the error, as far as that fits a line."""
     said = f"the client answered the script with {'x' * 60!r}: give the storage a plain client, not a pipeline"
+    client: Any = Odd()
     with pytest.raises(ConfigError) as refused:
-        RedisStorage(Odd()).apply("k", PLAIN, Acquire(1))
+        RedisStorage(client).apply("k", PLAIN, Acquire(1))
     assert str(refused.value) == said
 
 

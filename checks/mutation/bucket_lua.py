@@ -37,7 +37,7 @@ EXPLAINED: Final = Path(__file__).with_suffix(".toml")
 STORAGE_TESTS: Final = (
     *("tests/redis/test_turns.py", "tests/redis/test_lifetimes.py", "tests/redis/test_nothing_half.py"),
     *("tests/redis/test_together.py", "tests/redis/test_resend.py", "tests/redis/test_redis_storage.py"),
-    *("tests/redis/test_script_life.py", "tests/redis/test_tls_acl.py", "checks/tests/test_linear.py"),
+    *("tests/redis/test_tls_acl.py", "checks/tests/test_linear.py"),
 )
 _OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not system_redis", "-k", "not redis]")
 """One kind of server is enough."""

@@ -56,7 +56,6 @@ TESTS: Final = (
 TOO_SLOW: Final = (
     "tests/test_events.py::test_the_log_has_at_most_two_lines_a_refill_however_many_wait",
     "tests/test_exactness.py::test_a_hundred_thousand_steps_do_not_drift",
-    "tests/test_exactness.py::test_memory_storage_does_not_drift_either",
     "tests/test_keepa_sync.py::test_fifty_coroutines_share_one_balance",
     "tests/test_liveness.py::test_the_old_rule_fails_by_the_lost_timestamp_alone",
     "tests/redis/test_differential.py::test_programs_draw_every_command_field_and_stored_number",

@@ -32,7 +32,7 @@ from keepa_tokens.testing.conformance import SharedStorageConformance, StorageCo
 settings.register_profile(
     "hunt",
     deadline=None,
-    max_examples=60,
+    max_examples=150,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
@@ -142,14 +142,6 @@ class LosesHoldsAtOnce(NotAtomic):
         return Sound.apply(self, key, quota, command, now_us=now_us)
 
 
-class WritesGrantsOnly(Sound):
-    """Takes a refusal for something that changes nothing."""
-
-    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
-        if outcome.reason == "GRANTED":
-            super().save(key, state, outcome)
-
-
 class NewIdEachTime(Sound):
     """Makes up an id for each reserve, so that a repeated one is a second one."""
 
@@ -256,6 +248,7 @@ class NeverWrites(Caches):
         self.read[key] = state
 
 
+WRITES_GRANTS_ONLY = but(save=lambda self, *what: Sound.save(self, *what) if what[2].reason == "GRANTED" else None)
 WHOLE_SECONDS = but(now=lambda self, now_us: Sound.now(self, now_us) // SECOND * SECOND)
 ONE_HOLD = sending(lambda command: replace(command, id="hold"))
 CLOSE_CLEARS = but(close=lambda self: self.place.rows.clear())
@@ -263,7 +256,7 @@ CLOSE_CLEARS = but(close=lambda self: self.place.rows.clear())
 BROKEN: dict[str, tuple[Make, list[str]]] = {
     "reads and writes without a lock": (NotAtomic, [AT_ONCE, AT_ONCE_ON_SEVERAL]),
     "locks, but not for holds": (LosesHoldsAtOnce, ["test_workers_at_the_same_time_lose_no_hold"]),
-    "writes grants only": (WritesGrantsOnly, [EVERY_COMMAND, HISTORY]),
+    "writes grants only": (WRITES_GRANTS_ONLY, [EVERY_COMMAND, HISTORY]),
     "compares keys without case, as some databases do": (but(named=lambda _, key: key.casefold()), [KEYS]),
     "composes accents in keys, as some file systems do": (but(named=lambda _, key: normalize("NFC", key)), [KEYS]),
     "keeps 255 letters of a key": (but(named=lambda _, key: key[:255]), [KEYS]),
@@ -345,14 +338,6 @@ def test_a_storage_that_spoils_any_part_of_a_hold_is_found_out(spoil: Callable[[
 # --- what the kit can see where it may damage fields
 
 
-class OverwritesNewer(Sound):
-    """Takes what it can't read for nothing."""
-
-    def load(self, key: str) -> BucketState | None:
-        state = super().load(key)
-        return None if state is not None and state.format != 1 else state
-
-
 class SpoilsNewer(Sound):
     """Refuses what it can't read, but notes that it was there."""
 
@@ -383,20 +368,27 @@ class TrustsTexts(Sound):
         return BucketState.from_fields({n: t if ":" in n or t.isdigit() else "0" for n, t in row.items()})
 
 
-class ReadsFewHolds(Sound):
-    """Reads 200 holds, of those that it wrote."""
+def reading(read: Callable[[BucketState], BucketState | None]) -> Make:
+    """Return what makes a storage that reads something else than what is there."""
 
-    def load(self, key: str) -> BucketState | None:
-        state = super().load(key)
-        return None if state is None else replace(state, holds=dict(list(state.holds.items())[:200]))
+    def load(self: Sound, key: str) -> BucketState | None:
+        state = Sound.load(self, key)
+        return None if state is None else read(state)
 
+    return but(load=load)
+
+
+# Takes what it can't read for nothing.
+OVERWRITES_NEWER = reading(lambda state: state if state.format == 1 else None)
+# Reads 200 holds, of those that it wrote.
+READS_FEW_HOLDS = reading(lambda state: replace(state, holds=dict(list(state.holds.items())[:200])))
 
 DAMAGED: list[tuple[Make, str]] = [
-    (OverwritesNewer, NEWER),
+    (OVERWRITES_NEWER, NEWER),
     (SpoilsNewer, NEWER),
     (MendsOnSight, EVERY_COMMAND),
     (TrustsTexts, EVERY_COMMAND),
-    (ReadsFewHolds, IDS),
+    (READS_FEW_HOLDS, IDS),
     # A difference that no outcome tells yet.
     (keeping(lambda state: replace(state, reading_sequence=0)), EVERY_COMMAND),
 ]

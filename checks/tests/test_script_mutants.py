@@ -46,7 +46,7 @@ def test_what_is_explained_is_a_slip() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["< need then", "open + 1, sequence + 1", "balance - tokens", "raised + 1", "refilled_at <= 365"]
+    "part", ["< need then", "held + tokens, open + 1", "balance - tokens", "raised + 1", "refilled_at <= 365"]
 )
 def test_a_slip_is_killed_and_the_script_is_not(shared_client: redis.Redis, part: str) -> None:
     """The tests tell a broken script from the rules, and the shipped one, after it, they don't."""

@@ -74,20 +74,12 @@ def checked_key(key: str) -> str:
     return key
 
 
-def checked_name(name: str, value: str) -> str:
-    """Return `value` if it can name a place in line: 1 to 200 printable characters."""
+def printable(name: str, value: str, least: int, most: int) -> str:
+    """Return `value` if people can read it in a line, and it has from `least` to `most` characters."""
     instance(name, value, str)
-    if not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
-        raise ConfigError(f"{name}={shown(value)} must be 1 to {LONGEST_NAME} printable characters")
+    if not least <= len(value) <= most or not value.isprintable():
+        raise ConfigError(f"{name}={shown(value)} must be {least} to {most} printable characters")
     return value
-
-
-def checked_label(label: str) -> str:
-    """Return `label` if people can read it in a line: up to 100 printable characters."""
-    instance("label", label, str)
-    if len(label) > LONGEST_LABEL or not label.isprintable():
-        raise ConfigError(f"label={shown(label)} must be up to {LONGEST_LABEL} printable characters")
-    return label
 
 
 def instance(name: str, value: object, kind: type[T]) -> T:

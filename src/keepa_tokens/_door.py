@@ -11,23 +11,20 @@ from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from math import inf
 from time import monotonic_ns
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
 
-from ._arguments import NotCopied, checked_key, checked_label, hold_for_us, instance, shown, whole
+from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
 from ._bell import Bell
-from ._interrupts import interrupt_in
-from ._plans import Grant, Patience, Taken, ticket_for
 from .clock import Clock, SystemClock
-from .errors import ConfigError, StorageUnavailable
-from .events import Contained, Event, EventKind, Listener, LoggingListener, events_of
+from .errors import ConfigError
+from .events import Event, EventKind, Listener, LoggingListener, events_of, log_failed
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Reason
 from .rules.fast_path import take
 from .rules.reading import Reading
 from .storage._working import Bucket
-from .storage.base import AsyncStorage, Storage
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
@@ -51,7 +48,7 @@ class Door(Generic[S_co]):
     __slots__ = (
         "_bucket",
         "_empty",
-        "_hears",
+        "_failed",
         "_listener",
         "_log",
         "_memory",
@@ -94,9 +91,21 @@ class Door(Generic[S_co]):
         if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
             raise TypeError(f"listener is called, never awaited: give a plain function, not {shown(listener)}")
         self._listener = listener
-        self._hears = Contained(listener)
+        self._failed = False
         self._log = listener if type(listener) is LoggingListener else None
         self._refused = None if self._log is None else self._log.refused
+
+    def _hears(self, event: Event) -> None:
+        """Tell the listener, and log the first error that it raises.
+
+        It harms nobody: what happened to the bucket has happened, and its caller must be told.
+        """
+        try:
+            self._listener(event)
+        except Exception as error:  # noqa: BLE001 - whatever another's code raises
+            if not self._failed:
+                self._failed = True
+                log_failed(event, error)
 
     def now_us(self) -> int | None:
         """Return the caller's time, or None: the storage's own."""
@@ -188,22 +197,15 @@ class Door(Generic[S_co]):
         if duration_us and self._log is None:
             self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
 
-    def away(self, error: StorageUnavailable) -> None:
-        """Tell the listener that the storage did not answer."""
-        self.say(EventKind.STORAGE_AWAY, str(error))
-
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
         self._hears(Event(kind, self.key, tokens, why=why))
 
     def not_given_back(self, tokens: int, why: str) -> None:
         """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""
-        if tokens == 0:
-            # Only a place in line, which lapses by itself.
-            return
-        self.say(
-            EventKind.NOT_GIVEN_BACK, f"an interrupted call may have left up to {tokens} tokens taken: {why}", tokens
-        )
+        if tokens:  # else only a place in line, which lapses by itself
+            why = f"an interrupted call may have left up to {tokens} tokens taken: {why}"
+            self.say(EventKind.NOT_GIVEN_BACK, why, tokens)
 
     def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
@@ -213,14 +215,13 @@ class Door(Generic[S_co]):
         # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
-    def reservation(
-        self, tokens: int, keep: int, hold_for: float, label: str, patience: Patience | None = None
-    ) -> Reserve:
-        """Return the command that sets tokens aside; raises for what makes none. patience: of who stands in line."""
+    def reservation(self, tokens: int, keep: int, hold_for: float, label: str, *, waits: bool = False) -> Reserve:
+        """Return the command that sets tokens aside; raises for what makes none. waits: it stands in line."""
         tokens, keep = cost(self.quota, tokens, keep)
+        label = printable("label", label, 0, LONGEST_LABEL)
         hold_id = new_id()
-        ticket = None if patience is None else ticket_for(hold_id, patience.left_us())
-        return Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=checked_label(label), ticket=ticket)
+        ticket = hold_id if waits else None
+        return Reserve(hold_id, tokens, hold_for_us(hold_for), keep, label=label, ticket=ticket)
 
 
 class BucketBase(NotCopied, Generic[S_co]):
@@ -261,47 +262,42 @@ class BucketBase(NotCopied, Generic[S_co]):
         return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
 
 
-class DoorSteps(Taken, Generic[S_co]):
-    """What the steps of one call have in common, for a thread and for a coroutine."""
+class Held(NotCopied, Generic[S_co]):
+    """What reservations and calls have in common: tokens set aside, to be settled or given back."""
 
-    __slots__ = ("door",)
+    _what: ClassVar[str]
+    _advice: ClassVar[str]
 
-    def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
-        super().__init__(taking)
-        self.door = door
+    def __init__(self, door: Door[S_co], command: Reserve, outcome: Outcome, waited_us: int) -> None:
+        self._door = door
+        self._label = command.label
+        self.id = command.id
+        self.tokens = command.tokens
+        self.decision = outcome.decision(waited_us)
+        # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
+        self._watch: object = ref(self, partial(_unsettled, door, self._what, self._advice, self.tokens))
 
-    def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener."""
-        self.told(command, outcome)
-        if self.door.bell and self.brings(command, outcome):
-            self.door.bell.ring(self.door.key)
-        self.door.tell(command, outcome)
-        return outcome
-
-    def is_probes(self, error: BaseException) -> bool:
-        """Whether a mistake is a probe's, of the wrong kind, or hides an interrupt; a command's own takes nothing."""
-        return isinstance(error, ConfigError) and (self.sent is None or interrupt_in(error) is not None)
-
-    def went(self, tokens: int, waited_us: int) -> None:
-        """Tell the listener that a call goes."""
-        self.door.waited(tokens, waited_us)
-
-    def elapsed_us(self) -> int:
-        """Return the time by which timeouts are measured."""
-        return self.door.elapsed_us()
+    def _left(self, kind: type[BaseException] | None) -> None:
+        """Warn where its block ends without an exception and without a settle; no more afterwards."""
+        if self._watch is not None and kind is None:
+            _unsettled(self._door, self._what, self._advice, self.tokens)
+        self._watch = None
 
 
-class Reserved(NotCopied, Generic[S_co]):
+def _unsettled(door: Door[object], what: str, advice: str, tokens: int, gone: object = None) -> None:
+    """Warn of tokens that were set aside and not settled. gone: what held them was thrown away."""
+    message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
+    door.say(EventKind.LEFT_UNSETTLED, message, tokens)
+    warnings.warn(message, ResourceWarning, stacklevel=4 if gone is None else 3)
+
+
+class Reserved(Held[S_co]):
     """What `Reservation` and `AsyncReservation` have in common."""
 
-    def __init__(self, door: Door[S_co], grant: Grant) -> None:
-        self._door = door
-        self._label = grant.label
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.open = True
-        self._watch: object = watched(self, door, "reservation", RESERVATION_ADVICE, self.tokens)
+    _what = "reservation"
+    _advice = "it stays charged in full. Settle it at what it cost"
+
+    open = True
 
     def _settling(self, actual: int, reading: Reading | None) -> Settle:
         if reading is not None:
@@ -311,47 +307,16 @@ class Reserved(NotCopied, Generic[S_co]):
     def _ended(self) -> None:
         self.open, self._watch = False, None
 
-    def _left(self, kind: type[BaseException] | None) -> Settle | None:
-        """Return what ends the hold where its block ends; None: nothing.
+    def _charged(self) -> bool:
+        """Whether the estimate is charged where the block ends without a settle.
 
-        Left unsettled, its estimate stays charged. On a synced bucket nothing is done yet: the call may still be under
-        way at the server, and the hold must outlive readings that don't know its cost. It is charged when it runs out.
+        On a synced bucket it isn't: the call may still be under way at the server, and the hold must outlive readings
+        that don't know its cost. It is charged when it runs out.
         """
-        if not self.open:
-            return None
-        if not self._door.quota.synced:
-            return self._settling(self.tokens, None)
-        if kind is None:
-            left_unsettled(self._door, "reservation", self.tokens, RESERVATION_ADVICE)
-        self._watch = None
-        return None
+        return self.open and not self._door.quota.synced
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, open={self.open})"
-
-
-def blocking(storage: object) -> Storage:
-    """Return `storage` if it is one for threads; ConfigError says what to give instead."""
-    apply = _apply_of(storage)
-    if iscoroutinefunction(apply):
-        raise ConfigError(
-            f"{_named(storage)} is a storage for coroutines: give it to an AsyncTokenBucket, and a TokenBucket a"
-            " blocking one, e.g. RedisStorage"
-        )
-    return cast("Storage", storage)
-
-
-def awaited(storage: object) -> AsyncStorage | MemoryStorage:
-    """Return `storage` if it is one for coroutines; ConfigError says what to give instead."""
-    apply = _apply_of(storage)
-    if isinstance(storage, MemoryStorage):
-        return storage
-    if not iscoroutinefunction(apply):
-        raise ConfigError(
-            f"{_named(storage)} blocks: give it to a TokenBucket, and an AsyncTokenBucket an async storage, e.g."
-            " AsyncRedisStorage, or MemoryStorage"
-        )
-    return cast("AsyncStorage", storage)
 
 
 def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
@@ -370,8 +335,11 @@ def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
     return None
 
 
-def _apply_of(storage: object) -> object:
-    """Return the method that makes a storage. What a wrong argument is, is named, not shown: a URL holds a password."""
+def checked_storage(storage: T, *, blocks: bool) -> T:
+    """Return `storage` if it is one for threads (`blocks`), or for coroutines; ConfigError says what to give instead.
+
+    What a wrong argument is, is named, not shown: a URL holds a password.
+    """
     if isinstance(storage, (str, bytes)):
         raise ConfigError(
             "storage is a text: for the place that a URL names give RedisStorage.from_url(url), or for coroutines"
@@ -379,20 +347,28 @@ def _apply_of(storage: object) -> object:
         )
     if isinstance(storage, type):
         raise ConfigError(f"storage is the class {storage.__name__}: give an instance of it, e.g. {storage.__name__}()")
+    named = f"{type(storage).__module__}.{type(storage).__name__}"
+    apply: object = getattr(storage, "apply", None)
     if hasattr(storage, "execute_command"):
         raise ConfigError(
-            f"{_named(storage)} is a client: give RedisStorage(client), or for coroutines AsyncRedisStorage(client)"
+            f"{named} is a client: give RedisStorage(client), or for coroutines AsyncRedisStorage(client)"
         )
-    apply: object = getattr(storage, "apply", None)
     if not callable(apply):
         raise ConfigError(
-            f"{_named(storage)} is no storage: give MemoryStorage(), RedisStorage.from_url(url), or one of your own"
+            f"{named} is no storage: give MemoryStorage(), RedisStorage.from_url(url), or one of your own"
         )
-    return apply
-
-
-def _named(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__name__}"
+    suspends = iscoroutinefunction(apply)
+    if blocks and suspends:
+        raise ConfigError(
+            f"{named} is a storage for coroutines: give it to an AsyncTokenBucket, and a TokenBucket a blocking one,"
+            " e.g. RedisStorage"
+        )
+    if not blocks and not suspends and not isinstance(storage, MemoryStorage):
+        raise ConfigError(
+            f"{named} blocks: give it to a TokenBucket, and an AsyncTokenBucket an async storage, e.g."
+            " AsyncRedisStorage, or MemoryStorage"
+        )
+    return storage
 
 
 def _checked_clock(clock: Clock) -> Clock:
@@ -425,29 +401,6 @@ def cost(quota: Quota, tokens: int, keep: int, name: str = "tokens") -> tuple[in
     tokens, keep = whole(name, tokens), whole("keep", keep)
     quota.check_cost(tokens, keep)
     return tokens, keep
-
-
-def left_unsettled(door: Door[object], what: str, tokens: int, then: str, _: object = None) -> None:
-    """Warn of tokens that were set aside and not settled, and say what to do."""
-    message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {then}"
-    door.say(EventKind.LEFT_UNSETTLED, message, tokens)
-    warnings.warn(message, ResourceWarning, stacklevel=3)
-
-
-def watched(owner: object, door: Door[object], what: str, then: str, tokens: int) -> object:
-    """Warn when `owner` is thrown away, for as long as what this returns is kept.
-
-    A `__del__` would run for each, settled or not, and a signal's exception that is raised in one is lost.
-    """
-    return ref(owner, partial(left_unsettled, door, what, tokens, then))
-
-
-CALL_ADVICE: Final = (
-    "it is charged in full when its hold runs out. Give it the answer, call.settle(answer.content, status=...), or"
-    " call.settle() where none came"
-)
-
-RESERVATION_ADVICE: Final = "it stays charged in full. Settle it at what it cost"
 
 
 def new_id() -> str:

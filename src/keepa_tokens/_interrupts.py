@@ -81,6 +81,10 @@ class PutOff:
         if self._over is None:
             self._limit(number)
 
+    def handler(self, number: int) -> object:
+        """Return what handles a signal but for now."""
+        return self._handlers[number]
+
     def _limit(self, number: int) -> None:
         # Not `threading.Thread`: its locks may be held where the signal struck.
         self._over = _thread.allocate_lock()
@@ -122,9 +126,6 @@ class PutOff:
                 self._strike()
 
 
-_TAKES_NOTE: Final = PutOff.take_note.__code__
-
-
 def interrupt_in(error: BaseException) -> BaseException | None:
     """Return what interrupted, if `error` is that or hides it; None for a mere failure.
 
@@ -158,12 +159,14 @@ def _goes_on(error: BaseException) -> bool:
 
 
 def _handlers() -> Iterator[CodeType]:
-    """Yield the code of every handler of a signal that is written in Python, but for what puts them off."""
-    for number in signal.valid_signals():
-        handler: object = signal.getsignal(number)
+    """Yield the code of every handler of a signal that is written in Python, those that are put off too."""
+    for number in _NUMBERS:
+        handler: object = _signal.getsignal(number)
+        while isinstance(puts_off := getattr(handler, "__self__", None), PutOff):
+            handler = puts_off.handler(number)
         while isinstance(handler, partial):
             handler = handler.func
         for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
             code = getattr(found, "__code__", None)
-            if isinstance(code, CodeType) and code is not _TAKES_NOTE:
+            if isinstance(code, CodeType):
                 yield code

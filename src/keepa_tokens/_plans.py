@@ -1,18 +1,18 @@
 """How the doors use a bucket: each plan is written once, as a coroutine, for threads and for coroutines.
 
 What touches the world is a step of `Steps`: the async door's steps are really awaited; the blocking door's never
-suspend, so `_blocking.run` carries a whole plan out in one go. A door takes its first step by itself, since most calls
-need no second one, and then goes on with a plan. When a call is interrupted, its door gives back what `Taken` knows.
+suspend, so `_blocking.run` carries a whole plan out in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
 
-from ._arguments import instance, microseconds, whole
-from ._bell import Bell
+from ._arguments import instance, microseconds
+from ._door import Door, new_id
+from ._interrupts import interrupt_in
 from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
 from .quota import Quota
 from .rules.commands import (
@@ -33,38 +33,22 @@ from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
 from .units import DAY_US, LIMIT, MICROSECONDS, seconds
 
+T = TypeVar("T")
+R = TypeVar("R", Acquire, Reserve)
+S_co = TypeVar("S_co", covariant=True)
+
 LONGEST_PAUSE_US = 60 * MICROSECONDS
 """Who waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
 
 UNKNOWN_PAUSE_US = MICROSECONDS
 """How often to look while somebody else's probe is under way: its answer may come any moment."""
 
-
-class Steps(Protocol):
-    """What a plan may do to the world, for one call of a door."""
-
-    async def apply(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket, tell the listener, and return what it came to."""
-        ...
-
-    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
-        """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once.
-
-        alert: wake up where tokens come back in this process. Return the time that it took, the random part aside.
-        """
-        ...
-
-    def went(self, tokens: int, waited_us: int) -> None:
-        """Tell the listener that a call goes, after a wait or none."""
-        ...
-
-    def elapsed_us(self) -> int:
-        """Return the time since an instant of the steps' own, to measure waits by."""
-        ...
+TRIES: Final = 8
+"""How often `take_up_to` looks again when somebody else was faster."""
 
 
-class Taken:
-    """What one call has taken so far, to be given back if it is interrupted before its caller knows.
+class Steps(Generic[S_co]):
+    """The steps of one call, and what it has taken so far, to be given back if it is interrupted before it ends.
 
     request: the last command that takes. outcome: what came of it; None: it was interrupted before anybody knew.
     claimed: it was given the claim on the probe, and no probe has ended since. woken: it was woken because tokens came
@@ -73,9 +57,13 @@ class Taken:
     storage that may have carried it out although its answer is lost.
     """
 
-    __slots__ = ("_rank", "came", "claimed", "outcome", "request", "sent", "unsure", "woken")
+    __slots__ = ("_rank", "came", "claimed", "door", "outcome", "request", "sent", "unsure", "woken")
 
-    def __init__(self, taking: Acquire | None = None) -> None:
+    blocks: ClassVar[bool]
+    """They are for threads."""
+
+    def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
+        self.door = door
         self.unsure = False
         self.sent: Command | None = None
         self.came: Outcome | None = None
@@ -87,44 +75,58 @@ class Taken:
         if taking is not None:
             self.sends(taking)
 
+    async def apply(self, command: Command) -> Outcome:
+        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        raise NotImplementedError
+
+    async def finish(self, command: Command) -> Outcome:
+        """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
+        raise NotImplementedError
+
+    async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
+        """Wait `duration_us`, plus a random part of `spread_us` so that those who wait alike don't all come at once.
+
+        alert: wake up where tokens come back in this process. Return the time that it took, the random part aside.
+        """
+        raise NotImplementedError
+
+    async def turn(self) -> None:
+        """Let others have their turn, within a long computation."""
+
     def sends(self, command: Command) -> None:
         """Take note of a command that is about to be sent."""
         self.sent, self.came = command, None
         if isinstance(command, Acquire | Reserve):
             self.request, self.outcome = command, None
 
-    def told(self, command: Command, outcome: Outcome) -> None:
-        """Take note of what a command came to."""
-        if command is self.request:
-            self.outcome = outcome
-        if outcome.probe:
-            self.claimed = outcome.claimed_until_us
-        if outcome.reading is Verdict.TAKEN:
-            self.claimed = None
-        self.sent = None
+    def ended(self, command: Command, outcome: Outcome) -> Outcome:
+        """Take note of what a command came to, wake who may be served now, and tell the listener."""
+        self._told(command, outcome)
+        if self.door.bell and self._brings(command, outcome):
+            self.door.bell.ring(self.door.key)
+        self.door.tell(command, outcome)
+        return outcome
 
     def recall(self, found: Outcome | None) -> None:
         """Take note of what a command came to whose caller was struck before it could; found: by the storage."""
         came = self.came or found
         if self.sent is not None and came is not None:
-            self.told(self.sent, came)
+            self._told(self.sent, came)
 
-    def rank(self, bell: Bell) -> int:
-        """Return the rank by which this call is woken."""
+    def waits(self, wake: Callable[[], None]) -> object:
+        """Wait to be woken where tokens come back; return what `leaves` takes."""
+        bell = self.door.bell
         if self._rank is None:
             self._rank = bell.rank()
-        return self._rank
+        return bell.wait(self.door.key, wake, self._rank)
 
-    def brings(self, command: Command, outcome: Outcome) -> bool:
-        """Whether somebody else who waits may be served now."""
-        if outcome.granted and self.woken:
-            self.woken = False
-            return True
-        if isinstance(command, Settle | Cancel | Refund):
-            return outcome.found
-        return outcome.reading is Verdict.TAKEN
+    def leaves(self, place: object) -> None:
+        """Wait no more."""
+        if not self.door.bell.leave(place) and not self.woken:
+            # Rung at the last moment: what came back may serve somebody else.
+            self.door.bell.ring(self.door.key)
 
-    def undoing(self, refund_id: str) -> list[Command]:
+    def undoing(self) -> list[Command]:
         """Return the commands that give everything back, the place in line and the claim on the probe included."""
         commands: list[Command] = []
         request, outcome = self.request, self.outcome
@@ -133,7 +135,7 @@ class Taken:
             commands.append(Cancel(request.id))
         if isinstance(request, Acquire):
             if outcome is not None and outcome.granted:
-                commands.append(Refund(refund_id, request.tokens, outcome.now_us + outcome.place_us))
+                commands.append(Refund(new_id(), request.tokens, outcome.now_us + outcome.place_us))
             elif request.ticket is not None:
                 commands.append(Cancel(request.ticket))
         if self.claimed is not None:
@@ -149,60 +151,95 @@ class Taken:
         """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
         return self.request.tokens if self.unsure and isinstance(self.request, Acquire) and self.outcome is None else 0
 
+    def is_probes(self, error: BaseException) -> bool:
+        """Whether a mistake is a probe's, of the wrong kind, or hides an interrupt; a command's own takes nothing."""
+        return isinstance(error, ConfigError) and (self.sent is None or interrupt_in(error) is not None)
+
+    def _told(self, command: Command, outcome: Outcome) -> None:
+        if command is self.request:
+            self.outcome = outcome
+        if outcome.probe:
+            self.claimed = outcome.claimed_until_us
+        if outcome.reading is Verdict.TAKEN:
+            self.claimed = None
+        self.sent = None
+
+    def _brings(self, command: Command, outcome: Outcome) -> bool:
+        """Whether somebody else who waits may be served now."""
+        if outcome.granted and self.woken:
+            self.woken = False
+            return True
+        if isinstance(command, Settle | Cancel | Refund):
+            return outcome.found
+        return outcome.reading is Verdict.TAKEN
+
+
+Plan: TypeAlias = Callable[[Steps[object]], Coroutine[object, object, T]]
+Ask: TypeAlias = Callable[[Steps[object], R, int], Awaitable[Outcome]]
+"""Asks the bucket for tokens, for a caller who still waits so many microseconds."""
+Made: TypeAlias = Callable[[Reserve, Outcome, int], T]
+"""Makes what its caller is handed of a hold: who asked for it, what that came to, how long it took in microseconds."""
+
 
 class Patience:
     """How long a caller still waits, by the wall clock: the time in storage, probe and sleeps together."""
 
-    __slots__ = ("_steps", "_until")
+    __slots__ = ("_door", "_until")
 
-    def __init__(self, steps: Steps, timeout_us: int | None) -> None:
-        self._steps = steps
-        self._until = None if timeout_us is None else steps.elapsed_us() + timeout_us
+    def __init__(self, door: Door[object], timeout_us: int | None) -> None:
+        self._door = door
+        self._until = None if timeout_us is None else door.elapsed_us() + timeout_us
 
     def left_us(self) -> int:
         """Return what is left of it, 0 or less if nothing is; LIMIT: there is no end."""
-        return LIMIT if self._until is None else self._until - self._steps.elapsed_us()
+        return LIMIT if self._until is None else self._until - self._door.elapsed_us()
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A hold that was opened, and the decision that opened it."""
-
-    id: str
-    tokens: int
-    decision: Decision
-    claimed: int | None = None
-    """Until when it has the claim on the probe, being the scout."""
-    label: str = ""
-
-    @classmethod
-    def of(cls, command: Reserve, decision: Decision) -> Grant:
-        """Return the hold that `command` opened, by `decision`."""
-        return cls(command.id, command.tokens, decision, label=command.label)
+async def ask_bucket(steps: Steps[object], command: Acquire | Reserve, _: int) -> Outcome:
+    """Ask the bucket, and nobody else, for tokens."""
+    return await steps.apply(command)
 
 
-def granted(command: Reserve, outcome: Outcome) -> Grant:
-    """Return the hold that `outcome` granted, or raise NotEnoughTokens."""
+async def try_acquire(steps: Steps[object], command: Acquire) -> Decision:
+    """Take tokens now or not at all."""
+    return (await steps.apply(command)).decision()
+
+
+async def acquire(steps: Steps[object], tokens: int, keep: int, timeout_us: int | None) -> Decision:
+    """Take tokens, waiting for them."""
+    wait_us = LIMIT if timeout_us is None else timeout_us
+    command = Acquire(tokens, keep, wait_us, ticket=new_id() if wait_us else None)
+    outcome, waited_us = await _waited(steps, command, timeout_us, ask_bucket)
+    return outcome.decision(waited_us)
+
+
+async def try_reserve(steps: Steps[object], command: Reserve, made: Made[T], ask: Ask[Reserve] = ask_bucket) -> T:
+    """Set tokens aside now, or raise NotEnoughTokens."""
+    outcome = await ask(steps, command, LIMIT)
     if not outcome.granted:
-        raise refusal(NotEnoughTokens, outcome, command.tokens)
-    return Grant(command.id, command.tokens, outcome.decision(), outcome.claimed_until_us, command.label)
+        raise _refusal(NotEnoughTokens, outcome, command.tokens)
+    return made(command, outcome, 0)
 
 
-async def wait(
-    steps: Steps, quota: Quota, patience: Patience, command: Acquire | Reserve, outcome: Outcome
-) -> Decision:
-    """Go on after the first step of a door that waits, until it is granted and its place has come."""
-    slept = 0
-    while not outcome.granted:
-        slept += await pause(steps, quota, outcome, command, patience.left_us())
-        if isinstance(command, Acquire):
-            command = replace(command, wait_us=patience.left_us())
-        outcome = await steps.apply(command)
-    if outcome.place_us > 0:
-        # The instant of a place stands, whatever comes back.
-        await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
-    steps.went(command.tokens, slept + outcome.place_us)
-    return outcome.decision(slept + outcome.place_us)
+async def reserve(
+    steps: Steps[object],
+    command: Reserve,
+    timeout_us: int | None,
+    made: Made[T],
+    ask: Ask[Reserve] = ask_bucket,
+) -> T:
+    """Set tokens aside, waiting for them in line."""
+    return made(command, *await _waited(steps, command, timeout_us, ask))
+
+
+async def take_up_to(steps: Steps[object], tokens: int, keep: int) -> int:
+    """Take as many of `tokens` as are there beside `keep`, and return how many."""
+    for _ in range(TRIES):
+        seen = snapshot_of(await steps.apply(Peek()))
+        some = max(0, min(tokens, (seen.available or 0) - keep - seen.kept_back, seen.capacity - keep))
+        if some == 0 or (await steps.apply(Acquire(some, keep))).granted:
+            return some
+    return 0
 
 
 def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
@@ -213,15 +250,6 @@ def reconciliation(quota: Quota, reading: Reading) -> Reconcile:
             "a plain bucket keeps its own books: make its quota with synced=True to follow a server's readings"
         )
     return Reconcile(reading)
-
-
-TRIES: Final = 8
-"""How often `take_up_to` looks again when somebody else was faster."""
-
-
-def there(seen: Snapshot, tokens: int, keep: int) -> int:
-    """Return how many of `tokens` can be taken beside `keep` from a bucket as it was seen."""
-    return max(0, min(tokens, (seen.available or 0) - keep - seen.kept_back, seen.capacity - keep))
 
 
 def deletion(storage: object) -> Callable[[str], object]:
@@ -240,11 +268,6 @@ def pausing(seconds: float) -> Pause:
     return Pause(for_us)
 
 
-def look(tokens: int, keep: int) -> Peek:
-    """Return the command that looks as a request for `tokens` beside `keep` would."""
-    return Peek(whole("tokens", tokens), whole("keep", keep))
-
-
 def snapshot_of(outcome: Outcome) -> Snapshot:
     """Return the snapshot that came with an outcome."""
     if outcome.snapshot is None:
@@ -252,36 +275,48 @@ def snapshot_of(outcome: Outcome) -> Snapshot:
     return outcome.snapshot
 
 
-async def pause(steps: Steps, quota: Quota, outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:
+async def _waited(steps: Steps[object], command: R, timeout_us: int | None, ask: Ask[R]) -> tuple[Outcome, int]:
+    """Ask for tokens until they are granted and the caller's place has come; return how long that took, too."""
+    patience = Patience(steps.door, timeout_us)
+    slept, outcome = 0, await ask(steps, command, patience.left_us())
+    while not outcome.granted:
+        slept += await _pause(steps, outcome, command, patience.left_us())
+        left_us = patience.left_us()
+        if isinstance(command, Acquire):
+            command = replace(command, wait_us=left_us)
+        outcome = await ask(steps, command, left_us)
+    if outcome.place_us > 0:
+        # The instant of a place stands, whatever comes back.
+        await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
+    steps.door.waited(command.tokens, slept + outcome.place_us)
+    return outcome, slept + outcome.place_us
+
+
+async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:
     """Wait after a refusal and return for how long; raise at once, out of the line, if it can't end in `left_us`."""
-    retry = outcome.retry_after_us
+    retry, synced = outcome.retry_after_us, steps.door.quota.synced
     if outcome.reason in _ANY_MOMENT:
         # The wait isn't known: a settle or a probe may end it.
         hopeless = left_us <= 0
     else:
-        hopeless = retry > left_us or (retry >= LIMIT and (not quota.synced or outcome.reason is Reason.TOO_LARGE))
+        hopeless = retry > left_us or (retry >= LIMIT and (not synced or outcome.reason is Reason.TOO_LARGE))
     if hopeless:
         if command.ticket is not None:
             await steps.apply(Cancel(command.ticket))
         kind = NotEnoughTokens if outcome.reason is Reason.TOO_LARGE else AcquireTimeout
-        raise refusal(kind, outcome, command.tokens)
+        raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
         retry = min(retry, UNKNOWN_PAUSE_US)
-    duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if quota.synced else LIMIT))
+    duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if synced else LIMIT))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
-    spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if quota.synced else 0
+    spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0
     return await steps.sleep(duration, spread, outcome.reason)
 
 
 _ANY_MOMENT: Final = frozenset({Reason.UNKNOWN, Reason.IN_FLIGHT})
 
 
-def ticket_for(call_id: str, left_us: int) -> str | None:
-    """Return the ticket of a call that waits; None for one that has no time to stand in line."""
-    return call_id if left_us > 0 else None
-
-
-def refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:
+def _refusal(kind: type[NotEnoughTokens], outcome: Outcome, tokens: int) -> NotEnoughTokens:
     """Return a refusal as the error that a door raises."""
     return kind(
         tokens,

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import replace
 from functools import wraps
 from inspect import isawaitable
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
+from types import CoroutineType, TracebackType
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, DoorSteps, Reserved, awaited, came_to, cost, decorated, new_id
-from ._loops import limited, nap, on_trio, shielded
-from ._plans import Grant, Patience
+from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
+from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
-from .events import Listener
+from .events import EventKind, Listener
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncClosing, AsyncStorage
@@ -52,7 +50,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        where = MemoryStorage() if storage is None else awaited(storage)
+        where = MemoryStorage() if storage is None else checked_storage(storage, blocks=False)
         self._door = Door(quota, key, where, clock, listener)
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
@@ -64,48 +62,29 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         except BaseException as error:
             await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
             raise
-        tokens, keep = cost(self.quota, tokens, keep)
-        steps = AwaitedSteps(self._door)
-        try:
-            return (await steps.apply(Acquire(tokens, keep))).decision()
-        except BaseException as error:
-            await steps.undo(error)
-            raise
+        command = Acquire(*cost(self.quota, tokens, keep))
+        return await AwaitedSteps(self._door).carried(lambda steps: plans.try_acquire(steps, command))
 
     async def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them; as `TokenBucket.acquire`. Cancelled while it waits, it gives them back."""
-        if timeout is None:
-            try:
-                decision = self._door.at_once(tokens, keep, LIMIT)
-                if decision is not None:
-                    return decision
-            except BaseException as error:
-                await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
-                raise
-        tokens, keep = cost(self.quota, tokens, keep)
-        steps = AwaitedSteps(self._door)
-        patience = Patience(steps, timeout_us(timeout))
-        command = Acquire(tokens, keep, patience.left_us(), ticket=plans.ticket_for(new_id(), patience.left_us()))
+        patience_us = None if timeout is None else timeout_us(timeout)
         try:
-            outcome = await steps.apply(command)
-            return await plans.wait(steps, self.quota, patience, command, outcome)
+            decision = self._door.at_once(tokens, keep, LIMIT)
+            if decision is not None:
+                return decision
         except BaseException as error:
-            await steps.undo(error)
+            await AwaitedSteps(self._door, Acquire(tokens)).undo(error)
             raise
+        tokens, keep = cost(self.quota, tokens, keep)
+        return await AwaitedSteps(self._door).carried(lambda steps: plans.acquire(steps, tokens, keep, patience_us))
 
     def try_reserve(
         self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = ""
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
-        return Pending(self._try_reserve(self._door.reservation(tokens, keep, hold_for, label)))
-
-    async def _try_reserve(self, command: Reserve) -> AsyncReservation:
-        steps = AwaitedSteps(self._door)
-        try:
-            return AsyncReservation(self._door, plans.granted(command, await steps.apply(command)))
-        except BaseException as error:
-            await steps.undo(error)
-            raise
+        command = self._door.reservation(tokens, keep, hold_for, label)
+        pending = AwaitedSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._held))
+        return Pending("AsyncTokenBucket.try_reserve", pending)
 
     def reserve(
         self,
@@ -117,28 +96,15 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         label: str = "",
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
-        return Pending(self._reserve(self._door.reservation(tokens, keep, hold_for, label), timeout_us(timeout)))
-
-    async def _reserve(self, command: Reserve, patience_us: int | None) -> AsyncReservation:
-        steps = AwaitedSteps(self._door)
-        patience = Patience(steps, patience_us)
-        command = replace(command, ticket=plans.ticket_for(command.id, patience.left_us()))
-        try:
-            outcome = await steps.apply(command)
-            decision = await plans.wait(steps, self.quota, patience, command, outcome)
-            return AsyncReservation(self._door, Grant.of(command, decision))
-        except BaseException as error:
-            await steps.undo(error)
-            raise
+        patience_us = timeout_us(timeout)
+        command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
+        pending = AwaitedSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
+        return Pending("AsyncTokenBucket.reserve", pending)
 
     async def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
         """Take as many of `tokens` as are there beside `keep`; as `TokenBucket.take_up_to`."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
-        for _ in range(plans.TRIES):
-            some = plans.there(await self.peek(), tokens, keep)
-            if some == 0 or await self.try_acquire(some, keep=keep):
-                return some
-        return 0
+        return await AwaitedSteps(self._door).carried(lambda steps: plans.take_up_to(steps, tokens, keep))
 
     def limit(
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
@@ -177,7 +143,11 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
 
     async def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
         """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
-        return plans.snapshot_of(await AwaitedSteps(self._door).apply(plans.look(tokens, keep)))
+        look = Peek(whole("tokens", tokens), whole("keep", keep))
+        return plans.snapshot_of(await AwaitedSteps(self._door).apply(look))
+
+    def _held(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncReservation:
+        return AsyncReservation(self._door, command, outcome, waited_us)
 
     def with_key(self, key: str) -> AsyncTokenBucket:
         """Return the same door to another bucket."""
@@ -191,7 +161,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
             await asyncio.wait(self._door.under_way)
 
 
-class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
+class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     """The steps of one call, for a coroutine.
 
     A step at a storage that may suspend runs in a task of its own: interrupted in it, the call is given up, and the
@@ -199,10 +169,11 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
     """
 
     __slots__ = ("_step",)
+    blocks = False
 
     def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
         super().__init__(door, taking)
-        self._step: tuple[Command, asyncio.Task[Outcome]] | None = None
+        self._step: asyncio.Task[Outcome] | None = None
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -214,8 +185,7 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
             with shielded(CLEANUP_SECONDS):
                 self.came = outcome = await self._applied(command)
         else:
-            task = asyncio.get_running_loop().create_task(self._applied(command))
-            self._step = command, task
+            self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
             try:
                 self.came = outcome = await asyncio.shield(task)
             except BaseException:
@@ -223,6 +193,18 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
                 raise
             self._step = None
         return self.ended(command, outcome)
+
+    async def carried(self, plan: plans.Plan[T]) -> T:
+        """Carry out a plan; interrupted, it gives back what it took."""
+        try:
+            return await plan(self)
+        except BaseException as error:
+            await self.undo(error)
+            raise
+
+    async def turn(self) -> None:
+        """Let the other coroutines have their turn."""
+        await sleep(0)
 
     async def finish(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, let it end."""
@@ -248,14 +230,10 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
             return duration_us
         begun, self.woken, places = door.elapsed_us(), False, list[object]()
         try:
-            self.woken = await nap(
-                door.sleeper.asleep(seconds),
-                lambda wake: places.append(door.bell.wait(door.key, wake, self.rank(door.bell))),
-            )
+            self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
-            if not all(map(door.bell.leave, places)) and not self.woken:
-                # Rung at the last moment: what came back may serve somebody else.
-                door.bell.ring(door.key)
+            for place in places:
+                self.leaves(place)
         return door.elapsed_us() - begun if self.woken else duration_us
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -295,19 +273,19 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
 
     async def _let_end(self) -> None:
         """Let the step under way end."""
-        if self._step is None:
+        task, self._step = self._step, None
+        if task is None or self.sent is None:
             return
-        (command, task), self._step = self._step, None
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
         if task.done() and not task.cancelled() and task.exception() is None:
-            self.ended(command, task.result())
+            self.ended(self.sent, task.result())
         task.cancel()
 
     async def _give_back(self) -> None:
         """Let the step under way end, then give back what was taken. What fails is told."""
         await self._let_end()
-        done = [await self._once_more(command) for command in self.undoing(new_id())]
+        done = [await self._once_more(command) for command in self.undoing()]
         if all(done) and self.lost():
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
@@ -334,7 +312,7 @@ class AwaitedSteps(DoorSteps[AsyncStorage | MemoryStorage]):
                 return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
             return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
-            door.away(error)
+            door.say(EventKind.STORAGE_AWAY, str(error))
             raise
 
 
@@ -362,9 +340,10 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        command = self._left(kind)
-        if command is not None:
-            await self._end(command)
+        if self._charged():
+            await self._end(self._settling(self.tokens, None))
+        else:
+            self._left(kind)
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])
@@ -375,7 +354,9 @@ class Pending(Coroutine[object, object, E]):
 
     __slots__ = ("_coroutine", "_entered")
 
-    def __init__(self, coroutine: Coroutine[object, object, E]) -> None:
+    def __init__(self, name: str, coroutine: Coroutine[object, object, E]) -> None:
+        # By this name Python warns of one that is never awaited.
+        cast("CoroutineType[Any, Any, E]", coroutine).__qualname__ = name
         self._coroutine = coroutine
         self._entered: E | None = None
 
@@ -386,17 +367,9 @@ class Pending(Coroutine[object, object, E]):
         """Go on; as of any coroutine."""
         return self._coroutine.send(value)
 
-    def throw(
-        self,
-        error: type[BaseException] | BaseException,
-        value: BaseException | object = None,
-        trace: TracebackType | None = None,
-        /,
-    ) -> object:
+    def throw(self, *error: Any) -> object:  # noqa: ANN401 - what any coroutine takes
         """Raise in it; as of any coroutine."""
-        if not isinstance(error, BaseException):
-            error = value if isinstance(value, BaseException) else error()
-        return self._coroutine.throw(error if trace is None else error.with_traceback(trace))
+        return self._coroutine.throw(*error)
 
     def close(self) -> None:
         """End it; as of any coroutine."""

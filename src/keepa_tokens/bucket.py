@@ -10,14 +10,13 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, DoorSteps, Reserved, blocking, came_to, cost, decorated, new_id
+from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
-from ._plans import Grant, Patience
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
-from .events import Listener
+from .events import EventKind, Listener
 from .quota import Quota
-from .rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
+from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
 from .rules.reading import Reading
 from .storage.base import Closing, Storage
@@ -45,7 +44,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
-        where: Storage = MemoryStorage() if storage is None else blocking(storage)
+        where: Storage = MemoryStorage() if storage is None else checked_storage(storage, blocks=True)
         self._door = Door(quota, key, where, clock, listener)
 
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
@@ -62,13 +61,8 @@ class TokenBucket(BucketBase[Storage], Closing):
         except BaseException as error:
             BlockingSteps(door, Acquire(tokens)).undo(error)
             raise
-        tokens, keep = cost(door.quota, tokens, keep)
-        steps = BlockingSteps(door)
-        try:
-            return steps.carry(Acquire(tokens, keep)).decision()
-        except BaseException as error:
-            steps.undo(error)
-            raise
+        command = Acquire(*cost(door.quota, tokens, keep))
+        return BlockingSteps(door).carried(lambda steps: plans.try_acquire(steps, command))
 
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
@@ -78,23 +72,16 @@ class TokenBucket(BucketBase[Storage], Closing):
         nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
         ConfigError as `try_acquire`.
         """
-        if timeout is None:
-            try:
-                decision = self._door.at_once(tokens, keep, LIMIT)
-                if decision is not None:
-                    return decision
-            except BaseException as error:
-                BlockingSteps(self._door, Acquire(tokens)).undo(error)
-                raise
-        tokens, keep = cost(self.quota, tokens, keep)
-        steps = BlockingSteps(self._door)
-        patience = Patience(steps, timeout_us(timeout))
-        command = Acquire(tokens, keep, patience.left_us(), ticket=plans.ticket_for(new_id(), patience.left_us()))
+        patience_us = None if timeout is None else timeout_us(timeout)
         try:
-            return steps.waited(patience, command)
+            decision = self._door.at_once(tokens, keep, LIMIT)
+            if decision is not None:
+                return decision
         except BaseException as error:
-            steps.undo(error)
+            BlockingSteps(self._door, Acquire(tokens)).undo(error)
             raise
+        tokens, keep = cost(self.quota, tokens, keep)
+        return BlockingSteps(self._door).carried(lambda steps: plans.acquire(steps, tokens, keep, patience_us))
 
     def try_reserve(self, tokens: int = 1, *, keep: int = 0, hold_for: float = 120.0, label: str = "") -> Reservation:
         """Set `tokens` aside now for `hold_for` seconds, to be settled at the actual cost.
@@ -104,12 +91,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         in flight.
         """
         command = self._door.reservation(tokens, keep, hold_for, label)
-        steps = BlockingSteps(self._door)
-        try:
-            return Reservation(self._door, plans.granted(command, steps.carry(command)))
-        except BaseException as error:
-            steps.undo(error)
-            raise
+        return BlockingSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._held))
 
     def reserve(
         self,
@@ -124,23 +106,14 @@ class TokenBucket(BucketBase[Storage], Closing):
 
         timeout, hold_for: seconds. Raises as `acquire`; label as `try_reserve`.
         """
-        steps = BlockingSteps(self._door)
-        patience = Patience(steps, timeout_us(timeout))
-        command = self._door.reservation(tokens, keep, hold_for, label, patience)
-        try:
-            return Reservation(self._door, Grant.of(command, steps.waited(patience, command)))
-        except BaseException as error:
-            steps.undo(error)
-            raise
+        patience_us = timeout_us(timeout)
+        command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
+        return BlockingSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
 
     def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
         """Take as many of `tokens` as are there beside `keep`, and return how many; 0 is none. Never waits."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
-        for _ in range(plans.TRIES):
-            some = plans.there(self.peek(), tokens, keep)
-            if some == 0 or self.try_acquire(some, keep=keep):
-                return some
-        return 0
+        return BlockingSteps(self._door).carried(lambda steps: plans.take_up_to(steps, tokens, keep))
 
     def limit(
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
@@ -190,7 +163,10 @@ class TokenBucket(BucketBase[Storage], Closing):
 
     def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
         """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
-        return plans.snapshot_of(BlockingSteps(self._door).carry(plans.look(tokens, keep)))
+        return plans.snapshot_of(BlockingSteps(self._door).carry(Peek(whole("tokens", tokens), whole("keep", keep))))
+
+    def _held(self, command: Reserve, outcome: Outcome, waited_us: int) -> Reservation:
+        return Reservation(self._door, command, outcome, waited_us)
 
     def with_key(self, key: str) -> TokenBucket:
         """Return the same door to another bucket."""
@@ -202,10 +178,11 @@ class TokenBucket(BucketBase[Storage], Closing):
         """Do nothing: a thread's call gives back what it took before it ends. The twin of `AsyncTokenBucket.aclose`."""
 
 
-class BlockingSteps(DoorSteps[Storage]):
+class BlockingSteps(plans.Steps[Storage]):
     """The steps of one call, for a thread: none of them suspends."""
 
     __slots__ = ()
+    blocks = True
 
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -219,18 +196,19 @@ class BlockingSteps(DoorSteps[Storage]):
                     self.unsure |= command is self.request
                     self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
         except StorageUnavailable as error:
-            door.away(error)
+            door.say(EventKind.STORAGE_AWAY, str(error))
             raise
         return self.ended(command, outcome)
 
-    def waited(self, patience: Patience, command: Acquire | Reserve) -> Decision:
-        """Carry out a door that waits: the first step at once, whatever comes after it as a plan."""
-        outcome = self.carry(command)
-        if outcome.granted and not outcome.place_us:
-            return outcome.decision()
-        return run(lambda: plans.wait(self, self.door.quota, patience, command, outcome))
+    def carried(self, plan: plans.Plan[T]) -> T:
+        """Carry out a plan; interrupted, it gives back what it took."""
+        try:
+            return run(lambda: plan(self))
+        except BaseException as error:
+            self.undo(error)
+            raise
 
-    def end(self, command: Command) -> Outcome:
+    async def finish(self, command: Command) -> Outcome:
         """Carry out a command that counts once however often it is sent; interrupted in it, send it once more."""
         try:
             return self.carry(command)
@@ -245,16 +223,20 @@ class BlockingSteps(DoorSteps[Storage]):
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
         if isinstance(error, KeepaTokensError) and not (isinstance(error, StorageUnavailable) or self.is_probes(error)):
             return
-        interrupt = interrupt_in(error)
-        if isinstance(error, StorageUnavailable) and interrupt is None:
-            return
+        begun, interrupt = False, None
         try:
             with PutOff(ends=True):
+                begun, interrupt = True, interrupt_in(error)
+                if isinstance(error, StorageUnavailable) and interrupt is None:
+                    return
                 self.recall(came_to(error, self.sent))
-                done = [self._once_more(command) for command in self.undoing(new_id())]
+                done = [self._once_more(command) for command in self.undoing()]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
         except BaseException as another:
+            if not begun:  # struck before signals are put off
+                self.undo(error)
+                return
             # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
             if interrupt is None or interrupt_in(another) is None:
                 raise
@@ -278,10 +260,6 @@ class BlockingSteps(DoorSteps[Storage]):
         """Carry `command` to the bucket."""
         return self.carry(command)
 
-    async def finish(self, command: Command) -> Outcome:
-        """Carry out a command that counts once however often it is sent."""
-        return self.end(command)
-
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
@@ -290,13 +268,11 @@ class BlockingSteps(DoorSteps[Storage]):
             door.sleeper.sleep(seconds)
             return duration_us
         rung, begun = threading.Event(), door.elapsed_us()
-        place = door.bell.wait(door.key, rung.set, self.rank(door.bell))
+        place = self.waits(rung.set)
         try:
             self.woken = rung.wait(seconds)
         finally:
-            if not door.bell.leave(place) and not self.woken:
-                # Rung at the last moment: what came back may serve somebody else.
-                door.bell.ring(door.key)
+            self.leaves(place)
         return door.elapsed_us() - begun if self.woken else duration_us
 
 
@@ -320,13 +296,14 @@ class Reservation(Reserved[Storage]):
         self._end(Cancel(self.id))
 
     def _end(self, command: Settle | Cancel) -> None:
-        BlockingSteps(self._door).end(command)
+        run(lambda: BlockingSteps(self._door).finish(command))
         self._ended()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        command = self._left(kind)
-        if command is not None:
-            self._end(command)
+        if self._charged():
+            self._end(self._settling(self.tokens, None))
+        else:
+            self._left(kind)

@@ -86,28 +86,6 @@ class Listener(Protocol):
         ...
 
 
-class Contained:
-    """A listener whose errors harm nobody: what happened to the bucket has happened, and its caller must be told."""
-
-    __slots__ = ("_failed", "_listener")
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._failed = False
-
-    def __call__(self, event: Event, /) -> None:
-        """Tell the listener; log the first error that it raises."""
-        try:
-            self._listener(event)
-        except Exception:  # whatever another's code raises: the tokens are taken, and their caller must be told so
-            if not self._failed:
-                self._failed = True
-                with suppress(Exception):  # it may be the log itself that raises
-                    logging.getLogger("keepa_tokens").exception(
-                        "the listener of bucket %s raised; its further errors are not logged", event.key
-                    )
-
-
 def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     """Return what an applied command amounts to."""
     events: list[Event] = []
@@ -159,56 +137,37 @@ class LoggingListener:
 
     def has_news(self, key: str, outcome: Outcome) -> bool:
         """Whether an event of `outcome` may be worth a line; if not, nobody need make one."""
-        if (
-            outcome.reason is not Reason.GRANTED
-            or outcome.repaired
-            or outcome.drift
-            or outcome.ran_out
-            or outcome.terms
-        ):
-            return True
-        return outcome.granted and key in self.refused
+        news = outcome.repaired or outcome.drift or outcome.ran_out or outcome.terms
+        return bool(news) or outcome.reason is not Reason.GRANTED or (outcome.granted and key in self.refused)
 
     def __call__(self, event: Event, /) -> None:
         """Log `event` if it says something new."""
-        match event.kind:
-            case EventKind.REPAIRED:
-                self._logger.warning("bucket %s: repaired %s; balance now %s", event.key, event.why, _balance(event))
-            case EventKind.READING_BAD:
-                self._logger.warning("bucket %s: ignored a reading: %s", event.key, event.why)
-            case EventKind.PROBE_FAILED:
-                self._logger.warning("bucket %s: the probe failed: %s", event.key, event.why)
-            case EventKind.HOLD_RAN_OUT:
-                self._logger.warning("bucket %s: %d tokens: %s", event.key, event.tokens, event.why)
-            case EventKind.NOT_GIVEN_BACK | EventKind.LEFT_UNSETTLED | EventKind.TERMS_CHANGED:
-                self._logger.warning("bucket %s: %s", event.key, event.why)
-            case EventKind.STORAGE_AWAY if self.refused.get(event.key) != AWAY:
-                self._remember(event.key, AWAY)
-                self._logger.warning("bucket %s: the storage did not answer: %s", event.key, event.why)
-            case EventKind.REFUSED:
-                self._on_refused(event)
-            case EventKind.GRANTED if self.refused.pop(event.key, None):
-                self._logger.info("bucket %s: granting again; balance %s", event.key, _balance(event))
-            case EventKind.READING_TAKEN if event.drift:
-                self._logger.debug(
-                    "bucket %s: balance %s, %+d against the projection", event.key, _balance(event), event.drift
-                )
-            case _:
-                pass
+        kind, before = event.kind, self.refused.get(event.key)
+        warning = _WARNINGS.get(kind)
+        if kind is EventKind.REFUSED and before != event.why:
+            self._remember(event.key, event.why)
+            kept = f", {event.kept_back} of it kept back for whoever else spends" if event.kept_back else ""
+            self._log(
+                logging.INFO,
+                f"refused %(tokens)d tokens (%(why)s), balance %(balance)s{kept}; ask again in %(seconds).6g s",
+                event,
+            )
+        elif kind is EventKind.GRANTED and before is not None:
+            self.refused.pop(event.key, None)
+            self._log(logging.INFO, "granting again; balance %(balance)s", event)
+        elif kind is EventKind.READING_TAKEN and event.drift:
+            self._log(logging.DEBUG, "balance %(balance)s, %(drift)+d against the projection", event)
+        elif kind is EventKind.STORAGE_AWAY and before != AWAY:
+            self._remember(event.key, AWAY)
+            self._log(logging.WARNING, "the storage did not answer: %(why)s", event)
+        elif warning is not None:
+            self._log(logging.WARNING, warning, event)
 
-    def _on_refused(self, event: Event) -> None:
-        if self.refused.get(event.key) == event.why:
-            return
-        self._remember(event.key, event.why)
-        self._logger.info(
-            "bucket %s: refused %d tokens (%s), balance %s%s; ask again in %.6g s",
-            event.key,
-            event.tokens,
-            event.why,
-            _balance(event),
-            f", {event.kept_back} of it kept back for whoever else spends" if event.kept_back else "",
-            event.seconds,
-        )
+    def _log(self, level: int, text: str, event: Event) -> None:
+        said = {name: getattr(event, name) for name in ("key", "tokens", "why", "seconds", "drift")}
+        said["balance"] = "unknown" if event.balance is None else event.balance
+        line = "bucket %(key)s: " + text
+        self._logger.log(level, line, said)
 
     def _remember(self, key: str, why: str) -> None:
         self.refused[key] = why
@@ -217,5 +176,19 @@ class LoggingListener:
             self.refused.pop(next(iter(self.refused.copy())), None)
 
 
-def _balance(event: Event) -> str:
-    return "unknown" if event.balance is None else str(event.balance)
+_WARNINGS: Final = {
+    EventKind.REPAIRED: "repaired %(why)s; balance now %(balance)s",
+    EventKind.READING_BAD: "ignored a reading: %(why)s",
+    EventKind.PROBE_FAILED: "the probe failed: %(why)s",
+    EventKind.HOLD_RAN_OUT: "%(tokens)d tokens: %(why)s",
+    **dict.fromkeys((EventKind.NOT_GIVEN_BACK, EventKind.LEFT_UNSETTLED, EventKind.TERMS_CHANGED), "%(why)s"),
+}
+"""What is always worth a warning."""
+
+
+def log_failed(event: Event, error: Exception) -> None:
+    """Log that a listener raised."""
+    with suppress(Exception):  # it may be the log itself that raises
+        logging.getLogger("keepa_tokens").error(
+            "the listener of bucket %s raised; its further errors are not logged", event.key, exc_info=error
+        )

@@ -21,7 +21,7 @@ from ._arguments import whole
 from .bucket import TokenBucket
 from .errors import StorageUnavailable
 from .events import Event, EventKind, Listener
-from .keepa._plans import SERVER_REFUSED
+from .keepa._door import SERVER_REFUSED
 from .rules.decision import Snapshot
 
 __all__ = ["BucketCollector", "PrometheusListener"]

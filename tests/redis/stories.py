@@ -222,6 +222,8 @@ def at_an_edge() -> Iterator[tuple[str, Program]]:
         *(f"0 0 {EPOCH + 9} 1 0", "5 1 9 9", ""),
     ):
         yield f"a hold of {hold}", story(PLAIN, "0 hold a 5 life=60s", {"hold:a": hold}, "1 settle a 2; 2 settle a 2")
+    for number in (LIMIT - 3, LIMIT - 2, LIMIT - 1):
+        yield f"a hold, and {number} open", story(PLAIN, "0 hold a 5 life=60s", {"open": number}, "1 take 1")
     for cost, balance, quota in product((4, 5, 6, 7, 8), (1 - LIMIT, 3 - LIMIT, 2), (PLAIN, SYNCED)):
         steps = ("0 read 9 1, hold a 5", {"balance": balance}, f"0 settle a {cost}")
         yield f"a settle that costs {cost} at {balance} of {quota.capacity}", story(quota, *steps)

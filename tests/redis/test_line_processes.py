@@ -6,9 +6,8 @@ import heapq
 import json
 import random
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,25 +21,12 @@ from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.testing import FakeKeepa, ManualClock
 from keepa_tokens.units import MICROSECONDS
 from tests.redis.common import state_of
-from tests.redis.line_worker import KEY, PLAN
+from tests.redis.workers import LINE, PLAN, has_ended_well, working
 from tests.servers import Server
 
-ROOT: Final = Path(__file__).parents[2]
 LONGEST_COUNTDOWN: Final = 900.0
 TASKS: Final = 86
 PROCESSES: Final = 4
-
-
-@contextmanager
-def working(server: Server) -> Iterator[subprocess.Popen[str]]:
-    """Run a worker, and end it."""
-    command = [sys.executable, "-W", "error", "-m", "tests.redis.line_worker", f"unix://{server.socket_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.communicate(timeout=20)
-    assert process.returncode == 0
 
 
 @dataclass
@@ -59,7 +45,7 @@ class Queue:
     def run(self, storage: RedisStorage) -> FakeKeepa:
         """Take each task up as often as it comes back, up to one a process at a time, until all are done."""
         keepa = FakeKeepa(initial=0, refill_rate=5, clock=self.clock)
-        KeepaSync(TokenBucket(PLAN, key=KEY, storage=storage, clock=self.clock), probe=keepa.probe).refresh()
+        KeepaSync(TokenBucket(PLAN, key=LINE, storage=storage, clock=self.clock), probe=keepa.probe).refresh()
         began = self.clock.now_us()
         due = [(0.0, task, self.draw.randint(6, 12)) for task in range(TASKS)]
         while due:
@@ -98,7 +84,7 @@ class Queue:
         if len(self.came) == TASKS:
             return
         first = [task for task in self.done if task not in self.came]
-        tickets = sorted(state_of(self.client, KEY).line, key=lambda each: each.arrived)
+        tickets = sorted(state_of(self.client, LINE).line, key=lambda each: each.arrived)
         line = [int(ticket.id.split()[-1]) for ticket in tickets]
         self.came += [*first, *(task for task in line if task not in self.came)]
 
@@ -106,12 +92,14 @@ class Queue:
 @pytest.mark.deep
 @pytest.mark.parametrize("late", [0.0, 0.3, 5.0])
 def test_tasks_of_four_processes_keep_their_order_and_ask_twice(
-    server: Server, client: redis.Redis, storage: RedisStorage, late: float
+    server: Server, client: redis.Redis, storage: RedisStorage, tmp_path: Path, late: float
 ) -> None:
     """86 tasks at 5 a minute: in order; each asks twice, and once for each quarter of an hour; late ones 10% more."""
     with ExitStack() as stack:
-        queue = Queue([stack.enter_context(working(server)) for _ in range(PROCESSES)], client, late)
+        job = ("line", 0, f"unix://{server.socket_path}", tmp_path)
+        queue = Queue([stack.enter_context(working(*job)) for _ in range(PROCESSES)], client, late)
         keepa = queue.run(storage)
+        assert all(has_ended_well(worker) for worker in queue.workers)
     assert keepa.refused == 0
     assert sorted(queue.came) == list(range(TASKS))
     allowed = [2 + int(queue.done[task] // LONGEST_COUNTDOWN) for task in range(TASKS)]

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import redis
 
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.storage.redis import RedisStorage
+from tests.redis import workers
 from tests.redis.common import SECOND, calls, state_of, time_of
-from tests.redis.workers import ACTUAL, ESTIMATE, HELD, HOLD_FOR_S, QUEUED, SHARED, SPENT_FOR_S, TURNS, Diary
+from tests.redis.workers import SHARED, Diary, has_ended_well, working
 from tests.servers import Server, wait_until
 
 pytestmark = pytest.mark.deep  # seconds of real time, and up to twenty processes
-
-ROOT: Final = Path(__file__).parents[2]
-ENDS_WITHIN_S: Final = 60
-
-
-@contextmanager
-def working(job: str, count: int, url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start workers, and end at the end whichever still run. A warning, as of a fork with threads, is an error."""
-    command = [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as crew:
-        try:
-            yield crew
-        finally:
-            if crew.poll() is None:
-                os.killpg(crew.pid, signal.SIGKILL)  # in the middle of whatever they do
-                crew.communicate(timeout=ENDS_WITHIN_S)  # until each has let go of its stderr
 
 
 def run(job: str, count: int, url: str, folder: Path) -> list[list[list[Any]]]:
     """Let workers do a job and return what each wrote."""
     with working(job, count, url, folder) as crew:
-        _, errors = crew.communicate(timeout=ENDS_WITHIN_S)
-    assert crew.returncode == 0, errors.decode()
+        assert has_ended_well(crew)
     return [Diary(folder / str(number)).read() for number in range(count)]
 
 
@@ -75,8 +51,8 @@ def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_pat
     assert all(wrote[1::2]), "a process that queues got nothing"
     assert most_in_any_interval(grants, SHARED.refill) <= SHARED.capacity * SECOND
     start = grants[0][0]
-    granted = sum(tokens for at, tokens in grants if at <= start + SPENT_FOR_S * SECOND)
-    due = SHARED.capacity + SHARED.refill * SPENT_FOR_S
+    granted = sum(tokens for at, tokens in grants if at <= start + workers.SPENT_FOR_S * SECOND)
+    due = SHARED.capacity + SHARED.refill * workers.SPENT_FOR_S
     assert 0.99 * due <= granted <= due
 
 
@@ -109,23 +85,23 @@ def test_killed_workers_leak_nothing_beyond_the_lifetime_of_their_holds(
     shown = storage.inspect("held", now_us=now)
     assert shown is not None
     assert 4 <= shown.holds <= 8
-    assert shown.held == shown.holds * ESTIMATE
+    assert shown.held == shown.holds * workers.ESTIMATE
 
     # What is not held was settled by somebody; a killed worker may have done one thing more than it could tell.
     told = [diary.read() for diary in diaries]
     settled = sum(lines.count(["settled"]) for lines in told)
     assert shown.balance is not None
-    cost = HELD.capacity - shown.balance - shown.held
-    assert cost % ACTUAL == 0
-    assert settled <= cost // ACTUAL <= settled + 8
+    cost = workers.HELD.capacity - shown.balance - shown.held
+    assert cost % workers.ACTUAL == 0
+    assert settled <= cost // workers.ACTUAL <= settled + 8
 
     # All of them end within their lifetime, and their estimates stay charged.
-    end = now + round(HOLD_FOR_S * SECOND)
+    end = now + round(workers.HOLD_FOR_S * SECOND)
     later = storage.inspect("held", now_us=end)
     assert later is not None
     assert (later.holds, later.held) == (0, 0)
     assert later.balance == shown.balance
-    storage.apply("held", HELD, Acquire(0), now_us=end + SECOND)
+    storage.apply("held", workers.HELD, Acquire(0), now_us=end + SECOND)
     assert state_of(client, "held").holds == {}
 
 
@@ -137,14 +113,14 @@ def test_twenty_processes_are_served_in_the_order_in_which_they_came(
 ) -> None:
     """They get their tokens first come, first served, one refill apart, none too early, with one call for each."""
     storage = RedisStorage(client)
-    storage.apply("queue", QUEUED, Acquire(1))  # the script is loaded, and the bucket empty
+    storage.apply("queue", workers.QUEUED, Acquire(1))  # the script is loaded, and the bucket empty
     client.config_resetstat()
     wrote = run("queue", 20, f"unix://{server.socket_path}", tmp_path)
 
     came = sorted((now, place, returned) for lines in wrote for now, place, returned in lines)
-    assert len(came) == 20 * TURNS
+    assert len(came) == 20 * workers.TURNS
     served = [now + place for now, place, _ in came]
-    spacing = QUEUED.period_us // QUEUED.refill
+    spacing = workers.QUEUED.period_us // workers.QUEUED.refill
     assert served == sorted(served)
     assert all(later - earlier >= spacing for earlier, later in pairwise(served))
     assert all(returned >= now + place for now, place, returned in came)

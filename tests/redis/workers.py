@@ -1,7 +1,7 @@
 """Processes that work on one bucket: `python -m tests.redis.workers JOB COUNT URL FOLDER` forks COUNT of them.
 
 They begin together, and each writes what it did into a file of its own, line by line, so that one that is killed has
-told all but its last word. Every loop ends by itself.
+told all but its last word. Every loop ends by itself. Jobs without a count are done by that process alone.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
-from keepa_tokens import ConfigError, Quota, SystemClock, TokenBucket
+from keepa_tokens import Call, ConfigError, KeepaSync, NotEnoughTokens, Quota, SystemClock, TokenBucket, keepa_quota
 from keepa_tokens.rules.commands import Acquire, Command, Outcome
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
+from keepa_tokens.testing import ManualClock
+from keepa_tokens.units import MICROSECONDS
 
 SHARED: Final = Quota(1000, 100, 1.0)
 SPENT_FOR_S: Final = 5.0
@@ -37,6 +42,38 @@ CALLS: Final = 100_000
 
 LONE: Final = Quota(1000, 0, 1.0)
 FORKED_CALLS: Final = 150
+
+LINE: Final = "line"
+PLAN: Final = keepa_quota(5)
+
+ENDS_WITHIN_S: Final = 60
+
+
+@contextmanager
+def working(job: str, count: int, url: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start workers, and end at the end whichever still run. A warning, as of a fork with threads, is an error."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "tests.redis.workers", job, str(count), url, str(folder)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as crew:
+        try:
+            yield crew
+        finally:
+            if crew.poll() is None:
+                os.killpg(crew.pid, signal.SIGKILL)  # in the middle of whatever they do
+                crew.communicate(timeout=ENDS_WITHIN_S)  # until each has let go of its stderr
+
+
+def has_ended_well(crew: subprocess.Popen[str]) -> bool:
+    """Wait until workers have come to their end."""
+    errors = crew.communicate(timeout=ENDS_WITHIN_S)[1]
+    assert crew.returncode == 0, errors
+    return True
 
 
 @dataclass(frozen=True)
@@ -188,14 +225,46 @@ async def use_async(storage: AsyncRedisStorage, key: str, calls: int) -> None:
     are_counted_down([(await storage.apply(key, LONE, Acquire(1))).balance for _ in range(calls)])
 
 
-FORKS: Final[dict[str, Callable[[str], bool]]] = {"fork-sync": fork_sync, "fork-async": fork_async}
+# --- a queue's worker
+
+
+def follow_orders(url: str) -> bool:
+    """Take up tasks and end their calls, by the clock of who orders it: each order is a line in JSON, and so is what
+    became of it.
+    """
+    clock = ManualClock()
+    storage = RedisStorage.from_url(url)
+    sync = KeepaSync(TokenBucket(PLAN, key=LINE, storage=storage, clock=clock))
+    calls: dict[str, Call] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        clock.advance((order["now_us"] - clock.now_us()) / MICROSECONDS)
+        answer: float | None = None
+        if "cost" in order:
+            try:
+                calls[order["task"]] = sync.try_request(order["cost"], place=order["task"])
+            except NotEnoughTokens as refused:
+                answer = refused.retry_after
+        else:
+            calls.pop(order["task"]).settle(order["body"], status=order["status"])
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    storage.close()
+    return True
+
+
+ALONE: Final[dict[str, Callable[[str], bool]]] = {
+    "fork-sync": fork_sync,
+    "fork-async": fork_async,
+    "line": follow_orders,
+}
 
 
 def main() -> int:
     """Run a job."""
     job, count, url, folder = sys.argv[1:]
-    if job in FORKS:
-        return not FORKS[job](url)
+    if job in ALONE:
+        return not ALONE[job](url)
     return not together(
         partial(JOBS[job], number, url, Diary(Path(folder) / str(number))) for number in range(int(count))
     )

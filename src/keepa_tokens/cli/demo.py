@@ -49,10 +49,13 @@ LONGEST_WAIT: Final = 60.0  # then a worker asks again, as a task does that is r
 REST: Final = (5.0, 25.0)  # what a worker takes to store what it got
 PROBE_INTERVAL: Final = 120.0  # short, so that some minutes show a polite probe or two
 CALM: Final = 40.0  # before the next refill, so that none comes in the middle of the fault
-NAMES: Final = ("prices", "offers", "search", "backfill")
-PRODUCTS: Final = {"prices": (1, 8), "offers": (1, 2), "backfill": (12, 24)}
-CALLS: Final = {"offers": "offers", "search": "search"}
-KEPT_BY_BACKFILL: Final = 10
+WORK: Final = {
+    "prices": ("product", (1, 8), 0),
+    "offers": ("offers", (1, 2), 0),
+    "search": ("search", (1, 1), 0),
+    "backfill": ("product", (12, 24), 10),
+}
+"""What workers do: the kind of call, from how many to how many items are in one, the tokens that are left to others."""
 
 DEBT: Final = -79
 """The balance at which the old system lost its timestamp."""
@@ -348,14 +351,15 @@ class Scenario:
 
 def _name(worker: int) -> str:
     """Return what a worker is called; each kind of work comes round again after the last."""
-    again = worker // len(NAMES)
-    return NAMES[worker % len(NAMES)] + (f" {again + 1}" if again else "")
+    again, work = divmod(worker, len(WORK))
+    return list(WORK)[work] + (f" {again + 1}" if again else "")
 
 
 def next_job(name: str, chance: random.Random) -> Job:
     """Return the next call of a worker: each kind of work has calls of its own size."""
     work = name.partition(" ")[0]
-    kind = Kind(CALLS.get(work, "product"), chance.randint(*PRODUCTS.get(work, (1, 1))), 1.0)
+    call, items, keep = WORK[work]
+    kind = Kind(call, chance.randint(*items), 1.0)
     params = kind.params(chance)
     text = work if work == "search" else count(kind.items, "product") + ", offers" * (work == "offers")
-    return Job(kind.path, params, text, estimate(kind.path, params), KEPT_BY_BACKFILL * (work == "backfill"))
+    return Job(kind.path, params, text, estimate(kind.path, params), keep)

@@ -27,27 +27,16 @@ MINUTE_US: Final = 60 * MICROSECONDS
 MOST_POINTS: Final = 7200
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The balance, and what of it nobody holds, at a moment."""
-
-    at_us: int
-    balance: int
-    available: int
-
-
 @dataclass(slots=True)
 class Story:
     """What was seen of a bucket so far.
 
-    steps: what happened between two looks, and when it was seen. waits: the longest that a call of each cost was told
-    to wait. line: who stands in it, and since when.
+    points: times, and the balance and what of it nobody held then. steps: times, and what happened since the look
+    before. waits: the longest that a call of each cost was told to wait. line: who stands in it, and since when.
     """
 
-    points: deque[Point] = field(default_factory=lambda: deque[Point](maxlen=MOST_POINTS))
-    steps: deque[tuple[int, Counter[str]]] = field(
-        default_factory=lambda: deque[tuple[int, Counter[str]]](maxlen=MOST_POINTS)
-    )
+    points: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=MOST_POINTS))
+    steps: deque[tuple[int, Counter[str]]] = field(default_factory=lambda: deque(maxlen=MOST_POINTS))
     waits: dict[int, float] = field(default_factory=dict[int, float])
     line: dict[str, int] = field(default_factory=dict[str, int])
     latest: Look | None = None
@@ -59,7 +48,7 @@ class Story:
         self.steps.append((look.now_us, self._moved(look)))
         self.latest = look
         if snapshot is not None and snapshot.balance is not None:
-            self.points.append(Point(look.now_us, snapshot.balance, snapshot.available or 0))
+            self.points.append((look.now_us, snapshot.balance, snapshot.available or 0))
         for tokens in CALLS:
             decision = look.ask(tokens)
             if decision is None or decision.granted:
@@ -114,9 +103,10 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     """Return the story so far as a picture."""
     snapshot = look.snapshot()
     points = story.points
-    span = max(HOUR_US // 60, min(HOUR_US, look.now_us - points[0].at_us if points else 0))
+    span = max(HOUR_US // 60, min(HOUR_US, look.now_us - points[0][0] if points else 0))
     start = look.now_us - span
-    recent = [point for point in points if point.at_us >= start]
+    balances = [((at_us - start) / span, balance) for at_us, balance, _ in points if at_us >= start]
+    free = [((at_us - start) / span, available) for at_us, _, available in points if at_us >= start]
     seen = story.seen(look)
     begun = f"{count(seen['calls'], 'call')} begun, {count(seen['tokens'], 'token')} spent"
     told = f"{count(seen['readings'], 'reading')}, {count(seen['probes'], 'probe')}"
@@ -129,11 +119,11 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         about=look.key,
         aside=clock,
         curves=[
-            Curve("available", [_at(point, start, span, point.available) for point in recent], GOOD, available, (1, 1)),
-            Curve("balance", [_at(point, start, span, point.balance) for point in recent], BUSY, balance),
+            Curve("available", free, GOOD, available, (1, 1)),
+            Curve("balance", balances, BUSY, balance),
         ],
-        low=min([0, *(point.available for point in recent)]),
-        high=max([10, *(point.balance for point in recent)]),
+        low=min([0, *(value for _, value in free)]),
+        high=max([10, *(value for _, value in balances)]),
         beside_legend=f"the last {duration(span / MICROSECONDS)}",
         facts=[f"last minute: {begun}, {told}", f"             {queued}"],
         lanes=_lanes(story, look, snapshot),
@@ -141,10 +131,6 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         box=_box(look, snapshot),
         box_style="" if snapshot is not None and snapshot.retry_after <= 0 else CARE,
     )
-
-
-def _at(point: Point, start: int, span: int, value: int) -> tuple[float, int]:
-    return (point.at_us - start) / span, value
 
 
 def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:

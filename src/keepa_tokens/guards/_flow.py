@@ -16,11 +16,11 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from .._arguments import NotCopied as Single
 from .._arguments import timeout_us
+from .._plans import Steps
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
 from ..keepa._door import steps_of
-from ..keepa._plans import Attempts, KeepaSteps
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import FIRST, retry_after
+from ..keepa.backoff import FIRST, Attempts, retry_after
 from ..keepa.sync import Call, KeepaSync
 from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
@@ -127,7 +127,7 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, exchange: Exchange[
     return cast("R", answer)
 
 
-async def _once_there(steps: KeepaSteps, step: Callable[[], Awaitable[T]]) -> T:
+async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) -> T:
     """Return what `step` does to the bucket; for a task that has paid, again where the storage is away for a while.
 
     Sent back, it would pay again, and fails instead where the storage stays away.

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from enum import Enum, auto
 from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
-from typing import TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from .._arguments import index, redacted, shown
 from .._interrupts import interrupt_in
+from .._plans import Steps
 from ..errors import ConfigError
+from ..events import EventKind
+from ..rules.commands import Reconcile, Unclaim
 from ..units import MICROSECONDS
+from .reading import envelope_of
 
 P = TypeVar("P")
+Answer: TypeAlias = tuple[int, Mapping[str, object] | None]
 
 LONGEST_WHY = 200
 
+WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
+"""Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a probe brought: a status and a body, or why it failed."""
-
-    status: int | None
-    body: Mapping[str, object] | None
-    why: str = ""
+LONGEST_PROBE_US: Final = 10 * MICROSECONDS
+"""How long a probe may take: shorter than its claim (20 s), so that nobody else is sent while it is still out."""
 
 
-def checked_probe(probe: P, *, waits: bool) -> P:
-    """Return `probe` if it can be called; a coroutine function for threads (`waits`) is a ConfigError."""
+class Probed(Enum):
+    """What came of a probe."""
+
+    TOLD = auto()
+    FAILED = auto()
+    WITHHELD = auto()
+
+
+def checked_probe(probe: P, *, blocks: bool) -> P:
+    """Return `probe` if it can be called; a coroutine function where it `blocks` is a ConfigError."""
     if probe is None:
         return probe
     if not callable(probe) or isinstance(probe, type):
         raise TypeError(f"probe must be callable, as http_probe(api_key) is, not {shown(probe)}")
-    if waits and (iscoroutinefunction(probe) or iscoroutinefunction(type(probe).__call__)):
+    if blocks and (iscoroutinefunction(probe) or iscoroutinefunction(type(probe).__call__)):
         raise ConfigError(
             "this probe is a coroutine function: KeepaSync needs one that blocks, AsyncKeepaSync takes it"
         )
@@ -47,13 +57,34 @@ def checked_probe(probe: P, *, waits: bool) -> P:
     return probe
 
 
-async def ask(probe: Callable[..., object] | None, limit_us: int, *, waits: bool) -> Answer:
-    """Ask the server for its balance. waits: for threads, so nothing is awaited."""
+async def probed(steps: Steps[object], probe: Callable[..., object] | None, left_us: int) -> Probed:
+    """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
+    limit_us, begun = min(left_us, LONGEST_PROBE_US), steps.door.elapsed_us()
+    answer = await _asked(probe, limit_us, blocks=steps.blocks)
+    # However it ended, it was a probe: a claim is given back only where none was made.
+    claimed, steps.claimed = steps.claimed, None
+    if isinstance(answer, str):
+        steps.door.say(EventKind.PROBE_FAILED, answer)
+        if claimed is not None and limit_us < LONGEST_PROBE_US and steps.door.elapsed_us() - begun >= limit_us:
+            # Its caller had too little time: that says nothing of the server.
+            await steps.apply(Unclaim(claimed))
+        return Probed.FAILED
+    status, body = answer
+    said = await envelope_of(body, steps.turn)
+    if said.reading is None:
+        steps.door.say(EventKind.PROBE_FAILED, f"status {status}: {said.why}")
+        return Probed.WITHHELD if status in WITHHELD else Probed.FAILED
+    await steps.finish(Reconcile(said.reading))
+    return Probed.TOLD
+
+
+async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: bool) -> Answer | str:
+    """Ask the server for its balance; return why it failed. blocks: for threads, so nothing is awaited."""
     if probe is None:
-        return Answer(None, None, "there is no probe")
+        return "there is no probe"
     try:
         result = probe(timeout=limit_us / MICROSECONDS) if _takes_timeout(probe) else probe()
-        awaited = not waits and isawaitable(result)
+        awaited = not blocks and isawaitable(result)
         if awaited:
             result = await cast("Awaitable[object]", result)
     except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
@@ -61,13 +92,13 @@ async def ask(probe: Callable[..., object] | None, limit_us: int, *, waits: bool
         if interrupt is not None:
             raise interrupt from None
         text = redacted(str(error))[:LONGEST_WHY]
-        return Answer(None, None, f"the probe raised {type(error).__name__}{': ' if text else ''}{text}")
-    if not waits and not awaited:
+        return f"the probe raised {type(error).__name__}{': ' if text else ''}{text}"
+    if not blocks and not awaited:
         raise ConfigError(
             f"a probe for AsyncKeepaSync must be awaitable, this one returned {type(result).__name__}: one that"
             " blocks goes with KeepaSync"
         )
-    return _answered(result, "KeepaSync" if waits else "AsyncKeepaSync")
+    return _answered(result, "KeepaSync" if blocks else "AsyncKeepaSync")
 
 
 def _answered(result: object, kind: str) -> Answer:
@@ -81,7 +112,7 @@ def _answered(result: object, kind: str) -> Answer:
         if len(parts) == 2:  # noqa: PLR2004 - a pair
             status, body = index(parts[0]), parts[1]
             if status is not None and (body is None or isinstance(body, Mapping)):
-                return Answer(status, cast("Mapping[str, object] | None", body))
+                return status, cast("Mapping[str, object] | None", body)
     raise ConfigError(f"a probe for {kind} must return (status, parsed body or None), not {given}")
 
 

@@ -1,106 +1,200 @@
-"""What `KeepaSync` and `AsyncKeepaSync` have in common."""
+"""What `KeepaSync` and `AsyncKeepaSync` have in common: how they use a bucket, and check what they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Final, TypeVar
+from importlib import import_module
+from typing import Any, Final, Generic, TypeVar
 
-from .._arguments import NotCopied, checked_key, checked_label, checked_name, hold_for_us, microseconds, timeout_us
-from .._door import CALL_ADVICE, cost, new_id, watched
-from .._plans import Grant
+from .._arguments import (
+    LONGEST_LABEL,
+    LONGEST_NAME,
+    NotCopied,
+    checked_key,
+    hold_for_us,
+    microseconds,
+    printable,
+    timeout_us,
+)
+from .._door import BucketBase, Held, cost, new_id
+from .._plans import Made, Plan, Steps, reserve, snapshot_of, try_reserve
 from ..errors import ConfigError
+from ..events import EventKind
 from ..quota import Quota
-from ..rules.commands import Reserve
-from ._plans import Attempts, KeepaSteps, cancel, request, settle
-from .backoff import asked_by
+from ..rules.commands import Cancel, ClaimProbe, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
+from ..rules.decision import Reason, Snapshot
+from ..units import LIMIT, MICROSECONDS
+from ._asking import Probed, checked_probe, probed
+from .backoff import Attempts, asked_by
 from .quota import bucket_key, keepa_quota
-from .reading import REFUSED, Body, unpacked
+from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
-B = TypeVar("B")
+B = TypeVar("B", bound=BucketBase[Any])
 C = TypeVar("C", bound="KeepaCall")
+
+SERVER_REFUSED: Final = "the server refused the call (429)"
+"""Why a call was settled at nothing, as the event of it says."""
+
+SHORTEST_PROBE_US: Final = MICROSECONDS // 2
+"""Who has less time than this doesn't probe."""
 
 PLACE: Final = ContextVar[str | None]("the place in line of the task under way", default=None)
 """The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
 
 
-class KeepaDoor(NotCopied):
+class KeepaDoor(NotCopied, Generic[B]):
     """The terms on which calls are made: how long a hold lives, how old a reading may be before a refusal probes."""
 
-    def __init__(self, quota: Quota, probe: object, probe_interval: float, hold_for: float) -> None:
-        if not quota.synced:
+    bucket: B
+
+    def __init__(self, probe: Callable[..., object] | None, probe_interval: float, hold_for: float) -> None:
+        if not self.bucket.quota.synced:
             raise ConfigError(
                 "KeepaSync needs a bucket that follows the server: make its quota with keepa_quota(), or with"
                 " synced=True"
             )
-        self._quota = quota
-        self._scouts = probe is None
+        self._probe = checked_probe(probe, blocks=self._steps().blocks)
         self._probe_after_us = microseconds("probe_interval", probe_interval)
         if self._probe_after_us < 1:
             raise ConfigError(f"probe_interval={probe_interval!r} must be longer than 0 s")
         self._hold_for_us = hold_for_us(hold_for)
 
-    def _steps(self) -> KeepaSteps:
+    def _steps(self) -> Steps[object]:
         raise NotImplementedError
 
-    def _wanted(self, estimate: int, keep: int, label: str, place: str | None = None) -> Reserve:
-        """Return the command that asks for a call's hold; in line by `place`, or as the task that comes back."""
-        estimate, keep = cost(self._quota, estimate, keep, "estimate")
+    def _wanted(
+        self, estimate: int, keep: int, label: str, *, waits: bool = False, place: str | None = None
+    ) -> Reserve:
+        """Return the command that asks for a call's hold.
+
+        In line by `place`, or as the task that comes back, or by an id of its own where its caller waits.
+        """
+        estimate, keep = cost(self.bucket.quota, estimate, keep, "estimate")
+        hold_id, place = new_id(), PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME)
         return Reserve(
-            new_id(),
+            hold_id,
             estimate,
             self._hold_for_us,
             keep,
             self._probe_after_us,
-            self._scouts,
-            checked_label(label),
-            PLACE.get() if place is None else checked_name("place", place),
+            self._probe is None,
+            printable("label", label, 0, LONGEST_LABEL),
+            hold_id if waits and place is None else place,
         )
 
-    def _attempts(
-        self, estimate: int, keep: int, timeout: float | None, label: str, call: Callable[[Grant], C]
-    ) -> Attempts[C]:
+    def _request(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Plan[C]:
+        patience_us = timeout_us(timeout)
+        wanted = self._wanted(estimate, keep, label, waits=patience_us != 0)
+        return lambda steps: reserve(steps, wanted, patience_us, made, self._ask)
+
+    def _try_request(self, estimate: int, keep: int, place: str | None, label: str, made: Made[C]) -> Plan[C]:
+        wanted = self._wanted(estimate, keep, label, place=place)
+        return lambda steps: try_reserve(steps, wanted, made, self._ask)
+
+    def _attempts(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Attempts[C]:
         wanted = self._wanted(estimate, keep, label)
 
-        def ask(steps: KeepaSteps, left_us: int | None) -> Awaitable[C]:
-            return request(steps, replace(wanted, id=new_id()), left_us, call)
+        def again(steps: Steps[object], left_us: int | None) -> Awaitable[C]:
+            return reserve(steps, self._wanted(estimate, keep, label, waits=left_us != 0), left_us, made, self._ask)
 
-        return Attempts(wanted.tokens, wanted.keep, timeout_us(timeout), ask)
+        return Attempts(wanted.tokens, wanted.keep, timeout_us(timeout), again)
+
+    async def _ask(self, steps: Steps[object], command: Reserve, left_us: int) -> Outcome:
+        """Ask for the hold; if that brings the claim on the probe, probe and ask once more.
+
+        Where the server refuses the probe, the request goes ahead in its place, as the scout does where there is no
+        probe: so its own answer tells the caller at once what is wrong. It has no hold, as nothing is known that it
+        could be held from, and the claim keeps everybody else back meanwhile.
+        """
+        if left_us < SHORTEST_PROBE_US:
+            # Who has no time for a probe goes ahead as the scout: if all have none, they would else never learn.
+            command = replace(command, scout=True)
+        outcome = await steps.apply(command)
+        if outcome.granted or not outcome.probe:
+            return outcome
+        match await probed(steps, self._probe, left_us):
+            case Probed.TOLD:
+                return await steps.apply(command)
+            case Probed.WITHHELD:
+                return replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
+            case Probed.FAILED:
+                return outcome
+
+    async def _observed(self, body: Body, status: int) -> None:
+        """Take an envelope seen elsewhere, if it is fresh. A refusal is no different: it carries the true balance."""
+        steps, (seen, number) = self._steps(), unpacked(body, status)
+        said = await envelope_of(seen, steps.turn)
+        if said.reading is None:
+            steps.door.say(EventKind.READING_BAD, f"status {number or 200}: {said.why}")
+            return
+        await steps.finish(Reconcile(said.reading))
+
+    async def _refreshed(self, steps: Steps[object]) -> Snapshot:
+        """Probe now, unless somebody is at it, and return the bucket."""
+        if self._probe is None:
+            raise ConfigError("refresh() needs a probe: give KeepaSync one, e.g. probe=http_probe(api_key)")
+        if (await steps.apply(ClaimProbe())).probe:
+            await probed(steps, self._probe, LIMIT)
+        return snapshot_of(await steps.apply(Peek()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.bucket!r})"
 
 
-class KeepaCall(NotCopied):
+class KeepaCall(Held[object]):
     """What `Call` and `AsyncCall` have in common."""
 
-    def __init__(self, steps: Callable[[], KeepaSteps], grant: Grant) -> None:
-        self._steps, self._grant, self._door = steps, grant, steps().door
-        self.id = grant.id
-        self.tokens = grant.tokens
-        self.decision = grant.decision
-        self.waited = grant.decision.waited
+    _what = "call"
+    _advice = (
+        "it is charged in full when its hold runs out. Give it the answer, call.settle(answer.content, status=...), or"
+        " call.settle() where none came"
+    )
+
+    def __init__(self, steps: Callable[[], Steps[object]], command: Reserve, outcome: Outcome, waited_us: int) -> None:
+        super().__init__(steps().door, command, outcome, waited_us)
+        self._steps, self._claimed = steps, outcome.claimed_until_us
+        self.waited = self.decision.waited
         self.refused = False
         self.consumed: int | None = None
         self.told = False
         self.retry_after: float | None = None
-        self._watch: object = watched(self, self._door, "call", CALL_ADVICE, self.tokens)
 
     async def _settled(self, body: Body, status: int | None) -> None:
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
         self.retry_after = asked_by(body)
-        said = await settle(self._steps(), self._grant, answer, number)
-        self.consumed, self.told = said.consumed, said.reading is not None
+        if answer is None and not self.refused:
+            # Charged or not, nobody knows: the hold is left to run out.
+            self.consumed, self.told = None, False
+            return
+        steps, said = self._steps(), Envelope(None)
+        if answer is not None:
+            said = await envelope_of(answer, steps.turn)
+            if said.reading is None:
+                self._door.say(EventKind.READING_BAD, said.why)
+        consumed = 0 if self.refused else said.consumed
+        charged = self.tokens if consumed is None else consumed
+        settle = Settle(self.id, charged, said.reading, refused=self.refused, label=self._label)
+        if (await steps.finish(settle)).found and self.refused:
+            # The bucket's own event of a settle doesn't know why.
+            self._door.say(EventKind.SETTLED, SERVER_REFUSED)
+        self.consumed, self.told = consumed, said.reading is not None
 
     async def _cancelled(self) -> None:
-        self._watch = None
-        await cancel(self._steps(), self._grant)
+        """End a call that was never sent; a scout's claim on the probe is free again too."""
+        self._watch, steps = None, self._steps()
+        await steps.finish(Cancel(self.id))
+        if self._claimed is not None:
+            await steps.finish(Unclaim(self._claimed))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
 
 
-def steps_of(door: KeepaDoor) -> KeepaSteps:
+def steps_of(door: KeepaDoor[Any]) -> Steps[object]:
     """Return the steps of one call by a door, for the guards."""
     return door._steps()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
@@ -130,3 +224,12 @@ def terms(api_key: str, refill_rate: int, recharge_to: int | None, key: str | No
     checked_api_key(api_key)
     quota = keepa_quota(refill_rate, recharge_to=recharge_to)
     return quota, bucket_key(api_key) if key is None else checked_key(key)
+
+
+def ready_probe(name: str, api_key: str, base_url: str) -> Any:  # noqa: ANN401 - either door's
+    """Return the ready probe of that name; None where neither httpx nor httpx2 is installed."""
+    try:
+        probe = import_module(f"{__package__}.probe")  # it needs an extra
+    except ImportError:
+        return None
+    return getattr(probe, name)(api_key, base_url=base_url)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from typing import Self, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Self, TypeAlias
 
-from .._arguments import timeout_us
-from .._door import CALL_ADVICE, left_unsettled
-from .._loops import sleep
-from .._plans import Grant
 from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
 from ..clock import Clock
 from ..events import Listener
-from ..rules.commands import ClaimProbe
+from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
-from ..storage.base import AsyncStorage
+from ..storage.base import AsyncClosing, AsyncStorage
 from ..storage.memory import MemoryStorage
-from . import _plans as plans
-from ._asking import checked_probe
-from ._door import KeepaCall, KeepaDoor, checked_bucket, terms
+from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
 __all__ = ["AsyncCall", "AsyncKeepaSync", "AsyncProbeFunction"]
-
-T = TypeVar("T")
 
 AsyncProbeFunction: TypeAlias = Callable[..., Awaitable[tuple[int, Mapping[str, object] | None]]]
 """Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object.
@@ -33,7 +25,7 @@ As `ProbeFunction`, awaited.
 """
 
 
-class AsyncKeepaSync(KeepaDoor):
+class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
     """Meters calls to Keepa through a bucket that follows Keepa's own; as `KeepaSync`, awaited."""
 
     def __init__(
@@ -45,8 +37,7 @@ class AsyncKeepaSync(KeepaDoor):
         hold_for: float = 120.0,
     ) -> None:
         self.bucket = checked_bucket(bucket, AsyncTokenBucket, twin="KeepaSync")
-        self._probe = checked_probe(probe, waits=False)
-        super().__init__(bucket.quota, probe, probe_interval, hold_for)
+        super().__init__(probe, probe_interval, hold_for)
 
     @classmethod
     def from_key(
@@ -68,7 +59,7 @@ class AsyncKeepaSync(KeepaDoor):
         quota, name = terms(api_key, refill_rate, recharge_to, key)
         return cls(
             AsyncTokenBucket(quota, key=name, storage=storage, clock=clock, listener=listener),
-            probe=_ready_probe(api_key, base_url) if probe is None else probe,
+            probe=ready_probe("async_http_probe", api_key, base_url) if probe is None else probe,
             probe_interval=probe_interval,
             hold_for=hold_for,
         )
@@ -77,33 +68,33 @@ class AsyncKeepaSync(KeepaDoor):
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        wanted, patience_us = self._wanted(estimate, keep, label), timeout_us(timeout)
-        return Pending(self._carried(lambda steps: plans.request(steps, wanted, patience_us, self._call)))
+        plan = self._request(estimate, keep, timeout, label, self._call)
+        return Pending("AsyncKeepaSync.request", self._steps().carried(plan))
 
     def try_request(
         self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        wanted = self._wanted(estimate, keep, label, place)
-        return Pending(self._carried(lambda steps: plans.try_request(steps, wanted, self._call)))
+        plan = self._try_request(estimate, keep, place, label, self._call)
+        return Pending("AsyncKeepaSync.try_request", self._steps().carried(plan))
 
     async def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
         attempts = self._attempts(estimate, keep, timeout, label, self._call)
-        while (call := await self._carried(attempts.next)) is not None:
+        while (call := await self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:
                 return
 
     async def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh; as `KeepaSync.observe`."""
-        await plans.observe(self._steps(), body, status)
+        await self._observed(body, status)
 
     async def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so; as `KeepaSync.refresh`."""
-        return await self._carried(plans.refresh)
+        return await self._steps().carried(self._refreshed)
 
     async def claim_probe(self) -> bool:
         """Claim the right to ask the server now; as `KeepaSync.claim_probe`."""
@@ -113,52 +104,11 @@ class AsyncKeepaSync(KeepaDoor):
         """Wait for what interrupted calls still give back; as `AsyncTokenBucket.aclose`."""
         await self.bucket.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
+    def _steps(self) -> AwaitedSteps:
+        return AwaitedSteps(async_door_of(self.bucket))
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def _steps(self) -> _Steps:
-        return _Steps(self.bucket, self._probe)
-
-    def _call(self, grant: Grant) -> AsyncCall:
-        return AsyncCall(self._steps, grant)
-
-    async def _carried(self, plan: Callable[[_Steps], Coroutine[object, object, T]]) -> T:
-        """Carry out a plan; interrupted, it gives back what it took."""
-        steps = self._steps()
-        try:
-            return await plan(steps)
-        except BaseException as error:
-            await steps.undo(error)
-            raise
-
-    def __repr__(self) -> str:
-        return f"AsyncKeepaSync({self.bucket!r})"
-
-
-def _ready_probe(api_key: str, base_url: str) -> AsyncProbeFunction | None:
-    try:
-        from .probe import async_http_probe  # noqa: PLC0415 - it needs httpx, an extra
-    except ImportError:
-        return None
-    return async_http_probe(api_key, base_url=base_url)
-
-
-class _Steps(AwaitedSteps):
-    """The steps of one call to Keepa, for a coroutine."""
-
-    __slots__ = ("ask",)
-    waits = False
-
-    def __init__(self, bucket: AsyncTokenBucket, ask: AsyncProbeFunction | None) -> None:
-        super().__init__(async_door_of(bucket))
-        self.ask = ask
-
-    async def turn(self) -> None:
-        """Let the other coroutines have their turn."""
-        await sleep(0)
+    def _call(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncCall:
+        return AsyncCall(self._steps, command, outcome, waited_us)
 
 
 class AsyncCall(KeepaCall):
@@ -177,6 +127,4 @@ class AsyncCall(KeepaCall):
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
-        if self._watch is not None and kind is None:
-            left_unsettled(self._door, "call", self.tokens, CALL_ADVICE)
-        self._watch = None
+        self._left(kind)

@@ -1,4 +1,4 @@
-"""How long to wait before a call that the server refused is made again, and when to stop. Pure.
+"""How long to wait before a call that the server refused is made again, and when to stop.
 
 A refusal (429) whose envelope leaves the bucket without tokens explains itself: the bucket says when there will be
 some. One that leaves the bucket open, has no envelope or comes with a `Retry-After` doesn't: the bucket would let the
@@ -13,11 +13,17 @@ next call through, to be refused again. So:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Final, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
-__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Refusals", "asked_by", "retry_after"]
+from .._plans import Patience, Steps, snapshot_of
+from ..errors import AcquireTimeout
+from ..rules.commands import Peek
+from ..rules.decision import Reason
+from ..units import MICROSECONDS
+
+__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Attempts", "asked_by", "retry_after"]
 
 SERVER_REFUSES: Final = "REFUSED"
 """The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
@@ -32,13 +38,69 @@ LONGEST_ASKED: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
 
-class Refusals:
-    """The refusals of one request so far."""
+class _Call(Protocol):
+    @property
+    def told(self) -> bool: ...
+    @property
+    def retry_after(self) -> float | None: ...
 
-    def __init__(self) -> None:
-        self.unexplained = 0
 
-    def pause(self, wait: float, *, retry_after: float | None = None) -> float | None:
+Called = TypeVar("Called", bound=_Call)
+
+
+class Attempts(Generic[Called]):
+    """Calls that the server refuses, one after the other. ask: sets tokens aside within so many microseconds.
+
+    The time that the caller takes in between counts for no timeout.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        keep: int,
+        timeout_us: int | None,
+        ask: Callable[[Steps[object], int | None], Awaitable[Called]],
+    ) -> None:
+        self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
+        self._unexplained = 0
+        self._refused: Called | None = None
+
+    async def next(self, steps: Steps[object]) -> Called | None:
+        """Return the next call, its estimate set aside; None: make no other, the last answer stands.
+
+        Where the storage is away it may be called again, and goes on where it was.
+        """
+        patience = Patience(steps.door, self._left_us)
+        if self._refused is not None and not await self._goes_on(steps, self._refused, patience.left_us()):
+            return None
+        self._refused = None
+        call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
+        self._left_us = None if self._left_us is None else patience.left_us()
+        self._refused = call
+        return call
+
+    async def _goes_on(self, steps: Steps[object], last: Called, left_us: int) -> bool:
+        """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
+
+        AcquireTimeout where that would be too long.
+        """
+        seen = snapshot_of(await steps.apply(Peek(self._tokens, self._keep)))
+        wait = seen.retry_after if last.told and last.retry_after is None else 0.0
+        seconds = self._pause(wait, last.retry_after)
+        if seconds is None:
+            return False
+        pause_us = round(seconds * MICROSECONDS)
+        if pause_us > left_us:
+            if not wait:
+                raise AcquireTimeout(self._tokens, max(seconds, seen.retry_after), SERVER_REFUSES, seen.balance)
+            pause_us = left_us  # the bucket says it better
+        if pause_us:
+            spread_us = pause_us // 2 if last.retry_after is None else MICROSECONDS
+            reason = Reason.EMPTY if wait else SERVER_REFUSES
+            await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
+        return True
+
+    def _pause(self, wait: float, retry_after: float | None) -> float | None:
         """Count a refusal and return the seconds to wait before the bucket is asked again; None: make no other try.
 
         wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
@@ -46,12 +108,12 @@ class Refusals:
         """
         if retry_after is None and wait >= FIRST:
             return 0.0
-        self.unexplained += 1
-        if self.unexplained >= TRIES:
+        self._unexplained += 1
+        if self._unexplained >= TRIES:
             return None
         if retry_after is not None:
             return min(retry_after, LONGEST_ASKED)
-        return FIRST * 2.0 ** (self.unexplained - 1)
+        return FIRST * 2.0 ** (self._unexplained - 1)
 
 
 def asked_by(answer: object) -> float | None:

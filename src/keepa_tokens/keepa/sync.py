@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Mapping
-from typing import Self, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Mapping
+from typing import Self, TypeAlias
 
-from .._arguments import timeout_us
 from .._blocking import run
-from .._door import CALL_ADVICE, left_unsettled
-from .._plans import Grant
 from ..bucket import BlockingSteps, TokenBucket, door_of
 from ..clock import Clock
 from ..events import Listener
-from ..rules.commands import ClaimProbe
+from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
-from ..storage.base import Storage
-from . import _plans as plans
-from ._asking import checked_probe
-from ._door import KeepaCall, KeepaDoor, checked_bucket, terms
+from ..storage.base import Closing, Storage
+from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
 __all__ = ["Call", "KeepaSync", "ProbeFunction"]
-
-T = TypeVar("T")
 
 ProbeFunction: TypeAlias = Callable[..., tuple[int, Mapping[str, object] | None]]
 """Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object.
@@ -33,7 +26,7 @@ may outlast its caller's timeout.
 """
 
 
-class KeepaSync(KeepaDoor):
+class KeepaSync(KeepaDoor[TokenBucket], Closing):
     """Meters calls to Keepa through a bucket that follows Keepa's own. Safe to share between threads.
 
     bucket: a synced one, as `keepa_quota` makes them. probe: asks `/token`, only when nothing else can tell;
@@ -50,8 +43,7 @@ class KeepaSync(KeepaDoor):
         hold_for: float = 120.0,
     ) -> None:
         self.bucket = checked_bucket(bucket, TokenBucket, twin="AsyncKeepaSync")
-        self._probe = checked_probe(probe, waits=True)
-        super().__init__(bucket.quota, probe, probe_interval, hold_for)
+        super().__init__(probe, probe_interval, hold_for)
 
     @classmethod
     def from_key(
@@ -78,7 +70,7 @@ class KeepaSync(KeepaDoor):
         quota, name = terms(api_key, refill_rate, recharge_to, key)
         return cls(
             TokenBucket(quota, key=name, storage=storage, clock=clock, listener=listener),
-            probe=_ready_probe(api_key, base_url) if probe is None else probe,
+            probe=ready_probe("http_probe", api_key, base_url) if probe is None else probe,
             probe_interval=probe_interval,
             hold_for=hold_for,
         )
@@ -91,8 +83,7 @@ class KeepaSync(KeepaDoor):
         timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, for people who look at
         what is in flight.
         """
-        wanted, patience_us = self._wanted(estimate, keep, label), timeout_us(timeout)
-        return self._carried(lambda steps: plans.request(steps, wanted, patience_us, self._call))
+        return self._steps().carried(self._request(estimate, keep, timeout, label, self._call))
 
     def try_request(self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = "") -> Call:
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
@@ -101,8 +92,7 @@ class KeepaSync(KeepaDoor):
         a refused task stands in line by it, and keeps its place until it comes back, in whatever worker. label: as
         for `request`.
         """
-        wanted = self._wanted(estimate, keep, label, place)
-        return self._carried(lambda steps: plans.try_request(steps, wanted, self._call))
+        return self._steps().carried(self._try_request(estimate, keep, place, label, self._call))
 
     def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
@@ -113,21 +103,21 @@ class KeepaSync(KeepaDoor):
         the refusal; after five of those the last one stands. timeout: seconds to wait in all; raises as `request`.
         """
         attempts = self._attempts(estimate, keep, timeout, label, self._call)
-        while (call := self._carried(attempts.next)) is not None:
+        while (call := self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:
                 return
 
     def observe(self, body: Body, *, status: int = 200) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""
-        run(lambda: plans.observe(self._steps(), body, status))
+        run(lambda: self._observed(body, status))
 
     def refresh(self) -> Snapshot:
         """Ask the server now, unless another worker is just doing so, and return the bucket. Costs no tokens.
 
         Raises ConfigError without a probe. A probe that fails is reported, and the bucket returned as it is known.
         """
-        return self._carried(plans.refresh)
+        return self._steps().carried(self._refreshed)
 
     def claim_probe(self) -> bool:
         """Claim the right to ask the server now; if True, ask it and `observe` the answer. For who has no probe here.
@@ -140,51 +130,11 @@ class KeepaSync(KeepaDoor):
         """Let go of the bucket. The storage is closed by whoever opened it."""
         self.bucket.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _steps(self) -> BlockingSteps:
+        return BlockingSteps(door_of(self.bucket))
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _steps(self) -> _Steps:
-        return _Steps(self.bucket, self._probe)
-
-    def _call(self, grant: Grant) -> Call:
-        return Call(self._steps, grant)
-
-    def _carried(self, plan: Callable[[_Steps], Coroutine[object, None, T]]) -> T:
-        """Carry out a plan; interrupted, it gives back what it took."""
-        steps = self._steps()
-        try:
-            return run(lambda: plan(steps))
-        except BaseException as error:
-            steps.undo(error)
-            raise
-
-    def __repr__(self) -> str:
-        return f"KeepaSync({self.bucket!r})"
-
-
-def _ready_probe(api_key: str, base_url: str) -> ProbeFunction | None:
-    try:
-        from .probe import http_probe  # noqa: PLC0415 - it needs httpx, an extra
-    except ImportError:
-        return None
-    return http_probe(api_key, base_url=base_url)
-
-
-class _Steps(BlockingSteps):
-    """The steps of one call to Keepa, for a thread."""
-
-    __slots__ = ("ask",)
-    waits = True
-
-    def __init__(self, bucket: TokenBucket, ask: ProbeFunction | None) -> None:
-        super().__init__(door_of(bucket))
-        self.ask = ask
-
-    async def turn(self) -> None:
-        """Go on: a thread holds up nobody else."""
+    def _call(self, command: Reserve, outcome: Outcome, waited_us: int) -> Call:
+        return Call(self._steps, command, outcome, waited_us)
 
 
 class Call(KeepaCall):
@@ -215,6 +165,4 @@ class Call(KeepaCall):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave the hold as it is: settled, or running out by itself."""
-        if self._watch is not None and kind is None:
-            left_unsettled(self._door, "call", self.tokens, CALL_ADVICE)
-        self._watch = None
+        self._left(kind)

@@ -75,7 +75,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..quota import Quota
 from ..units import (
@@ -134,37 +134,41 @@ def transition(
     The state is `state` itself where there is nothing to store: only time has passed. Raises ConfigError for a stored
     format of a newer release, and for a bucket of the other kind; nothing else.
     """
-    sound, repaired = repair(quota, state, now)
+    read = read_as(quota, state, now)
+    changed, outcome = carry_out(quota, read, now, command)
+    return read.sound.stored(_fast_terms(read.sound, now)) if changed else state, outcome
+
+
+class Read(NamedTuple):
+    """A state that was read: a sound one, what was mended for that, and whether it must be stored whatever comes."""
+
+    sound: SoundState
+    repaired: tuple[str, ...] = ()
+    must_store: bool = False
+
+
+def read_as(quota: Quota, stored: BucketState | None, now: int) -> Read:
+    """Return any stored state as a sound one; raises as `transition`."""
+    sound, repaired = repair(quota, stored, now)
+    if stored is None:
+        # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
+        return Read(sound, must_store=sound.balance is not None and sound.balance < quota.capacity)
     # Terms that were lost are stored again: nobody else may take them for others' next time.
-    unnamed = state is not None and state.quota is None
-    changed, outcome = carry_out(quota, sound, now, command, repaired, is_new=state is None, unnamed=unnamed)
-    return sound.stored(_fast_terms(sound, now)) if changed else state, outcome
+    return Read(sound, repaired, bool(repaired) or stored.quota is None)
 
 
-def carry_out(
-    callers: Quota,
-    sound: SoundState,
-    now: int,
-    command: Command,
-    repaired: tuple[str, ...],
-    *,
-    is_new: bool,
-    unnamed: bool,
-) -> tuple[bool, Outcome]:
+def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[bool, Outcome]:
     """Carry `command` to a sound state, in place; return whether there is anything to store, and what it came to.
 
     If there is nothing, only time has passed in the state; its holds are as they were.
     """
-    step = _Step(callers, sound, now, repaired)
+    step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
     step.take_up(callers)
     outcome = step.told(step.run(command))
-    # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
-    begun = is_new and sound.balance is not None and sound.balance < step.flow.capacity
-    if not (step.changed or repaired or begun or unnamed):
-        return False, outcome
-    sound.version += 1
-    return True, outcome
+    changed = step.changed or read.must_store
+    read.sound.version += changed
+    return changed, outcome
 
 
 def is_usual(s: SoundState) -> bool:

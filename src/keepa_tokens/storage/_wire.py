@@ -29,23 +29,6 @@ from ..rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, quota_t
 from ..rules.transition import lifetime_us
 from ..units import LIMIT
 
-__all__ = [
-    "Answer",
-    "Argument",
-    "Handed",
-    "Sign",
-    "acquires",
-    "as_bytes",
-    "as_text",
-    "attempt",
-    "look",
-    "name_of",
-    "named_fields",
-    "numbers_of",
-    "store",
-    "understood",
-]
-
 Argument: TypeAlias = bytes | str | int
 
 TURN: Final = "turn"

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from time import monotonic_ns, sleep
-from typing import Final, TypeAlias
+from typing import Final
 from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
-from ..rules.repair import repair
-from ..rules.state import BucketState, SoundState
-from ..rules.transition import carry_out, inspected, lifetime_us
+from ..rules.state import BucketState
+from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
 from ._working import Bucket, begun, kept, serves, step
 from .base import AsyncClosing, Closing
@@ -29,8 +28,6 @@ _SWEPT_PER_STEP: Final = 2
 _MOST_TIMES: Final = 100
 """How often a thread gives way before it waits at the lock."""
 
-
-_Mended: TypeAlias = tuple[SoundState, tuple[str, ...]]
 
 _storages = WeakSet["MemoryStorage"]()
 
@@ -172,24 +169,22 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             refilled_at = bucket.level[1]
             on_time = max(bucket.touched, refilled_at) <= now < refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
-                return self._decide(key, quota, command, now, (bucket.sound(), ()), own=own)
-        return self._decide(key, quota, command, now, repair(quota, bucket.state(), now), own=own)
+                return self._decide(key, quota, command, now, Read(bucket.sound()), own=own)
+        return self._decide(key, quota, command, now, read_as(quota, bucket.state(), now), own=own)
 
     def _begin(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
         bucket = begun(quota, now, own=own)
         outcome = None if bucket is None else step(bucket, command, now)
         if bucket is None or outcome is None:
-            return self._decide(key, quota, command, now, repair(quota, None, now), own=own)
+            return self._decide(key, quota, command, now, read_as(quota, None, now), own=own)
         self._keep(key, bucket)
         return outcome
 
-    def _decide(self, key: str, quota: Quota, command: Command, now: int, mended: _Mended, *, own: bool) -> Outcome:
+    def _decide(self, key: str, quota: Quota, command: Command, now: int, read: Read, *, own: bool) -> Outcome:
         """Let the rules decide."""
-        (sound, repaired), before = mended, self._buckets.get(key)
-        unnamed = isinstance(before, _Loaded) and before.brought.quota is None
-        changed, outcome = carry_out(quota, sound, now, command, repaired, is_new=before is None, unnamed=unnamed)
+        changed, outcome = carry_out(quota, read, now, command)
         if changed:
-            self._keep(key, kept(sound, now, own=own))
+            self._keep(key, kept(read.sound, now, own=own))
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:

@@ -492,6 +492,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
     def _begin(self) -> None:
         self._writes = Batches(self._written, self._written_together, _WRITTEN_AT_ONCE)
         self._acquires = Batches(self._acquired, self._acquired_together, _ACQUIRED_AT_ONCE, by_turns=True)
+        self._locks.clear()
 
     def _check_place(self) -> None:
         """Raise ConfigError in a forked child and in a second loop: whoever waits in one is not woken from the other.

@@ -35,6 +35,8 @@ CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NU
 _LONGEST_PAUSE_S: Final = 0.002
 _PATIENCE_S: Final = 0.02
 _SWEPT_PER_STEP: Final = 2
+_NO_PLACE: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What the next try would only say again: another program's tables, damage, no database."""
 _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems whose locks SQLite can't rely on."""
 
@@ -200,6 +202,8 @@ class SQLiteStorage(Closing, NotCopied):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) in _NO_PLACE:
+                raise ConfigError(f"{self._path} can't hold buckets ({error}): give another file") from error
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
 
 

@@ -159,9 +159,6 @@ def _product(params: Params, world: World, asin: str) -> JsonObject:
         "asin": asin,
         "domainId": number(params, "domain", 1),
         "title": f"Product {asin}",
-        "brand": "Example",
-        "productType": 0,
-        "trackingSince": world.minute - 500_000,
         "lastUpdate": world.minute,
         "csv": _history(world, price) if number(params, "history", 1) else None,
     }
@@ -240,7 +237,6 @@ def _seller(params: Params, world: World, seller: str) -> JsonObject:
         "sellerId": seller,
         "sellerName": f"Seller {seller}",
         "domainId": number(params, "domain", 1),
-        "trackedSince": world.minute - 500_000,
         "lastUpdate": world.minute,
     }
     if flag(params, "storefront"):
@@ -250,16 +246,13 @@ def _seller(params: Params, world: World, seller: str) -> JsonObject:
 
 def _deal_body(_: Params, world: World) -> JsonObject:
     deals = [{"asin": (asin := world.asin("deal", place)), "title": f"Product {asin}"} for place in range(10)]
-    found: JsonObject = {"dr": deals, "categoryIds": [281052], "categoryNames": ["Category 281052"]}
-    return {"deals": found | {"categoryCount": [len(deals)]}}
+    return {"deals": {"dr": deals, "categoryIds": [281052], "categoryCount": [len(deals)]}}
 
 
 def _bestsellers_body(params: Params, world: World) -> JsonObject:
     category = number(params, "category", 0)
     asins = [world.asin("bestsellers", category, place) for place in range(50)]
-    domain = number(params, "domain", 1)
-    listed = {"domainId": domain, "lastUpdate": world.minute, "categoryId": category, "asinList": asins}
-    return {"bestSellersList": listed}
+    return {"bestSellersList": {"categoryId": category, "lastUpdate": world.minute, "asinList": asins}}
 
 
 def _lightning_body(params: Params, world: World) -> JsonObject:
@@ -291,12 +284,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType(
         "/search": Endpoint(_search_cost, _search_body),
         "/deal": Endpoint(5, _deal_body, _selection_fault),
         "/bestsellers": Endpoint(50, _bestsellers_body),
-        "/topseller": Endpoint(
-            50,
-            lambda _, world: {
-                "sellerIdList": [f"A{world.draw(0, 10**9, 'topseller', place):012d}" for place in range(50)]
-            },
-        ),
+        "/topseller": Endpoint(50, lambda _params, _world: {"sellerIdList": [f"A{place:012d}" for place in range(50)]}),
         "/lightningdeal": Endpoint(lambda params, _: len(items(params, "asin")) or 500, _lightning_body),
         "/seller": Endpoint(
             _seller_cost,

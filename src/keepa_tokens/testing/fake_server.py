@@ -197,18 +197,12 @@ def _loopback(host: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; print one line with the URL first."""
-    options = _parser().parse_args(arguments)
-    fake = FakeKeepa(
-        refill_rate=options.refill_rate,
-        initial=options.initial,
-        key=options.key,
-        seed=options.seed,
-        latency=options.latency,
-        epoch=time.time(),
-    )
+    options = vars(_parser().parse_args(arguments))
+    place = {name: options.pop(name) for name in ("port", "speed", "host")}
+    fake = FakeKeepa(epoch=time.time(), **options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with FakeKeepaServer(fake, options.port, options.speed, host=options.host) as server:
+        with FakeKeepaServer(fake, **place) as server:
             sys.stdout.write(f"listening on {server.url}\n")
             sys.stdout.flush()
             threading.Event().wait()

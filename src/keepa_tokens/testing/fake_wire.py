@@ -24,14 +24,9 @@ Fault = Literal[
     "zero_envelope",
     "no_envelope",
 ]
-"""What goes wrong with one call:
+"""What goes wrong with one call, in place of its answer: docs/reference/api/testing.md says it of each.
 
-`429`, `429_bare`: a refusal though there are tokens, with a true envelope or a proxy's page, not charged.
-`500`, `503`: an error with a true envelope, not charged. `html`: a proxy's page with status 502, not charged.
-`empty`: status 200 and no body, charged. `timeout_*`, `disconnect_*`: no answer, charged or not.
-`error200`: status 200 with an error and a true envelope, not charged. `no_envelope`: an answer without one, charged.
-`zero_envelope`: an error whose token fields are all 0, not charged.
-A fault comes instead of whatever the answer would have been; what could not be admitted is never charged.
+What could not be admitted is never charged.
 """
 
 Verdict = Literal["run", "refused", "bad_key", "malformed", "unknown_path"]
