@@ -56,7 +56,8 @@ class FileStorage:
     def _step(self) -> Iterator[sqlite3.Connection]:
         """Nobody else steps in between; what raises is undone."""
         try:
-            with closing(sqlite3.connect(self._path, isolation_level=None)) as db, db:
+            # SQLite doesn't serve in turn: of many who wait one may wait long.
+            with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as db, db:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
         except sqlite3.Error as error:
