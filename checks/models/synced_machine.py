@@ -21,7 +21,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import LINE, NUMBERS
-from keepa_tokens.units import MICROSECONDS, UNLIMITED
+from keepa_tokens.units import MICROSECONDS, REORDER_US, UNLIMITED
 
 HOLD_FOR: Final = 2 * MINUTE
 """How long a call may be on its way; one that takes longer never arrives."""
@@ -71,7 +71,7 @@ class SyncedMachine(BucketMachine):
     """One synced bucket on a storage, and the server that it follows; all share one clock, as on a server's own time.
 
     sure: whether the bucket was told all that it could know: a reading was taken that the server gave after whatever
-    it didn't know of (somebody else's spending, another plan, damage).
+    it didn't know of (somebody else's spending, another plan, damage). newest: the last word that was taken, and when.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -83,6 +83,7 @@ class SyncedMachine(BucketMachine):
         self.doings = 0
         self.sure = False
         self.unknown_of = 0
+        self.newest = (0, 0)
 
     @initialize(rate=st.sampled_from(PLANS[1:]), balance=st.integers(-200, 300), phase=st.integers(1, MINUTE))
     def begin(self, rate: int, balance: int, phase: int) -> None:
@@ -143,9 +144,11 @@ class SyncedMachine(BucketMachine):
     def request(self, tokens: int, cheaper: int = 0, task: str | None = None, *, scout: bool = False) -> Came:
         """Set tokens aside for a call, which is on its way if that was granted. It may cost less."""
         self.names += 1
-        name = f"call-{self.names}"
+        name, before = f"call-{self.names}", self.shown(0)
         came = self.do(0, Reserve(name, tokens, HOLD_FOR, scout=scout, ticket=task))
         if came.granted:
+            # More than there is only alone: calls may overtake each other.
+            assert came.scout or (before.available or 0) >= (tokens if before.holds else 1)
             known_of = self.unknown_of if self.sure else -1
             self.calls.append(Call(name, max(0, tokens - cheaper), self.now + HOLD_FOR, known_of))
         return came
@@ -300,12 +303,13 @@ class SyncedMachine(BucketMachine):
                 self.bench.damage(name, text)
         self.followed = False
         self.do(0, Acquire(0))
-        self.calls, self.answers, self.wandering = [], [], []
+        self.calls, self.answers, self.wandering, self.newest = [], [], [], (0, 0)
         self.hide()
 
     def forgotten(self, now: int) -> None:
         """Of a new bucket nothing is known."""
         super().forgotten(now)
+        self.newest = (0, 0)
         self.hide()
 
     # --- what always holds
@@ -326,7 +330,10 @@ class SyncedMachine(BucketMachine):
         return [call for call in self.calls if call.said is None and self.now < call.expires_at]
 
     def tell(self, said: Envelope, command: Command) -> Came:
-        """Tell the bucket what the server said; where that isn't the latest for sure, only a lower balance counts."""
+        """Tell the bucket what the server said. Where that isn't the latest for sure, only a lower balance counts.
+
+        One given before the newest is not the latest, unless that is old itself.
+        """
         self.pass_on(1)
         came = self.do(0, command)
         if came.verdict is not Verdict.TAKEN:
@@ -336,6 +343,11 @@ class SyncedMachine(BucketMachine):
             assert came.drift is not None
             assert came.drift < 0
             return came
+        newest, at = self.newest
+        if said.number < newest:
+            assert not (isinstance(command, Settle) and came.found)
+            assert self.now - at > REORDER_US
+        self.newest = said.number, self.now
         # What was spent after it and isn't set aside any more is in no book.
         charged_since = any(
             call.said is not None and call.said.number > said.number and (call.ended or self.now >= call.expires_at)

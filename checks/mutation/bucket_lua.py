@@ -1,4 +1,4 @@
-"""Slips of `bucket.lua`: a test must notice each way to break the script that `lua.py` finds.
+"""Slips of `bucket.lua`: a test must notice each: another comparison, another sign, another number, a line less.
 
 `python -m checks.mutation.bucket_lua` runs the differential test, on programs that are the same in every run, against
 each; what survives that meets the storage's own tests. What nothing can notice stands in `bucket_lua.toml` with its
@@ -16,6 +16,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -25,7 +26,6 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from checks.mutation.lua import Slip, slips
 from checks.mutation.script import VARIABLE, loaded, shipped
 from checks.page import renew, table
 from tests.redis.stories import STORIES
@@ -44,6 +44,60 @@ _OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not s
 PROGRAMS: Final = 500
 """As many as the differential test runs in CI."""
 DIFFERENTIAL: Final = "differential test"
+
+SLIPS: Final = (
+    (r"(?<![<>=~])<(?!=)", "<="),
+    (r"<=", "<"),
+    (r"(?<![<>=~])>(?!=)", ">="),
+    (r">=", ">"),
+    (r"==", "~="),
+    (r"~=", "=="),
+    (r" \+ ", " - "),
+    (r" - ", " + "),
+    (r" \* ", " + "),
+    (r" and ", " or "),
+    (r" or ", " and "),
+    (r"\bnot ", ""),
+    (r"\bmin\(", "max("),
+    (r"\bmax\(", "min("),
+    (r"'all'", "'some'"),
+    (r"'some'", "'all'"),
+    (r"(?<![\w'.\[%])([0-9]+)(?![\w'.])", "number"),
+)
+"""What stands in a line, and what a slip makes of it. A number becomes the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """One way to break the script: what its line becomes."""
+
+    number: int
+    was: str
+    becomes: str
+
+    @property
+    def name(self) -> str:
+        """What tells it from others, for as long as the line stays as it is."""
+        return f"{self.was.strip()}  ->  {self.becomes.strip()}"
+
+    def of(self, script: str) -> str:
+        """Return the broken script."""
+        lines = script.splitlines()
+        lines[self.number] = self.becomes
+        return "\n".join(lines) + "\n"
+
+
+def slips(script: str) -> Iterator[Slip]:
+    """Yield every slip, and for every call that writes the line without it."""
+    for number, line in enumerate(script.splitlines()):
+        if not line.strip() or line.strip().startswith("--"):
+            continue
+        for what, becomes in SLIPS:
+            for found in re.finditer(what, line):
+                text = str(int(found[0]) + 1) if becomes == "number" else becomes
+                yield Slip(number, line, line[: found.start()] + text + line[found.end() :])
+        if re.match(r" *call\(|^ *(keep|take_turn)\(", line):
+            yield Slip(number, line, "")
 
 
 def fixed_programs(count: int) -> list[Program]:

@@ -124,13 +124,11 @@ def test_threads_on_memory_storage(seed: int) -> None:
 
 def test_processes_on_a_server(server: Server, client: redis.Redis) -> None:
     """Three processes of two threads, on one bucket."""
-    storage = RedisStorage.from_url(server.url)
-    with by_processes(server.url, 3) as done_by:
+    with RedisStorage.from_url(server.url) as storage, by_processes(server.url, 3) as done_by:
         for seed in range(HISTORIES):
             client.flushall()
             works = crew(seed, callers=6, calls=4)
             assert holds(last_look(storage, done_by([works[:2], works[2:4], works[4:]]))), seed
-    storage.close()
 
 
 @pytest.mark.parametrize("lossy", [False, True], ids=["whole", "connections killed"])
@@ -157,9 +155,8 @@ def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool
             await storage.aclose()
             assert holds(last_look(looking, history)), seed
 
-    looking = RedisStorage.from_url(server.url)
-    asyncio.run(all_of_them())
-    looking.close()
+    with RedisStorage.from_url(server.url) as looking:
+        asyncio.run(all_of_them())
     assert (lost > 0) == lossy
 
 
@@ -186,33 +183,25 @@ def test_memory_without_its_lock_is_found() -> None:
     pytest.fail("nothing was found")
 
 
-def broken_script(storage: RedisStorage, whole: bytes, part: bytes) -> None:
-    """Replace a part of the script."""
-    script = storage._script
-    assert script.count(whole) == 1
-    storage._script, storage._digest = script.replace(whole, part), "0" * 40
-
-
 def found_on_a_server(client: redis.Redis, storage: RedisStorage) -> bool:
     """Whether some history of threads on a server can't be put in order."""
-    for seed in range(4 * HISTORIES):
-        client.flushall()
-        works = crew(seed, callers=6, calls=4)
-        if not holds(last_look(storage, by_threads(storage, works))):
-            return True
+    with storage:
+        for seed in range(4 * HISTORIES):
+            client.flushall()
+            works = crew(seed, callers=6, calls=4)
+            if not holds(last_look(storage, by_threads(storage, works))):
+                return True
     return False
 
 
 def test_storing_without_the_version_is_found(server: Server, client: redis.Redis) -> None:
     """A script that stores what was decided although somebody has written meanwhile."""
-    storage: Any = RedisStorage.from_url(server.url)
-    broken_script(
-        storage,
-        b"verb == 'store' and (version or '') == terms and (refilled_at or '') == ARGV[7] then",
-        b"verb == 'store' then",
-    )
+    storage = RedisStorage.from_url(server.url)
+    whole = b"verb == 'store' and (version or '') == terms and (refilled_at or '') == ARGV[7] then"
+    script = storage._script
+    assert script.count(whole) == 1
+    storage._script, storage._digest = script.replace(whole, b"verb == 'store' then"), "0" * 40
     assert found_on_a_server(client, storage)
-    storage.close()
 
 
 def test_a_stale_cache_is_found(server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +221,7 @@ def test_a_stale_cache_is_found(server: Server, client: redis.Redis, monkeypatch
                 read[quota] = answer
             return answer
 
-    storage = Cached.from_url(server.url)
-    assert found_on_a_server(client, storage)
-    storage.close()
+    assert found_on_a_server(client, Cached.from_url(server.url))
 
 
 def test_a_ticket_that_is_not_stored_is_found(server: Server, client: redis.Redis) -> None:
@@ -249,6 +236,4 @@ def test_a_ticket_that_is_not_stored_is_found(server: Server, client: redis.Redi
                 del arguments[at : at + 2]
             return await super()._ask(key, arguments, command)
 
-    storage = Forgetful.from_url(server.url)
-    assert found_on_a_server(client, storage)
-    storage.close()
+    assert found_on_a_server(client, Forgetful.from_url(server.url))

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 import redis
 
-from checks.mutation.bucket_lua import difference, explained, fixed_programs
-from checks.mutation.lua import Slip, slips
+from checks.mutation.bucket_lua import Slip, difference, explained, fixed_programs, slips
 from checks.mutation.script import shipped
 from tests.redis.stories import STORIES
 
