@@ -2,8 +2,8 @@
 
 1. Wheel and sdist are built twice, in different folders, with files of different ages. They are the same byte by byte.
 2. They hold what they should and nothing else: no test or proof code.
-3. A folder holds both, and what the extras need. From there alone they are installed into empty environments, the wheel
-   without extras and with each, the sdist once. Each is tried, out of reach of `src`.
+3. An index on loopback serves both, and what the extras need. From there alone they are installed into empty
+   environments, the wheel without extras and with each, the sdist once. Each is tried, out of reach of `src`.
 
 `--keep FOLDER` leaves there what was checked, to be published, and `--tag v0.1.0` wants that version. It prints a line
 a step, and ends with 1 at the first thing that isn't so. But for fetching what the extras need it uses no network.
@@ -20,15 +20,20 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import tomllib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOOPBACK: Final = "127.0.0.1"
 EPOCH: Final = "1767225600"
 """2026-01-01: the time that stands in the archives where a release gives none by SOURCE_DATE_EPOCH."""
 
@@ -95,11 +100,12 @@ def _check(folder: Path, tell: Callable[[str], None]) -> None:
     fetch(wheel, packages)
     for archive in (wheel, sdist):
         shutil.copy(archive, packages)
-    for extra in ("", *PROJECT["optional-dependencies"]):
-        try_installed(folder / f"wheel-{extra or 'alone'}", packages, extra)
-        tell(f"the wheel works with {extra}" if extra else "the wheel works")
-    try_installed(folder / "sdist", packages, "", "--no-binary", PROJECT["name"])
-    tell("the sdist works")
+    with index(packages, folder / "index") as url:
+        for extra in ("", *PROJECT["optional-dependencies"]):
+            try_installed(folder / f"wheel-{extra or 'alone'}", url, extra)
+            tell(f"the wheel works with {extra}" if extra else "the wheel works")
+        try_installed(folder / "sdist", url, "", "--no-binary", PROJECT["name"])
+        tell("the sdist works")
 
 
 def tagged(tag: str | None) -> None:
@@ -151,23 +157,54 @@ def holds_what_it_should(kind: str, names: list[str]) -> None:
             raise ReleaseError(f"the {kind} has a file that doesn't belong there: {name}")
 
 
+# --- an index of its own
+
+
 def fetch(wheel: Path, packages: Path) -> None:
     """Fetch what the extras and the building of the sdist need."""
     extras = ",".join(PROJECT["optional-dependencies"])
     _pip("download", "--dest", str(packages), f"{wheel}[{extras}]", "hatchling>=1.27")
 
 
+@contextmanager
+def index(packages: Path, folder: Path) -> Iterator[str]:
+    """Serve packages on loopback as a package index, and yield its address."""
+    for package in packages.iterdir():
+        project = re.sub(r"[-_.]+", "-", package.name.split("-")[0]).lower()
+        if package.name.endswith(".tar.gz"):
+            project = re.sub(r"[-_.]+", "-", package.name.rpartition("-")[0]).lower()
+        page = folder / "simple" / project / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(package.read_bytes()).hexdigest()
+        shutil.copy(package, page.parent)
+        with page.open("a") as links:
+            links.write(f'<a href="{package.name}#sha256={digest}">{package.name}</a>\n')
+    server = ThreadingHTTPServer((LOOPBACK, 0), partial(_Quiet, directory=str(folder)))
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    try:
+        yield f"http://{LOOPBACK}:{server.server_port}/simple/"
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the library
+        """Say nothing of each request."""
+
+
 # --- installed
 
 
-def try_installed(environment: Path, packages: Path, extra: str, *options: str) -> None:
-    """Install from the packages alone into an empty environment, and try what must work there."""
+def try_installed(environment: Path, url: str, extra: str, *options: str) -> None:
+    """Install from the index into an empty environment, and try what must work there."""
     _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
     python = str(environment / "bin" / "python")
     wanted = f"{PROJECT['name']}[{extra}]" if extra else PROJECT["name"]
     pinned = f"{wanted}=={PROJECT['version']}"
-    there = ("--no-cache-dir", "--no-index", "--find-links", str(packages))
-    _pip("--isolated", "--python", python, "install", *there, *options, pinned)
+    _pip("--isolated", "--python", python, "install", "--no-cache-dir", "--index-url", url, *options, pinned)
     away = environment / "away"
     away.mkdir()
 

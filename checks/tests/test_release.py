@@ -5,13 +5,15 @@ The whole of it, builds and installations, is `make release-check` itself.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from checks.release import PROJECT, TRIED, ReleaseError, holds_what_it_should, names_in, same, tagged
+from checks.release import PROJECT, TRIED, ReleaseError, holds_what_it_should, index, names_in, same, tagged
 
 pytestmark = pytest.mark.deep
 
@@ -58,6 +60,20 @@ def test_two_builds_that_differ_are_found(tmp_path: Path) -> None:
     same(paths[0], paths[0])
     with pytest.raises(ReleaseError, match="differs"):
         same(*paths)
+
+
+def test_the_index_serves_each_package_under_its_name(tmp_path: Path) -> None:
+    """A wheel and an sdist are listed under the normalized name, with their digests, and can be fetched."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("Some_Thing-1.0-py3-none-any.whl", "some_thing-1.0.tar.gz"):
+        (packages / name).write_bytes(name.encode())
+    with index(packages, tmp_path / "served") as url:
+        page = urllib.request.urlopen(f"{url}some-thing/").read().decode()
+        links = re.findall(r'href="([^#]+)#sha256=([0-9a-f]+)"', page)
+        fetched = [urllib.request.urlopen(f"{url}some-thing/{name}").read() for name, _ in links]
+    assert sorted(name for name, _ in links) == ["Some_Thing-1.0-py3-none-any.whl", "some_thing-1.0.tar.gz"]
+    assert [hashlib.sha256(content).hexdigest() for content in fetched] == [digest for _, digest in links]
 
 
 def test_each_extra_is_tried() -> None:
