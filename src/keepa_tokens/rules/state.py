@@ -289,11 +289,6 @@ def quota_text(quota: Quota) -> str:
     return f"{quota.capacity} {quota.refill} {quota.period_us}" + (f" {more}" if more != _USUAL else "")
 
 
-def _quota_from(text: object) -> Quota | None:
-    return _quota_of(text) if isinstance(text, str) else None
-
-
-@lru_cache(maxsize=256)
 def _quota_of(text: str) -> Quota | None:
     parts = text.split()
     parts += _USUAL.split() if len(parts) == 3 else ()  # noqa: PLR2004 - as `quota_text` writes them
@@ -316,6 +311,14 @@ def _quota_of(text: str) -> Quota | None:
         return None
     # What was written by hand and doesn't agree with itself is damage.
     return quota if quota_text(quota) == text else None
+
+
+_quota_known: Final = lru_cache(maxsize=256)(_quota_of)
+"""The same, read once: a fleet has few terms. Not a decorator, which would hide the function from the mutants."""
+
+
+def _quota_from(text: object) -> Quota | None:
+    return _quota_known(text) if isinstance(text, str) else None
 
 
 _READERS: Final[dict[str, Callable[[object], Any]]] = {
