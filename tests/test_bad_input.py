@@ -349,3 +349,10 @@ def test_a_refused_try_names_what_to_do() -> None:
         "EMPTY",
         0,
     )
+
+
+@pytest.mark.parametrize("name, cost", [("tokens", ("5", 0)), ("keep", (5, "5"))])
+def test_a_cost_that_is_none_is_named(name: str, cost: tuple[Any, Any]) -> None:
+    """By the terms alone, too."""
+    with pytest.raises(TypeError, match=f"^{name} must be"):
+        Quota(10, 1, 1.0).check_cost(*cost)

@@ -511,6 +511,10 @@ def test_of_the_time_at_refill_0_at_most_a_minute_goes_over() -> None:
     for refill in (0, 1):
         state, _ = step(Quota(1000, refill, 1.0), None, Acquire(1000), 0)
         assert step(Quota(1000, 2, 1.0), state, Acquire(0), 0)[0].refilled_at == 0
+    hourly = Quota(1000, 1, 3600.0, stepped=True)
+    state, _ = step(hourly, None, Acquire(1000), 0)
+    state, _ = step(replace(hourly, refill=0), state, Acquire(0), 0)
+    assert step(hourly, state, Acquire(0), 60 * SECOND)[0].refilled_at == 0
 
 
 @pytest.mark.parametrize("capacity, wide", [(9, 10), (10, None), (11, None)])

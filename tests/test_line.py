@@ -154,15 +154,21 @@ def test_behind_others_a_settle_frees_only_what_they_leave(tokens: int, reason: 
     assert (outcome.reason, outcome.retry_after_us) == (reason, wait_us)
 
 
-def test_who_may_overdraw_once_others_are_gone_asks_again_soon() -> None:
-    """There is enough for its first token, but somebody is before it, who may come at any moment."""
+@pytest.mark.parametrize("first", [10, 19])
+@pytest.mark.parametrize("ahead", [0, SECOND])
+def test_who_finds_enough_for_itself_behind_others_asks_again_soon(first: int, ahead: int) -> None:
+    """Whoever may overdraw needs one token, which is there beside those of the first: no refill is waited for.
+
+    Nor is a clock that is ahead, by which the last refill is yet to come.
+    """
     bench = Bench(replace(KEEPA, stepped=False), 20)
     assert bench.reserve("flying", 15).granted
-    assert not bench.reserve("first", 10).granted
+    assert not bench.reserve("first", first).granted
     bench.run(Settle("flying", 0))
+    bench.put(replace(bench.stored, refilled_at=NOW + ahead))
     outcome = bench.reserve("second", 50)
     assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, LOOK_AGAIN_US)
-    assert bench.reserve("first", 10).granted
+    assert bench.reserve("first", first).granted
 
 
 def test_who_comes_before_its_turn_is_not_told_to_look_at_each_settle() -> None:
@@ -177,6 +183,20 @@ def test_who_comes_before_its_turn_is_not_told_to_look_at_each_settle() -> None:
     assert bench.reserve("newcomer", 1).reason is Reason.EMPTY
     bench.now += early.retry_after_us
     assert bench.reserve("task", 5).granted
+
+
+@pytest.mark.parametrize(
+    "told_in, refill, overdraft",
+    [(0, 5, 0), (1, 0, 0), (1, 5, UNLIMITED)],
+    ids=["at its turn", "early, but nothing flows in", "early, with all that it needs of its own"],
+)
+def test_beside_calls_in_flight_all_others_look_again_soon(told_in: int, refill: int, overdraft: int) -> None:
+    """The task has 10 of 15 tokens, were the call in flight over; how early it is matters where refill brings them."""
+    bench = Bench(Quota(300, refill, 60.0, overdraft=overdraft, synced=True), 15)
+    assert bench.reserve("flying", 10).granted
+    bench.put(replace(bench.stored, line=(Ticket("ticket task", 10, 0, 1, NOW + told_in),)))
+    outcome = bench.reserve("task", 10)
+    assert (outcome.reason, outcome.retry_after_us) == (Reason.IN_FLIGHT, LOOK_AGAIN_US)
 
 
 def test_leaving_the_line_frees_what_stood_behind() -> None:

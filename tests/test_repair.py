@@ -418,3 +418,11 @@ def test_a_stretch_that_nothing_could_count_leaves_the_flow_of_the_terms() -> No
     sound, mended = repair(quota, too_long, NOW)
     assert (sound.stretched_us, sound.carry) == (None, 0)
     assert mended == ("stretched_us", "carry")
+
+
+@pytest.mark.parametrize("name", ["quota", "fast", "balance", "hold:a"])
+def test_what_a_storage_answers_instead_of_a_text_is_unreadable(name: str) -> None:
+    """A number, or nothing, where a text belongs: named, and the rest is read."""
+    for instead in (5, None):
+        state = BucketState.from_fields(cast("dict[str, str]", {name: instead, "version": "7"}))
+        assert (state.version, state.unreadable) == (7, (name,))

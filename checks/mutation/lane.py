@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 import pytest
 
 from checks.mutation.judgement import Mutant
-from checks.mutation.mutants import Broken, put_in, shipped
+from checks.mutation.mutants import Broken, forget, put_in, shipped
 
 Say: TypeAlias = Callable[[tuple[Mutant | None, str]], object]
 """Takes what became of a mutant: the test that noticed it, '' if none did; None: a test that fails without any."""
@@ -82,6 +82,7 @@ class Lane:
             if event == "call":
                 called.add(frame.f_code)
 
+        forget()
         begun = process_time()
         sys.setprofile(note)
         try:
@@ -117,6 +118,7 @@ class Lane:
         self.pipe = writing
         try:
             put_in(mutant, self.broken[mutant.module].functions)
+            forget()
             for item, following in _with_next(order):
                 allowed = SECONDS_MORE + TIMES_SLOWER * self.covering[mutant.place][item]
                 signal.setitimer(signal.ITIMER_PROF, allowed)

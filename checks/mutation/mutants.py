@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from functools import _lru_cache_wrapper
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final
@@ -52,6 +54,15 @@ def put_in(mutant: Mutant, functions: Mapping[str, FunctionType]) -> None:
         target.__defaults__ = worse.__defaults__
     if worse.__kwdefaults__ != original.__kwdefaults__:
         target.__kwdefaults__ = worse.__kwdefaults__
+
+
+def forget() -> None:
+    """Empty the package's caches: what was computed before is not what a mutant computes."""
+    for name, module in [*sys.modules.items()]:
+        if name.partition(".")[0] == PACKAGE:
+            for each in vars(module).values():
+                if isinstance(each, _lru_cache_wrapper):
+                    each.cache_clear()
 
 
 def original_of(name: str) -> str:

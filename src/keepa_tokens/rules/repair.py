@@ -175,7 +175,7 @@ class _Mender:
 
     def sequence(self) -> int:
         value = self.stored.sequence
-        if value and _is_whole(value, 0, _MAX_SEQUENCE):
+        if value is not None and _is_whole(value, 1, _MAX_SEQUENCE):
             return value
         # Lost, or 0, which is stored as nothing: go on from the latest that anything still remembers, so that what was
         # opened stays in order.
