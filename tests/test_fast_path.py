@@ -134,6 +134,14 @@ def test_a_place_is_told_and_noted_as_the_reference_has_it(quota: Quota, tokens:
     assert n.largest_place == model.largest_place
 
 
+@pytest.mark.parametrize(
+    "stepped, until, tokens", [(False, 1, 1), (False, 6, 1), (False, 7, 2), (True, 5, 0), (True, 6, 1)]
+)
+def test_what_flows_in_counts_what_is_under_way(stepped: bool, until: int, tokens: int) -> None:
+    """Of a smooth refill a sixth of a token is lacking to the next; a step comes whole."""
+    assert Flow(9, 1, PERIOD_US, stepped).brought((0, NOW, 5), NOW, NOW + until) == tokens
+
+
 RECHARGING: Final = Quota(10, 1, 60.0, recharge_to=5)
 SYNCED: Final = Quota(10, 1, 60.0, synced=True)
 
