@@ -48,9 +48,10 @@ def settled(bucket: Direct, name: str, actual: int, reading: Reading | None) -> 
 
 
 def test_the_first_reading_is_taken_whatever_it_says() -> None:
-    """An unknown bucket takes any reading, with a server's time or without, old or not."""
+    """An unknown bucket takes any reading, with a server's time or without, old or not; it says nothing of others."""
     for reading in (told(5), told(-5, 0.0), told(7, 1.0)):
-        assert at(reading).state is not None
+        seen = look(at(reading))
+        assert (seen.balance, seen.kept_back) == (reading.balance, 0)
     unknown = Direct(QUOTA)
     unknown.apply(Reserve("a", 1, MINUTE, scout=True), EPOCH)
     assert unknown.apply(Settle("a", 1, told(-3, 5.0)), EPOCH).reading is Verdict.TAKEN
