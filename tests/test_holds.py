@@ -411,3 +411,12 @@ def test_a_refill_of_0_keeps_a_state_for_a_day(now: int) -> None:
     state, _ = transition(FIXED, None, now, Acquire(1))
     assert state is not None
     assert lifetime_us(state, now) == DAY
+
+
+def test_a_late_settle_on_an_unknown_balance_corrects_nothing() -> None:
+    """There was nothing to charge when the hold ran out, and nobody knows what the cost would be taken from."""
+    bucket = Direct(Quota(100, 5, 60.0, synced=True))
+    assert bucket.apply(Reserve("a", 10, 2 * SECOND, scout=True), EPOCH).granted
+    for settle in (Settle("a", 7), Settle("a", 3)):
+        outcome = bucket.apply(settle, EPOCH + 3 * SECOND)
+        assert (outcome.balance, bucket.look(EPOCH + 3 * SECOND).balance) == (None, None)
