@@ -413,10 +413,10 @@ def test_a_refill_of_0_keeps_a_state_for_a_day(now: int) -> None:
     assert lifetime_us(state, now) == DAY
 
 
-def test_a_late_settle_on_an_unknown_balance_corrects_nothing() -> None:
-    """There was nothing to charge when the hold ran out, and nobody knows what the cost would be taken from."""
+def test_what_comes_back_to_an_unknown_balance_is_as_unknown() -> None:
+    """A hold that ran out had nothing to be charged to; settled late, or with a refund, the balance is not known."""
     bucket = Direct(Quota(100, 5, 60.0, synced=True))
     assert bucket.apply(Reserve("a", 10, 2 * SECOND, scout=True), EPOCH).granted
-    for settle in (Settle("a", 7), Settle("a", 3)):
-        outcome = bucket.apply(settle, EPOCH + 3 * SECOND)
+    for command in (Settle("a", 7), Settle("a", 3), Cancel("a"), Refund("r", 5)):
+        outcome = bucket.apply(command, EPOCH + 3 * SECOND)
         assert (outcome.balance, bucket.look(EPOCH + 3 * SECOND).balance) == (None, None)
