@@ -344,7 +344,8 @@ class Reference(Lapse):
         largest = self.largest_place if self.last_place > now else 0
         if self.firm_place > now:
             largest += tokens - (self.balance_by(last) - self.balance_by(self.last_place))
-        self.largest_place, self.last_place = max(tokens, largest), last
+        self.largest_place = min(max(tokens, largest), self.capacity + self.quota.overdraft)
+        self.last_place = last
 
     def balance_by(self, at: int) -> int:
         """Return the balance at a later instant, capacity aside, if nothing is taken."""

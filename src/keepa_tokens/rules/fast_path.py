@@ -128,7 +128,8 @@ def note_place(n: Numbers, now: int, tokens: int, at: int) -> None:
     if n.firm_place > now:
         # It counts on what came back before the places ahead, and that lies there beside their tokens until it comes.
         largest += tokens - n.flow.brought(n.level, n.last_place, last)
-    n.largest_place = max(tokens, saturated(largest))
+    # More than what it holds, and the debt that the last one may leave, is never there: it is of places that are past.
+    n.largest_place = min(max(tokens, largest), saturated(n.flow.capacity + n.quota.overdraft))
     n.last_place = last
 
 
