@@ -78,7 +78,8 @@ def _micro(seconds: float | None) -> int | None:
 
 
 def _reading_int(name: str, value: object, least: int) -> int:
-    number = value if type(value) is int else index(value)  # one that is none of Python's own may overflow
+    # Python's own is its own index; asked for it, the solver would try one number after the other.
+    number = value if type(value) is int else index(value)
     if number is None or not least <= number < LIMIT:
         raise BadReading(f"{name} must be a whole number from {least} to 2**52, not {shown(value)}")
     return number
