@@ -6,6 +6,7 @@ import asyncio
 import copy
 import http
 import io
+import logging
 import pickle
 import re
 import socket
@@ -27,6 +28,7 @@ import redis
 import redis.asyncio
 import requests
 import trio
+from prometheus_client import CollectorRegistry
 
 from keepa_tokens import (
     AsyncKeepaSync,
@@ -40,6 +42,7 @@ from keepa_tokens import (
     EventKind,
     Hold,
     KeepaSync,
+    LoggingListener,
     MemoryStorage,
     NotEnoughTokens,
     Quota,
@@ -56,6 +59,7 @@ from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
 from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
+from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +77,9 @@ quota: Any = Quota
 on_redis: Any = RedisStorage
 memory: Any = MemoryStorage
 stored: Any = BucketState
+logging_to: Any = LoggingListener
+counting: Any = PrometheusListener
+looking: Any = BucketCollector
 probe: Any = http_probe
 async_probe_of: Any = async_http_probe
 BUCKETS: Final = (plain, plain_async)
@@ -124,8 +131,18 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
         for clock in (time.time, "x", 5)
     ),
     *((partial(make, PLAIN, clock=ManualClock), "clock must be a Clock") for make in BUCKETS),
-    *((partial(make, PLAIN, listener=[]), "listener must be callable") for make in BUCKETS),
+    # The class would take each event for its logger.
+    *(
+        (partial(make, PLAIN, listener=no), "listener must be callable")
+        for make in BUCKETS
+        for no in ("x", LoggingListener)
+    ),
     *((partial(make, PLAIN, listener=hear), "never awaited") for make in BUCKETS),
+    *((partial(logging_to, no), "logger must be a logging.Logger") for no in ("text", 20, logging.getLogger("x").info)),
+    *((partial(counting, CollectorRegistry(), then=no), "then must be callable") for no in ("x", LoggingListener)),
+    (partial(counting, then=hear), "then is called, never awaited"),
+    *((partial(make, registry=SECRET), "registry must be a CollectorRegistry") for make in (counting, looking)),
+    *((partial(looking, no), "a bucket must be a TokenBucket") for no in ("x", AsyncTokenBucket(PLAIN))),
     (partial(plain, SECRET), "quota must be a Quota"),
     *((partial(make.from_key, key), "api_key") for make in KEEPA for key in (None, 5, SECRET.encode())),
     *((partial(make.from_key, "key", base_url=url), "base_url") for make in KEEPA for url in (httpx.URL("x"), b"x")),
@@ -202,6 +219,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for make in GUARDS
         for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
     ),
+    (partial(KeepaTransport, sync(), URL), "inner transport"),
     # What the first use would show as an outage, or as an error from inside.
     *(
         (partial(storage_from_url, url), says)
@@ -229,6 +247,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     ),
     (partial(SQLiteStorage, f"/nowhere/{SECRET}"), "can't be a file"),
     (partial(on_redis, redis.Redis), "class Redis"),
+    *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
     (partial(on_redis, redis.Redis(encoding="utf-16")), "encoding"),
     (partial(on_redis, redis.ConnectionPool.from_url(URL)), "takes a client"),
     # What can't be stored as text, or would break a line, is no id of a task.
