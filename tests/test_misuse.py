@@ -226,6 +226,10 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for url, says in (
             ("redis://127.0.0.1/99999999999", "database"),
             ("redis://127.0.0.1?db=-1", "database"),
+            *((f"redis://127.0.0.1?port={value}", "port must be") for value in ("0", "99999", "-5")),
+            *((f"redis://127.0.0.1?port={value}", "must be a number") for value in ("x", "1.5")),
+            ("valkey://127.0.0.1?max_connections=-1", "must be a number"),
+            *((f"redis://{value}:6379", "host must be") for value in ("a..b", "x" * 64, "127.0.0.1 ", "a b")),
             *((f"redis://127.0.0.1?socket_timeout={value}", "socket_timeout") for value in ("-1", "0", "nan", "inf")),
             ("redis://127.0.0.1?socket_connect_timeout=-1", "socket_connect_timeout"),
             ("redis://127.0.0.1?encoding=klingon", "encoding"),
@@ -248,7 +252,18 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(SQLiteStorage, f"/nowhere/{SECRET}"), "can't be a file"),
     (partial(on_redis, redis.Redis), "class Redis"),
     *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
-    (partial(on_redis, redis.Redis(encoding="utf-16")), "encoding"),
+    *(
+        (partial(on_redis, redis.Redis(**wrong)), says)
+        for wrong, says in (
+            ({"encoding": "utf-16"}, "encoding"),
+            ({"db": "x"}, "database"),
+            ({"db": True}, "database"),
+            ({"port": "x"}, "port"),
+            ({"port": -1}, "port"),
+            ({"host": "a..b"}, "host"),
+            ({"socket_timeout": "5"}, "socket_timeout"),
+        )
+    ),
     (partial(on_redis, redis.ConnectionPool.from_url(URL)), "takes a client"),
     # What can't be stored as text, or would break a line, is no id of a task.
     *((partial(sync().try_request, 1, place=place), "place") for place in ("a\nb", "\ud800", "", "x" * 201)),
