@@ -700,11 +700,13 @@ async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_sile
     assert (await bucket.peek()).holds == 0
 
 
-def test_a_bucket_in_memory_works_on_trio() -> None:
-    """Waiting, reserving, a scope that cancels a wait: as on asyncio."""
+@pytest.mark.parametrize("make", [lambda _: MemoryStorage(), lambda path: AsyncSQLiteStorage(path / "a")])
+def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
+    """In memory and in a file: waiting, reserving, a scope that cancels a wait, as on asyncio."""
+    storage = make(tmp_path)
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 10, 1.0)) as bucket:
+        async with AsyncTokenBucket(Quota(2, 10, 1.0), storage=storage) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
@@ -713,11 +715,22 @@ def test_a_bucket_in_memory_works_on_trio() -> None:
                 await bucket.acquire(2, keep=0)
             assert scope.cancelled_caught
             assert (await bucket.peek()).holds == 0
-        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota()), probe=async_probe)
+        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
         assert (await door.bucket.peek()).balance == 7
+        await storage.aclose()
 
     trio.run(main)
+
+
+async def _acquired(storage: Any) -> None:
+    await AsyncTokenBucket(PLAIN, storage=storage).acquire()
+
+
+def test_a_client_of_asyncio_says_so_on_trio() -> None:
+    """AsyncRedisStorage on trio is a ConfigError that says what works there."""
+    with pytest.raises(ConfigError, match=r"on trio use AsyncSQLiteStorage"):
+        trio.run(_acquired, AsyncRedisStorage.from_url("redis://127.0.0.1:1"))
 
 
 async def test_a_reading_wakes_who_waits_in_this_process() -> None:

@@ -285,6 +285,11 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
 
     sent_once: the client sends nothing again by itself, so that the last error tells of the only sending.
     """
+    if type(error) is RuntimeError and str(error) == "no running event loop":
+        return ConfigError(
+            "the clients of Redis for coroutines run on asyncio alone: on trio use AsyncSQLiteStorage, or a TokenBucket"
+            f" with a RedisStorage in a thread. {_NOT_CARRIED_OUT}"
+        )
     if type(error) is RuntimeError and "loop" in str(error):
         return ConfigError(
             f"this storage was in use in another event loop ({error}): make one in each, or aclose() it before its loop"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from .._arguments import NotCopied, checked_key, microseconds, shown, whole
+from .._loops import in_a_thread
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -285,24 +285,24 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        return await asyncio.to_thread(self._storage.apply, key, quota, command, now_us=now_us)
+        return await in_a_thread(self._storage.apply, key, quota, command, now_us=now_us)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `SQLiteStorage.inspect`."""
-        return await asyncio.to_thread(self._storage.inspect, key, now_us=now_us)
+        return await in_a_thread(self._storage.inspect, key, now_us=now_us)
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
-        for key in await asyncio.to_thread(self._storage.keys):
+        for key in await in_a_thread(self._storage.keys):
             yield key
 
     async def delete(self, key: str) -> None:
         """Forget the bucket `key`; as `SQLiteStorage.delete`."""
-        await asyncio.to_thread(self._storage.delete, key)
+        await in_a_thread(self._storage.delete, key)
 
     async def aclose(self) -> None:
         """Close the file."""
-        await asyncio.to_thread(self._storage.close)
+        await in_a_thread(self._storage.close)
 
     def __repr__(self) -> str:
         return f"Async{self._storage!r}"
