@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Final
 
@@ -14,6 +15,9 @@ INTERRUPTED: Final = 130
 
 def main() -> int:
     """Run the command line and return its exit code; a missing extra is a line that says how to get it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else a program's own, or none at all
+            stream.reconfigure(errors="replace")  # a pipe may speak no Unicode: a bar is no reason to fail
     try:
         from .app import app  # noqa: PLC0415 - the packages it needs are an extra
 

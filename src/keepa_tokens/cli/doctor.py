@@ -12,7 +12,7 @@ from typing import Final
 from ..rules.decision import Snapshot
 from ..units import MICROSECONDS
 from .look import Look
-from .words import count, duration
+from .words import count, duration, plain
 
 DEAD_PART: Final = 0.75
 """A call that is out for this part of its hold has hardly a worker left that waits for it."""
@@ -63,6 +63,11 @@ class Finding:
     fault: bool = True
     mend: str = ""
     about: str = "server"
+
+    def __post_init__(self) -> None:
+        """Keep to one line what names, and what others have stored, say."""
+        for name in ("what", "effect", "cure", "about"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
 
 def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from .colours import BAD, CARE, GOOD
 from .doctor import Finding, could_go, examine
 from .look import Look, Place, all_buckets, door, look
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import count
+from .words import count, plain
 
 LOOKS: Final = 4
 APART: Final = 0.05
@@ -119,7 +119,7 @@ def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) 
     console = shell.console()
     console.print()
     for words in mended:
-        console.print(Text(f"mended {words}", GOOD))
+        console.print(Text(plain(f"mended {words}"), GOOD))
     before = sum(finding.fault for finding in findings)
     if before:
         left = f", {count(faults, 'is', 'are')} left" if mended else ""

@@ -13,7 +13,7 @@ from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .doctor import Finding
-from .look import door
+from .look import door, keys_of
 from .manager import all_names, stuck
 from .redis_place import RedisPlace
 from .words import count
@@ -84,7 +84,7 @@ def read_info(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Finding
 
 def strangers(place: RedisPlace) -> Iterator[Finding]:
     """Yield what lies where a bucket would be, and is none."""
-    buckets = set(place.keys())
+    buckets = set(keys_of(place))
     keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
     for key in sorted(keys - buckets):
         yield Finding(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from .._arguments import is_key
 from ..bucket import TokenBucket
 from ..errors import ConfigError
 from ..quota import Quota
@@ -109,9 +110,14 @@ def look(place: Place, key: str) -> Look | None:
     return Look(key, now, fields, state, lifetime, own_clock)
 
 
+def keys_of(place: Place) -> list[str]:
+    """Return the keys of all buckets, sorted. Names that no worker can use might write lines of their own."""
+    return sorted(filter(is_key, place.keys()))
+
+
 def all_buckets(place: Place) -> Iterator[Look]:
     """Look at every bucket, in the order of their keys."""
-    for key in sorted(place.keys()):
+    for key in keys_of(place):
         seen = look(place, key)
         if seen is not None:
             yield seen

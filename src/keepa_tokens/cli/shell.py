@@ -6,6 +6,7 @@ is away, 4 the API key was refused, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
 from .colours import readable
+from .words import plain
 
 WELL: Final = 0
 FINDINGS: Final = 1
@@ -131,6 +133,11 @@ class Group(Command, click.Group):
             complain(str(error))
             away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
             ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who read has gone: nothing is to be said
+            complain(str(error))
+            ctx.exit(USAGE)
 
 
 COMMANDS: Final = {
@@ -151,7 +158,7 @@ COMMANDS: Final = {
 
 def complain(message: str) -> None:
     """Write a message to the standard error."""
-    say(f"keepa-tokens: {' '.join(message.split())}", err=True)
+    say(plain(f"keepa-tokens: {' '.join(message.split())}"), err=True)
 
 
 def say(words: str, *, err: bool = False) -> None:
@@ -187,5 +194,5 @@ def print_table(lines: Sequence[tuple[str, str]]) -> None:
     """Print names and what they are; in a terminal long ones go on in the next line, at the same column."""
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        for place, line in enumerate(wrap(words, to, beside=room) or [""]):
+        for place, line in enumerate(wrap(plain(words), to, beside=room) or [""]):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

@@ -20,7 +20,7 @@ from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
-from .words import count, duration
+from .words import count, duration, plain
 
 HOUR_US: Final = 3600 * MICROSECONDS
 MINUTE_US: Final = 60 * MICROSECONDS
@@ -146,7 +146,7 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         words = f"in flight, {count(call.tokens, 'token')}"
         lanes.append(
             Lane(
-                call.label or call.id[:8],
+                plain(call.label or call.id[:8]),
                 words,
                 "",
                 call.age / (call.age + call.runs_out_in),

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
+
+from ..units import one_line
+
+LONGEST: Final = 5000
+"""Of what a line says; what was stored by others may be longer."""
 
 
 def duration(seconds: float) -> str:
@@ -28,3 +34,8 @@ def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
         "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def plain(text: str) -> str:
+    """Return a text as it may be shown: what others have stored must not write lines of its own, nor colours."""
+    return one_line(text, LONGEST)
