@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import http
 import io
 import logging
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sized
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -652,9 +653,34 @@ def test_a_call_that_is_left_unsettled_is_warned_of() -> None:
     assert "call.settle(" in left.why
 
 
+def in_a_cycle() -> None:
+    """Keep a call where only itself is kept, as an exception does with the frames that it went through."""
+    kept: list[object] = [sync().try_request(4)]
+    kept.append(kept)
+    del kept
+    gc.collect()
+
+
+def half_open() -> Iterator[object]:
+    with sync().request(4) as call:
+        yield call
+
+
+async def half_open_too() -> AsyncIterator[object]:
+    async with AsyncKeepaSync(AsyncTokenBucket(keepa_quota(initial=10))).request(4) as call:
+        yield call
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: sync().try_request(4), lambda: TokenBucket(PLAIN).try_reserve(4), lambda: next(iter(sync().attempts(4)))],
+    [
+        lambda: sync().try_request(4),
+        lambda: TokenBucket(PLAIN).try_reserve(4),
+        lambda: next(iter(sync().attempts(4))),
+        in_a_cycle,
+        lambda: next(half_open()),
+        lambda: asyncio.run(anext(half_open_too())),  # type: ignore[arg-type]
+    ],
 )
 def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) -> None:
     """A call or a reservation that nobody keeps: the warning names the tokens."""

@@ -163,7 +163,7 @@ class KeepaCall(Held[object]):
 
     async def _settled(self, body: Body, status: int | None) -> None:
         answer, number = unpacked(body, status)
-        self._watch = None
+        self._unwatch()
         self.refused = number == REFUSED
         self.retry_after = asked_by(body)
         if answer is None and not self.refused:
@@ -185,7 +185,8 @@ class KeepaCall(Held[object]):
 
     async def _cancelled(self) -> None:
         """End a call that was never sent; a scout's claim on the probe is free again too."""
-        self._watch, steps = None, self._steps()
+        self._unwatch()
+        steps = self._steps()
         await steps.finish(Cancel(self.id))
         if self._claimed is not None:
             await steps.finish(Unclaim(self._claimed))
