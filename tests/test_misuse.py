@@ -56,7 +56,7 @@ from keepa_tokens import (
     keepa_quota,
     storage_from_url,
 )
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, TokenTask, _countdown
 from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
@@ -144,6 +144,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(counting, then=hear), "then is called, never awaited"),
     *((partial(make, registry=SECRET), "registry must be a CollectorRegistry") for make in (counting, looking)),
     *((partial(looking, no), "a bucket must be a TokenBucket") for no in ("x", AsyncTokenBucket(PLAIN))),
+    *((partial(type, "Mine", (TokenTask,), {"most_times": no}), "most_times must be") for no in ("3", 1.5, True)),
     (partial(plain, SECRET), "quota must be a Quota"),
     *((partial(make.from_key, key), "api_key") for make in KEEPA for key in (None, 5, SECRET.encode())),
     *((partial(make.from_key, "key", base_url=url), "base_url") for make in KEEPA for url in (httpx.URL("x"), b"x")),
