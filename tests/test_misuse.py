@@ -20,6 +20,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import httpx
@@ -188,6 +189,11 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(plain, PLAIN, storage=URL.encode()), "from_url"),
     *((partial(make, PLAIN, storage=Client()), "RedisStorage(client)") for make in BUCKETS),
     (partial(plain, PLAIN, storage=MemoryStorage), "instance"),
+    *(
+        (getattr(plain(PLAIN, storage=BlockingStorage()), door), "return an Outcome")
+        for door in ("peek", "try_reserve")
+    ),
+    (lambda: asyncio.run(plain_async(PLAIN, storage=AsyncStorage()).acquire()), "return an Outcome, not NoneType"),
     *((partial(make, PLAIN, storage=none), "no storage") for make in BUCKETS for none in (5, object(), [])),
     (partial(plain, PLAIN, key=f"a b {SECRET}"), "key"),
     (partial(keepa, AsyncTokenBucket(keepa_quota())), "AsyncKeepaSync"),
@@ -454,8 +460,12 @@ def test_what_a_bucket_says_can_be_sent_to_another_process(value: object, copied
 # --- probes
 
 
+async def _reserved(bucket: AsyncTokenBucket) -> None:
+    await bucket.try_reserve(2)
+
+
 def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path) -> None:
-    """A storage that was closed takes nothing, so nobody is told of tokens that may be left behind."""
+    """A storage that was closed, a clock of the wrong kind take nothing, so nobody is told of tokens left behind."""
     told: list[Event] = []
     blocking, awaited = SQLiteStorage(tmp_path / "a"), AsyncSQLiteStorage(tmp_path / "a")
     door = AsyncTokenBucket(PLAIN, storage=awaited, listener=told.append)
@@ -469,6 +479,12 @@ def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path)
     blocking.close()
     with pytest.raises(ConfigError, match="is closed"):
         TokenBucket(PLAIN, storage=blocking, listener=told.append).try_reserve(2)
+    assert told == []
+    wrong: Any = Mock(now_us=time.time)
+    with pytest.raises(TypeError, match="now_us"):
+        TokenBucket(PLAIN, clock=wrong, listener=told.append).try_reserve(2)
+    with pytest.raises(TypeError, match="now_us"):
+        asyncio.run(_reserved(AsyncTokenBucket(PLAIN, clock=wrong, listener=told.append)))
     assert told == []
 
 

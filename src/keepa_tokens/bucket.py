@@ -187,14 +187,15 @@ class BlockingSteps(plans.Steps[Storage]):
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
+        now = door.now_us()  # which may raise: then nothing was sent
         self.sends(command)
         try:
             if type(door.storage) is MemoryStorage:
-                self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
             else:
                 with PutOff():
                     self.unsure |= command is self.request
-                    self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                    self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
