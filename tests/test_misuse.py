@@ -705,11 +705,21 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
         make()
 
 
+def struck() -> None:
+    def strike(event: Event) -> None:
+        if event.kind is EventKind.SETTLED:
+            raise KeyboardInterrupt
+
+    TokenBucket(PLAIN, listener=strike).try_reserve(4).settle(1)
+
+
 def test_what_was_settled_or_failed_is_not() -> None:
     """Settled, cancelled, told that nobody knows, left by an exception, charged by leaving: no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         door, bucket = sync(), TokenBucket(PLAIN)
+        with pytest.raises(KeyboardInterrupt):
+            struck()  # interrupted after it was settled
         door.try_request(1).settle()
         door.try_request(1).cancel()
         bucket.try_reserve(1).settle(1)

@@ -311,10 +311,6 @@ class Reserved(Held[S_co]):
             instance("reading", reading, Reading)
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
 
-    def _ended(self) -> None:
-        self.open = False
-        self._unwatch()
-
     def _charged(self) -> bool:
         """Whether the estimate is charged where the block ends without a settle.
 

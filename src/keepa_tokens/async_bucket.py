@@ -334,8 +334,9 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
         await self._end(Cancel(self.id))
 
     async def _end(self, command: Settle | Cancel) -> None:
+        self._unwatch()  # interrupted, it is ended all the same
         await AwaitedSteps(self._door).finish(command)
-        self._ended()
+        self.open = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -349,7 +350,7 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            self._ended()  # it is charged as it is, and what ended the block must be seen
+            # It is charged as it is, and what ended the block must be seen.
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

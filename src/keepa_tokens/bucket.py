@@ -297,8 +297,9 @@ class Reservation(Reserved[Storage]):
         self._end(Cancel(self.id))
 
     def _end(self, command: Settle | Cancel) -> None:
+        self._unwatch()  # interrupted, it is ended all the same
         run(lambda: BlockingSteps(self._door).finish(command))
-        self._ended()
+        self.open = False
 
     def __enter__(self) -> Self:
         return self
@@ -312,4 +313,4 @@ class Reservation(Reserved[Storage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            self._ended()  # it is charged as it is, and what ended the block must be seen
+            # It is charged as it is, and what ended the block must be seen.
