@@ -69,7 +69,7 @@ class Admission:
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
     def _aside(self, keep: int, alone: int) -> int:
-        """Return the tokens that a request which needs `alone` leaves, by the capacity that lasts: no wait changes it."""
+        """Return the tokens that a request which needs `alone` leaves; by the capacity that lasts, as waits do."""
         return set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
 
     def _ahead(self, keep: int, ticket: str | None) -> int:
