@@ -368,7 +368,9 @@ class Reference(Lapse):
         if back and ahead and own < self.last_place:
             self.firm_place = self.last_place
         elif back and ahead:
-            self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
+            # Who goes into debt waits for less than it takes.
+            waited = self.time_of(max(1, tokens - self.quota.overdraft), math.floor) if self.refill else 0
+            self.last_place = max(self.firm_place, 0, own - waited)
         self.give(-self.correct(back))
 
     def correct(self, by: int) -> int:

@@ -203,5 +203,6 @@ def _free_place(n: Numbers, tokens: int, own: int) -> None:
         # Tokens came back before the last place: from now on the balance alone does not tell where that place is.
         n.firm_place = n.last_place
         return
-    flow = n.flow
-    n.last_place = max(n.firm_place, moved_back(own, tokens, flow.refill, flow.period_us, stepped=flow.stepped))
+    # The place before it left a debt, or none: then it is as late as can be, and came this much before.
+    flow, need = n.flow, required(tokens, n.quota.overdraft)
+    n.last_place = max(n.firm_place, moved_back(own, need, flow.refill, flow.period_us, stepped=flow.stepped))
