@@ -182,6 +182,13 @@ def play(world: World, program: list[tuple[str, int | None]]) -> None:
     Quota(1, 5, 3.0, overdraft=1),
     [("wait", 1), ("wait", 1), ("wait", 2), ("give up last", 0), ("give up", 0), ("wait", 2)],
 )
+@example(  # two places at one step, and the first of them is given up
+    Quota(20, 5, 3.0, stepped=True),
+    [
+        *[("wait", 1), ("wait", 20), ("pass", 17_000_000), ("wait", 2), ("wait", 20), ("wait", 2)],
+        *[("give up last", 0), ("give up", 1), ("wait", 19), ("wait", 5)],
+    ],
+)
 @example(Quota(20, 1, 1.0, initial=0), [("wait", 15), ("wait", 5), ("give up", 0), *[("wait", 5)] * 3])
 def test_no_interval_lets_more_go_than_capacity_and_refill(quota: Quota, program: list[tuple[str, int | None]]) -> None:
     """Whatever is asked for, given up or settled at less, each interval lets at most what it may go."""

@@ -346,7 +346,7 @@ class _Step(Telling):
             s = self.s
             numbers = fast_path.Numbers(*numbers_of(s, self.flow))
             fast_path.note_place(numbers, self.now, command.tokens, at)
-            s.last_place, s.largest_place = numbers.last_place, numbers.largest_place
+            s.last_place, s.firm_place, s.largest_place = numbers.last_place, numbers.firm_place, numbers.largest_place
         self._take(command.tokens)
         self._leave(command.ticket)
         return Outcome(granted=True, place_us=at - self.now)
