@@ -342,6 +342,9 @@ class Reference(Lapse):
         """Note who waits until when, and the most that there is beside what is left after the last one."""
         last = max(self.last_place, at)
         largest = self.largest_place if self.last_place > now else 0
+        if at == self.last_place:
+            # Of two at one instant either may be given up as the last one.
+            self.firm_place = at
         if self.firm_place > now:
             largest += tokens - (self.balance_by(last) - self.balance_by(self.last_place))
         self.largest_place = min(max(tokens, largest), self.capacity + self.quota.overdraft)
@@ -368,7 +371,9 @@ class Reference(Lapse):
         if back and ahead and own < self.last_place:
             self.firm_place = self.last_place
         elif back and ahead:
-            self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
+            # Who goes into debt waits for less than it takes.
+            waited = self.time_of(max(1, tokens - self.quota.overdraft), math.floor) if self.refill else 0
+            self.last_place = max(self.firm_place, 0, own - waited)
         self.give(-self.correct(back))
 
     def correct(self, by: int) -> int:

@@ -29,7 +29,8 @@ from the balance already, and available = balance.
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
    exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
    told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
-   come, with what lies there beside their tokens. So in any interval at most capacity + refill is let go.
+   come, with what lies there beside their tokens. The place before one given up counts as late as it can have been. So
+   in any interval at most capacity + overdraft + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time,
@@ -348,7 +349,7 @@ class _Step(Telling):
             s = self.s
             numbers = fast_path.Numbers(*numbers_of(s, self.flow))
             fast_path.note_place(numbers, self.now, command.tokens, at)
-            s.last_place, s.largest_place = numbers.last_place, numbers.largest_place
+            s.last_place, s.firm_place, s.largest_place = numbers.last_place, numbers.firm_place, numbers.largest_place
         self._take(command.tokens)
         self._leave(command.ticket)
         return Outcome(granted=True, place_us=at - self.now)
