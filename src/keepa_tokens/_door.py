@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
-from math import inf
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
@@ -178,19 +177,14 @@ class Door(Generic[S_co]):
         decision.waited = 0.0
         decision.repaired = ()
         decision.probe = False
+        # Most of it is no news to the log, and is not even put into words for it.
         refused = self._refused
         if refusal is None:
             if refused is None or (refused and self.key in refused):
-                self._decided(tokens, decision)
+                self.tell(Acquire(tokens), Outcome(now, balance, granted=True))
         elif refused is None or refused.get(self.key) != _EMPTY_TEXT:
-            self._decided(tokens, decision)
+            self.tell(Acquire(tokens), Outcome(now, balance, reason=_EMPTY, retry_after_us=refusal[1]))
         return decision
-
-    def _decided(self, tokens: int, decision: Decision) -> None:
-        retry_after_us = min(NEVER, round(decision.retry_after * MICROSECONDS)) if decision.retry_after < inf else NEVER
-        outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
-        for event in events_of(self.key, Acquire(tokens), outcome):
-            self._hears(event)
 
     def waited(self, tokens: int, duration_us: int) -> None:
         """Tell the listener that somebody who had to wait goes now."""
