@@ -201,7 +201,7 @@ class Door(Generic[S_co]):
             why = f"an interrupted call may have left up to {tokens} tokens taken: {why}"
             self.say(EventKind.NOT_GIVEN_BACK, why, tokens)
 
-    def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
+    def sleep_seconds(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:
