@@ -47,7 +47,7 @@ from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
 from ._aiohttp import AsyncExchange
 from ._errors import forget_key
-from ._flow import AnyCall, AnySync, Ask, NotCopied, ask_of, done, metered, patience
+from ._flow import AnyCall, AnySync, Ask, GuardBase, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
 from .requests import RequestsExchange
 
@@ -116,7 +116,7 @@ def unguard(api: keepa.Keepa | keepa.AsyncKeepa) -> None:
         vars(api).pop(name, None)
 
 
-class _Guard(NotCopied):
+class _Guard(GuardBase):
     """What stands in for the methods of one client, sync or async alike.
 
     shadows: their names. reaches: by which names the client's own code reaches the network.

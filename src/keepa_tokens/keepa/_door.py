@@ -26,8 +26,8 @@ from ..quota import Quota
 from ..rules.commands import Cancel, ClaimProbe, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
-from ._asking import Probed, checked_probe, probed
-from .backoff import Attempts, asked_by
+from ._probing import Probed, checked_probe, probed
+from .backoff import Attempts, retry_after_of
 from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
@@ -165,7 +165,7 @@ class KeepaCall(Held[object]):
         answer, number = unpacked(body, status)
         self._watch = None
         self.refused = number == REFUSED
-        self.retry_after = asked_by(body)
+        self.retry_after = retry_after_of(body)
         if answer is None and not self.refused:
             # Charged or not, nobody knows: the hold is left to run out.
             self.consumed, self.told = None, False

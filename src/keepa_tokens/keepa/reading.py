@@ -20,8 +20,6 @@ from ..rules.reading import Reading
 from ..units import LIMIT
 from .quota import CAPACITY_MINUTES
 
-__all__ = ["LARGE", "Body", "Envelope", "envelope", "envelope_of", "searched", "unpacked"]
-
 Body: TypeAlias = Mapping[str, object] | bytes | str | None
 """An answer's body: parsed, or as it came; None: there was none."""
 

@@ -21,8 +21,6 @@ from .arithmetic import (
 )
 from .flow import Flow
 
-__all__ = ["Numbers", "acquire", "give_back", "note_place", "refund", "reserve", "settle", "take"]
-
 
 @dataclass(slots=True)
 class Numbers:

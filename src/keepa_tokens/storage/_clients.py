@@ -14,8 +14,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
 
-__all__ = ["AsyncRedisClient", "RedisClient", "checked", "client_from_url", "is_script_lost", "meaning", "resends"]
-
 TIMEOUT_S: Final = 2.0
 """How long `from_url` lets a connection or an answer take, unless the URL says otherwise."""
 

@@ -16,8 +16,6 @@ from ..rules.state import BucketState, Hold, SoundState
 from ..rules.transition import has_places, is_usual, numbers_of
 from ..units import DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, YEAR_US
 
-__all__ = ["Bucket", "begun", "kept", "serves", "step"]
-
 
 @dataclass(slots=True)
 class Bucket(fast_path.Numbers):
