@@ -19,7 +19,7 @@ from .._arguments import (
     timeout_us,
 )
 from .._door import BucketBase, Held, cost, new_id
-from .._plans import Made, Plan, Steps, reserve, snapshot_of, try_reserve
+from .._plans import Plan, Steps, reserve, snapshot_of, try_reserve
 from ..errors import ConfigError
 from ..events import EventKind
 from ..quota import Quota
@@ -44,7 +44,7 @@ PLACE: Final = ContextVar[str | None]("the place in line of the task under way",
 """The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
 
 
-class KeepaDoor(NotCopied, Generic[B]):
+class KeepaDoor(NotCopied, Generic[B, C]):
     """The terms on which calls are made: how long a hold lives, how old a reading may be before a refusal probes."""
 
     bucket: B
@@ -62,6 +62,9 @@ class KeepaDoor(NotCopied, Generic[B]):
         self._hold_for_us = hold_for_us(hold_for)
 
     def _steps(self) -> Steps[object]:
+        raise NotImplementedError
+
+    def _call(self, command: Reserve, outcome: Outcome, waited_us: int) -> C:
         raise NotImplementedError
 
     def _wanted(
@@ -84,20 +87,21 @@ class KeepaDoor(NotCopied, Generic[B]):
             hold_id if waits and place is None else place,
         )
 
-    def _request(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Plan[C]:
+    def _request(self, estimate: int, keep: int, timeout: float | None, label: str) -> Plan[C]:
         patience_us = timeout_us(timeout)
         wanted = self._wanted(estimate, keep, label, waits=patience_us != 0)
-        return lambda steps: reserve(steps, wanted, patience_us, made, self._ask)
+        return lambda steps: reserve(steps, wanted, patience_us, self._call, self._ask)
 
-    def _try_request(self, estimate: int, keep: int, place: str | None, label: str, made: Made[C]) -> Plan[C]:
+    def _try_request(self, estimate: int, keep: int, place: str | None, label: str) -> Plan[C]:
         wanted = self._wanted(estimate, keep, label, place=place)
-        return lambda steps: try_reserve(steps, wanted, made, self._ask)
+        return lambda steps: try_reserve(steps, wanted, self._call, self._ask)
 
-    def _attempts(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Attempts[C]:
+    def _attempts(self, estimate: int, keep: int, timeout: float | None, label: str) -> Attempts[C]:
         wanted = self._wanted(estimate, keep, label)
 
         def again(steps: Steps[object], left_us: int | None) -> Awaitable[C]:
-            return reserve(steps, self._wanted(estimate, keep, label, waits=left_us != 0), left_us, made, self._ask)
+            wanted = self._wanted(estimate, keep, label, waits=left_us != 0)
+            return reserve(steps, wanted, left_us, self._call, self._ask)
 
         return Attempts(wanted.tokens, wanted.keep, timeout_us(timeout), again)
 
@@ -194,7 +198,7 @@ class KeepaCall(Held[object]):
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
 
 
-def steps_of(door: KeepaDoor[Any]) -> Steps[object]:
+def steps_of(door: KeepaDoor[Any, Any]) -> Steps[object]:
     """Return the steps of one call by a door, for the guards."""
     return door._steps()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 

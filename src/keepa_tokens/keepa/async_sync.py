@@ -25,7 +25,7 @@ As `ProbeFunction`, awaited.
 """
 
 
-class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
+class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
     """Meters calls to Keepa through a bucket that follows Keepa's own; as `KeepaSync`, awaited."""
 
     def __init__(
@@ -68,21 +68,21 @@ class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        plan = self._request(estimate, keep, timeout, label, self._call)
+        plan = self._request(estimate, keep, timeout, label)
         return Pending("AsyncKeepaSync.request", self._steps().carried(plan))
 
     def try_request(
         self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        plan = self._try_request(estimate, keep, place, label, self._call)
+        plan = self._try_request(estimate, keep, place, label)
         return Pending("AsyncKeepaSync.try_request", self._steps().carried(plan))
 
     async def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
-        attempts = self._attempts(estimate, keep, timeout, label, self._call)
+        attempts = self._attempts(estimate, keep, timeout, label)
         while (call := await self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:

@@ -26,7 +26,7 @@ may outlast its caller's timeout.
 """
 
 
-class KeepaSync(KeepaDoor[TokenBucket], Closing):
+class KeepaSync(KeepaDoor[TokenBucket, "Call"], Closing):
     """Meters calls to Keepa through a bucket that follows Keepa's own. Safe to share between threads.
 
     bucket: a synced one, as `keepa_quota` makes them. probe: asks `/token`, only when nothing else can tell;
@@ -83,7 +83,7 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
         timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, for people who look at
         what is in flight.
         """
-        return self._steps().carried(self._request(estimate, keep, timeout, label, self._call))
+        return self._steps().carried(self._request(estimate, keep, timeout, label))
 
     def try_request(self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = "") -> Call:
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
@@ -92,7 +92,7 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
         a refused task stands in line by it, and keeps its place until it comes back, in whatever worker. label: as
         for `request`.
         """
-        return self._steps().carried(self._try_request(estimate, keep, place, label, self._call))
+        return self._steps().carried(self._try_request(estimate, keep, place, label))
 
     def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
@@ -102,7 +102,7 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
         Settle each with its status. Between them it waits for tokens, and longer each time where tokens don't explain
         the refusal; after five of those the last one stands. timeout: seconds to wait in all; raises as `request`.
         """
-        attempts = self._attempts(estimate, keep, timeout, label, self._call)
+        attempts = self._attempts(estimate, keep, timeout, label)
         while (call := self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:
