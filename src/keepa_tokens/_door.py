@@ -23,7 +23,7 @@ from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Reason
 from .rules.fast_path import take
 from .rules.reading import Reading
-from .storage._working import Bucket
+from .storage._memory_bucket import Bucket
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 

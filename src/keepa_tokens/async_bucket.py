@@ -189,7 +189,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             try:
                 self.answer = outcome = await asyncio.shield(task)
             except BaseException:
-                self._goes_on(task)
+                self._leave_running(task)
                 raise
             self._step = None
         return self.ended(command, outcome)
@@ -247,7 +247,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         elif isinstance(error, GeneratorExit):
             # The coroutine was closed, and may await nothing more.
             try:
-                self._goes_on(asyncio.get_running_loop().create_task(work()))
+                self._leave_running(asyncio.get_running_loop().create_task(work()))
             except RuntimeError:
                 self.door.not_given_back(self.asked(), "its event loop is gone")
         elif on_trio():
@@ -255,11 +255,11 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 await work()
         else:
             task = asyncio.get_running_loop().create_task(work())
-            self._goes_on(task)
+            self._leave_running(task)
             with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
                 await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
-    def _goes_on(self, task: asyncio.Task[Any]) -> None:
+    def _leave_running(self, task: asyncio.Task[Any]) -> None:
         """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
         under_way = self.door.under_way
 

@@ -19,7 +19,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
-from ._working import Bucket, begun, kept, serves, step
+from ._memory_bucket import Bucket, begun, kept, serves, step
 from .base import AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
