@@ -31,9 +31,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 S_co = TypeVar("S_co", covariant=True)
 
-_NONE: Final = 0
+_ZERO: Final = 0
 _ONE: Final = 1
-"""The `keep` and the cost of most calls. To be this very object is what proves it an int and its value at once."""
+"""The `keep` and the cost of most calls. `is` asks for type and value at once: Python has each small int only once."""
 
 _GRANTED: Final = Reason.GRANTED  # here, because a member of an enumeration is looked up slowly
 _EMPTY: Final = Reason.EMPTY
@@ -132,7 +132,7 @@ class Door(Generic[S_co]):
         here.
         """
         memory = self._memory
-        if memory is None or keep is not _NONE:
+        if memory is None or keep is not _ZERO:
             return None
         if tokens is not _ONE and (type(tokens) is not int or not 0 < tokens <= self.quota.capacity):
             return None
@@ -148,16 +148,16 @@ class Door(Generic[S_co]):
                     return None
                 if callers is None:
                     self._bucket = bucket
-            refusal: tuple[int, int] | None
+            refusal: tuple[int, int] | None  # the balance, and how long until the tokens are there
             known = self._empty
             if known is not None and known[0] is bucket.level and now < known[1] and tokens is _ONE:
-                refusal = _NONE, known[1] - now
+                refusal = 0, known[1] - now
             else:
                 refusal = take(bucket, now, tokens, 0)
                 if refusal is None:
                     bucket.version += 1
                     bucket.touched = now
-                elif tokens is _ONE and bucket.level[0] == refusal[0] == _NONE and refusal[1] < NEVER:
+                elif tokens is _ONE and bucket.level[0] == refusal[0] == 0 and refusal[1] < NEVER:
                     self._empty = bucket.level, now + refusal[1]
             balance = bucket.level[0]
         # Filled in by hand: to call the class would cost a tenth of the step.
@@ -256,7 +256,7 @@ class BucketBase(NotCopied, Generic[S_co]):
         return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
 
 
-class Held(NotCopied, Generic[S_co]):
+class HeldBase(NotCopied, Generic[S_co]):
     """What reservations and calls have in common: tokens set aside, to be settled or given back."""
 
     _what: ClassVar[str]
@@ -285,7 +285,7 @@ def _unsettled(door: Door[object], what: str, advice: str, tokens: int, gone: ob
     warnings.warn(message, ResourceWarning, stacklevel=4 if gone is None else 3)
 
 
-class Reserved(Held[S_co]):
+class ReservationBase(HeldBase[S_co]):
     """What `Reservation` and `AsyncReservation` have in common."""
 
     _what = "reservation"

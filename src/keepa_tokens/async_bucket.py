@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import StorageUnavailable
@@ -321,7 +321,7 @@ def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
+class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:

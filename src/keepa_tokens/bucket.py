@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import StorageUnavailable
@@ -281,7 +281,7 @@ def door_of(bucket: TokenBucket) -> Door[Storage]:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class Reservation(Reserved[Storage]):
+class Reservation(ReservationBase[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
     As a context manager: left unsettled, by an exception too, the estimate stays charged.

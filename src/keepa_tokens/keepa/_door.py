@@ -18,7 +18,7 @@ from .._arguments import (
     printable,
     timeout_us,
 )
-from .._door import BucketBase, Held, cost, new_id
+from .._door import BucketBase, HeldBase, cost, new_id
 from .._plans import Plan, Steps, reserve, snapshot_of, try_reserve
 from ..errors import ConfigError
 from ..events import EventKind
@@ -32,7 +32,7 @@ from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
 B = TypeVar("B", bound=BucketBase[Any])
-C = TypeVar("C", bound="KeepaCall")
+C = TypeVar("C", bound="CallBase")
 
 SERVER_REFUSED: Final = "the server refused the call (429)"
 """Why a call was settled at nothing, as the event of it says."""
@@ -44,7 +44,7 @@ PLACE: Final = ContextVar[str | None]("the place in line of the task under way",
 """The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
 
 
-class KeepaDoor(NotCopied, Generic[B, C]):
+class SyncBase(NotCopied, Generic[B, C]):
     """The terms on which calls are made: how long a hold lives, how old a reading may be before a refusal probes."""
 
     bucket: B
@@ -147,7 +147,7 @@ class KeepaDoor(NotCopied, Generic[B, C]):
         return f"{type(self).__name__}({self.bucket!r})"
 
 
-class KeepaCall(Held[object]):
+class CallBase(HeldBase[object]):
     """What `Call` and `AsyncCall` have in common."""
 
     _what = "call"
@@ -198,7 +198,7 @@ class KeepaCall(Held[object]):
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
 
 
-def steps_of(door: KeepaDoor[Any, Any]) -> Steps[object]:
+def steps_of(door: SyncBase[Any, Any]) -> Steps[object]:
     """Return the steps of one call by a door, for the guards."""
     return door._steps()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 

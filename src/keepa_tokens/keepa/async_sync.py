@@ -12,7 +12,7 @@ from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncClosing, AsyncStorage
 from ..storage.memory import MemoryStorage
-from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
+from ._door import CallBase, SyncBase, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
@@ -25,7 +25,7 @@ As `ProbeFunction`, awaited.
 """
 
 
-class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
+class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
     """Meters calls to Keepa through a bucket that follows Keepa's own; as `KeepaSync`, awaited."""
 
     def __init__(
@@ -111,7 +111,7 @@ class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
         return AsyncCall(self._steps, command, outcome, waited_us)
 
 
-class AsyncCall(KeepaCall):
+class AsyncCall(CallBase):
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:

@@ -12,7 +12,7 @@ from ..events import Listener
 from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
 from ..storage.base import Closing, Storage
-from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
+from ._door import CallBase, SyncBase, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
@@ -26,7 +26,7 @@ may outlast its caller's timeout.
 """
 
 
-class KeepaSync(KeepaDoor[TokenBucket, "Call"], Closing):
+class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
     """Meters calls to Keepa through a bucket that follows Keepa's own. Safe to share between threads.
 
     bucket: a synced one, as `keepa_quota` makes them. probe: asks `/token`, only when nothing else can tell;
@@ -137,7 +137,7 @@ class KeepaSync(KeepaDoor[TokenBucket, "Call"], Closing):
         return Call(self._steps, command, outcome, waited_us)
 
 
-class Call(KeepaCall):
+class Call(CallBase):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
     refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
