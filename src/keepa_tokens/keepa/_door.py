@@ -82,9 +82,9 @@ class SyncBase(NotCopied, Generic[B, C]):
             self._hold_for_us,
             keep,
             self._probe_after_us,
-            self._probe is None,
-            printable("label", label, 0, LONGEST_LABEL),
-            hold_id if waits and place is None else place,
+            scout=self._probe is None,
+            label=printable("label", label, 0, LONGEST_LABEL),
+            ticket=hold_id if waits and place is None else place,
         )
 
     def _request(self, estimate: int, keep: int, timeout: float | None, label: str) -> Plan[C]:
