@@ -16,7 +16,7 @@ from keepa_tokens.rules.fast_path import take
 from keepa_tokens.rules.flow import Flow
 from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
 from keepa_tokens.rules.transition import has_places, transition
-from keepa_tokens.storage._working import Bucket, begun, kept, step
+from keepa_tokens.storage._memory_bucket import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
 ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")

@@ -210,7 +210,7 @@ def inspected(state: BucketState | None, now: int) -> Snapshot | None:
 def lifetime_us(state: BucketState, now: int) -> int | None:
     """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
 
-    Of a partial state: no less than what is left of the lifetime that it has.
+    Of a partial state it may be too short, as not all holds were read: no lifetime may be shortened to it.
     """
     if state.quota is None:
         return None
