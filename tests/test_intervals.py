@@ -1,4 +1,4 @@
-"""From outside: in any interval a plain bucket lets at most its capacity and the interval's refill go.
+"""From outside: in any interval a plain bucket lets at most capacity, the interval's refill and overdraft go.
 
 Counted at the instants at which callers may go. A place that is given up before its instant never went; what comes
 back later, by a settle at less or a grant that was not used, counts as minus at the instant at which it comes back.
@@ -92,12 +92,13 @@ class World:
 
 
 def most(quota: Quota, start: int, end: int) -> int:
-    """Return the capacity and the refill from `start` to `end`."""
+    """Return the capacity, the overdraft, and the refill from `start` to `end`."""
+    there = quota.capacity + quota.overdraft
     if not quota.stepped:
         # An instant is rounded up to a whole microsecond, so the refill before it may have begun that much earlier.
-        return quota.capacity + (end - start + 1) * quota.refill // quota.period_us
+        return there + (end - start + 1) * quota.refill // quota.period_us
     # The first step may come right after the start: at most refill - 1 of it went past the cap.
-    return quota.capacity + ((end - start) // quota.period_us + 1) * quota.refill
+    return there + ((end - start) // quota.period_us + 1) * quota.refill
 
 
 def check(quota: Quota, goes: list[Gone]) -> None:
@@ -116,6 +117,7 @@ quotas = st.builds(
     period=st.sampled_from([1.0, 0.7, 3.0]),
     stepped=st.booleans(),
     initial=st.sampled_from([None, 0]),
+    overdraft=st.sampled_from([0, 0, 1, 5]),
 )
 
 steps = st.one_of(
@@ -132,14 +134,15 @@ steps = st.one_of(
 
 
 def play(world: World, program: list[tuple[str, int | None]]) -> None:
+    most_at_once = world.quota.capacity + world.quota.overdraft
     for verb, number in program:
         amount = number or 0
         match verb:
             case "pass":
                 world.now += amount
-            case "wait" | "try" if amount <= world.quota.capacity:
+            case "wait" | "try" if amount <= most_at_once:
                 world.acquire(amount, wait=verb == "wait")
-            case "reserve" if amount <= world.quota.capacity:
+            case "reserve" if amount <= most_at_once:
                 world.reserve(amount)
             case "settle":
                 world.settle(number)
@@ -177,7 +180,7 @@ def play(world: World, program: list[tuple[str, int | None]]) -> None:
 )
 @example(Quota(20, 1, 1.0, initial=0), [("wait", 15), ("wait", 5), ("give up", 0), *[("wait", 5)] * 3])
 def test_no_interval_lets_more_go_than_capacity_and_refill(quota: Quota, program: list[tuple[str, int | None]]) -> None:
-    """Whatever is asked for, given up or settled at less, each interval lets at most capacity and refill go."""
+    """Whatever is asked for or given back, each interval lets at most capacity, refill and overdraft go."""
     world = World(quota)
     play(world, program)
     check(quota, world.goes())

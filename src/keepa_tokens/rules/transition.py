@@ -29,7 +29,7 @@ from the balance already, and available = balance.
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
    exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
    told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
-   come, with what lies there beside their tokens. So in any interval at most capacity + refill is let go.
+   come, with what lies there beside their tokens. So in any interval at most capacity + refill + overdraft is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
