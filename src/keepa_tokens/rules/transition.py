@@ -54,12 +54,15 @@ from the balance already, and available = balance.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
     by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
     of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
-    one, and one that overdraws gets its turn. Told: the instant at which the refill, capacity aside, has brought all
-    of that; each look tells anew. Whoever comes then, and finds only calls in flight before it, looks again soon;
-    whoever comes earlier waits as if they were spent. A day ahead at most; and where a clock went back, as far ahead
-    as it was from the last refill. Late: 1 s past the told instant; others may pass. Lapsed: a minute past it. A grant
-    or a cancel by the same id leaves the line. At most 256 stand there; more get the plain refusal. An unknown
-    balance, claims and scouts don't ask the line.
+    one, and one that overdraws gets its turn.
+
+    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
+    then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
+    spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s
+    past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the
+    line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the
+    line.
+
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
     minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
