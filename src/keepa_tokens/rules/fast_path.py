@@ -2,7 +2,8 @@
 
 It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. What is not
 its business it leaves to the rules, the bucket untouched: a refusal, a repair, a reading, a claim, a recharge. The
-mirror also leaves to them what comes back before those who wait for their places.
+mirror also leaves to them what comes back before those who wait for their places, and answers the refusals that `take`
+knows: of somebody who wants tokens now, on a plain bucket without recharge.
 """
 
 from __future__ import annotations
