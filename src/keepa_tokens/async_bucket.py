@@ -342,10 +342,15 @@ class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            await self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            await self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            self._ended()  # it is charged as it is, and what ended the block must be seen
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

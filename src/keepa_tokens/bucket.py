@@ -308,7 +308,12 @@ class Reservation(ReservationBase[Storage]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            self._ended()  # it is charged as it is, and what ended the block must be seen
