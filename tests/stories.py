@@ -176,6 +176,8 @@ def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
     """
     if name.isupper():
         return outcome.granted if name == "GRANTED" else name in {outcome.reason, outcome.reading}
+    if name == "place" and not outcome.granted:
+        return None
     for place in (lambda: outcome, lambda: outcome.snapshot or bucket.look(now), lambda: bucket.stored):
         if hasattr(thing := place(), SHOWN.get(name, name)):
             found = getattr(thing, SHOWN.get(name, name))
