@@ -183,6 +183,8 @@ def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
             found = getattr(thing, SHOWN.get(name, name))
             if name == "mended":
                 return "+".join(found)
+            if name == "ran_out":
+                return sum(hold.tokens for hold in found)
             return round(found * SECOND) if isinstance(found, float) and math.isfinite(found) else found
     raise AssertionError(f"nothing is called {name}")
 
