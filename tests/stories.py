@@ -189,13 +189,13 @@ def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
     raise AssertionError(f"nothing is called {name}")
 
 
-def told(text: str, terms: Mapping[str, Any]) -> pytest.MarkDecorator:
+def each_story(text: str, terms: Mapping[str, Any]) -> pytest.MarkDecorator:
     """Return what gives a test each story of a text, by its title; its terms are among the names `terms`."""
     return pytest.mark.parametrize("story", [pytest.param(each, id=title) for title, each in stories(text, terms)])
 
 
 _STORY: Final = re.compile(r"^(\S.*): (.*)\n((?: .*\n)+)", re.MULTILINE)
-_CHOICE: Final = re.compile(r"<(.*?)>")
+_CHOICE: Final = re.compile(r"<((?:->|[^>])*)>")
 
 
 def stories(text: str, terms: Mapping[str, Any]) -> Iterator[tuple[str, Story]]:

@@ -32,7 +32,7 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import lifetime_us, transition
 from keepa_tokens.units import SWEEP_US, TOLERANCE_US
-from tests.stories import Story, told
+from tests.stories import Story, each_story
 from tests.strategies import SPARING, Direct, Make, Situation, either_way, reached
 
 FIXED = Quota(100, 0, 1.0)
@@ -102,7 +102,7 @@ and so does what is given back of a synced one that ran out: SEVEN synced initia
 
 
 @either_way
-@told(STORIES, globals())
+@each_story(STORIES, globals())
 def test_a_story_of_holds_comes_out_as_told(make: Make, story: Story) -> None:
     """Each title says what its steps show."""
     story.goes(make)

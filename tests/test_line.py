@@ -15,7 +15,7 @@ from keepa_tokens.rules.commands import Reserve, Settle
 from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import LIMIT, UNLIMITED
-from tests.stories import Story, begun, command, told
+from tests.stories import Story, begun, command, each_story
 from tests.strategies import Direct, Make, either_way
 
 KEEPA: Final = Quota(300, 5, 60.0, stepped=True, overdraft=UNLIMITED, synced=True)
@@ -77,7 +77,7 @@ alone, who may wait gets a place after all: PLAIN balance=0
 
 
 @either_way
-@told(STORIES, globals())
+@each_story(STORIES, globals())
 def test_a_story_of_the_line_comes_out_as_told(make: Make, story: Story) -> None:
     """Each title says what its steps show."""
     story.goes(make)

@@ -18,7 +18,7 @@ from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
 from tests.helpers import Noted
-from tests.stories import Story, told
+from tests.stories import Story, each_story
 from tests.strategies import SPARING, Bucket, Direct, Make, either_way
 
 pytestmark = pytest.mark.anyio
@@ -111,7 +111,7 @@ who reserves waits for the refill and never for a hold: FAST
 
 
 @either_way
-@told(STORIES, globals())
+@each_story(STORIES, globals())
 def test_a_story_of_places_comes_out_as_told(make: Make, story: Story) -> None:
     """Each title says what its steps show."""
     story.goes(make)

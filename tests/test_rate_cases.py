@@ -14,7 +14,7 @@ from keepa_tokens import AcquireTimeout, MemoryStorage, Quota, TokenBucket
 from keepa_tokens.quota import exact
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
-from tests.stories import Story, told
+from tests.stories import Story, each_story
 from tests.strategies import Make, either_way
 
 ONE: Final = Quota(1, 10, 1.0)
@@ -82,7 +82,7 @@ the longest wait is a bound that includes itself: TEN
 
 
 @either_way
-@told(STORIES, globals())
+@each_story(STORIES, globals())
 def test_a_situation_of_other_limiters_comes_out_as_it_should(make: Make, story: Story) -> None:
     """Bursts, places, places given up, clocks that step back, other terms: each step comes to what is written there."""
     story.goes(make)
