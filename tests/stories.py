@@ -8,7 +8,7 @@
 The first line has what it shows, and the bucket: a quota by its name, what is changed in that, and what is stored. Then
 come the steps: the time since the beginning (`50s-1` is a microsecond before 50 s), and one command or several. After
 `->` stands what comes of it: a reason or a verdict; `name=value`, of the outcome, of a look, or of what is stored;
-`name` or `!name`, where it is or isn't so. `-` is None, `@5s` an instant of the story. `<a|b>` tells the story with
+`name` or `!name`, where it is or isn't so. `-` is None, `@5s` an instant of the story. `(a|b)` tells the story with
 either; all choices of a story go together. A step may also `put` something else into what is stored, `restart`, or go
 `on` with other terms.
 """
@@ -30,7 +30,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules import commands
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.state import HOLD, BucketState, Hold
 from keepa_tokens.units import PROBE_AFTER_US
 from tests.strategies import Bucket, Make
 
@@ -89,10 +89,12 @@ def number(text: str) -> Any:
 
 
 def value(name: str, text: str, start: int) -> Any:
-    """Return the same, or after `@` an instant of the story; who stands in line, by what is stored of one."""
+    """Return the same, or after `@` an instant of the story; a ticket in line, or a hold, by what is stored of it."""
     if name == "line":
         ticket, *numbers = text.split(":")
         return (Ticket(ticket, *(value("", each, start) for each in numbers)),)
+    if name.startswith(HOLD):
+        return Hold(*(value("", each, start) for each in text.split(":")))
     return start + number(text[1:]) if text.startswith("@") else number(text)
 
 
@@ -163,10 +165,12 @@ class Story:
 
 def begun(quota: Quota, start: int, stored: Mapping[str, Any]) -> BucketState:
     """Return a bucket of which this was stored at the start; a synced one was told its balance then."""
-    known: dict[str, Any] = {"refilled_at": start, "quota": quota, "sequence": 1}
+    holds = {name.removeprefix(HOLD): hold for name, hold in stored.items() if name.startswith(HOLD)}
+    others = {name: value for name, value in stored.items() if not name.startswith(HOLD)}
+    known: dict[str, Any] = {"refilled_at": start, "quota": quota, "sequence": 1, "holds": holds}
     if quota.synced:
         known |= {"reading_at": start, "reading_sequence": 1, "server_time_at": start}
-    return summed(quota, BucketState(**known | dict(stored)))
+    return summed(quota, BucketState(**known | others))
 
 
 def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
@@ -195,7 +199,7 @@ def each_story(text: str, terms: Mapping[str, Any]) -> pytest.MarkDecorator:
 
 
 _STORY: Final = re.compile(r"^(\S.*): (.*)\n((?: .*\n)+)", re.MULTILINE)
-_CHOICE: Final = re.compile(r"<((?:->|[^>])*)>")
+_CHOICE: Final = re.compile(r"\(([^()]*)\)")
 
 
 def stories(text: str, terms: Mapping[str, Any]) -> Iterator[tuple[str, Story]]:

@@ -52,23 +52,23 @@ SLOW: Final = Quota(100, 1, 3600.0, synced=True, initial=100)
 STORIES: Final = """
 a plain hold takes its tokens at once, and settling it charges what it cost: FIXED
     0 hold a 10 life=60s -> GRANTED balance=90 held=10 available=90
-    1s settle a <7|10|0|25|150> -> found balance=<93|90|100|75|-50> held=0
+    1s settle a (7|10|0|25|150) -> found balance=(93|90|100|75|-50) held=0
 a synced one sets them aside beside the balance: TOLD
     0 hold a 10 life=60s -> GRANTED balance=100 held=10 available=90
-    1s settle a <7|10|0|25|150> -> found balance=<93|90|100|75|-50> held=0
+    1s settle a (7|10|0|25|150) -> found balance=(93|90|100|75|-50) held=0
 a hold ends once, however it is ended: FIXED
-    0 hold a 10 life=60s; 1 <settle a 4|settle a|cancel a> -> found balance=<96|90|100> held=0
-    2 settle a 4 -> !found, settle a -> !found, cancel a -> !found, settle a 90 -> !found balance=<96|90|100> held=0
+    0 hold a 10 life=60s; 1 (settle a 4|settle a|cancel a) -> found balance=(96|90|100) held=0
+    2 settle a 4 -> !found, settle a -> !found, cancel a -> !found, settle a 90 -> !found balance=(96|90|100) held=0
 a reserve that arrives again is granted on the hold that is there, and sets nothing more aside: FIXED
     0 hold a 100 life=60s -> GRANTED; 1 hold a 100 life=60s -> GRANTED balance=0 held=100, hold b 1 -> EMPTY
 a plain hold that runs out is forgotten: its tokens were taken, and none come back: FIXED
     0 hold a 10 life=60s; 60s-1 peek -> balance=90 held=10
-    60s take 0 -> ran_out=10 balance=90 held=0, <settle a 3|cancel a> -> !found balance=90 held=0
+    60s take 0 -> ran_out=10 balance=90 held=0, (settle a 3|cancel a) -> !found balance=90 held=0
 a synced one is forgotten after one more lifetime, its estimate stays charged: TOLD
-    0 hold a 10 life=60s; 120s <settle a 3|cancel a> -> !found balance=90 held=0 !due_at
+    0 hold a 10 life=60s; 120s (settle a 3|cancel a) -> !found balance=90 held=0 !due_at
 # Full until the hold runs out at 10 s; then 50 are gone, and 20 come back until 30 s.
 a hold is charged at its own instant, whenever somebody looks: TOLD refill=1
-    0 hold a 50 life=10s; <10s take 0; 11s take 0; 30s|30s> peek -> balance=70 held=0
+    0 hold a 50 life=10s; (10s take 0; 11s take 0; 30s|30s) peek -> balance=70 held=0
 # What it cost may have come after that reading: it is charged, the estimate isn't given back.
 a late settle does not correct a balance that a reading has replaced: NET_0
     0 read 100 1000 refill=0, hold a 10 life=60s; 61s read 70 1001 -> balance=70 held=0
@@ -87,17 +87,17 @@ a refund counts once, and not above capacity: FIXED initial=50
 a refund lowers no balance that is above capacity: FIXED balance=150
     0 back r 30 -> balance=150
 a refund is remembered for ten minutes: FIXED initial=0
-    0 back r 5 -> found; <0|600s-1|600s> back r 5 -> <!found|!found|found> balance=<5|5|10>
+    0 back r 5 -> found; (0|600s-1|600s) back r 5 -> (!found|!found|found) balance=(5|5|10)
 # So it is with a refund, and with what comes back of a synced hold that ran out.
-what fills the bucket leaves no fraction under way: 10 pass, not 11: <PER_SECOND|LEARNING|LEARNING> initial=10
-    0 hold a 1 life=10s; 10s take <1|0|0>; 11s-1 take 0, <back r 1|settle a 0|cancel a> -> balance=10
+what fills the bucket leaves no fraction under way: 10 pass, not 11: (PER_SECOND|LEARNING|LEARNING) initial=10
+    0 hold a 1 life=10s; 10s take (1|0|0); 11s-1 take 0, (back r 1|settle a 0|cancel a) -> balance=10
     11s-1 take 10 -> GRANTED; 12s-2 take 1 -> EMPTY; 12s-1 take 1 -> GRANTED
 what is given back of a plain hold fills up to capacity, what was refilled since counts: SEVEN
-    0 hold a 4 life=60s; 10s take 3; 12s <settle a 1|cancel a> -> balance=7, hold b 4 life=10s, take 3 -> balance=0
-    12s <settle b 1|cancel b> -> balance=<3|4>
+    0 hold a 4 life=60s; 10s take 3; 12s (settle a 1|cancel a) -> balance=7, hold b 4 life=10s, take 3 -> balance=0
+    12s (settle b 1|cancel b) -> balance=(3|4)
 and so does what is given back of a synced one that ran out: SEVEN synced initial=7
-    0 hold a 4 life=10s; 10s take 3; 12s <settle a 1|cancel a> -> balance=7, hold b 4 life=10s
-    22s take 3 -> balance=0, <settle b 1|cancel b> -> balance=<3|4>
+    0 hold a 4 life=10s; 10s take 3; 12s (settle a 1|cancel a) -> balance=7, hold b 4 life=10s
+    22s take 3 -> balance=0, (settle b 1|cancel b) -> balance=(3|4)
 """
 
 

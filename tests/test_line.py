@@ -43,18 +43,18 @@ a call that overdraws waits for the calls in flight, and no small one slips in m
     0 stand flying 15 -> GRANTED, stand big 50 -> IN_FLIGHT, stand small 1 -> !granted, settle flying 15
     0 stand small 1 -> !granted, stand big 50 -> GRANTED
 behind others a settle frees only what they leave; a sixth token takes 3 steps: KEEPA overdraft=0 balance=20
-    0 stand flying 10 -> GRANTED, stand first 15 -> !granted, stand second <5|6> -> <IN_FLIGHT in=1.5s|EMPTY in=180s>
+    0 stand flying 10 -> GRANTED, stand first 15 -> !granted, stand second (5|6) -> (IN_FLIGHT in=1.5s|EMPTY in=180s)
 # By a clock that is ahead the last refill is yet to come.
 who may overdraw and finds its one token behind others asks again soon, no refill is waited for: SMOOTH balance=20
-    0 stand flying 15 -> GRANTED, stand first <10|10|19|19> -> !granted, settle flying 0
-    0 put refilled_at=@<0|1s|0|1s>, stand second 50 -> EMPTY in=1.5s, stand first <10|10|19|19> -> GRANTED
+    0 stand flying 15 -> GRANTED, stand first (10|10|19|19) -> !granted, settle flying 0
+    0 put refilled_at=@(0|1s|0|1s), stand second 50 -> EMPTY in=1.5s, stand first (10|10|19|19) -> GRANTED
 a task that asks early, the one before it in flight, is told its turn again, and has it: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand task 5 -> in=120s
     60s stand first 5 -> GRANTED, stand task 5 -> IN_FLIGHT in=60s, stand newcomer 1 -> EMPTY
     120s stand task 5 -> GRANTED
 # At its turn; early, but nothing flows in; early, with all that it needs of its own.
-beside calls in flight all others look again soon: SMOOTH balance=15 <overdraft=0|refill=0 overdraft=0|refill=5>
-    0 stand flying 10 -> GRANTED, put line=ticket-task:10:0:1:@<0|1|1>, stand task 10 -> IN_FLIGHT in=1.5s
+beside calls in flight all others look again soon: SMOOTH balance=15 (overdraft=0|refill=0 overdraft=0|refill=5)
+    0 stand flying 10 -> GRANTED, put line=ticket-task:10:0:1:@(0|1|1), stand task 10 -> IN_FLIGHT in=1.5s
 a cancel by the ticket's id leaves the line, and the next one is granted at once: PLAIN balance=10
     0 stand big 50, stand small 5 -> !granted, cancel ticket-big -> found, stand small 5 -> GRANTED
 who finds a recharge is told when the refill has brought its tokens too, not its end: PLAIN recharge_to=20 balance=0

@@ -72,14 +72,14 @@ readings halve what is kept back once for every whole hour since the last gap, d
 # A step that had come to the projection while the answer was under way; another plan; a call of ours is in flight, and
 # may have been charged; there is more than was projected.
 a gap that ours or the server explain is nobody else's: QUOTA
-    0 read 100 1000 refill=5, <take 0|take 0|hold a 30 life=60s|take 0>
-    1s read <95|70|70|130> 1001 refill=<5|20|5|5> -> TAKEN kept_back=0
+    0 read 100 1000 refill=5, (take 0|take 0|hold a 30 life=60s|take 0)
+    1s read (95|70|70|130) 1001 refill=(5|20|5|5) -> TAKEN kept_back=0
 nor is one where nothing was known before: QUOTA balance=100 reading_at=-
     1s read 70 1001 -> TAKEN kept_back=0
 of what is stored as kept back a third of the capacity counts at most, of what is no number nothing: QUOTA
-    0 read 50 1000, put kept_back=<40|299|4503599627370495|NaN|-1>, peek -> kept_back=<40|100|100|0|0>
+    0 read 50 1000, put kept_back=(40|299|4503599627370495|NaN|-1), peek -> kept_back=(40|100|100|0|0)
 where the instant of a gap is lost or lies ahead it is now: what is kept back still halves: QUOTA
-    0 read 50 1000, put kept_back=80 kept_back_at=<-|NaN|@360000s>
+    0 read 50 1000, put kept_back=80 kept_back_at=(-|NaN|@360000s)
     60s read 300 1060 -> kept_back=80; 3660s read 300 4660 -> kept_back=40
 a field that a synced quota left means nothing to a plain bucket: OVERDRAWN overdraft=0 balance=10 kept_back=3
     0 take 10 -> GRANTED

@@ -42,8 +42,8 @@ STORIES: Final = """
 who gets tokens isn't sent anywhere, however old the reading, nor as a scout: QUOTA
     0 read 500; 36000s take 1 -> GRANTED !probe, hold a 1 life=60s scout=1 -> GRANTED !scout !probe
 a refusal on a reading calls for a probe from the age on that the caller said, and not earlier: NET_0
-    0 read -5 1000; <0|1s-1|600s-1|7200s-1> take 1 probe=<1|1s|600s|7200s> -> EMPTY !probe
-    <1|1s|600s|7200s> take 1 probe=<1|1s|600s|7200s> -> EMPTY probe
+    0 read -5 1000; (0|1s-1|600s-1|7200s-1) take 1 probe=(1|1s|600s|7200s) -> EMPTY !probe
+    (1|1s|600s|7200s) take 1 probe=(1|1s|600s|7200s) -> EMPTY probe
 who names no age is never sent: NET_0
     0 read -5 1000; 80000s take 1 probe=- -> EMPTY !probe
 on a plain bucket there is no server to ask: PLAIN

@@ -53,12 +53,12 @@ RECHARGING: Final = Quota(100, 1, 1.0, synced=True, recharge_to=50)
 
 STORIES: Final = """
 an unknown bucket takes any reading, with a server's time or without, old or not; it says nothing of others: QUOTA
-    0 read <5|-5 0|7 1> -> TAKEN balance=<5|-5|7> kept_back=0
+    0 read (5|-5 0|7 1) -> TAKEN balance=(5|-5|7) kept_back=0
 nor does it matter that a call brings it: QUOTA
     0 hold a 1 life=60s scout=1, settle a 1 says=-3 at=5 -> TAKEN
 # By the order of the calls alone, whatever the server's clock says: later, equal, nothing, earlier.
 a call opened after the last reading brings a newer one: QUOTA
-    0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=<1001|1000|-|10> -> TAKEN balance=90
+    0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=(1001|1000|-|10) -> TAKEN balance=90
 an older envelope that arrives late charges and changes nothing, for the newer one had its cost: QUOTA
     0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle b 10 says=80 at=1002
     1s settle a 10 says=90 at=1001 refill=7 capacity=5 next_refill_in=3 -> STALE balance=80
@@ -68,11 +68,11 @@ two calls under way at once come back as the server answered: both are taken, by
     1s settle b 10 says=90 at=1001, settle a 10 says=80 at=1002 -> TAKEN
 of two readings within one millisecond of the server's the lower balance has both costs: QUOTA
     0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s
-    1s settle <a|b> 10 says=<90|80> at=1001, settle <b|a> 10 says=<80|90> at=1001 -> balance=80
+    1s settle (a|b) 10 says=(90|80) at=1001, settle (b|a) 10 says=(80|90) at=1001 -> balance=80
 # It can't be put in order, so it isn't adopted, and its cost is charged rather than lost.
 where the last reading has no server's time, a call opened before it charges its cost: QUOTA
     0 read 100, hold a 10 life=600s, hold b 10 life=600s
-    1s settle b 10 says=80, settle a 7 says=90 at=<-|1001> -> STALE balance=73
+    1s settle b 10 says=80, settle a 7 says=90 at=(-|1001) -> STALE balance=73
 a settle that comes again may still bring a reading, but charges nothing: QUOTA
     0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=1001
     1s settle a 10 says=90 at=1001 -> !found STALE balance=90, settle a 10 says=70 at=1002 -> balance=70 drift=-20
@@ -96,14 +96,14 @@ what the server says of its terms rules from then on, and what it leaves out sta
     0 read 0 1 next_refill_in=10 refill=20 period=30 capacity=1200 -> capacity=1200 refill=20 period=30s
     0 take 21 -> in=40s; 1s read 1 2, peek -> capacity=1200 refill=20 period=30s
 a net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods: STEPS
-    0 read 0 refill=<0.25|0.3|1.9|5> -> refill=<1|1|1|5> period=<240s|240s|60s|60s>
+    0 read 0 refill=(0.25|0.3|1.9|5) -> refill=(1|1|1|5) period=(240s|240s|60s|60s)
 the news that the balance is low begins no recharge, only a request does that: RECHARGING
     0 read 0 1000 -> closed_until=-; 3s take 3 -> GRANTED
 # Near; near, beside a claim; jumped; older. The second ends the claim, since the server did answer.
 a higher balance that tells no order is not taken, and only what it brings is stored: QUOTA
-    0 read 50 1000; 1s <take 0|claim -> probe|take 0|take 0>, peek -> version=<1|2|1|1>
-    1s read 60 <997|997|8200|970> -> STALE balance=50 probe_until=- !probe_failures version=<1|3|2|1>
-    1s peek -> server_time=<1000s|1000s|8200s|1000s>
+    0 read 50 1000; 1s (take 0|claim -> probe|take 0|take 0), peek -> version=(1|2|1|1)
+    1s read 60 (997|997|8200|970) -> STALE balance=50 probe_until=- !probe_failures version=(1|3|2|1)
+    1s peek -> server_time=(1000s|1000s|8200s|1000s)
 """
 
 
