@@ -30,7 +30,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules import commands
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import HOLD, BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import PROBE_AFTER_US
 from tests.strategies import Bucket, Make
 
@@ -89,12 +89,10 @@ def number(text: str) -> Any:
 
 
 def value(name: str, text: str, start: int) -> Any:
-    """Return the same, or after `@` an instant of the story; a ticket in line, or a hold, by what is stored of it."""
+    """Return the same, or after `@` an instant of the story; of who stands in line, what is stored."""
     if name == "line":
         ticket, *numbers = text.split(":")
         return (Ticket(ticket, *(value("", each, start) for each in numbers)),)
-    if name.startswith(HOLD):
-        return Hold(*(value("", each, start) for each in text.split(":")))
     return start + number(text[1:]) if text.startswith("@") else number(text)
 
 
@@ -165,12 +163,10 @@ class Story:
 
 def begun(quota: Quota, start: int, stored: Mapping[str, Any]) -> BucketState:
     """Return a bucket of which this was stored at the start; a synced one was told its balance then."""
-    holds = {name.removeprefix(HOLD): hold for name, hold in stored.items() if name.startswith(HOLD)}
-    others = {name: value for name, value in stored.items() if not name.startswith(HOLD)}
-    known: dict[str, Any] = {"refilled_at": start, "quota": quota, "sequence": 1, "holds": holds}
+    known: dict[str, Any] = {"refilled_at": start, "quota": quota, "sequence": 1}
     if quota.synced:
         known |= {"reading_at": start, "reading_sequence": 1, "server_time_at": start}
-    return summed(quota, BucketState(**known | others))
+    return summed(quota, BucketState(**known | dict(stored)))
 
 
 def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:

@@ -99,11 +99,6 @@ a net refill above 1 loses its fraction, one between 0 and 1 is one token in sev
     0 read 0 refill=(0.25|0.3|1.9|5) -> refill=(1|1|1|5) period=(240s|240s|60s|60s)
 the news that the balance is low begins no recharge, only a request does that: RECHARGING
     0 read 0 1000 -> closed_until=-; 3s take 3 -> GRANTED
-# Near; near, beside a claim; jumped; older. The second ends the claim, since the server did answer.
-a higher balance that tells no order is not taken, and only what it brings is stored: QUOTA
-    0 read 50 1000; 1s (take 0|claim -> probe|take 0|take 0), peek -> version=(1|2|1|1)
-    1s read 60 (997|997|8200|970) -> STALE balance=50 probe_until=- !probe_failures version=(1|3|2|1)
-    1s peek -> server_time=(1000s|1000s|8200s|1000s)
 """
 
 
