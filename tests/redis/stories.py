@@ -51,6 +51,7 @@ SERVED: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
 HUGE: Final = Quota(LIMIT - 1, 0, 1.0, overdraft=UNLIMITED)
 STILL: Final = Quota(10, 0, 1.0)
 STILL_STEPS: Final = Quota(10, 0, 1.0, stepped=True)
+EMPTY: Final = Quota(10, 1, 1.0, initial=-3)
 ONE_A_STEP: Final = Quota(10, 1, 1.0, stepped=True)
 QUICK: Final = Quota(5, 2**31, 0.001)
 
@@ -126,6 +127,10 @@ one in flight beside an overdraft: SYNCED
     0 read 5 1; 1 hold a 1; 2 take 10; 3 settle a 0; 4 take 10
 a probe that failed: SYNCED
     0 read 9 1; 1 claim; {1 + CLAIM_US} claim; 60s peek
+one that begins below nothing: EMPTY
+    0 take 1; 1s take 10; 4s-1 take 1; 4s take 1; 5s take 11, take 1
+refused beside holds, places and more than there can be: DEBT
+    0 take 7, hold a 2, take 3, take 11, take 12; 1 take 4 wait=60s, take 1, settle a 1; 2 take 5; 9s take 1; 21s take 2
 a claim given back: SYNCED
     0 read 9 1; 1 claim; 2 unclaim {1 + CLAIM_US}; 3 take 1; 4 claim
 """
