@@ -15,7 +15,7 @@ from ._arguments import timeout_us, whole
 from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
-from .errors import StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle

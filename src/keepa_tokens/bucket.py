@@ -13,7 +13,7 @@ from ._blocking import run
 from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
-from .errors import StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
