@@ -189,7 +189,7 @@ def _check_parts(url: str) -> None:
         port = parts.port or -1
     if parts is None or port is None:
         raise ConfigError(f"the URL has no port that is a number; {told}")
-    torn = "@" in parts.path or ("@" in parts.query and "@" not in parts.netloc)
+    torn = "@" in parts.path or ("@" in parts.query and not parts.username)
     if "#" in url or (torn and parts.scheme != "unix"):
         raise ConfigError(f"the URL's parts can't be told apart; {told}")
     if parts.scheme == "unix" and not parts.path:
