@@ -68,9 +68,9 @@ class TokenBucket(BucketBase[Storage], Closing):
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
 
         On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its
-        place comes: first come, first served. Interrupted, it gives them back. Raises AcquireTimeout at once,
-        nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
-        ConfigError as `try_acquire`.
+        place comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
+        AcquireTimeout, nothing taken, as soon as the wait is seen to be longer than `timeout` or endless: mostly at
+        once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
         """
         patience_us = None if timeout is None else timeout_us(timeout)
         try:
@@ -151,7 +151,10 @@ class TokenBucket(BucketBase[Storage], Closing):
         plans.deletion(self.storage)(self.key)
 
     def refund(self, tokens: int) -> None:
-        """Give `tokens` back, up to capacity: of a grant that was not used."""
+        """Give `tokens` back, up to capacity: of a grant that was not used.
+
+        Where others wait for places on a plain bucket, it may be fewer: what they were told stays true.
+        """
         BlockingSteps(self._door).carry(Refund(new_id(), whole("tokens", tokens)))
 
     def reconcile(self, reading: Reading) -> Snapshot:
@@ -296,6 +299,8 @@ class Reservation(ReservationBase[Storage]):
         self._end(Cancel(self.id))
 
     def _end(self, command: Settle | Cancel) -> None:
+        if not self.open:
+            return
         run(lambda: BlockingSteps(self._door).finish(command))
         self._ended()
 

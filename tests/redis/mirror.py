@@ -143,7 +143,8 @@ def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) 
         return SOME
     tried = replace(working, holds=dict(working.holds))
     outcome = step(tried, command, now)
-    behind = outcome is not None and outcome.place_us > 0 and working.firm_place > now
+    at = now if outcome is None else now + outcome.place_us
+    behind = at > now and (working.firm_place > now or working.last_place == at)
     if outcome is None and texts and isinstance(command, Acquire):
         return _refused(working, command, now) or SOME
     return SOME if outcome is None or behind else working

@@ -78,8 +78,9 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = "") -> Call:
         """Wait until `estimate` tokens beside `keep` may be spent, and set them aside for one call.
 
-        It waits in line: small calls don't pass a big one. Raises AcquireTimeout at once, nothing taken, when the wait
-        would be longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost; StorageUnavailable.
+        It waits in line: small calls don't pass a big one. Raises AcquireTimeout, nothing taken, as soon as the wait is
+        seen to be longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost;
+        StorageUnavailable.
         timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, for people who look at
         what is in flight.
         """

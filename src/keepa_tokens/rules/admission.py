@@ -8,7 +8,6 @@ from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
 from .line import ahead_of
-from .readings import kept_back
 from .state import SoundState
 
 
@@ -68,9 +67,12 @@ class Admission:
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
     def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
-        """Return what must be available for a request, and the part of that which it leaves to others."""
+        """Return what must be available for a request, and the part of that which it leaves to others.
+
+        By the capacity that lasts: no wait changes it.
+        """
         alone = required(tokens, self.s.quota.overdraft)
-        aside = set_aside(keep, kept_back(self.s, self.flow), self.flow.capacity, alone)
+        aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
         return alone + aside, aside
 
     def _ahead(self, keep: int, ticket: str | None) -> int:

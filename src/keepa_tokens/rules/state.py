@@ -92,8 +92,8 @@ class BucketState:
     flight. due_at: not later than the first instant at which a hold falls due.
 
     Places, on a plain bucket. last_place: the latest instant told to somebody who waits for one. firm_place: the
-    instant that `last_place` must not move back over, since tokens came back before it. largest_place: the most tokens
-    that lie there when one of them comes, beside what is left after the last one.
+    instant that `last_place` must not move back over, since tokens came back before it, or several share it.
+    largest_place: the most tokens that lie there when one of them comes, beside what is left after the last one.
 
     quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
     capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`

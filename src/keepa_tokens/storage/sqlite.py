@@ -47,7 +47,7 @@ class SQLiteStorage(Closing, NotCopied):
     A bucket that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may
     cost the last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited longest goes
     next. timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken.
-    (The `timeout` of `acquire` counts only the wait for tokens.)
+    (The `timeout` of `acquire` doesn't shorten that.)
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
