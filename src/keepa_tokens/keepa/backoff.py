@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from .._plans import Patience, Steps, snapshot_of
 from ..errors import AcquireTimeout
 from ..rules.commands import Peek
 from ..rules.decision import Reason
 from ..units import MICROSECONDS
+
+if TYPE_CHECKING:
+    from ._door import CallBase
 
 SERVER_REFUSES: Final = "REFUSED"
 """The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
@@ -36,17 +39,10 @@ LONGEST_ASKED: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
 
-class _Call(Protocol):
-    @property
-    def told(self) -> bool: ...
-    @property
-    def retry_after(self) -> float | None: ...
+C = TypeVar("C", bound="CallBase")
 
 
-Called = TypeVar("Called", bound=_Call)
-
-
-class Attempts(Generic[Called]):
+class Attempts(Generic[C]):
     """Calls that the server refuses, one after the other. ask: sets tokens aside within so many microseconds.
 
     The time that the caller takes in between counts for no timeout.
@@ -57,27 +53,27 @@ class Attempts(Generic[Called]):
         tokens: int,
         keep: int,
         timeout_us: int | None,
-        ask: Callable[[Steps[object], int | None], Awaitable[Called]],
+        ask: Callable[[Steps[object], int | None], Awaitable[C]],
     ) -> None:
         self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
         self._unexplained = 0
-        self._refused: Called | None = None
+        self._last: C | None = None
 
-    async def next(self, steps: Steps[object]) -> Called | None:
+    async def next(self, steps: Steps[object]) -> C | None:
         """Return the next call, its estimate set aside; None: make no other, the last answer stands.
 
         Where the storage is away it may be called again, and goes on where it was.
         """
         patience = Patience(steps.door, self._left_us)
-        if self._refused is not None and not await self._goes_on(steps, self._refused, patience.left_us()):
+        if self._last is not None and not await self._goes_on(steps, self._last, patience.left_us()):
             return None
-        self._refused = None
+        self._last = None
         call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
         self._left_us = None if self._left_us is None else patience.left_us()
-        self._refused = call
+        self._last = call
         return call
 
-    async def _goes_on(self, steps: Steps[object], last: Called, left_us: int) -> bool:
+    async def _goes_on(self, steps: Steps[object], last: C, left_us: int) -> bool:
         """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
 
         AcquireTimeout where that would be too long.
