@@ -15,13 +15,15 @@ class Admission:
     """A sound bucket at one moment, as a request finds it.
 
     flow: the refill in effect. terms_from: when the caller's own terms may replace those that it is served by.
+    repaired: what was mended, to be told.
     """
 
-    __slots__ = ("flow", "now", "s", "terms_from")
+    __slots__ = ("flow", "now", "repaired", "s", "terms_from")
 
-    def __init__(self, callers: Quota, sound: SoundState, now: int) -> None:
+    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
         self.s = sound
         self.now = now
+        self.repaired = repaired
         self.flow = flow_in_effect(sound, sound.refilled_at)
         since = None if callers == sound.quota else sound.terms_at
         self.terms_from = now if since is None else since + MINUTE_US
