@@ -256,6 +256,11 @@ class BucketBase(NotCopied, Generic[S_co]):
         return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
 
 
+def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
+    """Return the inside of a bucket, for the other doors of this library."""
+    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
+
+
 class HeldBase(NotCopied, Generic[S_co]):
     """What reservations and calls have in common: tokens set aside, to be settled or given back."""
 

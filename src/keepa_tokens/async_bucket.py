@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from functools import wraps
 from inspect import isawaitable
 from types import CoroutineType, TracebackType
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
@@ -33,9 +33,6 @@ PATIENCE_SECONDS = 3.0
 
 CLEANUP_SECONDS = 5.0
 """The longest that each step of a clean-up may take."""
-
-
-AsyncDoor: TypeAlias = Door[AsyncStorage | MemoryStorage]
 
 
 class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
@@ -171,7 +168,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     __slots__ = ("_step",)
     blocks = False
 
-    def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
+    def __init__(self, door: Door[AsyncStorage | MemoryStorage], taking: Acquire | None = None) -> None:
         super().__init__(door, taking)
         self._step: asyncio.Task[Outcome] | None = None
 
@@ -314,11 +311,6 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
-
-
-def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
-    """Return the inside of a bucket, for the other doors of this library."""
-    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
 class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
