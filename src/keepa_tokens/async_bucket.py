@@ -28,10 +28,10 @@ from .units import LIMIT
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 3.0
+PATIENCE_S = 3.0
 """How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
 
-CLEANUP_SECONDS = 5.0
+CLEANUP_S = 5.0
 """The longest that each step of a clean-up may take."""
 
 
@@ -179,7 +179,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if isinstance(self.door.storage, MemoryStorage):
             self.answer = outcome = await self._applied(command)
         elif on_trio():
-            with shielded(CLEANUP_SECONDS):
+            with shielded(CLEANUP_S):
                 self.answer = outcome = await self._applied(command)
         else:
             self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
@@ -248,13 +248,13 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             except RuntimeError:
                 self.door.not_given_back(self.asked(), "its event loop is gone")
         elif on_trio():
-            with shielded(PATIENCE_SECONDS):
+            with shielded(PATIENCE_S):
                 await work()
         else:
             task = asyncio.get_running_loop().create_task(work())
             self._leave_running(task)
-            with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
-                await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+            with shielded(PATIENCE_S), suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=PATIENCE_S)
 
     def _leave_running(self, task: asyncio.Task[Any]) -> None:
         """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
@@ -274,7 +274,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if task is None or self.sent is None:
             return
         with suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
+            await asyncio.wait({task}, timeout=CLEANUP_S)
         if task.done() and not task.cancelled() and task.exception() is None:
             self.ended(self.sent, task.result())
         task.cancel()
@@ -289,7 +289,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def _once_more(self, command: Command) -> bool:
         for _ in range(2):
             try:
-                async with limited(CLEANUP_SECONDS):
+                async with limited(CLEANUP_S):
                     self.ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")

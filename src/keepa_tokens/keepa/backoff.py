@@ -4,10 +4,10 @@ A refusal (429) whose envelope leaves the bucket without tokens explains itself:
 some. One that leaves the bucket open, has no envelope or comes with a `Retry-After` doesn't: the bucket would let the
 next call through, to be refused again. So:
 
-1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED at most.
-2. Else FIRST, doubled each time. Both are jittered upwards, so that many workers don't come back together.
+1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED_S at most.
+2. Else FIRST_PAUSE_S, doubled each time. Both are jittered upwards, so that many workers don't come back together.
 3. After TRIES of them the server's own answer is the last word.
-4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens sooner than in FIRST
+4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens in less than FIRST_PAUSE_S
    explains nothing: a server that promises so each time would be asked without an end.
 """
 
@@ -32,10 +32,10 @@ SERVER_REFUSES: Final = "REFUSED"
 TRIES: Final = 5
 """Refusals of one request, none of them explained by an empty bucket, after which it is not made again."""
 
-FIRST: Final = 1.0
+FIRST_PAUSE_S: Final = 1.0
 """Seconds before the second try."""
 
-LONGEST_ASKED: Final = 3600.0
+LONGEST_ASKED_S: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
 
@@ -100,14 +100,14 @@ class Attempts(Generic[C]):
         wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
         envelope. retry_after: what the server asked for, None if nothing.
         """
-        if retry_after is None and wait >= FIRST:
+        if retry_after is None and wait >= FIRST_PAUSE_S:
             return 0.0
         self._unexplained += 1
         if self._unexplained >= TRIES:
             return None
         if retry_after is not None:
-            return min(retry_after, LONGEST_ASKED)
-        return FIRST * 2.0 ** (self._unexplained - 1)
+            return min(retry_after, LONGEST_ASKED_S)
+        return FIRST_PAUSE_S * 2.0 ** (self._unexplained - 1)
 
 
 def retry_after_of(answer: object) -> float | None:
