@@ -42,7 +42,7 @@ _new: Final = object.__new__
 
 
 class Door(Generic[S_co]):
-    """What both doors have in common. Its state is in the storage; in memory it remembers where."""
+    """What both doors have in common. The state is in the storage; of memory storage it remembers the bucket there."""
 
     __slots__ = (
         "_bucket",
