@@ -203,7 +203,7 @@ def stories(text: str, terms: Mapping[str, Any]) -> Iterator[tuple[str, Story]]:
     text = re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)
     assert not _STORY.sub("", text).strip(), f"no story: {_STORY.sub('', text)}"
     for title, bucket, lines in _STORY.findall(text):
-        choices = [choice.split("|") for choice in _CHOICE.findall(bucket + lines)]
+        choices = [[way.strip() for way in each.split("|")] for each in _CHOICE.findall(bucket + lines)]
         for ways in zip(*choices, strict=True) if choices else [("",)]:
             left = iter(ways)
             story = Story(_chosen(bucket, left), _chosen(lines, left), terms)

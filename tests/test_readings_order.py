@@ -76,6 +76,10 @@ where the last reading has no server's time, a call opened before it charges its
 a settle that comes again may still bring a reading, but charges nothing: QUOTA
     0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=1001
     1s settle a 10 says=90 at=1001 -> !found STALE balance=90, settle a 10 says=70 at=1002 -> balance=70 drift=-20
+a settle that is sent again without a server's time is no news either: what others spent since stays spent: QUOTA
+    0 read 100, hold a 10 life=600s, hold b 10 life=600s
+    1s settle a 10 says=90, settle b 10, settle a 10 says=90 -> STALE balance=80
+    121s+1 settle a 10 says=70 -> TAKEN balance=70
 # A's answer, by a clock ahead, came first; B's cost came after it: 40 are left, not 90.
 of two front ends five seconds apart the lower balance counts: QUOTA
     0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle a 10 says=90 at=1001 -> balance=90
@@ -97,6 +101,15 @@ what the server says of its terms rules from then on, and what it leaves out sta
     0 take 21 -> in=40s; 1s read 1 2, peek -> capacity=1200 refill=20 period=30s
 a net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods: STEPS
     0 read 0 refill=(0.25|0.3|1.9|5) -> refill=(1|1|1|5) period=(240s|240s|60s|60s)
+# A second and the phase alone; a period without a refill; stretched by it; after a stretched one; shorter than before;
+# one token in several periods; a step that is due now.
+what came until a reading is in its balance, whatever periods were told, and the next step comes when it says: STEPS
+    0 read (0 refill=5 period=1|9|9|0 next_refill_in=300|0 refill=5 period=600 next_refill_in=600|0 refill=0.25|9)
+    (0|0|0|200s|500s|0|0) read (0 next_refill_in=0.5|0 period=600 next_refill_in=10|0 period=600 next_refill_in=500|
+     0|0 refill=5|0 next_refill_in=60|0 next_refill_in=0)
+    (0|0|0|200s|500s|0|0) peek -> balance=(0|0|0|0|0|0|5)
+    (0.5s-1|10s-1|500s-1|240s-1|540s-1|240s-1|60s-1) peek -> balance=(0|0|0|0|0|0|5)
+    (0.5s|10s|500s|240s|540s|240s|60s) peek -> balance=(5|5|5|5|5|1|10)
 the news that the balance is low begins no recharge, only a request does that: RECHARGING
     0 read 0 1000 -> closed_until=-; 3s take 3 -> GRANTED
 """

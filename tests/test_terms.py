@@ -29,6 +29,8 @@ SOME: Final = Quota(11, 1, 3.0)
 FAST: Final = Quota(1000, 1000, 1.0)
 SLOW: Final = Quota(10, 10, 1.0)
 LARGE: Final = Quota(100, 10, 1.0)
+PLAN, BIGGER_PLAN = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
+WIDE, NARROW = (Quota(capacity, 1, 1.0, synced=True) for capacity in (1200, 300))
 
 STORIES: Final = """
 terms that replace refill 0 find what was there, and no more: ZERO
@@ -38,6 +40,13 @@ from 1,000 a second to 10: a minute after the change the smaller capacity clips 
     180s take 11 -> TOO_LARGE, take 10 -> GRANTED, take 1 -> EMPTY
 served by others' smaller terms, a caller is told when its own may take over: LARGE
     0 take 1 -> GRANTED, on SLOW, take 1 -> GRANTED; 10 on LARGE, take 150 -> TOO_LARGE in=60s-10
+a capacity that the server reported bounds on whichever terms, a bigger plan's too, in turns: BIGGER_PLAN
+    0 read 300 refill=5 capacity=300; 61s on PLAN, take 0 -> balance=300; 122s on BIGGER_PLAN, take 0 -> balance=300
+    183s on PLAN, take 0 -> balance=300; 244s on BIGGER_PLAN, take 0 -> balance=300
+# The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it.
+what is kept back goes by the capacity that lasts: WIDE
+    0 read 1000, read 500, read 10, on NARROW, take 150 -> EMPTY in=240s
+    240s-1 take 150 -> EMPTY; 240s take 150 -> GRANTED
 """
 
 
