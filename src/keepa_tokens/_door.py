@@ -17,7 +17,7 @@ from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, inst
 from ._bell import Bell
 from .clock import Clock, SystemClock
 from .errors import ConfigError
-from .events import Event, EventKind, Listener, LoggingListener, events_of, log_failed
+from .events import Event, EventKind, Listener, LoggingListener, checked_listener, events_of, log_failed
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Reason
@@ -85,11 +85,7 @@ class Door(Generic[S_co]):
 
     @listener.setter
     def listener(self, listener: Listener) -> None:
-        if not callable(listener):
-            raise TypeError(f"listener must be callable with an Event, not {shown(listener)}")
-        if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
-            raise TypeError(f"listener is called, never awaited: give a plain function, not {shown(listener)}")
-        self._listener = listener
+        self._listener = checked_listener(listener)
         self._failed = False
         self._log = listener if type(listener) is LoggingListener else None
         self._refused = None if self._log is None else self._log.refused

@@ -15,7 +15,7 @@ from ._arguments import timeout_us, whole
 from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
-from .errors import StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
@@ -342,10 +342,15 @@ class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            await self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            await self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            self._ended()  # it is charged as it is, and what ended the block must be seen
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

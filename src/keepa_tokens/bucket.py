@@ -13,7 +13,7 @@ from ._blocking import run
 from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
-from .errors import StorageUnavailable
+from .errors import KeepaTokensError, StorageUnavailable
 from .events import EventKind, Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
@@ -308,7 +308,12 @@ class Reservation(ReservationBase[Storage]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            self._ended()  # it is charged as it is, and what ended the block must be seen

@@ -41,6 +41,9 @@ CONNECTING: Final = {
 httpcore's async twins and httpcore2 have the same.
 """
 
+REDIRECTED: Final = ("requests.sessions", "resolve_redirects")
+"""Who fails here has had an answer: that of the server, which sent it elsewhere."""
+
 TUNNEL: Final = "httpcore._sync.http_proxy"
 """Here one function asks a proxy for a tunnel, notes that it is there, and sends the request through it."""
 
@@ -51,6 +54,8 @@ def never_sent(error: BaseException) -> bool:
     Whatever isn't known may have been sent. Only what the exception says and was raised from counts, not what happened
     to be handled when it was raised.
     """
+    if REDIRECTED in _places(error):
+        return False
     if type(error) in MISTAKES and getattr(error, "errno", None) in {None, 2}:
         return True
     return any(_names(link) & NO_CONNECTION or _ill_formed(link) or _is_connecting(link) for link in _links(error))
@@ -107,6 +112,11 @@ def _names(error: BaseException) -> frozenset[str]:
 def _ill_formed(error: BaseException) -> bool:
     """Return whether a header or a URL was refused before it was written; the same class tells of other mistakes."""
     return "httpx.LocalProtocolError" in _names(error) and str(error).startswith(("Illegal ", "Missing mandatory "))
+
+
+def _places(error: BaseException) -> list[tuple[object, str]]:
+    """Return the functions that an exception went through, by their modules."""
+    return [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
 
 
 def _is_connecting(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast, overload
 
+from .._arguments import shown
 from .._blocking import run
 from ..errors import ConfigError
 from ..keepa._httpx import keyed, library_of, proxy_for
@@ -75,7 +76,7 @@ class _Transport(GuardBase, Generic[Sync]):
     ) -> None:
         if inner is not None and not hasattr(inner, self.send):
             raise ConfigError(
-                f"the inner transport of a {type(self).__name__} must have {self.send}(), not be {inner!r}"
+                f"the inner transport of a {type(self).__name__} must have {self.send}(), not be {shown(inner)}"
             )
         self._sync = checked_sync(sync, self.kind, self)
         self._origin = Origin(host, api_key)

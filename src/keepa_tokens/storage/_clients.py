@@ -42,6 +42,7 @@ LONGEST_TIMEOUT_S: Final = 1e9
 _SECONDS: Final = ("socket_timeout", "socket_connect_timeout")
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _LAST_DATABASE: Final = 2**31 - 1
+_LAST_PORT: Final = 2**16 - 1
 
 _NOT_CARRIED_OUT: Final = "The command was certainly not carried out."
 _NOBODY_KNOWS: Final = "Nobody knows whether the command was carried out."
@@ -162,22 +163,37 @@ def _check_options(options: Mapping[str, object]) -> None:
     """
     for name in _SECONDS:
         value = options.get(name)
-        if isinstance(value, (int, float)) and not 0 < value < LONGEST_TIMEOUT_S:
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < LONGEST_TIMEOUT_S):
             raise ConfigError(f"{name} must be a number of seconds above 0; leave it out for the default")
     encoding = options.get("encoding", "utf-8")
     with suppress(LookupError, TypeError):
         encoding = "utf-8" if "0".encode(cast("str", encoding)) == b"0" else None
     if encoding != "utf-8":
         raise ConfigError("encoding must be one that writes digits as ASCII does, such as utf-8: leave it out")
-    database = options.get("db")
-    if isinstance(database, int) and not 0 <= database <= _LAST_DATABASE:
+    if not _is_number(options.get("db"), 0, _LAST_DATABASE):
         raise ConfigError("the server can have no database of that number: name another one")
+    if not _is_number(options.get("port"), 1, _LAST_PORT):
+        raise ConfigError(f"the port must be a number from 1 to {_LAST_PORT}")
+    if not _is_host(options.get("host")):
+        raise ConfigError("the host must be a name or an address, without spaces")
     for name in _FILES:
         path = options.get(name)
         if isinstance(path, str) and not Path(path).exists():
             raise ConfigError(f"{name}={path!r} is not there: give the path of the file")
     if options.get("ssl_keyfile") and not options.get("ssl_certfile"):
         raise ConfigError("ssl_keyfile goes with ssl_certfile: give both, or ssl_certfile alone")
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    """Whether an option is left out, or a whole number in these bounds, as a text of a URL too."""
+    return value is None or (str(value).isdecimal() and least <= int(str(value)) <= most)
+
+
+def _is_host(host: object) -> bool:
+    """Whether an option is left out, or can be looked up: what can't be encoded fails as a UnicodeError."""
+    with suppress(UnicodeError):
+        return not isinstance(host, str) or bool(host.encode("idna") and not re.search(r"\s", host))
+    return False
 
 
 def _check_parts(url: str) -> None:
@@ -214,6 +230,8 @@ def _without_secrets(error: Exception) -> str:
         return f"the value of the option {value[1]!r} is none"
     if "Certificate Requirements" in text:
         return "ssl_cert_reqs must be one of none, optional, required"
+    if "invalid literal" in text or "positive integer" in text:
+        return "an option that must be a number is none"
     if "protocol" in text.lower():
         return "protocol must be 2 or 3"
     return f"{type(error).__name__} while it was read"
@@ -240,6 +258,7 @@ _MISTAKES: Final = {
     "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client": (
         "MOVED ",
     ),
+    "this user may not use the server's socket ({error}): allow it to write there": ("Error 13 connecting to",),
     "the server has no database of that number: name another one in the URL": ("DB index is out of range",),
     "client_name has spaces or special characters: give another one": ("Client names cannot contain",),
     "the server refuses the user's name or password: give those of a user that it knows": (
@@ -262,6 +281,11 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
 
     sent_once: the client sends nothing again by itself, so that the last error tells of the only sending.
     """
+    if type(error) is RuntimeError and str(error) == "no running event loop":
+        return ConfigError(
+            "the clients of Redis for coroutines run on asyncio alone: on trio use AsyncSQLiteStorage, or a TokenBucket"
+            f" with a RedisStorage in a thread. {_NOT_CARRIED_OUT}"
+        )
     if type(error) is RuntimeError and "loop" in str(error):
         return ConfigError(
             f"this storage was in use in another event loop ({error}): make one in each, or aclose() it before its loop"
