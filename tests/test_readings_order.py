@@ -110,6 +110,8 @@ what came until a reading is in its balance, whatever periods were told, and the
     (0|0|0|200s|500s|0|0) peek -> balance=(0|0|0|0|0|0|5)
     (0.5s-1|10s-1|500s-1|240s-1|540s-1|240s-1|60s-1) peek -> balance=(0|0|0|0|0|0|5)
     (0.5s|10s|500s|240s|540s|240s|60s) peek -> balance=(5|5|5|5|5|1|10)
+a reading leaves out no step that is still to come, of a microsecond either: STEPS period=0.000001
+    0 read 5 -> balance=5; 1 peek -> balance=10
 the news that the balance is low begins no recharge, only a request does that: RECHARGING
     0 read 0 1000 -> closed_until=-; 3s take 3 -> GRANTED
 """
