@@ -720,6 +720,7 @@ def test_what_was_settled_or_failed_is_not() -> None:
         door, bucket = sync(), TokenBucket(PLAIN)
         with pytest.raises(KeyboardInterrupt):
             struck()  # interrupted after it was settled
+        gc.collect()
         door.try_request(1).settle()
         door.try_request(1).cancel()
         bucket.try_reserve(1).settle(1)

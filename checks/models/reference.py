@@ -342,6 +342,9 @@ class Reference(Lapse):
         """Note who waits until when, and the most that there is beside what is left after the last one."""
         last = max(self.last_place, at)
         largest = self.largest_place if self.last_place > now else 0
+        if at == self.last_place:
+            # Of two at one instant either may be given up as the last one.
+            self.firm_place = at
         if self.firm_place > now:
             largest += tokens - (self.balance_by(last) - self.balance_by(self.last_place))
         self.largest_place = min(max(tokens, largest), self.capacity + self.quota.overdraft)
@@ -368,7 +371,9 @@ class Reference(Lapse):
         if back and ahead and own < self.last_place:
             self.firm_place = self.last_place
         elif back and ahead:
-            self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
+            # Who goes into debt waits for less than it takes.
+            waited = self.time_of(max(1, tokens - self.quota.overdraft), math.floor) if self.refill else 0
+            self.last_place = max(self.firm_place, 0, own - waited)
         self.give(-self.correct(back))
 
     def correct(self, by: int) -> int:
@@ -397,7 +402,9 @@ class Reference(Lapse):
             return Came(found=found)
         order = self.order(reading, now, now)
         is_old = now - (self.read_at or 0) > SHUT_OUT_US
-        if self.nothing_known or order is Order.LATER or self.server_time is None or is_old:
+        # Of a call that is over, found or not, its answer is no news by arriving.
+        arrives_last = found and self.server_time is None
+        if self.nothing_known or order is Order.LATER or arrives_last or is_old:
             return Came(found=found, verdict=Verdict.TAKEN, drift=self.believe(reading, self.told_balance, now, now))
         drift = self.lower(reading, order, now)
         return Came(found=found, verdict=Verdict.STALE if drift is None else Verdict.TAKEN, drift=drift)
@@ -467,9 +474,12 @@ class Reference(Lapse):
         if not self.quota.stepped:
             self.at = max(self.at, now)
         elif reading.next_refill_in_us is not None:
-            # The last step came one period before the next one.
-            takes = max(period_us, self.stretched_us)
+            # The last step came one period before the next one; nothing else came that the balance hasn't.
+            takes = self.stretched_us or min(period_us, self.period_us)
             self.at = self.steps_from = max(0, now + min(takes, reading.next_refill_in_us) - takes)
+        else:
+            self.steps_from += max(0, now - self.steps_from) // self.period_us * self.period_us
+            self.at = self.steps_from
         self.open_if_it_may(now)
         return self.drift
 

@@ -47,7 +47,7 @@ class PrometheusListener:
     - `refusals_total` by `reason`: requests for tokens that the bucket refused
     - `server_refusals_total`: calls that the server refused with a 429
     - `wait_seconds`: a histogram of how long those were kept that had to wait and then went
-    - `pauses_total` by `reason`: times that somebody who waits slept, a minute each at most
+    - `pauses_total` by `reason`: times that somebody who waits slept; where a server is followed, a minute each at most
     - `settled_total`: calls that were settled
     - `consumed_tokens_total` by `path`: what settled calls were charged; the path is the call's label, which a guard
       sets to that of the request

@@ -29,22 +29,22 @@ MISTAKES: Final = frozenset({OSError, FileNotFoundError, TypeError, UnicodeEncod
 """Exactly these, bare, are a client's checks of what it was given: a timeout of 0, a header with a line break, a
 missing file of certificates. What the network does comes in the client's own exceptions."""
 
-CONNECTING: Final = frozenset(
-    {
-        *(("httpcore._sync.connection", "_connect"), ("httpcore._async.connection", "_connect")),
-        *(("httpcore._sync.connection_pool", "wait_for_connection"),),
-        *(("httpcore._async.connection_pool", "wait_for_connection"),),
-        *(("httpcore._sync.socks_proxy", "_init_socks5_connection"),),
-        *(("httpcore._async.socks_proxy", "_init_socks5_connection"),),
-        *(("urllib3.connection", "connect"), ("aiohttp.connector", "connect")),
-    }
-)
-"""Who fails or is interrupted in one of these functions has no connection yet, whatever the exception is called."""
+CONNECTING: Final = {
+    "httpcore._sync.connection": "_connect",
+    "httpcore._sync.connection_pool": "wait_for_connection",
+    "httpcore._sync.socks_proxy": "_init_socks5_connection",
+    "urllib3.connection": "connect",
+    "aiohttp.connector": "connect",
+}
+"""By module, the function in which there is no connection yet: who fails or is interrupted in it has sent nothing.
+
+httpcore's async twins and httpcore2 have the same.
+"""
 
 REDIRECTED: Final = ("requests.sessions", "resolve_redirects")
 """Who fails here has had an answer: that of the server, which sent it elsewhere."""
 
-TUNNELS: Final = frozenset({"httpcore._sync.http_proxy", "httpcore._async.http_proxy"})
+TUNNEL: Final = "httpcore._sync.http_proxy"
 """Here one function asks a proxy for a tunnel, notes that it is there, and sends the request through it."""
 
 
@@ -121,10 +121,11 @@ def _places(error: BaseException) -> list[tuple[object, str]]:
 
 def _is_connecting(error: BaseException) -> bool:
     for frame, _ in walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__")).replace("httpcore2.", "httpcore.")
-        if (module, frame.f_code.co_name) in CONNECTING:
+        module = str(frame.f_globals.get("__name__"))
+        module = module.replace("httpcore2.", "httpcore.").replace("httpcore._async.", "httpcore._sync.")
+        if CONNECTING.get(module) == frame.f_code.co_name:
             return True
-        if module in TUNNELS and getattr(frame.f_locals.get("self"), "_connected", True) is False:
+        if module == TUNNEL and getattr(frame.f_locals.get("self"), "_connected", True) is False:
             return True
     return False
 

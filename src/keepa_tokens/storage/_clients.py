@@ -14,8 +14,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
 
-__all__ = ["AsyncRedisClient", "RedisClient", "checked", "client_from_url", "is_script_lost", "meaning", "resends"]
-
 TIMEOUT_S: Final = 2.0
 """How long `from_url` lets a connection or an answer take, unless the URL says otherwise."""
 
@@ -207,8 +205,8 @@ def _check_parts(url: str) -> None:
         port = parts.port or -1
     if parts is None or port is None:
         raise ConfigError(f"the URL has no port that is a number; {told}")
-    torn = "#" in url or (parts.scheme != "unix" and ("@" in parts.path or ("@" in parts.query and "@" not in url[:9])))
-    if torn and not (parts.username and "#" not in url and "@" not in parts.path):
+    torn = "@" in parts.path or ("@" in parts.query and not parts.username)
+    if "#" in url or (torn and parts.scheme != "unix"):
         raise ConfigError(f"the URL's parts can't be told apart; {told}")
     if parts.scheme == "unix" and not parts.path:
         raise ConfigError("the URL names no socket: give its path, as in unix:///run/redis.sock")
@@ -255,29 +253,27 @@ NEEDED: Final = (
 )
 """What a user of buckets must be allowed."""
 
-_MISTAKES: Final = (
-    ("WRONGTYPE", "the key of bucket {key!r} holds something that is no bucket: use another key or prefix"),
-    (
+_MISTAKES: Final = {
+    "the key of bucket {key!r} holds something that is no bucket: use another key or prefix": ("WRONGTYPE",),
+    "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client": (
         "MOVED ",
-        "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client",
     ),
-    ("Error 13 connecting to", "this user may not use the server's socket ({error}): allow it to write there"),
-    ("DB index is out of range", "the server has no database of that number: name another one in the URL"),
-    ("Client names cannot contain", "client_name has spaces or special characters: give another one"),
-    ("WRONGPASS", "the server refuses the user's name or password: give those of a user that it knows"),
-    ("invalid password", "the server refuses the password: give the right one"),
-    ("invalid username-password", "the server refuses the user's name or password: give those of a user that it knows"),
-    ("NOAUTH", "the server wants a password: give it in the URL or to the client"),
-    ("unauthenticated multibulk", "the server wants a password: give it in the URL or to the client"),
-    ("already authenticated", "the server wants a password: give it in the URL or to the client"),
-    ("Authentication required", "the server wants a password: give it in the URL or to the client"),
-    ("without any password configured", "the server has no password set: leave it out of the URL"),
-    *(
-        (sign, f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix")
-        for sign in ("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one")
+    "this user may not use the server's socket ({error}): allow it to write there": ("Error 13 connecting to",),
+    "the server has no database of that number: name another one in the URL": ("DB index is out of range",),
+    "client_name has spaces or special characters: give another one": ("Client names cannot contain",),
+    "the server refuses the user's name or password: give those of a user that it knows": (
+        *("WRONGPASS", "invalid username-password"),
     ),
-)
-"""What a server says of a mistake that the next try would only repeat, and what to tell."""
+    "the server refuses the password: give the right one": ("invalid password",),
+    "the server wants a password: give it in the URL or to the client": (
+        *("NOAUTH", "unauthenticated multibulk", "already authenticated", "Authentication required"),
+    ),
+    "the server has no password set: leave it out of the URL": ("without any password configured",),
+    f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix": (
+        *("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one"),
+    ),
+}
+"""What to tell of a mistake that the next try would only repeat, and by what the server's words are known."""
 
 
 def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> KeepaTokensError | None:
@@ -299,8 +295,8 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
         return None
     text = str(error)
     said = f"MOVED {text}" if type(error).__name__ == "MovedError" else f"{type(error).__name__} {text}"
-    for sign, told in _MISTAKES:
-        if sign in said:
+    for told, signs in _MISTAKES.items():
+        if any(sign in said for sign in signs):
             return ConfigError(f"{told.format(key=key, error=text)}. Nothing was changed.")
     certain = _NOT_CARRIED_OUT if sent_once and _is_certain(error, text) else _NOBODY_KNOWS
     return StorageUnavailable(f"Redis did not carry the command out ({type(error).__name__}: {text}). {certain}")
@@ -312,11 +308,12 @@ def _is_certain(error: Exception, text: str) -> bool:
     The script writes only at its end, and nothing that can fail comes after its first write.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text
-    signs = ("max number of clients", "Too many connections", "No connection available")
-    refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
-    is_full = any(sign in text for sign in signs)
-    return never_sent or is_full or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
+    if names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"}:
+        return True
+    if names & {"ConnectionRefusedError", "MasterNotFoundError"} or "onnecting" in text.partition(":")[0]:
+        return True
+    is_full = any(sign in text for sign in ("MaxConnections", "max number of clients", "Too many connections"))
+    return is_full or "connecting to" in text or "No connection available" in text
 
 
 def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's

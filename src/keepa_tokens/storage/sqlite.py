@@ -52,7 +52,7 @@ class SQLiteStorage(Closing, NotCopied):
     A bucket that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may
     cost the last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited longest goes
     next. timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken.
-    (The `timeout` of `acquire` counts only the wait for tokens.)
+    (The `timeout` of `acquire` doesn't shorten that.)
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
@@ -134,9 +134,9 @@ class SQLiteStorage(Closing, NotCopied):
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             try:
-                self._begun("PRAGMA journal_mode = WAL")  # readers don't wait for writers
+                self._execute_in_turn("PRAGMA journal_mode = WAL")  # readers don't wait for writers
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                self._begun("BEGIN IMMEDIATE")
+                self._execute_in_turn("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute("COMMIT")
@@ -161,7 +161,7 @@ class SQLiteStorage(Closing, NotCopied):
     def _step(self) -> Generator[sqlite3.Connection]:
         with self._reading() as db:
             # The write lock from the start: no other process steps between what is read and what is written.
-            self._begun("BEGIN IMMEDIATE")
+            self._execute_in_turn("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
@@ -170,7 +170,7 @@ class SQLiteStorage(Closing, NotCopied):
                     db.execute("ROLLBACK")
                 raise
 
-    def _begun(self, statement: str) -> None:
+    def _execute_in_turn(self, statement: str) -> None:
         """Carry out a statement that waits for others, up to the timeout.
 
         A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
@@ -180,7 +180,7 @@ class SQLiteStorage(Closing, NotCopied):
         try:
             while True:
                 others = sqlite3.OperationalError("database is locked, and others have waited for longer")
-                failed = self._locked(statement) if _is_first(self._line, began_us) else others
+                failed = self._try(statement) if _is_first(self._line, began_us) else others
                 if failed is None:
                     return
                 waited_s = time.monotonic() - began_us / 1_000_000
@@ -193,7 +193,7 @@ class SQLiteStorage(Closing, NotCopied):
             if joined:
                 _unlock(self._line, began_us, 1)
 
-    def _locked(self, statement: str) -> sqlite3.Error | None:
+    def _try(self, statement: str) -> sqlite3.Error | None:
         """Carry out a statement; return why not, if others have the lock."""
         try:
             self._db.execute(statement)
