@@ -77,6 +77,7 @@ keepa: Any = KeepaSync
 keepa_async: Any = AsyncKeepaSync
 quota: Any = Quota
 on_redis: Any = RedisStorage
+client: Any = redis.Redis
 memory: Any = MemoryStorage
 stored: Any = BucketState
 logging_to: Any = LoggingListener
@@ -261,7 +262,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(on_redis, redis.Redis), "class Redis"),
     *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
     *(
-        (partial(on_redis, redis.Redis(**wrong)), says)
+        (partial(on_redis, client(**wrong)), says)
         for wrong, says in (
             ({"encoding": "utf-16"}, "encoding"),
             ({"db": "x"}, "database"),
@@ -688,6 +689,15 @@ async def half_open_too() -> AsyncIterator[object]:
         yield call
 
 
+def half_open_as_the_loop_ends() -> None:
+    calls = half_open_too()
+
+    async def first() -> None:
+        await anext(calls)
+
+    asyncio.run(first())
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -696,7 +706,7 @@ async def half_open_too() -> AsyncIterator[object]:
         lambda: next(iter(sync().attempts(4))),
         in_a_cycle,
         lambda: next(half_open()),
-        lambda: asyncio.run(anext(half_open_too())),  # type: ignore[arg-type]
+        half_open_as_the_loop_ends,
     ],
 )
 def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) -> None:
