@@ -132,5 +132,6 @@ def test_what_can_not_be_written_is_told_in_a_line(file: File) -> None:
         command = [sys.executable, *module, "status", "--all", *file.where]
         full_disk = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     assert (full_disk.returncode, full_disk.stderr) == (2, "keepa-tokens: [Errno 28] No space left on device\n")
+    assert KEY in file.run("status", "--all", env={"COLUMNS": "0"}).stdout
     wrong = run("simulate", "--rates", "100", "--days", "0.01", "--svg", "/nowhere/x.svg", code=2)
     assert "No such file or directory: '/nowhere/x.svg'" in wrong.stderr
