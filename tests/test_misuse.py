@@ -218,7 +218,18 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *(
         (partial(make.from_key, "key", base_url=url), "base_url")
         for make in KEEPA
-        for url in ("api.keepa.com", "ftp://x", "")
+        for url in (
+            *("api.keepa.com", "ftp://x", "", f"https://u:{SECRET}/x@h", f"https://h:{SECRET}", "https://h:99999"),
+            *(
+                "https://h:0",
+                "https://a..b",
+                " https://h",
+                "https://h\n",
+                "https://[::1",
+                "https://h?x=1",
+                "https://h#x",
+            ),
+        )
     ),
     *((partial(make.from_key, "key", hold_for=0), "hold_for") for make in KEEPA),
     *((partial(make.from_key, "key", key="a b"), "key") for make in KEEPA),
