@@ -237,7 +237,10 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *(
         (partial(make, sync(), **wrong), next(iter(wrong)))
         for make in GUARDS
-        for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
+        for wrong in (
+            *({"api_key": no} for no in ("", "k\n")),
+            *({"host": no} for no in ("", "https://api.keepa.com", "api.keepa.com:443", "api.keepa.com/", "a b", URL)),
+        )
     ),
     (partial(KeepaTransport, sync(), URL), "inner transport"),
     # What the first use would show as an outage, or as an error from inside.
