@@ -48,6 +48,18 @@ class Bench(Direct):
         return snapshot
 
 
+@pytest.mark.parametrize("tokens, keep", [(101, 0), (61, 40), (LIMIT - 1, 0)])
+def test_nobody_waits_for_a_ticket_that_can_never_be_served(tokens: int, keep: int) -> None:
+    """As after damage, or other terms: who comes after it is told what it would be without it, and served."""
+    bench, alone = Bench(PLAIN, 10), Bench(PLAIN, 10)
+    assert bench.state is not None
+    bench.state = replace(bench.state, line=(Ticket("odd", tokens, keep, 0, NOW + 86_400 * SECOND),))
+    for cost in (30, 10):
+        assert replace(bench.peek(cost), waiting=0, wanted=0) == alone.peek(cost)
+    assert bench.run(Acquire(10, keep=0, wait_us=LIMIT - 1)).place_us == 0
+    assert bench.reserve("behind", 30, keep=keep).retry_after_us == (30 + keep) * SECOND
+
+
 def test_small_calls_do_not_pass_a_big_one() -> None:
     """A call of 50 that waits is served before later calls of 5, which are told to come after it."""
     bench = Bench(PLAIN, 0)
