@@ -38,9 +38,10 @@ def test_a_bucket_is_told_in_sentences() -> None:
 
 
 def test_the_first_line_says_how_it_is() -> None:
-    """The first line says in a sentence whether calls go, and if not, when a small one does."""
+    """The first line says whether calls go, and if not, when a small one does, or may while others are in flight."""
     assert headline(seen()) == f"{KEY}: open, calls go at once."
     assert headline(seen(balance=-79, refilled_at=None)) == f"{KEY}: empty, a call of 10 goes in 4:02 at the latest."
+    assert headline(seen(balance=3, holds={"a": hold(12, tokens=3)})) == f"{KEY}: empty, a call of 10 may go in 0:02."
     assert headline(seen(quota=None)) == f"{KEY}: terms lost."
 
 
@@ -63,7 +64,7 @@ def test_an_unknown_balance_is_told() -> None:
     assert told["reading"] == "none yet: the server was never asked"
     asked = seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)
     assert dict(sentences(asked))["reading"] == "none yet: the server has not answered"
-    assert "the balance is unknown" in told["call of 10"]
+    assert told["call of 10"].startswith("may go in 0:02: the balance is unknown")
 
 
 def plain(balance: int, quota: Quota) -> Look:

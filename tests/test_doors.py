@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import math
@@ -217,6 +218,23 @@ def test_a_settle_brings_the_reading_of_the_answer() -> None:
     assert bucket.peek().balance == -3
 
 
+async def test_a_reservation_settled_again_brings_no_reading() -> None:
+    """A second time changes nothing, minutes later either: its reading is an old one by then."""
+    storage, clock = MemoryStorage(), ManualClock(100.0)
+    bucket = TokenBucket(SYNCED, key="k", storage=storage, clock=clock)
+    other = AsyncTokenBucket(SYNCED, key="k", storage=storage, clock=clock)
+    bucket.reconcile(Reading(100, server_time=1.0))
+    reservation, awaited = bucket.try_reserve(4), await other.try_reserve(4)
+    reservation.settle(4, Reading(96, server_time=2.0))
+    await awaited.settle(4, Reading(92, server_time=3.0))
+    assert bucket.try_acquire(10)
+    clock.advance(130.0)
+    before = bucket.peek().balance
+    reservation.settle(4, Reading(96, server_time=2.0))
+    await awaited.settle(4, Reading(92, server_time=3.0))
+    assert bucket.peek().balance == before
+
+
 async def test_async_reservations_are_awaited_or_entered() -> None:
     """`await`, or `async with`: the same reservation; left unsettled it stays charged."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
@@ -237,6 +255,32 @@ async def test_async_reservations_are_awaited_or_entered() -> None:
     assert (await bucket.try_acquire(4)).granted
     decision = await bucket.acquire(2)
     assert decision.waited == 2.0
+
+
+@pytest.mark.parametrize("ends", [KeyError, KeyboardInterrupt, asyncio.CancelledError])
+async def test_what_ends_a_block_is_seen_though_the_storage_is_away(ends: type[BaseException]) -> None:
+    """The error of a body or an interrupt in it, not that of charging the estimate, which is charged as it is."""
+    storage, clock = Noted(), ManualClock(100.0)
+    bucket = TokenBucket(PLAIN, storage=storage, clock=clock)
+    twin = AsyncTokenBucket(PLAIN, storage=storage, clock=clock)
+
+    def fails() -> None:
+        with bucket.reserve(3):
+            storage.away = True
+            raise ends
+
+    async def fails_too() -> None:
+        async with twin.reserve(3):
+            storage.away = True
+            raise ends
+
+    with pytest.raises(ends):
+        fails()
+    storage.away = False
+    with pytest.raises(ends):
+        await fails_too()
+    storage.away = False
+    assert bucket.peek().balance == 4
 
 
 def test_a_reservation_says_how_it_was_granted() -> None:

@@ -63,7 +63,7 @@ def headline(look: Look) -> str:
         return f"{look.key}: {state}."
     if state == "open":
         return f"{look.key}: open, calls go at once."
-    return f"{look.key}: {state}, a call of {small} {_when(look.ask(small))}."
+    return f"{look.key}: {state}, a call of {small} {_when(look.ask(small), snapshot)}."
 
 
 def sentences(look: Look) -> list[tuple[str, str]]:
@@ -78,7 +78,7 @@ def sentences(look: Look) -> list[tuple[str, str]]:
         ("available", _available(snapshot)),
         ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
-        *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
+        *((f"call of {tokens}", _call(look.ask(tokens), snapshot)) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
     ]
     if snapshot.paused_for > 0:
@@ -132,19 +132,22 @@ def _next_step(look: Look, snapshot: Snapshot) -> str:
     return f"{gain:+,} in {duration(look.next_step(snapshot))}{full}"
 
 
-def _call(decision: Decision | None) -> str:
-    when = _when(decision)
+def _call(decision: Decision | None, snapshot: Snapshot) -> str:
+    when = _when(decision, snapshot)
     if decision is None or decision.granted:
         return when
     return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
 
 
-def _when(decision: Decision | None) -> str:
+def _when(decision: Decision | None, snapshot: Snapshot) -> str:
     if decision is None or decision.granted:
         return "goes at once"
     if math.isinf(decision.retry_after):
         return "never goes"
-    return f"goes in {duration(decision.retry_after)} at the latest"
+    wait = duration(decision.retry_after)
+    in_flight = snapshot.quota.synced and snapshot.holds
+    is_sure = not (in_flight or snapshot.waiting or decision.reason is Reason.UNKNOWN)
+    return f"goes in {wait} at the latest" if is_sure else f"may go in {wait}"
 
 
 def _waiting(snapshot: Snapshot) -> str:

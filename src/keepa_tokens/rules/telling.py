@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from ..quota import Quota
 from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
 from .admission import Admission
-from .arithmetic import required, saturated, set_aside
+from .arithmetic import saturated
 from .commands import Peek
 from .decision import InFlight, Reason, Snapshot
 from .line import LATE_US
 from .readings import kept_back
-from .state import Hold, SoundState
+from .state import Hold
 
 
 def until(at: int, now: int) -> int:
@@ -21,11 +20,7 @@ def until(at: int, now: int) -> int:
 class Telling(Admission):
     """What a look at a bucket tells."""
 
-    __slots__ = ("repaired",)
-
-    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
-        super().__init__(callers, sound, now)
-        self.repaired = repaired
+    __slots__ = ()
 
     def _snapshot(self, command: Peek, reason: Reason, at: int) -> Snapshot:
         s, now = self.s, self.now
@@ -75,8 +70,7 @@ class Telling(Admission):
         Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
         """
         s = self.s
-        alone = required(command.tokens, s.quota.overdraft)
-        wanted = alone + set_aside(command.keep, kept_back(s, self.flow), self.flow.capacity, alone)
+        wanted, _ = self._wanted(command.tokens, command.keep)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
         if s.quota.recharge_to is None:
             return latest

@@ -33,13 +33,15 @@ from the balance already, and available = balance.
    in any interval at most capacity + overdraft + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
-   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
+   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time,
+   but for a settle whose hold is gone: sent again, it is no news.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
    taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
    its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
    had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
    refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period until the next reading, ten minutes at most.
+   than the period in effect is the period until the next reading, ten minutes at most. Steps that came until the
+   reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
@@ -48,24 +50,28 @@ from the balance already, and available = balance.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
    `initial` would let go what the server's reported terms do not.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-   from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
-   kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to
-   a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
-   back for every hour without a gap.
+    from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
+    kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes
+    to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is
+    kept back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
-   by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-   of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big one,
-   and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
-   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-   then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
-   spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past
-   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
-   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
+    of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
+    one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
+
+    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
+    then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
+    spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s
+    past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the
+    line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the
+    line.
+
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
-13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
-   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
-   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, then the
-   smaller one clips a plain balance. Plain and synced on one key is a ConfigError.
+13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
+    minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
+    minute's, and nothing at the first change. For a minute after a change the larger of the two capacities bounds,
+    unless the server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that
+    lasts. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -166,7 +172,7 @@ def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[b
     step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
     step.take_up(callers)
-    outcome = step.told(step.run(command))
+    outcome = step.completed(step.run(command))
     changed = step.changed or read.must_store
     read.sound.version += changed
     return changed, outcome
@@ -207,7 +213,7 @@ def inspected(state: BucketState | None, now: int) -> Snapshot | None:
 def lifetime_us(state: BucketState, now: int) -> int | None:
     """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
 
-    Of a partial state: no less than what is left of the lifetime that it has.
+    Of a partial state it may be too short, as not all holds were read: no lifetime may be shortened to it.
     """
     if state.quota is None:
         return None
@@ -319,7 +325,7 @@ class _Step(Telling):
     # 5: recharge
 
     def _close_for(self, tokens: int, keep: int) -> None:
-        end = self._closed_for(tokens, keep)
+        end = self._recharge_ends_at(tokens, keep)
         if end != self.s.closed_until and self.s.paused_until is None:
             self.s.closed_until = end
             self.changed = True
@@ -432,7 +438,7 @@ class _Step(Telling):
     def settle(self, command: Settle) -> Outcome:
         hold = self.s.holds.pop(command.id, None)
         if hold is None:
-            verdict, drift = self._observe(command.reading)
+            verdict, drift = self._observe(command.reading, of_a_call=True)
             return Outcome(found=False, reading=verdict, drift=drift)
         self.changed = True
         if hold.in_flight:
@@ -511,15 +517,15 @@ class _Step(Telling):
         verdict, drift = self._observe(command.reading)
         return Outcome(reading=verdict, drift=drift, snapshot=self.peek(Peek()).snapshot)
 
-    def _observe(self, reading: Reading | None) -> tuple[Verdict, int | None]:
+    def _observe(self, reading: Reading | None, *, of_a_call: bool = False) -> tuple[Verdict, int | None]:
         s = self.s
         if reading is None:
             return Verdict.NONE, None
         if not s.quota.synced:
             return Verdict.STALE, None
         order = order_of(s, reading, self.now, self.now)
-        known_at = s.reading_at
-        if known_at is None or order is Order.NEWER or s.server_time is None or self.now - known_at > REORDER_US:
+        known_at, timeless = s.reading_at, s.server_time is None and not of_a_call
+        if known_at is None or order is Order.NEWER or timeless or self.now - known_at > REORDER_US:
             return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
 
@@ -603,7 +609,7 @@ class _Step(Telling):
             snapshot=self._snapshot(command, reason, at),
         )
 
-    def told(self, outcome: Outcome) -> Outcome:
+    def completed(self, outcome: Outcome) -> Outcome:
         """Add to an outcome what is told of the bucket after any command."""
         s = self.s
         outcome.now_us, outcome.balance, outcome.held, outcome.open = self.now, s.balance, s.held, s.open
