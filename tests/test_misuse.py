@@ -76,6 +76,7 @@ keepa: Any = KeepaSync
 keepa_async: Any = AsyncKeepaSync
 quota: Any = Quota
 on_redis: Any = RedisStorage
+client_of: Any = redis.Redis
 file_at: Any = SQLiteStorage
 estimator: Any = Estimator
 check_cost: Any = PLAIN.check_cost
@@ -247,7 +248,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     ),
     *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
     *(
-        (partial(on_redis, redis.Redis(**wrong)), says)
+        (partial(on_redis, client_of(**wrong)), says)
         for wrong, says in (
             ({"encoding": "utf-16"}, "encoding"),
             ({"db": "x"}, "database"),
