@@ -58,12 +58,13 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
 
 def headline(look: Look) -> str:
     """Return how a bucket is, in a sentence."""
-    state, snapshot, small = state_of(look, look.snapshot()), look.snapshot(), CALLS[0]
-    if snapshot is None or state in {"paused", "no refill"}:
+    snapshot = look.snapshot()
+    state, small = state_of(look, snapshot), CALLS[0]
+    if snapshot is None:
         return f"{look.key}: {state}."
-    if state == "open":
+    if state == "open" and all(look.ask(tokens) for tokens in CALLS):
         return f"{look.key}: open, calls go at once."
-    return f"{look.key}: {state}, a call of {small} {_when(look.ask(small))}."
+    return f"{look.key}: {state}, a call of {small} {_when(look, small)}."
 
 
 def sentences(look: Look) -> list[tuple[str, str]]:
@@ -78,7 +79,7 @@ def sentences(look: Look) -> list[tuple[str, str]]:
         ("available", _available(snapshot)),
         ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
-        *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
+        *((f"call of {tokens}", _call(look, tokens)) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
     ]
     if snapshot.paused_for > 0:
@@ -99,7 +100,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
         refill, period = quota.refill, quota.period
     if not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
-    every = PERIODS.get(period) or f"every {duration(period)}"
+    every = PERIODS.get(period) or f"every {duration(period) if period.is_integer() else f'{period:g} s'}"
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
@@ -125,26 +126,31 @@ def _available(snapshot: Snapshot) -> str:
 def _next_step(look: Look, snapshot: Snapshot) -> str:
     if snapshot.refill == 0:
         return "never: the net refill is 0"
-    if snapshot.balance is not None and snapshot.balance >= snapshot.capacity:
+    if snapshot.balance is None:
+        return "unknown, as the balance"
+    step = look.next_step(snapshot)
+    if step is None:
         return "none: the bucket is full"
-    gain, _ = look.step(snapshot)
     full = "" if math.isinf(snapshot.full_in) else f"; full in {duration(snapshot.full_in)}"
-    return f"{gain:+,} in {duration(look.next_step(snapshot))}{full}"
+    return f"{step.gain:+,} in {duration(step.left)}{full}"
 
 
-def _call(decision: Decision | None) -> str:
-    when = _when(decision)
+def _call(look: Look, tokens: int) -> str:
+    decision, when = look.ask(tokens), _when(look, tokens)
     if decision is None or decision.granted:
         return when
     return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
 
 
-def _when(decision: Decision | None) -> str:
+def _when(look: Look, tokens: int) -> str:
+    decision, latest = look.ask(tokens), look.latest(tokens)
     if decision is None or decision.granted:
         return "goes at once"
+    if decision.balance is None:
+        return "goes once the server has said that there is enough"
     if math.isinf(decision.retry_after):
         return "never goes"
-    return f"goes in {duration(decision.retry_after)} at the latest"
+    return "may never go" if math.isinf(latest) else f"goes in {duration(latest)} at the latest"
 
 
 def _waiting(snapshot: Snapshot) -> str:
@@ -167,6 +173,7 @@ def document(look: Look) -> dict[str, object]:
     snapshot = look.snapshot()
     if snapshot is None:
         return {"key": look.key, "state": state_of(look, None)}
+    step = look.next_step(snapshot)
     return {
         "key": look.key,
         "state": state_of(look, snapshot),
@@ -176,7 +183,7 @@ def document(look: Look) -> dict[str, object]:
             {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.runs_out_in, "label": call.label}
             for call in snapshot.in_flight
         ],
-        "next_step_in": look.next_step(snapshot) if snapshot.refill else None,
+        "next_step_in": None if step is None else step.left,
         "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
     }
 

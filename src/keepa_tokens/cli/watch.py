@@ -54,7 +54,7 @@ class Story:
             if decision is None or decision.granted:
                 self.waits.pop(tokens, None)
             else:
-                self.waits[tokens] = max(decision.retry_after, self.waits.get(tokens, 0.0))
+                self.waits[tokens] = max(look.latest(tokens), self.waits.get(tokens, 0.0))
         words = _line(look, snapshot)
         changed, self.told = words != self.told, words
         return words if changed else ""
@@ -137,9 +137,9 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
     if snapshot is None:
         return []
     lanes = [_wait_lane(story, look, tokens) for tokens in CALLS]
-    if snapshot.refill and (snapshot.balance is None or snapshot.balance < snapshot.capacity):
-        (gain, length), left = look.step(snapshot), look.next_step(snapshot)
-        lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
+    step = look.next_step(snapshot)
+    if step is not None:
+        lanes.insert(0, Lane("next step", f"{step.gain:+,}", BUSY, 1 - step.left / step.length, duration(step.left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
     for call in snapshot.in_flight:
@@ -170,9 +170,10 @@ def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     decision = look.ask(tokens)
     if decision is None or decision.granted:
         return Lane(f"call of {tokens}", "goes at once", GOOD)
-    whole = story.waits.get(tokens, decision.retry_after)
-    part = 1 - decision.retry_after / whole if 0 < whole < float("inf") else 0.0
-    return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(decision.retry_after))
+    latest = look.latest(tokens)
+    whole = story.waits.get(tokens, latest)
+    part = 1 - latest / whole if 0 < whole < float("inf") else 0.0
+    return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(latest))
 
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
