@@ -70,7 +70,8 @@ def test_the_next_token_is_told_from_what_is_under_way() -> None:
     """The next token comes when the part of it that is there already is made whole; no more comes than there is room
     for, and of an unknown balance nobody can tell.
     """
-    half = BucketState(balance=4, refilled_at=NOW, carry=30 * SECOND, sequence=0, quota=Quota.per_minute(1, capacity=10))
+    quota = Quota.per_minute(1, capacity=10)
+    half = BucketState(balance=4, refilled_at=NOW, carry=30 * SECOND, sequence=0, quota=quota)
 
     assert dict(sentences(Look("p", NOW, {}, half)))["next step"] == "+1 in 0:30; full in 5:30"
     assert dict(sentences(seen(balance=1195)))["next step"] == "+5 in 0:23; full in 0:23"

@@ -19,7 +19,7 @@ from .words import count
 
 LOOKS: Final = 4
 APART: Final = 0.05
-"""Real seconds between looks at one bucket, to see terms that change."""
+"""Real seconds between looks at a bucket, to see terms that change."""
 
 APART_IN_LINE: Final = 0.8
 """The same where somebody waits who could go: long enough for those who live to go."""
@@ -59,12 +59,13 @@ def doctor_command(
             facts.append(told)
         else:
             findings.append(told)
-    findings += (found for seen in looks for found in _examined(place, seen))
+    findings += _examined(place, looks)
     if probe:
         facts.append(f"Keepa {where.ask(where.look(), base_url).sentence()}")
     wanted = {(found.about, found.mend) for found in findings if found.mend and repair}
     mended = [_mend(place, about, mend) for about, mend in sorted(wanted)]
-    left = {(found.about, found.code) for about, _ in wanted for found in _examined(place, look(place, about))}
+    again = [look(place, about) for about in {about for about, _ in wanted}]
+    left = {(found.about, found.code) for found in _examined(place, [seen for seen in again if seen])}
     gone = {(found.about, found.code) for found in findings if found.mend and repair} - left
     healthy = [seen.key for seen in looks if seen.key not in {found.about for found in findings}]
     faults = sum(found.fault and (found.about, found.code) not in gone for found in findings)
@@ -77,15 +78,14 @@ def doctor_command(
     ctx.exit(shell.FINDINGS if faults else shell.WELL)
 
 
-def _examined(place: Place, seen: Look | None) -> list[Finding]:
-    if seen is None:
-        return []
-    later: list[Look] = []
-    for _ in range(LOOKS):
-        time.sleep(APART_IN_LINE if could_go(seen) else APART)
-        again = look(place, seen.key)
-        later += [] if again is None else [again]
-    return list(examine(seen, later=later))
+def _examined(place: Place, looks: Sequence[Look]) -> list[Finding]:
+    """Look at the buckets again, all of them in the same few moments, and say what is wrong with each."""
+    later: dict[str, list[Look]] = {seen.key: [] for seen in looks}
+    for _ in range(LOOKS if looks else 0):
+        time.sleep(APART_IN_LINE if any(map(could_go, looks)) else APART)
+        for key, seen in [(key, look(place, key)) for key in later]:
+            later[key] += [] if seen is None else [seen]
+    return [found for seen in looks for found in examine(seen, later=later[seen.key])]
 
 
 def _mend(place: Place, key: str, mend: str) -> str:
