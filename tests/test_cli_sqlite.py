@@ -82,6 +82,29 @@ def test_a_file_that_is_no_database_is_wrong_usage(file: File) -> None:
     assert "other.sqlite can't hold buckets" in run("status", "--sqlite", str(other), code=2).stderr
 
 
+def test_a_database_of_somebody_else_stays_as_it_is(tmp_path: Path) -> None:
+    """A mistyped name that is another program's database is said to have no buckets; not a byte of it is changed."""
+    path = tmp_path / "app.sqlite"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE customers (name)")
+    before = path.read_bytes()
+
+    assert "has no buckets in it" in run("status", "--sqlite", str(path), code=2).stderr
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_key_made_by_hand_writes_no_control_characters(file: File) -> None:
+    """A key and a label with control characters, which no worker can have written, are shown in plain letters."""
+    file.sql("INSERT INTO buckets SELECT char(27) || '[31m' || char(10), fields, NULL FROM buckets")
+    evil = "5 3 9999999999999999 900000000 0 %1b%5b31m%0a"
+    file.sql(f"UPDATE buckets SET fields = json_set(fields, '$.\"hold:evil\"', '{evil}') WHERE key = '{KEY}'")
+
+    shown = file.run("status", KEY).stdout + file.run("status", "--all").stdout + file.run("doctor", code=1).stdout
+    assert "\\x1b[31m\\n" in shown
+    assert "\x1b" not in shown
+
+
 def test_adopt_needs_a_server(file: File) -> None:
     """A hand-made manager's keys are in Redis; with a file that is said."""
     options = ("--sqlite", str(file.path), KEY, "--balance-key", "tokens")

@@ -19,7 +19,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 
 from ._arguments import whole
 from .bucket import TokenBucket
-from .errors import StorageUnavailable
+from .errors import KeepaTokensError
 from .events import Event, EventKind, Listener
 from .keepa._door import SERVER_REFUSED
 from .rules.decision import Snapshot
@@ -196,7 +196,7 @@ class BucketCollector(Collector):
     - `refill_per_minute`, as the server last reported it
     - `reading_age_seconds`, `retry_after_seconds` (for one token), `full_in_seconds`, `closed_for_seconds` (a
       recharge's rest), `paused_for_seconds`
-    - `up`: 1 if the storage answered; 0, and nothing else of the bucket, if it did not
+    - `up`: 1 if the storage answered with a bucket; 0, and nothing else of it, if it did not
     """
 
     def __init__(self, *buckets: TokenBucket, registry: CollectorRegistry = REGISTRY) -> None:
@@ -255,5 +255,5 @@ def _known(tokens: int | None) -> float:
 def _look(bucket: TokenBucket) -> Snapshot | None:
     try:
         return bucket.peek()
-    except StorageUnavailable:
+    except KeepaTokensError:  # away, or with something there that is no such bucket
         return None

@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from .._arguments import checked_key
 from .._plans import snapshot_of
 from ..errors import ConfigError
 from ..keepa.quota import bucket_key, keepa_quota
@@ -47,6 +48,7 @@ def adopt(
     that finds too little asks the server. Raises ConfigError if there is a bucket of that key already, and
     StorageUnavailable.
     """
+    checked_key(key)
     plan = plan_adoption(place.now_us(), manager, refill_rate)
     if place.fields(key) is not None:
         raise ConfigError(f"there is a bucket {key!r} already: `keepa-tokens reset` it first. Nothing was changed.")

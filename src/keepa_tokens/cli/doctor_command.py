@@ -10,6 +10,7 @@ from typing import Final
 import click
 from rich.text import Text
 
+from ..units import one_line
 from . import shell
 from .colours import BAD, CARE, GOOD
 from .doctor import Finding, could_go, examine
@@ -109,7 +110,7 @@ def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Se
     for number, finding in enumerate(findings, 1):
         console.print()
         style = f"bold {BAD if finding.fault else CARE}"
-        heading = f"{number}. {finding.about}: {finding.what}."
+        heading = one_line(f"{number}. {finding.about}: {finding.what}.", shell.LONGEST)
         for line in shell.wrap(heading, console, "   "):
             console.print(Text(line, style))
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
@@ -119,7 +120,7 @@ def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) 
     console = shell.console()
     console.print()
     for words in mended:
-        console.print(Text(f"mended {words}", GOOD))
+        console.print(Text(one_line(f"mended {words}", shell.LONGEST), GOOD))
     before = sum(finding.fault for finding in findings)
     if before:
         left = f", {count(faults, 'is', 'are')} left" if mended else ""

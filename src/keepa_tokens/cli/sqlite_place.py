@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Final, cast
 
 from ..clock import SystemClock
@@ -13,6 +15,16 @@ from .doctor import Finding
 from .words import count
 
 LEAST_FREE: Final = 50_000_000
+
+
+def has_buckets(path: str) -> bool:
+    """Whether buckets were ever in a file. A storage makes their table where there is none, in whatever it opens."""
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'buckets'").fetchone()
+    except sqlite3.Error:
+        return True  # opening it tells what is wrong
+    return found is not None
 
 
 class SqlitePlace(SQLiteStorage):

@@ -20,7 +20,7 @@ from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
-from .words import count, duration
+from .words import count, duration, shown
 
 HOUR_US: Final = 3600 * MICROSECONDS
 MINUTE_US: Final = 60 * MICROSECONDS
@@ -116,7 +116,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
     return Picture(
         title="keepa-tokens watch",
-        about=look.key,
+        about=shown(look.key),
         aside=clock,
         curves=[
             Curve("available", free, GOOD, available, (1, 1)),
@@ -146,7 +146,7 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         words = f"in flight, {count(call.tokens, 'token')}"
         lanes.append(
             Lane(
-                call.label or call.id[:8],
+                shown(call.label or call.id[:8]),
                 words,
                 "",
                 call.age / (call.age + call.runs_out_in),

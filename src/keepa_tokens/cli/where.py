@@ -41,8 +41,10 @@ def opened(redis: str | None, sqlite: str | None, prefix: str) -> Place:
     if sqlite:
         if not Path(sqlite).is_file():
             raise RefusedError(f"there is no file {sqlite!r}: the first worker makes it")
-        from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
+        from .sqlite_place import SqlitePlace, has_buckets  # noqa: PLC0415 - sqlite3 is not in every Python
 
+        if not has_buckets(sqlite):
+            raise RefusedError(f"{sqlite!r} has no buckets in it, and stays as it is: the first worker makes them")
         return SqlitePlace(sqlite)
     raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
 
@@ -81,11 +83,6 @@ class Where:
         return seen
 
     def _named(self, key: str) -> str:
-        if LOOKS_LIKE_A_KEY.fullmatch(key):
-            # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
-            raise RefusedError(
-                f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument"
-            )
         for name in (key, f"keepa-{key}"):
             if self.place.fields(name) is not None:
                 return name
@@ -120,10 +117,18 @@ def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str 
     return api_key
 
 
+def _no_api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
+    """Return KEY, if it isn't what a command line should never have."""
+    if key is not None and LOOKS_LIKE_A_KEY.fullmatch(key):
+        # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
+        raise RefusedError(f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument")
+    return key
+
+
 def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a place and of a bucket in it: KEY, or the one of an API key. It gets a `Where`."""
     options = (
-        click.argument("key", metavar="[KEY]", required=False),
+        click.argument("key", metavar="[KEY]", required=False, callback=_no_api_key),
         click.option(
             "--key-file",
             "api_key",

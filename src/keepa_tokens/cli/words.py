@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .._arguments import LONGEST_KEY
+from ..units import one_line
+
 
 def duration(seconds: float) -> str:
     """Return seconds as 0:07, 12:34 or 1:02:03, rounded up; `never` for inf."""
@@ -13,6 +16,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(math.ceil(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shown(text: str) -> str:
+    """Return what somebody else named, a key or a label, as a terminal may have it: without control characters."""
+    return one_line(text, LONGEST_KEY)
 
 
 def count(number: int, one: str, many: str = "") -> str:
