@@ -10,10 +10,11 @@ from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, keepa_quot
 from keepa_tokens.cli.adopt import adopt, plan_adoption
 from keepa_tokens.cli.manager import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
-from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.keepa.quota import STEP_SECONDS, bucket_key
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa
+from keepa_tokens.units import CLAIM_US
 from tests.cli import KEY, Workers
 
 SECOND = 1_000_000
@@ -158,11 +159,14 @@ def test_what_is_no_time_is_lost(said: str | None) -> None:
 
 @pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
 def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
-    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket."""
+    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket. Without
+    an answer the first call goes once the question has failed and a step of the refill has come.
+    """
     manager = understand({"balance": said}, NOW)
     plan = plan_adoption(round(NOW * SECOND), manager, 20)
 
     assert manager.balance is plan.found.balance is None
+    assert plan.found.bound == pytest.approx(CLAIM_US / SECOND + STEP_SECONDS)
     asked = transition(keepa_quota(20), BucketState.from_fields(plan.fields), round(NOW * SECOND), Acquire(1))[1]
     assert (asked.granted, asked.reason) == (False, Reason.UNKNOWN)
     assert asked.claimed_until_us is not None
