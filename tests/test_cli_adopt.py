@@ -159,8 +159,8 @@ def test_what_is_no_time_is_lost(said: str | None) -> None:
 
 @pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
 def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
-    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket. Without
-    an answer the first call goes once the question has failed and a step of the refill has come.
+    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket.
+    Without an answer the first call goes once the question has failed and a step of the refill has come.
     """
     manager = understand({"balance": said}, NOW)
     plan = plan_adoption(round(NOW * SECOND), manager, 20)

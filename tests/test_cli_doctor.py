@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
+import httpx
 import pytest
 import redis
 
@@ -445,6 +447,26 @@ def test_the_api_key_is_tried(server: Workers) -> None:
         options = ("--probe", "--base-url", keepa.url)
         assert "Keepa says 389" in server.run("doctor", *options, env={"KEEPA_API_KEY": "right"}).stdout
         server.run("doctor", *options, code=4, env={"KEEPA_API_KEY": "wrong"})
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(
+    "error, why", [(httpx.ConnectError("...key=right"), " (ConnectError)"), (TimeoutError("no answer"), ": no answer")]
+)
+def test_a_server_that_brings_no_balance_is_found(
+    server: Workers, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    """Keepa that is away, or doesn't answer in its time, is a finding of `doctor --probe`, not something fine; status
+    says the same and shows the bucket.
+    """
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
+    told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
+    shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
+
+    (found,) = [found for found in told["findings"] if found["fault"]]
+    assert (found["code"], found["about"]) == ("no-answer", "Keepa")
+    assert found["what"].endswith(f"asking it failed{why}")
+    assert "server       no balance: asking it failed" in shown
 
 
 @pytest.mark.parametrize(

@@ -259,10 +259,11 @@ def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
 
 
 def test_a_probe_without_a_key_says_what_to_give(valkey: Workers) -> None:
-    """--probe without an API key is a usage error that says where to put it."""
+    """--probe without an API key is a usage error that says where to put it; with --all nobody knows which is meant."""
     valkey.bucket().reconcile(Reading(412))
 
     assert "--key-file FILE (- is stdin) or KEEPA_API_KEY" in valkey.run("status", "--probe", code=2).stderr
+    assert "leave out --all" in valkey.run("status", "--probe", "--all", code=2).stderr
 
 
 def test_a_storage_that_is_away_ends_with_3() -> None:

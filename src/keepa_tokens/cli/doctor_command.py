@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from rich.text import Text
@@ -17,6 +17,9 @@ from .doctor import Finding, could_go, examine
 from .look import Look, Place, all_buckets, door, look
 from .where import WITH_BASE_URL, Where, with_bucket
 from .words import count
+
+if TYPE_CHECKING:
+    from .probe import Answer
 
 LOOKS: Final = 4
 APART: Final = 0.05
@@ -52,6 +55,7 @@ def doctor_command(
     server lets a worker work, it takes one token of a bucket of its own and deletes that.
     """
     place = where.place
+    asked = where.look() if probe else None  # which bucket is not clear: said before anything else is done
     looks = [where.look()] if where.key else list(all_buckets(place))
     facts: list[str] = []
     findings: list[Finding] = []
@@ -61,8 +65,12 @@ def doctor_command(
         else:
             findings.append(told)
     findings += _examined(place, looks)
-    if probe:
-        facts.append(f"Keepa {where.ask(where.look(), base_url).sentence()}")
+    if asked is not None:
+        answer = where.ask(asked, base_url)
+        if answer.said is None and asked.quota is not None and asked.quota.synced:
+            findings.append(_unanswered(answer))
+        else:
+            facts.append(f"Keepa {answer.sentence()}")
     wanted = {(found.about, found.mend) for found in findings if found.mend and repair}
     mended = [_mend(place, about, mend) for about, mend in sorted(wanted)]
     again = [look(place, about) for about in {about for about, _ in wanted}]
@@ -77,6 +85,16 @@ def doctor_command(
         _print(where.name, facts, healthy, findings)
         _print_end(findings, mended, faults)
     ctx.exit(shell.FINDINGS if faults else shell.WELL)
+
+
+def _unanswered(answer: Answer) -> Finding:
+    return Finding(
+        "no-answer",
+        f"it was asked now, and brought no balance: {answer.why_not}",
+        "buckets go by their own projection; one of which nothing is known stands at 0 and refills",
+        "see whether this machine and the workers reach it; if so, it is for Keepa to mend",
+        about="Keepa",
+    )
 
 
 def _examined(place: Place, looks: Sequence[Look]) -> list[Finding]:

@@ -246,6 +246,8 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
 
     Without KEY: the only bucket there is, or the one of the API key. Writes nothing, unless --probe brings a reading.
     """
+    if every and probe:
+        raise shell.RefusedError("--probe asks for one bucket: leave out --all")
     if every:
         _show_all(list(all_buckets(where.place)), as_json=as_json)
         return
