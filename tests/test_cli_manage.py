@@ -41,15 +41,17 @@ def test_reset_with_nobody_to_answer_changes_nothing(server: Workers) -> None:
 
 
 def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
-    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
+    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay, above all
+    where no beginning is given.
+    """
     dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
     said = server.run("release", dead.id[:10], "--yes").stdout
 
     assert said.startswith("30 tokens, held for 0:0")
     assert said.endswith(": given back.\n")
     assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)
-    wrong = server.run("release", "zzz", "--yes", code=2).stderr
-    assert f"there are: {other.id} (5 tokens)" in wrong
+    for wrong in ("zzz", ""):
+        assert f"there are: {other.id} (5 tokens)" in server.run("release", wrong, "--yes", code=2).stderr
 
 
 @pytest.mark.parametrize("wrong", ["2", "1x", "25h", "0s", "-1h", "h"])

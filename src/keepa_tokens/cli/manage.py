@@ -12,7 +12,7 @@ from ..rules.decision import Snapshot
 from . import shell, status
 from .look import Look, door
 from .where import Where, with_bucket
-from .words import count, duration
+from .words import count, duration, listed
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DAY: Final = 86_400
@@ -104,9 +104,10 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
     the next reading says so.
     """
     seen, found = _known(where)
-    held = [call for call in found.in_flight if call.id.startswith(hold_id)]
+    # Nothing at all, as of a variable that nobody has set, is the beginning of any id and means none.
+    held = [call for call in found.in_flight if hold_id and call.id.startswith(hold_id)]
     if len(held) != 1:
-        there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight) or "none"
+        there = listed([f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight])
         raise shell.RefusedError(f"{count(len(held), 'call')} in flight begin with {hold_id!r}; there are: {there}")
     (call,) = held
     what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"

@@ -17,6 +17,7 @@ import click
 from ..keepa.quota import bucket_key
 from .look import Look, Place, look
 from .shell import RefusedError
+from .words import listed
 
 if TYPE_CHECKING:
     from .probe import Answer
@@ -72,7 +73,7 @@ class Where:
             raise RefusedError(
                 f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
             )
-        raise RefusedError(f"there are {len(keys)} buckets, say which: {_listed(keys)}")
+        raise RefusedError(f"there are {len(keys)} buckets, say which: {listed(keys)}")
 
     def look(self, key: str | None = None) -> Look:
         """Look at a bucket, or at the one that is meant."""
@@ -90,7 +91,7 @@ class Where:
         found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
         if len(found) == 1:
             return found[0]
-        raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {_listed(keys)}")
+        raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {listed(keys)}")
 
     def ask(self, seen: Look, base_url: str) -> Answer:
         """Ask the server, and let the bucket take what it says; a usage error without an API key."""
@@ -101,10 +102,6 @@ class Where:
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
         return ask_server(self.place, seen, self.api_key, base_url)
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:20]) + f" and {len(keys) - 20} more" * (len(keys) > 20) or "none"  # noqa: PLR2004 - a line
 
 
 def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from .._arguments import LONGEST_KEY
 from ..units import one_line
+
+MOST: Final = 20
+"""Names in a line."""
 
 
 def duration(seconds: float) -> str:
@@ -26,6 +30,11 @@ def shown(text: str) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a line, the first 20 of them."""
+    return ", ".join(names[:MOST]) + f" and {len(names) - MOST:,} more" * (len(names) > MOST) or "none"
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
