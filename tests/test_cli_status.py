@@ -120,9 +120,14 @@ def test_a_plain_bucket_is_told() -> None:
 def test_the_terms_are_told_as_they_were_given() -> None:
     """A rate is told in the period people gave; what the server says instead, beside what the workers were told."""
     told = dict(sentences(plain(3, Quota.per_minute(10))))
+    was = replace(plain(99, Quota.per_minute(10)).state, terms_at=NOW, wide_capacity=100)
+    smaller = Look("p", NOW, was.to_fields(), was)
     fast = dict(sentences(plain(3, Quota(10, 1, 0.5))))
     better = dict(sentences(seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)))
 
+    assert dict(sentences(smaller))["terms"] == (
+        "10 tokens a minute, evenly, up to 100 until a minute after its terms changed, then 10; keeps its own books"
+    )
     assert told["terms"] == "10 tokens a minute, evenly, up to 10; keeps its own books"
     assert told["next step"] == "+1 in 0:06; full in 0:42"
     assert fast["terms"] == "1 token every 0.5 s, evenly, up to 10; keeps its own books"

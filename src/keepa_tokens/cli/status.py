@@ -98,7 +98,9 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     same_rate = math.isclose(refill * quota.period, quota.refill * period, rel_tol=0.01)
     if same_rate:  # the bucket counts in the shortest period; people said another
         refill, period = quota.refill, quota.period
-    if not same_rate or snapshot.capacity != quota.capacity:
+    if snapshot.capacity == look.state.wide_capacity != quota.capacity:
+        told = f" until a minute after its terms changed, then {quota.capacity:,}"
+    elif not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
     every = PERIODS.get(period) or f"every {duration(period) if period.is_integer() else f'{period:g} s'}"
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
