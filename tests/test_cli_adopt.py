@@ -8,7 +8,7 @@ import pytest
 
 from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, keepa_quota
 from keepa_tokens.cli.adopt import adopt, plan_adoption
-from keepa_tokens.cli.manager import Manager, instant, understand
+from keepa_tokens.cli.hand_made import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.keepa.quota import STEP_SECONDS, bucket_key
 from keepa_tokens.rules.commands import Acquire

@@ -39,22 +39,24 @@ def test_a_bucket_is_told_in_sentences() -> None:
 
 
 def test_the_first_line_says_how_it_is() -> None:
-    """The first line says in a sentence whether calls go, and if not, when a small one does."""
+    """The first line says whether calls go, and if not, when a small one does, or may while others are in flight."""
     assert headline(seen()) == f"{KEY}: open, calls go at once."
     assert headline(seen(balance=-79, refilled_at=None)) == f"{KEY}: empty, a call of 10 goes in 4:02 at the latest."
+    may_go = "may go in 0:02, goes in 1:49 at the latest"
+    assert headline(seen(balance=3, holds={"a": hold(12, tokens=3)})) == f"{KEY}: empty, a call of 10 {may_go}."
     assert headline(seen(quota=None)) == f"{KEY}: terms lost."
     assert headline(plain(5, Quota.per_minute(10))) == "p: open, a call of 10 goes in 0:30 at the latest."
     assert headline(plain(20, Quota(50, 0, 60.0))) == "p: no refill, a call of 10 goes at once."
     assert headline(seen(paused_until=NOW + 90 * SECOND)) == f"{KEY}: paused, a call of 10 goes in 1:30 at the latest."
     unknown = headline(seen(balance=None, reading_at=None, reading_sequence=0))
-    assert unknown == f"{KEY}: unknown, a call of 10 goes once the server has said that there is enough."
+    assert unknown == f"{KEY}: unknown, a call of 10 may go in 0:02."
 
 
 @pytest.mark.parametrize(
     "held, quota, when",
     [
-        (hold(20, tokens=412), keepa_quota(20), "goes in 1:41 at the latest"),
-        (hold(20, tokens=412), replace(keepa_quota(20), refill=0), "may never go"),
+        (hold(20, tokens=412), keepa_quota(20), "may go in 0:02, goes in 1:41 at the latest"),
+        (hold(20, tokens=412), replace(keepa_quota(20), refill=0), "may go in 0:02"),
     ],
 )
 def test_at_the_latest_counts_on_no_call_in_flight(held: Hold, quota: Quota, when: str) -> None:
@@ -99,7 +101,7 @@ def test_an_unknown_balance_is_told() -> None:
     assert told["reading"] == "none yet: the server was never asked"
     asked = seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)
     assert dict(sentences(asked))["reading"] == "none yet: the server has not answered"
-    assert "the balance is unknown" in told["call of 10"]
+    assert told["call of 10"].startswith("may go in 0:02: the balance is unknown")
 
 
 def plain(balance: int, quota: Quota) -> Look:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import http
 import io
+import logging
 import pickle
 import re
 import socket
@@ -27,6 +28,7 @@ import redis
 import redis.asyncio
 import requests
 import trio
+from prometheus_client import CollectorRegistry
 
 from keepa_tokens import (
     AsyncKeepaSync,
@@ -40,6 +42,7 @@ from keepa_tokens import (
     EventKind,
     Hold,
     KeepaSync,
+    LoggingListener,
     MemoryStorage,
     NotEnoughTokens,
     Quota,
@@ -56,6 +59,7 @@ from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
 from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
+from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +77,9 @@ quota: Any = Quota
 on_redis: Any = RedisStorage
 memory: Any = MemoryStorage
 stored: Any = BucketState
+logging_to: Any = LoggingListener
+counting: Any = PrometheusListener
+looking: Any = BucketCollector
 probe: Any = http_probe
 async_probe_of: Any = async_http_probe
 BUCKETS: Final = (plain, plain_async)
@@ -124,8 +131,18 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
         for clock in (time.time, "x", 5)
     ),
     *((partial(make, PLAIN, clock=ManualClock), "clock must be a Clock") for make in BUCKETS),
-    *((partial(make, PLAIN, listener=[]), "listener must be callable") for make in BUCKETS),
+    # The class would take each event for its logger.
+    *(
+        (partial(make, PLAIN, listener=no), "listener must be callable")
+        for make in BUCKETS
+        for no in ("x", LoggingListener)
+    ),
     *((partial(make, PLAIN, listener=hear), "never awaited") for make in BUCKETS),
+    *((partial(logging_to, no), "logger must be a logging.Logger") for no in ("text", 20, logging.getLogger("x").info)),
+    *((partial(counting, CollectorRegistry(), then=no), "then must be callable") for no in ("x", LoggingListener)),
+    (partial(counting, then=hear), "then is called, never awaited"),
+    *((partial(make, registry=SECRET), "registry must be a CollectorRegistry") for make in (counting, looking)),
+    *((partial(looking, no), "a bucket must be a TokenBucket") for no in ("x", AsyncTokenBucket(PLAIN))),
     (partial(plain, SECRET), "quota must be a Quota"),
     *((partial(make.from_key, key), "api_key") for make in KEEPA for key in (None, 5, SECRET.encode())),
     *((partial(make.from_key, "key", base_url=url), "base_url") for make in KEEPA for url in (httpx.URL("x"), b"x")),
@@ -202,12 +219,17 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for make in GUARDS
         for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
     ),
+    (partial(KeepaTransport, sync(), URL), "inner transport"),
     # What the first use would show as an outage, or as an error from inside.
     *(
         (partial(storage_from_url, url), says)
         for url, says in (
             ("redis://127.0.0.1/99999999999", "database"),
             ("redis://127.0.0.1?db=-1", "database"),
+            *((f"redis://127.0.0.1?port={value}", "port must be") for value in ("0", "99999", "-5")),
+            *((f"redis://127.0.0.1?port={value}", "must be a number") for value in ("x", "1.5")),
+            ("valkey://127.0.0.1?max_connections=-1", "must be a number"),
+            *((f"redis://{value}:6379", "host must be") for value in ("a..b", "x" * 64, "127.0.0.1 ", "a b")),
             *((f"redis://127.0.0.1?socket_timeout={value}", "socket_timeout") for value in ("-1", "0", "nan", "inf")),
             ("redis://127.0.0.1?socket_connect_timeout=-1", "socket_connect_timeout"),
             ("redis://127.0.0.1?encoding=klingon", "encoding"),
@@ -229,7 +251,19 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     ),
     (partial(SQLiteStorage, f"/nowhere/{SECRET}"), "can't be a file"),
     (partial(on_redis, redis.Redis), "class Redis"),
-    (partial(on_redis, redis.Redis(encoding="utf-16")), "encoding"),
+    *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
+    *(
+        (partial(on_redis, redis.Redis(**wrong)), says)
+        for wrong, says in (
+            ({"encoding": "utf-16"}, "encoding"),
+            ({"db": "x"}, "database"),
+            ({"db": True}, "database"),
+            ({"port": "x"}, "port"),
+            ({"port": -1}, "port"),
+            ({"host": "a..b"}, "host"),
+            ({"socket_timeout": "5"}, "socket_timeout"),
+        )
+    ),
     (partial(on_redis, redis.ConnectionPool.from_url(URL)), "takes a client"),
     # What can't be stored as text, or would break a line, is no id of a task.
     *((partial(sync().try_request, 1, place=place), "place") for place in ("a\nb", "\ud800", "", "x" * 201)),
@@ -666,11 +700,13 @@ async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_sile
     assert (await bucket.peek()).holds == 0
 
 
-def test_a_bucket_in_memory_works_on_trio() -> None:
-    """Waiting, reserving, a scope that cancels a wait: as on asyncio."""
+@pytest.mark.parametrize("make", [lambda _: MemoryStorage(), lambda path: AsyncSQLiteStorage(path / "a")])
+def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
+    """In memory and in a file: waiting, reserving, a scope that cancels a wait, as on asyncio."""
+    storage = make(tmp_path)
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 10, 1.0)) as bucket:
+        async with AsyncTokenBucket(Quota(2, 10, 1.0), storage=storage) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
@@ -679,11 +715,22 @@ def test_a_bucket_in_memory_works_on_trio() -> None:
                 await bucket.acquire(2, keep=0)
             assert scope.cancelled_caught
             assert (await bucket.peek()).holds == 0
-        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota()), probe=async_probe)
+        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
         assert (await door.bucket.peek()).balance == 7
+        await storage.aclose()
 
     trio.run(main)
+
+
+async def _acquired(storage: Any) -> None:
+    await AsyncTokenBucket(PLAIN, storage=storage).acquire()
+
+
+def test_a_client_of_asyncio_says_so_on_trio() -> None:
+    """AsyncRedisStorage on trio is a ConfigError that says what works there."""
+    with pytest.raises(ConfigError, match=r"on trio use AsyncSQLiteStorage"):
+        trio.run(_acquired, AsyncRedisStorage.from_url("redis://127.0.0.1:1"))
 
 
 async def test_a_reading_wakes_who_waits_in_this_process() -> None:

@@ -110,6 +110,34 @@ def test_a_file_that_can_hold_no_buckets_is_a_mistake(path: Path) -> None:
         SQLiteStorage(path)
 
 
+@pytest.mark.parametrize(
+    "place, says",
+    [
+        ("/sys/x.sqlite", "Permission denied"),  # to root too
+        ("/proc/x.sqlite", "No such file"),
+        pytest.param("x" * 249, "unable to open database", id="long"),  # its journal's name is too long
+        ("/dev/null", "can't be a file"),
+        ("/proc/self/fd/0/x", "can't be a file"),
+    ],
+)
+def test_a_place_that_may_not_be_written_is_a_mistake(path: Path, place: str, says: str) -> None:
+    """No right, no such place, no plain file: no outage that passes, so a ConfigError names the path."""
+    with pytest.raises(ConfigError, match=says) as refused:
+        SQLiteStorage(path.parent / place)
+    assert place[:40] in str(refused.value)
+
+
+def test_a_full_disk_is_an_outage(storage: SQLiteStorage) -> None:
+    """SQLite rolls back by itself: the error told is the disk's, nothing was taken, and with room it goes on."""
+    storage.apply("k", QUOTA, Acquire(1))
+    storage._db.execute("PRAGMA max_page_count = 1")
+    more = (storage.apply(f"k{n}", QUOTA, Acquire(1)) for n in range(1000))
+    with pytest.raises(StorageUnavailable, match=r"full.* certainly not carried out"):
+        list(more)
+    storage._db.execute("PRAGMA max_page_count = 100000")
+    assert storage.apply("k", QUOTA, Acquire(1)).balance in {58, 59}
+
+
 def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:
     """Delete forgets a bucket with its holds."""
     storage.apply("k", QUOTA, Reserve("a", 50, 1_000_000))

@@ -18,11 +18,36 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
-from tests.strategies import Direct
+from tests.stories import Story, each_story
+from tests.strategies import Direct, Make, either_way
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
 DEAL: Final = Quota(300, 5, 60.0)
+
+
+ZERO: Final = Quota(11, 0, 1.0)
+SOME: Final = Quota(11, 1, 3.0)
+FAST: Final = Quota(1000, 1000, 1.0)
+SLOW: Final = Quota(10, 10, 1.0)
+LARGE: Final = Quota(100, 10, 1.0)
+
+STORIES: Final = """
+terms that replace refill 0 find what was there, and no more: ZERO
+    0 take 9 -> balance=2, on SOME, take 2 -> balance=0, take 1 -> EMPTY
+from 1,000 a second to 10: a minute after the change the smaller capacity clips the balance: FAST
+    0 take 1 -> GRANTED; 60s on SLOW, take 1 -> GRANTED
+    180s take 11 -> TOO_LARGE, take 10 -> GRANTED, take 1 -> EMPTY
+served by others' smaller terms, a caller is told when its own may take over: LARGE
+    0 take 1 -> GRANTED, on SLOW, take 1 -> GRANTED; 10 on LARGE, take 150 -> TOO_LARGE in=60s-10
+"""
+
+
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_terms_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 class Shared(Direct):
@@ -78,33 +103,12 @@ def test_refill_0_beside_refill_5_goes_on() -> None:
     shared.serves_one_of(kinds, 61 * SECOND, NOW + 3_600 * SECOND)
 
 
-def test_terms_that_replace_refill_0_find_what_was_there() -> None:
-    """A bucket that never had other terms than refill 0 gives no more than was there when others replace them."""
-    shared = Shared(DEAL)
-    assert shared.ask(Quota(11, 0, 1.0), 9).balance == 2
-    assert shared.ask(Quota(11, 1, 3.0), 2).balance == 0
-    assert not shared.ask(Quota(11, 1, 3.0)).granted
-
-
 def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     """For a minute after a change the larger capacity bounds, so refill comes beside what a hold has set aside."""
     shared = Shared(DEAL)
     small, large = Quota(50, 1, 60.0), Quota(100, 1, 60.0)
     assert shared.ask(small, 50).granted
     shared.serves_one_of([large, small], 5 * SECOND, NOW + 121 * SECOND)
-
-
-def test_slower_terms_let_no_faster_refill_through() -> None:
-    """From 1,000 a second to 10 a second: a minute after the change the smaller capacity clips the balance."""
-    shared = Shared(DEAL)
-    fast, slow = Quota(1000, 1000, 1.0), Quota(10, 10, 1.0)
-    assert shared.ask(fast).granted
-    shared.now += MINUTE_US
-    assert shared.ask(slow).granted
-    shared.now += 2 * MINUTE_US
-    assert not shared.ask(slow, 10 + 1).granted
-    assert shared.ask(slow, 10).granted
-    assert not shared.ask(slow).granted
 
 
 def test_a_capacity_that_the_server_reported_bounds_on_whichever_terms() -> None:
@@ -141,18 +145,6 @@ def test_terms_change_once_a_minute_and_say_so() -> None:
     assert shared.ask(DEAL).terms is None
     shared.now += 1
     assert shared.ask(DEAL).terms == (other, DEAL)
-
-
-def test_more_than_the_stored_terms_admit_waits_for_the_callers_own() -> None:
-    """Served by others' smaller terms, a caller is told when its own may take over, and is granted on them in time."""
-    shared = Shared(DEAL)
-    small, large = Quota(10, 10, 1.0), Quota(100, 10, 1.0)
-    assert shared.ask(large).granted
-    assert shared.ask(small).granted
-    shared.now += 10
-    refused = shared.ask(large, 150)
-    assert refused.reason is Reason.TOO_LARGE
-    assert refused.retry_after_us == MINUTE_US - 10
 
 
 def test_plain_and_synced_on_one_key_is_a_mistake_that_names_both() -> None:

@@ -139,7 +139,7 @@ def interrupt_in(error: BaseException) -> BaseException | None:
     handlers, callers = set(_handlers()), {frame for frame, _ in walk_stack(currentframe())}
     link: BaseException | None = error
     while link is not None:
-        if _goes_on(link) or not handlers.isdisjoint(frame.f_code for frame, _ in walk_tb(link.__traceback__)):
+        if _is_interrupt(link) or not handlers.isdisjoint(frame.f_code for frame, _ in walk_tb(link.__traceback__)):
             return link
         link = link.__cause__ or link.__context__
         if link is not None and link.__traceback__ is not None and link.__traceback__.tb_frame in callers:
@@ -148,7 +148,7 @@ def interrupt_in(error: BaseException) -> BaseException | None:
     return None
 
 
-def _goes_on(error: BaseException) -> bool:
+def _is_interrupt(error: BaseException) -> bool:
     if not isinstance(error, asyncio.CancelledError):
         return not isinstance(error, Exception)
     try:

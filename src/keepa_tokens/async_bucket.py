@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
@@ -83,7 +83,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
         command = self._door.reservation(tokens, keep, hold_for, label)
-        pending = AwaitedSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._held))
+        pending = AwaitedSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._made))
         return Pending("AsyncTokenBucket.try_reserve", pending)
 
     def reserve(
@@ -98,7 +98,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
         patience_us = timeout_us(timeout)
         command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
-        pending = AwaitedSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
+        pending = AwaitedSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._made))
         return Pending("AsyncTokenBucket.reserve", pending)
 
     async def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
@@ -146,7 +146,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         look = Peek(whole("tokens", tokens), whole("keep", keep))
         return plans.snapshot_of(await AwaitedSteps(self._door).apply(look))
 
-    def _held(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncReservation:
+    def _made(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncReservation:
         return AsyncReservation(self._door, command, outcome, waited_us)
 
     def with_key(self, key: str) -> AsyncTokenBucket:
@@ -177,19 +177,19 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
-        self.sends(command)
+        self.begin(command)
         self.unsure = type(self.door.storage) is not MemoryStorage
         if isinstance(self.door.storage, MemoryStorage):
-            self.came = outcome = await self._applied(command)
+            self.answer = outcome = await self._applied(command)
         elif on_trio():
             with shielded(CLEANUP_SECONDS):
-                self.came = outcome = await self._applied(command)
+                self.answer = outcome = await self._applied(command)
         else:
             self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
             try:
-                self.came = outcome = await asyncio.shield(task)
+                self.answer = outcome = await asyncio.shield(task)
             except BaseException:
-                self._goes_on(task)
+                self._leave_running(task)
                 raise
             self._step = None
         return self.ended(command, outcome)
@@ -217,14 +217,14 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
-        if not isinstance(error, KeepaTokensError) or self.is_probes(error):
-            self.recall(came_to(error, self.sent))
+        if self.leaves_something(error):
+            self.catch_up(came_to(error, self.sent))
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Suspend the coroutine until its time has come, or tokens come back."""
         door = self.door
-        seconds = door.pause(duration_us, spread_us, reason)
+        seconds = door.sleep_seconds(duration_us, spread_us, reason)
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
@@ -247,7 +247,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         elif isinstance(error, GeneratorExit):
             # The coroutine was closed, and may await nothing more.
             try:
-                self._goes_on(asyncio.get_running_loop().create_task(work()))
+                self._leave_running(asyncio.get_running_loop().create_task(work()))
             except RuntimeError:
                 self.door.not_given_back(self.asked(), "its event loop is gone")
         elif on_trio():
@@ -255,11 +255,11 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 await work()
         else:
             task = asyncio.get_running_loop().create_task(work())
-            self._goes_on(task)
+            self._leave_running(task)
             with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
                 await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
-    def _goes_on(self, task: asyncio.Task[Any]) -> None:
+    def _leave_running(self, task: asyncio.Task[Any]) -> None:
         """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
         under_way = self.door.under_way
 
@@ -321,7 +321,7 @@ def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
+class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
@@ -342,10 +342,15 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            await self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            await self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            self._ended()  # it is charged as it is, and what ended the block must be seen
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

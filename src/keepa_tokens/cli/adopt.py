@@ -17,7 +17,7 @@ from ..rules.state import BucketState
 from ..rules.transition import transition
 from ..units import MICROSECONDS
 from . import shell
-from .manager import Manager, understand
+from .hand_made import Manager, understand
 from .redis_place import RedisPlace, text
 from .where import Where, with_bucket
 from .words import duration

@@ -117,7 +117,7 @@ def _mend(place: Place, key: str, mend: str) -> str:
         door(place, key, seen.quota).peek()  # looking as a worker does writes what it mends
         return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
     place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
-    return f"{key}: its key ends a day after the bucket would be full; every use renews that"
+    return f"{key}: its key ends a day after the bucket would be full, if nobody uses it any more"
 
 
 def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Sequence[Finding]) -> None:

@@ -13,8 +13,8 @@ from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .doctor import Finding
+from .hand_made import all_names, stuck
 from .look import door
-from .manager import all_names, stuck
 from .redis_place import RedisPlace, text
 from .words import count
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..bucket import TokenBucket
 from ..errors import ConfigError
@@ -19,15 +19,13 @@ from ..rules.flow import flow_in_effect
 from ..rules.line import Ticket, standing
 from ..rules.state import BucketState
 from ..rules.transition import carry_out, read_as, transition
-from ..units import MICROSECONDS
+from ..units import MICROSECONDS, YEAR_US
 
 if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqlite3
     from .redis_place import RedisPlace
     from .sqlite_place import SqlitePlace
 
 Place: TypeAlias = "RedisPlace | SqlitePlace"
-
-YEAR_US: Final = 365 * 86_400 * MICROSECONDS
 
 
 @dataclass(frozen=True, slots=True)

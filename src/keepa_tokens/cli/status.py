@@ -148,11 +148,12 @@ def _when(look: Look, tokens: int) -> str:
     decision, latest = look.ask(tokens), look.latest(tokens)
     if decision is None or decision.granted:
         return "goes at once"
-    if decision.balance is None:
-        return "goes once the server has said that there is enough"
     if math.isinf(decision.retry_after):
         return "never goes"
-    return "may never go" if math.isinf(latest) else f"goes in {duration(latest)} at the latest"
+    if decision.balance is None or math.isinf(latest):
+        return f"may go in {duration(decision.retry_after)}"
+    sooner = f"may go in {duration(decision.retry_after)}, " if decision.retry_after < latest else ""
+    return f"{sooner}goes in {duration(latest)} at the latest"
 
 
 def _waiting(snapshot: Snapshot) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from ..rules.decision import Snapshot
-from ..units import MICROSECONDS
+from ..units import MICROSECONDS, MINUTE_US
 from . import shell
 from .colours import BUSY, CARE, GOOD
 from .look import Look
@@ -22,8 +22,7 @@ from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
 from .words import count, duration, shown
 
-HOUR_US: Final = 3600 * MICROSECONDS
-MINUTE_US: Final = 60 * MICROSECONDS
+HOUR_US: Final = 60 * MINUTE_US
 MOST_POINTS: Final = 7200
 
 

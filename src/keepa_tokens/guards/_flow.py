@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
-from .._arguments import NotCopied as Single
-from .._arguments import timeout_us
+from .._arguments import NotCopied, timeout_us
 from .._plans import Steps
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
+from ..events import AWAY
 from ..keepa._door import steps_of
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import FIRST, Attempts, retry_after
+from ..keepa.reading import REFUSED
 from ..keepa.sync import Call, KeepaSync
 from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
@@ -42,9 +43,6 @@ LONGEST_AWAY: Final = 600.0
 LONGEST_PAUSE: Final = 30.0
 """The longest pause between two tries of it."""
 
-AWAY: Final = "the storage is away"
-
-REFUSED: Final = 429
 SERVER_ERROR: Final = 500
 
 _log: Final = logging.getLogger("keepa_tokens")
@@ -88,8 +86,8 @@ def patience(timeout: float | None) -> float | None:
     return None if run is not None and run.paid else timeout
 
 
-class NotCopied(Single):
-    """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
+class GuardBase(NotCopied):
+    """What all guards are: connections and a bucket in memory would come apart in a copy."""
 
     _instead = "make one in each process, of the same bucket"
 

@@ -12,7 +12,7 @@ from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncClosing, AsyncStorage
 from ..storage.memory import MemoryStorage
-from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
+from ._door import CallBase, SyncBase, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
@@ -25,7 +25,7 @@ As `ProbeFunction`, awaited.
 """
 
 
-class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
+class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
     """Meters calls to Keepa through a bucket that follows Keepa's own; as `KeepaSync`, awaited."""
 
     def __init__(
@@ -68,21 +68,21 @@ class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        plan = self._request(estimate, keep, timeout, label, self._call)
+        plan = self._request(estimate, keep, timeout, label)
         return Pending("AsyncKeepaSync.request", self._steps().carried(plan))
 
     def try_request(
         self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        plan = self._try_request(estimate, keep, place, label, self._call)
+        plan = self._try_request(estimate, keep, place, label)
         return Pending("AsyncKeepaSync.try_request", self._steps().carried(plan))
 
     async def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
-        attempts = self._attempts(estimate, keep, timeout, label, self._call)
+        attempts = self._attempts(estimate, keep, timeout, label)
         while (call := await self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:
@@ -111,7 +111,7 @@ class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
         return AsyncCall(self._steps, command, outcome, waited_us)
 
 
-class AsyncCall(KeepaCall):
+class AsyncCall(CallBase):
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:

@@ -23,8 +23,6 @@ from ..rules.commands import Peek
 from ..rules.decision import Reason
 from ..units import MICROSECONDS
 
-__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Attempts", "asked_by", "retry_after"]
-
 SERVER_REFUSES: Final = "REFUSED"
 """The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
 
@@ -116,7 +114,7 @@ class Attempts(Generic[Called]):
         return FIRST * 2.0 ** (self._unexplained - 1)
 
 
-def asked_by(answer: object) -> float | None:
+def retry_after_of(answer: object) -> float | None:
     """Return the seconds that a response of httpx or requests asks for; None: it asks for nothing, or is none."""
     headers: object = getattr(answer, "headers", None)
     return retry_after(cast("Mapping[str, str]", headers)) if isinstance(headers, Mapping) else None

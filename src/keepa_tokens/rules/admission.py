@@ -33,9 +33,7 @@ class Admission:
             return Reason.GRANTED, self.now
         if s.held + tokens >= LIMIT:
             return Reason.TOO_LARGE, NEVER
-        alone = required(tokens, s.quota.overdraft)
-        aside = self._aside(keep, alone)
-        wanted = alone + aside
+        wanted, aside = self._wanted(tokens, keep)
         reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
         if s.paused_until is not None:
             return Reason.PAUSED, max(s.paused_until, at)
@@ -68,9 +66,14 @@ class Admission:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self.now + LOOK_AGAIN_US
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
-    def _aside(self, keep: int, alone: int) -> int:
-        """Return the tokens that a request which needs `alone` leaves; by the capacity that lasts, as waits do."""
-        return set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
+    def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
+        """Return what must be available for a request, and the part of that which it leaves to others.
+
+        By the capacity that lasts: no wait changes it.
+        """
+        alone = required(tokens, self.s.quota.overdraft)
+        aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
+        return alone + aside, aside
 
     def _ahead(self, keep: int, ticket: str | None) -> int:
         """Return the tokens of those who are before a request in line."""

@@ -1,8 +1,9 @@
 """The fast path: what almost every command comes to, in whole numbers; `bucket.lua` mirrors it.
 
-It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. Whatever
-is not its business it hands over untouched, by returning None: a refusal, a repair, a reading, a claim, a recharge.
-The mirror also hands over what comes back before those who wait for their places.
+It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. What is not
+its business it leaves to the rules, the bucket untouched: a refusal, a repair, a reading, a claim, a recharge. The
+mirror also leaves to them what comes back before those who wait for their places, and answers the refusals that `take`
+knows: of somebody who wants tokens now, on a plain bucket without recharge.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from .arithmetic import (
     set_aside,
 )
 from .flow import Flow
-
-__all__ = ["Numbers", "acquire", "give_back", "note_place", "refund", "reserve", "settle", "take"]
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..quota import Quota
 from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
 from .admission import Admission
-from .arithmetic import required, saturated
+from .arithmetic import saturated
 from .commands import Peek
 from .decision import InFlight, Reason, Snapshot
 from .line import LATE_US
@@ -75,8 +75,7 @@ class Telling(Admission):
         Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
         """
         s = self.s
-        alone = required(command.tokens, s.quota.overdraft)
-        wanted = alone + self._aside(command.keep, alone)
+        wanted, _ = self._wanted(command.tokens, command.keep)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
         if s.quota.recharge_to is None:
             return latest

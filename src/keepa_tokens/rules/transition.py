@@ -50,25 +50,28 @@ from the balance already, and available = balance.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
    `initial` would let go what the server's reported terms do not.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-   from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
-   kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to
-   a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
-   back for every hour without a gap.
+    from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
+    kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes
+    to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is
+    kept back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
-   by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-   of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big one,
-   and one that overdraws gets its turn.
-   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-   then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
-   spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past
-   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
-   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
+    of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
+    one, and one that overdraws gets its turn.
+
+    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
+    then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
+    spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s
+    past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the
+    line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the
+    line.
+
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
-13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
-   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
-   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, unless the
-   server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that lasts. Plain
-   and synced on one key is a ConfigError.
+13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
+    minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
+    minute's, and nothing at the first change. For a minute after a change the larger of the two capacities bounds,
+    unless the server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that
+    lasts. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -210,7 +213,7 @@ def inspected(state: BucketState | None, now: int) -> Snapshot | None:
 def lifetime_us(state: BucketState, now: int) -> int | None:
     """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
 
-    Of a partial state: no less than what is left of the lifetime that it has.
+    Of a partial state it may be too short, as not all holds were read: no lifetime may be shortened to it.
     """
     if state.quota is None:
         return None
