@@ -13,9 +13,10 @@ import pytest
 import redis
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli.doctor import Finding, examine
+from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.doctor_command import APART, LOOKS
-from keepa_tokens.cli.doctor_server import read_info, strangers
+from keepa_tokens.cli.doctor_server import examine_server, read_info, strangers
+from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
@@ -431,7 +432,7 @@ def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, cod
             return super().now_us() + round(ahead * SECOND)
 
     with closing(Stepped.from_url(server.url)) as place:
-        found = [told for told in place.examine(plain=False) if isinstance(told, Finding)]
+        found = [told for told in examine_server(place, plain=False) if isinstance(told, Finding)]
     side = "ahead of" if ahead > 0 else "behind"
     assert [told.code for told in found] == codes
     assert all(f"its clock is 3,600 s {side} this machine's" in told.what for told in found)

@@ -6,12 +6,13 @@ A healthy bucket has no finding, however busy it is. `doctor_server` has the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ..rules.decision import Snapshot
 from ..rules.transition import lifetime_us
 from ..units import MICROSECONDS
+from .finding import Finding
 from .look import Look
 from .words import count, duration, shown
 
@@ -50,23 +51,6 @@ EFFECTS: Final = {
     "reported_capacity": "it fills up to the capacity that the workers were told, until the server speaks",
     "format": "the state is taken for one of this release",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong, what that does, and what to do about it.
-
-    fault: False for what is worth knowing and may well be meant. mend: what `--repair` does about it: "fields" or
-    "lifetime"; nothing where it is not certain to be safe. about: the server, the file, or a key.
-    """
-
-    code: str
-    what: str
-    effect: str
-    cure: str
-    fault: bool = True
-    mend: str = ""
-    about: str = "server"
 
 
 def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +13,8 @@ from rich.text import Text
 from ..units import one_line
 from . import shell
 from .colours import BAD, CARE, GOOD
-from .doctor import Finding, could_go, examine
+from .doctor import could_go, examine
+from .finding import Finding
 from .look import Look, Place, all_buckets, door, look
 from .where import WITH_BASE_URL, Where, with_bucket
 from .words import count
@@ -59,7 +60,7 @@ def doctor_command(
     looks = [where.look()] if where.key else list(all_buckets(place))
     facts: list[str] = []
     findings: list[Finding] = []
-    for told in place.examine(plain=any(seen.quota is not None and not seen.quota.synced for seen in looks)):
+    for told in _examined_below(place, plain=any(seen.quota is not None and not seen.quota.synced for seen in looks)):
         if isinstance(told, str):
             facts.append(told)
         else:
@@ -85,6 +86,15 @@ def doctor_command(
         _print(where.name, facts, healthy, findings)
         _print_end(findings, mended, faults)
     ctx.exit(shell.FINDINGS if faults else shell.WELL)
+
+
+def _examined_below(place: Place, *, plain: bool) -> Iterator[str | Finding]:
+    """Look at what the buckets are in. plain: some of them keep their own books."""
+    if place.kind == "file":
+        return place.examine()
+    from .doctor_server import examine_server  # noqa: PLC0415 - needs what only those with a server have
+
+    return examine_server(place, plain=plain)
 
 
 def _unanswered(answer: Answer) -> Finding:

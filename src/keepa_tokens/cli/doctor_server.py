@@ -12,7 +12,7 @@ from typing import Final, cast
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
-from .doctor import Finding
+from .finding import Finding
 from .hand_made import all_names, stuck
 from .look import door
 from .redis_place import RedisPlace, text

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
 
-from .doctor import Finding
+from .finding import Finding
 from .redis_place import RedisPlace, text
 
 MOST_KEYS: Final = 20_000

@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 from ..clock import SystemClock
 from ..storage.sqlite import SQLiteStorage, fields_of
-from .doctor import Finding
+from .finding import Finding
 from .words import count
 
 LEAST_FREE: Final = 50_000_000
@@ -30,6 +30,8 @@ def has_buckets(path: str) -> bool:
 class SqlitePlace(SQLiteStorage):
     """Buckets in a SQLite file: one row a bucket, its fields as a JSON object."""
 
+    kind: Literal["file"] = "file"
+
     def now_us(self) -> int:
         """Return the machine's time in microseconds, which is the storage's own."""
         return SystemClock().now_us()
@@ -47,7 +49,7 @@ class SqlitePlace(SQLiteStorage):
     def keep_for(self, key: str, seconds: float) -> None:
         """Do nothing: a row ends by itself."""
 
-    def examine(self, *, plain: bool) -> Iterator[str | Finding]:  # noqa: ARG002 - a server's
+    def examine(self) -> Iterator[str | Finding]:
         """Yield what is right with the file, in words, and what is wrong."""
         with self._reading() as db:
             (journal,) = cast("tuple[str]", db.execute("PRAGMA journal_mode").fetchone())
