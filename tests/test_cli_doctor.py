@@ -350,6 +350,17 @@ def test_what_is_wrong_with_the_server_is_found(
     assert found["cure"]
 
 
+@pytest.mark.usefixtures("healthy")
+def test_what_cannot_be_mended_is_told_with_all_the_rest(server: Workers, client: Any) -> None:
+    """Where the server takes no writes, --repair says that it changed nothing, and every finding is there."""
+    client.hdel(STORED, "refilled_at")
+    client.replicaof(HOST, free_port())
+    told = server.document("doctor", "--repair", code=1)
+
+    assert {"damaged-refilled_at", "read-only"} <= {found["code"] for found in told["findings"]}
+    assert [words for words in told["mended"] if words.startswith(f"{KEY}: nothing: ")] == told["mended"] != []
+
+
 def as_user(server: Workers, *rights: str, keys: str, code: int) -> Any:
     """Return what the doctor says of a bucket to a user of these rights."""
     with server.client() as client:

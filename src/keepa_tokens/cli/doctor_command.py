@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.text import Text
 
+from ..errors import ConfigError, StorageUnavailable
 from ..units import one_line
 from . import shell
 from .colours import BAD, CARE, GOOD
@@ -123,10 +124,13 @@ def _mend(place: Place, key: str, mend: str) -> str:
     snapshot = None if seen is None else seen.snapshot()
     if seen is None or seen.quota is None or snapshot is None:
         return f"{key}: nothing, it is gone or its terms are lost"
-    if mend == "fields":
-        door(place, key, seen.quota).peek()  # looking as a worker does writes what it mends
-        return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
-    place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
+    try:
+        if mend == "fields":
+            door(place, key, seen.quota).peek()  # looking as a worker does writes what it mends
+            return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
+        place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
+    except (StorageUnavailable, ConfigError) as error:
+        return f"{key}: nothing: {str(error).rstrip('.')}"
     return f"{key}: its key ends a day after the bucket would be full, if nobody uses it any more"
 
 

@@ -206,8 +206,9 @@ def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
 def watch_command(where: Where, *, every: float, looks: int | None, plain: bool) -> None:
     """Watch a bucket live: balance and holds of the last hour, what a call would get and when, what is in flight.
 
-    It only looks, and writes nothing. The curve begins when the watch does. A refusal of somebody who doesn't wait
-    leaves no trace in a bucket: the metrics count those.
+    It only looks, and writes nothing. The curve begins when the watch does. Calls are counted by what they hold, so one
+    that begins and ends between two looks is not seen, nor is a refusal of somebody who doesn't wait: the metrics count
+    those.
     """
     key, story = where.bucket(), Story()
     screen = None if plain or not fits(sys.stdout) else Screen()
