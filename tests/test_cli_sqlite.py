@@ -11,6 +11,7 @@ import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.sqlite_place import SqlitePlace
+from keepa_tokens.testing import ManualClock
 from tests.cli import KEY, Place, run
 
 
@@ -55,6 +56,29 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     assert [one["code"] for one in found] == ["damaged-refilled_at"]
     file.document("doctor", "--repair")
     assert file.document("doctor")["findings"] == []
+
+
+def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
+    """A bucket whose workers bring a clock of another epoch is seen by that clock, in a file as on a server."""
+    clock = ManualClock(5_000.0)
+    bucket = TokenBucket(keepa_quota(20), key="own", storage=file.place, clock=clock, listener=lambda _: None)
+    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200))
+    told = file.document("status", "own")["bucket"]
+
+    assert "clock        its workers' own: all of this is as of their last step" in file.run("status", "own").stdout
+    assert (told["balance"], told["repaired"]) == (-79, [])
+    assert [found["code"] for found in file.document("doctor", "own")["findings"]] == ["own-clock"]
+
+
+def test_a_row_without_an_end_is_given_one(file: File) -> None:
+    """What would stay in the file for ever, and need not, is worth knowing; --repair lets it end."""
+    assert file.place.lifetime(KEY) == pytest.approx(86_400.0, abs=60)
+    file.sql("UPDATE buckets SET ends = NULL")
+
+    (found,) = file.document("doctor", "--repair")["findings"]
+    assert (found["code"], found["fault"]) == ("no-lifetime", False)
+    assert file.document("doctor")["findings"] == []
+    assert file.place.lifetime("none") is None
 
 
 def test_reset_and_release_work_on_a_file(file: File) -> None:

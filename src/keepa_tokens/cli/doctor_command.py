@@ -126,7 +126,7 @@ def _mend(place: Place, key: str, mend: str) -> str:
         return f"{key}: nothing, it is gone or its terms are lost"
     try:
         if mend == "fields":
-            door(place, key, seen.quota).peek()  # looking as a worker does writes what it mends
+            door(place, key, seen.quota, seen.clock).peek()  # looking as a worker does writes what it mends
             return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
         place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     except (StorageUnavailable, ConfigError) as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..bucket import TokenBucket
+from ..clock import Clock
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
@@ -19,6 +20,7 @@ from ..rules.flow import flow_in_effect
 from ..rules.line import Ticket, standing
 from ..rules.state import BucketState
 from ..rules.transition import carry_out, read_as, transition
+from ..testing.clock import ManualClock
 from ..units import MICROSECONDS, YEAR_US
 
 if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqlite3
@@ -56,6 +58,11 @@ class Look:
     def quota(self) -> Quota | None:
         """The terms last used; None where they are lost."""
         return self.state.quota
+
+    @property
+    def clock(self) -> Clock | None:
+        """What a step on it is to go by: the storage's time, or its own clock, which stands since its last step."""
+        return ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
 
     @property
     def trouble(self) -> str:
@@ -107,9 +114,9 @@ class Look:
         return standing(self.state.line, self.now_us)
 
 
-def door(place: Place, key: str, quota: Quota) -> TokenBucket:
-    """Return a door to a bucket, as a worker has it, of which nobody hears."""
-    return TokenBucket(quota, key=key, storage=place, listener=lambda _: None)
+def door(place: Place, key: str, quota: Quota, clock: Clock | None = None) -> TokenBucket:
+    """Return a door to a bucket, as a worker has it, of which nobody hears. clock: that of the look at it."""
+    return TokenBucket(quota, key=key, storage=place, clock=clock, listener=lambda _: None)
 
 
 def look(place: Place, key: str) -> Look | None:

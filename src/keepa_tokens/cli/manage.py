@@ -42,8 +42,9 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
     seen, found = _known(where)
-    door(where.place, seen.key, found.quota).pause(span)
-    shell.say(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
+    door(where.place, seen.key, found.quota, seen.clock).pause(span)
+    since = ", from the last step of its workers' own clock" if seen.own_clock else ""
+    shell.say(f"{seen.key} is paused for {duration(span)}{since}: no call goes, what is in flight is settled as ever.")
 
 
 @shell.command(
@@ -60,7 +61,7 @@ def resume_command(where: Where) -> None:
     if not found.paused_for:
         shell.say(f"{seen.key} was not paused; nothing was changed.")
         return
-    door(where.place, seen.key, found.quota).pause(0)
+    door(where.place, seen.key, found.quota, seen.clock).pause(0)
     shell.say(f"{seen.key} goes on; {duration(found.paused_for)} of its pause were left.")
 
 
@@ -112,7 +113,8 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
     (call,) = held
     what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
     _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-    outcome = where.place.apply(seen.key, found.quota, Cancel(call.id))
+    now_us = seen.now_us if seen.own_clock else None
+    outcome = where.place.apply(seen.key, found.quota, Cancel(call.id), now_us=now_us)
     shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 

@@ -59,7 +59,7 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
     if heard.reading is None:
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = door(place, look.key, look.quota)
+    bucket = door(place, look.key, look.quota, look.clock)
     before = bucket.peek()
     KeepaSync(bucket).observe(body, status=status)
     return Answer(before.balance, heard.reading.balance, held=before.held)

@@ -11,10 +11,13 @@ from typing import Final, Literal, cast
 
 from ..clock import SystemClock
 from ..storage.sqlite import SQLiteStorage, fields_of
+from ..units import MICROSECONDS
 from .finding import Finding
 from .words import count
 
 LEAST_FREE: Final = 50_000_000
+
+_ENDS: Final = "SELECT ends FROM buckets WHERE key = ?"
 
 
 def has_buckets(path: str) -> bool:
@@ -42,12 +45,20 @@ class SqlitePlace(SQLiteStorage):
             row = cast("tuple[str] | None", db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone())
         return None if row is None else fields_of(row[0])
 
-    def lifetime(self, key: str) -> float | None:  # noqa: ARG002 - a key's
-        """Return None: a row ends by itself."""
-        return None
+    def lifetime(self, key: str) -> float | None:
+        """Return the seconds for which a bucket is kept at least; -1: for ever; None: there is none."""
+        with self._reading() as db:
+            row = cast("tuple[int | None] | None", db.execute(_ENDS, (key,)).fetchone())
+        if row is None or row[0] is None:
+            return None if row is None else -1
+        return max(0.0, (row[0] - self.now_us()) / MICROSECONDS)
 
     def keep_for(self, key: str, seconds: float) -> None:
-        """Do nothing: a row ends by itself."""
+        """Let a bucket end in so many seconds."""
+        with self._step() as db:
+            db.execute(
+                "UPDATE buckets SET ends = ? WHERE key = ?", (self.now_us() + round(seconds * MICROSECONDS), key)
+            )
 
     def examine(self) -> Iterator[str | Finding]:
         """Yield what is right with the file, in words, and what is wrong."""

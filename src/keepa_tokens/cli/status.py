@@ -82,6 +82,8 @@ def sentences(look: Look) -> list[tuple[str, str]]:
         *((f"call of {tokens}", _call(look, tokens)) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
     ]
+    if look.own_clock:
+        lines.insert(1, ("clock", "its workers' own: all of this is as of their last step"))
     if snapshot.paused_for > 0:
         lines.insert(1, ("paused", f"for another {duration(snapshot.paused_for)}; `keepa-tokens resume` ends it"))
     if snapshot.quota.synced:
