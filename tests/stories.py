@@ -31,6 +31,7 @@ from keepa_tokens.rules import commands
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.units import PROBE_AFTER_US
 from tests.strategies import Bucket, Make
 
@@ -178,6 +179,8 @@ def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
         return outcome.granted if name == "GRANTED" else name in {outcome.reason, outcome.reading}
     if name == "place" and not outcome.granted:
         return None
+    if name == "lifetime":
+        return lifetime_us(bucket.stored, now)
     for place in (lambda: outcome, lambda: outcome.snapshot or bucket.look(now), lambda: bucket.stored):
         if hasattr(thing := place(), SHOWN.get(name, name)):
             found = getattr(thing, SHOWN.get(name, name))
@@ -203,7 +206,7 @@ def stories(text: str, terms: Mapping[str, Any]) -> Iterator[tuple[str, Story]]:
     text = re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)
     assert not _STORY.sub("", text).strip(), f"no story: {_STORY.sub('', text)}"
     for title, bucket, lines in _STORY.findall(text):
-        choices = [choice.split("|") for choice in _CHOICE.findall(bucket + lines)]
+        choices = [[way.strip() for way in each.split("|")] for each in _CHOICE.findall(bucket + lines)]
         for ways in zip(*choices, strict=True) if choices else [("",)]:
             left = iter(ways)
             story = Story(_chosen(bucket, left), _chosen(lines, left), terms)

@@ -86,9 +86,9 @@ a recharge beyond the end of time binds nobody, and the bound is that of the req
 
 # 7: readings
 without a server's time a call is later than a reading if it was opened after it: SYNCED balance=60
-    0 (hold a 1|read 50), (read 50|hold a 1), settle a 1 says=7 -> (STALE|TAKEN)
+    0 (hold a 1|read 50|hold a 1), (read 50|hold a 1|put reading_sequence=2), settle a 1 says=7 -> (STALE|TAKEN|STALE)
 so it is with a refusal that brings no reading: SYNCED balance=60
-    0 (hold a 1|read 50), (read 50|hold a 1), settle a 0 refused=1 -> balance=(50|0)
+    0 (hold a 1|read 50|hold a 1), (read 50|hold a 1|put reading_sequence=2), settle a 0 refused=1 -> balance=(50|0|60)
 where the last reading is lost any answer is taken, its number alone shuts nobody out: SYNCED balance=60
     0 hold a 1, read 50, put reading_at=-, settle a 1 says=7 -> TAKEN
 a plain bucket takes no answer for its balance: the hold ends at its cost, and no more: MINUTELY balance=9

@@ -13,23 +13,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
+from checks.models.strategies import HOUR, MINUTE, SECOND, commands, gaps, quotas
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
     Acquire,
-    Command,
     Outcome,
-    Pause,
     Peek,
-    Reconcile,
     Reserve,
     Settle,
 )
 from keepa_tokens.rules.decision import InFlight
-from keepa_tokens.rules.line import Ticket
-from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import lifetime_us, transition
 from keepa_tokens.units import SWEEP_US, TOLERANCE_US
 from tests.stories import Story, each_story
@@ -48,6 +42,7 @@ PER_SECOND: Final = Quota(10, 1, 1.0)
 LEARNING: Final = Quota(10, 1, 1.0, synced=True)
 SEVEN: Final = Quota(7, 7, 1.0)
 SLOW: Final = Quota(100, 1, 3600.0, synced=True, initial=100)
+PLAN: Final = keepa_quota(20)
 
 STORIES: Final = """
 a plain hold takes its tokens at once, and settling it charges what it cost: FIXED
@@ -98,6 +93,20 @@ what is given back of a plain hold fills up to capacity, what was refilled since
 and so does what is given back of a synced one that ran out: SEVEN synced initial=7
     0 hold a 4 life=10s; 10s take 3; 12s (settle a 1|cancel a) -> balance=7, hold b 4 life=10s
     22s take 3 -> balance=0, (settle b 1|cancel b) -> balance=(3|4)
+# A new one would let more go until then.
+a bucket is kept until it is full, its last hold, its pause and its line are over, and a margin: PER_SECOND balance=10
+    0 (put balance=-990, take 0|put balance=7, take 0|hold a 10 life=600s|pause 3600s|put line=t:5:0:0:@3600s, take 0)
+    0 peek -> lifetime=(1010s|60s|610s|3610s|3670s)
+`initial` at the capacity is the default: PER_SECOND period=100 initial=10
+    0 take 3 -> lifetime=310s
+one is kept for ever where a new one would begin lower: (PER_SECOND|LEARNING|PLAN) initial=(9|0|1200)
+    0 (take 1|take 1|read 300 refill=5 capacity=300), peek -> lifetime=-
+one that never refills is kept for a day from its last use: FIXED start=(0|77s|99999999s)
+    0 take 1 -> lifetime=86400s
+a synced one keeps for a day what it learned, longer with a hold, but not for a debt: LEARNING initial=(-|-|-|10)
+    0 (take 1|hold a 1 life=86400s scout=1|read -1000000|take 1), peek -> lifetime=(86400s|86410s|86400s|86400s)
+and until it is full if that is longer, or after its holds: SLOW
+    0 (take 100|hold a 100 life=43200s), peek -> lifetime=(360010s|403210s)
 """
 
 
@@ -255,51 +264,3 @@ def test_dropping_a_stepped_state_at_its_lifetime_only_forgets_the_phase(
 def replace_times(outcome: Outcome) -> tuple[object, ...]:
     """Return what was decided, without when."""
     return outcome.granted, outcome.reason, outcome.balance, outcome.found, outcome.probe
-
-
-@pytest.mark.parametrize(
-    "why, quota, state, command, life",
-    [
-        ("a new one would begin lower", replace(PER_SECOND, initial=9), None, Acquire(1), None),
-        ("and so would a synced one", replace(LEARNING, initial=0), None, Acquire(1), None),
-        ("`initial` at capacity is the default", Quota(10, 1, 100.0, initial=10), None, Acquire(3), 310 * SECOND),
-        ("until it is full", PER_SECOND, BucketState(balance=-990, refilled_at=EPOCH), Acquire(0), 1010 * SECOND),
-        ("and its last hold is over", PER_SECOND, None, Reserve("a", 10, 10 * MINUTE), 610 * SECOND),
-        ("and its pause", PER_SECOND, None, Pause(HOUR), HOUR + 10 * SECOND),
-        (
-            "and whoever stands in line has lapsed",
-            PER_SECOND,
-            BucketState(balance=10, refilled_at=EPOCH, line=(Ticket("t", 5, 0, 0, EPOCH + HOUR),)),
-            Acquire(0),
-            HOUR + MINUTE + 10 * SECOND,
-        ),
-        ("a synced one keeps for a day what it learned", LEARNING, None, Acquire(1), DAY),
-        ("longer with a hold", LEARNING, None, Reserve("a", 1, DAY, scout=True), DAY + 10 * SECOND),
-        ("but not for a debt", LEARNING, None, Reconcile(Reading(-(10**6))), DAY),
-        (
-            "what the server reported bounds for ever",
-            keepa_quota(20, initial=1200),
-            None,
-            Reconcile(Reading(300, refill=5, capacity=300)),
-            None,
-        ),
-        ("where it begins full", replace(LEARNING, initial=10), None, Acquire(1), DAY),
-        ("until it is full if that is longer", SLOW, None, Acquire(100), 100 * HOUR + 10 * SECOND),
-        ("after its holds", SLOW, None, Reserve("a", 100, 12 * HOUR), 112 * HOUR + 10 * SECOND),
-    ],
-)
-def test_a_bucket_is_kept_as_long_as_a_new_one_would_let_more_go(
-    why: str, quota: Quota, state: BucketState | None, command: Command, life: int | None
-) -> None:
-    """Until it is full, its last hold, its pause and its line are over, and a margin; else a day, or for ever."""
-    after, _ = transition(quota, state, EPOCH, command)
-    assert after is not None
-    assert lifetime_us(after, EPOCH) == life, why
-
-
-@given(now=instants)
-def test_a_refill_of_0_keeps_a_state_for_a_day(now: int) -> None:
-    """Without refill there is no instant at which a plain bucket is full; it is kept for a day from its last use."""
-    state, _ = transition(FIXED, None, now, Acquire(1))
-    assert state is not None
-    assert lifetime_us(state, now) == DAY

@@ -76,6 +76,10 @@ where the last reading has no server's time, a call opened before it charges its
 a settle that comes again may still bring a reading, but charges nothing: QUOTA
     0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=1001
     1s settle a 10 says=90 at=1001 -> !found STALE balance=90, settle a 10 says=70 at=1002 -> balance=70 drift=-20
+a settle that is sent again without a server's time is no news either: what others spent since stays spent: QUOTA
+    0 read 100, hold a 10 life=600s, hold b 10 life=600s
+    1s settle a 10 says=90, settle b 10, settle a 10 says=90 -> STALE balance=80
+    121s+1 settle a 10 says=70 -> TAKEN balance=70
 # A's answer, by a clock ahead, came first; B's cost came after it: 40 are left, not 90.
 of two front ends five seconds apart the lower balance counts: QUOTA
     0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle a 10 says=90 at=1001 -> balance=90
@@ -97,6 +101,17 @@ what the server says of its terms rules from then on, and what it leaves out sta
     0 take 21 -> in=40s; 1s read 1 2, peek -> capacity=1200 refill=20 period=30s
 a net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods: STEPS
     0 read 0 refill=(0.25|0.3|1.9|5) -> refill=(1|1|1|5) period=(240s|240s|60s|60s)
+# A second and the phase alone; a period without a refill; stretched by it; after a stretched one; shorter than before;
+# one token in several periods; a step that is due now.
+what came until a reading is in its balance, whatever periods were told, and the next step comes when it says: STEPS
+    0 read (0 refill=5 period=1|9|9|0 next_refill_in=300|0 refill=5 period=600 next_refill_in=600|0 refill=0.25|9)
+    (0|0|0|200s|500s|0|0) read (0 next_refill_in=0.5|0 period=600 next_refill_in=10|0 period=600 next_refill_in=500|
+     0|0 refill=5|0 next_refill_in=60|0 next_refill_in=0)
+    (0|0|0|200s|500s|0|0) peek -> balance=(0|0|0|0|0|0|5)
+    (0.5s-1|10s-1|500s-1|240s-1|540s-1|240s-1|60s-1) peek -> balance=(0|0|0|0|0|0|5)
+    (0.5s|10s|500s|240s|540s|240s|60s) peek -> balance=(5|5|5|5|5|1|10)
+a reading leaves out no step that is still to come, of a microsecond either: STEPS period=0.000001
+    0 read 5 -> balance=5; 1 peek -> balance=10
 the news that the balance is low begins no recharge, only a request does that: RECHARGING
     0 read 0 1000 -> closed_until=-; 3s take 3 -> GRANTED
 """
@@ -166,48 +181,6 @@ def test_a_server_clock_that_is_off_changes_nothing(offset: float, now: int, ord
         results.add((refusal.balance, refusal.retry_after_us))
     assert len(results) == 1
     assert results.pop() == (6, 27 * SECOND + 2 * MINUTE)
-
-
-@pytest.mark.parametrize(
-    "first, later, second, next_in",
-    [
-        pytest.param(
-            Reading(0, refill=5, period=1.0), 0, Reading(0, next_refill_in=0.5), 0.5, id="told-1-s-phase-alone"
-        ),
-        pytest.param(Reading(9), 0, Reading(0, period=600.0, next_refill_in=10.0), 10.0, id="period-and-no-refill"),
-        pytest.param(Reading(9), 0, Reading(0, period=600.0, next_refill_in=500.0), 500.0, id="stretched"),
-        pytest.param(Reading(0, next_refill_in=300.0), 200, Reading(0), 40.0, id="after-a-stretched-one"),
-        pytest.param(
-            Reading(0, refill=5, period=600.0, next_refill_in=600.0), 500, Reading(0, refill=5), 40.0, id="shorter"
-        ),
-        pytest.param(Reading(0, refill=0.25), 0, Reading(0, next_refill_in=60.0), 240.0, id="one-in-several-periods"),
-        pytest.param(Reading(9), 0, Reading(0, next_refill_in=0.0), 60.0, id="a-step-due-now"),
-    ],
-)
-def test_no_step_from_before_a_reading_comes_after_it(
-    first: Reading, later: int, second: Reading, next_in: float
-) -> None:
-    """Whatever periods were told, what came until the reading is in its balance; the next step comes when it says."""
-    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
-    bucket.apply(Reconcile(first), EPOCH)
-    now = EPOCH + later * SECOND
-    bucket.apply(Reconcile(second), now)
-    due = 5 if second.next_refill_in == 0 else 0
-    assert bucket.look(now).balance == due
-    assert bucket.look(now + round(next_in * SECOND) - 1).balance == due
-    assert (bucket.look(now + round(next_in * SECOND)).balance or 0) > due
-
-
-def test_a_settle_sent_again_is_no_news() -> None:
-    """Without a server's time too: the hold is gone, and what others spent since stays spent."""
-    bucket = at(told(100))
-    opened(bucket, "a", "b")
-    settled(bucket, "a", 10, told(90))
-    settled(bucket, "b", 10, None)
-    again = settled(bucket, "a", 10, told(90))
-    assert (again.reading, again.balance) == (Verdict.STALE, 80)
-    late = bucket.apply(Settle("a", 10, told(70)), EPOCH + SECOND + REORDER_US + 1)
-    assert (late.reading, late.balance) == (Verdict.TAKEN, 70)
 
 
 @SPARING

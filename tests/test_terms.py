@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile
-from keepa_tokens.rules.decision import Reason
-from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
@@ -31,6 +29,8 @@ SOME: Final = Quota(11, 1, 3.0)
 FAST: Final = Quota(1000, 1000, 1.0)
 SLOW: Final = Quota(10, 10, 1.0)
 LARGE: Final = Quota(100, 10, 1.0)
+PLAN, BIGGER_PLAN = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
+WIDE, NARROW = (Quota(capacity, 1, 1.0, synced=True) for capacity in (1200, 300))
 
 STORIES: Final = """
 terms that replace refill 0 find what was there, and no more: ZERO
@@ -40,6 +40,13 @@ from 1,000 a second to 10: a minute after the change the smaller capacity clips 
     180s take 11 -> TOO_LARGE, take 10 -> GRANTED, take 1 -> EMPTY
 served by others' smaller terms, a caller is told when its own may take over: LARGE
     0 take 1 -> GRANTED, on SLOW, take 1 -> GRANTED; 10 on LARGE, take 150 -> TOO_LARGE in=60s-10
+a capacity that the server reported bounds on whichever terms, a bigger plan's too, in turns: BIGGER_PLAN
+    0 read 300 refill=5 capacity=300; 61s on PLAN, take 0 -> balance=300; 122s on BIGGER_PLAN, take 0 -> balance=300
+    183s on PLAN, take 0 -> balance=300; 244s on BIGGER_PLAN, take 0 -> balance=300
+# The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it.
+what is kept back goes by the capacity that lasts: WIDE
+    0 read 1000, read 500, read 10, on NARROW, take 150 -> EMPTY in=240s
+    240s-1 take 150 -> EMPTY; 240s take 150 -> GRANTED
 """
 
 
@@ -109,30 +116,6 @@ def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     small, large = Quota(50, 1, 60.0), Quota(100, 1, 60.0)
     assert shared.ask(small, 50).granted
     shared.serves_one_of([large, small], 5 * SECOND, NOW + 121 * SECOND)
-
-
-def test_a_capacity_that_the_server_reported_bounds_on_whichever_terms() -> None:
-    """Full at 300 by the server, it stays so, though workers on a bigger plan's terms take turns with others."""
-    small, large = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
-    shared = Shared(large)
-    shared.apply(Reconcile(Reading(300, refill=5, capacity=300)), shared.now)
-    for quota in [small, large] * 3:
-        shared.now += MINUTE_US + SECOND
-        assert shared.ask(quota, 0).balance == 300
-
-
-def test_what_is_kept_back_goes_by_the_capacity_that_lasts() -> None:
-    """The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it."""
-    large, small = Quota(1200, 1, 1.0, synced=True), Quota(300, 1, 1.0, synced=True)
-    shared = Shared(large)
-    for balance in (1000, 500, 10):
-        shared.apply(Reconcile(Reading(balance)), shared.now)
-    refused = shared.ask(small, 150)
-    assert (refused.reason, refused.retry_after_us) == (Reason.EMPTY, (150 + 100 - 10) * SECOND)
-    shared.now += refused.retry_after_us - 1
-    assert not shared.ask(small, 150).granted
-    shared.now += 1
-    assert shared.ask(small, 150).granted
 
 
 def test_terms_change_once_a_minute_and_say_so() -> None:

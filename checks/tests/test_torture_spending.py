@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.tests.torture_log import NOW, TENTH, Log, each_log, rules
+from checks.tests.torture_log import NOW, TENTH, Log, each_log, rules, wiped
 from checks.torture import spending, story
-from checks.torture.steps import FREEZE, Story, story_of
+from checks.torture.steps import FREEZE, MARGIN_US, Story, story_of
 from checks.torture.story import (
     Failed,
     Fault,
@@ -46,6 +46,8 @@ a stepped refill counts at the instant that the reading named, not before: keepa
     0 read 0 next_refill_in=0.4 -> taken; 0.4s(|-1) hold a 1
 a debt of one refill is paid by the first step, only the second may be spent: keepa (nothing|over-grant)
     0 read -5 next_refill_in=0.4 -> taken; (1.4s|0.4s) hold a 1
+a reading that is no newer than the last leaves its phase: keepa (nothing|over-grant)
+    0 read 3 9 next_refill_in=0.4 -> taken; 1 read 0 8 next_refill_in=0.9 -> taken; 0.4s(|-1) hold a 1
 a late settle gives nothing back of a charge that a reading has replaced: keepa over-grant
     0 read 9 -> taken; 1 hold a 9 life=0.1s; 0.2s read 0 -> taken; 0.3s settle a 0, hold b 1
 a reading may have been taken though its answer was lost, one that was stale not: keepa (nothing|over-grant)
@@ -84,6 +86,8 @@ a refund that was sent twice, its first answer lost, gives its tokens back once:
     0 take 12, back r 2 0 -> lost; 0.1s back r 2 0 -> !found, take (3|4)
 a hold whose first answer was lost is one grant: held (nothing|over-grant)
     0 hold a 16 -> lost; 0.1s hold a 16(|; 0.1s+1 hold b 1)
+a hold whose first answer was lost before a loss was opened after it: held (nothing|over-grant)
+    0 hold a 4 -> lost; 0.1s wiped; 0.2s hold a 4; 0.7s hold b 8; 0.7s+1 cancel a, hold c (12|13)
 a refund that counts in a second life is given there, answered or not: plain (nothing|over-grant|nothing|over-grant)
     0 back r 4 0; 0.2s wiped; 0.3s-1 take 12; 0.3s back r 4 0(-> lost|-> lost||); 0.3s+1 take (4|5|4|5)
 but once in one: plain over-grant
@@ -140,7 +144,8 @@ class Workers:
         if self.log.bucket == PLAIN:
             spends: list[Command] = [Acquire(tokens), Acquire(tokens, wait_us=SECOND), Refund(name, tokens, now)]
             return chance.choice(spends)
-        reading = Reading(chance.randint(-3, 9), next_refill_in=chance.random(), server_time=now / SECOND)
+        late = chance.choice([0, 0, SECOND])
+        reading = Reading(chance.randint(-3, 9), next_refill_in=chance.random(), server_time=(now - late) / SECOND)
         if self.log.bucket == KEEPA and chance.random() < 0.1:
             return Reconcile(reading)
         if not self.held or chance.random() < 0.4:
@@ -169,6 +174,10 @@ def carried_out(bucket: str, seed: int) -> Story:
     workers, now = Workers(bucket, chance), NOW
     for _ in range(100):
         now += chance.choice([1, 1000, TENTH, chance.randrange(2 * SECOND)])
+        if chance.random() < 0.05:
+            workers.storage.delete(bucket)
+            workers.log.add(wiped(now + 2 * MARGIN_US, bucket))
+            now += 4 * MARGIN_US
         workers.step(now)
     return story_of(workers.log.entries)
 

@@ -42,7 +42,7 @@ _new: Final = object.__new__
 
 
 class Door(Generic[S_co]):
-    """What both doors have in common. Its state is in the storage; in memory it remembers where."""
+    """What both doors have in common. The state is in the storage; of memory storage it remembers the bucket there."""
 
     __slots__ = (
         "_bucket",
@@ -158,28 +158,28 @@ class Door(Generic[S_co]):
             balance = bucket.level[0]
         # Filled in by hand: to call the class would cost a tenth of the step.
         decision = _new(Decision)
-        if refusal is None:
-            decision.granted = True
-            decision.reason = _GRANTED
-            decision.retry_after = 0.0
-        else:
-            balance, wait = refusal
-            if wait_us or wait >= NEVER:
-                return None
-            decision.granted = False
-            decision.reason = _EMPTY
-            decision.retry_after = wait / MICROSECONDS
-        decision.balance = balance
         decision.waited = 0.0
         decision.repaired = ()
         decision.probe = False
         # Most of it is no news to the log, and is not even put into words for it.
         refused = self._refused
         if refusal is None:
+            decision.granted = True
+            decision.reason = _GRANTED
+            decision.balance = balance
+            decision.retry_after = 0.0
             if refused is None or (refused and self.key in refused):
                 self.tell(Acquire(tokens), Outcome(now, balance, granted=True))
-        elif refused is None or refused.get(self.key) != _EMPTY_TEXT:
-            self.tell(Acquire(tokens), Outcome(now, balance, reason=_EMPTY, retry_after_us=refusal[1]))
+            return decision
+        balance, wait = refusal
+        if wait_us or wait >= NEVER:
+            return None
+        decision.granted = False
+        decision.reason = _EMPTY
+        decision.balance = balance
+        decision.retry_after = wait / MICROSECONDS
+        if refused is None or refused.get(self.key) != _EMPTY_TEXT:
+            self.tell(Acquire(tokens), Outcome(now, balance, reason=_EMPTY, retry_after_us=wait))
         return decision
 
     def waited(self, tokens: int, duration_us: int) -> None:
@@ -250,6 +250,11 @@ class BucketBase(NotCopied, Generic[S_co]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
+
+
+def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
+    """Return the inside of a bucket, for the other doors of this library."""
+    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
 class HeldBase(NotCopied, Generic[S_co]):

@@ -30,18 +30,18 @@ class PutOff:
     """What a thread does within `with` is done whole: signals that come meanwhile have their handlers run at its end.
 
     So no exception of a handler strikes between a storage's step and its outcome. Handlers run in the main thread, so
-    elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same. ends: it is clean-up
-    after one, so NoAnswer ends it by then.
+    elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same. ends: the block is
+    itself the clean-up after a signal, and NoAnswer ends it after that time.
     """
 
     __slots__ = ("_before", "_came", "_ends", "_handlers", "_late", "_over")
 
     def __init__(self, *, ends: bool = False) -> None:
         self._ends = ends
-        self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []  # those still to be put back
         self._came: list[tuple[int, FrameType | None]] = []
-        self._over: _thread.LockType | None = None
+        self._over: _thread.LockType | None = None  # held until the block is over, which ends the watch
         self._late = False
 
     def __enter__(self) -> None:

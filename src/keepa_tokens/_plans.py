@@ -31,7 +31,7 @@ from .rules.commands import (
 )
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
-from .units import DAY_US, LIMIT, MICROSECONDS, seconds
+from .units import DAY_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, seconds
 
 T = TypeVar("T")
 R = TypeVar("R", Acquire, Reserve)
@@ -312,6 +312,9 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
         retry = min(retry, UNKNOWN_PAUSE_US)
+    elif outcome.reason is Reason.IN_FLIGHT:
+        # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
+        retry = min(retry, LOOK_AGAIN_US)
     duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if synced else LIMIT))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0

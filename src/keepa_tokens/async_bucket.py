@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from functools import wraps
 from inspect import isawaitable
 from types import CoroutineType, TracebackType
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
@@ -28,14 +28,11 @@ from .units import LIMIT
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 3.0
+PATIENCE_S = 3.0
 """How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
 
-CLEANUP_SECONDS = 5.0
+CLEANUP_S = 5.0
 """The longest that each step of a clean-up may take."""
-
-
-AsyncDoor: TypeAlias = Door[AsyncStorage | MemoryStorage]
 
 
 class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
@@ -171,7 +168,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     __slots__ = ("_step",)
     blocks = False
 
-    def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
+    def __init__(self, door: Door[AsyncStorage | MemoryStorage], taking: Acquire | None = None) -> None:
         super().__init__(door, taking)
         self._step: asyncio.Task[Outcome] | None = None
 
@@ -182,7 +179,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if isinstance(self.door.storage, MemoryStorage):
             self.answer = outcome = await self._applied(command)
         elif on_trio():
-            with shielded(CLEANUP_SECONDS):
+            with shielded(CLEANUP_S):
                 self.answer = outcome = await self._applied(command)
         else:
             self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
@@ -251,13 +248,13 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             except RuntimeError:
                 self.door.not_given_back(self.asked(), "its event loop is gone")
         elif on_trio():
-            with shielded(PATIENCE_SECONDS):
+            with shielded(PATIENCE_S):
                 await work()
         else:
             task = asyncio.get_running_loop().create_task(work())
             self._leave_running(task)
-            with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
-                await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+            with shielded(PATIENCE_S), suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=PATIENCE_S)
 
     def _leave_running(self, task: asyncio.Task[Any]) -> None:
         """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
@@ -277,7 +274,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if task is None or self.sent is None:
             return
         with suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
+            await asyncio.wait({task}, timeout=CLEANUP_S)
         if task.done() and not task.cancelled() and task.exception() is None:
             self.ended(self.sent, task.result())
         task.cancel()
@@ -292,7 +289,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def _once_more(self, command: Command) -> bool:
         for _ in range(2):
             try:
-                async with limited(CLEANUP_SECONDS):
+                async with limited(CLEANUP_S):
                     self.ended(command, await self._applied(command))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
@@ -314,11 +311,6 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
-
-
-def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
-    """Return the inside of a bucket, for the other doors of this library."""
-    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
 class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):

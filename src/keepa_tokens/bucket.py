@@ -279,11 +279,6 @@ class BlockingSteps(plans.Steps[Storage]):
         return door.elapsed_us() - begun if self.woken else duration_us
 
 
-def door_of(bucket: TokenBucket) -> Door[Storage]:
-    """Return the inside of a bucket, for the other doors of this library."""
-    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
-
-
 class Reservation(ReservationBase[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 

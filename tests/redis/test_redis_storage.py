@@ -14,9 +14,8 @@ import redis
 import redis.asyncio
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
-from keepa_tokens.testing import ManualClock
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored, time_of
 from tests.redis.flavours import CLIENTS, FLAVOURS, Flavour
 from tests.servers import BINARIES, HOST, Server, running
@@ -196,26 +195,34 @@ def test_an_async_storage_that_another_running_loop_uses_says_so_at_once(server:
 # --- buckets
 
 
-def test_a_grant_is_one_call(client: redis.Redis) -> None:
-    """A grant, a wait for a place and a refusal are one EVALSHA each; a refusal that takes a ticket is two."""
-    storage, clock, quota = RedisStorage(client), ManualClock(1000.0), Quota.per_minute(60)
-    bucket = TokenBucket(quota, key="k", storage=storage, clock=clock)
+ONE_CALL: list[Command] = [
+    *(Acquire(1), Acquire(1001), Reserve("a", 1, 60 * SECOND), Settle("a", 1), Reserve("b", 1, 60 * SECOND)),
+    *(Cancel("b"), Refund("r", 1)),
+]
+"""What the fast path takes, and what changes nothing."""
 
-    def sent(use: Callable[[], object]) -> int:
+CALLS: dict[Quota, list[tuple[Command, int]]] = {
+    PLAIN: [
+        *(
+            (command, 1)
+            for command in (*ONE_CALL, Acquire(990), Acquire(99, wait_us=SECOND), Acquire(99, wait_us=99 * SECOND))
+        ),
+        (Reserve("x", 99, SECOND, ticket="t"), 2),
+    ],
+    SYNCED: [*((command, 1) for command in ONE_CALL), (Reconcile(Reading(250)), 2), (ClaimProbe(), 2)],
+}
+"""What is done after a first step, and how many calls of the script that takes."""
+
+
+@pytest.mark.parametrize("quota", CALLS, ids=["plain", "synced"])
+def test_a_grant_is_one_call(storage: RedisStorage, client: redis.Redis, quota: Quota) -> None:
+    """A grant, a place, the end of a hold and a refusal are one EVALSHA each; a ticket, a reading and a claim two."""
+    storage.apply("k", quota, Reconcile(Reading(300)) if quota.synced else Acquire(1), now_us=NOW)
+    for command, sent in CALLS[quota]:
         client.config_resetstat()
-        use()
+        storage.apply("k", quota, command, now_us=NOW)
+        assert calls(client, "evalsha") == sent, command
         assert not calls(client, "eval") + calls(client, "script|load")
-        return calls(client, "evalsha")
-
-    def refused(ticket: str | None) -> None:
-        assert not storage.apply("k", quota, Reserve("x", 60, SECOND, ticket=ticket), now_us=clock.now_us()).granted
-
-    bucket.peek()  # the first ever is preceded by the script
-    assert sent(lambda: bucket.try_acquire(60)) == 1
-    assert sent(lambda: bucket.acquire(5)) == 1
-    assert sent(lambda: bucket.try_acquire(60)) == 1
-    assert sent(lambda: refused(None)) == 1
-    assert sent(lambda: refused("t")) == 2
 
 
 @pytest.mark.parametrize("quota", [Quota(10_000, 1, 1.0), Quota(10_000, 1, 1.0, synced=True, initial=10_000)])

@@ -20,7 +20,7 @@ from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavai
 from ..events import AWAY
 from ..keepa._door import steps_of
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import FIRST, Attempts, retry_after
+from ..keepa.backoff import FIRST_PAUSE_S, Attempts, retry_after
 from ..keepa.reading import REFUSED
 from ..keepa.sync import Call, KeepaSync
 from ..units import MICROSECONDS
@@ -37,10 +37,10 @@ Ask: TypeAlias = Callable[[int, float | None], Awaitable[AnyCall]]
 End: TypeAlias = Callable[[bytes | None], Coroutine[object, None, None]]
 """Ends a call by the body of its answer, the first time; None: it was not read to its end, so nobody knows."""
 
-LONGEST_AWAY: Final = 600.0
+LONGEST_AWAY_S: Final = 600.0
 """Seconds for which a task that has paid waits for a storage that is away."""
 
-LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE_S: Final = 30.0
 """The longest pause between two tries of it."""
 
 SERVER_ERROR: Final = 500
@@ -130,20 +130,20 @@ async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) ->
 
     Sent back, it would pay again, and fails instead where the storage stays away.
     """
-    run, pause, waited = RUN.get(), FIRST, 0.0
+    run, pause, waited = RUN.get(), FIRST_PAUSE_S, 0.0
     while True:
         try:
             return await step()
         except StorageUnavailable as away:
             if run is None or not run.paid:
                 raise
-            if waited >= LONGEST_AWAY:
+            if waited >= LONGEST_AWAY_S:
                 raise StorageUnavailable(
                     f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
                 ) from away
             await steps.sleep(round(pause * MICROSECONDS), 0, AWAY, alert=False)
             waited += pause
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label: str) -> AnyCall:

@@ -45,7 +45,7 @@ from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
-from ._aiohttp import AsyncExchange
+from ._aiohttp import AiohttpExchange
 from ._errors import forget_key
 from ._flow import AnyCall, AnySync, Ask, GuardBase, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
@@ -324,7 +324,7 @@ class _AsyncGuard(_Guard):
 
         @asynccontextmanager
         async def get(url: str, **options: object) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-            async with AsyncExchange(url, options) as exchange:
+            async with AiohttpExchange(url, options) as exchange:
                 yield await metered(self._sync, meter, asked, exchange, ask)
 
         # A real session is opened for each request, once there are tokens.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Self, TypeAlias
 
-from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
+from .._door import door_of
+from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending
 from ..clock import Clock
 from ..events import Listener
 from ..rules.commands import ClaimProbe, Outcome, Reserve
@@ -105,7 +106,7 @@ class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
         await self.bucket.aclose()
 
     def _steps(self) -> AwaitedSteps:
-        return AwaitedSteps(async_door_of(self.bucket))
+        return AwaitedSteps(door_of(self.bucket))
 
     def _call(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncCall:
         return AsyncCall(self._steps, command, outcome, waited_us)

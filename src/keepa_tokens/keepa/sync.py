@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Self, TypeAlias
 
 from .._blocking import run
-from ..bucket import BlockingSteps, TokenBucket, door_of
+from .._door import door_of
+from ..bucket import BlockingSteps, TokenBucket
 from ..clock import Clock
 from ..events import Listener
 from ..rules.commands import ClaimProbe, Outcome, Reserve

@@ -12,13 +12,18 @@ from .state import SoundState
 
 
 class Admission:
-    """A sound bucket at one moment, as a request finds it."""
+    """A sound bucket at one moment, as a request finds it.
 
-    __slots__ = ("flow", "now", "s", "terms_from")
+    flow: the refill in effect. terms_from: when the caller's own terms may replace those that it is served by.
+    repaired: what was mended, to be told.
+    """
 
-    def __init__(self, callers: Quota, sound: SoundState, now: int) -> None:
+    __slots__ = ("flow", "now", "repaired", "s", "terms_from")
+
+    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
         self.s = sound
         self.now = now
+        self.repaired = repaired
         self.flow = flow_in_effect(sound, sound.refilled_at)
         since = None if callers == sound.quota else sound.terms_at
         self.terms_from = now if since is None else since + MINUTE_US
@@ -34,12 +39,14 @@ class Admission:
         if s.held + tokens >= LIMIT:
             return Reason.TOO_LARGE, NEVER
         wanted, aside = self._wanted(tokens, keep)
-        reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
+        reason, at = self._judge_unpaused(tokens, keep, wanted, aside, ticket)
         if s.paused_until is not None:
             return Reason.PAUSED, max(s.paused_until, at)
         return reason, at
 
-    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None) -> tuple[Reason, int]:
+    def _judge_unpaused(
+        self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None
+    ) -> tuple[Reason, int]:
         s = self.s
         if s.balance is None:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
@@ -56,7 +63,7 @@ class Admission:
         need, at = saturated(wanted + ahead - available), reached
         if stands:
             at = self.flow.instant(need, s.refilled_at, s.carry) if need > 0 else self.now
-        closed_until = self._closed_for(tokens, keep)
+        closed_until = self._recharge_ends_at(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, at)
         others = in_flight or ahead
@@ -115,7 +122,7 @@ class Admission:
         lacking = min(s.quota.recharge_to or 0, self._lasting_capacity()) - (s.balance - self._in_flight())
         return self.now if lacking <= 0 else max(self.now, self.flow.instant(lacking, s.refilled_at, s.carry))
 
-    def _closed_for(self, tokens: int, keep: int) -> int | None:
+    def _recharge_ends_at(self, tokens: int, keep: int) -> int | None:
         """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
         s = self.s
         if s.quota.recharge_to is None or s.balance is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..quota import Quota
 from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
 from .admission import Admission
 from .arithmetic import saturated
@@ -10,7 +9,7 @@ from .commands import Peek
 from .decision import InFlight, Reason, Snapshot
 from .line import LATE_US
 from .readings import kept_back
-from .state import Hold, SoundState
+from .state import Hold
 
 
 def until(at: int, now: int) -> int:
@@ -21,11 +20,7 @@ def until(at: int, now: int) -> int:
 class Telling(Admission):
     """What a look at a bucket tells."""
 
-    __slots__ = ("repaired",)
-
-    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
-        super().__init__(callers, sound, now)
-        self.repaired = repaired
+    __slots__ = ()
 
     def _snapshot(self, command: Peek, reason: Reason, at: int) -> Snapshot:
         s, now = self.s, self.now

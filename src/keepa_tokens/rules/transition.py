@@ -172,7 +172,7 @@ def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[b
     step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
     step.take_up(callers)
-    outcome = step.told(step.run(command))
+    outcome = step.completed(step.run(command))
     changed = step.changed or read.must_store
     read.sound.version += changed
     return changed, outcome
@@ -325,7 +325,7 @@ class _Step(Telling):
     # 5: recharge
 
     def _close_for(self, tokens: int, keep: int) -> None:
-        end = self._closed_for(tokens, keep)
+        end = self._recharge_ends_at(tokens, keep)
         if end != self.s.closed_until and self.s.paused_until is None:
             self.s.closed_until = end
             self.changed = True
@@ -609,7 +609,7 @@ class _Step(Telling):
             snapshot=self._snapshot(command, reason, at),
         )
 
-    def told(self, outcome: Outcome) -> Outcome:
+    def completed(self, outcome: Outcome) -> Outcome:
         """Add to an outcome what is told of the bucket after any command."""
         s = self.s
         outcome.now_us, outcome.balance, outcome.held, outcome.open = self.now, s.balance, s.held, s.open

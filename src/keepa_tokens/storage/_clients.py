@@ -205,8 +205,8 @@ def _check_parts(url: str) -> None:
         port = parts.port or -1
     if parts is None or port is None:
         raise ConfigError(f"the URL has no port that is a number; {told}")
-    torn = "#" in url or (parts.scheme != "unix" and ("@" in parts.path or ("@" in parts.query and "@" not in url[:9])))
-    if torn and not (parts.username and "#" not in url and "@" not in parts.path):
+    torn = "@" in parts.path or ("@" in parts.query and not parts.username)
+    if "#" in url or (torn and parts.scheme != "unix"):
         raise ConfigError(f"the URL's parts can't be told apart; {told}")
     if parts.scheme == "unix" and not parts.path:
         raise ConfigError("the URL names no socket: give its path, as in unix:///run/redis.sock")
