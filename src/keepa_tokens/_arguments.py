@@ -67,16 +67,11 @@ def hold_for_us(hold_for: float) -> int:
 def checked_key(key: str) -> str:
     """Return `key` if it can name a bucket: 1 to 256 printable characters without spaces."""
     instance("key", key, str)
-    if not is_key(key):
+    if not 0 < len(key) <= LONGEST_KEY or not key.isprintable() or any(letter.isspace() for letter in key):
         raise ConfigError(
             f"key={shown(key)} can't name a bucket: give 1 to {LONGEST_KEY} printable characters without spaces"
         )
     return key
-
-
-def is_key(key: str) -> bool:
-    """Whether a text can name a bucket."""
-    return 0 < len(key) <= LONGEST_KEY and key.isprintable() and not any(letter.isspace() for letter in key)
 
 
 def printable(name: str, value: str, least: int, most: int) -> str:

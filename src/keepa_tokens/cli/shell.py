@@ -6,7 +6,6 @@ is away, 4 the API key was refused, 130 interrupted.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import sys
@@ -29,6 +28,9 @@ USAGE: Final = 2
 STORAGE_AWAY: Final = 3
 KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
+
+LONGEST: Final = 10_000
+"""Of a sentence; a list of buckets in it takes some 5,000."""
 
 
 class RefusedError(Exception):
@@ -133,10 +135,10 @@ class Group(Command, click.Group):
             complain(str(error))
             away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
             ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
+        except BrokenPipeError:
+            raise  # click ends without a word: whoever read has enough
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # who read has gone: nothing is to be said
-            complain(str(error))
+            complain(f"this can't be written: {error}")
             ctx.exit(USAGE)
 
 
@@ -163,7 +165,7 @@ def complain(message: str) -> None:
 
 def say(words: str, *, err: bool = False) -> None:
     """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
-    for line in wrap(words, console(err=err)):
+    for line in wrap(plain(words), console(err=err)):
         click.echo(line, err=err)
 
 
@@ -194,7 +196,10 @@ def console(*, err: bool = False) -> Console:
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
-    """Print names and what they are; in a terminal long ones go on in the next line, at the same column."""
+    """Print names and what they are; in a terminal long ones go on in the next line, at the same column.
+
+    Control characters, as of keys that somebody made by hand, are shown as what they are.
+    """
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
         for place, line in enumerate(wrap(plain(words), to, beside=room) or [""]):

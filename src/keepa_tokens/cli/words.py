@@ -8,8 +8,11 @@ from typing import Final
 
 from ..units import one_line
 
-LONGEST: Final = 5000
+LONGEST: Final = 10_000
 """Of what a line says; what was stored by others may be longer."""
+
+MOST: Final = 20
+"""Names in a line."""
 
 
 def duration(seconds: float) -> str:
@@ -24,6 +27,11 @@ def duration(seconds: float) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a line, the first 20 of them."""
+    return ", ".join(names[:MOST]) + f" and {len(names) - MOST:,} more" * (len(names) > MOST) or "none"
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
