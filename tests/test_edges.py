@@ -219,12 +219,16 @@ def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
 
 @pytest.mark.parametrize("probed, told, kept", [(False, 7, 7), (True, 7, 7), (False, 68, 68), (False, 1, 7)])
 def test_a_reading_that_is_not_lower_ends_the_probe(probed: bool, told: int, kept: int) -> None:
-    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written."""
+    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written.
+
+    The next probe comes no sooner than after one that failed now: the last reading is no younger by it.
+    """
     state, _ = step(SYNCED, known(balance=50, server_time=7 * SECOND), Refund("r", 0))
     claimed = replace(state, probe_until=NOW + SECOND, probe_failures=2) if probed else state
     after, outcome = step(SYNCED, claimed, Reconcile(Reading(60, server_time=float(told))))
     assert outcome.reading is Verdict.STALE
-    assert after == replace(state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND)
+    ended = replace(state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND)
+    assert after == (replace(ended, probe_until=NOW) if probed else ended)
 
 
 @pytest.mark.parametrize("age, taken", [(REORDER_US, False), (REORDER_US + 1, True)])

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Reserve, Settle
 from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
+from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.units import LIMIT, LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
+from keepa_tokens.units import LIMIT, LOOK_AGAIN_US, MICROSECONDS, NEVER, UNLIMITED
 from tests.strategies import Direct
 
 SECOND: Final = MICROSECONDS
@@ -206,6 +207,19 @@ def test_leaving_the_line_frees_what_stood_behind() -> None:
     assert not bench.reserve("small", 5).granted
     assert bench.run(Cancel("ticket big")).found
     assert bench.reserve("small", 5).granted
+
+
+def test_who_has_become_too_large_leaves_the_line() -> None:
+    """It is told never to come again, so nobody behind it waits for its turn."""
+    quota = Quota(1000, 10, 1.0, synced=True)
+    bucket = Direct(quota)
+    bucket.apply(Reconcile(Reading(0, server_time=1.0)), NOW)
+    assert bucket.apply(Acquire(500, ticket="big"), NOW).reason is Reason.EMPTY
+    bucket.apply(Reconcile(Reading(60, capacity=60, server_time=2.0)), NOW + SECOND)
+    assert not bucket.apply(Acquire(5), NOW + SECOND).granted
+    refused = bucket.apply(Acquire(500, ticket="big"), NOW + SECOND)
+    assert (refused.reason, refused.retry_after_us) == (Reason.TOO_LARGE, NEVER)
+    assert bucket.apply(Acquire(5), NOW + SECOND).granted
 
 
 def test_those_who_find_a_recharge_are_told_to_come_one_after_the_other() -> None:

@@ -274,6 +274,19 @@ def test_no_step_from_before_a_reading_comes_after_it(
     assert (bucket.look(now + round(next_in * SECOND)).balance or 0) > due
 
 
+def test_an_answer_that_tells_no_order_sends_nobody_to_the_server_at_once() -> None:
+    """The last reading stays as old as it is, so every refusal after it would probe, however the last one ended."""
+    bucket = at(told(10, 1000.0))
+    assert bucket.apply(Reserve("a", 10, 20 * MINUTE), EPOCH).granted
+    bucket.apply(Reconcile(told(0, 1001.0)), EPOCH)
+    now = EPOCH + 11 * MINUTE
+    assert bucket.apply(Acquire(1), now).probe
+    late = bucket.apply(Settle("a", 0, told(10, 1000.5)), now + SECOND)
+    assert (late.reading, late.balance) == (Verdict.STALE, 0)
+    for gap, probes in ((1, False), (10 * MINUTE - 1, False), (10 * MINUTE, True)):
+        assert bucket.apply(Acquire(1), now + SECOND + gap).probe is probes
+
+
 def test_a_settle_sent_again_is_no_news() -> None:
     """Without a server's time too: the hold is gone, and what others spent since stays spent."""
     bucket = at(told(100))
@@ -363,5 +376,6 @@ def test_a_reading_that_tells_no_order_stores_only_what_it_brings(
     after = bucket.state
     assert after is not None
     assert (after is not before) is is_stored
-    assert (after.balance, after.probe_until, after.probe_failures or 0) == (50, None, 0)
+    assert (after.balance, after.probe_failures or 0) == (50, 0)
+    assert after.probe_until == (EPOCH + SECOND if claims else None)
     assert (after.server_time == before.server_time) is (server_time != JUMPED_ONE)

@@ -146,6 +146,8 @@ class Reference(Lapse):
 
     def stand(self, ticket: str | None, tokens: int, keep: int, told: Came, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
+        if told.reason is Reason.TOO_LARGE:
+            self.leave(ticket)
         if ticket is None or told.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
             return
         number = next((each.number for each in self.line if each.name == ticket), None)
@@ -430,9 +432,9 @@ class Reference(Lapse):
             return None
         if order is Order.JUMPED:
             self.server_time, self.server_time_at, self.touched = reading.server_time_us, now, True
-        if self.claimed_until is not None:
+        if self.claimed_until is not None and (self.claimed_until > now or self.failures):
             # The server did answer.
-            self.claimed_until, self.failures, self.touched = None, 0, True
+            self.claimed_until, self.failures, self.touched = min(self.claimed_until, now), 0, True
         if reading.balance >= self.balance:
             return None
         self.drift = reading.balance - self.balance

@@ -46,12 +46,13 @@ def lowered(s: SoundState, reading: Reading, order: Order | None, now: int) -> t
     """
     if order not in {Order.NEAR, Order.JUMPED} or s.balance is None:
         return False, None
-    # The server did answer: whoever asked it has not failed.
-    changed = order is Order.JUMPED or s.probe_until is not None
+    changed = order is Order.JUMPED
     if order is Order.JUMPED:
         s.server_time, s.server_time_at = reading.server_time_us, now
-    if s.probe_until is not None:
-        s.probe_until, s.probe_failures = None, 0
+    if s.probe_until is not None and (s.probe_until > now or s.probe_failures):
+        # The server did answer: whoever asked it has not failed. The next one asks no sooner than after a failure: the
+        # last reading stays as old as it is.
+        s.probe_until, s.probe_failures, changed = min(s.probe_until, now), 0, True
     if reading.balance >= s.balance:
         return changed, None
     s.drift = saturated(reading.balance - s.balance)

@@ -43,8 +43,9 @@ from the balance already, and available = balance.
    reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
-   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
-   probe on an unknown balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
+   ends with an answer that tells no order too, and the next may come as after a failure. A failed probe on an unknown
+   balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
 9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
    `initial` would let go what the server's reported terms do not.
@@ -60,8 +61,9 @@ from the balance already, and available = balance.
    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
    then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
    spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past
-   the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At
-   most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+   the told instant; others may pass. Lapsed: a minute past it. A grant, a cancel or a refusal for good by the same id
+   leaves the line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask
+   the line.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
    in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
@@ -402,6 +404,9 @@ class _Step(Telling):
             claimed_until_us = self._claim()
         if command.ticket is not None and reason in _STANDS:
             self._stand(command.ticket, command.tokens, command.keep, at)
+        elif at >= NEVER:
+            # Too large for good: it won't come again.
+            self._leave(command.ticket)
         return Outcome(reason=reason, retry_after_us=until(at, self.now), claimed_until_us=claimed_until_us)
 
     # 11: the line
