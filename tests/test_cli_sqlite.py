@@ -11,6 +11,7 @@ import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.sqlite_place import SqlitePlace
+from keepa_tokens.testing import ManualClock
 from tests.cli import KEY, Place, run
 
 
@@ -57,6 +58,29 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     assert file.document("doctor")["findings"] == []
 
 
+def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
+    """A bucket whose workers bring a clock of another epoch is seen by that clock, in a file as on a server."""
+    clock = ManualClock(5_000.0)
+    bucket = TokenBucket(keepa_quota(20), key="own", storage=file.place, clock=clock, listener=lambda _: None)
+    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200))
+    told = file.document("status", "own")["bucket"]
+
+    assert "clock        its workers' own: all of this is as of their last step" in file.run("status", "own").stdout
+    assert (told["balance"], told["repaired"]) == (-79, [])
+    assert [found["code"] for found in file.document("doctor", "own")["findings"]] == ["own-clock"]
+
+
+def test_a_row_without_an_end_is_given_one(file: File) -> None:
+    """What would stay in the file for ever, and need not, is worth knowing; --repair lets it end."""
+    assert file.place.lifetime(KEY) == pytest.approx(86_400.0, abs=60)
+    file.sql("UPDATE buckets SET ends = NULL")
+
+    (found,) = file.document("doctor", "--repair")["findings"]
+    assert (found["code"], found["fault"]) == ("no-lifetime", False)
+    assert file.document("doctor")["findings"] == []
+    assert file.place.lifetime("none") is None
+
+
 def test_reset_and_release_work_on_a_file(file: File) -> None:
     """A hold is given back and a bucket forgotten in a file as on a server."""
     held = file.bucket.try_reserve(30)
@@ -80,6 +104,29 @@ def test_a_file_that_is_no_database_is_wrong_usage(file: File) -> None:
     other.write_text("this is no database, however long it is" * 50)
 
     assert "other.sqlite can't hold buckets" in run("status", "--sqlite", str(other), code=2).stderr
+
+
+def test_a_database_of_somebody_else_stays_as_it_is(tmp_path: Path) -> None:
+    """A mistyped name that is another program's database is said to have no buckets; not a byte of it is changed."""
+    path = tmp_path / "app.sqlite"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE customers (name)")
+    before = path.read_bytes()
+
+    assert "has no buckets in it" in run("status", "--sqlite", str(path), code=2).stderr
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_key_made_by_hand_writes_no_control_characters(file: File) -> None:
+    """A key and a label with control characters, which no worker can have written, are shown in plain letters."""
+    file.sql("INSERT INTO buckets SELECT char(27) || '[31m' || char(10), fields, NULL FROM buckets")
+    evil = "5 3 9999999999999999 900000000 0 %1b%5b31m%0a"
+    file.sql(f"UPDATE buckets SET fields = json_set(fields, '$.\"hold:evil\"', '{evil}') WHERE key = '{KEY}'")
+
+    shown = file.run("status", KEY).stdout + file.run("status", "--all").stdout + file.run("doctor", code=1).stdout
+    assert "\\x1b[31m\\n" in shown
+    assert "\x1b" not in shown
 
 
 def test_adopt_needs_a_server(file: File) -> None:

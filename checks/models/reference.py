@@ -142,12 +142,12 @@ class Reference(Lapse):
     def before(self, keep: int, ticket: str | None, now: int) -> int:
         """Return the tokens of those in line before a request, without those who are late."""
         turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
-        return sum(each.tokens for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US)
+        before = [each for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US]
+        # Nobody waits for what can't be had.
+        return sum(each.tokens for each in before if self.needed(each.tokens) + each.keep <= self.capacity)
 
     def stand(self, ticket: str | None, tokens: int, keep: int, told: Came, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
-        if told.reason is Reason.TOO_LARGE:
-            self.leave(ticket)
         if ticket is None or told.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
             return
         number = next((each.number for each in self.line if each.name == ticket), None)
@@ -344,6 +344,9 @@ class Reference(Lapse):
         """Note who waits until when, and the most that there is beside what is left after the last one."""
         last = max(self.last_place, at)
         largest = self.largest_place if self.last_place > now else 0
+        if at == self.last_place:
+            # Of two at one instant either may be given up as the last one.
+            self.firm_place = at
         if self.firm_place > now:
             largest += tokens - (self.balance_by(last) - self.balance_by(self.last_place))
         self.largest_place = min(max(tokens, largest), self.capacity + self.quota.overdraft)
@@ -370,7 +373,9 @@ class Reference(Lapse):
         if back and ahead and own < self.last_place:
             self.firm_place = self.last_place
         elif back and ahead:
-            self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
+            # Who goes into debt waits for less than it takes.
+            waited = self.time_of(self.needed(tokens), math.floor) if self.refill else 0
+            self.last_place = max(self.firm_place, 0, own - waited)
         self.give(-self.correct(back))
 
     def correct(self, by: int) -> int:

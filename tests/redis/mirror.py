@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.decision import Reason
+from keepa_tokens.rules.fast_path import take
 from keepa_tokens.rules.flow import Flow
 from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
 from keepa_tokens.rules.transition import has_places, transition
-from keepa_tokens.storage._working import Bucket, begun, kept, step
+from keepa_tokens.storage._memory_bucket import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
 ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
@@ -44,6 +46,9 @@ class Mirror:
         """Carry the command out as the storage does."""
         served = attempt(self.texts, quota, command, now)
         self.way = served if isinstance(served, str) else BY_ITSELF
+        if isinstance(served, Outcome):
+            self.took += 1
+            return served
         if isinstance(served, Bucket):
             self.took += 1
             outcome = step(served, command, now)
@@ -78,14 +83,14 @@ def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name in names}
 
 
-def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
-    """Return the bucket that the fast path serves, or what is handed over."""
+def attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | Outcome | str:
+    """Return the bucket that the fast path serves, or its refusal, or what is handed over."""
     served = _attempt(texts, quota, command, now)
     # Where nothing else is there, the script hands over what it has read: that is all.
     return ALL if served == SOME and len(texts) <= 4 + ("carry" in texts) else served
 
 
-def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | str:
+def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) -> Bucket | Outcome | str:
     if isinstance(command, Peek | Reconcile):
         return ALL
     if not texts:
@@ -116,7 +121,7 @@ def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) ->
     return _served(working, texts, command, now)
 
 
-def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) -> Bucket | str:
+def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) -> Bucket | Outcome | str:
     hold_id = getattr(command, "id", "")
     is_there = HOLD + hold_id in texts
     back = 0
@@ -138,8 +143,23 @@ def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) 
         return SOME
     tried = replace(working, holds=dict(working.holds))
     outcome = step(tried, command, now)
-    behind = outcome is not None and outcome.place_us > 0 and working.firm_place > now
+    at = now if outcome is None else now + outcome.place_us
+    behind = at > now and (working.firm_place > now or working.last_place == at)
+    if outcome is None and texts and isinstance(command, Acquire):
+        return _refused(working, command, now) or SOME
     return SOME if outcome is None or behind else working
+
+
+def _refused(working: Bucket, command: Acquire, now: int) -> Outcome | None:
+    """Return the refusal of somebody who asks for nothing but tokens now; None: the rules must decide."""
+    asks_more = command.keep or command.ticket is not None or (command.wait_us or 0) > 0
+    if asks_more or command.tokens == 0 or working.held + command.tokens >= LIMIT:
+        return None
+    refusal = take(working, now, command.tokens, 0)
+    if refusal is None or refusal[1] >= NEVER:
+        return None
+    balance, wait = working.flowed(now)[0], refusal[1]
+    return Outcome(now, balance, reason=Reason.EMPTY, retry_after_us=wait, held=working.held, open=working.open)
 
 
 def sound_of(state: BucketState) -> SoundState:

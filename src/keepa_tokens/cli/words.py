@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
+
+from .._arguments import LONGEST_KEY
+from ..units import one_line
+
+MOST: Final = 20
+"""Names in a line."""
 
 
 def duration(seconds: float) -> str:
@@ -15,9 +22,19 @@ def duration(seconds: float) -> str:
     return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def shown(text: str) -> str:
+    """Return what somebody else named, a key or a label, as a terminal may have it: without control characters."""
+    return one_line(text, LONGEST_KEY)
+
+
 def count(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a line, the first 20 of them."""
+    return ", ".join(names[:MOST]) + f" and {len(names) - MOST:,} more" * (len(names) > MOST) or "none"
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:

@@ -30,9 +30,10 @@ class Reason(StrEnum):
 class Decision:
     """What the bucket said to a request for tokens. True if they were granted.
 
-    balance: after the step; None: unknown. retry_after: seconds until the same request is granted if nobody else asks
-    (inf: never). waited: seconds that the caller was kept. repaired: names of stored fields that were mended.
-    probe: ask the server now and `reconcile`, nobody else was told to.
+    balance: after the step; None: unknown. retry_after: seconds after which to ask again (inf: never); for EMPTY and
+    RECHARGING exactly when it is granted, if nothing is in flight, nobody is in line and nobody else asks. waited:
+    seconds that the caller was kept. repaired: names of stored fields that were mended. probe: ask the server now and
+    `reconcile`, nobody else was told to.
     """
 
     granted: bool
@@ -72,7 +73,7 @@ class Snapshot:
     holds: int
     """How many calls are in flight."""
     retry_after: float
-    """When to ask again for the request asked about; where nothing is in flight, exactly when it would be granted."""
+    """When to ask again for the request asked about; exact where `Decision.retry_after` is."""
     full_in: float
     """Until the balance is at capacity."""
     closed_for: float

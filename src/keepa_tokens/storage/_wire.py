@@ -25,6 +25,7 @@ from ..rules.commands import (
     Settle,
     Unclaim,
 )
+from ..rules.decision import Reason
 from ..rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, quota_text
 from ..rules.transition import lifetime_us
 from ..units import LIMIT
@@ -106,8 +107,9 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
 def acquires(quota: Quota, commands: Sequence[Acquire], now_us: int | None) -> list[Argument]:
     """Return the script's arguments for acquires of one bucket, one after the other; as `attempt`."""
     head: list[Argument] = ["acquire", "", _clock(now_us), _terms(quota)]
-    if len(commands) == 1 and commands[0].keep == 0 and commands[0].wait_us is None:
-        return [*head, whole("tokens", commands[0].tokens)]
+    first = commands[0]
+    if len(commands) == 1 and first.keep == 0 and first.ticket is None and (first.wait_us or 0) <= 0:
+        return [*head, whole("tokens", first.tokens)]
     return [*head, *(number for each in commands for number in numbers_of(each))]
 
 
@@ -199,6 +201,9 @@ def _told(reply: bytes | str, command: Command | None, nonce: str) -> Answer | N
         return Sign.STORED
     if len(parts) == _HEAD:
         return Outcome(int(parts[1]), int(parts[2]), _is_granted(command))
+    if len(parts) == _REFUSED:
+        now, balance, wait, held, number = map(int, parts[1:])
+        return Outcome(now, balance, reason=Reason.EMPTY, retry_after_us=wait, held=held, open=number)
     now, balance, place, held, number, kept_back, *others = map(int, parts[1:])
     pairs = [balance, place] if command else others
     outcomes = [
@@ -214,6 +219,9 @@ def _is_granted(command: Command | None) -> bool:
 
 _STORED: Final = 2
 """Texts in the answer to `store`."""
+
+_REFUSED: Final = 6
+"""Texts in the answer to an acquire that is refused for want of tokens."""
 
 _HEAD: Final = 3
 """Texts before the fields of a bucket that is handed over, and in the shortest answer to a step."""

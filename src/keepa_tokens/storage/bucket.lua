@@ -216,9 +216,14 @@ repeat  -- decides, once
       local is_served = tokens > 0 and held + tokens < LIMIT
       if is_served and balance - (synced and held or 0) < need then
         place = max(now, instant(need - balance, refilled_at, refill, period, stepped, carry))
-        -- A place behind others, before whom something came back, is weighed against them.
-        is_served = verb == 'acquire' and keep == 0 and queues and need <= capacity and place < LIMIT
-          and firm_place <= now and ARGV[first + 2] and place - now <= tonumber(ARGV[first + 2])
+        is_served = verb == 'acquire' and queues and need <= capacity and place < LIMIT
+        if is_served and not ARGV[6] and not is_new then
+          -- Who asks for nothing but tokens now is refused here: nothing has changed but the time.
+          return format('%s %.0f %d %d %d %d', nonce, now, balance, place - now, held, open)
+        end
+        -- A place at the last one's instant, or behind those before whom something came back, is weighed against them.
+        is_served = is_served and keep == 0 and firm_place <= now and place ~= last_place and ARGV[first + 2]
+          and place - now <= tonumber(ARGV[first + 2])
         if is_served then
           largest_place = last_place > now and max(tokens, largest_place) or tokens
           last_place = max(last_place, place)
