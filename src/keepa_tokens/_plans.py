@@ -100,7 +100,14 @@ class Steps(Generic[S_co]):
             self.request, self.outcome = command, None
 
     def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener."""
+        """Take note of what a command came to, wake who may be served now, and tell the listener.
+
+        ConfigError for what a storage of somebody's own may return instead.
+        """
+        given: object = outcome
+        if not isinstance(given, Outcome):
+            where = type(self.door.storage).__name__
+            raise ConfigError(f"apply() of a {where} must return an Outcome, not {type(given).__name__}")
         self._note(command, outcome)
         if self.door.bell and self._brings(command, outcome):
             self.door.bell.ring(self.door.key)

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
-from ..units import one_line
 from .colours import readable
+from .words import plain
 
 WELL: Final = 0
 FINDINGS: Final = 1
@@ -160,12 +160,12 @@ COMMANDS: Final = {
 
 def complain(message: str) -> None:
     """Write a message to the standard error."""
-    say(f"keepa-tokens: {' '.join(message.split())}", err=True)
+    say(plain(f"keepa-tokens: {' '.join(message.split())}"), err=True)
 
 
 def say(words: str, *, err: bool = False) -> None:
     """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
-    for line in wrap(one_line(words, LONGEST), console(err=err)):
+    for line in wrap(plain(words), console(err=err)):
         click.echo(line, err=err)
 
 
@@ -199,5 +199,5 @@ def print_table(lines: Sequence[tuple[str, str]]) -> None:
     """
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        for place, line in enumerate(wrap(one_line(words, LONGEST), to, beside=room) or [""]):
+        for place, line in enumerate(wrap(plain(words), to, beside=room) or [""]):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))
