@@ -19,7 +19,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 
 from ._arguments import instance, whole
 from .bucket import TokenBucket
-from .errors import StorageUnavailable
+from .errors import KeepaTokensError
 from .events import Event, EventKind, Listener, checked_listener
 from .keepa._door import SERVER_REFUSED
 from .rules.decision import Snapshot
@@ -197,7 +197,7 @@ class BucketCollector(Collector):
     - `refill_per_minute`, as the server last reported it
     - `reading_age_seconds`, `retry_after_seconds` (for one token), `full_in_seconds`, `closed_for_seconds` (a
       recharge's rest), `paused_for_seconds`
-    - `up`: 1 if the storage answered; 0, and nothing else of the bucket, if it did not
+    - `up`: 1 if the storage answered with a bucket; 0, and nothing else of it, if it did not
     """
 
     def __init__(self, *buckets: TokenBucket, registry: CollectorRegistry = REGISTRY) -> None:
@@ -258,5 +258,5 @@ def _known(tokens: int | None) -> float:
 def _look(bucket: TokenBucket) -> Snapshot | None:
     try:
         return bucket.peek()
-    except StorageUnavailable:
+    except KeepaTokensError:  # away, or with something there that is no such bucket
         return None
