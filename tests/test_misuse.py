@@ -727,7 +727,7 @@ async def half_open_too() -> AsyncIterator[object]:
         lambda: next(iter(sync().attempts(4))),
         in_a_cycle,
         lambda: next(half_open()),
-        lambda: asyncio.run(anext(half_open_too())),  # type: ignore[arg-type]
+        lambda: asyncio.run(anext(half_open_too())),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) -> None:
