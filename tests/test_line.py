@@ -71,6 +71,10 @@ who leaves nothing gets a place before those in line who do: PLAIN balance=0
     0 stand modest 5 keep=1 -> !granted, take 5 wait=1000s -> GRANTED place=5s
 who acquires by a ticket is not behind it: PLAIN balance=0
     0 take 5 ticket=a -> in=5s, take 50 ticket=b -> in=55s; 5s take 5 wait=1000s ticket=a -> GRANTED !place waiting=1
+# As after damage, or other terms.
+for a ticket of more than can be admitted nobody waits: PLAIN balance=10
+    0 put line=odd:(101|61|4503599627370495):(0|40|0):0:@86400s, peek 30 -> bound=20s, peek 10 -> bound=0
+    0 take 10 wait=1000s -> GRANTED !place; 0 stand behind 30 -> in=30s
 alone, who may wait gets a place after all: PLAIN balance=0
     0 take 5 ticket=a -> in=5s, take 5 wait=1000s ticket=a -> GRANTED place=5s !waiting
 """

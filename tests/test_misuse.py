@@ -51,6 +51,7 @@ from keepa_tokens import (
     SQLiteStorage,
     TokenBucket,
     async_http_probe,
+    async_storage_from_url,
     http_probe,
     keepa_quota,
     storage_from_url,
@@ -75,6 +76,10 @@ keepa: Any = KeepaSync
 keepa_async: Any = AsyncKeepaSync
 quota: Any = Quota
 on_redis: Any = RedisStorage
+client_of: Any = redis.Redis
+file_at: Any = SQLiteStorage
+estimator: Any = Estimator
+check_cost: Any = PLAIN.check_cost
 memory: Any = MemoryStorage
 stored: Any = BucketState
 logging_to: Any = LoggingListener
@@ -83,6 +88,7 @@ looking: Any = BucketCollector
 probe: Any = http_probe
 async_probe_of: Any = async_http_probe
 BUCKETS: Final = (plain, plain_async)
+KEYED: Final = (partial(plain, PLAIN), plain(PLAIN).with_key)
 KEEPA: Final = (keepa, keepa_async)
 GUARDS: Final[tuple[Any, ...]] = (KeepaTransport, KeepaAdapter)
 
@@ -143,7 +149,11 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(counting, then=hear), "then is called, never awaited"),
     *((partial(make, registry=SECRET), "registry must be a CollectorRegistry") for make in (counting, looking)),
     *((partial(looking, no), "a bucket must be a TokenBucket") for no in ("x", AsyncTokenBucket(PLAIN))),
-    (partial(plain, SECRET), "quota must be a Quota"),
+    *((partial(plain, no), "quota must be a Quota") for no in (SECRET, None, 5, (10, 1, 1.0))),
+    *((partial(make, key=no), "key must be") for make in KEYED for no in (None, 7, b"k")),
+    (partial(check_cost, "5", 0), "tokens must be"),
+    (partial(check_cost, 5, "5"), "keep must be"),
+    (partial(plain(keepa_quota()).reconcile, {"tokensLeft": 5}), "reading must be a Reading"),
     *((partial(make.from_key, key), "api_key") for make in KEEPA for key in (None, 5, SECRET.encode())),
     *((partial(make.from_key, "key", base_url=url), "base_url") for make in KEEPA for url in (httpx.URL("x"), b"x")),
     *((partial(make.from_key, "key", probe=False), "probe") for make in KEEPA),
@@ -187,7 +197,9 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *((partial(make, PLAIN, storage=Client()), "RedisStorage(client)") for make in BUCKETS),
     (partial(plain, PLAIN, storage=MemoryStorage), "instance"),
     *((partial(make, PLAIN, storage=none), "no storage") for make in BUCKETS for none in (5, object(), [])),
-    (partial(plain, PLAIN, key=f"a b {SECRET}"), "key"),
+    *((partial(make, key=key), "key") for make in KEYED for key in (f"a b {SECRET}", "", " ", "a\n", "\0", "k" * 257)),
+    (partial(plain(PLAIN).reconcile, Reading(5)), "plain bucket"),
+    *((partial(estimator, **{name: 0}), f"{name}=0 is out of range") for name in ("window", "kinds")),
     (partial(keepa, AsyncTokenBucket(keepa_quota())), "AsyncKeepaSync"),
     (partial(keepa_async, TokenBucket(keepa_quota())), "KeepaSync"),
     *((partial(make, SECRET), "from_key") for make in KEEPA),
@@ -196,7 +208,8 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(async_probe_of, ""), "api_key is empty"),
     (partial(keepa_quota, 10**15), "refill_rate=1000000000000000 is out of range"),
     (partial(SQLiteStorage, "x.sqlite", timeout=-1), "timeout=-1 is out of range"),
-    *((partial(SQLiteStorage, path), "can't be a file") for path in ("x" * 300, "\ud800")),
+    *((partial(SQLiteStorage, path), "can't be a file") for path in ("x" * 300, "\ud800", f"/nowhere/{SECRET}")),
+    *((partial(file_at, path), "use MemoryStorage") for path in ("", ":memory:", 7, None)),
     (partial(keepa, TokenBucket(PLAIN)), "synced"),
     (partial(keepa, TokenBucket(keepa_quota()), probe_interval=0), "probe_interval"),
     (keepa(TokenBucket(keepa_quota())).refresh, "probe"),
@@ -219,41 +232,23 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for make in GUARDS
         for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
     ),
-    (partial(KeepaTransport, sync(), URL), "inner transport"),
-    # What the first use would show as an outage, or as an error from inside.
     *(
-        (partial(storage_from_url, url), says)
-        for url, says in (
-            ("redis://127.0.0.1/99999999999", "database"),
-            ("redis://127.0.0.1?db=-1", "database"),
-            *((f"redis://127.0.0.1?port={value}", "port must be") for value in ("0", "99999", "-5")),
-            *((f"redis://127.0.0.1?port={value}", "must be a number") for value in ("x", "1.5")),
-            ("valkey://127.0.0.1?max_connections=-1", "must be a number"),
-            *((f"redis://{value}:6379", "host must be") for value in ("a..b", "x" * 64, "127.0.0.1 ", "a b")),
-            *((f"redis://127.0.0.1?socket_timeout={value}", "socket_timeout") for value in ("-1", "0", "nan", "inf")),
-            ("redis://127.0.0.1?socket_connect_timeout=-1", "socket_connect_timeout"),
-            ("redis://127.0.0.1?encoding=klingon", "encoding"),
-            ("valkey://127.0.0.1?encoding=utf-16", "encoding"),
-            ("redis://127.0.0.1?socket_type=1", "socket_type"),
-            ("rediss://127.0.0.1?ssl_ca_certs=/nowhere.pem", "ssl_ca_certs"),
-            ("rediss://127.0.0.1?ssl_certfile=/nowhere.pem", "ssl_certfile"),
-            ("rediss://127.0.0.1?ssl_keyfile=/etc/hostname", "ssl_keyfile"),
-            ("sqlite:///file.sqlite?timeout=5", "no options"),
-            ("sqlite:////nowhere/file.sqlite", "directory"),
-            ("sqlite:////tmp", "directory"),
-            ("sqlite:////tmp/a\0b", "can't be a file"),
+        (partial(KeepaTransport, sync(), no), "must have handle_request()")
+        for no in (URL, httpx.AsyncHTTPTransport(), httpx.Client)
+    ),
+    *(
+        (partial(make, client), says)
+        for make, client, says in (
+            (on_redis, redis.Redis, "class Redis"),
+            (on_redis, redis.asyncio.Redis(), "AsyncRedisStorage"),
+            (AsyncRedisStorage, redis.Redis(), "blocks"),
+            *((on_redis, url, "from_url") for url in (URL, URL.encode())),
+            *((on_redis, none, "RedisStorage takes a client") for none in (None, 7, object())),
         )
     ),
-    (partial(on_redis.from_url, "unix://"), "no socket"),
-    *(
-        (partial(on_redis.from_url, url), "can't be given as text")
-        for url in ("redis://h?retry=3", "valkey://h?credential_provider=x", "redis://h?cache=")
-    ),
-    (partial(SQLiteStorage, f"/nowhere/{SECRET}"), "can't be a file"),
-    (partial(on_redis, redis.Redis), "class Redis"),
     *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
     *(
-        (partial(on_redis, redis.Redis(**wrong)), says)
+        (partial(on_redis, client_of(**wrong)), says)
         for wrong, says in (
             ({"encoding": "utf-16"}, "encoding"),
             ({"db": "x"}, "database"),
@@ -284,19 +279,54 @@ def test_a_wrong_argument_is_told_at_once_by_name(
     """Another kind of storage, clock, listener, bucket, probe, client, URL, key: what to give is said, no secret is."""
     with pytest.raises(error, match=re.escape(says)) as caught:
         mistake()
-    assert SECRET[:12] not in str(caught.value)
+    assert SECRET[:6] not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["redis://me:hunter2/x@host", "redis://:hunter2@host:hunter2", "redis://:hunter2 [@host"]
+URLS: Final = (
+    ("must begin with", "", "redis:/u:{p}@h", "u:{p}@h:6379", "sqlite:x"),
+    ("redis://, rediss://, valkey://", "http://u:{p}@h", "mysql://u:{p}@h"),
+    ("takes nothing", "memory://x"),
+    ("a SQLite URL is sqlite:///file.sqlite", "sqlite://x"),
+    ("no options", "sqlite:///file.sqlite?timeout=5"),
+    ("directory", "sqlite:////nowhere/file.sqlite", "sqlite:////tmp"),
+    ("can't be a file", "sqlite:////tmp/a\0b"),
+    ("no socket", "unix://"),
+    ("percent codes", "redis://u:{p}/x@h", "redis://u:{p}#{p}@h", "redis://u:{p}?{p}@h", "redis://u:12/3{p}@h"),
+    ("percent codes", "redis://:{p}@h:{p}", "redis://:{p} [@h"),
+    ("host must be", *(f"redis://{host}:6379" for host in ("a..b", "x" * 64, "127.0.0.1 ", "a b"))),
+    ("port 0", "redis://h:0"),
+    ("port must be", *(f"redis://h?port={port}" for port in ("0", "99999", "-5"))),
+    ("must be a number", "redis://h?port=x", "redis://h?port=1.5", "valkey://h?max_connections=-1"),
+    ("number of a database", "redis://h/x"),
+    ("database", "redis://h/99999999999", "redis://h?db=-1"),
+    ("the value of the option 'socket_timeout' is none", "redis://u:{p}@h?socket_timeout=soon"),
+    ("socket_timeout", *(f"redis://h?socket_timeout={seconds}" for seconds in ("-1", "0", "nan", "inf"))),
+    ("socket_connect_timeout", "redis://h?socket_connect_timeout=-1"),
+    ("encoding", "redis://h?encoding=klingon", "valkey://h?encoding=utf-16"),
+    ("protocol must be 2 or 3", "redis://h?protocol=4"),
+    ("no option 'ssl'", "redis://h?ssl=true"),
+    ("no option 'ssl_cert_reqs'", "redis://h?ssl_cert_reqs=CERT_NONE"),
+    ("no option 'max_connection'", "redis://h?max_connection=5"),
+    ("no option 'sockettimeout'", "redis://h?sockettimeout=1"),
+    ("socket_type", "redis://h?socket_type=1"),
+    ("ssl_cert_reqs must be one of", "rediss://h?ssl_cert_reqs=CERT_NONE"),
+    ("ssl_ca_certs", "rediss://h?ssl_ca_certs=/nowhere.pem"),
+    ("ssl_certfile", "rediss://h?ssl_certfile=/nowhere.pem"),
+    ("ssl_keyfile", "rediss://h?ssl_keyfile=/etc/hostname"),
+    ("can't be given as text", "redis://h?retry=3", "valkey://h?credential_provider=x", "redis://h?cache="),
 )
-def test_nothing_behind_an_error_has_the_password(url: str) -> None:
-    """Neither its text nor what Python keeps behind it, which tools that report errors show too."""
-    with pytest.raises(ConfigError) as caught:
-        RedisStorage.from_url(url)
-    assert caught.value.__context__ is None
-    assert "hunter2" not in str(caught.value)
-    assert "hunter2" not in repr(http_probe("key", base_url="http://me:hunter2@127.0.0.1:1"))
+"""What is said, at once and not at the first use as of an outage, of which URLs; `{p}` is a password."""
+
+
+@pytest.mark.parametrize("says, url", [(says, url) for says, *urls in URLS for url in urls])
+def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
+    """By the error's text; neither that nor what Python keeps behind it, which tools show too, has the password."""
+    of_redis = () if url.startswith(("memory:", "sqlite:")) else (RedisStorage.from_url, AsyncRedisStorage.from_url)
+    for opened in (storage_from_url, async_storage_from_url, *of_redis):
+        with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+            opened(url.replace("{p}", SECRET))
+        assert caught.value.__context__ is None or "{p}" not in url
+        assert SECRET[:6] not in str(caught.value)
 
 
 def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
@@ -317,6 +347,7 @@ def test_from_key_takes_what_the_parts_take() -> None:
     assert (made.bucket.peek().held, made.bucket.peek().balance) == (0, 0)
     for make in (KeepaSync.from_key, AsyncKeepaSync.from_key):
         assert "http://127.0.0.1:1" in repr(vars(make("key", base_url="http://127.0.0.1:1"))["_probe"])
+    assert SECRET not in repr(http_probe("key", base_url=f"http://me:{SECRET}@127.0.0.1:1"))
 
 
 # --- numbers

@@ -31,6 +31,7 @@ SLOW: Final = Quota(10, 10, 1.0)
 LARGE: Final = Quota(100, 10, 1.0)
 PLAN, BIGGER_PLAN = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
 WIDE, NARROW = (Quota(capacity, 1, 1.0, synced=True) for capacity in (1200, 300))
+MANY, FEW = (Quota(capacity, 5, 60.0, stepped=True, synced=True) for capacity in (1200, 300))
 
 STORIES: Final = """
 terms that replace refill 0 find what was there, and no more: ZERO
@@ -43,6 +44,9 @@ served by others' smaller terms, a caller is told when its own may take over: LA
 a capacity that the server reported bounds on whichever terms, a bigger plan's too, in turns: BIGGER_PLAN
     0 read 300 refill=5 capacity=300; 61s on PLAN, take 0 -> balance=300; 122s on BIGGER_PLAN, take 0 -> balance=300
     183s on PLAN, take 0 -> balance=300; 244s on BIGGER_PLAN, take 0 -> balance=300
+a reading bounds nothing in the minute after a change, whenever it tells the next refill: MANY
+    0 read 1000, on FEW, take 1 -> balance=999; 30s read 900 next_refill_in=(20|90) -> TAKEN balance=900 capacity=1200
+    60s-1 peek -> capacity=1200; 60s peek -> capacity=300
 # The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it.
 what is kept back goes by the capacity that lasts: WIDE
     0 read 1000, read 500, read 10, on NARROW, take 150 -> EMPTY in=240s

@@ -142,7 +142,9 @@ class Reference(Lapse):
     def before(self, keep: int, ticket: str | None, now: int) -> int:
         """Return the tokens of those in line before a request, without those who are late."""
         turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
-        return sum(each.tokens for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US)
+        before = [each for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US]
+        # Nobody waits for what can't be had.
+        return sum(each.tokens for each in before if self.needed(each.tokens) + each.keep <= self.capacity)
 
     def stand(self, ticket: str | None, tokens: int, keep: int, told: Came, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
@@ -372,7 +374,7 @@ class Reference(Lapse):
             self.firm_place = self.last_place
         elif back and ahead:
             # Who goes into debt waits for less than it takes.
-            waited = self.time_of(max(1, tokens - self.quota.overdraft), math.floor) if self.refill else 0
+            waited = self.time_of(self.needed(tokens), math.floor) if self.refill else 0
             self.last_place = max(self.firm_place, 0, own - waited)
         self.give(-self.correct(back))
 

@@ -80,54 +80,6 @@ def test_from_url_never_sends_a_command_twice(scheme: str, options: str, timeout
         assert (made.socket_timeout, made.socket_connect_timeout) == (timeout, 2.0)
 
 
-URLS = {
-    "http://user:secret@h": "redis://, rediss://, valkey://",
-    "redis:/user:secret@h": "must begin with",
-    "user:secret@localhost:6379": "must begin with",
-    "": "must begin with",
-    "redis://user:secret@h?socket_timeout=soon": "the value of the option 'socket_timeout' is none",
-    "redis://h?ssl_cert_reqs=CERT_NONE": "there is no option",
-    "rediss://h?ssl_cert_reqs=CERT_NONE": "ssl_cert_reqs must be one of",
-    "redis://h?protocol=4": "protocol must be 2 or 3",
-    "redis://h?ssl=true": "no option 'ssl'",
-    "redis://h?max_connection=5": "no option 'max_connection'",
-    "redis://h?sockettimeout=1": "no option 'sockettimeout'",
-    "redis://h/x": "number of a database",
-    "redis://user:secret/x@h": "percent codes",
-    "redis://user:se#cret@h": "percent codes",
-    "redis://user:se?cret@h": "percent codes",
-    "redis://user:12/3@h": "percent codes",
-    "redis://h:0": "port 0",
-}
-
-
-@pytest.mark.parametrize("url", URLS)
-def test_a_mistake_in_a_url_is_said_at_once(url: str) -> None:
-    """Nothing is sent for it; the error says what is wrong, and shows neither the password nor a part of it."""
-    with pytest.raises(ConfigError, match=URLS[url]) as refused:
-        RedisStorage.from_url(url)
-    for part in ("secret", "cret", "12/3"):
-        assert part not in str(refused.value)
-    assert refused.value.__cause__ is None
-
-
-@pytest.mark.parametrize(
-    "kind, client, told",
-    [
-        (RedisStorage, redis.asyncio.Redis(), "AsyncRedisStorage"),
-        (AsyncRedisStorage, redis.Redis(), "blocks"),
-        (RedisStorage, "redis://user:secret@h", "from_url"),
-        (RedisStorage, b"redis://user:secret@h", "from_url"),
-        *((RedisStorage, none, "RedisStorage takes a client") for none in (None, 7, object())),
-    ],
-)
-def test_what_is_no_client_or_one_of_the_wrong_color_is_refused(kind: Any, client: Any, told: str) -> None:
-    """It is refused at once with what to give, and never shown if it is a URL."""
-    with pytest.raises(ConfigError, match=told) as refused:
-        kind(client)
-    assert "secret" not in str(refused.value)
-
-
 def test_a_client_brought_along_is_not_closed(client: redis.Redis) -> None:
     """`close` leaves a client that was brought along open, and its pool as it was."""
     storage = RedisStorage(client)

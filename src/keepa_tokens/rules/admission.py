@@ -7,7 +7,7 @@ from ..units import LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEVER
 from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
-from .line import ahead_of
+from .line import Ticket, ahead_of
 from .state import SoundState
 
 
@@ -88,7 +88,12 @@ class Admission:
         if not line:
             return 0
         rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
-        return ahead_of(line, rank, self.now)
+        return ahead_of(self._waited_for(), rank, self.now)
+
+    def _waited_for(self) -> list[Ticket]:
+        """Return those in line, but for who asks for more than can be admitted: of a garbled ticket, or other terms."""
+        most, overdraft = self.flow.capacity, self.s.quota.overdraft
+        return [each for each in self.s.line if required(each.tokens, overdraft) + each.keep <= most]
 
     def _early(self, ticket: str | None) -> bool:
         """Return whether somebody in line asks before the instant that it was told."""

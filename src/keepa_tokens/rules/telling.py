@@ -93,11 +93,12 @@ class Telling(Admission):
                 start = max(hold.expires_at + SWEEP_US, s.due_at or 0)
                 balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
-        if not s.line:
+        line = self._waited_for()
+        if not line:
             return self._reached_from(balance, refilled_at, carry, wanted, start)
         if wanted > self._lasting_capacity():
             return NEVER
-        start = max(start, *(each.told_at + LATE_US + 1 for each in s.line))
+        start = max(start, *(each.told_at + LATE_US + 1 for each in line))
         balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
-        need = saturated(wanted + sum(each.tokens for each in s.line) - balance)
+        need = saturated(wanted + sum(each.tokens for each in line) - balance)
         return max(start, self.flow.instant(need, refilled_at, carry)) + LATE_US

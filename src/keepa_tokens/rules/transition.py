@@ -57,7 +57,7 @@ from the balance already, and available = balance.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
     by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
     of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
-    one, and one that overdraws gets its turn.
+    one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
 
     Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
     then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were

@@ -107,7 +107,8 @@ def _within_a_year(day: int) -> int:
 
 def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
     """Whether the fast path may serve a caller with these terms now."""
-    if not bucket.level[1] - TOLERANCE_US <= now < bucket.until:
+    # A stepped refill may be older than the step of a clock that went back: then more than that is ahead of it.
+    if not max(bucket.touched, bucket.level[1]) - TOLERANCE_US <= now < bucket.until:
         return False
     if callers is bucket.quota or callers == bucket.quota:
         return True
