@@ -229,8 +229,8 @@ def test_what_is_no_bucket_is_said(server: Workers, client: Any) -> None:
     assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
-def test_a_bucket_made_while_the_doctor_looks_is_no_stranger(server: Workers) -> None:
-    """A bucket that somebody makes between two looks at the keys is a bucket; what is none was there before."""
+def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Workers) -> None:
+    """A bucket that somebody makes between two looks at the keys is no stranger; one that is gone has no lifetime."""
     server.bucket("made-meanwhile").try_acquire()
 
     class Early(RedisPlace):
@@ -239,6 +239,7 @@ def test_a_bucket_made_while_the_doctor_looks_is_no_stranger(server: Workers) ->
 
     with closing(Early.from_url(server.url)) as place:
         assert [found.code for found in strangers(place)] == []
+        assert place.lifetime("gone-meanwhile") is None  # not for ever
 
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:

@@ -38,12 +38,14 @@ class RedisPlace(RedisStorage):
         return int(text(seconds)) * MICROSECONDS + int(text(micros))
 
     def lifetime(self, key: str) -> float | None:
-        """Return the seconds for which the server keeps a bucket; -1: for ever; None: this user may not ask."""
+        """Return the seconds for which the server keeps a bucket; -1: for ever; None: it is gone, or nobody may say."""
         try:
             milliseconds = int(text(self.command("PTTL", self.prefix + key)))
         except StorageUnavailable:
             return None
-        return milliseconds / 1000 if milliseconds >= 0 else -1
+        if milliseconds < 0:
+            return -1 if milliseconds == -1 else None
+        return milliseconds / 1000
 
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
         """Store a bucket for `lifetime` seconds, unless there is one already; return whether it was stored."""
