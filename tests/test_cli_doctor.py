@@ -19,6 +19,7 @@ from keepa_tokens.cli.doctor_server import examine_server, read_info, strangers
 from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
+from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
@@ -459,6 +460,7 @@ def test_the_api_key_is_tried(server: Workers) -> None:
     with FakeKeepaServer(FakeKeepa(refill_rate=20, initial=389, key="right")) as keepa:
         options = ("--probe", "--base-url", keepa.url)
         assert "Keepa says 389" in server.run("doctor", *options, env={"KEEPA_API_KEY": "right"}).stdout
+        server.bucket(bucket_key("wrong")).try_acquire()
         server.run("doctor", *options, code=4, env={"KEEPA_API_KEY": "wrong"})
 
 
