@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
+from click.testing import CliRunner
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli.app import app
 from keepa_tokens.cli.sqlite_place import SqlitePlace
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Place, run
+from tests.cli import KEY, Place, program, run
 
 
 class File(Place):
@@ -24,9 +31,9 @@ class File(Place):
         self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.place, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
 
-    def sql(self, statement: str) -> None:
+    def sql(self, statement: str, *values: str) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as db, db:
-            db.execute(statement)
+            return db.execute(statement, values).fetchall()
 
 
 @pytest.fixture
@@ -151,3 +158,40 @@ def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
     file.sql("UPDATE buckets SET fields = 'garbage'")
     assert file.place.fields(KEY) == {}
     assert file.place.fields("other") is None
+
+
+def test_what_others_have_stored_writes_no_lines_of_its_own(file: File) -> None:
+    """A key, a hold's id, its label and a field with a line break and a colour are shown in the line they stand in."""
+    file.bucket.try_reserve(3, label="mine")
+    evil = "x\n\x1b[31mEVIL"
+    fields = json.loads(file.sql("SELECT fields FROM buckets")[0][0])
+    hold = next(text for name, text in fields.items() if name.startswith("hold:"))
+    fields |= {f"hold:{evil}": hold.replace("mine", quote(evil)), evil: evil, "carry": evil}
+    file.sql("UPDATE buckets SET fields = ?", json.dumps(fields))
+    file.sql("INSERT INTO buckets VALUES (?, '{}', NULL)", evil)
+    for command in (
+        *(("status",), ("status", "--all"), ("doctor",), ("watch", "--looks", "1"), ("release", "none")),
+        *(("status", "nobody"), ("reset",), ("doctor", "--repair")),
+    ):
+        said = CliRunner().invoke(app, [command[0], *file.where, *command[1:]], color=True)
+        assert said.exit_code in {0, 1, 2, 130}, command
+        assert "\x1b" not in said.output, command
+        assert not any(line.lstrip().startswith("EVIL") for line in said.output.splitlines()), command
+
+
+def test_what_can_not_be_written_is_told_in_a_line(file: File) -> None:
+    """A pipe that speaks no Unicode gets others; a full disk and a chart's wrong place are lines, no traceback."""
+    module = ("-m", "keepa_tokens")
+    said = program(*module, "status", *file.where, PYTHONIOENCODING="ascii")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "300 of 1,200  ???" in said.stdout
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        command = [sys.executable, *module, "status", "--all", *file.where]
+        full_disk = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (full_disk.returncode, full_disk.stderr) == (
+        2,
+        "keepa-tokens: this can't be written: [Errno 28] No space left on device\n",
+    )
+    assert KEY in file.run("status", "--all", env={"COLUMNS": "0"}).stdout
+    wrong = run("simulate", "--rates", "100", "--days", "0.01", "--svg", "/nowhere/x.svg", code=2)
+    assert "'/nowhere/x.svg': No such file or directory" in wrong.stderr

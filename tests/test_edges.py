@@ -215,15 +215,17 @@ def test_a_story_of_an_edge_comes_out_as_told(make: Make, story: Story) -> None:
 
 @pytest.mark.parametrize("probed, told, kept", [(False, 7, 7), (True, 7, 7), (False, 68, 68), (False, 1, 7)])
 def test_a_reading_that_is_not_lower_ends_the_probe(probed: bool, told: int, kept: int) -> None:
-    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written."""
+    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written.
+
+    The next probe comes no sooner than after one that failed now: the last reading is no younger by it.
+    """
     bucket = Direct(SYNCED, begun(SYNCED, EPOCH, {"balance": 50, "server_time": 7 * SECOND}))
     bucket.apply(Refund("r", 0), EPOCH)
     state = bucket.stored
     bucket.put(replace(state, probe_until=EPOCH + SECOND, probe_failures=2) if probed else state)
     assert bucket.apply(Reconcile(Reading(60, server_time=float(told))), EPOCH).reading is Verdict.STALE
-    assert bucket.state == replace(
-        state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND
-    )
+    ended = replace(state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND)
+    assert bucket.state == (replace(ended, probe_until=EPOCH) if probed else ended)
 
 
 def test_the_terms_flow_in_steps_or_evenly_in_the_smallest_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import http
 import io
 import logging
@@ -13,12 +14,13 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sized
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import httpx
@@ -56,7 +58,7 @@ from keepa_tokens import (
     keepa_quota,
     storage_from_url,
 )
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, TokenTask, _countdown
 from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
@@ -154,6 +156,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(check_cost, "5", 0), "tokens must be"),
     (partial(check_cost, 5, "5"), "keep must be"),
     (partial(plain(keepa_quota()).reconcile, {"tokensLeft": 5}), "reading must be a Reading"),
+    *((partial(type, "Mine", (TokenTask,), {"most_times": no}), "most_times must be") for no in ("3", 1.5, True)),
     *((partial(make.from_key, key), "api_key") for make in KEEPA for key in (None, 5, SECRET.encode())),
     *((partial(make.from_key, "key", base_url=url), "base_url") for make in KEEPA for url in (httpx.URL("x"), b"x")),
     *((partial(make.from_key, "key", probe=False), "probe") for make in KEEPA),
@@ -196,6 +199,11 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(plain, PLAIN, storage=URL.encode()), "from_url"),
     *((partial(make, PLAIN, storage=Client()), "RedisStorage(client)") for make in BUCKETS),
     (partial(plain, PLAIN, storage=MemoryStorage), "instance"),
+    *(
+        (getattr(plain(PLAIN, storage=BlockingStorage()), door), "return an Outcome")
+        for door in ("peek", "try_reserve")
+    ),
+    (lambda: asyncio.run(plain_async(PLAIN, storage=AsyncStorage()).acquire()), "return an Outcome, not NoneType"),
     *((partial(make, PLAIN, storage=none), "no storage") for make in BUCKETS for none in (5, object(), [])),
     *((partial(make, key=key), "key") for make in KEYED for key in (f"a b {SECRET}", "", " ", "a\n", "\0", "k" * 257)),
     (partial(plain(PLAIN).reconcile, Reading(5)), "plain bucket"),
@@ -222,7 +230,18 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *(
         (partial(make.from_key, "key", base_url=url), "base_url")
         for make in KEEPA
-        for url in ("api.keepa.com", "ftp://x", "")
+        for url in (
+            *("api.keepa.com", "ftp://x", "", f"https://u:{SECRET}/x@h", f"https://h:{SECRET}", "https://h:99999"),
+            *(
+                "https://h:0",
+                "https://a..b",
+                " https://h",
+                "https://h\n",
+                "https://[::1",
+                "https://h?x=1",
+                "https://h#x",
+            ),
+        )
     ),
     *((partial(make.from_key, "key", hold_for=0), "hold_for") for make in KEEPA),
     *((partial(make.from_key, "key", key="a b"), "key") for make in KEEPA),
@@ -230,7 +249,10 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *(
         (partial(make, sync(), **wrong), next(iter(wrong)))
         for make in GUARDS
-        for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
+        for wrong in (
+            *({"api_key": no} for no in ("", "k\n")),
+            *({"host": no} for no in ("", "https://api.keepa.com", "api.keepa.com:443", "api.keepa.com/", "a b", URL)),
+        )
     ),
     *(
         (partial(KeepaTransport, sync(), no), "must have handle_request()")
@@ -483,8 +505,12 @@ def test_what_a_bucket_says_can_be_sent_to_another_process(value: object, copied
 # --- probes
 
 
+async def _reserved(bucket: AsyncTokenBucket) -> None:
+    await bucket.try_reserve(2)
+
+
 def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path) -> None:
-    """A storage that was closed takes nothing, so nobody is told of tokens that may be left behind."""
+    """A storage that was closed, a clock of the wrong kind take nothing, so nobody is told of tokens left behind."""
     told: list[Event] = []
     blocking, awaited = SQLiteStorage(tmp_path / "a"), AsyncSQLiteStorage(tmp_path / "a")
     door = AsyncTokenBucket(PLAIN, storage=awaited, listener=told.append)
@@ -498,6 +524,12 @@ def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path)
     blocking.close()
     with pytest.raises(ConfigError, match="is closed"):
         TokenBucket(PLAIN, storage=blocking, listener=told.append).try_reserve(2)
+    assert told == []
+    wrong: Any = Mock(now_us=time.time)
+    with pytest.raises(TypeError, match="now_us"):
+        TokenBucket(PLAIN, clock=wrong, listener=told.append).try_reserve(2)
+    with pytest.raises(TypeError, match="now_us"):
+        asyncio.run(_reserved(AsyncTokenBucket(PLAIN, clock=wrong, listener=told.append)))
     assert told == []
 
 
@@ -683,9 +715,43 @@ def test_a_call_that_is_left_unsettled_is_warned_of() -> None:
     assert "call.settle(" in left.why
 
 
+def in_a_cycle() -> None:
+    """Keep a call where only itself is kept, as an exception does with the frames that it went through."""
+    kept: list[object] = [sync().try_request(4)]
+    kept.append(kept)
+    del kept
+    gc.collect()
+
+
+def half_open() -> Iterator[object]:
+    with sync().request(4) as call:
+        yield call
+
+
+async def half_open_too() -> AsyncIterator[object]:
+    async with AsyncKeepaSync(AsyncTokenBucket(keepa_quota(initial=10))).request(4) as call:
+        yield call
+
+
+def half_open_as_the_loop_ends() -> None:
+    calls = half_open_too()
+
+    async def first() -> None:
+        await anext(calls)
+
+    asyncio.run(first())
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: sync().try_request(4), lambda: TokenBucket(PLAIN).try_reserve(4), lambda: next(iter(sync().attempts(4)))],
+    [
+        lambda: sync().try_request(4),
+        lambda: TokenBucket(PLAIN).try_reserve(4),
+        lambda: next(iter(sync().attempts(4))),
+        in_a_cycle,
+        lambda: next(half_open()),
+        half_open_as_the_loop_ends,
+    ],
 )
 def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) -> None:
     """A call or a reservation that nobody keeps: the warning names the tokens."""
@@ -693,11 +759,22 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
         make()
 
 
+def struck() -> None:
+    def strike(event: Event) -> None:
+        if event.kind is EventKind.SETTLED:
+            raise KeyboardInterrupt
+
+    TokenBucket(PLAIN, listener=strike).try_reserve(4).settle(1)
+
+
 def test_what_was_settled_or_failed_is_not() -> None:
     """Settled, cancelled, told that nobody knows, left by an exception, charged by leaving: no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         door, bucket = sync(), TokenBucket(PLAIN)
+        with pytest.raises(KeyboardInterrupt):
+            struck()  # interrupted after it was settled
+        gc.collect()
         door.try_request(1).settle()
         door.try_request(1).cancel()
         bucket.try_reserve(1).settle(1)

@@ -94,6 +94,11 @@ a server that was in 2100 once is followed again: QUOTA
 # Told 200 s after the reading before it and settled 100 s later: its server's time is that old, none jumped.
 an answer that was long under way was told when the server says: QUOTA
     0 read 100 1000, hold a 10 life=600s; 300s settle a 10 says=90 at=1200, read 95 1300 -> TAKEN balance=95
+# The last reading stays as old as it is, so else every refusal after it would probe, however the last one ended.
+an answer that tells no order sends nobody to the server at once: QUOTA
+    0 read 10 1000, hold a 10 life=1200s, read 0 1001; 660s take 1 -> probe
+    661s settle a 0 says=10 at=1000.5 -> STALE balance=0 probe_until=@661s, take 1 -> !probe
+    1261s-1 take 1 -> !probe; 1261s take 1 -> probe
 if nobody ever gave a server's time, the latest to arrive counts: QUOTA
     0 read 100, read 200 -> balance=200
 what the server says of its terms rules from then on, and what it leaves out stays as it was: STEPS

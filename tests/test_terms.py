@@ -31,6 +31,7 @@ SLOW: Final = Quota(10, 10, 1.0)
 LARGE: Final = Quota(100, 10, 1.0)
 PLAN, BIGGER_PLAN = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
 WIDE, NARROW = (Quota(capacity, 1, 1.0, synced=True) for capacity in (1200, 300))
+BROAD, SLIM = (Quota(capacity, 100, 61.0, stepped=True, synced=True) for capacity in (300, 20))
 MANY, FEW = (Quota(capacity, 5, 60.0, stepped=True, synced=True) for capacity in (1200, 300))
 
 STORIES: Final = """
@@ -47,6 +48,10 @@ a capacity that the server reported bounds on whichever terms, a bigger plan's t
 a reading bounds nothing in the minute after a change, whenever it tells the next refill: MANY
     0 read 1000, on FEW, take 1 -> balance=999; 30s read 900 next_refill_in=(20|90) -> TAKEN balance=900 capacity=1200
     60s-1 peek -> capacity=1200; 60s peek -> capacity=300
+# A step after the minute of the larger capacity brings less than one within.
+the stated bound counts on the capacity that lasts: BROAD
+    0 read 30 next_refill_in=61, hold lost 25 life=90s -> GRANTED, on SLIM, take 19 -> !granted, peek 19 -> bound=122s
+    122s take 19 -> GRANTED
 # The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it.
 what is kept back goes by the capacity that lasts: WIDE
     0 read 1000, read 500, read 10, on NARROW, take 150 -> EMPTY in=240s

@@ -271,16 +271,27 @@ class HeldBase(NotCopied, Generic[S_co]):
         self.decision = outcome.decision(waited_us)
         # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
         self._watch: object = ref(self, partial(_unsettled, door, self._what, self._advice, self.tokens))
+        _WATCHES.add(self._watch)
 
     def _left(self, kind: type[BaseException] | None) -> None:
-        """Warn where its block ends without an exception and without a settle; no more afterwards."""
-        if self._watch is not None and kind is None:
+        """Warn where its block ends without a settle and without an exception that anybody sees; no more afterwards."""
+        if self._watch is not None and kind in {None, GeneratorExit}:
             _unsettled(self._door, self._what, self._advice, self.tokens)
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        """Warn no more: it has come to its end."""
+        _WATCHES.discard(self._watch)
         self._watch = None
 
 
+_WATCHES: Final = set[object]()
+"""Kept here, and not by what they watch: of what is thrown away together, in a cycle, Python calls nothing back."""
+
+
 def _unsettled(door: Door[object], what: str, advice: str, tokens: int, gone: object = None) -> None:
-    """Warn of tokens that were set aside and not settled. gone: what held them was thrown away."""
+    """Warn of tokens that were set aside and not settled. gone: the watch of what was thrown away with them."""
+    _WATCHES.discard(gone)
     message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
     door.say(EventKind.LEFT_UNSETTLED, message, tokens)
     warnings.warn(message, ResourceWarning, stacklevel=4 if gone is None else 3)
@@ -298,9 +309,6 @@ class ReservationBase(HeldBase[S_co]):
         if reading is not None:
             instance("reading", reading, Reading)
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
-
-    def _ended(self) -> None:
-        self.open, self._watch = False, None
 
     def _charged(self) -> bool:
         """Whether the estimate is charged where the block ends without a settle.

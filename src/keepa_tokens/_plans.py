@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import ClassVar, Final, Generic, TypeAlias, TypeVar, cast
 
 from ._arguments import instance, microseconds
 from ._door import Door, new_id
@@ -100,7 +100,13 @@ class Steps(Generic[S_co]):
             self.request, self.outcome = command, None
 
     def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener."""
+        """Take note of what a command came to, wake who may be served now, and tell the listener.
+
+        ConfigError for what a storage of somebody's own may return instead.
+        """
+        if not isinstance(cast("object", outcome), Outcome):
+            where, given = type(self.door.storage).__name__, type(outcome).__name__
+            raise ConfigError(f"apply() of a {where} must return an Outcome, not {given}")
         self._note(command, outcome)
         if self.door.bell and self._brings(command, outcome):
             self.door.bell.ring(self.door.key)

@@ -174,15 +174,16 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        now = self.door.now_us()  # which may raise: then nothing was sent
         self.begin(command)
         self.unsure = type(self.door.storage) is not MemoryStorage
         if isinstance(self.door.storage, MemoryStorage):
-            self.answer = outcome = await self._applied(command)
+            self.answer = outcome = await self._applied(command, now)
         elif on_trio():
             with shielded(CLEANUP_S):
-                self.answer = outcome = await self._applied(command)
+                self.answer = outcome = await self._applied(command, now)
         else:
-            self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
+            self._step = task = asyncio.get_running_loop().create_task(self._applied(command, now))
             try:
                 self.answer = outcome = await asyncio.shield(task)
             except BaseException:
@@ -290,7 +291,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         for _ in range(2):
             try:
                 async with limited(CLEANUP_S):
-                    self.ended(command, await self._applied(command))
+                    self.ended(command, await self._applied(command, self.door.now_us()))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
                 return False
@@ -301,13 +302,13 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 return True
         return True
 
-    async def _applied(self, command: Command) -> Outcome:
+    async def _applied(self, command: Command, now: int | None) -> Outcome:
         door = self.door
         # Memory storage holds its lock for microseconds and waits for nothing else.
         try:
             if isinstance(door.storage, MemoryStorage):
-                return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-            return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                return door.storage.apply(door.key, door.quota, command, now_us=now)
+            return await door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
@@ -327,8 +328,9 @@ class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
     async def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
+        self._unwatch()  # interrupted, it is ended all the same
         await AwaitedSteps(self._door).finish(command)
-        self._ended()
+        self.open = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -342,7 +344,7 @@ class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            self._ended()  # it is charged as it is, and what ended the block must be seen
+            # It is charged as it is, and what ended the block must be seen.
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

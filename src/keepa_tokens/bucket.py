@@ -190,14 +190,15 @@ class BlockingSteps(plans.Steps[Storage]):
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
+        now = door.now_us()  # which may raise: then nothing was sent
         self.begin(command)
         try:
             if type(door.storage) is MemoryStorage:
-                self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
             else:
                 with PutOff():
                     self.unsure |= command is self.request
-                    self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                    self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
@@ -296,8 +297,9 @@ class Reservation(ReservationBase[Storage]):
     def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
+        self._unwatch()  # interrupted, it is ended all the same
         run(lambda: BlockingSteps(self._door).finish(command))
-        self._ended()
+        self.open = False
 
     def __enter__(self) -> Self:
         return self
@@ -311,4 +313,4 @@ class Reservation(ReservationBase[Storage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            self._ended()  # it is charged as it is, and what ended the block must be seen
+            # It is charged as it is, and what ended the block must be seen.

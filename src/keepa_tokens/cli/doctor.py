@@ -14,7 +14,7 @@ from ..rules.transition import lifetime_us
 from ..units import MICROSECONDS
 from .finding import Finding
 from .look import Look
-from .words import count, duration, shown
+from .words import count, duration, plain
 
 DEAD_PART: Final = 0.75
 """A call that is out for this part of its hold has hardly a worker left that waits for it."""
@@ -241,7 +241,7 @@ def _calls(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
     charged = "they are charged then" if snapshot.quota.synced else "it is forgotten then"
     for call in snapshot.in_flight:
         if call.age >= min(max(DEAD_PART * (call.age + call.runs_out_in), ALIVE_FOR), DEAD_AFTER):
-            of = f" of {shown(call.label)}" if call.label else ""
+            of = f" of {plain(call.label)}" if call.label else ""
             yield Finding(
                 "dead-hold",
                 f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",

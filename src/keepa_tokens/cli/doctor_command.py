@@ -11,14 +11,13 @@ import click
 from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
-from ..units import one_line
 from . import shell
 from .colours import BAD, CARE, GOOD
 from .doctor import could_go, examine
 from .finding import Finding
 from .look import Look, Place, all_buckets, door, look
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import count
+from .words import count, plain
 
 if TYPE_CHECKING:
     from .probe import Answer
@@ -142,7 +141,7 @@ def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Se
     for number, finding in enumerate(findings, 1):
         console.print()
         style = f"bold {BAD if finding.fault else CARE}"
-        heading = one_line(f"{number}. {finding.about}: {finding.what}.", shell.LONGEST)
+        heading = plain(f"{number}. {finding.about}: {finding.what}.")
         for line in shell.wrap(heading, console, "   "):
             console.print(Text(line, style))
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
@@ -152,7 +151,7 @@ def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) 
     console = shell.console()
     console.print()
     for words in mended:
-        console.print(Text(one_line(f"mended {words}", shell.LONGEST), GOOD))
+        console.print(Text(plain(f"mended {words}"), GOOD))
     before = sum(finding.fault for finding in findings)
     if before:
         left = f", {count(faults, 'is', 'are')} left" if mended else ""

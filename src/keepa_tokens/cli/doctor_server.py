@@ -14,7 +14,7 @@ from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .finding import Finding
 from .hand_made import all_names, stuck
-from .look import door
+from .look import door, keys_of
 from .redis_place import RedisPlace, text
 from .words import count
 
@@ -84,7 +84,7 @@ def read_info(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Finding
 
 def strangers(place: RedisPlace) -> Iterator[Finding]:
     """Yield what lies where a bucket would be, and is none."""
-    buckets = set(place.keys())
+    buckets = set(keys_of(place))
     keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
     for key in sorted(keys - buckets):
         if text(place.command("TYPE", place.prefix + key)) in {"hash", "none"}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .words import plain
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -20,3 +22,8 @@ class Finding:
     fault: bool = True
     mend: str = ""
     about: str = "server"
+
+    def __post_init__(self) -> None:
+        """Keep to one line what names, and what others have stored, say."""
+        for name in ("what", "effect", "cure", "about"):
+            object.__setattr__(self, name, plain(getattr(self, name)))

@@ -132,9 +132,14 @@ def look(place: Place, key: str) -> Look | None:
     return Look(key, now, fields, state, lifetime, own_clock)
 
 
+def keys_of(place: Place) -> list[str]:
+    """Return the keys of all buckets, sorted."""
+    return sorted(place.keys())
+
+
 def all_buckets(place: Place) -> Iterator[Look]:
     """Look at every bucket, in the order of their keys."""
-    for key in sorted(place.keys()):
+    for key in keys_of(place):
         seen = look(place, key)
         if seen is not None:
             yield seen

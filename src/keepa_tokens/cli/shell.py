@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
-from ..units import one_line
 from .colours import readable
+from .words import plain
 
 WELL: Final = 0
 FINDINGS: Final = 1
@@ -160,12 +160,12 @@ COMMANDS: Final = {
 
 def complain(message: str) -> None:
     """Write a message to the standard error."""
-    say(f"keepa-tokens: {' '.join(message.split())}", err=True)
+    say(plain(f"keepa-tokens: {' '.join(message.split())}"), err=True)
 
 
 def say(words: str, *, err: bool = False) -> None:
     """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
-    for line in wrap(one_line(words, LONGEST), console(err=err)):
+    for line in wrap(plain(words), console(err=err)):
         click.echo(line, err=err)
 
 
@@ -187,9 +187,12 @@ def print_json(document: Mapping[str, object]) -> None:
 
 def console(*, err: bool = False) -> Console:
     """Return a console for data or messages: in a terminal as wide as that is; in a pipe plain, each line whole."""
-    if (sys.stderr if err else sys.stdout).isatty():
-        return readable(Console(highlight=False, markup=False, stderr=err))
-    return Console(highlight=False, markup=False, stderr=err, color_system=None, force_terminal=False, soft_wrap=True)
+    plain_text = not (sys.stderr if err else sys.stdout).isatty()
+    pipe: dict[str, Any] = {"color_system": None, "force_terminal": False, "soft_wrap": True} if plain_text else {}
+    made = Console(highlight=False, markup=False, stderr=err, **pipe)
+    if made.width < 1:  # some set COLUMNS to 0 where they don't know it
+        made.width = 80
+    return made if plain_text else readable(made)
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
@@ -199,5 +202,5 @@ def print_table(lines: Sequence[tuple[str, str]]) -> None:
     """
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        for place, line in enumerate(wrap(one_line(words, LONGEST), to, beside=room) or [""]):
+        for place, line in enumerate(wrap(plain(words), to, beside=room) or [""]):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

@@ -15,7 +15,7 @@ from .colours import CARE, GOOD
 from .look import Look, all_buckets
 from .view import bar
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import columns, count, duration, shown
+from .words import columns, count, duration, plain
 
 CALLS: Final = (10, 150)
 """What a small and a large call cost: what they would get is told."""
@@ -61,10 +61,10 @@ def headline(look: Look) -> str:
     snapshot = look.snapshot()
     state, small = state_of(look, snapshot), CALLS[0]
     if snapshot is None:
-        return f"{shown(look.key)}: {state}."
+        return f"{plain(look.key)}: {state}."
     if state == "open" and all(look.ask(tokens) for tokens in CALLS):
-        return f"{shown(look.key)}: open, calls go at once."
-    return f"{shown(look.key)}: {state}, a call of {small} {_when(look, small)}."
+        return f"{plain(look.key)}: open, calls go at once."
+    return f"{plain(look.key)}: {state}, a call of {small} {_when(look, small)}."
 
 
 def sentences(look: Look) -> list[tuple[str, str]]:
@@ -121,7 +121,7 @@ def _available(snapshot: Snapshot) -> str:
     if not calls:
         return f"{amount}; no call is in flight"
     oldest = max(calls, key=lambda call: call.age)
-    label = f", {shown(oldest.label)}" if oldest.label else ""
+    label = f", {plain(oldest.label)}" if oldest.label else ""
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
     return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
@@ -210,14 +210,14 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
     for look in looks:
         snapshot = look.snapshot()
         if snapshot is None:
-            rows.append((shown(look.key), state_of(look, None), "?", "?", "?", "?", "?"))
+            rows.append((plain(look.key), state_of(look, None), "?", "?", "?", "?", "?"))
             continue
         balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
         age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
         callers = str(snapshot.waiting)
         of = f"{balance}/{snapshot.capacity:,}"
         rows.append(
-            (shown(look.key), state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age)
+            (plain(look.key), state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age)
         )
     lines = columns(rows, left=2)
     over = max(map(len, lines)) - width

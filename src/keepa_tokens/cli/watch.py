@@ -20,7 +20,7 @@ from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
-from .words import count, duration, shown
+from .words import count, duration, plain
 
 HOUR_US: Final = 60 * MINUTE_US
 MOST_POINTS: Final = 7200
@@ -115,7 +115,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
     return Picture(
         title="keepa-tokens watch",
-        about=shown(look.key),
+        about=plain(look.key),
         aside=clock,
         curves=[
             Curve("available", free, GOOD, available, (1, 1)),
@@ -145,7 +145,7 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
         words = f"in flight, {count(call.tokens, 'token')}"
         lanes.append(
             Lane(
-                shown(call.label or call.id[:8]),
+                plain(call.label or call.id[:8]),
                 words,
                 "",
                 call.age / (call.age + call.runs_out_in),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import click
 
 from ..keepa.quota import bucket_key
-from .look import Look, Place, look
+from .look import Look, Place, keys_of, look
 from .shell import RefusedError
 from .words import listed
 
@@ -65,7 +65,7 @@ class Where:
         """Return the key of the bucket that is meant; a usage error names those that there are."""
         if self.key is not None:
             return self._named(self.key)
-        keys = sorted(self.place.keys())
+        keys = keys_of(self.place)
         if len(keys) == 1:
             return keys[0]
         if self.api_key is not None and bucket_key(self.api_key) in keys:
@@ -88,7 +88,7 @@ class Where:
         for name in (key, f"keepa-{key}"):
             if self.place.fields(name) is not None:
                 return name
-        keys = sorted(self.place.keys())
+        keys = keys_of(self.place)
         found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
         if len(found) == 1:
             return found[0]

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from .._arguments import LONGEST_KEY
 from ..units import one_line
+
+LONGEST: Final = 10_000
+"""Of what a line says; what was stored by others may be longer."""
 
 MOST: Final = 20
 """Names in a line."""
@@ -20,11 +22,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(math.ceil(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def shown(text: str) -> str:
-    """Return what somebody else named, a key or a label, as a terminal may have it: without control characters."""
-    return one_line(text, LONGEST_KEY)
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -45,3 +42,8 @@ def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
         "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def plain(text: str) -> str:
+    """Return a text as it may be shown: what others have stored must not write lines of its own, nor colours."""
+    return one_line(text, LONGEST)

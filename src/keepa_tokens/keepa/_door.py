@@ -173,7 +173,7 @@ class CallBase(HeldBase[object]):
         if self._ended:
             # Its answer is an old one by now.
             return
-        self._watch = None
+        self._unwatch()
         self.refused = number == REFUSED
         self.retry_after = retry_after_of(body)
         if answer is None and not self.refused:
@@ -196,7 +196,8 @@ class CallBase(HeldBase[object]):
 
     async def _cancelled(self) -> None:
         """End a call that was never sent; a scout's claim on the probe is free again too."""
-        self._watch, steps = None, self._steps()
+        self._unwatch()
+        steps = self._steps()
         await steps.finish(Cancel(self.id))
         if self._claimed is not None:
             await steps.finish(Unclaim(self._claimed))

@@ -81,7 +81,8 @@ class Snapshot:
     bound: float
     """By when, if the request asked about is attempted, one attempt is granted or calls for a probe.
 
-    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge.
+    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge. It counts on a
+    probe after 600 s, so a longer `probe_interval` may make it later.
     """
     quota: Quota
     """The terms that the bucket runs on."""

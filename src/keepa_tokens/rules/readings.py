@@ -46,12 +46,13 @@ def lowered(s: SoundState, reading: Reading, order: Order | None, now: int) -> t
     """
     if order not in {Order.NEAR, Order.JUMPED} or s.balance is None:
         return False, None
-    # The server did answer: whoever asked it has not failed.
-    changed = order is Order.JUMPED or s.probe_until is not None
+    changed = order is Order.JUMPED
     if order is Order.JUMPED:
         s.server_time, s.server_time_at = reading.server_time_us, now
-    if s.probe_until is not None:
-        s.probe_until, s.probe_failures = None, 0
+    if s.probe_until is not None and (s.probe_until > now or s.probe_failures):
+        # The server did answer: whoever asked it has not failed. The next one asks no sooner than after a failure: the
+        # last reading stays as old as it is.
+        s.probe_until, s.probe_failures, changed = min(s.probe_until, now), 0, True
     if reading.balance >= s.balance:
         return changed, None
     s.drift = saturated(reading.balance - s.balance)
@@ -81,7 +82,7 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     period_us = s.quota.period_us if reading.period_us is None else reading.period_us
     flow = _flow_of(s, reading, period_us, now)
     gap = -s.drift if s.drift is not None and shows_others and flow == before else 0
-    _keep_back(s, flow, gap, now)
+    _keep_back(s, flow, gap, min(since, now) if told is None else s.server_time_at, now)
     if not flow.stepped:
         s.refilled_at = max(s.refilled_at, now)
     elif reading.next_refill_in_us is not None:
@@ -115,12 +116,12 @@ def kept_back(s: SoundState, flow: Flow) -> int:
     return min(s.kept_back, flow.capacity // KEPT_SHARE)
 
 
-def _keep_back(s: SoundState, flow: Flow, gap: int, now: int) -> None:
+def _keep_back(s: SoundState, flow: Flow, gap: int, told_at: int, now: int) -> None:
     """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
     since = now if s.kept_back_at is None else s.kept_back_at
     kept, since = halved(kept_back(s, flow), since, now, HALF_LIFE_US)
-    # A step, or what flows within the tolerance, may have come to the projection while the answer was under way.
-    under_way = flow.refill * (TOLERANCE_US // flow.period_us + 1)
+    # Steps, or what flows within the tolerance, may have come to the projection while the answer was under way.
+    under_way = flow.refill * ((now - told_at + TOLERANCE_US) // flow.period_us + 1)
     if gap > under_way:
         kept, since = min(kept + gap, flow.capacity // KEPT_SHARE), now
     s.kept_back, s.kept_back_at = kept, since if kept else None

@@ -44,16 +44,17 @@ from the balance already, and available = balance.
    reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
-   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
-   probe on an unknown balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
+   ends with an answer that tells no order too, and the next may come as after a failure. A failed probe on an unknown
+   balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
 9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
    `initial` would let go what the server's reported terms do not.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-    from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
-    kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes
-    to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is
-    kept back for every hour without a gap.
+    from, nothing is in flight, the plan is unchanged, and the gap is more than the refill since it was told explains.
+    The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep`
+    it comes to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve
+    what is kept back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
     by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
     of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big

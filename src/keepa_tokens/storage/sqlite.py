@@ -213,8 +213,8 @@ class SQLiteStorage(Closing, NotCopied):
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in _NO_PLACE or getattr(error, "errno", None) in _NO_RIGHT:
                 raise ConfigError(
-                    f"{self._path} can't hold buckets ({error}): give another file, that may be written, as what lies"
-                    " beside it"
+                    f"{self._path} can't hold buckets ({error}): give another file, which this user may write, in a"
+                    " directory that it may write to"
                 ) from error
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
 
