@@ -133,6 +133,7 @@ class SQLiteStorage(Closing, NotCopied):
             self._let_go = weakref.finalize(self, os.close, self._line)
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL")  # readers don't wait for writers
                 self._db.execute("PRAGMA synchronous = NORMAL")
@@ -318,6 +319,11 @@ def _can_be_a_file(path: Path) -> bool:
         return (real.is_file() or not real.exists()) and real.parent.is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, with what no name may have in it, a loop of links
         return False
+
+
+def _text_of(stored: bytes) -> str:
+    """Return a text. A byte that is none is damage of the field that it is in, not of a row that nobody can read."""
+    return stored.decode(errors="replace")
 
 
 def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
