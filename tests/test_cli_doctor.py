@@ -247,18 +247,22 @@ def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Work
 def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> None:
     """Keys whose bytes are no text, of another program, are named as what they are, beside all that is right."""
     client.hset(b"keepa_tokens:\xff", mapping={"balance": "1"})
+    client.hset(b"keepa_tokens:\xfc", mapping=client.hgetall(STORED) | {b"drift": b"garbage"})
     client.set(b"keepa_tokens:\xfe", "1")
     client.set(b"tokens:\xfd", "-5")
-    told = server.document("doctor", code=1)
+    told = server.document("doctor", "--repair", code=1)
 
     assert told["healthy"] == [KEY]
+    assert [words.partition("=")[0] for words in told["mended"] if "nothing" in words] == ["\udcfc: nothing: key"]
+    assert client.ttl(b"keepa_tokens:\xfc") > 86_400
     assert {(found["code"], found["about"]) for found in told["findings"] if found["fault"]} == {
+        ("damaged-drift", "\udcfc"),
         ("terms-lost", "\udcff"),
         ("no-bucket", "\udcfe"),
         ("stuck-manager", "tokens:\udcfd"),
     }
     assert "\\udcfe: the key keepa_tokens:\\udcfe holds" in server.run("doctor", code=1).stdout
-    assert len(server.run("status", "--all").stdout.splitlines()) == 3
+    assert len(server.run("status", "--all").stdout.splitlines()) == 4
 
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
