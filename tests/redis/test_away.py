@@ -117,12 +117,12 @@ def test_no_door_passes_silently(own_server: Server) -> None:
     patience_s = 0.3  # enough for a busy machine
     with proxied(own_server.port) as proxy, FLAVOURS[0].at(f"{proxy.url}?socket_timeout={patience_s}") as opened:
         bucket = TokenBucket(Quota(1000, 1, 3600.0), key="k", storage=opened)  # so slow that no refill shows
-        reservation = bucket.reserve(100)
+        reservation, another = bucket.reserve(100), bucket.reserve(10)
         attempts: list[Callable[[], object]] = [
             *(bucket.try_acquire, bucket.acquire, lambda: bucket.acquire(timeout=5)),
             *(bucket.try_reserve, bucket.reserve, lambda: bucket.refund(1), bucket.peek),
             lambda: TokenBucket(SYNCED, storage=opened).reconcile(Reading(1)),
-            *(lambda: reservation.settle(1), reservation.cancel),
+            *(lambda: another.settle(1), another.cancel),
         ]
         proxy.mute = True
         for attempt in attempts:
@@ -133,7 +133,7 @@ def test_no_door_passes_silently(own_server: Server) -> None:
         proxy.mute = False
         reservation.settle(40)
         shown = bucket.peek()
-        assert (shown.balance, shown.holds) == (960, 0)
+        assert (shown.balance, shown.holds) == (950, 1)
 
         own_server.stop()
         for attempt in attempts:
