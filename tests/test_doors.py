@@ -217,6 +217,23 @@ def test_a_settle_brings_the_reading_of_the_answer() -> None:
     assert bucket.peek().balance == -3
 
 
+async def test_a_reservation_settled_again_brings_no_reading() -> None:
+    """A second time changes nothing, minutes later either: its reading is an old one by then."""
+    storage, clock = MemoryStorage(), ManualClock(100.0)
+    bucket = TokenBucket(SYNCED, key="k", storage=storage, clock=clock)
+    other = AsyncTokenBucket(SYNCED, key="k", storage=storage, clock=clock)
+    bucket.reconcile(Reading(100, server_time=1.0))
+    reservation, awaited = bucket.try_reserve(4), await other.try_reserve(4)
+    reservation.settle(4, Reading(96, server_time=2.0))
+    await awaited.settle(4, Reading(92, server_time=3.0))
+    assert bucket.try_acquire(10)
+    clock.advance(130.0)
+    before = bucket.peek().balance
+    reservation.settle(4, Reading(96, server_time=2.0))
+    await awaited.settle(4, Reading(92, server_time=3.0))
+    assert bucket.peek().balance == before
+
+
 async def test_async_reservations_are_awaited_or_entered() -> None:
     """`await`, or `async with`: the same reservation; left unsettled it stays charged."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))

@@ -187,6 +187,31 @@ def test_where_only_the_probe_is_refused_the_first_answer_tells_the_balance(stat
     assert len(world.kinds(EventKind.PROBE_CLAIMED)) == 1
 
 
+def test_who_goes_ahead_in_place_of_the_probe_leaves_the_line() -> None:
+    """Its call is made, so nobody behind it keeps tokens for it: the next one finds what the answer told."""
+    world = World(initial=-100)
+    world.sync.refresh()
+    world.clock.advance(601)
+    world.fake.spend_outside(-100)
+    sync = KeepaSync(world.bucket, probe=lambda: (403, None))
+    world.call(5, estimate=60, by=sync)
+    assert world.bucket.peek().waiting == 0
+    assert sync.try_request(10).tokens == 10
+
+
+def test_a_call_settled_again_minutes_later_changes_nothing() -> None:
+    """Its answer is an old one by then: what was spent since stays spent."""
+    world = World(initial=50)
+    first = world.sync.request(5)
+    answer = world.fake.request(PRODUCT, asins(5))
+    first.settle(answer.content, status=answer.status)
+    world.sync.request(20).settle()  # its answer was lost: it is charged when its hold runs out
+    world.clock.advance(130)
+    before = world.bucket.peek().balance
+    first.settle(answer.content, status=answer.status)
+    assert world.bucket.peek().balance == before
+
+
 @pytest.mark.parametrize("status", [200, 408, 429, 500, 502, 503])
 def test_a_server_that_is_down_gets_no_call_in_place_of_the_probe(status: int) -> None:
     """An answer that says nothing of the key or the path is a failed probe: the request is refused."""

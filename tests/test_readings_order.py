@@ -244,6 +244,48 @@ def test_a_fractional_refill_is_rounded_down(told_refill: float, tokens: int, pe
     assert (seen.refill, seen.period) == (tokens, period)
 
 
+@pytest.mark.parametrize(
+    "first, later, second, next_in",
+    [
+        pytest.param(
+            Reading(0, refill=5, period=1.0), 0, Reading(0, next_refill_in=0.5), 0.5, id="told-1-s-phase-alone"
+        ),
+        pytest.param(Reading(9), 0, Reading(0, period=600.0, next_refill_in=10.0), 10.0, id="period-and-no-refill"),
+        pytest.param(Reading(9), 0, Reading(0, period=600.0, next_refill_in=500.0), 500.0, id="stretched"),
+        pytest.param(Reading(0, next_refill_in=300.0), 200, Reading(0), 40.0, id="after-a-stretched-one"),
+        pytest.param(
+            Reading(0, refill=5, period=600.0, next_refill_in=600.0), 500, Reading(0, refill=5), 40.0, id="shorter"
+        ),
+        pytest.param(Reading(0, refill=0.25), 0, Reading(0, next_refill_in=60.0), 240.0, id="one-in-several-periods"),
+        pytest.param(Reading(9), 0, Reading(0, next_refill_in=0.0), 60.0, id="a-step-due-now"),
+    ],
+)
+def test_no_step_from_before_a_reading_comes_after_it(
+    first: Reading, later: int, second: Reading, next_in: float
+) -> None:
+    """Whatever periods were told, what came until the reading is in its balance; the next step comes when it says."""
+    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
+    bucket.apply(Reconcile(first), EPOCH)
+    now = EPOCH + later * SECOND
+    bucket.apply(Reconcile(second), now)
+    due = 5 if second.next_refill_in == 0 else 0
+    assert bucket.look(now).balance == due
+    assert bucket.look(now + round(next_in * SECOND) - 1).balance == due
+    assert (bucket.look(now + round(next_in * SECOND)).balance or 0) > due
+
+
+def test_a_settle_sent_again_is_no_news() -> None:
+    """Without a server's time too: the hold is gone, and what others spent since stays spent."""
+    bucket = at(told(100))
+    opened(bucket, "a", "b")
+    settled(bucket, "a", 10, told(90))
+    settled(bucket, "b", 10, None)
+    again = settled(bucket, "a", 10, told(90))
+    assert (again.reading, again.balance) == (Verdict.STALE, 80)
+    late = bucket.apply(Settle("a", 10, told(70)), EPOCH + SECOND + REORDER_US + 1)
+    assert (late.reading, late.balance) == (Verdict.TAKEN, 70)
+
+
 @SPARING
 @given(data=st.data(), reading=readings, quota=quotas(synced=True))
 def test_a_reading_that_is_taken_is_the_balance(data: st.DataObject, reading: Reading, quota: Quota) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile
 from keepa_tokens.rules.decision import Reason
+from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
@@ -104,6 +105,30 @@ def test_slower_terms_let_no_faster_refill_through() -> None:
     assert not shared.ask(slow, 10 + 1).granted
     assert shared.ask(slow, 10).granted
     assert not shared.ask(slow).granted
+
+
+def test_a_capacity_that_the_server_reported_bounds_on_whichever_terms() -> None:
+    """Full at 300 by the server, it stays so, though workers on a bigger plan's terms take turns with others."""
+    small, large = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
+    shared = Shared(large)
+    shared.apply(Reconcile(Reading(300, refill=5, capacity=300)), shared.now)
+    for quota in [small, large] * 3:
+        shared.now += MINUTE_US + SECOND
+        assert shared.ask(quota, 0).balance == 300
+
+
+def test_what_is_kept_back_goes_by_the_capacity_that_lasts() -> None:
+    """The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it."""
+    large, small = Quota(1200, 1, 1.0, synced=True), Quota(300, 1, 1.0, synced=True)
+    shared = Shared(large)
+    for balance in (1000, 500, 10):
+        shared.apply(Reconcile(Reading(balance)), shared.now)
+    refused = shared.ask(small, 150)
+    assert (refused.reason, refused.retry_after_us) == (Reason.EMPTY, (150 + 100 - 10) * SECOND)
+    shared.now += refused.retry_after_us - 1
+    assert not shared.ask(small, 150).granted
+    shared.now += 1
+    assert shared.ask(small, 150).granted
 
 
 def test_terms_change_once_a_minute_and_say_so() -> None:

@@ -397,7 +397,9 @@ class Reference(Lapse):
             return Came(found=found)
         order = self.order(reading, now, now)
         is_old = now - (self.read_at or 0) > SHUT_OUT_US
-        if self.nothing_known or order is Order.LATER or self.server_time is None or is_old:
+        # Of a call that is over, found or not, its answer is no news by arriving.
+        arrives_last = found and self.server_time is None
+        if self.nothing_known or order is Order.LATER or arrives_last or is_old:
             return Came(found=found, verdict=Verdict.TAKEN, drift=self.believe(reading, self.told_balance, now, now))
         drift = self.lower(reading, order, now)
         return Came(found=found, verdict=Verdict.STALE if drift is None else Verdict.TAKEN, drift=drift)
@@ -467,9 +469,12 @@ class Reference(Lapse):
         if not self.quota.stepped:
             self.at = max(self.at, now)
         elif reading.next_refill_in_us is not None:
-            # The last step came one period before the next one.
-            takes = max(period_us, self.stretched_us)
+            # The last step came one period before the next one; nothing else came that the balance hasn't.
+            takes = self.stretched_us or min(period_us, self.period_us)
             self.at = self.steps_from = max(0, now + min(takes, reading.next_refill_in_us) - takes)
+        else:
+            self.steps_from += max(0, now - self.steps_from) // self.period_us * self.period_us
+            self.at = self.steps_from
         self.open_if_it_may(now)
         return self.drift
 

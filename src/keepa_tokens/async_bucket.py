@@ -333,6 +333,8 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
         await self._end(Cancel(self.id))
 
     async def _end(self, command: Settle | Cancel) -> None:
+        if not self.open:
+            return
         await AwaitedSteps(self._door).finish(command)
         self._ended()
 

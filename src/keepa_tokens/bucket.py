@@ -296,6 +296,8 @@ class Reservation(Reserved[Storage]):
         self._end(Cancel(self.id))
 
     def _end(self, command: Settle | Cancel) -> None:
+        if not self.open:
+            return
         run(lambda: BlockingSteps(self._door).finish(command))
         self._ended()
 

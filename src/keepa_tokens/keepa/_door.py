@@ -118,6 +118,9 @@ class KeepaDoor(NotCopied, Generic[B]):
             case Probed.TOLD:
                 return await steps.apply(command)
             case Probed.WITHHELD:
+                if command.ticket is not None:
+                    # A grant: nobody waits for it to come again.
+                    await steps.apply(Cancel(command.ticket))
                 return replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
             case Probed.FAILED:
                 return outcome
@@ -156,13 +159,16 @@ class KeepaCall(Held[object]):
         super().__init__(steps().door, command, outcome, waited_us)
         self._steps, self._claimed = steps, outcome.claimed_until_us
         self.waited = self.decision.waited
-        self.refused = False
+        self.refused = self._ended = False
         self.consumed: int | None = None
         self.told = False
         self.retry_after: float | None = None
 
     async def _settled(self, body: Body, status: int | None) -> None:
         answer, number = unpacked(body, status)
+        if self._ended:
+            # Its answer is an old one by now.
+            return
         self._watch = None
         self.refused = number == REFUSED
         self.retry_after = asked_by(body)
@@ -181,6 +187,7 @@ class KeepaCall(Held[object]):
         if (await steps.finish(settle)).found and self.refused:
             # The bucket's own event of a settle doesn't know why.
             self._door.say(EventKind.SETTLED, SERVER_REFUSED)
+        self._ended = True
         self.consumed, self.told = consumed, said.reading is not None
 
     async def _cancelled(self) -> None:

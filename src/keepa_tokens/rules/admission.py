@@ -8,7 +8,6 @@ from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
 from .line import ahead_of
-from .readings import kept_back
 from .state import SoundState
 
 
@@ -35,7 +34,7 @@ class Admission:
         if s.held + tokens >= LIMIT:
             return Reason.TOO_LARGE, NEVER
         alone = required(tokens, s.quota.overdraft)
-        aside = set_aside(keep, kept_back(self.s, self.flow), self.flow.capacity, alone)
+        aside = self._aside(keep, alone)
         wanted = alone + aside
         reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
         if s.paused_until is not None:
@@ -68,6 +67,10 @@ class Admission:
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self.now + LOOK_AGAIN_US
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
+
+    def _aside(self, keep: int, alone: int) -> int:
+        """Return the tokens that a request which needs `alone` leaves; by the capacity that lasts, as waits do."""
+        return set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
 
     def _ahead(self, keep: int, ticket: str | None) -> int:
         """Return the tokens of those who are before a request in line."""

@@ -50,7 +50,7 @@ def furthest_place(flow: Flow, capacity: int, balance: int, now: int) -> int:
 def flow_in_effect(state: SoundState, now: int) -> Flow:
     """Return the flow of the bucket's terms, with what the server reported to a synced bucket.
 
-    For a minute after a change of terms the larger of the two capacities bounds.
+    For a minute after a change of terms the larger of the two capacities bounds, if the server reported none.
     """
     quota = state.quota
     refill, period_us = (quota.refill, quota.period_us) if quota.stepped else (quota.rate, quota.rate_period_us)
@@ -61,7 +61,8 @@ def flow_in_effect(state: SoundState, now: int) -> Flow:
         if state.stretched_us is not None:
             period_us = max(period_us, state.stretched_us)
         if state.reported_capacity is not None:
-            capacity = state.reported_capacity
+            # It is the server's by whatever terms.
+            return Flow(state.reported_capacity, refill, period_us, quota.stepped)
     if state.wide_capacity is not None and now < clipped_at(state):
         capacity = max(capacity, state.wide_capacity)
     return Flow(capacity, refill, period_us, quota.stepped)

@@ -81,10 +81,15 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     period_us = s.quota.period_us if reading.period_us is None else reading.period_us
     flow = _flow_of(s, reading, period_us, now)
     _keep_back(s, flow, -s.drift if s.drift is not None and followed and flow == before else 0, now)
-    if flow.stepped and reading.next_refill_in_us is not None:
-        s.refilled_at = phased(now, max(period_us, s.stretched_us or 0), reading.next_refill_in_us)
-    elif not flow.stepped:
+    if not flow.stepped:
         s.refilled_at = max(s.refilled_at, now)
+    elif reading.next_refill_in_us is not None:
+        # By the steps that come from now on: a longer period would bring some of them at once.
+        step_us = s.stretched_us or min(period_us, flow.period_us)
+        s.refilled_at = phased(now, step_us, reading.next_refill_in_us)
+    else:
+        # So would a phase left from longer steps. What came until now is in the balance.
+        s.refilled_at += max(0, now - s.refilled_at) // flow.period_us * flow.period_us
     s.carry = 0
     return flow
 

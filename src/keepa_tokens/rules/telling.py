@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..quota import Quota
 from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
 from .admission import Admission
-from .arithmetic import required, saturated, set_aside
+from .arithmetic import required, saturated
 from .commands import Peek
 from .decision import InFlight, Reason, Snapshot
 from .line import LATE_US
@@ -76,7 +76,7 @@ class Telling(Admission):
         """
         s = self.s
         alone = required(command.tokens, s.quota.overdraft)
-        wanted = alone + set_aside(command.keep, kept_back(s, self.flow), self.flow.capacity, alone)
+        wanted = alone + self._aside(command.keep, alone)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
         if s.quota.recharge_to is None:
             return latest

@@ -32,13 +32,15 @@ from the balance already, and available = balance.
    come, with what lies there beside their tokens. So in any interval at most capacity + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
-   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time.
+   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time,
+   but for a settle whose hold is gone: sent again, it is no news.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
    taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
    its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
    had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
    refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period until the next reading, ten minutes at most.
+   than the period in effect is the period until the next reading, ten minutes at most. Steps that came until the
+   reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
@@ -63,8 +65,9 @@ from the balance already, and available = balance.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
    in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
-   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, then the
-   smaller one clips a plain balance. Plain and synced on one key is a ConfigError.
+   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, unless the
+   server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that lasts. Plain
+   and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -431,7 +434,7 @@ class _Step(Telling):
     def settle(self, command: Settle) -> Outcome:
         hold = self.s.holds.pop(command.id, None)
         if hold is None:
-            verdict, drift = self._observe(command.reading)
+            verdict, drift = self._observe(command.reading, of_a_call=True)
             return Outcome(found=False, reading=verdict, drift=drift)
         self.changed = True
         if hold.in_flight:
@@ -510,15 +513,15 @@ class _Step(Telling):
         verdict, drift = self._observe(command.reading)
         return Outcome(reading=verdict, drift=drift, snapshot=self.peek(Peek()).snapshot)
 
-    def _observe(self, reading: Reading | None) -> tuple[Verdict, int | None]:
+    def _observe(self, reading: Reading | None, *, of_a_call: bool = False) -> tuple[Verdict, int | None]:
         s = self.s
         if reading is None:
             return Verdict.NONE, None
         if not s.quota.synced:
             return Verdict.STALE, None
         order = order_of(s, reading, self.now, self.now)
-        known_at = s.reading_at
-        if known_at is None or order is Order.NEWER or s.server_time is None or self.now - known_at > REORDER_US:
+        known_at, timeless = s.reading_at, s.server_time is None and not of_a_call
+        if known_at is None or order is Order.NEWER or timeless or self.now - known_at > REORDER_US:
             return Verdict.TAKEN, self._adopt(reading, s.balance, self.now)
         return self._lowered(reading, order)
 
