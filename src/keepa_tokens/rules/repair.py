@@ -225,7 +225,8 @@ class _Mender:
                 self.note(f"hold:{one_line(hold_id, 60)}")
                 continue
             held += hold.tokens if hold.in_flight else 0
-            sound.holds[hold_id] = self._clamped(hold_id, hold, sound.sequence)
+            sound.holds[hold_id] = mended = self._clamped(hold_id, hold, sound.sequence)
+            sound.sequence = max(sound.sequence, mended.charged)
         if sound.partial:
             return
         number = sum(hold.in_flight for hold in sound.holds.values())
