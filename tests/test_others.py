@@ -177,6 +177,20 @@ def test_a_gap_that_ours_or_the_server_explain_is_nobody_elses(
     assert bucket.look(now).kept_back == 0, why
 
 
+@pytest.mark.parametrize("timed", [True, False], ids=["server-time", "no-server-time"])
+def test_steps_that_came_while_an_answer_was_under_way_are_nobodys(timed: bool) -> None:
+    """A reading told four minutes before its settle lies four steps below the projection; a fifth may be on its way."""
+    times = (1000.0, 1001.0) if timed else (None, None)
+    for balance, kept in ((90, 0), (85, 0), (84, 26)):
+        bucket = Direct(QUOTA)
+        bucket.apply(Reconcile(Reading(100, next_refill_in=60.0, server_time=times[0])), EPOCH)
+        assert ask(bucket, "slow", 10, hold_for=10 * MINUTE).granted
+        now = EPOCH + 4 * MINUTE + 3 * SECOND
+        outcome = bucket.apply(Settle("slow", 10, Reading(balance, server_time=times[1])), now)
+        assert outcome.drift == balance - 110
+        assert bucket.look(now).kept_back == kept
+
+
 @given(kept=st.integers(0, 400), tokens=st.integers(1, 500), keep=st.integers(0, 299), balance=st.integers(-400, 300))
 def test_what_is_kept_back_never_makes_a_request_impossible(kept: int, tokens: int, keep: int, balance: int) -> None:
     """Whatever is stored as kept back, a request that could be admitted without it is admitted in the end."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
@@ -129,6 +129,20 @@ def test_what_is_kept_back_goes_by_the_capacity_that_lasts() -> None:
     assert not shared.ask(small, 150).granted
     shared.now += 1
     assert shared.ask(small, 150).granted
+
+
+def test_the_stated_bound_counts_on_the_capacity_that_lasts() -> None:
+    """A step after the minute of the larger capacity brings less than one within: a hold that runs out leaves less."""
+    large, small = (Quota(capacity, 100, 61.0, stepped=True, synced=True) for capacity in (300, 20))
+    shared = Shared(large)
+    shared.apply(Reconcile(Reading(30, next_refill_in=61.0)), shared.now)
+    assert shared.apply(Reserve("lost", 25, 90 * SECOND), shared.now).granted
+    assert not shared.ask(small, 19).granted
+    seen = shared.apply(Peek(19), shared.now).snapshot
+    assert seen is not None
+    assert seen.bound == 122.0
+    shared.now += 122 * SECOND
+    assert shared.ask(small, 19).granted
 
 
 def test_terms_change_once_a_minute_and_say_so() -> None:

@@ -452,10 +452,11 @@ class Reference(Lapse):
         self.drift = None if expected is None else reading.balance - expected
         self.begin_from(reading.balance)
         self.read_at, self.claimed_until, self.failures, self.returned = now, None, 0, False
-        told = reading.server_time_us
+        told, said_at = reading.server_time_us, min(since, now)
         if told is not None:
             said_at = now if self.server_time is None else self.server_time_at + told - self.server_time
-            self.server_time, self.server_time_at = told, max(min(since, now), min(now, said_at))
+            said_at = max(min(since, now), min(now, said_at))
+            self.server_time, self.server_time_at = told, said_at
         period_us = self.quota.period_us if reading.period_us is None else reading.period_us
         self.told_capacity = self.told_capacity if reading.capacity is None else reading.capacity
         if reading.refill_tokens is not None:
@@ -465,7 +466,9 @@ class Reference(Lapse):
             takes = min(reading.next_refill_in_us or 0, LONGEST_STEP_US)
             self.stretched_us = takes if takes > self.period_us else 0
         same_plan = plan == (self.capacity, self.flow)
-        self.learn_of_others(-self.drift if self.drift is not None and tells_of_others and same_plan else 0, now)
+        self.learn_of_others(
+            -self.drift if self.drift is not None and tells_of_others and same_plan else 0, said_at, now
+        )
         if not self.quota.stepped:
             self.at = max(self.at, now)
         elif reading.next_refill_in_us is not None:
@@ -478,12 +481,12 @@ class Reference(Lapse):
         self.open_if_it_may(now)
         return self.drift
 
-    def learn_of_others(self, gap: int, now: int) -> None:
-        """Keep a gap back that refill under way doesn't explain; halve what is kept for each hour without."""
+    def learn_of_others(self, gap: int, said_at: int, now: int) -> None:
+        """Keep a gap back that refill since it was said doesn't explain; halve what is kept for each hour without."""
         kept, since = self.kept_for_others, now if self.kept_at is None else self.kept_at
         while kept and now - since >= HOUR_US:
             kept, since = kept // 2, since + HOUR_US
-        steps_under_way = CLOCKS_APART_US // self.period_us + 1
+        steps_under_way = (now - said_at + CLOCKS_APART_US) // self.period_us + 1
         if gap > steps_under_way * self.refill:
             kept, since = min(kept + gap, self.capacity // 3), now
         self.kept, self.kept_at = kept, since if kept else None

@@ -80,7 +80,8 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
     period_us = s.quota.period_us if reading.period_us is None else reading.period_us
     flow = _flow_of(s, reading, period_us, now)
-    _keep_back(s, flow, -s.drift if s.drift is not None and followed and flow == before else 0, now)
+    told_at = min(since, now) if told is None else s.server_time_at
+    _keep_back(s, flow, -s.drift if s.drift is not None and followed and flow == before else 0, told_at, now)
     if not flow.stepped:
         s.refilled_at = max(s.refilled_at, now)
     elif reading.next_refill_in_us is not None:
@@ -114,12 +115,12 @@ def kept_back(s: SoundState, flow: Flow) -> int:
     return min(s.kept_back, flow.capacity // KEPT_SHARE)
 
 
-def _keep_back(s: SoundState, flow: Flow, gap: int, now: int) -> None:
+def _keep_back(s: SoundState, flow: Flow, gap: int, told_at: int, now: int) -> None:
     """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
     since = now if s.kept_back_at is None else s.kept_back_at
     kept, since = halved(kept_back(s, flow), since, now, HALF_LIFE_US)
-    # A step, or what flows within the tolerance, may have come to the projection while the answer was under way.
-    under_way = flow.refill * (TOLERANCE_US // flow.period_us + 1)
+    # Steps, or what flows within the tolerance, may have come to the projection while the answer was under way.
+    under_way = flow.refill * ((now - told_at + TOLERANCE_US) // flow.period_us + 1)
     if gap > under_way:
         kept, since = min(kept + gap, flow.capacity // KEPT_SHARE), now
     s.kept_back, s.kept_back_at = kept, since if kept else None

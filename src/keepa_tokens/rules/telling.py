@@ -8,6 +8,7 @@ from .admission import Admission
 from .arithmetic import required, saturated
 from .commands import Peek
 from .decision import InFlight, Reason, Snapshot
+from .flow import clipped_at, flow_in_effect
 from .line import LATE_US
 from .readings import kept_back
 from .state import Hold, SoundState
@@ -87,9 +88,11 @@ class Telling(Admission):
     def _charged_all(self, wanted: int) -> int:
         """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks.
 
-        Those who stand in line come first, each as late as it may.
+        Those who stand in line come first, each as late as it may. The larger of two capacities is not counted on.
         """
-        s = self.s
+        s, flow = self.s, self.flow
+        if s.wide_capacity is not None:
+            flow = flow_in_effect(s, clipped_at(s))
         balance, refilled_at, carry, start = s.balance, s.refilled_at, s.carry, self.now
         if balance is None:
             start = self.now + CLAIM_US if s.probe_until is None else s.probe_until
@@ -97,13 +100,15 @@ class Telling(Admission):
         if s.quota.synced:
             for _, hold in self._holds_in_flight():
                 start = max(hold.expires_at + SWEEP_US, s.due_at or 0)
-                balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+                balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
         if not s.line:
             return self._reached_from(balance, refilled_at, carry, wanted, start)
         if wanted > self._lasting_capacity():
             return NEVER
         start = max(start, *(each.told_at + LATE_US + 1 for each in s.line))
-        balance, refilled_at, carry = self.flow.refilled(balance, refilled_at, carry, start)
+        balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
+        if s.wide_capacity is not None and not s.quota.synced:
+            balance = min(balance, flow.capacity)
         need = saturated(wanted + sum(each.tokens for each in s.line) - balance)
-        return max(start, self.flow.instant(need, refilled_at, carry)) + LATE_US
+        return max(start, flow.instant(need, refilled_at, carry)) + LATE_US

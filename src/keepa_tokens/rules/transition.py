@@ -49,10 +49,10 @@ from the balance already, and available = balance.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
    `initial` would let go what the server's reported terms do not.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-   from, nothing is in flight, the plan is unchanged, and the gap is more than refill under way explains. The gap is
-   kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep` it comes to
-   a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve what is kept
-   back for every hour without a gap.
+   from, nothing is in flight, the plan is unchanged, and the gap is more than the refill since it was told explains.
+   The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep`
+   it comes to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve
+   what is kept back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
    of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big one,
