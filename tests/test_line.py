@@ -14,7 +14,7 @@ from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek,
 from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
 from keepa_tokens.rules.state import BucketState
-from keepa_tokens.units import LIMIT, LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
+from keepa_tokens.units import DAY_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, UNLIMITED
 from tests.strategies import Direct
 
 SECOND: Final = MICROSECONDS
@@ -108,6 +108,17 @@ def test_what_was_told_moves_back_with_the_clock() -> None:
     assert not bench.reserve("small", 5, stands=False).granted
     bench.now += SECOND + 1
     assert bench.reserve("small", 5, stands=False).granted
+
+
+def test_a_ticket_for_more_than_there_can_be_stops_nobody_for_good() -> None:
+    """A garbled number before them: the others are told to come again in a day, and the bound is when it is late."""
+    bench = Bench(PLAIN, 50)
+    bench.put(replace(bench.stored, line=(Ticket("garbled", LIMIT - 1, 0, 1, NOW + 9 * SECOND),)))
+    refused = bench.reserve("small", 5, stands=False)
+    assert (refused.reason, refused.retry_after_us) == (Reason.EMPTY, DAY_US)
+    assert bench.peek(5).bound < 12
+    bench.now += round(bench.peek(5).bound * SECOND)
+    assert bench.reserve("small", 5).granted
 
 
 def test_whoever_comes_late_keeps_the_order_of_arrival() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..quota import Quota
-from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
+from ..units import CLAIM_US, LIMIT, NEVER, SWEEP_US, seconds
 from .admission import Admission
 from .arithmetic import required, saturated
 from .commands import Peek
@@ -79,6 +79,8 @@ class Telling(Admission):
         alone = required(command.tokens, s.quota.overdraft)
         wanted = alone + self._aside(command.keep, alone)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
+        if s.held + command.tokens >= LIMIT:
+            latest = max(latest, s.due_at or 0, *(each.expires_at + SWEEP_US for _, each in self._holds_in_flight()))
         if s.quota.recharge_to is None:
             return latest
         # A recharge under way ends then too, at the latest.
@@ -110,5 +112,6 @@ class Telling(Admission):
         balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
         if s.wide_capacity is not None and not s.quota.synced:
             balance = min(balance, flow.capacity)
-        need = saturated(wanted + sum(each.tokens for each in s.line) - balance)
+        ahead = sum(each.tokens for each in s.line if required(each.tokens, s.quota.overdraft) <= flow.capacity)
+        need = saturated(wanted + ahead - balance)
         return max(start, flow.instant(need, refilled_at, carry)) + LATE_US

@@ -128,6 +128,7 @@ class SQLiteStorage(Closing, NotCopied):
             self._let_go = weakref.finalize(self, os.close, self._line)
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._db.text_factory = _as_text
             try:
                 self._begun("PRAGMA journal_mode = WAL")  # readers don't wait for writers
                 self._db.execute("PRAGMA synchronous = NORMAL")
@@ -314,6 +315,11 @@ def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
     return None if row is None else BucketState.from_fields(fields_of(row[0]))
 
 
+def _as_text(raw: bytes) -> str:
+    """Return a stored text; bytes that are none must not shut a bucket."""
+    return raw.decode(errors="replace")
+
+
 def _sweep(db: sqlite3.Connection, now: int) -> None:
     """Forget buckets whose time has come, a few at each step."""
     due = "SELECT key FROM buckets WHERE ends IS NOT NULL AND ends < ? LIMIT ?"
@@ -324,7 +330,7 @@ def fields_of(text: object) -> Mapping[str, str]:
     """Return the stored fields. Whatever is damaged counts as missing: the rules know what to do then."""
     try:
         fields: object = json.loads(str(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, str]", fields) if isinstance(fields, dict) else {}
 
