@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reconcile, Reserve
+from keepa_tokens.rules.commands import Acquire, Outcome, Pause, Peek, Reconcile, Reserve
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
+from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
 from tests.strategies import Direct
 
@@ -143,6 +144,32 @@ def test_the_stated_bound_counts_on_the_capacity_that_lasts() -> None:
     assert seen.bound == 122.0
     shared.now += 122 * SECOND
     assert shared.ask(small, 19).granted
+
+
+def test_a_failed_probe_within_the_minute_comes_to_the_same_whoever_looked() -> None:
+    """An unknown balance begins at 0 before the larger capacity ends: what came until then is there, seen or not."""
+    small = Quota(1, 3, 0.7, synced=True)
+    state = BucketState(
+        refilled_at=NOW,
+        sequence=0,
+        held=0,
+        open=0,
+        quota=small,
+        terms_at=NOW,
+        wide_capacity=60,
+        probe_until=NOW + 20 * SECOND,
+    )
+    seen = [transition(small, state, NOW + at * SECOND, Pause(0))[0] for at in (0, 40)]
+    left = [transition(small, each, NOW + 90 * SECOND, Peek())[1].balance for each in seen]
+    assert left == [60, 60]
+
+
+def test_after_a_step_back_memory_serves_nobody_by_terms_of_later() -> None:
+    """The minute in which others' terms serve is counted from now, as on every storage."""
+    storage, slow = MemoryStorage(), Quota(10, 1, 3_600.0, stepped=True)
+    for terms, now in ((slow, NOW), (replace(slow, capacity=20), NOW + 50 * SECOND)):
+        storage.apply("k", terms, Acquire(1), now_us=now)
+    assert storage.apply("k", slow, Acquire(1), now_us=NOW + 44 * SECOND).terms is not None
 
 
 def test_terms_change_once_a_minute_and_say_so() -> None:

@@ -296,12 +296,12 @@ class _Step(Telling):
 
     def _flow_to(self, at: int) -> None:
         s = self.s
-        if s.wide_capacity is not None and at >= clipped_at(s):
-            self._clip()
         if s.balance is None and s.probe_until is not None and at >= s.probe_until:
             # 8: the probe of an unknown balance failed. Start at 0: slow, never stuck.
             s.balance, s.carry = 0, 0
             s.refilled_at = max(s.refilled_at, s.probe_until)
+        if s.wide_capacity is not None and at >= clipped_at(s):
+            self._clip()
         if s.balance is None:
             s.refilled_at = max(s.refilled_at, at)
         self._fill(at)
