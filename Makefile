@@ -119,7 +119,7 @@ build: $(VENV)/.stamp-check ## Build the sdist, and the wheel from it, into dist
 docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html docs docs/_build/html
 
-release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from a folder of its own
+release-check: $(VENV)/.stamp-release ## Build wheel and sdist twice, compare, and install both from an index of its own
 	$(BIN)/python -m checks.release $(RELEASE_ARGS)
 
 api-check: $(VENV)/.stamp-release ## What of the public names the last release's users would miss

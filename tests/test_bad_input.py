@@ -153,22 +153,6 @@ def test_an_actual_cost_that_is_no_count_leaves_the_hold_open(watched: Watched, 
     assert watched.bucket.peek().balance == 5
 
 
-@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "\x00", "k" * 257, None, 7, b"k"], ids=repr)
-def test_a_key_that_names_no_bucket(key: Any) -> None:
-    """Empty, with spaces, unprintable, too long, no text."""
-    with pytest.raises((TypeError, ConfigError), match="key"):
-        TokenBucket(Quota(1, 1, 1.0), key=key)
-    with pytest.raises((TypeError, ConfigError), match="key"):
-        TokenBucket(Quota(1, 1, 1.0)).with_key(key)
-
-
-@pytest.mark.parametrize("quota", [None, 5, (10, 1, 1.0)])
-def test_a_bucket_wants_a_quota(quota: Any) -> None:
-    """Anything else is a TypeError that names the argument."""
-    with pytest.raises(TypeError, match="quota must be a Quota"):
-        TokenBucket(quota)
-
-
 # --- readings
 
 
@@ -191,16 +175,6 @@ def test_odd_but_true_readings_can_be_made_and_taken(reading: Reading) -> None:
     """A balance of 0 or deep below, a net refill of 0, a fraction: a synced bucket takes them."""
     bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
     assert bucket.reconcile(reading).balance == reading.balance
-
-
-def test_reconcile_wants_a_reading_and_a_synced_bucket() -> None:
-    """Anything else is a TypeError; a plain bucket, which keeps its own books, a ConfigError."""
-    synced = TokenBucket(Quota(10, 1, 1.0, synced=True))
-    not_a_reading: Any = {"tokensLeft": 5}
-    with pytest.raises(TypeError, match="reading must be a Reading"):
-        synced.reconcile(not_a_reading)
-    with pytest.raises(ConfigError, match="plain bucket"):
-        TokenBucket(Quota(10, 1, 1.0)).reconcile(Reading(5))
 
 
 # --- quotas
@@ -349,10 +323,3 @@ def test_a_refused_try_names_what_to_do() -> None:
         "EMPTY",
         0,
     )
-
-
-@pytest.mark.parametrize("name, cost", [("tokens", ("5", 0)), ("keep", (5, "5"))])
-def test_a_cost_that_is_none_is_named(name: str, cost: tuple[Any, Any]) -> None:
-    """By the terms alone, too."""
-    with pytest.raises(TypeError, match=f"^{name} must be"):
-        Quota(10, 1, 1.0).check_cost(*cost)

@@ -8,12 +8,13 @@ import pytest
 
 from keepa_tokens import BucketState, ConfigError, KeepaSync, Reason, keepa_quota
 from keepa_tokens.cli.adopt import adopt, plan_adoption
-from keepa_tokens.cli.manager import Manager, instant, understand
+from keepa_tokens.cli.hand_made import Manager, instant, understand
 from keepa_tokens.cli.redis_place import RedisPlace
-from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.keepa.quota import STEP_SECONDS, bucket_key
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing import FakeKeepa
+from keepa_tokens.units import CLAIM_US
 from tests.cli import KEY, Workers
 
 SECOND = 1_000_000
@@ -100,8 +101,19 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
 
 
 def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
-    """The bucket is the API key's or KEY; without either that is a usage error."""
+    """The bucket is the API key's or KEY; without either that is a usage error, and so is a KEY that can't name one."""
     assert "say for which bucket" in server.run("adopt", *OPTIONS, code=2).stderr
+    assert "can't name a bucket" in server.run("adopt", "a b", *OPTIONS, "--yes", code=2).stderr
+
+
+def test_an_api_key_never_becomes_the_name_of_a_bucket(server: Workers) -> None:
+    """What looks like an API key is refused as KEY, and is in no storage and no message afterwards."""
+    result = server.run("adopt", "k1" * 32, *OPTIONS, "--yes", code=2)
+
+    assert "--key-file" in result.stderr
+    assert "k1k1" not in result.output
+    with server.client() as client:
+        assert sorted(client.keys("*")) == [b"keepa:rate", b"keepa:tokens"]
 
 
 def test_as_a_function_it_does_the_same(server: Workers) -> None:
@@ -120,11 +132,23 @@ def test_as_a_function_it_does_the_same(server: Workers) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["1779999000", "1779999000.0", "1779999000000", "1779999000000000", "2026-05-28T20:10:00"]
+    "said",
+    ["1779999000", "1779999000.0", "1779999000000", "1779999000000000", "1779999000000000000", "2026-05-28T20:10:00Z"],
 )
 def test_a_time_is_read_in_any_unit(said: str) -> None:
-    """Seconds, milliseconds, microseconds and ISO texts are all read as the time that they mean."""
+    """Numbers of seconds down to nanoseconds, and ISO texts, are all read as the time that they mean; nothing is to be
+    said of it.
+    """
     assert instant(said, NOW) == 1779999000.0
+    assert understand({"balance": "5", "timestamp": said}, NOW).notes == ()
+
+
+def test_a_time_without_a_zone_is_said_to_be_taken_for_utc() -> None:
+    """A text that names no time zone may be hours off, and so mint their refill: who adopts it is told."""
+    manager = understand({"balance": "-79.5", "timestamp": "2026-05-28T20:10:00"}, NOW)
+
+    assert (manager.balance, manager.refilled_at) == (-80, 1779999000.0)
+    assert "taken for UTC" in manager.notes[0]
 
 
 @pytest.mark.parametrize("said", [None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300"])
@@ -135,11 +159,14 @@ def test_what_is_no_time_is_lost(said: str | None) -> None:
 
 @pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
 def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
-    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket."""
+    """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket.
+    Without an answer the first call goes once the question has failed and a step of the refill has come.
+    """
     manager = understand({"balance": said}, NOW)
     plan = plan_adoption(round(NOW * SECOND), manager, 20)
 
     assert manager.balance is plan.found.balance is None
+    assert plan.found.bound == pytest.approx(CLAIM_US / SECOND + STEP_SECONDS)
     asked = transition(keepa_quota(20), BucketState.from_fields(plan.fields), round(NOW * SECOND), Acquire(1))[1]
     assert (asked.granted, asked.reason) == (False, Reason.UNKNOWN)
     assert asked.claimed_until_us is not None

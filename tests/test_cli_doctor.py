@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
+import httpx
 import pytest
 import redis
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
-from keepa_tokens.cli.doctor import Finding, examine
-from keepa_tokens.cli.doctor_server import read_info
+from keepa_tokens.cli.doctor import examine
+from keepa_tokens.cli.doctor_command import APART, LOOKS
+from keepa_tokens.cli.doctor_server import examine_server, read_info, strangers
+from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.rules.line import Ticket
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, seen
 from tests.redis.test_tls_acl import NEEDED
@@ -137,6 +142,10 @@ def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: st
         seen(),
         seen(holds={"young": hold(60)}),
         seen(holds={"slow": hold(300, hold_for=3600)}),
+        seen(holds={"short": hold(9, hold_for=10)}),
+        replace(seen(), lifetime=86_400.0),
+        # A new one would let go 1,200, where the server has said 300: it is kept for ever.
+        replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), lifetime=-1.0),
         seen(drift=-40),
         seen(drift=500),
         seen(probe_failures=1),
@@ -145,8 +154,29 @@ def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: st
     ],
 )
 def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
-    """A call that takes long, a step of drift, one failed probe, a bucket never asked and a debt are no findings."""
+    """A call that takes long, a step of drift, one failed probe, a bucket never asked, a debt, and a key that rightly
+    has no lifetime are no findings.
+    """
     assert codes(sound) == []
+
+
+def test_terms_without_a_refill_may_be_meant() -> None:
+    """A plain bucket that never refills is a budget that somebody gave: worth knowing, no fault."""
+    state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(50, 0, 60.0))
+
+    (found,) = examine(Look("budget", NOW, state.to_fields(), state))
+    assert (found.code, found.fault) == ("no-refill", False)
+
+
+def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor pauses between its looks as often for many buckets as for one: at night nobody waits for minutes."""
+    pauses: list[float] = []
+    for number in range(20):
+        TokenBucket(Quota.per_minute(60), key=f"plain-{number}", storage=server.storage).try_acquire(1)
+    monkeypatch.setattr("keepa_tokens.cli.doctor_command.time.sleep", pauses.append)
+
+    assert len(server.document("doctor")["healthy"]) == 20
+    assert pauses == [APART] * LOOKS
 
 
 @pytest.mark.usefixtures("healthy")
@@ -199,11 +229,26 @@ def test_what_is_no_bucket_is_said(server: Workers, client: Any) -> None:
     assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
+def test_a_bucket_made_while_the_doctor_looks_is_no_stranger(server: Workers) -> None:
+    """A bucket that somebody makes between two looks at the keys is a bucket; what is none was there before."""
+    server.bucket("made-meanwhile").try_acquire()
+
+    class Early(RedisPlace):
+        def keys(self) -> Iterator[str]:
+            yield from ()
+
+    with closing(Early.from_url(server.url)) as place:
+        assert [found.code for found in strangers(place)] == []
+
+
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
     """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again."""
     client.hdel(STORED, "quota", "capacity", "refill")
 
-    assert "terms-lost" in findings(server)
+    client.hset(STORED, "balance", "garbage")
+    found = findings(server, "--repair")
+    assert "terms-lost" in found
+    assert found["damaged-balance"]["cure"] == "any call of a worker mends it"
     healthy.try_acquire()
     assert findings(server, code=0) == {}
 
@@ -305,12 +350,23 @@ def test_what_is_wrong_with_the_server_is_found(
     assert found["cure"]
 
 
+@pytest.mark.usefixtures("healthy")
+def test_what_cannot_be_mended_is_told_with_all_the_rest(server: Workers, client: Any) -> None:
+    """Where the server takes no writes, --repair says that it changed nothing, and every finding is there."""
+    client.hdel(STORED, "refilled_at")
+    client.replicaof(HOST, free_port())
+    told = server.document("doctor", "--repair", code=1)
+
+    assert {"damaged-refilled_at", "read-only"} <= {found["code"] for found in told["findings"]}
+    assert [words for words in told["mended"] if words.startswith(f"{KEY}: nothing: ")] == told["mended"] != []
+
+
 def as_user(server: Workers, *rights: str, keys: str, code: int) -> Any:
-    """Return what the doctor says to a user of these rights."""
+    """Return what the doctor says of a bucket to a user of these rights."""
     with server.client() as client:
         client.acl_setuser("user", enabled=True, passwords=["+pw"], keys=[keys], commands=[f"+{one}" for one in rights])
         try:
-            return document("doctor", "--redis", server.url.replace("redis://", "redis://user:pw@"), code=code)
+            return document("doctor", KEY, "--redis", server.url.replace("redis://", "redis://user:pw@"), code=code)
         finally:
             client.acl_deluser("user")
 
@@ -333,6 +389,15 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
     assert told["healthy"] == [KEY]
     assert "runs the script, and lets this user write" in told["facts"]
     assert [fact for fact in told["facts"] if fact.startswith("INFO is not allowed")]
+    assert [fact for fact in told["facts"] if fact.startswith("other keys may not be read")]
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_bucket_that_is_named_needs_no_list_of_all(server: Workers) -> None:
+    """Without the right to list keys the doctor still looks at the bucket that is named, and at the server."""
+    told = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
+
+    assert told["healthy"] == [KEY]
     assert [fact for fact in told["facts"] if fact.startswith("other keys may not be read")]
 
 
@@ -378,7 +443,7 @@ def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, cod
             return super().now_us() + round(ahead * SECOND)
 
     with closing(Stepped.from_url(server.url)) as place:
-        found = [told for told in place.examine(plain=False) if isinstance(told, Finding)]
+        found = [told for told in examine_server(place, plain=False) if isinstance(told, Finding)]
     side = "ahead of" if ahead > 0 else "behind"
     assert [told.code for told in found] == codes
     assert all(f"its clock is 3,600 s {side} this machine's" in told.what for told in found)
@@ -394,6 +459,26 @@ def test_the_api_key_is_tried(server: Workers) -> None:
         options = ("--probe", "--base-url", keepa.url)
         assert "Keepa says 389" in server.run("doctor", *options, env={"KEEPA_API_KEY": "right"}).stdout
         server.run("doctor", *options, code=4, env={"KEEPA_API_KEY": "wrong"})
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(
+    "error, why", [(httpx.ConnectError("...key=right"), " (ConnectError)"), (TimeoutError("no answer"), ": no answer")]
+)
+def test_a_server_that_brings_no_balance_is_found(
+    server: Workers, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    """Keepa that is away, or doesn't answer in its time, is a finding of `doctor --probe`, not something fine; status
+    says the same and shows the bucket.
+    """
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
+    told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
+    shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
+
+    (found,) = [found for found in told["findings"] if found["fault"]]
+    assert (found["code"], found["about"]) == ("no-answer", "Keepa")
+    assert found["what"].endswith(f"asking it failed{why}")
+    assert "server       no balance: asking it failed" in shown
 
 
 @pytest.mark.parametrize(

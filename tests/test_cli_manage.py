@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from keepa_tokens import Reading
+from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens.testing import ManualClock
 from tests.cli import KEY, Workers
 
 
@@ -41,15 +42,17 @@ def test_reset_with_nobody_to_answer_changes_nothing(server: Workers) -> None:
 
 
 def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
-    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
+    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay, above all
+    where no beginning is given.
+    """
     dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
     said = server.run("release", dead.id[:10], "--yes").stdout
 
     assert said.startswith("30 tokens, held for 0:0")
     assert said.endswith(": given back.\n")
     assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)
-    wrong = server.run("release", "zzz", "--yes", code=2).stderr
-    assert f"there are: {other.id} (5 tokens)" in wrong
+    for wrong in ("zzz", ""):
+        assert f"there are: {other.id} (5 tokens)" in server.run("release", wrong, "--yes", code=2).stderr
 
 
 @pytest.mark.parametrize("wrong", ["2", "1x", "25h", "0s", "-1h", "h"])
@@ -74,3 +77,33 @@ def test_a_pause_is_seen_and_ended(server: Workers) -> None:
 def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
     """Resuming a bucket that isn't paused changes nothing and says so."""
     assert server.run("resume").stdout == f"{KEY} was not paused; nothing was changed.\n"
+
+
+@pytest.mark.parametrize(
+    "command, paused",
+    [
+        (("pause", "--for", "1m"), 50),
+        (("resume",), 0),
+        (("doctor", "--repair"), 0),
+        (("release", "{id}", "--yes"), 0),
+    ],
+)
+def test_a_bucket_on_a_clock_of_its_own_is_changed_by_that_clock(
+    valkey: Workers, command: tuple[str, ...], paused: float
+) -> None:
+    """Where the workers bring a clock of another epoch, a command steps by it: by the storage's time all holds would
+    have run out, and a pause would have no end.
+    """
+    clock = ManualClock(5_000.0)
+    bucket = TokenBucket(keepa_quota(20), key=KEY, storage=valkey.storage, clock=clock, listener=lambda _: None)
+    bucket.reconcile(Reading(100, refill=20.0, capacity=1200, next_refill_in=60.0))
+    others, held = bucket.try_reserve(30, hold_for=600), bucket.try_reserve(5, hold_for=600)
+    with valkey.client() as client:
+        client.hset(f"keepa_tokens:{KEY}", "drift", "garbage")
+    valkey.run(*(part.format(id=held.id) for part in command))
+    clock.advance(10)
+    found = bucket.peek()
+
+    assert (found.balance, found.paused_for) == (100, paused)
+    assert "refilled_at" not in found.repaired
+    assert found.held == others.tokens + (0 if command[0] == "release" else held.tokens)

@@ -204,6 +204,38 @@ def test_as_a_module_it_is_the_same_program() -> None:
     assert "No such command 'nonsense'" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    "redirected, code, said",
+    [
+        (">&-", 0, ""),
+        ("--json >&-", 0, ""),
+        ("--key-file - <&-", 2, "it is empty"),
+        (">/dev/full", 2, "No space left on device"),
+        ("--json >/dev/full", 2, "No space left on device"),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected: str, code: int, said: str) -> None:
+    """A closed output takes nothing, a closed input has nothing, a full disk is one line: never a traceback, nor the
+    exit code of a finding.
+    """
+    valkey.bucket().reconcile(Reading(300))
+    command = f'exec "{sys.executable}" -W error -m keepa_tokens status --redis {valkey.url} {redirected}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_letters_that_an_output_lacks_are_no_crash(valkey: Workers) -> None:
+    """Where the output takes ASCII alone, a bar is drawn with other signs; every word and number is there."""
+    valkey.bucket().reconcile(Reading(300, capacity=1200))
+    done = program("-m", "keepa_tokens", "status", "--redis", valkey.url, PYTHONIOENCODING="ascii")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "300 of 1,200  ?" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["demo", "watch"])
 def test_an_interrupt_ends_a_command_with_a_last_line(valkey: Workers, command: str) -> None:
     """Ctrl-C ends what goes on by itself with a last line on the standard error, exit code 130 and no traceback."""

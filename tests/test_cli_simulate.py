@@ -61,7 +61,27 @@ def test_a_plan_that_is_too_small_is_told() -> None:
     assert not small.enough
     assert large.enough
     assert "20 tokens a minute are enough" in verdict(load, [small, large])
-    assert verdict(load, [small]) == "None of these plans is enough: 10.0 tokens a minute are needed."
+    assert verdict(load, [small]) == "None of these plans is enough: more than 10.0 tokens a minute are needed."
+
+
+@pytest.mark.parametrize(
+    "load, rate, said",
+    [
+        (replace(LOAD, backlog=0), 5, "5 tokens a minute are enough: done after 0:00."),
+        (replace(LOAD, backlog=1), 1, "1 token a minute is enough: done after 0:0"),
+        # What others spend is too much for the plan in the long run, however soon the work is done.
+        (replace(LOAD, backlog=5, outside=400), 5, "None of these plans is enough: more than 6.7 tokens a minute"),
+        # What comes on top is little; it is the backlog that takes longer.
+        (
+            replace(LOAD, backlog=600, per_hour=1, days=0.1),
+            5,
+            "None of these plans is enough: it takes more than 0.1 days",
+        ),
+    ],
+)
+def test_the_answer_is_true_where_there_is_little_to_say(load: Load, rate: int, said: str) -> None:
+    """Nothing to do is done at once; where no plan is enough, the reason is the one that holds."""
+    assert verdict(load, [simulate(load, rate)]).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +115,4 @@ def test_no_plan_that_is_enough_ends_with_1() -> None:
 
     assert (told["plans"][0]["enough"], told["plans"][0]["done_after"]) == (False, None)
     assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", "fast", code=2).stderr
+    assert "No such file" in run("simulate", "--svg", "/not/there/plan.svg", code=2).stderr

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
+from click.testing import CliRunner
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli.app import app
 from keepa_tokens.cli.sqlite_place import SqlitePlace
-from tests.cli import KEY, Place, run
+from keepa_tokens.testing import ManualClock
+from tests.cli import KEY, Place, program, run
 
 
 class File(Place):
@@ -23,9 +31,9 @@ class File(Place):
         self.bucket = TokenBucket(keepa_quota(20), key=KEY, storage=self.place, listener=lambda _: None)
         self.bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
 
-    def sql(self, statement: str) -> None:
+    def sql(self, statement: str, *values: str) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as db, db:
-            db.execute(statement)
+            return db.execute(statement, values).fetchall()
 
 
 @pytest.fixture
@@ -57,6 +65,29 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     assert file.document("doctor")["findings"] == []
 
 
+def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
+    """A bucket whose workers bring a clock of another epoch is seen by that clock, in a file as on a server."""
+    clock = ManualClock(5_000.0)
+    bucket = TokenBucket(keepa_quota(20), key="own", storage=file.place, clock=clock, listener=lambda _: None)
+    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200))
+    told = file.document("status", "own")["bucket"]
+
+    assert "clock        its workers' own: all of this is as of their last step" in file.run("status", "own").stdout
+    assert (told["balance"], told["repaired"]) == (-79, [])
+    assert [found["code"] for found in file.document("doctor", "own")["findings"]] == ["own-clock"]
+
+
+def test_a_row_without_an_end_is_given_one(file: File) -> None:
+    """What would stay in the file for ever, and need not, is worth knowing; --repair lets it end."""
+    assert file.place.lifetime(KEY) == pytest.approx(86_400.0, abs=60)
+    file.sql("UPDATE buckets SET ends = NULL")
+
+    (found,) = file.document("doctor", "--repair")["findings"]
+    assert (found["code"], found["fault"]) == ("no-lifetime", False)
+    assert file.document("doctor")["findings"] == []
+    assert file.place.lifetime("none") is None
+
+
 def test_reset_and_release_work_on_a_file(file: File) -> None:
     """A hold is given back and a bucket forgotten in a file as on a server."""
     held = file.bucket.try_reserve(30)
@@ -82,6 +113,29 @@ def test_a_file_that_is_no_database_is_wrong_usage(file: File) -> None:
     assert "other.sqlite can't hold buckets" in run("status", "--sqlite", str(other), code=2).stderr
 
 
+def test_a_database_of_somebody_else_stays_as_it_is(tmp_path: Path) -> None:
+    """A mistyped name that is another program's database is said to have no buckets; not a byte of it is changed."""
+    path = tmp_path / "app.sqlite"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE customers (name)")
+    before = path.read_bytes()
+
+    assert "has no buckets in it" in run("status", "--sqlite", str(path), code=2).stderr
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_key_made_by_hand_writes_no_control_characters(file: File) -> None:
+    """A key and a label with control characters, which no worker can have written, are shown in plain letters."""
+    file.sql("INSERT INTO buckets SELECT char(27) || '[31m' || char(10), fields, NULL FROM buckets")
+    evil = "5 3 9999999999999999 900000000 0 %1b%5b31m%0a"
+    file.sql(f"UPDATE buckets SET fields = json_set(fields, '$.\"hold:evil\"', '{evil}') WHERE key = '{KEY}'")
+
+    shown = file.run("status", KEY).stdout + file.run("status", "--all").stdout + file.run("doctor", code=1).stdout
+    assert "\\x1b[31m\\n" in shown
+    assert "\x1b" not in shown
+
+
 def test_adopt_needs_a_server(file: File) -> None:
     """A hand-made manager's keys are in Redis; with a file that is said."""
     options = ("--sqlite", str(file.path), KEY, "--balance-key", "tokens")
@@ -94,3 +148,39 @@ def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
     file.sql("UPDATE buckets SET fields = 'garbage'")
     assert file.place.fields(KEY) == {}
     assert file.place.fields("other") is None
+
+
+def test_what_others_have_stored_writes_no_lines_of_its_own(file: File) -> None:
+    """A key, a hold's id, its label and a field with a line break and a colour are shown in the line they stand in."""
+    file.bucket.try_reserve(3, label="mine")
+    evil = "x\n\x1b[31mEVIL"
+    fields = json.loads(file.sql("SELECT fields FROM buckets")[0][0])
+    hold = next(text for name, text in fields.items() if name.startswith("hold:"))
+    fields |= {f"hold:{evil}": hold.replace("mine", quote(evil)), evil: evil, "carry": evil}
+    file.sql("UPDATE buckets SET fields = ?", json.dumps(fields))
+    file.sql("INSERT INTO buckets VALUES (?, '{}', NULL)", evil)
+    for command in (
+        *(("status",), ("status", "--all"), ("doctor",), ("watch", "--looks", "1"), ("release", "none")),
+        *(("status", "nobody"), ("reset",), ("doctor", "--repair")),
+    ):
+        said = CliRunner().invoke(app, [command[0], *file.where, *command[1:]], color=True)
+        assert said.exit_code in {0, 1, 2, 130}, command
+        assert "\x1b" not in said.output, command
+        assert not any(line.lstrip().startswith("EVIL") for line in said.output.splitlines()), command
+
+
+def test_what_can_not_be_written_is_told_in_a_line(file: File) -> None:
+    """A pipe that speaks no Unicode gets others; a full disk and a chart's wrong place are lines, no traceback."""
+    module = ("-m", "keepa_tokens")
+    said = program(*module, "status", *file.where, PYTHONIOENCODING="ascii")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "300 of 1,200  ???" in said.stdout
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        command = [sys.executable, *module, "status", "--all", *file.where]
+        full_disk = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (full_disk.returncode, full_disk.stderr) == (
+        2,
+        "keepa-tokens: this can't be written: [Errno 28] No space left on device\n",
+    )
+    wrong = run("simulate", "--rates", "100", "--days", "0.01", "--svg", "/nowhere/x.svg", code=2)
+    assert "'/nowhere/x.svg': No such file or directory" in wrong.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,13 +10,13 @@ from unittest.mock import Mock
 import pytest
 from redis.exceptions import MovedError
 
-from keepa_tokens import ConfigError, Quota, Reading, TokenBucket
+from keepa_tokens import ConfigError, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
 from tests.servers import free_port
@@ -38,10 +39,47 @@ def test_a_bucket_is_told_in_sentences() -> None:
 
 
 def test_the_first_line_says_how_it_is() -> None:
-    """The first line says in a sentence whether calls go, and if not, when a small one does."""
+    """The first line says whether calls go, and if not, when a small one does, or may while others are in flight."""
     assert headline(seen()) == f"{KEY}: open, calls go at once."
     assert headline(seen(balance=-79, refilled_at=None)) == f"{KEY}: empty, a call of 10 goes in 4:02 at the latest."
+    may_go = "may go in 0:02, goes in 1:49 at the latest"
+    assert headline(seen(balance=3, holds={"a": hold(12, tokens=3)})) == f"{KEY}: empty, a call of 10 {may_go}."
     assert headline(seen(quota=None)) == f"{KEY}: terms lost."
+    assert headline(plain(5, Quota.per_minute(10))) == "p: open, a call of 10 goes in 0:30 at the latest."
+    assert headline(plain(20, Quota(50, 0, 60.0))) == "p: no refill, a call of 10 goes at once."
+    assert headline(seen(paused_until=NOW + 90 * SECOND)) == f"{KEY}: paused, a call of 10 goes in 1:30 at the latest."
+    unknown = headline(seen(balance=None, reading_at=None, reading_sequence=0))
+    assert unknown == f"{KEY}: unknown, a call of 10 may go in 0:02."
+
+
+@pytest.mark.parametrize(
+    "held, quota, when",
+    [
+        (hold(20, tokens=412), keepa_quota(20), "may go in 0:02, goes in 1:41 at the latest"),
+        (hold(20, tokens=412), replace(keepa_quota(20), refill=0), "may go in 0:02"),
+    ],
+)
+def test_at_the_latest_counts_on_no_call_in_flight(held: Hold, quota: Quota, when: str) -> None:
+    """Where others hold the tokens, a call goes at the latest once they have run out and the refill has brought enough;
+    that somebody may ask again in a second or two is no promise.
+    """
+    told = dict(sentences(seen(holds={"a": held}, quota=quota)))["call of 10"]
+
+    assert told == f"{when}: others hold the tokens; they may be back any moment (IN_FLIGHT)"
+
+
+def test_the_next_token_is_told_from_what_is_under_way() -> None:
+    """The next token comes when the part of it that is there already is made whole; no more comes than there is room
+    for, and of an unknown balance nobody can tell.
+    """
+    quota = Quota.per_minute(1, capacity=10)
+    half = BucketState(balance=4, refilled_at=NOW, carry=30 * SECOND, sequence=0, quota=quota)
+
+    assert dict(sentences(Look("p", NOW, {}, half)))["next step"] == "+1 in 0:30; full in 5:30"
+    assert dict(sentences(seen(balance=1195)))["next step"] == "+5 in 0:23; full in 0:23"
+    unknown = seen(balance=None, reading_at=None, reading_sequence=0)
+    assert dict(sentences(unknown))["next step"] == "unknown, as the balance"
+    assert status_document(unknown)["next_step_in"] is None
 
 
 def test_a_debt_and_a_lost_time_are_told() -> None:
@@ -63,7 +101,7 @@ def test_an_unknown_balance_is_told() -> None:
     assert told["reading"] == "none yet: the server was never asked"
     asked = seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)
     assert dict(sentences(asked))["reading"] == "none yet: the server has not answered"
-    assert "the balance is unknown" in told["call of 10"]
+    assert told["call of 10"].startswith("may go in 0:02: the balance is unknown")
 
 
 def plain(balance: int, quota: Quota) -> Look:
@@ -84,10 +122,17 @@ def test_a_plain_bucket_is_told() -> None:
 def test_the_terms_are_told_as_they_were_given() -> None:
     """A rate is told in the period people gave; what the server says instead, beside what the workers were told."""
     told = dict(sentences(plain(3, Quota.per_minute(10))))
+    was = replace(plain(99, Quota.per_minute(10)).state, terms_at=NOW, wide_capacity=100)
+    smaller = Look("p", NOW, was.to_fields(), was)
+    fast = dict(sentences(plain(3, Quota(10, 1, 0.5))))
     better = dict(sentences(seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)))
 
+    assert dict(sentences(smaller))["terms"] == (
+        "10 tokens a minute, evenly, up to 100 until a minute after its terms changed, then 10; keeps its own books"
+    )
     assert told["terms"] == "10 tokens a minute, evenly, up to 10; keeps its own books"
     assert told["next step"] == "+1 in 0:06; full in 0:42"
+    assert fast["terms"] == "1 token every 0.5 s, evenly, up to 10; keeps its own books"
     assert better["terms"] == (
         "5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server"
     )
@@ -221,10 +266,11 @@ def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
 
 
 def test_a_probe_without_a_key_says_what_to_give(valkey: Workers) -> None:
-    """--probe without an API key is a usage error that says where to put it."""
+    """--probe without an API key is a usage error that says where to put it; with --all nobody knows which is meant."""
     valkey.bucket().reconcile(Reading(412))
 
     assert "--key-file FILE (- is stdin) or KEEPA_API_KEY" in valkey.run("status", "--probe", code=2).stderr
+    assert "leave out --all" in valkey.run("status", "--probe", "--all", code=2).stderr
 
 
 def test_a_storage_that_is_away_ends_with_3() -> None:

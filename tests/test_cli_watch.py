@@ -6,6 +6,7 @@ import pytest
 
 from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look
+from keepa_tokens.cli.view import Curve, Picture, chart
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
 from tests.cli import KEY, Workers, drawn
@@ -151,6 +152,15 @@ def test_long_names_stay_in_their_column(watched: Watched) -> None:
         " best sellers of toys ",
         " best sellers of eve… ",
     ]
+
+
+def test_large_numbers_beside_the_chart_cut_none_of_it() -> None:
+    """The labels take as much room as the longest of them, and no row is wider than the terminal."""
+    curve = Curve("balance", [(0.0, -1_200_000), (1.0, 2_000_000)], "", "")
+    rows = chart(Picture("", "", "", [curve], -1_200_000, 2_000_000, "", [], [], "", []), 80, 8)
+
+    assert {row.cell_len for row in rows} == {79}
+    assert (rows[0].plain[:11], rows[-1].plain[:11]) == (" 2,000,000 ", "-1,200,000 ")
 
 
 def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:

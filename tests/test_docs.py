@@ -27,9 +27,8 @@ from sybil.parsers.myst import CodeBlockParser
 from keepa_tokens.cli.app import app
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.servers import HOST, running
-from tests.test_examples import KEY
 
-from tests.test_examples_http import send_to  # isort: skip
+from tests.test_examples import KEY, send_to  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import math
@@ -254,6 +255,32 @@ async def test_async_reservations_are_awaited_or_entered() -> None:
     assert (await bucket.try_acquire(4)).granted
     decision = await bucket.acquire(2)
     assert decision.waited == 2.0
+
+
+@pytest.mark.parametrize("ends", [KeyError, KeyboardInterrupt, asyncio.CancelledError])
+async def test_what_ends_a_block_is_seen_though_the_storage_is_away(ends: type[BaseException]) -> None:
+    """The error of a body or an interrupt in it, not that of charging the estimate, which is charged as it is."""
+    storage, clock = Noted(), ManualClock(100.0)
+    bucket = TokenBucket(PLAIN, storage=storage, clock=clock)
+    twin = AsyncTokenBucket(PLAIN, storage=storage, clock=clock)
+
+    def fails() -> None:
+        with bucket.reserve(3):
+            storage.away = True
+            raise ends
+
+    async def fails_too() -> None:
+        async with twin.reserve(3):
+            storage.away = True
+            raise ends
+
+    with pytest.raises(ends):
+        fails()
+    storage.away = False
+    with pytest.raises(ends):
+        await fails_too()
+    storage.away = False
+    assert bucket.peek().balance == 4
 
 
 def test_a_reservation_says_how_it_was_granted() -> None:

@@ -2,254 +2,230 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
-from checks.models.strategies import summed
-from keepa_tokens import BucketState, Hold, Quota, Reading, Reason
+from checks.models.strategies import EPOCH, SECOND
+from keepa_tokens import Quota, Reading
 from keepa_tokens.rules.commands import (
-    Acquire,
-    Cancel,
-    Command,
-    Outcome,
-    Pause,
     Peek,
     Reconcile,
     Refund,
-    Reserve,
-    Settle,
-    Unclaim,
     Verdict,
 )
-from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.flow import Flow, flow_in_effect
-from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import new_state
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import CLAIM_US, LIMIT, NEVER, REORDER_US, UNLIMITED
-from tests.strategies import Direct
+from keepa_tokens.units import LIMIT, NEVER, UNLIMITED
+from tests.stories import Story, begun, each_story
+from tests.strategies import Direct, Make, either_way
 
-NOW: Final = 1_780_000_000_000_000
-SECOND: Final = 1_000_000
 SYNCED: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
 RECHARGING: Final = Quota(10, 1, 1.0, recharge_to=4)
+TEN: Final = Quota(10, 1, 1.0)
+FAST: Final = Quota(10, 1, 1.0, synced=True)
+CREDIT: Final = Quota(300, 5, 60.0, synced=True, overdraft=UNLIMITED)
+ETERNAL: Final = Quota(10, 1, 4e9, recharge_to=8)
+MINUTELY: Final = Quota(10, 1, 60.0)
+NINE, NO_FEWER, ELEVEN = (Quota(capacity, 1, 59.0) for capacity in (9, 10, 11))
+QUICKER: Final = Quota(10, 10, 1.0)
+STEPPED: Final = Quota(10, 1, 1.0, stepped=True)
+STILL, ONE, TWO = (Quota(1000, refill, 1.0) for refill in (0, 1, 2))
+HOURLY: Final = Quota(1000, 1, 3600.0, stepped=True)
+NEVER_MORE: Final = replace(HOURLY, refill=0)
+LARGE, SMALL = (Quota(capacity, 1, 60.0) for capacity in (100, 50))
+SMALL_TOLD: Final = replace(SMALL, synced=True)
+LARGE_FAST, SMALL_FAST = (Quota(capacity, 1, 1.0) for capacity in (100, 50))
+LARGE_SLOW, SMALL_SLOW = (Quota(capacity, 1, 2.0, recharge_to=90) for capacity in (100, 50))
+MOST_US: Final = LIMIT // 2 - 2
+
+STORIES: Final = f"""
+# A hold, a ticket, a refund, a reading, one that is only lower, a hold that runs out.
+what has an order gets the next number: SYNCED
+    0 read 50 7, hold a 1 -> sequence=2
+    (0 hold b 1|0 stand b 200|0 back r 1|0 read 70 8|0 read 30 7|1s take 0) -> sequence=3
+
+# 3: ending a hold
+the drift of a call that ran out counts back what running out had charged: SYNCED
+    0 read 50, hold a 9; 1s take 0 -> balance=41, settle a 2 says=40 -> TAKEN drift=-8
+a hold given up brings the end of a recharge nearer: RECHARGING balance=5 (initial=5|synced)
+    0 hold a 4 life=99s, take 3 -> RECHARGING closed_until=@3s, cancel a -> closed_until=-
+    0 hold a 4 life=99s, hold b 1 life=99s, put balance=(-2|3), take 3 -> RECHARGING closed_until=@6s
+    0 cancel a -> closed_until=@2s
+
+# 4: admission
+what is held and what is asked for must stay below 2**52 together: TEN overdraft={UNLIMITED} balance=5
+    0 hold a {LIMIT - 2} life=9s, put balance=5, take 1 -> GRANTED, take 2 -> IN_FLIGHT; 9s take 2 -> GRANTED
+beside calls in flight as much is left for others: SYNCED balance=20
+    0 hold a 5 life=90s, peek 5 keep=10 -> GRANTED, peek 5 keep=11 -> IN_FLIGHT
+what is there can be had above the capacity too, and not a token more: TEN balance=11
+    0 peek 12 -> TOO_LARGE, take 11 -> GRANTED
+a full bucket would admit it, though nothing will ever fill it: TEN refill=0 balance=9
+    0 take 10 -> EMPTY in={NEVER}
+beside nothing held the wait is for one token, not for all that is asked: CREDIT balance=-3
+    0 hold free 0 life=3600s, peek 50 -> in=48s; 48s-1 take 50 -> EMPTY; 48s take 50 -> GRANTED
+
+# 5: recharge
+# It fits in beside its keep, just; it doesn't; too little of 8; it would be over already; of 1; of nothing.
+who finds too little of what a refill could admit begins a recharge: RECHARGING balance=(0|0|3|4|0|0)
+    0 take (5 keep=5|5 keep=6|8|8|1|0) -> (RECHARGING|TOO_LARGE|RECHARGING|EMPTY|RECHARGING|GRANTED)
+    0 peek 0 -> (closed_until|!closed_until|closed_until|!closed_until|closed_until|!closed_until)
+so it is by a clock behind, which stands still: RECHARGING refilled_at=@1s balance=(0|0|3|4|0|0)
+    0 take (5 keep=5|5 keep=6|8|8|1|0) -> (RECHARGING|TOO_LARGE|RECHARGING|EMPTY|RECHARGING|GRANTED)
+    0 peek 0 -> (closed_until|!closed_until|closed_until|!closed_until|closed_until|!closed_until)
+a recharge that no refill ends is over once the server says so: RECHARGING synced balance=0 closed_until=@4s
+    0 read 0 -> TAKEN closed_until=@4s, read 0 refill=0 -> TAKEN closed_until=-
+a recharge that somebody began binds everybody, also who asks for what is there: RECHARGING balance=3
+    0 peek 3 -> GRANTED, take 8 -> RECHARGING closed, take 3 -> RECHARGING
+an unknown balance ends a recharge: SYNCED recharge_to=40 balance=- reading_at=- closed_until=@1s
+    0 (take 0|cancel nobody) -> !closed, back r 0 -> !closed closed_until=-
+a recharge beyond the end of time binds nobody, and the bound is that of the request itself: ETERNAL start=0 balance=0
+    0 peek -> in=4000000000s bound=4000000000s
+
+# 7: readings
+without a server's time a call is later than a reading if it was opened after it: SYNCED balance=60
+    0 (hold a 1|read 50|hold a 1), (read 50|hold a 1|put reading_sequence=2), settle a 1 says=7 -> (STALE|TAKEN|STALE)
+so it is with a refusal that brings no reading: SYNCED balance=60
+    0 (hold a 1|read 50|hold a 1), (read 50|hold a 1|put reading_sequence=2), settle a 0 refused=1 -> balance=(50|0|60)
+where the last reading is lost any answer is taken, its number alone shuts nobody out: SYNCED balance=60
+    0 hold a 1, read 50, put reading_at=-, settle a 1 says=7 -> TAKEN
+a plain bucket takes no answer for its balance: the hold ends at its cost, and no more: MINUTELY balance=9
+    0 hold a 5 -> balance=4, settle a 2 says=1 -> STALE balance=7
+a reading that tells no order is shut out for two minutes, at the beginning of time too: SYNCED start=0 balance=5
+    0 put server_time=9s; (120s|120s+1) read 3 -> (STALE|TAKEN)
+a reading that says nothing of the next step leaves it where it was: SYNCED balance=50 refilled_at=@-40s
+    0 read 20; 20s-1 take 0 -> balance=20; 20s take 0 -> balance=25
+# Tokens times the quota's period and a microsecond stay below 2**52; else the last rate goes on.
+a rate is adopted if it can be computed: SYNCED refill=1 period=({MOST_US / SECOND}|{(MOST_US + 1) / SECOND})
+    0 read 5, read 7 refill=2 -> TAKEN balance=7 reported_refill=(2|-) reported_period_us=({MOST_US}|-)
+# 0 left and the next step in 90 s: ask again in 90 s; after ten minutes no word of the server's is waited for.
+a refill told further off than the period is the period until the next reading: SYNCED period=60.5
+    0 read 0 next_refill_in=(60|60.5|60.500001|90|600|600.000001)
+    0 take 1 -> in=(60s|60.5s|60.500001s|90s|600s|600s)
+    0 take 6 -> in=(120.5s|121s|121.000002s|180s|1200s|1200s) stretched_us=(-|-|60500001|90s|600s|600s)
+    1 read 0 next_refill_in=60, take 6 -> in=120.5s
+it counts if it can be computed; else the period goes on: SYNCED capacity={2**24} refill={2**23}
+    0 read 0 next_refill_in=({(2**29 - 2) / SECOND}|{(2**29 - 1) / SECOND}) -> stretched_us=({2**29 - 2}|-)
+# Taken because it is newer, or because it is lower: a whole token comes after its whole time.
+a reading leaves no fraction under way: MINUTELY synced balance=0 carry=7 server_time=(-|7s)
+    0 read (-1|-1 7) -> TAKEN balance=-1, take 1 -> in=120s
+
+# 8: the probe
+once the back-off of a failed probe is over the bound is 0, however long ago that was: SYNCED balance=-5
+    0 put reading_at=@-7200s probe_until=@-7000s, peek -> bound=0
+so it is of an unknown balance at the beginning of time: SYNCED start=0 balance=- reading_at=-
+    0 peek -> bound=0
+a full bucket is full now, by a clock behind too: TEN balance=10 refilled_at=@1s
+    0 peek -> full_in=0
+# Nothing known: a claim's length from now, or its end; then 0, and refilling.
+the bound counts a claim that may fail: SYNCED balance=- reading_at=- probe_until=(-|@5s)
+    0 peek probe=- -> bound=(80s|65s)
+# 5 run out at 3 s and 2 at 4 s, each seen a second later: 9 - 5, 5 - 2, and 3 more. A sweep that was put off to 4.5 s:
+# 10 - 5, and at 5 s 5.5 - 2.
+the bound counts calls in flight that run out: FAST balance=10
+    0 hold b 2 life=4s, hold a 5 life=3s, put balance=(5|5|9) due_at=@(3s|3s|4.5s)
+    0 peek (6|4 keep=2|9) probe=- -> bound=(8s|8s|10.5s)
+the bound counts a full bucket that is full until then: FAST balance=9
+    0 hold b 2 life=4s, peek 10 probe=- -> bound=7s
+# Whoever stands in line comes a second late at most, and so does whoever asks.
+the bound counts who stands in line: FAST balance=0
+    0 put line=t:(5|1|1):0:1:@(2s|8s|2s), peek (3|3|10) probe=- -> bound=(9s|10s+1|12s)
+the bound counts a recharge, and a pause: FAST balance=0 (recharge_to=7|recharge_to=2|refill=1|refill=1)
+    0 put paused_until=(-|-|@4s|@2s), peek 3 probe=- -> bound=(7s|3s|4s|3s)
+when an unknown balance will be full is not known, the server may say anything: SYNCED balance=- reading_at=-
+    0 peek -> balance=- available=- full_in=inf
+# Whoever is cancelled leaves the claim to the next one; who gives it back again and again must not hammer.
+a claim given back is free at once, and the second time a failed probe: SYNCED balance=(5|-) reading_at=-
+    0 take 999 -> probe claimed_until_us=@20s, unclaim 20s-1 -> !found, unclaim 20s -> found probe_returned=1
+    0 unclaim 20s -> !found, take 999 -> probe, unclaim 20s; 600s-1 take 999 -> !probe; 1200s take 999 -> probe
+    1200s read 5; 1800s take 999 -> probe, unclaim 1820s, take 999 -> probe
+where one has failed before it is so at once: SYNCED balance=- reading_at=- probe_failures=1
+    0 take 999 -> probe, unclaim 20s -> found, take 999 -> !probe
+a claim that is over can't be given back: SYNCED balance=5 reading_at=-
+    0 take 999 -> probe; 20s unclaim 20s -> !found
+
+# 9: lifetime
+a look at an empty bucket never used lets it begin to fill, so that who waits as told is granted: TEN initial=0
+    0 peek 3 -> in=3s; 3s-1 peek 3 -> EMPTY in=1; 3s peek 3 -> GRANTED
+
+# 10: others
+# Never so much that the request can't be admitted; all; beside what is kept; a third, rounded down; with what the
+# request itself leaves; which is more at times.
+what is kept back is a third at most: SYNCED capacity=(300|300|300|301|301|301) kept_back=(100|40|40|150|150|150)
+    0 put kept_back_at=@0 balance=(299|40|70|100|100|200), take (250|1|1 keep=30|1|1 keep=50|1 keep=200) -> EMPTY
+    0 put balance=(300|41|71|101|101|201), take (250|1|1 keep=30|1|1 keep=50|1 keep=200) -> GRANTED
+# As many steps as fit in the tolerance of clocks, and one more, explain a gap; a token more is somebody else.
+a gap is more than what may be under way: SYNCED balance=200 refill=(5|5|2|2|5) period=(1|1|2|2|60)
+    0 read (170|169|194|193|194) -> kept_back=(0|31|0|7|6)
+
+# 12: a pause
+a pause refuses every request until its end, and nothing else: TEN balance=7 (refill=1|recharge_to=4|synced)
+    0 hold a 2 life=99s, pause 5s, take 0 -> GRANTED; 5s-1 take 1 -> PAUSED in=1 !granted !probe !closed
+    5s-1 take 1 wait=999s -> PAUSED in=1 !granted !probe !closed, peek -> PAUSED in=1 !granted !probe !closed
+    5s-1 hold b 1 scout=1 -> PAUSED in=1 !granted !probe !closed, settle a 1 -> found
+    5s take 1 -> GRANTED, take 1 wait=999s -> GRANTED, hold b 1 scout=1 -> GRANTED, peek -> GRANTED
+a pause can be ended: TEN
+    0 pause 5s, pause 0 -> paused_until=-, take 1 -> GRANTED
+who would wait for longer than the pause is told so: TEN balance=0
+    0 pause 2s, take 1 -> in=2s, take 2 -> in=2s, take 3 -> in=3s
+a pause is a day at most, when it is set and when it is read: RECHARGING
+    0 pause 86400s+1 -> paused_until=@86400s, put paused_until={LIMIT - 1}
+    0 take 0 -> mended=paused_until paused_until=@86400s
+
+# 13: terms (see also test_terms.py)
+half a token of the old rate is half a second, and so many tokens at the new one: TEN
+    0 take 10; 1.5s on QUICKER, take 0 -> balance=6
+and half a second to the next step: TEN
+    0 take 10; 0.5s on STEPPED, take 1 -> EMPTY in=0.5s
+the time at refill 0 was not counted, so it may not all count at the next rate: STILL
+    0 take 1000; (1s|3600s) on ONE, take 0 -> balance=0
+# Once terms changed, they stand for a minute at least.
+of the time at a refill of 0 that came later a minute goes over: ONE start=(0|0|0|1|1|1)
+    0 take 1000, on STILL, take 0; (60s|61s|3600s|60s|61s|3600s) on ONE, take 0 -> balance=60
+at the very beginning none does: (STILL|ONE) start=0
+    0 take 1000, on TWO, take 0 -> refilled_at=@0
+nor of an hour's steps: HOURLY start=0
+    0 take 1000, on NEVER_MORE, take 0; 60s on HOURLY, take 0 -> refilled_at=@0
+# A capacity that isn't larger bounds nothing; a place ten tokens in debt is where it was.
+other terms leave a larger capacity and the places that were told: MINUTELY
+    0 take 10, take 10 wait=9999s, take 10 wait=9999s, on (NINE|NO_FEWER|ELEVEN)
+    0 take 0 -> wide_capacity=(10|-|-) last_place=@1200s
+for a minute the larger capacity bounds, and then the smaller clips, and refill fills up to it: LARGE
+    0 take 20, on SMALL, take 0 -> balance=80 terms; 60s-1 take 81 -> TOO_LARGE, peek 80 -> GRANTED
+    60s take 1 -> GRANTED balance=49 wide_capacity=-; 540s take 0 -> balance=50
+what a server said is there is there: LARGE synced balance=80
+    0 on SMALL_TOLD, take 0; 60s take 0 -> balance=81
+# 10 tokens at one a second: the 70th would come as only 50 are held any more.
+what the smaller capacity will clip is never there: LARGE_FAST
+    0 take 90, on SMALL_FAST, take 0, take (69|70) -> (EMPTY in=59s|TOO_LARGE in={LIMIT})
+    59s-1 take (69|70) -> !granted; 59s take (69|70) -> (GRANTED|TOO_LARGE); 60s take (69|70) -> !granted
+a recharge's end is fixed when it begins, so it aims at the capacity that lasts: LARGE_SLOW
+    0 take 100, on SMALL_SLOW, take 0, take 1 -> RECHARGING in=100s
+"""
 
 
-def known(**fields: Any) -> BucketState:
-    """Return a bucket with a reading from just now."""
-    read = {"refilled_at": NOW, "reading_at": NOW, "sequence": 5, "reading_sequence": 3, "server_time_at": NOW}
-    return summed(SYNCED, BucketState(**{**read, **fields}))
-
-
-def step(quota: Quota, state: BucketState | None, command: Command, now: int = NOW) -> tuple[BucketState, Outcome]:
-    after, outcome = transition(quota, state, now, command)
-    assert after is not None
-    return after, outcome
-
-
-def look(quota: Quota, state: BucketState, now: int = NOW, tokens: int = 1) -> Snapshot:
-    return Direct(quota, state).look(now, tokens)
-
-
-@pytest.mark.parametrize(
-    "command, now",
-    [
-        (Reserve("b", 1, SECOND), NOW),
-        (Reserve("b", 200, SECOND, ticket="t"), NOW),
-        (Refund("r", 1), NOW),
-        (Reconcile(Reading(70, server_time=8.0)), NOW),
-        (Reconcile(Reading(30, server_time=7.0)), NOW),
-        (Acquire(0), NOW + SECOND),
-    ],
-)
-def test_what_has_an_order_gets_the_next_number(command: Command, now: int) -> None:
-    """A hold, a ticket, a refund, a reading, one that is only lower, a hold that runs out: one more each."""
-    state = known(balance=50, server_time=7 * SECOND, holds={"a": Hold(1, 4, NOW + SECOND, SECOND)})
-    assert step(SYNCED, state, command, now)[0].sequence == 6
-
-
-# --- 3: ending a hold
-
-
-def test_the_drift_of_a_call_that_ran_out_counts_its_charge_back() -> None:
-    """What running out had charged is in the projection no more when the answer comes after all."""
-    held = known(balance=50, holds={"a": Hold(9, 4, NOW + SECOND, SECOND)})
-    state, _ = step(SYNCED, held, Acquire(0), NOW + SECOND)
-    assert state.balance == 41
-    _, outcome = step(SYNCED, state, Settle("a", 2, Reading(40)), NOW + SECOND)
-    assert (outcome.reading, outcome.drift) == (Verdict.TAKEN, 40 - 48)
-
-
-@pytest.mark.parametrize("synced", [False, True])
-def test_a_hold_given_up_brings_the_end_of_a_recharge_nearer(synced: bool) -> None:
-    """What it had taken or set aside is available again: the bucket opens as soon as the rest has flowed in."""
-    quota = replace(RECHARGING, synced=synced)
-    hold, other = (Hold(tokens, 1, NOW + 99 * SECOND, 99 * SECOND) for tokens in (4, 1))
-    held = summed(quota, known(balance=5 if synced else 1, holds={"a": hold}))
-    state, outcome = step(quota, held, Acquire(3))
-    assert (outcome.reason, state.closed_until) == (Reason.RECHARGING, NOW + 3 * SECOND)
-    assert step(quota, state, Cancel("a"))[0].closed_until is None
-    both = summed(quota, replace(held, balance=3 if synced else -2, holds={"a": hold, "b": other}))
-    state, _ = step(quota, both, Acquire(3))
-    assert state.closed_until == NOW + 6 * SECOND
-    assert step(quota, state, Cancel("a"))[0].closed_until == NOW + 2 * SECOND
-
-
-# --- 4: admission
-
-
-def test_more_than_can_be_counted_waits_for_a_call_in_flight() -> None:
-    """What is held and what is asked for must stay below 2**52 together."""
-    quota = Quota(10, 1, 1.0, overdraft=UNLIMITED)
-    state = known(balance=5, holds={"a": Hold(LIMIT - 2, 1, NOW + 1, 1)})
-    assert step(quota, state, Acquire(1))[1].granted
-    assert step(quota, state, Acquire(2))[1].reason is Reason.IN_FLIGHT
-
-
-@pytest.mark.parametrize("keep, reason", [(10, Reason.GRANTED), (11, Reason.IN_FLIGHT)])
-def test_beside_calls_in_flight_as_much_is_left_for_others(keep: int, reason: Reason) -> None:
-    """Of 20 with 5 in flight, 5 more leave 10."""
-    state = known(balance=20, holds={"a": Hold(5, 4, NOW + 90 * SECOND, 120 * SECOND)})
-    assert step(SYNCED, state, Peek(5, keep=keep))[1].reason is reason
-
-
-def test_what_is_there_can_be_had_above_the_capacity_too() -> None:
-    """A balance above capacity is spent down by a request as large as itself; one token more is too large."""
-    state = BucketState(balance=11, refilled_at=NOW)
-    assert step(Quota(10, 1, 1.0), state, Acquire(11))[1].granted
-    assert step(Quota(10, 1, 1.0), state, Acquire(12))[1].reason is Reason.TOO_LARGE
-    # A full bucket would admit it, though nothing will ever fill it.
-    outcome = step(Quota(10, 0, 1.0), BucketState(balance=9, refilled_at=NOW), Acquire(10))[1]
-    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, NEVER)
-
-
-def test_a_free_call_in_flight_delays_nobody_who_overdraws() -> None:
-    """Beside nothing held the wait is for one token, not for all that is asked."""
-    quota = Quota(300, 5, 60.0, synced=True, overdraft=UNLIMITED)
-    state = known(balance=-3, holds={"free": Hold(0, 4, NOW + 3600 * SECOND, 3600 * SECOND)})
-    wait = step(quota, state, Peek(50))[1].retry_after_us
-    assert wait == 48 * SECOND
-    assert not step(quota, state, Acquire(50), NOW + wait - 1)[1].granted
-    assert step(quota, state, Acquire(50), NOW + wait)[1].granted
-
-
-# --- 5: recharge
-
-
-@pytest.mark.parametrize("refilled_at", [NOW, NOW + SECOND])  # by a clock behind too, which stands still
-@pytest.mark.parametrize(
-    "balance, command, reason",
-    [
-        (0, Acquire(5, keep=5), Reason.RECHARGING),  # fits in beside its keep, just
-        (0, Acquire(5, keep=6), Reason.TOO_LARGE),
-        (3, Acquire(8), Reason.RECHARGING),
-        (4, Acquire(8), Reason.EMPTY),  # the recharge would be over already
-        (0, Acquire(1), Reason.RECHARGING),
-        (0, Acquire(0), Reason.GRANTED),  # finds too little of nothing
-    ],
-)
-def test_who_finds_too_little_of_what_a_refill_could_admit_begins_a_recharge(
-    balance: int, command: Command, reason: Reason, refilled_at: int
-) -> None:
-    """A token more than could ever be there begins none, nor does what a bucket has that is open."""
-    state, outcome = step(RECHARGING, BucketState(balance=balance, refilled_at=refilled_at), command)
-    assert outcome.reason is reason
-    assert (state.closed_until is not None) == outcome.closed == (reason is Reason.RECHARGING)
-
-
-def test_a_recharge_that_no_refill_ends_is_over() -> None:
-    """The server says that nothing comes any more: nobody waits for it."""
-    state = known(balance=0, closed_until=NOW + 4 * SECOND)
-    quota = replace(RECHARGING, synced=True)
-    assert step(quota, state, Reconcile(Reading(0)))[0].closed_until == NOW + 4 * SECOND
-    assert step(quota, state, Reconcile(Reading(0, refill=0)))[0].closed_until is None
-
-
-def test_a_recharge_that_somebody_began_binds_everybody() -> None:
-    """Who asks for what is there waits for its end too."""
-    state = BucketState(balance=3, refilled_at=NOW, quota=RECHARGING)
-    assert step(RECHARGING, state, Acquire(3))[1].granted
-    state, _ = step(RECHARGING, state, Acquire(8))
-    assert step(RECHARGING, state, Acquire(3))[1].reason is Reason.RECHARGING
-
-
-def test_an_unknown_balance_ends_a_recharge() -> None:
-    """There is nothing to recharge: the bucket is open, and nothing is stored of its end."""
-    quota = replace(SYNCED, recharge_to=40)
-    for command in (Acquire(0), Cancel("nobody")):
-        state, outcome = step(quota, BucketState(balance=None, refilled_at=NOW, closed_until=NOW + SECOND), command)
-        assert (state.closed_until, outcome.closed) == (None, False)
-
-
-def test_a_recharge_beyond_the_end_of_time_binds_nobody() -> None:
-    """Where the target would never be reached the bucket stays open, and the bound is that of the request itself."""
-    quota = Quota(10, 1, 4e9, recharge_to=8)
-    shown = look(quota, BucketState(balance=0, refilled_at=0), 0, 1)
-    assert shown.retry_after == shown.bound == 4e9
-
-
-# --- 7: readings
-
-
-@pytest.mark.parametrize("opened, fresh", [(3, False), (4, True)])
-def test_a_call_is_later_than_a_reading_if_it_was_opened_after_it(opened: int, fresh: bool) -> None:
-    """Without a server's time the order of opening decides, for a reading and for a refusal without one."""
-    state = known(balance=50, holds={"a": Hold(1, opened, NOW + SECOND, SECOND)})
-    taken = step(SYNCED, state, Settle("a", 1, Reading(7)))[1].reading
-    assert taken is (Verdict.TAKEN if fresh else Verdict.STALE)
-    after, _ = step(SYNCED, state, Settle("a", 0, refused=True))
-    assert after.balance == (0 if fresh else 50)
-
-
-def test_where_the_last_reading_is_lost_any_answer_is_taken() -> None:
-    """Its number alone shuts nobody out."""
-    state = known(balance=50, reading_at=None, holds={"a": Hold(1, 2, NOW + SECOND, SECOND)})
-    assert step(SYNCED, state, Settle("a", 1, Reading(7)))[1].reading is Verdict.TAKEN
-
-
-def test_a_plain_bucket_takes_no_answer_for_its_balance() -> None:
-    """Its own count is the truth: a settle with a reading ends the hold at its cost, and no more."""
-    state = BucketState(balance=4, refilled_at=NOW, sequence=1, holds={"a": Hold(5, 1, NOW + SECOND, SECOND)})
-    after, outcome = step(Quota(10, 1, 60.0), state, Settle("a", 2, Reading(1)))
-    assert (outcome.reading, after.balance) == (Verdict.STALE, 7)
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_an_edge_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 @pytest.mark.parametrize("probed, told, kept", [(False, 7, 7), (True, 7, 7), (False, 68, 68), (False, 1, 7)])
 def test_a_reading_that_is_not_lower_ends_the_probe(probed: bool, told: int, kept: int) -> None:
-    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written."""
-    state, _ = step(SYNCED, known(balance=50, server_time=7 * SECOND), Refund("r", 0))
-    claimed = replace(state, probe_until=NOW + SECOND, probe_failures=2) if probed else state
-    after, outcome = step(SYNCED, claimed, Reconcile(Reading(60, server_time=float(told))))
-    assert outcome.reading is Verdict.STALE
-    assert after == replace(state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND)
+    """The server did answer: whoever asked it has not failed. A time that jumped is kept; else nothing is written.
 
-
-@pytest.mark.parametrize("age, taken", [(REORDER_US, False), (REORDER_US + 1, True)])
-def test_a_reading_that_tells_no_order_is_shut_out_for_two_minutes(age: int, taken: bool) -> None:
-    """Also if the last one was taken at the very beginning of time."""
-    state = replace(known(balance=5, reading_at=0, server_time=9 * SECOND, server_time_at=0), refilled_at=0)
-    outcome = step(SYNCED, state, Reconcile(Reading(3)), age)[1]
-    assert (outcome.reading is Verdict.TAKEN) == taken
-
-
-def test_a_reading_that_says_nothing_of_the_next_step_leaves_it_where_it_was() -> None:
-    """The phase of the steps is kept: the refill comes when it would have come."""
-    state = known(balance=50, refilled_at=NOW - 40 * SECOND)
-    after, _ = step(SYNCED, state, Reconcile(Reading(20)))
-    assert step(SYNCED, after, Acquire(0), NOW + 20 * SECOND - 1)[1].balance == 20
-    assert step(SYNCED, after, Acquire(0), NOW + 20 * SECOND)[1].balance == 25
-
-
-@pytest.mark.parametrize("period_us, adopted", [(LIMIT // 2 - 2, True), (LIMIT // 2 - 1, False)])
-def test_a_rate_is_adopted_if_it_can_be_computed(period_us: int, adopted: bool) -> None:
-    """Tokens times the quota's period and a microsecond stay below 2**52; else the last rate goes on."""
-    quota = Quota(300, 1, period_us / SECOND, stepped=True, synced=True)
-    after, outcome = step(quota, known(balance=5), Reconcile(Reading(7, refill=2)))
-    assert (outcome.reading, after.balance) == (Verdict.TAKEN, 7)
-    assert (after.reported_refill, after.reported_period_us) == ((2, period_us) if adopted else (None, None))
+    The next probe comes no sooner than after one that failed now: the last reading is no younger by it.
+    """
+    bucket = Direct(SYNCED, begun(SYNCED, EPOCH, {"balance": 50, "server_time": 7 * SECOND}))
+    bucket.apply(Refund("r", 0), EPOCH)
+    state = bucket.stored
+    bucket.put(replace(state, probe_until=EPOCH + SECOND, probe_failures=2) if probed else state)
+    assert bucket.apply(Reconcile(Reading(60, server_time=float(told))), EPOCH).reading is Verdict.STALE
+    ended = replace(state, version=(state.version or 0) + (probed or kept != 7), server_time=kept * SECOND)
+    assert bucket.state == (replace(ended, probe_until=EPOCH) if probed else ended)
 
 
 def test_the_terms_flow_in_steps_or_evenly_in_the_smallest_numbers() -> None:
@@ -259,306 +235,6 @@ def test_the_terms_flow_in_steps_or_evenly_in_the_smallest_numbers() -> None:
     assert stepped.refilled(1, 0, 5, 3 * SECOND) == (5, 2 * SECOND, 0)
 
 
-@pytest.mark.parametrize(
-    "told, first, second",
-    [
-        (60_000_000, 60_000_000, 120_500_000),
-        (60_500_000, 60_500_000, 121_000_000),
-        (60_500_001, 60_500_001, 121_000_002),
-        (90_000_000, 90_000_000, 180_000_000),
-        (600_000_000, 600_000_000, 1_200_000_000),
-        (600_000_001, 600_000_000, 1_200_000_000),
-    ],
-)
-def test_a_refill_told_further_off_than_the_period_is_the_period_until_the_next_reading(
-    told: int, first: int, second: int
-) -> None:
-    """0 left and the next step in 90 s: ask again in 90 s; after ten minutes no word of the server's is waited for."""
-    quota = Quota(300, 5, 60.5, stepped=True, synced=True)
-    state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
-    assert step(quota, state, Acquire(1))[1].retry_after_us == first
-    assert step(quota, state, Acquire(6))[1].retry_after_us == second
-    assert state.stretched_us == (first if first > 60_500_000 else None)
-    state, _ = step(quota, state, Reconcile(Reading(0, next_refill_in=60.0)), NOW + 1)
-    assert step(quota, state, Acquire(6), NOW + 1)[1].retry_after_us == 120_500_000
-
-
-@pytest.mark.parametrize("told, stretched", [(2**29 - 2, 2**29 - 2), (2**29 - 1, None)])
-def test_a_refill_told_further_off_counts_if_it_can_be_computed(told: int, stretched: int | None) -> None:
-    """Tokens times that time and a microsecond stay below 2**52; else the period goes on."""
-    quota = Quota(2**24, 2**23, 60.0, stepped=True, synced=True)
-    state, _ = step(quota, None, Reconcile(Reading(0, next_refill_in=told / SECOND)))
-    assert state.stretched_us == stretched
-
-
-@pytest.mark.parametrize("told", [Reading(-1), Reading(-1, server_time=7.0)])
-def test_a_reading_leaves_no_fraction_under_way(told: Reading) -> None:
-    """Taken because it is newer or because it is lower: a whole token comes after its whole time, not earlier."""
-    quota = Quota(10, 1, 60.0, synced=True)
-    state = known(balance=0, carry=7, server_time=told.server_time and 7 * SECOND)
-    state, outcome = step(quota, state, Reconcile(told))
-    assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, -1)
-    assert step(quota, state, Acquire(1))[1].retry_after_us == 120 * SECOND
-
-
-# --- 8: the probe
-
-
-def test_a_probe_that_is_due_is_due_now_and_not_earlier() -> None:
-    """Once the back-off of a failed probe is over the bound is 0, however long ago that was."""
-    state = known(balance=-5, reading_at=NOW - 7200 * SECOND, probe_until=NOW - 7000 * SECOND)
-    for bucket, now in ((state, NOW), (BucketState(refilled_at=0), 0)):
-        shown = look(SYNCED, bucket, now)
-        assert shown.bound == 0
-
-
-def test_a_full_bucket_is_full_now() -> None:
-    """By a clock behind too."""
-    shown = look(Quota(10, 1, 1.0), BucketState(balance=10, refilled_at=NOW + SECOND))
-    assert shown.full_in == 0
-
-
-FAST: Final = Quota(10, 1, 1.0, synced=True)
-FLYING: Final = {"b": Hold(2, 5, NOW + 4 * SECOND, 9 * SECOND), "a": Hold(5, 4, NOW + 3 * SECOND, 9 * SECOND)}
-
-
-@pytest.mark.parametrize(
-    "quota, fields, ask, bound",
-    [
-        # Nothing known: a claim's length from now, or its end; then 0, and refilling.
-        (SYNCED, {"reading_at": None}, {}, CLAIM_US + 60 * SECOND),
-        (SYNCED, {"reading_at": None, "probe_until": NOW + 5 * SECOND}, {}, 65 * SECOND),
-        # 5 run out at 3 s and 2 at 4 s, each seen a second later: 9 - 5, 5 - 2, and 3 more.
-        (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 6}, 8 * SECOND),
-        (FAST, {"balance": 5, "holds": FLYING}, {"tokens": 4, "keep": 2}, 8 * SECOND),
-        # Full until 2 run out at 4 s, which is seen a second later.
-        (FAST, {"balance": 9, "holds": {"b": FLYING["b"]}}, {"tokens": 10}, 7 * SECOND),
-        # A sweep that was put off to 4.5 s: 10 - 5, and at 5 s 5.5 - 2.
-        (FAST, {"balance": 9, "holds": FLYING, "due_at": NOW + 4_500_000}, {"tokens": 9}, 10_500_000),
-        # Whoever stands in line comes a second late at most, and so does whoever asks.
-        (FAST, {"balance": 0, "line": (Ticket("t", 5, 0, 1, NOW + 2 * SECOND),)}, {"tokens": 3}, 9 * SECOND),
-        (FAST, {"balance": 0, "line": (Ticket("t", 1, 0, 1, NOW + 8 * SECOND),)}, {"tokens": 3}, 10 * SECOND + 1),
-        (FAST, {"balance": 0, "line": (Ticket("t", 1, 0, 1, NOW + 2 * SECOND),)}, {"tokens": 10}, 12 * SECOND),
-        # A recharge that an attempt begins is waited for.
-        (replace(FAST, recharge_to=7), {"balance": 0}, {"tokens": 3}, 7 * SECOND),
-        (replace(FAST, recharge_to=2), {"balance": 0}, {"tokens": 3}, 3 * SECOND),
-        (FAST, {"balance": 0, "paused_until": NOW + 4 * SECOND}, {"tokens": 3}, 4 * SECOND),
-        (FAST, {"balance": 0, "paused_until": NOW + 2 * SECOND}, {"tokens": 3}, 3 * SECOND),
-    ],
-)
-def test_the_bound_counts_what_may_come_before(
-    quota: Quota, fields: dict[str, Any], ask: dict[str, int], bound: int
-) -> None:
-    """Calls in flight that run out, those who stand in line, a recharge, a pause: to the microsecond."""
-    state = known(**fields)
-    state = replace(state, due_at=fields.get("due_at", state.due_at))
-    shown = step(quota, state, Peek(**ask, probe_after_us=None))[1].snapshot
-    assert shown is not None
-    assert round(shown.bound * SECOND) == bound
-
-
-def test_when_an_unknown_balance_will_be_full_is_not_known() -> None:
-    """It may never be: the server may say anything."""
-    shown = look(SYNCED, BucketState(refilled_at=NOW))
-    assert (shown.balance, shown.available, shown.full_in) == (None, None, math.inf)
-
-
-@pytest.mark.parametrize("balance, failures, free_at", [(5, 0, 0), (None, 0, 0), (None, 1, CLAIM_US + 600 * SECOND)])
-def test_a_claim_given_back_is_free_at_once_and_the_second_time_a_failed_probe(
-    balance: int | None, failures: int, free_at: int
-) -> None:
-    """Whoever is cancelled leaves the claim to the next one; who gives it back again and again must not hammer."""
-    state = known(balance=balance, reading_at=None, probe_failures=failures)
-    state, claim = step(SYNCED, state, Acquire(999))
-    assert claim.claimed_until_us == NOW + CLAIM_US
-    assert step(SYNCED, state, Unclaim(NOW + CLAIM_US - 1))[1].found is False
-    assert step(SYNCED, state, Unclaim(NOW + CLAIM_US), NOW + CLAIM_US)[1].found is False
-    state, given = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
-    assert (given.found, state.probe_returned) == (True, 1)
-    assert not step(SYNCED, state, Unclaim(NOW + CLAIM_US))[1].found
-    if failures:
-        assert not step(SYNCED, state, Acquire(999))[1].probe
-        return
-    state, again = step(SYNCED, state, Acquire(999))
-    assert again.probe
-    state, _ = step(SYNCED, state, Unclaim(NOW + CLAIM_US))
-    assert not step(SYNCED, state, Acquire(999), NOW + 600 * SECOND - 1)[1].probe
-    assert step(SYNCED, state, Acquire(999), NOW + 1200 * SECOND)[1].probe
-    # After a reading it is the first time again.
-    state, _ = step(SYNCED, state, Reconcile(Reading(5)))
-    now = NOW + 600 * SECOND
-    state, _ = step(SYNCED, state, Acquire(999), now)
-    state, _ = step(SYNCED, state, Unclaim(now + CLAIM_US), now)
-    assert step(SYNCED, state, Acquire(999), now)[1].probe
-
-
-# --- 9: lifetime
-
-
-def test_a_look_at_an_empty_bucket_never_used_lets_it_begin_to_fill() -> None:
-    """It is stored, so that who waits as told is granted; a full one needs no storing."""
-    quota = Quota(3, 1, 1.0, initial=0)
-    state, outcome = transition(quota, None, NOW, Peek(3))
-    assert state is not None
-    assert outcome.retry_after_us == 3 * SECOND
-    for early in (1, 0):
-        shown = step(quota, state, Peek(3), NOW + 3 * SECOND - early)[1]
-        assert (shown.granted, shown.retry_after_us) == (not early, early)
-    assert transition(Quota(3, 1, 1.0), None, NOW, Peek(3))[0] is None
-
-
-# --- 10: others
-
-
-@pytest.mark.parametrize(
-    "capacity, tokens, kept, keep, balance, granted",
-    [
-        (300, 250, 100, 0, 300, True),  # never so much that the request can't be admitted
-        (300, 250, 100, 0, 299, False),
-        (300, 1, 40, 0, 41, True),
-        (300, 1, 40, 0, 40, False),
-        (300, 1, 40, 30, 71, True),
-        (300, 1, 40, 30, 70, False),
-        (301, 1, 150, 0, 101, True),  # a third, rounded down
-        (301, 1, 150, 0, 100, False),
-        (301, 1, 150, 50, 101, True),  # with what the request itself leaves
-        (301, 1, 150, 50, 100, False),
-        (301, 1, 150, 200, 201, True),  # which is more at times
-        (301, 1, 150, 200, 200, False),
-    ],
-)
-def test_what_is_kept_back_is_a_third_at_most_and_never_too_much(
-    capacity: int, tokens: int, kept: int, keep: int, balance: int, granted: bool
-) -> None:
-    """The largest request is admitted by a full bucket, whatever was seen of others."""
-    quota = Quota(capacity, 5, 60.0, stepped=True, synced=True)
-    state = known(balance=balance, kept_back=kept, kept_back_at=NOW)
-    assert step(quota, state, Acquire(tokens, keep=keep))[1].granted == granted
-
-
-@pytest.mark.parametrize(
-    "refill, period, gap, kept", [(5, 1.0, 30, 0), (5, 1.0, 31, 31), (2, 2.0, 6, 0), (2, 2.0, 7, 7), (5, 60.0, 6, 6)]
-)
-def test_a_gap_is_more_than_what_may_be_under_way(refill: int, period: float, gap: int, kept: int) -> None:
-    """As many steps as fit in the tolerance of clocks, and one more, explain a gap; a token more is somebody else."""
-    quota = Quota(300, refill, period, stepped=True, synced=True)
-    after, _ = step(quota, known(balance=200), Reconcile(Reading(200 - gap)))
-    assert (after.kept_back or 0) == kept
-
-
-# --- 12: a pause
-
-
-@pytest.mark.parametrize("quota", [Quota(10, 1, 1.0), RECHARGING, Quota(10, 1, 1.0, synced=True)])
-def test_a_pause_refuses_every_request_until_its_end_and_nothing_else(quota: Quota) -> None:
-    """Whoever asks, in whatever way, is told its end; no probe is claimed, no recharge begins, holds are ended."""
-    state = summed(quota, known(balance=7, holds={"a": Hold(2, 1, NOW + 99 * SECOND, 99 * SECOND)}))
-    state, _ = step(quota, state, Pause(5 * SECOND))
-    asks = (Acquire(1), Acquire(1, wait_us=LIMIT - 1), Reserve("b", 1, SECOND, scout=True), Peek(1))
-    for command in asks:
-        outcome = step(quota, state, command, NOW + 5 * SECOND - 1)[1]
-        assert (outcome.granted, outcome.reason, outcome.retry_after_us) == (False, Reason.PAUSED, 1)
-        assert not outcome.probe
-        assert not outcome.closed
-        assert step(quota, state, command, NOW + 5 * SECOND)[1].granted
-    assert step(quota, state, Settle("a", 1))[1].found
-    assert step(quota, state, Acquire(0))[1].granted
-    ended, _ = step(quota, state, Pause(0))
-    assert ended.paused_until is None
-    assert step(quota, ended, Acquire(1))[1].granted
-
-
-def test_who_would_wait_for_longer_than_the_pause_is_told_so() -> None:
-    """The later of the two instants."""
-    state, _ = step(Quota(10, 1, 1.0), BucketState(balance=0, refilled_at=NOW), Pause(2 * SECOND))
-    for tokens, wait_us in ((1, 2 * SECOND), (2, 2 * SECOND), (3, 3 * SECOND)):
-        assert step(Quota(10, 1, 1.0), state, Acquire(tokens))[1].retry_after_us == wait_us
-
-
-def test_a_pause_is_a_day_at_most() -> None:
-    """A longer one is cut when it is set, and damage is drawn in to as much when it is read."""
-    day = 86_400 * SECOND
-    state, _ = step(RECHARGING, None, Pause(day + 1))
-    assert state.paused_until == NOW + day
-    state, outcome = step(RECHARGING, replace(state, paused_until=LIMIT - 1), Acquire(0))
-    assert (state.paused_until, outcome.repaired) == (NOW + day, ("paused_until",))
-
-
-# --- 13: terms (see also test_terms.py)
-
-
-def test_the_time_under_way_goes_over_as_time() -> None:
-    """Half a token of the old rate is half a second, and so many tokens at the new one."""
-    state, _ = step(Quota(10, 1, 1.0), None, Acquire(10))
-    state, outcome = step(Quota(10, 10, 1.0), state, Acquire(0), NOW + 1_500_000)
-    assert outcome.balance == 1 + 5
-    stepped, _ = step(Quota(10, 1, 1.0), None, Acquire(10))
-    stepped, outcome = step(Quota(10, 1, 1.0, stepped=True), stepped, Acquire(1), NOW + 500_000)
-    assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, 500_000)
-
-
-def test_of_the_time_at_refill_0_at_most_a_minute_goes_over() -> None:
-    """It was not counted, so it may not all count at the next rate; of a bucket that began so nothing is known."""
-    state, _ = step(Quota(1000, 0, 1.0), None, Acquire(1000))
-    for stood in (SECOND, 3600 * SECOND):
-        assert step(Quota(1000, 1, 1.0), state, Acquire(0), NOW + stood)[1].balance == 0
-    # Once terms changed, they stand for a minute at least.
-    for start in (0, NOW):
-        state, _ = step(Quota(1000, 1, 1.0), None, Acquire(1000), start)
-        state, _ = step(Quota(1000, 0, 1.0), state, Acquire(0), start)
-        for passed in (60, 61, 3600):
-            assert step(Quota(1000, 1, 1.0), state, Acquire(0), start + passed * SECOND)[1].balance == 60
-    for refill in (0, 1):
-        state, _ = step(Quota(1000, refill, 1.0), None, Acquire(1000), 0)
-        assert step(Quota(1000, 2, 1.0), state, Acquire(0), 0)[0].refilled_at == 0
-    hourly = Quota(1000, 1, 3600.0, stepped=True)
-    state, _ = step(hourly, None, Acquire(1000), 0)
-    state, _ = step(replace(hourly, refill=0), state, Acquire(0), 0)
-    assert step(hourly, state, Acquire(0), 60 * SECOND)[0].refilled_at == 0
-
-
-@pytest.mark.parametrize("capacity, wide", [(9, 10), (10, None), (11, None)])
-def test_other_terms_leave_a_larger_capacity_and_the_places_that_were_told(capacity: int, wide: int | None) -> None:
-    """A capacity that isn't larger bounds nothing; a place ten tokens in debt is where it was."""
-    state, _ = step(Quota(10, 1, 60.0), None, Acquire(10))
-    for _ in range(2):
-        state, _ = step(Quota(10, 1, 60.0), state, Acquire(10, wait_us=LIMIT - 1))
-    state, _ = step(Quota(capacity, 1, 59.0), state, Acquire(0))
-    assert (state.wide_capacity, state.last_place) == (wide, NOW + 1200 * SECOND)
-
-
-def test_for_a_minute_the_larger_capacity_bounds_and_then_the_smaller_clips() -> None:
-    """At the end of the minute what is above the smaller one is gone, and no sooner; refill fills up to the larger."""
-    large, small, minute = Quota(100, 1, 60.0), Quota(50, 1, 60.0), 60 * SECOND
-    state, _ = step(large, None, Acquire(20))
-    state, changed = step(small, state, Acquire(0))
-    assert (changed.balance, changed.terms) == (80, (large, small))
-    assert step(small, state, Acquire(81), NOW + minute - 1)[1].reason is Reason.TOO_LARGE
-    assert step(small, state, Acquire(80), NOW + minute - 1)[1].granted
-    clipped, outcome = step(small, state, Acquire(1), NOW + minute)
-    assert (outcome.balance, clipped.wide_capacity) == (49, None)
-    assert step(small, state, Acquire(0), NOW + 9 * minute)[1].balance == 50
-    # What a server said is there is there.
-    state = known(balance=80, quota=replace(large, synced=True))
-    state, _ = step(replace(small, synced=True), state, Acquire(0))
-    assert step(replace(small, synced=True), state, Acquire(0), NOW + minute)[1].balance == 81
-
-
-@pytest.mark.parametrize("tokens, reason, wait_us", [(69, Reason.EMPTY, 59 * SECOND), (70, Reason.TOO_LARGE, LIMIT)])
-def test_what_the_smaller_capacity_will_clip_is_never_there(tokens: int, reason: Reason, wait_us: int) -> None:
-    """10 tokens at one a second: the 70th would come as only 50 are held any more."""
-    large, small = Quota(100, 1, 1.0), Quota(50, 1, 1.0)
-    state, _ = step(small, step(large, None, Acquire(90))[0], Acquire(0))
-    outcome = step(small, state, Acquire(tokens))[1]
-    assert (outcome.reason, outcome.retry_after_us) == (reason, wait_us)
-    assert not step(small, state, Acquire(tokens), NOW + 59 * SECOND - 1)[1].granted
-    assert step(small, state, Acquire(tokens), NOW + 59 * SECOND)[1].granted is (reason is Reason.EMPTY)
-    assert not step(small, state, Acquire(tokens), NOW + 60 * SECOND)[1].granted
-
-
-def test_a_recharge_aims_at_the_capacity_that_lasts() -> None:
-    """Its end is fixed when it begins, so it may not reckon with the larger one that bounds for a minute."""
-    large, small = Quota(100, 1, 2.0, recharge_to=90), Quota(50, 1, 2.0, recharge_to=90)
-    state, _ = step(small, step(large, None, Acquire(100))[0], Acquire(0))
-    outcome = step(small, state, Acquire(1))[1]
-    assert (outcome.reason, outcome.retry_after_us) == (Reason.RECHARGING, 100 * SECOND)
+def test_a_look_at_a_full_bucket_never_used_stores_nothing() -> None:
+    """It is as a new one will be."""
+    assert transition(TEN, None, EPOCH, Peek(3))[0] is None

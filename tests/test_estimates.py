@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepa_tokens import ConfigError, KeepaSync, TokenBucket, keepa_quota
+from keepa_tokens import KeepaSync, TokenBucket, keepa_quota
 from keepa_tokens.events import Event, EventKind
 from keepa_tokens.keepa.costs import estimate
 from keepa_tokens.keepa.estimates import Estimator
@@ -113,13 +113,6 @@ def test_memory_is_bounded_and_the_last_ones_used_stay() -> None:
     assert repr(estimator) == "Estimator(window=16, kinds=3)"
     assert estimator.estimate(PRODUCT, asins(1, offers=10)) == 100
     assert estimator.estimate(PRODUCT, asins(1, offers=20)) == 12
-
-
-@pytest.mark.parametrize("window, kinds", [(0, 1), (1, 0)])
-def test_a_memory_of_nothing_is_refused(window: int, kinds: int) -> None:
-    """A window or a number of kinds below 1 is a ConfigError."""
-    with pytest.raises(ConfigError):
-        Estimator(window=window, kinds=kinds)
 
 
 settled = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 3000)), min_size=1, max_size=16)

@@ -19,7 +19,6 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
-    ConfigError,
     KeepaSync,
     MemoryStorage,
     TokenBucket,
@@ -242,13 +241,6 @@ def test_a_proxy_from_the_environment_is_used(kind: Kind, monkeypatch: pytest.Mo
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             client.get("/product", asins(2), base=nowhere)
         assert world.fake.spent == 2
-
-
-@pytest.mark.parametrize("inner", [httpx.AsyncHTTPTransport(), "no transport", httpx.Client])
-def test_an_inner_transport_of_the_wrong_kind_is_told_at_once(inner: Any) -> None:
-    """What can't send a request is a ConfigError that says what it must have."""
-    with pytest.raises(ConfigError, match=r"must have handle_request\(\)"):
-        KeepaTransport(bucket(), inner)
 
 
 def test_a_request_that_is_closed_in_the_middle_leaves_no_call_open() -> None:

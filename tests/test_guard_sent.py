@@ -26,7 +26,7 @@ import trustme
 from keepa_tokens.guards.httpx import KeepaTransport
 from tests.odd_servers import Serve, listening, says, tls
 
-from tests.http_guards import HOST, KINDS, NETWORK_ERRORS, Kind, World, asins, running  # isort: skip
+from tests.http_guards import HOST, KEEPA_KINDS, KINDS, NETWORK_ERRORS, Kind, World, asins, running  # isort: skip
 
 # A client that fails on its way to a connection leaves the socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -272,6 +272,15 @@ def test_a_second_try_that_finds_nobody_may_have_been_sent_the_first_time(world:
         with pytest.raises(aiohttp.ClientError):
             get(world, f"http://{HOST}:{listener.getsockname()[1]}")
         thread.join(10)
+    assert world.bucket().held == HELD
+
+
+@pytest.mark.parametrize("kind", KEEPA_KINDS, indirect=True)
+def test_a_redirect_to_where_nobody_listens_was_sent(world: World) -> None:
+    """The clients follow it by themselves: the server has had the request, so nobody knows what it cost."""
+    away = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    with listening(says(away)) as port, pytest.raises(NETWORK_ERRORS):
+        get(world, f"http://{HOST}:{port}")
     assert world.bucket().held == HELD
 
 

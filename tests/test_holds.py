@@ -13,27 +13,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, commands, gaps, instants, quotas
+from checks.models.strategies import HOUR, MINUTE, SECOND, commands, gaps, quotas
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import (
     Acquire,
-    Cancel,
-    Command,
     Outcome,
-    Pause,
     Peek,
-    Reconcile,
-    Refund,
     Reserve,
     Settle,
 )
 from keepa_tokens.rules.decision import InFlight
-from keepa_tokens.rules.line import Ticket
-from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import lifetime_us, transition
-from keepa_tokens.units import REFUND_MEMORY_US, SWEEP_US, TOLERANCE_US
+from keepa_tokens.units import SWEEP_US, TOLERANCE_US
+from tests.stories import Story, each_story
 from tests.strategies import SPARING, Direct, Make, Situation, either_way, reached
 
 FIXED = Quota(100, 0, 1.0)
@@ -43,20 +36,85 @@ TOLD = Quota(100, 0, 1.0, synced=True, initial=100)
 """The same beside a server."""
 
 
+NET_0: Final = Quota(1000, 0, 1.0, synced=True)
+UNKNOWN: Final = Quota(100, 5, 60.0, synced=True)
+PER_SECOND: Final = Quota(10, 1, 1.0)
+LEARNING: Final = Quota(10, 1, 1.0, synced=True)
+SEVEN: Final = Quota(7, 7, 1.0)
+SLOW: Final = Quota(100, 1, 3600.0, synced=True, initial=100)
+PLAN: Final = keepa_quota(20)
+
+STORIES: Final = """
+a plain hold takes its tokens at once, and settling it charges what it cost: FIXED
+    0 hold a 10 life=60s -> GRANTED balance=90 held=10 available=90
+    1s settle a (7|10|0|25|150) -> found balance=(93|90|100|75|-50) held=0
+a synced one sets them aside beside the balance: TOLD
+    0 hold a 10 life=60s -> GRANTED balance=100 held=10 available=90
+    1s settle a (7|10|0|25|150) -> found balance=(93|90|100|75|-50) held=0
+a hold ends once, however it is ended: FIXED
+    0 hold a 10 life=60s; 1 (settle a 4|settle a|cancel a) -> found balance=(96|90|100) held=0
+    2 settle a 4 -> !found, settle a -> !found, cancel a -> !found, settle a 90 -> !found balance=(96|90|100) held=0
+a reserve that arrives again is granted on the hold that is there, and sets nothing more aside: FIXED
+    0 hold a 100 life=60s -> GRANTED; 1 hold a 100 life=60s -> GRANTED balance=0 held=100, hold b 1 -> EMPTY
+a plain hold that runs out is forgotten: its tokens were taken, and none come back: FIXED
+    0 hold a 10 life=60s; 60s-1 peek -> balance=90 held=10
+    60s take 0 -> ran_out=10 balance=90 held=0, (settle a 3|cancel a) -> !found balance=90 held=0
+a synced one is forgotten after one more lifetime, its estimate stays charged: TOLD
+    0 hold a 10 life=60s; 120s (settle a 3|cancel a) -> !found balance=90 held=0 !due_at
+# Full until the hold runs out at 10 s; then 50 are gone, and 20 come back until 30 s.
+a hold is charged at its own instant, whenever somebody looks: TOLD refill=1
+    0 hold a 50 life=10s; (10s take 0; 11s take 0; 30s|30s) peek -> balance=70 held=0
+# What it cost may have come after that reading: it is charged, the estimate isn't given back.
+a late settle does not correct a balance that a reading has replaced: NET_0
+    0 read 100 1000 refill=0, hold a 10 life=60s; 61s read 70 1001 -> balance=70 held=0
+    62s settle a 4 -> balance=66 held=0
+a hold that runs out while nothing is known charges nothing, the next reading has its cost: UNKNOWN refill=0
+    0 hold a 10 scout=1 -> scout; 1s peek -> balance=- held=0; 2s-1 settle a 3 says=50 -> found
+    2s peek -> balance=50 held=0
+nor is anything given back where the balance began at 0 meanwhile, as the claim is over: UNKNOWN refill=0
+    0 hold a 10 life=15s scout=1; 15s peek -> balance=- held=0; 25s settle a 3 -> found balance=-3 held=0
+what comes back to an unknown balance is as unknown: UNKNOWN
+    0 hold a 10 life=2s scout=1 -> GRANTED
+    3s settle a 7 -> balance=-, settle a 3 -> balance=-
+    3s cancel a -> balance=-, back r 5 -> balance=-, peek -> balance=-
+a refund counts once, and not above capacity: FIXED initial=50
+    0 back r 30 -> balance=80, back r 30 -> !found balance=80, back s 30 -> balance=100
+a refund lowers no balance that is above capacity: FIXED balance=150
+    0 back r 30 -> balance=150
+a refund is remembered for ten minutes: FIXED initial=0
+    0 back r 5 -> found; (0|600s-1|600s) back r 5 -> (!found|!found|found) balance=(5|5|10)
+# So it is with a refund, and with what comes back of a synced hold that ran out.
+what fills the bucket leaves no fraction under way: 10 pass, not 11: (PER_SECOND|LEARNING|LEARNING) initial=10
+    0 hold a 1 life=10s; 10s take (1|0|0); 11s-1 take 0, (back r 1|settle a 0|cancel a) -> balance=10
+    11s-1 take 10 -> GRANTED; 12s-2 take 1 -> EMPTY; 12s-1 take 1 -> GRANTED
+what is given back of a plain hold fills up to capacity, what was refilled since counts: SEVEN
+    0 hold a 4 life=60s; 10s take 3; 12s (settle a 1|cancel a) -> balance=7, hold b 4 life=10s, take 3 -> balance=0
+    12s (settle b 1|cancel b) -> balance=(3|4)
+and so does what is given back of a synced one that ran out: SEVEN synced initial=7
+    0 hold a 4 life=10s; 10s take 3; 12s (settle a 1|cancel a) -> balance=7, hold b 4 life=10s
+    22s take 3 -> balance=0, (settle b 1|cancel b) -> balance=(3|4)
+# A new one would let more go until then.
+a bucket is kept until it is full, its last hold, its pause and its line are over, and a margin: PER_SECOND balance=10
+    0 (put balance=-990, take 0|put balance=7, take 0|hold a 10 life=600s|pause 3600s|put line=t:5:0:0:@3600s, take 0)
+    0 peek -> lifetime=(1010s|60s|610s|3610s|3670s)
+`initial` at the capacity is the default: PER_SECOND period=100 initial=10
+    0 take 3 -> lifetime=310s
+one is kept for ever where a new one would begin lower: (PER_SECOND|LEARNING|PLAN) initial=(9|0|1200)
+    0 (take 1|take 1|read 300 refill=5 capacity=300), peek -> lifetime=-
+one that never refills is kept for a day from its last use: FIXED start=(0|77s|99999999s)
+    0 take 1 -> lifetime=86400s
+a synced one keeps for a day what it learned, longer with a hold, but not for a debt: LEARNING initial=(-|-|-|10)
+    0 (take 1|hold a 1 life=86400s scout=1|read -1000000|take 1), peek -> lifetime=(86400s|86410s|86400s|86400s)
+and until it is full if that is longer, or after its holds: SLOW
+    0 (take 100|hold a 100 life=43200s), peek -> lifetime=(360010s|403210s)
+"""
+
+
 @either_way
-@pytest.mark.parametrize("quota, left_beside", [(FIXED, 90), (TOLD, 100)])
-def test_a_hold_takes_its_tokens_or_sets_them_aside_and_settling_charges_the_actual_cost(
-    make: Make, quota: Quota, left_beside: int
-) -> None:
-    """Plain: the balance goes down at once. Synced: they stand beside it. A settle leaves the actual cost."""
-    for actual, left in ((7, 93), (10, 90), (0, 100), (25, 75), (150, -50)):
-        bucket = make(quota)
-        assert bucket.apply(Reserve("a", 10, MINUTE), 0).granted
-        assert bucket.balance(0) == (left_beside, 10)
-        snapshot = bucket.look(0)
-        assert snapshot.available == 90
-        assert bucket.apply(Settle("a", actual), SECOND).found
-        assert bucket.balance(SECOND) == (left, 0)
+@each_story(STORIES, globals())
+def test_a_story_of_holds_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 def test_a_look_shows_the_calls_in_flight() -> None:
@@ -67,29 +125,6 @@ def test_a_look_shows_the_calls_in_flight() -> None:
     for now, first, second in ((0, (0, 3), (0, 61)), (SECOND, (0, 2), (0, 60)), (2 * SECOND, (1, 1), (1, 59))):
         shown = bucket.look(now)
         assert shown.in_flight == (InFlight("b", 5, "", *first), InFlight("a", 10, "crawler", *second))
-
-
-@either_way
-@pytest.mark.parametrize("ending", [Settle("a", 4), Settle("a"), Cancel("a")])
-def test_a_hold_ends_once(make: Make, ending: Command) -> None:
-    """A settle or a cancel that arrives again, or after the other, finds nothing and changes nothing."""
-    bucket = make(FIXED)
-    bucket.apply(Reserve("a", 10, MINUTE), 0)
-    bucket.apply(ending, 1)
-    after = bucket.balance(1)
-    for late in (Settle("a", 4), Settle("a"), Cancel("a"), Settle("a", 90)):
-        assert not bucket.apply(late, 2).found
-        assert bucket.balance(2) == after
-
-
-@either_way
-def test_a_reserve_that_arrives_again_sets_nothing_more_aside(make: Make) -> None:
-    """A repeated reserve is granted on the hold that is there, also when nothing is left for another."""
-    bucket = make(FIXED)
-    assert bucket.apply(Reserve("a", 100, MINUTE), 0).granted
-    assert bucket.apply(Reserve("a", 100, MINUTE), 1).granted
-    assert bucket.balance(1) == (0, 100)
-    assert not bucket.apply(Reserve("b", 1, MINUTE), 1).granted
 
 
 @either_way
@@ -106,42 +141,6 @@ def test_a_hold_that_runs_out_is_charged_and_a_late_settle_corrects_it_once(
     assert bucket.balance(MINUTE + late) == (100 - actual, 0)
     assert not bucket.apply(Settle("a", actual), MINUTE + late).found
     assert bucket.balance(MINUTE + late) == (100 - actual, 0)
-
-
-@either_way
-@pytest.mark.parametrize("ending", [Settle("a", 3), Cancel("a")])
-def test_a_plain_hold_that_runs_out_is_forgotten(make: Make, ending: Command) -> None:
-    """Its tokens were taken when it was opened: nothing more is charged, and nothing comes back afterwards."""
-    bucket = make(FIXED)
-    bucket.apply(Reserve("a", 10, MINUTE), 0)
-    assert bucket.balance(MINUTE - 1) == (90, 10)
-    ended = bucket.apply(Acquire(0), MINUTE)
-    assert [hold.tokens for hold in ended.ran_out] == [10]
-    assert bucket.balance(MINUTE) == (90, 0)
-    assert not bucket.apply(ending, MINUTE).found
-    assert bucket.balance(MINUTE) == (90, 0)
-
-
-@pytest.mark.parametrize("ending", [Settle("a", 3), Cancel("a")])
-def test_a_hold_is_forgotten_after_one_more_lifetime(ending: Command) -> None:
-    """Synced: a settle or cancel that is later than that finds nothing: the estimate stays charged."""
-    bucket = Direct(TOLD)
-    bucket.apply(Reserve("a", 10, MINUTE), 0)
-    assert not bucket.apply(ending, 2 * MINUTE).found
-    assert bucket.balance(2 * MINUTE) == (90, 0)
-    assert bucket.stored.holds == {}
-
-
-@either_way
-def test_a_hold_is_charged_at_its_own_instant_whenever_somebody_looks(make: Make) -> None:
-    """The refill after a hold's end counts from its end, also when nobody comes by until long after."""
-    asked, alone = (make(Quota(100, 1, 1.0, synced=True, initial=100)) for _ in range(2))
-    for bucket in (asked, alone):
-        bucket.apply(Reserve("a", 50, 10 * SECOND), 0)
-    asked.apply(Acquire(0), 10 * SECOND)
-    asked.apply(Acquire(0), 11 * SECOND)
-    # Full until the hold runs out at 10 s; then 50 are gone, and 20 come back until 30 s.
-    assert asked.balance(30 * SECOND) == alone.balance(30 * SECOND) == (70, 0)
 
 
 @pytest.mark.parametrize("looked, left", [(1_000_000, [1e-6]), (1_999_999, [0]), (2_000_000, [])])
@@ -225,100 +224,7 @@ def test_a_clock_that_steps_back_does_not_keep_a_hold_for_longer_than_its_lifeti
         assert bucket.balance(now + life + TOLERANCE_US) == (90, 0)
 
 
-# --- beside readings
-
-
-def synced(start: int = 100) -> Direct:
-    """Return a synced bucket that was told its balance at EPOCH."""
-    bucket = Direct(Quota(1000, 0, 1.0, synced=True))
-    bucket.apply(Reconcile(Reading(start, server_time=1000.0, refill=0)), EPOCH)
-    return bucket
-
-
-def test_a_late_settle_does_not_correct_a_balance_that_a_reading_has_replaced() -> None:
-    """Once a reading has replaced the balance that a hold was charged to, nothing is given back for that charge."""
-    bucket = synced()
-    bucket.apply(Reserve("a", 10, MINUTE), EPOCH)
-    bucket.apply(Reconcile(Reading(70, server_time=1001.0)), EPOCH + 61 * SECOND)
-    assert bucket.balance(EPOCH + 61 * SECOND) == (70, 0)
-    bucket.apply(Settle("a", 4), EPOCH + 62 * SECOND)
-    # What it cost may have come after that reading: it is charged, the estimate isn't given back.
-    assert bucket.balance(EPOCH + 62 * SECOND) == (66, 0)
-
-
-def test_a_hold_that_runs_out_while_nothing_is_known_charges_nothing() -> None:
-    """There is no balance to charge; the next reading has the cost."""
-    bucket = Direct(Quota(100, 0, 1.0, synced=True))
-    outcome = bucket.apply(Reserve("a", 10, SECOND, scout=True), EPOCH)
-    assert outcome.scout
-    assert bucket.balance(EPOCH + SECOND) == (None, 0)
-    assert bucket.apply(Settle("a", 3, Reading(50)), EPOCH + 2 * SECOND - 1).found
-    assert bucket.balance(EPOCH + 2 * SECOND) == (50, 0)
-    # Nor is anything given back where the balance began at 0 meanwhile, as the claim ended without a reading.
-    bucket = Direct(Quota(100, 0, 1.0, synced=True))
-    bucket.apply(Reserve("a", 10, 15 * SECOND, scout=True), EPOCH)
-    assert bucket.balance(EPOCH + 15 * SECOND) == (None, 0)
-    assert bucket.apply(Settle("a", 3), EPOCH + 25 * SECOND).found
-    assert bucket.balance(EPOCH + 25 * SECOND) == (-3, 0)
-
-
-# --- refunds and the lifetime of a state
-
-
-@either_way
-def test_a_refund_counts_once_and_not_above_capacity(make: Make) -> None:
-    """The same refund again finds nothing; another fills up to capacity and no further; neither lowers a balance."""
-    bucket = make(Quota(100, 0, 1.0, initial=50))
-    assert bucket.apply(Refund("r", 30), 0).balance == 80
-    again = bucket.apply(Refund("r", 30), 0)
-    assert (again.found, again.balance) == (False, 80)
-    assert bucket.apply(Refund("s", 30), 0).balance == 100
-    above = make(Quota(100, 0, 1.0))
-    above.put(BucketState(balance=150, refilled_at=0))
-    assert above.apply(Refund("r", 30), 0).balance == 150
-
-
-@pytest.mark.parametrize("later, counts", [(0, False), (REFUND_MEMORY_US - 1, False), (REFUND_MEMORY_US, True)])
-def test_a_refund_is_remembered_for_ten_minutes(later: int, counts: bool) -> None:
-    """Until then the same id counts no second time."""
-    bucket = Direct(Quota(100, 0, 1.0, initial=0))
-    assert bucket.apply(Refund("r", 5), EPOCH).found
-    assert bucket.apply(Refund("r", 5), EPOCH + later).found is counts
-    assert bucket.balance(EPOCH + later)[0] == (10 if counts else 5)
-
-
-@pytest.mark.parametrize("ending", [Refund("r", 1), Settle("a", 0), Cancel("a")])
-def test_what_comes_back_and_fills_the_bucket_leaves_no_fraction_under_way(ending: Command) -> None:
-    """A full bucket earns nothing: the part of a token that was under way is gone, so that 10 pass and not 11.
-
-    So it is with a refund, and with what comes back of a synced hold that ran out.
-    """
-    bucket = Direct(Quota(10, 1, 1.0, synced=not isinstance(ending, Refund), initial=10))
-    bucket.apply(Reserve("a", 1, 10 * SECOND), EPOCH)
-    if not bucket.quota.synced:
-        bucket.apply(Acquire(1), EPOCH + 10 * SECOND)
-    now = EPOCH + 11 * SECOND - 1
-    bucket.apply(Acquire(0), now)
-    assert bucket.apply(ending, now).balance == 10
-    assert bucket.apply(Acquire(10), now).granted
-    assert not bucket.apply(Acquire(1), now + SECOND - 1).granted
-    assert bucket.apply(Acquire(1), now + SECOND).granted
-
-
-@pytest.mark.parametrize("ending", [Settle("a", 1), Cancel("a")])
-@pytest.mark.parametrize("synced", [False, True])
-def test_what_is_given_back_fills_up_to_capacity(ending: Settle | Cancel, synced: bool) -> None:
-    """What was refilled since counts: nothing is given back above capacity, also (synced) after the hold ran out."""
-    quota = Quota(7, 7, 1.0, synced=True, initial=7) if synced else Quota(7, 7, 1.0)
-    bucket = Direct(quota)
-    bucket.apply(Reserve("a", 4, 10 * SECOND if synced else MINUTE), EPOCH)
-    bucket.apply(Acquire(3), EPOCH + 10 * SECOND)
-    assert bucket.apply(ending, EPOCH + 12 * SECOND).balance == 7
-    bucket.apply(Reserve("b", 4, 10 * SECOND), EPOCH + 12 * SECOND)
-    end = EPOCH + (22 * SECOND if synced else 12 * SECOND)
-    assert bucket.apply(Acquire(3), end).balance == 0
-    late = bucket.apply(replace(ending, id="b"), end)
-    assert late.balance == (3 if isinstance(ending, Settle) else 4)
+# --- the lifetime of a state
 
 
 @SPARING
@@ -358,65 +264,3 @@ def test_dropping_a_stepped_state_at_its_lifetime_only_forgets_the_phase(
 def replace_times(outcome: Outcome) -> tuple[object, ...]:
     """Return what was decided, without when."""
     return outcome.granted, outcome.reason, outcome.balance, outcome.found, outcome.probe
-
-
-PER_SECOND: Final = Quota(10, 1, 1.0)
-LEARNING: Final = Quota(10, 1, 1.0, synced=True)
-SLOW: Final = Quota(100, 1, 3600.0, synced=True, initial=100)
-
-
-@pytest.mark.parametrize(
-    "why, quota, state, command, life",
-    [
-        ("a new one would begin lower", replace(PER_SECOND, initial=9), None, Acquire(1), None),
-        ("and so would a synced one", replace(LEARNING, initial=0), None, Acquire(1), None),
-        ("`initial` at capacity is the default", Quota(10, 1, 100.0, initial=10), None, Acquire(3), 310 * SECOND),
-        ("until it is full", PER_SECOND, BucketState(balance=-990, refilled_at=EPOCH), Acquire(0), 1010 * SECOND),
-        ("and its last hold is over", PER_SECOND, None, Reserve("a", 10, 10 * MINUTE), 610 * SECOND),
-        ("and its pause", PER_SECOND, None, Pause(HOUR), HOUR + 10 * SECOND),
-        (
-            "and whoever stands in line has lapsed",
-            PER_SECOND,
-            BucketState(balance=10, refilled_at=EPOCH, line=(Ticket("t", 5, 0, 0, EPOCH + HOUR),)),
-            Acquire(0),
-            HOUR + MINUTE + 10 * SECOND,
-        ),
-        ("a synced one keeps for a day what it learned", LEARNING, None, Acquire(1), DAY),
-        ("longer with a hold", LEARNING, None, Reserve("a", 1, DAY, scout=True), DAY + 10 * SECOND),
-        ("but not for a debt", LEARNING, None, Reconcile(Reading(-(10**6))), DAY),
-        (
-            "what the server reported bounds for ever",
-            keepa_quota(20, initial=1200),
-            None,
-            Reconcile(Reading(300, refill=5, capacity=300)),
-            None,
-        ),
-        ("where it begins full", replace(LEARNING, initial=10), None, Acquire(1), DAY),
-        ("until it is full if that is longer", SLOW, None, Acquire(100), 100 * HOUR + 10 * SECOND),
-        ("after its holds", SLOW, None, Reserve("a", 100, 12 * HOUR), 112 * HOUR + 10 * SECOND),
-    ],
-)
-def test_a_bucket_is_kept_as_long_as_a_new_one_would_let_more_go(
-    why: str, quota: Quota, state: BucketState | None, command: Command, life: int | None
-) -> None:
-    """Until it is full, its last hold, its pause and its line are over, and a margin; else a day, or for ever."""
-    after, _ = transition(quota, state, EPOCH, command)
-    assert after is not None
-    assert lifetime_us(after, EPOCH) == life, why
-
-
-@given(now=instants)
-def test_a_refill_of_0_keeps_a_state_for_a_day(now: int) -> None:
-    """Without refill there is no instant at which a plain bucket is full; it is kept for a day from its last use."""
-    state, _ = transition(FIXED, None, now, Acquire(1))
-    assert state is not None
-    assert lifetime_us(state, now) == DAY
-
-
-def test_what_comes_back_to_an_unknown_balance_is_as_unknown() -> None:
-    """A hold that ran out had nothing to be charged to; settled late, or with a refund, the balance is not known."""
-    bucket = Direct(Quota(100, 5, 60.0, synced=True))
-    assert bucket.apply(Reserve("a", 10, 2 * SECOND, scout=True), EPOCH).granted
-    for command in (Settle("a", 7), Settle("a", 3), Cancel("a"), Refund("r", 5)):
-        outcome = bucket.apply(command, EPOCH + 3 * SECOND)
-        assert (outcome.balance, bucket.look(EPOCH + 3 * SECOND).balance) == (None, None)

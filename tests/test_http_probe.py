@@ -8,7 +8,8 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,16 @@ import httpx2
 import pytest
 import trustme
 
-from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, NotEnoughTokens, TokenBucket, keepa_quota
+from keepa_tokens import (
+    AsyncKeepaSync,
+    AsyncTokenBucket,
+    ConfigError,
+    KeepaSync,
+    NotEnoughTokens,
+    TokenBucket,
+    keepa_quota,
+)
+from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.keepa.probe import async_http_probe, http_probe
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.odd_servers import answers, listening, tls
@@ -180,6 +190,22 @@ def test_the_environments_proxy_is_used(name: str, waits: bool, monkeypatch: pyt
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         told(waits, base_url=server.url)
         assert (len(asked), server.fake.token_calls) == (1, 1)
+
+
+@pytest.mark.parametrize("proxy", ["http://me:hunter2/x@127.0.0.1:1", "me:hunter2#@127.0.0.1:1", "http://h:hunter2"])
+def test_a_proxy_that_can_not_be_read_is_told_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A special character in its password tears the URL apart: a ConfigError says what to do, and shows none of it."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.delenv("https_proxy", raising=False)
+    with httpx.Client(transport=KeepaTransport(KeepaSync(TokenBucket(keepa_quota())))) as client:
+        asks: list[Callable[[], object]] = [
+            http_probe(KEY),
+            lambda: client.get("https://api.keepa.com/product?asin=B1"),
+        ]
+        for ask in asks:
+            with pytest.raises(ConfigError, match="percent codes") as refused:
+                ask()
+            assert "hunter2" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -1,4 +1,4 @@
-"""From outside: in any interval a plain bucket lets at most its capacity and the interval's refill go.
+"""From outside: in any interval a plain bucket lets at most its capacity, its overdraft and the interval's refill go.
 
 Counted at the instants at which callers may go. A place that is given up before its instant never went; what comes
 back later, by a settle at less or a grant that was not used, counts as minus at the instant at which it comes back.
@@ -92,12 +92,13 @@ class World:
 
 
 def most(quota: Quota, start: int, end: int) -> int:
-    """Return the capacity and the refill from `start` to `end`."""
+    """Return the capacity, the overdraft and the refill from `start` to `end`."""
+    there = quota.capacity + quota.overdraft
     if not quota.stepped:
         # An instant is rounded up to a whole microsecond, so the refill before it may have begun that much earlier.
-        return quota.capacity + (end - start + 1) * quota.refill // quota.period_us
+        return there + (end - start + 1) * quota.refill // quota.period_us
     # The first step may come right after the start: at most refill - 1 of it went past the cap.
-    return quota.capacity + ((end - start) // quota.period_us + 1) * quota.refill
+    return there + ((end - start) // quota.period_us + 1) * quota.refill
 
 
 def check(quota: Quota, goes: list[Gone]) -> None:
@@ -115,6 +116,7 @@ quotas = st.builds(
     refill=st.integers(1, 5),
     period=st.sampled_from([1.0, 0.7, 3.0]),
     stepped=st.booleans(),
+    overdraft=st.sampled_from([0, 0, 1, 4, 12]),
     initial=st.sampled_from([None, 0]),
 )
 
@@ -132,14 +134,15 @@ steps = st.one_of(
 
 
 def play(world: World, program: list[tuple[str, int | None]]) -> None:
+    largest = world.quota.capacity + world.quota.overdraft
     for verb, number in program:
         amount = number or 0
         match verb:
             case "pass":
                 world.now += amount
-            case "wait" | "try" if amount <= world.quota.capacity:
+            case "wait" | "try" if amount <= largest:
                 world.acquire(amount, wait=verb == "wait")
-            case "reserve" if amount <= world.quota.capacity:
+            case "reserve" if amount <= largest:
                 world.reserve(amount)
             case "settle":
                 world.settle(number)
@@ -175,9 +178,20 @@ def play(world: World, program: list[tuple[str, int | None]]) -> None:
         *[("wait", 7), ("give up", 0), ("wait", 5), ("give up", 0), ("pass", 3_000_000), ("try", 3)],
     ],
 )
+@example(  # the last one given up was let into debt, and waited for less than it took
+    Quota(1, 5, 3.0, overdraft=1),
+    [("wait", 1), ("wait", 1), ("wait", 2), ("give up last", 0), ("give up", 0), ("wait", 2)],
+)
+@example(  # two places at one step, and the first of them is given up
+    Quota(20, 5, 3.0, stepped=True),
+    [
+        *[("wait", 1), ("wait", 20), ("pass", 17_000_000), ("wait", 2), ("wait", 20), ("wait", 2)],
+        *[("give up last", 0), ("give up", 1), ("wait", 19), ("wait", 5)],
+    ],
+)
 @example(Quota(20, 1, 1.0, initial=0), [("wait", 15), ("wait", 5), ("give up", 0), *[("wait", 5)] * 3])
 def test_no_interval_lets_more_go_than_capacity_and_refill(quota: Quota, program: list[tuple[str, int | None]]) -> None:
-    """Whatever is asked for, given up or settled at less, each interval lets at most capacity and refill go."""
+    """Whatever is asked for, given up or settled at less, each interval lets at most what it may go."""
     world = World(quota)
     play(world, program)
     check(quota, world.goes())

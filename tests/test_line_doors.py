@@ -14,13 +14,14 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     KeepaSync,
+    MemoryStorage,
     NotEnoughTokens,
     Quota,
     Reading,
     TokenBucket,
     keepa_quota,
 )
-from keepa_tokens.rules.commands import Command, Outcome, Reserve
+from keepa_tokens.rules.commands import Cancel, Command, Outcome, Reconcile, Reserve
 from keepa_tokens.testing import FakeKeepa, ManualClock, VirtualLoop, virtual_loop
 from tests.helpers import Noted
 from tests.keepa_world import asins
@@ -96,6 +97,30 @@ def test_a_big_call_is_not_starved_by_small_ones() -> None:
         loop.run_until_complete(day(loop, FakeKeepa(initial=40, refill_rate=20, clock=loop.clock)))
     # At most twenty small calls of 5 are before it, at 20 a minute, and one hold of 120 s.
     assert max(waits) <= (20 * 5 + 50) / 20 * 60.5 + 120
+
+
+def test_who_waits_beside_a_call_in_flight_notices_that_it_cost_nothing() -> None:
+    """Told a later turn, it looks again within two seconds of the end of the call before it, another process's."""
+
+    async def wait(loop: VirtualLoop) -> float:
+        storage, quota = MemoryStorage(), Quota(10, 5, 60.0, synced=True, initial=0)
+
+        def elsewhere(command: Command) -> Outcome:
+            return storage.apply("plan", quota, command, now_us=loop.clock.now_us())
+
+        first = Reserve("first", 5, 90_000_000, ticket="first")
+        elsewhere(first)
+        bucket = AsyncTokenBucket(quota, key="plan", storage=storage, clock=loop.clock)
+        waiting = asyncio.ensure_future(bucket.acquire(5))
+        await asyncio.sleep(30)
+        elsewhere(Reconcile(Reading(5)))
+        assert elsewhere(first).granted
+        await asyncio.sleep(31)
+        elsewhere(Cancel("first"))
+        return (await waiting).waited
+
+    with virtual_loop() as loop:
+        assert loop.run_until_complete(wait(loop)) < 63
 
 
 @pytest.mark.parametrize("door", ["reserve", "request"])

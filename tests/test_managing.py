@@ -196,11 +196,3 @@ def test_a_storage_that_can_forget_nothing_is_said() -> None:
     keeps: Any = Keeps()
     with pytest.raises(ConfigError, match="Keeps can't forget a bucket: give it a method delete"):
         TokenBucket(QUOTA, storage=keeps).reset()
-
-
-@pytest.mark.parametrize("unit, period", [("second", 1.0), ("minute", 60.0), ("hour", 3_600.0), ("day", 86_400.0)])
-def test_quotas_by_their_period(unit: str, period: float) -> None:
-    """So many a second, a minute, an hour or a day, evenly; the capacity is that number unless it is given."""
-    make = getattr(Quota, f"per_{unit}")
-    assert make(7) == Quota(7, 7, period)
-    assert make(7, capacity=9, stepped=True, overdraft=2) == Quota(9, 7, period, stepped=True, overdraft=2)

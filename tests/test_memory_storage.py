@@ -27,7 +27,7 @@ from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.testing import ManualClock
 from tests.helpers import in_a_child
 from tests.redis.stories import STORIES
-from tests.redis.strategies import Program, programs
+from tests.redis.strategies import Act, Program, programs
 from tests.strategies import SPARING
 
 QUOTA = Quota(10, 1, 1.0)
@@ -136,6 +136,14 @@ def test_memory_storage_is_transition_at_every_edge() -> None:
     assert len(sound) > 50
     for program in sound:
         follows_the_rules(program)
+
+
+def test_a_stepped_refill_from_before_a_step_of_the_clock_hides_nothing_that_is_ahead_of_it() -> None:
+    """A clock goes back by more than the tolerance: terms that changed after that are replaced, as by the rules."""
+    hourly = Quota(10, 3, 3_600.0, stepped=True)
+    begun, changed, back = EPOCH, EPOCH + 10 * MINUTE, EPOCH + 9 * MINUTE
+    acts = [(begun, hourly), (changed, replace(hourly, recharge_to=1)), (back, hourly), (back + SECOND, hourly)]
+    follows_the_rules(Program(tuple(Act(now, quota, (), Acquire(1)) for now, quota in acts)))
 
 
 def test_idle_full_buckets_are_dropped_as_others_are_used() -> None:

@@ -25,6 +25,7 @@ from keepa_tokens import (
     NotEnoughTokens,
     Quota,
     Reservation,
+    Storage,
     StorageUnavailable,
     TokenBucket,
     keepa_quota,
@@ -381,11 +382,21 @@ def test_an_unknown_balance_is_shown_as_such() -> None:
     assert world.value("bucket_reading_age_seconds") is None
 
 
-def test_a_storage_that_is_away_spoils_no_scrape() -> None:
-    """The bucket whose storage is away is shown as down, the other one as it is."""
+def other_kind() -> MemoryStorage:
+    """Return a storage where a bucket that follows a server has the name."""
+    storage = MemoryStorage()
+    TokenBucket(keepa_quota(5), key="away", storage=storage).try_acquire()
+    return storage
+
+
+@pytest.mark.parametrize("storage", [Away, other_kind])
+def test_a_bucket_that_cannot_be_seen_spoils_no_scrape(storage: Callable[[], Storage]) -> None:
+    """The bucket whose storage is away, or has another kind of bucket there, is shown as down, the other as it is."""
     registry = CollectorRegistry()
     quota = Quota(5, 1, 1.0)
-    BucketCollector(TokenBucket(quota, key="here"), TokenBucket(quota, key="away", storage=Away()), registry=registry)
+    BucketCollector(
+        TokenBucket(quota, key="here"), TokenBucket(quota, key="away", storage=storage()), registry=registry
+    )
     found = {
         (sample.name, sample.labels["bucket"]): sample.value
         for family in registry.collect()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import http
 import io
+import logging
 import pickle
 import re
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sized
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import httpx
@@ -27,6 +30,7 @@ import redis
 import redis.asyncio
 import requests
 import trio
+from prometheus_client import CollectorRegistry
 
 from keepa_tokens import (
     AsyncKeepaSync,
@@ -40,6 +44,7 @@ from keepa_tokens import (
     EventKind,
     Hold,
     KeepaSync,
+    LoggingListener,
     MemoryStorage,
     NotEnoughTokens,
     Quota,
@@ -48,14 +53,16 @@ from keepa_tokens import (
     SQLiteStorage,
     TokenBucket,
     async_http_probe,
+    async_storage_from_url,
     http_probe,
     keepa_quota,
     storage_from_url,
 )
-from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, _countdown
+from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, TokenTask, _countdown
 from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
+from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -71,11 +78,19 @@ keepa: Any = KeepaSync
 keepa_async: Any = AsyncKeepaSync
 quota: Any = Quota
 on_redis: Any = RedisStorage
+client_of: Any = redis.Redis
+file_at: Any = SQLiteStorage
+estimator: Any = Estimator
+check_cost: Any = PLAIN.check_cost
 memory: Any = MemoryStorage
 stored: Any = BucketState
+logging_to: Any = LoggingListener
+counting: Any = PrometheusListener
+looking: Any = BucketCollector
 probe: Any = http_probe
 async_probe_of: Any = async_http_probe
 BUCKETS: Final = (plain, plain_async)
+KEYED: Final = (partial(plain, PLAIN), plain(PLAIN).with_key)
 KEEPA: Final = (keepa, keepa_async)
 GUARDS: Final[tuple[Any, ...]] = (KeepaTransport, KeepaAdapter)
 
@@ -124,9 +139,24 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
         for clock in (time.time, "x", 5)
     ),
     *((partial(make, PLAIN, clock=ManualClock), "clock must be a Clock") for make in BUCKETS),
-    *((partial(make, PLAIN, listener=[]), "listener must be callable") for make in BUCKETS),
+    # The class would take each event for its logger.
+    *(
+        (partial(make, PLAIN, listener=no), "listener must be callable")
+        for make in BUCKETS
+        for no in ("x", LoggingListener)
+    ),
     *((partial(make, PLAIN, listener=hear), "never awaited") for make in BUCKETS),
-    (partial(plain, SECRET), "quota must be a Quota"),
+    *((partial(logging_to, no), "logger must be a logging.Logger") for no in ("text", 20, logging.getLogger("x").info)),
+    *((partial(counting, CollectorRegistry(), then=no), "then must be callable") for no in ("x", LoggingListener)),
+    (partial(counting, then=hear), "then is called, never awaited"),
+    *((partial(make, registry=SECRET), "registry must be a CollectorRegistry") for make in (counting, looking)),
+    *((partial(looking, no), "a bucket must be a TokenBucket") for no in ("x", AsyncTokenBucket(PLAIN))),
+    *((partial(plain, no), "quota must be a Quota") for no in (SECRET, None, 5, (10, 1, 1.0))),
+    *((partial(make, key=no), "key must be") for make in KEYED for no in (None, 7, b"k")),
+    (partial(check_cost, "5", 0), "tokens must be"),
+    (partial(check_cost, 5, "5"), "keep must be"),
+    (partial(plain(keepa_quota()).reconcile, {"tokensLeft": 5}), "reading must be a Reading"),
+    *((partial(type, "Mine", (TokenTask,), {"most_times": no}), "most_times must be") for no in ("3", 1.5, True)),
     *((partial(make.from_key, key), "api_key") for make in KEEPA for key in (None, 5, SECRET.encode())),
     *((partial(make.from_key, "key", base_url=url), "base_url") for make in KEEPA for url in (httpx.URL("x"), b"x")),
     *((partial(make.from_key, "key", probe=False), "probe") for make in KEEPA),
@@ -169,8 +199,15 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(plain, PLAIN, storage=URL.encode()), "from_url"),
     *((partial(make, PLAIN, storage=Client()), "RedisStorage(client)") for make in BUCKETS),
     (partial(plain, PLAIN, storage=MemoryStorage), "instance"),
+    *(
+        (getattr(plain(PLAIN, storage=BlockingStorage()), door), "return an Outcome")
+        for door in ("peek", "try_reserve")
+    ),
+    (lambda: asyncio.run(plain_async(PLAIN, storage=AsyncStorage()).acquire()), "return an Outcome, not NoneType"),
     *((partial(make, PLAIN, storage=none), "no storage") for make in BUCKETS for none in (5, object(), [])),
-    (partial(plain, PLAIN, key=f"a b {SECRET}"), "key"),
+    *((partial(make, key=key), "key") for make in KEYED for key in (f"a b {SECRET}", "", " ", "a\n", "\0", "k" * 257)),
+    (partial(plain(PLAIN).reconcile, Reading(5)), "plain bucket"),
+    *((partial(estimator, **{name: 0}), f"{name}=0 is out of range") for name in ("window", "kinds")),
     (partial(keepa, AsyncTokenBucket(keepa_quota())), "AsyncKeepaSync"),
     (partial(keepa_async, TokenBucket(keepa_quota())), "KeepaSync"),
     *((partial(make, SECRET), "from_key") for make in KEEPA),
@@ -179,7 +216,8 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(async_probe_of, ""), "api_key is empty"),
     (partial(keepa_quota, 10**15), "refill_rate=1000000000000000 is out of range"),
     (partial(SQLiteStorage, "x.sqlite", timeout=-1), "timeout=-1 is out of range"),
-    *((partial(SQLiteStorage, path), "can't be a file") for path in ("x" * 300, "\ud800")),
+    *((partial(SQLiteStorage, path), "can't be a file") for path in ("x" * 300, "\ud800", f"/nowhere/{SECRET}")),
+    *((partial(file_at, path), "use MemoryStorage") for path in ("", ":memory:", 7, None)),
     (partial(keepa, TokenBucket(PLAIN)), "synced"),
     (partial(keepa, TokenBucket(keepa_quota()), probe_interval=0), "probe_interval"),
     (keepa(TokenBucket(keepa_quota())).refresh, "probe"),
@@ -202,34 +240,33 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for make in GUARDS
         for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
     ),
-    # What the first use would show as an outage, or as an error from inside.
     *(
-        (partial(storage_from_url, url), says)
-        for url, says in (
-            ("redis://127.0.0.1/99999999999", "database"),
-            ("redis://127.0.0.1?db=-1", "database"),
-            *((f"redis://127.0.0.1?socket_timeout={value}", "socket_timeout") for value in ("-1", "0", "nan", "inf")),
-            ("redis://127.0.0.1?socket_connect_timeout=-1", "socket_connect_timeout"),
-            ("redis://127.0.0.1?encoding=klingon", "encoding"),
-            ("valkey://127.0.0.1?encoding=utf-16", "encoding"),
-            ("redis://127.0.0.1?socket_type=1", "socket_type"),
-            ("rediss://127.0.0.1?ssl_ca_certs=/nowhere.pem", "ssl_ca_certs"),
-            ("rediss://127.0.0.1?ssl_certfile=/nowhere.pem", "ssl_certfile"),
-            ("rediss://127.0.0.1?ssl_keyfile=/etc/hostname", "ssl_keyfile"),
-            ("sqlite:///file.sqlite?timeout=5", "no options"),
-            ("sqlite:////nowhere/file.sqlite", "directory"),
-            ("sqlite:////tmp", "directory"),
-            ("sqlite:////tmp/a\0b", "can't be a file"),
+        (partial(KeepaTransport, sync(), no), "must have handle_request()")
+        for no in (URL, httpx.AsyncHTTPTransport(), httpx.Client)
+    ),
+    *(
+        (partial(make, client), says)
+        for make, client, says in (
+            (on_redis, redis.Redis, "class Redis"),
+            (on_redis, redis.asyncio.Redis(), "AsyncRedisStorage"),
+            (AsyncRedisStorage, redis.Redis(), "blocks"),
+            *((on_redis, url, "from_url") for url in (URL, URL.encode())),
+            *((on_redis, none, "RedisStorage takes a client") for none in (None, 7, object())),
         )
     ),
-    (partial(on_redis.from_url, "unix://"), "no socket"),
+    *((partial(on_redis, redis.Redis(), prefix=no), "prefix") for no in ("\ud800", "a\n", "\x1b[31m", "x" * 201)),
     *(
-        (partial(on_redis.from_url, url), "can't be given as text")
-        for url in ("redis://h?retry=3", "valkey://h?credential_provider=x", "redis://h?cache=")
+        (partial(on_redis, client_of(**wrong)), says)
+        for wrong, says in (
+            ({"encoding": "utf-16"}, "encoding"),
+            ({"db": "x"}, "database"),
+            ({"db": True}, "database"),
+            ({"port": "x"}, "port"),
+            ({"port": -1}, "port"),
+            ({"host": "a..b"}, "host"),
+            ({"socket_timeout": "5"}, "socket_timeout"),
+        )
     ),
-    (partial(SQLiteStorage, f"/nowhere/{SECRET}"), "can't be a file"),
-    (partial(on_redis, redis.Redis), "class Redis"),
-    (partial(on_redis, redis.Redis(encoding="utf-16")), "encoding"),
     (partial(on_redis, redis.ConnectionPool.from_url(URL)), "takes a client"),
     # What can't be stored as text, or would break a line, is no id of a task.
     *((partial(sync().try_request, 1, place=place), "place") for place in ("a\nb", "\ud800", "", "x" * 201)),
@@ -250,19 +287,54 @@ def test_a_wrong_argument_is_told_at_once_by_name(
     """Another kind of storage, clock, listener, bucket, probe, client, URL, key: what to give is said, no secret is."""
     with pytest.raises(error, match=re.escape(says)) as caught:
         mistake()
-    assert SECRET[:12] not in str(caught.value)
+    assert SECRET[:6] not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["redis://me:hunter2/x@host", "redis://:hunter2@host:hunter2", "redis://:hunter2 [@host"]
+URLS: Final = (
+    ("must begin with", "", "redis:/u:{p}@h", "u:{p}@h:6379", "sqlite:x"),
+    ("redis://, rediss://, valkey://", "http://u:{p}@h", "mysql://u:{p}@h"),
+    ("takes nothing", "memory://x"),
+    ("a SQLite URL is sqlite:///file.sqlite", "sqlite://x"),
+    ("no options", "sqlite:///file.sqlite?timeout=5"),
+    ("directory", "sqlite:////nowhere/file.sqlite", "sqlite:////tmp"),
+    ("can't be a file", "sqlite:////tmp/a\0b"),
+    ("no socket", "unix://"),
+    ("percent codes", "redis://u:{p}/x@h", "redis://u:{p}#{p}@h", "redis://u:{p}?{p}@h", "redis://u:12/3{p}@h"),
+    ("percent codes", "redis://:{p}@h:{p}", "redis://:{p} [@h"),
+    ("host must be", *(f"redis://{host}:6379" for host in ("a..b", "x" * 64, "127.0.0.1 ", "a b"))),
+    ("port 0", "redis://h:0"),
+    ("port must be", *(f"redis://h?port={port}" for port in ("0", "99999", "-5"))),
+    ("must be a number", "redis://h?port=x", "redis://h?port=1.5", "valkey://h?max_connections=-1"),
+    ("number of a database", "redis://h/x"),
+    ("database", "redis://h/99999999999", "redis://h?db=-1"),
+    ("the value of the option 'socket_timeout' is none", "redis://u:{p}@h?socket_timeout=soon"),
+    ("socket_timeout", *(f"redis://h?socket_timeout={seconds}" for seconds in ("-1", "0", "nan", "inf"))),
+    ("socket_connect_timeout", "redis://h?socket_connect_timeout=-1"),
+    ("encoding", "redis://h?encoding=klingon", "valkey://h?encoding=utf-16"),
+    ("protocol must be 2 or 3", "redis://h?protocol=4"),
+    ("no option 'ssl'", "redis://h?ssl=true"),
+    ("no option 'ssl_cert_reqs'", "redis://h?ssl_cert_reqs=CERT_NONE"),
+    ("no option 'max_connection'", "redis://h?max_connection=5"),
+    ("no option 'sockettimeout'", "redis://h?sockettimeout=1"),
+    ("socket_type", "redis://h?socket_type=1"),
+    ("ssl_cert_reqs must be one of", "rediss://h?ssl_cert_reqs=CERT_NONE"),
+    ("ssl_ca_certs", "rediss://h?ssl_ca_certs=/nowhere.pem"),
+    ("ssl_certfile", "rediss://h?ssl_certfile=/nowhere.pem"),
+    ("ssl_keyfile", "rediss://h?ssl_keyfile=/etc/hostname"),
+    ("can't be given as text", "redis://h?retry=3", "valkey://h?credential_provider=x", "redis://h?cache="),
 )
-def test_nothing_behind_an_error_has_the_password(url: str) -> None:
-    """Neither its text nor what Python keeps behind it, which tools that report errors show too."""
-    with pytest.raises(ConfigError) as caught:
-        RedisStorage.from_url(url)
-    assert caught.value.__context__ is None
-    assert "hunter2" not in str(caught.value)
-    assert "hunter2" not in repr(http_probe("key", base_url="http://me:hunter2@127.0.0.1:1"))
+"""What is said, at once and not at the first use as of an outage, of which URLs; `{p}` is a password."""
+
+
+@pytest.mark.parametrize("says, url", [(says, url) for says, *urls in URLS for url in urls])
+def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
+    """By the error's text; neither that nor what Python keeps behind it, which tools show too, has the password."""
+    of_redis = () if url.startswith(("memory:", "sqlite:")) else (RedisStorage.from_url, AsyncRedisStorage.from_url)
+    for opened in (storage_from_url, async_storage_from_url, *of_redis):
+        with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+            opened(url.replace("{p}", SECRET))
+        assert caught.value.__context__ is None or "{p}" not in url
+        assert SECRET[:6] not in str(caught.value)
 
 
 def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
@@ -283,6 +355,7 @@ def test_from_key_takes_what_the_parts_take() -> None:
     assert (made.bucket.peek().held, made.bucket.peek().balance) == (0, 0)
     for make in (KeepaSync.from_key, AsyncKeepaSync.from_key):
         assert "http://127.0.0.1:1" in repr(vars(make("key", base_url="http://127.0.0.1:1"))["_probe"])
+    assert SECRET not in repr(http_probe("key", base_url=f"http://me:{SECRET}@127.0.0.1:1"))
 
 
 # --- numbers
@@ -418,8 +491,12 @@ def test_what_a_bucket_says_can_be_sent_to_another_process(value: object, copied
 # --- probes
 
 
+async def _reserved(bucket: AsyncTokenBucket) -> None:
+    await bucket.try_reserve(2)
+
+
 def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path) -> None:
-    """A storage that was closed takes nothing, so nobody is told of tokens that may be left behind."""
+    """A storage that was closed, a clock of the wrong kind take nothing, so nobody is told of tokens left behind."""
     told: list[Event] = []
     blocking, awaited = SQLiteStorage(tmp_path / "a"), AsyncSQLiteStorage(tmp_path / "a")
     door = AsyncTokenBucket(PLAIN, storage=awaited, listener=told.append)
@@ -433,6 +510,12 @@ def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path)
     blocking.close()
     with pytest.raises(ConfigError, match="is closed"):
         TokenBucket(PLAIN, storage=blocking, listener=told.append).try_reserve(2)
+    assert told == []
+    wrong: Any = Mock(now_us=time.time)
+    with pytest.raises(TypeError, match="now_us"):
+        TokenBucket(PLAIN, clock=wrong, listener=told.append).try_reserve(2)
+    with pytest.raises(TypeError, match="now_us"):
+        asyncio.run(_reserved(AsyncTokenBucket(PLAIN, clock=wrong, listener=told.append)))
     assert told == []
 
 
@@ -618,9 +701,34 @@ def test_a_call_that_is_left_unsettled_is_warned_of() -> None:
     assert "call.settle(" in left.why
 
 
+def in_a_cycle() -> None:
+    """Keep a call where only itself is kept, as an exception does with the frames that it went through."""
+    kept: list[object] = [sync().try_request(4)]
+    kept.append(kept)
+    del kept
+    gc.collect()
+
+
+def half_open() -> Iterator[object]:
+    with sync().request(4) as call:
+        yield call
+
+
+async def half_open_too() -> AsyncIterator[object]:
+    async with AsyncKeepaSync(AsyncTokenBucket(keepa_quota(initial=10))).request(4) as call:
+        yield call
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: sync().try_request(4), lambda: TokenBucket(PLAIN).try_reserve(4), lambda: next(iter(sync().attempts(4)))],
+    [
+        lambda: sync().try_request(4),
+        lambda: TokenBucket(PLAIN).try_reserve(4),
+        lambda: next(iter(sync().attempts(4))),
+        in_a_cycle,
+        lambda: next(half_open()),
+        lambda: asyncio.run(anext(half_open_too())),  # type: ignore[arg-type]
+    ],
 )
 def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) -> None:
     """A call or a reservation that nobody keeps: the warning names the tokens."""
@@ -628,11 +736,22 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
         make()
 
 
+def struck() -> None:
+    def strike(event: Event) -> None:
+        if event.kind is EventKind.SETTLED:
+            raise KeyboardInterrupt
+
+    TokenBucket(PLAIN, listener=strike).try_reserve(4).settle(1)
+
+
 def test_what_was_settled_or_failed_is_not() -> None:
     """Settled, cancelled, told that nobody knows, left by an exception, charged by leaving: no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         door, bucket = sync(), TokenBucket(PLAIN)
+        with pytest.raises(KeyboardInterrupt):
+            struck()  # interrupted after it was settled
+        gc.collect()
         door.try_request(1).settle()
         door.try_request(1).cancel()
         bucket.try_reserve(1).settle(1)
@@ -666,11 +785,13 @@ async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_sile
     assert (await bucket.peek()).holds == 0
 
 
-def test_a_bucket_in_memory_works_on_trio() -> None:
-    """Waiting, reserving, a scope that cancels a wait: as on asyncio."""
+@pytest.mark.parametrize("make", [lambda _: MemoryStorage(), lambda path: AsyncSQLiteStorage(path / "a")])
+def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
+    """In memory and in a file: waiting, reserving, a scope that cancels a wait, as on asyncio."""
+    storage = make(tmp_path)
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 10, 1.0)) as bucket:
+        async with AsyncTokenBucket(Quota(2, 10, 1.0), storage=storage) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
@@ -679,11 +800,22 @@ def test_a_bucket_in_memory_works_on_trio() -> None:
                 await bucket.acquire(2, keep=0)
             assert scope.cancelled_caught
             assert (await bucket.peek()).holds == 0
-        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota()), probe=async_probe)
+        door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
         assert (await door.bucket.peek()).balance == 7
+        await storage.aclose()
 
     trio.run(main)
+
+
+async def _acquired(storage: Any) -> None:
+    await AsyncTokenBucket(PLAIN, storage=storage).acquire()
+
+
+def test_a_client_of_asyncio_says_so_on_trio() -> None:
+    """AsyncRedisStorage on trio is a ConfigError that says what works there."""
+    with pytest.raises(ConfigError, match=r"on trio use AsyncSQLiteStorage"):
+        trio.run(_acquired, AsyncRedisStorage.from_url("redis://127.0.0.1:1"))
 
 
 async def test_a_reading_wakes_who_waits_in_this_process() -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Final
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, HOUR, MINUTE, SECOND
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, Outcome, Peek, Reconcile, Reserve
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import LOOK_AGAIN_US, MICROSECONDS
-from tests.strategies import Direct
+from tests.stories import Story, each_story
+from tests.strategies import Direct, Make, either_way
 
 QUOTA = keepa_quota(5)
 """300 tokens, 5 a step."""
@@ -48,22 +48,57 @@ def ask(bucket: Direct, name: str, tokens: int, now: int = EPOCH, *, hold_for: i
     return bucket.apply(Reserve(name, tokens, hold_for, probe_after_us=None), now)
 
 
+OVERDRAWN: Final = Quota(10, 1, 60.0, overdraft=20)
+
+STORIES: Final = """
+calls that the balance covers all together are all admitted at once, one more isn't, a call of 0 always: QUOTA
+    0 read 10 1000, hold a 1 -> GRANTED, hold b 2 -> GRANTED, hold c 3 -> GRANTED, hold d 4 -> GRANTED
+    0 hold e 1 -> !granted, hold f 0 -> GRANTED
+nobody else keeps a plain bucket's books, so no order matters there, and calls in flight overdraw: OVERDRAWN
+    0 hold small 9 -> GRANTED, hold large 16 -> GRANTED
+a gap is kept back for whoever spends: what was granted at 1 token waits for 31: QUOTA
+    0 read 100 1000; 1s read 70 1001 next_refill_in=60 -> kept_back=30, take 40 -> GRANTED
+    1s take 1 -> EMPTY balance=30 kept_back=30 in=60s; 61s take 1 -> GRANTED
+the balance that comes with a refusal by the server shows somebody else's spending: QUOTA
+    0 read 20 1000, hold a 10 life=60s -> GRANTED; 1s settle a 0 says=-15 at=1001 refused=1, peek -> kept_back=35
+gaps add up, to a third of the capacity: QUOTA
+    0 read 300 1000; 1s read 260 1001 -> kept_back=40; 2s read 220 1002 -> kept_back=80
+    3s read 180 1003 -> kept_back=100; 4s read 140 1004 -> kept_back=100
+readings halve what is kept back once for every whole hour since the last gap, down to nothing: QUOTA
+    0 read 100 1000; 1s read 60 1001; 3601s-1 read 300 4600; 3601s read 300 4601 -> kept_back=20
+    7201s-1 read 300 8200; 7201s read 300 8201 -> kept_back=10
+    14401s-1 read 300 15400; 14401s read 300 15401 -> kept_back=2
+    21601s-1 read 300 22600; 21601s read 300 22601 -> kept_back=0 kept_back_at=-
+# A step that had come to the projection while the answer was under way; another plan; a call of ours is in flight, and
+# may have been charged; there is more than was projected.
+a gap that ours or the server explain is nobody else's: QUOTA
+    0 read 100 1000 refill=5, (take 0|take 0|hold a 30 life=60s|take 0)
+    1s read (95|70|70|130) 1001 refill=(5|20|5|5) -> TAKEN kept_back=0
+# Told four minutes before, with a server's time and without, it lies four steps below; a fifth may have been under way.
+nor is what came while an answer was under way: QUOTA
+    0 read 100 (1000|1000|1000|-) next_refill_in=60, hold slow 10 life=600s
+    243s settle slow 10 says=(90|85|84|85) at=(1001|1001|1001|-) -> drift=(-20|-25|-26|-25)
+    243s peek -> kept_back=(0|0|26|0)
+nor is one where nothing was known before: QUOTA balance=100 reading_at=-
+    1s read 70 1001 -> TAKEN kept_back=0
+of what is stored as kept back a third of the capacity counts at most, of what is no number nothing: QUOTA
+    0 read 50 1000, put kept_back=(40|299|4503599627370495|NaN|-1), peek -> kept_back=(40|100|100|0|0)
+where the instant of a gap is lost or lies ahead it is now: what is kept back still halves: QUOTA
+    0 read 50 1000, put kept_back=80 kept_back_at=(-|NaN|@360000s)
+    60s read 300 1060 -> kept_back=80; 3660s read 300 4660 -> kept_back=40
+a field that a synced quota left means nothing to a plain bucket: OVERDRAWN overdraft=0 balance=10 kept_back=3
+    0 take 10 -> GRANTED
+"""
+
+
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_others_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
+
+
 # --- 4: beside calls in flight
-
-
-def test_beside_calls_in_flight_what_is_covered_passes() -> None:
-    """Calls that the balance covers all together are all admitted at once, and a call of 0 always."""
-    bucket = at(10)
-    assert [ask(bucket, str(cost), cost).granted for cost in (1, 2, 3, 4)] == [True] * 4
-    assert not ask(bucket, "one more", 1).granted
-    assert ask(bucket, "free", 0).granted
-
-
-def test_a_plain_bucket_overdraws_beside_calls_in_flight() -> None:
-    """Nobody else keeps a plain bucket's books, so no order matters there."""
-    bucket = Direct(Quota(10, 1, 60.0, overdraft=20))
-    assert ask(bucket, "small", 9).granted
-    assert ask(bucket, "large", 16).granted
 
 
 @given(
@@ -111,86 +146,6 @@ def test_who_waits_beside_a_call_in_flight_is_told_the_earliest_instant(
 # --- 10: others
 
 
-def test_a_gap_is_kept_back_for_whoever_spends() -> None:
-    """30 tokens gone behind our back are kept back from then on: what was granted at 1 token waits for 31."""
-    bucket = at(100)
-    later = EPOCH + SECOND
-    bucket.apply(told(70, later), later)
-    assert bucket.look(later).kept_back == 30
-    assert bucket.apply(Acquire(40, probe_after_us=None), later).granted
-    refused = bucket.apply(Acquire(1, probe_after_us=None), later)
-    assert (refused.granted, refused.reason, refused.balance, refused.kept_back) == (False, Reason.EMPTY, 30, 30)
-    assert bucket.apply(Acquire(1), later + refused.retry_after_us).granted
-
-
-def test_a_refusal_by_the_server_shows_somebody_elses_spending() -> None:
-    """The balance that comes with a 429 is such a reading: the next call waits for it and for as much again."""
-    bucket = at(20)
-    assert ask(bucket, "a", 10).granted
-    refusal = told(-15, EPOCH + SECOND).reading
-    bucket.apply(Settle("a", 0, refusal, refused=True), EPOCH + SECOND)
-    assert bucket.look(EPOCH + SECOND).kept_back == 35
-
-
-def test_gaps_add_up_to_a_third_of_the_capacity() -> None:
-    """Who spends again and again has more kept back, never over a third: the rest is for us."""
-    bucket, now, balance = at(300), EPOCH, 300
-    for kept in (40, 80, 100, 100):
-        now, balance = now + SECOND, balance - 40
-        bucket.apply(told(balance, now), now)
-        assert bucket.look(now).kept_back == kept
-
-
-def test_an_hour_without_a_gap_halves_what_is_kept_back() -> None:
-    """Readings halve it once for every whole hour since the last gap, down to nothing."""
-    bucket = at(100)
-    bucket.apply(told(60, EPOCH + SECOND), EPOCH + SECOND)
-    since = EPOCH + SECOND
-    for hours, kept in ((1, 20), (2, 10), (4, 2), (6, 0)):
-        now = since + hours * HALF_LIFE_US
-        bucket.apply(told(300, now - 1), now - 1)
-        bucket.apply(told(300, now), now)
-        assert bucket.look(now).kept_back == kept
-    assert bucket.stored.kept_back is None
-    assert bucket.stored.kept_back_at is None
-
-
-@pytest.mark.parametrize(
-    "why, gap, refill, in_flight, known",
-    [
-        ("a step that had come to the projection while the answer was under way", 5, 5, False, True),
-        ("the plan has changed", 30, 20, False, True),
-        ("a call of ours is in flight, and may have been charged", 30, 5, True, True),
-        ("nothing was known before", 30, 5, False, False),
-        ("there is more than was projected", -30, 5, False, True),
-    ],
-)
-def test_a_gap_that_ours_or_the_server_explain_is_nobody_elses(
-    why: str, gap: int, refill: int, in_flight: bool, known: bool
-) -> None:
-    """Nothing is kept back where something else than another program may have made the gap."""
-    bucket = at(100) if known else Direct(QUOTA, BucketState(balance=100, refilled_at=EPOCH))
-    if in_flight:
-        assert ask(bucket, "a", 30).granted
-    now = EPOCH + SECOND
-    bucket.apply(told(100 - gap, now, refill=refill), now)
-    assert bucket.look(now).kept_back == 0, why
-
-
-@pytest.mark.parametrize("timed", [True, False], ids=["server-time", "no-server-time"])
-def test_steps_that_came_while_an_answer_was_under_way_are_nobodys(timed: bool) -> None:
-    """A reading told four minutes before its settle lies four steps below the projection; a fifth may be on its way."""
-    times = (1000.0, 1001.0) if timed else (None, None)
-    for balance, kept in ((90, 0), (85, 0), (84, 26)):
-        bucket = Direct(QUOTA)
-        bucket.apply(Reconcile(Reading(100, next_refill_in=60.0, server_time=times[0])), EPOCH)
-        assert ask(bucket, "slow", 10, hold_for=10 * MINUTE).granted
-        now = EPOCH + 4 * MINUTE + 3 * SECOND
-        outcome = bucket.apply(Settle("slow", 10, Reading(balance, server_time=times[1])), now)
-        assert outcome.drift == balance - 110
-        assert bucket.look(now).kept_back == kept
-
-
 @given(kept=st.integers(0, 400), tokens=st.integers(1, 500), keep=st.integers(0, 299), balance=st.integers(-400, 300))
 def test_what_is_kept_back_never_makes_a_request_impossible(kept: int, tokens: int, keep: int, balance: int) -> None:
     """Whatever is stored as kept back, a request that could be admitted without it is admitted in the end."""
@@ -199,24 +154,3 @@ def test_what_is_kept_back_never_makes_a_request_impossible(kept: int, tokens: i
     assert outcome.reason is not Reason.TOO_LARGE
     assert outcome.retry_after_us < 100 * HOUR
     assert bucket.apply(Acquire(tokens, keep), EPOCH + outcome.retry_after_us).granted
-
-
-def test_nothing_stored_keeps_back_more_than_a_third() -> None:
-    """A number that damage left there counts for a third of the capacity at most; what is no number, for nothing."""
-    for text, kept in (("40", 40), ("299", 100), ("4503599627370495", 100), ("NaN", 0), ("-1", 0)):
-        assert stored(at(50), kept_back=text).look(EPOCH).kept_back == kept
-
-
-def test_the_instant_of_a_gap_that_was_lost_or_lies_ahead_is_now() -> None:
-    """Without it what is kept back still halves, an hour after the next reading."""
-    for text in (None, "NaN", str(EPOCH + 100 * HOUR)):
-        bucket = stored(at(50), kept_back="80", **({} if text is None else {"kept_back_at": text}))
-        for now, kept in ((EPOCH + MINUTE, 80), (EPOCH + MINUTE + HALF_LIFE_US, 40)):
-            bucket.apply(told(300, now), now)
-            assert bucket.look(now).kept_back == kept
-
-
-def test_a_plain_bucket_keeps_nothing_back() -> None:
-    """A plain bucket takes no readings, and a field left by a synced quota on its key means nothing to it."""
-    bucket = Direct(Quota(10, 1, 60.0), BucketState(balance=10, refilled_at=EPOCH, kept_back=3))
-    assert bucket.apply(Acquire(10), EPOCH).granted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from itertools import pairwise
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens import AsyncTokenBucket, Quota, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Cancel, Command, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
 from tests.helpers import Noted
+from tests.stories import Story, each_story
 from tests.strategies import SPARING, Bucket, Direct, Make, either_way
 
 pytestmark = pytest.mark.anyio
@@ -71,25 +73,48 @@ def test_what_the_places_give_is_within_capacity_and_refill(stepped: bool, data:
         assert total <= quota.capacity + quota.overdraft + refilled + slack
 
 
-@pytest.mark.parametrize(
-    "quota, command",
-    [
-        (Quota(3, 1, 1.0), Acquire(1, keep=1, wait_us=WAITS)),
-        (Quota(3, 1, 1.0, recharge_to=3), Acquire(1, wait_us=WAITS)),
-        (Quota(3, 1, 1.0, synced=True, initial=0), Acquire(1, wait_us=WAITS)),
-        (Quota(3, 1, 1.0), Acquire(1)),
-        (Quota(3, 0, 1.0), Acquire(1, wait_us=WAITS)),
-    ],
-)
-def test_who_gets_no_place(quota: Quota, command: Acquire) -> None:
-    """With keep, with recharge, on a synced bucket, without patience or refill nothing is taken in advance."""
-    bucket = Direct(quota)
-    bucket.apply(Acquire(3), EPOCH)
-    before = bucket.state
-    outcome = bucket.apply(command, EPOCH)
-    assert not outcome.granted
-    assert before is not None
-    assert bucket.stored.balance == before.balance
+THREE: Final = Quota(3, 1, 1.0)
+TEN: Final = Quota(10, 1, 1.0)
+HUNDRED: Final = Quota(100, 1, 1.0)
+FAST: Final = Quota(20, 10, 1.0)
+
+STORIES: Final = """
+# With keep, with a recharge, beside a server, without patience, without refill.
+who gets no place: THREE (initial=3|recharge_to=3|synced|initial=3|refill=0)
+    0 read 0; 0 take (3|3|0|3|3), take 1 (keep=1 wait=99s|wait=99s|wait=99s|wait=-|wait=99s) -> !granted balance=0
+of a place given up comes back what those behind it leave, who keep theirs; of the last one all: THREE
+    0 take 3 wait=99s, take 3 wait=99s -> place=3s, take 3 wait=99s -> place=6s, take 3 wait=99s -> place=9s
+    0 back r 3 (3s|6s|9s), take 3 wait=99s -> place=(12s|12s|9s)
+with a place 8 s ahead what exceeds the refill from an own instant up to it comes back: HUNDRED
+    0 take 100, take 8 wait=99s -> place=8s, back r (10 4s|10 0|8 0|10 8s|10 9s|3) -> balance=(-2|-6|-8|2|2|-8)
+once the last place has come an unused grant comes back whole, of whatever instant it was: HUNDRED
+    0 take 100, take 8 wait=99s; 8s-1 back r 10 0 -> balance=8; 8s back s 10 0 -> balance=19
+# At a token a microsecond, where a microsecond more or less would show.
+what exceeds the refill comes back at the beginning of time too: TEN period=0.000001 start=0
+    0 take 10, take 4 wait=99s -> place=4, back r 10 -> balance=2
+# Of 10 the refill from 1 s to the place at 4 s stays.
+by a clock that stands behind, a hold comes back as of its opening: TEN
+    1s hold a 10 life=60s -> GRANTED, take 3 wait=99s -> place=3s; 0 (settle a 0|cancel a) -> balance=4
+# Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2 of 10, 4, and no more.
+the last place is not freed behind one before which tokens came back, but stays firm: TEN
+    0 take 10, take 10 wait=99s -> place=10s, take 4 wait=99s -> place=14s, take 4 wait=99s -> place=18s
+    0 (back l 4 18s, back m 10 10s|back m 10 10s, back l 4 18s), back r 4 14s, take 1 wait=99s -> place=(5s|13s)
+what is reserved is taken: places behind it are 2 s apart: FAST
+    0 hold a 20 life=120s -> GRANTED, take 20 wait=99s -> place=2s, take 20 wait=99s -> place=4s
+    0 take 20 wait=99s -> place=6s, take 20 wait=99s -> place=8s, take 20 wait=99s -> place=10s
+and nobody goes before who asked earlier: FAST
+    0 hold a 10 life=120s -> GRANTED, take 16 wait=99s -> place=0.6s, take 14 wait=99s -> place=2s
+who reserves waits for the refill and never for a hold: FAST
+    0 hold a 10 life=120s -> GRANTED, hold b 10 life=120s -> GRANTED, hold c 10 life=120s -> EMPTY in=1s
+    1s-1 hold c 10 life=120s -> EMPTY; 1s hold c 10 life=120s -> GRANTED
+"""
+
+
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_places_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 @given(wait=st.integers(0, 5 * SECOND))
@@ -102,95 +127,6 @@ def test_a_place_further_ahead_than_the_wait_is_refused_and_takes_nothing(wait: 
     assert outcome.balance == (-3 if outcome.granted else 0)
     if not outcome.granted:
         assert (outcome.reason, outcome.retry_after_us) == (Reason.EMPTY, 3 * SECOND)
-
-
-@pytest.mark.parametrize("given_up, next_place", [(0, 9), (1, 9), (2, 6)])
-def test_a_place_given_up_gives_back_what_the_places_behind_it_leave(given_up: int, next_place: int) -> None:
-    """Those behind keep their places, told for good; only of the last one, all comes back."""
-    bucket = Direct(Quota(3, 1, 1.0))
-    places = [placed(bucket, 3, EPOCH) for _ in range(4)][1:]
-    bucket.apply(Refund("r", 3, places[given_up]), EPOCH)
-    assert placed(bucket, 3, EPOCH) == EPOCH + (next_place + 3) * SECOND
-
-
-@pytest.mark.parametrize(
-    "tokens, own, back", [(10, 4, 6), (10, 0, 2), (8, 0, 0), (10, 8, 10), (10, 9, 10), (3, None, 0)]
-)
-def test_what_exceeds_the_refill_up_to_the_last_place_comes_back(tokens: int, own: int | None, back: int) -> None:
-    """With a place 8 s ahead, of tokens for the instant `own` what the refill from there to the place leaves."""
-    bucket = Direct(Quota(100, 1, 1.0))
-    bucket.apply(Acquire(100), EPOCH)
-    assert placed(bucket, 8, EPOCH) == EPOCH + 8 * SECOND
-    refund = Refund("r", tokens, None if own is None else EPOCH + own * SECOND)
-    assert bucket.apply(refund, EPOCH).balance == -8 + back
-
-
-def test_with_no_place_ahead_everything_comes_back() -> None:
-    """Once the last place has come, an unused grant comes back whole, of whatever instant it was."""
-    bucket = Direct(Quota(100, 1, 1.0))
-    bucket.apply(Acquire(100), EPOCH)
-    placed(bucket, 8, EPOCH)
-    assert bucket.apply(Refund("r", 10, EPOCH), EPOCH + 8 * SECOND - 1).balance == 8
-    assert bucket.apply(Refund("s", 10, EPOCH), EPOCH + 8 * SECOND).balance == 19
-
-
-def test_what_exceeds_the_refill_comes_back_at_the_beginning_of_time_too() -> None:
-    """At a token a microsecond, where a microsecond more or less would show."""
-    bucket = Direct(Quota(10, 1, 1e-6))
-    bucket.apply(Acquire(10), 0)
-    assert placed(bucket, 4, 0) == 4
-    assert bucket.apply(Refund("r", 10), 0).balance == -4 + 6
-
-
-@pytest.mark.parametrize("ending", [Settle("a", 0), Cancel("a")])
-def test_by_a_clock_that_stands_behind_a_hold_comes_back_as_of_its_opening(ending: Command) -> None:
-    """Opened at 1 s and ended at 0: of 10 the refill from 1 s to the place at 4 s stays."""
-    bucket = Direct(Quota(10, 1, 1.0))
-    assert bucket.apply(Reserve("a", 10, MINUTE), EPOCH + SECOND).granted
-    assert placed(bucket, 3, EPOCH + SECOND) == EPOCH + 4 * SECOND
-    assert bucket.apply(ending, EPOCH).balance == -3 + 7
-
-
-@pytest.mark.parametrize("first", ["last", "middle"])
-def test_the_last_place_is_not_freed_behind_one_before_which_tokens_came_back(first: str) -> None:
-    """After a give-back in the middle the balance alone tells no more where the last place is: it stays firm."""
-    bucket = Direct(Quota(10, 1, 1.0))
-    bucket.apply(Acquire(10), EPOCH)
-    places = {"middle": placed(bucket, 10, EPOCH), "rest": placed(bucket, 4, EPOCH), "last": placed(bucket, 4, EPOCH)}
-    assert [at and (at - EPOCH) // SECOND for at in places.values()] == [10, 14, 18]
-    sizes = {"middle": 10, "last": 4}
-    for name in sorted(sizes, reverse=first == "middle"):
-        bucket.apply(Refund(name, sizes[name], places[name]), EPOCH)
-    bucket.apply(Refund("rest", 4, places["rest"]), EPOCH)
-    # Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2 of 10, 4, and no more.
-    assert placed(bucket, 1, EPOCH) == EPOCH + (5 if first == "last" else 13) * SECOND
-
-
-# --- beside holds
-
-
-@either_way
-def test_places_never_look_ahead_over_holds(make: Make) -> None:
-    """What is reserved is taken: places behind it are 2 s apart, and nobody goes before who asked earlier."""
-    bucket = make(Quota(20, 10, 1.0))
-    assert bucket.apply(Reserve("a", 20, 2 * MINUTE), EPOCH).granted
-    assert [placed(bucket, 20, EPOCH) for _ in range(5)] == [EPOCH + n * 2 * SECOND for n in range(1, 6)]
-    bucket = make(Quota(20, 10, 1.0))
-    assert bucket.apply(Reserve("a", 10, 2 * MINUTE), EPOCH).granted
-    assert placed(bucket, 16, EPOCH) == EPOCH + 600_000
-    assert placed(bucket, 14, EPOCH) == EPOCH + 2 * SECOND
-
-
-@either_way
-def test_who_reserves_waits_for_the_refill_and_never_for_a_hold(make: Make) -> None:
-    """A third hold of 10 beside two: told 1 s, and granted then, though the two are still open."""
-    bucket = make(Quota(20, 10, 1.0))
-    for name in "ab":
-        assert bucket.apply(Reserve(name, 10, 2 * MINUTE), EPOCH).granted
-    told = bucket.apply(Reserve("c", 10, 2 * MINUTE), EPOCH)
-    assert (told.granted, told.reason, told.retry_after_us) == (False, Reason.EMPTY, SECOND)
-    assert not bucket.apply(Reserve("c", 10, 2 * MINUTE), EPOCH + SECOND - 1).granted
-    assert bucket.apply(Reserve("c", 10, 2 * MINUTE), EPOCH + SECOND).granted
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas, readings, sound_states
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, ClaimProbe, Outcome, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.commands import Acquire, Outcome, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.decision import Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import REORDER_US
-from tests.strategies import SPARING, Direct, Situation, reached
+from tests.stories import Story, each_story
+from tests.strategies import SPARING, Direct, Make, Situation, either_way, reached
 
 QUOTA = Quota(1000, 0, 60.0, synced=True)
 
@@ -47,74 +48,85 @@ def settled(bucket: Direct, name: str, actual: int, reading: Reading | None) -> 
     return bucket.apply(Settle(name, actual, reading), EPOCH + SECOND)
 
 
-def test_the_first_reading_is_taken_whatever_it_says() -> None:
-    """An unknown bucket takes any reading, with a server's time or without, old or not; it says nothing of others."""
-    for reading in (told(5), told(-5, 0.0), told(7, 1.0)):
-        seen = look(at(reading))
-        assert (seen.balance, seen.kept_back) == (reading.balance, 0)
-    unknown = Direct(QUOTA)
-    unknown.apply(Reserve("a", 1, MINUTE, scout=True), EPOCH)
-    assert unknown.apply(Settle("a", 1, told(-3, 5.0)), EPOCH).reading is Verdict.TAKEN
+STEPS: Final = Quota(300, 5, 60.0, stepped=True, synced=True)
+RECHARGING: Final = Quota(100, 1, 1.0, synced=True, recharge_to=50)
+
+STORIES: Final = """
+an unknown bucket takes any reading, with a server's time or without, old or not; it says nothing of others: QUOTA
+    0 read (5|-5 0|7 1) -> TAKEN balance=(5|-5|7) kept_back=0
+nor does it matter that a call brings it: QUOTA
+    0 hold a 1 life=60s scout=1, settle a 1 says=-3 at=5 -> TAKEN
+# By the order of the calls alone, whatever the server's clock says: later, equal, nothing, earlier.
+a call opened after the last reading brings a newer one: QUOTA
+    0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=(1001|1000|-|10) -> TAKEN balance=90
+an older envelope that arrives late charges and changes nothing, for the newer one had its cost: QUOTA
+    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle b 10 says=80 at=1002
+    1s settle a 10 says=90 at=1001 refill=7 capacity=5 next_refill_in=3 -> STALE balance=80
+    1s settle a 10 -> !found balance=80, peek -> reported_refill=- reported_capacity=-
+two calls under way at once come back as the server answered: both are taken, by its time: QUOTA
+    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s
+    1s settle b 10 says=90 at=1001, settle a 10 says=80 at=1002 -> TAKEN
+of two readings within one millisecond of the server's the lower balance has both costs: QUOTA
+    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s
+    1s settle (a|b) 10 says=(90|80) at=1001, settle (b|a) 10 says=(80|90) at=1001 -> balance=80
+# It can't be put in order, so it isn't adopted, and its cost is charged rather than lost.
+where the last reading has no server's time, a call opened before it charges its cost: QUOTA
+    0 read 100, hold a 10 life=600s, hold b 10 life=600s
+    1s settle b 10 says=80, settle a 7 says=90 at=(-|1001) -> STALE balance=73
+a settle that comes again may still bring a reading, but charges nothing: QUOTA
+    0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=1001
+    1s settle a 10 says=90 at=1001 -> !found STALE balance=90, settle a 10 says=70 at=1002 -> balance=70 drift=-20
+a settle that is sent again without a server's time is no news either: what others spent since stays spent: QUOTA
+    0 read 100, hold a 10 life=600s, hold b 10 life=600s
+    1s settle a 10 says=90, settle b 10, settle a 10 says=90 -> STALE balance=80
+    121s+1 settle a 10 says=70 -> TAKEN balance=70
+# A's answer, by a clock ahead, came first; B's cost came after it: 40 are left, not 90.
+of two front ends five seconds apart the lower balance counts: QUOTA
+    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle a 10 says=90 at=1001 -> balance=90
+    1s settle b 50 says=40 at=996 -> balance=40 drift=-50 held=0
+# C was opened after A's answer was applied, and answered before B: B's lower balance has C's cost too.
+a call opened before a lower reading is not newer than that: QUOTA
+    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle a 3 says=97 at=1001, hold c 10 life=600s
+    1s settle b 8 says=84 at=1001 -> balance=84, settle c 5 says=92 at=1001 -> balance=84
+# The first time that is no longer the old one's tells no order; it replaces that, so that the next one does.
+a server that was in 2100 once is followed again: QUOTA
+    0 read 100 4102444800, hold a 10 life=600s; 1s read 95 1001; 2s read 97 1002 -> TAKEN balance=97
+# Told 200 s after the reading before it and settled 100 s later: its server's time is that old, none jumped.
+an answer that was long under way was told when the server says: QUOTA
+    0 read 100 1000, hold a 10 life=600s; 300s settle a 10 says=90 at=1200, read 95 1300 -> TAKEN balance=95
+# The last reading stays as old as it is, so else every refusal after it would probe, however the last one ended.
+an answer that tells no order sends nobody to the server at once: QUOTA
+    0 read 10 1000, hold a 10 life=1200s, read 0 1001; 660s take 1 -> probe
+    661s settle a 0 says=10 at=1000.5 -> STALE balance=0 probe_until=@661s, take 1 -> !probe
+    1261s-1 take 1 -> !probe; 1261s take 1 -> probe
+if nobody ever gave a server's time, the latest to arrive counts: QUOTA
+    0 read 100, read 200 -> balance=200
+what the server says of its terms rules from then on, and what it leaves out stays as it was: STEPS
+    0 read 0 1 next_refill_in=10 refill=20 period=30 capacity=1200 -> capacity=1200 refill=20 period=30s
+    0 take 21 -> in=40s; 1s read 1 2, peek -> capacity=1200 refill=20 period=30s
+a net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods: STEPS
+    0 read 0 refill=(0.25|0.3|1.9|5) -> refill=(1|1|1|5) period=(240s|240s|60s|60s)
+# A second and the phase alone; a period without a refill; stretched by it; after a stretched one; shorter than before;
+# one token in several periods; a step that is due now.
+what came until a reading is in its balance, whatever periods were told, and the next step comes when it says: STEPS
+    0 read (0 refill=5 period=1|9|9|0 next_refill_in=300|0 refill=5 period=600 next_refill_in=600|0 refill=0.25|9)
+    (0|0|0|200s|500s|0|0) read (0 next_refill_in=0.5|0 period=600 next_refill_in=10|0 period=600 next_refill_in=500|
+     0|0 refill=5|0 next_refill_in=60|0 next_refill_in=0)
+    (0|0|0|200s|500s|0|0) peek -> balance=(0|0|0|0|0|0|5)
+    (0.5s-1|10s-1|500s-1|240s-1|540s-1|240s-1|60s-1) peek -> balance=(0|0|0|0|0|0|5)
+    (0.5s|10s|500s|240s|540s|240s|60s) peek -> balance=(5|5|5|5|5|1|10)
+a reading leaves out no step that is still to come, of a microsecond either: STEPS period=0.000001
+    0 read 5 -> balance=5; 1 peek -> balance=10
+the news that the balance is low begins no recharge, only a request does that: RECHARGING
+    0 read 0 1000 -> closed_until=-; 3s take 3 -> GRANTED
+"""
 
 
-def test_a_call_opened_after_the_last_reading_brings_a_newer_one() -> None:
-    """By the order of the calls alone, whatever the server's clock says: later, equal, earlier, nothing."""
-    for time in (1001.0, 1000.0, 10.0, None):
-        bucket = at(told(100, 1000.0))
-        opened(bucket, "a")
-        outcome = settled(bucket, "a", 10, told(90, time))
-        assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, 90)
-
-
-def test_an_older_envelope_that_arrives_late_charges_and_changes_nothing() -> None:
-    """The newer reading had its cost already: the hold goes, the balance stays."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a", "b")
-    settled(bucket, "b", 10, told(80, 1002.0))
-    outcome = settled(bucket, "a", 10, replace(told(90, 1001.0), refill=7, capacity=5, next_refill_in=3))
-    assert (outcome.reading, outcome.balance) == (Verdict.STALE, 80)
-    assert bucket.stored.holds == {}
-    assert (bucket.stored.reported_refill, bucket.stored.reported_capacity) == (None, None)
-
-
-def test_a_newer_envelope_of_a_call_opened_before_the_last_reading_is_taken_by_its_time() -> None:
-    """Two calls under way at once come back in the order in which the server answered: both are taken."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a", "b")
-    settled(bucket, "b", 10, told(90, 1001.0))
-    assert settled(bucket, "a", 10, told(80, 1002.0)).reading is Verdict.TAKEN
-
-
-def test_of_two_readings_at_one_server_time_the_lower_balance_counts() -> None:
-    """Answers within one millisecond of the server: the lower balance has both costs, in either order of arrival."""
-    for first, second in (("a", "b"), ("b", "a")):
-        bucket = at(told(100, 1000.0))
-        opened(bucket, "a", "b")
-        balances = {"a": 90, "b": 80}
-        settled(bucket, first, 10, told(balances[first], 1001.0))
-        settled(bucket, second, 10, told(balances[second], 1001.0))
-        assert bucket.stored.balance == 80
-
-
-@pytest.mark.parametrize("time", [None, 1001.0])
-def test_where_the_last_reading_has_no_server_time_a_call_opened_before_it_charges_its_cost(time: float | None) -> None:
-    """It can't be put in order, so it isn't adopted, and its cost is charged rather than lost."""
-    bucket = at(told(100))
-    opened(bucket, "a", "b")
-    settled(bucket, "b", 10, told(80))
-    outcome = settled(bucket, "a", 7, told(90, time))
-    assert (outcome.reading, outcome.balance) == (Verdict.STALE, 73)
-
-
-def test_a_settle_again_may_still_bring_a_reading_but_charges_nothing() -> None:
-    """The hold is gone, so nothing is charged; what the envelope says is judged as one seen elsewhere."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a")
-    settled(bucket, "a", 10, told(90, 1001.0))
-    again = settled(bucket, "a", 10, told(90, 1001.0))
-    assert (again.found, again.reading, again.balance) == (False, Verdict.STALE, 90)
-    once_more = settled(bucket, "a", 10, told(70, 1002.0))
-    assert (once_more.balance, once_more.drift) == (70, -20)
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_readings_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 FRESH, LOWER, SHUT_OUT = (True, True), (False, True), (False, False)
@@ -154,50 +166,6 @@ def test_a_reading_outside_any_call(time: float | None, age_us: int, taken: tupl
         assert (outcome.balance, outcome.drift) == ((balance, balance - 100) if is_taken else (100, None))
 
 
-def test_of_two_front_ends_five_seconds_apart_the_lower_balance_counts() -> None:
-    """A's answer, by a clock ahead, came first; B's cost came after it: 40 are left, not 90."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a", "b")
-    assert settled(bucket, "a", 10, told(90, 1001.0)).balance == 90
-    second = settled(bucket, "b", 50, told(40, 996.0))
-    assert (second.balance, second.drift) == (40, -50)
-    assert look(bucket).held == 0
-
-
-def test_a_call_opened_before_a_lower_reading_is_not_newer_than_that() -> None:
-    """C was opened after A's answer was applied, and answered before B: B's lower balance has C's cost too."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a", "b")
-    settled(bucket, "a", 3, told(97, 1001.0))
-    opened(bucket, "c")
-    assert settled(bucket, "b", 8, told(84, 1001.0)).balance == 84
-    assert settled(bucket, "c", 5, told(92, 1001.0)).balance == 84
-
-
-def test_a_server_that_was_in_2100_once_is_followed_again() -> None:
-    """The first time that is no longer the old one's tells no order; it replaces that, so that the next one does."""
-    bucket = at(told(100, 4_102_444_800.0))
-    opened(bucket, "a")
-    bucket.apply(Reconcile(told(95, 1001.0)), EPOCH + SECOND)
-    outcome = bucket.apply(Reconcile(told(97, 1002.0)), EPOCH + 2 * SECOND)
-    assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, 97)
-
-
-def test_an_answer_that_was_long_under_way_was_told_when_the_server_says() -> None:
-    """Told 200 s after the reading before it and settled 100 s later: its server's time is that old, none jumped."""
-    bucket = at(told(100, 1000.0))
-    opened(bucket, "a")
-    bucket.apply(Settle("a", 10, told(90, 1200.0)), EPOCH + 300 * SECOND)
-    outcome = bucket.apply(Reconcile(told(95, 1300.0)), EPOCH + 300 * SECOND)
-    assert (outcome.reading, outcome.balance) == (Verdict.TAKEN, 95)
-
-
-def test_if_nobody_ever_gave_a_server_time_the_latest_to_arrive_counts() -> None:
-    """Without any server's time there is nothing to judge an observed reading by."""
-    bucket = at(told(100))
-    assert bucket.apply(Reconcile(told(200)), EPOCH).balance == 200
-
-
 @given(
     offset=st.integers(-1_000_000, 1_000_000).map(float),
     now=st.integers(10**12, EPOCH),
@@ -218,72 +186,6 @@ def test_a_server_clock_that_is_off_changes_nothing(offset: float, now: int, ord
         results.add((refusal.balance, refusal.retry_after_us))
     assert len(results) == 1
     assert results.pop() == (6, 27 * SECOND + 2 * MINUTE)
-
-
-def test_a_reading_brings_refill_capacity_and_phase() -> None:
-    """What the server says of its terms rules from then on; what it leaves out stays as it was."""
-    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
-    reading = Reading(0, next_refill_in=10.0, refill=20, period=30.0, capacity=1200, server_time=1.0)
-    seen = bucket.apply(Reconcile(reading), EPOCH).snapshot
-    assert seen is not None
-    assert (seen.capacity, seen.refill, seen.period) == (1200, 20, 30.0)
-    assert bucket.apply(Acquire(21), EPOCH).retry_after_us == 40 * SECOND
-    bucket.apply(Reconcile(Reading(1, server_time=2.0)), EPOCH + SECOND)
-    seen = bucket.look(EPOCH + SECOND)
-    assert (seen.capacity, seen.refill, seen.period) == (1200, 20, 30.0)
-
-
-@pytest.mark.parametrize(
-    "told_refill, tokens, period", [(0.25, 1, 240.0), (0.3, 1, 240.0), (1.9, 1, 60.0), (5.0, 5, 60.0)]
-)
-def test_a_fractional_refill_is_rounded_down(told_refill: float, tokens: int, period: float) -> None:
-    """A net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods."""
-    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
-    seen = bucket.apply(Reconcile(Reading(0, refill=told_refill)), EPOCH).snapshot
-    assert seen is not None
-    assert (seen.refill, seen.period) == (tokens, period)
-
-
-@pytest.mark.parametrize(
-    "first, later, second, next_in",
-    [
-        pytest.param(
-            Reading(0, refill=5, period=1.0), 0, Reading(0, next_refill_in=0.5), 0.5, id="told-1-s-phase-alone"
-        ),
-        pytest.param(Reading(9), 0, Reading(0, period=600.0, next_refill_in=10.0), 10.0, id="period-and-no-refill"),
-        pytest.param(Reading(9), 0, Reading(0, period=600.0, next_refill_in=500.0), 500.0, id="stretched"),
-        pytest.param(Reading(0, next_refill_in=300.0), 200, Reading(0), 40.0, id="after-a-stretched-one"),
-        pytest.param(
-            Reading(0, refill=5, period=600.0, next_refill_in=600.0), 500, Reading(0, refill=5), 40.0, id="shorter"
-        ),
-        pytest.param(Reading(0, refill=0.25), 0, Reading(0, next_refill_in=60.0), 240.0, id="one-in-several-periods"),
-        pytest.param(Reading(9), 0, Reading(0, next_refill_in=0.0), 60.0, id="a-step-due-now"),
-    ],
-)
-def test_no_step_from_before_a_reading_comes_after_it(
-    first: Reading, later: int, second: Reading, next_in: float
-) -> None:
-    """Whatever periods were told, what came until the reading is in its balance; the next step comes when it says."""
-    bucket = Direct(Quota(300, 5, 60.0, stepped=True, synced=True))
-    bucket.apply(Reconcile(first), EPOCH)
-    now = EPOCH + later * SECOND
-    bucket.apply(Reconcile(second), now)
-    due = 5 if second.next_refill_in == 0 else 0
-    assert bucket.look(now).balance == due
-    assert bucket.look(now + round(next_in * SECOND) - 1).balance == due
-    assert (bucket.look(now + round(next_in * SECOND)).balance or 0) > due
-
-
-def test_a_settle_sent_again_is_no_news() -> None:
-    """Without a server's time too: the hold is gone, and what others spent since stays spent."""
-    bucket = at(told(100))
-    opened(bucket, "a", "b")
-    settled(bucket, "a", 10, told(90))
-    settled(bucket, "b", 10, None)
-    again = settled(bucket, "a", 10, told(90))
-    assert (again.reading, again.balance) == (Verdict.STALE, 80)
-    late = bucket.apply(Settle("a", 10, told(70)), EPOCH + SECOND + REORDER_US + 1)
-    assert (late.reading, late.balance) == (Verdict.TAKEN, 70)
 
 
 @SPARING
@@ -321,14 +223,6 @@ def test_a_plain_bucket_follows_no_reading(at_state: Situation, reading: Reading
     assert bucket.state == untouched.state
 
 
-def test_a_reading_closes_no_bucket() -> None:
-    """Only a request that finds too little begins a recharge: the news that the balance is low isn't one."""
-    bucket = Direct(Quota(100, 1, 1.0, synced=True, recharge_to=50))
-    bucket.apply(Reconcile(told(0, 1000.0)), EPOCH)
-    assert bucket.stored.closed_until is None
-    assert bucket.apply(Acquire(3), EPOCH + 3 * SECOND).granted
-
-
 @given(reported=st.integers(-500, 500), spent=st.integers(0, 50))
 def test_the_drift_is_how_far_the_projection_was_off(reported: int, spent: int) -> None:
     """Reported minus projected balance, the call's own cost counted, stays to be seen until the next reading."""
@@ -339,29 +233,3 @@ def test_the_drift_is_how_far_the_projection_was_off(reported: int, spent: int) 
     for age in (2, 0):
         seen = bucket.look(EPOCH + (1 + age) * SECOND)
         assert (seen.drift, seen.reading_age) == (outcome.drift, age)
-
-
-NEAR_ONE, JUMPED_ONE, OLD_ONE = EPOCH / 1e6 - 3, EPOCH / 1e6 + 7200, EPOCH / 1e6 - 30
-
-
-@pytest.mark.parametrize(
-    "server_time, claims, is_stored",
-    [(NEAR_ONE, False, False), (NEAR_ONE, True, True), (JUMPED_ONE, False, True), (OLD_ONE, False, False)],
-    ids=["near", "near, beside a claim", "jumped", "older"],
-)
-def test_a_reading_that_tells_no_order_stores_only_what_it_brings(
-    server_time: float, claims: bool, is_stored: bool
-) -> None:
-    """A higher balance is not taken. A claim is over, since the server did answer; a jumped time replaces the last."""
-    bucket = at(told(50, EPOCH / 1e6))
-    if claims:
-        assert bucket.apply(ClaimProbe(), EPOCH + SECOND).claimed_until_us
-    before = bucket.state
-    assert before is not None
-    assert (before.probe_until is not None) is claims
-    assert bucket.apply(Reconcile(told(60, server_time)), EPOCH + SECOND).reading is Verdict.STALE
-    after = bucket.state
-    assert after is not None
-    assert (after is not before) is is_stored
-    assert (after.balance, after.probe_until, after.probe_failures or 0) == (50, None, 0)
-    assert (after.server_time == before.server_time) is (server_time != JUMPED_ONE)

@@ -12,18 +12,59 @@ from hypothesis import strategies as st
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Pause, Peek, Reconcile, Reserve
-from keepa_tokens.rules.decision import Reason
-from keepa_tokens.rules.reading import Reading
+from keepa_tokens.rules.commands import Acquire, Outcome, Pause, Peek
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
-from tests.strategies import Direct
+from tests.stories import Story, each_story
+from tests.strategies import Direct, Make, either_way
 
 SECOND: Final = MICROSECONDS
 NOW: Final = 1_780_000_000 * SECOND
 DEAL: Final = Quota(300, 5, 60.0)
+
+
+ZERO: Final = Quota(11, 0, 1.0)
+SOME: Final = Quota(11, 1, 3.0)
+FAST: Final = Quota(1000, 1000, 1.0)
+SLOW: Final = Quota(10, 10, 1.0)
+LARGE: Final = Quota(100, 10, 1.0)
+PLAN, BIGGER_PLAN = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
+WIDE, NARROW = (Quota(capacity, 1, 1.0, synced=True) for capacity in (1200, 300))
+BROAD, SLIM = (Quota(capacity, 100, 61.0, stepped=True, synced=True) for capacity in (300, 20))
+MANY, FEW = (Quota(capacity, 5, 60.0, stepped=True, synced=True) for capacity in (1200, 300))
+
+STORIES: Final = """
+terms that replace refill 0 find what was there, and no more: ZERO
+    0 take 9 -> balance=2, on SOME, take 2 -> balance=0, take 1 -> EMPTY
+from 1,000 a second to 10: a minute after the change the smaller capacity clips the balance: FAST
+    0 take 1 -> GRANTED; 60s on SLOW, take 1 -> GRANTED
+    180s take 11 -> TOO_LARGE, take 10 -> GRANTED, take 1 -> EMPTY
+served by others' smaller terms, a caller is told when its own may take over: LARGE
+    0 take 1 -> GRANTED, on SLOW, take 1 -> GRANTED; 10 on LARGE, take 150 -> TOO_LARGE in=60s-10
+a capacity that the server reported bounds on whichever terms, a bigger plan's too, in turns: BIGGER_PLAN
+    0 read 300 refill=5 capacity=300; 61s on PLAN, take 0 -> balance=300; 122s on BIGGER_PLAN, take 0 -> balance=300
+    183s on PLAN, take 0 -> balance=300; 244s on BIGGER_PLAN, take 0 -> balance=300
+a reading bounds nothing in the minute after a change, whenever it tells the next refill: MANY
+    0 read 1000, on FEW, take 1 -> balance=999; 30s read 900 next_refill_in=(20|90) -> TAKEN balance=900 capacity=1200
+    60s-1 peek -> capacity=1200; 60s peek -> capacity=300
+# A step after the minute of the larger capacity brings less than one within.
+the stated bound counts on the capacity that lasts: BROAD
+    0 read 30 next_refill_in=61, hold lost 25 life=90s -> GRANTED, on SLIM, take 19 -> !granted, peek 19 -> bound=122s
+    122s take 19 -> GRANTED
+# The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it.
+what is kept back goes by the capacity that lasts: WIDE
+    0 read 1000, read 500, read 10, on NARROW, take 150 -> EMPTY in=240s
+    240s-1 take 150 -> EMPTY; 240s take 150 -> GRANTED
+"""
+
+
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_terms_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 class Shared(Direct):
@@ -79,14 +120,6 @@ def test_refill_0_beside_refill_5_goes_on() -> None:
     shared.serves_one_of(kinds, 61 * SECOND, NOW + 3_600 * SECOND)
 
 
-def test_terms_that_replace_refill_0_find_what_was_there() -> None:
-    """A bucket that never had other terms than refill 0 gives no more than was there when others replace them."""
-    shared = Shared(DEAL)
-    assert shared.ask(Quota(11, 0, 1.0), 9).balance == 2
-    assert shared.ask(Quota(11, 1, 3.0), 2).balance == 0
-    assert not shared.ask(Quota(11, 1, 3.0)).granted
-
-
 def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     """For a minute after a change the larger capacity bounds, so refill comes beside what a hold has set aside."""
     shared = Shared(DEAL)
@@ -95,70 +128,11 @@ def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     shared.serves_one_of([large, small], 5 * SECOND, NOW + 121 * SECOND)
 
 
-def test_slower_terms_let_no_faster_refill_through() -> None:
-    """From 1,000 a second to 10 a second: a minute after the change the smaller capacity clips the balance."""
-    shared = Shared(DEAL)
-    fast, slow = Quota(1000, 1000, 1.0), Quota(10, 10, 1.0)
-    assert shared.ask(fast).granted
-    shared.now += MINUTE_US
-    assert shared.ask(slow).granted
-    shared.now += 2 * MINUTE_US
-    assert not shared.ask(slow, 10 + 1).granted
-    assert shared.ask(slow, 10).granted
-    assert not shared.ask(slow).granted
-
-
-def test_a_capacity_that_the_server_reported_bounds_on_whichever_terms() -> None:
-    """Full at 300 by the server, it stays so, though workers on a bigger plan's terms take turns with others."""
-    small, large = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
-    shared = Shared(large)
-    shared.apply(Reconcile(Reading(300, refill=5, capacity=300)), shared.now)
-    for quota in [small, large] * 3:
-        shared.now += MINUTE_US + SECOND
-        assert shared.ask(quota, 0).balance == 300
-
-
-def test_what_is_kept_back_goes_by_the_capacity_that_lasts() -> None:
-    """The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it."""
-    large, small = Quota(1200, 1, 1.0, synced=True), Quota(300, 1, 1.0, synced=True)
-    shared = Shared(large)
-    for balance in (1000, 500, 10):
-        shared.apply(Reconcile(Reading(balance)), shared.now)
-    refused = shared.ask(small, 150)
-    assert (refused.reason, refused.retry_after_us) == (Reason.EMPTY, (150 + 100 - 10) * SECOND)
-    shared.now += refused.retry_after_us - 1
-    assert not shared.ask(small, 150).granted
-    shared.now += 1
-    assert shared.ask(small, 150).granted
-
-
-def test_the_stated_bound_counts_on_the_capacity_that_lasts() -> None:
-    """A step after the minute of the larger capacity brings less than one within: a hold that runs out leaves less."""
-    large, small = (Quota(capacity, 100, 61.0, stepped=True, synced=True) for capacity in (300, 20))
-    shared = Shared(large)
-    shared.apply(Reconcile(Reading(30, next_refill_in=61.0)), shared.now)
-    assert shared.apply(Reserve("lost", 25, 90 * SECOND), shared.now).granted
-    assert not shared.ask(small, 19).granted
-    seen = shared.apply(Peek(19), shared.now).snapshot
-    assert seen is not None
-    assert seen.bound == 122.0
-    shared.now += 122 * SECOND
-    assert shared.ask(small, 19).granted
-
-
 def test_a_failed_probe_within_the_minute_comes_to_the_same_whoever_looked() -> None:
     """An unknown balance begins at 0 before the larger capacity ends: what came until then is there, seen or not."""
     small = Quota(1, 3, 0.7, synced=True)
-    state = BucketState(
-        refilled_at=NOW,
-        sequence=0,
-        held=0,
-        open=0,
-        quota=small,
-        terms_at=NOW,
-        wide_capacity=60,
-        probe_until=NOW + 20 * SECOND,
-    )
+    counted = BucketState(refilled_at=NOW, sequence=0, held=0, open=0, quota=small)
+    state = replace(counted, terms_at=NOW, wide_capacity=60, probe_until=NOW + 20 * SECOND)
     seen = [transition(small, state, NOW + at * SECOND, Pause(0))[0] for at in (0, 40)]
     left = [transition(small, each, NOW + 90 * SECOND, Peek())[1].balance for each in seen]
     assert left == [60, 60]
@@ -182,18 +156,6 @@ def test_terms_change_once_a_minute_and_say_so() -> None:
     assert shared.ask(DEAL).terms is None
     shared.now += 1
     assert shared.ask(DEAL).terms == (other, DEAL)
-
-
-def test_more_than_the_stored_terms_admit_waits_for_the_callers_own() -> None:
-    """Served by others' smaller terms, a caller is told when its own may take over, and is granted on them in time."""
-    shared = Shared(DEAL)
-    small, large = Quota(10, 10, 1.0), Quota(100, 10, 1.0)
-    assert shared.ask(large).granted
-    assert shared.ask(small).granted
-    shared.now += 10
-    refused = shared.ask(large, 150)
-    assert refused.reason is Reason.TOO_LARGE
-    assert refused.retry_after_us == MINUTE_US - 10
 
 
 def test_plain_and_synced_on_one_key_is_a_mistake_that_names_both() -> None:

@@ -142,7 +142,9 @@ class Reference(Lapse):
     def before(self, keep: int, ticket: str | None, now: int) -> int:
         """Return the tokens of those in line before a request, without those who are late."""
         turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
-        return sum(each.tokens for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US)
+        before = [each for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US]
+        # Nobody waits for what can't be had.
+        return sum(each.tokens for each in before if self.needed(each.tokens) + each.keep <= self.capacity)
 
     def stand(self, ticket: str | None, tokens: int, keep: int, told: Came, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
@@ -344,6 +346,9 @@ class Reference(Lapse):
         """Note who waits until when, and the most that there is beside what is left after the last one."""
         last = max(self.last_place, at)
         largest = self.largest_place if self.last_place > now else 0
+        if at == self.last_place:
+            # Of two at one instant either may be given up as the last one.
+            self.firm_place = at
         if self.firm_place > now:
             largest += tokens - (self.balance_by(last) - self.balance_by(self.last_place))
         self.largest_place = min(max(tokens, largest), self.capacity + self.quota.overdraft)
@@ -370,7 +375,9 @@ class Reference(Lapse):
         if back and ahead and own < self.last_place:
             self.firm_place = self.last_place
         elif back and ahead:
-            self.last_place = max(self.firm_place, 0, own - self.time_of(tokens, math.floor) if self.refill else own)
+            # Who goes into debt waits for less than it takes.
+            waited = self.time_of(self.needed(tokens), math.floor) if self.refill else 0
+            self.last_place = max(self.firm_place, 0, own - waited)
         self.give(-self.correct(back))
 
     def correct(self, by: int) -> int:
@@ -432,9 +439,9 @@ class Reference(Lapse):
             return None
         if order is Order.JUMPED:
             self.server_time, self.server_time_at, self.touched = reading.server_time_us, now, True
-        if self.claimed_until is not None:
+        if self.claimed_until is not None and (self.claimed_until > now or self.failures):
             # The server did answer.
-            self.claimed_until, self.failures, self.touched = None, 0, True
+            self.claimed_until, self.failures, self.touched = min(self.claimed_until, now), 0, True
         if reading.balance >= self.balance:
             return None
         self.drift = reading.balance - self.balance

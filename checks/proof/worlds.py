@@ -219,15 +219,13 @@ OPEN, ADMIT, COMPLETE, RECEIVE, DONE = range(5)
 
 @dataclass(frozen=True)
 class Call:
-    """How far a call has come, and the envelope on its way back: the server's balance, time and next step.
-
-    The server's clock is ours.
-    """
+    """How far a call has come, and the envelope on its way back: the server's balance, time and next step."""
 
     stage: int = OPEN
     balance: int = 0
     told: int = 0
     next_step: int = 0
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,10 @@ class Synced:
 
     at_admission: the server charges when it admits, else when it completes. ticks: how often time may pass by `unit`
     (0: never; None: without end, calls begin anew), though not past the end of a hold whose call is under way. apart:
-    how far the server's answers of one moment are apart by its clock.
+    how far the server's answers of one moment are apart by its clock, which is ours, or behind by so much; None: it
+    tells no time. outside: what another program spends first, behind our back, so that calls may be refused. blind: a
+    call whose answer says what it cost and no balance. slack: by how many tokens the projection may be above the truth,
+    where nothing tells the order of what was said; the end then needn't be the truth.
     """
 
     name: str
@@ -266,6 +267,10 @@ class Synced:
     hold_for: int = 600 * SECOND
     oldest: int = LONG_AGO
     apart: int = 10 * SECOND
+    behind: int | None = 0
+    outside: int = 0
+    blind: int | None = None
+    slack: int = 0
 
     @property
     def period(self) -> int:
@@ -275,13 +280,12 @@ class Synced:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        reading = Reading(self.start, next_refill_in=self.period * self.unit / SECOND, server_time=NOW / SECOND)
-        bucket, _ = transition(self.quota, None, NOW, Reconcile(reading))
+        bucket, _ = transition(self.quota, None, NOW, Reconcile(self._said(Call(0, self.start, NOW, self.period))))
         if bucket is None:
             raise Broken("nothing stored")
         calls = (Call(),) * len(self.costs)
         rested = resting(self.quota, bucket, NOW, self.oldest)
-        first = self._packed(Node(rested, self.start, self.period, calls, self.ticks or 0))
+        first = self._packed(Node(rested, self.start - self.outside, self.period, calls, self.ticks or 0))
         queue = deque([first])
         ways: dict[Key, int] = {first.key(): 1}
         while queue:
@@ -308,13 +312,14 @@ class Synced:
         count.steps += check_liveness(self.quota, state, self.probe_after_us or 3600 * SECOND, 1)
         if state.balance is None:
             return
-        if state.balance - held(state) > node.server:
+        most = node.server + self.slack
+        if state.balance - held(state) > most and not self.outside:
             raise Broken(f"available above the truth: {node}")
         done = all(call.stage in {OPEN, DONE} for call in node.calls)
-        if done and not state.holds and state.balance > node.server:
+        if done and not state.holds and state.balance > most and not self.outside:
             raise Broken(f"the projection is above the truth: {node}")
         ended = self.ticks == 0 and all(call.stage == DONE for call in node.calls)
-        if ended and not self.quota.recharge_to and state.balance != node.server:
+        if ended and not self.slack and state.balance != node.server:
             raise Broken(f"the projection is not the truth at the end: {node}")
 
     def _packed(self, node: Node) -> Node:
@@ -324,7 +329,13 @@ class Synced:
 
     def _server_now(self, node: Node) -> int:
         told = [call.told for call in node.calls if call.stage == RECEIVE]
-        return max(NOW, max(told, default=0) + self.apart, (node.bucket.server_time or 0) + self.apart)
+        last = (node.bucket.server_time or 0) + (self.behind or 0)
+        return max(NOW, max(told, default=0) + self.apart, last + self.apart)
+
+    def _said(self, call: Call) -> Reading:
+        """Return what the server says of its bucket in the answer to a call."""
+        told = None if self.behind is None else (call.told - self.behind) / SECOND
+        return Reading(call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=told)
 
     def _next(self, node: Node, count: Count) -> Iterator[Node]:
         for number, call in enumerate(node.calls):
@@ -338,7 +349,7 @@ class Synced:
             yield self._tick(node)
 
     def _advance(self, node: Node, number: int, call: Call) -> Iterator[Node]:
-        name, cost = str(number), self.costs[number]
+        name, cost = str(number), 0 if call.refused else self.costs[number]
 
         def after(changed: Call, bucket: BucketState = node.bucket, server: int = node.server) -> Node:
             calls = (*node.calls[:number], changed, *node.calls[number + 1 :])
@@ -351,18 +362,18 @@ class Synced:
                 bucket, outcome = step(self.quota, node.bucket, NOW, ask)
                 yield after(Call(ADMIT) if outcome.granted else end, resting(self.quota, bucket, NOW, self.oldest))
             case 1:  # ADMIT
-                if node.server <= 0:
+                refused = node.server <= 0
+                if refused and not self.outside:
                     raise Broken(f"the server refuses a call that the bucket let through: {node}")
-                yield after(Call(COMPLETE), server=node.server - (cost if self.at_admission else 0))
+                charged = cost if self.at_admission and not refused else 0
+                yield after(Call(COMPLETE, refused=refused), server=node.server - charged)
             case 2:  # COMPLETE
                 left = node.server - (0 if self.at_admission else cost)
                 told = self._server_now(node)
-                yield after(Call(RECEIVE, left, told, node.next_step), server=left)
+                yield after(Call(RECEIVE, left, told, node.next_step, call.refused), server=left)
             case _:  # RECEIVE
-                reading = Reading(
-                    call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=call.told / SECOND
-                )
-                bucket, _ = step(self.quota, node.bucket, NOW, Settle(name, cost, reading))
+                reading = None if number == self.blind else self._said(call)
+                bucket, _ = step(self.quota, node.bucket, NOW, Settle(name, cost, reading, refused=call.refused))
                 yield after(end, resting(self.quota, bucket, NOW, self.oldest))
 
     def _tick(self, node: Node) -> Node:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import pytest
-
 from checks.benchmarks.bench import NAIVE, NOTHING, PLENTY, Bare, Locked, measured, over_admitted, quickest
 from keepa_tokens import MemoryStorage, Quota, RedisStorage, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Reconcile, Reserve
 from keepa_tokens.rules.reading import Reading
 from tests.servers import running
 
@@ -70,32 +68,6 @@ def test_an_acquire_costs_the_server_a_few_naive_buckets() -> None:
             return told["ours"][0] / told["naive"][0]
 
         assert within(4, ratio)
-        storage.close()
-
-
-CALLS: list[tuple[Command, int]] = [
-    (Acquire(1), 1),
-    (Acquire(1001), 1),
-    (Reserve("a", 1, 60_000_000), 1),
-    (Settle("a", 1), 1),
-    (Reserve("b", 1, 60_000_000), 1),
-    (Cancel("b"), 1),
-    (Refund("r", 1), 1),
-]
-
-
-@pytest.mark.parametrize("synced", [False, True], ids=["plain", "synced"])
-def test_calls_of_the_script(synced: bool) -> None:
-    """What the fast path takes, and what changes nothing, is one call; a reading and a claim are two."""
-    quota = Quota(1000, 1, 1.0, synced=synced)
-    more: list[tuple[Command, int]] = [(Reconcile(Reading(900)), 2), (ClaimProbe(), 2)] if synced else []
-    with running("valkey") as server, server.client() as client:
-        storage = RedisStorage.from_url(server.url)
-        storage.apply("k", quota, Reconcile(Reading(900)) if synced else Acquire(1))
-        for command, calls in CALLS + more:
-            client.config_resetstat()
-            storage.apply("k", quota, command)
-            assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls, command
         storage.close()
 
 

@@ -458,7 +458,7 @@ class WritesWhenItIsClosed(SQLiteStorage):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         if not self._db.in_transaction:
-            self._begun("BEGIN IMMEDIATE")
+            self._execute_in_turn("BEGIN IMMEDIATE")
         now = EPOCH if now_us is None else now_us
         state, outcome = transition(quota, _read(self._db, key), now, command)
         if state is not None:

@@ -19,8 +19,9 @@ from checks.benchmarks.daysim.world import World
 from checks.faults.fields import FAULTS, expected
 from checks.faults.runs import HOUR, KINDS, PLACES, InMemory, Kind, Moment, fields_of, moments
 from keepa_tokens import BucketState, Reading
-from keepa_tokens.cli.doctor import Finding, could_go, examine
+from keepa_tokens.cli.doctor import could_go, examine
 from keepa_tokens.cli.doctor_command import APART, APART_IN_LINE, LOOKS
+from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look
 from keepa_tokens.rules.commands import Peek
 from keepa_tokens.rules.state import HOLD, QUOTA

@@ -35,8 +35,9 @@ class Ledger:
 
     level: its balance at `at`, in tokens times the period in microseconds, so that all is whole; None: not known yet.
     starts_at: when a failed probe lets an unknown one start from 0. next_step: of a stepped refill; in_phase: whether
-    it is known. adopted_at: when it took its last reading. allowed: what may be there besides, each up to an instant.
-    readings: balances that it may take up to an instant.
+    it is known. adopted_at: when it took its last reading; server_time: of the newest one. lost_since: it may be
+    lost at any moment since then. allowed: what may be there besides, each up to an instant. readings: balances that it
+    may take up to an instant.
     """
 
     quota: Quota
@@ -46,6 +47,8 @@ class Ledger:
     next_step: int = 0
     in_phase: bool = True
     adopted_at: int = 0
+    server_time: float = 0
+    lost_since: int | None = None
     holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
     allowed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     readings: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
@@ -55,6 +58,7 @@ class Ledger:
         """Become the ledger of a bucket that was lost or never seen: with what its quota starts with."""
         starts = self.quota.starts_at
         self.level = None if starts is None else starts * self.quota.period_us
+        self.server_time = 0
         self.next_step = self.at + self.quota.period_us
 
     def copy(self) -> Ledger:
@@ -95,8 +99,15 @@ class Ledger:
         """Give tokens back that were taken for good: up to capacity."""
         self._give(tokens * self.quota.period_us)
 
-    def lose(self, begin: int) -> None:
-        """Begin without any hold: those seen since `begin` may be there all the same."""
+    def lose(self, begin: int, starts_at: int | None = None) -> None:
+        """Become a new bucket, lost at some moment since `begin`: what was told since then may be of either.
+
+        So a reading stays, and holds that were seen on a plain bucket may be there.
+        """
+        if self.quota.starts_at is not None or self.adopted_at < begin:
+            self.restart()
+            self.starts_at = starts_at
+        self.lost_since = None
         self.holds = {
             # Full again from here on, where the bucket may still be refilling: that much has been spilled already.
             name: replace(hold, doubtful=True, spilled=self.spilled - (self.at - hold.seen_at) * self.quota.refill)
@@ -134,13 +145,19 @@ class Ledger:
         else:
             self.take(cost - hold.tokens)
 
-    def adopt(self, balance: int, next_refill_in: int | None) -> None:
-        """Take a reading: it replaces the balance, and what was charged before is in it."""
-        period = self.quota.period_us
+    def adopt(self, balance: int, next_refill_in: int | None, server_time: float = 0) -> None:
+        """Take a reading: it replaces the balance, and what was charged before is in it.
+
+        One that is no newer than the last may only lower the balance: then the phase stays that of the last one.
+        """
+        period, before = self.quota.period_us, self.next_step if 0 < server_time <= self.server_time else None
         self.level, self.adopted_at, self.starts_at = balance * period, self.at, None
         # A charge that a reading has replaced is not given back.
         self.holds = {name: hold for name, hold in self.holds.items() if not hold.ran_out}
         self.next_step = self.at + min(period if next_refill_in is None else next_refill_in, period)
+        if before is not None:
+            self.next_step = min(self.next_step, before)
+        self.server_time = max(self.server_time, server_time)
         self.in_phase = not self.readings
 
     def may_adopt(self, balance: int, until: int) -> None:

@@ -52,7 +52,7 @@ def count(bucket: str, quota: Quota, story: Story) -> Spending:
     if not steps:
         return result
     start = min(step.sent.at for step in steps)
-    moments = [*_births(quota, losses, steps), *_moments(quota, steps, losses)]
+    moments = [*_births(losses, steps), *_moments(quota, steps, losses)]
     ledger = Ledger(quota, start, starts_at=start + CLAIM_US)
     ledger.restart()
     for moment in sorted(moments, key=lambda moment: (moment.at, moment.rank)):
@@ -68,7 +68,7 @@ def count(bucket: str, quota: Quota, story: Story) -> Spending:
     return result
 
 
-def _births(quota: Quota, losses: Sequence[tuple[int, int]], steps: Sequence[Step]) -> Iterator[Moment]:
+def _births(losses: Sequence[tuple[int, int]], steps: Sequence[Step]) -> Iterator[Moment]:
     """Yield the beginnings of the bucket's lives: a state that is lost, at some moment of a span, is a new one."""
     for begin, end in losses:
         # The first command of the new life claims the probe. A restart is logged as over some time after its beginning,
@@ -76,15 +76,11 @@ def _births(quota: Quota, losses: Sequence[tuple[int, int]], steps: Sequence[Ste
         carried_out = (max(begin, step.at) for step in steps if max(step.at, step.until) >= begin)
         first = min(carried_out, default=end)
 
-        def maybe(ledger: Ledger) -> None:
-            if quota.starts_at is not None:
-                ledger.restart()
+        def maybe(ledger: Ledger, begin: int = begin) -> None:
+            ledger.lost_since = begin
 
         def surely(ledger: Ledger, begin: int = begin, first: int = first) -> None:
-            if quota.starts_at is not None or ledger.adopted_at < begin:
-                ledger.restart()
-                ledger.starts_at = first + CLAIM_US
-            ledger.lose(begin)
+            ledger.lose(begin, first + CLAIM_US)
 
         yield Moment(begin, 0, maybe)
         yield Moment(end, 0, surely)
@@ -96,7 +92,7 @@ def _moments(quota: Quota, steps: Sequence[Step], losses: Sequence[tuple[int, in
         if step.told is not None and step.told.granted and step.sent.verb == "acquire":
             yield _grant(quota, step, step.told)
     for group in reserved.values():
-        yield from _reserve(quota, group)
+        yield from _reserve(quota, group, losses)
     for name, group in ended.items():
         tokens = reserved[name][0].sent.tokens if name in reserved else 0
         yield from _end(name, tokens, group)
@@ -121,6 +117,10 @@ def _grant(quota: Quota, step: Step, told: Told) -> Moment:
     def act(ledger: Ledger) -> int | None:
         # A scout is let through to learn the balance: nothing is counted of what was there.
         spare = None if told.probe else _spare(ledger, quota, step, told)
+        if spare is not None and spare < 0 and ledger.lost_since is not None:
+            # In the span of a loss: what was there can't have brought it, so it is gone by now.
+            ledger.lose(ledger.lost_since)
+            spare = _spare(ledger, quota, step, told)
         if sent.verb == "acquire":
             ledger.take(sent.tokens)
         else:
@@ -139,12 +139,15 @@ def _spare(ledger: Ledger, quota: Quota, step: Step, told: Told) -> int:
     return ahead.room() - step.sent.keep - max(1, step.sent.tokens - quota.overdraft)
 
 
-def _reserve(quota: Quota, group: Sequence[Step]) -> Iterator[Moment]:
+def _reserve(quota: Quota, group: Sequence[Step], losses: Sequence[tuple[int, int]]) -> Iterator[Moment]:
     granted = next(((step, step.told) for step in group if step.told is not None and step.told.granted), None)
     if granted is None:
         return  # nobody was told of a grant; if there was one, it only takes
     step, told = granted
-    earliest = min((other.sent.at for other in group if other.lost and other.sent.at < told.at), default=None)
+    # What was opened before a loss went with it.
+    born = max((begin for begin, end in losses if end <= told.at), default=0)
+    sendings = (max(born, other.sent.at) for other in group if other.lost and other.until >= born)
+    earliest = min((at for at in sendings if at < told.at), default=None)
     if earliest is None:
         yield _grant(quota, step, told)
         return
@@ -207,7 +210,8 @@ def _reading(step: Step) -> Iterator[Moment]:
         yield Moment(step.until, 0, lambda _: None)  # its last moment counts too
     elif step.told is not None and step.told.taken:
         # After the end of the hold whose settle brought it.
-        yield Moment(step.at, 1, lambda ledger: ledger.adopt(balance, next_refill_in))
+        server_time = step.sent.server_time or 0
+        yield Moment(step.at, 1, lambda ledger: ledger.adopt(balance, next_refill_in, server_time))
 
 
 def counted_twice(bucket: str, story: Story) -> list[Finding]:

@@ -32,7 +32,7 @@ class Entry:
 class Sent(Entry):
     """`who` is about to send the command number `step` to `bucket`; `reading` is the balance that it carries.
 
-    ticket: its place in line; it stands there from the first refusal on.
+    server_time: of that reading, in seconds. ticket: its place in line; it stands there from the first refusal on.
     """
 
     step: int
@@ -44,6 +44,7 @@ class Sent(Entry):
     hold_for: int = 0
     reading: int | None = None
     next_refill_in: int | None = None
+    server_time: float | None = None
     ticket: str = ""
 
 
@@ -213,6 +214,7 @@ def sent(who: str, at: int, step: int, bucket: str, command: Command) -> Sent:
         hold_for=says.get("hold_for_us", 0),
         reading=None if reading is None else reading.balance,
         next_refill_in=None if reading is None else reading.next_refill_in_us,
+        server_time=None if reading is None else reading.server_time,
         ticket=says.get("ticket") or "",
     )
 

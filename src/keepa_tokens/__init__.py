@@ -2,7 +2,7 @@
 
 Most callers want `KeepaSync.from_key(api_key)` and its `request`, which waits; task queues want `try_request`, which
 raises with the wait. Coroutines: `AsyncKeepaSync`. For any other API: `TokenBucket`, with `try_acquire` or `acquire`.
-Workers in several processes share one balance through `RedisStorage`.
+Workers in several processes share one balance through `SQLiteStorage`, on several machines through `RedisStorage`.
 """
 
 from importlib import import_module

@@ -67,7 +67,7 @@ def hold_for_us(hold_for: float) -> int:
 def checked_key(key: str) -> str:
     """Return `key` if it can name a bucket: 1 to 256 printable characters without spaces."""
     instance("key", key, str)
-    if not key or len(key) > LONGEST_KEY or not key.isprintable() or any(letter.isspace() for letter in key):
+    if not 0 < len(key) <= LONGEST_KEY or not key.isprintable() or any(letter.isspace() for letter in key):
         raise ConfigError(
             f"key={shown(key)} can't name a bucket: give 1 to {LONGEST_KEY} printable characters without spaces"
         )

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
-from math import inf
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 from weakref import ref
@@ -18,13 +17,13 @@ from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, inst
 from ._bell import Bell
 from .clock import Clock, SystemClock
 from .errors import ConfigError
-from .events import Event, EventKind, Listener, LoggingListener, events_of, log_failed
+from .events import Event, EventKind, Listener, LoggingListener, checked_listener, events_of, log_failed
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
 from .rules.decision import Decision, Reason
 from .rules.fast_path import take
 from .rules.reading import Reading
-from .storage._working import Bucket
+from .storage._memory_bucket import Bucket
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
 
@@ -32,9 +31,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 S_co = TypeVar("S_co", covariant=True)
 
-_NONE: Final = 0
+_ZERO: Final = 0
 _ONE: Final = 1
-"""The `keep` and the cost of most calls. To be this very object is what proves it an int and its value at once."""
+"""The `keep` and the cost of most calls. `is` asks for type and value at once: Python has each small int only once."""
 
 _GRANTED: Final = Reason.GRANTED  # here, because a member of an enumeration is looked up slowly
 _EMPTY: Final = Reason.EMPTY
@@ -43,7 +42,7 @@ _new: Final = object.__new__
 
 
 class Door(Generic[S_co]):
-    """What both doors have in common. Its state is in the storage; in memory it remembers where."""
+    """What both doors have in common. The state is in the storage; of memory storage it remembers the bucket there."""
 
     __slots__ = (
         "_bucket",
@@ -86,11 +85,7 @@ class Door(Generic[S_co]):
 
     @listener.setter
     def listener(self, listener: Listener) -> None:
-        if not callable(listener):
-            raise TypeError(f"listener must be callable with an Event, not {shown(listener)}")
-        if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
-            raise TypeError(f"listener is called, never awaited: give a plain function, not {shown(listener)}")
-        self._listener = listener
+        self._listener = checked_listener(listener)
         self._failed = False
         self._log = listener if type(listener) is LoggingListener else None
         self._refused = None if self._log is None else self._log.refused
@@ -133,7 +128,7 @@ class Door(Generic[S_co]):
         here.
         """
         memory = self._memory
-        if memory is None or keep is not _NONE:
+        if memory is None or keep is not _ZERO:
             return None
         if tokens is not _ONE and (type(tokens) is not int or not 0 < tokens <= self.quota.capacity):
             return None
@@ -149,48 +144,43 @@ class Door(Generic[S_co]):
                     return None
                 if callers is None:
                     self._bucket = bucket
-            refusal: tuple[int, int] | None
+            refusal: tuple[int, int] | None  # the balance, and how long until the tokens are there
             known = self._empty
             if known is not None and known[0] is bucket.level and now < known[1] and tokens is _ONE:
-                refusal = _NONE, known[1] - now
+                refusal = 0, known[1] - now
             else:
                 refusal = take(bucket, now, tokens, 0)
                 if refusal is None:
                     bucket.version += 1
                     bucket.touched = now
-                elif tokens is _ONE and bucket.level[0] == refusal[0] == _NONE and refusal[1] < NEVER:
+                elif tokens is _ONE and bucket.level[0] == refusal[0] == 0 and refusal[1] < NEVER:
                     self._empty = bucket.level, now + refusal[1]
             balance = bucket.level[0]
         # Filled in by hand: to call the class would cost a tenth of the step.
         decision = _new(Decision)
-        if refusal is None:
-            decision.granted = True
-            decision.reason = _GRANTED
-            decision.retry_after = 0.0
-        else:
-            balance, wait = refusal
-            if wait_us or wait >= NEVER:
-                return None
-            decision.granted = False
-            decision.reason = _EMPTY
-            decision.retry_after = wait / MICROSECONDS
-        decision.balance = balance
         decision.waited = 0.0
         decision.repaired = ()
         decision.probe = False
+        # Most of it is no news to the log, and is not even put into words for it.
         refused = self._refused
         if refusal is None:
+            decision.granted = True
+            decision.reason = _GRANTED
+            decision.balance = balance
+            decision.retry_after = 0.0
             if refused is None or (refused and self.key in refused):
-                self._decided(tokens, decision)
-        elif refused is None or refused.get(self.key) != _EMPTY_TEXT:
-            self._decided(tokens, decision)
+                self.tell(Acquire(tokens), Outcome(now, balance, granted=True))
+            return decision
+        balance, wait = refusal
+        if wait_us or wait >= NEVER:
+            return None
+        decision.granted = False
+        decision.reason = _EMPTY
+        decision.balance = balance
+        decision.retry_after = wait / MICROSECONDS
+        if refused is None or refused.get(self.key) != _EMPTY_TEXT:
+            self.tell(Acquire(tokens), Outcome(now, balance, reason=_EMPTY, retry_after_us=wait))
         return decision
-
-    def _decided(self, tokens: int, decision: Decision) -> None:
-        retry_after_us = min(NEVER, round(decision.retry_after * MICROSECONDS)) if decision.retry_after < inf else NEVER
-        outcome = Outcome(0, decision.balance, decision.granted, decision.reason, retry_after_us)
-        for event in events_of(self.key, Acquire(tokens), outcome):
-            self._hears(event)
 
     def waited(self, tokens: int, duration_us: int) -> None:
         """Tell the listener that somebody who had to wait goes now."""
@@ -207,7 +197,7 @@ class Door(Generic[S_co]):
             why = f"an interrupted call may have left up to {tokens} tokens taken: {why}"
             self.say(EventKind.NOT_GIVEN_BACK, why, tokens)
 
-    def pause(self, duration_us: int, spread_us: int, reason: str) -> float:
+    def sleep_seconds(self, duration_us: int, spread_us: int, reason: str) -> float:
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:
@@ -262,7 +252,12 @@ class BucketBase(NotCopied, Generic[S_co]):
         return f"{type(self).__name__}({self.quota!r}, key={self.key!r})"
 
 
-class Held(NotCopied, Generic[S_co]):
+def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
+    """Return the inside of a bucket, for the other doors of this library."""
+    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
+
+
+class HeldBase(NotCopied, Generic[S_co]):
     """What reservations and calls have in common: tokens set aside, to be settled or given back."""
 
     _what: ClassVar[str]
@@ -276,22 +271,33 @@ class Held(NotCopied, Generic[S_co]):
         self.decision = outcome.decision(waited_us)
         # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
         self._watch: object = ref(self, partial(_unsettled, door, self._what, self._advice, self.tokens))
+        _WATCHES.add(self._watch)
 
     def _left(self, kind: type[BaseException] | None) -> None:
-        """Warn where its block ends without an exception and without a settle; no more afterwards."""
-        if self._watch is not None and kind is None:
+        """Warn where its block ends without a settle and without an exception that anybody sees; no more afterwards."""
+        if self._watch is not None and kind in {None, GeneratorExit}:
             _unsettled(self._door, self._what, self._advice, self.tokens)
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        """Warn no more: it has come to its end."""
+        _WATCHES.discard(self._watch)
         self._watch = None
 
 
+_WATCHES: Final = set[object]()
+"""Kept here, and not by what they watch: of what is thrown away together, in a cycle, Python calls nothing back."""
+
+
 def _unsettled(door: Door[object], what: str, advice: str, tokens: int, gone: object = None) -> None:
-    """Warn of tokens that were set aside and not settled. gone: what held them was thrown away."""
+    """Warn of tokens that were set aside and not settled. gone: the watch of what was thrown away with them."""
+    _WATCHES.discard(gone)
     message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
     door.say(EventKind.LEFT_UNSETTLED, message, tokens)
     warnings.warn(message, ResourceWarning, stacklevel=4 if gone is None else 3)
 
 
-class Reserved(Held[S_co]):
+class ReservationBase(HeldBase[S_co]):
     """What `Reservation` and `AsyncReservation` have in common."""
 
     _what = "reservation"
@@ -303,9 +309,6 @@ class Reserved(Held[S_co]):
         if reading is not None:
             instance("reading", reading, Reading)
         return Settle(self.id, whole("actual", actual), reading, label=self._label)
-
-    def _ended(self) -> None:
-        self.open, self._watch = False, None
 
     def _charged(self) -> bool:
         """Whether the estimate is charged where the block ends without a settle.

@@ -30,18 +30,18 @@ class PutOff:
     """What a thread does within `with` is done whole: signals that come meanwhile have their handlers run at its end.
 
     So no exception of a handler strikes between a storage's step and its outcome. Handlers run in the main thread, so
-    elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same. ends: it is clean-up
-    after one, so NoAnswer ends it by then.
+    elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same. ends: the block is
+    itself the clean-up after a signal, and NoAnswer ends it after that time.
     """
 
     __slots__ = ("_before", "_came", "_ends", "_handlers", "_late", "_over")
 
     def __init__(self, *, ends: bool = False) -> None:
         self._ends = ends
-        self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []  # those still to be put back
         self._came: list[tuple[int, FrameType | None]] = []
-        self._over: _thread.LockType | None = None
+        self._over: _thread.LockType | None = None  # held until the block is over, which ends the watch
         self._late = False
 
     def __enter__(self) -> None:
@@ -139,7 +139,7 @@ def interrupt_in(error: BaseException) -> BaseException | None:
     handlers, callers = set(_handlers()), {frame for frame, _ in walk_stack(currentframe())}
     link: BaseException | None = error
     while link is not None:
-        if _goes_on(link) or not handlers.isdisjoint(frame.f_code for frame, _ in walk_tb(link.__traceback__)):
+        if _is_interrupt(link) or not handlers.isdisjoint(frame.f_code for frame, _ in walk_tb(link.__traceback__)):
             return link
         link = link.__cause__ or link.__context__
         if link is not None and link.__traceback__ is not None and link.__traceback__.tb_frame in callers:
@@ -148,7 +148,7 @@ def interrupt_in(error: BaseException) -> BaseException | None:
     return None
 
 
-def _goes_on(error: BaseException) -> bool:
+def _is_interrupt(error: BaseException) -> bool:
     if not isinstance(error, asyncio.CancelledError):
         return not isinstance(error, Exception)
     try:

@@ -6,7 +6,12 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def on_trio() -> ModuleType | None:
@@ -22,6 +27,15 @@ def on_trio() -> ModuleType | None:
 async def sleep(seconds: float) -> None:
     """Suspend the running coroutine."""
     await (on_trio() or asyncio).sleep(seconds)
+
+
+async def in_a_thread(function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Call a function that blocks, in a thread, and return what it returns."""
+    trio = on_trio()
+    if trio is None:
+        return await asyncio.to_thread(function, *args, **options)
+    result: T = await trio.to_thread.run_sync(partial(function, *args, **options))
+    return result
 
 
 @asynccontextmanager

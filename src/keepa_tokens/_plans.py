@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
 from ._arguments import instance, microseconds
 from ._door import Door, new_id
 from ._interrupts import interrupt_in
-from .errors import AcquireTimeout, ConfigError, NotEnoughTokens
+from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
 from .quota import Quota
 from .rules.commands import (
     Acquire,
@@ -31,7 +31,7 @@ from .rules.commands import (
 )
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
-from .units import DAY_US, LIMIT, MICROSECONDS, seconds
+from .units import DAY_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, seconds
 
 T = TypeVar("T")
 R = TypeVar("R", Acquire, Reserve)
@@ -50,14 +50,14 @@ TRIES: Final = 8
 class Steps(Generic[S_co]):
     """The steps of one call, and what it has taken so far, to be given back if it is interrupted before it ends.
 
-    request: the last command that takes. outcome: what came of it; None: it was interrupted before anybody knew.
-    claimed: it was given the claim on the probe, and no probe has ended since. woken: it was woken because tokens came
-    back, and has not been granted since. sent: the command that is under way; came: what it came to, until that is
-    taken note of. Whoever sends it puts that there at once, where no signal strikes in between. unsure: it is with a
-    storage that may have carried it out although its answer is lost.
+    request: the last command that takes tokens. outcome: what that came to; None: nobody knows yet. claimed: the end of
+    the claim on the probe that the call was given, until a probe has ended. woken: it was woken because tokens came
+    back, and has not been granted since. sent: the command under way. answer: the storage's answer to it, put here at
+    once, where no signal strikes in between; `outcome` and `claimed` follow. unsure: the storage may have carried the
+    request out although its answer is lost.
     """
 
-    __slots__ = ("_rank", "came", "claimed", "door", "outcome", "request", "sent", "unsure", "woken")
+    __slots__ = ("_rank", "answer", "claimed", "door", "outcome", "request", "sent", "unsure", "woken")
 
     blocks: ClassVar[bool]
     """They are for threads."""
@@ -66,14 +66,14 @@ class Steps(Generic[S_co]):
         self.door = door
         self.unsure = False
         self.sent: Command | None = None
-        self.came: Outcome | None = None
+        self.answer: Outcome | None = None
         self.request: Acquire | Reserve | None = None
         self.outcome: Outcome | None = None
         self.claimed: int | None = None
         self._rank: int | None = None
         self.woken = False
         if taking is not None:
-            self.sends(taking)
+            self.begin(taking)
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
@@ -93,25 +93,32 @@ class Steps(Generic[S_co]):
     async def turn(self) -> None:
         """Let others have their turn, within a long computation."""
 
-    def sends(self, command: Command) -> None:
+    def begin(self, command: Command) -> None:
         """Take note of a command that is about to be sent."""
-        self.sent, self.came = command, None
+        self.sent, self.answer = command, None
         if isinstance(command, Acquire | Reserve):
             self.request, self.outcome = command, None
 
     def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener."""
-        self._told(command, outcome)
+        """Take note of what a command came to, wake who may be served now, and tell the listener.
+
+        ConfigError for what a storage of somebody's own may return instead.
+        """
+        given: object = outcome
+        if not isinstance(given, Outcome):
+            where = type(self.door.storage).__name__
+            raise ConfigError(f"apply() of a {where} must return an Outcome, not {type(given).__name__}")
+        self._note(command, outcome)
         if self.door.bell and self._brings(command, outcome):
             self.door.bell.ring(self.door.key)
         self.door.tell(command, outcome)
         return outcome
 
-    def recall(self, found: Outcome | None) -> None:
-        """Take note of what a command came to whose caller was struck before it could; found: by the storage."""
-        came = self.came or found
-        if self.sent is not None and came is not None:
-            self._told(self.sent, came)
+    def catch_up(self, found: Outcome | None) -> None:
+        """Take note of an answer that the call was struck before it could; found: the answer, out of the traceback."""
+        answer = self.answer or found
+        if self.sent is not None and answer is not None:
+            self._note(self.sent, answer)
 
     def waits(self, wake: Callable[[], None]) -> object:
         """Wait to be woken where tokens come back; return what `leaves` takes."""
@@ -151,11 +158,16 @@ class Steps(Generic[S_co]):
         """Return the tokens that may have been taken although nobody can tell: of an `Acquire` without an answer."""
         return self.request.tokens if self.unsure and isinstance(self.request, Acquire) and self.outcome is None else 0
 
-    def is_probes(self, error: BaseException) -> bool:
-        """Whether a mistake is a probe's, of the wrong kind, or hides an interrupt; a command's own takes nothing."""
+    def leaves_something(self, error: BaseException) -> bool:
+        """Whether a call that ended in `error` may have something to give back.
+
+        An interrupt may leave tokens, a ConfigError of the probe leaves the claim. Any other refusal leaves nothing.
+        """
+        if not isinstance(error, KeepaTokensError):
+            return True
         return isinstance(error, ConfigError) and (self.sent is None or interrupt_in(error) is not None)
 
-    def _told(self, command: Command, outcome: Outcome) -> None:
+    def _note(self, command: Command, outcome: Outcome) -> None:
         if command is self.request:
             self.outcome = outcome
         if outcome.probe:
@@ -307,6 +319,9 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
         retry = min(retry, UNKNOWN_PAUSE_US)
+    elif outcome.reason is Reason.IN_FLIGHT:
+        # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
+        retry = min(retry, LOOK_AGAIN_US)
     duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if synced else DAY_US))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0

@@ -8,11 +8,11 @@ from contextlib import AbstractAsyncContextManager, suppress
 from functools import wraps
 from inspect import isawaitable
 from types import CoroutineType, TracebackType
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
@@ -28,14 +28,11 @@ from .units import LIMIT
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 3.0
+PATIENCE_S = 3.0
 """How long an interrupted call waits until what it had taken is given back; then that goes on in the background."""
 
-CLEANUP_SECONDS = 5.0
+CLEANUP_S = 5.0
 """The longest that each step of a clean-up may take."""
-
-
-AsyncDoor: TypeAlias = Door[AsyncStorage | MemoryStorage]
 
 
 class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
@@ -83,7 +80,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside now; as `TokenBucket.try_reserve`. Await it, or enter it with `async with`."""
         command = self._door.reservation(tokens, keep, hold_for, label)
-        pending = AwaitedSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._held))
+        pending = AwaitedSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._made))
         return Pending("AsyncTokenBucket.try_reserve", pending)
 
     def reserve(
@@ -98,7 +95,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
         patience_us = timeout_us(timeout)
         command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
-        pending = AwaitedSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
+        pending = AwaitedSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._made))
         return Pending("AsyncTokenBucket.reserve", pending)
 
     async def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
@@ -146,7 +143,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         look = Peek(whole("tokens", tokens), whole("keep", keep))
         return plans.snapshot_of(await AwaitedSteps(self._door).apply(look))
 
-    def _held(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncReservation:
+    def _made(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncReservation:
         return AsyncReservation(self._door, command, outcome, waited_us)
 
     def with_key(self, key: str) -> AsyncTokenBucket:
@@ -171,25 +168,26 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     __slots__ = ("_step",)
     blocks = False
 
-    def __init__(self, door: AsyncDoor, taking: Acquire | None = None) -> None:
+    def __init__(self, door: Door[AsyncStorage | MemoryStorage], taking: Acquire | None = None) -> None:
         super().__init__(door, taking)
         self._step: asyncio.Task[Outcome] | None = None
 
     async def apply(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
-        self.sends(command)
+        now = self.door.now_us()  # which may raise: then nothing was sent
+        self.begin(command)
         self.unsure = type(self.door.storage) is not MemoryStorage
         if isinstance(self.door.storage, MemoryStorage):
-            self.came = outcome = await self._applied(command)
+            self.answer = outcome = await self._applied(command, now)
         elif on_trio():
-            with shielded(CLEANUP_SECONDS):
-                self.came = outcome = await self._applied(command)
+            with shielded(CLEANUP_S):
+                self.answer = outcome = await self._applied(command, now)
         else:
-            self._step = task = asyncio.get_running_loop().create_task(self._applied(command))
+            self._step = task = asyncio.get_running_loop().create_task(self._applied(command, now))
             try:
-                self.came = outcome = await asyncio.shield(task)
+                self.answer = outcome = await asyncio.shield(task)
             except BaseException:
-                self._goes_on(task)
+                self._leave_running(task)
                 raise
             self._step = None
         return self.ended(command, outcome)
@@ -217,14 +215,14 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
-        if not isinstance(error, KeepaTokensError) or self.is_probes(error):
-            self.recall(came_to(error, self.sent))
+        if self.leaves_something(error):
+            self.catch_up(came_to(error, self.sent))
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Suspend the coroutine until its time has come, or tokens come back."""
         door = self.door
-        seconds = door.pause(duration_us, spread_us, reason)
+        seconds = door.sleep_seconds(duration_us, spread_us, reason)
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
@@ -247,19 +245,19 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         elif isinstance(error, GeneratorExit):
             # The coroutine was closed, and may await nothing more.
             try:
-                self._goes_on(asyncio.get_running_loop().create_task(work()))
+                self._leave_running(asyncio.get_running_loop().create_task(work()))
             except RuntimeError:
                 self.door.not_given_back(self.asked(), "its event loop is gone")
         elif on_trio():
-            with shielded(PATIENCE_SECONDS):
+            with shielded(PATIENCE_S):
                 await work()
         else:
             task = asyncio.get_running_loop().create_task(work())
-            self._goes_on(task)
-            with shielded(PATIENCE_SECONDS), suppress(asyncio.CancelledError):
-                await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+            self._leave_running(task)
+            with shielded(PATIENCE_S), suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=PATIENCE_S)
 
-    def _goes_on(self, task: asyncio.Task[Any]) -> None:
+    def _leave_running(self, task: asyncio.Task[Any]) -> None:
         """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
         under_way = self.door.under_way
 
@@ -277,7 +275,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if task is None or self.sent is None:
             return
         with suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=CLEANUP_SECONDS)
+            await asyncio.wait({task}, timeout=CLEANUP_S)
         if task.done() and not task.cancelled() and task.exception() is None:
             self.ended(self.sent, task.result())
         task.cancel()
@@ -292,8 +290,8 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def _once_more(self, command: Command) -> bool:
         for _ in range(2):
             try:
-                async with limited(CLEANUP_SECONDS):
-                    self.ended(command, await self._applied(command))
+                async with limited(CLEANUP_S):
+                    self.ended(command, await self._applied(command, self.door.now_us()))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
                 return False
@@ -304,24 +302,19 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 return True
         return True
 
-    async def _applied(self, command: Command) -> Outcome:
+    async def _applied(self, command: Command, now: int | None) -> Outcome:
         door = self.door
         # Memory storage holds its lock for microseconds and waits for nothing else.
         try:
             if isinstance(door.storage, MemoryStorage):
-                return door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
-            return await door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                return door.storage.apply(door.key, door.quota, command, now_us=now)
+            return await door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
 
 
-def async_door_of(bucket: AsyncTokenBucket) -> AsyncDoor:
-    """Return the inside of a bucket, for the other doors of this library."""
-    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
-
-
-class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
+class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
     """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
@@ -335,17 +328,23 @@ class AsyncReservation(Reserved[AsyncStorage | MemoryStorage]):
     async def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
+        self._unwatch()  # interrupted, it is ended all the same
         await AwaitedSteps(self._door).finish(command)
-        self._ended()
+        self.open = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            await self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            await self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            # It is charged as it is, and what ended the block must be seen.
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])

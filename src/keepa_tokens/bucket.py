@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, Reserved, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
@@ -68,9 +68,9 @@ class TokenBucket(BucketBase[Storage], Closing):
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
 
         On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its
-        place comes: first come, first served. Interrupted, it gives them back. Raises AcquireTimeout at once,
-        nothing taken, when the wait would be longer than `timeout` or endless; CostTooLarge, TypeError and
-        ConfigError as `try_acquire`.
+        place comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
+        AcquireTimeout, nothing taken, as soon as the wait is seen to be longer than `timeout` or endless: mostly at
+        once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
         """
         patience_us = None if timeout is None else timeout_us(timeout)
         try:
@@ -91,7 +91,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         in flight.
         """
         command = self._door.reservation(tokens, keep, hold_for, label)
-        return BlockingSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._held))
+        return BlockingSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._made))
 
     def reserve(
         self,
@@ -108,7 +108,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         """
         patience_us = timeout_us(timeout)
         command = self._door.reservation(tokens, keep, hold_for, label, waits=patience_us != 0)
-        return BlockingSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._held))
+        return BlockingSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._made))
 
     def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
         """Take as many of `tokens` as are there beside `keep`, and return how many; 0 is none. Never waits."""
@@ -151,7 +151,10 @@ class TokenBucket(BucketBase[Storage], Closing):
         plans.deletion(self.storage)(self.key)
 
     def refund(self, tokens: int) -> None:
-        """Give `tokens` back, up to capacity: of a grant that was not used."""
+        """Give `tokens` back, up to capacity: of a grant that was not used.
+
+        Where others wait for places on a plain bucket, it may be fewer: what they were told stays true.
+        """
         BlockingSteps(self._door).carry(Refund(new_id(), whole("tokens", tokens)))
 
     def reconcile(self, reading: Reading) -> Snapshot:
@@ -165,7 +168,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
         return plans.snapshot_of(BlockingSteps(self._door).carry(Peek(whole("tokens", tokens), whole("keep", keep))))
 
-    def _held(self, command: Reserve, outcome: Outcome, waited_us: int) -> Reservation:
+    def _made(self, command: Reserve, outcome: Outcome, waited_us: int) -> Reservation:
         return Reservation(self._door, command, outcome, waited_us)
 
     def with_key(self, key: str) -> TokenBucket:
@@ -187,14 +190,15 @@ class BlockingSteps(plans.Steps[Storage]):
     def carry(self, command: Command) -> Outcome:
         """Carry `command` to the bucket, tell the listener, and return what it came to."""
         door = self.door
-        self.sends(command)
+        now = door.now_us()  # which may raise: then nothing was sent
+        self.begin(command)
         try:
             if type(door.storage) is MemoryStorage:
-                self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
             else:
                 with PutOff():
                     self.unsure |= command is self.request
-                    self.came = outcome = door.storage.apply(door.key, door.quota, command, now_us=door.now_us())
+                    self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
             door.say(EventKind.STORAGE_AWAY, str(error))
             raise
@@ -221,7 +225,7 @@ class BlockingSteps(plans.Steps[Storage]):
 
     def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted; raise the interrupt where `error` hides it."""
-        if isinstance(error, KeepaTokensError) and not (isinstance(error, StorageUnavailable) or self.is_probes(error)):
+        if not (isinstance(error, StorageUnavailable) or self.leaves_something(error)):
             return
         begun, interrupt = False, None
         try:
@@ -229,7 +233,7 @@ class BlockingSteps(plans.Steps[Storage]):
                 begun, interrupt = True, interrupt_in(error)
                 if isinstance(error, StorageUnavailable) and interrupt is None:
                     return
-                self.recall(came_to(error, self.sent))
+                self.catch_up(came_to(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing()]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
@@ -263,7 +267,7 @@ class BlockingSteps(plans.Steps[Storage]):
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
         """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
         door = self.door
-        seconds = door.pause(duration_us, spread_us, reason)
+        seconds = door.sleep_seconds(duration_us, spread_us, reason)
         if door.clock is not None or not alert:
             door.sleeper.sleep(seconds)
             return duration_us
@@ -276,12 +280,7 @@ class BlockingSteps(plans.Steps[Storage]):
         return door.elapsed_us() - begun if self.woken else duration_us
 
 
-def door_of(bucket: TokenBucket) -> Door[Storage]:
-    """Return the inside of a bucket, for the other doors of this library."""
-    return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
-
-
-class Reservation(Reserved[Storage]):
+class Reservation(ReservationBase[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
     As a context manager: left unsettled, by an exception too, the estimate stays charged.
@@ -298,14 +297,20 @@ class Reservation(Reserved[Storage]):
     def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
+        self._unwatch()  # interrupted, it is ended all the same
         run(lambda: BlockingSteps(self._door).finish(command))
-        self._ended()
+        self.open = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._charged():
-            self._end(self._settling(self.tokens, None))
-        else:
+        if not self._charged():
             self._left(kind)
+            return
+        try:
+            self._end(self._settling(self.tokens, None))
+        except KeepaTokensError:
+            if kind is None:
+                raise
+            # It is charged as it is, and what ended the block must be seen.

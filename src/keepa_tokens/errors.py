@@ -68,7 +68,10 @@ class NotEnoughTokens(KeepaTokensError):
 
 
 class AcquireTimeout(NotEnoughTokens, TimeoutError):
-    """The wait would be longer than the timeout. Raised at once; nothing was taken."""
+    """The wait would be longer than the timeout; nothing was taken.
+
+    Raised at once, but where a settle or a probe could end the wait any moment: then when the time is over.
+    """
 
 
 class BadReading(KeepaTokensError):

@@ -9,8 +9,10 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import iscoroutinefunction
 from typing import Final, Protocol
 
+from ._arguments import shown
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
 from .units import one_line, seconds
@@ -86,6 +88,16 @@ class Listener(Protocol):
         ...
 
 
+def checked_listener(listener: Listener, name: str = "listener") -> Listener:
+    """Return `listener` if it can be told of events; else a TypeError says what to give as `name`."""
+    given: object = listener  # nobody may have checked
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(f"{name} must be callable with an Event, not {shown(listener)}")
+    if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
+        raise TypeError(f"{name} is called, never awaited: give a plain function, not {shown(listener)}")
+    return listener
+
+
 def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     """Return what an applied command amounts to."""
     events: list[Event] = []
@@ -132,7 +144,11 @@ class LoggingListener:
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
-        self._logger = logger or logging.getLogger("keepa_tokens")
+        self._logger = logging.getLogger("keepa_tokens") if logger is None else logger
+        if not callable(getattr(self._logger, "log", None)):
+            raise TypeError(
+                f"logger must be a logging.Logger, not {shown(logger)}: logging.getLogger(name) returns one"
+            )
         self.refused: dict[str, str] = {}
 
     def has_news(self, key: str, outcome: Outcome) -> bool:

@@ -17,10 +17,10 @@ try:
 except ImportError as missing:  # pragma: no cover - the message is all there is to it
     raise ImportError("the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'") from missing
 
-from ._arguments import whole
+from ._arguments import instance, whole
 from .bucket import TokenBucket
-from .errors import StorageUnavailable
-from .events import Event, EventKind, Listener
+from .errors import KeepaTokensError
+from .events import Event, EventKind, Listener, checked_listener
 from .keepa._door import SERVER_REFUSED
 from .rules.decision import Snapshot
 
@@ -47,7 +47,7 @@ class PrometheusListener:
     - `refusals_total` by `reason`: requests for tokens that the bucket refused
     - `server_refusals_total`: calls that the server refused with a 429
     - `wait_seconds`: a histogram of how long those were kept that had to wait and then went
-    - `pauses_total` by `reason`: times that somebody who waits slept, a minute each at most
+    - `pauses_total` by `reason`: times that somebody who waits slept; where a server is followed, a minute each at most
     - `settled_total`: calls that were settled
     - `consumed_tokens_total` by `path`: what settled calls were charged; the path is the call's label, which a guard
       sets to that of the request
@@ -67,6 +67,7 @@ class PrometheusListener:
     def __init__(
         self, registry: CollectorRegistry = REGISTRY, *, then: Listener | None = None, most_buckets: int = 100
     ) -> None:
+        instance("registry", registry, CollectorRegistry)
         own: dict[str, Any] = {"namespace": "keepa_tokens", "registry": registry}
 
         def counter(name: str, says: str, *labels: str) -> Counter:
@@ -76,7 +77,7 @@ class PrometheusListener:
             # All processes speak of the same bucket, so what any of them heard last is true of all.
             return Gauge(name, says, ("bucket",), multiprocess_mode="mostrecent", **own)
 
-        self._then = then
+        self._then = None if then is None else checked_listener(then, "then")
         self._begun: set[str] = set()
         self._bucket, self._path = _Bounded(whole("most_buckets", most_buckets)), _Bounded(MOST_PATHS)
         self._granted_tokens = counter("granted_tokens", "Tokens asked for by the requests that were granted.")
@@ -196,12 +197,14 @@ class BucketCollector(Collector):
     - `refill_per_minute`, as the server last reported it
     - `reading_age_seconds`, `retry_after_seconds` (for one token), `full_in_seconds`, `closed_for_seconds` (a
       recharge's rest), `paused_for_seconds`
-    - `up`: 1 if the storage answered; 0, and nothing else of the bucket, if it did not
+    - `up`: 1 if the storage answered with a bucket; 0, and nothing else of it, if it did not
     """
 
     def __init__(self, *buckets: TokenBucket, registry: CollectorRegistry = REGISTRY) -> None:
+        for bucket in buckets:
+            instance("a bucket", bucket, TokenBucket)
         self._buckets = buckets
-        registry.register(self)
+        instance("registry", registry, CollectorRegistry).register(self)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Name the metrics without a look, which a registry would take to learn of them."""
@@ -255,5 +258,5 @@ def _known(tokens: int | None) -> float:
 def _look(bucket: TokenBucket) -> Snapshot | None:
     try:
         return bucket.peek()
-    except StorageUnavailable:
+    except KeepaTokensError:  # away, or with something there that is no such bucket
         return None

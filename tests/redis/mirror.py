@@ -16,7 +16,7 @@ from keepa_tokens.rules.fast_path import take
 from keepa_tokens.rules.flow import Flow
 from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
 from keepa_tokens.rules.transition import has_places, transition
-from keepa_tokens.storage._working import Bucket, begun, kept, step
+from keepa_tokens.storage._memory_bucket import Bucket, begun, kept, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
 ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
@@ -143,7 +143,8 @@ def _served(working: Bucket, texts: dict[str, str], command: Command, now: int) 
         return SOME
     tried = replace(working, holds=dict(working.holds))
     outcome = step(tried, command, now)
-    behind = outcome is not None and outcome.place_us > 0 and working.firm_place > now
+    at = now if outcome is None else now + outcome.place_us
+    behind = at > now and (working.firm_place > now or working.last_place == at)
     if outcome is None and texts and isinstance(command, Acquire):
         return _refused(working, command, now) or SOME
     return SOME if outcome is None or behind else working

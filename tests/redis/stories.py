@@ -1,58 +1,21 @@
 """Stories in which a number is exactly at the edge where the fast path decides otherwise, and one beside it.
 
-A story is told in steps: `0 take 4, take 6; 1s-1 take 1` takes 4 and 6 at once, and 1 a microsecond before a second has
-passed. A mapping among them is what the hash's fields are set to before the next command; None: it is deleted.
+Told as in `tests/stories.py`, but what comes of a step is not said: all ways to run it must agree. A mapping among the
+steps is what the hash's fields are set to before the next command; None: it is deleted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any, Final
-from urllib.parse import unquote
+from typing import Final
 
 from checks.models.strategies import EPOCH, SECOND
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules import commands
-from keepa_tokens.rules.reading import Reading
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, UNLIMITED, YEAR_US
 from tests.redis.strategies import Act, Program
-
-# --- how a story is told
-
-VERBS: Final[dict[str, Callable[..., commands.Command]]] = {
-    "take": lambda tokens, keep=0, wait=None: commands.Acquire(tokens, keep, wait),
-    "hold": lambda name, tokens, life=SECOND, keep=0, label="": commands.Reserve(name, tokens, life, keep, label=label),
-    "settle": commands.Settle,
-    "cancel": commands.Cancel,
-    "back": commands.Refund,
-    "read": lambda balance, at, **more: commands.Reconcile(Reading(balance, server_time=float(at), **more)),
-    "claim": commands.ClaimProbe,
-    "unclaim": commands.Unclaim,
-    "peek": commands.Peek,
-}
-SINCE_THE_START: Final = {"back": 2, "unclaim": 0}
-"""Which argument of a verb is an instant of the story."""
-
-
-def number(text: str) -> Any:
-    """Return microseconds, tokens, or the text itself if it is no number."""
-    seconds, _, rest = text.rpartition("s")
-    try:
-        return round(float(seconds or 0) * SECOND) + int(rest or 0)
-    except ValueError:
-        return unquote(text)
-
-
-def told(text: str, start: int) -> commands.Command:
-    """Return the command that is told as a verb and its arguments."""
-    verb, *words = text.split()
-    arguments = [number(word) for word in words if "=" not in word]
-    if verb in SINCE_THE_START and len(arguments) > SINCE_THE_START[verb]:
-        arguments[SINCE_THE_START[verb]] += start
-    named = dict(word.split("=") for word in words if "=" in word)
-    return VERBS[verb](*arguments, **{name: number(word) for name, word in named.items()})
+from tests.stories import command, steps
 
 
 def story(quota: Quota, *parts: str | Mapping[str, object], start: int = EPOCH) -> Program:
@@ -63,11 +26,9 @@ def story(quota: Quota, *parts: str | Mapping[str, object], start: int = EPOCH) 
         if not isinstance(part, str):
             damage = tuple((name, None if what is None else str(what)) for name, what in part.items())
             continue
-        for step in re.split(r";|\n", part.strip()):
-            at, texts = step.split(maxsplit=1)
-            for text in texts.split(","):
-                acts.append(Act(start + number(at), quota, damage, told(text, start)))
-                damage = ()
+        for at, text, _ in steps(part):
+            acts.append(Act(start + at, quota, damage, command(text, start)))
+            damage = ()
     return Program(tuple(acts))
 
 
@@ -177,8 +138,8 @@ a claim given back: SYNCED
 
 def stories() -> Iterator[tuple[str, Program]]:
     """Yield each story with its name."""
-    for name, quota, steps in re.findall(r"(.*): (.*)\n((?: .*\n)+)", TALES):
-        yield name, story(globals()[quota], steps)
+    for name, quota, lines in re.findall(r"(.*): (.*)\n((?: .*\n)+)", TALES):
+        yield name, story(globals()[quota], lines)
     yield from at_the_ends_of_time()
     yield from at_an_edge()
     yield from where_nothing_refills()

@@ -14,9 +14,8 @@ import redis
 import redis.asyncio
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Peek, Reconcile, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
-from keepa_tokens.testing import ManualClock
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored, time_of
 from tests.redis.flavours import CLIENTS, FLAVOURS, Flavour
 from tests.servers import BINARIES, HOST, Server, running
@@ -79,54 +78,6 @@ def test_from_url_never_sends_a_command_twice(scheme: str, options: str, timeout
         assert made.retry._retries == 0
         assert not made.retry_on_error
         assert (made.socket_timeout, made.socket_connect_timeout) == (timeout, 2.0)
-
-
-URLS = {
-    "http://user:secret@h": "redis://, rediss://, valkey://",
-    "redis:/user:secret@h": "must begin with",
-    "user:secret@localhost:6379": "must begin with",
-    "": "must begin with",
-    "redis://user:secret@h?socket_timeout=soon": "the value of the option 'socket_timeout' is none",
-    "redis://h?ssl_cert_reqs=CERT_NONE": "there is no option",
-    "rediss://h?ssl_cert_reqs=CERT_NONE": "ssl_cert_reqs must be one of",
-    "redis://h?protocol=4": "protocol must be 2 or 3",
-    "redis://h?ssl=true": "no option 'ssl'",
-    "redis://h?max_connection=5": "no option 'max_connection'",
-    "redis://h?sockettimeout=1": "no option 'sockettimeout'",
-    "redis://h/x": "number of a database",
-    "redis://user:secret/x@h": "percent codes",
-    "redis://user:se#cret@h": "percent codes",
-    "redis://user:se?cret@h": "percent codes",
-    "redis://user:12/3@h": "percent codes",
-    "redis://h:0": "port 0",
-}
-
-
-@pytest.mark.parametrize("url", URLS)
-def test_a_mistake_in_a_url_is_said_at_once(url: str) -> None:
-    """Nothing is sent for it; the error says what is wrong, and shows neither the password nor a part of it."""
-    with pytest.raises(ConfigError, match=URLS[url]) as refused:
-        RedisStorage.from_url(url)
-    for part in ("secret", "cret", "12/3"):
-        assert part not in str(refused.value)
-    assert refused.value.__cause__ is None
-
-
-@pytest.mark.parametrize(
-    "kind, client, told",
-    [
-        (RedisStorage, redis.asyncio.Redis(), "AsyncRedisStorage"),
-        (AsyncRedisStorage, redis.Redis(), "blocks"),
-        (RedisStorage, "redis://user:secret@h", "from_url"),
-        (RedisStorage, b"redis://user:secret@h", "from_url"),
-        *((RedisStorage, none, "RedisStorage takes a client") for none in (None, 7, object())),
-    ],
-)
-def test_what_is_no_client_or_one_of_the_wrong_color_is_refused(kind: Any, client: Any, told: str) -> None:
-    """It is refused at once with what to give, and never shown if it is a URL."""
-    with pytest.raises(ConfigError, match=told) as refused:
-        kind(client)
-    assert "secret" not in str(refused.value)
 
 
 def test_a_client_brought_along_is_not_closed(client: redis.Redis) -> None:
@@ -196,26 +147,34 @@ def test_an_async_storage_that_another_running_loop_uses_says_so_at_once(server:
 # --- buckets
 
 
-def test_a_grant_is_one_call(client: redis.Redis) -> None:
-    """A grant, a wait for a place and a refusal are one EVALSHA each; a refusal that takes a ticket is two."""
-    storage, clock, quota = RedisStorage(client), ManualClock(1000.0), Quota.per_minute(60)
-    bucket = TokenBucket(quota, key="k", storage=storage, clock=clock)
+ONE_CALL: list[Command] = [
+    *(Acquire(1), Acquire(1001), Reserve("a", 1, 60 * SECOND), Settle("a", 1), Reserve("b", 1, 60 * SECOND)),
+    *(Cancel("b"), Refund("r", 1)),
+]
+"""What the fast path takes, and what changes nothing."""
 
-    def sent(use: Callable[[], object]) -> int:
+CALLS: dict[Quota, list[tuple[Command, int]]] = {
+    PLAIN: [
+        *(
+            (command, 1)
+            for command in (*ONE_CALL, Acquire(990), Acquire(99, wait_us=SECOND), Acquire(99, wait_us=99 * SECOND))
+        ),
+        (Reserve("x", 99, SECOND, ticket="t"), 2),
+    ],
+    SYNCED: [*((command, 1) for command in ONE_CALL), (Reconcile(Reading(250)), 2), (ClaimProbe(), 2)],
+}
+"""What is done after a first step, and how many calls of the script that takes."""
+
+
+@pytest.mark.parametrize("quota", CALLS, ids=["plain", "synced"])
+def test_a_grant_is_one_call(storage: RedisStorage, client: redis.Redis, quota: Quota) -> None:
+    """A grant, a place, the end of a hold and a refusal are one EVALSHA each; a ticket, a reading and a claim two."""
+    storage.apply("k", quota, Reconcile(Reading(300)) if quota.synced else Acquire(1), now_us=NOW)
+    for command, sent in CALLS[quota]:
         client.config_resetstat()
-        use()
+        storage.apply("k", quota, command, now_us=NOW)
+        assert calls(client, "evalsha") == sent, command
         assert not calls(client, "eval") + calls(client, "script|load")
-        return calls(client, "evalsha")
-
-    def refused(ticket: str | None) -> None:
-        assert not storage.apply("k", quota, Reserve("x", 60, SECOND, ticket=ticket), now_us=clock.now_us()).granted
-
-    bucket.peek()  # the first ever is preceded by the script
-    assert sent(lambda: bucket.try_acquire(60)) == 1
-    assert sent(lambda: bucket.acquire(5)) == 1
-    assert sent(lambda: bucket.try_acquire(60)) == 1
-    assert sent(lambda: refused(None)) == 1
-    assert sent(lambda: refused("t")) == 2
 
 
 @pytest.mark.parametrize("quota", [Quota(10_000, 1, 1.0), Quota(10_000, 1, 1.0, synced=True, initial=10_000)])

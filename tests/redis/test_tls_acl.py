@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
@@ -151,3 +155,12 @@ def test_a_key_that_a_user_may_not_touch(server: Server, flavour: Flavour) -> No
         for secret in ("secret", LOGIN, quote(PASSWORD, safe="")):
             assert secret not in str(refused.value)
             assert secret not in repr(opened.storage)
+
+
+def test_a_socket_that_a_user_may_not_use(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right to write to the server's socket, it is a ConfigError that names it: no outage that passes."""
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    client = partial(flavour.named("Client"), unix_socket_path="/run/s", retry=flavour.retry(0))
+    with flavour.over(client) as opened, pytest.raises(ConfigError, match=r"may not use .* /run/s"):
+        opened.apply("k", PLAIN, Acquire(1), now_us=NOW)

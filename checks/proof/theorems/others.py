@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from keepa_tokens.rules.arithmetic import KEPT_SHARE, halved, set_aside
@@ -10,7 +11,7 @@ from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.readings import HALF_LIFE_US
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LIMIT
+from keepa_tokens.units import LIMIT, MICROSECONDS
 
 from .terms import CAPACITY, DEBT, LATEST, SYNCED
 
@@ -64,10 +65,9 @@ def a_third_is_kept_back_at_most(balance: int, kept: int | None, told: int, now:
     pre: -DEBT < balance <= CAPACITY and -DEBT < told <= CAPACITY and 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(
-        balance=balance, refilled_at=now, quota=SYNCED, sequence=1, reading_at=now, reading_sequence=1, kept_back=kept
-    )
-    state, outcome = transition(SYNCED, stored, now, Settle("nobody's", reading=Reading(told)))
+    stored = BucketState(balance=balance, refilled_at=now, quota=SYNCED, sequence=1, kept_back=kept)
+    stored = replace(stored, reading_at=now, reading_sequence=1, server_time=MICROSECONDS, server_time_at=now)
+    state, outcome = transition(SYNCED, stored, now, Settle("nobody's", reading=Reading(told, server_time=2.0)))
     if state is None or state.balance != told:
         return False
     return 0 <= (state.kept_back or 0) == outcome.kept_back <= MOST

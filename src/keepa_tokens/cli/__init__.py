@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 __all__ = ["main"]
@@ -14,6 +17,7 @@ INTERRUPTED: Final = 130
 
 def main() -> int:
     """Run the command line and return its exit code; a missing extra is a line that says how to get it."""
+    _prepare_streams()
     try:
         from .app import app  # noqa: PLC0415 - the packages it needs are an extra
 
@@ -29,3 +33,14 @@ def main() -> int:
     except KeyboardInterrupt:  # while the packages load
         return INTERRUPTED
     return 0
+
+
+def _prepare_streams() -> None:
+    """Let a closed stream be an empty one, and one that lacks letters, as of a bar, show others instead."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - the process ends it
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")

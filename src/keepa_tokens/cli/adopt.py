@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from .._arguments import checked_key
 from .._plans import snapshot_of
 from ..errors import ConfigError
 from ..keepa.quota import bucket_key, keepa_quota
@@ -16,7 +17,7 @@ from ..rules.state import BucketState
 from ..rules.transition import transition
 from ..units import MICROSECONDS
 from . import shell
-from .manager import Manager, understand
+from .hand_made import Manager, understand
 from .redis_place import RedisPlace, text
 from .where import Where, with_bucket
 from .words import duration
@@ -47,6 +48,7 @@ def adopt(
     that finds too little asks the server. Raises ConfigError if there is a bucket of that key already, and
     StorageUnavailable.
     """
+    checked_key(key)
     plan = plan_adoption(place.now_us(), manager, refill_rate)
     if place.fields(key) is not None:
         raise ConfigError(f"there is a bucket {key!r} already: `keepa-tokens reset` it first. Nothing was changed.")
@@ -70,7 +72,9 @@ def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None)
         refilled_at = min(now_us, round(manager.refilled_at * MICROSECONDS))
     balance = None if manager.balance is None else min(manager.balance, quota.capacity)
     state = BucketState(balance=balance, refilled_at=refilled_at, sequence=0, carry=0, probe_failures=0, quota=quota)
-    return Adoption(state.to_fields(), snapshot_of(transition(quota, state, now_us, Peek())[1]), notes)
+    # The bound is to be that of a first call whose question the server doesn't answer.
+    found = snapshot_of(transition(quota, state, now_us, Peek(probe_after_us=None))[1])
+    return Adoption(state.to_fields(), found, notes)
 
 
 @shell.command(
@@ -114,7 +118,7 @@ def adopt_command(
             {
                 "found": {name: getattr(manager, name) for name in names},
                 "bucket": {"key": key, "balance": done.found.balance, "fields": done.fields},
-                "first_call_in": done.found.retry_after,
+                "first_call_in": done.found.bound,
                 "notes": done.notes,
                 "written": yes,
             }
@@ -135,8 +139,8 @@ def _sentences(key: str, manager: Manager, done: Adoption, *, written: bool) -> 
     stood = "no balance" if manager.balance is None else f"a balance of {manager.balance:,}"
     time = "no time of its last refill" if manager.refilled_at is None else "the time of its last refill"
     first = "goes at once"
-    if found.balance is None or found.retry_after > 0:
-        first = f"asks the server and goes by its answer; without one in {duration(found.retry_after)}"
+    if found.bound > 0:
+        first = f"asks the server and goes by its answer; without one in {duration(found.bound)}"
     end = ("dry run", "nothing was written: the same with --yes does it")
     if written:
         end = ("done", "the bucket is there; the old keys are as they were: delete them when nothing reads them")

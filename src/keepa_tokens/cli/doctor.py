@@ -6,16 +6,21 @@ A healthy bucket has no finding, however busy it is. `doctor_server` has the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ..rules.decision import Snapshot
+from ..rules.transition import lifetime_us
 from ..units import MICROSECONDS
+from .finding import Finding
 from .look import Look
-from .words import count, duration
+from .words import count, duration, plain
 
 DEAD_PART: Final = 0.75
 """A call that is out for this part of its hold has hardly a worker left that waits for it."""
+
+ALIVE_FOR: Final = 60.0
+"""Seconds that any call may take: what is held for less than that is soon over by itself."""
 
 DEAD_AFTER: Final = 600.0
 """Seconds after which no call is still out, however long its hold."""
@@ -48,23 +53,6 @@ EFFECTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong, what that does, and what to do about it.
-
-    fault: False for what is worth knowing and may well be meant. mend: what `--repair` does about it: "fields" or
-    "lifetime"; nothing where it is not certain to be safe. about: the server, the file, or a key.
-    """
-
-    code: str
-    what: str
-    effect: str
-    cure: str
-    fault: bool = True
-    mend: str = ""
-    about: str = "server"
-
-
 def examine(look: Look, *, later: Sequence[Look] = ()) -> Iterator[Finding]:
     """Yield what is wrong with a bucket. later: more looks, a moment apart."""
     return (replace(found, about=look.key) for found in _examine(look, later))
@@ -86,7 +74,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
     yield from _terms(look, later)
     yield from _refill(snapshot)
     yield from _others(snapshot)
-    yield from _calls(snapshot)
+    yield from _calls(look, snapshot)
     yield from _line(look, snapshot, later)
     failures = look.state.probe_failures or 0
     if failures >= UNASKED:
@@ -104,7 +92,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
             "nothing, if that is meant; else leave clock= out, so that all workers go by the storage's time",
             fault=False,
         )
-    elif look.lifetime == -1 and (look.quota.starts_at is None or look.quota.starts_at >= look.quota.capacity):
+    elif look.lifetime == -1 and lifetime_us(look.state, look.now_us) is not None:
         yield Finding(
             "no-lifetime",
             "its key has no lifetime",
@@ -133,8 +121,8 @@ def _damage(look: Look) -> Iterator[Finding]:
             f"damaged-{name.partition(':')[0]}",
             f"its field {name} {how}",
             _effect(look, name),
-            "any call of a worker mends it, or `keepa-tokens doctor --repair` now",
-            mend="fields",
+            "any call of a worker mends it" + ", or `keepa-tokens doctor --repair` now" * (look.quota is not None),
+            mend="fields" if look.quota is not None else "",  # by which terms?
         )
 
 
@@ -177,7 +165,15 @@ def _refill(snapshot: Snapshot) -> Iterator[Finding]:
             "`keepa-tokens status --probe` asks the server what is true",
             fault=False,
         )
-    if snapshot.refill == 0:
+    if snapshot.refill == 0 and not snapshot.quota.synced:
+        yield Finding(
+            "no-refill",
+            "its terms have no refill",
+            "no token comes back: once they are spent, whoever waits waits until the terms change",
+            "nothing, if that is meant; else give all workers terms with a refill",
+            fault=False,
+        )
+    elif snapshot.refill == 0:
         yield Finding(
             "no-refill",
             "the net refill is 0",
@@ -241,14 +237,14 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
         )
 
 
-def _calls(snapshot: Snapshot) -> Iterator[Finding]:
+def _calls(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
     charged = "they are charged then" if snapshot.quota.synced else "it is forgotten then"
     for call in snapshot.in_flight:
-        if call.age >= min(DEAD_PART * (call.age + call.runs_out_in), DEAD_AFTER):
-            of = f" of {call.label}" if call.label else ""
+        if call.age >= min(max(DEAD_PART * (call.age + call.runs_out_in), ALIVE_FOR), DEAD_AFTER):
+            of = f" of {plain(call.label)}" if call.label else ""
             yield Finding(
                 "dead-hold",
                 f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",
                 f"the tokens stay set aside for another {duration(call.runs_out_in)}; {charged}",
-                f"nothing, or `keepa-tokens release {call.id}` if the call was certainly never sent",
+                f"nothing, or `keepa-tokens release {call.id} {look.key}` if the call was certainly never sent",
             )

@@ -12,10 +12,10 @@ from typing import Final, cast
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
-from .doctor import Finding
-from .look import door
-from .manager import all_names, stuck
-from .redis_place import RedisPlace
+from .finding import Finding
+from .hand_made import all_names, stuck
+from .look import door, keys_of
+from .redis_place import RedisPlace, text
 from .words import count
 
 OLDEST: Final = (6, 2)
@@ -69,8 +69,8 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Iterator[str | Finding]
         yield from read_info({str(name): str(value) for name, value in reply.items()}, plain=plain)
     yield from _write(place)
     try:
-        yield from (*strangers(place), *stuck(place, time.time()))
-    except StorageUnavailable:
+        yield from (*strangers(place), *stuck(place, place.now_us() / MICROSECONDS))
+    except (StorageUnavailable, ConfigError):
         yield "other keys may not be read by this user: no hand-made manager was looked for"
 
 
@@ -84,9 +84,11 @@ def read_info(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Finding
 
 def strangers(place: RedisPlace) -> Iterator[Finding]:
     """Yield what lies where a bucket would be, and is none."""
-    buckets = set(place.keys())
+    buckets = set(keys_of(place))
     keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
     for key in sorted(keys - buckets):
+        if text(place.command("TYPE", place.prefix + key)) in {"hash", "none"}:
+            continue  # made, or gone, in between
         yield Finding(
             "no-bucket",
             f"the key {place.prefix}{key} holds something that is no bucket",
@@ -203,7 +205,7 @@ def _write(place: RedisPlace) -> Iterator[str | Finding]:
     try:
         door(place, key, Quota.per_second(1)).try_acquire()
     except (StorageUnavailable, ConfigError) as error:
-        said = str(error)
+        said = str(error).rstrip(".")
         code, what, cure = next(
             (words for sign, words in REFUSALS.items() if re.search(sign, said, re.IGNORECASE)),
             ("refused", f"it did not carry out a command: {said}", "see its log"),

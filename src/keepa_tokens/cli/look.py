@@ -5,19 +5,23 @@ A place is a storage and a way around its rules, for those who look at damage, p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..bucket import TokenBucket
+from ..clock import Clock
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
 from ..rules.decision import Decision, Snapshot
+from ..rules.flow import flow_in_effect
 from ..rules.line import Ticket, standing
 from ..rules.state import BucketState
-from ..rules.transition import transition
-from ..units import MICROSECONDS
+from ..rules.transition import carry_out, read_as, transition
+from ..testing.clock import ManualClock
+from ..units import MICROSECONDS, YEAR_US
 
 if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqlite3
     from .redis_place import RedisPlace
@@ -25,7 +29,14 @@ if TYPE_CHECKING:  # each needs what not everybody has: a client for Redis, sqli
 
 Place: TypeAlias = "RedisPlace | SqlitePlace"
 
-YEAR_US: Final = 365 * 86_400 * MICROSECONDS
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the refill brings next, in how many seconds, and how many lie between two such steps."""
+
+    gain: int
+    left: float
+    length: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,11 @@ class Look:
     def quota(self) -> Quota | None:
         """The terms last used; None where they are lost."""
         return self.state.quota
+
+    @property
+    def clock(self) -> Clock | None:
+        """What a step on it is to go by: the storage's time, or its own clock, which stands since its last step."""
+        return ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
 
     @property
     def trouble(self) -> str:
@@ -74,26 +90,33 @@ class Look:
         except ConfigError:  # of a newer release
             return None
 
-    def step(self, snapshot: Snapshot) -> tuple[int, float]:
-        """Return what a refill step brings, and its length in seconds: of a smooth refill a step is one token."""
-        if snapshot.refill and not snapshot.quota.stepped:
-            return 1, snapshot.period / snapshot.refill
-        return snapshot.refill, snapshot.period
+    def latest(self, tokens: int) -> float:
+        """Return the seconds until a request for `tokens` goes at the latest, if nobody else asks; inf: perhaps never.
 
-    def next_step(self, snapshot: Snapshot) -> float:
-        """Return the seconds until the next refill step, or the next token of a smooth refill."""
-        since_us = max(0, self.now_us - (self.state.refilled_at or self.now_us))
-        step_us = max(1, round(self.step(snapshot)[1] * MICROSECONDS))
-        return (step_us - since_us % step_us) / MICROSECONDS
+        A decision's retry_after is when to ask again, and takes it that calls in flight cost nothing.
+        """
+        outcome = self._outcome(Peek(tokens, probe_after_us=None))  # the server may never answer
+        return math.inf if outcome is None or outcome.snapshot is None else outcome.snapshot.bound
+
+    def next_step(self, snapshot: Snapshot) -> Step | None:
+        """Return the next refill step, or token of a smooth refill; None where none comes, or nobody can tell."""
+        if not snapshot.refill or snapshot.balance is None or snapshot.balance >= snapshot.capacity:
+            return None
+        read = read_as(snapshot.quota, self.state, self.now_us)
+        carry_out(snapshot.quota, read, self.now_us, Peek())
+        flow = flow_in_effect(read.sound, self.now_us)
+        at_us = flow.instant(1, read.sound.refilled_at, read.sound.carry)
+        gain, length = (flow.refill, snapshot.period) if flow.stepped else (1, snapshot.period / snapshot.refill)
+        return Step(min(gain, snapshot.capacity - snapshot.balance), (at_us - self.now_us) / MICROSECONDS, length)
 
     def line(self) -> list[Ticket]:
         """Return who stands in line, the first one first."""
         return standing(self.state.line, self.now_us)
 
 
-def door(place: Place, key: str, quota: Quota) -> TokenBucket:
-    """Return a door to a bucket, as a worker has it, of which nobody hears."""
-    return TokenBucket(quota, key=key, storage=place, listener=lambda _: None)
+def door(place: Place, key: str, quota: Quota, clock: Clock | None = None) -> TokenBucket:
+    """Return a door to a bucket, as a worker has it, of which nobody hears. clock: that of the look at it."""
+    return TokenBucket(quota, key=key, storage=place, clock=clock, listener=lambda _: None)
 
 
 def look(place: Place, key: str) -> Look | None:
@@ -109,9 +132,14 @@ def look(place: Place, key: str) -> Look | None:
     return Look(key, now, fields, state, lifetime, own_clock)
 
 
+def keys_of(place: Place) -> list[str]:
+    """Return the keys of all buckets, sorted."""
+    return sorted(place.keys())
+
+
 def all_buckets(place: Place) -> Iterator[Look]:
     """Look at every bucket, in the order of their keys."""
-    for key in sorted(place.keys()):
+    for key in keys_of(place):
         seen = look(place, key)
         if seen is not None:
             yield seen

@@ -12,7 +12,7 @@ from ..rules.decision import Snapshot
 from . import shell, status
 from .look import Look, door
 from .where import Where, with_bucket
-from .words import count, duration
+from .words import count, duration, listed, plain
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DAY: Final = 86_400
@@ -42,8 +42,9 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
     seen, found = _known(where)
-    door(where.place, seen.key, found.quota).pause(span)
-    shell.say(f"{seen.key} is paused for {duration(span)}: no call goes, what is in flight is settled as ever.")
+    door(where.place, seen.key, found.quota, seen.clock).pause(span)
+    since = ", from the last step of its workers' own clock" if seen.own_clock else ""
+    shell.say(f"{seen.key} is paused for {duration(span)}{since}: no call goes, what is in flight is settled as ever.")
 
 
 @shell.command(
@@ -60,7 +61,7 @@ def resume_command(where: Where) -> None:
     if not found.paused_for:
         shell.say(f"{seen.key} was not paused; nothing was changed.")
         return
-    door(where.place, seen.key, found.quota).pause(0)
+    door(where.place, seen.key, found.quota, seen.clock).pause(0)
     shell.say(f"{seen.key} goes on; {duration(found.paused_for)} of its pause were left.")
 
 
@@ -104,14 +105,16 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
     the next reading says so.
     """
     seen, found = _known(where)
-    held = [call for call in found.in_flight if call.id.startswith(hold_id)]
+    # Nothing at all, as of a variable that nobody has set, is the beginning of any id and means none.
+    held = [call for call in found.in_flight if hold_id and call.id.startswith(hold_id)]
     if len(held) != 1:
-        there = ", ".join(f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight) or "none"
+        there = listed([f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight])
         raise shell.RefusedError(f"{count(len(held), 'call')} in flight begin with {hold_id!r}; there are: {there}")
     (call,) = held
     what = f"{count(call.tokens, 'token')}, held for {duration(call.age)}"
     _ask_twice(f"This gives back what the call {call.id} holds ({what}).", call.id[:8], yes=yes)
-    outcome = where.place.apply(seen.key, found.quota, Cancel(call.id))
+    now_us = seen.now_us if seen.own_clock else None
+    outcome = where.place.apply(seen.key, found.quota, Cancel(call.id), now_us=now_us)
     shell.say(f"{what}: given back." if outcome.found else "the call was settled meanwhile; nothing was changed.")
 
 
@@ -130,7 +133,7 @@ def _ask_twice(what: str, word: str, *, yes: bool) -> None:
     """Ask whether to do what can't be undone, and once more for a word; `--yes` answers both."""
     if yes:
         return
-    shell.say(what, err=True)
+    shell.say(plain(what), err=True)
     if not click.confirm("Go on?", err=True):
         raise shell.RefusedError("nothing was changed")
     said = click.prompt(f"It can't be undone. Type {word} to do it", err=True, default="", show_default=False)

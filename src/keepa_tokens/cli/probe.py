@@ -50,6 +50,8 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         return Answer(None, None, "this bucket follows no server")
     try:
         status, body = http_probe(api_key, base_url=base_url)()
+    except TimeoutError as error:  # the probe's own words
+        return Answer(snapshot.balance, None, f"asking it failed: {error}")
     except httpx.HTTPError as error:  # by its type alone: its text can hold the URL, and so the key
         return Answer(snapshot.balance, None, f"asking it failed ({type(error).__name__})")
     heard = envelope(body)
@@ -57,7 +59,7 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
     if heard.reading is None:
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = door(place, look.key, look.quota)
+    bucket = door(place, look.key, look.quota, look.clock)
     before = bucket.peek()
     KeepaSync(bucket).observe(body, status=status)
     return Answer(before.balance, heard.reading.balance, held=before.held)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final, cast
+from collections.abc import Mapping
+from typing import Final, Literal, cast
 
 from ..errors import ConfigError, StorageUnavailable
 from ..storage.redis import RedisStorage
 from ..units import MICROSECONDS
-from .doctor import Finding
 
 PUT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -25,6 +24,8 @@ def text(value: object) -> str:
 
 class RedisPlace(RedisStorage):
     """Buckets in Redis or Valkey."""
+
+    kind: Literal["server"] = "server"
 
     def fields(self, key: str) -> dict[str, str] | None:
         """Return a bucket's fields as they are stored."""
@@ -56,12 +57,6 @@ class RedisPlace(RedisStorage):
     def keep_for(self, key: str, seconds: float) -> None:
         """Give a bucket's key a lifetime."""
         self.command("PEXPIRE", self.prefix + key, round(seconds * 1000))
-
-    def examine(self, *, plain: bool) -> Iterator[str | Finding]:
-        """Yield what is right with the server, and what is wrong. plain: it has buckets that keep their own books."""
-        from .doctor_server import examine_server  # noqa: PLC0415 - it needs this module
-
-        return examine_server(self, plain=plain)
 
     def command(self, *parts: str | int) -> object:
         """Send a command of the server's own; StorageUnavailable if it can't be reached or says no."""

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
 from .colours import readable
+from .words import plain
 
 WELL: Final = 0
 FINDINGS: Final = 1
@@ -27,6 +28,9 @@ USAGE: Final = 2
 STORAGE_AWAY: Final = 3
 KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
+
+LONGEST: Final = 10_000
+"""Of a sentence; a list of buckets in it takes some 5,000."""
 
 
 class RefusedError(Exception):
@@ -131,6 +135,11 @@ class Group(Command, click.Group):
             complain(str(error))
             away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
             ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
+        except BrokenPipeError:
+            raise  # click ends without a word: whoever read has enough
+        except OSError as error:
+            complain(f"this can't be written: {error}")
+            ctx.exit(USAGE)
 
 
 COMMANDS: Final = {
@@ -151,12 +160,12 @@ COMMANDS: Final = {
 
 def complain(message: str) -> None:
     """Write a message to the standard error."""
-    say(f"keepa-tokens: {' '.join(message.split())}", err=True)
+    say(plain(f"keepa-tokens: {' '.join(message.split())}"), err=True)
 
 
 def say(words: str, *, err: bool = False) -> None:
     """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
-    for line in wrap(words, console(err=err)):
+    for line in wrap(plain(words), console(err=err)):
         click.echo(line, err=err)
 
 
@@ -184,8 +193,11 @@ def console(*, err: bool = False) -> Console:
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
-    """Print names and what they are; in a terminal long ones go on in the next line, at the same column."""
+    """Print names and what they are; in a terminal long ones go on in the next line, at the same column.
+
+    Control characters, as of keys that somebody made by hand, are shown as what they are.
+    """
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        for place, line in enumerate(wrap(words, to, beside=room) or [""]):
+        for place, line in enumerate(wrap(plain(words), to, beside=room) or [""]):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

@@ -161,7 +161,7 @@ class Run:
         self._chance = random.Random(f"{load.seed}")  # noqa: S311 - a load, repeatable by its seed
         self._begun, self._failed, self._now = 0, 0, 0.0
         self._waits: list[float] = []
-        self._done_after: float | None = None
+        self._done_after = None if load.backlog or load.per_hour else 0.0
 
     def play(self, progress: Callable[[float], None]) -> Result:
         """Run until nothing is left, or the days are over. progress: is told the part of the days that is done."""

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
 from . import shell
 from .simulate import DAY, HOUR, KINDS, Load, Result, demand, parse_mix, simulate
-from .words import columns, duration
+from .words import columns, count, duration
 
 WIDTH: Final = 720
 HEIGHT: Final = 320
@@ -59,7 +58,9 @@ def rates_of(said: str) -> list[int]:
 @click.option("--faults", type=shell.Number(0, 50), default=0.0, help="Percent of calls that get no answer.")
 @click.option("--days", type=shell.Number(0.01, 60), default=7.0, show_default=True, help="When to give up.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which calls come in which order.")
-@click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Write a chart of what is left over time.")
+@click.option(
+    "--svg", type=click.File("w", encoding="utf-8", lazy=False), help="Write a chart of what is left over time."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_context
 def simulate_command(
@@ -69,7 +70,7 @@ def simulate_command(
     rates: str,
     mix: str,
     faults: float,
-    svg: str | None,
+    svg: TextIO | None,
     as_json: bool,
     **others: Any,  # noqa: ANN401 - click's
 ) -> None:
@@ -81,7 +82,8 @@ def simulate_command(
     load = Load(parse_mix(mix), faults=faults / 100, **others)
     results = _run(load, rates_of(rates))
     if svg is not None:
-        Path(svg).write_text(chart(load, results), encoding="utf-8")
+        svg.write(chart(load, results))
+        svg.flush()
     if as_json:
         plans = [asdict(result) for result in results]
         for plan in plans:
@@ -126,13 +128,18 @@ def table(results: Sequence[Result]) -> list[str]:
 
 def verdict(load: Load, results: Sequence[Result]) -> str:
     """Return the answer in a sentence."""
-    enough = next((result for result in results if result.enough), None)
+    enough, needed = next((result for result in results if result.enough), None), demand(load) / 60
     if enough is None:
-        needed = demand(load) / 60
-        why = f"{needed:,.1f} tokens a minute are needed" if load.per_hour else f"it takes more than {load.days:g} days"
+        too_slow = needed >= max(result.rate for result in results)
+        why = (
+            f"more than {needed:,.1f} tokens a minute are needed"
+            if too_slow
+            else f"it takes more than {load.days:g} days"
+        )
         return f"None of these plans is enough: {why}."
-    spare = f"; {demand(load) / 60:,.1f} tokens a minute are needed for what comes on top" if load.per_hour else ""
-    return f"{enough.rate} tokens a minute are enough: done after {duration(enough.done_after or 0.0)}{spare}."
+    spare = f"; {needed:,.1f} tokens a minute are needed for what comes on top" if needed else ""
+    rate = f"{count(enough.rate, 'token')} a minute {'is' if enough.rate == 1 else 'are'}"
+    return f"{rate} enough: done after {duration(enough.done_after or 0.0)}{spare}."
 
 
 def chart(load: Load, results: Sequence[Result]) -> str:

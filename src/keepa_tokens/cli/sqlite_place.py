@@ -5,18 +5,35 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
-from typing import Final, cast
+from contextlib import closing
+from pathlib import Path
+from typing import Final, Literal, cast
 
 from ..clock import SystemClock
 from ..storage.sqlite import SQLiteStorage, fields_of
-from .doctor import Finding
+from ..units import MICROSECONDS
+from .finding import Finding
 from .words import count
 
 LEAST_FREE: Final = 50_000_000
 
+_ENDS: Final = "SELECT ends FROM buckets WHERE key = ?"
+
+
+def has_buckets(path: str) -> bool:
+    """Whether buckets were ever in a file. A storage makes their table where there is none, in whatever it opens."""
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'buckets'").fetchone()
+    except sqlite3.Error:
+        return True  # opening it tells what is wrong
+    return found is not None
+
 
 class SqlitePlace(SQLiteStorage):
     """Buckets in a SQLite file: one row a bucket, its fields as a JSON object."""
+
+    kind: Literal["file"] = "file"
 
     def now_us(self) -> int:
         """Return the machine's time in microseconds, which is the storage's own."""
@@ -28,14 +45,22 @@ class SqlitePlace(SQLiteStorage):
             row = cast("tuple[str] | None", db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone())
         return None if row is None else fields_of(row[0])
 
-    def lifetime(self, key: str) -> float | None:  # noqa: ARG002 - a key's
-        """Return None: a row ends by itself."""
-        return None
+    def lifetime(self, key: str) -> float | None:
+        """Return the seconds for which a bucket is kept at least; -1: for ever; None: there is none."""
+        with self._reading() as db:
+            row = cast("tuple[int | None] | None", db.execute(_ENDS, (key,)).fetchone())
+        if row is None or row[0] is None:
+            return None if row is None else -1
+        return max(0.0, (row[0] - self.now_us()) / MICROSECONDS)
 
     def keep_for(self, key: str, seconds: float) -> None:
-        """Do nothing: a row ends by itself."""
+        """Let a bucket end in so many seconds."""
+        with self._step() as db:
+            db.execute(
+                "UPDATE buckets SET ends = ? WHERE key = ?", (self.now_us() + round(seconds * MICROSECONDS), key)
+            )
 
-    def examine(self, *, plain: bool) -> Iterator[str | Finding]:  # noqa: ARG002 - a server's
+    def examine(self) -> Iterator[str | Finding]:
         """Yield what is right with the file, in words, and what is wrong."""
         with self._reading() as db:
             (journal,) = cast("tuple[str]", db.execute("PRAGMA journal_mode").fetchone())

@@ -15,7 +15,7 @@ from .colours import CARE, GOOD
 from .look import Look, all_buckets
 from .view import bar
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import columns, count, duration
+from .words import columns, count, duration, plain
 
 CALLS: Final = (10, 150)
 """What a small and a large call cost: what they would get is told."""
@@ -58,12 +58,13 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
 
 def headline(look: Look) -> str:
     """Return how a bucket is, in a sentence."""
-    state, snapshot, small = state_of(look, look.snapshot()), look.snapshot(), CALLS[0]
-    if snapshot is None or state in {"paused", "no refill"}:
-        return f"{look.key}: {state}."
-    if state == "open":
-        return f"{look.key}: open, calls go at once."
-    return f"{look.key}: {state}, a call of {small} {_when(look.ask(small))}."
+    snapshot = look.snapshot()
+    state, small = state_of(look, snapshot), CALLS[0]
+    if snapshot is None:
+        return f"{plain(look.key)}: {state}."
+    if state == "open" and all(look.ask(tokens) for tokens in CALLS):
+        return f"{plain(look.key)}: open, calls go at once."
+    return f"{plain(look.key)}: {state}, a call of {small} {_when(look, small)}."
 
 
 def sentences(look: Look) -> list[tuple[str, str]]:
@@ -78,9 +79,11 @@ def sentences(look: Look) -> list[tuple[str, str]]:
         ("available", _available(snapshot)),
         ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
-        *((f"call of {tokens}", _call(look.ask(tokens))) for tokens in CALLS),
+        *((f"call of {tokens}", _call(look, tokens)) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
     ]
+    if look.own_clock:
+        lines.insert(1, ("clock", "its workers' own: all of this is as of their last step"))
     if snapshot.paused_for > 0:
         lines.insert(1, ("paused", f"for another {duration(snapshot.paused_for)}; `keepa-tokens resume` ends it"))
     if snapshot.quota.synced:
@@ -97,9 +100,11 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     same_rate = math.isclose(refill * quota.period, quota.refill * period, rel_tol=0.01)
     if same_rate:  # the bucket counts in the shortest period; people said another
         refill, period = quota.refill, quota.period
-    if not same_rate or snapshot.capacity != quota.capacity:
+    if snapshot.capacity == look.state.wide_capacity != quota.capacity:
+        told = f" until a minute after its terms changed, then {quota.capacity:,}"
+    elif not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
-    every = PERIODS.get(period) or f"every {duration(period)}"
+    every = PERIODS.get(period) or f"every {duration(period) if period.is_integer() else f'{period:g} s'}"
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
@@ -116,7 +121,7 @@ def _available(snapshot: Snapshot) -> str:
     if not calls:
         return f"{amount}; no call is in flight"
     oldest = max(calls, key=lambda call: call.age)
-    label = f", {oldest.label}" if oldest.label else ""
+    label = f", {plain(oldest.label)}" if oldest.label else ""
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
     return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
@@ -125,26 +130,32 @@ def _available(snapshot: Snapshot) -> str:
 def _next_step(look: Look, snapshot: Snapshot) -> str:
     if snapshot.refill == 0:
         return "never: the net refill is 0"
-    if snapshot.balance is not None and snapshot.balance >= snapshot.capacity:
+    if snapshot.balance is None:
+        return "unknown, as the balance"
+    step = look.next_step(snapshot)
+    if step is None:
         return "none: the bucket is full"
-    gain, _ = look.step(snapshot)
     full = "" if math.isinf(snapshot.full_in) else f"; full in {duration(snapshot.full_in)}"
-    return f"{gain:+,} in {duration(look.next_step(snapshot))}{full}"
+    return f"{step.gain:+,} in {duration(step.left)}{full}"
 
 
-def _call(decision: Decision | None) -> str:
-    when = _when(decision)
+def _call(look: Look, tokens: int) -> str:
+    decision, when = look.ask(tokens), _when(look, tokens)
     if decision is None or decision.granted:
         return when
     return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
 
 
-def _when(decision: Decision | None) -> str:
+def _when(look: Look, tokens: int) -> str:
+    decision, latest = look.ask(tokens), look.latest(tokens)
     if decision is None or decision.granted:
         return "goes at once"
     if math.isinf(decision.retry_after):
         return "never goes"
-    return f"goes in {duration(decision.retry_after)} at the latest"
+    if decision.balance is None or math.isinf(latest):
+        return f"may go in {duration(decision.retry_after)}"
+    sooner = f"may go in {duration(decision.retry_after)}, " if decision.retry_after < latest else ""
+    return f"{sooner}goes in {duration(latest)} at the latest"
 
 
 def _waiting(snapshot: Snapshot) -> str:
@@ -167,6 +178,7 @@ def document(look: Look) -> dict[str, object]:
     snapshot = look.snapshot()
     if snapshot is None:
         return {"key": look.key, "state": state_of(look, None)}
+    step = look.next_step(snapshot)
     return {
         "key": look.key,
         "state": state_of(look, snapshot),
@@ -176,7 +188,7 @@ def document(look: Look) -> dict[str, object]:
             {"id": call.id, "tokens": call.tokens, "age": call.age, "left": call.runs_out_in, "label": call.label}
             for call in snapshot.in_flight
         ],
-        "next_step_in": look.next_step(snapshot) if snapshot.refill else None,
+        "next_step_in": None if step is None else step.left,
         "calls": [_call_document(tokens, look.ask(tokens)) for tokens in CALLS],
     }
 
@@ -198,13 +210,15 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
     for look in looks:
         snapshot = look.snapshot()
         if snapshot is None:
-            rows.append((look.key, state_of(look, None), "?", "?", "?", "?", "?"))
+            rows.append((plain(look.key), state_of(look, None), "?", "?", "?", "?", "?"))
             continue
         balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
         age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
         callers = str(snapshot.waiting)
         of = f"{balance}/{snapshot.capacity:,}"
-        rows.append((look.key, state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
+        rows.append(
+            (plain(look.key), state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age)
+        )
     lines = columns(rows, left=2)
     over = max(map(len, lines)) - width
     if over > 0:
@@ -237,6 +251,8 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
 
     Without KEY: the only bucket there is, or the one of the API key. Writes nothing, unless --probe brings a reading.
     """
+    if every and probe:
+        raise shell.RefusedError("--probe asks for one bucket: leave out --all")
     if every:
         _show_all(list(all_buckets(where.place)), as_json=as_json)
         return

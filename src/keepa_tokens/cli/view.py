@@ -195,12 +195,16 @@ def _ends(left: Text, right: Text, width: int) -> Text:
 def chart(picture: Picture, width: int, height: int) -> list[Text]:
     """Return the curves in braille, eight dots to a character, with labels for the lowest, 0 and the highest value."""
     low, high = picture.low, max(picture.high, picture.low + 1)
-    across, down = (width - LABEL - 2) * ACROSS, height * DOWN
+    down = height * DOWN
     cells: dict[tuple[int, int], tuple[int, str]] = {}
 
     def level(y: int) -> int:
         return round((high - min(high, max(low, y))) / (high - low) * (down - 1))
 
+    zero = level(0) // DOWN
+    labels = {zero: "0", 0: f"{high:,}", height - 1: f"{low:,}" if low < 0 else "0"}
+    room = max(LABEL, *map(len, labels.values()))
+    across = (width - room - 2) * ACROSS
     for curve in picture.curves:
         drawn, left_out = curve.dash
         for x, first, last in _columns([(x, level(y)) for x, y in curve.points], across):
@@ -210,9 +214,8 @@ def chart(picture: Picture, width: int, height: int) -> list[Text]:
                 place = (y // DOWN, x // ACROSS)
                 dots = cells.get(place, (0, ""))[0] | DOTS[y % DOWN][x % ACROSS]
                 cells[place] = (dots, curve.style)
-    zero = level(0) // DOWN
-    labels = {zero: "0", 0: f"{high:,}", height - 1: f"{low:,}" if low < 0 else "0"}
-    return [_row(row, cells, across // ACROSS, labels.get(row, ""), dotted=row == zero) for row in range(height)]
+    beside = [f"{labels.get(row, ''):>{room}} " for row in range(height)]
+    return [_row(row, cells, across // ACROSS, label, dotted=row == zero) for row, label in enumerate(beside)]
 
 
 def _columns(points: Iterable[tuple[float, int]], across: int) -> Iterator[tuple[int, int, int]]:
@@ -227,7 +230,7 @@ def _columns(points: Iterable[tuple[float, int]], across: int) -> Iterator[tuple
 
 
 def _row(row: int, cells: dict[tuple[int, int], tuple[int, str]], width: int, label: str, *, dotted: bool) -> Text:
-    text = Text(f"{label:>{LABEL}} ", style="dim", no_wrap=True)
+    text = Text(label, style="dim", no_wrap=True)
     for column in range(width):
         dots, style = cells.get((row, column), (0, ""))
         if dots:

@@ -13,17 +13,16 @@ from typing import Final
 import click
 
 from ..rules.decision import Snapshot
-from ..units import MICROSECONDS
+from ..units import MICROSECONDS, MINUTE_US
 from . import shell
 from .colours import BUSY, CARE, GOOD
 from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
-from .words import count, duration
+from .words import count, duration, plain
 
-HOUR_US: Final = 3600 * MICROSECONDS
-MINUTE_US: Final = 60 * MICROSECONDS
+HOUR_US: Final = 60 * MINUTE_US
 MOST_POINTS: Final = 7200
 
 
@@ -54,7 +53,7 @@ class Story:
             if decision is None or decision.granted:
                 self.waits.pop(tokens, None)
             else:
-                self.waits[tokens] = max(decision.retry_after, self.waits.get(tokens, 0.0))
+                self.waits[tokens] = max(look.latest(tokens), self.waits.get(tokens, 0.0))
         words = _line(look, snapshot)
         changed, self.told = words != self.told, words
         return words if changed else ""
@@ -116,7 +115,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
     return Picture(
         title="keepa-tokens watch",
-        about=look.key,
+        about=plain(look.key),
         aside=clock,
         curves=[
             Curve("available", free, GOOD, available, (1, 1)),
@@ -137,16 +136,16 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
     if snapshot is None:
         return []
     lanes = [_wait_lane(story, look, tokens) for tokens in CALLS]
-    if snapshot.refill and (snapshot.balance is None or snapshot.balance < snapshot.capacity):
-        (gain, length), left = look.step(snapshot), look.next_step(snapshot)
-        lanes.insert(0, Lane("next step", f"{gain:+,}", BUSY, 1 - left / length, duration(left)))
+    step = look.next_step(snapshot)
+    if step is not None:
+        lanes.insert(0, Lane("next step", f"{step.gain:+,}", BUSY, 1 - step.left / step.length, duration(step.left)))
     if look.line():
         lanes.insert(0, _first_lane(story, look))
     for call in snapshot.in_flight:
         words = f"in flight, {count(call.tokens, 'token')}"
         lanes.append(
             Lane(
-                call.label or call.id[:8],
+                plain(call.label or call.id[:8]),
                 words,
                 "",
                 call.age / (call.age + call.runs_out_in),
@@ -170,9 +169,10 @@ def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     decision = look.ask(tokens)
     if decision is None or decision.granted:
         return Lane(f"call of {tokens}", "goes at once", GOOD)
-    whole = story.waits.get(tokens, decision.retry_after)
-    part = 1 - decision.retry_after / whole if 0 < whole < float("inf") else 0.0
-    return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(decision.retry_after))
+    latest = look.latest(tokens)
+    whole = story.waits.get(tokens, latest)
+    part = 1 - latest / whole if 0 < whole < float("inf") else 0.0
+    return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(latest))
 
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
@@ -206,8 +206,9 @@ def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
 def watch_command(where: Where, *, every: float, looks: int | None, plain: bool) -> None:
     """Watch a bucket live: balance and holds of the last hour, what a call would get and when, what is in flight.
 
-    It only looks, and writes nothing. The curve begins when the watch does. A refusal of somebody who doesn't wait
-    leaves no trace in a bucket: the metrics count those.
+    It only looks, and writes nothing. The curve begins when the watch does. Calls are counted by what they hold, so one
+    that begins and ends between two looks is not seen, nor is a refusal of somebody who doesn't wait: the metrics count
+    those.
     """
     key, story = where.bucket(), Story()
     screen = None if plain or not fits(sys.stdout) else Screen()

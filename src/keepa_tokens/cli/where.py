@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import click
 
 from ..keepa.quota import bucket_key
-from .look import Look, Place, look
+from .look import Look, Place, keys_of, look
 from .shell import RefusedError
+from .words import listed
 
 if TYPE_CHECKING:
     from .probe import Answer
@@ -41,8 +42,10 @@ def opened(redis: str | None, sqlite: str | None, prefix: str) -> Place:
     if sqlite:
         if not Path(sqlite).is_file():
             raise RefusedError(f"there is no file {sqlite!r}: the first worker makes it")
-        from .sqlite_place import SqlitePlace  # noqa: PLC0415 - sqlite3 is not in every Python
+        from .sqlite_place import SqlitePlace, has_buckets  # noqa: PLC0415 - sqlite3 is not in every Python
 
+        if not has_buckets(sqlite):
+            raise RefusedError(f"{sqlite!r} has no buckets in it, and stays as it is: the first worker makes them")
         return SqlitePlace(sqlite)
     raise RefusedError("say where the buckets are: --redis redis://HOST:PORT, or --sqlite FILE")
 
@@ -61,7 +64,7 @@ class Where:
         """Return the key of the bucket that is meant; a usage error names those that there are."""
         if self.key is not None:
             return self._named(self.key)
-        keys = sorted(self.place.keys())
+        keys = keys_of(self.place)
         if len(keys) == 1:
             return keys[0]
         if self.api_key is not None and bucket_key(self.api_key) in keys:
@@ -70,7 +73,7 @@ class Where:
             raise RefusedError(
                 f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
             )
-        raise RefusedError(f"there are {len(keys)} buckets, say which: {_listed(keys)}")
+        raise RefusedError(f"there are {len(keys)} buckets, say which: {listed(keys)}")
 
     def look(self, key: str | None = None) -> Look:
         """Look at a bucket, or at the one that is meant."""
@@ -81,19 +84,14 @@ class Where:
         return seen
 
     def _named(self, key: str) -> str:
-        if LOOKS_LIKE_A_KEY.fullmatch(key):
-            # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
-            raise RefusedError(
-                f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument"
-            )
         for name in (key, f"keepa-{key}"):
             if self.place.fields(name) is not None:
                 return name
-        keys = sorted(self.place.keys())
+        keys = keys_of(self.place)
         found = [name for name in keys if name.removeprefix("keepa-").startswith(key.removeprefix("keepa-"))]
         if len(found) == 1:
             return found[0]
-        raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {_listed(keys)}")
+        raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {listed(keys)}")
 
     def ask(self, seen: Look, base_url: str) -> Answer:
         """Ask the server, and let the bucket take what it says; a usage error without an API key."""
@@ -106,10 +104,6 @@ class Where:
         return ask_server(self.place, seen, self.api_key, base_url)
 
 
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:20]) + f" and {len(keys) - 20} more" * (len(keys) > 20) or "none"  # noqa: PLR2004 - a line
-
-
 def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str | None:
     """Return the API key from a file, or from the environment; None: there is none."""
     if file is None:
@@ -120,10 +114,18 @@ def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str 
     return api_key
 
 
+def _no_api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
+    """Return KEY, if it isn't what a command line should never have."""
+    if key is not None and LOOKS_LIKE_A_KEY.fullmatch(key):
+        # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
+        raise RefusedError(f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument")
+    return key
+
+
 def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a place and of a bucket in it: KEY, or the one of an API key. It gets a `Where`."""
     options = (
-        click.argument("key", metavar="[KEY]", required=False),
+        click.argument("key", metavar="[KEY]", required=False, callback=_no_api_key),
         click.option(
             "--key-file",
             "api_key",

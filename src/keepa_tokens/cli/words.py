@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
+
+from ..units import one_line
+
+LONGEST: Final = 10_000
+"""Of what a line says; what was stored by others may be longer."""
+
+MOST: Final = 20
+"""Names in a line."""
 
 
 def duration(seconds: float) -> str:
@@ -20,6 +29,11 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names in a line, the first 20 of them."""
+    return ", ".join(names[:MOST]) + f" and {len(names) - MOST:,} more" * (len(names) > MOST) or "none"
+
+
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     """Return rows as lines of aligned columns, the first `left` of them to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -28,3 +42,8 @@ def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
         "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def plain(text: str) -> str:
+    """Return a text as it may be shown: what others have stored must not write lines of its own, nor colours."""
+    return one_line(text, LONGEST)

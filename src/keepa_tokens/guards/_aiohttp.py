@@ -11,7 +11,7 @@ import aiohttp
 from ._flow import Exchange
 
 
-class AsyncExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
+class AiohttpExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
     """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
 
     def __init__(self, url: str, options: dict[str, object]) -> None:

@@ -29,19 +29,22 @@ MISTAKES: Final = frozenset({OSError, FileNotFoundError, TypeError, UnicodeEncod
 """Exactly these, bare, are a client's checks of what it was given: a timeout of 0, a header with a line break, a
 missing file of certificates. What the network does comes in the client's own exceptions."""
 
-CONNECTING: Final = frozenset(
-    {
-        *(("httpcore._sync.connection", "_connect"), ("httpcore._async.connection", "_connect")),
-        *(("httpcore._sync.connection_pool", "wait_for_connection"),),
-        *(("httpcore._async.connection_pool", "wait_for_connection"),),
-        *(("httpcore._sync.socks_proxy", "_init_socks5_connection"),),
-        *(("httpcore._async.socks_proxy", "_init_socks5_connection"),),
-        *(("urllib3.connection", "connect"), ("aiohttp.connector", "connect")),
-    }
-)
-"""Who fails or is interrupted in one of these functions has no connection yet, whatever the exception is called."""
+CONNECTING: Final = {
+    "httpcore._sync.connection": "_connect",
+    "httpcore._sync.connection_pool": "wait_for_connection",
+    "httpcore._sync.socks_proxy": "_init_socks5_connection",
+    "urllib3.connection": "connect",
+    "aiohttp.connector": "connect",
+}
+"""By module, the function in which there is no connection yet: who fails or is interrupted in it has sent nothing.
 
-TUNNELS: Final = frozenset({"httpcore._sync.http_proxy", "httpcore._async.http_proxy"})
+httpcore's async twins and httpcore2 have the same.
+"""
+
+REDIRECTED: Final = ("requests.sessions", "resolve_redirects")
+"""Who fails here has had an answer: that of the server, which sent it elsewhere."""
+
+TUNNEL: Final = "httpcore._sync.http_proxy"
 """Here one function asks a proxy for a tunnel, notes that it is there, and sends the request through it."""
 
 
@@ -51,6 +54,8 @@ def never_sent(error: BaseException) -> bool:
     Whatever isn't known may have been sent. Only what the exception says and was raised from counts, not what happened
     to be handled when it was raised.
     """
+    if REDIRECTED in _places(error):
+        return False
     if type(error) in MISTAKES and getattr(error, "errno", None) in {None, 2}:
         return True
     return any(_names(link) & NO_CONNECTION or _ill_formed(link) or _is_connecting(link) for link in _links(error))
@@ -109,12 +114,18 @@ def _ill_formed(error: BaseException) -> bool:
     return "httpx.LocalProtocolError" in _names(error) and str(error).startswith(("Illegal ", "Missing mandatory "))
 
 
+def _places(error: BaseException) -> list[tuple[object, str]]:
+    """Return the functions that an exception went through, by their modules."""
+    return [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
+
+
 def _is_connecting(error: BaseException) -> bool:
     for frame, _ in walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__")).replace("httpcore2.", "httpcore.")
-        if (module, frame.f_code.co_name) in CONNECTING:
+        module = str(frame.f_globals.get("__name__"))
+        module = module.replace("httpcore2.", "httpcore.").replace("httpcore._async.", "httpcore._sync.")
+        if CONNECTING.get(module) == frame.f_code.co_name:
             return True
-        if module in TUNNELS and getattr(frame.f_locals.get("self"), "_connected", True) is False:
+        if module == TUNNEL and getattr(frame.f_locals.get("self"), "_connected", True) is False:
             return True
     return False
 

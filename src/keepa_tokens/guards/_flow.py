@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
-from .._arguments import NotCopied as Single
-from .._arguments import timeout_us
+from .._arguments import NotCopied, timeout_us
 from .._plans import Steps
 from ..errors import AcquireTimeout, ConfigError, NotEnoughTokens, StorageUnavailable
+from ..events import AWAY
 from ..keepa._door import steps_of
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
-from ..keepa.backoff import FIRST, Attempts, retry_after
+from ..keepa.backoff import FIRST_PAUSE_S, Attempts, retry_after
+from ..keepa.reading import REFUSED
 from ..keepa.sync import Call, KeepaSync
 from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
@@ -36,15 +37,12 @@ Ask: TypeAlias = Callable[[int, float | None], Awaitable[AnyCall]]
 End: TypeAlias = Callable[[bytes | None], Coroutine[object, None, None]]
 """Ends a call by the body of its answer, the first time; None: it was not read to its end, so nobody knows."""
 
-LONGEST_AWAY: Final = 600.0
+LONGEST_AWAY_S: Final = 600.0
 """Seconds for which a task that has paid waits for a storage that is away."""
 
-LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE_S: Final = 30.0
 """The longest pause between two tries of it."""
 
-AWAY: Final = "the storage is away"
-
-REFUSED: Final = 429
 SERVER_ERROR: Final = 500
 
 _log: Final = logging.getLogger("keepa_tokens")
@@ -88,8 +86,8 @@ def patience(timeout: float | None) -> float | None:
     return None if run is not None and run.paid else timeout
 
 
-class NotCopied(Single):
-    """Refuses to be pickled and copied, at once: connections and a bucket in memory would come apart."""
+class GuardBase(NotCopied):
+    """What all guards are: connections and a bucket in memory would come apart in a copy."""
 
     _instead = "make one in each process, of the same bucket"
 
@@ -132,20 +130,20 @@ async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) ->
 
     Sent back, it would pay again, and fails instead where the storage stays away.
     """
-    run, pause, waited = RUN.get(), FIRST, 0.0
+    run, pause, waited = RUN.get(), FIRST_PAUSE_S, 0.0
     while True:
         try:
             return await step()
         except StorageUnavailable as away:
             if run is None or not run.paid:
                 raise
-            if waited >= LONGEST_AWAY:
+            if waited >= LONGEST_AWAY_S:
                 raise StorageUnavailable(
                     f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
                 ) from away
             await steps.sleep(round(pause * MICROSECONDS), 0, AWAY, alert=False)
             waited += pause
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label: str) -> AnyCall:

@@ -35,7 +35,7 @@ class Asked:
         return self.path[:LONGEST_LABEL] if self.path.isprintable() else ""
 
 
-def asked_by(url: str, body: bytes | str | None = None) -> Asked:
+def asked_of(url: str, body: bytes | str | None = None) -> Asked:
     """Return what a request asks for: its query, and the selection that it posts."""
     parts = urlsplit(url)
     params: dict[str, object] = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -113,7 +113,7 @@ def has_key(url: str) -> bool:
     return any(name == KEY for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
 
 
-def keyed(url: str, api_key: str) -> str:
+def with_key(url: str, api_key: str) -> str:
     """Return a URL, or the path and query of one, with the API key added."""
     return f"{url}{'&' if '?' in url else '?'}{KEY}={quote(api_key, safe='')}"
 

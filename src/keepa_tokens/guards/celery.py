@@ -27,6 +27,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     msg = "the guard for Celery needs it: pip install 'keepa-tokens[celery]'"
     raise ImportError(msg) from missing
 
+from .._arguments import whole
 from ..errors import ConfigError, CostTooLarge, NotEnoughTokens, StorageUnavailable
 from ..keepa._door import PLACE
 from ..keepa.backoff import SERVER_REFUSES
@@ -76,6 +77,12 @@ class TokenTask(_Task):
 
     dont_autoretry_for = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
     most_times: int | None = None
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Check what a task is declared with: else it would show when a task is sent back for the first time."""
+        super().__init_subclass__(**options)
+        if cls.most_times is not None:
+            whole("most_times", cls.most_times)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""

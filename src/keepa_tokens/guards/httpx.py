@@ -26,14 +26,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast, overload
 
+from .._arguments import shown
 from .._blocking import run
 from ..errors import ConfigError
 from ..keepa._httpx import keyed, library_of, proxy_for
 from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import AnySync, End, Exchange, NotCopied, checked_sync, done, metered
-from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by
+from ._flow import AnySync, End, Exchange, GuardBase, checked_sync, done, metered
+from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_of
 
 if TYPE_CHECKING:
     import httpx
@@ -53,7 +54,7 @@ Send: TypeAlias = "Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Re
 Sync = TypeVar("Sync", KeepaSync, AsyncKeepaSync)
 
 
-class _Transport(NotCopied, Generic[Sync]):
+class _Transport(GuardBase, Generic[Sync]):
     """What both transports do. send: the inner one's method. own: the kind that is made where none is given."""
 
     kind: ClassVar[type[AnySync]]
@@ -75,7 +76,7 @@ class _Transport(NotCopied, Generic[Sync]):
     ) -> None:
         if inner is not None and not hasattr(inner, self.send):
             raise ConfigError(
-                f"the inner transport of a {type(self).__name__} must have {self.send}(), not be {inner!r}"
+                f"the inner transport of a {type(self).__name__} must have {self.send}(), not be {shown(inner)}"
             )
         self._sync = checked_sync(sync, self.kind, self)
         self._origin = Origin(host, api_key)
@@ -92,7 +93,7 @@ class _Transport(NotCopied, Generic[Sync]):
         blocking = isinstance(self._sync, KeepaSync)
         body = request.read() if blocking else await request.aread()
         exchange = _Exchange(library, send, request, self._origin.key_for(url), blocking=blocking)
-        return await metered(self._sync, self._meter, asked_by(url, body), exchange)
+        return await metered(self._sync, self._meter, asked_of(url, body), exchange)
 
     def _inner(self, library: ModuleType, request: httpx.Request) -> object:
         """Return what sends a request: the one given, or one that is made when it is needed, as a client makes it."""

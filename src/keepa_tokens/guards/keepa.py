@@ -45,9 +45,9 @@ from ..keepa.async_sync import AsyncKeepaSync
 from ..keepa.quota import CAPACITY_MINUTES
 from ..keepa.sync import KeepaSync
 from ..rules.decision import Snapshot
-from ._aiohttp import AsyncExchange
+from ._aiohttp import AiohttpExchange
 from ._errors import forget_key
-from ._flow import AnyCall, AnySync, Ask, NotCopied, ask_of, done, metered, patience
+from ._flow import AnyCall, AnySync, Ask, GuardBase, ask_of, done, metered, patience
 from ._http import KEY, Asked, Meter
 from .requests import RequestsExchange
 
@@ -116,7 +116,7 @@ def unguard(api: keepa.Keepa | keepa.AsyncKeepa) -> None:
         vars(api).pop(name, None)
 
 
-class _Guard(NotCopied):
+class _Guard(GuardBase):
     """What stands in for the methods of one client, sync or async alike.
 
     shadows: their names. reaches: by which names the client's own code reaches the network.
@@ -128,15 +128,15 @@ class _Guard(NotCopied):
     def __init__(self, api: Api, sync: AnySync, keep: int, timeout: float | None) -> None:
         self._api = api
         self._sync = sync
-        self._waiting = Meter(keep=keep, timeout=timeout, again=True)
-        self._at_once = Meter(keep=keep, timeout=timeout, again=False)
-        self._own_request = _own(api, "_request", *self.reaches)
+        self._meter = Meter(keep=keep, timeout=timeout, again=True)
+        self._meter_without_retry = Meter(keep=keep, timeout=timeout, again=False)
+        self._own_request = _own_method(api, "_request", *self.reaches)
 
-    def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
+    def metered_library(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
         """Return what the client's code sees as its HTTP library for one request, by the name of the import."""
         raise NotImplementedError
 
-    async def made(
+    async def make_request(
         self,
         request_type: str,
         payload: dict[str, object],
@@ -147,29 +147,29 @@ class _Guard(NotCopied):
         """Make one request as the client does, metered; wait=False: don't wait for tokens."""
         payload[KEY] = "***"  # the frames of the client's methods, which an exception shows, hold the same dict
         if request_type == TOKEN and is_json and not raw_response:
-            return await self.token()
+            return await self.token_answer()
         return await self._http(request_type, payload, wait, raw_response=raw_response, is_json=is_json)
 
-    async def queried(self, items: Iterable[object], *args: object, **options: object) -> object:
+    async def query_pages(self, items: Iterable[object], *args: object, **options: object) -> object:
         """Query products as the client does, a request for each hundred of them."""
         pages = _Pages(1 if isinstance(items, str) else len({*map(str, items)}))  # the client asks for each once
         outer = _PAGES.set(pages)
         try:
-            return await done(_own(self._api, "query")(self._api, items, *args, **options))
+            return await done(_own_method(self._api, "query")(self._api, items, *args, **options))
         finally:
             _PAGES.reset(outer)
             await _cancel(pages.held)
 
-    async def waited(self) -> None:
+    async def wait_for_balance(self) -> None:
         """Wait until the balance is above 0, by the bucket. Takes nothing."""
-        await self.token()
+        await self.token_answer()
         while self._api.tokens_left <= 0:
             call = await self._call(1, waits=True)
             await done(call.cancel())
             # The scout was let through to bring the truth, whatever the balance.
-            _ = await (self._ask() if call.decision.probe else self.token())
+            _ = await (self._ask_server() if call.decision.probe else self.token_answer())
 
-    async def token(self) -> object:
+    async def token_answer(self) -> object:
         """Answer `/token` from the bucket; where it knows nothing and has no probe, by the client."""
         bucket: Snapshot = await done(self._sync.bucket.peek())
         if bucket.balance is None:
@@ -179,23 +179,23 @@ class _Guard(NotCopied):
                 with suppress(NotEnoughTokens):
                     call = await self._call(1, waits=False)
                     await done(call.cancel())
-                    return await self._ask()
+                    return await self._ask_server()
         return _show(self._api, bucket)
 
-    async def _ask(self) -> object:
+    async def _ask_server(self) -> object:
         return await self._http(TOKEN, {}, False)  # noqa: FBT003 - the client's own signature
 
     async def _http(self, request_type: str, payload: dict[str, object], wait: bool, **options: bool) -> object:  # noqa: FBT001 - the same
         asked = Asked(request_type, payload)
         wait = wait or patience(0.0) is None
-        page = await self._page(asked, waits=wait)
+        page = await self._next_page(asked, waits=wait)
 
         async def ask(cost: int, left: float | None) -> AnyCall:
             return page or await self._call(cost, left, waits=wait, label=asked.label)
 
         # A page that was held together with the others is refused only where somebody else spends: the client's error.
-        seen = self.seen(asked, ask, self._waiting if wait and page is None else self._at_once)
-        request = _seeing(self._own_request, **seen)
+        library = self.metered_library(asked, ask, self._meter if wait and page is None else self._meter_without_retry)
+        request = _with_modules(self._own_request, **library)
         with _tidy(self._api):
             # The key in no variable: tools that report errors show them.
             return await done(
@@ -205,40 +205,40 @@ class _Guard(NotCopied):
     async def _call(
         self, cost: int, left: float | None = None, *, waits: bool, keep: int = 0, label: str = ""
     ) -> AnyCall:
-        keep += self._waiting.keep
+        keep += self._meter.keep
         if waits:
             return await ask_of(self._sync, cost, keep, left, label)
         return await done(self._sync.try_request(cost, keep=keep, label=label))
 
-    async def _page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
+    async def _next_page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
         """Return the hold of a query's next page where it must not wait between pages; None: it may, or has but one."""
         pages = _PAGES.get()
-        if pages is None or (waits and patience(self._waiting.timeout) is None):
+        if pages is None or (waits and patience(self._meter.timeout) is None):
             return None
         if not pages.begun:
             pages.begun = True
-            costs = pages.costs(asked, self._waiting.cost(asked))
+            costs = pages.costs(asked, self._meter.cost(asked))
             if len(costs) > 1:
-                pages.held = await self._together(costs, waits=waits, label=asked.label)
+                pages.held = await self._hold_all(costs, waits=waits, label=asked.label)
         return pages.held.pop(0) if pages.held else None
 
-    async def _together(self, costs: list[int], *, waits: bool, label: str) -> list[AnyCall]:
+    async def _hold_all(self, costs: list[int], *, waits: bool, label: str) -> list[AnyCall]:
         """Set the tokens of all pages aside, or none: each is a hold of its own, settled by its own answer."""
         held: list[AnyCall] = []
-        left, total = self._waiting.timeout, sum(costs)
+        left, total = self._meter.timeout, sum(costs)
         try:
             for _ in range(2):  # whether all of them are there: one token beside all the others
                 first = await self._call(1, left, waits=waits, keep=total - 1)
                 await done(first.cancel())
                 if not first.decision.probe:
                     break
-                await self._ask()  # the scout, who knows of no balance: the free question will do
+                await self._ask_server()  # the scout, who knows of no balance: the free question will do
             for cost in costs:
                 held += [await self._call(cost, left, waits=waits, label=label)]
         except BaseException as error:
             await _cancel(held)
             if isinstance(error, CostTooLarge):
-                keep = self._waiting.keep
+                keep = self._meter.keep
                 raise CostTooLarge(total, keep, self._sync.bucket.quota.capacity - keep) from None
             if isinstance(error, NotEnoughTokens):
                 raise type(error)(total, error.retry_after, error.reason, error.balance) from None
@@ -284,11 +284,11 @@ class _SyncGuard(_Guard):
     """For `keepa.Keepa`, which makes its requests by `requests.get`."""
 
     reaches = ("requests", "get")
-    _request = _blocking(_Guard.made)
-    query = _blocking(_Guard.queried)
-    wait_for_tokens = _blocking(_Guard.waited)
+    _request = _blocking(_Guard.make_request)
+    query = _blocking(_Guard.query_pages)
+    wait_for_tokens = _blocking(_Guard.wait_for_balance)
 
-    def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
+    def metered_library(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
         """Return a `requests` whose `get` is metered."""
 
         def get(url: str, params: object, **options: object) -> requests.Response:
@@ -303,27 +303,28 @@ class _AsyncGuard(_Guard):
 
     shadows = (*_Guard.shadows, "download_graph_image")
     reaches = ("aiohttp", "ClientSession")
-    _request = _Guard.made
-    query = _Guard.queried
-    wait_for_tokens = _Guard.waited
+    _request = _Guard.make_request
+    query = _Guard.query_pages
+    wait_for_tokens = _Guard.wait_for_balance
 
     def __init__(self, api: Api, sync: AnySync, keep: int, timeout: float | None) -> None:
         super().__init__(api, sync, keep, timeout)
-        self._own_download = _own(api, "download_graph_image", *self.reaches)
+        self._own_download = _own_method(api, "download_graph_image", *self.reaches)
 
     async def download_graph_image(self, asin: str, *args: object, **options: object) -> None:
         """Download an image as the client does, metered: it makes this request past its `_request`."""
         asked = Asked(IMAGE, {"asin": asin})
-        download = _seeing(self._own_download, **self.seen(asked, partial(self._call, waits=True), self._waiting))
+        library = self.metered_library(asked, partial(self._call, waits=True), self._meter)
+        download = _with_modules(self._own_download, **library)
         with _tidy(self._api):
             await done(download(self._api, asin, *args, **options))
 
-    def seen(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
+    def metered_library(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
         """Return an `aiohttp` whose sessions are metered."""
 
         @asynccontextmanager
         async def get(url: str, **options: object) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-            async with AsyncExchange(url, options) as exchange:
+            async with AiohttpExchange(url, options) as exchange:
                 yield await metered(self._sync, meter, asked, exchange, ask)
 
         # A real session is opened for each request, once there are tokens.
@@ -348,7 +349,7 @@ def _tidy(api: Api) -> Generator[None, None, None]:
             api.status.timestamp = _now_ms()
 
 
-def _own(api: object, name: str, *needed: str) -> FunctionType:
+def _own_method(api: object, name: str, *needed: str) -> FunctionType:
     """Return the client's own method as a function, if it reaches the network by the names that are `needed`."""
     function: object = getattr(type(api), name, None)
     if not isinstance(function, FunctionType) or not {*needed} <= {*function.__code__.co_names}:
@@ -359,7 +360,7 @@ def _own(api: object, name: str, *needed: str) -> FunctionType:
     return function
 
 
-def _seeing(function: FunctionType, **modules: object) -> Callable[..., object]:
+def _with_modules(function: FunctionType, **modules: object) -> Callable[..., object]:
     """Return the same code with other modules in the place of those it imported."""
     names = function.__globals__ | modules
     return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)

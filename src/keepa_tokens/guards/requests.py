@@ -36,13 +36,13 @@ from .._blocking import run
 from ..errors import ConfigError
 from ..keepa.estimates import Estimator
 from ..keepa.sync import KeepaSync
-from ._flow import End, Exchange, NotCopied, checked_sync, metered
-from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_by, has_key, keyed
+from ._flow import End, Exchange, GuardBase, checked_sync, metered
+from ._http import KEEPA_HOST, Estimate, Meter, Origin, asked_of, has_key, with_key
 
 __all__ = ["KeepaAdapter"]
 
 
-class KeepaAdapter(NotCopied, HTTPAdapter):
+class KeepaAdapter(GuardBase, HTTPAdapter):
     """Pays for requests to Keepa from the bucket of `sync`. Mount it at `https://api.keepa.com/`.
 
     api_key: added to requests that don't bring a `key`. host: the only one it serves; ConfigError for any other, which
@@ -102,7 +102,7 @@ class KeepaAdapter(NotCopied, HTTPAdapter):
             streams=stream,
             repeatable=body is request.body,
         )
-        return run(lambda: metered(self._sync, self._meter, asked_by(url, body), exchange))
+        return run(lambda: metered(self._sync, self._meter, asked_of(url, body), exchange))
 
     def __repr__(self) -> str:
         return f"KeepaAdapter({self._sync!r}, host={self._origin.host!r})"
@@ -191,7 +191,7 @@ class _KeyedConnection:
 
     def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:  # noqa: FBT001, FBT002 - http.client's own
         own = cast("HTTPConnection", super())
-        own.putrequest(method, url if has_key(url) else keyed(url, self.api_key), skip_host, skip_accept_encoding)
+        own.putrequest(method, url if has_key(url) else with_key(url, self.api_key), skip_host, skip_accept_encoding)
 
 
 def _key_connections(manager: urllib3.PoolManager, api_key: str | None) -> None:

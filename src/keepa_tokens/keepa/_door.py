@@ -18,21 +18,21 @@ from .._arguments import (
     printable,
     timeout_us,
 )
-from .._door import BucketBase, Held, cost, new_id
-from .._plans import Made, Plan, Steps, reserve, snapshot_of, try_reserve
+from .._door import BucketBase, HeldBase, cost, new_id
+from .._plans import Plan, Steps, reserve, snapshot_of, try_reserve
 from ..errors import ConfigError
 from ..events import EventKind
 from ..quota import Quota
 from ..rules.commands import Cancel, ClaimProbe, Outcome, Peek, Reconcile, Reserve, Settle, Unclaim
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
-from ._asking import Probed, checked_probe, probed
-from .backoff import Attempts, asked_by
+from ._probing import Probed, checked_probe, probed
+from .backoff import Attempts, retry_after_of
 from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
 B = TypeVar("B", bound=BucketBase[Any])
-C = TypeVar("C", bound="KeepaCall")
+C = TypeVar("C", bound="CallBase")
 
 SERVER_REFUSED: Final = "the server refused the call (429)"
 """Why a call was settled at nothing, as the event of it says."""
@@ -44,7 +44,7 @@ PLACE: Final = ContextVar[str | None]("the place in line of the task under way",
 """The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
 
 
-class KeepaDoor(NotCopied, Generic[B]):
+class SyncBase(NotCopied, Generic[B, C]):
     """The terms on which calls are made: how long a hold lives, how old a reading may be before a refusal probes."""
 
     bucket: B
@@ -64,6 +64,9 @@ class KeepaDoor(NotCopied, Generic[B]):
     def _steps(self) -> Steps[object]:
         raise NotImplementedError
 
+    def _call(self, command: Reserve, outcome: Outcome, waited_us: int) -> C:
+        raise NotImplementedError
+
     def _wanted(
         self, estimate: int, keep: int, label: str, *, waits: bool = False, place: str | None = None
     ) -> Reserve:
@@ -79,25 +82,26 @@ class KeepaDoor(NotCopied, Generic[B]):
             self._hold_for_us,
             keep,
             self._probe_after_us,
-            self._probe is None,
-            printable("label", label, 0, LONGEST_LABEL),
-            hold_id if waits and place is None else place,
+            scout=self._probe is None,
+            label=printable("label", label, 0, LONGEST_LABEL),
+            ticket=hold_id if waits and place is None else place,
         )
 
-    def _request(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Plan[C]:
+    def _request(self, estimate: int, keep: int, timeout: float | None, label: str) -> Plan[C]:
         patience_us = timeout_us(timeout)
         wanted = self._wanted(estimate, keep, label, waits=patience_us != 0)
-        return lambda steps: reserve(steps, wanted, patience_us, made, self._ask)
+        return lambda steps: reserve(steps, wanted, patience_us, self._call, self._ask)
 
-    def _try_request(self, estimate: int, keep: int, place: str | None, label: str, made: Made[C]) -> Plan[C]:
+    def _try_request(self, estimate: int, keep: int, place: str | None, label: str) -> Plan[C]:
         wanted = self._wanted(estimate, keep, label, place=place)
-        return lambda steps: try_reserve(steps, wanted, made, self._ask)
+        return lambda steps: try_reserve(steps, wanted, self._call, self._ask)
 
-    def _attempts(self, estimate: int, keep: int, timeout: float | None, label: str, made: Made[C]) -> Attempts[C]:
+    def _attempts(self, estimate: int, keep: int, timeout: float | None, label: str) -> Attempts[C]:
         wanted = self._wanted(estimate, keep, label)
 
         def again(steps: Steps[object], left_us: int | None) -> Awaitable[C]:
-            return reserve(steps, self._wanted(estimate, keep, label, waits=left_us != 0), left_us, made, self._ask)
+            wanted = self._wanted(estimate, keep, label, waits=left_us != 0)
+            return reserve(steps, wanted, left_us, self._call, self._ask)
 
         return Attempts(wanted.tokens, wanted.keep, timeout_us(timeout), again)
 
@@ -146,7 +150,7 @@ class KeepaDoor(NotCopied, Generic[B]):
         return f"{type(self).__name__}({self.bucket!r})"
 
 
-class KeepaCall(Held[object]):
+class CallBase(HeldBase[object]):
     """What `Call` and `AsyncCall` have in common."""
 
     _what = "call"
@@ -169,9 +173,9 @@ class KeepaCall(Held[object]):
         if self._ended:
             # Its answer is an old one by now.
             return
-        self._watch = None
+        self._unwatch()
         self.refused = number == REFUSED
-        self.retry_after = asked_by(body)
+        self.retry_after = retry_after_of(body)
         if answer is None and not self.refused:
             # Charged or not, nobody knows: the hold is left to run out.
             self.consumed, self.told = None, False
@@ -192,7 +196,8 @@ class KeepaCall(Held[object]):
 
     async def _cancelled(self) -> None:
         """End a call that was never sent; a scout's claim on the probe is free again too."""
-        self._watch, steps = None, self._steps()
+        self._unwatch()
+        steps = self._steps()
         await steps.finish(Cancel(self.id))
         if self._claimed is not None:
             await steps.finish(Unclaim(self._claimed))
@@ -201,7 +206,7 @@ class KeepaCall(Held[object]):
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"
 
 
-def steps_of(door: KeepaDoor[Any]) -> Steps[object]:
+def steps_of(door: SyncBase[Any, Any]) -> Steps[object]:
     """Return the steps of one call by a door, for the guards."""
     return door._steps()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 

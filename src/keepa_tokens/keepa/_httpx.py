@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from ..errors import ConfigError
 
 LIBRARIES: Final = ("httpx", "httpx2")
 
@@ -26,9 +30,19 @@ def keyed(library: ModuleType, request: Any, api_key: str) -> Any:  # noqa: ANN4
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy that the environment names for a URL, as the clients find it for transports of their own."""
+    """Return the proxy that the environment names for a URL, as the clients find it for transports of their own.
+
+    ConfigError for one that can't be read.
+    """
     proxies = getproxies()
     proxy = proxies.get(scheme) or proxies.get("all")
     if not proxy or proxy_bypass(host):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    with suppress(ValueError):  # whose text has what should be the port
+        _ = urlsplit(proxy).port
+        return proxy
+    raise ConfigError(
+        "the proxy that the environment names has no port that is a number; write special characters of its user's name"
+        " or password as percent codes (urllib.parse.quote)"
+    )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Self, TypeAlias
 
-from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending, async_door_of
+from .._door import door_of
+from ..async_bucket import AsyncTokenBucket, AwaitedSteps, Pending
 from ..clock import Clock
 from ..events import Listener
 from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
 from ..storage.base import AsyncClosing, AsyncStorage
 from ..storage.memory import MemoryStorage
-from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
+from ._door import CallBase, SyncBase, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
@@ -25,7 +26,7 @@ As `ProbeFunction`, awaited.
 """
 
 
-class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
+class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
     """Meters calls to Keepa through a bucket that follows Keepa's own; as `KeepaSync`, awaited."""
 
     def __init__(
@@ -68,21 +69,21 @@ class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Wait until `estimate` tokens beside `keep` may be spent; as `KeepaSync.request`. Await or enter it."""
-        plan = self._request(estimate, keep, timeout, label, self._call)
+        plan = self._request(estimate, keep, timeout, label)
         return Pending("AsyncKeepaSync.request", self._steps().carried(plan))
 
     def try_request(
         self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = ""
     ) -> Pending[AsyncCall]:
         """Set `estimate` tokens aside now, or raise NotEnoughTokens; as `KeepaSync.try_request`. Await or enter it."""
-        plan = self._try_request(estimate, keep, place, label, self._call)
+        plan = self._try_request(estimate, keep, place, label)
         return Pending("AsyncKeepaSync.try_request", self._steps().carried(plan))
 
     async def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
     ) -> AsyncGenerator[AsyncCall, None]:
         """Yield calls until one is not refused by the server; as `KeepaSync.attempts`."""
-        attempts = self._attempts(estimate, keep, timeout, label, self._call)
+        attempts = self._attempts(estimate, keep, timeout, label)
         while (call := await self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:
@@ -105,13 +106,13 @@ class AsyncKeepaSync(KeepaDoor[AsyncTokenBucket], AsyncClosing):
         await self.bucket.aclose()
 
     def _steps(self) -> AwaitedSteps:
-        return AwaitedSteps(async_door_of(self.bucket))
+        return AwaitedSteps(door_of(self.bucket))
 
     def _call(self, command: Reserve, outcome: Outcome, waited_us: int) -> AsyncCall:
         return AsyncCall(self._steps, command, outcome, waited_us)
 
 
-class AsyncCall(KeepaCall):
+class AsyncCall(CallBase):
     """One call to Keepa, its estimated cost set aside; as `Call`, awaited."""
 
     async def settle(self, body: Body = None, *, status: int | None = None) -> None:

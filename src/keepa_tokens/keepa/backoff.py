@@ -4,10 +4,10 @@ A refusal (429) whose envelope leaves the bucket without tokens explains itself:
 some. One that leaves the bucket open, has no envelope or comes with a `Retry-After` doesn't: the bucket would let the
 next call through, to be refused again. So:
 
-1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED at most.
-2. Else FIRST, doubled each time. Both are jittered upwards, so that many workers don't come back together.
+1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED_S at most.
+2. Else FIRST_PAUSE_S, doubled each time. Both are jittered upwards, so that many workers don't come back together.
 3. After TRIES of them the server's own answer is the last word.
-4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens sooner than in FIRST
+4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens in less than FIRST_PAUSE_S
    explains nothing: a server that promises so each time would be asked without an end.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from .._plans import Patience, Steps, snapshot_of
 from ..errors import AcquireTimeout
@@ -23,7 +23,8 @@ from ..rules.commands import Peek
 from ..rules.decision import Reason
 from ..units import MICROSECONDS
 
-__all__ = ["FIRST", "LONGEST_ASKED", "SERVER_REFUSES", "TRIES", "Attempts", "asked_by", "retry_after"]
+if TYPE_CHECKING:
+    from ._door import CallBase
 
 SERVER_REFUSES: Final = "REFUSED"
 """The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
@@ -31,24 +32,17 @@ SERVER_REFUSES: Final = "REFUSED"
 TRIES: Final = 5
 """Refusals of one request, none of them explained by an empty bucket, after which it is not made again."""
 
-FIRST: Final = 1.0
+FIRST_PAUSE_S: Final = 1.0
 """Seconds before the second try."""
 
-LONGEST_ASKED: Final = 3600.0
+LONGEST_ASKED_S: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
 
-class _Call(Protocol):
-    @property
-    def told(self) -> bool: ...
-    @property
-    def retry_after(self) -> float | None: ...
+C = TypeVar("C", bound="CallBase")
 
 
-Called = TypeVar("Called", bound=_Call)
-
-
-class Attempts(Generic[Called]):
+class Attempts(Generic[C]):
     """Calls that the server refuses, one after the other. ask: sets tokens aside within so many microseconds.
 
     The time that the caller takes in between counts for no timeout.
@@ -59,27 +53,27 @@ class Attempts(Generic[Called]):
         tokens: int,
         keep: int,
         timeout_us: int | None,
-        ask: Callable[[Steps[object], int | None], Awaitable[Called]],
+        ask: Callable[[Steps[object], int | None], Awaitable[C]],
     ) -> None:
         self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
         self._unexplained = 0
-        self._refused: Called | None = None
+        self._last: C | None = None
 
-    async def next(self, steps: Steps[object]) -> Called | None:
+    async def next(self, steps: Steps[object]) -> C | None:
         """Return the next call, its estimate set aside; None: make no other, the last answer stands.
 
         Where the storage is away it may be called again, and goes on where it was.
         """
         patience = Patience(steps.door, self._left_us)
-        if self._refused is not None and not await self._goes_on(steps, self._refused, patience.left_us()):
+        if self._last is not None and not await self._goes_on(steps, self._last, patience.left_us()):
             return None
-        self._refused = None
+        self._last = None
         call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
         self._left_us = None if self._left_us is None else patience.left_us()
-        self._refused = call
+        self._last = call
         return call
 
-    async def _goes_on(self, steps: Steps[object], last: Called, left_us: int) -> bool:
+    async def _goes_on(self, steps: Steps[object], last: C, left_us: int) -> bool:
         """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
 
         AcquireTimeout where that would be too long.
@@ -106,17 +100,17 @@ class Attempts(Generic[Called]):
         wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
         envelope. retry_after: what the server asked for, None if nothing.
         """
-        if retry_after is None and wait >= FIRST:
+        if retry_after is None and wait >= FIRST_PAUSE_S:
             return 0.0
         self._unexplained += 1
         if self._unexplained >= TRIES:
             return None
         if retry_after is not None:
-            return min(retry_after, LONGEST_ASKED)
-        return FIRST * 2.0 ** (self._unexplained - 1)
+            return min(retry_after, LONGEST_ASKED_S)
+        return FIRST_PAUSE_S * 2.0 ** (self._unexplained - 1)
 
 
-def asked_by(answer: object) -> float | None:
+def retry_after_of(answer: object) -> float | None:
     """Return the seconds that a response of httpx or requests asks for; None: it asks for nothing, or is none."""
     headers: object = getattr(answer, "headers", None)
     return retry_after(cast("Mapping[str, str]", headers)) if isinstance(headers, Mapping) else None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from .._arguments import NotCopied, instance, redacted, shown
@@ -21,6 +21,7 @@ from .._loops import limited
 from ..errors import ConfigError
 from ._door import checked_api_key
 from ._httpx import LIBRARIES, keyed, library_of, proxy_for
+from ._probing import LONGEST_PROBE_S
 from .quota import KEEPA
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     AsyncTransport: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
 
 __all__ = ["async_http_probe", "http_probe"]
-
-LONGEST_SECONDS: Final = 10.0
-"""Shorter than the claim on the probe (20 s), so that nobody else is sent while this one is still out."""
 
 if not any(map(find_spec, LIBRARIES)):
     raise ImportError(
@@ -89,7 +87,7 @@ class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(
     def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: Transport | None = None) -> None:
         super().__init__(api_key, base_url, transport, "handle_request")
 
-    def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
+    def __call__(self, *, timeout: float = LONGEST_PROBE_S) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""
         watch = {"trace": _Deadline(timeout).watch}
         try:
@@ -105,7 +103,7 @@ class async_http_probe(_Probe):  # noqa: N801 - used as a function: `probe=async
     def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: AsyncTransport | None = None) -> None:
         super().__init__(api_key, base_url, transport, "handle_async_request")
 
-    async def __call__(self, *, timeout: float = LONGEST_SECONDS) -> tuple[int, Mapping[str, object] | None]:
+    async def __call__(self, *, timeout: float = LONGEST_PROBE_S) -> tuple[int, Mapping[str, object] | None]:
         """Ask `/token`."""
         try:
             async with limited(timeout), self._client("AsyncClient", timeout) as client:

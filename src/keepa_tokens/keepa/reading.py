@@ -20,8 +20,6 @@ from ..rules.reading import Reading
 from ..units import LIMIT
 from .quota import CAPACITY_MINUTES
 
-__all__ = ["LARGE", "Body", "Envelope", "envelope", "envelope_of", "searched", "unpacked"]
-
 Body: TypeAlias = Mapping[str, object] | bytes | str | None
 """An answer's body: parsed, or as it came; None: there was none."""
 
@@ -92,7 +90,7 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
 def envelope(body: Body) -> Envelope:
     """Return what `body` says. Whatever it is, this never raises: a bad body is an Envelope that says what is wrong."""
     if _is_large(body):
-        return run(lambda: searched(body, _go_on))
+        return run(lambda: searched(body, _no_turn))
     if body is None:
         return Envelope(None, why="there is no JSON object")
     try:
@@ -138,7 +136,7 @@ def _is_large(body: object) -> TypeGuard[str | bytes | bytearray]:
     return isinstance(body, (str, bytes, bytearray)) and len(body) >= LARGE
 
 
-async def _go_on() -> None:
+async def _no_turn() -> None:
     """Hold up whoever else there is."""
 
 

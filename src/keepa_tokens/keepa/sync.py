@@ -6,13 +6,14 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Self, TypeAlias
 
 from .._blocking import run
-from ..bucket import BlockingSteps, TokenBucket, door_of
+from .._door import door_of
+from ..bucket import BlockingSteps, TokenBucket
 from ..clock import Clock
 from ..events import Listener
 from ..rules.commands import ClaimProbe, Outcome, Reserve
 from ..rules.decision import Snapshot
 from ..storage.base import Closing, Storage
-from ._door import KeepaCall, KeepaDoor, checked_bucket, ready_probe, terms
+from ._door import CallBase, SyncBase, checked_bucket, ready_probe, terms
 from .quota import KEEPA
 from .reading import Body
 
@@ -26,7 +27,7 @@ may outlast its caller's timeout.
 """
 
 
-class KeepaSync(KeepaDoor[TokenBucket], Closing):
+class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
     """Meters calls to Keepa through a bucket that follows Keepa's own. Safe to share between threads.
 
     bucket: a synced one, as `keepa_quota` makes them. probe: asks `/token`, only when nothing else can tell;
@@ -78,12 +79,13 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = "") -> Call:
         """Wait until `estimate` tokens beside `keep` may be spent, and set them aside for one call.
 
-        It waits in line: small calls don't pass a big one. Raises AcquireTimeout at once, nothing taken, when the wait
-        would be longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost; StorageUnavailable.
+        It waits in line: small calls don't pass a big one. Raises AcquireTimeout, nothing taken, as soon as the wait is
+        seen to be longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost;
+        StorageUnavailable.
         timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, for people who look at
         what is in flight.
         """
-        return self._steps().carried(self._request(estimate, keep, timeout, label, self._call))
+        return self._steps().carried(self._request(estimate, keep, timeout, label))
 
     def try_request(self, estimate: int, *, keep: int = 0, place: str | None = None, label: str = "") -> Call:
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
@@ -92,7 +94,7 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
         a refused task stands in line by it, and keeps its place until it comes back, in whatever worker. label: as
         for `request`.
         """
-        return self._steps().carried(self._try_request(estimate, keep, place, label, self._call))
+        return self._steps().carried(self._try_request(estimate, keep, place, label))
 
     def attempts(
         self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = ""
@@ -102,7 +104,7 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
         Settle each with its status. Between them it waits for tokens, and longer each time where tokens don't explain
         the refusal; after five of those the last one stands. timeout: seconds to wait in all; raises as `request`.
         """
-        attempts = self._attempts(estimate, keep, timeout, label, self._call)
+        attempts = self._attempts(estimate, keep, timeout, label)
         while (call := self._steps().carried(attempts.next)) is not None:
             yield call
             if not call.refused:
@@ -137,7 +139,7 @@ class KeepaSync(KeepaDoor[TokenBucket], Closing):
         return Call(self._steps, command, outcome, waited_us)
 
 
-class Call(KeepaCall):
+class Call(CallBase):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
     refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the

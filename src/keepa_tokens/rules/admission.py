@@ -7,18 +7,23 @@ from ..units import DAY_US, LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEV
 from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
-from .line import ahead_of
+from .line import Ticket, ahead_of
 from .state import SoundState
 
 
 class Admission:
-    """A sound bucket at one moment, as a request finds it."""
+    """A sound bucket at one moment, as a request finds it.
 
-    __slots__ = ("flow", "now", "s", "terms_from")
+    flow: the refill in effect. terms_from: when the caller's own terms may replace those that it is served by.
+    repaired: what was mended, to be told.
+    """
 
-    def __init__(self, callers: Quota, sound: SoundState, now: int) -> None:
+    __slots__ = ("flow", "now", "repaired", "s", "terms_from")
+
+    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
         self.s = sound
         self.now = now
+        self.repaired = repaired
         self.flow = flow_in_effect(sound, sound.refilled_at)
         since = None if callers == sound.quota else sound.terms_at
         self.terms_from = now if since is None else since + MINUTE_US
@@ -31,15 +36,15 @@ class Admission:
         s = self.s
         if tokens == 0:
             return Reason.GRANTED, self.now
-        alone = required(tokens, s.quota.overdraft)
-        aside = self._aside(keep, alone)
-        wanted = alone + aside
-        reason, at = self._open_judge(tokens, keep, wanted, aside, ticket)
+        wanted, aside = self._wanted(tokens, keep)
+        reason, at = self._judge_unpaused(tokens, keep, wanted, aside, ticket)
         if s.paused_until is not None:
             return Reason.PAUSED, max(s.paused_until, at)
         return reason, at
 
-    def _open_judge(self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None) -> tuple[Reason, int]:
+    def _judge_unpaused(
+        self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None
+    ) -> tuple[Reason, int]:
         s = self.s
         if s.balance is None:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
@@ -62,7 +67,7 @@ class Admission:
         if ahead:
             # By then those before it have come, or lost their places.
             at = min(at, max(reached, self.now + DAY_US))
-        closed_until = self._closed_for(tokens, keep)
+        closed_until = self._recharge_ends_at(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, at)
         others = in_flight or ahead
@@ -72,9 +77,14 @@ class Admission:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self.now + LOOK_AGAIN_US
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
 
-    def _aside(self, keep: int, alone: int) -> int:
-        """Return the tokens that a request which needs `alone` leaves; by the capacity that lasts, as waits do."""
-        return set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
+    def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
+        """Return what must be available for a request, and the part of that which it leaves to others.
+
+        By the capacity that lasts: no wait changes it.
+        """
+        alone = required(tokens, self.s.quota.overdraft)
+        aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
+        return alone + aside, aside
 
     def _ahead(self, keep: int, ticket: str | None) -> int:
         """Return the tokens of those who are before a request in line."""
@@ -82,7 +92,12 @@ class Admission:
         if not line:
             return 0
         rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
-        return ahead_of(line, rank, self.now)
+        return ahead_of(self._waited_for(), rank, self.now)
+
+    def _waited_for(self) -> list[Ticket]:
+        """Return those in line, but for who asks for more than can be admitted: of a garbled ticket, or other terms."""
+        most, overdraft = self.flow.capacity, self.s.quota.overdraft
+        return [each for each in self.s.line if required(each.tokens, overdraft) + each.keep <= most]
 
     def _early(self, ticket: str | None) -> bool:
         """Return whether somebody in line asks before the instant that it was told."""
@@ -116,7 +131,7 @@ class Admission:
         lacking = min(s.quota.recharge_to or 0, self._lasting_capacity()) - (s.balance - self._in_flight())
         return self.now if lacking <= 0 else max(self.now, self.flow.instant(lacking, s.refilled_at, s.carry))
 
-    def _closed_for(self, tokens: int, keep: int) -> int | None:
+    def _recharge_ends_at(self, tokens: int, keep: int) -> int | None:
         """Return the end of the recharge that a request for `tokens` finds, or begins; None: the bucket is open."""
         s = self.s
         if s.quota.recharge_to is None or s.balance is None:

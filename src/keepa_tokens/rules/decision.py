@@ -30,9 +30,10 @@ class Reason(StrEnum):
 class Decision:
     """What the bucket said to a request for tokens. True if they were granted.
 
-    balance: after the step; None: unknown. retry_after: seconds until the same request is granted if nobody else asks
-    (inf: never). waited: seconds that the caller was kept. repaired: names of stored fields that were mended.
-    probe: ask the server now and `reconcile`, nobody else was told to.
+    balance: after the step; None: unknown. retry_after: seconds after which to ask again (inf: never); for EMPTY and
+    RECHARGING exactly when it is granted, if nothing is in flight, nobody is in line and nobody else asks. waited:
+    seconds that the caller was kept. repaired: names of stored fields that were mended. probe: ask the server now and
+    `reconcile`, nobody else was told to.
     """
 
     granted: bool
@@ -72,7 +73,7 @@ class Snapshot:
     holds: int
     """How many calls are in flight."""
     retry_after: float
-    """When to ask again for the request asked about; where nothing is in flight, exactly when it would be granted."""
+    """When to ask again for the request asked about; exact where `Decision.retry_after` is."""
     full_in: float
     """Until the balance is at capacity."""
     closed_for: float
@@ -80,7 +81,8 @@ class Snapshot:
     bound: float
     """By when, if the request asked about is attempted, one attempt is granted or calls for a probe.
 
-    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge.
+    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge. It counts on a
+    probe after 600 s, so a longer `probe_interval` may make it later.
     """
     quota: Quota
     """The terms that the bucket runs on."""

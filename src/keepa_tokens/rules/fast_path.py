@@ -1,8 +1,9 @@
 """The fast path: what almost every command comes to, in whole numbers; `bucket.lua` mirrors it.
 
-It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. Whatever
-is not its business it hands over untouched, by returning None: a refusal, a repair, a reading, a claim, a recharge.
-The mirror also hands over what comes back before those who wait for their places.
+It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. What is not
+its business it leaves to the rules, the bucket untouched: a refusal, a repair, a reading, a claim, a recharge. The
+mirror also leaves to them what comes back before those who wait for their places, and answers the refusals that `take`
+knows: of somebody who wants tokens now, on a plain bucket without recharge.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from .arithmetic import (
     set_aside,
 )
 from .flow import Flow
-
-__all__ = ["Numbers", "acquire", "give_back", "note_place", "refund", "reserve", "settle", "take"]
 
 
 @dataclass(slots=True)
@@ -125,6 +124,9 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
 def note_place(n: Numbers, now: int, tokens: int, at: int) -> None:
     """Take note of a place for `tokens` at `at`, in a bucket that has flowed to `now`."""
     largest, last = n.largest_place if n.last_place > now else 0, max(n.last_place, at)
+    if n.last_place == at > now:
+        # Several at one instant: the place before the last one given up may be there too.
+        n.firm_place = at
     if n.firm_place > now:
         # It counts on what came back before the places ahead, and that lies there beside their tokens until it comes.
         largest += tokens - n.flow.brought(n.level, n.last_place, last)
@@ -203,5 +205,6 @@ def _free_place(n: Numbers, tokens: int, own: int) -> None:
         # Tokens came back before the last place: from now on the balance alone does not tell where that place is.
         n.firm_place = n.last_place
         return
-    flow = n.flow
-    n.last_place = max(n.firm_place, moved_back(own, tokens, flow.refill, flow.period_us, stepped=flow.stepped))
+    # The place before it left a debt, or none: then it is as late as can be, and came this much before.
+    flow, need = n.flow, required(tokens, n.quota.overdraft)
+    n.last_place = max(n.firm_place, moved_back(own, need, flow.refill, flow.period_us, stepped=flow.stepped))

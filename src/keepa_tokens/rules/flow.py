@@ -8,8 +8,6 @@ from ..units import MINUTE_US
 from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped, saturated
 from .state import SoundState
 
-__all__ = ["Flow", "clipped_at", "flow_in_effect", "furthest_place"]
-
 
 @dataclass(slots=True, unsafe_hash=True)  # not frozen: one is made in each step of the rules
 class Flow:

@@ -1,4 +1,4 @@
-"""The line of those who wait without a place (rule 11): whose turn it is, as scalars and small tuples. Pure."""
+"""The line of those who wait without a place (rule 11): its tickets, and whose turn it is. Pure."""
 
 from __future__ import annotations
 

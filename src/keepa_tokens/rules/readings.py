@@ -46,12 +46,13 @@ def lowered(s: SoundState, reading: Reading, order: Order | None, now: int) -> t
     """
     if order not in {Order.NEAR, Order.JUMPED} or s.balance is None:
         return False, None
-    # The server did answer: whoever asked it has not failed.
-    changed = order is Order.JUMPED or s.probe_until is not None
+    changed = order is Order.JUMPED
     if order is Order.JUMPED:
         s.server_time, s.server_time_at = reading.server_time_us, now
-    if s.probe_until is not None:
-        s.probe_until, s.probe_failures = None, 0
+    if s.probe_until is not None and (s.probe_until > now or s.probe_failures):
+        # The server did answer: whoever asked it has not failed. The next one asks no sooner than after a failure: the
+        # last reading stays as old as it is.
+        s.probe_until, s.probe_failures, changed = min(s.probe_until, now), 0, True
     if reading.balance >= s.balance:
         return changed, None
     s.drift = saturated(reading.balance - s.balance)
@@ -65,9 +66,9 @@ def lowered(s: SoundState, reading: Reading, order: Order | None, now: int) -> t
 def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, since: int, now: int) -> Flow:
     """Take the server's word, told since `since`; return the flow that it brings.
 
-    projected: the balance without it, None: unknown; the drift is how far it lay below.
+    projected: what the balance would be without it; None: unknown.
     """
-    followed = s.reading_at is not None and s.held == 0
+    shows_others = s.reading_at is not None and s.held == 0
     s.drift = None if projected is None else saturated(reading.balance - projected)
     s.balance = reading.balance
     s.sequence += 1
@@ -80,8 +81,8 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
     period_us = s.quota.period_us if reading.period_us is None else reading.period_us
     flow = _flow_of(s, reading, period_us, now)
-    told_at = min(since, now) if told is None else s.server_time_at
-    _keep_back(s, flow, -s.drift if s.drift is not None and followed and flow == before else 0, told_at, now)
+    gap = -s.drift if s.drift is not None and shows_others and flow == before else 0
+    _keep_back(s, flow, gap, min(since, now) if told is None else s.server_time_at, now)
     if not flow.stepped:
         s.refilled_at = max(s.refilled_at, now)
     elif reading.next_refill_in_us is not None:

@@ -1,6 +1,6 @@
 """What is stored of a bucket, and what it is once it is sound. Plain data; no rules live here.
 
-Every stored field is named once, in `BucketState`; `SoundState` says which of them can still be missing after repair.
+`BucketState` says what each stored field means; `SoundState` says which of them can still be missing after repair.
 Times are whole microseconds, tokens whole numbers.
 """
 
@@ -89,9 +89,12 @@ class BucketState:
 
     version: raised by every write. balance: what the server would report (plain: what is there). carry: the remainder
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
-    flight. due_at: not later than the first instant at which a hold falls due. last_place: the latest instant that was
-    told to somebody who waits on a plain bucket; firm_place: the same for those before whom tokens came back;
-    largest_place: the most tokens that are there when one of them comes, beside what is left after the last one.
+    flight. due_at: not later than the first instant at which a hold falls due.
+
+    Places, on a plain bucket. last_place: the latest instant told to somebody who waits for one. firm_place: the
+    instant that `last_place` must not move back over, since tokens came back before it, or several share it.
+    largest_place: the most tokens that lie there when one of them comes, beside what is left after the last one.
+
     quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
     capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`
     was told. stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from ..quota import Quota
 from ..units import CLAIM_US, LIMIT, NEVER, SWEEP_US, seconds
 from .admission import Admission
-from .arithmetic import required, saturated
+from .arithmetic import saturated
 from .commands import Peek
 from .decision import InFlight, Reason, Snapshot
 from .flow import clipped_at, flow_in_effect
 from .line import LATE_US
 from .readings import kept_back
-from .state import Hold, SoundState
+from .state import Hold
 
 
 def until(at: int, now: int) -> int:
@@ -22,11 +21,7 @@ def until(at: int, now: int) -> int:
 class Telling(Admission):
     """What a look at a bucket tells."""
 
-    __slots__ = ("repaired",)
-
-    def __init__(self, callers: Quota, sound: SoundState, now: int, repaired: tuple[str, ...]) -> None:
-        super().__init__(callers, sound, now)
-        self.repaired = repaired
+    __slots__ = ()
 
     def _snapshot(self, command: Peek, reason: Reason, at: int) -> Snapshot:
         s, now = self.s, self.now
@@ -76,8 +71,7 @@ class Telling(Admission):
         Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
         """
         s = self.s
-        alone = required(command.tokens, s.quota.overdraft)
-        wanted = alone + self._aside(command.keep, alone)
+        wanted, _ = self._wanted(command.tokens, command.keep)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
         if s.held + command.tokens >= LIMIT:
             latest = max(latest, s.due_at or 0, *(each.expires_at + SWEEP_US for _, each in self._holds_in_flight()))
@@ -104,14 +98,14 @@ class Telling(Admission):
                 start = max(hold.expires_at + SWEEP_US, s.due_at or 0)
                 balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
                 balance = saturated(balance - hold.tokens)
-        if not s.line:
+        line = self._waited_for()
+        if not line:
             return self._reached_from(balance, refilled_at, carry, wanted, start)
         if wanted > self._lasting_capacity():
             return NEVER
-        start = max(start, *(each.told_at + LATE_US + 1 for each in s.line))
+        start = max(start, *(each.told_at + LATE_US + 1 for each in line))
         balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
         if s.wide_capacity is not None and not s.quota.synced:
             balance = min(balance, flow.capacity)
-        ahead = sum(each.tokens for each in s.line if required(each.tokens, s.quota.overdraft) <= flow.capacity)
-        need = saturated(wanted + ahead - balance)
+        need = saturated(wanted + sum(each.tokens for each in line) - balance)
         return max(start, flow.instant(need, refilled_at, carry)) + LATE_US

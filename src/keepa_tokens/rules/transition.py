@@ -30,7 +30,8 @@ from the balance already, and available = balance.
    an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
    exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
    told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
-   come, with what lies there beside their tokens. So in any interval at most capacity + refill is let go.
+   come, with what lies there beside their tokens. The place before one given up counts as late as it can have been. So
+   in any interval at most capacity + overdraft + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
    no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
    one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time,
@@ -44,32 +45,35 @@ from the balance already, and available = balance.
    reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
-   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. A failed
-   probe on an unknown balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
+   ends with an answer that tells no order too, and the next may come as after a failure. A failed probe on an unknown
+   balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
 9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
    `initial` would let go what the server's reported terms do not.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-   from, nothing is in flight, the plan is unchanged, and the gap is more than the refill since it was told explains.
-   The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep`
-   it comes to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve
-   what is kept back for every hour without a gap.
+    from, nothing is in flight, the plan is unchanged, and the gap is more than the refill since it was told explains.
+    The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep`
+    it comes to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve
+    what is kept back for every hour without a gap.
 11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
-   by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-   of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big one,
-   and one that overdraws gets its turn.
-   Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-   then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
-   spent. A day ahead at most, and so for those behind it; and where a clock went back, as far ahead as it was from the
-   last refill. Late: 1 s past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the
-   same id leaves the line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts
-   don't ask the line.
+    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
+    of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
+    one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
+
+    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
+    then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
+    spent. A day ahead at most, and so for those behind it; and where a clock went back, as far ahead as it was from
+    the last refill. Late: 1 s past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by
+    the same id leaves the line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and
+    scouts don't ask the line.
+
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
-13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
-   in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a minute's,
-   and nothing at the first change. For a minute after a change the larger of the two capacities bounds, unless the
-   server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that lasts. Plain
-   and synced on one key is a ConfigError.
+13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
+    minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
+    minute's, and nothing at the first change. For a minute after a change the larger of the two capacities bounds,
+    unless the server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that
+    lasts. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -170,7 +174,7 @@ def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[b
     step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
     step.take_up(callers)
-    outcome = step.told(step.run(command))
+    outcome = step.completed(step.run(command))
     changed = step.changed or read.must_store
     read.sound.version += changed
     return changed, outcome
@@ -211,7 +215,7 @@ def inspected(state: BucketState | None, now: int) -> Snapshot | None:
 def lifetime_us(state: BucketState, now: int) -> int | None:
     """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
 
-    Of a partial state: no less than what is left of the lifetime that it has.
+    Of a partial state it may be too short, as not all holds were read: no lifetime may be shortened to it.
     """
     if state.quota is None:
         return None
@@ -323,7 +327,7 @@ class _Step(Telling):
     # 5: recharge
 
     def _close_for(self, tokens: int, keep: int) -> None:
-        end = self._closed_for(tokens, keep)
+        end = self._recharge_ends_at(tokens, keep)
         if end != self.s.closed_until and self.s.paused_until is None:
             self.s.closed_until = end
             self.changed = True
@@ -350,7 +354,7 @@ class _Step(Telling):
             s = self.s
             numbers = fast_path.Numbers(*numbers_of(s, self.flow))
             fast_path.note_place(numbers, self.now, command.tokens, at)
-            s.last_place, s.largest_place = numbers.last_place, numbers.largest_place
+            s.last_place, s.firm_place, s.largest_place = numbers.last_place, numbers.firm_place, numbers.largest_place
         self._take(command.tokens)
         self._leave(command.ticket)
         return Outcome(granted=True, place_us=at - self.now)
@@ -607,7 +611,7 @@ class _Step(Telling):
             snapshot=self._snapshot(command, reason, at),
         )
 
-    def told(self, outcome: Outcome) -> Outcome:
+    def completed(self, outcome: Outcome) -> Outcome:
         """Add to an outcome what is told of the bucket after any command."""
         s = self.s
         outcome.now_us, outcome.balance, outcome.held, outcome.open = self.now, s.balance, s.held, s.open

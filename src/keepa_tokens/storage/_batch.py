@@ -8,8 +8,6 @@ from typing import Final, Generic, TypeVar
 
 from ..errors import StorageUnavailable
 
-__all__ = ["Batches", "anew"]
-
 _MOST_WAITING: Final = 20_000
 """Of what waits to be sent. Beyond that the server or the network is too slow for what is asked."""
 

@@ -14,8 +14,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ..errors import ConfigError, KeepaTokensError, StorageUnavailable
 
-__all__ = ["AsyncRedisClient", "RedisClient", "checked", "client_from_url", "is_script_lost", "meaning", "resends"]
-
 TIMEOUT_S: Final = 2.0
 """How long `from_url` lets a connection or an answer take, unless the URL says otherwise."""
 
@@ -44,6 +42,7 @@ LONGEST_TIMEOUT_S: Final = 1e9
 _SECONDS: Final = ("socket_timeout", "socket_connect_timeout")
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _LAST_DATABASE: Final = 2**31 - 1
+_LAST_PORT: Final = 2**16 - 1
 
 _NOT_CARRIED_OUT: Final = "The command was certainly not carried out."
 _NOBODY_KNOWS: Final = "Nobody knows whether the command was carried out."
@@ -164,22 +163,37 @@ def _check_options(options: Mapping[str, object]) -> None:
     """
     for name in _SECONDS:
         value = options.get(name)
-        if isinstance(value, (int, float)) and not 0 < value < LONGEST_TIMEOUT_S:
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < LONGEST_TIMEOUT_S):
             raise ConfigError(f"{name} must be a number of seconds above 0; leave it out for the default")
     encoding = options.get("encoding", "utf-8")
     with suppress(LookupError, TypeError):
         encoding = "utf-8" if "0".encode(cast("str", encoding)) == b"0" else None
     if encoding != "utf-8":
         raise ConfigError("encoding must be one that writes digits as ASCII does, such as utf-8: leave it out")
-    database = options.get("db")
-    if isinstance(database, int) and not 0 <= database <= _LAST_DATABASE:
+    if not _is_number(options.get("db"), 0, _LAST_DATABASE):
         raise ConfigError("the server can have no database of that number: name another one")
+    if not _is_number(options.get("port"), 1, _LAST_PORT):
+        raise ConfigError(f"the port must be a number from 1 to {_LAST_PORT}")
+    if not _is_host(options.get("host")):
+        raise ConfigError("the host must be a name or an address, without spaces")
     for name in _FILES:
         path = options.get(name)
         if isinstance(path, str) and not Path(path).exists():
             raise ConfigError(f"{name}={path!r} is not there: give the path of the file")
     if options.get("ssl_keyfile") and not options.get("ssl_certfile"):
         raise ConfigError("ssl_keyfile goes with ssl_certfile: give both, or ssl_certfile alone")
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    """Whether an option is left out, or a whole number in these bounds, as a text of a URL too."""
+    return value is None or (str(value).isdecimal() and least <= int(str(value)) <= most)
+
+
+def _is_host(host: object) -> bool:
+    """Whether an option is left out, or can be looked up: what can't be encoded fails as a UnicodeError."""
+    with suppress(UnicodeError):
+        return not isinstance(host, str) or bool(host.encode("idna") and not re.search(r"\s", host))
+    return False
 
 
 def _check_parts(url: str) -> None:
@@ -191,8 +205,8 @@ def _check_parts(url: str) -> None:
         port = parts.port or -1
     if parts is None or port is None:
         raise ConfigError(f"the URL has no port that is a number; {told}")
-    torn = "#" in url or (parts.scheme != "unix" and ("@" in parts.path or ("@" in parts.query and "@" not in url[:9])))
-    if torn and not (parts.username and "#" not in url and "@" not in parts.path):
+    torn = "@" in parts.path or ("@" in parts.query and not parts.username)
+    if "#" in url or (torn and parts.scheme != "unix"):
         raise ConfigError(f"the URL's parts can't be told apart; {told}")
     if parts.scheme == "unix" and not parts.path:
         raise ConfigError("the URL names no socket: give its path, as in unix:///run/redis.sock")
@@ -216,6 +230,8 @@ def _without_secrets(error: Exception) -> str:
         return f"the value of the option {value[1]!r} is none"
     if "Certificate Requirements" in text:
         return "ssl_cert_reqs must be one of none, optional, required"
+    if "invalid literal" in text or "positive integer" in text:
+        return "an option that must be a number is none"
     if "protocol" in text.lower():
         return "protocol must be 2 or 3"
     return f"{type(error).__name__} while it was read"
@@ -237,28 +253,27 @@ NEEDED: Final = (
 )
 """What a user of buckets must be allowed."""
 
-_MISTAKES: Final = (
-    ("WRONGTYPE", "the key of bucket {key!r} holds something that is no bucket: use another key or prefix"),
-    (
+_MISTAKES: Final = {
+    "the key of bucket {key!r} holds something that is no bucket: use another key or prefix": ("WRONGTYPE",),
+    "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client": (
         "MOVED ",
-        "this Redis is a node of a cluster, and the bucket {key!r} lives on another: give the library's cluster client",
     ),
-    ("DB index is out of range", "the server has no database of that number: name another one in the URL"),
-    ("Client names cannot contain", "client_name has spaces or special characters: give another one"),
-    ("WRONGPASS", "the server refuses the user's name or password: give those of a user that it knows"),
-    ("invalid password", "the server refuses the password: give the right one"),
-    ("invalid username-password", "the server refuses the user's name or password: give those of a user that it knows"),
-    ("NOAUTH", "the server wants a password: give it in the URL or to the client"),
-    ("unauthenticated multibulk", "the server wants a password: give it in the URL or to the client"),
-    ("already authenticated", "the server wants a password: give it in the URL or to the client"),
-    ("Authentication required", "the server wants a password: give it in the URL or to the client"),
-    ("without any password configured", "the server has no password set: leave it out of the URL"),
-    *(
-        (sign, f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix")
-        for sign in ("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one")
+    "this user may not use the server's socket ({error}): allow it to write there": ("Error 13 connecting to",),
+    "the server has no database of that number: name another one in the URL": ("DB index is out of range",),
+    "client_name has spaces or special characters: give another one": ("Client names cannot contain",),
+    "the server refuses the user's name or password: give those of a user that it knows": (
+        *("WRONGPASS", "invalid username-password"),
     ),
-)
-"""What a server says of a mistake that the next try would only repeat, and what to tell."""
+    "the server refuses the password: give the right one": ("invalid password",),
+    "the server wants a password: give it in the URL or to the client": (
+        *("NOAUTH", "unauthenticated multibulk", "already authenticated", "Authentication required"),
+    ),
+    "the server has no password set: leave it out of the URL": ("without any password configured",),
+    f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix": (
+        *("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one"),
+    ),
+}
+"""What to tell of a mistake that the next try would only repeat, and by what the server's words are known."""
 
 
 def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> KeepaTokensError | None:
@@ -266,6 +281,11 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
 
     sent_once: the client sends nothing again by itself, so that the last error tells of the only sending.
     """
+    if type(error) is RuntimeError and str(error) == "no running event loop":
+        return ConfigError(
+            "the clients of Redis for coroutines run on asyncio alone: on trio use AsyncSQLiteStorage, or a TokenBucket"
+            f" with a RedisStorage in a thread. {_NOT_CARRIED_OUT}"
+        )
     if type(error) is RuntimeError and "loop" in str(error):
         return ConfigError(
             f"this storage was in use in another event loop ({error}): make one in each, or aclose() it before its loop"
@@ -275,8 +295,8 @@ def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> Keepa
         return None
     text = str(error)
     said = f"MOVED {text}" if type(error).__name__ == "MovedError" else f"{type(error).__name__} {text}"
-    for sign, told in _MISTAKES:
-        if sign in said:
+    for told, signs in _MISTAKES.items():
+        if any(sign in said for sign in signs):
             return ConfigError(f"{told.format(key=key, error=text)}. Nothing was changed.")
     certain = _NOT_CARRIED_OUT if sent_once and _is_certain(error, text) else _NOBODY_KNOWS
     return StorageUnavailable(f"Redis did not carry the command out ({type(error).__name__}: {text}). {certain}")
@@ -288,11 +308,12 @@ def _is_certain(error: Exception, text: str) -> bool:
     The script writes only at its end, and nothing that can fail comes after its first write.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    never_sent = "connecting to" in text or "onnecting" in text.partition(":")[0] or "MaxConnections" in text
-    signs = ("max number of clients", "Too many connections", "No connection available")
-    refused = bool(names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"})
-    is_full = any(sign in text for sign in signs)
-    return never_sent or is_full or refused or bool(names & {"ConnectionRefusedError", "MasterNotFoundError"})
+    if names & {"ResponseError", "AuthenticationError", "BusyLoadingError", "ReadOnlyError"}:
+        return True
+    if names & {"ConnectionRefusedError", "MasterNotFoundError"} or "onnecting" in text.partition(":")[0]:
+        return True
+    is_full = any(sign in text for sign in ("MaxConnections", "max number of clients", "Too many connections"))
+    return is_full or "connecting to" in text or "No connection available" in text
 
 
 def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's

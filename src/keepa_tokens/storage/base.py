@@ -54,10 +54,10 @@ class AsyncStorage(Protocol):
 
 
 class Closing:
-    """Makes a storage a context manager, which closes it at the end of the block."""
+    """Makes what can be closed a context manager, which closes it at the end of the block."""
 
     def close(self) -> None:
-        """Let go of what the storage itself opened."""
+        """Let go of what it opened itself."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class AsyncClosing:
     """The same for coroutines."""
 
     async def aclose(self) -> None:
-        """Let go of what the storage itself opened."""
+        """Let go of what it opened itself."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:

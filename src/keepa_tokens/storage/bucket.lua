@@ -221,8 +221,8 @@ repeat  -- decides, once
           -- Who asks for nothing but tokens now is refused here: nothing has changed but the time.
           return format('%s %.0f %d %d %d %d', nonce, now, balance, place - now, held, open)
         end
-        -- A place behind others, before whom something came back, is weighed against them.
-        is_served = is_served and keep == 0 and firm_place <= now and ARGV[first + 2]
+        -- A place at the last one's instant, or behind those before whom something came back, is weighed against them.
+        is_served = is_served and keep == 0 and firm_place <= now and place ~= last_place and ARGV[first + 2]
           and place - now <= tonumber(ARGV[first + 2])
         if is_served then
           largest_place = last_place > now and max(tokens, largest_place) or tokens

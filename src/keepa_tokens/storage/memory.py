@@ -19,7 +19,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
-from ._working import Bucket, begun, kept, serves, step
+from ._memory_bucket import Bucket, begun, kept, serves, step
 from .base import AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
@@ -166,6 +166,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
                 if outcome is not None:
                     return outcome
             # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
+            # `read_as` also bounds places ahead, and refuses callers of the other kind.
             refilled_at = bucket.level[1]
             on_time = max(bucket.touched, refilled_at) <= now < refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:

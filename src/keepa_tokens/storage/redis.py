@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from .._arguments import NotCopied, instance
+from .._arguments import LONGEST_NAME, NotCopied, printable
 from .._blocking import run
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
@@ -87,7 +87,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
 
     def __init__(self, client: Any, *, prefix: str = DEFAULT_PREFIX) -> None:  # noqa: ANN401 - of either kind
         checked(client, asynchronous=bool(self._library))
-        self.prefix = instance("prefix", prefix, str)
+        self.prefix = printable("prefix", prefix, 0, LONGEST_NAME)
         self._client = client
         self._opened = False
         self._process: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import json
 import os
 import random
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from .._arguments import NotCopied, checked_key, microseconds, shown, whole
+from .._loops import in_a_thread
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -35,8 +36,12 @@ CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NU
 _LONGEST_PAUSE_S: Final = 0.002
 _PATIENCE_S: Final = 0.02
 _SWEPT_PER_STEP: Final = 2
-_NO_PLACE: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""What the next try would only say again: another program's tables, damage, no database."""
+_NO_PLACE: Final = {
+    *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+}
+_NO_RIGHT: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+"""What the next try would only say again: another program's tables, damage, no database; no right, no such place."""
 _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems whose locks SQLite can't rely on."""
 
@@ -47,7 +52,7 @@ class SQLiteStorage(Closing, NotCopied):
     A bucket that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may
     cost the last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited longest goes
     next. timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken.
-    (The `timeout` of `acquire` counts only the wait for tokens.)
+    (The `timeout` of `acquire` doesn't shorten that.)
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
@@ -130,9 +135,9 @@ class SQLiteStorage(Closing, NotCopied):
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             self._db.text_factory = _as_text
             try:
-                self._begun("PRAGMA journal_mode = WAL")  # readers don't wait for writers
+                self._execute_in_turn("PRAGMA journal_mode = WAL")  # readers don't wait for writers
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                self._begun("BEGIN IMMEDIATE")
+                self._execute_in_turn("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute("COMMIT")
@@ -157,15 +162,16 @@ class SQLiteStorage(Closing, NotCopied):
     def _step(self) -> Generator[sqlite3.Connection]:
         with self._reading() as db:
             # The write lock from the start: no other process steps between what is read and what is written.
-            self._begun("BEGIN IMMEDIATE")
+            self._execute_in_turn("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # on a full disk SQLite has rolled back by itself
+                    db.execute("ROLLBACK")
                 raise
 
-    def _begun(self, statement: str) -> None:
+    def _execute_in_turn(self, statement: str) -> None:
         """Carry out a statement that waits for others, up to the timeout.
 
         A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
@@ -175,7 +181,7 @@ class SQLiteStorage(Closing, NotCopied):
         try:
             while True:
                 others = sqlite3.OperationalError("database is locked, and others have waited for longer")
-                failed = self._locked(statement) if _is_first(self._line, began_us) else others
+                failed = self._try(statement) if _is_first(self._line, began_us) else others
                 if failed is None:
                     return
                 waited_s = time.monotonic() - began_us / 1_000_000
@@ -188,7 +194,7 @@ class SQLiteStorage(Closing, NotCopied):
             if joined:
                 _unlock(self._line, began_us, 1)
 
-    def _locked(self, statement: str) -> sqlite3.Error | None:
+    def _try(self, statement: str) -> sqlite3.Error | None:
         """Carry out a statement; return why not, if others have the lock."""
         try:
             self._db.execute(statement)
@@ -203,8 +209,13 @@ class SQLiteStorage(Closing, NotCopied):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            if getattr(error, "sqlite_errorcode", None) in _NO_PLACE:
-                raise ConfigError(f"{self._path} can't hold buckets ({error}): give another file") from error
+            # The low byte: what stands above says more closely where it happened.
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in _NO_PLACE or getattr(error, "errno", None) in _NO_RIGHT:
+                raise ConfigError(
+                    f"{self._path} can't hold buckets ({error}): give another file, which this user may write, in a"
+                    " directory that it may write to"
+                ) from error
             raise StorageUnavailable(f"{self._path}: {error}. The command was certainly not carried out.") from error
 
 
@@ -275,24 +286,24 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        return await asyncio.to_thread(self._storage.apply, key, quota, command, now_us=now_us)
+        return await in_a_thread(self._storage.apply, key, quota, command, now_us=now_us)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `SQLiteStorage.inspect`."""
-        return await asyncio.to_thread(self._storage.inspect, key, now_us=now_us)
+        return await in_a_thread(self._storage.inspect, key, now_us=now_us)
 
     async def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
-        for key in await asyncio.to_thread(self._storage.keys):
+        for key in await in_a_thread(self._storage.keys):
             yield key
 
     async def delete(self, key: str) -> None:
         """Forget the bucket `key`; as `SQLiteStorage.delete`."""
-        await asyncio.to_thread(self._storage.delete, key)
+        await in_a_thread(self._storage.delete, key)
 
     async def aclose(self) -> None:
         """Close the file."""
-        await asyncio.to_thread(self._storage.close)
+        await in_a_thread(self._storage.close)
 
     def __repr__(self) -> str:
         return f"Async{self._storage!r}"
@@ -305,8 +316,8 @@ def _now(now_us: int | None) -> int:
 def _can_be_a_file(path: Path) -> bool:
     try:
         real = path.resolve()
-        return not real.is_dir() and real.parent.is_dir()
-    except (OSError, ValueError):  # too long, or with what no name may have in it
+        return (real.is_file() or not real.exists()) and real.parent.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, with what no name may have in it, a loop of links
         return False
 
 

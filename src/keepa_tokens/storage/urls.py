@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,27 +23,18 @@ def storage_from_url(url: str) -> MemoryStorage | SQLiteStorage | RedisStorage:
     `memory://`, `sqlite:///file` (four slashes: from the root), or one of `RedisStorage.from_url`: `redis://`,
     `rediss://`, `valkey://`, `valkeys://`, `unix://`. Raises ConfigError for any other, and for one that can't be used.
     """
-    scheme, rest = _parts(url)
-    if scheme == "memory":
-        return MemoryStorage()
-    if scheme == "sqlite":
-        return SQLiteStorage(rest)
-    storage: RedisStorage = _redis().RedisStorage.from_url(url)
+    storage: MemoryStorage | SQLiteStorage | RedisStorage = _opened(url, SQLiteStorage, "RedisStorage")
     return storage
 
 
 def async_storage_from_url(url: str) -> MemoryStorage | AsyncSQLiteStorage | AsyncRedisStorage:
     """Return the storage for coroutines that a URL names; as `storage_from_url`. Memory storage is for both."""
-    scheme, rest = _parts(url)
-    if scheme == "memory":
-        return MemoryStorage()
-    if scheme == "sqlite":
-        return AsyncSQLiteStorage(rest)
-    storage: AsyncRedisStorage = _redis().AsyncRedisStorage.from_url(url)
+    storage: MemoryStorage | AsyncSQLiteStorage | AsyncRedisStorage
+    storage = _opened(url, AsyncSQLiteStorage, "AsyncRedisStorage")
     return storage
 
 
-def _parts(url: str) -> tuple[str, str]:
+def _opened(url: str, sqlite: Callable[[str], object], redis: str) -> Any:  # noqa: ANN401 - for either door
     scheme, colon, rest = instance("url", url, str).partition("://")
     if scheme == "memory" and rest:
         raise ConfigError("memory:// takes nothing behind it")
@@ -53,8 +45,9 @@ def _parts(url: str) -> tuple[str, str]:
     if not colon or scheme not in {"memory", "sqlite", "redis", "rediss", "valkey", "valkeys", "unix"}:
         # Not the URL itself: it may hold a password.
         raise ConfigError("the URL must begin with memory://, sqlite://, redis://, rediss://, valkey:// or unix://")
-    return scheme, rest.removeprefix("/")
-
-
-def _redis() -> Any:  # noqa: ANN401 - a module, imported only where it is wanted
-    return import_module(".redis", __package__)
+    if scheme == "memory":
+        return MemoryStorage()
+    if scheme == "sqlite":
+        return sqlite(rest.removeprefix("/"))
+    # Imported only where it is wanted: the client it needs is an extra.
+    return getattr(import_module(".redis", __package__), redis).from_url(url)

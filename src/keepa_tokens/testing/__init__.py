@@ -8,11 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from keepa_tokens.testing.clock import ManualClock, ScaledClock, VirtualLoop, virtual_loop
+from .clock import ManualClock, ScaledClock, VirtualLoop, virtual_loop
 
 if TYPE_CHECKING:
-    from keepa_tokens.testing.fake_keepa import FakeKeepa
-    from keepa_tokens.testing.fake_server import FakeKeepaServer
+    from .fake_keepa import FakeKeepa
+    from .fake_server import FakeKeepaServer
 
 __all__ = ["FakeKeepa", "FakeKeepaServer", "ManualClock", "ScaledClock", "VirtualLoop", "virtual_loop"]
 

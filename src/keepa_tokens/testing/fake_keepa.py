@@ -23,9 +23,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Final, Literal, get_args
 
-from keepa_tokens.clock import Clock
-from keepa_tokens.testing.clock import ManualClock
-from keepa_tokens.testing.fake_answers import (
+from ..clock import Clock
+from .clock import ManualClock
+from .fake_answers import (
     ENDPOINTS,
     GREY_PIXEL,
     KEEPA_EPOCH_MINUTES,
@@ -33,7 +33,7 @@ from keepa_tokens.testing.fake_answers import (
     World,
     adds_tracking,
 )
-from keepa_tokens.testing.fake_wire import Fault, Response, Ticket, Verdict, faulty, json_answer, rejection
+from .fake_wire import Fault, Response, Ticket, Verdict, faulty, json_answer, rejection
 
 __all__ = ["FakeKeepa", "Fault", "Response", "Ticket"]
 
@@ -402,6 +402,6 @@ def _is_free(path: str, params: Mapping[str, str]) -> bool:
 
 
 if __name__ == "__main__":
-    from keepa_tokens.testing.fake_server import main
+    from .fake_server import main
 
     raise SystemExit(main())

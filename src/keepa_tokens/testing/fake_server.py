@@ -18,8 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Self, TypeAlias, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from keepa_tokens.testing.clock import ScaledClock
-from keepa_tokens.testing.fake_keepa import FakeKeepa, Response
+from .clock import ScaledClock
+from .fake_keepa import FakeKeepa, Response
 
 LARGEST_BODY: Final = 10_000_000
 POLL_SECONDS: Final = 0.05

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from keepa_tokens.testing.fake_answers import JsonObject
+from .fake_answers import JsonObject
 
 Fault = Literal[
     "429",

@@ -6,13 +6,15 @@ gone, takes now for it, and doesn't ask the server while the balance is low, it 
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
 
-from .doctor import Finding
+from .finding import Finding
 from .redis_place import RedisPlace, text
 
 MOST_KEYS: Final = 20_000
@@ -27,6 +29,7 @@ SEPARATORS: Final = re.compile(r"[:._/-]")
 
 MILLISECONDS_FROM: Final = 1e11
 MICROSECONDS_FROM: Final = 1e14
+NANOSECONDS_FROM: Final = 1e17
 EARLIEST: Final = 1e9
 LATEST_AHEAD: Final = 86_400.0
 
@@ -61,6 +64,8 @@ def understand(texts: Mapping[str, str | None], now: float) -> Manager:
     if refilled_at is None:
         how = "is missing" if texts.get("timestamp") is None else "can't be read, or lies ahead"
         notes.append(f"the time of the last refill {how}: it refills from now on, so nothing is made up")
+    elif not _has_zone(texts.get("timestamp") or ""):
+        notes.append("the time of the last refill names no time zone: it is taken for UTC; if it isn't, leave it out")
     rate = _number(texts.get("rate"))
     if rate is not None and rate < 1:
         rate = None
@@ -78,11 +83,19 @@ def _number(said: str | None) -> int | None:
         number = float(said or "")
     except ValueError:
         return None
-    return int(number) if abs(number) <= MOST_TOKENS else None  # NaN compares to nothing
+    return math.floor(number) if abs(number) <= MOST_TOKENS else None  # NaN compares to nothing
+
+
+def _has_zone(said: str) -> bool:
+    """Whether a time that can be read says its zone; a number does."""
+    try:
+        return datetime.fromisoformat(said.strip()).tzinfo is not None
+    except ValueError:
+        return True
 
 
 def instant(said: str | None, now: float) -> float | None:
-    """Return a time in seconds since the epoch, from seconds, milliseconds, microseconds or an ISO text; None: none."""
+    """Return a time in seconds since the epoch, of a number in any unit to nanoseconds, or an ISO text; None: none."""
     if said is None:
         return None
     try:
@@ -93,7 +106,9 @@ def instant(said: str | None, now: float) -> float | None:
         except ValueError:
             return None
         at = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-    if at >= MICROSECONDS_FROM:
+    if at >= NANOSECONDS_FROM:
+        at /= 1e9
+    elif at >= MICROSECONDS_FROM:
         at /= 1e6
     elif at >= MILLISECONDS_FROM:
         at /= 1e3
@@ -127,9 +142,11 @@ def _stuck_in(
         balance = _number(texts[at])
         if balance is None or balance >= 0:
             continue
-        options = [f"--hash {name}"] * hashed + [f"--balance-key {at}"]
+        options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
         for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
-            options += [f"--{part}-key {other}" for other in texts if other != at and pattern.search(other)][:1]
+            options += [
+                f"--{part}-key {shlex.quote(other)}" for other in texts if other != at and pattern.search(other)
+            ][:1]
         yield Finding(
             "stuck-manager",
             f"holds a balance of {balance}{f' in its field {at}' * hashed}, and no time of the last refill beside it",

@@ -24,8 +24,10 @@ LONGEST_WHY = 200
 WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
 """Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
 
-LONGEST_PROBE_US: Final = 10 * MICROSECONDS
+LONGEST_PROBE_S: Final = 10.0
 """How long a probe may take: shorter than its claim (20 s), so that nobody else is sent while it is still out."""
+
+LONGEST_PROBE_US: Final = round(LONGEST_PROBE_S * MICROSECONDS)
 
 
 class Probed(Enum):

@@ -1,4 +1,4 @@
-"""A bucket as it is worked on in memory: the numbers of the fast path, and what tells when the rules must decide."""
+"""A bucket as memory storage keeps it: the fast path's numbers, the rest, and what tells when the rules must decide."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from ..rules.state import BucketState, Hold, SoundState
 from ..rules.transition import has_places, is_usual, numbers_of
 from ..units import DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, YEAR_US
 
-__all__ = ["Bucket", "begun", "kept", "serves", "step"]
-
 
 @dataclass(slots=True)
 class Bucket(fast_path.Numbers):
-    """The numbers of the fast path, and the rest of what is known. The names are those of `SoundState`.
+    """The numbers of the fast path, and the rest of what is known; version, due_at, holds as in `SoundState`.
 
     until: the fast path may serve it up to then; 0 once it is no longer the bucket of its key. touched: when it was
-    last written. own: whether by the storage's own time. rest: the state as the rules left it, for what the numbers
-    don't tell; None: they tell all. ends: when to look whether it may be forgotten. A bucket that never had a hold
-    shares `NO_HOLDS`.
+    last written. own: it goes by the storage's own time, not by a caller's. rest: the state as the rules left it, for
+    what the numbers don't tell; None: they tell all. ends: when to look whether it may be forgotten. A bucket that
+    never had a hold shares `NO_HOLDS`.
     """
 
     version: int
@@ -44,7 +42,7 @@ class Bucket(fast_path.Numbers):
         if self.rest is None:
             sound = SoundState(self.quota, refilled_at, balance, carry)
         else:
-            sound = SoundState(*_state_of(self.rest))
+            sound = SoundState(*_fields_of(self.rest))
             sound.balance = None if sound.balance is None else balance
             sound.refilled_at, sound.carry = refilled_at, carry
         sound.held, sound.open, sound.sequence = self.held, self.open, self.sequence
@@ -61,16 +59,16 @@ class Bucket(fast_path.Numbers):
 NO_HOLDS: Final[dict[str, Hold]] = {}
 """Nothing, once for all; never written to."""
 
-_CHANGED: Final = (
+_WRITTEN: Final = (
     *("level", "held", "open", "sequence", "last_place", "firm_place", "largest_place"),
     *("version", "due_at", "until", "touched", "holds"),
 )
-"""What a step on the fast path may change of a bucket, beside one of its holds."""
-_changed: Final = attrgetter(*_CHANGED)
-_state_of: Final = attrgetter(*(each.name for each in fields(SoundState)))
-_beside: Final = attrgetter(*(each.name for each in fields(SoundState) if not hasattr(Bucket, each.name)))
-"""What most plain buckets have nothing of."""
-_NOTHING: Final = _beside(SoundState(Quota(1, 1, 1.0), 0))
+"""What a step on the fast path may write of a bucket, beside one of its holds."""
+_written: Final = attrgetter(*_WRITTEN)
+_fields_of: Final = attrgetter(*(each.name for each in fields(SoundState)))
+_unusual_of: Final = attrgetter(*(each.name for each in fields(SoundState) if not hasattr(Bucket, each.name)))
+"""The fields of a state that only its `rest` keeps."""
+_NOTHING_UNUSUAL: Final = _unusual_of(SoundState(Quota(1, 1, 1.0), 0))
 
 
 def begun(quota: Quota, now: int, *, own: bool) -> Bucket | None:
@@ -91,7 +89,7 @@ def kept(sound: SoundState, now: int, *, own: bool) -> Bucket:
         now,
         own,
         sound.holds or NO_HOLDS,
-        None if has_places(sound.quota) and _beside(sound) == _NOTHING else sound,
+        None if has_places(sound.quota) and _unusual_of(sound) == _NOTHING_UNUSUAL else sound,
     )
 
 
@@ -109,7 +107,8 @@ def _within_a_year(day: int) -> int:
 
 def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
     """Whether the fast path may serve a caller with these terms now."""
-    if not bucket.level[1] - TOLERANCE_US <= now < bucket.until:
+    # A stepped refill may be older than the step of a clock that went back: then more than that is ahead of it.
+    if not max(bucket.touched, bucket.level[1]) - TOLERANCE_US <= now < bucket.until:
         return False
     if callers is bucket.quota or callers == bucket.quota:
         return True
@@ -124,9 +123,7 @@ def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
 
     Nothing has changed either where a signal's exception strikes in the middle.
     """
-    if isinstance(command, Settle) and (command.reading is not None or command.refused):
-        return None
-    before, hold_id = _changed(bucket), "" if isinstance(command, Acquire) else getattr(command, "id", "")
+    before, hold_id = _written(bucket), "" if isinstance(command, Acquire) else getattr(command, "id", "")
     hold = bucket.holds.get(hold_id)
     try:
         return _stepped(bucket, command, now)
@@ -137,7 +134,7 @@ def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
 
 def _undo(bucket: Bucket, before: tuple[Any, ...], hold_id: str, hold: Hold | None) -> None:
     try:
-        for name, value in zip(_CHANGED, before, strict=True):
+        for name, value in zip(_WRITTEN, before, strict=True):
             setattr(bucket, name, value)
         if hold is not None:
             bucket.holds[hold_id] = hold
@@ -162,7 +159,7 @@ def _stepped(bucket: Bucket, command: Command, now: int) -> Outcome | None:
             return None
         granted = True
     elif isinstance(command, Settle):
-        if not _settle(bucket, command.id, command.actual, now):
+        if command.reading is not None or command.refused or not _settle(bucket, command.id, command.actual, now):
             return None
     elif isinstance(command, Cancel):
         if not _settle(bucket, command.id, 0, now):
