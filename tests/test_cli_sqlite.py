@@ -182,5 +182,6 @@ def test_what_can_not_be_written_is_told_in_a_line(file: File) -> None:
         2,
         "keepa-tokens: this can't be written: [Errno 28] No space left on device\n",
     )
+    assert KEY in file.run("status", "--all", env={"COLUMNS": "0"}).stdout
     wrong = run("simulate", "--rates", "100", "--days", "0.01", "--svg", "/nowhere/x.svg", code=2)
     assert "'/nowhere/x.svg': No such file or directory" in wrong.stderr

@@ -230,7 +230,18 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *(
         (partial(make.from_key, "key", base_url=url), "base_url")
         for make in KEEPA
-        for url in ("api.keepa.com", "ftp://x", "")
+        for url in (
+            *("api.keepa.com", "ftp://x", "", f"https://u:{SECRET}/x@h", f"https://h:{SECRET}", "https://h:99999"),
+            *(
+                "https://h:0",
+                "https://a..b",
+                " https://h",
+                "https://h\n",
+                "https://[::1",
+                "https://h?x=1",
+                "https://h#x",
+            ),
+        )
     ),
     *((partial(make.from_key, "key", hold_for=0), "hold_for") for make in KEEPA),
     *((partial(make.from_key, "key", key="a b"), "key") for make in KEEPA),
@@ -238,7 +249,10 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *(
         (partial(make, sync(), **wrong), next(iter(wrong)))
         for make in GUARDS
-        for wrong in ({"api_key": ""}, {"api_key": "k\n"}, {"host": ""})
+        for wrong in (
+            *({"api_key": no} for no in ("", "k\n")),
+            *({"host": no} for no in ("", "https://api.keepa.com", "api.keepa.com:443", "api.keepa.com/", "a b", URL)),
+        )
     ),
     *(
         (partial(KeepaTransport, sync(), no), "must have handle_request()")
@@ -719,6 +733,15 @@ async def half_open_too() -> AsyncIterator[object]:
         yield call
 
 
+def half_open_as_the_loop_ends() -> None:
+    calls = half_open_too()
+
+    async def first() -> None:
+        await anext(calls)
+
+    asyncio.run(first())
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -727,7 +750,7 @@ async def half_open_too() -> AsyncIterator[object]:
         lambda: next(iter(sync().attempts(4))),
         in_a_cycle,
         lambda: next(half_open()),
-        lambda: asyncio.run(anext(half_open_too())),  # type: ignore[arg-type]
+        half_open_as_the_loop_ends,
     ],
 )
 def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import ClassVar, Final, Generic, TypeAlias, TypeVar, cast
 
 from ._arguments import instance, microseconds
 from ._door import Door, new_id
@@ -104,10 +104,9 @@ class Steps(Generic[S_co]):
 
         ConfigError for what a storage of somebody's own may return instead.
         """
-        given: object = outcome
-        if not isinstance(given, Outcome):
-            where = type(self.door.storage).__name__
-            raise ConfigError(f"apply() of a {where} must return an Outcome, not {type(given).__name__}")
+        if not isinstance(cast("object", outcome), Outcome):
+            where, given = type(self.door.storage).__name__, type(outcome).__name__
+            raise ConfigError(f"apply() of a {where} must return an Outcome, not {given}")
         self._note(command, outcome)
         if self.door.bell and self._brings(command, outcome):
             self.door.bell.ring(self.door.key)

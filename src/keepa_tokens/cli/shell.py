@@ -187,9 +187,12 @@ def print_json(document: Mapping[str, object]) -> None:
 
 def console(*, err: bool = False) -> Console:
     """Return a console for data or messages: in a terminal as wide as that is; in a pipe plain, each line whole."""
-    if (sys.stderr if err else sys.stdout).isatty():
-        return readable(Console(highlight=False, markup=False, stderr=err))
-    return Console(highlight=False, markup=False, stderr=err, color_system=None, force_terminal=False, soft_wrap=True)
+    plain_text = not (sys.stderr if err else sys.stdout).isatty()
+    pipe: dict[str, Any] = {"color_system": None, "force_terminal": False, "soft_wrap": True} if plain_text else {}
+    made = Console(highlight=False, markup=False, stderr=err, **pipe)
+    if made.width < 1:  # some set COLUMNS to 0 where they don't know it
+        made.width = 80
+    return made if plain_text else readable(made)
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -88,8 +89,11 @@ class Origin:
 
     def __init__(self, host: str, api_key: str | None) -> None:
         self.host = instance("host", host, str).lower()
-        if not self.host:
-            raise ConfigError("host is empty: give the name of the API's host, e.g. api.keepa.com")
+        if not _is_host(self.host):
+            # Not itself: an address with a password may stand there.
+            raise ConfigError(
+                "host must be the name of the API's host alone, e.g. api.keepa.com: no scheme, port or path"
+            )
         self._api_key = None if api_key is None else checked_api_key(api_key)
         self._is_loopback = _is_loopback(self.host)
 
@@ -116,6 +120,14 @@ def has_key(url: str) -> bool:
 def with_key(url: str, api_key: str) -> str:
     """Return a URL, or the path and query of one, with the API key added."""
     return f"{url}{'&' if '?' in url else '?'}{KEY}={quote(api_key, safe='')}"
+
+
+def _is_host(host: str) -> bool:
+    """Whether a text can be a URL's host; if it is none, no request would ever be metered."""
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return re.fullmatch(r"[^\s/@?#:\[\]]+", host) is not None
 
 
 def _is_loopback(host: str) -> bool:

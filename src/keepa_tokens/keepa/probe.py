@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -48,9 +49,12 @@ class _Probe(NotCopied):
         checked_api_key(api_key)
         if transport is not None and not callable(getattr(transport, sends, None)):
             raise TypeError(f"transport must be one of httpx or httpx2, with {sends}(), not {shown(transport)}")
-        parts = urlsplit(instance("base_url", base_url, str))
-        if parts.scheme not in {"https", "http"} or not parts.hostname:
-            raise ConfigError("base_url must be the address of the API, such as https://api.keepa.com")
+        if not _is_address(instance("base_url", base_url, str)):
+            # Not the address itself: it may hold a password.
+            raise ConfigError(
+                "base_url must be the address of the API, such as https://api.keepa.com, with percent codes for special"
+                " characters in it"
+            )
         self._base_url = base_url
         self._api_key = api_key
         self._transport: Any = transport
@@ -141,6 +145,15 @@ class _Deadline:
         if left <= 0:
             raise TimeoutError(f"no answer within {self._seconds:g} s")
         return left
+
+
+def _is_address(url: str) -> bool:
+    """Whether a URL can be one that requests are made to; a password that was not quoted tears it apart."""
+    with suppress(ValueError):  # of a port that is none, a host that can't be encoded
+        parts = urlsplit(url)
+        is_whole = url.isprintable() and " " not in url and not (parts.query or parts.fragment) and parts.port != 0
+        return is_whole and parts.scheme in {"https", "http"} and bool((parts.hostname or "").encode("idna"))
+    return False
 
 
 def _told(error: Exception) -> Exception:
