@@ -21,10 +21,11 @@ from keepa_tokens.cli.app import app
 from keepa_tokens.cli.demo import Scenario
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.view import Picture, draw
+from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState, Hold
 from tests.servers import Server, running
 
-KEY = "keepa-" + "a" * 24
+KEY = bucket_key("right")
 SECOND = 1_000_000
 NOW = 1_780_000_000 * SECOND
 

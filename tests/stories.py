@@ -176,7 +176,7 @@ def begun(quota: Quota, start: int, stored: Mapping[str, Any]) -> BucketState:
 def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
     """Return what is so named in the outcome, in a look, or in what is stored, durations in microseconds.
 
-    Of a reason or a verdict: whether it is that.
+    Of a reason or a verdict: whether it is that. What both an outcome and its look have is the same in both.
     """
     if name.isupper():
         return outcome.granted if name == "GRANTED" else name in {outcome.reason, outcome.reading}
@@ -184,9 +184,11 @@ def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
         return None
     if name == "lifetime":
         return lifetime_us(bucket.stored, now)
+    field = SHOWN.get(name, name)
     for place in (lambda: outcome, lambda: outcome.snapshot or bucket.look(now), lambda: bucket.stored):
-        if hasattr(thing := place(), SHOWN.get(name, name)):
-            found = getattr(thing, SHOWN.get(name, name))
+        if hasattr(thing := place(), field):
+            found = getattr(thing, field)
+            assert getattr(outcome.snapshot, field, found) == found
             if name == "mended":
                 return "+".join(found)
             if name == "ran_out":

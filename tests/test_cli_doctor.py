@@ -19,6 +19,7 @@ from keepa_tokens.cli.doctor_server import examine_server, read_info, strangers
 from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look, look
 from keepa_tokens.cli.redis_place import RedisPlace
+from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
@@ -229,8 +230,8 @@ def test_what_is_no_bucket_is_said(server: Workers, client: Any) -> None:
     assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
-def test_a_bucket_made_while_the_doctor_looks_is_no_stranger(server: Workers) -> None:
-    """A bucket that somebody makes between two looks at the keys is a bucket; what is none was there before."""
+def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Workers) -> None:
+    """A bucket that somebody makes between two looks at the keys is no stranger; one that is gone has no lifetime."""
     server.bucket("made-meanwhile").try_acquire()
 
     class Early(RedisPlace):
@@ -239,6 +240,29 @@ def test_a_bucket_made_while_the_doctor_looks_is_no_stranger(server: Workers) ->
 
     with closing(Early.from_url(server.url)) as place:
         assert [found.code for found in strangers(place)] == []
+        assert place.lifetime("gone-meanwhile") is None  # not for ever
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> None:
+    """Keys whose bytes are no text, of another program, are named as what they are, beside all that is right."""
+    client.hset(b"keepa_tokens:\xff", mapping={"balance": "1"})
+    client.hset(b"keepa_tokens:\xfc", mapping=client.hgetall(STORED) | {b"drift": b"garbage"})
+    client.set(b"keepa_tokens:\xfe", "1")
+    client.set(b"tokens:\xfd", "-5")
+    told = server.document("doctor", "--repair", code=1)
+
+    assert told["healthy"] == [KEY]
+    assert [words.partition("=")[0] for words in told["mended"] if "nothing" in words] == ["\udcfc: nothing: key"]
+    assert client.ttl(b"keepa_tokens:\xfc") > 86_400
+    assert {(found["code"], found["about"]) for found in told["findings"] if found["fault"]} == {
+        ("damaged-drift", "\udcfc"),
+        ("terms-lost", "\udcff"),
+        ("no-bucket", "\udcfe"),
+        ("stuck-manager", "tokens:\udcfd"),
+    }
+    assert "\\udcfe: the key keepa_tokens:\\udcfe holds" in server.run("doctor", code=1).stdout
+    assert len(server.run("status", "--all").stdout.splitlines()) == 4
 
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
@@ -458,6 +482,7 @@ def test_the_api_key_is_tried(server: Workers) -> None:
     with FakeKeepaServer(FakeKeepa(refill_rate=20, initial=389, key="right")) as keepa:
         options = ("--probe", "--base-url", keepa.url)
         assert "Keepa says 389" in server.run("doctor", *options, env={"KEEPA_API_KEY": "right"}).stdout
+        server.bucket(bucket_key("wrong")).try_acquire()
         server.run("doctor", *options, code=4, env={"KEEPA_API_KEY": "wrong"})
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -253,3 +254,32 @@ def test_an_interrupt_ends_a_command_with_a_last_line(valkey: Workers, command: 
         _, errors = running.communicate(timeout=30)
 
     assert (running.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")
+
+
+def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) -> None:
+    """A picture that is ended by SIGTERM, as by `timeout`, gives back the screen and the cursor that it took."""
+    valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "keepa_tokens", "watch", "--redis", valkey.url],
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "30"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as running:
+        drawn = b""
+        while b"last minute" not in drawn:
+            drawn += os.read(ours, 65536)
+        running.send_signal(signal.SIGTERM)
+        running.wait(timeout=30)
+    os.close(theirs)
+    left = b""
+    with suppress(OSError):  # an error is how a terminal ends
+        while more := os.read(ours, 65536):
+            left += more
+    os.close(ours)
+
+    assert running.returncode == 128 + signal.SIGTERM
+    assert b"\x1b[?1049h" in drawn
+    assert b"\x1b[?1049l" in left
+    assert b"\x1b[?25h" in left

@@ -143,6 +143,16 @@ def test_adopt_needs_a_server(file: File) -> None:
     assert "give --redis" in run("adopt", *options, code=2).stderr
 
 
+def test_a_byte_that_is_no_text_is_damage_of_its_field(file: File) -> None:
+    """A byte that no text has in it damages the field that it is in: the doctor names that, and a worker goes on."""
+    sound, damaged = b'"balance": "300"'.hex(), b'"balance": "3\xff0"'.hex()
+    file.sql(f"UPDATE buckets SET fields = CAST(replace(CAST(fields AS BLOB), x'{sound}', x'{damaged}') AS TEXT)")
+
+    assert [found["code"] for found in file.document("doctor", code=1)["findings"]] == ["damaged-balance"]
+    assert file.bucket.peek().repaired == ("balance",)
+    assert file.document("doctor")["findings"] == []
+
+
 def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
     """A row of garbage is shown as a bucket of which nothing is known, not as none."""
     file.sql("UPDATE buckets SET fields = 'garbage'")

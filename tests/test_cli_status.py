@@ -257,12 +257,22 @@ def test_a_probe_is_compared_with_the_bucket_as_it_is_then(valkey: Workers, monk
 
 def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
     """Where the server does not take the API key, that is one line without the key, and exit code 4."""
-    valkey.bucket().reconcile(Reading(412))
+    valkey.bucket(bucket_key("wrong-one")).reconcile(Reading(412))
     with FakeKeepaServer(FakeKeepa(key="right")) as keepa:
         result = valkey.run("status", "--probe", "--base-url", keepa.url, code=4, env={"KEEPA_API_KEY": "wrong-one"})
 
     refused = "the server refused the API key (HTTP 400): is it the right one, and paid for?"
     assert result.stderr == f"keepa-tokens: {refused}\n"
+
+
+def test_what_the_server_says_of_another_api_key_is_kept_from_a_bucket(valkey: Workers) -> None:
+    """The only bucket there is may be another key's: nothing is asked for it, and it stays as it was."""
+    valkey.bucket().reconcile(Reading(412))
+    with FakeKeepaServer(FakeKeepa(initial=7, key="mine")) as keepa:
+        options = ("--probe", "--base-url", keepa.url)
+        assert "another API key" in valkey.run("status", *options, code=2, env={"KEEPA_API_KEY": "mine"}).stderr
+
+    assert valkey.bucket().peek().balance == 412
 
 
 def test_a_probe_without_a_key_says_what_to_give(valkey: Workers) -> None:

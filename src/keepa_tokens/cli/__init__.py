@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ INTERRUPTED: Final = 130
 def main() -> int:
     """Run the command line and return its exit code; a missing extra is a line that says how to get it."""
     _prepare_streams()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not before the terminal is as it was
     try:
         from .app import app  # noqa: PLC0415 - the packages it needs are an extra
 

@@ -24,6 +24,6 @@ class Finding:
     about: str = "server"
 
     def __post_init__(self) -> None:
-        """Keep to one line what names, and what others have stored, say."""
-        for name in ("what", "effect", "cure", "about"):
+        """Keep to one line what others have stored; but `about` stays the key, by which `--repair` goes."""
+        for name in ("what", "effect", "cure"):
             object.__setattr__(self, name, plain(getattr(self, name)))

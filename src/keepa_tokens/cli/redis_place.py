@@ -18,8 +18,8 @@ return 1
 
 
 def text(value: object) -> str:
-    """Return what a client answered as text."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    """Return what a client answered as text; bytes that are none stand in it as `command` will send them."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 class RedisPlace(RedisStorage):
@@ -38,12 +38,14 @@ class RedisPlace(RedisStorage):
         return int(text(seconds)) * MICROSECONDS + int(text(micros))
 
     def lifetime(self, key: str) -> float | None:
-        """Return the seconds for which the server keeps a bucket; -1: for ever; None: this user may not ask."""
+        """Return the seconds for which the server keeps a bucket; -1: for ever; None: it is gone, or nobody may say."""
         try:
             milliseconds = int(text(self.command("PTTL", self.prefix + key)))
         except StorageUnavailable:
             return None
-        return milliseconds / 1000 if milliseconds >= 0 else -1
+        if milliseconds < 0:
+            return -1 if milliseconds == -1 else None
+        return milliseconds / 1000
 
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
         """Store a bucket for `lifetime` seconds, unless there is one already; return whether it was stored."""
@@ -61,7 +63,9 @@ class RedisPlace(RedisStorage):
     def command(self, *parts: str | int) -> object:
         """Send a command of the server's own; StorageUnavailable if it can't be reached or says no."""
         try:
-            return self._client.execute_command(*parts)
+            name, *rest = parts
+            sent = [part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in rest]
+            return self._client.execute_command(name, *sent)
         except Exception as error:  # each client library has errors of its own
             if "WRONGTYPE" in str(error):
                 raise ConfigError(f"the key {parts[1]!r} holds something else than was expected") from error

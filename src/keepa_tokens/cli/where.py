@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE: Final = "KEEPA_API_KEY"
 LOOKS_LIKE_A_KEY: Final = re.compile(r"[0-9a-z]{60,70}", re.ASCII)
+NAMED_BY_A_KEY: Final = re.compile(r"keepa-[0-9a-f]{24}", re.ASCII)
 WITH_BASE_URL: Final = click.option(
     "--base-url", default="https://api.keepa.com", show_default=True, help="Where --probe asks."
 )
@@ -101,6 +102,8 @@ class Where:
             raise RefusedError(
                 f"this asks the server, for which it needs the API key: --key-file FILE (- is stdin) or {KEY_VARIABLE}"
             )
+        if NAMED_BY_A_KEY.fullmatch(seen.key) and seen.key != bucket_key(self.api_key):
+            raise RefusedError(f"{seen.key} is the bucket of another API key, of which the server would say nothing")
         return ask_server(self.place, seen, self.api_key, base_url)
 
 

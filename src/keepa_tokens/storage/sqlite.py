@@ -133,7 +133,7 @@ class SQLiteStorage(Closing, NotCopied):
             self._let_go = weakref.finalize(self, os.close, self._line)
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
-            self._db.text_factory = _as_text
+            self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL")  # readers don't wait for writers
                 self._db.execute("PRAGMA synchronous = NORMAL")
@@ -321,14 +321,14 @@ def _can_be_a_file(path: Path) -> bool:
         return False
 
 
+def _text_of(stored: bytes) -> str:
+    """Return a text. A byte that is none is damage of the field that it is in, not of a row that nobody can read."""
+    return stored.decode(errors="replace")
+
+
 def _read(db: sqlite3.Connection, key: str) -> BucketState | None:
     row = db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone()
     return None if row is None else BucketState.from_fields(fields_of(row[0]))
-
-
-def _as_text(raw: bytes) -> str:
-    """Return a stored text; bytes that are none must not shut a bucket."""
-    return raw.decode(errors="replace")
 
 
 def _sweep(db: sqlite3.Connection, now: int) -> None:
