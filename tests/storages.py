@@ -78,10 +78,10 @@ class OnSqliteByCoroutines(OnSqlite):
         return partial(AsyncSQLiteStorage, self.path)
 
 
-def write_row(path: Path, key: str, text: str) -> None:
-    """Put a text in place of a bucket's fields."""
+def write_row(path: Path, key: str, text: str | bytes) -> None:
+    """Put a text in place of a bucket's fields, or bytes that are none."""
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("INSERT OR REPLACE INTO buckets (key, fields) VALUES (?, ?)", (key, text))
+        db.execute("INSERT OR REPLACE INTO buckets (key, fields) VALUES (?, CAST(? AS TEXT))", (key, text))
 
 
 class Hashes(StorageUnderTest):

@@ -75,6 +75,8 @@ who acquires by a ticket is not behind it: PLAIN balance=0
 for a ticket of more than can be admitted nobody waits: PLAIN balance=10
     0 put line=odd:(101|61|4503599627370495):(0|40|0):0:@86400s, peek 30 -> bound=20s, peek 10 -> bound=0
     0 take 10 wait=1000s -> GRANTED !place; 0 stand behind 30 -> in=30s
+whatever those before it ask for, nobody is told to come in more than a day: PLAIN overdraft=4503599627370496 balance=50
+    0 put line=odd:4503599627370495:0:0:@9s, hold small 5 -> EMPTY in=86400s; 10s+1 hold small 5 -> GRANTED
 alone, who may wait gets a place after all: PLAIN balance=0
     0 take 5 ticket=a -> in=5s, take 5 wait=1000s ticket=a -> GRANTED place=5s !waiting
 """

@@ -28,10 +28,10 @@ from checks.models.strategies import (
 from keepa_tokens.cli import old_rule
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Reconcile, Reserve
-from keepa_tokens.rules.decision import Snapshot
+from keepa_tokens.rules.decision import Reason, Snapshot
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
-from keepa_tokens.units import CLAIM_US, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
+from keepa_tokens.units import CLAIM_US, LIMIT, MAX_BACKOFF_US, MICROSECONDS, PROBE_AFTER_US, TOLERANCE_US
 from tests.strategies import SPARING, Bucket, Direct, Make, Situation, any_situations, either_way
 
 ATTEMPTS: Final = 40
@@ -302,6 +302,44 @@ def test_no_single_field_of_nonsense_stops_a_bucket(make: Make, name: str, synce
         snapshot = bucket.look(EPOCH, 5, 0)
         assert snapshot.bound < 1000, (name, nonsense)
         assert bucket.gets_through(EPOCH + micro(snapshot.bound), 5), (name, nonsense)
+
+
+@either_way
+def test_a_dead_hold_is_charged_whatever_its_sweep_was_put_off_to(make: Make) -> None:
+    """Refusals write nothing, and yet the sweep comes: it was put off anew by each of them, and nobody got through."""
+    quota = Quota(100, 20, 60.0, synced=True)
+    bucket = make(
+        quota,
+        BucketState(
+            balance=50,
+            refilled_at=EPOCH,
+            sequence=2,
+            held=60,
+            open=1,
+            due_at=EPOCH + 24 * HOUR,
+            reading_at=EPOCH,
+            reading_sequence=1,
+            holds={"dead": Hold(60, 2, EPOCH + SECOND, 2 * MINUTE)},
+        ),
+    )
+    bound = bucket.look(EPOCH, 60, 0).bound
+    for second in range(10, math.ceil(bound), 10):
+        assert not bucket.gets_through(EPOCH + second * SECOND, 60)
+    assert bound == 210
+    assert bucket.gets_through(EPOCH + micro(bound), 60)
+
+
+@either_way
+def test_what_calls_in_flight_hold_is_never_too_much_for_good(make: Make) -> None:
+    """A garbled hold of a plain bucket counts as much as there can be: until it is forgotten, not for ever."""
+    quota = Quota(10, 1, 1.0)
+    hold = Hold(LIMIT - 1, 1, EPOCH + MINUTE, MINUTE)
+    bucket = make(quota, BucketState(balance=5, refilled_at=EPOCH, sequence=1, quota=quota, holds={"a": hold}))
+    refused = bucket.apply(Acquire(1), EPOCH)
+    assert (refused.granted, refused.reason) == (False, Reason.IN_FLIGHT)
+    bound = bucket.look(EPOCH, 1, 0).bound
+    assert bound <= 61
+    assert bucket.gets_through(EPOCH + micro(bound), 1)
 
 
 # --- what has no end says so

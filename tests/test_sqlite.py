@@ -67,8 +67,8 @@ def storage(path: Path) -> Iterator[SQLiteStorage]:
         yield made
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"x"', '{"balance": 7}', "\x00"])
-def test_a_row_that_is_no_state_is_mended(storage: SQLiteStorage, path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"x"', '{"balance": 7}', "\x00", "[" * 99_999, b"{\xff}"])
+def test_a_row_that_is_no_state_is_mended(storage: SQLiteStorage, path: Path, text: str | bytes) -> None:
     """Whatever stands in a row instead of fields, the bucket goes on from 0 and says what was mended."""
     write_row(path, "k", text)
     assert storage.inspect("k") is None

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek
+from keepa_tokens.rules.commands import Acquire, Outcome, Pause, Peek
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.rules.transition import transition
+from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.units import MICROSECONDS, MINUTE_US
 from tests.stories import Story, each_story
 from tests.strategies import Direct, Make, either_way
@@ -125,6 +126,24 @@ def test_a_balance_at_the_smaller_of_two_capacities_goes_on() -> None:
     small, large = Quota(50, 1, 60.0), Quota(100, 1, 60.0)
     assert shared.ask(small, 50).granted
     shared.serves_one_of([large, small], 5 * SECOND, NOW + 121 * SECOND)
+
+
+def test_a_failed_probe_within_the_minute_comes_to_the_same_whoever_looked() -> None:
+    """An unknown balance begins at 0 before the larger capacity ends: what came until then is there, seen or not."""
+    small = Quota(1, 3, 0.7, synced=True)
+    counted = BucketState(refilled_at=NOW, sequence=0, held=0, open=0, quota=small)
+    state = replace(counted, terms_at=NOW, wide_capacity=60, probe_until=NOW + 20 * SECOND)
+    seen = [transition(small, state, NOW + at * SECOND, Pause(0))[0] for at in (0, 40)]
+    left = [transition(small, each, NOW + 90 * SECOND, Peek())[1].balance for each in seen]
+    assert left == [60, 60]
+
+
+def test_after_a_step_back_memory_serves_nobody_by_terms_of_later() -> None:
+    """The minute in which others' terms serve is counted from now, as on every storage."""
+    storage, slow = MemoryStorage(), Quota(10, 1, 3_600.0, stepped=True)
+    for terms, now in ((slow, NOW), (replace(slow, capacity=20), NOW + 50 * SECOND)):
+        storage.apply("k", terms, Acquire(1), now_us=now)
+    assert storage.apply("k", slow, Acquire(1), now_us=NOW + 44 * SECOND).terms is not None
 
 
 def test_terms_change_once_a_minute_and_say_so() -> None:

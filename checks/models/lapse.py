@@ -332,7 +332,8 @@ class Lapse:
 
     def tell_nearer(self, by: int, now: int) -> None:
         """Where the clock went back, whoever stands in line comes as much earlier; nobody later than in a day."""
-        told = [min(each.told, now + A_DAY_US, max(now, each.told - by)) for each in self.line]
+        told = [max(min(each.told, now), each.told - by) for each in self.line]
+        told = [at if at <= now + A_DAY_US + CLOCKS_APART_US else now + A_DAY_US for at in told]
         if told != [each.told for each in self.line]:
             self.stay(replace(each, told=at) for each, at in zip(self.line, told, strict=True))
 

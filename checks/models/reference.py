@@ -208,6 +208,8 @@ class Reference(Lapse):
             return Came(Reason.TOO_LARGE, END_OF_TIME)
         stands = ticket is not None or ahead > 0
         enough = self.first_with(alone + ahead + self.beside if stands else alone, now)
+        if ahead:
+            enough = min(enough, max(self.first_with(alone, now), now + A_DAY_US))
         end = self.end_of_recharge(tokens, keep, now)
         if end is not None:
             return Came(Reason.RECHARGING, until(max(end, enough), now))

@@ -321,7 +321,7 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     elif outcome.reason is Reason.IN_FLIGHT:
         # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
         retry = min(retry, LOOK_AGAIN_US)
-    duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if synced else LIMIT))
+    duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if synced else DAY_US))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0
     return await steps.sleep(duration, spread, outcome.reason)

@@ -185,7 +185,7 @@ def _is_sound(texts: dict[str, str], state: BucketState, now: int, *, synced: bo
             return False
     assert state.balance is not None
     assert state.refilled_at is not None
-    if state.due_at is None and state.open:
+    if (state.due_at is None and state.open) or (state.held and not state.open):
         return False
     due_at = now + 1 if state.due_at is None else state.due_at
     return (

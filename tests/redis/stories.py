@@ -166,6 +166,8 @@ def at_an_edge() -> Iterator[tuple[str, Program]]:
     yield "ahead of the clock", edges(PLAIN, "refilled_at", now + 5 * SECOND, "333333 take 1", TAKEN)
     yield "older than a year", edges(Quota(10, 1, 9e6), "refilled_at", now - YEAR_US, "333333 take 1", TAKEN)
     yield "due", edges(PLAIN, "due_at", now, "333333 take 0", TAKEN)
+    yield "held by no call", story(PLAIN, TAKEN, {"held": 99}, "1s take 1; 2s take 1")
+    yield "held by no call at a server", story(SYNCED, READ, {"held": 99}, "2 take 1; 2s take 1")
     yield "due too late", edges(PLAIN, "due_at", now + 2 * DAY_US + 5 * SECOND, "333333 take 1", TAKEN)
     yield "a place too far", edges(PLAIN, "last_place", place, "333333 back a 0", TAKEN)
     yield "a firm place too far", edges(PLAIN, "firm_place", place, "333333 take 1", TAKEN)

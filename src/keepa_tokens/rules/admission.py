@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..quota import Quota
-from ..units import LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEVER
+from ..units import DAY_US, LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEVER
 from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
@@ -36,8 +36,6 @@ class Admission:
         s = self.s
         if tokens == 0:
             return Reason.GRANTED, self.now
-        if s.held + tokens >= LIMIT:
-            return Reason.TOO_LARGE, NEVER
         wanted, aside = self._wanted(tokens, keep)
         reason, at = self._judge_unpaused(tokens, keep, wanted, aside, ticket)
         if s.paused_until is not None:
@@ -50,6 +48,9 @@ class Admission:
         s = self.s
         if s.balance is None:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
+        if s.held + tokens >= LIMIT:
+            # It can't be counted exactly until a call in flight has ended.
+            return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
         in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
         available = s.balance - in_flight
         reached = self._reached(wanted)
@@ -63,6 +64,9 @@ class Admission:
         need, at = saturated(wanted + ahead - available), reached
         if stands:
             at = self.flow.instant(need, s.refilled_at, s.carry) if need > 0 else self.now
+        if ahead:
+            # By then those before it have come, or lost their places.
+            at = min(at, max(reached, self.now + DAY_US))
         closed_until = self._recharge_ends_at(tokens, keep)
         if closed_until is not None:
             return Reason.RECHARGING, max(closed_until, at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..units import MINUTE_US, TOLERANCE_US
+from ..units import MINUTE_US
 from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped, saturated
 from .state import SoundState
 
@@ -42,7 +42,7 @@ class Flow:
 
 def furthest_place(flow: Flow, capacity: int, balance: int, now: int) -> int:
     """Return the latest instant that anybody can rightly have been told at a plain bucket of this flow."""
-    return flow.instant(saturated(capacity - min(0, balance)), now, 0) + flow.period_us + TOLERANCE_US
+    return flow.instant(saturated(capacity - min(0, balance)), now, 0) + flow.period_us
 
 
 def flow_in_effect(state: SoundState, now: int) -> Flow:

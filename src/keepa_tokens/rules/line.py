@@ -38,7 +38,7 @@ class Ticket:
 
     def text(self) -> str:
         """Return the text that is stored."""
-        return f"{quote(self.id)}:{self.tokens}:{self.keep}:{self.arrived}:{self.told_at}"
+        return f"{quote(self.id, errors='replace')}:{self.tokens}:{self.keep}:{self.arrived}:{self.told_at}"
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:

@@ -225,7 +225,8 @@ class _Mender:
                 self.note(f"hold:{one_line(hold_id, 60)}")
                 continue
             held += hold.tokens if hold.in_flight else 0
-            sound.holds[hold_id] = self._clamped(hold_id, hold, sound.sequence)
+            sound.holds[hold_id] = mended = self._clamped(hold_id, hold, sound.sequence)
+            sound.sequence = max(sound.sequence, mended.charged)
         if sound.partial:
             return
         number = sum(hold.in_flight for hold in sound.holds.values())
@@ -239,9 +240,12 @@ class _Mender:
             latest = max(first, self.now + SWEEP_US)
             if sound.due_at is None:
                 sound.due_at = first
-            elif sound.due_at > latest + TOLERANCE_US or any(name.startswith("hold:") for name in self.names):
-                # By less a clock ahead of ours may have put it off; who reads a part of the holds leaves it as well.
+            elif any(name.startswith("hold:") for name in self.names):
                 sound.due_at = min(sound.due_at, latest)
+            elif sound.due_at > latest + TOLERANCE_US:
+                # By less a clock ahead of ours may have put it off; who reads a part of the holds leaves it as well.
+                self.note("due_at")
+                sound.due_at = first
 
     def _stored_line(self) -> tuple[Ticket, ...]:
         return self.stored.line[:LONGEST_LINE] if isinstance(cast("object", self.stored.line), tuple) else ()
@@ -250,7 +254,9 @@ class _Mender:
         """Take over the tickets, none told an instant further ahead than a day, or than it was from the last refill."""
         for ticket in self._stored_line():
             arrived = min(ticket.arrived, sound.sequence)
-            told_at = min(ticket.told_at, self.now + DAY_US, max(self.now, ticket.told_at - self.set_back))
+            told_at = max(min(ticket.told_at, self.now), ticket.told_at - self.set_back)
+            if told_at > self.now + DAY_US + TOLERANCE_US:
+                told_at = self.now + DAY_US
             if (arrived, told_at) != (ticket.arrived, ticket.told_at):
                 self.note("line")
                 ticket = replace(ticket, arrived=arrived, told_at=told_at)  # noqa: PLW2901 - the mended one
@@ -279,7 +285,7 @@ class _Mender:
             # 0, or seconds where microseconds belong: it must not fill a bucket that is in debt.
             self.note("refilled_at")
             sound.refilled_at, sound.carry = self.now, 0
-        furthest = furthest_place(flow, flow.capacity, balance, self.now)
+        furthest = furthest_place(flow, flow.capacity, balance, self.now) + TOLERANCE_US
         for name in ("last_place", "firm_place"):
             if getattr(sound, name) > furthest:
                 self.note(name)

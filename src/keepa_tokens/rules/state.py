@@ -271,7 +271,7 @@ def _numbers(parts: list[str], count: int) -> list[int] | None:
 def hold_text(hold: Hold) -> str:
     """Return a hold as it is stored: five numbers, and its label where it has one."""
     numbers = f"{hold.tokens} {hold.opened} {hold.expires_at} {hold.hold_for} {hold.charged}"
-    return f"{numbers} {quote(hold.label)}" if hold.label else numbers
+    return f"{numbers} {quote(hold.label, errors='replace')}" if hold.label else numbers
 
 
 def _hold_from(text: object) -> Hold | None:

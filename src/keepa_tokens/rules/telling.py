@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..units import CLAIM_US, NEVER, SWEEP_US, seconds
+from ..units import CLAIM_US, LIMIT, NEVER, SWEEP_US, seconds
 from .admission import Admission
 from .arithmetic import saturated
 from .commands import Peek
@@ -73,6 +73,8 @@ class Telling(Admission):
         s = self.s
         wanted, _ = self._wanted(command.tokens, command.keep)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
+        if s.held + command.tokens >= LIMIT:
+            latest = max(latest, s.due_at or 0, *(each.expires_at + SWEEP_US for _, each in self._holds_in_flight()))
         if s.quota.recharge_to is None:
             return latest
         # A recharge under way ends then too, at the latest.

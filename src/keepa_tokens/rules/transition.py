@@ -16,9 +16,10 @@ from the balance already, and available = balance.
 4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes. On a
    synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep >=
    tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
-   What rule 10 keeps back counts as kept. More than the capacity in effect can admit, or than can be counted exactly,
-   is TOO_LARGE. Refused only because of calls in flight is IN_FLIGHT: ask again soon, a settle may free it any moment.
-   Otherwise retry_after is the earliest instant at which it can be granted, if the calls in flight cost nothing.
+   What rule 10 keeps back counts as kept. More than the capacity in effect can admit is TOO_LARGE. Refused only because
+   of calls in flight, or because with them it can't be counted exactly, is IN_FLIGHT: ask again soon, a settle may free
+   it any moment. Otherwise retry_after is the earliest instant at which it can be granted, if the calls in flight cost
+   nothing.
 5. Recharge. When a request that would fail even at keep 0 finds too little and `recharge_to` is set, the bucket closes
    until the refill, capacity aside, has brought min(recharge_to, capacity), counted before the caller's own take. The
    end is fixed then; every later step may only move it nearer, to the instant that the state still implies, so it opens
@@ -62,10 +63,10 @@ from the balance already, and available = balance.
 
     Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
     then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
-    spent. A day ahead at most; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s
-    past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the
-    line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the
-    line.
+    spent. A day ahead at most, and so for those behind it; and where a clock went back, as far ahead as it was from
+    the last refill. Late: 1 s past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by
+    the same id leaves the line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and
+    scouts don't ask the line.
 
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
@@ -299,12 +300,12 @@ class _Step(Telling):
 
     def _flow_to(self, at: int) -> None:
         s = self.s
-        if s.wide_capacity is not None and at >= clipped_at(s):
-            self._clip()
         if s.balance is None and s.probe_until is not None and at >= s.probe_until:
             # 8: the probe of an unknown balance failed. Start at 0: slow, never stuck.
             s.balance, s.carry = 0, 0
             s.refilled_at = max(s.refilled_at, s.probe_until)
+        if s.wide_capacity is not None and at >= clipped_at(s):
+            self._clip()
         if s.balance is None:
             s.refilled_at = max(s.refilled_at, at)
         self._fill(at)

@@ -113,7 +113,9 @@ def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
     if callers is bucket.quota or callers == bucket.quota:
         return True
     terms_at = None if bucket.rest is None else bucket.rest.terms_at
-    return callers.synced == bucket.quota.synced and terms_at is not None and now - terms_at < MINUTE_US
+    return (
+        callers.synced == bucket.quota.synced and terms_at is not None and -TOLERANCE_US <= now - terms_at < MINUTE_US
+    )
 
 
 def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:

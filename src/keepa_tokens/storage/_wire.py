@@ -61,7 +61,7 @@ class Handed:
         if state is None or not self.partial:
             return False
         is_due = bool(state.open) if state.due_at is None else state.due_at <= self.now_us
-        return is_due or bool(state.unreadable)
+        return is_due or bool(state.unreadable) or bool(state.held and not state.open)
 
 
 def is_for_the_rules(command: Command) -> bool:

@@ -151,7 +151,7 @@ repeat  -- decides, once
     held, open = whole(held, 0, LIMIT - 1, missing), whole(open, 0, LIMIT - 2, missing)
     sequence = whole(sequence, 0, LIMIT / 2 - 1, missing)
     if not (due_at and last_place and firm_place and largest_place and held and open and sequence)
-        or open > 0 and due_at == LIMIT then
+        or open > 0 and due_at == LIMIT or open == 0 and held > 0 then
       what = 'all' break
     end
     if closed_until or paused_until or wide_capacity or line then what = 'some' break end

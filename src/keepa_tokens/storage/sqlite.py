@@ -341,7 +341,7 @@ def fields_of(text: object) -> Mapping[str, str]:
     """Return the stored fields. Whatever is damaged counts as missing: the rules know what to do then."""
     try:
         fields: object = json.loads(str(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, str]", fields) if isinstance(fields, dict) else {}
 
