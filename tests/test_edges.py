@@ -57,7 +57,10 @@ a hold given up brings the end of a recharge nearer: RECHARGING balance=5 (initi
 
 # 4: admission
 what is held and what is asked for must stay below 2**52 together: TEN overdraft={UNLIMITED} balance=5
-    0 hold a {LIMIT - 2} life=9s, put balance=5, take 1 -> GRANTED, take 2 -> IN_FLIGHT; 9s take 2 -> GRANTED
+    0 hold a {LIMIT - 2} life=9s, put balance=5, take 1 -> GRANTED, take 2 -> IN_FLIGHT in=1.5s; 9s take 2 -> GRANTED
+# It is swept a second after its end at the latest.
+and the bound counts on the end of what is held: TEN overdraft={UNLIMITED}
+    0 hold a {LIMIT - 2} life=9s, put balance=(5|-29), peek 2 -> bound=(10s|30s)
 beside calls in flight as much is left for others: SYNCED balance=20
     0 hold a 5 life=90s, peek 5 keep=10 -> GRANTED, peek 5 keep=11 -> IN_FLIGHT
 what is there can be had above the capacity too, and not a token more: TEN balance=11

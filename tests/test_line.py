@@ -72,6 +72,10 @@ who leaves nothing gets a place before those in line who do: PLAIN balance=0
 who acquires by a ticket is not behind it: PLAIN balance=0
     0 take 5 ticket=a -> in=5s, take 50 ticket=b -> in=55s; 5s take 5 wait=1000s ticket=a -> GRANTED !place waiting=1
 # As after damage, or other terms.
+for a ticket of as much as can be admitted all wait: PLAIN balance=10
+    0 put line=large:(100|60):(0|40):0:@90s, stand behind 30 keep=(0|40) -> in=120s
+one told too far ahead, by damage, keeps its place: PLAIN balance=0
+    0 put line=far:50:0:1:@200000s, peek 5 -> mended=line waiting=1 bound=86402s+1
 for a ticket of more than can be admitted nobody waits: PLAIN balance=10
     0 put line=odd:(101|61|4503599627370495):(0|40|0):0:@86400s, peek 30 -> bound=20s, peek 10 -> bound=0
     0 take 10 wait=1000s -> GRANTED !place; 0 stand behind 30 -> in=30s

@@ -99,6 +99,9 @@ an answer that tells no order sends nobody to the server at once: QUOTA
     0 read 10 1000, hold a 10 life=1200s, read 0 1001; 660s take 1 -> probe
     661s settle a 0 says=10 at=1000.5 -> STALE balance=0 probe_until=@661s, take 1 -> !probe
     1261s-1 take 1 -> !probe; 1261s take 1 -> probe
+and ends a claim once: QUOTA
+    0 read 0 1001; 10s take 1 probe=5s -> probe; 11s read 9 1000.5 -> STALE probe_until=@11s version=3
+    11s read 9 1000.5 -> STALE version=3
 if nobody ever gave a server's time, the latest to arrive counts: QUOTA
     0 read 100, read 200 -> balance=200
 what the server says of its terms rules from then on, and what it leaves out stays as it was: STEPS

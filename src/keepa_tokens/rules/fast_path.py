@@ -124,7 +124,7 @@ def acquire(n: Numbers, now: int, tokens: int, keep: int, wait_us: int) -> int |
 def note_place(n: Numbers, now: int, tokens: int, at: int) -> None:
     """Take note of a place for `tokens` at `at`, in a bucket that has flowed to `now`."""
     largest, last = n.largest_place if n.last_place > now else 0, max(n.last_place, at)
-    if n.last_place == at > now:
+    if n.last_place == at:
         # Several at one instant: the place before the last one given up may be there too.
         n.firm_place = at
     if n.firm_place > now:

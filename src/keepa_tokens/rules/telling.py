@@ -74,7 +74,7 @@ class Telling(Admission):
         wanted, _ = self._wanted(command.tokens, command.keep)
         latest = max(self._charged_all(wanted), s.paused_until or 0)
         if s.held + command.tokens >= LIMIT:
-            latest = max(latest, s.due_at or 0, *(each.expires_at + SWEEP_US for _, each in self._holds_in_flight()))
+            latest = max(latest, *(each.expires_at + SWEEP_US for _, each in self._holds_in_flight()))
         if s.quota.recharge_to is None:
             return latest
         # A recharge under way ends then too, at the latest.
