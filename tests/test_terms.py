@@ -53,7 +53,7 @@ a reading bounds nothing in the minute after a change, whenever it tells the nex
 the stated bound counts on the capacity that lasts: BROAD
     0 read 30 next_refill_in=61, hold lost 25 life=90s -> GRANTED, on SLIM, take 19 -> !granted, peek 19 -> bound=122s
     122s take 19 -> GRANTED
-after that minute a plain one's line has the smaller capacity: LARGE balance=500 wide_capacity=1000 terms_at=@0 (|synced)
+after a minute a plain one's line has the smaller capacity: LARGE balance=500 wide_capacity=1000 terms_at=@0 (|synced)
     0 put line=first:450:0:0:@70s, peek 100 -> bound=(117s+1|77s+1)
 # The larger capacity bounds for a minute, so a wait can pass its end: its third would be too large after it.
 what is kept back goes by the capacity that lasts: WIDE
