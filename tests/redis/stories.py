@@ -142,6 +142,7 @@ def stories() -> Iterator[tuple[str, Program]]:
         yield name, story(globals()[quota], lines)
     yield from at_the_ends_of_time()
     yield from at_an_edge()
+    yield from by_what_is_held()
     yield from where_nothing_refills()
     yield from by_the_fast_terms()
     yield from by_terms_of_others()
@@ -166,8 +167,6 @@ def at_an_edge() -> Iterator[tuple[str, Program]]:
     yield "ahead of the clock", edges(PLAIN, "refilled_at", now + 5 * SECOND, "333333 take 1", TAKEN)
     yield "older than a year", edges(Quota(10, 1, 9e6), "refilled_at", now - YEAR_US, "333333 take 1", TAKEN)
     yield "due", edges(PLAIN, "due_at", now, "333333 take 0", TAKEN)
-    yield "held by no call", story(PLAIN, TAKEN, {"held": 99}, "1s take 1; 2s take 1")
-    yield "held by no call at a server", story(SYNCED, READ, {"held": 99}, "2 take 1; 2s take 1")
     yield "due too late", edges(PLAIN, "due_at", now + 2 * DAY_US + 5 * SECOND, "333333 take 1", TAKEN)
     yield "a place too far", edges(PLAIN, "last_place", place, "333333 back a 0", TAKEN)
     yield "a firm place too far", edges(PLAIN, "firm_place", place, "333333 take 1", TAKEN)
@@ -218,6 +217,17 @@ def at_an_edge() -> Iterator[tuple[str, Program]]:
     little, more = {"balance": 1 - LIMIT}, {"balance": 2 - LIMIT}
     takes = ("0 take 1", little, f"0 take 1 wait={LIMIT}", more, f"0 take 2 wait={LIMIT}; 9 take 1")
     yield "as little as can be counted", story(QUICK, *takes)
+
+
+def by_what_is_held() -> Iterator[tuple[str, Program]]:
+    yield "held by no call", story(PLAIN, TAKEN, {"held": 99}, "1s take 1; 2s take 1")
+    yield "held by no call at a server", story(SYNCED, READ, {"held": 99}, "2 take 1; 2s take 1")
+    for tokens in (1, 2, 3):
+        held = f"0 hold a {LIMIT - 2} life={DAY_US}"
+        yield f"{tokens} beside all but one that can be held", story(HUGE, held, {"balance": 9}, f"0 take {tokens}")
+    for number in (LIMIT - 1, LIMIT, LIMIT + 1):
+        yield f"{number} held by a call", story(PLAIN, "0 hold a 1", {"held": number}, "1 take 1")
+    yield "one held by a call that is over", story(PLAIN, "0 hold a 3", {"held": 4}, "1 settle a 1")
 
 
 def where_nothing_refills() -> Iterator[tuple[str, Program]]:
