@@ -88,6 +88,9 @@ a hold whose first answer was lost is one grant: held (nothing|over-grant)
     0 hold a 16 -> lost; 0.1s hold a 16(|; 0.1s+1 hold b 1)
 a hold whose first answer was lost before a loss was opened after it: held (nothing|over-grant)
     0 hold a 4 -> lost; 0.1s wiped; 0.2s hold a 4; 0.7s hold b 8; 0.7s+1 cancel a, hold c (12|13)
+and gives back what others gave past the brim since: held (nothing|over-grant)
+    0 hold a 4 -> lost; 0.1s wiped; 0.11s hold a 4; 0.11s+1 hold b 8; 0.9s settle b 0; 0.9s+1 hold c 12; 0.9s+2 cancel a
+    0.9s+3 hold d (8|9)
 a refund that counts in a second life is given there, answered or not: plain (nothing|over-grant|nothing|over-grant)
     0 back r 4 0; 0.2s wiped; 0.3s-1 take 12; 0.3s back r 4 0(-> lost|-> lost||); 0.3s+1 take (4|5|4|5)
 but once in one: plain over-grant

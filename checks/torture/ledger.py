@@ -184,20 +184,15 @@ class Ledger:
         passed = max(0, to - self.at)
         self.at = max(self.at, to)
         if not self.quota.stepped:
-            self._refill(passed * self.quota.refill)
+            self._give(passed * self.quota.refill)
             return
         if to >= self.next_step:
             steps = (to - self.next_step) // self.quota.period_us + 1
             self.next_step += steps * self.quota.period_us
-            self._refill(steps * self.quota.refill * self.quota.period_us)
-
-    def _refill(self, amount: int) -> None:
-        if self.level is not None:
-            before = self.level
-            self._give(amount)
-            self.spilled += before + amount - self.level
+            self._give(steps * self.quota.refill * self.quota.period_us)
 
     def _give(self, amount: int) -> None:
         if self.level is not None:
-            full = self.quota.capacity * self.quota.period_us
-            self.level = max(self.level, min(full, self.level + amount))
+            before, full = self.level, self.quota.capacity * self.quota.period_us
+            self.level = max(before, min(full, before + amount))
+            self.spilled += before + amount - self.level
