@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -202,11 +202,16 @@ def _meet(servers: list[Server]) -> None:
     wait_until("each node sees the whole cluster", lambda: all(sees_all(server, len(servers)) for server in servers))
 
 
+def cluster_info(client: Any) -> dict[str, str]:  # redis-py types none of this
+    """Return what a node says of its cluster."""
+    told: object = client.execute_command("CLUSTER INFO")
+    return told if isinstance(told, dict) else dict(line.split(":") for line in str(told).split())
+
+
 def sees_all(server: Server, nodes: int) -> bool:
     """Whether a node finds its cluster whole and in order."""
     with server.client() as client:
-        told: object = client.execute_command("CLUSTER INFO")
-    lines = told if isinstance(told, dict) else dict(line.split(":") for line in str(told).split())
+        lines = cluster_info(client)
     return lines["cluster_state"] == "ok" and lines["cluster_known_nodes"] == str(nodes)
 
 

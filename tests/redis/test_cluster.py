@@ -18,7 +18,7 @@ from keepa_tokens.storage.redis import DEFAULT_PREFIX
 from tests.redis.common import NOW, PLAIN, SECOND, script_runs, sendings, unavailable
 from tests.redis.flavours import CLIENTS, FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened
 from tests.redis.proxy import Proxy, proxied
-from tests.servers import HOST, SYSTEM, Server, cluster, sees_all, wait_until
+from tests.servers import HOST, SYSTEM, Server, cluster, cluster_info, sees_all, wait_until
 
 T = TypeVar("T")
 pytestmark = pytest.mark.deep  # three servers that have to find each other, some of them slowly
@@ -45,6 +45,11 @@ class Cluster:
         """Return what each node says, past the proxies."""
         with ExitStack() as stack:
             return [ask(stack.enter_context(node.client())) for node in self.nodes]
+
+    def heard(self) -> None:
+        """Wait until all have heard of the last move of a slot; else one that is moved back has two owners for a while."""
+        epochs = partial(self.each, lambda client: cluster_info(client)["cluster_current_epoch"])
+        wait_until("all nodes know of the slot's move", lambda: len(set(epochs())) == 1)
 
     def clear(self) -> None:
         self.each(lambda client: (client.flushall(), client.config_resetstat()))
@@ -147,6 +152,7 @@ def test_a_slot_that_moves_takes_its_bucket_along(nodes: Cluster, flavour: Flavo
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
         assert opened.apply(key, PLAIN, Acquire(1), now_us=NOW).balance == 997
         assert target.exists(name)
+        nodes.heard()
 
         # Back as properly as there: who imports a slot has the last word on it.
         target.delete(name)
@@ -154,6 +160,7 @@ def test_a_slot_that_moves_takes_its_bucket_along(nodes: Cluster, flavour: Flavo
         target.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", source_id)
         for client in (source, target, third):
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", source_id)
+        nodes.heard()
         assert opened.apply(key, PLAIN, Acquire(1), now_us=NOW).balance == 999
 
 
