@@ -47,7 +47,7 @@ class Cluster:
             return [ask(stack.enter_context(node.client())) for node in self.nodes]
 
     def heard(self) -> None:
-        """Wait until all have heard of the last move of a slot; else one that is moved back has two owners for a while."""
+        """Wait until all have heard of a slot's last move; else one that is moved back has two owners for a while."""
         epochs = partial(self.each, lambda client: cluster_info(client)["cluster_current_epoch"])
         wait_until("all nodes know of the slot's move", lambda: len(set(epochs())) == 1)
 
