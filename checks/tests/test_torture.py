@@ -46,6 +46,8 @@ what was decided before a look may be stored after it, until its caller has hear
 a look finds the bucket open, then more is refused: who asks for less waits for that recharge, too: held nothing
     0 peek -> bound=0; 1 hold a 8 -> !granted; 2s hold b 1 -> !granted
 # It may be late a second, besides the time of its tokens; who names no ticket is before nobody.
+for one token too: plain (nothing|stand-still|stand-still)
+    0 peek -> bound=1s; 1 take 1 ticket=(a|a|-) -> !granted; (2.1s-1|2.1s|1s) take 1 -> !granted
 who was refused in line is served first: plain (nothing|stand-still|stand-still)
     0 peek -> bound=0; 1 take 10 wait=0.1s ticket=(a|a|-) -> !granted; (2s-1|2s|1) take 1 -> !granted
 # Who asks in between moves it by its own tokens.

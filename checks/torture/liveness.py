@@ -83,7 +83,7 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
                     f"{bucket}: refused {at - bound.due} us after the bound that a look {at - bound.at} us ago stated"
                 )
                 result.findings.append(Finding("stand-still", at, text))
-            pending = [bound for bound in pending if bound not in broken]
+            pending = [_behind(quota, sent, bound) for bound in pending if bound not in broken]
         elif sent.verb in ASKS:
             pending = [
                 _behind(quota, sent, bound) for bound in pending if quota.recharge_to is None or not bound.at_once
