@@ -272,7 +272,7 @@ def on_server(name: str) -> Iterator[str]:
         client: Any = storage._client  # noqa: SLF001 - the floor is measured by the same client
         noop, naive = client.script_load("return 1"), client.script_load(NAIVE)
         synced = Quota(10**9, 10**6, 1.0, synced=True)
-        storage.apply("synced", synced, Reconcile(Reading(10**9)))
+        storage.apply("synced", synced, Reconcile(Reading(10**9, server_time=time.time())))
         many = {f"held{number}": number for number in (1, 6000)}
         for key, number in many.items():
             _fill(storage, key, number)
