@@ -21,6 +21,7 @@ from keepa_tokens import (
     CostTooLarge,
     MemoryStorage,
     Quota,
+    Reading,
     Reason,
     SQLiteStorage,
     Storage,
@@ -161,6 +162,16 @@ def test_as_much_as_there_is_is_taken(bucket: Any) -> None:
     assert [got(bucket.take_up_to, 3), got(bucket.take_up_to, 3, keep=1), got(bucket.take_up_to, 3)] == [3, 1, 1]
     assert got(bucket.take_up_to, 3) == 0
     assert got(bucket.peek).balance == 0
+
+
+@pytest.mark.parametrize(("keep", "taken"), [(0, 37), (20, 37), (40, 30), (70, 0)])
+def test_as_much_as_there_is_beside_what_others_spend(keep: int, taken: int) -> None:
+    """What is kept back for others counts with `keep` up to a third of the capacity, as in any request."""
+    bucket = TokenBucket(Quota(100, 0, 60.0, synced=True), clock=ManualClock())
+    for balance in (100, 40, 70):
+        bucket.reconcile(Reading(balance))
+    assert bucket.take_up_to(100, keep=keep) == taken
+    assert not bucket.try_acquire(1, keep=keep)
 
 
 def test_a_pause_refuses_everybody_until_it_ends(bucket: Any, clock: ManualClock) -> None:
