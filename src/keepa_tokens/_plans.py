@@ -328,7 +328,7 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
         retry = min(retry, LOOK_AGAIN_US)
     longest = LONGEST_PAUSE_US if synced else DAY_US
-    if isinstance(command, Reserve) and has_places(steps.door.quota):
+    if has_places(steps.door.quota):
         # What others give back, in other processes, it sees only if it looks; a look at a recharge might prolong it.
         longest = max(LOOK_AGAIN_US, retry // LOOKS_AHEAD)
     duration = max(1, min(retry, left_us, longest))
