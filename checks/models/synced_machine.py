@@ -94,7 +94,7 @@ class SyncedMachine(BucketMachine):
             self.balance = max(self.balance, min(self.capacity, self.balance + steps * self.rate))
             self.next_step += steps * MINUTE
 
-    def speak(self, call: Call) -> None:
+    def speak(self, call: Call) -> Reading:
         """Let the server answer, in a moment of its own."""
         self.time_passes(1)
         self.doings += 1
@@ -108,6 +108,7 @@ class SyncedMachine(BucketMachine):
             server_time=self.now / MICROSECONDS,
         )
         self.answers.append(call)
+        return call.said
 
     def hide(self) -> None:
         """Note that the server did something of which the bucket can't know yet."""
@@ -188,6 +189,15 @@ class SyncedMachine(BucketMachine):
         for call in together:
             self.settle(call)  # again
 
+    @rule(tokens=amounts)
+    def vanish(self, tokens: int) -> None:
+        """A call is charged, and nobody ever hears of it: its hold runs out."""
+        self.call(tokens, 0)
+        for call in self.on_the_way():
+            self.serve(call)
+            self.answers.remove(call)
+        self.time_passes(HOLD_FOR)
+
     @precondition(lambda self: self.on_the_way())
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
@@ -200,7 +210,7 @@ class SyncedMachine(BucketMachine):
     def look_at_the_server(self, later: bool) -> None:  # noqa: FBT001 - drawn, not called
         """Somebody asks the server, and tells the bucket, now or later."""
         look = Call()
-        self.speak(look)
+        said = self.speak(look)
         if later:
             return
         self.answers.remove(look)
@@ -208,7 +218,7 @@ class SyncedMachine(BucketMachine):
         balance = self.shown(0).balance
         # Where nothing tells the order of what the server said, the lower balance counts.
         assert balance is not None
-        assert balance == self.balance or (balance < self.balance and came.verdict is not Verdict.TAKEN)
+        assert balance == said.balance or (balance < said.balance and came.verdict is not Verdict.TAKEN)
 
     @rule()
     def wait_as_long_as_stated(self) -> None:
