@@ -247,7 +247,10 @@ def together() -> Iterator[str]:
     for _ in range(3):
         told = {name: max(told[name], by_threads(make)) for name, make in peers.items()}
     yield from _rates("four threads", told)
-    asked = {"keepa_tokens": AsyncTokenBucket(PLENTY).acquire, "aiolimiter": aiolimiter.AsyncLimiter(10**6, 1).acquire}
+    asked: dict[str, Ask] = {
+        "keepa_tokens": AsyncTokenBucket(PLENTY).acquire,
+        "aiolimiter": aiolimiter.AsyncLimiter(10**6, 1).acquire,
+    }
     yield from _rates("a hundred tasks in process", asyncio.run(most_by_tasks(asked, 200, 0.01)))
 
 
