@@ -501,12 +501,7 @@ def test_an_image_has_no_envelope_and_is_cached() -> None:
 
 @pytest.mark.parametrize(
     "path,params,status",
-    [
-        ("/nonsense", {}, 404),
-        ("/product", {}, 400),
-        ("/product", asins(101), 400),
-        ("/seller", {}, 400),
-    ],
+    [("/nonsense", {}, 404), ("/product", {}, 400), ("/product", asins(101), 400), ("/seller", {}, 400)],
 )
 def test_malformed_calls_carry_a_true_envelope(path: str, params: dict[str, object], status: int) -> None:
     """An unknown path and bad parameters are errors that cost nothing and still tell the balance."""

@@ -16,14 +16,7 @@ import httpx
 import httpx2
 import pytest
 
-from keepa_tokens import (
-    AsyncKeepaSync,
-    AsyncTokenBucket,
-    KeepaSync,
-    MemoryStorage,
-    TokenBucket,
-    keepa_quota,
-)
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStorage, TokenBucket, keepa_quota
 from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import ManualClock, virtual_loop
 
@@ -77,10 +70,7 @@ def test_an_answer_that_can_not_be_decoded_is_reported() -> None:
     inner = httpx.MockTransport(
         lambda request: httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=iter([b"no gzip"]))
     )
-    with (
-        httpx.Client(transport=KeepaTransport(sync, inner)) as client,
-        client.stream("GET", URL) as response,
-    ):
+    with httpx.Client(transport=KeepaTransport(sync, inner)) as client, client.stream("GET", URL) as response:
         assert b"".join(response.iter_raw()) == b"no gzip"
     assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (99, 0)
 

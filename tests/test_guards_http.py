@@ -619,8 +619,7 @@ def test_an_estimator_learns_nothing_from_refusals_and_streams_cut_short(make: M
 
 @by_http
 @pytest.mark.parametrize(
-    "wrong",
-    [{"keep": -1}, {"timeout": -1}, {"estimate": lambda path, params: 1, "estimator": Estimator()}],
+    "wrong", [{"keep": -1}, {"timeout": -1}, {"estimate": lambda path, params: 1, "estimator": Estimator()}]
 )
 def test_impossible_terms_are_refused_at_once(kind: Kind, wrong: dict[str, Any]) -> None:
     """A negative keep or timeout, and two sources of estimates, are a ConfigError when the guard is made."""
