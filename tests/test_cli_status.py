@@ -40,7 +40,8 @@ def test_a_bucket_is_told_in_sentences() -> None:
 
 
 def plain(balance: int, quota: Quota, **given: Any) -> Look:
-    state = BucketState(**{"balance": balance, "refilled_at": NOW, "sequence": 0, "quota": quota} | given)
+    known: dict[str, Any] = {"balance": balance, "refilled_at": NOW, "sequence": 0, "quota": quota}
+    state = BucketState(**known | given)
     return Look("p", NOW, state.to_fields(), state)
 
 
