@@ -220,8 +220,8 @@ def number(text: str) -> Any:
         return text
 
 
-@pytest.mark.parametrize("options, steps", re.findall(r"^\S.*: (.*)\n((?:    .*\n)+)", STORIES, re.MULTILINE))
-def test_a_story_of_the_server_comes_out_as_told(options: str, steps: str) -> None:
+@pytest.mark.parametrize("title, options, steps", re.findall(r"^(\S.*): (.*)\n((?:    .*\n)+)", STORIES, re.MULTILINE))
+def test_a_story_of_the_server_comes_out_as_told(title: str, options: str, steps: str) -> None:
     """Each title says what its steps show: what is asked, and what stands in the answer or the books then."""
     fake, clock = fake_on_clock(**{name: number(text) for name, text in (each.split("=") for each in options.split())})
     tickets: dict[str, Any] = {}
@@ -249,9 +249,9 @@ def test_a_story_of_the_server_comes_out_as_told(options: str, steps: str) -> No
         seen |= {"left": seen.get("tokensLeft"), "consumed": seen.get("tokensConsumed")}
         for name, _, text in (each.partition("=") for each in comes.split()):
             if name.startswith("!"):
-                assert not seen.get(name[1:]), step
+                assert not seen.get(name[1:]), f"{title}: {step}"
             else:
-                assert (seen[name] if name in seen else getattr(fake, name)) == number(text), step
+                assert (seen[name] if name in seen else getattr(fake, name)) == number(text), f"{title}: {step}"
 
 
 def test_a_clock_step_back_does_not_touch_the_server() -> None:
