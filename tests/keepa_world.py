@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,7 @@ class World:
         state = self.storage.dump("k")
         assert state is not None
         self.storage.load("k", replace(state, **fields))  # type: ignore[arg-type]  # damage is of any type
+
+    def value(self, name: str) -> Any:
+        """Return what is measured under a name."""
+        raise LookupError(name)

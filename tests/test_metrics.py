@@ -34,10 +34,21 @@ from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage
 from keepa_tokens.testing import ManualClock
+from tests.keepa_stories import Told, each_story
 from tests.keepa_world import World
+from tests.stories import Story
 
 API_KEY = "a" * 64
 VERDICTS = ("taken", "stale", "bad")
+
+
+LABELS = {
+    "refusals_total": "reason",
+    "pauses_total": "reason",
+    "readings_total": "verdict",
+    "drift_tokens_total": "direction",
+    "wait_seconds_bucket": "le",
+}
 
 
 class Counted(World):
@@ -50,38 +61,33 @@ class Counted(World):
         super().__init__(initial, listener=self.listener)
 
     def value(self, name: str, **labels: str) -> float | None:
+        """Return a metric; a label may stand behind its name."""
+        name, _, label = name.partition(":")
+        labels = {LABELS[name]: label} if label else labels
         return self.registry.get_sample_value(f"keepa_tokens_{name}", {"bucket": "k", **labels})
 
 
-def test_grants_settles_and_the_balance_are_counted() -> None:
-    """Three calls are three grants of what they asked for and three settles; the gauge has the server's balance."""
-    world = Counted()
-    for tokens in (1, 2, 3):
-        world.call(tokens)
-    assert world.value("grants_total") == 3
-    assert world.value("granted_tokens_total") == 6
-    assert world.value("settled_total") == 3
-    assert world.value("balance") == world.fake.balance == 14
-    assert world.value("readings_total", verdict="taken") == 4  # and the probe's
-    assert world.value("probes_total") == 1
-    assert world.value("drift") == 0
+STORIES = """
+calls are grants of what they asked for and settles; the gauge has the server's balance: initial=20
+    call 1; call 2; call 3 -> grants_total=3 granted_tokens_total=6 settled_total=3 metric:balance=14 left=14
+    peek -> readings_total:taken=4 probes_total=1 metric:drift=0
+a call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait: initial=-12
+    refused -> refusals_total:UNKNOWN=1 refusals_total:EMPTY=1; call 1; pass 600
+    call 1 -> pauses_total:EMPTY>=3 wait_seconds_count=1 wait_seconds_bucket:900.0=1 wait_seconds_bucket:60.0=0
+    peek -> slept>181 slept<182 wait_seconds_sum>180 wait_seconds_sum<183
+a call that nobody settles is counted when its time is over: initial=20
+    try a 3; settle a; pass 121; refresh -> holds_ran_out_total=1
+where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer: initial=20
+    call 1; outside 50; call 1 -> status=429 server_refusals_total=1 settled_total=2 refusals_total:EMPTY=-
+    peek -> metric:drift=-50 metric:balance=-31; pass 1; outside -100; refresh -> metric:drift=100
+    peek -> drift_tokens_total:less=50 drift_tokens_total:more=100
+"""
 
 
-def test_refusals_and_waits_are_counted_by_reason() -> None:
-    """A call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait."""
-    world = Counted(initial=-12)
-    with pytest.raises(NotEnoughTokens):
-        world.sync.try_request(1)
-    assert world.value("refusals_total", reason="UNKNOWN") == 1  # asked the server
-    assert world.value("refusals_total", reason="EMPTY") == 1
-    world.call(1)
-    world.clock.advance(600)
-    world.call(1)
-    assert (world.value("pauses_total", reason="EMPTY") or 0) >= 3
-    assert world.value("wait_seconds_count") == 1
-    assert world.value("wait_seconds_sum") == pytest.approx(world.clock.slept, rel=0.01)
-    assert world.value("wait_seconds_bucket", le="900.0") == 1
-    assert world.value("wait_seconds_bucket", le="60.0") == 0
+@each_story(STORIES)
+def test_what_happens_is_counted(story: Story) -> None:
+    """Each title says what is counted of it."""
+    Told(story, Counted).goes()
 
 
 @pytest.mark.parametrize("keep", [0, 1])
@@ -125,15 +131,6 @@ def test_a_reservation_is_counted_under_its_label(leave: Callable[[Reservation],
     bucket = TokenBucket(Quota(5, 1, 1.0), key="k", listener=PrometheusListener(registry))
     leave(bucket.reserve(2, label="report"))
     assert registry.get_sample_value("keepa_tokens_consumed_tokens_total", {"bucket": "k", "path": "report"}) == 2
-
-
-def test_a_hold_that_ran_out_is_counted() -> None:
-    """A call that nobody settles is counted when its time is over."""
-    world = Counted()
-    world.sync.try_request(3).settle()
-    world.clock.advance(121)
-    world.sync.refresh()
-    assert world.value("holds_ran_out_total") == 1
 
 
 def test_changed_terms_are_counted() -> None:
@@ -216,24 +213,6 @@ def test_every_metric_is_documented() -> None:
         if name != "less"
     }
     assert listed == names(registry)
-
-
-def test_a_429_is_counted_as_the_servers_own_refusal() -> None:
-    """Where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer; a
-    balance above the projection counts the other way.
-    """
-    world = Counted()
-    world.call(1)
-    world.fake.spend_outside(50)
-    assert world.call(1) == 429
-    assert (world.value("server_refusals_total"), world.value("settled_total")) == (1, 2)
-    assert world.value("refusals_total", reason="EMPTY") is None
-    assert (world.value("drift"), world.value("balance")) == (-50, -31)
-    world.clock.advance(1)
-    world.fake.spend_outside(-100)
-    world.sync.refresh()
-    assert world.value("drift") == 100
-    assert [world.value("drift_tokens_total", direction=each) for each in ("less", "more")] == [50, 100]
 
 
 @pytest.mark.parametrize(
