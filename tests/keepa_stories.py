@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 
 from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, NotEnoughTokens, Snapshot
-from tests.keepa_world import World
+from tests.keepa_world import PRODUCT, World
 from tests.stories import Story, number, stories
 
 CHECK: Final = re.compile(r"(!?)([\w:.]+)(?:(<=|>=|<|>|=)(\S+))?")
@@ -82,6 +82,9 @@ class Told:
             "cancel": lambda name: self.calls[name].cancel(),
             "fail": lambda name: self.calls[name].__exit__(OSError, OSError(), None),
             "peek": sync.bucket.peek,
+            "pause": sync.bucket.pause,
+            "observe": lambda **body: sync.observe(body),
+            "cost": lambda tokens: setattr(fake, "cost", lambda path, _: tokens if path == PRODUCT else 0),
             "damage": world.damage,
             "pass": lambda seconds: world.clock.advance(self.retry_after if seconds == "retry" else seconds),
             "outside": fake.spend_outside,

@@ -40,6 +40,10 @@ STORIES: Final = """
     peek -> balance=- token_calls=0; request a 1 -> token_calls=1
 04 a recharge target above the capacity is the capacity: initial=-20 recharge_to=480
     refused -> reason=RECHARGING retry_after<=3872
+# The end is an instant in the state: it survives an odd reading, and passes without an owner.
+05 a recharge has an end and an odd rate does not drop it: initial=-20 recharge_to=40
+    refused; observe tokensLeft=-20 refillRate=0 error=odd timestamp=9e12 -> READING_BAD=1 closed_for>708 closed_for<727
+    pass 727; peek -> closed_for=0; call 1 -> status=200
 # Lost, and again and again lost; each time by a new worker.
 06 a missing timestamp doesn't deadlock a negative balance, the next refusal asks and a grant comes: \
 initial=-79 recharge_to=40
@@ -47,6 +51,8 @@ initial=-79 recharge_to=40
     damage refilled_at=-; refused by=c; pass retry; call 1 by=d -> status=200
 07 a stale negative balance is asked about before the worker leaves: initial=200
     refresh; pass 601; damage balance=-500; try a 1 -> token_calls=2
+12 the answer's balance stands, however wrong the estimate was: initial=150
+    cost 386; call 1 estimate=100 -> balance=-236 in_step
 13 a reading leaves holds in flight, a hold undone after it frees just what it held: initial=100
     request a 30; call 10 -> balance=90 held=30 available=60; cancel a; cancel a -> available=90 left=90
 15 a crashed worker's hold is charged after its lifetime, and no longer in anybody's way: initial=100
@@ -77,18 +83,6 @@ def test_03_fields_of_the_envelope_are_what_they_are() -> None:
     said = envelope({"tokensLeft": -31, "tokensConsumed": 4, "refillIn": 38205, "refillRate": 5, "timestamp": 1})
     assert said.reading is not None
     assert (said.reading.balance, said.reading.next_refill_in, said.consumed) == (-31, 38.205, 4)
-
-
-def test_05_a_recharge_has_an_end_and_an_odd_rate_does_not_drop_it() -> None:
-    """The end is an instant in the state: it survives an odd reading, and passes without an owner."""
-    world = World(initial=-20, recharge_to=40)
-    world.refused()
-    world.sync.observe({"tokensLeft": -20, "refillRate": 0, "error": {"type": "odd"}, "timestamp": 9e12})
-    closed_for = world.bucket.peek().closed_for
-    assert 60 / 5 * 59 < closed_for <= 60 / 5 * 60.5 + 1
-    world.clock.advance(closed_for)
-    assert world.bucket.peek().closed_for == 0
-    assert world.call(1) == 200
 
 
 def test_08_probes_are_few_and_the_rescue_is_never_throttled() -> None:
@@ -139,14 +133,6 @@ def test_11_a_waiting_worker_notices_a_better_balance() -> None:
     other = world.worker()
     assert world.worker().request(1).waited < 120 + 62
     assert other.bucket.peek().capacity == 3600
-
-
-def test_12_an_estimate_of_100_that_costs_386() -> None:
-    """The answer's balance stands, however wrong the estimate was."""
-    world = World(initial=150)
-    world.fake.cost = lambda path, params: 386 if path == "/product" else 0
-    world.call(1, estimate=100)
-    assert world.bucket.peek().balance == world.fake.balance == 150 - 386
 
 
 def test_14_an_older_answer_arriving_late_changes_nothing() -> None:

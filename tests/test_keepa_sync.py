@@ -46,6 +46,17 @@ refill and capacity follow the next envelope, a recharge target above the new ca
 initial=100 refill_rate=20 recharge_to=1100
     call 1 -> capacity=1200 refill=20; plan 5; call 1 -> capacity=300 refill=5; outside 200; refresh
     refused -> reason=RECHARGING retry_after<=4924
+who has no time for a probe goes ahead as the scout, its answer tells, and the rest follow: initial=6
+    request a 1 timeout=(0|0.001|0.4); request b 1 timeout=0 -> AcquireTimeout token_calls=0
+    answer a 1; request c 1 timeout=0; cancel c -> balance=5 in_step
+where only the probe is refused one of the calls brings the truth, and the rest follow: \
+initial=50 probe=(400|401|402|403|404|405)
+    call 3; call 3; call 3; call 3; call 3 -> balance=35 in_step slept=0 PROBE_CLAIMED=1
+an answer that says nothing of the key or the path is a failed probe: initial=50 probe=(200|408|429|500|502|503)
+    try a 3 -> NotEnoughTokens
+what is in flight is told and ends a wait soon: initial=8
+    request a 6; try b 5 -> NotEnoughTokens reason=IN_FLIGHT held=6 holds=1 retry_after>=1 retry_after<=2
+    cancel a; try c 5; cancel c
 where tracking takes all the refill the wait is inf, and a probe within the interval notices its end: initial=-3
     flow 5; refresh; refused -> retry_after=inf bound<=600; flow 0; call 1 -> status=200 slept<692
 """
@@ -130,19 +141,6 @@ def test_a_bad_key_shows_with_the_first_call() -> None:
     assert refused.value.reason == Reason.UNKNOWN
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405])
-def test_where_only_the_probe_is_refused_the_first_answer_tells_the_balance(status: int) -> None:
-    """With `/token` out of reach but for the calls themselves, one of them brings the truth, and the rest follow."""
-    world = World(initial=50)
-    sync = KeepaSync(world.bucket, probe=lambda: (status, None))
-    for _ in range(5):
-        world.call(3, by=sync)
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.holds) == (world.fake.balance, 0) == (35, 0)
-    assert world.clock.slept == 0
-    assert len(world.kinds(EventKind.PROBE_CLAIMED)) == 1
-
-
 def test_who_goes_ahead_in_place_of_the_probe_leaves_the_line() -> None:
     """Its call is made, so nobody behind it keeps tokens for it: the next one finds what the answer told."""
     world = World(initial=-100)
@@ -166,14 +164,6 @@ def test_a_call_settled_again_minutes_later_changes_nothing() -> None:
     before = world.bucket.peek().balance
     first.settle(answer.content, status=answer.status)
     assert world.bucket.peek().balance == before
-
-
-@pytest.mark.parametrize("status", [200, 408, 429, 500, 502, 503])
-def test_a_server_that_is_down_gets_no_call_in_place_of_the_probe(status: int) -> None:
-    """An answer that says nothing of the key or the path is a failed probe: the request is refused."""
-    world = World(initial=50)
-    with pytest.raises(NotEnoughTokens):
-        KeepaSync(world.bucket, probe=lambda: (status, None)).try_request(3)
 
 
 def probed(response: Response) -> tuple[int, Mapping[str, object] | None]:
@@ -352,19 +342,6 @@ def test_the_time_in_a_probe_counts() -> None:
     with pytest.raises(NotEnoughTokens):
         sync.try_request(1)
     assert told[2:] == [10.0]
-
-
-@pytest.mark.parametrize("timeout", [0, 0.001, 0.4])
-def test_who_has_no_time_for_a_probe_goes_ahead_as_the_scout(timeout: float) -> None:
-    """Callers that all have none would else never learn anything: one goes, its answer tells, the rest follow."""
-    world = World(initial=6)
-    call = world.sync.request(1, timeout=timeout)
-    with pytest.raises(AcquireTimeout):
-        world.sync.request(1, timeout=0)
-    assert world.fake.token_calls == 0
-    world.answer(call, 1)
-    world.sync.request(1, timeout=0).cancel()
-    assert world.bucket.peek().balance == world.fake.balance == 5
 
 
 # --- large answers
