@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
@@ -38,33 +38,48 @@ def whole(text: str) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def told_steps(text: str) -> Iterator[tuple[str, str, list[Any], dict[str, Any]]]:
+    """Yield each step of a story: its text, its verb, and what stands beside that, unnamed and named."""
+    for step in re.split(r"[;\n]", text.strip()):
+        verb, *words = step.partition("->")[0].split()
+        named = options(" ".join(word for word in words if "=" in word))
+        yield step, verb, [whole(word) for word in words if "=" not in word], named
+
+
+def options(text: str) -> dict[str, Any]:
+    """Return what is named in a text."""
+    return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
+
+
+def holds(step: str, came: Any, seen: Callable[[str], Any]) -> None:
+    """Assert that a step came to what stands beside it: raised what is named there, and nothing else."""
+    checks = CHECK.findall(step.partition("->")[2])
+    raised = [name for _, name, compared, _ in checks if name[0].isupper() and not compared]
+    assert raised == ([type(came).__name__] if isinstance(came, Exception) else []), f"{step}: {came!r}"
+    for negated, name, compared, text in checks:
+        if name not in raised:
+            found = seen(name)
+            is_so = COMPARED[compared](found, whole(text)) if compared else bool(found) != bool(negated)
+            assert is_so, f"{step}: {name} is {found}"
+
+
 class Told:
     """A world to which a story happens."""
 
     def __init__(self, story: Story, of: Callable[..., World] = World) -> None:
         self.text = story.text
-        self.world = of(**{name: whole(text) for name, text in (each.split("=") for each in story.bucket.split())})
+        self.world = of(**options(story.bucket))
         self.workers: dict[Any, KeepaSync] = {}
         self.calls: dict[Any, Call] = {}
         self.retry_after = 0.0
 
     def goes(self) -> None:
         """Let it happen, and assert that each step comes to what stands beside it."""
-        for step in re.split(r"[;\n]", self.text.strip()):
-            what, _, comes = step.partition("->")
-            verb, *words = what.split()
-            named = {name: whole(text) for name, text in (word.split("=") for word in words if "=" in word)}
-            came = self.done(verb, [whole(word) for word in words if "=" not in word], named)
-            checks = CHECK.findall(comes)
-            raised = [name for _, name, compared, _ in checks if name[0].isupper() and not compared]
-            if verb != "refused":
-                assert raised == ([type(came).__name__] if isinstance(came, Exception) else []), step
-            for negated, name, compared, text in checks:
-                if name in raised:
-                    continue
-                found = self.seen(name, came)
-                is_so = COMPARED[compared](found, whole(text)) if compared else bool(found) != bool(negated)
-                assert is_so, f"{step}: {name} is {found}"
+        for step, verb, words, named in told_steps(self.text):
+            came = self.done(verb, words, named)
+            if isinstance(came, NotEnoughTokens):
+                self.retry_after = came.retry_after
+            holds(step, came, lambda name, came=came: self.seen(name, came))
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
         """Return what a step comes to, an error too."""
@@ -74,7 +89,6 @@ class Told:
         verbs: dict[str, Callable[..., Any]] = {
             "call": lambda tokens, **more: world.call(tokens, by=sync, **more),
             "refresh": sync.refresh,
-            "refused": lambda tokens=1, **more: world.refused(tokens, by=sync, **more),
             "request": lambda name, *tokens, **more: self.calls.setdefault(name, sync.request(*tokens, **more)),
             "try": lambda name, *tokens, **more: self.calls.setdefault(name, sync.try_request(*tokens, **more)),
             "answer": lambda name, tokens: world.answer(self.calls[name], tokens),
@@ -96,12 +110,9 @@ class Told:
             "told": lambda kind: world.last(EventKind[kind]),
         }
         try:
-            came = verbs[verb](*words, **named)
+            return verbs[verb](*words, **named)
         except KeepaTokensError as error:
-            came = error
-        if isinstance(came, NotEnoughTokens):
-            self.retry_after = came.retry_after
-        return came
+            return error
 
     def seen(self, name: str, came: Any) -> Any:
         """Return what is so named in what a step came to, else in the bucket, on the server or of the clock."""

@@ -38,19 +38,20 @@ STORIES: Final = """
 a grant says what was asked for, whatever the call will cost: initial=20
     call 3 estimate=5; told GRANTED -> key=k tokens=5 balance=20 why=GRANTED
 unknown and empty are told apart, each with the wait that the caller is told: initial=-3
-    down 1; refused -> retry_after=1.5; told REFUSED -> why=UNKNOWN balance=- seconds=1.5
-    down 0; refresh; pass 21; refresh; refused -> retry_after>0; told REFUSED -> why=EMPTY balance=-3 seconds>0
+    down 1; try x 1 -> NotEnoughTokens retry_after=1.5; told REFUSED -> why=UNKNOWN balance=- seconds=1.5
+    down 0; refresh; pass 21; refresh; try x 1 -> NotEnoughTokens retry_after>0
+    told REFUSED -> why=EMPTY balance=-3 seconds>0
 a recharge too: initial=-3 recharge_to=40
-    refused 2; told REFUSED -> why=RECHARGING tokens=2
+    try x 2 -> NotEnoughTokens; told REFUSED -> why=RECHARGING tokens=2
 and what is too large: initial=20
-    plan 1; refresh; refused keep=90; told REFUSED -> why=TOO_LARGE seconds=inf
+    plan 1; refresh; try x 1 keep=90 -> NotEnoughTokens; told REFUSED -> why=TOO_LARGE seconds=inf
 after somebody else spent 7 the settle of a call that cost 3 tells both: initial=20
     call 1; outside 7; call 3 estimate=5; told SETTLED -> tokens=3 balance=9 drift=-7
 a repair names what was mended, and the balance that is left: initial=-79
-    refresh; damage refilled_at=-; refused; told REPAIRED -> why=refilled_at balance=-79
+    refresh; damage refilled_at=-; try x 1 -> NotEnoughTokens; told REPAIRED -> why=refilled_at balance=-79
 a probe says what it is for, and what became of it: initial=-100
-    refused; told PROBE_CLAIMED -> why=the%20balance%20is%20unknown
-    pass 601; down 1; refused; told PROBE_CLAIMED -> why=a%20refusal%20on%20an%20old%20reading
+    try x 1 -> NotEnoughTokens; told PROBE_CLAIMED -> why=the%20balance%20is%20unknown
+    pass 601; down 1; try x 1 -> NotEnoughTokens; told PROBE_CLAIMED -> why=a%20refusal%20on%20an%20old%20reading
     told PROBE_FAILED -> why=status%20503:%20there%20is%20no%20JSON%20object
     pass 21; refresh; told PROBE_CLAIMED -> why=asked%20for
 for a scout too: probe=0

@@ -35,20 +35,22 @@ from tests.stories import Story
 
 STORIES: Final = """
 01 what one worker spends the other sees, they neither sleep on tokens nor all fire on five: initial=10
-    request a 8; peek by=other -> available=2; request b 2 by=other; refused by=other; cancel a; try c 1 by=other
+    request a 8; peek by=other -> available=2; request b 2 by=other; try x 1 by=other -> NotEnoughTokens; cancel a
+    try c 1 by=other
 02 a constructor guesses nothing and calls nobody, the first request asks: initial=7
     peek -> balance=- token_calls=0; request a 1 -> token_calls=1
 04 a recharge target above the capacity is the capacity: initial=-20 recharge_to=480
-    refused -> reason=RECHARGING retry_after<=3872
+    try x 1 -> NotEnoughTokens reason=RECHARGING retry_after<=3872
 # The end is an instant in the state: it survives an odd reading, and passes without an owner.
 05 a recharge has an end and an odd rate does not drop it: initial=-20 recharge_to=40
-    refused; observe tokensLeft=-20 refillRate=0 error=odd timestamp=9e12 -> READING_BAD=1 closed_for>708 closed_for<727
+    try x 1 -> NotEnoughTokens
+    observe tokensLeft=-20 refillRate=0 error=odd timestamp=9e12 -> READING_BAD=1 closed_for>708 closed_for<727
     pass 727; peek -> closed_for=0; call 1 -> status=200
 # Lost, and again and again lost; each time by a new worker.
 06 a missing timestamp doesn't deadlock a negative balance, the next refusal asks and a grant comes: \
 initial=-79 recharge_to=40
-    refresh by=a; pass 700; damage refilled_at=-; refused by=b -> token_calls=2
-    damage refilled_at=-; refused by=c; pass retry; call 1 by=d -> status=200
+    refresh by=a; pass 700; damage refilled_at=-; try x 1 by=b -> NotEnoughTokens token_calls=2
+    damage refilled_at=-; try x 1 by=c -> NotEnoughTokens; pass retry; call 1 by=d -> status=200
 07 a stale negative balance is asked about before the worker leaves: initial=200
     refresh; pass 601; damage balance=-500; try a 1 -> token_calls=2
 12 the answer's balance stands, however wrong the estimate was: initial=150
@@ -61,7 +63,8 @@ initial=-79 recharge_to=40
 17 drift between projection and server is corrected by the next reading, and seen: initial=38
     refresh; outside 47; refresh -> balance=-9 drift=-47; told READING_TAKEN -> drift=-47
 18 a balance of 0 is taken, and a refusal is settled from its body and status: initial=4
-    call 4 -> balance=0; outside 6; refused; damage balance=3; call 1 -> status=429 balance=-6 in_step
+    call 4 -> balance=0; outside 6; try x 1 -> NotEnoughTokens; damage balance=3
+    call 1 -> status=429 balance=-6 in_step
 19 an all-zero envelope is no reading, the next call works: initial=50
     call 1; fault zero_envelope; call 1 -> refill=5 capacity=300 READING_BAD=1; call 1 -> status=200
 # Waits come from refillIn on our own clock; the server's time only puts its own answers in order. It may step back an

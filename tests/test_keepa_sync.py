@@ -35,7 +35,7 @@ from tests.stories import Story
 
 STORIES: Final = """
 without a probe one request goes ahead as the scout, the next waits for its answer: initial=-30 probe=0
-    try a 4 -> probe; refused 4 -> reason=UNKNOWN; answer a 4 -> status=429 balance=-30 in_step
+    try a 4 -> probe; try x 4 -> NotEnoughTokens reason=UNKNOWN; answer a 4 -> status=429 balance=-30 in_step
 a timeout shorter than the wait is raised before any wait, and nothing is held: initial=-12
     refresh; request a 1 timeout=30 -> AcquireTimeout slept=0 holds=0
 while a probe fails the wait isn't known: it is bounded by the timeout: initial=20
@@ -45,7 +45,7 @@ a probe that fails starts the unknown balance at 0, a grant comes one claim and 
 refill and capacity follow the next envelope, a recharge target above the new capacity shrinks with it: \
 initial=100 refill_rate=20 recharge_to=1100
     call 1 -> capacity=1200 refill=20; plan 5; call 1 -> capacity=300 refill=5; outside 200; refresh
-    refused -> reason=RECHARGING retry_after<=4924
+    try x 1 -> NotEnoughTokens reason=RECHARGING retry_after<=4924
 who has no time for a probe goes ahead as the scout, its answer tells, and the rest follow: initial=6
     request a 1 timeout=(0|0.001|0.4); request b 1 timeout=0 -> AcquireTimeout token_calls=0
     answer a 1; request c 1 timeout=0; cancel c -> balance=5 in_step
@@ -58,7 +58,7 @@ what is in flight is told and ends a wait soon: initial=8
     request a 6; try b 5 -> NotEnoughTokens reason=IN_FLIGHT held=6 holds=1 retry_after>=1 retry_after<=2
     cancel a; try c 5; cancel c
 where tracking takes all the refill the wait is inf, and a probe within the interval notices its end: initial=-3
-    flow 5; refresh; refused -> retry_after=inf bound<=600; flow 0; call 1 -> status=200 slept<692
+    flow 5; refresh; try x 1 -> NotEnoughTokens retry_after=inf bound<=600; flow 0; call 1 -> status=200 slept<692
 """
 
 

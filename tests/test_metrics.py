@@ -73,7 +73,7 @@ calls are grants of what they asked for and settles; the gauge has the server's 
     call 1; call 2; call 3 -> grants_total=3 granted_tokens_total=6 settled_total=3 metric:balance=14 left=14
     peek -> readings_total:taken=4 probes_total=1 metric:drift=0
 a call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait: initial=-12
-    refused -> refusals_total:UNKNOWN=1 refusals_total:EMPTY=1; call 1; pass 600
+    try x 1 -> NotEnoughTokens refusals_total:UNKNOWN=1 refusals_total:EMPTY=1; call 1; pass 600
     call 1 -> pauses_total:EMPTY>=3 wait_seconds_count=1 wait_seconds_bucket:900.0=1 wait_seconds_bucket:60.0=0
     peek -> slept>181 slept<182 wait_seconds_sum>180 wait_seconds_sum<183
 a call that nobody settles is counted when its time is over: initial=20
