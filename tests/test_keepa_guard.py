@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -33,7 +32,6 @@ from keepa_tokens import (
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Reserve, Settle
-from keepa_tokens.testing import virtual_loop
 
 from tests import http_guards  # isort: skip
 from tests.http_guards import KEY  # isort: skip
@@ -480,35 +478,6 @@ def test_a_faulty_image_raises_the_clients_error(make: Make, tmp_path: Path) -> 
 
 
 # --- without waiting for real
-
-
-def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a starved query waits some ten minutes, another task goes on ticking every second, and nothing blocks."""
-    with virtual_loop() as loop, http_guards.running("keepa-async", World, clock=loop.clock, initial=-48) as world:
-        guarded = world.guard()
-        ticks: list[float] = []
-
-        def blocked(_: float) -> None:
-            raise AssertionError("a blocking sleep in a coroutine")
-
-        async def tick() -> None:
-            while True:
-                ticks.append(loop.time())
-                await asyncio.sleep(1)
-
-        async def main() -> Any:
-            ticking = asyncio.create_task(tick())
-            try:
-                return await guarded.query(asins(2), **QUIET)
-            finally:
-                ticking.cancel()
-
-        monkeypatch.setattr(time, "sleep", blocked)
-        products = loop.run_until_complete(main())
-    assert len(products) == 2
-    assert len(ticks) > 500
-    assert {round(after - before, 6) for before, after in pairwise(ticks)} == {1.0}
-    assert world.fake.refused <= 1
 
 
 def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:

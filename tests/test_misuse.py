@@ -351,12 +351,6 @@ def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
         assert SECRET[:6] not in str(caught.value)
 
 
-def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
-    """A path in a directory that is there is a file, by a URL too."""
-    for made in (SQLiteStorage(tmp_path / "a"), storage_from_url(f"sqlite:///{tmp_path}/b")):
-        made.close()
-
-
 def test_from_key_takes_what_the_parts_take() -> None:
     """A probe of one's own, the bucket's name, how long a hold lives, where the server is."""
     clock = ManualClock(100.0)
