@@ -91,7 +91,7 @@ class PutOff:
         # Not `threading.Thread`: its locks may be held where the signal struck.
         self._over = _thread.allocate_lock()
         self._over.acquire()
-        with suppress(RuntimeError):  # no more threads, as at the program's end: then only the client's timeouts limit it
+        with suppress(RuntimeError):  # no more threads, as at the program's end: the client's timeouts are left
             _thread.start_new_thread(self._watch, (self._over, number, _thread.get_ident()))
 
     def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
