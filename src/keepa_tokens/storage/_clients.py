@@ -56,7 +56,7 @@ class RedisClient(Protocol):
         ...
 
     def scan_iter(
-        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
+        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None, **options: bool
     ) -> Iterator[object]:
         """Yield the names of keys."""
         ...
@@ -74,7 +74,7 @@ class AsyncRedisClient(Protocol):
         ...
 
     def scan_iter(
-        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
+        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None, **options: bool
     ) -> AsyncIterator[object]:
         """Yield the names of keys."""
         ...

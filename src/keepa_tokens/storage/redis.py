@@ -53,6 +53,9 @@ DEFAULT_PREFIX: Final = "keepa_tokens:"
 
 _SCANNED_AT_ONCE: Final = 500
 
+_RAW: Final = {"NEVER_DECODE": True}
+"""Names of keys come as bytes: what a client would decode them by may be another encoding, or fail."""
+
 _WRITTEN_AT_ONCE: Final = 50
 """Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
 
@@ -332,7 +335,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
         seen: set[str] = set()
         try:
-            for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
+            for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash", **_RAW):
                 key = self._key_of(name)
                 if key not in seen:
                     seen.add(key)
@@ -408,7 +411,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         self._check_place()
         seen: set[str] = set()
         try:
-            async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
+            async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash", **_RAW):
                 key = self._key_of(name)
                 if key not in seen:
                     seen.add(key)
