@@ -272,6 +272,9 @@ _MISTAKES: Final = {
     f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix": (
         *("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one"),
     ),
+    f"this server lacks a command that a bucket needs ({{error}}): give one that has {NEEDED}, and is no Sentinel": (
+        *("nknown command", "nknown Redis command"),
+    ),
 }
 """What to tell of a mistake that the next try would only repeat, and by what the server's words are known."""
 

@@ -314,7 +314,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     Raises StorageUnavailable when Redis can't be reached or can't carry a command out, within the client's own
     timeouts; ConfigError for what the next try would only repeat: a key that holds something else, the state of a newer
-    release, a refused login, a right that is missing.
+    release, a refused login, a right or a command that is missing.
     """
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
