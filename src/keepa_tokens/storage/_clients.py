@@ -104,18 +104,20 @@ def checked(client: object, *, asynchronous: bool) -> None:
     _check_options(getattr(getattr(client, "connection_pool", None), "connection_kwargs", {}))
 
 
-def resends(client: Any) -> bool:  # noqa: ANN401 - either library's client
-    """Whether the client sends a command again by itself after its connection was lost."""
+def resends(client: Any) -> str | None:  # noqa: ANN401 - either library's client
+    """Return how to stop a client that sends a command again after its connection was lost; None: it sends it once."""
+    told = "retry=Retry(NoBackoff(), 0)"
     options = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
     if options is None:
-        # A cluster client: it sends again after what it takes for a move of slots.
-        retry = getattr(client, "retry", None)
-        attempts = getattr(retry, "_retries", getattr(client, "cluster_error_retry_attempts", 0))
-        return bool(attempts)
+        # A cluster client: it sends again after what it takes for a move of slots. redis-py from 6 on counts by retry.
+        attempts = getattr(client, "cluster_error_retry_attempts", None)
+        if attempts is None:
+            return told if getattr(getattr(client, "retry", None), "_retries", 0) else None
+        return "cluster_error_retry_attempts=0" if attempts else None
     retry = options.get("retry")
     if retry is None:
-        return bool(options.get("retry_on_timeout") or options.get("retry_on_error"))
-    return bool(getattr(retry, "_retries", 0))
+        return told if options.get("retry_on_timeout") or options.get("retry_on_error") else None
+    return told if getattr(retry, "_retries", 0) else None
 
 
 def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - either library's client; named by the caller

@@ -100,12 +100,14 @@ class _Keyspace(NotCopied, Generic[LockT]):
         self._numbers = itertools.count()
         self._locks = WeakValueDictionary[tuple[int, str], LockT]()
         self._crowded_until = 0.0
-        self._sent_once = not resends(client)
-        if not self._sent_once:
+        to_change = resends(client)
+        self._sent_once = to_change is None
+        if to_change:
             _log.warning(
                 "%s sends commands again by itself when a connection is lost: a plain acquire may be charged each time."
-                " Give it retry=Retry(NoBackoff(), 0), or use %s.from_url",
+                " Give it %s, or use %s.from_url",
                 type(client).__name__,
+                to_change,
                 type(self).__name__,
             )
 
