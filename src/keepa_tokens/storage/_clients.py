@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -321,12 +322,19 @@ def _is_certain(error: Exception, text: str) -> bool:
     return is_full or "connecting to" in text or "No connection available" in text
 
 
-def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
-    """Return the pools of a client's connections: one, or one a node of a cluster."""
+def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - either library's
+    """Return what closes the connections of a client that nobody uses now; of an asyncio client it is to be awaited.
+
+    A single connection is closed too, and so are all of a pool that can't tell them apart.
+    """
+    if is_single_connection(client):
+        return [client.connection.disconnect]
+    clients = [client]
     if hasattr(client, "get_nodes"):
-        connections = (getattr(node, "redis_connection", node) for node in client.get_nodes())
-        return [getattr(node, "connection_pool", node) for node in connections if node is not None]
-    return [client.connection_pool]
+        clients = [getattr(node, "redis_connection", node) for node in client.get_nodes()]
+    closers = [getattr(each, "connection_pool", each).disconnect for each in clients if each is not None]
+    # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
+    return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
 
 
 def is_single_connection(client: object) -> bool:

@@ -38,11 +38,11 @@ from ._clients import (
     RedisClient,
     checked,
     client_from_url,
+    idle_closers,
     is_clients,
     is_script_lost,
     is_single_connection,
     meaning,
-    pools,
     resends,
 )
 from .base import AsyncClosing, Closing
@@ -369,8 +369,8 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
             raise
 
     async def _drop_idle(self) -> None:
-        for pool in pools(self._client):
-            pool.disconnect(inuse_connections=False)
+        for close in idle_closers(self._client):
+            close()
 
     async def _rest(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
@@ -482,8 +482,8 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         return told
 
     async def _drop_idle(self) -> None:
-        for pool in pools(self._client):
-            await pool.disconnect(inuse_connections=False)
+        for close in idle_closers(self._client):
+            await close()
 
     async def _rest(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
