@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -79,7 +80,7 @@ class Told:
             came = self.done(verb, words, named)
             if isinstance(came, NotEnoughTokens):
                 self.retry_after = came.retry_after
-            holds(step, came, lambda name, came=came: self.seen(name, came))
+            holds(step, came, partial(self.seen, came))
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
         """Return what a step comes to, an error too."""
@@ -114,7 +115,7 @@ class Told:
         except KeepaTokensError as error:
             return error
 
-    def seen(self, name: str, came: Any) -> Any:
+    def seen(self, came: Any, name: str) -> Any:
         """Return what is so named in what a step came to, else in the bucket, on the server or of the clock."""
         bucket, fake = self.world.bucket.peek(), self.world.fake
         if name.isupper():

@@ -8,6 +8,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -143,6 +144,12 @@ class Told:
         self.world, self.instants = world, sent_at(world)
         self.client: Client | None = None
 
+    def fail(self, kind: object, times: int, after: int | None = None) -> None:
+        """Let calls for products fail; with `after` the server says when to come again."""
+        fault: Any = str(kind)
+        headers = {"Retry-After": str(after)} if after else None
+        self.world.fake.fail_next(times, fault, path="/product", headers=headers)
+
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
         """Return what a step comes to: the last answer, or an error."""
         world, fake = self.world, self.world.fake
@@ -157,16 +164,14 @@ class Told:
             "image": lambda: client.get("/graphimage", {"asin": "B000000001", "domain": 1}),
             "outside": fake.spend_outside,
             "pass": lambda seconds: world.clock.advance(fake.refill_in - 0.5 if seconds == "step-0.5" else seconds),
-            "fail": lambda kind, times, after=None: fake.fail_next(
-                times, str(kind), path="/product", headers={"Retry-After": str(after)} if after else None
-            ),
+            "fail": self.fail,
         }
         try:
             return verbs[verb](*words, **named)
         except NotEnoughTokens as error:
             return error
 
-    def seen(self, name: str, came: Any) -> Any:
+    def seen(self, came: Any, name: str) -> Any:
         """Return what is so named in an answer, in an error, in the bucket, on the server or of the clock."""
         world = self.world
         if name.isupper():
@@ -192,7 +197,7 @@ def goes(make: Make, story: Story) -> None:
     told = Told(make(**options(story.bucket)))
     for step, verb, words, named in told_steps(story.text):
         came = told.done(verb, words, named)
-        holds(step, came, lambda name, came=came: told.seen(name, came))
+        holds(step, came, partial(told.seen, came))
 
 
 @each_story(STORIES)
