@@ -156,7 +156,7 @@ def test_a_bucket_for_coroutines_decorates_no_other_function(other: Any) -> None
 # --- as much as there is, reset
 
 
-@pytest.mark.parametrize(("keep", "taken"), [(0, 37), (20, 37), (40, 30), (70, 0)])
+@pytest.mark.parametrize("keep, taken", [(0, 37), (20, 37), (40, 30), (70, 0)])
 def test_as_much_as_there_is_beside_what_others_spend(keep: int, taken: int) -> None:
     """What is kept back for others counts with `keep` up to a third of the capacity, as in any request."""
     bucket = TokenBucket(Quota(100, 0, 60.0, synced=True), clock=ManualClock())
