@@ -193,6 +193,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
 """What is given, and what the error says."""
 
 WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
+    (partial(type, "Mine", (TokenTask,), {"dont_autoretry_for": (KeyError,)}), "(*TokenTask.dont_autoretry_for, ...)"),
     (partial(plain, PLAIN, storage=AsyncStorage()), "AsyncTokenBucket"),
     (partial(plain_async, PLAIN, storage=BlockingStorage()), "blocks"),
     *((partial(make, PLAIN, storage=URL), "from_url") for make in BUCKETS),
@@ -349,12 +350,6 @@ def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
             opened(url.replace("{p}", SECRET))
         assert caught.value.__context__ is None or "{p}" not in url
         assert SECRET[:6] not in str(caught.value)
-
-
-def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
-    """A path in a directory that is there is a file, by a URL too."""
-    for made in (SQLiteStorage(tmp_path / "a"), storage_from_url(f"sqlite:///{tmp_path}/b")):
-        made.close()
 
 
 def test_from_key_takes_what_the_parts_take() -> None:
@@ -757,6 +752,17 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
     """A call or a reservation that nobody keeps: the warning names the tokens."""
     with pytest.warns(ResourceWarning, match="of 4 tokens was left without"):
         make()
+
+
+def test_the_warning_points_to_the_line_that_threw_it_away() -> None:
+    """Not to that line's caller."""
+
+    def forgetful() -> None:
+        TokenBucket(PLAIN).try_reserve(4)
+
+    with pytest.warns(ResourceWarning) as warned:
+        forgetful()
+    assert (warned[0].filename, warned[0].lineno) == (__file__, forgetful.__code__.co_firstlineno + 1)
 
 
 def struck() -> None:
