@@ -137,19 +137,19 @@ def test_who_runs_out_of_time_beside_a_call_in_flight_leaves_the_line(door: str)
 
 
 def test_who_waits_for_longer_than_a_day_keeps_its_place() -> None:
-    """A call of 40 at one an hour goes before a call of one that comes when 30 are there."""
-    hours: dict[int, float] = {}
+    """A call of 40 at one a day goes before a call of one that comes when 30 are there."""
+    days: dict[int, float] = {}
 
     async def call(loop: VirtualLoop, bucket: AsyncTokenBucket, after: int, tokens: int) -> None:
-        await asyncio.sleep(after * 3_600)
+        await asyncio.sleep(after * 86_400)
         await bucket.reserve(tokens)
-        hours[tokens] = round(loop.time() / 3_600, 9)
+        days[tokens] = round(loop.time() / 86_400, 9)
 
     async def both(loop: VirtualLoop) -> None:
-        bucket = AsyncTokenBucket(Quota(50, 1, 3_600.0, initial=0), clock=loop.clock)
-        began = round(loop.time() / 3_600, 9)
+        bucket = AsyncTokenBucket(Quota(50, 1, 86_400.0, initial=0), clock=loop.clock)
+        began = round(loop.time() / 86_400, 9)
         await asyncio.gather(call(loop, bucket, 0, 40), call(loop, bucket, 30, 1))
-        assert {tokens: at - began for tokens, at in hours.items()} == {40: 40, 1: 41}
+        assert {tokens: at - began for tokens, at in days.items()} == {40: 40, 1: 41}
 
     with virtual_loop() as loop:
         loop.run_until_complete(both(loop))

@@ -329,8 +329,8 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         retry = min(retry, LOOK_AGAIN_US)
     longest = LONGEST_PAUSE_US if synced else DAY_US
     if has_places(steps.door.quota):
-        # What others give back, in other processes, it sees only if it looks; a look at a recharge might prolong it.
-        longest = max(LOOK_AGAIN_US, retry // LOOKS_AHEAD)
+        # What other processes give back it sees only if it looks. Where there is a recharge, a look might begin one.
+        longest = min(longest, max(LOOK_AGAIN_US, retry // LOOKS_AHEAD))
     duration = max(1, min(retry, left_us, longest))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0
