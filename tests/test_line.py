@@ -80,6 +80,8 @@ the bound counts that a step runs over which brings more than fits: PLAIN refill
     0 stand a 60 -> in=60s, stand b 60 -> in=60s, peek (62|63) -> bound=(181s|241s), stand c 60 -> in=60s
     60s stand a 60 -> GRANTED, stand b 60 -> EMPTY in=60s, stand c 60 -> EMPTY in=60s
     120s stand b 60 -> GRANTED, stand c 60 -> EMPTY in=60s; 180s stand c 60 -> GRANTED
+where no step brings more than fits the bound counts none: PLAIN refill=10 period=60 stepped balance=0
+    0 stand a 10 -> in=60s, peek 10 -> bound=121s
 who may overdraw and finds that who is before it has not come asks when that one is late: PLAIN overdraft=1 balance=0
     0 stand dead 1 -> in=1s; 0 peek 2 -> bound=3s+1, stand task 2 -> in=2s
     2s stand task 2 -> EMPTY in=1s; 3s stand task 2 -> GRANTED
