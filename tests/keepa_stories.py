@@ -11,57 +11,13 @@ knows the server's balance and holds nothing. A name in capitals counts events o
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
-
-import pytest
+from typing import Any
 
 from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, NotEnoughTokens, Snapshot
 from tests.keepa_world import PRODUCT, World
-from tests.stories import Story, number, stories
-
-CHECK: Final = re.compile(r"(!?)([\w:.]+)(?:(<=|>=|<|>|=)(\S+))?")
-COMPARED: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-    "=": operator.eq,
-}
-
-
-def whole(text: str) -> Any:
-    """Return what is written, a whole number as an int."""
-    value = number(text)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def told_steps(text: str) -> Iterator[tuple[str, str, list[Any], dict[str, Any]]]:
-    """Yield each step of a story: its text, its verb, and what stands beside that, unnamed and named."""
-    for step in re.split(r"[;\n]", text.strip()):
-        verb, *words = step.partition("->")[0].split()
-        named = options(" ".join(word for word in words if "=" in word))
-        yield step, verb, [whole(word) for word in words if "=" not in word], named
-
-
-def options(text: str) -> dict[str, Any]:
-    """Return what is named in a text."""
-    return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
-
-
-def holds(step: str, came: Any, seen: Callable[[str], Any]) -> None:
-    """Assert that a step came to what stands beside it: raised what is named there, and nothing else."""
-    checks = CHECK.findall(step.partition("->")[2])
-    raised = [name for _, name, compared, _ in checks if name[0].isupper() and not compared]
-    assert raised == ([type(came).__name__] if isinstance(came, Exception) else []), f"{step}: {came!r}"
-    for negated, name, compared, text in checks:
-        if name not in raised:
-            found = seen(name)
-            is_so = COMPARED[compared](found, whole(text)) if compared else bool(found) != bool(negated)
-            assert is_so, f"{step}: {name} is {found}"
+from tests.stories import Story, holds, options, told_steps
 
 
 class Told:
@@ -132,8 +88,3 @@ class Told:
             if hasattr(place, name):
                 return getattr(place, name)
         return self.world.value(name.removeprefix("metric:"))
-
-
-def each_story(text: str) -> pytest.MarkDecorator:
-    """Return what gives a test each story of a text, by its title."""
-    return pytest.mark.parametrize("story", [pytest.param(each, id=title) for title, each in stories(text, {})])

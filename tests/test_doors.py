@@ -7,9 +7,9 @@ import copy
 import json
 import math
 import pickle
-import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import MICROSECONDS
 from tests.helpers import Napping, Noted, in_threads
-from tests.stories import Story, each_story, fields, number
+from tests.stories import Story, each_story, holds, options, told_steps
 
 pytestmark = pytest.mark.anyio
 
@@ -100,9 +100,10 @@ while a bucket is paused no call goes, and each is told when; it ends by itself,
 class Teller:
     """A door that does what a story tells, for threads or for coroutines."""
 
-    def __init__(self, kind: Any, quota: Quota) -> None:
+    def __init__(self, kind: Any, story: Story, **more: Any) -> None:
+        name, _, changes = story.bucket.partition(" ")
         self.clock = ManualClock(100.0)
-        self.bucket = kind(quota, clock=self.clock)
+        self.bucket = kind(replace(story.terms[name], **options(changes)), clock=self.clock, **more)
         self.calls: dict[str, Any] = {}
 
     async def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
@@ -140,30 +141,24 @@ class Teller:
         return leave(error and type(error), error, None)
 
 
+async def goes(teller: Teller, story: Story) -> None:
+    """Let a story happen, and assert that each step comes to what stands beside it."""
+    for step, verb, words, named in told_steps(story.text):
+        came = await teller.done(verb, words, named)
+        places = (came, getattr(came, "decision", came), await teller.done("peek", [], {}), teller.clock)
+        holds(step, came, partial(seen, places))
+
+
+def seen(places: tuple[Any, ...], name: str) -> Any:
+    """Return what is so named in the first that has it; `taken` is what came itself."""
+    return places[0] if name == "taken" else next(getattr(each, name) for each in places if hasattr(each, name))
+
+
 @pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
 @each_story(STORIES, globals())
 async def test_a_story_of_the_doors_comes_out_as_told(kind: Any, story: Story) -> None:
     """For threads as for coroutines; each title says what its steps show."""
-    name, _, changes = story.bucket.partition(" ")
-    teller = Teller(kind, replace(story.terms[name], **{each: whole(value) for each, value in fields(changes).items()}))
-    for step in re.split(r"[;\n]", story.text.strip()):
-        what, _, comes = step.partition("->")
-        verb, *words = what.split()
-        named = {each: whole(value) for each, value in fields(" ".join(word for word in words if "=" in word)).items()}
-        came = await teller.done(verb, [whole(number(word)) for word in words if "=" not in word], named)
-        wanted = fields(comes)
-        errors = [each for each in wanted if each[0].isupper()]
-        assert errors == ([type(came).__name__] if isinstance(came, Exception) else []), step
-        seen = await teller.done("peek", [], {})
-        for each, value in wanted.items():
-            places = (came, getattr(came, "decision", came), seen, teller.clock)
-            found = came if each == "taken" else [getattr(place, each) for place in places if hasattr(place, each)]
-            assert each in errors or (found == value if each == "taken" else found[0] == value), step
-
-
-def whole(value: Any) -> Any:
-    """Return a number as the int that it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    await goes(Teller(kind, story), story)
 
 
 # --- try and wait

@@ -24,9 +24,9 @@ from keepa_tokens import (
 from keepa_tokens.keepa._door import SERVER_REFUSED
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Noted
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import World, asins
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 KEY = "k"
 

@@ -29,9 +29,9 @@ from keepa_tokens import (
 from keepa_tokens.keepa.reading import envelope
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Napping, Noted
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import World, asins
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 STORIES: Final = """
 01 what one worker spends the other sees, they neither sleep on tokens nor all fire on five: initial=10

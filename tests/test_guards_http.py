@@ -44,8 +44,7 @@ from tests.http_guards import (
     shown,
     together,
 )
-from tests.keepa_stories import each_story, holds, options, told_steps
-from tests.stories import Story
+from tests.stories import Story, each_story, holds, options, told_steps
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")

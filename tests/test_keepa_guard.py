@@ -32,8 +32,7 @@ from keepa_tokens import (
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Reserve, Settle
-from tests.keepa_stories import each_story, holds, options, told_steps
-from tests.stories import Story
+from tests.stories import Story, each_story, holds, options, told_steps
 
 from tests import http_guards  # isort: skip
 from tests.http_guards import KEY  # isort: skip

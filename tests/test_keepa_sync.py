@@ -29,9 +29,9 @@ from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
 from tests.helpers import in_threads
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import PRODUCT, World, asins
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 STORIES: Final = """
 without a probe one request goes ahead as the scout, the next waits for its answer: initial=-30 probe=0

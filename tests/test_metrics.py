@@ -34,9 +34,9 @@ from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage
 from keepa_tokens.testing import ManualClock
 from tests.helpers import Noted
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import World
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 API_KEY = "a" * 64
 VERDICTS = ("taken", "stale", "bad")
