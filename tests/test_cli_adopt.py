@@ -131,30 +131,33 @@ def test_as_a_function_it_does_the_same(server: Workers) -> None:
     assert server.bucket().peek().balance == -79
 
 
+SECONDS = 1779999000.0
+TIMES = ("1779999000", "1779999000.0", *("1779999000" + "000" * times for times in (1, 2, 3)), "2026-05-28T20:10:00Z")
+NO_TIMES = (None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300")
+
+
 @pytest.mark.parametrize(
-    "said",
-    ["1779999000", "1779999000.0", "1779999000000", "1779999000000000", "1779999000000000000", "2026-05-28T20:10:00Z"],
+    "texts, balance, refilled_at, note",
+    [
+        # Numbers of seconds down to nanoseconds, and ISO texts.
+        *(({"balance": "5", "timestamp": said}, 5, SECONDS, "") for said in TIMES),
+        # A text that names no time zone may be hours off, and so mint their refill.
+        ({"balance": "-79.5", "timestamp": "2026-05-28T20:10:00"}, -80, SECONDS, "it is taken for UTC"),
+        # What says no time, or one that can't be, counts as lost: nothing may refill for it.
+        *(({"balance": "5", "timestamp": said}, 5, None, "so nothing is made up") for said in NO_TIMES),
+        # A flag says nothing of when a recharge is over.
+        ({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, 5, SECONDS, "flag (True) is left out"),
+    ],
 )
-def test_a_time_is_read_in_any_unit(said: str) -> None:
-    """Numbers of seconds down to nanoseconds, and ISO texts, are all read as the time that they mean; nothing is to be
-    said of it.
-    """
-    assert instant(said, NOW) == 1779999000.0
-    assert understand({"balance": "5", "timestamp": said}, NOW).notes == ()
+def test_what_a_manager_kept_is_read(
+    texts: dict[str, str | None], balance: int, refilled_at: float | None, note: str
+) -> None:
+    """A time is read in any unit; what can't be taken over is left out, and that is said, nothing else."""
+    manager = understand(texts, NOW)
 
-
-def test_a_time_without_a_zone_is_said_to_be_taken_for_utc() -> None:
-    """A text that names no time zone may be hours off, and so mint their refill: who adopts it is told."""
-    manager = understand({"balance": "-79.5", "timestamp": "2026-05-28T20:10:00"}, NOW)
-
-    assert (manager.balance, manager.refilled_at) == (-80, 1779999000.0)
-    assert "taken for UTC" in manager.notes[0]
-
-
-@pytest.mark.parametrize("said", [None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300"])
-def test_what_is_no_time_is_lost(said: str | None) -> None:
-    """What says no time, or one that can't be, counts as lost: nothing may refill for it."""
-    assert instant(said, NOW) is None
+    assert instant(texts["timestamp"], NOW) == refilled_at
+    assert (manager.balance, manager.refilled_at, manager.recharge_to) == (balance, refilled_at, None)
+    assert [note in each for each in manager.notes] == [True] * bool(note)
 
 
 @pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
@@ -177,11 +180,3 @@ def test_a_time_ahead_mints_nothing() -> None:
     plan = plan_adoption(round(NOW * SECOND), Manager(-79, refilled_at=NOW + 60.0), 20)
 
     assert (plan.found.balance, plan.found.repaired) == (-79, ())
-
-
-def test_a_recharge_flag_without_an_end_is_left_out() -> None:
-    """A flag says nothing of when a recharge is over: it is left out, and that is said."""
-    manager = understand({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, NOW)
-
-    assert manager.recharge_to is None
-    assert manager.notes == ("the recharge flag (True) is left out: it has no end",)

@@ -16,29 +16,23 @@ def server(valkey: Workers) -> Workers:
     return valkey
 
 
-def test_reset_forgets_a_bucket_after_two_answers(server: Workers) -> None:
-    """Reset says what is lost, asks twice, and forgets the bucket; the next call makes a new one."""
-    result = server.run("reset", stdin=f"y\n{KEY}\n")
-
-    assert f"This forgets the bucket {KEY} (balance 300 of 1,200" in result.stderr
-    assert result.stdout == f"{KEY} is forgotten: the next call of a worker makes a new bucket.\n"
-    with server.client() as client:
-        assert client.keys("*") == []
-
-
-@pytest.mark.parametrize("answers", ["n\n", "y\nyes\n", "y\n\n"])
-def test_reset_without_both_answers_changes_nothing(server: Workers, answers: str) -> None:
-    """A no, and a word that is not the bucket's key, leave everything as it was."""
-    assert "nothing was changed" in server.run("reset", stdin=answers, code=2).stderr
-    assert server.bucket().peek().balance == 300
-
-
-def test_reset_with_nobody_to_answer_changes_nothing(server: Workers) -> None:
-    """Where nobody can answer, nothing is changed; --yes is the answer of a script."""
-    assert "nothing was changed" in server.run("reset", stdin="", code=130).stderr
-    assert server.bucket().peek().balance == 300
-    server.run("reset", "--yes")
-    assert server.bucket().peek().balance is None
+@pytest.mark.parametrize(
+    "options, answers, code, says",
+    [
+        ((), f"y\n{KEY}\n", 0, f"This forgets the bucket {KEY} (balance 300 of 1,200"),
+        (("--yes",), None, 0, f"{KEY} is forgotten: the next call of a worker makes a new bucket.\n"),
+        *(((), answers, 2, "nothing was changed") for answers in ("n\n", "y\nyes\n", "y\n\n")),
+        ((), "", 130, "nothing was changed"),
+    ],
+)
+def test_reset_forgets_a_bucket_after_two_answers(
+    server: Workers, options: tuple[str, ...], answers: str | None, code: int, says: str
+) -> None:
+    """Reset says what is lost, asks twice, and forgets the bucket; --yes is a script's answer. A no, a word that is
+    not the bucket's key, and nobody to answer leave everything as it was.
+    """
+    assert says in server.run("reset", *options, stdin=answers, code=code).output
+    assert server.bucket().peek().balance == (300 if code else None)
 
 
 def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
@@ -62,7 +56,7 @@ def test_a_pause_is_a_duration_up_to_a_day(server: Workers, wrong: str) -> None:
 
 
 def test_a_pause_is_seen_and_ended(server: Workers) -> None:
-    """A paused bucket lets no call go, status says for how long, and resume ends it."""
+    """A paused bucket lets no call go, status says for how long, and resume ends it, once."""
     said = server.run("pause", "--for", "30m").stdout
     assert said == f"{KEY} is paused for 30:00: no call goes, what is in flight is settled as ever.\n"
     told = server.document("status")["bucket"]
@@ -72,10 +66,6 @@ def test_a_pause_is_seen_and_ended(server: Workers) -> None:
     assert not server.bucket().try_acquire(1)
     assert "of its pause were left" in server.run("resume").stdout
     assert server.bucket().try_acquire(1)
-
-
-def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
-    """Resuming a bucket that isn't paused changes nothing and says so."""
     assert server.run("resume").stdout == f"{KEY} was not paused; nothing was changed.\n"
 
 
