@@ -93,21 +93,6 @@ async def test_an_argument_of_no_sense_is_named_and_takes_nothing(
     watched.assert_untouched()
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(
-    "tokens, keep, largest", [(11, 0, 10), (10, 1, 9), (1, 10, 0), (LIMIT - 1, 0, 10), (1, LIMIT - 1, 0)]
-)
-def test_more_than_can_ever_be_admitted_is_an_error_at_once(
-    watched: Watched, door: str, tokens: int, keep: int, largest: int
-) -> None:
-    """Where no wait would help, the error says so and how much would be admitted."""
-    with pytest.raises(CostTooLarge, match=f"tokens={tokens}") as caught:
-        watched.call(door, tokens, keep=keep)
-    assert (caught.value.tokens, caught.value.keep, caught.value.largest) == (tokens, keep, largest)
-    assert isinstance(caught.value, ValueError)
-    watched.assert_untouched()
-
-
 @given(capacity=st.integers(1, 50), overdraft=st.sampled_from([0, 1, 7, UNLIMITED]), keep=st.integers(0, 60))
 def test_the_largest_that_the_error_names_is_admitted_and_one_more_is_not(
     capacity: int, overdraft: int, keep: int
@@ -128,19 +113,6 @@ def test_the_largest_that_the_error_names_is_admitted_and_one_more_is_not(
             TokenBucket(quota, clock=clock).try_acquire(largest + 1, keep=keep)
 
 
-@pytest.mark.parametrize("quota", [Quota(10, 0, 1.0, initial=-5), Quota(10, 1, 1.0, synced=True), Quota(1, 1, 1.0)])
-def test_cost_0_always_passes(quota: Quota) -> None:
-    """Nothing asked is granted, on an empty or an unknown bucket too, whatever is to be kept for others."""
-    bucket = TokenBucket(quota, clock=ManualClock(100.0))
-    for keep in (0, 1, 1000):
-        before = bucket.peek().balance
-        assert bucket.try_acquire(0, keep=keep)
-        assert bucket.acquire(0, keep=keep, timeout=0).waited == 0.0
-        bucket.try_reserve(0, keep=keep).settle(0)
-        bucket.reserve(0, keep=keep).cancel()
-        assert bucket.peek().balance == before
-
-
 @pytest.mark.parametrize("actual", [*NO_COUNT, -1, LIMIT], ids=repr)
 def test_an_actual_cost_that_is_no_count_leaves_the_hold_open(watched: Watched, actual: Any) -> None:
     """The error comes before anything is settled; the right number can still be given."""
@@ -159,22 +131,6 @@ def test_an_actual_cost_that_is_no_count_leaves_the_hold_open(watched: Watched, 
 NO_DURATION: Final[tuple[Any, ...]] = (
     *(-1, -0.001, math.nan, math.inf, -math.inf, "1", True, [], 1e300, 10**400, Decimal(1)),
 )
-
-
-@pytest.mark.parametrize(
-    "reading",
-    [
-        Reading(0),
-        Reading(-340),
-        Reading(1 - LIMIT),
-        Reading(5, next_refill_in=0, refill=0, period=0.000_001, capacity=1, server_time=0),
-        Reading(5, refill=0.25, server_time=1_780_000_000.123),
-    ],
-)
-def test_odd_but_true_readings_can_be_made_and_taken(reading: Reading) -> None:
-    """A balance of 0 or deep below, a net refill of 0, a fraction: a synced bucket takes them."""
-    bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
-    assert bucket.reconcile(reading).balance == reading.balance
 
 
 # --- quotas

@@ -50,6 +50,7 @@ def plain(quota: Quota = PLAIN, start: float = 100.0) -> tuple[TokenBucket, Manu
 
 RECHARGING: Final = Quota(10, 1, 1.0, recharge_to=5)
 FULL: Final = Quota(10, 1, 1.0, synced=True, initial=10)
+STILL: Final = Quota(10, 0, 1.0)
 
 STORIES: Final = """
 a grant has no wait; a refusal takes nothing, and says why and for how long: PLAIN
@@ -87,6 +88,21 @@ the balance that a settle brings is the server's word, whatever was estimated: S
 settled again, minutes later too, it brings no reading, which is an old one by then: SYNCED
     read 100 server_time=1; try a 4; settle a 4 says=96 at=2; take 10; pass 130; peek -> balance=86
     settle a 4 says=96 at=2; peek -> balance=86
+who runs out of time beside a call in flight leaves the line, and nobody is kept back for it: SYNCED period=60
+    read 8; reserve a 6; reserve b 5 timeout=3 -> AcquireTimeout waiting=0; cancel a
+nothing asked is granted, of an empty or unknown bucket too, whatever is kept: (STILL|SYNCED|PLAIN) initial=(-5|-|10)
+    take 0 keep=0 -> granted; take 0 keep=1 -> granted; take 0 keep=1000 -> granted balance=(-5|-|10)
+    acquire 0 keep=0 timeout=0 -> waited=0; acquire 0 keep=1000 timeout=0 -> waited=0
+    try a 0 keep=1000; settle a 0; reserve b 0 keep=1000; cancel b -> balance=(-5|-|10)
+where no wait would help the error says so, and how much would be admitted: PLAIN initial=7
+    (take|acquire|try a|reserve a) 11 -> CostTooLarge tokens=11 keep=0 largest=10
+    (take|acquire|try a|reserve a) 10 keep=1 -> CostTooLarge tokens=10 keep=1 largest=9
+    (take|acquire|try a|reserve a) 1 keep=10 -> CostTooLarge tokens=1 keep=10 largest=0
+    (take|acquire|try a|reserve a) 4503599627370495 -> CostTooLarge keep=0 largest=10
+    (take|acquire|try a|reserve a) 1 keep=4503599627370495 -> CostTooLarge largest=0 balance=7 held=0
+a synced bucket takes a balance of 0 or deep below, a net refill of 0, a fraction: SYNCED
+    read (0|-340|-4503599627370495|5 next_refill_in=0 refill=0 period=0.000001 capacity=1 server_time=0|
+     5 refill=0.25 server_time=1780000000.123) -> balance=(0|-340|-4503599627370495|5|5)
 a reservation says how it was granted: PLAIN
     acquire 10; reserve a 2 -> waited=2 tokens=2
 what is there beside `keep` is taken, up to what is wanted: PLAIN initial=5

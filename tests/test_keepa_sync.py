@@ -54,6 +54,8 @@ initial=50 probe=(400|401|402|403|404|405)
     call 3; call 3; call 3; call 3; call 3 -> balance=35 in_step slept=0 PROBE_CLAIMED=1
 an answer that says nothing of the key or the path is a failed probe: initial=50 probe=(200|408|429|500|502|503)
     try a 3 -> NotEnoughTokens
+who runs out of time beside a call in flight leaves the line, and nobody is kept back for it: initial=8
+    request a 6; request b 5 timeout=3 -> AcquireTimeout waiting=0; cancel a
 what is in flight is told and ends a wait soon: initial=8
     request a 6; try b 5 -> NotEnoughTokens reason=IN_FLIGHT held=6 holds=1 retry_after>=1 retry_after<=2
     cancel a; try c 5; cancel c
