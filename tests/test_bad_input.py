@@ -137,53 +137,39 @@ NO_DURATION: Final[tuple[Any, ...]] = (
 
 
 NO_SECONDS: Final = "is out of range: give a finite number of seconds below 4.5e9"
-FROM_0: Final = f"is out of range: it must be from 0 to {LIMIT - 1}"
-FROM_1: Final = f"is out of range: it must be from 1 to {LIMIT - 1}"
+OUT: Final = "is out of range: it must be"
+FROM_0, FROM_1 = (f"{OUT} from {least} to {LIMIT - 1}" for least in (0, 1))
+NO_INT: Final = "must be a whole number (int), not"
+TOO_SHORT: Final = "is too short: it must be at least a microsecond"
+INEXACT: Final = "cannot be computed exactly: refill * (period in microseconds + 1), reduced, must stay below 2**52"
 
 
 @pytest.mark.parametrize(
     "args, terms, message",
     [
-        ((0, 1, 1.0), {}, f"capacity=0 {FROM_1}"),
-        ((-1, 1, 1.0), {}, f"capacity=-1 {FROM_1}"),
-        ((1.5, 1, 1.0), {}, "capacity must be a whole number (int), not 1.5"),
-        ((LIMIT, 1, 1.0), {}, f"capacity={LIMIT} {FROM_1}"),
-        ((True, 1, 1.0), {}, "capacity must be a whole number (int), not True"),
-        ((1, -1, 1.0), {}, f"refill=-1 {FROM_0}"),
-        ((1, LIMIT, 1.0), {}, f"refill={LIMIT} {FROM_0}"),
-        ((1, 0.5, 1.0), {}, "refill must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
-        ((1, 1, 0), {}, "period=0 is too short: it must be at least a microsecond"),
-        ((1, 1, -1.0), {}, "period=-1.0 is too short: it must be at least a microsecond"),
-        ((1, 1, 4e-7), {}, "period=4e-07 is too short: it must be at least a microsecond"),
-        ((1, 1, math.nan), {}, f"period=nan {NO_SECONDS}"),
+        *(((capacity, 1, 1.0), {}, f"capacity={capacity} {FROM_1}") for capacity in (0, -1, LIMIT)),
+        *(((odd, 1, 1.0), {}, f"capacity {NO_INT} {odd}") for odd in (1.5, True)),
+        *(((1, refill, 1.0), {}, f"refill={refill} {FROM_0}") for refill in (-1, LIMIT)),
+        ((1, 0.5, 1.0), {}, f"refill {NO_INT} 0.5: write Quota.per_minute(30)"),
+        *(((1, 1, period), {}, f"period={period} {TOO_SHORT}") for period in (0, -1.0, 4e-7)),
+        *(((1, 1, period), {}, f"period={period} {NO_SECONDS}") for period in (math.nan, math.inf)),
         *(
             ((1, 1, number), {}, f"period=a whole number of {bits} bits {NO_SECONDS}")
             for number, bits in zip(HUGE, (1329, 1329, 16610), strict=True)
         ),
-        ((1, 1, math.inf), {}, f"period=inf {NO_SECONDS}"),
         ((1, 0.5, 10**400), {}, f"period=a whole number of 1329 bits {NO_SECONDS}"),
-        ((1, 0.5, 0.0), {}, "period=0.0 is too short: it must be at least a microsecond"),
+        ((1, 0.5, 0.0), {}, f"period=0.0 {TOO_SHORT}"),
         ((1, 1, "60"), {}, "period must be a number of seconds, not '60'"),
-        (
-            (1, 10**9 + 7, 86_400.0),
-            {},
-            (
-                "refill=1000000007 per period=86400.0 s cannot be computed exactly:"
-                " refill * (period in microseconds + 1), reduced, must stay below 2**52"
-            ),
+        ((1, 10**9 + 7, 86_400.0), {}, f"refill=1000000007 per period=86400.0 s {INEXACT}"),
+        *(
+            ((1, 1, 1.0), {"overdraft": no}, f"overdraft={no} {OUT} from 0 to {UNLIMITED}")
+            for no in (-1, UNLIMITED + 1)
         ),
-        ((1, 1, 1.0), {"overdraft": -1}, f"overdraft=-1 is out of range: it must be from 0 to {UNLIMITED}"),
-        (
-            (1, 1, 1.0),
-            {"overdraft": UNLIMITED + 1},
-            f"overdraft={UNLIMITED + 1} is out of range: it must be from 0 to {UNLIMITED}",
-        ),
-        ((1, 1, 1.0), {"overdraft": 0.5}, "overdraft must be a whole number (int), not 0.5"),
+        ((1, 1, 1.0), {"overdraft": 0.5}, f"overdraft {NO_INT} 0.5"),
         ((1, 1, 1.0), {"recharge_to": 0}, f"recharge_to=0 {FROM_1}"),
-        ((1, 1, 1.0), {"recharge_to": True}, "recharge_to must be a whole number (int), not True"),
-        ((1, 1, 1.0), {"initial": 2}, f"initial=2 is out of range: it must be from {1 - LIMIT} to 1"),
-        ((1, 1, 1.0), {"initial": -LIMIT}, f"initial={-LIMIT} is out of range: it must be from {1 - LIMIT} to 1"),
-        ((1, 1, 1.0), {"initial": 0.0}, "initial must be a whole number (int), not 0.0"),
+        ((1, 1, 1.0), {"recharge_to": True}, f"recharge_to {NO_INT} True"),
+        *(((1, 1, 1.0), {"initial": no}, f"initial={no} {OUT} from {1 - LIMIT} to 1") for no in (2, -LIMIT)),
+        ((1, 1, 1.0), {"initial": 0.0}, f"initial {NO_INT} 0.0"),
         ((1, 1, 1.0), {"stepped": 1}, "stepped must be True or False, not 1"),
         ((1, 1, 1.0), {"synced": "yes"}, "synced must be True or False, not 'yes'"),
     ],
