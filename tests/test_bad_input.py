@@ -225,9 +225,7 @@ FINITE: Final = "must be a finite number from 0 to 4.5e9, not"
     ],
 )
 def test_a_nonsensical_reading_cannot_be_made(fields: dict[str, Any], message: str) -> None:
-    """Wrong types, NaN, infinities, negatives, numbers beyond counting: BadReading, which names the field, shows what
-    came for it in short and says what it may be.
-    """
+    """Wrong types, NaN, negatives, numbers beyond counting: BadReading names the field, and says what it may be."""
     with pytest.raises(BadReading, match=f"^{re.escape(message)}") as caught:
         Reading(**{"balance": 1, **fields})
     assert isinstance(caught.value, KeepaTokensError)

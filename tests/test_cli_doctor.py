@@ -173,9 +173,7 @@ def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks
 
 
 def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The doctor pauses between its looks as often for many buckets as for one: at night nobody waits for minutes.
-    Where there is none yet, it looks at the server alone.
-    """
+    """The doctor pauses between its looks as often for many buckets as for one, or for none at all."""
     pauses: list[float] = []
     monkeypatch.setattr("keepa_tokens.cli.doctor_command.time.sleep", pauses.append)
     assert server.document("doctor")["healthy"] == []
@@ -190,9 +188,7 @@ def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytes
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize("field, text", [("balance", None), ("refilled_at", None), ("sequence", "NaN")])
 def test_each_damaged_field_is_found_and_mended(server: Workers, client: Any, field: str, text: str | None) -> None:
-    """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
-    finds nothing.
-    """
+    """A field that is missing or can't be read is found, said with its effect, and mended by --repair, for good."""
     if text is None:
         client.hdel(STORED, field)
     else:
@@ -402,9 +398,7 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
     ],
 )
 def test_what_a_server_says_of_itself_is_judged(info: dict[str, str], expected: dict[str, str]) -> None:
-    """A Redis older than 6.2, a replica that is far behind, however the client shows its line, and a save that failed
-    are found.
-    """
+    """A Redis older than 6.2, a replica far behind, however the client shows its line, and a failed save are found."""
     assert {told.code: told.what for told in read_info(info, plain=False) if isinstance(told, Finding)} == expected
 
 
@@ -482,9 +476,7 @@ def test_a_server_that_brings_no_balance_is_found(
 def test_the_stuck_state_of_a_hand_made_manager_is_found(
     server: Workers, client: Any, keys: dict[str, str | dict[str, str]], cure: str
 ) -> None:
-    """A negative balance beside a missing or unreadable time, in two keys or in one hash, is found, and the cure is the
-    whole command that takes it over.
-    """
+    """A debt without a time that can be read, in two keys or in one hash, is found; the cure is the command for it."""
     for name, value in keys.items():
         if isinstance(value, dict):
             client.hset(name, mapping=value)

@@ -36,9 +36,7 @@ def test_reset_forgets_a_bucket_after_two_answers(
 
 
 def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
-    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay, above all
-    where no beginning is given.
-    """
+    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
     dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
     said = server.run("release", dead.id[:10], "--yes").stdout
 
@@ -76,9 +74,7 @@ def test_a_pause_is_seen_and_ended(server: Workers) -> None:
 def test_a_bucket_on_a_clock_of_its_own_is_changed_by_that_clock(
     valkey: Workers, command: tuple[str, ...], paused: float
 ) -> None:
-    """Where the workers bring a clock of another epoch, a command steps by it: by the storage's time all holds would
-    have run out, and a pause would have no end.
-    """
+    """Where the workers bring a clock of another epoch, a command steps by it, not by the storage's time."""
     clock = ManualClock(5_000.0)
     bucket = TokenBucket(keepa_quota(20), key=KEY, storage=valkey.storage, clock=clock, listener=lambda _: None)
     bucket.reconcile(Reading(100, refill=20.0, capacity=1200, next_refill_in=60.0))

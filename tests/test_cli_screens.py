@@ -117,9 +117,7 @@ def test_a_wrong_option_is_told_in_one_voice() -> None:
 def test_a_sentence_is_broken_between_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, err: bool
 ) -> None:
-    """In a terminal a sentence goes on in the next line between two words, and a key is never cut; in a pipe it is one
-    line.
-    """
+    """In a terminal a sentence is broken between two words, and a key is never cut; in a pipe it is one line."""
     words = f"{KEY} is paused for 10:00: no call goes, what is in flight is settled as ever."
     shell.say(words, err=err)
     monkeypatch.setattr(sys.stderr if err else sys.stdout, "isatty", lambda: True)
@@ -216,9 +214,7 @@ def test_as_a_module_it_is_the_same_program() -> None:
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected: str, code: int, said: str) -> None:
-    """A closed output takes nothing, a closed input has nothing, a full disk is one line: never a traceback, nor the
-    exit code of a finding.
-    """
+    """A closed output takes nothing, a closed input has nothing, a full disk is one line: never a traceback."""
     valkey.bucket().reconcile(Reading(300))
     command = f'exec "{sys.executable}" -W error -m keepa_tokens status --redis {valkey.url} {redirected}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)

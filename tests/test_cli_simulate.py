@@ -17,9 +17,7 @@ LOAD = Load(parse_mix("product:10"), backlog=60)
 
 
 def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
-    """600 tokens on a full bucket of 300 and 5 a minute take the hour in which the other 300 come; 20 a minute hold
-    them all.
-    """
+    """600 tokens on a full bucket of 300 and 5 a minute take an hour, in which the other 300 come; 20 a minute none."""
     slow, quick = simulate(LOAD, 5), simulate(LOAD, 20)
 
     assert slow.done_after is not None

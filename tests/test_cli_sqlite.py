@@ -148,9 +148,7 @@ def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
 
 
 def test_what_others_have_stored_writes_no_lines_of_its_own(file: File) -> None:
-    """A key, a hold's id, its label and a field with a line break and a colour are shown in the line they stand in, in
-    plain letters; so is a key in a terminal without a width.
-    """
+    """A line break and a colour in a key, a hold's id, its label and a field are shown in the line they stand in."""
     file.bucket.try_reserve(3, label="mine")
     evil = "x\n\x1b[31mEVIL"
     fields = json.loads(file.sql("SELECT fields FROM buckets")[0][0])

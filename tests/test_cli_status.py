@@ -157,9 +157,7 @@ def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
 
 
 def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> None:
-    """Of several buckets the one of the API key is meant, from a file, the standard input or the environment; without
-    one the message names them all.
-    """
+    """Of several buckets the one of the API key is meant, however it is given; without one all are named."""
     for key in (bucket_key("mine"), bucket_key("theirs")):
         valkey.bucket(key).reconcile(Reading(300))
     (tmp_path / "key").write_text("mine\n")
@@ -288,9 +286,7 @@ def test_a_password_is_never_shown(valkey: Workers) -> None:
 
 
 def test_what_is_missing_is_said(valkey: Workers) -> None:
-    """Without --redis or --sqlite a command says what to give, with both, that it is one too many; --probe says where
-    to put the API key, and that with --all nobody knows which is meant.
-    """
+    """Which place, only one, the API key of a probe, whose bucket: a command says what to give."""
     valkey.bucket().reconcile(Reading(412))
     for arguments, says in (
         ((), "--redis redis://HOST:PORT, or --sqlite FILE"),
@@ -302,9 +298,7 @@ def test_what_is_missing_is_said(valkey: Workers) -> None:
 
 
 def test_the_place_can_stand_in_the_environment(valkey: Workers) -> None:
-    """KEEPA_TOKENS_REDIS names the place, so that a URL with a password needs to be on no command line; a call that
-    is larger than the bucket never goes.
-    """
+    """KEEPA_TOKENS_REDIS names the place, on no command line; a call that is larger than the bucket never goes."""
     TokenBucket(Quota.per_minute(60), key="plain", storage=valkey.storage).try_acquire(5)
 
     told = document("status", env={"KEEPA_TOKENS_REDIS": valkey.url})["bucket"]

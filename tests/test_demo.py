@@ -102,9 +102,7 @@ class SecretSpender(FakeKeepa):
 
 
 def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A projection above the truth with nothing in flight is found: exit code 1, and the summary in plain text says
-    what broke.
-    """
+    """A projection above the truth with nothing in flight is found: exit code 1, and the summary says what broke."""
     monkeypatch.setattr(demo, "FakeKeepa", SecretSpender)
 
     result = run("demo", "--seconds", "0", "--workers", "1", code=1)
@@ -127,9 +125,7 @@ def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_sample_may_be_off_by_calls_in_flight_and_a_late_step(sample: Sample, broken: list[str]) -> None:
-    """Tokens in flight and a refill step believed late are allowed for, a second step where the phase was lost; one
-    token more, or above the truth with nothing in flight, breaks a bound.
-    """
+    """Tokens in flight and a late step are allowed for, two where the phase was lost; one token more breaks a bound."""
     meter = Meter()
     meter.judge(sample)
     assert list(meter.broken.values()) == broken

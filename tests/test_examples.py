@@ -138,9 +138,7 @@ def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str], monk
 
 
 def test_prometheus_metrics(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
-    """The metrics tell the three calls, the server's balance and what somebody else spent meanwhile, the bucket named
-    by a digest.
-    """
+    """The metrics tell calls, the server's balance and what somebody else spent, the bucket named by a digest."""
     others = [7, 0, 0]  # what another program spends while each call is out, the last one first
     fake.cost = lambda path, params: fake.spend_outside(others.pop()) if path == "/product" else None
     load("prometheus_metrics").main(ASINS[:3], CollectorRegistry())

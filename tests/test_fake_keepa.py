@@ -261,9 +261,7 @@ def test_a_clock_step_back_does_not_touch_the_server() -> None:
 
 
 def test_mistakes_of_a_test_are_said_at_once() -> None:
-    """A call finished twice charges nothing more; an unknown kind of fault, a period that can't be and a negative plan
-    are refused by name.
-    """
+    """A call finished twice, an unknown fault, a period that can't be, a negative plan: each is refused by name."""
     fake, _ = fake_on_clock()
     ticket = fake.begin("/product", asins(1))
     fake.finish(ticket)

@@ -485,9 +485,7 @@ def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) ->
 def test_an_answer_outlives_a_storage_that_is_away(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, log_fails: bool
 ) -> None:
-    """An answer that can't be settled was paid for: it is handed out, with a warning, also where that fails; the next
-    request is not sent.
-    """
+    """An answer that can't be settled was paid for: it is handed out with a warning; the next request is not sent."""
 
     def fails(*_: object) -> None:
         raise OSError("the disk is full")
@@ -623,9 +621,7 @@ def test_a_guard_says_what_it_is(kind: Kind) -> None:
 
 
 def test_no_frame_below_the_guard_holds_the_key(make: Make) -> None:
-    """After a lost answer and a failed connection the local variables of all frames, as error reports show them, and
-    the pickled exception have no key.
-    """
+    """After a lost answer no local variable below the guard, as error reports show them, and no pickle has the key."""
     world, client = known(make, 300)
     world.fake.fail_next(world.tries, "disconnect_charged", path="/product")
     with FakeKeepaServer(world.fake) as gone:

@@ -205,9 +205,7 @@ def ctrl_c() -> None:
 def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
     door: str, kind: type[BaseException], interrupt: Callable[[], None]
 ) -> None:
-    """Before and after each command, in each sleep and each probe: the interrupt is raised, tokens and holds are as
-    before, and nothing keeps the next caller from probing.
-    """
+    """The interrupt is raised, tokens and holds are as before, and nothing keeps the next caller from probing."""
     quota, spent, enter = DOORS[door]
     with struck_by_signals():
         for at in count(1):
@@ -436,9 +434,7 @@ def struck_at_random(bucket: TokenBucket, door: str, times: int) -> int:
 @pytest.mark.parametrize("quota", [PLAIN, SYNCED], ids=["plain", "synced"])
 @pytest.mark.parametrize("storage", ["memory", pytest.param("sqlite", marks=pytest.mark.deep)])
 def test_signals_at_random_cost_nothing(storage: str, quota: Quota, door: str, tmp_path: Path) -> None:
-    """Wherever a timer's signal strikes a door, in a storage's step too, hundreds of times: all tokens are back, and
-    nobody is told otherwise.
-    """
+    """Wherever a timer's signal strikes, hundreds of times: all tokens are back, and nobody is told otherwise."""
     if "request" in door:
         quota = SYNCED
     where = MemoryStorage() if storage == "memory" else SQLiteStorage(tmp_path / "buckets")
@@ -517,9 +513,7 @@ async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | N
 @pytest.mark.parametrize("again", [None, 0, 1, 2, 5])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: str, again: int | None) -> None:
-    """One pass of the loop later each time, and once more in the middle of the clean-up: CancelledError is what is
-    seen, tokens and holds are as before once `aclose` has waited.
-    """
+    """One pass later each time, and again in the clean-up: CancelledError is seen, tokens and holds are as before."""
     quota, spent, enter = DOORS[door]
 
     async def main(passes: int) -> bool:

@@ -108,9 +108,7 @@ def guarded(make: Make) -> Make:
 
 
 def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) -> None:
-    """A query of 300 ASINs with ratings reserves 200 three times, settles what each cost, and ends at the server's
-    own balance, without asking for it.
-    """
+    """300 ASINs with ratings reserve 200 three times, settle what each cost, and end at the server's own balance."""
     world = guarded(refill_rate=20)
 
     products = world.query(asins(300), rating=True)

@@ -183,9 +183,7 @@ def test_steps_that_the_storage_did_not_answer_are_counted(tmp_path: Path) -> No
 
 
 def test_the_values_of_a_label_are_bounded() -> None:
-    """Beyond the most buckets, and the most paths, all are counted as `other`, so that a bucket a user fills no memory;
-    many buckets together have no balance.
-    """
+    """Beyond the most buckets, or paths, all are counted as `other`, and many buckets together have no balance."""
     registry = CollectorRegistry()
     listener = PrometheusListener(registry, most_buckets=2)
     for user in ("a", "b", "c", "d", "a"):
@@ -290,9 +288,7 @@ print(generate_latest(registry).decode())
 
 @pytest.mark.deep
 def test_several_processes_show_one_value(tmp_path: Path) -> None:
-    """Three workers of one bucket: the gauges have one value, the one heard last, the counts are summed up, and a
-    collector beside them has one look.
-    """
+    """Of three workers the gauges have the value heard last, the counts are summed up, and a collector has one look."""
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
 
     def run(program: str, *arguments: str) -> str:
