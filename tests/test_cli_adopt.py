@@ -79,9 +79,7 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
 
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
-    """A second adoption is refused: whatever workers have made of the bucket since stays. One that nobody uses ends by
-    itself, but not before it could have been used for a day.
-    """
+    """A second adoption is refused, the bucket stays; one that nobody uses ends by itself, after a day."""
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
 
     assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr

@@ -73,9 +73,7 @@ def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
 
 @pytest.mark.usefixtures("healthy")
 def test_a_healthy_bucket_has_no_finding(server: Workers, client: Any) -> None:
-    """On a healthy server with buckets in use, synced and plain, the doctor finds nothing and ends with 0. It says what
-    it looked at, and leaves nothing behind.
-    """
+    """With buckets in use, synced and plain, it finds nothing, says what it looked at, leaves nothing behind."""
     plain = TokenBucket(Quota.per_minute(60), key="plain", storage=server.storage)
     assert plain.try_acquire(60)
     assert not plain.try_acquire(60)
@@ -216,9 +214,7 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
 
 @pytest.mark.usefixtures("healthy")
 def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any) -> None:
-    """A bucket of a newer release is a finding of its own, and the others are looked at none the less. A KEY whose
-    place holds something else is a usage error that says so, not a storage that is away.
-    """
+    """A bucket of a newer release is a finding, the others are looked at; no bucket is a usage error that says so."""
     client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7"})
 
     told = server.document("doctor", "--repair", code=1)
@@ -266,9 +262,7 @@ def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> N
 
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
-    """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again. A key
-    that would stay for ever is told, though it is no fault, and --repair gives it an end.
-    """
+    """A bucket without terms is a finding until a worker's next call, a key that stays for ever is told, and mended."""
     client.hdel(STORED, "quota", "capacity", "refill")
     client.hset(STORED, "balance", "garbage")
     found = findings(server, "--repair")
@@ -285,9 +279,7 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
 
 @pytest.mark.deep
 def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
-    """A task is put in line and never comes back; when its tokens are there the doctor, who looks more than once, finds
-    the line; once the task has come it finds nothing.
-    """
+    """A task that never comes back for its tokens is found in line, once it has come it is no finding."""
     worker = server.bucket()
     worker.reconcile(Reading(-400, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
     sync = KeepaSync(worker)
@@ -365,9 +357,7 @@ def test_missing_rights_are_found(server: Workers) -> None:
 
 @pytest.mark.usefixtures("healthy")
 def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any) -> None:
-    """With no more rights than a worker needs, the doctor works, and says what it couldn't look at; without the right
-    to list keys too, where the bucket is named.
-    """
+    """With no more rights than a worker's the doctor works, and says what it couldn't look at."""
     client.set("keepa:tokens", "-79")
     told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
     unlisted = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
@@ -445,9 +435,7 @@ def test_the_api_key_is_tried(server: Workers) -> None:
 def test_a_server_that_brings_no_balance_is_found(
     server: Workers, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
 ) -> None:
-    """Keepa that is away, or doesn't answer in its time, is a finding of `doctor --probe`, not something fine; status
-    says the same and shows the bucket.
-    """
+    """Keepa that is away, or silent, is a finding of `doctor --probe`; status says so beside the bucket."""
     monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
     told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
     shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout

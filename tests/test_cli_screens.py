@@ -137,9 +137,7 @@ def test_a_sentence_is_broken_between_words(
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_begins_with_examples_and_ends_with_the_next_command(command: str) -> None:
-    """Each command's help begins with examples that run this command, and ends with the one that comes next; every
-    option says what it is, no number is written as a computer would, and no line is wider than a terminal.
-    """
+    """Each command's help begins with examples and ends with the next; every option is explained, no line too wide."""
     said = CliRunner().invoke(app, [command, "--help"], terminal_width=80).output
     examples, _, rest = said.partition("\n\n")
 

@@ -55,9 +55,7 @@ def test_on_a_real_server_a_run_is_the_same_and_leaves_nothing(valkey: Workers) 
 
 
 def test_the_bucket_recovers_and_the_old_rule_stands_still(report: Any) -> None:
-    """The timestamp lost at -79 is mended and a grant follows by when peek() said; put the same requests, the old rule
-    grants nothing, never asks the server, and stays at -79.
-    """
+    """The timestamp lost at -79 is mended, and a grant follows in time; the old rule stays at -79, never asks."""
     fault, old = report["fault"], report["old_rule"]
     assert (fault["balance"], fault["repaired"]) == (-79, "refilled_at")
     assert 180 < fault["recovered_after"] <= fault["promised"]

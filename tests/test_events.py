@@ -114,9 +114,7 @@ def test_a_reading_is_taken_or_ignored_and_it_says_why() -> None:
 def test_the_log_has_at_most_two_lines_a_refill_however_many_wait(
     workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In three hours on a starved bucket each refill is at most one "granting again" and one "refused", and no poll is
-    a line: they are dozens of times as many.
-    """
+    """In three hours each refill is at most one "granting again" and one "refused", and no poll is a line."""
     caplog.set_level(logging.INFO, logger="keepa_tokens.test")
     log = LoggingListener(logging.getLogger("keepa_tokens.test"))
     seen: Counter[EventKind] = Counter()

@@ -285,9 +285,7 @@ def sent_at(world: World) -> list[float]:
 
 @pytest.mark.parametrize("fault", ["429", "429_bare", "503"])
 def test_what_the_server_asks_for_is_waited(make: Make, fault: Any) -> None:
-    """`Retry-After: 30` on a 429, with an envelope or without, and on a 503: five tries half a minute apart, of which
-    the listener hears, then the server's own answer is handed out, and nothing is held or spent.
-    """
+    """`Retry-After: 30`: five tries half a minute apart, of which the listener hears, then the server's own answer."""
     world, client = known(make, 250, retry_refused=True)
     world.fake.fail_next(100, fault, path="/product", headers={"Retry-After": "30"})
     instants = sent_at(world)

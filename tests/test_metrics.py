@@ -112,9 +112,7 @@ def test_a_wait_is_one_whether_in_a_place_or_in_line(keep: int) -> None:
 
 
 def test_what_calls_cost_is_counted_by_path() -> None:
-    """A settled call's charge stands under its label, which a guard sets to the request's path: what it consumed, or
-    its estimate where no answer said; a refused call costs nothing.
-    """
+    """A call's charge stands under its label, of a guard the path: what it consumed, or its estimate."""
     world = Counted(initial=100)
 
     def answered(request: httpx.Request) -> httpx.Response:

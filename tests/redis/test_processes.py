@@ -140,7 +140,5 @@ def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path, schem
 def test_a_fork_with_an_open_async_storage_is_an_error_in_the_child(
     server: Server, tmp_path: Path, scheme: str
 ) -> None:
-    """A child that uses its parent's open async storage gets a ConfigError, the parent its own answers; a storage that
-    was made before the fork and not used yet works in the child.
-    """
+    """A child that uses its parent's open async storage gets a ConfigError; one that nobody used yet works there."""
     run("fork-async", 0, server.url.replace("redis", scheme), tmp_path)

@@ -201,9 +201,7 @@ def as_release(storage: Any, comment: bytes) -> None:
 
 
 def test_two_releases_share_a_bucket(server: Server, client: redis.Redis, flavour: Flavour) -> None:
-    """Two texts of the script run side by side on one bucket, each loaded once, and again when both are lost; one
-    settles the other's holds.
-    """
+    """Two texts of the script share a bucket, each loaded once, and again when lost; one settles the other's holds."""
     with flavour.at(server.url) as old, flavour.at(server.url) as new:
         as_release(new.storage, b"the next release")
         client.config_resetstat()

@@ -81,9 +81,7 @@ def test_what_carries_an_id_counts_once(client: redis.Redis, proxy: Proxy, what:
 
 
 def test_the_doors_count_once(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
-    """Through TokenBucket a reservation, its settling, a cancelled one and a refund count once when sent four times,
-    with each library set to send again.
-    """
+    """Each step of a reservation and a refund count once when sent four times, by each library."""
     with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
         opened.apply("k", PLAIN, Peek(), now_us=NOW)
         client.config_resetstat()
