@@ -161,7 +161,6 @@ def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks
     """Each thing that can be wrong is one finding, that says what, its effect and its cure."""
     code, _, what = found.partition(": ")
     told = examine(looks[0], later=looks[1:])
-
     assert [each.code for each in told] == ([code.removesuffix("?")] if code else [])
     for each in told:
         assert each.what.startswith(what)
@@ -178,7 +177,6 @@ def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytes
     pauses.clear()
     for number in range(20):
         TokenBucket(Quota.per_minute(60), key=f"plain-{number}", storage=server.storage).try_acquire(1)
-
     assert len(server.document("doctor")["healthy"]) == 20
     assert pauses == [APART] * LOOKS
 
@@ -191,7 +189,6 @@ def test_each_damaged_field_is_found_and_mended(server: Workers, client: Any, fi
         client.hdel(STORED, field)
     else:
         client.hset(STORED, field, text)
-
     found = findings(server)[f"damaged-{field}"]
     assert found["about"] == KEY
     assert field in found["what"]
@@ -207,7 +204,6 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
     worker = TokenBucket(keepa_quota(20), key=KEY, storage=server.storage, clock=clock, listener=lambda _: None)
     worker.reconcile(Reading(412, refill=20.0, capacity=1200))
     worker.try_reserve(5)
-
     assert list(findings(server, code=0)) == ["own-clock"]
     assert server.document("status")["bucket"]["available"] == 407
 
@@ -216,7 +212,6 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
 def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any) -> None:
     """A bucket of a newer release is a finding, the others are looked at; no bucket is a usage error that says so."""
     client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7"})
-
     told = server.document("doctor", "--repair", code=1)
     assert [(found["code"], found["about"]) for found in told["findings"]] == [("newer-release", "later")]
     assert told["healthy"] == [KEY]
@@ -270,7 +265,6 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
     assert found["damaged-balance"]["cure"] == "any call of a worker mends it"
     healthy.try_acquire()
     assert findings(server, code=0) == {}
-
     client.persist(STORED)
     assert findings(server, code=0)["no-lifetime"]["fault"] is False
     server.run("doctor", "--repair")
@@ -319,7 +313,6 @@ def test_what_is_wrong_with_the_server_is_found(
     """Eviction, full memory and a replica are each found on a real server, with effect and cure."""
     plant(client)
     found = findings(server)[code]
-
     assert found["about"] == "server"
     assert found["effect"]
     assert found["cure"]
@@ -331,7 +324,6 @@ def test_what_cannot_be_mended_is_told_with_all_the_rest(server: Workers, client
     client.hdel(STORED, "refilled_at")
     client.replicaof(HOST, free_port())
     told = server.document("doctor", "--repair", code=1)
-
     assert {"damaged-refilled_at", "read-only"} <= {found["code"] for found in told["findings"]}
     assert [words for words in told["mended"] if words.startswith(f"{KEY}: nothing: ")] == told["mended"] != []
 
@@ -350,7 +342,6 @@ def as_user(server: Workers, *rights: str, keys: str, code: int) -> Any:
 def test_missing_rights_are_found(server: Workers) -> None:
     """A user who may read but not run the script is told what to allow."""
     told = as_user(server, "@read", "@connection", "info", "time", keys="*", code=1)
-
     assert [found["code"] for found in told["findings"]] == ["rights"]
     assert "ACL SETUSER worker" in told["findings"][0]["cure"]
 
@@ -361,7 +352,6 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
     client.set("keepa:tokens", "-79")
     told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
     unlisted = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
-
     assert "runs the script, and lets this user write" in told["facts"]
     assert [fact for fact in told["facts"] if fact.startswith("INFO is not allowed")]
     for each in (told, unlisted):
@@ -439,7 +429,6 @@ def test_a_server_that_brings_no_balance_is_found(
     monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
     told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
     shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
-
     (found,) = [found for found in told["findings"] if found["fault"]]
     assert (found["code"], found["about"]) == ("no-answer", "Keepa")
     assert found["what"].endswith(f"asking it failed{why}")
@@ -471,7 +460,6 @@ def test_the_stuck_state_of_a_hand_made_manager_is_found(
         else:
             client.set(name, value)
     found = findings(server)["stuck-manager"]
-
     assert "holds a balance of -79" in found["what"]
     assert "no time of the last refill beside it" in found["what"]
     assert cure in found["cure"]
@@ -483,7 +471,6 @@ def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> Non
     client.hset("old", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
     client.hset("new", mapping={"tokens": "31"})
     client.lpush("token:queue", "-1")
-
     assert findings(server, code=0) == {}
 
 
@@ -491,7 +478,6 @@ def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> Non
 def test_findings_read_well(server: Workers, client: Any) -> None:
     """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
     client.hdel(STORED, "refilled_at")
-
     assert server.run("doctor", code=1).stdout.partition("\n\n")[2] == (
         f"1. {KEY}: its field refilled_at is missing.\n"
         "   effect  the time that passed since the last refill is lost; it refills from the next command on.\n"

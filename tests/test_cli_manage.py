@@ -39,7 +39,6 @@ def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
     """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
     dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
     said = server.run("release", dead.id[:10], "--yes").stdout
-
     assert said.startswith("30 tokens, held for 0:0")
     assert said.endswith(": given back.\n")
     assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)

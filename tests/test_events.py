@@ -72,7 +72,6 @@ def test_a_wait_says_why_and_for_how_long_it_sleeps() -> None:
     waits = [event for event in world.events if event.kind is EventKind.WAITING]
     assert {event.why for event in waits} == {"EMPTY"}
     assert sum(event.seconds for event in waits) == pytest.approx(world.clock.slept, rel=0.01)
-
     events: list[Event] = []
     plain = TokenBucket(Quota(2, 1, 1.0), key="plain", clock=ManualClock(), listener=events.append)
     plain.acquire(2)

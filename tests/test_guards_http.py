@@ -84,9 +84,7 @@ def test_a_request_is_held_while_it_is_out_and_settled_by_its_answer(make: Make)
     world, client = known(make, 100)
     held: list[int] = []
     world.fake.cost = lambda path, params: held.append(world.bucket().held)
-
     answer = client.get("/product", asins(10, rating=1))
-
     assert answer.status == 200
     assert len(json.loads(answer.content)["products"]) == 10
     assert held == [20]
@@ -242,9 +240,7 @@ def test_a_posted_selection_is_sent_again_too(make: Make) -> None:
     world.fake.spend_outside(250)
     held: list[int] = []
     world.fake.cost = lambda path, params: held.append(world.bucket().held) if path == "/query" else None
-
     answer = client.send("POST", "/query", {"domain": 1}, body=json.dumps({"perPage": 1000}))
-
     assert len(json.loads(answer.content)["asinList"]) == 1000
     assert held == [20]
     assert world.fake.refused == 1
@@ -308,9 +304,7 @@ def test_a_refusal_that_nothing_explains_is_not_hammered(make: Make, fault: Any)
     world, client = known(make, 250, retry_refused=True)
     world.fake.fail_next(100, fault, path="/product")
     instants = sent_at(world)
-
     assert client.get("/product", asins(5)).status == 429
-
     pauses = [later - earlier for earlier, later in pairwise(instants)]
     assert len(pauses) == 4
     step = 61 if fault == "429_bare" else 0  # without an envelope the bucket waits for the next step besides

@@ -60,7 +60,6 @@ def test_sleep_moves_the_clock_to_its_own_deadline() -> None:
     clock.sleep(2.5)
     clock.sleep(0.25)
     clock.sleep(-4.0)
-
     assert seconds(clock) == 2.75
     assert clock.slept == 2.75
 
@@ -220,7 +219,6 @@ def test_a_scaled_clock_runs_faster() -> None:
     started = time.monotonic()
     clock.sleep(100.0)
     run(lambda: clock.asleep(100.0))
-
     assert seconds(clock) >= 200.0
     assert time.monotonic() - started < 5
     assert isinstance(clock, Clock)

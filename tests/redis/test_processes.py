@@ -46,7 +46,6 @@ def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_pat
     """In 5 s on one key they get, in any interval of t, at most 1000 + 100 t, and at least 99 % of that in all."""
     wrote = [grants for ((grants,),) in run("spend", 4, f"unix://{server.socket_path}", tmp_path)]
     grants = sorted((now + place, tokens) for told in wrote for now, place, tokens in told)
-
     # Whoever only tries, and begins after the full bucket was spent, gets nothing while others queue.
     assert all(wrote[1::2]), "a process that queues got nothing"
     assert most_in_any_interval(grants, SHARED.refill) <= SHARED.capacity * SECOND

@@ -31,7 +31,6 @@ def test_a_client_brought_along_sends_as_often_as_it_likes(client: redis.Redis, 
             retry._backoff = flavour.retry(0)._backoff  # as often, but without the pauses
         runs = SENT_BY_DEFAULT["standalone"][flavour.library]
         assert sendings(opened, proxy, client) == runs
-
         client.config_resetstat()
         proxy.cuts = runs - 1
         assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
