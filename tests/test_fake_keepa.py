@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
@@ -14,6 +13,7 @@ import pytest
 
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from keepa_tokens.testing.fake_keepa import Fault, Response
+from tests.helpers import in_threads
 from tests.stories import Story, each_story, holds, options, told_steps
 
 ENVELOPE = {
@@ -292,16 +292,7 @@ def test_latency_passes_on_the_clock_and_a_probe_asks_by_the_key() -> None:
 def test_threads_keep_the_books_straight() -> None:
     """Eight threads that spend at once lose no token and no count."""
     fake, _ = fake_on_clock(refill_rate=60)
-
-    def work() -> None:
-        for _ in range(50):
-            fake.request("/product", asins(2))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, lambda _: [fake.request("/product", asins(2)) for _ in range(50)])
     assert (fake.admitted, fake.spent, fake.balance, fake.in_flight) == (400, 800, 3600 - 800, 0)
 
 
