@@ -224,13 +224,14 @@ def test_many_on_a_balance_that_is_gone_make_no_storm(make: Make) -> None:
 
 
 @by_http
-def test_a_streamed_429_is_settled_before_anybody_reads_it(make: Make) -> None:
-    """A refusal costs nothing and says the truth, so its hold is over even where the stream is closed unread."""
-    world = make(initial=10)
-    client = world.client()
-    client.get("/product", asins(1))
-    world.fake.spend_outside(50)
-    assert client.stream("/product", asins(5), lambda response: response.status_code) == 429
+@pytest.mark.parametrize("status", [429, 400])
+def test_a_streamed_error_is_settled_before_anybody_reads_it(make: Make, status: int) -> None:
+    """A refusal or an error says the truth, so its hold is over though a hook raises by its status, the body unread."""
+    world, client = known(make, 10)
+    if status == 429:
+        world.fake.spend_outside(50)
+    params = asins(5) if status == 429 else asins(5, offers=101)
+    assert client.stream("/product", params, lambda response: response.status_code) == status
     assert world.in_step()
 
 

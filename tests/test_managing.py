@@ -21,6 +21,7 @@ from keepa_tokens import (
     CostTooLarge,
     MemoryStorage,
     Quota,
+    Reading,
     SQLiteStorage,
     Storage,
     TokenBucket,
@@ -152,7 +153,17 @@ def test_a_bucket_for_coroutines_decorates_no_other_function(other: Any) -> None
     asyncio.run(AsyncTokenBucket(QUOTA).limit()(Suspending())())
 
 
-# --- reset
+# --- as much as there is, reset
+
+
+@pytest.mark.parametrize("keep, taken", [(0, 37), (20, 37), (40, 30), (70, 0)])
+def test_as_much_as_there_is_beside_what_others_spend(keep: int, taken: int) -> None:
+    """What is kept back for others counts with `keep` up to a third of the capacity, as in any request."""
+    bucket = TokenBucket(Quota(100, 0, 60.0, synced=True), clock=ManualClock())
+    for balance in (100, 40, 70):
+        bucket.reconcile(Reading(balance))
+    assert bucket.take_up_to(100, keep=keep) == taken
+    assert not bucket.try_acquire(1, keep=keep)
 
 
 def test_a_reset_bucket_is_a_new_one(bucket: Any) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, gaps
 from keepa_tokens import TokenBucket, _door
 from keepa_tokens._door import Door
-from keepa_tokens.errors import ConfigError
+from keepa_tokens.errors import ConfigError, StorageUnavailable
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Pause, Reserve, Settle
 from keepa_tokens.rules.state import BucketState
@@ -274,6 +274,33 @@ def test_a_forked_child_goes_on() -> None:
     with storage.lock:  # as a thread in the middle of a step, which the child doesn't have
         ended = in_a_child(asks)
     assert ended() == 1
+
+
+@pytest.mark.parametrize("inner", ["try_acquire", "peek"])
+@pytest.mark.parametrize("outer", ["try_acquire", "peek"])
+def test_who_uses_a_bucket_in_the_midst_of_a_step_of_its_own_thread_is_told(outer: str, inner: str) -> None:
+    """A signal's handler, or a listener that the garbage collector calls, does not wait for its own thread for ever."""
+    bucket = TokenBucket(QUOTA, key="k")
+
+    def asks() -> int:
+        refused: list[Exception] = []
+        interrupts = iter([getattr(bucket, inner)])
+
+        def interrupted() -> int:
+            for use in interrupts:
+                try:
+                    use()
+                except StorageUnavailable as error:
+                    refused.append(error)
+            return EPOCH
+
+        with patch.object(memory, "monotonic_ns", interrupted), patch.object(_door, "monotonic_ns", interrupted):
+            getattr(bucket, outer)()
+        getattr(bucket, inner)()
+        return len(refused)
+
+    bucket.try_acquire()
+    assert in_a_child(asks)() == 1
 
 
 GONE: dict[str, Callable[[MemoryStorage], object]] = {

@@ -193,6 +193,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
 """What is given, and what the error says."""
 
 WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
+    (partial(type, "Mine", (TokenTask,), {"dont_autoretry_for": (KeyError,)}), "(*TokenTask.dont_autoretry_for, ...)"),
     (partial(plain, PLAIN, storage=AsyncStorage()), "AsyncTokenBucket"),
     (partial(plain_async, PLAIN, storage=BlockingStorage()), "blocks"),
     *((partial(make, PLAIN, storage=URL), "from_url") for make in BUCKETS),

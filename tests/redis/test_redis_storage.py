@@ -39,11 +39,16 @@ def test_every_client_gives_the_same_answers(server: Server, flavour: Flavour, o
     assert keys == ["k"]
 
 
-def test_bytes_that_are_no_text_do_no_harm(server: Server, client: redis.Redis) -> None:
-    """Foreign bytes in a bucket's hash are mended and named, with a decoding client too, which could not read them."""
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_bytes_that_are_no_text_do_no_harm(server: Server, client: redis.Redis, encoding: str) -> None:
+    """Foreign bytes in a bucket's hash are mended and named, and those in a key are found, with a client too that could
+    not decode them, or does it otherwise.
+    """
     client.hset(NAME, mapping={b"hold:\xff\xfe": b"\xff", b"balance": b"\xfe", b"\xfdnote": b"\xfc"})
-    with redis.Redis(HOST, server.port, decode_responses=True) as decoding:
+    client.hset(b"keepa_tokens:\xc3\xa9\xff", "balance", "1")
+    with redis.Redis(HOST, server.port, decode_responses=True, encoding=encoding) as decoding:
         storage = RedisStorage(decoding)
+        assert set(storage.keys()) == {"k", "é\udcff"}
         assert storage.inspect("k") is None
         outcome = storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
     assert outcome.repaired[:2] == ("balance", "hold:\\udcff\\udcfe")
