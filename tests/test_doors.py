@@ -77,7 +77,8 @@ the estimate is taken, what was not spent comes back, and once settled nothing m
     try a 6; peek -> balance=4 held=6 holds=1 available=4
     settle a 2; settle a 2; cancel a; leave a; peek -> balance=8 held=0
 a call that was certainly never sent frees what was set aside: PLAIN
-    try a 6; cancel a; leave a; peek -> balance=10 held=0; try a 11 -> CostTooLarge; take 7; try a 4 -> NotEnoughTokens
+    try a 6; cancel a; leave a; peek -> balance=10 held=0; try a 11 -> CostTooLarge
+    take 7; try a 4 -> NotEnoughTokens waiting=0; take 3 -> granted
 left without a settle, by an exception too, the estimate is charged at once on a plain bucket: PLAIN
     try a 3; leave a; peek -> balance=7 held=0; reserve b 3; fail b; peek -> balance=4 held=0
 the call may still be under way at the server, so its hold outlives readings that don't know its cost: SYNCED
