@@ -32,7 +32,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules import commands
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.units import PROBE_AFTER_US
 from tests.strategies import Bucket, Make
@@ -99,6 +99,9 @@ def value(name: str, text: str, start: int) -> Any:
     if name == "line":
         ticket, *numbers = text.split(":")
         return (Ticket(ticket, *(value("", each, start) for each in numbers)),)
+    if name == "holds" and text.partition(":")[2]:
+        named = (each.split(":") for each in text.split("+"))
+        return {hold: Hold(*(value("", number, start) for number in numbers)) for hold, *numbers in named}
     return start + number(text[1:]) if text.startswith("@") else number(text)
 
 
