@@ -194,6 +194,7 @@ def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:
 CENTURIES: Final = Quota(10, 1, 100 * 86_400.0)
 SLOW, FASTER = Quota(100, 1, 3600.0, initial=0), Quota(100, 2, 3600.0)
 QUICK: Final = Quota(10, 100, 1.0)
+YEARLY: Final = Quota(1, 1, YEAR_US / 1_000_000, overdraft=5)
 
 STORIES: Final = """
 a hold ends by its lifetime and the tolerance, at the beginning of time too; one that ends later is drawn in: \
@@ -214,6 +215,14 @@ CENTURIES (|stepped||stepped) balance=(5|5|0|0)
     (60480000s+1|60480000s+1|103680000s+1|103680000s+1) peek -> mended=refilled_at
 an unknown balance may be 0: CENTURIES synced balance=- reading_at=-
     103680000s put refilled_at=@0, peek -> !mended; 103680000s+1 peek -> mended=refilled_at
+in debt by two years of refill it may have stood for four, a full one may not: (YEARLY balance=-2|PLAIN balance=5)
+    126144000s put refilled_at=@0, peek -> (!mended|mended=refilled_at)
+a place lies no further ahead than the refill of debt and capacity, a period, and the tolerance: \
+PLAIN balance=(10|0|-5|10|0|-5)
+    0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)
+    0 peek -> !mended
+    0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)+1
+    0 peek -> mended=(last_place|last_place|last_place|firm_place|firm_place|firm_place)
 a place told by slower terms, ten minutes ahead, is no damage under faster ones: PLAIN
     0 take 10, take 10 wait=86400s, on QUICK, take 0 -> !mended, take 0 -> !mended
 """
@@ -256,18 +265,6 @@ def test_a_sweep_that_a_clock_ahead_put_off_stays(late: int) -> None:
     hold = replace(HOLD, expires_at=NOW)
     kept = repair(PLAIN, stored(held=2, open=1, holds={"a": hold}, due_at=due_at), NOW)[0].due_at
     assert kept == (NOW if late else due_at)
-
-
-@pytest.mark.parametrize("balance, furthest", [(10, 660), (0, 660), (-5, 960)])
-@pytest.mark.parametrize("name", ["last_place", "firm_place"])
-def test_a_place_lies_no_further_ahead_than_the_refill_of_debt_and_capacity(
-    name: str, balance: int, furthest: int
-) -> None:
-    """And a period, and the tolerance; a later one is none."""
-    at = NOW + furthest * 1_000_000 + TOLERANCE_US
-    for value, kept, mended in ((at, at, ()), (at + 1, 0, (name,))):
-        sound, names = repair(PLAIN, stored(balance=balance, **{name: value}), NOW)
-        assert (getattr(sound, name), names) == (kept, mended)
 
 
 @pytest.mark.parametrize("synced", [False, True])
@@ -399,14 +396,6 @@ def test_what_is_numbered_beyond_the_sequence_is_numbered_by_it(sequence: int, c
 def test_a_line_that_is_none_is_dropped() -> None:
     """From a storage that keeps something else there, one that can be iterated over too."""
     assert repair(PLAIN, stored(line=cast("tuple[Ticket, ...]", [Ticket("t", 1, 0, 0, NOW)])), NOW)[0].line == []
-
-
-def test_a_year_ago_is_right_for_a_bucket_that_takes_longer_to_fill() -> None:
-    """In debt by two years of refill it may have stood for four; a full one may not."""
-    slow = Quota(1, 1, YEAR_US / 1_000_000, overdraft=5)
-    then = NOW - 4 * YEAR_US
-    assert repair(slow, stored(balance=-2, refilled_at=then), NOW)[0].refilled_at == then
-    assert repair(PLAIN, stored(balance=5, refilled_at=then), NOW)[0].refilled_at == NOW
 
 
 def test_a_stretch_that_nothing_could_count_leaves_the_flow_of_the_terms() -> None:
