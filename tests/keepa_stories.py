@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any
 
 from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, NotEnoughTokens, Snapshot
-from tests.keepa_world import PRODUCT, World
+from keepa_tokens.testing.fake_keepa import Response
+from tests.keepa_world import PRODUCT, World, asins
 from tests.stories import Story, holds, options, told_steps
 
 
@@ -28,6 +29,7 @@ class Told:
         self.world = of(**options(story.bucket))
         self.workers: dict[Any, KeepaSync] = {}
         self.calls: dict[Any, Call] = {}
+        self.answers: dict[Any, Response] = {}
         self.retry_after = 0.0
 
     def goes(self) -> None:
@@ -50,6 +52,10 @@ class Told:
             "try": lambda name, *tokens, **more: self.calls.setdefault(name, sync.try_request(*tokens, **more)),
             "answer": lambda name, tokens: world.answer(self.calls[name], tokens),
             "settle": lambda name: self.calls[name].settle(),
+            "ask": lambda name, tokens: self.answers.update({name: fake.request(PRODUCT, asins(tokens))}),
+            "tell": lambda name: self.calls[name].settle(self.answers[name].content, status=self.answers[name].status),
+            "hear": lambda name: sync.observe(self.answers[name].content),
+            "garbage": lambda status: sync.observe(b"<html>", status=status),
             "cancel": lambda name: self.calls[name].cancel(),
             "fail": lambda name: self.calls[name].__exit__(OSError, OSError(), None),
             "peek": sync.bucket.peek,

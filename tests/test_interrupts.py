@@ -522,10 +522,6 @@ class AsyncScene:
         async for _ in self.sync.attempts(4):
             return
 
-    def unchanged(self) -> bool:
-        """Whether all is as it was, but for what was refilled, or told by the server."""
-        return self.there.unchanged()
-
 
 async def cancelled(enter: Coroutine[Any, Any, Any], passes: int, again: int | None) -> bool:
     """Cancel `enter` after so many passes of the loop, and once more `again` passes later; False: it was done."""
@@ -556,9 +552,9 @@ def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: 
         if not await cancelled(enter(scene), passes, again):
             return False
         if again is None:
-            assert scene.unchanged(), passes
+            assert scene.there.unchanged(), passes
         await scene.bucket.aclose()
-        assert scene.unchanged(), passes
+        assert scene.there.unchanged(), passes
         assert scene.there.bucket.peek().balance is not None or scene.there.next_one_probes(), passes
         assert len(asyncio.all_tasks()) == 1
         return True
@@ -592,7 +588,7 @@ def test_a_scope_of_anyio_that_cancels_every_further_await_loses_nothing(door: s
                 scopes[0].cancel()
         if done:
             return False
-        assert scene.unchanged(), passes
+        assert scene.there.unchanged(), passes
         return True
 
     passes = next(passes for passes in count(1) if not asyncio.run(main(passes)))
@@ -649,7 +645,7 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
 
     scene = AsyncScene(PLAIN)
     asyncio.run(main(scene))
-    assert scene.unchanged()
+    assert scene.there.unchanged()
 
 
 @pytest.mark.parametrize("how", ["settle", "observe", "reconcile"])
