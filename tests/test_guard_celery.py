@@ -314,9 +314,7 @@ def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None
 
 @pytest.mark.deep
 def test_all_is_done_though_the_bucket_was_stuck_and_its_server_away(tmp_path: Path) -> None:
-    """86 deals start from a balance of -79 whose timestamp is lost, and half-way the bucket's server is gone for six
-    seconds: all are done, each is paid once, and the server refuses none.
-    """
+    """86 deals, a balance of -79 without its timestamp, a server gone for six seconds: all done, each paid once."""
     deals = 86
     fake = FakeKeepa(refill_rate=5, initial=-79, period=STEP, latency=0.02)
     log = tmp_path / "log"
