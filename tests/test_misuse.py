@@ -353,12 +353,6 @@ def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
         assert SECRET[:6] not in str(caught.value)
 
 
-def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
-    """A path in a directory that is there is a file, by a URL too."""
-    for made in (SQLiteStorage(tmp_path / "a"), storage_from_url(f"sqlite:///{tmp_path}/b")):
-        made.close()
-
-
 def test_from_key_takes_what_the_parts_take() -> None:
     """A probe of one's own, the bucket's name, how long a hold lives, where the server is."""
     clock = ManualClock(100.0)
@@ -759,6 +753,17 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
     """A call or a reservation that nobody keeps: the warning names the tokens."""
     with pytest.warns(ResourceWarning, match="of 4 tokens was left without"):
         make()
+
+
+def test_the_warning_points_to_the_line_that_threw_it_away() -> None:
+    """Not to that line's caller."""
+
+    def forgetful() -> None:
+        TokenBucket(PLAIN).try_reserve(4)
+
+    with pytest.warns(ResourceWarning) as warned:
+        forgetful()
+    assert (warned[0].filename, warned[0].lineno) == (__file__, forgetful.__code__.co_firstlineno + 1)
 
 
 def struck() -> None:
