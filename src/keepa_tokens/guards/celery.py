@@ -75,7 +75,7 @@ class TokenTask(_Task):
     sent back to. And a task that has paid by a guard, once the storage was away for ten minutes: it would pay again.
     """
 
-    dont_autoretry_for = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
+    dont_autoretry_for: tuple[type[Exception], ...] = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
     most_times: int | None = None
 
     def __init_subclass__(cls, **options: object) -> None:
