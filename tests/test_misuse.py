@@ -194,6 +194,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
 
 WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(type, "Mine", (TokenTask,), {"dont_autoretry_for": (KeyError,)}), "(*TokenTask.dont_autoretry_for, ...)"),
+    (partial(looking, plain(PLAIN, key="k"), plain(PLAIN, key="k"), registry=CollectorRegistry()), "have one key"),
     (partial(plain, PLAIN, storage=AsyncStorage()), "AsyncTokenBucket"),
     (partial(plain_async, PLAIN, storage=BlockingStorage()), "blocks"),
     *((partial(make, PLAIN, storage=URL), "from_url") for make in BUCKETS),
