@@ -24,7 +24,7 @@ from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, lifetime_us, transition
-from .base import AsyncClosing, Closing
+from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 if sys.platform != "win32":
     import fcntl
@@ -74,7 +74,7 @@ class SQLiteStorage(Closing, NotCopied):
             raise ConfigError(f"{self._path} is on a file system of kind {network}: give a file on this machine's disk")
         self._inherited: list[sqlite3.Connection] = []
         self._lock = threading.RLock()
-        self._is_closed = False
+        self._is_closed = self._is_busy = False
         _FORKS.locks.add(self._lock)
         with self._lock:
             self._open()
@@ -149,6 +149,8 @@ class SQLiteStorage(Closing, NotCopied):
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         with self._lock, self._errors_named():
+            if self._is_busy:
+                raise StorageUnavailable(IN_ITS_MIDST)
             if self._process != os.getpid():
                 # The parent's connection must not be used or closed here.
                 self._inherited.append(self._db)
@@ -156,14 +158,18 @@ class SQLiteStorage(Closing, NotCopied):
                 self._open()
             if self._is_closed:
                 raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
-            yield self._db
+            self._is_busy = True
+            try:
+                yield self._db
+            finally:
+                self._is_busy = False
 
     @contextmanager
     def _step(self) -> Generator[sqlite3.Connection]:
         with self._reading() as db:
-            # The write lock from the start: no other process steps between what is read and what is written.
-            self._execute_in_turn("BEGIN IMMEDIATE")
             try:
+                # The write lock from the start: no other process steps between what is read and what is written.
+                self._execute_in_turn("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
             except BaseException:
