@@ -32,7 +32,6 @@ from keepa_tokens import (
     EventKind,
     KeepaSync,
     MemoryStorage,
-    NotEnoughTokens,
     Outcome,
     Quota,
     Reading,
@@ -751,17 +750,3 @@ def test_a_claim_is_free_again_after_a_scout_that_was_never_sent_or_a_probe_of_t
     with pytest.raises(ConfigError):
         KeepaSync(scene.bucket, probe=wrong).try_request(4)
     assert scene.next_one_probes()
-
-
-def test_what_is_in_flight_is_told_and_ends_a_wait_soon() -> None:
-    """Balance 8, a call of 6 in flight, a request for 5: IN_FLIGHT, 6 held by 1 call, to be asked again in a moment."""
-    scene = Scene(UNKNOWN)
-    first = scene.sync.request(6)
-    with pytest.raises(NotEnoughTokens) as refused:
-        scene.sync.try_request(5)
-    error = refused.value
-    assert (error.reason, error.held, error.holds) == ("IN_FLIGHT", 6, 1)
-    assert 1 <= error.retry_after <= 2
-    assert "6 held by 1" in str(error)
-    first.cancel()
-    scene.sync.try_request(5).cancel()

@@ -210,19 +210,6 @@ def test_dropping_changes_no_answer(steps: list[tuple[int, int, int]]) -> None:
         assert storage.apply(str(key), QUOTA, Acquire(tokens), now_us=now) == expected
 
 
-def test_load_and_dump_move_a_state_as_it_is() -> None:
-    """What was loaded is dumped untouched until the next command mends it."""
-    storage = MemoryStorage()
-    broken = BucketState(balance=-5, refilled_at=None)
-    storage.load("k", broken)
-    assert storage.dump("k") is broken
-    assert storage.apply("k", QUOTA, Acquire(1), now_us=EPOCH).repaired == ("refilled_at",)
-    mended = storage.dump("k")
-    assert mended is not None
-    assert (mended.balance, mended.refilled_at) == (-5, EPOCH)
-    assert storage.dump("nobody") is None
-
-
 def test_inspect_shows_a_bucket_by_its_key_alone_and_writes_nothing() -> None:
     """The quota last used is stored with it; a key without a bucket is None."""
     storage = MemoryStorage()
@@ -272,17 +259,6 @@ def test_a_clock_may_tell_its_time_by_index() -> None:
             return int(now)
 
     assert storage.apply("k", QUOTA, Acquire(1), now_us=Told()).now_us == EPOCH  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-
-
-def test_a_deleted_bucket_is_a_new_one() -> None:
-    """Delete forgets a bucket with its holds; of one that isn't there nothing is said."""
-    storage = MemoryStorage()
-    storage.apply("k", QUOTA, Reserve("a", 7, HOUR), now_us=EPOCH)
-    storage.delete("k")
-    storage.delete("nobody")
-    assert storage.dump("k") is None
-    assert not storage.apply("k", QUOTA, Settle("a", 1), now_us=EPOCH).found
-    assert storage.apply("k", QUOTA, Acquire(10), now_us=EPOCH).granted
 
 
 def test_a_forked_child_goes_on() -> None:
