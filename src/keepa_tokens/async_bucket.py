@@ -16,7 +16,7 @@ from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, 
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
-from .events import EventKind, Listener
+from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
@@ -312,7 +312,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 return door.storage.apply(door.key, door.quota, command, now_us=now)
             return await door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
-            door.say(EventKind.STORAGE_AWAY, str(error))
+            door.away(error)
             raise
 
 
