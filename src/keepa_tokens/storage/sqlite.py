@@ -24,7 +24,7 @@ from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, lifetime_us, transition
-from .base import AsyncClosing, Closing
+from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 if sys.platform != "win32":
     import fcntl
@@ -75,7 +75,7 @@ class SQLiteStorage(Closing, NotCopied):
             raise ConfigError(f"{self._path} is on a file system of kind {network}: give a file on this machine's disk")
         self._inherited: list[sqlite3.Connection] = []
         self._lock = threading.RLock()
-        self._is_closed = False
+        self._is_closed = self._is_busy = False
         _FORKS.locks.add(self._lock)
         with self._lock:
             self._open()
@@ -152,6 +152,8 @@ class SQLiteStorage(Closing, NotCopied):
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         with self._lock, self._errors_named():
+            if self._is_busy:
+                raise StorageUnavailable(IN_ITS_MIDST)
             if self._process != os.getpid():
                 # The parent's connection must not be used or closed here.
                 self._inherited.append(self._db)
@@ -164,7 +166,11 @@ class SQLiteStorage(Closing, NotCopied):
                 self._db.close()
                 self._let_go()
                 self._open()
-            yield self._db
+            self._is_busy = True
+            try:
+                yield self._db
+            finally:
+                self._is_busy = False
 
     @contextmanager
     def _step(self) -> Generator[sqlite3.Connection]:
