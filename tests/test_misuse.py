@@ -759,6 +759,17 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
         make()
 
 
+def test_the_warning_points_to_the_line_that_threw_it_away() -> None:
+    """Not to that line's caller."""
+
+    def forgetful() -> None:
+        TokenBucket(PLAIN).try_reserve(4)
+
+    with pytest.warns(ResourceWarning) as warned:
+        forgetful()
+    assert (warned[0].filename, warned[0].lineno) == (__file__, forgetful.__code__.co_firstlineno + 1)
+
+
 def struck() -> None:
     def strike(event: Event) -> None:
         if event.kind is EventKind.SETTLED:

@@ -7,11 +7,10 @@ import random
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
-from weakref import ref
+from weakref import finalize
 
 from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
 from ._bell import Bell
@@ -263,6 +262,9 @@ class HeldBase(NotCopied, Generic[S_co]):
     _what: ClassVar[str]
     _advice: ClassVar[str]
 
+    open = True
+    """Whether it awaits its end still."""
+
     def __init__(self, door: Door[S_co], command: Reserve, outcome: Outcome, waited_us: int) -> None:
         self._door = door
         self._label = command.label
@@ -270,31 +272,25 @@ class HeldBase(NotCopied, Generic[S_co]):
         self.tokens = command.tokens
         self.decision = outcome.decision(waited_us)
         # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
-        self._watch: object = ref(self, partial(_unsettled, door, self._what, self._advice, self.tokens))
-        _WATCHES.add(self._watch)
+        self._watch = finalize(self, _unsettled, door, self._what, self._advice, self.tokens, stacklevel=3)
+        self._watch.atexit = False
 
     def _left(self, kind: type[BaseException] | None) -> None:
         """Warn where its block ends without a settle and without an exception that anybody sees; no more afterwards."""
-        if self._watch is not None and kind in {None, GeneratorExit}:
-            _unsettled(self._door, self._what, self._advice, self.tokens)
+        if self._watch.alive and kind in {None, GeneratorExit}:
+            _unsettled(self._door, self._what, self._advice, self.tokens, stacklevel=4)
         self._unwatch()
 
     def _unwatch(self) -> None:
         """Warn no more: it has come to its end."""
-        _WATCHES.discard(self._watch)
-        self._watch = None
+        self._watch.detach()
 
 
-_WATCHES: Final = set[object]()
-"""Kept here, and not by what they watch: of what is thrown away together, in a cycle, Python calls nothing back."""
-
-
-def _unsettled(door: Door[object], what: str, advice: str, tokens: int, gone: object = None) -> None:
-    """Warn of tokens that were set aside and not settled. gone: the watch of what was thrown away with them."""
-    _WATCHES.discard(gone)
+def _unsettled(door: Door[object], what: str, advice: str, tokens: int, *, stacklevel: int) -> None:
+    """Warn of tokens that were set aside and not settled."""
     message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
     door.say(EventKind.LEFT_UNSETTLED, message, tokens)
-    warnings.warn(message, ResourceWarning, stacklevel=4 if gone is None else 3)
+    warnings.warn(message, ResourceWarning, stacklevel=stacklevel)
 
 
 class ReservationBase(HeldBase[S_co]):
@@ -302,8 +298,6 @@ class ReservationBase(HeldBase[S_co]):
 
     _what = "reservation"
     _advice = "it stays charged in full. Settle it at what it cost"
-
-    open = True
 
     def _settling(self, actual: int, reading: Reading | None) -> Settle:
         if reading is not None:

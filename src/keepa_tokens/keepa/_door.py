@@ -163,14 +163,14 @@ class CallBase(HeldBase[object]):
         super().__init__(steps().door, command, outcome, waited_us)
         self._steps, self._claimed = steps, outcome.claimed_until_us
         self.waited = self.decision.waited
-        self.refused = self._ended = False
+        self.refused = False
         self.consumed: int | None = None
         self.told = False
         self.retry_after: float | None = None
 
     async def _settled(self, body: Body, status: int | None) -> None:
         answer, number = unpacked(body, status)
-        if self._ended:
+        if not self.open:
             # Its answer is an old one by now.
             return
         self._unwatch()
@@ -191,7 +191,7 @@ class CallBase(HeldBase[object]):
         if (await steps.finish(settle)).found and self.refused:
             # The bucket's own event of a settle doesn't know why.
             self._door.say(EventKind.SETTLED, SERVER_REFUSED)
-        self._ended = True
+        self.open = False
         self.consumed, self.told = consumed, said.reading is not None
 
     async def _cancelled(self) -> None:
