@@ -22,7 +22,7 @@ import pytest
 
 from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Peek, Reserve
+from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
 from keepa_tokens.testing.conformance import SharedStorageConformance
@@ -190,15 +190,6 @@ def test_a_full_disk_is_an_outage(storage: SQLiteStorage) -> None:
         list(more)
     storage._db.execute("PRAGMA max_page_count = 100000")
     assert storage.apply("k", QUOTA, Acquire(1)).balance in {58, 59}
-
-
-def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:
-    """Delete forgets a bucket with its holds."""
-    storage.apply("k", QUOTA, Reserve("a", 50, 1_000_000))
-    storage.delete("k")
-    storage.delete("nobody")
-    assert list(storage.keys()) == []
-    assert storage.apply("k", QUOTA, Acquire(60)).granted
 
 
 def test_full_buckets_are_forgotten_as_others_are_used(storage: SQLiteStorage, path: Path) -> None:

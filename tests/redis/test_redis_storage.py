@@ -16,7 +16,7 @@ import redis.asyncio
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
-from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored, time_of
+from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored
 from tests.redis.flavours import CLIENTS, FLAVOURS, Flavour
 from tests.redis.proxy import proxied
 from tests.servers import BINARIES, HOST, Server, running
@@ -197,22 +197,7 @@ def test_a_thousand_holds_and_refunds_cost_a_command_nothing(client: redis.Redis
     assert (calls(client, "evalsha"), calls(client, "hgetall")) == (4, 0)
 
 
-def test_the_servers_time_rules_without_a_clock(storage: RedisStorage, client: redis.Redis) -> None:
-    """Without a caller's clock the step is at the server's TIME."""
-    before = time_of(client)
-    outcome = storage.apply("k", PLAIN, Acquire(500))
-    assert before <= outcome.now_us <= time_of(client)
-
-
 # --- script life, and what is not ours
-
-
-def test_a_lost_script_is_loaded_in_the_same_call(server: Server, client: redis.Redis, flavour: Flavour) -> None:
-    """After SCRIPT FLUSH the next command works as ever; nobody loads anything by hand."""
-    with flavour.at(server.url) as storage:
-        for left in (990, 980):
-            client.script_flush()
-            assert storage.apply("k", PLAIN, Acquire(10), now_us=NOW).balance == left
 
 
 def as_release(storage: Any, comment: bytes) -> None:
@@ -377,16 +362,6 @@ def test_keys_that_name_nothing_are_refused(storage: RedisStorage, client: redis
         storage.apply(key, PLAIN, Acquire(1))
     with pytest.raises(ConfigError, match="key"):
         storage.inspect(key)
-    assert client.keys() == []
-
-
-def test_numbers_that_lua_could_not_hold_are_refused(storage: RedisStorage, client: redis.Redis) -> None:
-    """A number beyond 2**52 is refused before it is sent, not rounded."""
-    for command in (Acquire(2**52), Acquire(1, keep=2**60), Reserve("x", -1, 1), Settle("x", 2**52)):
-        with pytest.raises(ConfigError):
-            storage.apply("k", PLAIN, command)
-    with pytest.raises(ConfigError, match="now_us"):
-        storage.apply("k", PLAIN, Acquire(1), now_us=-1)
     assert client.keys() == []
 
 
