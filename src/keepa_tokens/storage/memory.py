@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
@@ -13,6 +12,7 @@ from typing import Final
 from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
+from .._interrupts import Lock
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
@@ -38,7 +38,7 @@ def _forked() -> None:
     Only `with` takes one, so that a signal's exception can't leave it held.
     """
     for storage in _storages:
-        storage.lock = threading.Lock()
+        storage.lock = Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -71,7 +71,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     _instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
         _storages.add(self)

@@ -133,6 +133,8 @@ class SQLiteStorage(Closing, NotCopied):
             self._let_go = weakref.finalize(self, os.close, self._line)
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
+            weakref.finalize(self, _close, self._db, self._process).atexit = False
             self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL")  # readers don't wait for writers
@@ -311,6 +313,11 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
 
 def _now(now_us: int | None) -> int:
     return time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
+
+
+def _close(db: sqlite3.Connection, process: int) -> None:
+    if process == os.getpid():  # a forked child must not close its parent's
+        db.close()
 
 
 def _can_be_a_file(path: Path) -> bool:
