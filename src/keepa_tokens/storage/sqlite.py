@@ -7,12 +7,13 @@ import json
 import os
 import random
 import sqlite3
+import stat
 import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -323,7 +324,9 @@ def _close(db: sqlite3.Connection, process: int) -> None:
 def _can_be_a_file(path: Path) -> bool:
     try:
         real = path.resolve()
-        return (real.is_file() or not real.exists()) and real.parent.is_dir()
+        with suppress(FileNotFoundError):
+            return stat.S_ISREG(real.stat().st_mode)  # which tells a name that is too long, unlike `exists`
+        return real.parent.is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, with what no name may have in it, a loop of links
         return False
 
