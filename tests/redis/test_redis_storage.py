@@ -19,7 +19,7 @@ from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored
 from tests.redis.flavours import CLIENTS, FLAVOURS, Flavour
 from tests.redis.proxy import proxied
-from tests.servers import BINARIES, HOST, Server, running
+from tests.servers import HOST, Server, running
 
 # --- clients and URLs
 
@@ -227,7 +227,7 @@ def test_the_field_of_a_later_release_is_left_alone(storage: RedisStorage, clien
     assert stored(client)["mood"] == "sunny"
 
 
-@pytest.mark.parametrize("name", sorted(BINARIES))
+@pytest.mark.parametrize("name", ["valkey", pytest.param("redis", marks=pytest.mark.deep)])
 def test_a_killed_server_with_an_append_only_file_remembers(name: str) -> None:
     """With `appendonly yes` a server that was killed has the bucket as it was, and the script is loaded anew."""
     # By itself it writes a busy disk's last second late.

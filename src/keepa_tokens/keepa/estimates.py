@@ -20,12 +20,12 @@ items, is far too high where the prices have a long tail. Why not more: after `w
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 from .._arguments import NotCopied, whole
+from .._interrupts import Lock
 from ..units import LIMIT
 from .costs import estimate as table_estimate
 
@@ -69,7 +69,7 @@ class Estimator(NotCopied):
         self._most_kinds = whole("kinds", kinds, least=1)
         self._table = table
         self._kinds: OrderedDict[Kind, deque[Sample]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._process = os.getpid()
 
     def estimate(self, path: str, params: Mapping[str, object]) -> int:
@@ -99,10 +99,10 @@ class Estimator(NotCopied):
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
 
-    def _own_lock(self) -> threading.Lock:
+    def _own_lock(self) -> Lock:
         """Return the lock of this process: a forked child keeps what was learned, but who held its lock is gone."""
         if self._process != os.getpid():
-            self._lock, self._process = threading.Lock(), os.getpid()
+            self._lock, self._process = Lock(), os.getpid()
         return self._lock
 
     def _kind(self, path: str, params: Mapping[str, object], table: int) -> tuple[Kind, int]:
