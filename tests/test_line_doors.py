@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from keepa_tokens import (
-    AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
     KeepaSync,
@@ -121,19 +120,6 @@ def test_who_waits_beside_a_call_in_flight_notices_that_it_cost_nothing() -> Non
 
     with virtual_loop() as loop:
         assert loop.run_until_complete(wait(loop)) < 63
-
-
-@pytest.mark.parametrize("door", ["reserve", "request"])
-def test_who_runs_out_of_time_beside_a_call_in_flight_leaves_the_line(door: str) -> None:
-    """It has looked until its last moment: nobody is kept back for it afterwards."""
-    bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
-    bucket.reconcile(Reading(8))
-    sync = KeepaSync(bucket)
-    call = sync.request(6)
-    with pytest.raises(AcquireTimeout):
-        bucket.reserve(5, timeout=3.0) if door == "reserve" else sync.request(5, timeout=3.0)
-    assert bucket.peek().waiting == 0
-    call.cancel()
 
 
 def test_who_waits_for_longer_than_a_day_keeps_its_place() -> None:

@@ -124,7 +124,7 @@ class Steps(Generic[S_co]):
         if self.sent is not None and answer is not None:
             self._note(self.sent, answer)
 
-    def waits(self, wake: Callable[[], None]) -> object:
+    def waits(self, wake: Callable[[], object]) -> object:
         """Wait to be woken where tokens come back; return what `leaves` takes."""
         bell = self.door.bell
         if self._rank is None:
