@@ -54,7 +54,6 @@ class World:
         self.bucket = self.sync.bucket
 
     def worker(self) -> KeepaSync:
-        """Return a worker's own door."""
         bucket = TokenBucket(self._quota, key="k", storage=self.storage, clock=self.clock, listener=self._listener)
         asks = self.fake.probe if self._probe is True else lambda: (self._probe, None)
         return KeepaSync(bucket, probe=asks if self._probe else None)

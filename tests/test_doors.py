@@ -43,7 +43,6 @@ SYNCED: Final = Quota(10, 1, 1.0, synced=True)
 
 
 def plain(quota: Quota = PLAIN, start: float = 100.0) -> tuple[TokenBucket, ManualClock]:
-    """Return a bucket and its clock."""
     clock = ManualClock(start)
     return TokenBucket(quota, clock=clock), clock
 
@@ -152,7 +151,6 @@ class Teller:
         return found
 
     def left(self, name: str, error: Exception | None) -> Any:
-        """Leave the block of a reservation."""
         call = self.calls[name]
         leave = call.__exit__ if hasattr(call, "__exit__") else call.__aexit__
         return leave(error and type(error), error, None)

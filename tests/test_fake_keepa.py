@@ -50,28 +50,23 @@ BAD_KEY = dict.fromkeys(ENVELOPE, 0) | {"timestamp": 1790277678673, "error": {"t
 
 
 def body(response: Response) -> dict[str, Any]:
-    """Return the JSON of an answer."""
     assert response.body is not None
     return response.body
 
 
 def left(response: Response) -> Any:
-    """Return the balance that an answer reports."""
     return body(response)["tokensLeft"]
 
 
 def consumed(response: Response) -> Any:
-    """Return the cost that an answer reports."""
     return body(response)["tokensConsumed"]
 
 
 def asins(count: int) -> dict[str, object]:
-    """Return the parameters of a product call for some ASINs."""
     return {"asin": ",".join(f"B{number:09d}" for number in range(count)), "domain": 1, "history": 0}
 
 
 def fake_on_clock(**options: Any) -> tuple[FakeKeepa, ManualClock]:
-    """Return a fake and the clock it follows."""
     clock = ManualClock()
     return FakeKeepa(clock=clock, **options), clock
 

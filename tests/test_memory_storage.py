@@ -50,7 +50,6 @@ class Told:
         return self.now
 
     def monotonic_ns(self) -> int:
-        """Return the time as `time` does."""
         return self.now * 1000
 
     def sleep(self, seconds: float, /) -> None:

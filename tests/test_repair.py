@@ -29,7 +29,6 @@ HOLD: Final = Hold(2, 0, NOW + 60_000_000, 60_000_000)
 
 
 def stored(**fields: Any) -> BucketState:
-    """Return a sound state with other fields."""
     return BucketState(**{**SOUND, **fields})
 
 
