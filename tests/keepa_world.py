@@ -23,9 +23,9 @@ from keepa_tokens.testing import FakeKeepa, ManualClock
 PRODUCT = "/product"
 
 
-def asins(count: int) -> dict[str, str]:
-    """Return the parameters of a call that costs `count`."""
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
+def asins(count: int, **more: object) -> dict[str, object]:
+    """Return the parameters of a call that costs `count`, without `more`."""
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), **more}
 
 
 class World:

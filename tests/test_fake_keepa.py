@@ -14,6 +14,7 @@ import pytest
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from keepa_tokens.testing.fake_keepa import Fault, Response
 from tests.helpers import in_threads
+from tests.keepa_world import asins
 from tests.stories import Story, each_story, holds, options, told_steps
 
 ENVELOPE = {
@@ -60,10 +61,6 @@ def left(response: Response) -> Any:
 
 def consumed(response: Response) -> Any:
     return body(response)["tokensConsumed"]
-
-
-def asins(count: int) -> dict[str, object]:
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), "domain": 1, "history": 0}
 
 
 def fake_on_clock(**options: Any) -> tuple[FakeKeepa, ManualClock]:
