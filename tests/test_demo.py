@@ -16,6 +16,7 @@ from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
 from keepa_tokens.cli.demo import Meter, Sample
 from keepa_tokens.cli.demo_command import picture
+from keepa_tokens.cli.shell import COMMANDS
 from keepa_tokens.cli.view import chart, fits
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing import FakeKeepa
@@ -217,6 +218,17 @@ def test_a_missing_extra_is_named_in_one_line(package: str, tmp_path: Path) -> N
     (line,) = result.stderr.splitlines()
     assert package in line
     assert "pip install 'keepa-tokens[cli]'" in line
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_needs_no_client_for_redis(command: str) -> None:
+    """With the extra `cli` alone each help is shown: buckets may be in a file."""
+    code = (
+        "import sys; sys.modules |= dict(redis=None, valkey=None); from keepa_tokens.cli import main; sys.exit(main())"
+    )
+    result = program("-c", code, *command.split(), "--help")
+
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("wrong", [["--seconds", "-1"], ["--seconds", "nan"], ["--workers", "0"]])

@@ -648,6 +648,45 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
     assert scene.there.unchanged()
 
 
+def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
+    """Return a bucket, and the task that waits there in a loop that was closed without ending it."""
+    bucket = AsyncTokenBucket(Quota(2, 1, 3600.0))
+
+    async def begin() -> object:
+        await bucket.acquire(2)
+        task: object = asyncio.ensure_future(getattr(bucket, door)())
+        await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task: Any = loop.run_until_complete(begin())
+    loop.close()
+    task._log_destroy_pending = False
+    return bucket, task
+
+
+@pytest.mark.parametrize("door", ["acquire", "reserve"])
+def test_who_waited_in_a_closed_loop_gives_back_when_it_is_thrown_away(door: str) -> None:
+    """Memory needs no loop for that."""
+    bucket, task = left_waiting(door)
+    task.get_coro().close()
+    seen = asyncio.run(bucket.peek())
+    assert (seen.balance, seen.waiting) == (0, 0)
+
+
+def test_tokens_that_come_back_wake_nobody_in_a_closed_loop() -> None:
+    """Whoever waits after it is woken instead."""
+    bucket, _task = left_waiting("reserve")
+
+    async def main() -> None:
+        waiting = asyncio.ensure_future(bucket.reserve())
+        await asyncio.sleep(0)
+        await bucket.refund(2)
+        await (await asyncio.wait_for(waiting, 5)).cancel()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("how", ["settle", "observe", "reconcile"])
 def test_a_reading_is_taken_though_whoever_tells_it_is_cancelled(how: str) -> None:
     """A settle ends as it began, its cost and its reading count, at each await; so does a reading outside a call."""

@@ -213,7 +213,7 @@ def test_every_metric_is_documented() -> None:
     listed = {
         prefix + name
         for kind, prefix in ((PrometheusListener, "keepa_tokens_"), (BucketCollector, "keepa_tokens_bucket_"))
-        for line in re.findall(r"(?ms)^    - (.*?)(?=^    -|^    *$|\Z)", kind.__doc__ or "")
+        for line in re.findall(r"(?ms)^- (.*?)(?=^-|^ *$|\Z)", inspect.getdoc(kind) or "")
         for name in re.findall(r"`([a-z_]+)`", re.sub(r"by `\w+`", "", line))
         if name != "less"
     }

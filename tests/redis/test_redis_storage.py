@@ -18,7 +18,8 @@ from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Pe
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored
 from tests.redis.flavours import CLIENTS, FLAVOURS, Flavour
-from tests.servers import BINARIES, HOST, Server, running
+from tests.redis.proxy import proxied
+from tests.servers import HOST, Server, running
 
 # --- clients and URLs
 
@@ -226,7 +227,7 @@ def test_the_field_of_a_later_release_is_left_alone(storage: RedisStorage, clien
     assert stored(client)["mood"] == "sunny"
 
 
-@pytest.mark.parametrize("name", sorted(BINARIES))
+@pytest.mark.parametrize("name", ["valkey", pytest.param("redis", marks=pytest.mark.deep)])
 def test_a_killed_server_with_an_append_only_file_remembers(name: str) -> None:
     """With `appendonly yes` a server that was killed has the bucket as it was, and the script is loaded anew."""
     # By itself it writes a busy disk's last second late.
@@ -284,6 +285,18 @@ def test_a_replica_is_said(own_server: Server) -> None:
         assert stored(client) == before
         client.replicaof("NO", "ONE")
         assert storage.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 998
+
+
+def test_an_address_that_leads_to_the_new_primary_is_followed(own_server: Server, flavour: Flavour) -> None:
+    """A connection to what became a replica is closed, so that the next command goes where the name leads by then."""
+    with running(own_server.name) as new, proxied(own_server.port) as proxy, flavour.at(proxy.url) as opened:
+        opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        with own_server.client() as client:
+            client.replicaof(HOST, own_server.port)  # of itself: it never gets in step, and stays read-only
+        proxy.server_port = new.port
+        with pytest.raises(StorageUnavailable, match="certainly not"):
+            opened.apply("k", PLAIN, Acquire(1), now_us=NOW)
+        assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
