@@ -219,6 +219,10 @@ def test_a_story_of_the_server_comes_out_as_told(story: Story) -> None:
     def begin(name: str, tokens: int) -> None:
         tickets[name] = fake.begin("/product", asins(tokens))
 
+    def fail(times: int, kind: object, path: str | None = None) -> None:
+        fault: Any = str(kind)
+        fake.fail_next(times, fault, path=path)
+
     verbs: dict[str, Callable[..., Response | None]] = {
         "product": lambda tokens: fake.request("/product", asins(tokens)),
         "token": lambda: fake.request("/token"),
@@ -228,7 +232,7 @@ def test_a_story_of_the_server_comes_out_as_told(story: Story) -> None:
         "plan": fake.set_plan,
         "flow": fake.set_flow_reduction,
         "pass": lambda seconds: clock.advance(fake.refill_in if seconds == "step" else seconds),
-        "fail": lambda times, kind, path=None: fake.fail_next(times, str(kind), path=path),  # type: ignore[arg-type]
+        "fail": fail,
         "down": lambda is_down: setattr(fake, "token_down", bool(is_down)),
     }
     for step, verb, words, _ in told_steps(story.text):
