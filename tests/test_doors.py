@@ -103,6 +103,8 @@ where no wait would help the error says so, and how much would be admitted: PLAI
 a synced bucket takes a balance of 0 or deep below, a net refill of 0, a fraction: SYNCED
     read (0|-340|-4503599627370495|5 next_refill_in=0 refill=0 period=0.000001 capacity=1 server_time=0|
      5 refill=0.25 server_time=1780000000.123) -> balance=(0|-340|-4503599627370495|5|5)
+who waits for all of the capacity gets it, and no small one goes before: PLAIN
+    acquire 10; acquire 10 -> waited=10; take 1 -> !granted
 a reservation says how it was granted: PLAIN
     acquire 10; reserve a 2 -> waited=2 tokens=2
 what is there beside `keep` is taken, up to what is wanted: PLAIN initial=5
