@@ -58,11 +58,9 @@ class Place:
     where: tuple[str, str]
 
     def run(self, command: str, *arguments: str, **rest: Any) -> Result:
-        """Run a command on what is there."""
         return run(command, *self.where, *arguments, **rest)
 
     def document(self, command: str, *arguments: str, **rest: Any) -> Any:
-        """Run a command on what is there, with --json."""
         return document(command, *self.where, *arguments, **rest)
 
 

@@ -58,7 +58,6 @@ KEEPA_URL: Final = "https://api.keepa.com"
 
 
 def asins(count: int, **more: object) -> dict[str, Any]:
-    """Return the parameters of a call for that many products."""
     return {"domain": 1, "asin": ",".join(f"B{place:09d}" for place in range(count)), **more}
 
 
@@ -140,7 +139,6 @@ class World:
         return KeepaTransport(self.sync, self.library.HTTPTransport(verify=verify, proxy=proxy), **options)
 
     def client(self, **options: Any) -> Client:
-        """Return a client behind a guard."""
         return KeepaClient(self, **options) if self.is_keepa else Client(self, **options)
 
     def bare_api(self, key: str = KEY) -> Any:
@@ -148,11 +146,9 @@ class World:
         return asyncio.run(keepa.AsyncKeepa.create(key, timeout=5)) if self.is_async else keepa.Keepa(key, timeout=5)
 
     def bucket(self) -> Snapshot:
-        """Return the bucket as it is now."""
         return self.sync.bucket.peek()
 
     def count(self, kind: EventKind) -> int:
-        """Return how many events of a kind there were."""
         return sum(event.kind is kind for event in self.events)
 
     def in_step(self) -> bool:
@@ -189,7 +185,6 @@ class Client:
         base: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Make a GET and read all of it."""
         return self.send("GET", path, params, base=base, headers=headers)
 
     def send(
@@ -241,7 +236,6 @@ class Client:
         return self.world.runner.run(result) if asyncio.iscoroutine(result) else result
 
     def close(self) -> None:
-        """Close the client and its guard."""
         self.await_(self.native.aclose() if self.world.is_async else self.native.close())
 
 

@@ -23,9 +23,9 @@ from keepa_tokens.testing import FakeKeepa, ManualClock
 PRODUCT = "/product"
 
 
-def asins(count: int) -> dict[str, str]:
-    """Return the parameters of a call that costs `count`."""
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count))}
+def asins(count: int, **more: object) -> dict[str, object]:
+    """Return the parameters of a call that costs `count`, without `more`."""
+    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), **more}
 
 
 class World:
@@ -54,7 +54,6 @@ class World:
         self.bucket = self.sync.bucket
 
     def worker(self) -> KeepaSync:
-        """Return a worker's own door."""
         bucket = TokenBucket(self._quota, key="k", storage=self.storage, clock=self.clock, listener=self._listener)
         asks = self.fake.probe if self._probe is True else lambda: (self._probe, None)
         return KeepaSync(bucket, probe=asks if self._probe else None)

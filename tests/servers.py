@@ -35,7 +35,6 @@ _SYSTEM_PROGRAM: Final = Path("/usr/bin/redis-server")
 
 
 def binary(name: str) -> Path:
-    """Return the path of a server's program; an AssertionError says what to install."""
     if name == SYSTEM:
         msg = f"no {_SYSTEM_PROGRAM}: apt-get install redis-server redis-sentinel, or leave it out by `make test`"
         assert _SYSTEM_PROGRAM.exists(), msg
@@ -71,7 +70,6 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
         return f"redis://{HOST}:{self.port}"
 
     @property
@@ -101,7 +99,6 @@ class Server:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
         self._signal(signal.SIGCONT)
 
     def client(self) -> redis.Redis:
@@ -200,7 +197,6 @@ def _meet(servers: list[Server]) -> None:
 
 
 def cluster_info(client: Any) -> dict[str, str]:  # redis-py types none of this
-    """Return what a node says of its cluster."""
     told: object = client.execute_command("CLUSTER INFO")
     return told if isinstance(told, dict) else dict(line.split(":") for line in str(told).split())
 

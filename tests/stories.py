@@ -254,7 +254,6 @@ def told_steps(text: str) -> Iterator[tuple[str, str, list[Any], dict[str, Any]]
 
 
 def options(text: str) -> dict[str, Any]:
-    """Return what is named in a text."""
     return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
 
 

@@ -61,7 +61,6 @@ class Bucket:
             self.put(BucketState.from_fields(self.state.to_fields()))
 
     def look(self, now: int, tokens: int = 1, keep: int = 0) -> Snapshot:
-        """Return what `peek` would show."""
         snapshot = self.apply(Peek(tokens, keep), now).snapshot
         assert snapshot is not None
         return snapshot

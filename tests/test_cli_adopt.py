@@ -94,14 +94,10 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
 
 
-def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
-    """The bucket is the API key's or KEY; without either that is a usage error, and so is a KEY that can't name one."""
+def test_what_names_no_bucket_is_refused(server: Workers) -> None:
+    """The bucket is the API key's or KEY, which may be no API key: nothing of that is stored or repeated."""
     assert "say for which bucket" in server.run("adopt", *OPTIONS, code=2).stderr
     assert "can't name a bucket" in server.run("adopt", "a b", *OPTIONS, "--yes", code=2).stderr
-
-
-def test_an_api_key_never_becomes_the_name_of_a_bucket(server: Workers) -> None:
-    """What looks like an API key is refused as KEY, and is in no storage and no message afterwards."""
     result = server.run("adopt", "k1" * 32, *OPTIONS, "--yes", code=2)
     assert "--key-file" in result.stderr
     assert "k1k1" not in result.output

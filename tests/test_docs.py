@@ -52,8 +52,6 @@ def as_said(wanted: str, got: str) -> None:
 
 
 class Page:
-    """Runs the blocks of one page."""
-
     def __init__(self, moved: Callable[[str], str], pytester: pytest.Pytester) -> None:
         self.moved = moved
         self.pytester = pytester

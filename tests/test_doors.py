@@ -43,7 +43,6 @@ SYNCED: Final = Quota(10, 1, 1.0, synced=True)
 
 
 def plain(quota: Quota = PLAIN, start: float = 100.0) -> tuple[TokenBucket, ManualClock]:
-    """Return a bucket and its clock."""
     clock = ManualClock(start)
     return TokenBucket(quota, clock=clock), clock
 
@@ -104,6 +103,8 @@ where no wait would help the error says so, and how much would be admitted: PLAI
 a synced bucket takes a balance of 0 or deep below, a net refill of 0, a fraction: SYNCED
     read (0|-340|-4503599627370495|5 next_refill_in=0 refill=0 period=0.000001 capacity=1 server_time=0|
      5 refill=0.25 server_time=1780000000.123) -> balance=(0|-340|-4503599627370495|5|5)
+who waits for all of the capacity gets it, and no small one goes before: PLAIN
+    acquire 10; acquire 10 -> waited=10; take 1 -> !granted
 a reservation says how it was granted: PLAIN
     acquire 10; reserve a 2 -> waited=2 tokens=2
 what is there beside `keep` is taken, up to what is wanted: PLAIN initial=5
@@ -152,7 +153,6 @@ class Teller:
         return found
 
     def left(self, name: str, error: Exception | None) -> Any:
-        """Leave the block of a reservation."""
         call = self.calls[name]
         leave = call.__exit__ if hasattr(call, "__exit__") else call.__aexit__
         return leave(error and type(error), error, None)

@@ -15,16 +15,13 @@ from keepa_tokens.keepa.costs import estimate
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.testing import FakeKeepa, ManualClock
 from tests.helpers import in_a_child, in_threads
+from tests.keepa_world import asins
 
 PRODUCT = "product"
 
 
 def codes(count: int, **more: object) -> dict[str, object]:
     return {"code": ",".join(f"{number:013d}" for number in range(count)), **more}
-
-
-def asins(count: int, **more: object) -> dict[str, object]:
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), **more}
 
 
 def learned(path: str, *calls: tuple[Mapping[str, object], int | None], window: int = 16) -> Estimator:

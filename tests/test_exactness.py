@@ -27,7 +27,6 @@ from tests.strategies import SPARING, Bucket, Direct, Make, Situation, any_situa
 def refusable(
     draw: st.DrawFn, quota_strategy: st.SearchStrategy[Quota] | None = None
 ) -> tuple[Situation, Acquire | Reserve]:
-    """Draw a bucket in any condition and a request to it."""
     at = draw(any_situations(quota_strategy))
     tokens, keep = draw(requests(at.quota))
     ticket = draw(st.none() | st.just("new"))

@@ -17,7 +17,6 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
-    EventKind,
     LoggingListener,
     Quota,
     Reading,
@@ -53,6 +52,9 @@ initial=-79 recharge_to=40
     damage refilled_at=-; try x 1 by=c -> NotEnoughTokens; pass retry; call 1 by=d -> status=200
 07 a stale negative balance is asked about before the worker leaves: initial=200
     refresh; pass 601; damage balance=-500; try a 1 -> token_calls=2
+# Whatever a call costs it is admitted whenever a small one would be; `keep` makes background work step back.
+09 large calls are not starved by small ones: initial=3
+    refresh; try x 1 keep=3 -> NotEnoughTokens; call 50 -> status=200
 12 the answer's balance stands, however wrong the estimate was: initial=150
     cost 386; call 1 estimate=100 -> balance=-236 in_step
 13 a reading leaves holds in flight, a hold undone after it frees just what it held: initial=100
@@ -75,6 +77,8 @@ initial=-79 recharge_to=40
 20 a server clock ten minutes off neither spins nor oversleeps: initial=2
     refresh; offset (-600|600|-3600); call 4; call 4; call 4; call 4; call 4; call 4; call 4; call 4; call 4
     call 4 -> status=200 refused=0 in_step slept>360 slept<424.5
+25 refusals and waits leave a trace with their reason: initial=2 recharge_to=10
+    call 4; call 1; told REFUSED -> why=RECHARGING; told WAITING -> why=RECHARGING; told GRANTED -> why=GRANTED
 """
 
 
@@ -104,18 +108,6 @@ def test_08_probes_are_few_and_the_rescue_is_never_throttled() -> None:
     world.damage(balance=None)
     world.refused(by=workers[3])
     assert world.fake.token_calls == before + 1
-
-
-def test_09_large_calls_are_not_starved_by_small_ones() -> None:
-    """Whatever a call costs it is admitted whenever a small one would be; `keep` makes background work step back."""
-    world = World(initial=3)
-    world.sync.refresh()
-    world.refused(1, keep=3)
-    assert world.call(50) == 200
-    plain = TokenBucket(Quota.per_second(1, capacity=10), clock=world.clock)
-    plain.acquire(10)
-    assert plain.acquire(10).waited == 10
-    assert not plain.try_acquire(1)
 
 
 def test_10_a_wait_covers_every_condition() -> None:
@@ -210,17 +202,6 @@ def test_24_a_thousand_polls_are_two_log_lines(caplog: pytest.LogCaptureFixture)
     clock.advance(1)
     assert bucket.try_acquire(1)
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
-
-
-def test_25_refusals_and_waits_leave_a_trace_with_their_reason() -> None:
-    """A listener hears of each refusal, each wait and each 429, and why."""
-    world = World(initial=2, recharge_to=10)
-    world.call(4)
-    world.call(1)
-    reasons = {(event.kind, event.why) for event in world.events}
-    assert (EventKind.REFUSED, Reason.RECHARGING) in reasons
-    assert (EventKind.WAITING, Reason.RECHARGING) in reasons
-    assert (EventKind.GRANTED, Reason.GRANTED) in reasons
 
 
 def test_every_failure_mode_has_its_test() -> None:

@@ -14,6 +14,7 @@ import pytest
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from keepa_tokens.testing.fake_keepa import Fault, Response
 from tests.helpers import in_threads
+from tests.keepa_world import asins
 from tests.stories import Story, each_story, holds, options, told_steps
 
 ENVELOPE = {
@@ -50,28 +51,19 @@ BAD_KEY = dict.fromkeys(ENVELOPE, 0) | {"timestamp": 1790277678673, "error": {"t
 
 
 def body(response: Response) -> dict[str, Any]:
-    """Return the JSON of an answer."""
     assert response.body is not None
     return response.body
 
 
 def left(response: Response) -> Any:
-    """Return the balance that an answer reports."""
     return body(response)["tokensLeft"]
 
 
 def consumed(response: Response) -> Any:
-    """Return the cost that an answer reports."""
     return body(response)["tokensConsumed"]
 
 
-def asins(count: int) -> dict[str, object]:
-    """Return the parameters of a product call for some ASINs."""
-    return {"asin": ",".join(f"B{number:09d}" for number in range(count)), "domain": 1, "history": 0}
-
-
 def fake_on_clock(**options: Any) -> tuple[FakeKeepa, ManualClock]:
-    """Return a fake and the clock it follows."""
     clock = ManualClock()
     return FakeKeepa(clock=clock, **options), clock
 
@@ -227,6 +219,10 @@ def test_a_story_of_the_server_comes_out_as_told(story: Story) -> None:
     def begin(name: str, tokens: int) -> None:
         tickets[name] = fake.begin("/product", asins(tokens))
 
+    def fail(times: int, kind: object, path: str | None = None) -> None:
+        fault: Any = str(kind)
+        fake.fail_next(times, fault, path=path)
+
     verbs: dict[str, Callable[..., Response | None]] = {
         "product": lambda tokens: fake.request("/product", asins(tokens)),
         "token": lambda: fake.request("/token"),
@@ -236,7 +232,7 @@ def test_a_story_of_the_server_comes_out_as_told(story: Story) -> None:
         "plan": fake.set_plan,
         "flow": fake.set_flow_reduction,
         "pass": lambda seconds: clock.advance(fake.refill_in if seconds == "step" else seconds),
-        "fail": lambda times, kind, path=None: fake.fail_next(times, str(kind), path=path),  # type: ignore[arg-type]
+        "fail": fail,
         "down": lambda is_down: setattr(fake, "token_down", bool(is_down)),
     }
     for step, verb, words, _ in told_steps(story.text):

@@ -37,7 +37,6 @@ def bucket() -> KeepaSync:
 
 
 def twin(sync: KeepaSync) -> AsyncKeepaSync:
-    """Return an async door to the same bucket."""
     storage = sync.bucket.storage
     assert isinstance(storage, MemoryStorage)
     return AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), storage=storage, clock=sync.bucket.clock))

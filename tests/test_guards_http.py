@@ -190,7 +190,6 @@ class Told:
 
 
 def goes(make: Make, story: Story) -> None:
-    """Let a story happen to a client of a kind."""
     told = Told(make(**options(story.bucket)))
     for step, verb, words, named in told_steps(story.text):
         came = told.done(verb, words, named)

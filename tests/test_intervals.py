@@ -70,7 +70,6 @@ class World:
             self.log.append(Gone(self.now, -gone.tokens))
 
     def reserve(self, tokens: int) -> None:
-        """Open a hold, if there is enough."""
         self.serial += 1
         if self.apply(Reserve(f"h{self.serial}", tokens, 3_600 * SECOND)).granted:
             gone = self.holds[f"h{self.serial}"] = Gone(self.now, tokens)
@@ -87,7 +86,6 @@ class World:
         self.log.append(Gone(self.now, cost - gone.tokens))
 
     def goes(self) -> list[Gone]:
-        """Return all that went, in the order of the instants."""
         return sorted(self.log, key=lambda each: each.at)
 
 

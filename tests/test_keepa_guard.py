@@ -44,7 +44,6 @@ QUIET: dict[str, Any] = {"progress_bar": False, "history": False}
 
 
 def asins(count: int, first: int = 0) -> list[str]:
-    """Return that many ASINs."""
     return [f"B{place:09d}" for place in range(first, first + count)]
 
 
@@ -69,12 +68,10 @@ class World(http_guards.World):
         return guard(self.api if api is None else api, doors[self.is_async], **options)
 
     def do(self, name: str, *args: Any, api: Any = None, **options: Any) -> Any:
-        """Call a method of the client."""
         result = getattr(api or self.api, name)(*args, **options)
         return self.runner.run(result) if asyncio.iscoroutine(result) else result
 
     def query(self, *args: Any, **options: Any) -> Any:
-        """Query products without histories."""
         return self.do("query", *args, **QUIET, **options)
 
     def paths(self) -> list[str]:

@@ -215,7 +215,6 @@ class Try:
 
 @st.composite
 def tries(draw: st.DrawFn, quota_strategy: st.SearchStrategy[Quota] | None = None) -> Try:
-    """Draw a request to a bucket in any condition."""
     at = draw(any_situations(quota_strategy))
     tokens, keep = draw(requests(at.quota))
     return Try(at, tokens, keep, tuple(sorted(draw(st.lists(st.floats(0, 1, exclude_max=True), max_size=4)))))

@@ -58,7 +58,6 @@ def bucket(request: pytest.FixtureRequest, storages: tuple[Storage, Any], clock:
 
 
 def got(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call what may have to be awaited."""
 
     async def awaited() -> Any:
         result = call(*args, **options)

@@ -40,11 +40,6 @@ class Kept(MemoryStorage):
         """Do nothing."""
 
 
-def stored(storage: MemoryStorage) -> BucketState | None:
-    """Return what is stored, but for the terms of a script's fast path, which nobody reads here."""
-    return storage.dump("k")
-
-
 @dataclass
 class Told:
     """A clock that stands where it is told to."""
@@ -55,7 +50,6 @@ class Told:
         return self.now
 
     def monotonic_ns(self) -> int:
-        """Return the time as `time` does."""
         return self.now * 1000
 
     def sleep(self, seconds: float, /) -> None:
@@ -113,7 +107,7 @@ def run(program: Program, time: Told, *, own: bool) -> None:
             assert apply() == expected
         else:
             assert told == expected.decision()
-        assert stored(storage) == (None if new is None else replace(new, fast=None))
+        assert storage.dump("k") == (None if new is None else replace(new, fast=None))
         state = new
 
 

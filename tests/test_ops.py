@@ -155,7 +155,6 @@ a program drops a call: LeftUnsettled
 
 
 def goes(story: Story, text: str) -> None:
-    """Let a story happen."""
     fake, sync = story.fake, story.sync
 
     def leave(tokens: int) -> None:

@@ -44,7 +44,6 @@ def stored(bucket: Direct, **fields: str) -> Direct:
 
 
 def ask(bucket: Direct, name: str, tokens: int, now: int = EPOCH, *, hold_for: int = 2 * MINUTE) -> Outcome:
-    """Ask for a hold, without a probe."""
     return bucket.apply(Reserve(name, tokens, hold_for, probe_after_us=None), now)
 
 

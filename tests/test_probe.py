@@ -22,7 +22,6 @@ NET_0 = Quota(1200, 0, 60.0, stepped=True, synced=True)
 
 
 def probed(bucket: Bucket, now: int, tokens: int = 1) -> bool:
-    """Make an attempt and return whether it was sent to the server."""
     outcome = bucket.apply(Acquire(tokens), now)
     assert not outcome.granted
     return outcome.probe

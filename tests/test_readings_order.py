@@ -22,7 +22,6 @@ QUOTA = Quota(1000, 0, 60.0, synced=True)
 
 
 def told(balance: int, at: float | None = None) -> Reading:
-    """Return a reading with the server's time, or without."""
     return Reading(balance, server_time=at)
 
 
@@ -34,7 +33,6 @@ def at(reading: Reading) -> Direct:
 
 
 def opened(bucket: Direct, *names: str) -> None:
-    """Open a hold of 10 tokens for each name."""
     for name in names:
         assert bucket.apply(Reserve(name, 10, 10 * MINUTE), EPOCH).granted
 

@@ -29,7 +29,6 @@ HOLD: Final = Hold(2, 0, NOW + 60_000_000, 60_000_000)
 
 
 def stored(**fields: Any) -> BucketState:
-    """Return a sound state with other fields."""
     return BucketState(**{**SOUND, **fields})
 
 
@@ -222,7 +221,7 @@ PLAIN balance=(10|0|-5|10|0|-5)
     0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)
     0 peek -> !mended
     0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)+1
-    0 peek -> mended=(last_place|last_place|last_place|firm_place|firm_place|firm_place)
+    0 take 1 wait=9999s -> GRANTED mended=(last_place|last_place|last_place|firm_place|firm_place|firm_place)
 a place told by slower terms, ten minutes ahead, is no damage under faster ones: PLAIN
     0 take 10, take 10 wait=86400s, on QUICK, take 0 -> !mended, take 0 -> !mended
 """

@@ -159,7 +159,6 @@ again = st.builds(Again, st.integers(1, 5))
 
 
 def histories(*, back: bool = True, lossy: bool = True, commands: st.SearchStrategy[Any] = spending) -> Any:
-    """Draw what happens to a bucket."""
     steps: list[st.SearchStrategy[Any]] = [st.builds(Spend, waits if back else forward_waits, commands)] * 4
     steps.append(again)
     if lossy:

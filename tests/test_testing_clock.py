@@ -19,7 +19,6 @@ from tests.helpers import in_threads
 
 
 def seconds(clock: Clock) -> float:
-    """Return a clock's time in seconds."""
     return clock.now_us() / 1_000_000
 
 

@@ -66,7 +66,6 @@ def as_text(raw: bytes) -> str:
 
 
 def state_of(client: redis.Redis, key: str = "k") -> BucketState:
-    """Return a bucket's state."""
     return BucketState.from_fields(stored(client, key))
 
 

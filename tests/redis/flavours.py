@@ -104,7 +104,6 @@ class Flavour:
         return f"{scheme}://{rest}"
 
     def client(self, port: int, **options: Any) -> Any:
-        """Return a client of a standalone server."""
         return self.named("Client")(host=HOST, port=port, **options)
 
     @contextmanager

@@ -36,7 +36,6 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
         return f"redis://{HOST}:{self.port}"
 
     def drop(self) -> None:
@@ -61,7 +60,6 @@ class Proxy:
         return listener
 
     async def end(self, listener: asyncio.Server) -> None:
-        """Drop every connection and stop to listen."""
         listener.close()
         self._drop()
         await asyncio.gather(*self._links, return_exceptions=True)

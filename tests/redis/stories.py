@@ -137,7 +137,6 @@ a claim given back: SYNCED
 
 
 def stories() -> Iterator[tuple[str, Program]]:
-    """Yield each story with its name."""
     for name, quota, lines in re.findall(r"(.*): (.*)\n((?: .*\n)+)", TALES):
         yield name, story(globals()[quota], lines)
     yield from at_the_ends_of_time()

@@ -149,7 +149,6 @@ class Damage:
     from_now: bool = False
 
     def text(self, now: int) -> str | None:
-        """Return the text that is stored."""
         what = self.what
         if isinstance(what, int):
             return str(now + what if self.from_now else what)

@@ -55,7 +55,6 @@ class Cluster:
         self.each(lambda client: (client.flushall(), client.config_resetstat()))
 
     def runs(self) -> list[int]:
-        """Return how often scripts ran on each node."""
         return self.each(script_runs)
 
 

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.deep  # seconds of real time, and up to twenty processe
 
 
 def run(job: str, count: int, url: str, folder: Path) -> list[list[list[Any]]]:
-    """Let workers do a job and return what each wrote."""
     with working(job, count, url, folder) as crew:
         assert has_ended_well(crew)
     return [Diary(folder / str(number)).read() for number in range(count)]

@@ -151,7 +151,6 @@ JOBS: Final[dict[str, Callable[[int, str, Diary], None]]] = {"spend": spend, "ho
 
 
 def together(works: Iterable[Callable[[], object]], meanwhile: Callable[[], object] = lambda: None) -> bool:
-    """Fork a process for each, let all begin at once, and return whether all ended well."""
     gate, opener = os.pipe()
     processes = [forked(work, gate, opener) for work in works]
     os.close(opener)
@@ -270,7 +269,6 @@ ALONE: Final[dict[str, Callable[[str], bool]]] = {
 
 
 def main() -> int:
-    """Run a job."""
     job, count, url, folder = sys.argv[1:]
     if job in ALONE:
         return not ALONE[job](url)
