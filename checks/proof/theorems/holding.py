@@ -7,7 +7,7 @@ from dataclasses import replace
 from keepa_tokens.rules.commands import Acquire, Cancel, Refund, Reserve, Settle
 from keepa_tokens.rules.state import Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import MAX_HOLD_US, SWEEP_US
+from keepa_tokens.units import MAX_HOLD_US, MINUTE_US
 
 from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED, holding, plain, there
 
@@ -102,7 +102,7 @@ def hold_runs_out_once(balance: int, tokens: int, hold_for: int, now: int, later
     quota = replace(SYNCED, refill=0)
     charged, _ = transition(quota, holding(quota, balance, now, Hold(tokens, 1, now, hold_for)), now, Acquire(0))
     state, _ = transition(quota, charged, later, Acquire(0))
-    remembered = later < now + max(hold_for, SWEEP_US)
+    remembered = later < now + hold_for + MINUTE_US
     return state is not None and state.balance == balance - tokens and len(state.holds) == remembered
 
 
