@@ -28,8 +28,10 @@ from .terms import (
 )
 
 
-def refusal_changes_nothing(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int) -> bool:
-    """A refused attempt stores nothing, or, where it mended a time far ahead or a year old, nothing but that.
+def grants_what_is_there_above_keep(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int) -> bool:
+    """A grant takes its tokens and leaves `keep`; a refusal found less, takes nothing and names a wait above 0.
+
+    It stores nothing, or, where it mended a time far ahead or a year old, nothing but that.
 
     pre: -DEBT < balance < CAPACITY and 0 <= stored <= LATEST and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
     pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
@@ -37,7 +39,11 @@ def refusal_changes_nothing(balance: int, stored: int, carry: int, now: int, tok
     """
     before = plain(SMOOTH, balance, stored, carry)
     state, outcome = transition(SMOOTH, before, now, Acquire(tokens, keep))
-    if outcome.granted or state is before:
+    if outcome.granted:
+        return there(outcome.balance) >= keep and (stored != now or outcome.balance == balance - tokens)
+    if outcome.retry_after_us <= 0 or (stored == now and not outcome.balance == balance < tokens + keep):
+        return False
+    if state is before:
         return True
     return (
         state is not None
@@ -45,19 +51,6 @@ def refusal_changes_nothing(balance: int, stored: int, carry: int, now: int, tok
         and (state.balance, state.refilled_at) == (balance, now)
         and (state.carry or 0) <= carry
     )
-
-
-def grants_what_is_there_above_keep(balance: int, now: int, tokens: int, keep: int) -> bool:
-    """A grant takes its tokens and leaves `keep`; a refusal found less, takes nothing and names a wait above 0.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
-    post: _
-    """
-    _, outcome = transition(SMOOTH, plain(SMOOTH, balance, now), now, Acquire(tokens, keep))
-    if outcome.granted:
-        return outcome.balance == balance - tokens >= keep
-    return outcome.balance == balance < tokens + keep and outcome.retry_after_us > 0
 
 
 def wait_is_exact(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int, *, stepped: bool) -> bool:

@@ -85,6 +85,8 @@ def give_back_never_mints(
 ) -> bool:
     """Whoever waits and for how much: the balance rises by what was taken at most, and to the capacity; full, no more.
 
+    Only the last place gives its instant free, never past one that is firm; who gives back moves nobody on.
+
     pre: -DEBT < balance <= CAPACITY + DEBT and 0 <= now <= LATEST and 0 <= carry < (1 if stepped else RATE_PERIOD_US)
     pre: 0 <= tokens <= DEBT and 0 <= own <= LATEST and 0 <= last <= LATEST and 0 <= firm <= last and largest >= 0
     post: _
@@ -94,19 +96,8 @@ def give_back_never_mints(
     give_back(n, now, tokens, own)
     if n.balance >= CAPACITY and n.balance > balance and n.carry:
         return False
-    return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and (not n.carry or n.carry == carry)
-
-
-def a_place_moves_back_alone(balance: int, now: int, tokens: int, own: int, last: int, firm: int, largest: int) -> bool:
-    """Only the last place gives its instant free, never past one that is firm; who gives back moves nobody on.
-
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
-    pre: 0 <= tokens <= DEBT and 0 <= own <= last <= LATEST and 0 <= firm <= last and largest >= 0
-    post: _
-    """
-    n = numbers(SMOOTH, balance, now)
-    n.last_place, n.firm_place, n.largest_place = last, firm, largest
-    give_back(n, now, tokens, own)
     if own < last and n.last_place < last:
         return False
-    return firm <= n.last_place <= last and firm <= n.firm_place <= last
+    if own <= last and not (firm <= n.last_place <= last and firm <= n.firm_place <= last):
+        return False
+    return balance <= n.balance <= max(balance, min(CAPACITY, balance + tokens)) and (not n.carry or n.carry == carry)

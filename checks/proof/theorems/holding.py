@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from keepa_tokens.rules.commands import Acquire, Cancel, Refund, Reserve, Settle
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import Hold
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import MAX_HOLD_US, MINUTE_US
 
@@ -31,19 +31,20 @@ def settle_is_idempotent(
 def plain_hold_is_taken_at_once(balance: int, tokens: int, keep: int, hold_for: int, now: int) -> bool:
     """A plain reserve takes its tokens like an acquire, if they are there beside `keep`; available is the balance.
 
+    One that arrives twice takes its tokens once.
+
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 0 <= keep <= CAPACITY
     pre: 1 <= hold_for <= MAX_HOLD_US
     post: _
     """
-    state, outcome = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for, keep))
+    reserve = Reserve("a", tokens, hold_for, keep)
+    state, outcome = transition(SMOOTH, plain(SMOOTH, balance, now), now, reserve)
+    twice, again = transition(SMOOTH, state, now, reserve)
+    if state is None or state != twice or outcome.granted != again.granted:
+        return False
     if not outcome.granted:
         return balance < tokens + keep and outcome.balance == balance
-    return (
-        state is not None
-        and balance >= tokens + keep
-        and state.balance == balance - tokens
-        and (state.held, state.open) == (tokens, 1)
-    )
+    return balance >= tokens + keep and (state.balance, state.held, state.open) == (balance - tokens, tokens, 1)
 
 
 def settle_takes_the_cost(
@@ -124,17 +125,6 @@ def cancel_gives_back_what_was_reserved(
     if state is None or state.holds or state.held or state.open:
         return False
     return not other.granted and found.found and state.balance == balance
-
-
-def reserve_is_idempotent(balance: int, tokens: int, hold_for: int, now: int) -> bool:
-    """A reserve that arrives twice takes its tokens once.
-
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= CAPACITY and 1 <= hold_for <= MAX_HOLD_US
-    post: _
-    """
-    once, first = transition(SMOOTH, plain(SMOOTH, balance, now), now, Reserve("a", tokens, hold_for))
-    twice, second = transition(SMOOTH, once, now, Reserve("a", tokens, hold_for))
-    return first.granted == second.granted and once == twice
 
 
 def refund_counts_once(balance: int, tokens: int, now: int) -> bool:

@@ -45,16 +45,6 @@ def numbers_are_sound(balance: Number, refilled_at: Number, carry: Number, now: 
     return names == () and (state.balance, state.refilled_at, state.carry) == (balance, refilled_at, carry)
 
 
-def a_garbled_remainder_is_none(carry: Garbage, now: int) -> bool:
-    """Texts, floats, bools and nothing in the remainder's place come out as 0, and nothing else is touched.
-
-    pre: 0 <= now <= LATEST
-    post: _
-    """
-    state, _ = repair(SMOOTH, _stored(1, now, carry), now)
-    return (state.balance, state.refilled_at, state.carry) == (1, now, 0)
-
-
 def _stored(balance: Garbage, refilled_at: Garbage, carry: Garbage = 0) -> BucketState:
     return BucketState(balance=balance, refilled_at=refilled_at, carry=carry)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
@@ -69,14 +59,17 @@ def _is_sound(state: BucketState | SoundState, now: int) -> bool:
     )
 
 
-def lost_timestamp_keeps_the_balance(balance: int, refilled_at: Garbage, now: int) -> bool:
-    """Without its timestamp a bucket keeps its balance, and refills from now.
+MENDED: Final = {("refilled_at",), ("refilled_at", "carry")}
+
+
+def lost_timestamp_keeps_the_balance(balance: int, refilled_at: Garbage, carry: Garbage, now: int) -> bool:
+    """Without its timestamp a bucket keeps its balance, and refills from now; a remainder that is none is 0.
 
     pre: 0 <= now <= LATEST and -LIMIT < balance < LIMIT
     post: _
     """
-    state, names = repair(SMOOTH, _stored(balance, refilled_at), now)
-    return (state.balance, state.refilled_at, names) == (balance, now, ("refilled_at",))
+    state, names = repair(SMOOTH, _stored(balance, refilled_at, carry), now)
+    return (state.balance, state.refilled_at, state.carry) == (balance, now, 0) and names in MENDED
 
 
 def a_senseless_age_fills_nothing(balance: int, refilled_at: int, now: int) -> bool:
@@ -128,56 +121,31 @@ def _with(state: BucketState, name: str, stored: Number) -> BucketState:
     return replace(state, **{name: stored})  # type: ignore[arg-type] # all of these are instants
 
 
-def order_is_kept(sequence: int, reading_sequence: int, opened: int, now: int) -> bool:
-    """No stored number puts a hold or a reading ahead of the sequence, where later ones would count as older.
+def holds_are_sound(
+    sequence: int, reading_sequence: int, opened: int, tokens: int, expires_at: int, hold_for: int, now: int
+) -> bool:
+    """However far ahead its end is stored, a synced bucket's hold ends within its lifetime and the tolerance.
+
+    No stored number puts a hold or a reading ahead of the sequence, where later ones would count as older.
 
     pre: 0 <= now <= LATEST
     post: _
     """
-    hold = Hold(1, opened, now + 1, 1)
     stored = BucketState(
         balance=0,
         refilled_at=now,
         sequence=sequence,
         reading_sequence=reading_sequence,
-        holds={"a": hold},
+        holds={"a": Hold(tokens, opened, expires_at, hold_for)},
         reading_at=now,
     )
     state, _ = repair(SYNCED, stored, now)
-    return 0 <= state.reading_sequence <= state.sequence and all(
-        h.opened <= state.sequence for h in state.holds.values()
+    if not 0 <= state.reading_sequence <= state.sequence:
+        return False
+    return all(
+        hold.opened <= state.sequence and hold.expires_at <= now + hold.hold_for + TOLERANCE_US
+        for hold in state.holds.values()
     )
-
-
-def holds_end(tokens: int, expires_at: int, hold_for: int, balance: int, now: int) -> bool:
-    """However far ahead its end is stored, a synced bucket's hold ends within its lifetime and the tolerance.
-
-    pre: 0 <= now <= LATEST and -LIMIT < balance < LIMIT
-    post: _
-    """
-    hold = Hold(tokens, 1, expires_at, hold_for)
-    state, _ = repair(SYNCED, BucketState(balance=balance, refilled_at=now, sequence=1, holds={"a": hold}), now)
-    return all(hold.expires_at <= now + hold.hold_for + TOLERANCE_US for hold in state.holds.values())
-
-
-def refill_of_0_needs_a_reading(refill: int, period: int, reading_at: int, now: int) -> bool:
-    """A stored refill of 0 counts only where a reading brought it; a stored rate is always one that is exact.
-
-    pre: 0 <= now <= LATEST
-    post: _
-    """
-    stored = BucketState(
-        balance=0, refilled_at=now, reported_refill=refill, reported_period_us=period, reading_at=reading_at
-    )
-    state, _ = repair(SYNCED, stored, now)
-    if state.reported_refill is None or state.reported_period_us is None:
-        return state.reported_refill is None and state.reported_period_us is None
-    exact = state.reported_refill * (state.reported_period_us + 1) < LIMIT and state.reported_period_us >= 1
-    return exact and (state.reported_refill > 0 or state.reading_at is not None)
-
-
-def _is_soon(due_at: Number, now: int) -> bool:
-    return due_at is not None and due_at <= now + 1 + SWEEP_US + TOLERANCE_US
 
 
 def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: int) -> bool:
@@ -189,7 +157,8 @@ def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: 
     hold = Hold(tokens, 1, now + 1, 1)
     stored = BucketState(balance=0, refilled_at=now, sequence=1, held=held, due_at=due_at, holds={"a": hold})
     state, _ = repair(SYNCED, stored, now)
-    return (state.held, state.open) == (tokens, 1) and _is_soon(state.due_at, now)
+    soon = now + 1 + SWEEP_US + TOLERANCE_US
+    return (state.held, state.open) == (tokens, 1) and state.due_at is not None and state.due_at <= soon
 
 
 def places_are_never_far_ahead(balance: int, last: Number, firm: Number, now: int) -> bool:
@@ -229,8 +198,10 @@ def a_wider_capacity_is_for_a_change(terms_at: Number, wide: Number, now: int) -
     return state.wide_capacity is None or (state.terms_at is not None and 1 <= state.wide_capacity < LIMIT)
 
 
-def stretched_is_ten_minutes_at_most(stretched: Number, refill: Number, period: Number, now: int) -> bool:
-    """A period that a server's `refillIn` stretched is ten minutes at most, and the refill in effect stays exact.
+def reported_terms_are_sound(refill: Number, period: Number, stretched: Number, reading_at: Number, now: int) -> bool:
+    """A stored refill of 0 counts only where a reading brought it; a stored rate is always one that is exact.
+
+    A period that a server's `refillIn` stretched is ten minutes at most, and the refill in effect stays exact.
 
     pre: 0 <= now <= LATEST
     post: _
@@ -238,13 +209,17 @@ def stretched_is_ten_minutes_at_most(stretched: Number, refill: Number, period: 
     stored = BucketState(
         balance=0,
         refilled_at=now,
-        reading_at=now,
+        reading_at=reading_at,
         reported_refill=refill,
         reported_period_us=period,
         stretched_us=stretched,
     )
     state, _ = repair(SYNCED, stored, now)
-    flow = flow_in_effect(state, now)
-    return (state.stretched_us is None or 1 <= state.stretched_us <= LONGEST_STRETCH_US) and (
-        flow.period_us >= 1 and flow.refill * (flow.period_us + 1) < LIMIT
-    )
+    flow, refill, period = flow_in_effect(state, now), state.reported_refill, state.reported_period_us
+    if flow.period_us < 1 or flow.refill * (flow.period_us + 1) >= LIMIT:
+        return False
+    if state.stretched_us is not None and not 1 <= state.stretched_us <= LONGEST_STRETCH_US:
+        return False
+    if refill is None or period is None:
+        return refill is None and period is None
+    return refill * (period + 1) < LIMIT and period >= 1 and (refill > 0 or state.reading_at is not None)
