@@ -289,9 +289,7 @@ async def opened(url: str) -> str:
 
 
 def test_a_storage_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each scheme opens its storage, for threads and for coroutines; a path is from here, or with one slash more from
-    the root.
-    """
+    """Each scheme opens its storage, for threads and for coroutines; a path is from here, or from the root."""
     monkeypatch.chdir(tmp_path)
     for url, kind in (("memory://", "MemoryStorage"), ("redis://h:1/0", "RedisStorage"), ("unix:///s", "RedisStorage")):
         assert type(storage_from_url(url)).__name__ == kind

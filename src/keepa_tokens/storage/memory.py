@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import currentframe
@@ -15,6 +14,7 @@ from typing import Final
 from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
+from .._interrupts import Lock
 from ..errors import StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -47,7 +47,7 @@ def _forked() -> None:
     Only `with` takes one, so that a signal's exception can't leave it held.
     """
     for storage in _storages:
-        storage.lock = threading.Lock()
+        storage.lock = Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -80,7 +80,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     _instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
         _storages.add(self)
@@ -102,7 +102,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         if sum(self in map(step.get, ("self", "memory")) and "balance" not in step for step in steps) > 1:
             raise StorageUnavailable(IN_ITS_MIDST)
 
-    def _in_turn(self) -> threading.Lock:
+    def _in_turn(self) -> Lock:
         """Return the lock, to be taken now."""
         if self.lock.locked():
             self.give_way()

@@ -7,12 +7,13 @@ import json
 import os
 import random
 import sqlite3
+import stat
 import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -135,6 +136,8 @@ class SQLiteStorage(Closing, NotCopied):
             self._let_go.atexit = False  # what runs at the exit may still settle its calls
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
+            weakref.finalize(self, _close, self._db, self._process).atexit = False
             self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL", _ticks_us())  # readers don't wait for writers
@@ -340,16 +343,23 @@ def _ticks_us() -> int:
 def _identity(name: str) -> tuple[int, int] | None:
     """Return what tells a file from another of its name; None: there is none."""
     try:
-        stat = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
+        found = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
     except FileNotFoundError:
         return None
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino
+
+
+def _close(db: sqlite3.Connection, process: int) -> None:
+    if process == os.getpid():  # a forked child must not close its parent's
+        db.close()
 
 
 def _can_be_a_file(path: Path) -> bool:
     try:
         real = path.resolve()
-        return (real.is_file() or not real.exists()) and real.parent.is_dir()
+        with suppress(FileNotFoundError):
+            return stat.S_ISREG(real.stat().st_mode)  # which tells a name that is too long, unlike `exists`
+        return real.parent.is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, with what no name may have in it, a loop of links
         return False
 
