@@ -286,6 +286,33 @@ def test_who_gave_up_waiting_is_kept_nowhere() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the case is this one
+def test_what_comes_back_in_a_forked_child_wakes_nobody_of_the_parent() -> None:
+    """But the child's own thread, which waits after them."""
+    bucket = TokenBucket(Quota(5, 1, 3600.0))
+    bucket.acquire(5)
+
+    def wait() -> threading.Thread:
+        before = len(bucket._door.bell._waiting)
+        waiting = threading.Thread(target=lambda: bucket.reserve(1).settle(0))
+        waiting.start()
+        while len(bucket._door.bell._waiting) == before:
+            threading.Event().wait(0.001)
+        return waiting
+
+    def refunds() -> int:
+        own = wait()
+        bucket.refund(5)
+        own.join(5)
+        return own.is_alive()
+
+    waiting = wait()
+    assert in_a_child(refunds)() == 0
+    bucket.refund(5)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the case is this one
 def test_a_child_that_is_forked_while_a_thread_waits_goes_on() -> None:
     """The parent's thread is in line at a bucket in memory; the child, which has no such thread, takes and settles."""
     bucket, begun = TokenBucket(Quota(5, 1, 3600.0, synced=True)), threading.Event()

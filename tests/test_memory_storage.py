@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, gaps
-from keepa_tokens import TokenBucket, _door
+from keepa_tokens import Event, TokenBucket, _door
 from keepa_tokens._door import Door
 from keepa_tokens.errors import ConfigError, StorageUnavailable
 from keepa_tokens.quota import Quota
@@ -295,6 +296,26 @@ def test_who_uses_a_bucket_in_the_midst_of_a_step_of_its_own_thread_is_told(oute
 
     bucket.try_acquire()
     assert in_a_child(asks)() == 1
+
+
+def test_a_listener_waits_for_another_threads_step_as_anybody_does() -> None:
+    """Its own thread's step is over when it is told."""
+    told: list[Event] = []
+
+    def listen(event: Event) -> None:
+        told.append(event)
+        if len(told) == 1:
+            with patch.object(memory, "sleep", lambda _: None):
+                storage.lock.acquire()  # as another thread
+                threading.Timer(0.05, storage.lock.release).start()
+                assert bucket.try_acquire()
+
+    storage = MemoryStorage()
+    bucket = TokenBucket(QUOTA, storage=storage)
+    bucket.try_acquire()  # from now on the door serves it
+    bucket.listener = listen
+    bucket.try_acquire()
+    assert bucket.peek().balance == 7
 
 
 GONE: dict[str, Callable[[MemoryStorage], object]] = {

@@ -755,6 +755,24 @@ def test_what_is_thrown_away_unsettled_is_warned_of(make: Callable[[], object]) 
         make()
 
 
+def test_a_listener_in_whose_midst_a_call_is_thrown_away_is_told_by_the_next_command() -> None:
+    """The garbage collector comes anywhere, with a listener's lock held too, as those of Prometheus' counters are."""
+    lock, told, kept = threading.Lock(), list[EventKind](), list[object]()
+
+    def listen(event: Event) -> None:
+        assert lock.acquire(blocking=False)
+        kept.clear()
+        told.append(event.kind)
+        lock.release()
+
+    bucket = TokenBucket(PLAIN, listener=listen)
+    kept.append(bucket.try_reserve(4))
+    with pytest.warns(ResourceWarning):
+        bucket.try_acquire()
+    bucket.refund(1)
+    assert told == [EventKind.GRANTED, EventKind.GRANTED, EventKind.LEFT_UNSETTLED]
+
+
 def test_the_warning_points_to_the_line_that_threw_it_away() -> None:
     """Not to that line's caller."""
 

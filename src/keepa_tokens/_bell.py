@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from os import getpid
 
 
 class Bell:
     """Who waits on the buckets of one family of doors, in the order in which their calls began to wait.
 
     It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
-    no lock that a fork could leave held.
+    no lock that a fork could leave held; in a child it passes over those who waited in the parent.
     """
 
     __slots__ = ("_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: dict[object, tuple[int, str, Callable[[], object]]] = {}
+        self._waiting: dict[object, tuple[int, tuple[int, str], Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -29,7 +30,7 @@ class Bell:
     def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
         """Wait to be woken at bucket `key`; return what `leave` takes. wake: returns False if nobody can be woken."""
         place = object()
-        self._waiting[place] = rank, key, wake
+        self._waiting[place] = rank, (getpid(), key), wake
         return place
 
     def leave(self, place: object) -> bool:
@@ -38,7 +39,8 @@ class Bell:
 
     def ring(self, key: str) -> None:
         """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
-        waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == key]
+        here = getpid(), key
+        waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
         for _, place, wake in sorted(waiting, key=lambda each: each[0]):
             if self.leave(place) and wake() is not False:
                 return

@@ -7,7 +7,10 @@ import random
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
@@ -41,6 +44,8 @@ _EMPTY_TEXT: Final = str(Reason.EMPTY)
 _new: Final = object.__new__
 
 _TELLING: Final = threading.local()
+_TO_TELL: Final = deque[Callable[[], None]]()
+"""What is told with the next command."""
 
 
 class Door(Generic[S_co]):
@@ -118,6 +123,9 @@ class Door(Generic[S_co]):
 
     def tell(self, command: Command, outcome: Outcome) -> None:
         """Tell the listener what a command that was carried out amounts to."""
+        while _TO_TELL:
+            with suppress(IndexError):  # another thread was quicker
+                _TO_TELL.popleft()()
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
@@ -290,7 +298,7 @@ class HeldBase(NotCopied, Generic[S_co]):
     def _left(self, kind: type[BaseException] | None) -> None:
         """Warn where its block ends without a settle and without an exception that anybody sees; no more afterwards."""
         if self._watch.alive and kind in {None, GeneratorExit}:
-            _unsettled(self._door, self._what, self._advice, self.tokens, stacklevel=4)
+            _unsettled(self._door, self._what, self._advice, self.tokens, stacklevel=4, ends=kind is None)
         self._unwatch()
 
     def _unwatch(self) -> None:
@@ -298,10 +306,14 @@ class HeldBase(NotCopied, Generic[S_co]):
         self._watch.detach()
 
 
-def _unsettled(door: Door[object], what: str, advice: str, tokens: int, *, stacklevel: int) -> None:
-    """Warn of tokens that were set aside and not settled."""
+def _unsettled(door: Door[object], what: str, advice: str, tokens: int, *, stacklevel: int, ends: bool = False) -> None:
+    """Warn of tokens that were set aside and not settled. ends: a block ends; else they may have been thrown away."""
     message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
-    door.say(EventKind.LEFT_UNSETTLED, message, tokens)
+    if ends or type(door.listener) is LoggingListener:
+        door.say(EventKind.LEFT_UNSETTLED, message, tokens)
+    else:
+        # The garbage collector may have come here in the midst of the listener, which may have a lock.
+        _TO_TELL.append(partial(door.say, EventKind.LEFT_UNSETTLED, message, tokens))
     warnings.warn(message, ResourceWarning, stacklevel=stacklevel)
 
 
