@@ -25,7 +25,7 @@ from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.storage import sqlite
-from keepa_tokens.storage.sqlite import SQLiteStorage
+from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
 from keepa_tokens.testing.conformance import SharedStorageConformance
 from tests.helpers import in_a_child
@@ -105,6 +105,22 @@ def test_threads_wait_for_each_other_within_the_timeout(path: Path) -> None:
 
         with ThreadPoolExecutor(5) as threads:
             assert max(threads.map(waited, range(5))) < 3
+
+
+def test_coroutines_wait_for_a_thread_within_the_timeout(path: Path) -> None:
+    """More coroutines than there are threads wait for a locked file no longer than one does."""
+
+    async def waited(storage: AsyncSQLiteStorage) -> float:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        began = time.monotonic()
+        told = await asyncio.gather(*(storage.apply("k", QUOTA, Acquire(1)) for _ in range(5)), return_exceptions=True)
+        assert [type(each) for each in told] == [StorageUnavailable] * 5
+        return time.monotonic() - began
+
+    opened = AsyncSQLiteStorage(path, timeout=1)
+    with closing(opened._storage), closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        assert asyncio.run(waited(opened)) < 3
 
 
 def test_an_interrupt_as_a_step_begins_leaves_the_file_to_others(storage: SQLiteStorage, path: Path) -> None:

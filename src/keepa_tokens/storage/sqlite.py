@@ -83,8 +83,12 @@ class SQLiteStorage(Closing, NotCopied):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
+        return self._applied(_ticks_us(), key, quota, command, now_us)
+
+    def _applied(self, began_us: int, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
+        """Do so for a caller who waits since `began_us`: for a thread, for other threads, for the file."""
         checked_key(key)
-        with self._step() as db:
+        with self._step(began_us) as db:
             own, now = now_us is None, _now(now_us)
             stored = _read(db, key)
             state, outcome = transition(quota, stored, now, command)
@@ -176,8 +180,8 @@ class SQLiteStorage(Closing, NotCopied):
                 self._is_busy = False
 
     @contextmanager
-    def _step(self) -> Generator[sqlite3.Connection]:
-        began_us = _ticks_us()  # threads wait for each other first
+    def _step(self, began_us: int = 0) -> Generator[sqlite3.Connection]:
+        began_us = began_us or _ticks_us()
         with self._reading() as db:
             try:
                 # The write lock from the start: no other process steps between what is read and what is written.
@@ -309,7 +313,8 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
-        return await in_a_thread(self._storage.apply, key, quota, command, now_us=now_us)
+        applied = self._storage._applied  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its twin's
+        return await in_a_thread(applied, _ticks_us(), key, quota, command, now_us)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands; as `SQLiteStorage.inspect`."""
