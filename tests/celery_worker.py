@@ -34,9 +34,7 @@ class Tasks:
         self.url = url
         self.app = Celery("tests", broker=url + "/0", backend=url + "/1", set_as_current=False)
         self.app.conf.update(
-            broker_connection_retry_on_startup=True,
-            result_serializer="pickle",
-            accept_content=["json", "pickle"],
+            broker_connection_retry_on_startup=True, result_serializer="pickle", accept_content=["json", "pickle"]
         )
         self.work: Callable[..., object] = int
 

@@ -30,10 +30,7 @@ settings.register_profile("ci", settings.get_profile("default"), max_examples=20
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=5000, derandomize=False)
 # For `make mutants`: a test only has to notice, in a process that is gone afterwards.
 settings.register_profile(
-    "mutants",
-    settings.get_profile("default"),
-    max_examples=25,
-    phases=[Phase.explicit, Phase.generate],
+    "mutants", settings.get_profile("default"), max_examples=25, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "").strip() or "default")
 

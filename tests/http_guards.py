@@ -167,13 +167,7 @@ class Client:
     """Seconds to wait for an answer: plenty on a busy machine. A test of timeouts sets less."""
 
     def __init__(
-        self,
-        world: World,
-        *,
-        guard: Any = None,
-        proxy: str | None = None,
-        certificates: Trusts = False,
-        **options: Any,
+        self, world: World, *, guard: Any = None, proxy: str | None = None, certificates: Trusts = False, **options: Any
     ) -> None:
         self.world = world
         self.proxies = {"http": proxy, "https": proxy} if proxy else {}

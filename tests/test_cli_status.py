@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from unittest.mock import Mock
 import pytest
 from redis.exceptions import MovedError
 
-from keepa_tokens import ConfigError, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens import ConfigError, Quota, Reading, TokenBucket
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
-from keepa_tokens.rules.state import BucketState, Hold
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
 from tests.servers import free_port
@@ -38,114 +39,93 @@ def test_a_bucket_is_told_in_sentences() -> None:
     ]
 
 
-def test_the_first_line_says_how_it_is() -> None:
-    """The first line says whether calls go, and if not, when a small one does, or may while others are in flight."""
-    assert headline(seen()) == f"{KEY}: open, calls go at once."
-    assert headline(seen(balance=-79, refilled_at=None)) == f"{KEY}: empty, a call of 10 goes in 4:02 at the latest."
-    may_go = "may go in 0:02, goes in 1:49 at the latest"
-    assert headline(seen(balance=3, holds={"a": hold(12, tokens=3)})) == f"{KEY}: empty, a call of 10 {may_go}."
-    assert headline(seen(quota=None)) == f"{KEY}: terms lost."
-    assert headline(plain(5, Quota.per_minute(10))) == "p: open, a call of 10 goes in 0:30 at the latest."
-    assert headline(plain(20, Quota(50, 0, 60.0))) == "p: no refill, a call of 10 goes at once."
-    assert headline(seen(paused_until=NOW + 90 * SECOND)) == f"{KEY}: paused, a call of 10 goes in 1:30 at the latest."
-    unknown = headline(seen(balance=None, reading_at=None, reading_sequence=0))
-    assert unknown == f"{KEY}: unknown, a call of 10 may go in 0:02."
-
-
-@pytest.mark.parametrize(
-    "held, quota, when",
-    [
-        (hold(20, tokens=412), keepa_quota(20), "may go in 0:02, goes in 1:41 at the latest"),
-        (hold(20, tokens=412), replace(keepa_quota(20), refill=0), "may go in 0:02"),
-    ],
-)
-def test_at_the_latest_counts_on_no_call_in_flight(held: Hold, quota: Quota, when: str) -> None:
-    """Where others hold the tokens, a call goes at the latest once they have run out and the refill has brought enough;
-    that somebody may ask again in a second or two is no promise.
-    """
-    told = dict(sentences(seen(holds={"a": held}, quota=quota)))["call of 10"]
-
-    assert told == f"{when}: others hold the tokens; they may be back any moment (IN_FLIGHT)"
-
-
-def test_the_next_token_is_told_from_what_is_under_way() -> None:
-    """The next token comes when the part of it that is there already is made whole; no more comes than there is room
-    for, and of an unknown balance nobody can tell.
-    """
-    quota = Quota.per_minute(1, capacity=10)
-    half = BucketState(balance=4, refilled_at=NOW, carry=30 * SECOND, sequence=0, quota=quota)
-
-    assert dict(sentences(Look("p", NOW, {}, half)))["next step"] == "+1 in 0:30; full in 5:30"
-    assert dict(sentences(seen(balance=1195)))["next step"] == "+5 in 0:23; full in 0:23"
-    unknown = seen(balance=None, reading_at=None, reading_sequence=0)
-    assert dict(sentences(unknown))["next step"] == "unknown, as the balance"
-    assert status_document(unknown)["next_step_in"] is None
-
-
-def test_a_debt_and_a_lost_time_are_told() -> None:
-    """Of a bucket in debt whose time of the last refill is lost, it says when a call goes and what is to be mended."""
-    told = dict(sentences(seen(balance=-79, refilled_at=None)))
-
-    assert told["balance"] == "-79 of 1,200  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░"
-    assert told["call of 10"] == "goes in 4:02 at the latest: too few tokens (EMPTY)"
-    assert told["mended"] == "refilled_at"
-
-
-def test_an_unknown_balance_is_told() -> None:
-    """Before the server was asked, status says that nothing goes until the next caller asks it; where a probe was begun
-    and nothing came, it doesn't say that the server was never asked.
-    """
-    told = dict(sentences(seen(balance=None, reading_at=None, reading_sequence=0, drift=None)))
-
-    assert told["balance"] == "unknown of 1,200; nothing goes until the server was asked, which the next caller does"
-    assert told["reading"] == "none yet: the server was never asked"
-    asked = seen(reading_at=None, reading_sequence=0, drift=None, probe_until=NOW + SECOND)
-    assert dict(sentences(asked))["reading"] == "none yet: the server has not answered"
-    assert told["call of 10"].startswith("may go in 0:02: the balance is unknown")
-
-
-def plain(balance: int, quota: Quota) -> Look:
-    state = BucketState(balance=balance, refilled_at=NOW, sequence=0, quota=quota)
+def plain(balance: int, quota: Quota, **given: Any) -> Look:
+    known: dict[str, Any] = {"balance": balance, "refilled_at": NOW, "sequence": 0, "quota": quota}
+    state = BucketState(**known | given)
     return Look("p", NOW, state.to_fields(), state)
 
 
-def test_a_plain_bucket_is_told() -> None:
-    """A bucket that keeps its own books has no reading; a call larger than its balance waits for the refill."""
-    told = dict(sentences(plain(20, Quota(200, 1, 1.0))))
+MINUTELY = Quota.per_minute(10)
+UNKNOWN = seen(balance=None, reading_at=None, reading_sequence=0, drift=None)
+NET_0 = seen(balance=-5, reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
+HELD = seen(holds={"a": hold(20, tokens=412)})
 
-    assert told["terms"] == "1 token a second, evenly, up to 200; keeps its own books"
-    assert told["next step"] == "+1 in 0:01; full in 3:00"
-    assert told["call of 150"] == "goes in 2:10 at the latest: too few tokens (EMPTY)"
-    assert "reading" not in told
+TOLD = """
+a bucket in use is open: seen()
+    first line: open, calls go at once.
+a debt whose time of the last refill is lost says when a call goes, and what is to be mended: \
+seen(balance=-79, refilled_at=None)
+    first line: empty, a call of 10 goes in 4:02 at the latest.
+    balance: -79 of 1,200  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░
+    call of 10: goes in 4:02 at the latest: too few tokens (EMPTY)
+    mended: refilled_at
+a call in flight may come back, or run out: seen(balance=3, holds={"a": hold(12, tokens=3)})
+    first line: empty, a call of 10 may go in 0:02, goes in 1:49 at the latest.
+where others hold the tokens it goes once they have run out and the refill has brought enough: HELD
+    call of 10: may go in 0:02, goes in 1:41 at the latest: others hold the tokens; \
+they may be back any moment (IN_FLIGHT)
+that somebody may ask again is no promise: with_fields(HELD, quota=replace(HELD.state.quota, refill=0))
+    call of 10: may go in 0:02: others hold the tokens; they may be back any moment (IN_FLIGHT)
+the part of the next token that is there is made whole: plain(4, Quota.per_minute(1, capacity=10), carry=30 * SECOND)
+    next step: +1 in 0:30; full in 5:30
+no more comes than there is room for: seen(balance=1195)
+    next step: +5 in 0:23; full in 0:23
+before the server was asked nothing goes until the next caller asks it: UNKNOWN
+    first line: unknown, a call of 10 may go in 0:02.
+    balance: unknown of 1,200; nothing goes until the server was asked, which the next caller does
+    reading: none yet: the server was never asked
+    call of 10: may go in 0:02: the balance is unknown; the next caller asks the server (UNKNOWN)
+    next step: unknown, as the balance
+where a probe was begun and nothing came, the server was asked: with_fields(UNKNOWN, probe_until=NOW + SECOND)
+    reading: none yet: the server has not answered
+lost terms are all there is to say: seen(quota=None)
+    first line: terms lost.
+a plain bucket has no reading; a call larger than its balance waits for the refill: plain(20, Quota(200, 1, 1.0))
+    terms: 1 token a second, evenly, up to 200; keeps its own books
+    next step: +1 in 0:01; full in 3:00
+    call of 150: goes in 2:10 at the latest: too few tokens (EMPTY)
+    reading: -
+a bucket that lets something go is open: plain(5, MINUTELY)
+    first line: open, a call of 10 goes in 0:30 at the latest.
+one that never refills says so: plain(20, Quota(50, 0, 60.0))
+    first line: no refill, a call of 10 goes at once.
+a pause is told with its end: seen(paused_until=NOW + 90 * SECOND)
+    first line: paused, a call of 10 goes in 1:30 at the latest.
+a rate is told in the period people gave: plain(3, MINUTELY)
+    terms: 10 tokens a minute, evenly, up to 10; keeps its own books
+    next step: +1 in 0:06; full in 0:42
+one of less than a second too: plain(3, Quota(10, 1, 0.5))
+    terms: 1 token every 0.5 s, evenly, up to 10; keeps its own books
+a larger capacity bounds for a minute: plain(99, MINUTELY, terms_at=NOW, wide_capacity=100)
+    terms: 10 tokens a minute, evenly, up to 100 until a minute after its terms changed, then 10; keeps its own books
+what the server says stands beside what the workers were told: \
+seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)
+    terms: 5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server
+a net refill of 0 says so in words: NET_0
+    next step: never: the net refill is 0
+"""
 
 
-def test_the_terms_are_told_as_they_were_given() -> None:
-    """A rate is told in the period people gave; what the server says instead, beside what the workers were told."""
-    told = dict(sentences(plain(3, Quota.per_minute(10))))
-    was = replace(plain(99, Quota.per_minute(10)).state, terms_at=NOW, wide_capacity=100)
-    smaller = Look("p", NOW, was.to_fields(), was)
-    fast = dict(sentences(plain(3, Quota(10, 1, 0.5))))
-    better = dict(sentences(seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)))
+def with_fields(look: Look, **changes: Any) -> Look:
+    """Return a look at the same bucket with other fields."""
+    return replace(look, state=replace(look.state, **changes))
 
-    assert dict(sentences(smaller))["terms"] == (
-        "10 tokens a minute, evenly, up to 100 until a minute after its terms changed, then 10; keeps its own books"
-    )
-    assert told["terms"] == "10 tokens a minute, evenly, up to 10; keeps its own books"
-    assert told["next step"] == "+1 in 0:06; full in 0:42"
-    assert fast["terms"] == "1 token every 0.5 s, evenly, up to 10; keeps its own books"
-    assert better["terms"] == (
-        "5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server"
-    )
+
+@pytest.mark.parametrize("title, told", re.findall(r"(\S.*)\n((?:    .*\n)+)", TOLD))
+def test_what_is_told_is_true(title: str, told: str) -> None:
+    """The first line says whether calls go, and if not, when a small one does; each sentence says how it is."""
+    look: Look = eval(title.partition(": ")[2])
+    said = {"first line": headline(look).removeprefix(f"{look.key}: "), **dict(sentences(look))}
+    for label, words in (line.strip().split(": ", 1) for line in told.splitlines()):
+        assert said.get(label, "-") == words
 
 
 def test_never_is_null_for_machines() -> None:
-    """What never comes is null in a document, since JSON has no infinity; a net refill of 0 says so in words."""
-    state = seen(balance=-5, reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
-
-    told = status_document(state)
+    """What never comes, or nobody can tell, is null in a document, since JSON has no infinity."""
+    told = status_document(NET_0)
     assert (told["state"], told["full_in"], told["next_step_in"]) == ("no refill", None, None)
-    assert dict(sentences(state))["call of 10"].startswith("never goes: ")
-    assert dict(sentences(state))["next step"] == "never: the net refill is 0"
+    assert dict(sentences(NET_0))["call of 10"].startswith("never goes: ")
+    assert status_document(UNKNOWN)["next_step_in"] is None
 
 
 def test_the_only_bucket_needs_no_key(valkey: Workers) -> None:
@@ -275,14 +255,6 @@ def test_what_the_server_says_of_another_api_key_is_kept_from_a_bucket(valkey: W
     assert valkey.bucket().peek().balance == 412
 
 
-def test_a_probe_without_a_key_says_what_to_give(valkey: Workers) -> None:
-    """--probe without an API key is a usage error that says where to put it; with --all nobody knows which is meant."""
-    valkey.bucket().reconcile(Reading(412))
-
-    assert "--key-file FILE (- is stdin) or KEEPA_API_KEY" in valkey.run("status", "--probe", code=2).stderr
-    assert "leave out --all" in valkey.run("status", "--probe", "--all", code=2).stderr
-
-
 def test_a_storage_that_is_away_ends_with_3() -> None:
     """A server that can't be reached is one line on the standard error, nothing on the other, and exit code 3."""
     result = run("status", "--redis", f"redis://127.0.0.1:{free_port()}", code=3)
@@ -315,10 +287,18 @@ def test_a_password_is_never_shown(valkey: Workers) -> None:
     assert "there is no bucket in redis://127.0.0.1" in said
 
 
-def test_a_command_without_a_place_says_what_to_give() -> None:
-    """Without --redis or --sqlite a command says what to give; with both, that it is one too many."""
-    assert "--redis redis://HOST:PORT, or --sqlite FILE" in run("status", code=2).stderr
-    assert "not both" in run("status", "--redis", "redis://x", "--sqlite", "y", code=2).stderr
+def test_what_is_missing_is_said(valkey: Workers) -> None:
+    """Without --redis or --sqlite a command says what to give, with both, that it is one too many; --probe says where
+    to put the API key, and that with --all nobody knows which is meant.
+    """
+    valkey.bucket().reconcile(Reading(412))
+    for arguments, says in (
+        ((), "--redis redis://HOST:PORT, or --sqlite FILE"),
+        (("--redis", "redis://x", "--sqlite", "y"), "not both"),
+        ((*valkey.where, "--probe"), "--key-file FILE (- is stdin) or KEEPA_API_KEY"),
+        ((*valkey.where, "--probe", "--all"), "leave out --all"),
+    ):
+        assert says in run("status", *arguments, code=2).stderr
 
 
 def test_the_place_can_stand_in_the_environment(valkey: Workers) -> None:

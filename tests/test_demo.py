@@ -185,7 +185,7 @@ def test_the_picture_fits_its_terminal(
 def test_the_key_sentence_is_whole_at_80_columns(width: int) -> None:
     """The sentence that the demo is made for, that the bucket recovered where the old rule stood still, isn't cut."""
     words = " ".join(drawn(picture(scene(), 34.0), width, 24).replace("│", " ").split())
-    assert "Recovered: a grant after 3:51, 4:02 promised. The old rule stands at -79." in words
+    assert "Recovered: a grant after 3:49, 4:02 promised. The old rule stands at -79." in words
     assert "…" not in words or width < 80
 
 

@@ -33,7 +33,7 @@ from tests.test_examples import KEY, send_to  # isort: skip
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RUN_ELSEWHERE = {
-    "redis.md",  # by tests/redis/test_redis_page.py, on servers of each kind
+    "redis.md"  # by tests/redis/test_redis_page.py, on servers of each kind
 }
 RUNS = re.compile(r"^```(?:python|console)$", re.MULTILINE)
 

@@ -7,8 +7,11 @@ import copy
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
-from typing import Final
+from dataclasses import replace
+from inspect import isawaitable
+from typing import Any, Final
 
 import pytest
 
@@ -31,6 +34,7 @@ from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import MICROSECONDS
 from tests.helpers import Napping, Noted, in_threads
+from tests.stories import Story, each_story, fields, number
 
 pytestmark = pytest.mark.anyio
 
@@ -44,74 +48,125 @@ def plain(quota: Quota = PLAIN, start: float = 100.0) -> tuple[TokenBucket, Manu
     return TokenBucket(quota, clock=clock), clock
 
 
+RECHARGING: Final = Quota(10, 1, 1.0, recharge_to=5)
+FULL: Final = Quota(10, 1, 1.0, synced=True, initial=10)
+
+STORIES: Final = """
+a grant has no wait; a refusal takes nothing, and says why and for how long: PLAIN
+    take 7 -> granted balance=3 retry_after=0 reason=GRANTED
+    take 5 -> !granted balance=3 retry_after=2 reason=EMPTY
+    take 3 keep=1 -> !granted; take 2 keep=1 -> granted slept=0
+who waits sleeps once, to the microsecond, and is told how long it was kept: PLAIN capacity=3 refill=3
+    acquire 3; acquire 1 -> granted waited=0.333334 slept=0.333334
+where the wait would be longer than the timeout the error comes at once, and nothing is taken: (PLAIN|RECHARGING|FULL)
+    acquire 10; acquire 3 timeout=2.999999 -> AcquireTimeout retry_after=(3|5|3) slept=0 balance=0 held=0
+    reserve a 3 timeout=2.999999 -> AcquireTimeout retry_after=(3|5|3) slept=0 balance=0 held=0
+    acquire 3 timeout=6 -> granted (waited=3|waited=5|)
+a wait of exactly the timeout is granted: PLAIN
+    acquire 10; acquire 3 timeout=(3|-|inf) -> waited=3
+a plain bucket that never refills doesn't let anybody wait for ever: PLAIN refill=0
+    acquire 10; acquire 1 timeout=(-|5) -> AcquireTimeout slept=0
+with `keep` nothing is taken in advance, and the caller comes back when both are there: PLAIN
+    acquire 10; acquire 2 keep=3 -> granted; peek -> balance=3
+an unknown bucket that nobody tells starts at 0 when the claim has run out, and refills: SYNCED
+    acquire 1 timeout=0 -> AcquireTimeout; acquire 2 timeout=60 -> granted balance=0
+tokens of a grant that wasn't used are there again, up to capacity; each refund counts for itself: PLAIN
+    acquire 5; back 2; peek -> balance=7; back 2; back 2; peek -> balance=10
+the estimate is taken, what was not spent comes back, and once settled nothing more changes: PLAIN
+    try a 6; peek -> balance=4 held=6 holds=1 available=4
+    settle a 2; settle a 2; cancel a; leave a; peek -> balance=8 held=0
+a call that was certainly never sent frees what was set aside: PLAIN
+    try a 6; cancel a; leave a; peek -> balance=10 held=0; try a 11 -> CostTooLarge; take 7; try a 4 -> NotEnoughTokens
+left without a settle, by an exception too, the estimate is charged at once on a plain bucket: PLAIN
+    try a 3; leave a; peek -> balance=7 held=0; reserve b 3; fail b; peek -> balance=4 held=0
+the call may still be under way at the server, so its hold outlives readings that don't know its cost: SYNCED
+    read 10 refill=0 server_time=1; reserve a 4 hold_for=30; leave a; read 9 server_time=2
+    peek -> balance=9 held=4; pass 30; peek -> balance=5 held=0
+the balance that a settle brings is the server's word, whatever was estimated: SYNCED
+    read 10 server_time=1; reserve a 4; settle a 6 says=-3 at=2; peek -> balance=-3
+settled again, minutes later too, it brings no reading, which is an old one by then: SYNCED
+    read 100 server_time=1; try a 4; settle a 4 says=96 at=2; take 10; pass 130; peek -> balance=86
+    settle a 4 says=96 at=2; peek -> balance=86
+a reservation says how it was granted: PLAIN
+    acquire 10; reserve a 2 -> waited=2 tokens=2
+what is there beside `keep` is taken, up to what is wanted: PLAIN initial=5
+    some 3 -> taken=3; some 3 keep=1 -> taken=1; some 3 -> taken=1; some 3 -> taken=0 balance=0
+while a bucket is paused no call goes, and each is told when; it ends by itself, or by a pause of 0: PLAIN
+    pause 30; take 1 -> !granted reason=PAUSED retry_after=30 paused_for=30; (pass 30|pause 0); take 1 -> granted
+    pause (-1|86401) -> ConfigError
+"""
+
+
+class Teller:
+    """A door that does what a story tells, for threads or for coroutines."""
+
+    def __init__(self, kind: Any, quota: Quota) -> None:
+        self.clock = ManualClock(100.0)
+        self.bucket = kind(quota, clock=self.clock)
+        self.calls: dict[str, Any] = {}
+
+    async def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
+        """Return what a step comes to, an error too."""
+        reading = {"reading": Reading(named["says"], server_time=named["at"])} if "says" in named else {}
+        verbs: dict[str, Callable[..., Any]] = {
+            "take": self.bucket.try_acquire,
+            "acquire": self.bucket.acquire,
+            "some": self.bucket.take_up_to,
+            "peek": self.bucket.peek,
+            "back": self.bucket.refund,
+            "pause": self.bucket.pause,
+            "pass": self.clock.advance,
+            "read": lambda balance, **more: self.bucket.reconcile(Reading(balance, **more)),
+            "try": lambda name, *tokens, **more: self.bucket.try_reserve(*tokens, **more),
+            "reserve": lambda name, *tokens, **more: self.bucket.reserve(*tokens, **more),
+            "settle": lambda name, actual, **_: self.calls[name].settle(actual, **reading),
+            "cancel": lambda name: self.calls[name].cancel(),
+            "leave": lambda name: self.left(name, None),
+            "fail": lambda name: self.left(name, OSError()),
+        }
+        try:
+            found = verbs[verb](*words, **named)
+            found = await found if isawaitable(found) else found
+        except (KeepaTokensError, ValueError) as error:
+            return error
+        if verb in {"try", "reserve"}:
+            self.calls[words[0]] = found
+        return found
+
+    def left(self, name: str, error: Exception | None) -> Any:
+        """Leave the block of a reservation."""
+        call = self.calls[name]
+        leave = call.__exit__ if hasattr(call, "__exit__") else call.__aexit__
+        return leave(error and type(error), error, None)
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
+@each_story(STORIES, globals())
+async def test_a_story_of_the_doors_comes_out_as_told(kind: Any, story: Story) -> None:
+    """For threads as for coroutines; each title says what its steps show."""
+    name, _, changes = story.bucket.partition(" ")
+    teller = Teller(kind, replace(story.terms[name], **{each: whole(value) for each, value in fields(changes).items()}))
+    for step in re.split(r"[;\n]", story.text.strip()):
+        what, _, comes = step.partition("->")
+        verb, *words = what.split()
+        named = {each: whole(value) for each, value in fields(" ".join(word for word in words if "=" in word)).items()}
+        came = await teller.done(verb, [whole(number(word)) for word in words if "=" not in word], named)
+        wanted = fields(comes)
+        errors = [each for each in wanted if each[0].isupper()]
+        assert errors == ([type(came).__name__] if isinstance(came, Exception) else []), step
+        seen = await teller.done("peek", [], {})
+        for each, value in wanted.items():
+            places = (came, getattr(came, "decision", came), seen, teller.clock)
+            found = came if each == "taken" else [getattr(place, each) for place in places if hasattr(place, each)]
+            assert each in errors or (found == value if each == "taken" else found[0] == value), step
+
+
+def whole(value: Any) -> Any:
+    """Return a number as the int that it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # --- try and wait
-
-
-def test_try_acquire_takes_or_tells() -> None:
-    """A grant is true and has no wait; a refusal is false, takes nothing, and says why and for how long."""
-    bucket, clock = plain()
-    granted = bucket.try_acquire(7)
-    assert granted
-    assert (granted.granted, granted.balance, granted.retry_after, granted.reason) == (True, 3, 0.0, Reason.GRANTED)
-    refused = bucket.try_acquire(5)
-    assert not refused
-    assert (refused.granted, refused.balance, refused.retry_after, refused.reason) == (False, 3, 2.0, Reason.EMPTY)
-    assert not bucket.try_acquire(3, keep=1)
-    assert bucket.try_acquire(2, keep=1)
-    assert clock.slept == 0.0
-
-
-def test_acquire_waits_exactly_as_long_as_it_takes() -> None:
-    """On a plain bucket the caller sleeps once, to the microsecond, and is told how long it was kept."""
-    bucket, clock = plain(Quota(3, 3, 1.0))
-    bucket.acquire(3)
-    decision = bucket.acquire(1)
-    assert (decision.waited, decision.granted) == (0.333_334, True)
-    assert clock.now_us() == 100 * MICROSECONDS + 333_334
-
-
-@pytest.mark.parametrize("quota", [PLAIN, Quota(10, 1, 1.0, recharge_to=5), Quota(10, 1, 1.0, synced=True, initial=10)])
-def test_a_timeout_fails_at_once_and_takes_nothing(quota: Quota) -> None:
-    """When the wait would be longer than the timeout the error comes at once, with the wait, and nothing is taken."""
-    bucket, clock = plain(quota)
-    bucket.acquire(10)
-    for door in (bucket.acquire, bucket.reserve):
-        with pytest.raises(AcquireTimeout) as caught:
-            door(3, timeout=2.999_999)
-        assert caught.value.retry_after == (5.0 if quota.recharge_to else 3.0)
-        assert isinstance(caught.value, TimeoutError)
-        assert clock.slept == 0.0
-        assert (bucket.peek().balance, bucket.peek().held) == (0, 0)
-    decision = bucket.acquire(3, timeout=6.0)
-    assert 3.0 <= decision.waited <= 6.0
-
-
-@pytest.mark.parametrize("timeout", [3.0, 3, None, math.inf])
-def test_a_timeout_as_long_as_the_wait_is_enough(timeout: float | None) -> None:
-    """A wait of exactly the timeout is granted."""
-    bucket, _ = plain()
-    bucket.acquire(10)
-    assert bucket.acquire(3, timeout=timeout).waited == 3.0
-
-
-def test_an_endless_wait_fails_at_once() -> None:
-    """A plain bucket that never refills doesn't let anybody wait for ever."""
-    bucket, clock = plain(Quota(10, 0, 1.0))
-    bucket.acquire(10)
-    for timeout in (None, 5.0):
-        with pytest.raises(AcquireTimeout, match="no refill"):
-            bucket.acquire(1, timeout=timeout)
-    assert clock.slept == 0.0
-
-
-def test_waiting_with_keep_asks_again_until_enough_stays_for_others() -> None:
-    """With `keep` nothing is taken in advance: the caller comes back when both are there."""
-    bucket, clock = plain()
-    bucket.acquire(10)
-    decision = bucket.acquire(2, keep=3)
-    assert 5.0 <= decision.waited <= 5.5
-    assert clock.now_us() >= 105 * MICROSECONDS
-    assert bucket.peek().balance == 3
 
 
 def test_waiting_on_an_unknown_bucket_notices_the_reading() -> None:
@@ -128,15 +183,6 @@ def test_waiting_on_an_unknown_bucket_notices_the_reading() -> None:
     assert clock.slept < 4.0
 
 
-def test_waiting_on_an_unknown_bucket_that_nobody_tells_ends_too() -> None:
-    """After the claim has run out the bucket starts at 0 and refills."""
-    bucket, clock = plain(SYNCED)
-    assert bucket.acquire(2, timeout=60.0).granted
-    assert 22.0 <= clock.slept <= 23.5
-    with pytest.raises(AcquireTimeout):
-        plain(SYNCED)[0].acquire(1, timeout=0)
-
-
 def test_a_long_wait_on_a_synced_bucket_is_cut_into_minutes() -> None:
     """Each nap is a minute at most, so a better plan or somebody's refund is noticed."""
     clock = Napping(100.0)
@@ -151,110 +197,20 @@ def test_a_long_wait_on_a_synced_bucket_is_cut_into_minutes() -> None:
 # --- giving back
 
 
-def test_refund_gives_back_up_to_capacity() -> None:
-    """Tokens of a grant that wasn't used are there again; each refund counts for itself."""
-    bucket, _ = plain()
-    bucket.acquire(5)
-    bucket.refund(2)
-    assert bucket.peek().balance == 7
-    bucket.refund(2)
-    bucket.refund(2)
-    assert bucket.peek().balance == 10
-
-
 # --- reservations
-
-
-def test_a_reservation_settles_at_the_actual_cost_once() -> None:
-    """A plain bucket takes the estimate and gives back what was not spent; once settled, nothing more changes."""
-    bucket, _ = plain()
-    reservation = bucket.try_reserve(6)
-    seen = bucket.peek()
-    assert (seen.balance, seen.held, seen.holds, seen.available) == (4, 6, 1, 4)
-    reservation.settle(2)
-    reservation.settle(2)
-    reservation.cancel()
-    seen = bucket.peek()
-    assert (seen.balance, seen.held) == (8, 0)
-    assert not reservation.open
-
-
-def test_a_reservation_that_is_cancelled_costs_nothing() -> None:
-    """A call that was certainly never sent frees what was set aside."""
-    bucket, _ = plain()
-    with bucket.try_reserve(6) as reservation:
-        reservation.cancel()
-    assert (bucket.peek().balance, bucket.peek().held) == (10, 0)
-
-
-def test_a_reservation_left_unsettled_stays_charged() -> None:
-    """Left without a settle, by an exception too, the estimate is charged at once on a plain bucket."""
-    bucket, _ = plain()
-    with bucket.try_reserve(3):
-        pass
-    assert (bucket.peek().balance, bucket.peek().held) == (7, 0)
-    with pytest.raises(RuntimeError, match="the call"), bucket.try_reserve(3):
-        raise RuntimeError("the call failed")
-    assert (bucket.peek().balance, bucket.peek().held) == (4, 0)
-
-
-def test_on_a_synced_bucket_it_stays_held_until_it_runs_out() -> None:
-    """The call may still be under way at the server, so the hold outlives readings that don't know its cost."""
-    bucket, clock = plain(SYNCED)
-    bucket.reconcile(Reading(10, refill=0, server_time=1.0))
-    with bucket.reserve(4, hold_for=30.0):
-        pass
-    bucket.reconcile(Reading(9, server_time=2.0))
-    assert (bucket.peek().balance, bucket.peek().held) == (9, 4)
-    clock.advance(30.0)
-    assert (bucket.peek().balance, bucket.peek().held) == (5, 0)
-
-
-def test_a_settle_brings_the_reading_of_the_answer() -> None:
-    """The balance is the server's word, whatever was estimated."""
-    bucket, _ = plain(SYNCED)
-    bucket.reconcile(Reading(10, server_time=1.0))
-    bucket.reserve(4).settle(6, Reading(-3, server_time=2.0))
-    assert bucket.peek().balance == -3
-
-
-async def test_a_reservation_settled_again_brings_no_reading() -> None:
-    """A second time changes nothing, minutes later either: its reading is an old one by then."""
-    storage, clock = MemoryStorage(), ManualClock(100.0)
-    bucket = TokenBucket(SYNCED, key="k", storage=storage, clock=clock)
-    other = AsyncTokenBucket(SYNCED, key="k", storage=storage, clock=clock)
-    bucket.reconcile(Reading(100, server_time=1.0))
-    reservation, awaited = bucket.try_reserve(4), await other.try_reserve(4)
-    reservation.settle(4, Reading(96, server_time=2.0))
-    await awaited.settle(4, Reading(92, server_time=3.0))
-    assert bucket.try_acquire(10)
-    clock.advance(130.0)
-    before = bucket.peek().balance
-    reservation.settle(4, Reading(96, server_time=2.0))
-    await awaited.settle(4, Reading(92, server_time=3.0))
-    assert bucket.peek().balance == before
 
 
 async def test_async_reservations_are_awaited_or_entered() -> None:
     """`await`, or `async with`: the same reservation; left unsettled it stays charged."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
-    reservation = await bucket.reserve(2)
-    await reservation.settle(1)
-    assert (await bucket.peek()).balance == 9
+    await (await bucket.reserve(2)).settle(1)
     async with bucket.reserve(3) as entered:
         await entered.settle(2)
-    assert (await bucket.peek()).balance == 7
     async with bucket.try_reserve(3) as entered:
         await entered.cancel()
     async with bucket.try_reserve(4):
         pass
     assert (await bucket.peek()).balance == 3
-    with pytest.raises(NotEnoughTokens):
-        await bucket.try_reserve(4)
-    await bucket.refund(1)
-    assert (await bucket.try_acquire(4)).granted
-    decision = await bucket.acquire(2)
-    assert decision.waited == 2.0
 
 
 @pytest.mark.parametrize("ends", [KeyError, KeyboardInterrupt, asyncio.CancelledError])
@@ -281,16 +237,6 @@ async def test_what_ends_a_block_is_seen_though_the_storage_is_away(ends: type[B
         await fails_too()
     storage.away = False
     assert bucket.peek().balance == 4
-
-
-def test_a_reservation_says_how_it_was_granted() -> None:
-    """The decision tells how long the caller was kept."""
-    bucket, _ = plain()
-    bucket.acquire(10)
-    reservation = bucket.reserve(2)
-    assert reservation.decision.waited == 2.0
-    assert reservation.tokens == 2
-    assert reservation.id
 
 
 # --- which bucket
@@ -396,6 +342,8 @@ def test_what_is_printed_says_what_it_is() -> None:
     assert str(NotEnoughTokens(5, retry_after=2.5, reason="EMPTY", balance=-3)) == (
         "5 tokens refused (EMPTY, balance -3): ask again in 2.5 s."
     )
+    assert "6 held by 1" in str(NotEnoughTokens(5, 1.5, "IN_FLIGHT", 8, 6, 1))
+    assert "no refill" in str(AcquireTimeout(5, retry_after=math.inf, reason="EMPTY"))
     assert "can never be admitted" in str(CostTooLarge(11, 2, 8))
 
 

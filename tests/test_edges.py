@@ -9,12 +9,7 @@ import pytest
 
 from checks.models.strategies import EPOCH, SECOND
 from keepa_tokens import Quota, Reading
-from keepa_tokens.rules.commands import (
-    Peek,
-    Reconcile,
-    Refund,
-    Verdict,
-)
+from keepa_tokens.rules.commands import Peek, Reconcile, Refund, Verdict
 from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.repair import new_state
 from keepa_tokens.rules.transition import transition

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from typing import Final
 
 import pytest
 
@@ -23,7 +24,9 @@ from keepa_tokens import (
 from keepa_tokens.keepa._door import SERVER_REFUSED
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Noted
+from tests.keepa_stories import Told, each_story
 from tests.keepa_world import World, asins
+from tests.stories import Story
 
 KEY = "k"
 
@@ -31,37 +34,35 @@ KEY = "k"
 # --- each kind: what it tells, and why
 
 
-def test_a_grant_says_what_was_asked_for() -> None:
-    """Tokens, balance and reason of a grant; the estimate is what was asked for, whatever the call will cost."""
-    world = World()
-    world.call(3, estimate=5)
-    granted = world.last(EventKind.GRANTED)
-    assert (granted.key, granted.tokens, granted.balance, granted.why) == (KEY, 5, 20, "GRANTED")
+STORIES: Final = """
+a grant says what was asked for, whatever the call will cost: initial=20
+    call 3 estimate=5; told GRANTED -> key=k tokens=5 balance=20 why=GRANTED
+unknown and empty are told apart, each with the wait that the caller is told: initial=-3
+    down 1; try x 1 -> NotEnoughTokens retry_after=1.5; told REFUSED -> why=UNKNOWN balance=- seconds=1.5
+    down 0; refresh; pass 21; refresh; try x 1 -> NotEnoughTokens retry_after>0
+    told REFUSED -> why=EMPTY balance=-3 seconds>0
+a recharge too: initial=-3 recharge_to=40
+    try x 2 -> NotEnoughTokens; told REFUSED -> why=RECHARGING tokens=2
+and what is too large: initial=20
+    plan 1; refresh; try x 1 keep=90 -> NotEnoughTokens; told REFUSED -> why=TOO_LARGE seconds=inf
+after somebody else spent 7 the settle of a call that cost 3 tells both: initial=20
+    call 1; outside 7; call 3 estimate=5; told SETTLED -> tokens=3 balance=9 drift=-7
+a repair names what was mended, and the balance that is left: initial=-79
+    refresh; damage refilled_at=-; try x 1 -> NotEnoughTokens; told REPAIRED -> why=refilled_at balance=-79
+a probe says what it is for, and what became of it: initial=-100
+    try x 1 -> NotEnoughTokens; told PROBE_CLAIMED -> why=the%20balance%20is%20unknown
+    pass 601; down 1; try x 1 -> NotEnoughTokens; told PROBE_CLAIMED -> why=a%20refusal%20on%20an%20old%20reading
+    told PROBE_FAILED -> why=status%20503:%20there%20is%20no%20JSON%20object
+    pass 21; refresh; told PROBE_CLAIMED -> why=asked%20for
+for a scout too: probe=0
+    try a 1; told PROBE_CLAIMED -> why=a%20request%20goes%20ahead%20as%20the%20scout; cancel a
+"""
 
 
-def test_a_refusal_says_why_and_for_how_long() -> None:
-    """Unknown, empty, recharging and too large are told apart, each with the wait that the caller is told."""
-    world = World(initial=-3)
-    world.fake.token_down = True
-    assert world.refused().retry_after == world.last(EventKind.REFUSED).seconds > 0
-    assert (world.last(EventKind.REFUSED).why, world.last(EventKind.REFUSED).balance) == ("UNKNOWN", None)
-    world.fake.token_down = False
-    world.sync.refresh()
-    world.clock.advance(21)
-    world.sync.observe(world.fake.request("/token").content)
-    assert world.refused().retry_after == world.last(EventKind.REFUSED).seconds > 0
-    assert (world.last(EventKind.REFUSED).why, world.last(EventKind.REFUSED).balance) == ("EMPTY", -3)
-
-    closed = World(initial=-3, recharge_to=40)
-    closed.refused(2)
-    assert (closed.last(EventKind.REFUSED).why, closed.last(EventKind.REFUSED).tokens) == ("RECHARGING", 2)
-
-    shrunk = World(initial=20)
-    shrunk.fake.set_plan(1)
-    shrunk.sync.refresh()
-    shrunk.refused(1, keep=90)
-    assert shrunk.last(EventKind.REFUSED).why == "TOO_LARGE"
-    assert shrunk.last(EventKind.REFUSED).seconds == float("inf")
+@each_story(STORIES)
+def test_an_event_says_what_happened_and_why(story: Story) -> None:
+    """Each title says which, and its last words what they tell."""
+    Told(story).goes()
 
 
 def test_a_wait_says_why_and_for_how_long_it_sleeps() -> None:
@@ -77,16 +78,6 @@ def test_a_wait_says_why_and_for_how_long_it_sleeps() -> None:
     plain.acquire(2)
     plain.acquire(2)
     assert [(event.seconds, event.why) for event in events if event.kind is EventKind.WAITING] == [(2.0, "EMPTY")]
-
-
-def test_a_settle_says_what_the_call_cost_and_how_far_the_projection_was_off() -> None:
-    """After somebody else spent 7 the settle of a call that cost 3 tells 3 tokens, and a drift of -7."""
-    world = World()
-    world.call(1)
-    world.fake.spend_outside(7)
-    world.call(3, estimate=5)
-    settled = world.last(EventKind.SETTLED)
-    assert (settled.tokens, settled.balance, settled.drift) == (3, world.fake.balance, -7)
 
 
 def test_a_429_says_who_refused() -> None:
@@ -114,34 +105,6 @@ def test_a_reading_is_taken_or_ignored_and_it_says_why() -> None:
     assert "newer" in world.last(EventKind.READING_STALE).why
     world.sync.observe(b"<html>", status=502)
     assert world.last(EventKind.READING_BAD).why == "status 502: the body is no JSON (6 long)"
-
-
-def test_a_repair_names_what_was_mended() -> None:
-    """The fields that were lost, with the balance that is left."""
-    world = World(initial=-79)
-    world.sync.refresh()
-    world.damage(refilled_at=None)
-    world.refused()
-    repaired = world.last(EventKind.REPAIRED)
-    assert (repaired.why, repaired.balance) == ("refilled_at", -79)
-
-
-def test_a_probe_says_what_it_is_for_and_what_became_of_it() -> None:
-    """Claimed for an unknown balance, for an old reading, because somebody asked, or for a scout; or failed."""
-    world = World(initial=-100)
-    world.refused()
-    assert world.last(EventKind.PROBE_CLAIMED).why == "the balance is unknown"
-    world.clock.advance(601)
-    world.fake.token_down = True
-    world.refused()
-    assert world.last(EventKind.PROBE_CLAIMED).why == "a refusal on an old reading"
-    assert world.last(EventKind.PROBE_FAILED).why.startswith("status 503")
-    world.clock.advance(21)
-    world.sync.refresh()
-    assert world.last(EventKind.PROBE_CLAIMED).why == "asked for"
-    alone = World(probe=False)
-    alone.sync.try_request(1).cancel()
-    assert alone.last(EventKind.PROBE_CLAIMED).why == "a request goes ahead as the scout"
 
 
 # --- the listener that logs

@@ -9,6 +9,8 @@ import asyncio
 import logging
 import math
 import pickle
+import re
+from typing import Final
 
 import pytest
 
@@ -27,28 +29,56 @@ from keepa_tokens import (
 from keepa_tokens.keepa.reading import envelope
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Napping, Noted
+from tests.keepa_stories import Told, each_story
 from tests.keepa_world import World, asins
+from tests.stories import Story
+
+STORIES: Final = """
+01 what one worker spends the other sees, they neither sleep on tokens nor all fire on five: initial=10
+    request a 8; peek by=other -> available=2; request b 2 by=other; try x 1 by=other -> NotEnoughTokens; cancel a
+    try c 1 by=other
+02 a constructor guesses nothing and calls nobody, the first request asks: initial=7
+    peek -> balance=- token_calls=0; request a 1 -> token_calls=1
+04 a recharge target above the capacity is the capacity: initial=-20 recharge_to=480
+    try x 1 -> NotEnoughTokens reason=RECHARGING retry_after<=3872
+# The end is an instant in the state: it survives an odd reading, and passes without an owner.
+05 a recharge has an end and an odd rate does not drop it: initial=-20 recharge_to=40
+    try x 1 -> NotEnoughTokens
+    observe tokensLeft=-20 refillRate=0 error=odd timestamp=9e12 -> READING_BAD=1 closed_for>708 closed_for<727
+    pass 727; peek -> closed_for=0; call 1 -> status=200
+# Lost, and again and again lost; each time by a new worker.
+06 a missing timestamp doesn't deadlock a negative balance, the next refusal asks and a grant comes: \
+initial=-79 recharge_to=40
+    refresh by=a; pass 700; damage refilled_at=-; try x 1 by=b -> NotEnoughTokens token_calls=2
+    damage refilled_at=-; try x 1 by=c -> NotEnoughTokens; pass retry; call 1 by=d -> status=200
+07 a stale negative balance is asked about before the worker leaves: initial=200
+    refresh; pass 601; damage balance=-500; try a 1 -> token_calls=2
+12 the answer's balance stands, however wrong the estimate was: initial=150
+    cost 386; call 1 estimate=100 -> balance=-236 in_step
+13 a reading leaves holds in flight, a hold undone after it frees just what it held: initial=100
+    request a 30; call 10 -> balance=90 held=30 available=60; cancel a; cancel a -> available=90 left=90
+15 a crashed worker's hold is charged after its lifetime, and no longer in anybody's way: initial=100
+    request a 60 by=crashed; fail a; pass 119.999999; peek by=other -> held=60
+    pass 0.000001; peek by=other -> balance=45 held=0 holds=0
+17 drift between projection and server is corrected by the next reading, and seen: initial=38
+    refresh; outside 47; refresh -> balance=-9 drift=-47; told READING_TAKEN -> drift=-47
+18 a balance of 0 is taken, and a refusal is settled from its body and status: initial=4
+    call 4 -> balance=0; outside 6; try x 1 -> NotEnoughTokens; damage balance=3
+    call 1 -> status=429 balance=-6 in_step
+19 an all-zero envelope is no reading, the next call works: initial=50
+    call 1; fault zero_envelope; call 1 -> refill=5 capacity=300 READING_BAD=1; call 1 -> status=200
+# Waits come from refillIn on our own clock; the server's time only puts its own answers in order. It may step back an
+# hour: that shuts out no reading of a later call. 35 beyond the first 2 are 7 steps, the first one within a period.
+20 a server clock ten minutes off neither spins nor oversleeps: initial=2
+    refresh; offset (-600|600|-3600); call 4; call 4; call 4; call 4; call 4; call 4; call 4; call 4; call 4
+    call 4 -> status=200 refused=0 in_step slept>360 slept<424.5
+"""
 
 
-def test_01_workers_share_one_balance() -> None:
-    """What one worker spends the other one sees: they neither sleep on tokens nor all fire on five."""
-    world = World(initial=10)
-    first, second = world.worker(), world.worker()
-    holding = first.request(8)
-    assert second.bucket.peek().available == 2
-    second.request(2)
-    world.refused(by=second)
-    holding.cancel()
-    second.try_request(1)
-
-
-def test_02_a_constructor_guesses_nothing_and_calls_nobody() -> None:
-    """A new adapter has no balance and has asked nothing; the first request asks."""
-    world = World(initial=7)
-    assert world.bucket.peek().balance is None
-    assert world.fake.token_calls == 0
-    world.sync.request(1)
-    assert world.fake.token_calls == 1
+@each_story(STORIES)
+def test_a_failure_cannot_happen_here(story: Story) -> None:
+    """Each title has the number of a failure, and says what happens instead."""
+    Told(story).goes()
 
 
 def test_03_fields_of_the_envelope_are_what_they_are() -> None:
@@ -56,50 +86,6 @@ def test_03_fields_of_the_envelope_are_what_they_are() -> None:
     said = envelope({"tokensLeft": -31, "tokensConsumed": 4, "refillIn": 38205, "refillRate": 5, "timestamp": 1})
     assert said.reading is not None
     assert (said.reading.balance, said.reading.next_refill_in, said.consumed) == (-31, 38.205, 4)
-
-
-def test_04_a_recharge_target_above_the_capacity_is_the_capacity() -> None:
-    """480 on a bucket of 300 waits for 300, also after a plan change shrank the bucket."""
-    world = World(initial=-20, recharge_to=480)
-    refused = world.refused()
-    assert refused.reason == Reason.RECHARGING
-    assert refused.retry_after <= math.ceil(320 / 5) * 60.5
-
-
-def test_05_a_recharge_has_an_end_and_an_odd_rate_does_not_drop_it() -> None:
-    """The end is an instant in the state: it survives an odd reading, and passes without an owner."""
-    world = World(initial=-20, recharge_to=40)
-    world.refused()
-    world.sync.observe({"tokensLeft": -20, "refillRate": 0, "error": {"type": "odd"}, "timestamp": 9e12})
-    closed_for = world.bucket.peek().closed_for
-    assert 60 / 5 * 59 < closed_for <= 60 / 5 * 60.5 + 1
-    world.clock.advance(closed_for)
-    assert world.bucket.peek().closed_for == 0
-    assert world.call(1) == 200
-
-
-def test_06_a_missing_timestamp_does_not_deadlock_a_negative_balance() -> None:
-    """At -79 with the timestamp lost, and again and again lost, the next refusal asks the server and a grant comes."""
-    world = World(initial=-79, recharge_to=40)
-    world.worker().refresh()
-    world.clock.advance(700)
-    world.damage(refilled_at=None)
-    world.refused(by=world.worker())
-    assert world.fake.token_calls == 2
-    world.damage(refilled_at=None)
-    refused = world.refused(by=world.worker())
-    world.clock.advance(refused.retry_after)
-    assert world.call(1, by=world.worker()) == 200
-
-
-def test_07_a_stale_negative_balance_is_asked_about_before_the_worker_leaves() -> None:
-    """Stored -500, while the server refilled long ago: the refused worker itself asks, and is granted."""
-    world = World(initial=200)
-    world.sync.refresh()
-    world.clock.advance(601)
-    world.damage(balance=-500)
-    world.sync.try_request(1)
-    assert world.fake.token_calls == 2
 
 
 def test_08_probes_are_few_and_the_rescue_is_never_throttled() -> None:
@@ -152,26 +138,6 @@ def test_11_a_waiting_worker_notices_a_better_balance() -> None:
     assert other.bucket.peek().capacity == 3600
 
 
-def test_12_an_estimate_of_100_that_costs_386() -> None:
-    """The answer's balance stands, however wrong the estimate was."""
-    world = World(initial=150)
-    world.fake.cost = lambda path, params: 386 if path == "/product" else 0
-    world.call(1, estimate=100)
-    assert world.bucket.peek().balance == world.fake.balance == 150 - 386
-
-
-def test_13_a_reading_leaves_holds_in_flight_and_a_cancel_after_it_mints_nothing() -> None:
-    """A reading replaces the balance and not the holds; a hold undone after a reading frees just what it held."""
-    world = World(initial=100)
-    in_flight = world.sync.request(30)
-    world.call(10)
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.held, snapshot.available) == (90, 30, 60)
-    in_flight.cancel()
-    in_flight.cancel()
-    assert world.bucket.peek().available == world.fake.balance == 90
-
-
 def test_14_an_older_answer_arriving_late_changes_nothing() -> None:
     """Two calls in flight, answered in the wrong order: the newer balance stays, the older one's hold goes."""
     world = World(initial=100)
@@ -185,18 +151,6 @@ def test_14_an_older_answer_arriving_late_changes_nothing() -> None:
     assert (snapshot.balance, snapshot.held) == (world.fake.balance, 0) == (80, 0)
 
 
-def test_15_a_crashed_workers_hold_comes_to_an_end() -> None:
-    """A hold that nobody settles is charged after its lifetime, and is no longer in anybody's way."""
-    world = World(initial=100)
-    with pytest.raises(TimeoutError), world.worker().request(60):
-        raise TimeoutError
-    world.clock.advance(119.999999)
-    assert world.worker().bucket.peek().held == 60
-    world.clock.advance(0.000001)
-    snapshot = world.worker().bucket.peek()
-    assert (snapshot.balance, snapshot.held, snapshot.holds) == (100 - 60 + 5, 0, 0)
-
-
 def test_16_a_storage_that_is_away_grants_nothing_and_comes_back_by_itself() -> None:
     """An error of the storage is raised as such, neither a pass nor the end of sharing. Redis has tests of its own."""
     storage = Noted()
@@ -207,58 +161,6 @@ def test_16_a_storage_that_is_away_grants_nothing_and_comes_back_by_itself() -> 
     storage.away = False
     assert bucket.try_acquire(10)
     assert not bucket.try_acquire(1)
-
-
-def test_17_drift_between_projection_and_server_is_seen() -> None:
-    """38 stored and -9 real: the next reading corrects it, and the drift is in the event and the snapshot."""
-    world = World(initial=38)
-    world.sync.refresh()
-    world.fake.spend_outside(47)
-    world.sync.refresh()
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.drift) == (-9, -47)
-    assert world.events[-2].drift == -47 or any(event.drift == -47 for event in world.events)
-
-
-def test_18_a_balance_of_zero_and_a_refusals_body_count() -> None:
-    """A balance of 0 is taken, and a refusal is settled from its body and status, whatever the response object is."""
-    world = World(initial=4)
-    world.call(4)
-    assert world.bucket.peek().balance == 0
-    world.fake.spend_outside(6)
-    world.refused()
-    world.damage(balance=3)
-    assert world.call(1) == 429
-    assert world.bucket.peek().balance == world.fake.balance == -6
-
-
-def test_19_a_zero_envelope_poisons_nothing() -> None:
-    """An all-zero envelope is no reading: refill, capacity and balance stay, and the next call works."""
-    world = World(initial=50)
-    world.call(1)
-    world.fake.fail_next(1, "zero_envelope")
-    world.call(1)
-    snapshot = world.bucket.peek()
-    assert (snapshot.refill, snapshot.capacity) == (5, 300)
-    assert any(event.kind is EventKind.READING_BAD for event in world.events)
-    assert world.call(1) == 200
-
-
-@pytest.mark.parametrize("offset", [-600.0, 600.0, -3600.0])
-def test_20_a_server_clock_ten_minutes_off_neither_spins_nor_oversleeps(offset: float) -> None:
-    """Waits come from refillIn on our own clock; the server's time only puts its own answers in order.
-
-    It may step back an hour between answers: that shuts out no reading of a later call.
-    """
-    world = World(initial=2)
-    world.sync.refresh()
-    world.fake.server_clock_offset = offset
-    for _ in range(10):
-        assert world.call(4) == 200
-    assert world.fake.refused == 0
-    assert world.bucket.peek().balance == world.fake.balance
-    # 40 tokens, the last call on credit: 35 beyond the first 2 are 7 steps, the first one within a period.
-    assert 6 * 60 < world.clock.slept < 7 * 60.5 + 1
 
 
 def test_21_waiting_coroutines_leave_the_loop_free() -> None:
@@ -332,6 +234,7 @@ def test_25_refusals_and_waits_leave_a_trace_with_their_reason() -> None:
 
 
 def test_every_failure_mode_has_its_test() -> None:
-    """One test for each number from 1 to 25."""
-    numbers = [int(name[5:7]) for name in globals() if name[5:7].isdigit()]
-    assert sorted(numbers) == list(range(1, 26))
+    """One test or one story for each number from 1 to 25."""
+    numbers = [*re.findall(r"^test_(\d\d)", "\n".join(globals()), re.MULTILINE)]
+    numbers += re.findall(r"^(\d\d) ", STORIES, re.MULTILINE)
+    assert sorted(map(int, numbers)) == list(range(1, 26))

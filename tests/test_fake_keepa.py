@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import pytest
@@ -182,23 +183,75 @@ def test_phases_differ_by_seed_and_repeat_with_it() -> None:
     assert len(set(phases)) == 20
 
 
-def test_tokens_beyond_the_cap_are_wasted_and_counted() -> None:
-    """A full bucket stays full and the books balance: no token appears or vanishes without being counted."""
-    fake, clock = fake_on_clock(refill_rate=5, initial=298, period=60.0)
-    clock.advance(600.0)
-    assert fake.balance == fake.capacity == 300
-    assert (fake.minted, fake.wasted) == (50, 48)
-    fake.request("/product", asins(7))
-    fake.spend_outside(3)
-    assert fake.balance == 298 + fake.minted - fake.wasted - fake.spent - fake.spent_outside == 290
+STORIES = """
+a full bucket stays full and the books balance, no token appears or vanishes uncounted: initial=298 period=60
+    pass 600 -> balance=300 minted=50 wasted=48; product 7; outside 3 -> balance=290
+a clock that jumps ten years ahead costs no noticeable time and leaves a full bucket: initial=-1000
+    pass 315360000 -> balance=300; token -> status=200
+on 1 token a call of 100 passes and takes the balance to -99; at exactly 0 even one of 1 is refused, for free: initial=1
+    product 100 -> left=-99; outside -99 -> balance=0; product 1 -> status=429 !products
+    token -> balance=0 admitted=1 refused=1 spent=100 token_calls=1
+tracking takes its part off every step, fractions are carried over, at net 0 or below nothing comes: initial=0 period=60
+    pass step; outside 5 -> balance=0; flow 2.7; pass 600 -> balance=23; token -> refillRate=5 tokenFlowReduction=2.7
+    flow 5; pass 3600 -> balance=23; flow 9.5; pass 3600 -> balance=23
+a new plan changes rate and capacity from now on; the balance stays, above the new cap too: refill_rate=20 period=60
+    plan 5; token -> refillRate=5 left=1200 capacity=300; pass 600 -> balance=1200
+    plan 0; outside 1300; pass 6000 -> balance=-100
+calls in flight share one positive balance, each envelope tells that of its own moment of completion: initial=1
+    begin a 10; begin b 10; begin c 10 -> in_flight=3 balance=1
+    finish c -> left=-9; finish b -> left=-19; finish a -> left=-29 in_flight=0; product 1 -> status=429
+charged on admission the cost leaves at arrival, so the next call finds it gone: initial=1 charge=admission
+    begin a 10 -> balance=-9; begin b 10; finish b -> left=-9; finish a -> status=200 left=-9 consumed=10
+a call takes its latency, reports it, and is refilled meanwhile: initial=10 latency=120 period=60
+    product 1 -> left=19 processingTimeInMs=120000
+a fault for one path waits for it, others come in order: initial=300
+    fail 2 500 product; fail 1 html; token -> status=502; token -> status=200
+    product 1 -> status=500; product 1 -> status=500; product 1 -> status=200
+/token can be down alone: initial=300
+    down 1; token -> status=503 !body; product 1 -> status=200; down 0; token -> status=200
+"""
 
 
-def test_a_gap_of_years_is_refilled_at_once() -> None:
-    """A clock that jumps ten years ahead costs no noticeable time and leaves a full bucket with a next refill ahead."""
-    fake, clock = fake_on_clock(initial=-1000)
-    clock.advance(10 * 365 * 86400.0)
-    assert fake.balance == fake.capacity
-    assert 0 < fake.refill_in <= 60.45
+def number(text: str) -> Any:
+    """Return a number, or a text that is none."""
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+@pytest.mark.parametrize("title, options, steps", re.findall(r"^(\S.*): (.*)\n((?:    .*\n)+)", STORIES, re.MULTILINE))
+def test_a_story_of_the_server_comes_out_as_told(title: str, options: str, steps: str) -> None:
+    """Each title says what its steps show: what is asked, and what stands in the answer or the books then."""
+    fake, clock = fake_on_clock(**{name: number(text) for name, text in (each.split("=") for each in options.split())})
+    tickets: dict[str, Any] = {}
+
+    def begin(name: str, tokens: int) -> None:
+        tickets[name] = fake.begin("/product", asins(tokens))
+
+    verbs: dict[str, Callable[..., Response | None]] = {
+        "product": lambda tokens: fake.request("/product", asins(tokens)),
+        "token": lambda: fake.request("/token"),
+        "begin": begin,
+        "finish": lambda name: fake.finish(tickets[name]),
+        "outside": fake.spend_outside,
+        "plan": fake.set_plan,
+        "flow": fake.set_flow_reduction,
+        "pass": lambda seconds: clock.advance(fake.refill_in if seconds == "step" else seconds),
+        "fail": lambda times, kind, path=None: fake.fail_next(times, str(kind), path=path),  # type: ignore[arg-type]
+        "down": lambda is_down: setattr(fake, "token_down", bool(is_down)),
+    }
+    for step in re.split(r"[;\n]", steps.strip()):
+        done, _, comes = step.partition(" -> ")
+        verb, *words = done.split()
+        answer = verbs[verb](*map(number, words))
+        seen = {} if answer is None else {"body": answer.body, "status": answer.status, **(answer.body or {})}
+        seen |= {"left": seen.get("tokensLeft"), "consumed": seen.get("tokensConsumed")}
+        for name, _, text in (each.partition("=") for each in comes.split()):
+            if name.startswith("!"):
+                assert not seen.get(name[1:]), f"{title}: {step}"
+            else:
+                assert (seen[name] if name in seen else getattr(fake, name)) == number(text), f"{title}: {step}"
 
 
 def test_a_clock_step_back_does_not_touch_the_server() -> None:
@@ -212,100 +265,38 @@ def test_a_clock_step_back_does_not_touch_the_server() -> None:
     assert fake.balance == balance + 5
 
 
-def test_admission_asks_only_for_a_positive_balance() -> None:
-    """On 1 token a call of 100 passes and takes the balance to -99; at exactly 0 even one of 1 is refused, for free."""
-    fake, _ = fake_on_clock(initial=1)
-    assert left(fake.request("/product", asins(100))) == -99
-    fake.spend_outside(-99)
-    assert fake.balance == 0
-    refused = fake.request("/product", asins(1))
-    assert refused.status == 429
-    assert "products" not in body(refused)
-    assert (fake.balance, fake.admitted, fake.refused, fake.spent, fake.token_calls) == (0, 1, 1, 100, 0)
-
-
-def test_token_is_free_and_works_below_zero() -> None:
-    """GET /token costs nothing, is answered on a negative balance, and is counted."""
-    fake, _ = fake_on_clock(initial=-79, key="k")
-    assert fake.probe() == (200, fake.request("/token", {"key": "k"}).body)
-    assert fake.balance == -79
-    assert fake.token_calls == 2
-
-
-def test_a_reduction_of_the_flow_lowers_the_refill_exactly() -> None:
-    """Tracking takes its part off every step, fractions are carried over, and at net 0 or below nothing comes."""
-    fake, clock = fake_on_clock(refill_rate=5, initial=0, period=60.0)
-    clock.advance(fake.refill_in)
-    fake.spend_outside(fake.balance)
-    fake.set_flow_reduction(2.7)
-    clock.advance(60.0 * 10)
-    assert fake.balance == 23
-    told = body(fake.request("/token"))
-    assert (told["refillRate"], told["tokenFlowReduction"]) == (5, 2.7)
-    for reduction in (5.0, 9.5):
-        fake.set_flow_reduction(reduction)
-        clock.advance(3600.0)
-        assert fake.balance == 23
-
-
-def test_a_plan_change_shows_in_the_next_envelope() -> None:
-    """A new plan changes rate and capacity from now on; the balance stays, even above the new cap."""
-    fake, clock = fake_on_clock(refill_rate=20, period=60.0)
-    fake.set_plan(5)
-    told = body(fake.request("/token"))
-    assert (told["refillRate"], told["tokensLeft"], fake.capacity) == (5, 1200, 300)
-    clock.advance(600.0)
-    assert fake.balance == 1200
-    fake.set_plan(0)
-    fake.spend_outside(1300)
-    clock.advance(6000.0)
-    assert fake.balance == -100
-
-
 # --- calls in flight
 
 
-def test_calls_in_flight_share_one_positive_balance() -> None:
-    """Three calls are admitted on 1 token; charged at completion, each envelope tells the balance of its own moment."""
-    fake, _ = fake_on_clock(initial=1)
-    tickets = [fake.begin("/product", asins(10)) for _ in range(3)]
-    assert (fake.in_flight, fake.balance) == (3, 1)
-    assert [left(fake.finish(ticket)) for ticket in reversed(tickets)] == [-9, -19, -29]
-    assert fake.in_flight == 0
-    assert fake.request("/product", asins(1)).status == 429
-
-
-def test_charge_on_admission() -> None:
-    """In the other mode the cost leaves at arrival, so the next call is refused while the first is in flight."""
-    fake, _ = fake_on_clock(initial=1, charge="admission")
-    first = fake.begin("/product", asins(10))
-    assert fake.balance == -9
-    second = fake.begin("/product", asins(10))
-    assert left(fake.finish(second)) == -9
-    answer = fake.finish(first)
-    assert (answer.status, left(answer), consumed(answer)) == (200, -9, 10)
-
-
-def test_a_ticket_is_finished_once() -> None:
-    """Finishing a call twice is a mistake of the test, said at once, and charges nothing."""
+def test_mistakes_of_a_test_are_said_at_once() -> None:
+    """A call finished twice charges nothing more; an unknown kind of fault, a period that can't be and a negative plan
+    are refused by name.
+    """
     fake, _ = fake_on_clock()
     ticket = fake.begin("/product", asins(1))
     fake.finish(ticket)
     with pytest.raises(ValueError, match="not in flight"):
         fake.finish(ticket)
     assert fake.spent == 1
+    with pytest.raises(ValueError, match="nonsense"):
+        fake.fail_next(1, "nonsense")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert len(get_args(Fault)) == 13
+    for period in (0.0, -1.0, (60.0, 59.0)):
+        with pytest.raises(ValueError, match="period"):
+            FakeKeepa(period=period)
+    with pytest.raises(ValueError, match="refill_rate"):
+        FakeKeepa(refill_rate=-1)
 
 
-def test_latency_passes_on_the_clock() -> None:
-    """A call takes its latency, reports it, and is refilled meanwhile."""
-    fake, clock = fake_on_clock(initial=10, latency=120.0, period=60.0)
-    response = fake.request("/product", asins(1))
-    assert clock.slept == 120.0
-    assert body(response)["processingTimeInMs"] == 120_000
-    assert left(response) == 10 + 2 * 5 - 1
-    fake.latency = (1.0, 2.0)
-    fake.request("/token")
-    assert 121.0 <= clock.slept <= 122.0
+def test_latency_passes_on_the_clock_and_a_probe_asks_by_the_key() -> None:
+    """A latency may be drawn from a range; the ready probe has the key, and what it returns is the answer's."""
+    fake, clock = fake_on_clock(initial=-79, latency=(1.0, 2.0), key="k")
+    status, told = fake.probe()
+    assert 1.0 <= clock.slept <= 2.0
+    assert told is not None
+    assert (status, told["tokensLeft"], told["refillRate"], fake.token_calls) == (200, -79, 5, 1)
+    fake.token_down = True
+    assert fake.probe() == (503, None)
 
 
 def test_threads_keep_the_books_straight() -> None:
@@ -391,18 +382,6 @@ def test_a_lost_answer(kind: Fault, error: type[Exception], charged: int) -> Non
     assert (fake.balance, fake.in_flight) == (0, 0)
 
 
-def test_faults_can_be_kept_to_one_path() -> None:
-    """A fault for one path waits for it, others come in order; an unknown kind is refused by name."""
-    fake, _ = fake_on_clock()
-    fake.fail_next(2, "500", path="product")
-    fake.fail_next(1, "html")
-    assert [fake.probe()[0], fake.probe()[0]] == [502, 200]
-    assert [fake.request("/product", asins(1)).status for _ in range(3)] == [500, 500, 200]
-    with pytest.raises(ValueError, match="nonsense"):
-        fake.fail_next(1, "nonsense")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    assert len(get_args(Fault)) == 13
-
-
 @pytest.mark.parametrize("kind, known", [("429", True), ("429_bare", False)])
 def test_a_refusal_that_tokens_do_not_explain(kind: Fault, known: bool) -> None:
     """Refused though there are tokens, with the true balance or a proxy's page, and with the headers asked for."""
@@ -413,16 +392,6 @@ def test_a_refusal_that_tokens_do_not_explain(kind: Fault, known: bool) -> None:
     assert ((answer.body or {}).get("tokensLeft") == 100) is known
     assert (fake.balance, fake.refused) == (100, 0)
     assert "Retry-After" not in fake.request("/product", asins(3)).headers
-
-
-def test_token_can_be_down_alone() -> None:
-    """While /token is down the probe gets a 503 without a body, and products are served."""
-    fake, _ = fake_on_clock()
-    fake.token_down = True
-    assert fake.probe() == (503, None)
-    assert fake.request("/product", asins(1)).status == 200
-    fake.token_down = False
-    assert fake.probe()[0] == 200
 
 
 # --- endpoints and costs
@@ -501,12 +470,7 @@ def test_an_image_has_no_envelope_and_is_cached() -> None:
 
 @pytest.mark.parametrize(
     "path,params,status",
-    [
-        ("/nonsense", {}, 404),
-        ("/product", {}, 400),
-        ("/product", asins(101), 400),
-        ("/seller", {}, 400),
-    ],
+    [("/nonsense", {}, 404), ("/product", {}, 400), ("/product", asins(101), 400), ("/seller", {}, 400)],
 )
 def test_malformed_calls_carry_a_true_envelope(path: str, params: dict[str, object], status: int) -> None:
     """An unknown path and bad parameters are errors that cost nothing and still tell the balance."""
@@ -515,15 +479,6 @@ def test_malformed_calls_carry_a_true_envelope(path: str, params: dict[str, obje
     assert (response.status, left(response), consumed(response)) == (status, 7, 0)
     assert set(body(response)) == ENVELOPE | {"error"}
     assert (fake.admitted, fake.refused) == (0, 0)
-
-
-@pytest.mark.parametrize("period", [0.0, -1.0, (60.0, 59.0)])
-def test_impossible_settings_are_refused(period: float | tuple[float, float]) -> None:
-    """A period that can't be and a negative plan are refused by name."""
-    with pytest.raises(ValueError, match="period"):
-        FakeKeepa(period=period)
-    with pytest.raises(ValueError, match="refill_rate"):
-        FakeKeepa(refill_rate=-1)
 
 
 def test_no_repr_shows_the_key() -> None:

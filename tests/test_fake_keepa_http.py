@@ -143,11 +143,7 @@ def test_calls_in_flight_overlap(fake: FakeKeepa) -> None:
     """Eight calls at once are all admitted on one token, for each takes its time, and one server second is 1/60 s."""
     fake.spend_outside(1199)
     fake.latency = 24.0
-    with (
-        FakeKeepaServer(fake, speed=60.0) as server,
-        httpx.Client(timeout=5) as client,
-        ThreadPoolExecutor(8) as pool,
-    ):
+    with FakeKeepaServer(fake, speed=60.0) as server, httpx.Client(timeout=5) as client, ThreadPoolExecutor(8) as pool:
         started = time.monotonic()
         answers = list(pool.map(client.get, [f"{server.url}/product?key={KEY}&asin=B1"] * 8))
         assert 0.4 <= time.monotonic() - started < 4

@@ -16,18 +16,11 @@ import httpx
 import httpx2
 import pytest
 
-from keepa_tokens import (
-    AsyncKeepaSync,
-    AsyncTokenBucket,
-    KeepaSync,
-    MemoryStorage,
-    TokenBucket,
-    keepa_quota,
-)
+from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStorage, TokenBucket, keepa_quota
 from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import ManualClock, virtual_loop
 
-from tests.http_guards import KEY, Kind, World, asins, running  # isort: skip
+from tests.http_guards import KEY, Kind, asins, running  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
@@ -77,10 +70,7 @@ def test_an_answer_that_can_not_be_decoded_is_reported() -> None:
     inner = httpx.MockTransport(
         lambda request: httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=iter([b"no gzip"]))
     )
-    with (
-        httpx.Client(transport=KeepaTransport(sync, inner)) as client,
-        client.stream("GET", URL) as response,
-    ):
+    with httpx.Client(transport=KeepaTransport(sync, inner)) as client, client.stream("GET", URL) as response:
         assert b"".join(response.iter_raw()) == b"no gzip"
     assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (99, 0)
 
@@ -152,18 +142,6 @@ def test_closing_the_client_closes_the_inner_transport() -> None:
     with asyncio.Runner() as runner:
         runner.run(httpx.AsyncClient(transport=AsyncKeepaTransport(twin(bucket()), AsyncInner())).aclose())
     assert closed == ["sync", "async"]
-
-
-def test_a_mounted_transport_meters_keepa_alone() -> None:
-    """Mounted at Keepa's host beside a client's own transport, only what goes there is paid for."""
-    with World("httpx", initial=100).server as server:
-        sync = bucket()
-        mounts = {server.url: KeepaTransport(sync, api_key=KEY, host="127.0.0.1")}
-        with httpx.Client(mounts=mounts) as client:
-            client.get(server.url + "/product", params=asins(2))
-            client.get(f"http://localhost:{server.port}/product", params=asins(2))
-        assert server.fake.spent == 2
-        assert sync.bucket.peek().balance == server.fake.balance
 
 
 @pytest.mark.parametrize(

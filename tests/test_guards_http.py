@@ -8,8 +8,9 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import requests
@@ -43,6 +44,8 @@ from tests.http_guards import (
     shown,
     together,
 )
+from tests.keepa_stories import each_story, holds, options, told_steps
+from tests.stories import Story
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
@@ -92,15 +95,122 @@ def test_a_request_is_held_while_it_is_out_and_settled_by_its_answer(make: Make)
     assert 10 <= world.fake.spent <= 20
 
 
-def test_requests_wait_for_tokens_and_none_is_refused(make: Make) -> None:
-    """Forty calls on twenty tokens wait by the bucket's clock; the server refuses none, and is asked for no balance."""
-    world = make(initial=20)
-    client = world.client()
-    for _ in range(40):
-        assert client.get("/product", asins(3)).status == 200
-    assert (world.fake.refused, world.fake.token_calls) == (0, 1)
-    assert world.clock.slept > 15 * 60
-    assert world.in_step()
+STORIES: Final = """
+forty calls on twenty tokens wait by the bucket's clock, the server refuses none and is asked for no balance: initial=20
+    get 3 40 -> status=200 refused=0 token_calls=1 slept>900 in_step
+with a timeout AcquireTimeout comes at once, and nothing is sent, spent or slept: initial=-100
+    client timeout=60; get 1 -> AcquireTimeout admitted=0 refused=0 slept=0
+with keep=50 of 60 tokens a request waits below 51, though the server would admit it: initial=50
+    client keep=50 timeout=1; get 1 -> AcquireTimeout; client keep=49 timeout=0; get 1 -> status=200
+with retry_refused the caller never sees the 429, the bucket waits and the request goes out again: initial=10
+    client retry_refused=1; get 1; outside 50; get 5 -> status=200 refused=1 slept>480 in_step
+# Back from -41 to above the 50 that somebody else was seen to spend, which are kept back for him.
+with timeout=0 a 429 is an error that says when to come back, for task queues: initial=10
+    client retry_refused=1 timeout=0; get 1; outside 50
+    get 5 -> AcquireTimeout retry_after>1080 retry_after<1159 refused=1 slept=0 in_step
+of ten seconds a probe of eight leaves two, so no pause of five is begun after the refusal: initial=250 latency=8
+    client retry_refused=1 timeout=10; fail 429 100 after=5; get 5 -> AcquireTimeout token_calls=1 WAITING=0
+a refusal that passes is waited out: initial=250
+    client retry_refused=1; token; fail 429 2; get 5 -> status=200 slept>=3 slept<=4.5 in_step
+a 5xx that doesn't say when to come back is the caller's to judge: initial=250
+    client retry_refused=1; token; fail (500|503) 100; get 5 -> status=(500|503) sent=1 slept=0
+# The first request is the scout, and a step brings 5.
+a refusal that the balance explains is as long as the bucket says, no longer: initial=-4 probe=0
+    client retry_refused=1 timeout=0; pass step-0.5
+    get 1 -> AcquireTimeout refused=1 reason=EMPTY retry_after>0.49 retry_after<0.51
+a timeout of 40 s has room for one pause of 30 s, the next, and with none the first, is told at once: initial=250
+    client retry_refused=1 timeout=(0|40); token; fail 429 100 after=30
+    get 5 -> AcquireTimeout retry_after>=30 retry_after<=31 sent=(1|2) held=0 slept>=(0|30) slept<=(0|31)
+whatever the answer, the caller gets it as it came, its hold is over, and the bucket has what it says: initial=300
+    token; fail (500|503|html|empty|error200|zero_envelope|no_envelope) 1
+    get 5 -> status<504 held=0 READING_BAD=(0|0|1|1|0|1|1) (in_step|in_step|||in_step||)
+"""
+
+BY_HTTP: Final = """
+a 429 is handed out after it was settled, readable, and the bucket has the true balance: initial=10
+    get 1; outside 50; get 5 -> status=429 tokensLeft=-41 left=-41 in_step slept=0
+what costs nothing opens no hold, far below 0 too, and brings its reading: initial=-50
+    token -> status=200 balance=-50; pass 130; outside 7
+    tracking -> status=200 in_step REFUSED=0 reconciled=2 reserved=0
+a graph image has no envelope, its token is charged when the hold runs out: initial=300
+    token; image -> status=200 png held=1 READING_BAD=0
+"""
+
+
+class Told:
+    """A world to which a story happens, and its client."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.instants = world, sent_at(world)
+        self.client: Client | None = None
+
+    def fail(self, kind: object, times: int, after: int | None = None) -> None:
+        """Let calls for products fail; with `after` the server says when to come again."""
+        fault: Any = str(kind)
+        headers = {"Retry-After": str(after)} if after else None
+        self.world.fake.fail_next(times, fault, path="/product", headers=headers)
+
+    def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
+        """Return what a step comes to: the last answer, or an error."""
+        world, fake = self.world, self.world.fake
+        if verb == "client" or self.client is None:
+            self.client = world.client(**named if verb == "client" else {})
+        client = self.client
+        verbs: dict[str, Callable[..., Any]] = {
+            "client": lambda **_: None,
+            "get": lambda tokens, times=1: [client.get("/product", asins(tokens)) for _ in range(times)][-1],
+            "token": lambda: client.get("/token"),
+            "tracking": lambda: client.get("/tracking", {"type": "list"}),
+            "image": lambda: client.get("/graphimage", {"asin": "B000000001", "domain": 1}),
+            "outside": fake.spend_outside,
+            "pass": lambda seconds: world.clock.advance(fake.refill_in - 0.5 if seconds == "step-0.5" else seconds),
+            "fail": self.fail,
+        }
+        try:
+            return verbs[verb](*words, **named)
+        except NotEnoughTokens as error:
+            return error
+
+    def seen(self, came: Any, name: str) -> Any:
+        """Return what is so named in an answer, in an error, in the bucket, on the server or of the clock."""
+        world = self.world
+        if name.isupper():
+            return world.count(EventKind[name])
+        own: dict[str, Callable[[], Any]] = {
+            "in_step": world.in_step,
+            "left": lambda: world.fake.balance,
+            "sent": lambda: len(self.instants),
+            "reserved": lambda: len(world.of(Reserve)),
+            "reconciled": lambda: len(world.of(Reconcile)),
+            "png": lambda: came.content.startswith(b"\x89PNG"),
+            "tokensLeft": lambda: json.loads(came.content)["tokensLeft"],
+        }
+        if name in own:
+            return own[name]()
+        return next(
+            getattr(each, name) for each in (came, world.fake, world.bucket(), world.clock) if hasattr(each, name)
+        )
+
+
+def goes(make: Make, story: Story) -> None:
+    """Let a story happen to a client of a kind."""
+    told = Told(make(**options(story.bucket)))
+    for step, verb, words, named in told_steps(story.text):
+        came = told.done(verb, words, named)
+        holds(step, came, partial(told.seen, came))
+
+
+@each_story(STORIES)
+def test_a_story_of_the_guards_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show, of each client."""
+    goes(make, story)
+
+
+@by_http
+@each_story(BY_HTTP)
+def test_a_story_of_the_guards_by_http_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show, of what the keepa client has no way to ask for, or doesn't hand out."""
+    goes(make, story)
 
 
 def test_many_on_a_balance_that_is_gone_make_no_storm(make: Make) -> None:
@@ -113,64 +223,18 @@ def test_many_on_a_balance_that_is_gone_make_no_storm(make: Make) -> None:
     assert world.in_step()
 
 
-def test_a_wait_longer_than_the_timeout_sends_nothing(make: Make) -> None:
-    """With a timeout AcquireTimeout comes at once, nothing is sent, spent or slept."""
-    world = make(initial=-100)
-    client = world.client(timeout=60)
-    with pytest.raises(AcquireTimeout):
-        client.get("/product", asins(1))
-    assert (world.fake.admitted, world.fake.refused, world.clock.slept) == (0, 0, 0)
-
-
-def test_keep_leaves_tokens_to_others(make: Make) -> None:
-    """With keep=50 of 60 tokens a request waits below 51, though the server would admit it."""
-    world = make(initial=50)
-    with pytest.raises(AcquireTimeout):
-        world.client(keep=50, timeout=1).get("/product", asins(1))
-    assert world.client(keep=49, timeout=0).get("/product", asins(1)).status == 200
-
-
 # --- refused
 
 
 @by_http
-def test_a_429_is_handed_out_after_it_was_settled(make: Make) -> None:
-    """Where somebody else spent the tokens the caller gets the 429, readable, and the bucket the true balance."""
-    world = make(initial=10)
-    client = world.client()
-    client.get("/product", asins(1))
-    world.fake.spend_outside(50)
-
-    answer = client.get("/product", asins(5))
-
-    assert answer.status == 429
-    assert json.loads(answer.content)["tokensLeft"] == world.fake.balance == -41
-    assert world.in_step()
-    assert world.clock.slept == 0
-
-
-@by_http
-def test_a_streamed_429_is_settled_before_anybody_reads_it(make: Make) -> None:
-    """A refusal costs nothing and says the truth, so its hold is over even where the stream is closed unread."""
-    world = make(initial=10)
-    client = world.client()
-    client.get("/product", asins(1))
-    world.fake.spend_outside(50)
-    assert client.stream("/product", asins(5), lambda response: response.status_code) == 429
-    assert world.in_step()
-
-
-def test_a_refused_request_can_be_made_again_through_the_bucket(make: Make) -> None:
-    """With retry_refused the caller never sees the 429: the bucket waits for tokens and the request goes out again."""
-    world = make(initial=10)
-    client = world.client(retry_refused=True)
-    client.get("/product", asins(1))
-    world.fake.spend_outside(50)
-
-    assert client.get("/product", asins(5)).status == 200
-
-    assert world.fake.refused == 1
-    assert world.clock.slept > 8 * 60
+@pytest.mark.parametrize("status", [429, 400])
+def test_a_streamed_error_is_settled_before_anybody_reads_it(make: Make, status: int) -> None:
+    """A refusal or an error says the truth, so its hold is over though a hook raises by its status, the body unread."""
+    world, client = known(make, 10)
+    if status == 429:
+        world.fake.spend_outside(50)
+    params = asins(5) if status == 429 else asins(5, offers=101)
+    assert client.stream("/product", params, lambda response: response.status_code) == status
     assert world.in_step()
 
 
@@ -189,20 +253,6 @@ def test_a_posted_selection_is_sent_again_too(make: Make) -> None:
     assert world.in_step()
 
 
-def test_without_any_waiting_a_429_is_not_enough_tokens(make: Make) -> None:
-    """With timeout=0 and retry_refused a 429 raises NotEnoughTokens that says when to come back: for task queues."""
-    world = make(initial=10)
-    client = world.client(retry_refused=True, timeout=0)
-    client.get("/product", asins(1))
-    world.fake.spend_outside(50)
-    with pytest.raises(NotEnoughTokens) as refused:
-        client.get("/product", asins(5))
-    # Back from -41 to above the 50 that somebody else was seen to spend, which are kept back for him.
-    assert 18 * 60 < refused.value.retry_after < 19 * 61
-    assert (world.fake.refused, world.clock.slept) == (1, 0)
-    assert world.in_step()
-
-
 def test_the_timeout_is_for_all_attempts_of_a_request_together(make: Make) -> None:
     """What the first attempt has waited is gone when the second one asks for tokens."""
     world = make(initial=-12)
@@ -216,15 +266,6 @@ def test_the_timeout_is_for_all_attempts_of_a_request_together(make: Make) -> No
         world.client(retry_refused=True, timeout=1100).get("/product", asins(1))
     assert world.fake.refused == 1
     assert 1100 - world.clock.slept < late.value.retry_after < 1100  # alone it would have been in time
-
-
-def test_the_time_in_a_probe_counts_for_the_timeout(make: Make) -> None:
-    """Of ten seconds a probe of eight leaves two: no pause of five is begun after the refusal."""
-    world = make(initial=250, latency=8.0)
-    world.fake.fail_next(100, "429", path="/product", headers={"Retry-After": "5"})
-    with pytest.raises(AcquireTimeout):
-        world.client(retry_refused=True, timeout=10).get("/product", asins(5))
-    assert (world.fake.token_calls, world.count(EventKind.WAITING)) == (1, 0)
 
 
 # --- refused though there are tokens
@@ -279,50 +320,6 @@ def test_a_refusal_that_nothing_explains_is_not_hammered(make: Make, fault: Any)
     step = 61 if fault == "429_bare" else 0  # without an envelope the bucket waits for the next step besides
     assert all(2**place <= pause <= 1.5 * 2**place + step for place, pause in enumerate(pauses))
     assert world.bucket().held == 0
-
-
-def test_a_refusal_that_passes_is_waited_out(make: Make) -> None:
-    """Where the server refuses twice and then doesn't, the caller gets the answer."""
-    world, client = known(make, 250, retry_refused=True)
-    world.fake.fail_next(2, "429", path="/product")
-    assert client.get("/product", asins(5)).status == 200
-    assert 3 <= world.clock.slept <= 4.5
-    assert world.in_step()
-
-
-@pytest.mark.parametrize("fault", ["500", "503"])
-def test_a_servers_error_is_handed_out_at_once(make: Make, fault: Any) -> None:
-    """A 5xx that doesn't say when to come back is the caller's to judge: one request, no pause."""
-    world, client = known(make, 250, retry_refused=True)
-    world.fake.fail_next(100, fault, path="/product")
-    instants = sent_at(world)
-    assert client.get("/product", asins(5)).status == int(fault)
-    assert (len(instants), world.clock.slept) == (1, 0)
-
-
-def test_a_refusal_that_the_balance_explains_is_told_as_the_bucket_tells_it(make: Make) -> None:
-    """With timeout=0, half a second before the next step, a 429 is EMPTY and as long as the bucket says, no longer."""
-    world = make(initial=-4, probe=False)  # so the first request is the scout, and a step brings 5
-    world.clock.advance(world.fake.refill_in - 0.5)
-    with pytest.raises(NotEnoughTokens) as refused:
-        world.client(retry_refused=True, timeout=0).get("/product", asins(1))
-    assert (world.fake.refused, refused.value.reason) == (1, "EMPTY")
-    assert refused.value.retry_after == pytest.approx(0.5, abs=0.01)
-
-
-@pytest.mark.parametrize("timeout, tries", [(0, 1), (40, 2)])
-def test_a_pause_longer_than_the_timeout_is_not_begun(make: Make, timeout: float, tries: int) -> None:
-    """A timeout of 40 s has room for one pause of 30 s; the next, and with none the first, is told at once to a queue,
-    with what the server asked for.
-    """
-    world, client = known(make, 250, retry_refused=True, timeout=timeout)
-    world.fake.fail_next(100, "429", path="/product", headers={"Retry-After": "30"})
-    instants = sent_at(world)
-    with pytest.raises(AcquireTimeout) as refused:
-        client.get("/product", asins(5))
-    assert 30 <= refused.value.retry_after <= 31
-    assert (len(instants), world.bucket().held) == (tries, 0)
-    assert 30 * (tries - 1) <= world.clock.slept <= 31 * (tries - 1)
 
 
 class Leaving(MemoryStorage):
@@ -453,31 +450,7 @@ def test_a_stream_closed_early_leaves_its_hold_to_run_out(make: Make) -> None:
     assert (world.bucket().balance or 0) <= 260
 
 
-@by_http
-def test_an_image_leaves_its_hold_to_run_out(make: Make) -> None:
-    """A graph image has no envelope: it is handed out, and its token is charged when the hold runs out."""
-    world, client = known(make, 300)
-    answer = client.get("/graphimage", {"asin": "B000000001", "domain": 1})
-    assert answer.content.startswith(b"\x89PNG")
-    assert world.bucket().held == 1
-    assert world.count(EventKind.READING_BAD) == 0
-
-
 # --- what costs nothing, and what is not Keepa's
-
-
-@by_http
-def test_what_costs_nothing_is_observed_and_never_held(make: Make) -> None:
-    """`/token` and a list of trackings open no hold, also where the balance is far below 0; they bring its reading."""
-    world = make(initial=-50)
-    client = world.client()
-    assert client.get("/token").status == 200
-    assert world.bucket().balance == -50
-    world.clock.advance(130)
-    world.fake.spend_outside(7)
-    assert client.get("/tracking", {"type": "list"}).status == 200
-    assert world.bucket().balance == world.fake.balance
-    assert (len(world.of(Reconcile)), world.of(Reserve), world.count(EventKind.REFUSED)) == (2, [], 0)
 
 
 @by_http
@@ -496,19 +469,6 @@ def test_a_host_that_is_not_keepas_gets_neither_tokens_nor_the_key(make: Make) -
 
 
 # --- what goes wrong
-
-
-@pytest.mark.parametrize("fault", ["500", "503", "html", "empty", "error200", "zero_envelope", "no_envelope"])
-def test_a_faulty_answer_is_handed_out_and_its_hold_is_over(make: Make, fault: Any) -> None:
-    """Whatever the answer, the caller gets it as it came, and the bucket what it says."""
-    world, client = known(make, 300)
-    world.fake.fail_next(1, fault, path="/product")
-    answer = client.get("/product", asins(5))
-    assert answer.status in {200, 400, 500, 502, 503}
-    assert world.bucket().held == 0
-    if fault in {"500", "503", "error200"}:
-        assert world.in_step()
-    assert world.count(EventKind.READING_BAD) == (fault in {"html", "empty", "zero_envelope", "no_envelope"})
 
 
 @pytest.mark.parametrize("fault", ["timeout_charged", "timeout_uncharged", "disconnect_charged"])
@@ -619,8 +579,7 @@ def test_an_estimator_learns_nothing_from_refusals_and_streams_cut_short(make: M
 
 @by_http
 @pytest.mark.parametrize(
-    "wrong",
-    [{"keep": -1}, {"timeout": -1}, {"estimate": lambda path, params: 1, "estimator": Estimator()}],
+    "wrong", [{"keep": -1}, {"timeout": -1}, {"estimate": lambda path, params: 1, "estimator": Estimator()}]
 )
 def test_impossible_terms_are_refused_at_once(kind: Kind, wrong: dict[str, Any]) -> None:
     """A negative keep or timeout, and two sources of estimates, are a ConfigError when the guard is made."""

@@ -16,13 +16,7 @@ from hypothesis import strategies as st
 from checks.models.strategies import HOUR, MINUTE, SECOND, commands, gaps, quotas
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import (
-    Acquire,
-    Outcome,
-    Peek,
-    Reserve,
-    Settle,
-)
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.decision import InFlight
 from keepa_tokens.rules.transition import lifetime_us, transition
 from keepa_tokens.units import SWEEP_US, TOLERANCE_US

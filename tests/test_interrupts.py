@@ -6,10 +6,12 @@ after it counts, in each sleep and each probe; in coroutines at each await.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +32,6 @@ from keepa_tokens import (
     EventKind,
     KeepaSync,
     MemoryStorage,
-    NotEnoughTokens,
     Outcome,
     Quota,
     Reading,
@@ -332,6 +333,39 @@ def test_of_a_plain_acquire_without_an_answer_the_loss_is_its_own_tokens_and_is_
         assert scene.lost() == [4]
         assert len(scene.events) == 1
     assert scene.bucket.peek().balance == 2
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_where_no_thread_can_be_started_all_is_given_back_and_told_as_ever(
+    away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a full container, or at the program's end: only the watch over time is missing."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene = Scene(SYNCED)
+    scene.storage.away = away
+    scene.plot(None if away else Plot(2, ctrl_c))
+    monkeypatch.setattr(_thread, "start_new_thread", fails)
+    with pytest.raises(StorageUnavailable if away else KeyboardInterrupt):
+        scene.bucket.reserve(4)
+    scene.plot(None)
+    scene.storage.away = False
+    assert scene.unchanged()
+
+
+def test_where_greenlets_take_turns_no_signal_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of several greenlets overlap in one thread: one would put back the handler of another, and keep it."""
+    monkeypatch.setattr(socket, "socket", type("socket", (), {"__module__": "gevent._socket3"}))
+    first, second = _interrupts.PutOff(), _interrupts.PutOff()
+    with struck_by_signals():
+        first.__enter__()
+        second.__enter__()
+        first.__exit__()
+        second.__exit__()
+        with pytest.raises(Struck):
+            strike()
 
 
 def test_a_time_limit_inside_a_probe_is_not_taken_for_a_failed_probe() -> None:
@@ -696,17 +730,3 @@ def test_a_claim_is_free_again_after_a_scout_that_was_never_sent_or_a_probe_of_t
     with pytest.raises(ConfigError):
         KeepaSync(scene.bucket, probe=wrong).try_request(4)
     assert scene.next_one_probes()
-
-
-def test_what_is_in_flight_is_told_and_ends_a_wait_soon() -> None:
-    """Balance 8, a call of 6 in flight, a request for 5: IN_FLIGHT, 6 held by 1 call, to be asked again in a moment."""
-    scene = Scene(UNKNOWN)
-    first = scene.sync.request(6)
-    with pytest.raises(NotEnoughTokens) as refused:
-        scene.sync.try_request(5)
-    error = refused.value
-    assert (error.reason, error.held, error.holds) == ("IN_FLIGHT", 6, 1)
-    assert 1 <= error.retry_after <= 2
-    assert "6 held by 1" in str(error)
-    first.cancel()
-    scene.sync.try_request(5).cancel()

@@ -13,19 +13,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Final, assert_type
 
 import keepa
 import pytest
 
 from keepa_tokens import (
-    AcquireTimeout,
     AsyncKeepaSync,
     ConfigError,
-    CostTooLarge,
     KeepaSync,
+    KeepaTokensError,
     NotEnoughTokens,
     Quota,
     keepa_quota,
@@ -33,7 +32,8 @@ from keepa_tokens import (
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Reserve, Settle
-from keepa_tokens.testing import virtual_loop
+from tests.keepa_stories import each_story, holds, options, told_steps
+from tests.stories import Story
 
 from tests import http_guards  # isort: skip
 from tests.http_guards import KEY  # isort: skip
@@ -128,19 +128,113 @@ def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) 
     assert world.fake.token_calls == 1  # the bucket was unknown; asked through the probe
 
 
-def test_without_waiting_both_refusals_surface(guarded: Make) -> None:
-    """With wait=False an empty bucket raises NotEnoughTokens and sends nothing; a 429 raises what the client raises."""
-    world = guarded(refill_rate=5, initial=10)
-    world.query("B000000001")
-    world.fake.spend_outside(20)
-    with pytest.raises(RuntimeError, match="NOT_ENOUGH_TOKEN"):
-        world.query("B000000001", wait=False)
-    assert world.api.tokens_left == world.bucket().balance == world.fake.balance
-    sent = len(world.urls)
-    with pytest.raises(NotEnoughTokens):
-        world.query("B000000001", wait=False)
-    assert len(world.urls) == sent
-    assert world.bucket().held == 0
+STORIES: Final = """
+with wait=False an empty bucket raises and sends nothing; a 429 raises what the client raises: initial=10
+    guard; query 1; outside 20
+    query 1 wait=0 -> RuntimeError says=NOT_ENOUGH_TOKEN balance=-11 tokens_left=-11 left=-11
+    query 1 wait=0 -> NotEnoughTokens held=0 sent=2
+pages that could only ever begin are an error at once, and nothing is spent: initial=300
+    guard; query 400 wait=0 -> CostTooLarge tokens=400 largest=300 spent=0 sent=0 held=0
+a timeout too short for all pages is told before the first, one that is long enough is waited once: initial=50
+    guard timeout=600; query 200 -> AcquireTimeout tokens=200 spent=0 sent=0
+    guard timeout=3600; query 200 -> got=200 spent=200 refused=0 slept>1740 slept<1891
+a page that fails ends the query, the pages after it were never sent, so their tokens are free: initial=300
+    guard; status; fail 500 1; query 300 wait=0 -> RuntimeError balance=300 held=0
+# It is no refusal to come back from.
+where somebody else spends between two pages the client says so: initial=300
+    guard; outside_at_each 300; query 300 wait=0 -> RuntimeError says=NOT_ENOUGH_TOKEN spent=100 refused=1 held=0
+a bad key's answer has all fields 0, the bucket and the client's status stay, and no query divides by 0: initial=300
+    guard; query 1; key wrong; query 1 -> RuntimeError says=REQUEST_REJECTED tokens_left=299 rate=5 balance=299
+    key; query 1 -> got=1
+where the bucket knows the balance the status sends nothing and shows what the server would: refill_rate=20 initial=700
+    guard; status -> token_calls=1 sent=0; pass 10; status -> token_calls=1 sent=0 tokens_left=700 rate=20 next_step
+unknown and without a probe, /token goes out by the client itself, once: refill_rate=20 initial=700
+    guard probe=0; status; status -> paths=token tokens_left=700 balance=700
+# After the failed probe it starts at 0: slow, not stuck.
+where /token can't be had the status stays usable, and the one question is not repeated: refill_rate=20 initial=700
+    down 1; guard; status; status; status; status; status -> token_calls=1 rate=5; query 1 -> got=1 in_touch
+`wait_for_tokens` returns once the server's balance is above 0, not later than a step, and takes nothing: initial=-12
+    guard probe=(1|0); wait -> tokens_left=3 left=3 held=0 spent=0
+without a probe a balance that was reported long ago is looked up by the free question: initial=-200
+    guard probe=0; status; pass 700; outside -1000; wait -> in_touch left>0 paths=token,token
+after an upgrade the next answer brings the new rate and capacity to the bucket and the status: initial=300
+    guard; query 1; plan 60; query 1 -> refill=60 capacity=3600; status -> rate=60
+    flow 60; query 1; status -> refill=0 rate=60
+a graph image says nothing of its cost, one token is held, and charged when the hold runs out: initial=300
+    guard initial=200; image -> png paths=graphimage balance=200 held=1; pass 121 -> balance=209 held=0
+the refusal of an image corrects the bucket, which waits, and then the image comes: initial=0
+    guard initial=200; image -> png refused=1 paths=graphimage,graphimage
+what is no image is settled like any answer, and the client says that it is none: initial=300
+    guard initial=200; fail 500 1; image -> ValueError balance=300 held=0
+"""
+
+
+class Told:
+    """A world to which a story happens."""
+
+    def __init__(self, world: World, image: Path) -> None:
+        self.world, self.file = world, image
+
+    def fail(self, kind: object, times: int) -> None:
+        fault: Any = str(kind)
+        self.world.fake.fail_next(times, fault)
+
+    def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
+        """Return what a step comes to, an error too."""
+        world, fake = self.world, self.world.fake
+        verbs: dict[str, Callable[..., Any]] = {
+            "guard": world.guard,
+            "query": lambda count, **more: world.query(asins(count), **more),
+            "status": lambda: world.do("update_status"),
+            "wait": lambda: world.do("wait_for_tokens"),
+            "image": lambda: world.do("download_graph_image", "B000000001", self.file),
+            "key": lambda key=KEY: setattr(world.api, "accesskey", key),
+            "outside": fake.spend_outside,
+            "outside_at_each": lambda tokens: setattr(
+                fake, "cost", lambda path, _: fake.spend_outside(tokens) if path == "/product" else None
+            ),
+            "pass": world.clock.sleep,
+            "plan": fake.set_plan,
+            "flow": fake.set_flow_reduction,
+            "fail": self.fail,
+            "down": lambda is_down: setattr(fake, "token_down", bool(is_down)),
+        }
+        try:
+            return verbs[verb](*words, **named)
+        except (KeepaTokensError, RuntimeError, ValueError) as error:
+            return error
+
+    def seen(self, came: Any, name: str) -> Any:
+        """Return what is so named in what came, in the client's status, in the bucket or on the server."""
+        world, api = self.world, self.world.api
+        own: dict[str, Callable[[], Any]] = {
+            "says": lambda: str(came),
+            "got": lambda: len(came),
+            "sent": lambda: len(world.urls),
+            "paths": lambda: ",".join(world.paths()),
+            "left": lambda: world.fake.balance,
+            "tokens_left": lambda: api.tokens_left,
+            "in_touch": lambda: api.tokens_left == world.fake.balance,
+            "rate": lambda: api.status.refillRate,
+            "next_step": lambda: (
+                abs(api.status.refillIn / 1000 - world.fake.refill_in) < 0.1
+                and abs(api.time_to_refill - world.fake.refill_in - 1) < 0.5
+            ),
+            "png": lambda: self.file.read_bytes().startswith(b"\x89PNG"),
+            "slept": lambda: world.clock.slept,
+        }
+        if name in own:
+            return own[name]()
+        return next(getattr(each, name) for each in (came, world.bucket(), world.fake) if hasattr(each, name))
+
+
+@each_story(STORIES)
+def test_a_story_of_the_client_comes_out_as_told(make: Make, tmp_path: Path, story: Story) -> None:
+    """Each title says what its steps show, of either kind of client."""
+    told = Told(make(**{"refill_rate": 5, **options(story.bucket)}), tmp_path / "graph.png")
+    for step, verb, words, named in told_steps(story.text):
+        came = told.done(verb, words, named)
+        holds(step, came, partial(told.seen, came))
 
 
 # --- several pages that must not wait in between
@@ -160,14 +254,6 @@ def come_back(world: World, *args: Any, **options: Any) -> int:
     raise AssertionError("it never ends")
 
 
-def test_pages_that_can_not_be_had_at_once_are_an_error_that_ends_it(guarded: Make) -> None:
-    """400 ASINs without waiting on a plan of 300 tokens could only ever begin: told at once, and nothing is spent."""
-    world = guarded(refill_rate=5, initial=300)
-    with pytest.raises(CostTooLarge, match=r"tokens=400 can never be admitted: this quota admits at most 300"):
-        world.query(asins(400), wait=False)
-    assert (world.fake.spent, world.urls, world.bucket().held) == (0, [], 0)
-
-
 @pytest.mark.parametrize("count", [300, 299, 101, 100])
 def test_pages_wait_as_a_whole_and_are_then_had_at_once(guarded: Make, count: int) -> None:
     """A query of several pages at a low balance is refused until all can be had; then it costs what it costs, once."""
@@ -176,20 +262,6 @@ def test_pages_wait_as_a_whole_and_are_then_had_at_once(guarded: Make, count: in
     assert runs > 1 or count == 100  # one page is admitted by the server's rule: while there is anything
     assert (world.fake.spent, world.fake.refused) == (count, 0)
     assert world.in_step()
-
-
-def test_pages_with_a_timeout_are_waited_for_as_a_whole(make: Make) -> None:
-    """A timeout too short for all pages is told before the first; one that is long enough is waited once."""
-    world = make(refill_rate=5, initial=50)
-    world.guard(timeout=600)
-    with pytest.raises(AcquireTimeout) as late:
-        world.query(asins(200))
-    assert late.value.tokens == 200
-    assert (world.fake.spent, world.urls) == (0, [])
-    world.guard(timeout=3600)
-    assert len(world.query(asins(200))) == 200
-    assert (world.fake.spent, world.fake.refused) == (200, 0)
-    assert 29 * 60 < world.clock.slept < 31 * 61
 
 
 def test_pages_whose_plan_turns_out_smaller_end_too(make: Make) -> None:
@@ -226,25 +298,6 @@ def test_pages_of_two_queries_do_not_mix(guarded: Make) -> None:
     assert (len(done), type(refused)) == (300, NotEnoughTokens)
     assert (world.fake.spent, world.fake.refused) == (300, 0)
     assert world.bucket().held == 0
-
-
-def test_pages_are_given_back_where_one_fails(guarded: Make) -> None:
-    """A page that fails ends the query: the pages after it were never sent, so their tokens are free."""
-    world = guarded(refill_rate=5, initial=300)
-    world.do("update_status")
-    world.fake.fail_next(1, "500", path="/product")
-    with pytest.raises(RuntimeError):
-        world.query(asins(300), wait=False)
-    assert (world.bucket().balance, world.bucket().held) == (300, 0)
-
-
-def test_pages_refused_halfway_are_the_clients_error(guarded: Make) -> None:
-    """Where somebody else spends between two pages the client says so; it is no refusal to come back from."""
-    world = guarded(refill_rate=5, initial=300)
-    world.fake.cost = lambda path, params: world.fake.spend_outside(300) if path == "/product" else None
-    with pytest.raises(RuntimeError, match="NOT_ENOUGH_TOKEN"):
-        world.query(asins(300), wait=False)
-    assert (world.fake.spent, world.fake.refused, world.bucket().held) == (100, 1, 0)
 
 
 def test_pages_find_out_the_balance_without_a_probe(make: Make) -> None:
@@ -299,19 +352,6 @@ def test_errors_are_the_clients_own_after_the_hold_is_settled(make: Make, fault:
         assert world.bucket().balance == world.fake.balance
 
 
-def test_an_answer_that_knows_nothing_spoils_no_status(guarded: Make) -> None:
-    """A bad key's answer has all fields 0: the bucket and the client's status stay, and no query divides by 0."""
-    world = guarded(refill_rate=5)
-    world.query("B000000001")
-    world.api.accesskey = "wrong"
-    with pytest.raises(RuntimeError, match="REQUEST_REJECTED"):
-        world.query("B000000002")
-    assert (world.api.tokens_left, world.api.status.refillRate) == (299, 5)
-    assert world.bucket().balance == 299
-    world.api.accesskey = KEY
-    assert world.query("B000000002")
-
-
 @pytest.mark.parametrize("key", ["wrong", ""])
 def test_a_bad_key_from_the_start(make: Make, key: str) -> None:
     """Without a probe the very first request says that the key is bad, as the client says it."""
@@ -355,65 +395,6 @@ def test_every_method_goes_through(guarded: Make) -> None:
 # --- the status
 
 
-def test_the_status_comes_from_the_bucket(guarded: Make) -> None:
-    """Where the bucket knows the balance `update_status` sends nothing and shows the same as the server would."""
-    world = guarded(refill_rate=20, initial=700)
-    world.do("update_status")
-    assert (world.fake.token_calls, world.urls) == (1, [])
-    world.clock.sleep(10)
-    world.do("update_status")
-    assert (world.fake.token_calls, world.urls) == (1, [])
-    assert world.api.tokens_left == world.api.status.tokensLeft == 700
-    assert world.api.status.refillRate == 20
-    assert abs(world.api.status.refillIn / 1000 - world.fake.refill_in) < 0.1
-    assert abs(world.api.time_to_refill - world.fake.refill_in - 1) < 0.5
-
-
-def test_without_a_probe_the_client_asks_once(make: Make) -> None:
-    """Unknown and without a probe, `/token` goes out by the client itself, once, and then the balance is known."""
-    world = make(refill_rate=20, initial=700)
-    world.guard(probe=False)
-    world.do("update_status")
-    world.do("update_status")
-    assert world.paths() == ["token"]
-    assert world.api.tokens_left == world.bucket().balance == 700
-
-
-def test_while_another_worker_asks_nobody_else_does(make: Make) -> None:
-    """Where `/token` can't be had, the status stays usable, and the one question is not repeated."""
-    world = make(refill_rate=20, initial=700)
-    world.fake.token_down = True
-    world.guard()
-    for _ in range(5):
-        world.do("update_status")
-    assert world.fake.token_calls == 1
-    assert world.api.status.refillRate == 5
-    assert world.query("B000000001")  # after the failed probe it starts at 0: slow, not stuck
-    assert world.api.tokens_left == world.fake.balance
-
-
-def test_waiting_for_tokens_goes_through_the_bucket(make: Make) -> None:
-    """`wait_for_tokens` returns once the server's balance is above 0, not later than a step, and takes nothing."""
-    for probe in (True, False):
-        world = make(refill_rate=5, initial=-12)
-        world.guard(probe=probe)
-        world.do("wait_for_tokens")
-        assert world.api.tokens_left == world.fake.balance == 3
-        assert (world.bucket().held, world.fake.spent) == (0, 0)
-
-
-def test_waiting_for_tokens_on_old_knowledge_asks_the_server(make: Make) -> None:
-    """Without a probe a balance that was reported long ago is looked up by the free question, not by a paid one."""
-    world = make(refill_rate=5, initial=-200)
-    world.guard(probe=False)
-    world.do("update_status")
-    world.clock.sleep(700)
-    world.fake.spend_outside(-1000)
-    world.do("wait_for_tokens")
-    assert world.api.tokens_left == world.fake.balance > 0
-    assert world.paths() == ["token", "token"]
-
-
 @pytest.mark.parametrize("offset", [600.0, -600.0])
 def test_a_wrong_server_clock_changes_nothing(make: Make, offset: float) -> None:
     """With the server's clock ten minutes off a starved query neither spins nor oversleeps, and the status says so."""
@@ -430,85 +411,10 @@ def test_a_wrong_server_clock_changes_nothing(make: Make, offset: float) -> None
     assert world.fake.token_calls == 1
 
 
-def test_a_plan_change_is_followed(guarded: Make) -> None:
-    """After an upgrade the next answer brings the new rate and capacity to the bucket and the status."""
-    world = guarded(refill_rate=5)
-    world.query("B000000001")
-    world.fake.set_plan(60)
-    world.query("B000000001")
-    assert (world.bucket().refill, world.bucket().capacity) == (60, 3600)
-    world.do("update_status")
-    assert world.api.status.refillRate == 60
-    world.fake.set_flow_reduction(60.0)
-    world.query("B000000001")
-    world.do("update_status")
-    assert (world.bucket().refill, world.api.status.refillRate) == (0, 60)
-
-
 # --- images
 
 
-def test_an_image_is_metered(make: Make, tmp_path: Path) -> None:
-    """A graph image says nothing of its cost: one token is held, and charged when the hold runs out."""
-    world = make(refill_rate=5)
-    world.guard(initial=200)
-    world.do("download_graph_image", "B000000001", tmp_path / "graph.png", range=90)
-    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
-    assert world.paths() == ["graphimage"]
-    assert (world.bucket().balance, world.bucket().held) == (200, 1)
-    world.clock.sleep(121)
-    assert (world.bucket().balance, world.bucket().held) == (200 - 1 + 10, 0)
-
-
-def test_a_refused_image_is_asked_for_again(make: Make, tmp_path: Path) -> None:
-    """The refusal of an image has an envelope: it corrects the bucket, which waits, and then the image comes."""
-    world = make(refill_rate=5, initial=0)
-    world.guard(initial=200)
-    world.do("download_graph_image", "B000000001", tmp_path / "graph.png")
-    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
-    assert (world.fake.refused, world.paths()) == (1, ["graphimage"] * 2)
-
-
-def test_a_faulty_image_raises_the_clients_error(make: Make, tmp_path: Path) -> None:
-    """What is no image is settled like any answer, and the client says that it is none."""
-    world = make(refill_rate=5)
-    world.guard(initial=200)
-    world.fake.fail_next(1, "500")
-    with pytest.raises(ValueError, match="not a valid PNG"):
-        world.do("download_graph_image", "B000000001", tmp_path / "graph.png")
-    assert (world.bucket().balance, world.bucket().held) == (300, 0)
-
-
 # --- without waiting for real
-
-
-def test_waiting_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a starved query waits some ten minutes, another task goes on ticking every second, and nothing blocks."""
-    with virtual_loop() as loop, http_guards.running("keepa-async", World, clock=loop.clock, initial=-48) as world:
-        guarded = world.guard()
-        ticks: list[float] = []
-
-        def blocked(_: float) -> None:
-            raise AssertionError("a blocking sleep in a coroutine")
-
-        async def tick() -> None:
-            while True:
-                ticks.append(loop.time())
-                await asyncio.sleep(1)
-
-        async def main() -> Any:
-            ticking = asyncio.create_task(tick())
-            try:
-                return await guarded.query(asins(2), **QUIET)
-            finally:
-                ticking.cancel()
-
-        monkeypatch.setattr(time, "sleep", blocked)
-        products = loop.run_until_complete(main())
-    assert len(products) == 2
-    assert len(ticks) > 500
-    assert {round(after - before, 6) for before, after in pairwise(ticks)} == {1.0}
-    assert world.fake.refused <= 1
 
 
 def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:

@@ -29,48 +29,43 @@ from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
 from tests.helpers import in_threads
+from tests.keepa_stories import Told, each_story
 from tests.keepa_world import PRODUCT, World, asins
+from tests.stories import Story
+
+STORIES: Final = """
+without a probe one request goes ahead as the scout, the next waits for its answer: initial=-30 probe=0
+    try a 4 -> probe; try x 4 -> NotEnoughTokens reason=UNKNOWN; answer a 4 -> status=429 balance=-30 in_step
+a timeout shorter than the wait is raised before any wait, and nothing is held: initial=-12
+    refresh; request a 1 timeout=30 -> AcquireTimeout slept=0 holds=0
+while a probe fails the wait isn't known: it is bounded by the timeout: initial=20
+    down 1; request a 1 timeout=5 -> AcquireTimeout reason=UNKNOWN slept>=4.9 slept<=5.3 token_calls=1
+a probe that fails starts the unknown balance at 0, a grant comes one claim and one step later: initial=100
+    down 1; call 3 -> status=200 slept<85.5 balance=102 in_step PROBE_FAILED=1
+refill and capacity follow the next envelope, a recharge target above the new capacity shrinks with it: \
+initial=100 refill_rate=20 recharge_to=1100
+    call 1 -> capacity=1200 refill=20; plan 5; call 1 -> capacity=300 refill=5; outside 200; refresh
+    try x 1 -> NotEnoughTokens reason=RECHARGING retry_after<=4924
+who has no time for a probe goes ahead as the scout, its answer tells, and the rest follow: initial=6
+    request a 1 timeout=(0|0.001|0.4); request b 1 timeout=0 -> AcquireTimeout token_calls=0
+    answer a 1; request c 1 timeout=0; cancel c -> balance=5 in_step
+where only the probe is refused one of the calls brings the truth, and the rest follow: \
+initial=50 probe=(400|401|402|403|404|405)
+    call 3; call 3; call 3; call 3; call 3 -> balance=35 in_step slept=0 PROBE_CLAIMED=1
+an answer that says nothing of the key or the path is a failed probe: initial=50 probe=(200|408|429|500|502|503)
+    try a 3 -> NotEnoughTokens
+what is in flight is told and ends a wait soon: initial=8
+    request a 6; try b 5 -> NotEnoughTokens reason=IN_FLIGHT held=6 holds=1 retry_after>=1 retry_after<=2
+    cancel a; try c 5; cancel c
+where tracking takes all the refill the wait is inf, and a probe within the interval notices its end: initial=-3
+    flow 5; refresh; try x 1 -> NotEnoughTokens retry_after=inf bound<=600; flow 0; call 1 -> status=200 slept<692
+"""
 
 
-def test_without_a_probe_one_request_goes_ahead_as_the_scout() -> None:
-    """On an unknown balance one request is let through, the next is refused until the first one's answer is there."""
-    world = World(initial=-30, probe=False)
-    scout = world.sync.try_request(4)
-    assert scout.decision.probe
-    assert world.refused(4).reason == Reason.UNKNOWN
-    assert world.answer(scout, 4) == 429
-    assert world.bucket.peek().balance == world.fake.balance == -30
-
-
-def test_a_timeout_shorter_than_the_wait_is_raised_at_once() -> None:
-    """AcquireTimeout comes before any wait, and nothing is held."""
-    world = World(initial=-12)
-    world.sync.refresh()
-    with pytest.raises(AcquireTimeout):
-        world.sync.request(1, timeout=30.0)
-    assert world.clock.slept == 0
-    assert world.bucket.peek().holds == 0
-
-
-def test_a_timeout_is_kept_while_the_balance_is_unknown_and_the_server_is_away() -> None:
-    """While a probe fails the wait isn't known: it is bounded by the timeout."""
-    world = World()
-    world.fake.token_down = True
-    with pytest.raises(AcquireTimeout) as timed_out:
-        world.sync.request(1, timeout=5.0)
-    assert timed_out.value.reason == Reason.UNKNOWN
-    assert 4.9 <= world.clock.slept <= 5.3
-    assert world.fake.token_calls == 1
-
-
-def test_with_token_down_and_the_state_lost_grants_resume_from_zero() -> None:
-    """A probe that fails starts the unknown balance at 0: a grant comes one claim and one step later."""
-    world = World(initial=100)
-    world.fake.token_down = True
-    world.call(3)
-    assert world.clock.slept < 20 + 60.5 + 5
-    assert world.bucket.peek().balance == world.fake.balance == 102
-    assert len(world.kinds(EventKind.PROBE_FAILED)) == 1
+@each_story(STORIES)
+def test_a_story_of_keepa_comes_out_as_told(story: Story) -> None:
+    """Each title says what its steps show."""
+    Told(story).goes()
 
 
 def test_a_refused_call_is_settled_at_nothing_and_tried_again_by_attempts() -> None:
@@ -126,34 +121,6 @@ def test_observed_envelopes_correct_the_bucket_and_old_ones_do_not() -> None:
     assert len(world.kinds(EventKind.READING_BAD)) == 1
 
 
-def test_a_plan_change_is_followed_up_and_down() -> None:
-    """Refill and capacity follow the next envelope; a recharge target above the new capacity shrinks with it."""
-    world = World(initial=100, refill_rate=20, recharge_to=1100)
-    world.call(1)
-    assert (world.bucket.peek().capacity, world.bucket.peek().refill) == (1200, 20)
-    world.fake.set_plan(5)
-    world.call(1)
-    snapshot = world.bucket.peek()
-    assert (snapshot.capacity, snapshot.refill) == (300, 5)
-    world.fake.spend_outside(200)
-    world.sync.refresh()
-    refused = world.refused()
-    assert refused.reason == Reason.RECHARGING
-    assert refused.retry_after <= (300 + 102) / 5 * 60.5 + 60.5
-
-
-def test_a_net_refill_of_zero_says_never_and_is_ended_by_a_probe() -> None:
-    """Tracking that takes all the refill: retry_after is inf, and a probe within the interval notices its end."""
-    world = World(initial=-3)
-    world.fake.set_flow_reduction(5)
-    world.sync.refresh()
-    assert world.refused().retry_after == float("inf")
-    assert world.bucket.peek().bound <= 600
-    world.fake.set_flow_reduction(0)
-    assert world.call(1) == 200
-    assert world.clock.slept < 600 + 62 + 30
-
-
 def test_a_bad_key_shows_with_the_first_call() -> None:
     """Where the server refuses the probe, the request goes ahead and its own answer says why, without any wait."""
     world = World(initial=50)
@@ -172,19 +139,6 @@ def test_a_bad_key_shows_with_the_first_call() -> None:
     with pytest.raises(NotEnoughTokens) as refused:
         sync.try_request(3)
     assert refused.value.reason == Reason.UNKNOWN
-
-
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405])
-def test_where_only_the_probe_is_refused_the_first_answer_tells_the_balance(status: int) -> None:
-    """With `/token` out of reach but for the calls themselves, one of them brings the truth, and the rest follow."""
-    world = World(initial=50)
-    sync = KeepaSync(world.bucket, probe=lambda: (status, None))
-    for _ in range(5):
-        world.call(3, by=sync)
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.holds) == (world.fake.balance, 0) == (35, 0)
-    assert world.clock.slept == 0
-    assert len(world.kinds(EventKind.PROBE_CLAIMED)) == 1
 
 
 def test_who_goes_ahead_in_place_of_the_probe_leaves_the_line() -> None:
@@ -210,14 +164,6 @@ def test_a_call_settled_again_minutes_later_changes_nothing() -> None:
     before = world.bucket.peek().balance
     first.settle(answer.content, status=answer.status)
     assert world.bucket.peek().balance == before
-
-
-@pytest.mark.parametrize("status", [200, 408, 429, 500, 502, 503])
-def test_a_server_that_is_down_gets_no_call_in_place_of_the_probe(status: int) -> None:
-    """An answer that says nothing of the key or the path is a failed probe: the request is refused."""
-    world = World(initial=50)
-    with pytest.raises(NotEnoughTokens):
-        KeepaSync(world.bucket, probe=lambda: (status, None)).try_request(3)
 
 
 def probed(response: Response) -> tuple[int, Mapping[str, object] | None]:
@@ -396,19 +342,6 @@ def test_the_time_in_a_probe_counts() -> None:
     with pytest.raises(NotEnoughTokens):
         sync.try_request(1)
     assert told[2:] == [10.0]
-
-
-@pytest.mark.parametrize("timeout", [0, 0.001, 0.4])
-def test_who_has_no_time_for_a_probe_goes_ahead_as_the_scout(timeout: float) -> None:
-    """Callers that all have none would else never learn anything: one goes, its answer tells, the rest follow."""
-    world = World(initial=6)
-    call = world.sync.request(1, timeout=timeout)
-    with pytest.raises(AcquireTimeout):
-        world.sync.request(1, timeout=0)
-    assert world.fake.token_calls == 0
-    world.answer(call, 1)
-    world.sync.request(1, timeout=0).cancel()
-    assert world.bucket.peek().balance == world.fake.balance == 5
 
 
 # --- large answers

@@ -47,7 +47,7 @@ behind others a settle frees only what they leave; a sixth token takes 3 steps: 
 # By a clock that is ahead the last refill is yet to come.
 who may overdraw and finds its one token behind others asks again soon, no refill is waited for: SMOOTH balance=20
     0 stand flying 15 -> GRANTED, stand first (10|10|19|19) -> !granted, settle flying 0
-    0 put refilled_at=@(0|1s|0|1s), stand second 50 -> EMPTY in=1.5s, stand first (10|10|19|19) -> GRANTED
+    0 put refilled_at=@(0|1s|0|1s), stand second 50 -> EMPTY in=1s, stand first (10|10|19|19) -> GRANTED
 a task that asks early, the one before it in flight, is told its turn again, and has it: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand task 5 -> in=120s
     60s stand first 5 -> GRANTED, stand task 5 -> IN_FLIGHT in=60s, stand newcomer 1 -> EMPTY
@@ -71,6 +71,18 @@ who leaves nothing gets a place before those in line who do: PLAIN balance=0
     0 stand modest 5 keep=1 -> !granted, take 5 wait=1000s -> GRANTED place=5s
 who acquires by a ticket is not behind it: PLAIN balance=0
     0 take 5 ticket=a -> in=5s, take 50 ticket=b -> in=55s; 5s take 5 wait=1000s ticket=a -> GRANTED !place waiting=1
+the bound counts that a bucket which is paused runs over, and all in line come after: PLAIN balance=0
+    0 stand a 100, stand b 100, pause 1000s, peek 100 -> bound=1201s, stand c 100 -> PAUSED in=1000s
+    100s stand a 100 -> PAUSED in=900s; 200s stand b 100 -> PAUSED in=800s; 1000s stand a 100 -> GRANTED
+    1000s stand b 100 -> EMPTY in=100s, stand c 100 -> EMPTY in=200s
+    1100s stand b 100 -> GRANTED; 1200s stand c 100 -> GRANTED
+the bound counts that a step runs over which brings more than fits: PLAIN refill=1000 period=60 stepped balance=0
+    0 stand a 60 -> in=60s, stand b 60 -> in=60s, peek (62|63) -> bound=(181s|241s), stand c 60 -> in=60s
+    60s stand a 60 -> GRANTED, stand b 60 -> EMPTY in=60s, stand c 60 -> EMPTY in=60s
+    120s stand b 60 -> GRANTED, stand c 60 -> EMPTY in=60s; 180s stand c 60 -> GRANTED
+who may overdraw and finds that who is before it has not come asks when that one is late: PLAIN overdraft=1 balance=0
+    0 stand dead 1 -> in=1s; 0 peek 2 -> bound=3s+1, stand task 2 -> in=2s
+    2s stand task 2 -> EMPTY in=1s; 3s stand task 2 -> GRANTED
 # As after damage, or other terms.
 for a ticket of as much as can be admitted all wait: PLAIN balance=10
     0 put line=large:(100|60):(0|40):0:@90s, stand behind 30 keep=(0|40) -> in=120s

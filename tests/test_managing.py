@@ -1,4 +1,4 @@
-"""Beside taking and giving back: a decorator, as much as there is, pause and reset, on both doors and every storage."""
+"""Beside taking and giving back: a decorator and reset, on both doors and every storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from keepa_tokens import (
     CostTooLarge,
     MemoryStorage,
     Quota,
-    Reason,
+    Reading,
     SQLiteStorage,
     Storage,
     TokenBucket,
@@ -154,34 +154,24 @@ def test_a_bucket_for_coroutines_decorates_no_other_function(other: Any) -> None
     asyncio.run(AsyncTokenBucket(QUOTA).limit()(Suspending())())
 
 
-# --- as much as there is, pause, reset
+# --- as much as there is, reset
 
 
-def test_as_much_as_there_is_is_taken(bucket: Any) -> None:
-    """What is there beside `keep`, up to what is wanted; 0 takes nothing."""
-    assert [got(bucket.take_up_to, 3), got(bucket.take_up_to, 3, keep=1), got(bucket.take_up_to, 3)] == [3, 1, 1]
-    assert got(bucket.take_up_to, 3) == 0
-    assert got(bucket.peek).balance == 0
-
-
-def test_a_pause_refuses_everybody_until_it_ends(bucket: Any, clock: ManualClock) -> None:
-    """While a bucket is paused no call goes, and each is told when; 0 ends it; it ends by itself."""
-    for how in (lambda: clock.advance(30), lambda: got(bucket.pause, 0)):
-        got(bucket.pause, 30)
-        refused = got(bucket.try_acquire)
-        assert (refused.reason, refused.retry_after) == (Reason.PAUSED, 30)
-        assert got(bucket.peek).paused_for == 30
-        how()
-        assert got(bucket.try_acquire)
-    for seconds in (-1, 86_401):
-        with pytest.raises(ConfigError, match="is out of range"):
-            got(bucket.pause, seconds)
+@pytest.mark.parametrize("keep, taken", [(0, 37), (20, 37), (40, 30), (70, 0)])
+def test_as_much_as_there_is_beside_what_others_spend(keep: int, taken: int) -> None:
+    """What is kept back for others counts with `keep` up to a third of the capacity, as in any request."""
+    bucket = TokenBucket(Quota(100, 0, 60.0, synced=True), clock=ManualClock())
+    for balance in (100, 40, 70):
+        bucket.reconcile(Reading(balance))
+    assert bucket.take_up_to(100, keep=keep) == taken
+    assert not bucket.try_acquire(1, keep=keep)
 
 
 def test_a_reset_bucket_is_a_new_one(bucket: Any) -> None:
-    """Reset forgets balance and holds; what was in flight changes nothing any more."""
+    """Reset forgets balance and holds, also where there is nothing; what was in flight changes nothing any more."""
     held = got(bucket.try_reserve, 5)
-    got(bucket.reset)
+    for _ in range(2):
+        got(bucket.reset)
     assert got(bucket.peek).balance == 5
     got(held.settle, 1)
     assert got(bucket.peek).balance == 5

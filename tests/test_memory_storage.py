@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from checks.models.strategies import DAY, EPOCH, HOUR, MINUTE, SECOND, gaps
 from keepa_tokens import TokenBucket, _door
 from keepa_tokens._door import Door
-from keepa_tokens.errors import ConfigError
+from keepa_tokens.errors import ConfigError, StorageUnavailable
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Pause, Reserve, Settle
 from keepa_tokens.rules.state import BucketState
@@ -210,19 +210,6 @@ def test_dropping_changes_no_answer(steps: list[tuple[int, int, int]]) -> None:
         assert storage.apply(str(key), QUOTA, Acquire(tokens), now_us=now) == expected
 
 
-def test_load_and_dump_move_a_state_as_it_is() -> None:
-    """What was loaded is dumped untouched until the next command mends it."""
-    storage = MemoryStorage()
-    broken = BucketState(balance=-5, refilled_at=None)
-    storage.load("k", broken)
-    assert storage.dump("k") is broken
-    assert storage.apply("k", QUOTA, Acquire(1), now_us=EPOCH).repaired == ("refilled_at",)
-    mended = storage.dump("k")
-    assert mended is not None
-    assert (mended.balance, mended.refilled_at) == (-5, EPOCH)
-    assert storage.dump("nobody") is None
-
-
 def test_inspect_shows_a_bucket_by_its_key_alone_and_writes_nothing() -> None:
     """The quota last used is stored with it; a key without a bucket is None."""
     storage = MemoryStorage()
@@ -274,17 +261,6 @@ def test_a_clock_may_tell_its_time_by_index() -> None:
     assert storage.apply("k", QUOTA, Acquire(1), now_us=Told()).now_us == EPOCH  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-def test_a_deleted_bucket_is_a_new_one() -> None:
-    """Delete forgets a bucket with its holds; of one that isn't there nothing is said."""
-    storage = MemoryStorage()
-    storage.apply("k", QUOTA, Reserve("a", 7, HOUR), now_us=EPOCH)
-    storage.delete("k")
-    storage.delete("nobody")
-    assert storage.dump("k") is None
-    assert not storage.apply("k", QUOTA, Settle("a", 1), now_us=EPOCH).found
-    assert storage.apply("k", QUOTA, Acquire(10), now_us=EPOCH).granted
-
-
 def test_a_forked_child_goes_on() -> None:
     """A lock that another thread held at the fork is nobody's in the child: every verb answers there."""
     storage = MemoryStorage()
@@ -300,6 +276,33 @@ def test_a_forked_child_goes_on() -> None:
     with storage.lock:  # as a thread in the middle of a step, which the child doesn't have
         ended = in_a_child(asks)
     assert ended() == 1
+
+
+@pytest.mark.parametrize("inner", ["try_acquire", "peek"])
+@pytest.mark.parametrize("outer", ["try_acquire", "peek"])
+def test_who_uses_a_bucket_in_the_midst_of_a_step_of_its_own_thread_is_told(outer: str, inner: str) -> None:
+    """A signal's handler, or a listener that the garbage collector calls, does not wait for its own thread for ever."""
+    bucket = TokenBucket(QUOTA, key="k")
+
+    def asks() -> int:
+        refused: list[Exception] = []
+        interrupts = iter([getattr(bucket, inner)])
+
+        def interrupted() -> int:
+            for use in interrupts:
+                try:
+                    use()
+                except StorageUnavailable as error:
+                    refused.append(error)
+            return EPOCH
+
+        with patch.object(memory, "monotonic_ns", interrupted), patch.object(_door, "monotonic_ns", interrupted):
+            getattr(bucket, outer)()
+        getattr(bucket, inner)()
+        return len(refused)
+
+    bucket.try_acquire()
+    assert in_a_child(asks)() == 1
 
 
 GONE: dict[str, Callable[[MemoryStorage], object]] = {

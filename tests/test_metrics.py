@@ -22,7 +22,6 @@ from keepa_tokens import (
     Event,
     EventKind,
     MemoryStorage,
-    NotEnoughTokens,
     Quota,
     Reservation,
     Storage,
@@ -34,10 +33,22 @@ from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage
 from keepa_tokens.testing import ManualClock
+from tests.helpers import Noted
+from tests.keepa_stories import Told, each_story
 from tests.keepa_world import World
+from tests.stories import Story
 
 API_KEY = "a" * 64
 VERDICTS = ("taken", "stale", "bad")
+
+
+LABELS = {
+    "refusals_total": "reason",
+    "pauses_total": "reason",
+    "readings_total": "verdict",
+    "drift_tokens_total": "direction",
+    "wait_seconds_bucket": "le",
+}
 
 
 class Counted(World):
@@ -48,40 +59,44 @@ class Counted(World):
         self.others: list[Event] = []
         self.listener = PrometheusListener(self.registry, then=self.others.append)
         super().__init__(initial, listener=self.listener)
+        BucketCollector(self.bucket, registry=self.registry)
 
     def value(self, name: str, **labels: str) -> float | None:
+        """Return a metric; a label may stand behind its name."""
+        name, _, label = name.partition(":")
+        labels = {LABELS[name]: label} if label else labels
         return self.registry.get_sample_value(f"keepa_tokens_{name}", {"bucket": "k", **labels})
 
 
-def test_grants_settles_and_the_balance_are_counted() -> None:
-    """Three calls are three grants of what they asked for and three settles; the gauge has the server's balance."""
-    world = Counted()
-    for tokens in (1, 2, 3):
-        world.call(tokens)
-    assert world.value("grants_total") == 3
-    assert world.value("granted_tokens_total") == 6
-    assert world.value("settled_total") == 3
-    assert world.value("balance") == world.fake.balance == 14
-    assert world.value("readings_total", verdict="taken") == 4  # and the probe's
-    assert world.value("probes_total") == 1
-    assert world.value("drift") == 0
+STORIES = """
+calls are grants of what they asked for and settles; the gauge has the server's balance: initial=20
+    call 1; call 2; call 3 -> grants_total=3 granted_tokens_total=6 settled_total=3 metric:balance=14 left=14
+    peek -> readings_total:taken=4 probes_total=1 metric:drift=0
+a call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait: initial=-12
+    try x 1 -> NotEnoughTokens refusals_total:UNKNOWN=1 refusals_total:EMPTY=1; call 1; pass 600
+    call 1 -> pauses_total:EMPTY>=3 wait_seconds_count=1 wait_seconds_bucket:900.0=1 wait_seconds_bucket:60.0=0
+    peek -> slept>181 slept<182 wait_seconds_sum>180 wait_seconds_sum<183
+a call that nobody settles is counted when its time is over: initial=20
+    try a 3; settle a; pass 121; refresh -> holds_ran_out_total=1
+where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer: initial=20
+    call 1; outside 50; call 1 -> status=429 server_refusals_total=1 settled_total=2 refusals_total:EMPTY=-
+    peek -> metric:drift=-50 metric:balance=-31; pass 1; outside -100; refresh -> metric:drift=100
+    peek -> drift_tokens_total:less=50 drift_tokens_total:more=100
+a scrape shows the bucket as it is then, though no event has told of it, and takes nothing: initial=-10
+    refresh -> bucket_balance=-10; pass 301; peek -> balance=10 bucket_balance=10 bucket_reading_age_seconds=301
+    peek -> bucket_capacity=300 bucket_refill_per_minute>4.95 bucket_refill_per_minute<4.96 bucket_up=1
+    request a 4 -> bucket_held=4 bucket_holds=1 bucket_available=6 spent=0
+who waits and for what, what is kept back for others, and a pause are numbers too: initial=-12
+    try a 3 place=one -> NotEnoughTokens; try b 3 place=two -> NotEnoughTokens bucket_waiting=2 bucket_wanted=6
+    peek -> retry_after=242 bucket_retry_after_seconds=242; pass 300; outside 15
+    refresh -> kept_back=10 bucket_kept_back=10; pause 90 -> bucket_paused_for_seconds=90
+"""
 
 
-def test_refusals_and_waits_are_counted_by_reason() -> None:
-    """A call that has to wait leaves refusals, pauses, and how long it was kept; one that goes at once no wait."""
-    world = Counted(initial=-12)
-    with pytest.raises(NotEnoughTokens):
-        world.sync.try_request(1)
-    assert world.value("refusals_total", reason="UNKNOWN") == 1  # asked the server
-    assert world.value("refusals_total", reason="EMPTY") == 1
-    world.call(1)
-    world.clock.advance(600)
-    world.call(1)
-    assert (world.value("pauses_total", reason="EMPTY") or 0) >= 3
-    assert world.value("wait_seconds_count") == 1
-    assert world.value("wait_seconds_sum") == pytest.approx(world.clock.slept, rel=0.01)
-    assert world.value("wait_seconds_bucket", le="900.0") == 1
-    assert world.value("wait_seconds_bucket", le="60.0") == 0
+@each_story(STORIES)
+def test_what_happens_is_counted(story: Story) -> None:
+    """Each title says what is counted of it."""
+    Told(story, Counted).goes()
 
 
 @pytest.mark.parametrize("keep", [0, 1])
@@ -125,15 +140,6 @@ def test_a_reservation_is_counted_under_its_label(leave: Callable[[Reservation],
     bucket = TokenBucket(Quota(5, 1, 1.0), key="k", listener=PrometheusListener(registry))
     leave(bucket.reserve(2, label="report"))
     assert registry.get_sample_value("keepa_tokens_consumed_tokens_total", {"bucket": "k", "path": "report"}) == 2
-
-
-def test_a_hold_that_ran_out_is_counted() -> None:
-    """A call that nobody settles is counted when its time is over."""
-    world = Counted()
-    world.sync.try_request(3).settle()
-    world.clock.advance(121)
-    world.sync.refresh()
-    assert world.value("holds_ran_out_total") == 1
 
 
 def test_changed_terms_are_counted() -> None:
@@ -216,24 +222,6 @@ def test_every_metric_is_documented() -> None:
         if name != "less"
     }
     assert listed == names(registry)
-
-
-def test_a_429_is_counted_as_the_servers_own_refusal() -> None:
-    """Where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer; a
-    balance above the projection counts the other way.
-    """
-    world = Counted()
-    world.call(1)
-    world.fake.spend_outside(50)
-    assert world.call(1) == 429
-    assert (world.value("server_refusals_total"), world.value("settled_total")) == (1, 2)
-    assert world.value("refusals_total", reason="EMPTY") is None
-    assert (world.value("drift"), world.value("balance")) == (-50, -31)
-    world.clock.advance(1)
-    world.fake.spend_outside(-100)
-    world.sync.refresh()
-    assert world.value("drift") == 100
-    assert [world.value("drift_tokens_total", direction=each) for each in ("less", "more")] == [50, 100]
 
 
 @pytest.mark.parametrize(
@@ -334,48 +322,9 @@ def test_the_default_registry_is_the_default() -> None:
 # --- a look at scrape time
 
 
-def test_a_scrape_looks_at_the_bucket() -> None:
-    """What a scrape shows is the bucket as it is then, though no event has told of it; it takes nothing."""
-    world = Counted(initial=-10)
-    world.sync.refresh()
-    BucketCollector(world.sync.bucket, registry=world.registry)
-    assert world.value("bucket_balance") == -10
-    world.clock.advance(301)
-    balance = world.value("bucket_balance")
-    assert balance == world.sync.bucket.peek().balance
-    assert balance is not None
-    assert balance >= 10
-    assert world.value("bucket_reading_age_seconds") == pytest.approx(301)
-    assert world.value("bucket_capacity") == 300
-    assert world.value("bucket_refill_per_minute") == pytest.approx(5 * 60 / 60.5)
-    with world.sync.request(4):
-        assert (world.value("bucket_held"), world.value("bucket_holds")) == (4, 1)
-        assert world.value("bucket_available") == balance - 4
-    assert world.value("bucket_up") == 1
-    assert world.fake.spent == 0
-
-
-def test_a_scrape_shows_who_waits_what_is_kept_back_and_a_pause() -> None:
-    """Callers in line and what they want, what is kept back for others, and the rest of a pause are numbers too."""
-    world = Counted(initial=-12)
-    BucketCollector(world.sync.bucket, registry=world.registry)
-    for place in ("one", "two"):
-        with pytest.raises(NotEnoughTokens):
-            world.sync.try_request(3, place=place)
-    assert (world.value("bucket_waiting"), world.value("bucket_wanted")) == (2, 6)
-    assert world.value("bucket_retry_after_seconds") == world.sync.bucket.peek().retry_after > 0
-    world.clock.advance(300)
-    world.fake.spend_outside(15)
-    world.sync.refresh()
-    assert world.value("bucket_kept_back") == world.sync.bucket.peek().kept_back > 0
-    world.sync.bucket.pause(90)
-    assert world.value("bucket_paused_for_seconds") == 90
-
-
 def test_an_unknown_balance_is_shown_as_such() -> None:
     """Of a bucket never told there is no number: NaN, and no age of a reading."""
     world = Counted()
-    BucketCollector(world.sync.bucket, registry=world.registry)
     world.listener(Event(EventKind.REFUSED, "k", 1, why="UNKNOWN"))
     for name in ("bucket_balance", "balance"):
         assert math.isnan(world.value(name) or 0)
@@ -409,17 +358,8 @@ def test_a_bucket_that_cannot_be_seen_spoils_no_scrape(storage: Callable[[], Sto
 
 def test_registering_looks_at_no_bucket() -> None:
     """A registry that describes what it has learns the names without a look."""
-
-    class Watched(MemoryStorage):
-        looks = 0
-
-        def apply(self, *args: Any, **options: Any) -> Any:
-            self.looks += 1
-            return super().apply(*args, **options)
-
-    storage = Watched()
-    registry = CollectorRegistry(auto_describe=True)
+    storage, registry = Noted(), CollectorRegistry(auto_describe=True)
     BucketCollector(TokenBucket(Quota(5, 1, 1.0), key="k", storage=storage), registry=registry)
-    assert storage.looks == 0
+    assert storage.commands == []
     generate_latest(registry)
-    assert storage.looks == 1
+    assert len(storage.commands) == 1

@@ -193,6 +193,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
 """What is given, and what the error says."""
 
 WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
+    (partial(type, "Mine", (TokenTask,), {"dont_autoretry_for": (KeyError,)}), "(*TokenTask.dont_autoretry_for, ...)"),
     (partial(plain, PLAIN, storage=AsyncStorage()), "AsyncTokenBucket"),
     (partial(plain_async, PLAIN, storage=BlockingStorage()), "blocks"),
     *((partial(make, PLAIN, storage=URL), "from_url") for make in BUCKETS),
@@ -349,12 +350,6 @@ def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
             opened(url.replace("{p}", SECRET))
         assert caught.value.__context__ is None or "{p}" not in url
         assert SECRET[:6] not in str(caught.value)
-
-
-def test_a_file_storage_stays_where_it_is(tmp_path: Path) -> None:
-    """A path in a directory that is there is a file, by a URL too."""
-    for made in (SQLiteStorage(tmp_path / "a"), storage_from_url(f"sqlite:///{tmp_path}/b")):
-        made.close()
 
 
 def test_from_key_takes_what_the_parts_take() -> None:

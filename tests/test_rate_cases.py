@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import pytest
-
-from keepa_tokens import AcquireTimeout, MemoryStorage, Quota, TokenBucket
+from keepa_tokens import Quota
 from keepa_tokens.quota import exact
-from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import LIMIT
 from tests.stories import Story, each_story
 from tests.strategies import Make, either_way
@@ -24,6 +21,9 @@ ODD: Final = Quota(1, 10, 13.0)
 FOUR: Final = Quota(4, 10, 1.0)
 FIVE: Final = Quota(2, 5, 1.0)
 WIDE: Final = Quota(4, 5, 1.0)
+NEVER: Final = Quota(1, 0, 1.0)
+LATER: Final = Quota(100, 1, 1.0)
+CENTURY: Final = Quota(1, 1, 100 * 365 * 86_400.0)
 
 STORIES: Final = """
 a burst of one passes, then a token a tenth of a second; more than the capacity never, 0 always: ONE
@@ -75,6 +75,12 @@ another rate counts from now on: FIVE
     0 take 2 wait=9s, take 2 wait=9s -> place=0.4s, on TEN; 0.2s take 1 wait=9s -> place=0.2s
 another burst counts from now on: FIVE
     0 take 2 wait=9s, on WIDE; 0.3s take 4 wait=9s -> place=0.5s
+what is there may be taken at a rate of 0, and nothing comes after: NEVER
+    0 take 1 -> GRANTED, take 1 -> EMPTY, take 1 wait=9s -> !granted
+# Nobody counted the time without any refill.
+    3600s take 1 -> EMPTY, on LATER, take 1 -> EMPTY in=1s; 3601s take 1 -> GRANTED
+a wait for one token in a century is told, and not overflown: CENTURY start=5s
+    0 take 1 -> GRANTED, take 1 -> EMPTY in=3153600000s
 the longest wait is a bound that includes itself: TEN
     0 take 2 wait=0.1s -> place=0, take 1 wait=0.1s -> place=0.1s, take 1 wait=0.1s -> !granted
     0 take 1 wait=0.2s -> place=0.2s
@@ -86,34 +92,6 @@ the longest wait is a bound that includes itself: TEN
 def test_a_situation_of_other_limiters_comes_out_as_it_should(make: Make, story: Story) -> None:
     """Bursts, places, places given up, clocks that step back, other terms: each step comes to what is written there."""
     story.goes(make)
-
-
-def test_a_rate_of_0() -> None:
-    """What is there may be taken, nothing comes after; another rate later brings tokens from then on."""
-    clock = ManualClock(5.0)
-    storage = MemoryStorage()
-    bucket = TokenBucket(Quota(1, 0, 1.0), storage=storage, clock=clock)
-    assert bucket.try_acquire()
-    assert not bucket.try_acquire()
-    with pytest.raises(AcquireTimeout):
-        bucket.acquire()
-    clock.advance(3600.0)
-    faster = TokenBucket(Quota(100, 1, 1.0), storage=storage, clock=clock)
-    assert not bucket.try_acquire()
-    # Nobody counted the time without any refill.
-    assert not faster.try_acquire()
-    assert faster.acquire().waited == 1.0
-
-
-def test_a_tiny_rate() -> None:
-    """One token in a century: the first passes, the second doesn't, and the wait is told, not overflown."""
-    century = 100 * 365 * 86_400.0
-    clock = ManualClock(5.0)
-    bucket = TokenBucket(Quota(1, 1, century), clock=clock)
-    assert bucket.try_acquire()
-    refusal = bucket.try_acquire()
-    assert not refusal
-    assert refusal.retry_after == century
 
 
 def test_the_fastest_rate_that_is_exact_is_one_below_the_limit() -> None:

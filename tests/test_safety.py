@@ -325,18 +325,6 @@ def test_a_synced_bucket_that_lost_its_balance_gives_nothing_until_it_is_told(qu
 
 
 @either_way
-def test_a_state_lost_whole_is_one_new_bucket(make: Make) -> None:
-    """After a flush there is one `initial`, and nothing where the balance isn't known."""
-    plain = make(Quota(10, 1, 60.0))
-    assert plain.apply(Acquire(10), EPOCH).granted
-    assert not plain.apply(Acquire(1), EPOCH).granted
-    synced = make(Quota(10, 1, 60.0, synced=True))
-    assert not synced.apply(Acquire(1), EPOCH).granted
-    at_0 = make(Quota(10, 1, 60.0, initial=0))
-    assert not at_0.apply(Acquire(1), EPOCH).granted
-
-
-@either_way
 @SPARING
 @given(data=st.data())
 def test_every_command_twice_is_every_command_with_an_id_once(make: Make, data: st.DataObject) -> None:

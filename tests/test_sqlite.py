@@ -10,18 +10,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Peek, Reserve
+from keepa_tokens.rules.commands import Acquire, Peek
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
 from keepa_tokens.testing.conformance import SharedStorageConformance
@@ -89,6 +90,60 @@ def test_a_file_that_is_locked_is_said(storage: SQLiteStorage, path: Path) -> No
     assert storage.apply("k", QUOTA, Acquire(1)).balance == 59
 
 
+def test_threads_wait_for_each_other_within_the_timeout(path: Path) -> None:
+    """A thread that waits behind another for a locked file has waited for its own timeout, not for both."""
+    with closing(SQLiteStorage(path, timeout=1)) as storage, closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+
+        def waited(_: int) -> float:
+            began = time.monotonic()
+            with pytest.raises(StorageUnavailable):
+                storage.apply("k", QUOTA, Acquire(1))
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(5) as threads:
+            assert max(threads.map(waited, range(5))) < 3
+
+
+def test_an_interrupt_as_a_step_begins_leaves_the_file_to_others(storage: SQLiteStorage, path: Path) -> None:
+    """Struck when it has just locked the file, a step lets go of it."""
+    begin = storage._execute_in_turn
+
+    def struck(statement: str, began_us: int) -> None:
+        begin(statement, began_us)
+        raise KeyboardInterrupt
+
+    with patch.object(storage, "_execute_in_turn", struck), pytest.raises(KeyboardInterrupt):
+        storage.apply("k", QUOTA, Acquire(1))
+    with closing(SQLiteStorage(path, timeout=0)) as other:
+        assert other.apply("k", QUOTA, Acquire(1)).balance == 59
+    assert storage.apply("k", QUOTA, Acquire(1)).balance == 58
+
+
+def test_a_file_that_was_removed_is_opened_anew(storage: SQLiteStorage, path: Path) -> None:
+    """Whoever had it open goes on in the one that is there now, with the processes that came later."""
+    quota = Quota(60, 0, 1.0)
+    storage.apply("k", quota, Acquire(1))
+    for end in ("", "-wal", "-shm"):
+        Path(f"{path}{end}").unlink()
+    left = [in_a_child(lambda: storage.apply("k", quota, Acquire(10)).balance or 0)()]
+    left += [storage.apply("k", quota, Acquire(10)).balance or 0 for _ in range(2)]
+    assert left == [50, 40, 30]
+
+
+def test_it_works_until_the_program_has_ended(path: Path) -> None:
+    """What was registered before the storage was made, and so runs at the exit after what came later, can use it."""
+    program = f"""if True:
+        import atexit
+        from keepa_tokens import Quota, SQLiteStorage
+        from keepa_tokens.rules.commands import Acquire
+        atexit.register(lambda: print(storage.apply("k", Quota.per_minute(60), Acquire(1)).balance))
+        storage = SQLiteStorage({str(path)!r})
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("59\n", "")
+
+
 def test_a_file_that_can_hold_no_buckets_is_a_mistake(path: Path) -> None:
     """What is no database, damaged, or another program's is a ConfigError: the next try would only say it again."""
     path.write_bytes(b"no database" * 1000)
@@ -135,15 +190,6 @@ def test_a_full_disk_is_an_outage(storage: SQLiteStorage) -> None:
         list(more)
     storage._db.execute("PRAGMA max_page_count = 100000")
     assert storage.apply("k", QUOTA, Acquire(1)).balance in {58, 59}
-
-
-def test_a_deleted_bucket_is_a_new_one(storage: SQLiteStorage) -> None:
-    """Delete forgets a bucket with its holds."""
-    storage.apply("k", QUOTA, Reserve("a", 50, 1_000_000))
-    storage.delete("k")
-    storage.delete("nobody")
-    assert list(storage.keys()) == []
-    assert storage.apply("k", QUOTA, Acquire(60)).granted
 
 
 def test_full_buckets_are_forgotten_as_others_are_used(storage: SQLiteStorage, path: Path) -> None:

@@ -26,12 +26,12 @@ from checks.faults.runs import (
     OnServer,
     Place,
     Run,
-    fields_of,
     place_of,
 )
 from keepa_tokens import BucketState
 from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.units import MICROSECONDS
+from tests.redis.common import stored
 from tests.servers import running
 
 FAKETIME: Final = "libfaketime"
@@ -93,7 +93,7 @@ def clock_cells(kind: Kind, place: Place, clock: ServerClock, times: int) -> Ite
         run = Run(kind, by_the_clock(0), rng)
         for _ in range(SETTLED_STEPS + rng.randrange(STEPS)):
             run.step()
-        return run.moment(fields_of(place.client, "run"))
+        return run.moment(stored(place.client, "run"))
 
     for fault, shift in {"an hour ahead": HOUR, "an hour back": -HOUR}.items():
         for number in range(times):

@@ -21,7 +21,6 @@ from checks.faults.runs import (
     OnServer,
     Place,
     Run,
-    fields_of,
     pair,
     put,
     run_of,
@@ -29,6 +28,7 @@ from checks.faults.runs import (
 from keepa_tokens import ConfigError, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek, Refund, Reserve, Settle
 from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
+from tests.redis.common import stored
 from tests.servers import HOST, wait_until
 
 
@@ -168,7 +168,7 @@ def failover_cells(primary: Place, replica: Place, times: int) -> dict[Kind, lis
         granted = run.granted
         for _ in range(5 + both.rng.randrange(15)):
             run.step(readings=False)
-        copies.append((both, run.moment(fields_of(primary.client, both.keys[0])), run.granted - granted))
+        copies.append((both, run.moment(stored(primary.client, both.keys[0])), run.granted - granted))
     primary.server.stop()
     replica.client.replicaof("NO", "ONE")
     cells: dict[Kind, list[Cell]] = {kind: [] for kind in KINDS}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from checks.faults.runs import SECOND, Bucket, InMemory, Kind, Moment
+from checks.faults.runs import SECOND, Bucket, Kind, Moment, twin
 from keepa_tokens import Snapshot
 from keepa_tokens.rules.commands import Acquire, Peek, Settle
 from keepa_tokens.rules.line import LATE_US
@@ -104,11 +104,11 @@ class Due:
 
     @classmethod
     def at(cls, kind: Kind, moment: Moment) -> Due:
-        shown = look(InMemory.of(kind, moment), moment.at)
+        shown = look(twin(kind, moment), moment.at)
         assert shown.balance is not None
         assert shown.available is not None
         alone = replace(moment, fields={name: text for name, text in moment.fields.items() if name != LINE})
-        by_look = tuple(taken + left for taken, left in greed(InMemory.of(kind, alone), moment, moment.at))
+        by_look = tuple(taken + left for taken, left in greed(twin(kind, alone), moment, moment.at))
         since = moment.at - int(moment.fields["refilled_at"])
         return cls(by_look, since, shown, shown.balance, shown.available)
 

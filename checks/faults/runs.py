@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import redis
 
 from keepa_tokens import BucketState, Quota, Reading
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
-from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
+from tests.redis.common import stored
 from tests.servers import Server
+from tests.strategies import InMemory
 
 SECOND: Final = MICROSECONDS
 HOUR: Final = 3600 * SECOND
@@ -66,7 +67,7 @@ class Moment:
 class Bucket(Protocol):
     """A bucket that is told the time."""
 
-    def apply(self, command: Command, at: int) -> Outcome: ...
+    def apply(self, command: Command, at: int, /) -> Outcome: ...
 
 
 @dataclass
@@ -142,29 +143,9 @@ class OnServer:
         return self.storage.apply(self.key, self.quota, command)
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """The twin."""
-
-    storage: MemoryStorage
-    quota: Quota
-
-    @classmethod
-    def of(cls, kind: Kind, moment: Moment) -> InMemory:
-        storage = MemoryStorage()
-        storage.load("twin", BucketState.from_fields(moment.fields))
-        return cls(storage, kind.quota)
-
-    @classmethod
-    def new(cls, kind: Kind) -> InMemory:
-        return cls(MemoryStorage(), kind.quota)
-
-    def fields(self) -> Mapping[str, str]:
-        state = self.storage.dump("twin")
-        return {} if state is None else state.to_fields()
-
-    def apply(self, command: Command, at: int) -> Outcome:
-        return self.storage.apply("twin", self.quota, command, now_us=at)
+def twin(kind: Kind, moment: Moment | None = None) -> InMemory:
+    """Return a bucket in memory, new or as it was at a moment."""
+    return InMemory(kind.quota, None if moment is None else BucketState.from_fields(moment.fields))
 
 
 @dataclass(frozen=True)
@@ -186,12 +167,6 @@ def pair(kind: Kind, storage: RedisStorage) -> tuple[OnServer, OnServer]:
     return OnServer(storage, "alive", kind.quota), OnServer(storage, "greedy", kind.quota)
 
 
-def fields_of(client: redis.Redis, key: str) -> dict[str, str]:
-    """Return what is stored of a bucket."""
-    stored: Any = client.hgetall(DEFAULT_PREFIX + key)
-    return {name.decode(): text.decode() for name, text in stored.items()}
-
-
 def put(client: redis.Redis, fields: Mapping[str, str], *keys: str) -> None:
     """Store fields under keys as they are."""
     items = [part.encode("utf-8", "surrogateescape") for named in fields.items() for part in named]
@@ -209,9 +184,9 @@ def moments(kind: Kind, bucket: Bucket, fields: Callable[[], Mapping[str, str]])
     found = []
     for _ in range(STEPS):
         run.step()
-        stored = fields()
+        there = fields()
         if run.steps > SETTLED_STEPS:
-            found.append(run.moment(stored))
+            found.append(run.moment(there))
     return found
 
 
@@ -219,4 +194,4 @@ def run_of(kind: Kind, place: Place) -> list[Moment]:
     """Return the moments of a run on this server."""
     key = f"run-of-a-{kind.name}"
     place.client.delete(DEFAULT_PREFIX + key)
-    return moments(kind, OnServer(place.storage, key, kind.quota), lambda: fields_of(place.client, key))
+    return moments(kind, OnServer(place.storage, key, kind.quota), lambda: stored(place.client, key))

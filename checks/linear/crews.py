@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Barrier
 from typing import Final
 
@@ -101,11 +101,9 @@ def by_threads(storage: Storage, crew: Sequence[Work]) -> list[Call]:
 
 def one(storage: Storage, now: int, quota: Quota, command: Command) -> Call:
     """Make one call."""
-    began = time.monotonic_ns()
-    try:
+    began, outcome = time.monotonic_ns(), None
+    with suppress(StorageUnavailable):
         outcome = storage.apply("k", quota, command, now_us=now)
-    except StorageUnavailable:
-        outcome = None
     return Call(began, time.monotonic_ns(), now, quota, command, outcome)
 
 
@@ -115,11 +113,9 @@ async def by_coroutines(storage: AsyncRedisStorage, crew: Sequence[Work]) -> lis
 
     async def caller(mine: Work) -> None:
         for now, quota, command in mine:
-            began = time.monotonic_ns()
-            try:
+            began, outcome = time.monotonic_ns(), None
+            with suppress(StorageUnavailable):
                 outcome = await storage.apply("k", quota, command, now_us=now)
-            except StorageUnavailable:
-                outcome = None
             told.append(Call(began, time.monotonic_ns(), now, quota, command, outcome))
 
     await asyncio.gather(*(caller(mine) for mine in crew))
@@ -148,12 +144,19 @@ def _do(works: Sequence[Work]) -> list[Call]:
     return by_threads(storage, works)
 
 
-def killing(client: redis.Redis, until: Callable[[], bool], rng: random.Random) -> threading.Thread:
-    """Return a thread, not started, that kills clients' connections at random until it is told to stop."""
+@contextmanager
+def killing(client: redis.Redis, rng: random.Random) -> Iterator[None]:
+    """Kill clients' connections at random meanwhile."""
+    ended = threading.Event()
 
     def kill() -> None:
-        while not until():
-            time.sleep(rng.uniform(0, 0.01))
+        while not ended.wait(rng.uniform(0, 0.01)):
             client.client_kill_filter(_type="normal", skipme=True)
 
-    return threading.Thread(target=kill)
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill)
+        try:
+            yield
+        finally:
+            ended.set()
+    killer.result()

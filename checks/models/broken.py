@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from checks.models.suite import MachinesOnAStorage
 from keepa_tokens import BucketState, Quota, Snapshot
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
 from keepa_tokens.rules.transition import transition
+from keepa_tokens.testing.conformance import SharedStorageConformance
 from keepa_tokens.units import CLAIM_US
 
 
@@ -22,11 +24,36 @@ class Place:
         self.rows: dict[str, dict[str, str]] = {}
 
 
-class Sound:
-    """A storage that is sound."""
+@dataclass(frozen=True)
+class Step:
+    """A step as it would rightly be: what was stored, the command, what is to be stored and what it came to."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    before: BucketState | None
+    command: Command
+    after: BucketState
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a storage does wrong between a bucket and its server; nothing, if nothing is said.
+
+    stored: with the state that a command finds. sent: with the command. kept: with the state that is kept. told: with
+    the outcome. shown: with a look.
+    """
+
+    stored: Callable[[BucketState, Command, int], BucketState] = lambda state, _command, _now: state
+    sent: Callable[[Command], Command] = lambda command: command
+    kept: Callable[[Step], BucketState] = lambda step: step.after
+    told: Callable[[Outcome], Outcome] = lambda outcome: outcome
+    shown: Callable[[Snapshot], Snapshot] = lambda shown: shown
+
+
+class Simple:
+    """A storage that is sound but for its fault."""
+
+    def __init__(self, place: Place, fault: Fault | None = None) -> None:
+        self.place, self.fault = place, fault or Fault()
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key`."""
@@ -36,10 +63,12 @@ class Sound:
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
         """Read, decide, write."""
         stored = self.load(key)
-        state, outcome = transition(quota, stored, now, command)
-        if state is not None and state is not stored:
-            self.save(key, state, outcome)
-        return outcome
+        before = None if stored is None else self.fault.stored(stored, command, now)
+        state, outcome = transition(quota, before, now, self.fault.sent(command))
+        kept = None if state is None else self.fault.kept(Step(stored, command, state, outcome))
+        if kept is not None and kept is not stored:
+            self.save(key, kept, outcome)
+        return self.fault.told(outcome)
 
     def now(self, now_us: int | None) -> int:
         """Return the time of a step."""
@@ -63,7 +92,8 @@ class Sound:
         state = self.load(key)
         if state is None or state.quota is None:
             return None
-        return transition(state.quota, state, self.now(now_us), Peek())[1].snapshot
+        shown = transition(state.quota, state, self.now(now_us), Peek())[1].snapshot
+        return None if shown is None else self.fault.shown(shown)
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets."""
@@ -73,52 +103,31 @@ class Sound:
         """Nothing is open."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step as it would rightly be: what was stored, the command, what is to be stored and what it came to."""
-
-    before: BucketState | None
-    command: Command
-    after: BucketState
-    outcome: Outcome
+Make = Callable[[Place], Simple]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What a storage does wrong between a bucket and its server.
+class Kit(SharedStorageConformance, MachinesOnAStorage):
+    """The kit, and the machines, on a storage whose fields they can't see: what is found is found in its answers."""
 
-    stored: with the state that a command finds. sent: with the command. kept: with the state that is kept. told: with
-    the outcome. shown: with a look.
-    """
+    def __init__(self, made: Make = Simple) -> None:
+        self.made = made
+        self.place = Place()
 
-    stored: Callable[[BucketState, Command, int], BucketState] = lambda state, _command, _now: state
-    sent: Callable[[Command], Command] = lambda command: command
-    kept: Callable[[Step], BucketState] = lambda step: step.after
-    told: Callable[[Outcome], Outcome] = lambda outcome: outcome
-    shown: Callable[[Snapshot], Snapshot] = lambda shown: shown
+    def make_storage(self) -> Simple:
+        """Open one more storage on the same place."""
+        return self.made(self.place)
 
 
-class Broken(Sound):
-    """A storage with such a fault."""
+class KitWithFields(Kit):
+    """The same on a storage whose fields it can damage."""
 
-    def __init__(self, place: Place, fault: Fault) -> None:
-        super().__init__(place)
-        self.fault = fault
+    def read_fields(self, key: str) -> Mapping[str, str]:
+        """Return what is stored."""
+        return self.place.rows.get(key, {})
 
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        """Read, decide, write, and go wrong somewhere."""
-        stored = self.load(key)
-        before = None if stored is None else self.fault.stored(stored, command, now)
-        state, outcome = transition(quota, before, now, self.fault.sent(command))
-        kept = None if state is None else self.fault.kept(Step(stored, command, state, outcome))
-        if kept is not None and kept is not stored:
-            self.save(key, kept, outcome)
-        return self.fault.told(outcome)
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        """Return the bucket as it stands, or not."""
-        shown = super().inspect(key, now_us=now_us)
-        return None if shown is None else self.fault.shown(shown)
+    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
+        """Store something else."""
+        self.place.rows[key] = dict(fields)
 
 
 def keeping(**fields: object) -> Fault:

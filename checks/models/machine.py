@@ -71,25 +71,18 @@ UNREADABLE: Final = ("", "NaN", "inf", "1e308", "1.5", "[]", "999999999999999999
 damages: Final = st.none() | st.sampled_from(UNREADABLE)
 """What becomes of a stored field: gone, or no whole number."""
 
-LOST: Final[dict[str, tuple[str, int | None]]] = {
-    "closed_until": ("closed_until", None),
-    "paused_until": ("paused_until", None),
-    "due_at": ("swept_from", None),
-    "last_place": ("last_place", 0),
-    "firm_place": ("firm_place", 0),
-    "largest_place": ("largest_place", 0),
-    "server_time": ("server_time", None),
-    "server_time_at": ("server_time_at", 0),
-    "drift": ("drift", None),
-    "kept_back": ("kept", 0),
-    "kept_back_at": ("kept_at", None),
-    "probe_until": ("claimed_until", None),
-    "probe_failures": ("failures", 0),
-    "probe_returned": ("returned", False),
-    "stretched_us": ("stretched_us", 0),
-    "reported_capacity": ("told_capacity", None),
+STANDS: Final = ("closed_until", "paused_until", "last_place", "firm_place", "largest_place", "drift")
+LOST: Final = {
+    "due_at": "swept_from",
+    "kept_back": "kept",
+    "kept_back_at": "kept_at",
+    "probe_until": "claimed_until",
+    "probe_failures": "failures",
+    "probe_returned": "returned",
+    "reported_capacity": "told_capacity",
+    **{name: name for name in (*STANDS, "server_time", "server_time_at", "stretched_us")},
 }
-"""What the reference calls a field that stands for itself, and what it is when it is lost."""
+"""What the reference calls a field that stands for itself; lost it is what it is in a new bucket."""
 
 LOSES: Final[dict[str, Callable[[Reference, int], None]]] = {
     "balance": Reference.lose_balance,
@@ -458,8 +451,7 @@ class AnyHistory(BucketMachine):
         if field in LOSES:
             LOSES[field](self.model, now)
         elif field in LOST:
-            name, lost = LOST[field]
-            setattr(self.model, name, lost)
+            setattr(self.model, LOST[field], getattr(Reference, LOST[field]))
         outcome = self.lost(field, text, worker)
         name = "reported_refill" if field == "reported_period_us" and text is None else field
         assert (name in outcome.repaired) == missed

@@ -41,29 +41,21 @@ tasks: Final = st.sampled_from(("task-1", "task-2", "task-3", "task-4"))
 """Who stands in line."""
 
 
-@dataclass(frozen=True)
-class Envelope:
-    """What the server said, and after how many of its doings it said so."""
-
-    reading: Reading
-    number: int
-    cost: int = 0
-    refused: bool = False
-
-
 @dataclass
 class Call:
-    """A call that was let through.
+    """A call that was let through; without a name somebody's look at the server.
 
     known_of: the last thing that a bucket didn't know of, if it knew all when it granted this; else -1. said: the
-    server's answer, once the call has arrived there. ended: it was settled.
+    server's answer, once the call has arrived there, after so many of its doings (`number`). ended: it was settled.
     """
 
-    name: str
-    cost: int
-    expires_at: int
+    name: str = ""
+    cost: int = 0
+    expires_at: int = 0
     known_of: int = -1
-    said: Envelope | None = None
+    said: Reading | None = None
+    number: int = 0
+    refused: bool = False
     ended: bool = False
 
 
@@ -78,7 +70,6 @@ class SyncedMachine(BucketMachine):
         super().__init__(bench)
         self.calls: list[Call] = []
         self.answers: list[Call] = []
-        self.wandering: list[Envelope] = []
         self.names = 0
         self.doings = 0
         self.sure = False
@@ -103,17 +94,12 @@ class SyncedMachine(BucketMachine):
             self.balance = max(self.balance, min(self.capacity, self.balance + steps * self.rate))
             self.next_step += steps * MINUTE
 
-    def pass_on(self, gap: int) -> None:
-        """Let time go on, here and there."""
-        self.now += gap
-        self.forward += gap
-        self.flow()
-
-    def speak(self, cost: int = 0, *, refused: bool = False) -> Envelope:
-        """Let the server say what it has, in a moment of its own."""
-        self.pass_on(1)
+    def speak(self, call: Call) -> Reading:
+        """Let the server answer, in a moment of its own."""
+        self.time_passes(1)
         self.doings += 1
-        reading = Reading(
+        call.number = self.doings
+        call.said = Reading(
             self.balance,
             next_refill_in=(self.next_step - self.now) / MICROSECONDS,
             refill=self.rate,
@@ -121,7 +107,8 @@ class SyncedMachine(BucketMachine):
             capacity=self.capacity,
             server_time=self.now / MICROSECONDS,
         )
-        return Envelope(reading, self.doings, cost, refused)
+        self.answers.append(call)
+        return call.said
 
     def hide(self) -> None:
         """Note that the server did something of which the bucket can't know yet."""
@@ -132,9 +119,9 @@ class SyncedMachine(BucketMachine):
 
     @rule(gap=gaps)
     def time_passes(self, gap: int) -> None:
-        """Time goes on. A call that isn't there by the end of its hold never arrives."""
-        self.pass_on(gap)
-        self.calls = [call for call in self.calls if call.said is not None or self.now < call.expires_at]
+        """Time goes on, here and there. A call that isn't there by the end of its hold never arrives."""
+        super().time_passes(gap)
+        self.flow()
 
     @rule(tokens=amounts, cheaper=st.integers(0, 5), scout=st.booleans(), task=st.none() | tasks)
     def call(self, tokens: int, cheaper: int, scout: bool = False, task: str | None = None) -> None:  # noqa: FBT001, FBT002 - drawn
@@ -171,35 +158,21 @@ class SyncedMachine(BucketMachine):
     def serve(self, call: Call) -> None:
         """Let the server charge a call, or refuse it, and say so."""
         self.flow()
-        refused = self.balance <= 0
+        call.refused = self.balance <= 0
         # Safety: a call is never refused if the bucket that granted it knew all there is to know.
-        assert not (refused and call.known_of == self.unknown_of), f"{call} was refused at {self.balance}"
-        cost = 0 if refused else call.cost
-        self.balance -= cost
-        call.said = self.speak(cost, refused=refused)
-        self.answers.append(call)
+        assert not (call.refused and call.known_of == self.unknown_of), f"{call} was refused at {self.balance}"
+        call.cost = 0 if call.refused else call.cost
+        self.balance -= call.cost
+        self.speak(call)
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data(), again=st.booleans())
     def answer(self, data: st.DataObject, again: bool) -> None:  # noqa: FBT001 - drawn, not called
-        """An answer comes, in whatever order, and perhaps once more."""
+        """An answer comes, in whatever order, and perhaps once more, or never."""
         call = data.draw(st.sampled_from(self.answers))
         if not again:
             self.answers.remove(call)
         self.settle(call)
-
-    def settle(self, call: Call) -> None:
-        """End a call with its answer."""
-        if call.said is None:
-            return
-        call.ended = True
-        self.tell(call.said, Settle(call.name, call.said.cost, call.said.reading, refused=call.said.refused))
-
-    @precondition(lambda self: self.answers)
-    @rule(data=st.data())
-    def lose_an_answer(self, data: st.DataObject) -> None:
-        """An answer never comes: its hold is left to run out."""
-        self.answers.remove(data.draw(st.sampled_from(self.answers)))
 
     @rule(tokens=st.tuples(amounts, amounts), cheaper=st.integers(0, 5), data=st.data())
     def overtake(self, tokens: tuple[int, int], cheaper: int, data: st.DataObject) -> None:
@@ -236,23 +209,16 @@ class SyncedMachine(BucketMachine):
     @rule(later=st.booleans())
     def look_at_the_server(self, later: bool) -> None:  # noqa: FBT001 - drawn, not called
         """Somebody asks the server, and tells the bucket, now or later."""
-        said = self.speak()
+        look = Call()
+        said = self.speak(look)
         if later:
-            self.wandering.append(said)
             return
-        came = self.tell(said, Reconcile(said.reading))
+        self.answers.remove(look)
+        came = self.settle(look)
         balance = self.shown(0).balance
         # Where nothing tells the order of what the server said, the lower balance counts.
         assert balance is not None
-        assert balance == self.balance or (balance < self.balance and came.verdict is not Verdict.TAKEN)
-
-    @precondition(lambda self: self.wandering)
-    @rule(data=st.data())
-    def tell_late(self, data: st.DataObject) -> None:
-        """What the server said a while ago comes to the bucket."""
-        said = data.draw(st.sampled_from(self.wandering))
-        self.wandering.remove(said)
-        self.tell(said, Reconcile(said.reading))
+        assert balance == said.balance or (balance < said.balance and came.verdict is not Verdict.TAKEN)
 
     @rule()
     def wait_as_long_as_stated(self) -> None:
@@ -272,13 +238,6 @@ class SyncedMachine(BucketMachine):
         self.flow()
         self.balance -= tokens
         self.hide()
-
-    @rule(tokens=st.integers(21, 400))
-    def somebody_else_is_seen(self, tokens: int) -> None:
-        """Who spends while nobody else does, and is seen by it, has as much kept back from then on."""
-        if self.sure and not self.shown(0).holds:
-            self.somebody_else_spends(tokens)
-            self.look_at_the_server(later=False)
 
     @rule(rate=st.sampled_from(PLANS))
     def another_plan(self, rate: int) -> None:
@@ -303,7 +262,7 @@ class SyncedMachine(BucketMachine):
                 self.bench.damage(name, text)
         self.followed = False
         self.do(0, Acquire(0))
-        self.calls, self.answers, self.wandering, self.newest = [], [], [], (0, 0)
+        self.calls, self.answers, self.newest = [], [], (0, 0)
         self.hide()
 
     def forgotten(self, now: int) -> None:
@@ -329,13 +288,16 @@ class SyncedMachine(BucketMachine):
         """Return the calls that haven't arrived."""
         return [call for call in self.calls if call.said is None and self.now < call.expires_at]
 
-    def tell(self, said: Envelope, command: Command) -> Came:
+    def settle(self, call: Call) -> Came:
         """Tell the bucket what the server said. Where that isn't the latest for sure, only a lower balance counts.
 
-        One given before the newest is not the latest, unless that is old itself.
+        What was said before the newest is not the latest, unless that is old itself.
         """
-        self.pass_on(1)
-        came = self.do(0, command)
+        assert call.said is not None
+        call.ended = True
+        self.time_passes(1)
+        end: Command = Settle(call.name, call.cost, call.said, refused=call.refused)
+        came = self.do(0, end if call.name else Reconcile(call.said))
         if came.verdict is not Verdict.TAKEN:
             return came
         if self.shown(0).reading_age != 0:
@@ -344,14 +306,14 @@ class SyncedMachine(BucketMachine):
             assert came.drift < 0
             return came
         newest, at = self.newest
-        if said.number < newest:
-            assert not (isinstance(command, Settle) and came.found)
+        if call.number < newest:
+            assert not (call.name and came.found)
             assert self.now - at > REORDER_US
-        self.newest = said.number, self.now
+        self.newest = call.number, self.now
         # What was spent after it and isn't set aside any more is in no book.
         charged_since = any(
-            call.said is not None and call.said.number > said.number and (call.ended or self.now >= call.expires_at)
-            for call in self.calls
+            each.said is not None and each.number > call.number and (each.ended or self.now >= each.expires_at)
+            for each in self.calls
         )
-        self.sure = said.number > self.unknown_of and not charged_since
+        self.sure = call.number > self.unknown_of and not charged_since
         return came

@@ -45,8 +45,7 @@ class Mutant:
 
     place: a file of the package, or, for mutmut's, a function by its module. name: what the broken code does, or
     mutmut's name, which changes with the code. nth: of those with the same difference in one function. by: the theorem
-    or small world that must notice. rule: in transition.py's words, 0: none of them. reason: why nothing notices.
-    equivalent: whether nothing can tell it from the code.
+    or small world that must notice. reason: why nothing notices. equivalent: whether nothing can tell it from the code.
     """
 
     place: str
@@ -55,7 +54,6 @@ class Mutant:
     name: str = ""
     nth: int = 1
     by: str = ""
-    rule: int = 0
     reason: str = ""
     equivalent: bool = False
 
@@ -103,7 +101,7 @@ class Judgement:
 def by_hand() -> list[Mutant]:
     """Return the committed faults planted by hand, which a proof must refute."""
     return [
-        Mutant(place, name=name, **{**row, "equivalent": "equivalent" in row, "reason": row.get("equivalent", "")})
+        Mutant(place, name=name, **row)
         for place, named in tomllib.loads(BY_HAND.read_text(encoding="utf-8")).items()
         for name, row in named.items()
     ]

@@ -17,6 +17,7 @@ from checks.mutation.judgement import Mutant, by_hand
 from checks.page import table as as_table
 from checks.proof.solver import SOURCE, Report, Verdict, check, python
 from checks.proof.table import PLANS, Expected, Table, shortfalls
+from checks.proof.worlds import Count
 
 WORLDS, THEOREMS, REFUTED, PLANTED = PARTS = (
     "Small worlds: every state, faults included",
@@ -84,17 +85,14 @@ def explored(world: str, *, least: int = 0, source: Path | None = None) -> Repor
     """Explore a small world. Fewer states than `least` are a sign that it isn't what it was."""
     output, seconds = python("checks.proof.worlds", world, source=source)
     try:
-        count = json.loads(output)
+        count = Count(**json.loads(output))
     except ValueError:
         return Report(Verdict.FAILED, output.strip(), seconds)
-    if count["broken"]:
-        return Report(Verdict.REFUTED, count["broken"], seconds)
-    words = f"{count['states']:,} states, {count['steps']:,} steps"
-    if count["orders"]:
-        words += f", {count['orders']:,} orders"
-    if count["states"] < least:
-        return Report(Verdict.FAILED, f"{words}: fewer than {least:,} states", seconds)
-    return Report(Verdict.CONFIRMED, words, seconds)
+    if count.broken:
+        return Report(Verdict.REFUTED, count.broken, seconds)
+    if count.states < least:
+        return Report(Verdict.FAILED, f"{count}: fewer than {least:,} states", seconds)
+    return Report(Verdict.CONFIRMED, str(count), seconds)
 
 
 def noticed(mutant: Mutant, table: Table) -> Report:

@@ -24,11 +24,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from checks.proof.states import (
     BASE_TIME,
@@ -75,12 +74,31 @@ class Count:
     states: int = 0
     steps: int = 0
     orders: int = 0
-    seconds: float = 0.0
     broken: str = ""
 
     def __str__(self) -> str:
         orders = f", {self.orders:,} orders" if self.orders else ""
         return f"{self.states:,} states, {self.steps:,} steps{orders}"
+
+
+N = TypeVar("N")
+
+
+def reached(
+    first: Iterable[N], key_of: Callable[[N], Key], next_of: Callable[[N], Iterable[N]]
+) -> Iterator[tuple[Key, list[Key]]]:
+    """Visit all that can be reached, breadth first; yield the key of each, and those of what comes next."""
+    queue = deque(first)
+    seen = set(map(key_of, queue))
+    while queue:
+        node = queue.popleft()
+        then: list[Key] = []
+        for after in next_of(node):
+            then.append(found := key_of(after))
+            if found not in seen:
+                seen.add(found)
+                queue.append(after)
+        yield key_of(node), then
 
 
 @dataclass(frozen=True)
@@ -166,19 +184,8 @@ class Alone:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
         first = BucketState(balance=self.quota.starts_at, refilled_at=NOW, sequence=0)
-        queue = deque([self._rested(first, NOW)])
-        seen = {key(queue[0])}
-        while queue:
-            state = queue.popleft()
+        for _ in reached([self._rested(first, NOW)], key, lambda state: map(self._renamed, self._next(state, count))):
             count.states += 1
-            for tokens in (1, self.quota.capacity):
-                count.steps += check_liveness(self.quota, state, self.probe_after_us, tokens)
-            for after in self._next(state, count):
-                renamed = self._renamed(after)
-                found = key(renamed)
-                if found not in seen:
-                    seen.add(found)
-                    queue.append(renamed)
         return count
 
     def _rested(self, state: BucketState, now: int) -> BucketState:
@@ -197,6 +204,8 @@ class Alone:
         return replace(state, holds=dict(zip(self.workers, holds, strict=False)))
 
     def _next(self, state: BucketState, count: Count) -> Iterator[BucketState]:
+        for tokens in (1, self.quota.capacity):
+            count.steps += check_liveness(self.quota, state, self.probe_after_us, tokens)
         for units in self.after:
             now = NOW + units * self.unit
             for command in self.commands(state, now):
@@ -286,25 +295,14 @@ class Synced:
         calls = (Call(),) * len(self.costs)
         rested = resting(self.quota, bucket, NOW, self.oldest)
         first = self._packed(Node(rested, self.start - self.outside, self.period, calls, self.ticks or 0))
-        queue = deque([first])
         ways: dict[Key, int] = {first.key(): 1}
-        while queue:
-            node = queue.popleft()
+        # In a world that ends, states come in the order of their steps, so each is complete when it is taken.
+        for at, then in reached([first], Node.key, lambda node: map(self._packed, self._next(node, count))):
             count.states += 1
-            self._check(node, count)
-            last = True
-            for after in self._next(node, count):
-                packed = self._packed(after)
-                found = packed.key()
-                last = False
-                # In a world that ends, states come in the order of their steps, so each is complete when it is taken.
-                if found in ways:
-                    ways[found] += ways[node.key()] if self.ticks is not None else 0
-                else:
-                    ways[found] = ways[node.key()]
-                    queue.append(packed)
-            if last:
-                count.orders += ways[node.key()]
+            for found in then:
+                ways[found] = ways[at] if found not in ways else ways[found] + ways[at] * (self.ticks is not None)
+            if not then:
+                count.orders += ways[at]
         return count
 
     def _check(self, node: Node, count: Count) -> None:
@@ -338,6 +336,7 @@ class Synced:
         return Reading(call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=told)
 
     def _next(self, node: Node, count: Count) -> Iterator[Node]:
+        self._check(node, count)
         for number, call in enumerate(node.calls):
             if call.stage != DONE:
                 count.steps += 1
@@ -412,34 +411,31 @@ class Turns:
         count = Count(self.name)
         first = BucketState(balance=-2, refilled_at=NOW, sequence=0, quota=self.quotas[0])
         rested = resting(self.quotas[0], first, NOW, OLDEST_TERMS, terms=True)
-        queue = deque((rested, number) for number in range(len(self.quotas)))
+        states: dict[Key, BucketState] = {}
         refused: dict[Key, list[tuple[int, Key]]] = {}
-        states = {self._key(*node): node for node in queue}
-        while queue:
-            state, caller = queue.popleft()
-            count.states += 1
-            found = self._key(state, caller)
-            refused[found] = []
+
+        def key_of(node: tuple[BucketState, int]) -> Key:
+            return (node[1], *key(node[0]))
+
+        def next_of(node: tuple[BucketState, int]) -> Iterator[tuple[BucketState, int]]:
+            (state, caller), found = node, key_of(node)
+            states[found], refused[found] = state, []
             for pace, tokens, after, granted in self._next(state, caller, count):
-                for other in self._others(caller):
-                    then = self._key(after, other)
+                for other in range(len(self.quotas)):
+                    if self.alternating and other == caller:
+                        continue
                     if tokens == self.wanted and not granted and pace:
-                        refused[found].append((pace * self.unit, then))
-                    if then not in states:
-                        states[then] = (after, other)
-                        queue.append((after, other))
+                        refused[found].append((pace * self.unit, key_of((after, other))))
+                    yield after, other
+
+        count.states = sum(
+            1 for _ in reached([(rested, number) for number in range(len(self.quotas))], key_of, next_of)
+        )
         longest = longest_ways(refused, states)
-        for found, (state, _) in states.items():
+        for found, state in states.items():
             if longest[found] > self._latest(state):
                 raise Broken(f"refused for {longest[found] / SECOND:g} s: {state}")
         return count
-
-    def _key(self, state: BucketState, caller: int) -> Key:
-        return (caller, *key(state))
-
-    def _others(self, caller: int) -> Iterator[int]:
-        numbers = range(len(self.quotas))
-        yield from (number for number in numbers if not self.alternating or number != caller)
 
     def _next(self, state: BucketState, caller: int, count: Count) -> Iterator[tuple[int, int, BucketState, bool]]:
         quota = self.quotas[caller]
@@ -489,9 +485,7 @@ class Turns:
         return slowest + MINUTE_US + max(quota.period_us for quota in flowing)
 
 
-def longest_ways(
-    refused: dict[Key, list[tuple[int, Key]]], states: dict[Key, tuple[BucketState, int]]
-) -> dict[Key, int]:
+def longest_ways(refused: dict[Key, list[tuple[int, Key]]], states: dict[Key, BucketState]) -> dict[Key, int]:
     """Return for how long attempts from each state can be refused; raise Broken where they can for ever."""
     longest: dict[Key, int] = {}
     on_the_way: set[Key] = set()
@@ -589,14 +583,11 @@ def worlds(*, quick: bool = False) -> Iterator[Alone | Synced | Turns]:
 
 
 def explore(world: Alone | Synced | Turns) -> Count:
-    """Explore a world and time it; one that breaks the promise says how."""
-    began = time.monotonic()
+    """Explore a world; one that breaks the promise says how."""
     try:
-        count = world.explore()
+        return world.explore()
     except Broken as broken:
-        count = Count(world.name, broken=str(broken))
-    count.seconds = time.monotonic() - began
-    return count
+        return Count(world.name, broken=str(broken))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

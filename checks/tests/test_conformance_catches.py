@@ -8,19 +8,19 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from unicodedata import normalize
 
 import pytest
 from hypothesis import Phase, settings
 
-from checks.models.broken import Broken, Fault, Place, Sound
+from checks.models.broken import Fault, Kit, KitWithFields, Make, Place, Simple
 from checks.models.strategies import EPOCH, HOUR, SECOND
-from checks.models.suite import MachinesOnAStorage
 from keepa_tokens import BucketState, Hold, Quota, Snapshot, StorageUnavailable
 from keepa_tokens.rules.commands import Cancel, Command, Outcome, Peek, Reserve, Settle
 from keepa_tokens.rules.state import NUMBERS, QUOTA
@@ -47,30 +47,6 @@ def hunt() -> Iterator[None]:
     settings.load_profile("hunt")
     yield
     settings.load_profile(before)
-
-
-Make: TypeAlias = Callable[[Place], Sound]
-
-
-class Kit(SharedStorageConformance, MachinesOnAStorage):
-    """The kit, and the machines, on a storage whose fields they can't see: what is found is found in its answers."""
-
-    def __init__(self, made: Make = Sound) -> None:
-        self.made = made
-        self.place = Place()
-
-    def make_storage(self) -> Sound:
-        return self.made(self.place)
-
-
-class KitWithFields(Kit):
-    """The same on a storage whose fields it can damage."""
-
-    def read_fields(self, key: str) -> Mapping[str, str]:
-        return self.place.rows.get(key, {})
-
-    def write_fields(self, key: str, fields: Mapping[str, str]) -> None:
-        self.place.rows[key] = dict(fields)
 
 
 def run(kit: StorageUnderTest, test: str) -> None:
@@ -108,21 +84,21 @@ def in_between() -> None:
 
 def but(**methods: Callable[..., object]) -> Make:
     """Return what makes a storage that is sound but for these methods."""
-    return cast("Make", type("Broken", (Sound,), methods))
+    return cast("Make", type("Broken", (Simple,), methods))
 
 
 def sending(sent: Callable[[Any], Command]) -> Make:
     """Return what makes a storage that sends something else than what was asked of a hold."""
     holds = Reserve | Settle | Cancel
-    return partial(Broken, fault=Fault(sent=lambda command: sent(command) if isinstance(command, holds) else command))
+    return partial(Simple, fault=Fault(sent=lambda command: sent(command) if isinstance(command, holds) else command))
 
 
 def keeping(kept: Callable[[BucketState], BucketState]) -> Make:
     """Return what makes a storage that keeps something else than what is to be stored."""
-    return partial(Broken, fault=Fault(kept=lambda step: kept(step.after)))
+    return partial(Simple, fault=Fault(kept=lambda step: kept(step.after)))
 
 
-class NotAtomic(Sound):
+class NotAtomic(Simple):
     """Reads and writes without a lock."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -137,12 +113,12 @@ class LosesHoldsAtOnce(NotAtomic):
     """Locks, but not for holds."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        if isinstance(command, Reserve | Settle | Cancel):
+        locked = nullcontext() if isinstance(command, Reserve | Settle | Cancel) else self.place.lock
+        with locked:
             return super().apply(key, quota, command, now_us=now_us)
-        return Sound.apply(self, key, quota, command, now_us=now_us)
 
 
-class NewIdEachTime(Sound):
+class NewIdEachTime(Simple):
     """Makes up an id for each reserve, so that a repeated one is a second one."""
 
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
@@ -152,7 +128,7 @@ class NewIdEachTime(Sound):
         return super().step(key, quota, command, now)
 
 
-class LatestOfAll(Sound):
+class LatestOfAll(Simple):
     """Takes for its own time the latest that anybody brought."""
 
     latest = 0
@@ -162,7 +138,7 @@ class LatestOfAll(Sound):
         return self.latest if now_us is None else now_us
 
 
-class PeekWrites(Sound):
+class PeekWrites(Simple):
     """Stores what it looked at."""
 
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
@@ -173,42 +149,19 @@ class PeekWrites(Sound):
         return outcome
 
 
-class InspectWrites(Sound):
-    """Stores what it was shown."""
+class StepsOnSight(Simple):
+    """Looks like whoever stores what it saw, and mends it."""
+
+    kind: Make
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         shown = super().inspect(key, now_us=now_us)
         if shown is not None:
-            PeekWrites(self.place).step(key, shown.quota, Peek(), self.now(now_us))
+            self.kind(self.place).step(key, shown.quota, Peek(), self.now(now_us))
         return shown
 
 
-class TwiceEach(Sound):
-    """Sends each command again when no answer seems to come."""
-
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        super().step(key, quota, command, now)
-        return super().step(key, quota, command, now)
-
-
-class Floats(Sound):
-    """Keeps numbers as floats."""
-
-    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
-        fields = state.to_fields()
-        self.place.rows[key] = {n: str(float(t)) if n in NUMBERS else t for n, t in fields.items()}
-
-
-class FirstQuota(Sound):
-    """Goes by the quota that it saw first."""
-
-    def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        stored = self.load(key)
-        known = quota if stored is None or stored.quota is None else stored.quota
-        return super().step(key, known, command, now)
-
-
-class ForgetsEarly(Sound):
+class ForgetsEarly(Simple):
     """Drops what wasn't used for half a minute."""
 
     def load(self, key: str) -> BucketState | None:
@@ -224,7 +177,7 @@ class ForgetsEarly(Sound):
         return super().inspect(key, now_us=self.now(now_us))
 
 
-class Caches(Sound):
+class Caches(Simple):
     """Reads each bucket once."""
 
     def __init__(self, place: Place) -> None:
@@ -241,17 +194,30 @@ class Caches(Sound):
         super().save(key, state, outcome)
 
 
-class NeverWrites(Caches):
-    """Keeps all in memory, and writes nothing."""
+def writing(written: Callable[[str, str], str | None]) -> Make:
+    """Return what makes a storage that writes some fields otherwise, or not at all."""
 
-    def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
-        self.read[key] = state
+    def save(self: Simple, key: str, state: BucketState, _: Outcome) -> None:
+        fields = ((name, written(name, text)) for name, text in state.to_fields().items())
+        self.place.rows[key] = {name: text for name, text in fields if text is not None}
+
+    return but(save=save)
 
 
-WRITES_GRANTS_ONLY = but(save=lambda self, *what: Sound.save(self, *what) if what[2].reason == "GRANTED" else None)
-WHOLE_SECONDS = but(now=lambda self, now_us: Sound.now(self, now_us) // SECOND * SECOND)
+WRITES_GRANTS_ONLY = but(save=lambda self, *what: Simple.save(self, *what) if what[2].reason == "GRANTED" else None)
+WHOLE_SECONDS = but(now=lambda self, now_us: Simple.now(self, now_us) // SECOND * SECOND)
 ONE_HOLD = sending(lambda command: replace(command, id="hold"))
 CLOSE_CLEARS = but(close=lambda self: self.place.rows.clear())
+TWICE_EACH = but(step=lambda *asked: (Simple.step(*asked), Simple.step(*asked))[1])
+FLOATS = writing(lambda name, text: str(float(text)) if name in NUMBERS else text)
+FIRST_QUOTA = but(
+    step=lambda self, key, quota, *asked: Simple.step(
+        self, key, getattr(self.load(key), "quota", None) or quota, *asked
+    )
+)
+MILLISECONDS = but(now=lambda _, now_us: time.time_ns() // 1_000_000 if now_us is None else now_us)
+NEVER_WRITES = cast("Make", type("NeverWrites", (Caches,), {"save": lambda self, *what: self.read.update([what[:2]])}))
+INSPECT_WRITES = cast("Make", type("InspectWrites", (StepsOnSight,), {"kind": PeekWrites}))
 
 BROKEN: dict[str, tuple[Make, list[str]]] = {
     "reads and writes without a lock": (NotAtomic, [AT_ONCE, AT_ONCE_ON_SEVERAL]),
@@ -267,22 +233,16 @@ BROKEN: dict[str, tuple[Make, list[str]]] = {
     "has room for 64 holds": (keeping(lambda state: replace(state, holds=dict([*state.holds.items()][:64]))), [IDS]),
     "doesn't listen to the caller's clock": (but(now=lambda *_: time.time_ns() // 1000), [EVERY_COMMAND]),
     "keeps times in seconds": (WHOLE_SECONDS, [EVERY_COMMAND, OWN_TIME]),
-    "takes milliseconds for microseconds in its own time": (
-        but(now=lambda _, now_us: time.time_ns() // 1_000_000 if now_us is None else now_us),
-        [OWN_TIME],
-    ),
-    "takes for its own time the latest that anybody brought": (
-        LatestOfAll,
-        [OWN_TIME],
-    ),
+    "takes milliseconds for microseconds in its own time": (MILLISECONDS, [OWN_TIME]),
+    "takes for its own time the latest that anybody brought": (LatestOfAll, [OWN_TIME]),
     "stores what it looked at": (PeekWrites, [EVERY_COMMAND]),
-    "stores what it was shown": (InspectWrites, [EVERY_COMMAND]),
-    "sends each command again": (TwiceEach, [EVERY_COMMAND, HISTORY]),
-    "keeps numbers as floats": (Floats, [EVERY_COMMAND, HISTORY]),
-    "goes by the quota that it saw first": (FirstQuota, [EVERY_COMMAND]),
+    "stores what it was shown": (INSPECT_WRITES, [EVERY_COMMAND]),
+    "sends each command again": (TWICE_EACH, [EVERY_COMMAND, HISTORY]),
+    "keeps numbers as floats": (FLOATS, [EVERY_COMMAND, HISTORY]),
+    "goes by the quota that it saw first": (FIRST_QUOTA, [EVERY_COMMAND]),
     "drops what wasn't used for half a minute": (ForgetsEarly, [EVERY_COMMAND]),
     "reads each bucket once": (Caches, ["test_two_storages_on_one_place_are_one"]),
-    "writes nothing": (NeverWrites, [RESTART, HISTORY]),
+    "writes nothing": (NEVER_WRITES, [RESTART, HISTORY]),
     "tidies up when it is closed": (CLOSE_CLEARS, [RESTART, HISTORY]),
 }
 
@@ -308,15 +268,9 @@ SHOWS_ONLY_IN_FIELDS = (
 @pytest.mark.parametrize("name", sorted({*NUMBERS, QUOTA} - {"format"}))
 def test_a_storage_that_forgets_any_one_field_is_found_out(name: str) -> None:
     """Whichever field isn't stored, but a format and the one that says what a fast path may do, the kit tells."""
-
-    class Forgets(Sound):
-        def save(self, key: str, state: BucketState, outcome: Outcome) -> None:
-            fields = state.to_fields()
-            fields.pop(name, None)
-            self.place.rows[key] = fields
-
+    forgets = writing(lambda field, text: None if field == name else text)
     kit = KitWithFields if name in SHOWS_ONLY_IN_FIELDS else Kit
-    assert finds(kit(Forgets), EVERY_COMMAND)
+    assert finds(kit(forgets), EVERY_COMMAND)
 
 
 HOLD_PARTS: list[Callable[[Hold], Hold]] = [
@@ -338,56 +292,38 @@ def test_a_storage_that_spoils_any_part_of_a_hold_is_found_out(spoil: Callable[[
 # --- what the kit can see where it may damage fields
 
 
-class SpoilsNewer(Sound):
+class SpoilsNewer(Simple):
     """Refuses what it can't read, but notes that it was there."""
 
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
-        row = self.place.rows.get(key)
-        if row is not None:
-            row["drift"] = "7"
+        self.place.rows.get(key, {})["drift"] = "7"
         return super().step(key, quota, command, now)
 
 
-class MendsOnSight(Sound):
-    """Mends what it is shown."""
-
-    def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
-        shown = super().inspect(key, now_us=now_us)
-        if shown is not None and shown.repaired:
-            super().step(key, shown.quota, Peek(), self.now(now_us))
-        return shown
-
-
-class TrustsTexts(Sound):
-    """Reads numbers as Python does, and what is none as 0."""
-
-    def load(self, key: str) -> BucketState | None:
-        row = self.place.rows.get(key)
-        if row is None:
-            return None
-        return BucketState.from_fields({n: t if ":" in n or t.isdigit() else "0" for n, t in row.items()})
-
-
-def reading(read: Callable[[BucketState], BucketState | None]) -> Make:
+def reading(
+    read: Callable[[BucketState], BucketState | None], texts: Callable[[str, str], str] = lambda _, text: text
+) -> Make:
     """Return what makes a storage that reads something else than what is there."""
 
-    def load(self: Sound, key: str) -> BucketState | None:
-        state = Sound.load(self, key)
-        return None if state is None else read(state)
+    def load(self: Simple, key: str) -> BucketState | None:
+        row = self.place.rows.get(key)
+        return None if row is None else read(BucketState.from_fields({n: texts(n, t) for n, t in row.items()}))
 
     return but(load=load)
 
 
 # Takes what it can't read for nothing.
 OVERWRITES_NEWER = reading(lambda state: state if state.format == 1 else None)
+# Reads numbers as Python does, and what is none as 0.
+TRUSTS_TEXTS = reading(lambda state: state, lambda name, text: text if ":" in name or text.isdigit() else "0")
 # Reads 200 holds, of those that it wrote.
 READS_FEW_HOLDS = reading(lambda state: replace(state, holds=dict(list(state.holds.items())[:200])))
 
 DAMAGED: list[tuple[Make, str]] = [
     (OVERWRITES_NEWER, NEWER),
     (SpoilsNewer, NEWER),
-    (MendsOnSight, EVERY_COMMAND),
-    (TrustsTexts, EVERY_COMMAND),
+    (cast("Make", type("MendsOnSight", (StepsOnSight,), {"kind": Simple})), EVERY_COMMAND),
+    (TRUSTS_TEXTS, EVERY_COMMAND),
     (READS_FEW_HOLDS, IDS),
     # A difference that no outcome tells yet.
     (keeping(lambda state: replace(state, reading_sequence=0)), EVERY_COMMAND),
@@ -506,7 +442,7 @@ class AwaitsInTheMiddle:
     """Lets other coroutines go on between what it reads and what it writes."""
 
     def __init__(self, place: Place) -> None:
-        self.sound = Sound(place)
+        self.sound = Simple(place)
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         stored = self.sound.load(key)

@@ -17,7 +17,7 @@ from checks.benchmarks.daysim.ours import Ours
 from checks.benchmarks.daysim.rows import ROWS
 from checks.benchmarks.daysim.world import World
 from checks.faults.fields import FAULTS, expected
-from checks.faults.runs import HOUR, KINDS, PLACES, InMemory, Kind, Moment, fields_of, moments
+from checks.faults.runs import HOUR, KINDS, PLACES, Kind, Moment, moments, twin
 from keepa_tokens import BucketState, Reading
 from keepa_tokens.cli.doctor import could_go, examine
 from keepa_tokens.cli.doctor_command import APART, APART_IN_LINE, LOOKS
@@ -26,6 +26,7 @@ from keepa_tokens.cli.look import Look
 from keepa_tokens.rules.commands import Peek
 from keepa_tokens.rules.state import HOLD, QUOTA
 from tests.cli import KEY, Workers, document, run, valkey_with_workers
+from tests.redis.common import stored
 
 BELIEVED: Final = {
     ("balance", "far future"): {"above-capacity"},
@@ -38,8 +39,8 @@ BELIEVED: Final = {
 @cache
 def run_of(kind: Kind) -> list[Moment]:
     """Return a bucket in the middle of random work, a few dozen times."""
-    twin = InMemory.new(kind)
-    return moments(kind, twin, twin.fields)
+    bucket = twin(kind)
+    return moments(kind, bucket, lambda: {**bucket.stored.to_fields()})
 
 
 def with_field(kind: Kind, name: str) -> tuple[Moment, str]:
@@ -83,8 +84,8 @@ def test_each_damaged_field_is_found(kind: Kind, name: str, fault: str) -> None:
     if BucketState.from_fields(damaged).quota is None:
         assert [found.code for found in findings][:1] == ["terms-lost"]
     else:
-        stored = InMemory.of(kind, replace(moment, fields=damaged))
-        mended = stored.apply(Peek(), moment.at).repaired
+        bucket = twin(kind, replace(moment, fields=damaged))
+        mended = bucket.apply(Peek(), moment.at).repaired
         said = damage_in(findings)
         assert all(f"its field {one} " in said for one in mended), (mended, said)
         assert bool(mended) == bool(said)
@@ -127,7 +128,7 @@ def test_a_bucket_that_is_gone_is_said(valkey: Workers) -> None:
     """A bucket that was deleted, evicted or lost with its server is none: asked for by its name, that is said."""
     with valkey.client() as client:
         client.flushall()
-        assert fields_of(client, KEY) == {}
+        assert stored(client, KEY) == {}
     assert "no bucket" in run("doctor", "--redis", valkey.url, KEY, code=2).stderr
 
 

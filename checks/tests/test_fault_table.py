@@ -11,7 +11,7 @@ import pytest
 
 from checks.faults.measuring import NOTHING, Due, measured
 from checks.faults.page import fault_table
-from checks.faults.runs import KINDS, Bucket, InMemory, Kind, Moment, moments
+from checks.faults.runs import KINDS, Bucket, Kind, Moment, moments, twin
 from checks.page import renew, says
 from keepa_tokens.rules.commands import Acquire, Command, Outcome
 from tests.servers import BINARIES
@@ -63,8 +63,9 @@ class Late:
 
 def a_moment(kind: Kind) -> Moment:
     """Return a bucket in debt, as nothing is granted there at once."""
-    run = InMemory.new(kind)
-    return min(moments(kind, run, run.fields), key=lambda moment: Due.at(kind, moment).available)
+    run = twin(kind)
+    found = moments(kind, run, lambda: {**run.stored.to_fields()})
+    return min(found, key=lambda moment: Due.at(kind, moment).available)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -72,7 +73,7 @@ def a_moment(kind: Kind) -> Moment:
 def test_a_bucket_that_breaks_its_bounds_is_found(kind: Kind, found: str) -> None:
     """One that never grants and never probes, one that grants what it does not have, and one whose bound is too far."""
     moment = a_moment(kind)
-    alive, greedy = InMemory.of(kind, moment), InMemory.of(kind, moment)
+    alive, greedy = twin(kind, moment), twin(kind, moment)
     broken: dict[str, tuple[Bucket, Bucket]] = {
         "neither a grant nor a probe": (Lying(alive, granted=False), greedy),
         "granted beyond": (alive, Lying(greedy, granted=True)),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -143,14 +142,8 @@ def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool
             storage = AsyncRedisStorage.from_url(server.url)
             # What is lost may have come anywhere: so few calls that the search stays short.
             works = crew(seed, callers=4, calls=3) if lossy else crew(seed, callers=6, calls=4)
-            ended = threading.Event()
-            killer = killing(client, ended.is_set, random.Random(seed))
-            if lossy:
-                killer.start()
-            history = await by_coroutines(storage, works)
-            ended.set()
-            if lossy:
-                killer.join()
+            with killing(client, random.Random(seed)) if lossy else nullcontext():
+                history = await by_coroutines(storage, works)
             lost += sum(call.outcome is None for call in history)
             await storage.aclose()
             assert holds(last_look(looking, history)), seed
@@ -163,21 +156,11 @@ def test_coroutines_on_a_server(server: Server, client: redis.Redis, lossy: bool
 # --- what is broken is found
 
 
-class NoLock:
-    """A lock that keeps nobody out."""
-
-    def __enter__(self) -> None:
-        """Let everybody in."""
-
-    def __exit__(self, *error: object) -> None:
-        """Do nothing."""
-
-
 def test_memory_without_its_lock_is_found() -> None:
     """Without the lock some history of threads can't be put in order."""
     for seed in range(40 * HISTORIES):
         storage: Any = MemoryStorage()
-        storage.lock = NoLock()
+        storage.lock = nullcontext()
         if not holds(on_memory(storage, seed)):
             return
     pytest.fail("nothing was found")

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from checks.models.broken import KitWithFields
 from checks.models.machine import Bench, PlainMachine, ReadingMachine, Word
 from checks.models.strategies import DAY, MINUTE
 from checks.models.suite import MachinesOnAStorage
@@ -42,16 +43,11 @@ class TestAsyncRedisStorageOnTheFake(OnAFakeByCoroutines, MachinesOnAStorage):
 # --- histories in which a machine once demanded what no rule promises, and what it still demands there
 
 
-class _InMemory(InMemory, MachinesOnAStorage):
-    pass
-
-
 @pytest.fixture
 def bench() -> Bench:
-    """A bucket in memory, whose fields may be damaged."""
-    suite = _InMemory()
-    with suite.opened() as storage:
-        return suite.bench(storage, ExitStack())
+    """A bucket whose fields may be damaged."""
+    kit = KitWithFields()
+    return kit.bench(kit.make_storage(), ExitStack())
 
 
 def test_beside_a_garbled_server_time_the_lower_balance_counts_once(bench: Bench) -> None:

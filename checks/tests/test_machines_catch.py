@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from checks.models.broken import FAULTS, Broken, Fault, Place
+from checks.models.broken import FAULTS, Fault, KitWithFields, Simple
 from checks.models.machine import Bench, ReadingMachine, Word
-from checks.models.strategies import HOUR, MINUTE, SECOND
+from checks.models.strategies import EPOCH, MINUTE, SECOND
 from checks.models.synced_machine import SyncedMachine
 from keepa_tokens import Quota
-from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.units import UNLIMITED
+from tests.stories import command, steps
 
 HUNT: Final = settings(
     deadline=None,
@@ -64,25 +66,15 @@ class ServerAlone(SyncedMachine):
     followed = False
 
 
-def benches(fault: Fault) -> Iterator[Bench]:
-    """Yield buckets on a broken storage."""
-    place = Place()
-    for number in count():
-        key = f"k{number}"
-
-        def fields(key: str = key) -> Mapping[str, str]:
-            return place.rows.get(key, {})
-
-        def store(texts: Mapping[str, str], key: str = key) -> None:
-            place.rows[key] = dict(texts)
-
-        yield Bench(Broken(place, fault), key, fields, store)
+def bench(fault: Fault) -> Bench:
+    """Return a bucket on a broken storage."""
+    kit = KitWithFields(partial(Simple, fault=fault))
+    return replace(kit.bench(kit.make_storage(), ExitStack()), anew=None, end=None)
 
 
 def drive(kind: Callable[[Bench], RuleBasedStateMachine], fault: Fault, examples: int = 1000) -> None:
     """Drive a broken storage."""
-    each = benches(fault)
-    made: Any = lambda: kind(next(each))  # noqa: E731 - Hypothesis takes any factory, though it says a class
+    made: Any = lambda: kind(bench(fault))  # noqa: E731 - Hypothesis takes any factory, though it says a class
     run_state_machine_as_test(made, settings=settings(HUNT, max_examples=examples))
 
 
@@ -109,53 +101,52 @@ def test_a_sound_storage_is_not_found_out(kind: Callable[[Bench], RuleBasedState
 # --- what takes a longer history to show; chance comes by it at night
 
 
-def hears(balance: int, **more: Any) -> Word:
-    """Return what the server says now."""
-    fields = {"off": None, "ago": 0, "next_refill_in": None, "refill": None, "capacity": None}
-    return Word(**{**fields, "balance": balance, **more})
+HISTORIES: Final = {
+    # What was kept back for somebody else is halved when an hour without others passes.
+    NEVER_HALVES: "0 hears 200; 1s hears 100; 2s hears 40; 3603s hears 300",
+    # Nobody comes back from the server: the bucket starts at 0 then, and refills; the next one is sent later each time.
+    **dict.fromkeys(
+        (NO_BACKOFF, NO_BEGINNING),
+        """0 take 5 probe=600s; 30s take 300 probe=60s; 120s take 300 probe=60s
+        210s take 300 probe=60s; 300s take 300 probe=60s; 390s look""",
+    ),
+    # The answer says nothing of the balance, but that it isn't above 0.
+    NOT_HEARD: "0 hears 100, hold a 5 life=60s, settle a refused=1",
+    # The first asks again, and is granted; the other never comes, and somebody passes it.
+    **dict.fromkeys(
+        OF_THE_LINE,
+        """0 hears 0, take 20 probe=- ticket=u, take 5 probe=- ticket=v, look
+        0 take 20 probe=- ticket=u, take 5 probe=-
+        61s take 20 probe=- ticket=u, look; 421s take 5 probe=-; 541s look""",
+    ),
+}
+"""What chance finds rarely, told as in `tests/stories.py`; `hears` is what the server says now."""
 
 
-def an_hour_without_others_passes(machine: ReadingMachine) -> None:
-    """What was kept back for somebody else is halved."""
-    machine.hear(0, hears(200))
-    machine.time_passes(SECOND)
-    machine.hear(0, hears(100))
-    machine.time_passes(SECOND)
-    machine.hear(0, hears(40))
-    machine.time_passes(HOUR + SECOND)
-    machine.hear(0, hears(300))
-
-
-def nobody_comes_back_from_the_server(machine: ReadingMachine) -> None:
-    """The bucket starts at 0 then, and refills; and the next one is sent later each time."""
-    machine.do(0, Acquire(5, probe_after_us=10 * MINUTE))
-    machine.time_passes(30 * SECOND)
-    for _ in range(4):
-        machine.do(0, Acquire(300, probe_after_us=MINUTE))
-        machine.time_passes(90 * SECOND)
-
-
-def the_server_refuses_a_call(machine: ReadingMachine) -> None:
-    """Its answer says nothing of the balance, but that it isn't above 0."""
-    machine.hear(0, hears(100))
-    machine.do(0, Reserve("a", 5, MINUTE))
-    machine.do(0, Settle("a", refused=True))
-
-
-def some_stand_in_line(machine: ReadingMachine) -> None:
-    """The first asks again, and is granted; the other never comes, and somebody passes it."""
-    machine.hear(0, hears(0))
-    machine.do(0, Acquire(20, probe_after_us=None, ticket="u"))
-    machine.do(0, Acquire(5, probe_after_us=None, ticket="v"))
+def go_through(fault: str | None, text: str) -> None:
+    """Let the machine do what a history says, and look at what always holds."""
+    machine = ReadingMachine(bench(FAULTS[fault] if fault else Fault()))
+    machine.begin(Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED), (0, 0, 0))
+    for after, what, _ in steps(text):
+        machine.time_passes(EPOCH + after - machine.now)
+        verb, _, balance = what.partition(" ")
+        if verb == "hears":
+            machine.hear(0, Word(None, int(balance), 0, None, None, None))
+        elif verb == "look":
+            machine.both_show_the_same()
+        else:
+            machine.do(0, command(what))
     machine.both_show_the_same()
-    machine.do(0, Acquire(20, probe_after_us=None, ticket="u"))
-    machine.do(0, Acquire(5, probe_after_us=None))
-    machine.time_passes(61 * SECOND)
-    machine.do(0, Acquire(20, probe_after_us=None, ticket="u"))
-    machine.both_show_the_same()
-    machine.time_passes(6 * MINUTE)
-    machine.do(0, Acquire(5, probe_after_us=None))
-    machine.time_passes(2 * MINUTE)
+    machine.nobody_got_too_much()
+    machine.it_never_stands_still()
+
+
+@pytest.mark.parametrize("fault", sorted(HISTORIES))
+def test_a_history_in_which_the_machine_finds_what_shows_rarely(fault: str) -> None:
+    """In these histories the machine parts from the broken storage, and not from the sound one."""
+    go_through(None, HISTORIES[fault])
+    with pytest.raises(AssertionError):
+        go_through(fault, HISTORIES[fault])
 
 
 def tasks_stand_in_line(machine: SyncedMachine) -> None:
@@ -183,39 +174,8 @@ def tasks_stand_in_line(machine: SyncedMachine) -> None:
 
 
 @pytest.mark.parametrize("fault", sorted(OF_THE_LINE))
-def test_in_histories_of_a_line_both_machines_find(fault: str) -> None:
+def test_in_a_history_of_a_line_the_machine_beside_a_server_finds(fault: str) -> None:
     """Whoever is forgotten, passed, sent to the end, waited for in vain, or stays when it is granted, is missed."""
-    go_through(Fault(), some_stand_in_line)
+    tasks_stand_in_line(SyncedMachine(bench(Fault())))
     with pytest.raises(AssertionError):
-        go_through(FAULTS[fault], some_stand_in_line)
-    tasks_stand_in_line(SyncedMachine(next(benches(Fault()))))
-    with pytest.raises(AssertionError):
-        tasks_stand_in_line(SyncedMachine(next(benches(FAULTS[fault]))))
-
-
-def go_through(fault: Fault, history: Callable[[ReadingMachine], None]) -> None:
-    """Let the machine do what a history says, and look at what always holds."""
-    machine = ReadingMachine(next(benches(fault)))
-    machine.begin(Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED), (0, 0, 0))
-    history(machine)
-    machine.both_show_the_same()
-    machine.nobody_got_too_much()
-    machine.it_never_stands_still()
-
-
-@pytest.mark.parametrize(
-    "fault, history",
-    [
-        (NEVER_HALVES, an_hour_without_others_passes),
-        (NO_BACKOFF, nobody_comes_back_from_the_server),
-        (NO_BEGINNING, nobody_comes_back_from_the_server),
-        (NOT_HEARD, the_server_refuses_a_call),
-    ],
-)
-def test_a_history_in_which_the_machine_finds_what_shows_rarely(
-    fault: str, history: Callable[[ReadingMachine], None]
-) -> None:
-    """In these histories the machine parts from the broken storage, and not from the sound one."""
-    go_through(Fault(), history)
-    with pytest.raises(AssertionError):
-        go_through(FAULTS[fault], history)
+        tasks_stand_in_line(SyncedMachine(bench(FAULTS[fault])))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.tests.torture_log import LIFETIME, NOW, PLAIN_QUOTA, TENTH, Log, each_log, rules, wiped
+from checks.tests.torture_log import LIFETIME, NOW, TENTH, Log, each_log, rules, wiped
 from checks.torture import liveness, plan, report, server, story
 from checks.torture.steps import FREEZE, lurks_until, story_of
 from checks.torture.story import (
@@ -68,7 +68,7 @@ def test_a_recovery_is_measured_from_the_end_of_the_fault() -> None:
     """The time runs from the end of the fault to the next grant; the bound is that of the first look after it."""
     fault = Fault("director", NOW, plan.DELETE, PLAIN, NOW + TENTH, (PLAIN,))
     log = Log().add(fault).told(NOW + 2 * TENTH, Peek(), bound=5 * TENTH).told(NOW + 4 * TENTH, Acquire(1))
-    (recovery,) = liveness.watch(PLAIN, PLAIN_QUOTA, story_of(log.entries)).recoveries
+    (recovery,) = liveness.watch(PLAIN, QUOTAS[PLAIN], story_of(log.entries)).recoveries
     assert (recovery.kind, recovery.took, recovery.bound) == (plan.DELETE, 3 * TENTH, 6 * TENTH)
 
 

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from checks.tests.torture_log import NOW, TENTH, Log, each_log, rules, wiped
 from checks.torture import spending, story
 from checks.torture.steps import FREEZE, MARGIN_US, Story, story_of
-from checks.torture.story import (
-    Failed,
-    Fault,
-)
+from checks.torture.story import Failed, Fault
 from checks.torture.terms import KEEPA, PLAIN, QUOTAS, SECOND
 from keepa_tokens import MemoryStorage, Reading
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Reconcile, Refund, Reserve, Settle

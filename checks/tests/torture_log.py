@@ -10,19 +10,13 @@ import pytest
 
 from checks.torture import liveness, plan, spending, story
 from checks.torture.steps import Finding, story_of
-from checks.torture.story import (
-    Entry,
-    Failed,
-    Fault,
-    Told,
-)
-from checks.torture.terms import HELD, HOLD_FOR, KEEPA, PLAIN, QUOTAS, SECOND
+from checks.torture.story import Entry, Failed, Fault, Told
+from checks.torture.terms import HELD, HOLD_FOR, PLAIN, QUOTAS, SECOND
 from keepa_tokens.rules.commands import Acquire, Command, Reserve
 from tests.stories import command, fields, number, steps, stories
 
 NOW = 1_780_000_000 * SECOND
 TENTH = SECOND // 10
-PLAIN_QUOTA, HELD_QUOTA, KEEPA_QUOTA = (QUOTAS[bucket] for bucket in (PLAIN, HELD, KEEPA))
 LIFETIME = round(HOLD_FOR[HELD] * SECOND)
 
 
@@ -71,12 +65,6 @@ class Log:
         """Add other lines."""
         self.entries += entries
         return self
-
-    def copy(self) -> Log:
-        """Return another log that begins alike."""
-        other = Log(self.bucket)
-        other.entries, other.steps = list(self.entries), self.steps
-        return other
 
     def spending(self) -> list[str]:
         """Return the rules that the spending broke."""

@@ -64,7 +64,7 @@ def watch(bucket: str, quota: Quota, story: Story) -> Liveness:  # noqa: C901 - 
     unseen = _Unseen(story.steps[bucket])
     pending: list[_Watch] = []
     recovery = _Recoveries(bucket, story.of(Fault))
-    for at, event in sorted(_events(bucket, story), key=lambda item: item[0]):
+    for at, event in story.history(bucket):
         if event is None:
             pending = []
             continue
@@ -118,14 +118,6 @@ class _Unseen:
         """Return whether there is any. The steps are in order of the instants at which they were decided."""
         before = bisect_right(self._decided, look.at)
         return before > 0 and self._heard[before - 1] >= look.sent.at
-
-
-def _events(bucket: str, story: Story) -> Iterable[tuple[int, Step | None]]:
-    for step in story.steps[bucket]:
-        yield step.at, step
-    for begin, end in story.losses(bucket):
-        yield begin, None
-        yield end, None
 
 
 class _Recoveries:

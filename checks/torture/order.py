@@ -28,11 +28,10 @@ class _Stands:
 def kept(bucket: str, quota: Quota, story: Story) -> list[Finding]:
     """Hold every grant against rule 11: what it left is enough for the tickets that were surely before it."""
     findings: list[Finding] = []
-    steps = story.steps[bucket]
-    first_sent = _first_sent(steps)
+    first_sent = _first_sent(story.steps[bucket])
     line: dict[str, _Stands] = {}
     unsure: set[str] = set()
-    for at, step in sorted([*((step.at, step) for step in steps), *_losses(bucket, story)], key=lambda item: item[0]):
+    for at, step in story.history(bucket):
         if step is None:
             line.clear()
             continue
@@ -75,7 +74,3 @@ def _first_sent(steps: Iterable[Step]) -> dict[str, int]:
         if step.sent.ticket:
             first[step.sent.ticket] = min(step.sent.at, first.get(step.sent.ticket, step.sent.at))
     return first
-
-
-def _losses(bucket: str, story: Story) -> Iterable[tuple[int, None]]:
-    return [(at, None) for span in story.losses(bucket) for at in span]

@@ -63,6 +63,11 @@ class Story:
         """Return when the bucket's state was lost: between two instants each time, in order."""
         return [(fault.at - MARGIN_US, fault.until + MARGIN_US) for fault in self.of(Fault) if bucket in fault.lost]
 
+    def history(self, bucket: str) -> list[tuple[int, Step | None]]:
+        """Return the steps on a bucket, and None where its state may have been lost, in order of time."""
+        losses = [(at, None) for span in self.losses(bucket) for at in span]
+        return sorted([*((step.at, step) for step in self.steps[bucket]), *losses], key=lambda item: item[0])
+
     def told(self, bucket: str) -> list[tuple[Step, Told]]:
         """Return the steps on a bucket of which it is known what became of them, in their order."""
         return [(step, step.told) for step in self.steps[bucket] if step.told is not None]

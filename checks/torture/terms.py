@@ -38,8 +38,5 @@ CALL_WITHIN: Final = 1.0
 LATENCY: Final = (0.02, 0.2)
 """Seconds that the API takes for a call."""
 
-LURKS: Final = 6 * SECOND
-"""How long after its caller gave up a command may still be carried out: it lies in a frozen server's socket."""
-
 LONGEST_FREEZE: Final = 3.0
-"""Seconds that the server is frozen at most; shorter than `LURKS`."""
+"""Seconds that the server is frozen at most."""

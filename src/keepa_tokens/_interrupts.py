@@ -5,9 +5,11 @@ from __future__ import annotations
 import _thread
 import asyncio
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from inspect import currentframe
@@ -71,7 +73,7 @@ class PutOff:
         self._late = False
 
     def __enter__(self) -> None:
-        if _thread.get_ident() != threading.main_thread().ident:
+        if _thread.get_ident() != threading.main_thread().ident or _threads_are_green():
             return
         try:
             for number in _NUMBERS:
@@ -115,7 +117,8 @@ class PutOff:
         # Not `threading.Thread`: its locks may be held where the signal struck.
         self._over = _thread.allocate_lock()
         self._over.acquire()
-        _thread.start_new_thread(self._watch, (self._over, number, _thread.get_ident()))
+        with suppress(RuntimeError):  # no more threads, as at the program's end: the client's timeouts are left
+            _thread.start_new_thread(self._watch, (self._over, number, _thread.get_ident()))
 
     def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
         if over.acquire(timeout=LONGEST_PUT_OFF_S):
@@ -150,6 +153,11 @@ class PutOff:
                 self._handlers[number](number, frame)
             finally:
                 self._strike()
+
+
+def _threads_are_green() -> bool:
+    """Whether gevent or eventlet runs the program: a handler's exception strikes whichever greenlet runs just then."""
+    return socket.socket.__module__ != socket.__name__
 
 
 def interrupt_in(error: BaseException) -> BaseException | None:

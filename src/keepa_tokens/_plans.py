@@ -15,6 +15,7 @@ from ._door import Door, new_id
 from ._interrupts import interrupt_in
 from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
 from .quota import Quota
+from .rules.arithmetic import set_aside
 from .rules.commands import (
     Acquire,
     Cancel,
@@ -247,7 +248,8 @@ async def take_up_to(steps: Steps[object], tokens: int, keep: int) -> int:
     """Take as many of `tokens` as are there beside `keep`, and return how many."""
     for _ in range(TRIES):
         seen = snapshot_of(await steps.apply(Peek()))
-        some = max(0, min(tokens, (seen.available or 0) - keep - seen.kept_back, seen.capacity - keep))
+        left = (seen.available or 0) - set_aside(keep, seen.kept_back, seen.capacity, 1)
+        some = max(0, min(tokens, left, seen.capacity - keep))
         if some == 0 or (await steps.apply(Acquire(some, keep))).granted:
             return some
     return 0

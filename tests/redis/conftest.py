@@ -12,11 +12,7 @@ from tests.redis.flavours import FLAVOURS, Flavour
 from tests.redis.proxy import Proxy, proxied
 from tests.servers import SYSTEM, Server, running
 
-KINDS = [
-    "valkey",
-    pytest.param("redis", marks=pytest.mark.deep),
-    pytest.param(SYSTEM, marks=pytest.mark.system_redis),
-]
+KINDS = ["valkey", pytest.param("redis", marks=pytest.mark.deep), pytest.param(SYSTEM, marks=pytest.mark.system_redis)]
 """Every kind of server; `make test` takes the newest alone."""
 
 

@@ -136,6 +136,12 @@ def test_a_fork_with_an_open_storage_works(server: Server, tmp_path: Path, schem
     run("fork-sync", 0, server.url.replace("redis", scheme), tmp_path)
 
 
+def test_what_each_forked_child_decides_is_stored(server: Server, client: redis.Redis, tmp_path: Path) -> None:
+    """A storing that a client may send again is known by its writer, and no child is taken for another."""
+    run("fork-resending", 0, server.url, tmp_path)
+    assert state_of(client, "children").version == 3
+
+
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
 def test_a_fork_with_an_open_async_storage_is_an_error_in_the_child(
     server: Server, tmp_path: Path, scheme: str

@@ -67,6 +67,7 @@ def test_every_sentinel_client_will_do(topology: Replicated, flavour: Flavour, o
         assert shown.balance == 996
         assert list(opened.keys()) == ["k"]
     with topology.primary.client() as primary, topology.replica.client() as replica:
+        primary.set("last", "1")  # WAIT waits for what its own connection wrote
         assert primary.wait(1, 5000) == 1
         assert replica.hget(NAME, "balance") == b"996"
 

@@ -17,7 +17,9 @@ import trustme
 
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Command, Peek, Reconcile, Refund, Reserve, Settle
+from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.common import NOW, PLAIN, SECOND
+from tests.redis.conftest import KINDS
 from tests.redis.flavours import FLAVOURS, Flavour, Opened
 from tests.servers import HOST, SYSTEM, Server, free_port, running
 
@@ -138,6 +140,18 @@ def test_each_right_is_needed(server: Server, client: redis.Redis, worker: str, 
         pytest.raises(ConfigError, match=r"may not do all that a bucket needs .* allow evalsha"),
     ):
         use(opened)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", ["evalsha", "hset"])
+def test_a_server_that_lacks_a_command(kind: str, command: str) -> None:
+    """Where a command was renamed, or never was, as on a Sentinel, a ConfigError names what must be there."""
+    with (
+        running(kind, "--rename-command", command, "") as server,
+        RedisStorage.from_url(server.url) as storage,
+        pytest.raises(ConfigError, match=r"lacks a command that a bucket needs .* give one that has evalsha"),
+    ):
+        storage.apply("k", PLAIN, Acquire(1))
 
 
 @pytest.mark.usefixtures("worker")

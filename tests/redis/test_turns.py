@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import redis
@@ -155,34 +158,47 @@ def test_a_store_of_thousands_of_fields_is_written_in_pieces(storage: RedisStora
 # --- answers that are another's
 
 
-def test_an_answer_left_on_the_connection_is_nobodys(storage: RedisStorage) -> None:
+@pytest.fixture(params=["redis", "valkey"])
+def library(request: pytest.FixtureRequest) -> Any:
+    """Either client library."""
+    return import_module(request.param)
+
+
+@pytest.fixture(params=["ConnectionPool", "BlockingConnectionPool", "one connection"])
+def pooled(request: pytest.FixtureRequest, server: Server, library: Any) -> Iterator[RedisStorage]:
+    """A storage over a client with each kind of pool, or with one connection, and with two buckets."""
+    kind: Any = getattr(library, library.__name__.capitalize())
+    if request.param == "one connection":
+        client = kind(port=server.port, single_connection_client=True)
+    else:
+        client = kind.from_pool(getattr(library, request.param)(port=server.port))
+    with client:
+        storage = RedisStorage(client)
+        assert storage.apply("k", EMPTY, Acquire(1)).granted
+        assert storage.apply("full", PLAIN, Acquire(1)).granted
+        yield storage
+
+
+def test_an_answer_left_on_the_connection_is_nobodys(pooled: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted between sending and reading, a client's next answer is another's: it is known, and dropped."""
-    client: Any = storage._client
-    assert storage.apply("k", EMPTY, Acquire(1)).granted
-    assert storage.apply("full", PLAIN, Acquire(1)).granted
-    (connection,) = client.connection_pool._available_connections
-    connection.can_read = lambda *_, **__: False  # as long as the answer is still on its way
-    connection.send_command(*storage._call("full", _wire.attempt(PLAIN, Acquire(1), None)))
+    client: Any = pooled._client
+    connection = client.connection_pool.connection_class
+    call = pooled._call("full", _wire.attempt(PLAIN, Acquire(1), None))
+    with patch.object(connection, "read_response", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        client.execute_command(*call)
+    monkeypatch.setattr(connection, "can_read", lambda *_, **__: False)  # as long as the answer is still on its way
     with pytest.raises(StorageUnavailable, match=r"earlier command.*[Nn]obody knows"):
-        storage.apply("k", EMPTY, Acquire(1))
-    assert not storage.apply("k", EMPTY, Acquire(1)).granted
+        pooled.apply("k", EMPTY, Acquire(1))
+    assert not pooled.apply("k", EMPTY, Acquire(1)).granted
 
 
-def test_an_interrupt_between_sending_and_reading_leaves_nothing_behind(storage: RedisStorage) -> None:
+def test_an_interrupt_between_sending_and_reading_leaves_nothing_behind(pooled: RedisStorage) -> None:
     """What interrupts is what is raised, and the next command gets its own answer."""
-    client: Any = storage._client
-    storage.apply("k", EMPTY, Acquire(1))
-    storage.apply("full", PLAIN, Acquire(1))
-    kind = type(client.connection_pool._available_connections[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "read_response", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            storage.apply("full", PLAIN, Acquire(1))
-    assert not storage.apply("k", EMPTY, Acquire(1)).granted
-
-
-def interrupted(*_: object, **__: object) -> object:
-    raise KeyboardInterrupt
+    client: Any = pooled._client
+    connection = client.connection_pool.connection_class
+    with patch.object(connection, "read_response", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        pooled.apply("full", PLAIN, Acquire(1))
+    assert not pooled.apply("k", EMPTY, Acquire(1)).granted
 
 
 def test_a_single_connection_over_a_fork_is_refused(server: Server) -> None:

@@ -20,8 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from keepa_tokens import Call, ConfigError, KeepaSync, NotEnoughTokens, Quota, SystemClock, TokenBucket, keepa_quota
-from keepa_tokens.rules.commands import Acquire, Command, Outcome
+from keepa_tokens.rules.commands import Acquire, Command, Outcome, Pause
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import MICROSECONDS
@@ -193,6 +197,12 @@ def fork_sync(url: str) -> bool:
     return together([partial(use, f"child-{number}") for number in range(3)], lambda: use("parent"))
 
 
+def fork_resending(url: str) -> bool:
+    """Fork with a storage whose client sends again: the children's commands are the same to the last count."""
+    storage = RedisStorage(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1)))
+    return together([partial(storage.apply, "children", LONE, Pause(number * MICROSECONDS)) for number in (1, 2, 3)])
+
+
 def fork_async(url: str) -> bool:
     """Fork with an open async storage, and with one that nobody has used yet."""
     opened, unused = AsyncRedisStorage.from_url(url), AsyncRedisStorage.from_url(url)
@@ -255,6 +265,7 @@ def follow_orders(url: str) -> bool:
 
 ALONE: Final[dict[str, Callable[[str], bool]]] = {
     "fork-sync": fork_sync,
+    "fork-resending": fork_resending,
     "fork-async": fork_async,
     "line": follow_orders,
 }

@@ -60,34 +60,22 @@ def grants_what_is_there_above_keep(balance: int, now: int, tokens: int, keep: i
     return outcome.balance == balance < tokens + keep and outcome.retry_after_us > 0
 
 
-def smooth_wait_is_exact(balance: int, carry: int, now: int, tokens: int, keep: int) -> bool:
+def wait_is_exact(balance: int, stored: int, carry: int, now: int, tokens: int, keep: int, *, stepped: bool) -> bool:
     """A refused caller who waits exactly `retry_after` is granted; a microsecond before it is refused, and told so.
 
-    pre: -DEBT < balance < tokens + keep and 0 <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
-    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY
+    pre: -DEBT < balance < CAPACITY and 0 <= stored <= now <= LATEST and 0 <= carry < RATE_PERIOD_US
+    pre: tokens >= 1 and keep >= 0 and tokens + keep <= CAPACITY and (stored == now or (stepped and keep == 0))
     post: _
     """
-    state, refusal = transition(SMOOTH, plain(SMOOTH, balance, now, carry), now, Acquire(tokens, keep))
-    then = now + refusal.retry_after_us
-    _, sooner = transition(SMOOTH, state, then - 1, Acquire(tokens, keep))
-    _, waited = transition(SMOOTH, state, then, Acquire(tokens, keep))
-    return not refusal.granted and waited.granted and not sooner.granted and sooner.retry_after_us == 1
-
-
-def stepped_wait_is_exact(balance: int, stored: int, now: int, tokens: int) -> bool:
-    """On a stepped bucket too a caller who waits exactly `retry_after` is granted, and refused a microsecond before.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= stored <= now <= LATEST
-    pre: 1 <= tokens <= CAPACITY
-    post: _
-    """
-    state, refusal = transition(STEPPED, plain(STEPPED, balance, stored), now, Acquire(tokens))
+    quota = STEPPED if stepped else SMOOTH
+    before = plain(quota, balance, stored, 0 if stepped else carry)
+    state, refusal = transition(quota, before, now, Acquire(tokens, keep))
     if refusal.granted:
-        return True
+        return balance >= tokens + keep or stored < now
     then = now + refusal.retry_after_us
-    _, sooner = transition(STEPPED, state, then - 1, Acquire(tokens))
-    _, waited = transition(STEPPED, state, then, Acquire(tokens))
-    return waited.granted and not sooner.granted
+    _, sooner = transition(quota, state, then - 1, Acquire(tokens, keep))
+    _, waited = transition(quota, state, then, Acquire(tokens, keep))
+    return waited.granted and not sooner.granted and sooner.retry_after_us == 1
 
 
 def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
@@ -150,22 +138,8 @@ def lost_timestamp_mints_nothing(balance: int, now: int, later: int, tokens: int
     return left > brought - RATE_PERIOD_US or after.balance == CAPACITY or later > now + YEAR_US
 
 
-def recharge_ends(balance: int, closed_until: int | None, now: int, tokens: int) -> bool:
-    """However far ahead `closed_until` is stored, a closed bucket opens by the refill time to `recharge_to`.
-
-    pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= TARGET
-    post: _
-    """
-    stored = BucketState(balance=balance, refilled_at=now, closed_until=closed_until, quota=RECHARGED)
-    _, outcome = transition(RECHARGED, stored, now, Acquire(tokens))
-    if outcome.granted:
-        return not outcome.closed
-    longest = ((TARGET - min(balance, TARGET)) // RATE + 1) * RATE_PERIOD_US
-    return outcome.closed and 0 < outcome.retry_after_us <= longest
-
-
-def recharge_opens_when_it_says(balance: int, closed_until: int | None, now: int, tokens: int) -> bool:
-    """Who was refused by a recharge and waits `retry_after` is granted.
+def recharge_ends_when_it_says(balance: int, closed_until: int | None, now: int, tokens: int) -> bool:
+    """However far ahead its end is stored, a closed bucket opens by the refill time to `recharge_to`, when it says.
 
     pre: -DEBT < balance < CAPACITY and 0 <= now <= LATEST and 1 <= tokens <= TARGET
     post: _
@@ -173,6 +147,7 @@ def recharge_opens_when_it_says(balance: int, closed_until: int | None, now: int
     stored = BucketState(balance=balance, refilled_at=now, closed_until=closed_until, quota=RECHARGED)
     state, outcome = transition(RECHARGED, stored, now, Acquire(tokens))
     if outcome.granted:
-        return True
+        return not outcome.closed
+    longest = ((TARGET - min(balance, TARGET)) // RATE + 1) * RATE_PERIOD_US
     _, waited = transition(RECHARGED, state, now + outcome.retry_after_us, Acquire(tokens))
-    return waited.granted
+    return outcome.closed and 0 < outcome.retry_after_us <= longest and waited.granted

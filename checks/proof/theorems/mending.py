@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from dataclasses import replace
+from typing import Final, TypeAlias
 
 from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.flow import flow_in_effect
@@ -20,7 +21,7 @@ from keepa_tokens.units import (
     YEAR_US,
 )
 
-from .terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, SMOOTH, SYNCED, plain
+from .terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, SMOOTH, SYNCED, pick, plain
 
 Garbage: TypeAlias = str | float | bool | None
 Number: TypeAlias = int | None
@@ -108,16 +109,27 @@ def lost_balance_mints_nothing(balance: Garbage, refilled_at: Number, now: int) 
     )
 
 
-def claim_and_reading_are_never_far_ahead(probe_until: Number, reading_at: Number, now: int) -> bool:
-    """However far ahead they are stored, a claim and a reading are at most the tolerance off.
+LENGTHS: Final = (
+    *(("probe_until", CLAIM_US), ("paused_until", DAY_US), ("due_at", 2 * MAX_HOLD_US)),
+    *(("reading_at", 0), ("terms_at", 0), ("server_time_at", 0)),
+)
+"""Instants, and how far ahead of now each may rightly be."""
 
-    pre: 0 <= now <= LATEST
+
+def instants_are_never_far_ahead(which: int, stored: Number, now: int, *, synced: bool) -> bool:
+    """However far ahead it is stored, an instant lies within its length and the tolerance from now.
+
+    pre: 0 <= which < len(LENGTHS) and 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(balance=0, refilled_at=now, probe_until=probe_until, reading_at=reading_at)
-    state, _ = repair(SYNCED, stored, now)
-    claim_ends = state.probe_until is None or state.probe_until <= now + CLAIM_US + TOLERANCE_US
-    return claim_ends and (state.reading_at is None or state.reading_at <= now + TOLERANCE_US)
+    name, length = pick(which, LENGTHS)
+    state, _ = repair(SYNCED if synced else SMOOTH, _with(BucketState(balance=0, refilled_at=now), name, stored), now)
+    at = getattr(state, name)
+    return at is None or 0 <= at <= now + length + TOLERANCE_US
+
+
+def _with(state: BucketState, name: str, stored: Number) -> BucketState:
+    return replace(state, **{name: stored})  # type: ignore[arg-type] # all of these are instants
 
 
 def order_is_kept(sequence: int, reading_sequence: int, opened: int, now: int) -> bool:
@@ -184,18 +196,6 @@ def sums_are_what_the_holds_are(held: Number, tokens: int, due_at: Number, now: 
     return (state.held, state.open) == (tokens, 1) and _is_soon(state.due_at, now)
 
 
-def due_and_pause_are_never_far_ahead(due_at: Number, paused_until: Number, now: int) -> bool:
-    """However far ahead they are stored, a pause ends within a day and the tolerance, and holds are looked at in two.
-
-    pre: 0 <= now <= LATEST
-    post: _
-    """
-    state, _ = repair(SMOOTH, BucketState(balance=0, refilled_at=now, due_at=due_at, paused_until=paused_until), now)
-    return (state.due_at is None or 0 <= state.due_at <= now + 2 * MAX_HOLD_US + TOLERANCE_US) and (
-        state.paused_until is None or 0 <= state.paused_until <= now + DAY_US + TOLERANCE_US
-    )
-
-
 def places_are_never_far_ahead(balance: int, last: Number, firm: Number, now: int) -> bool:
     """However far ahead they are stored, places lie within the refill from the balance to full, a period and 5 s.
 
@@ -223,20 +223,14 @@ def sound_places_are_left_alone(balance: int, tokens: int, at: int, now: int) ->
     return True
 
 
-def terms_at_is_never_ahead(terms_at: Number, wide: Number, server_time_at: Number, now: int) -> bool:
-    """No change of terms and no server's time is dated ahead; a wider capacity is for a change alone.
+def a_wider_capacity_is_for_a_change(terms_at: Number, wide: Number, now: int) -> bool:
+    """No wider capacity without a change of terms, and none out of its range.
 
     pre: 0 <= now <= LATEST
     post: _
     """
-    stored = BucketState(
-        balance=0, refilled_at=now, terms_at=terms_at, wide_capacity=wide, server_time_at=server_time_at
-    )
-    state, _ = repair(SYNCED, stored, now)
-    if state.terms_at is None:
-        return state.wide_capacity is None
-    dated = 0 <= state.terms_at <= now + TOLERANCE_US and 0 <= state.server_time_at <= now + TOLERANCE_US
-    return dated and (state.wide_capacity is None or 1 <= state.wide_capacity < LIMIT)
+    state, _ = repair(SYNCED, BucketState(balance=0, refilled_at=now, terms_at=terms_at, wide_capacity=wide), now)
+    return state.wide_capacity is None or (state.terms_at is not None and 1 <= state.wide_capacity < LIMIT)
 
 
 def stretched_is_ten_minutes_at_most(stretched: Number, refill: Number, period: Number, now: int) -> bool:

@@ -21,7 +21,6 @@ from ..events import AWAY
 from ..keepa._door import steps_of
 from ..keepa.async_sync import AsyncCall, AsyncKeepaSync
 from ..keepa.backoff import FIRST_PAUSE_S, Attempts, retry_after
-from ..keepa.reading import REFUSED
 from ..keepa.sync import Call, KeepaSync
 from ..units import MICROSECONDS
 from ._errors import forget_locals, never_sent
@@ -43,7 +42,7 @@ LONGEST_AWAY_S: Final = 600.0
 LONGEST_PAUSE_S: Final = 30.0
 """The longest pause between two tries of it."""
 
-SERVER_ERROR: Final = 500
+CLIENT_ERROR, SERVER_ERROR = 400, 500
 
 _log: Final = logging.getLogger("keepa_tokens")
 
@@ -187,11 +186,12 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]
         meter.learn(asked, call.consumed)
         _paid(call)
 
-    refused = status == REFUSED or status >= SERVER_ERROR
-    if _headers(answer).get("Content-Type", "").lower().startswith("image/") and not refused:
+    # An error is read at once, and so settled though its reader may raise by the status alone.
+    failed = status >= CLIENT_ERROR
+    if _headers(answer).get("Content-Type", "").lower().startswith("image/") and not failed:
         await end(None)  # it carries no envelope, so its hold is left to run out
         return answer
-    streaming = None if refused else exchange.streamed(answer, end)
+    streaming = None if failed else exchange.streamed(answer, end)
     if streaming is not None:
         return streaming
     body: bytes | None = None

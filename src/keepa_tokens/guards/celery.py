@@ -83,6 +83,9 @@ class TokenTask(_Task):
         super().__init_subclass__(**options)
         if cls.most_times is not None:
             whole("most_times", cls.most_times)
+        # A task's own list replaces the base's: `autoretry_for` would then count refusals as failures.
+        if not all(issubclass(kind, cls.dont_autoretry_for) for kind in TokenTask.dont_autoretry_for):
+            raise ConfigError("dont_autoretry_for must name what the base's does: (*TokenTask.dont_autoretry_for, ...)")
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""

@@ -140,7 +140,7 @@ class RequestsExchange(Exchange[requests.Response]):
             preload_content=False,
             decode_content=raw.decode_content,
             original_response=raw._original_response,  # noqa: SLF001 - requests takes the cookies from it
-            request_url=raw.url,
+            request_url=raw.geturl(),
         )
         answer.raw.length_remaining = None  # so that it reads on to the end, and closes no earlier
         return answer

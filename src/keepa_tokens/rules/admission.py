@@ -7,7 +7,7 @@ from ..units import DAY_US, LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEV
 from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
-from .line import Ticket, ahead_of
+from .line import LATE_US, Ticket, ahead_of
 from .state import SoundState
 
 
@@ -75,7 +75,8 @@ class Admission:
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self.now + LOOK_AGAIN_US
-        return Reason.EMPTY, at if at > self.now or not stands else self.now + LOOK_AGAIN_US
+        # Whoever stands before it is late by then, or has come.
+        return Reason.EMPTY, at if at > self.now or not stands else self.now + LATE_US
 
     def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
         """Return what must be available for a request, and the part of that which it leaves to others.

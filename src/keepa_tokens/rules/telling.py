@@ -103,9 +103,13 @@ class Telling(Admission):
             return self._reached_from(balance, refilled_at, carry, wanted, start)
         if wanted > self._lasting_capacity():
             return NEVER
-        start = max(start, *(each.told_at + LATE_US + 1 for each in line))
+        start = max(start, s.paused_until or 0, *(each.told_at + LATE_US + 1 for each in line))
         balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
         if s.wide_capacity is not None and not s.quota.synced:
             balance = min(balance, flow.capacity)
+        if flow.stepped:
+            # The step that brings what one of them waits for may run over the capacity.
+            most = flow.capacity - flow.refill
+            wanted += sum(max(0, self._wanted(each.tokens, each.keep)[0] - 1 - most) for each in line)
         need = saturated(wanted + sum(each.tokens for each in line) - balance)
         return max(start, flow.instant(need, refilled_at, carry)) + LATE_US

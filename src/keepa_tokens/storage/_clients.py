@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -56,7 +57,7 @@ class RedisClient(Protocol):
         ...
 
     def scan_iter(
-        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
+        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None, **options: bool
     ) -> Iterator[object]:
         """Yield the names of keys."""
         ...
@@ -74,7 +75,7 @@ class AsyncRedisClient(Protocol):
         ...
 
     def scan_iter(
-        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None
+        self, match: bytes | str | None = None, count: int | None = None, _type: str | None = None, **options: bool
     ) -> AsyncIterator[object]:
         """Yield the names of keys."""
         ...
@@ -104,18 +105,20 @@ def checked(client: object, *, asynchronous: bool) -> None:
     _check_options(getattr(getattr(client, "connection_pool", None), "connection_kwargs", {}))
 
 
-def resends(client: Any) -> bool:  # noqa: ANN401 - either library's client
-    """Whether the client sends a command again by itself after its connection was lost."""
+def resends(client: Any) -> str | None:  # noqa: ANN401 - either library's client
+    """Return how to stop a client that sends a command again after its connection was lost; None: it sends it once."""
+    told = "retry=Retry(NoBackoff(), 0)"
     options = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
     if options is None:
-        # A cluster client: it sends again after what it takes for a move of slots.
-        retry = getattr(client, "retry", None)
-        attempts = getattr(retry, "_retries", getattr(client, "cluster_error_retry_attempts", 0))
-        return bool(attempts)
+        # A cluster client: it sends again after what it takes for a move of slots. redis-py from 6 on counts by retry.
+        attempts = getattr(client, "cluster_error_retry_attempts", None)
+        if attempts is None:
+            return told if getattr(getattr(client, "retry", None), "_retries", 0) else None
+        return "cluster_error_retry_attempts=0" if attempts else None
     retry = options.get("retry")
     if retry is None:
-        return bool(options.get("retry_on_timeout") or options.get("retry_on_error"))
-    return bool(getattr(retry, "_retries", 0))
+        return told if options.get("retry_on_timeout") or options.get("retry_on_error") else None
+    return told if getattr(retry, "_retries", 0) else None
 
 
 def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - either library's client; named by the caller
@@ -272,6 +275,9 @@ _MISTAKES: Final = {
     f"the user may not do all that a bucket needs ({{error}}): allow {NEEDED}, on the keys of the prefix": (
         *("NOPERM", "NoPermission", "no permissions", "can't run this command", "can't access at least one"),
     ),
+    f"this server lacks a command that a bucket needs ({{error}}): give one that has {NEEDED}, and is no Sentinel": (
+        *("nknown command", "nknown Redis command"),
+    ),
 }
 """What to tell of a mistake that the next try would only repeat, and by what the server's words are known."""
 
@@ -316,12 +322,19 @@ def _is_certain(error: Exception, text: str) -> bool:
     return is_full or "connecting to" in text or "No connection available" in text
 
 
-def pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
-    """Return the pools of a client's connections: one, or one a node of a cluster."""
+def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - either library's
+    """Return what closes the connections of a client that nobody uses now; of an asyncio client it is to be awaited.
+
+    A single connection is closed too, and so are all of a pool that can't tell them apart.
+    """
+    if is_single_connection(client):
+        return [client.connection.disconnect]
+    clients = [client]
     if hasattr(client, "get_nodes"):
-        connections = (getattr(node, "redis_connection", node) for node in client.get_nodes())
-        return [getattr(node, "connection_pool", node) for node in connections if node is not None]
-    return [client.connection_pool]
+        clients = [getattr(node, "redis_connection", node) for node in client.get_nodes()]
+    closers = [getattr(each, "connection_pool", each).disconnect for each in clients if each is not None]
+    # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
+    return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
 
 
 def is_single_connection(client: object) -> bool:

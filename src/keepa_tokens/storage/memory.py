@@ -6,13 +6,16 @@ import heapq
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import currentframe
 from math import inf
 from time import monotonic_ns, sleep
+from traceback import walk_stack
 from typing import Final
 from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
 from .._interrupts import Lock
+from ..errors import StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
@@ -28,6 +31,12 @@ _SWEPT_PER_STEP: Final = 2
 _MOST_TIMES: Final = 100
 """How often a thread gives way before it waits at the lock."""
 
+
+_STEPS: Final = {
+    *("Door.at_once", "MemoryStorage.apply", "MemoryStorage.inspect", "MemoryStorage.keys"),
+    *("MemoryStorage.delete", "MemoryStorage.dump", "MemoryStorage.load"),
+}
+"""What takes the lock."""
 
 _storages = WeakSet["MemoryStorage"]()
 
@@ -81,11 +90,25 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
         Threads that wait at the lock itself are handed it, and with it the interpreter, at every single step, which
         then takes five times as long. Who gives way here waits for its turn with the interpreter instead.
+
+        Raises StorageUnavailable where it is this very thread, which would wait for itself for ever.
         """
         for _ in range(_MOST_TIMES):
             sleep(0)
             if not self.lock.locked():
                 return
+        frames = [frame for frame, _ in walk_stack(currentframe()) if frame.f_code.co_qualname in _STEPS]
+        if sum(self in map(frame.f_locals.get, ("self", "memory")) for frame in frames) > 1:
+            raise StorageUnavailable(
+                "a signal's handler or a finalizer used the bucket in the midst of a step of its own thread. The"
+                " command was certainly not carried out."
+            )
+
+    def _in_turn(self) -> Lock:
+        """Return the lock, to be taken now."""
+        if self.lock.locked():
+            self.give_way()
+        return self.lock
 
     def served(self, key: str, quota: Quota, now: int, *, own: bool) -> Bucket | None:
         """Return the bucket that the fast path may serve up to its `until`; None: the rules must decide.
@@ -102,7 +125,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        with self.lock:
+        with self._in_turn():
             outcome = self._apply(key, quota, command, now_us)
         return outcome  # noqa: RET504 - `came_to` looks for it
 
@@ -111,7 +134,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
         Without `now_us` a bucket used with a caller's clock is shown as at that clock's last step.
         """
-        with self.lock:
+        with self._in_turn():
             bucket = self._buckets.get(key)
             if bucket is None:
                 return None
@@ -122,12 +145,12 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all buckets, as they were at the call."""
-        with self.lock:
+        with self._in_turn():
             return iter(list(self._buckets))
 
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
-        with self.lock:
+        with self._in_turn():
             self._ends_serving(key)
             self._buckets.pop(key, None)
 
@@ -139,14 +162,14 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
     def dump(self, key: str) -> BucketState | None:
         """Return the stored state of `key`, to move it elsewhere."""
-        with self.lock:
+        with self._in_turn():
             bucket = self._buckets.get(key)
             return None if bucket is None else bucket.state()
 
     def load(self, key: str, state: BucketState) -> None:
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
         instance("state", state, BucketState)
-        with self.lock:
+        with self._in_turn():
             self._ends_serving(key)
             self._buckets[key] = _Loaded(state)
 

@@ -38,11 +38,11 @@ from ._clients import (
     RedisClient,
     checked,
     client_from_url,
+    idle_closers,
     is_clients,
     is_script_lost,
     is_single_connection,
     meaning,
-    pools,
     resends,
 )
 from .base import AsyncClosing, Closing
@@ -52,6 +52,9 @@ __all__ = ["AsyncRedisClient", "AsyncRedisStorage", "RedisClient", "RedisStorage
 DEFAULT_PREFIX: Final = "keepa_tokens:"
 
 _SCANNED_AT_ONCE: Final = 500
+
+_RAW: Final = {"NEVER_DECODE": True}
+"""Names of keys come as bytes: what a client would decode them by may be another encoding, or fail."""
 
 _WRITTEN_AT_ONCE: Final = 50
 """Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
@@ -97,12 +100,14 @@ class _Keyspace(NotCopied, Generic[LockT]):
         self._numbers = itertools.count()
         self._locks = WeakValueDictionary[tuple[int, str], LockT]()
         self._crowded_until = 0.0
-        self._sent_once = not resends(client)
-        if not self._sent_once:
+        to_change = resends(client)
+        self._sent_once = to_change is None
+        if to_change:
             _log.warning(
                 "%s sends commands again by itself when a connection is lost: a plain acquire may be charged each time."
-                " Give it retry=Retry(NoBackoff(), 0), or use %s.from_url",
+                " Give it %s, or use %s.from_url",
                 type(client).__name__,
+                to_change,
                 type(self).__name__,
             )
 
@@ -165,7 +170,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
         self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer | None
     ) -> Outcome:
         """Decide what was handed over, and store it; again if somebody else has written meanwhile."""
-        began, token = time.monotonic(), self._nonce()
+        began, token = time.monotonic(), secrets.token_hex(8)  # no nonce: forked children count alike
         while True:
             if answer is None or answer is _wire.Sign.BUSY:
                 # Where many write, whoever must decide first gets a turn.
@@ -311,7 +316,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     Raises StorageUnavailable when Redis can't be reached or can't carry a command out, within the client's own
     timeouts; ConfigError for what the next try would only repeat: a key that holds something else, the state of a newer
-    release, a refused login, a right that is missing.
+    release, a refused login, a right or a command that is missing.
     """
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
@@ -332,7 +337,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         """Yield the keys of all buckets with this prefix, once each, as SCAN finds them."""
         seen: set[str] = set()
         try:
-            for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
+            for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash", **_RAW):
                 key = self._key_of(name)
                 if key not in seen:
                     seen.add(key)
@@ -364,8 +369,8 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
             raise
 
     async def _drop_idle(self) -> None:
-        for pool in pools(self._client):
-            pool.disconnect(inuse_connections=False)
+        for close in idle_closers(self._client):
+            close()
 
     async def _rest(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
@@ -408,7 +413,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         self._check_place()
         seen: set[str] = set()
         try:
-            async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash"):
+            async for name in self._client.scan_iter(self._pattern(), _SCANNED_AT_ONCE, "hash", **_RAW):
                 key = self._key_of(name)
                 if key not in seen:
                     seen.add(key)
@@ -477,8 +482,8 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         return told
 
     async def _drop_idle(self) -> None:
-        for pool in pools(self._client):
-            await pool.disconnect(inuse_connections=False)
+        for close in idle_closers(self._client):
+            await close()
 
     async def _rest(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

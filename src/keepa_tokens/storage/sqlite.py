@@ -50,10 +50,10 @@ _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph",
 class SQLiteStorage(Closing, NotCopied):
     """Buckets in a file on this machine, for threads and processes. Its own time is the machine's wall clock.
 
-    A bucket that would be full again is dropped as others are used. A forked child opens the file anew. A power cut may
-    cost the last steps, never the file. Beside the file lie its `-wal`, `-shm` and `-turn`: who has waited longest goes
-    next. timeout: seconds that a command waits for others who write; then StorageUnavailable, and nothing was taken.
-    (The `timeout` of `acquire` doesn't shorten that.)
+    A bucket that would be full again is dropped as others are used. A forked child opens the file anew, and so does
+    whoever finds that it was moved or replaced. A power cut may cost the last steps, never the file. Beside the file
+    lie its `-wal`, `-shm` and `-turn`: who has waited longest goes next. timeout: seconds that a command waits for
+    others who write; then StorageUnavailable, and nothing was taken. (The `timeout` of `acquire` doesn't shorten that.)
 
     Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
     """
@@ -67,6 +67,7 @@ class SQLiteStorage(Closing, NotCopied):
         self._path = Path(path).absolute()
         if not _can_be_a_file(self._path):
             raise ConfigError(f"path={shown(path)} can't be a file: give one in a directory that is there")
+        self._names = [f"{self._path}{end}" for end in ("", "-wal", "-shm")]
         self._timeout_s = microseconds("timeout", timeout) / 1_000_000
         if self._timeout_s < 0:
             raise ConfigError(f"timeout={timeout!r} is out of range: give seconds from 0")
@@ -128,22 +129,24 @@ class SQLiteStorage(Closing, NotCopied):
         return f"{type(self).__name__}({str(self._path)!r})"
 
     def _open(self) -> None:
-        self._process = os.getpid()
+        self._process, self._opened = os.getpid(), []
         with self._errors_named():
             self._line = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT, 0o666)
             self._let_go = weakref.finalize(self, os.close, self._line)
+            self._let_go.atexit = False  # what runs at the exit may still settle its calls
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
             weakref.finalize(self, _close, self._db, self._process).atexit = False
             self._db.text_factory = _text_of
             try:
-                self._execute_in_turn("PRAGMA journal_mode = WAL")  # readers don't wait for writers
+                self._execute_in_turn("PRAGMA journal_mode = WAL", _ticks_us())  # readers don't wait for writers
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                self._execute_in_turn("BEGIN IMMEDIATE")
+                self._execute_in_turn("BEGIN IMMEDIATE", _ticks_us())
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute("COMMIT")
+                self._opened = self._found()
             except BaseException:
                 self._db.close()
                 self._let_go()
@@ -159,14 +162,20 @@ class SQLiteStorage(Closing, NotCopied):
                 self._open()
             if self._is_closed:
                 raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
+            if self._opened != self._found():
+                # SQLite would go on in the file that had this name, while whoever comes now opens another.
+                self._db.close()
+                self._let_go()
+                self._open()
             yield self._db
 
     @contextmanager
     def _step(self) -> Generator[sqlite3.Connection]:
+        began_us = _ticks_us()  # threads wait for each other first
         with self._reading() as db:
-            # The write lock from the start: no other process steps between what is read and what is written.
-            self._execute_in_turn("BEGIN IMMEDIATE")
             try:
+                # The write lock from the start: no other process steps between what is read and what is written.
+                self._execute_in_turn("BEGIN IMMEDIATE", began_us)
                 yield db
                 db.execute("COMMIT")
             except BaseException:
@@ -174,28 +183,33 @@ class SQLiteStorage(Closing, NotCopied):
                     db.execute("ROLLBACK")
                 raise
 
-    def _execute_in_turn(self, statement: str) -> None:
+    def _execute_in_turn(self, statement: str, began_us: int) -> None:
         """Carry out a statement that waits for others, up to the timeout.
 
         A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
         seconds. Who has waited for a while stands in line, and goes before all that began later.
         """
-        began_us, joined = time.monotonic_ns() // 1000, False
+        joined = False
         try:
             while True:
                 others = sqlite3.OperationalError("database is locked, and others have waited for longer")
                 failed = self._try(statement) if _is_first(self._line, began_us) else others
                 if failed is None:
                     return
-                waited_s = time.monotonic() - began_us / 1_000_000
+                waited_s = (_ticks_us() - began_us) / 1_000_000
                 if waited_s > self._timeout_s:
                     raise failed
                 if waited_s > _PATIENCE_S:
-                    joined = joined or _lock(self._line, began_us, 1)
+                    joined = True
+                    _lock(self._line, began_us, 1)
                 time.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - no secret
         finally:
             if joined:
                 _unlock(self._line, began_us, 1)
+
+    def _found(self) -> list[object]:
+        """Return what tells the files that SQLite works on from others of these names."""
+        return [_identity(name) for name in self._names]
 
     def _try(self, statement: str) -> sqlite3.Error | None:
         """Carry out a statement; return why not, if others have the lock."""
@@ -319,6 +333,19 @@ def _now(now_us: int | None) -> int:
 def _close(db: sqlite3.Connection, process: int) -> None:
     if process == os.getpid():  # a forked child must not close its parent's
         db.close()
+
+
+def _ticks_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """Return what tells a file from another of its name; None: there is none."""
+    try:
+        stat = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def _can_be_a_file(path: Path) -> bool:
