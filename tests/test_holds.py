@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from checks.models.strategies import HOUR, MINUTE, SECOND, commands, gaps, quotas
 from keepa_tokens import keepa_quota
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Reserve, Settle
+from keepa_tokens.rules.commands import Acquire, Outcome, Peek, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import InFlight
 from keepa_tokens.rules.transition import lifetime_us, transition
 from keepa_tokens.units import SWEEP_US, TOLERANCE_US
@@ -152,6 +152,19 @@ def test_holds_that_fall_due_are_swept_once_a_second_at_most(looked: int, left: 
     assert bucket.balance(looked) == (88, 0)
 
 
+def test_what_is_only_remembered_is_forgotten_once_a_minute_at_most() -> None:
+    """With a refund every second it is not every second that all of the bucket is read to forget one."""
+    bucket = Direct(FIXED)
+    swept_at = set()
+    for second in range(700):
+        bucket.apply(Refund(f"{second}", 1), second * SECOND)
+        assert bucket.state is not None
+        swept_at.add(bucket.state.due_at)
+    assert swept_at == {600 * SECOND, 661 * SECOND, 722 * SECOND}
+    assert bucket.state is not None
+    assert len(bucket.state.holds) == 700 - 62
+
+
 @SPARING
 @given(at=reached(), looks=st.lists(gaps, min_size=1, max_size=4))
 def test_looking_on_the_way_changes_nothing(at: Situation, looks: list[int]) -> None:
@@ -203,7 +216,7 @@ def test_held_and_balance_say_what_the_holds_say(state_at: Situation, command: s
     assert (seen.held, seen.holds) == (sum(flying), len(flying)) == (state.held or 0, state.open or 0)
     assert seen.available == outcome.balance - (sum(flying) if state_at.quota.synced else 0)
     for hold in state.holds.values():
-        assert hold.due_at + SWEEP_US > state_at.now
+        assert hold.swept_at + SWEEP_US > state_at.now
 
 
 @given(back=st.integers(1, 2 * HOUR), life=st.integers(1, HOUR))

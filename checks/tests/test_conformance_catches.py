@@ -394,7 +394,7 @@ class WritesWhenItIsClosed(SQLiteStorage):
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         if not self._db.in_transaction:
-            self._execute_in_turn("BEGIN IMMEDIATE")
+            self._execute_in_turn("BEGIN IMMEDIATE", time.monotonic_ns() // 1000)
         now = EPOCH if now_us is None else now_us
         state, outcome = transition(quota, _read(self._db, key), now, command)
         if state is not None:

@@ -19,7 +19,7 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
 from ._arguments import instance, whole
 from ._interrupts import Lock
 from .bucket import TokenBucket
-from .errors import KeepaTokensError
+from .errors import ConfigError, KeepaTokensError
 from .events import Event, EventKind, Listener, checked_listener
 from .keepa._door import SERVER_REFUSED
 from .rules.decision import Snapshot
@@ -203,6 +203,10 @@ class BucketCollector(Collector):
     def __init__(self, *buckets: TokenBucket, registry: CollectorRegistry = REGISTRY) -> None:
         for bucket in buckets:
             instance("a bucket", bucket, TokenBucket)
+        if len({bucket.key for bucket in buckets}) < len(buckets):
+            raise ConfigError(
+                "two of the buckets have one key, which is their label: Prometheus would keep one of them"
+            )
         self._buckets = buckets
         instance("registry", registry, CollectorRegistry).register(self)
 

@@ -108,7 +108,9 @@ def test_what_is_wrong_with_one_is_nobody_elses_error(server: Server) -> None:
 
 
 def test_each_gets_an_error_of_its_own(own_server: Server) -> None:
-    """Where the server is gone, each caller raises its own error, and the next command finds the way free."""
+    """Where the server is gone, each caller raises its own error, with its cause, and the next command finds the way
+    free.
+    """
 
     async def program(storage: AsyncRedisStorage) -> list[object]:
         await storage.apply("k", ONE, Acquire(1))
@@ -119,6 +121,7 @@ def test_each_gets_an_error_of_its_own(own_server: Server) -> None:
     told = carried_out(own_server.url, program)
     assert [type(each) for each in told] == [StorageUnavailable] * 5
     assert len({id(each) for each in told}) == 5
+    assert all(isinstance(each, Exception) and isinstance(each.__cause__, redis.ConnectionError) for each in told)
 
 
 @pytest.mark.parametrize("reply", [b"other 5 9 0 0 0 0 9 0", b"", 7, None, [b"other", b"5", b"some"]])

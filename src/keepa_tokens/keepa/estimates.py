@@ -5,8 +5,8 @@ The rule, per kind of call (the path, and the parameters that drive its price):
 1. Until calls of the kind were settled, the table's number (`costs.estimate`) stands.
 2. Of the last `window` settled calls of the kind each is brought to the size of the one asked about: in proportion
    where it was larger; where it was smaller, what it cost, and the kind's average for each item (ASIN, code, seller)
-   more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and one
-   code that cost 1500 is not taken for a hundred such codes.
+   more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and among
+   cheaper ones a code that cost 1500 is not taken for a hundred such codes.
 3. Up at once, down late: below the table's number only when the window is full of calls.
 
 So the table's number stays the ceiling where it is one, and does no harm where it was a guess or the prices have moved:

@@ -236,7 +236,7 @@ class _Mender:
             self.note("held")
         sound.held, sound.open = held, number
         if sound.holds:
-            first = min(hold.due_at for hold in sound.holds.values())
+            first = min(hold.swept_at for hold in sound.holds.values())
             latest = max(first, self.now + SWEEP_US)
             if sound.due_at is None:
                 sound.due_at = first

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from .._arguments import instance
 from ..errors import ConfigError
 from ..quota import Quota
-from ..units import LIMIT, MICROSECONDS
+from ..units import LIMIT, MICROSECONDS, MINUTE_US
 from .line import Ticket
 
 FORMAT: Final = 1
@@ -56,6 +56,11 @@ class Hold:
     def due_at(self) -> int:
         """When something is to be done about it: it runs out, or is forgotten, one `hold_for` after."""
         return self.expires_at if self.in_flight else self.expires_at + self.hold_for
+
+    @property
+    def swept_at(self) -> int:
+        """By when that is done. To forget it can wait: each sweep reads all of the bucket."""
+        return self.due_at if self.in_flight else self.due_at + MINUTE_US
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from the balance already, and available = balance.
 3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
    for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced the
    balance since. While the balance is unknown there is nothing to charge. Plain: the tokens are taken when the hold is
-   opened; a hold that runs out is forgotten. Holds that fall due are swept together, at most once a second.
+   opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once a second; to forget
+   one may take a minute more.
 4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes. On a
    synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep >=
    tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
@@ -276,7 +277,7 @@ class _Step(Telling):
             del self.s.holds[hold_id]
             if hold.in_flight:
                 self._run_out(hold_id, hold)
-        first = min((hold.due_at for hold in self.s.holds.values()), default=None)
+        first = min((hold.swept_at for hold in self.s.holds.values()), default=None)
         self.s.due_at = None if first is None else max(first, self.now + SWEEP_US)
         self.changed = True
 

@@ -106,6 +106,8 @@ def anew(error: BaseException) -> BaseException:
     if not isinstance(error, Exception):
         return asyncio.CancelledError()
     try:
-        return type(error)(*error.args)
+        made = type(error)(*error.args)
     except TypeError:
         return error
+    made.__cause__ = error.__cause__
+    return made

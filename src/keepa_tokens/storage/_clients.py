@@ -245,6 +245,12 @@ def is_script_lost(error: Exception) -> bool:
     return type(error).__name__ == "NoScriptError" and is_clients(error)
 
 
+def is_of_a_replica(error: Exception) -> bool:
+    """Whether the server answered that it is no primary: the address may lead to another one by now."""
+    said = f"{type(error).__name__} {error}"
+    return is_clients(error) and any(sign in said for sign in ("ReadOnly", "READONLY", "MasterDown", "MASTERDOWN"))
+
+
 def is_clients(error: BaseException) -> bool:
     """Whether a client raised it: redis-py's and valkey-py's errors have no base in common, and not even one each."""
     roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}

@@ -23,7 +23,7 @@ from ..rules.state import BucketState
 from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
 from ._memory_bucket import Bucket, begun, kept, serves, step
-from .base import AsyncClosing, Closing
+from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
 
@@ -99,10 +99,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
                 return
         frames = [frame for frame, _ in walk_stack(currentframe()) if frame.f_code.co_qualname in _STEPS]
         if sum(self in map(frame.f_locals.get, ("self", "memory")) for frame in frames) > 1:
-            raise StorageUnavailable(
-                "a signal's handler or a finalizer used the bucket in the midst of a step of its own thread. The"
-                " command was certainly not carried out."
-            )
+            raise StorageUnavailable(IN_ITS_MIDST)
 
     def _in_turn(self) -> Lock:
         """Return the lock, to be taken now."""

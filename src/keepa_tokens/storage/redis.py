@@ -40,6 +40,7 @@ from ._clients import (
     client_from_url,
     idle_closers,
     is_clients,
+    is_of_a_replica,
     is_script_lost,
     is_single_connection,
     meaning,
@@ -221,6 +222,8 @@ class _Keyspace(NotCopied, Generic[LockT]):
                 call = self._call(key, arguments, by_text=True)
                 reply = await self._send(call)
         except Exception as error:
+            if is_of_a_replica(error):
+                await self._drop_idle()
             raise self._meant(error, key) from error
         answer = _wire.understood(reply, command, str(call[_NONCE]))
         if answer is not None:

@@ -25,7 +25,7 @@ from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, lifetime_us, transition
-from .base import AsyncClosing, Closing
+from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 if sys.platform != "win32":
     import fcntl
@@ -76,7 +76,7 @@ class SQLiteStorage(Closing, NotCopied):
             raise ConfigError(f"{self._path} is on a file system of kind {network}: give a file on this machine's disk")
         self._inherited: list[sqlite3.Connection] = []
         self._lock = threading.RLock()
-        self._is_closed = False
+        self._is_closed = self._is_busy = False
         _FORKS.locks.add(self._lock)
         with self._lock:
             self._open()
@@ -155,6 +155,8 @@ class SQLiteStorage(Closing, NotCopied):
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         with self._lock, self._errors_named():
+            if self._is_busy:
+                raise StorageUnavailable(IN_ITS_MIDST)
             if self._process != os.getpid():
                 # The parent's connection must not be used or closed here.
                 self._inherited.append(self._db)
@@ -167,7 +169,11 @@ class SQLiteStorage(Closing, NotCopied):
                 self._db.close()
                 self._let_go()
                 self._open()
-            yield self._db
+            self._is_busy = True
+            try:
+                yield self._db
+            finally:
+                self._is_busy = False
 
     @contextmanager
     def _step(self) -> Generator[sqlite3.Connection]:
@@ -330,11 +336,6 @@ def _now(now_us: int | None) -> int:
     return time.time_ns() // 1000 if now_us is None else whole("now_us", now_us)
 
 
-def _close(db: sqlite3.Connection, process: int) -> None:
-    if process == os.getpid():  # a forked child must not close its parent's
-        db.close()
-
-
 def _ticks_us() -> int:
     return time.monotonic_ns() // 1000
 
@@ -342,10 +343,15 @@ def _ticks_us() -> int:
 def _identity(name: str) -> tuple[int, int] | None:
     """Return what tells a file from another of its name; None: there is none."""
     try:
-        stat = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
+        found = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
     except FileNotFoundError:
         return None
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino
+
+
+def _close(db: sqlite3.Connection, process: int) -> None:
+    if process == os.getpid():  # a forked child must not close its parent's
+        db.close()
 
 
 def _can_be_a_file(path: Path) -> bool:
