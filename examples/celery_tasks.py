@@ -1,8 +1,8 @@
 """Celery tasks that spend Keepa tokens: who finds none goes back to the broker, and the worker goes on.
 
 pip install 'keepa-tokens[http,redis,celery]'
-KEEPA_KEY=... REDIS_URL=redis://localhost celery --app celery_tasks worker      (in the folder of this file)
-KEEPA_KEY=... REDIS_URL=redis://localhost python examples/celery_tasks.py B0088PUEPK 0439064872
+KEEPA_API_KEY=... REDIS_URL=redis://localhost celery --app celery_tasks worker      (in the folder of this file)
+KEEPA_API_KEY=... REDIS_URL=redis://localhost python examples/celery_tasks.py B0088PUEPK 0439064872
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keepa_tokens import KeepaSync, RedisStorage
 from keepa_tokens.guards.celery import KeepaTask
 from keepa_tokens.guards.httpx import KeepaTransport
 
-KEY = os.environ["KEEPA_KEY"]
+KEY = os.environ["KEEPA_API_KEY"]
 REDIS = os.environ.get("REDIS_URL", "redis://localhost")
 
 app = Celery("celery_tasks", broker=REDIS, backend=REDIS)

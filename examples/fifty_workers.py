@@ -1,7 +1,7 @@
 """Fifty asyncio workers on one key: each request waits for its own tokens, and nobody overspends.
 
 pip install 'keepa-tokens[http]'
-KEEPA_KEY=... python examples/fifty_workers.py B0088PUEPK 0439064872
+KEEPA_API_KEY=... python examples/fifty_workers.py B0088PUEPK 0439064872
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def work(client: httpx.AsyncClient, asins: asyncio.Queue[str]) -> None:
 
 async def main(asins: Sequence[str]) -> None:
     """Share the work among the workers, and one client, and so one bucket, among them too."""
-    key = os.environ["KEEPA_KEY"]
+    key = os.environ["KEEPA_API_KEY"]
     # Several processes share one bucket by sharing its storage: storage=AsyncRedisStorage.from_url("redis://localhost")
     sync = AsyncKeepaSync.from_key(key)
     queue: asyncio.Queue[str] = asyncio.Queue()

@@ -1,7 +1,7 @@
 """httpx, its requests to Keepa paid from a bucket that follows Keepa's own.
 
 pip install 'keepa-tokens[http]'
-KEEPA_KEY=... python examples/httpx_client.py B0088PUEPK 0439064872
+KEEPA_API_KEY=... python examples/httpx_client.py B0088PUEPK 0439064872
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from keepa_tokens.keepa.estimates import Estimator
 
 def main(asins: Sequence[str]) -> None:
     """Look products up with their offers, whose cost nobody knows before: the estimator learns it from the answers."""
-    key = os.environ["KEEPA_KEY"]
+    key = os.environ["KEEPA_API_KEY"]
     # Several processes share one bucket by sharing its storage: storage=RedisStorage.from_url("redis://localhost")
     sync = KeepaSync.from_key(key)
     transport = KeepaTransport(sync, api_key=key, estimator=Estimator(), retry_refused=True)

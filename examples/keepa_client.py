@@ -1,7 +1,7 @@
 """The `keepa` package, its requests paid from a bucket that follows Keepa's own.
 
 pip install 'keepa-tokens[http]' keepa
-KEEPA_KEY=... python examples/keepa_client.py B0088PUEPK 0439064872
+KEEPA_API_KEY=... python examples/keepa_client.py B0088PUEPK 0439064872
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from keepa_tokens.guards.keepa import guard
 
 def main(asins: Sequence[str]) -> None:
     """Look products up, as many as are wanted: each request of up to 100 waits for its own tokens."""
-    key = os.environ["KEEPA_KEY"]
+    key = os.environ["KEEPA_API_KEY"]
     # Several processes share one bucket by sharing its storage: storage=RedisStorage.from_url("redis://localhost")
     sync = KeepaSync.from_key(key)
     api = guard(keepa.Keepa(key), sync)

@@ -1,7 +1,7 @@
 """The `keepa` package's async client, its requests paid from a bucket that follows Keepa's own.
 
 pip install 'keepa-tokens[http]' keepa
-KEEPA_KEY=... python examples/keepa_client_async.py B0088PUEPK 0439064872
+KEEPA_API_KEY=... python examples/keepa_client_async.py B0088PUEPK 0439064872
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keepa_tokens.guards.keepa import guard
 
 async def main(asins: Sequence[str]) -> None:
     """Look products up, and the newest deals at the same time; neither waits for tokens in the other's way."""
-    key = os.environ["KEEPA_KEY"]
+    key = os.environ["KEEPA_API_KEY"]
     # Several processes share one bucket by sharing its storage: storage=AsyncRedisStorage.from_url("redis://localhost")
     sync = AsyncKeepaSync.from_key(key)
     api = guard(await keepa.AsyncKeepa.create(key), sync)

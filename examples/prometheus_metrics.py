@@ -1,7 +1,7 @@
 """What happens to a Keepa bucket as Prometheus metrics, beside the usual log.
 
 pip install 'keepa-tokens[http,requests,metrics]'
-KEEPA_KEY=... python examples/prometheus_metrics.py B0088PUEPK
+KEEPA_API_KEY=... python examples/prometheus_metrics.py B0088PUEPK
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEEPA = "https://api.keepa.com/"
 
 def main(asins: Sequence[str], registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY) -> None:
     """Look products up, then print the metrics that a scrape would find."""
-    key = os.environ["KEEPA_KEY"]
+    key = os.environ["KEEPA_API_KEY"]
     # One listener for a process: it serves every bucket. The label `bucket` is a digest of the API key.
     sync = KeepaSync.from_key(key, listener=PrometheusListener(registry, then=LoggingListener()))
     # A service would call prometheus_client.start_http_server(8000) here.

@@ -1,7 +1,7 @@
 """requests, its requests to Keepa paid from a bucket that follows Keepa's own.
 
 pip install 'keepa-tokens[http,requests]'
-KEEPA_KEY=... python examples/requests_client.py B0088PUEPK 0439064872
+KEEPA_API_KEY=... python examples/requests_client.py B0088PUEPK 0439064872
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEEPA = "https://api.keepa.com/"
 
 def main(asins: Sequence[str]) -> None:
     """Look products up, a hundred at a time: each request waits for its own tokens."""
-    key = os.environ["KEEPA_KEY"]
+    key = os.environ["KEEPA_API_KEY"]
     # Several processes share one bucket by sharing its storage: storage=RedisStorage.from_url("redis://localhost")
     sync = KeepaSync.from_key(key)
     with requests.Session() as session:

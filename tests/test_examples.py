@@ -71,7 +71,7 @@ def send_to(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKeepa]:
     """Keepa as the examples meet it: a full bucket of 1200 tokens, and a key in the environment."""
-    monkeypatch.setenv("KEEPA_KEY", KEY)
+    monkeypatch.setenv("KEEPA_API_KEY", KEY)
     fake = FakeKeepa(refill_rate=20, key=KEY)
     with FakeKeepaServer(fake) as server:
         send_to(server.url, monkeypatch)

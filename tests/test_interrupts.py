@@ -40,6 +40,7 @@ from keepa_tokens import (
     TokenBucket,
     _interrupts,
 )
+from keepa_tokens._interrupts import WholeLock
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
 from tests.helpers import Noted
@@ -477,6 +478,24 @@ def test_signals_at_random_cost_nothing(storage: str, quota: Quota, door: str, t
     bucket = TokenBucket(quota, storage=where, clock=ManualClock(100.0), listener=events.append)
     assert struck_at_random(bucket, door, 600 if storage == "memory" else 200) > 20
     assert not any(event.kind is EventKind.NOT_GIVEN_BACK for event in events)
+
+
+def test_a_whole_lock_is_never_left_held() -> None:
+    """Struck at random, a `with` over a WholeLock has let go of it: from Python 3.14 on one over a Lock may not."""
+    lock, chance, strikes = WholeLock(), random.Random(1), 0
+    with alarms() as alarm:
+        for _ in range(2000):
+            try:
+                alarm.armed = True
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-5))
+                for _ in range(50):
+                    with lock:
+                        assert lock.locked()
+                alarm.armed = False
+            except Struck:
+                strikes += 1
+            assert not lock.locked()
+    assert strikes > 100
 
 
 # --- coroutines

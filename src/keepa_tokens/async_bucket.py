@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
@@ -107,8 +107,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
     ) -> Callable[[Callable[P, Coroutine[object, object, T]]], Callable[P, Coroutine[object, object, T]]]:
         """Return a decorator of coroutine functions; as `TokenBucket.limit`, which decorates all others."""
-        cost(self.quota, tokens, keep)
-        timeout_us(timeout)
+        check_limit(self.quota, tokens, keep, timeout)
 
         def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
             @wraps(decorated(function, suspends=True))

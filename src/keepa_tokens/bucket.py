@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, ReservationBase, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
@@ -126,8 +126,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         What `acquire` raises comes out of the call, and the function is not run. Raises ConfigError for a coroutine
         function: an AsyncTokenBucket decorates those.
         """
-        cost(self.quota, tokens, keep)
-        timeout_us(timeout)
+        check_limit(self.quota, tokens, keep, timeout)
 
         def decorate(function: Callable[P, T]) -> Callable[P, T]:
             @wraps(decorated(function, suspends=False))

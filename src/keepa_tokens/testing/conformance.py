@@ -16,7 +16,10 @@ from inspect import isawaitable
 from itertools import cycle, repeat
 from typing import ClassVar, Final, TypeVar, cast
 
-import pytest
+try:
+    import pytest
+except ImportError as missing:  # pragma: no cover - the message is all there is to it
+    raise ImportError("the conformance kit needs pytest: pip install 'keepa-tokens[testing]'") from missing
 
 from ..errors import ConfigError
 from ..quota import Quota
