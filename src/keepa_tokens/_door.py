@@ -6,15 +6,12 @@ import os
 import random
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from time import monotonic_ns
-from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
-from weakref import finalize
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from ._arguments import (
     LONGEST_LABEL,
@@ -32,10 +29,9 @@ from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
 from .events import Event, EventKind, Listener, LoggingListener, checked_listener, events_of, log_failed
 from .quota import Quota
-from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
+from .rules.commands import Acquire, Command, Outcome, Reserve
 from .rules.decision import Decision, Reason
 from .rules.fast_path import take
-from .rules.reading import Reading
 from .storage._memory_bucket import Bucket
 from .storage.memory import MemoryStorage
 from .units import LIMIT, MICROSECONDS, NEVER, seconds
@@ -53,10 +49,6 @@ _EMPTY: Final = Reason.EMPTY
 _EMPTY_TEXT: Final = str(Reason.EMPTY)
 _new: Final = object.__new__
 
-_TELLING: Final = threading.local()
-_TO_TELL: Final = deque[Callable[[], None]]()
-"""What is told with the next command."""
-
 
 class Door(Generic[S_co]):
     """What both doors have in common. The state is in the storage; of memory storage it remembers the bucket there."""
@@ -69,6 +61,7 @@ class Door(Generic[S_co]):
         "_log",
         "_memory",
         "_refused",
+        "_telling",
         "bell",
         "clock",
         "key",
@@ -76,6 +69,7 @@ class Door(Generic[S_co]):
         "sleeper",
         "storage",
         "under_way",
+        "untold",
     )
 
     def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
@@ -88,6 +82,9 @@ class Door(Generic[S_co]):
         self.bell = Bell()
         # The clean-up that still goes on after calls of coroutines that were interrupted: tasks.
         self.under_way: set[Any] = set()
+        # The threads that just tell the listener that the storage is away, and what it is told with the next command.
+        self._telling: set[int] = set()
+        self.untold: deque[Event] = deque()
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
         where: object = storage
         self._memory = where if type(where) is MemoryStorage else None
@@ -133,9 +130,9 @@ class Door(Generic[S_co]):
 
     def tell(self, command: Command, outcome: Outcome) -> None:
         """Tell the listener what a command that was carried out amounts to."""
-        while _TO_TELL:
+        while self.untold:
             with suppress(IndexError):  # another thread was quicker
-                _TO_TELL.popleft()()
+                self._hears(self.untold.popleft())
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
@@ -213,12 +210,13 @@ class Door(Generic[S_co]):
 
     def away(self, error: StorageUnavailable) -> None:
         """Tell the listener that the storage did not answer, unless it asked the storage itself while it is told so."""
-        if not hasattr(_TELLING, "away"):
-            _TELLING.away = True
+        thread = threading.get_ident()
+        if thread not in self._telling:
+            self._telling.add(thread)
             try:
                 self.say(EventKind.STORAGE_AWAY, str(error))
             finally:
-                del _TELLING.away
+                self._telling.discard(thread)
 
     def not_given_back(self, tokens: int, why: str) -> None:
         """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""
@@ -284,70 +282,6 @@ class BucketBase(NotCopied, Generic[S_co]):
 def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
     """Return the inside of a bucket, for the other doors of this library."""
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
-
-
-class HeldBase(NotCopied, Generic[S_co]):
-    """What reservations and calls have in common: tokens set aside, to be settled or given back."""
-
-    _what: ClassVar[str]
-    _advice: ClassVar[str]
-
-    open = True
-    """Whether it awaits its end still."""
-
-    def __init__(self, door: Door[S_co], command: Reserve, outcome: Outcome, waited_us: int) -> None:
-        self._door = door
-        self._label = command.label
-        self.id = command.id
-        self.tokens = command.tokens
-        self.decision = outcome.decision(waited_us)
-        # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
-        self._watch = finalize(self, _unsettled, door, self._what, self._advice, self.tokens, stacklevel=3)
-        self._watch.atexit = False
-
-    def _left(self, kind: type[BaseException] | None) -> None:
-        """Warn where its block ends without a settle and without an exception that anybody sees; no more afterwards."""
-        if self._watch.alive and kind in {None, GeneratorExit}:
-            _unsettled(self._door, self._what, self._advice, self.tokens, stacklevel=4, ends=kind is None)
-        self._unwatch()
-
-    def _unwatch(self) -> None:
-        """Warn no more: it has come to its end."""
-        self._watch.detach()
-
-
-def _unsettled(door: Door[object], what: str, advice: str, tokens: int, *, stacklevel: int, ends: bool = False) -> None:
-    """Warn of tokens that were set aside and not settled. ends: a block ends; else they may have been thrown away."""
-    message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
-    if ends or type(door.listener) is LoggingListener:
-        door.say(EventKind.LEFT_UNSETTLED, message, tokens)
-    else:
-        # The garbage collector may have come here in the midst of the listener, which may have a lock.
-        _TO_TELL.append(partial(door.say, EventKind.LEFT_UNSETTLED, message, tokens))
-    warnings.warn(message, ResourceWarning, stacklevel=stacklevel)
-
-
-class ReservationBase(HeldBase[S_co]):
-    """What `Reservation` and `AsyncReservation` have in common."""
-
-    _what = "reservation"
-    _advice = "it stays charged in full. Settle it at what it cost"
-
-    def _settling(self, actual: int, reading: Reading | None) -> Settle:
-        if reading is not None:
-            instance("reading", reading, Reading)
-        return Settle(self.id, whole("actual", actual), reading, label=self._label)
-
-    def _charged(self) -> bool:
-        """Whether the estimate is charged where the block ends without a settle.
-
-        On a synced bucket it isn't: the call may still be under way at the server, and the hold must outlive readings
-        that don't know its cost. It is charged when it runs out.
-        """
-        return self.open and not self._door.quota.synced
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, open={self.open})"
 
 
 def came_to(error: BaseException, sent: Command | None) -> Outcome | None:

@@ -12,7 +12,8 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import timeout_us, whole
-from ._door import BucketBase, Door, ReservationBase, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable

@@ -10,7 +10,8 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, ReservationBase, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._held import ReservationBase
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable

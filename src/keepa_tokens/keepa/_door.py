@@ -18,7 +18,8 @@ from .._arguments import (
     printable,
     timeout_us,
 )
-from .._door import BucketBase, HeldBase, cost, new_id
+from .._door import BucketBase, cost, new_id
+from .._held import HeldBase
 from .._plans import Plan, Steps, reserve, snapshot_of, try_reserve
 from ..errors import ConfigError
 from ..events import EventKind
