@@ -51,9 +51,7 @@ def test_a_dry_run_says_all_and_writes_nothing(server: Workers) -> None:
 
 
 def test_found_adopted_and_running_in_three_commands(server: Workers) -> None:
-    """The stuck state is found by `doctor`, taken over by `adopt --yes`, and `status` shows the bucket that runs: the
-    first worker asks the server and works at once, since the server had long been full again.
-    """
+    """Found by `doctor`, taken over by `adopt --yes`, shown by `status`: the first worker asks, and works at once."""
     stuck = server.document("doctor", code=1)["findings"]
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
     told = server.document("status")["bucket"]

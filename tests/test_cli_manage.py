@@ -28,9 +28,7 @@ def server(valkey: Workers) -> Workers:
 def test_reset_forgets_a_bucket_after_two_answers(
     server: Workers, options: tuple[str, ...], answers: str | None, code: int, says: str
 ) -> None:
-    """Reset says what is lost, asks twice, and forgets the bucket; --yes is a script's answer. A no, a word that is
-    not the bucket's key, and nobody to answer leave everything as it was.
-    """
+    """Reset says what is lost, asks twice, and forgets; a no, another word or nobody leaves everything as it was."""
     assert says in server.run("reset", *options, stdin=answers, code=code).output
     assert server.bucket().peek().balance == (300 if code else None)
 

@@ -37,9 +37,7 @@ def report(request: pytest.FixtureRequest) -> Any:
 
 
 def test_the_projection_stays_within_its_bounds(report: Any) -> None:
-    """All through a run the projection is never further from the server's truth than the tokens in flight and one
-    refill step (two after the fault), and never above it with nothing in flight.
-    """
+    """The projection is never further from the truth than what is in flight and a step, nor above it without a call."""
     worst = report["furthest_apart"]
     assert (report["ok"], report["broken"]) == (True, [])
     assert report["samples"]["judged"] > 100

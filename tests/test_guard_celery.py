@@ -306,9 +306,7 @@ def prefork(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen
 
 @pytest.mark.deep
 def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None:
-    """Two forked processes share the bucket over a connection from before the fork: each of twelve tasks is done once,
-    none sleeps; a refusal for good arrives as NotEnoughTokens, with its wait, its reason and the balance.
-    """
+    """Two forked processes share a connection from before the fork: each task is done once, a refusal arrives whole."""
     fake = FakeKeepa(refill_rate=5, initial=-5, period=STEP, latency=0.05)
     log = tmp_path / "log"
     with running("valkey") as broker, FakeKeepaServer(fake) as server:

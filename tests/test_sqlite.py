@@ -248,9 +248,7 @@ def test_a_file_on_a_network_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_who_has_waited_for_longest_goes_next(path: Path) -> None:
-    """While somebody of another process stands in line since earlier, nobody else steps; who came later is in nobody's
-    way. With the process ends its place, and who gives up waiting leaves the line.
-    """
+    """Behind who stands in line since earlier nobody steps; a place ends with its process, or where it is given up."""
     with closing(SQLiteStorage(path, timeout=0.2)) as storage:
         stand_in_line = (
             "import fcntl, sys; line = open(sys.argv[1], 'r+b'); fcntl.lockf(line, fcntl.LOCK_EX, 1, int(sys.argv[2]));"

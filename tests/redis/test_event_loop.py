@@ -197,9 +197,7 @@ def test_the_loop_goes_on_while_many_wait(server: Server, run_armed: Run) -> Non
 def test_the_guards_and_the_ready_probe_do_not_block_it(
     server: Server, run_armed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The transport for httpx, whole and streaming, the guard of the `keepa` client and the ready probe, over HTTP and
-    on a starved bucket, whose waits are real: none of them blocks the loop.
-    """
+    """The httpx transport, whole and streaming, the keepa client's guard and the ready probe, on a starved bucket."""
     fake = FakeKeepa(initial=-5, period=STEP)
     params: dict[str, str | int] = {"domain": 1, "asin": "B000000001,B000000002"}
     quota = Quota(300, 5, STEP, stepped=True, overdraft=UNLIMITED, synced=True)

@@ -56,9 +56,7 @@ ONCE: dict[str, tuple[Quota, Command]] = {
 @pytest.mark.parametrize("spared", [0, 1], ids=["the attempt", "the storing"])
 @pytest.mark.parametrize("what", ONCE)
 def test_what_carries_an_id_counts_once(client: redis.Redis, proxy: Proxy, what: str, spared: int) -> None:
-    """Reserve, settle, cancel and refund run four times leave the very state that running once leaves, and are told the
-    very outcome, whichever of their two calls it is whose answers are lost.
-    """
+    """Run four times it leaves the very state of once, and is told the very outcome, whichever answers are lost."""
     quota, command = ONCE[what]
     flavour = FLAVOURS[0]
     with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
