@@ -36,15 +36,15 @@ venv: $(VENV)/.stamp-test ## Make .venv and install the package for the tests
 test: $(VENV)/.stamp-test ## Run the tests, in under two minutes; their servers come from wheels
 	$(PYTEST) -m "not deep and not system_redis" tests $(PYTEST_ARGS)
 
-test-deep: $(VENV)/.stamp-test ## What test-all has beyond test; needs redis-server, redis-sentinel and prometheus
+test-deep: $(VENV)/.stamp-deep ## What test-all has beyond test; needs redis-server, redis-sentinel and prometheus
 	HYPOTHESIS_PROFILE=ci $(PYTEST) -m "deep or drawn or system_redis" tests checks/tests $(PYTEST_ARGS)
 
 test-all: test test-deep ## Run every test there is
 
-nightly: $(VENV)/.stamp-test ## Look for hours: each property on thousands of examples, new ones each time
+nightly: $(VENV)/.stamp-deep ## Look for hours: each property on thousands of examples, new ones each time
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "(drawn or deep) and not system_redis" tests checks/tests $(PYTEST_ARGS)
 
-fault-table: $(VENV)/.stamp-test ## Measure every fault on real servers, into docs/evidence/faults.md
+fault-table: $(VENV)/.stamp-deep ## Measure every fault on real servers, into docs/evidence/faults.md
 	WRITE_FAULT_TABLE=1 $(BIN)/python -m pytest checks/tests/test_fault_table.py -k "page and valkey"
 	$(BIN)/python -m pytest checks/tests/test_fault_table.py
 
@@ -100,7 +100,7 @@ endif
 demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its bucket in REDIS_URL
 	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
-bench: $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
+bench: $(VENV)/.stamp-deep $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
 	$(BIN)/python -m checks.benchmarks.bench --write docs/evidence/speed.md
 
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md

@@ -11,57 +11,14 @@ knows the server's balance and holds nothing. A name in capitals counts events o
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
-
-import pytest
+from typing import Any
 
 from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, NotEnoughTokens, Snapshot
-from tests.keepa_world import PRODUCT, World
-from tests.stories import Story, number, stories
-
-CHECK: Final = re.compile(r"(!?)([\w:.]+)(?:(<=|>=|<|>|=)(\S+))?")
-COMPARED: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-    "=": operator.eq,
-}
-
-
-def whole(text: str) -> Any:
-    """Return what is written, a whole number as an int."""
-    value = number(text)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def told_steps(text: str) -> Iterator[tuple[str, str, list[Any], dict[str, Any]]]:
-    """Yield each step of a story: its text, its verb, and what stands beside that, unnamed and named."""
-    for step in re.split(r"[;\n]", text.strip()):
-        verb, *words = step.partition("->")[0].split()
-        named = options(" ".join(word for word in words if "=" in word))
-        yield step, verb, [whole(word) for word in words if "=" not in word], named
-
-
-def options(text: str) -> dict[str, Any]:
-    """Return what is named in a text."""
-    return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
-
-
-def holds(step: str, came: Any, seen: Callable[[str], Any]) -> None:
-    """Assert that a step came to what stands beside it: raised what is named there, and nothing else."""
-    checks = CHECK.findall(step.partition("->")[2])
-    raised = [name for _, name, compared, _ in checks if name[0].isupper() and not compared]
-    assert raised == ([type(came).__name__] if isinstance(came, Exception) else []), f"{step}: {came!r}"
-    for negated, name, compared, text in checks:
-        if name not in raised:
-            found = seen(name)
-            is_so = COMPARED[compared](found, whole(text)) if compared else bool(found) != bool(negated)
-            assert is_so, f"{step}: {name} is {found}"
+from keepa_tokens.testing.fake_keepa import Response
+from tests.keepa_world import PRODUCT, World, asins
+from tests.stories import Story, holds, options, told_steps
 
 
 class Told:
@@ -72,6 +29,7 @@ class Told:
         self.world = of(**options(story.bucket))
         self.workers: dict[Any, KeepaSync] = {}
         self.calls: dict[Any, Call] = {}
+        self.answers: dict[Any, Response] = {}
         self.retry_after = 0.0
 
     def goes(self) -> None:
@@ -94,6 +52,10 @@ class Told:
             "try": lambda name, *tokens, **more: self.calls.setdefault(name, sync.try_request(*tokens, **more)),
             "answer": lambda name, tokens: world.answer(self.calls[name], tokens),
             "settle": lambda name: self.calls[name].settle(),
+            "ask": lambda name, tokens: self.answers.update({name: fake.request(PRODUCT, asins(tokens))}),
+            "tell": lambda name: self.calls[name].settle(self.answers[name].content, status=self.answers[name].status),
+            "hear": lambda name: sync.observe(self.answers[name].content),
+            "garbage": lambda status: sync.observe(b"<html>", status=status),
             "cancel": lambda name: self.calls[name].cancel(),
             "fail": lambda name: self.calls[name].__exit__(OSError, OSError(), None),
             "peek": sync.bucket.peek,
@@ -132,8 +94,3 @@ class Told:
             if hasattr(place, name):
                 return getattr(place, name)
         return self.world.value(name.removeprefix("metric:"))
-
-
-def each_story(text: str) -> pytest.MarkDecorator:
-    """Return what gives a test each story of a text, by its title."""
-    return pytest.mark.parametrize("story", [pytest.param(each, id=title) for title, each in stories(text, {})])

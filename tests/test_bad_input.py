@@ -93,21 +93,6 @@ async def test_an_argument_of_no_sense_is_named_and_takes_nothing(
     watched.assert_untouched()
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(
-    "tokens, keep, largest", [(11, 0, 10), (10, 1, 9), (1, 10, 0), (LIMIT - 1, 0, 10), (1, LIMIT - 1, 0)]
-)
-def test_more_than_can_ever_be_admitted_is_an_error_at_once(
-    watched: Watched, door: str, tokens: int, keep: int, largest: int
-) -> None:
-    """Where no wait would help, the error says so and how much would be admitted."""
-    with pytest.raises(CostTooLarge, match=f"tokens={tokens}") as caught:
-        watched.call(door, tokens, keep=keep)
-    assert (caught.value.tokens, caught.value.keep, caught.value.largest) == (tokens, keep, largest)
-    assert isinstance(caught.value, ValueError)
-    watched.assert_untouched()
-
-
 @given(capacity=st.integers(1, 50), overdraft=st.sampled_from([0, 1, 7, UNLIMITED]), keep=st.integers(0, 60))
 def test_the_largest_that_the_error_names_is_admitted_and_one_more_is_not(
     capacity: int, overdraft: int, keep: int
@@ -126,19 +111,6 @@ def test_the_largest_that_the_error_names_is_admitted_and_one_more_is_not(
     if largest < LIMIT - 1:
         with pytest.raises(CostTooLarge):
             TokenBucket(quota, clock=clock).try_acquire(largest + 1, keep=keep)
-
-
-@pytest.mark.parametrize("quota", [Quota(10, 0, 1.0, initial=-5), Quota(10, 1, 1.0, synced=True), Quota(1, 1, 1.0)])
-def test_cost_0_always_passes(quota: Quota) -> None:
-    """Nothing asked is granted, on an empty or an unknown bucket too, whatever is to be kept for others."""
-    bucket = TokenBucket(quota, clock=ManualClock(100.0))
-    for keep in (0, 1, 1000):
-        before = bucket.peek().balance
-        assert bucket.try_acquire(0, keep=keep)
-        assert bucket.acquire(0, keep=keep, timeout=0).waited == 0.0
-        bucket.try_reserve(0, keep=keep).settle(0)
-        bucket.reserve(0, keep=keep).cancel()
-        assert bucket.peek().balance == before
 
 
 @pytest.mark.parametrize("actual", [*NO_COUNT, -1, LIMIT], ids=repr)
@@ -161,73 +133,43 @@ NO_DURATION: Final[tuple[Any, ...]] = (
 )
 
 
-@pytest.mark.parametrize(
-    "reading",
-    [
-        Reading(0),
-        Reading(-340),
-        Reading(1 - LIMIT),
-        Reading(5, next_refill_in=0, refill=0, period=0.000_001, capacity=1, server_time=0),
-        Reading(5, refill=0.25, server_time=1_780_000_000.123),
-    ],
-)
-def test_odd_but_true_readings_can_be_made_and_taken(reading: Reading) -> None:
-    """A balance of 0 or deep below, a net refill of 0, a fraction: a synced bucket takes them."""
-    bucket = TokenBucket(Quota(10, 1, 60.0, synced=True), clock=ManualClock(100.0))
-    assert bucket.reconcile(reading).balance == reading.balance
-
-
 # --- quotas
 
 
 NO_SECONDS: Final = "is out of range: give a finite number of seconds below 4.5e9"
-FROM_0: Final = f"is out of range: it must be from 0 to {LIMIT - 1}"
-FROM_1: Final = f"is out of range: it must be from 1 to {LIMIT - 1}"
+OUT: Final = "is out of range: it must be"
+FROM_0, FROM_1 = (f"{OUT} from {least} to {LIMIT - 1}" for least in (0, 1))
+NO_INT: Final = "must be a whole number (int), not"
+TOO_SHORT: Final = "is too short: it must be at least a microsecond"
+INEXACT: Final = "cannot be computed exactly: refill * (period in microseconds + 1), reduced, must stay below 2**52"
 
 
 @pytest.mark.parametrize(
     "args, terms, message",
     [
-        ((0, 1, 1.0), {}, f"capacity=0 {FROM_1}"),
-        ((-1, 1, 1.0), {}, f"capacity=-1 {FROM_1}"),
-        ((1.5, 1, 1.0), {}, "capacity must be a whole number (int), not 1.5"),
-        ((LIMIT, 1, 1.0), {}, f"capacity={LIMIT} {FROM_1}"),
-        ((True, 1, 1.0), {}, "capacity must be a whole number (int), not True"),
-        ((1, -1, 1.0), {}, f"refill=-1 {FROM_0}"),
-        ((1, LIMIT, 1.0), {}, f"refill={LIMIT} {FROM_0}"),
-        ((1, 0.5, 1.0), {}, "refill must be a whole number (int), not 0.5: write Quota.per_minute(30)"),
-        ((1, 1, 0), {}, "period=0 is too short: it must be at least a microsecond"),
-        ((1, 1, -1.0), {}, "period=-1.0 is too short: it must be at least a microsecond"),
-        ((1, 1, 4e-7), {}, "period=4e-07 is too short: it must be at least a microsecond"),
-        ((1, 1, math.nan), {}, f"period=nan {NO_SECONDS}"),
+        *(((capacity, 1, 1.0), {}, f"capacity={capacity} {FROM_1}") for capacity in (0, -1, LIMIT)),
+        *(((odd, 1, 1.0), {}, f"capacity {NO_INT} {odd}") for odd in (1.5, True)),
+        *(((1, refill, 1.0), {}, f"refill={refill} {FROM_0}") for refill in (-1, LIMIT)),
+        ((1, 0.5, 1.0), {}, f"refill {NO_INT} 0.5: write Quota.per_minute(30)"),
+        *(((1, 1, period), {}, f"period={period} {TOO_SHORT}") for period in (0, -1.0, 4e-7)),
+        *(((1, 1, period), {}, f"period={period} {NO_SECONDS}") for period in (math.nan, math.inf)),
         *(
             ((1, 1, number), {}, f"period=a whole number of {bits} bits {NO_SECONDS}")
             for number, bits in zip(HUGE, (1329, 1329, 16610), strict=True)
         ),
-        ((1, 1, math.inf), {}, f"period=inf {NO_SECONDS}"),
         ((1, 0.5, 10**400), {}, f"period=a whole number of 1329 bits {NO_SECONDS}"),
-        ((1, 0.5, 0.0), {}, "period=0.0 is too short: it must be at least a microsecond"),
+        ((1, 0.5, 0.0), {}, f"period=0.0 {TOO_SHORT}"),
         ((1, 1, "60"), {}, "period must be a number of seconds, not '60'"),
-        (
-            (1, 10**9 + 7, 86_400.0),
-            {},
-            (
-                "refill=1000000007 per period=86400.0 s cannot be computed exactly:"
-                " refill * (period in microseconds + 1), reduced, must stay below 2**52"
-            ),
+        ((1, 10**9 + 7, 86_400.0), {}, f"refill=1000000007 per period=86400.0 s {INEXACT}"),
+        *(
+            ((1, 1, 1.0), {"overdraft": no}, f"overdraft={no} {OUT} from 0 to {UNLIMITED}")
+            for no in (-1, UNLIMITED + 1)
         ),
-        ((1, 1, 1.0), {"overdraft": -1}, f"overdraft=-1 is out of range: it must be from 0 to {UNLIMITED}"),
-        (
-            (1, 1, 1.0),
-            {"overdraft": UNLIMITED + 1},
-            f"overdraft={UNLIMITED + 1} is out of range: it must be from 0 to {UNLIMITED}",
-        ),
-        ((1, 1, 1.0), {"overdraft": 0.5}, "overdraft must be a whole number (int), not 0.5"),
+        ((1, 1, 1.0), {"overdraft": 0.5}, f"overdraft {NO_INT} 0.5"),
         ((1, 1, 1.0), {"recharge_to": 0}, f"recharge_to=0 {FROM_1}"),
-        ((1, 1, 1.0), {"recharge_to": True}, "recharge_to must be a whole number (int), not True"),
-        ((1, 1, 1.0), {"initial": 2}, f"initial=2 is out of range: it must be from {1 - LIMIT} to 1"),
-        ((1, 1, 1.0), {"initial": -LIMIT}, f"initial={-LIMIT} is out of range: it must be from {1 - LIMIT} to 1"),
-        ((1, 1, 1.0), {"initial": 0.0}, "initial must be a whole number (int), not 0.0"),
+        ((1, 1, 1.0), {"recharge_to": True}, f"recharge_to {NO_INT} True"),
+        *(((1, 1, 1.0), {"initial": no}, f"initial={no} {OUT} from {1 - LIMIT} to 1") for no in (2, -LIMIT)),
+        ((1, 1, 1.0), {"initial": 0.0}, f"initial {NO_INT} 0.0"),
         ((1, 1, 1.0), {"stepped": 1}, "stepped must be True or False, not 1"),
         ((1, 1, 1.0), {"synced": "yes"}, "synced must be True or False, not 'yes'"),
     ],
@@ -283,9 +225,7 @@ FINITE: Final = "must be a finite number from 0 to 4.5e9, not"
     ],
 )
 def test_a_nonsensical_reading_cannot_be_made(fields: dict[str, Any], message: str) -> None:
-    """Wrong types, NaN, infinities, negatives, numbers beyond counting: BadReading, which names the field, shows what
-    came for it in short and says what it may be.
-    """
+    """Wrong types, NaN, negatives, numbers beyond counting: BadReading names the field, and says what it may be."""
     with pytest.raises(BadReading, match=f"^{re.escape(message)}") as caught:
         Reading(**{"balance": 1, **fields})
     assert isinstance(caught.value, KeepaTokensError)

@@ -57,7 +57,6 @@ def test_found_adopted_and_running_in_three_commands(server: Workers) -> None:
     stuck = server.document("doctor", code=1)["findings"]
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
     told = server.document("status")["bucket"]
-
     assert [found["code"] for found in stuck] == ["stuck-manager"]
     assert (told["key"], told["balance"], told["refill"], told["repaired"]) == (bucket_key("mine"), -79, 20, [])
     keepa = FakeKeepa(refill_rate=20)
@@ -72,18 +71,14 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
         seconds, _ = client.time()
         client.set("keepa:last_refill", str(seconds - 303))
     told = server.document("adopt", *OPTIONS, "--yes", env=ENV)
-
     assert (told["found"]["stuck"], told["written"]) == (False, True)
     assert told["bucket"]["balance"] == -79 + 5 * 20
     assert server.bucket(bucket_key("mine")).peek().balance == 21
 
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
-    """A second adoption is refused: whatever workers have made of the bucket since stays. One that nobody uses ends by
-    itself, but not before it could have been used for a day.
-    """
+    """A second adoption is refused, the bucket stays; one that nobody uses ends by itself, after a day."""
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
-
     assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr
     with server.client() as client:
         assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
@@ -95,7 +90,6 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
         client.hset("old", mapping={"tokens": "-31", "rate": "5", "recharge": "480"})
     options = ("--hash", "old", "--balance-key", "tokens", "--rate-key", "rate", "--recharge-key", "recharge")
     told = server.document("adopt", KEY, *options)
-
     assert told["found"] == {"balance": -31, "refilled_at": None, "rate": 5, "recharge_to": 480, "stuck": True}
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
 
@@ -109,7 +103,6 @@ def test_without_a_bucket_named_it_says_what_to_give(server: Workers) -> None:
 def test_an_api_key_never_becomes_the_name_of_a_bucket(server: Workers) -> None:
     """What looks like an API key is refused as KEY, and is in no storage and no message afterwards."""
     result = server.run("adopt", "k1" * 32, *OPTIONS, "--yes", code=2)
-
     assert "--key-file" in result.stderr
     assert "k1k1" not in result.output
     with server.client() as client:
@@ -119,7 +112,6 @@ def test_an_api_key_never_becomes_the_name_of_a_bucket(server: Workers) -> None:
 def test_as_a_function_it_does_the_same(server: Workers) -> None:
     """`adopt` as a function plans without writing, writes once, and raises where a bucket is there."""
     stuck = Manager(balance=-79)
-
     with closing(RedisPlace.from_url(server.url)) as place:
         assert adopt(place, KEY, stuck, refill_rate=20).found.retry_after == pytest.approx(242.0)
         assert place.fields(KEY) is None
@@ -131,30 +123,32 @@ def test_as_a_function_it_does_the_same(server: Workers) -> None:
     assert server.bucket().peek().balance == -79
 
 
+SECONDS = 1779999000.0
+TIMES = ("1779999000", "1779999000.0", *("1779999000" + "000" * times for times in (1, 2, 3)), "2026-05-28T20:10:00Z")
+NO_TIMES = (None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300")
+
+
 @pytest.mark.parametrize(
-    "said",
-    ["1779999000", "1779999000.0", "1779999000000", "1779999000000000", "1779999000000000000", "2026-05-28T20:10:00Z"],
+    "texts, balance, refilled_at, note",
+    [
+        # Numbers of seconds down to nanoseconds, and ISO texts.
+        *(({"balance": "5", "timestamp": said}, 5, SECONDS, "") for said in TIMES),
+        # A text that names no time zone may be hours off, and so mint their refill.
+        ({"balance": "-79.5", "timestamp": "2026-05-28T20:10:00"}, -80, SECONDS, "it is taken for UTC"),
+        # What says no time, or one that can't be, counts as lost: nothing may refill for it.
+        *(({"balance": "5", "timestamp": said}, 5, None, "so nothing is made up") for said in NO_TIMES),
+        # A flag says nothing of when a recharge is over.
+        ({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, 5, SECONDS, "flag (True) is left out"),
+    ],
 )
-def test_a_time_is_read_in_any_unit(said: str) -> None:
-    """Numbers of seconds down to nanoseconds, and ISO texts, are all read as the time that they mean; nothing is to be
-    said of it.
-    """
-    assert instant(said, NOW) == 1779999000.0
-    assert understand({"balance": "5", "timestamp": said}, NOW).notes == ()
-
-
-def test_a_time_without_a_zone_is_said_to_be_taken_for_utc() -> None:
-    """A text that names no time zone may be hours off, and so mint their refill: who adopts it is told."""
-    manager = understand({"balance": "-79.5", "timestamp": "2026-05-28T20:10:00"}, NOW)
-
-    assert (manager.balance, manager.refilled_at) == (-80, 1779999000.0)
-    assert "taken for UTC" in manager.notes[0]
-
-
-@pytest.mark.parametrize("said", [None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300"])
-def test_what_is_no_time_is_lost(said: str | None) -> None:
-    """What says no time, or one that can't be, counts as lost: nothing may refill for it."""
-    assert instant(said, NOW) is None
+def test_what_a_manager_kept_is_read(
+    texts: dict[str, str | None], balance: int, refilled_at: float | None, note: str
+) -> None:
+    """A time is read in any unit; what can't be taken over is left out, and that is said, nothing else."""
+    manager = understand(texts, NOW)
+    assert instant(texts["timestamp"], NOW) == refilled_at
+    assert (manager.balance, manager.refilled_at, manager.recharge_to) == (balance, refilled_at, None)
+    assert [note in each for each in manager.notes] == [True] * bool(note)
 
 
 @pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
@@ -164,7 +158,6 @@ def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
     """
     manager = understand({"balance": said}, NOW)
     plan = plan_adoption(round(NOW * SECOND), manager, 20)
-
     assert manager.balance is plan.found.balance is None
     assert plan.found.bound == pytest.approx(CLAIM_US / SECOND + STEP_SECONDS)
     asked = transition(keepa_quota(20), BucketState.from_fields(plan.fields), round(NOW * SECOND), Acquire(1))[1]
@@ -175,13 +168,4 @@ def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
 def test_a_time_ahead_mints_nothing() -> None:
     """A time that lies a moment ahead refills nothing and is no damage."""
     plan = plan_adoption(round(NOW * SECOND), Manager(-79, refilled_at=NOW + 60.0), 20)
-
     assert (plan.found.balance, plan.found.repaired) == (-79, ())
-
-
-def test_a_recharge_flag_without_an_end_is_left_out() -> None:
-    """A flag says nothing of when a recharge is over: it is left out, and that is said."""
-    manager = understand({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, NOW)
-
-    assert manager.recharge_to is None
-    assert manager.notes == ("the recharge flag (True) is left out: it has no end",)

@@ -73,9 +73,7 @@ def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
 
 @pytest.mark.usefixtures("healthy")
 def test_a_healthy_bucket_has_no_finding(server: Workers, client: Any) -> None:
-    """On a healthy server with buckets in use, synced and plain, the doctor finds nothing and ends with 0. It says what
-    it looked at, and leaves nothing behind.
-    """
+    """With buckets in use, synced and plain, it finds nothing, says what it looked at, leaves nothing behind."""
     plain = TokenBucket(Quota.per_minute(60), key="plain", storage=server.storage)
     assert plain.try_acquire(60)
     assert not plain.try_acquire(60)
@@ -163,7 +161,6 @@ def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks
     """Each thing that can be wrong is one finding, that says what, its effect and its cure."""
     code, _, what = found.partition(": ")
     told = examine(looks[0], later=looks[1:])
-
     assert [each.code for each in told] == ([code.removesuffix("?")] if code else [])
     for each in told:
         assert each.what.startswith(what)
@@ -173,16 +170,13 @@ def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks
 
 
 def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The doctor pauses between its looks as often for many buckets as for one: at night nobody waits for minutes.
-    Where there is none yet, it looks at the server alone.
-    """
+    """The doctor pauses between its looks as often for many buckets as for one, or for none at all."""
     pauses: list[float] = []
     monkeypatch.setattr("keepa_tokens.cli.doctor_command.time.sleep", pauses.append)
     assert server.document("doctor")["healthy"] == []
     pauses.clear()
     for number in range(20):
         TokenBucket(Quota.per_minute(60), key=f"plain-{number}", storage=server.storage).try_acquire(1)
-
     assert len(server.document("doctor")["healthy"]) == 20
     assert pauses == [APART] * LOOKS
 
@@ -190,14 +184,11 @@ def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytes
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize("field, text", [("balance", None), ("refilled_at", None), ("sequence", "NaN")])
 def test_each_damaged_field_is_found_and_mended(server: Workers, client: Any, field: str, text: str | None) -> None:
-    """A field that is missing or can't be read is found, said with its effect, and mended by --repair; a second look
-    finds nothing.
-    """
+    """A field that is missing or can't be read is found, said with its effect, and mended by --repair, for good."""
     if text is None:
         client.hdel(STORED, field)
     else:
         client.hset(STORED, field, text)
-
     found = findings(server)[f"damaged-{field}"]
     assert found["about"] == KEY
     assert field in found["what"]
@@ -213,18 +204,14 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
     worker = TokenBucket(keepa_quota(20), key=KEY, storage=server.storage, clock=clock, listener=lambda _: None)
     worker.reconcile(Reading(412, refill=20.0, capacity=1200))
     worker.try_reserve(5)
-
     assert list(findings(server, code=0)) == ["own-clock"]
     assert server.document("status")["bucket"]["available"] == 407
 
 
 @pytest.mark.usefixtures("healthy")
 def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any) -> None:
-    """A bucket of a newer release is a finding of its own, and the others are looked at none the less. A KEY whose
-    place holds something else is a usage error that says so, not a storage that is away.
-    """
+    """A bucket of a newer release is a finding, the others are looked at; no bucket is a usage error that says so."""
     client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7"})
-
     told = server.document("doctor", "--repair", code=1)
     assert [(found["code"], found["about"]) for found in told["findings"]] == [("newer-release", "later")]
     assert told["healthy"] == [KEY]
@@ -270,9 +257,7 @@ def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> N
 
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
-    """A bucket whose terms are gone can't be shown, which is a finding; a worker's next call writes them again. A key
-    that would stay for ever is told, though it is no fault, and --repair gives it an end.
-    """
+    """A bucket without terms is a finding until a worker's next call, a key that stays for ever is told, and mended."""
     client.hdel(STORED, "quota", "capacity", "refill")
     client.hset(STORED, "balance", "garbage")
     found = findings(server, "--repair")
@@ -280,7 +265,6 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
     assert found["damaged-balance"]["cure"] == "any call of a worker mends it"
     healthy.try_acquire()
     assert findings(server, code=0) == {}
-
     client.persist(STORED)
     assert findings(server, code=0)["no-lifetime"]["fault"] is False
     server.run("doctor", "--repair")
@@ -289,9 +273,7 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
 
 @pytest.mark.deep
 def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
-    """A task is put in line and never comes back; when its tokens are there the doctor, who looks more than once, finds
-    the line; once the task has come it finds nothing.
-    """
+    """A task that never comes back for its tokens is found in line, once it has come it is no finding."""
     worker = server.bucket()
     worker.reconcile(Reading(-400, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
     sync = KeepaSync(worker)
@@ -331,7 +313,6 @@ def test_what_is_wrong_with_the_server_is_found(
     """Eviction, full memory and a replica are each found on a real server, with effect and cure."""
     plant(client)
     found = findings(server)[code]
-
     assert found["about"] == "server"
     assert found["effect"]
     assert found["cure"]
@@ -343,7 +324,6 @@ def test_what_cannot_be_mended_is_told_with_all_the_rest(server: Workers, client
     client.hdel(STORED, "refilled_at")
     client.replicaof(HOST, free_port())
     told = server.document("doctor", "--repair", code=1)
-
     assert {"damaged-refilled_at", "read-only"} <= {found["code"] for found in told["findings"]}
     assert [words for words in told["mended"] if words.startswith(f"{KEY}: nothing: ")] == told["mended"] != []
 
@@ -362,20 +342,16 @@ def as_user(server: Workers, *rights: str, keys: str, code: int) -> Any:
 def test_missing_rights_are_found(server: Workers) -> None:
     """A user who may read but not run the script is told what to allow."""
     told = as_user(server, "@read", "@connection", "info", "time", keys="*", code=1)
-
     assert [found["code"] for found in told["findings"]] == ["rights"]
     assert "ACL SETUSER worker" in told["findings"][0]["cure"]
 
 
 @pytest.mark.usefixtures("healthy")
 def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any) -> None:
-    """With no more rights than a worker needs, the doctor works, and says what it couldn't look at; without the right
-    to list keys too, where the bucket is named.
-    """
+    """With no more rights than a worker's the doctor works, and says what it couldn't look at."""
     client.set("keepa:tokens", "-79")
     told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
     unlisted = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
-
     assert "runs the script, and lets this user write" in told["facts"]
     assert [fact for fact in told["facts"] if fact.startswith("INFO is not allowed")]
     for each in (told, unlisted):
@@ -402,9 +378,7 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
     ],
 )
 def test_what_a_server_says_of_itself_is_judged(info: dict[str, str], expected: dict[str, str]) -> None:
-    """A Redis older than 6.2, a replica that is far behind, however the client shows its line, and a save that failed
-    are found.
-    """
+    """A Redis older than 6.2, a replica far behind, however the client shows its line, and a failed save are found."""
     assert {told.code: told.what for told in read_info(info, plain=False) if isinstance(told, Finding)} == expected
 
 
@@ -451,13 +425,10 @@ def test_the_api_key_is_tried(server: Workers) -> None:
 def test_a_server_that_brings_no_balance_is_found(
     server: Workers, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
 ) -> None:
-    """Keepa that is away, or doesn't answer in its time, is a finding of `doctor --probe`, not something fine; status
-    says the same and shows the bucket.
-    """
+    """Keepa that is away, or silent, is a finding of `doctor --probe`; status says so beside the bucket."""
     monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
     told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
     shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
-
     (found,) = [found for found in told["findings"] if found["fault"]]
     assert (found["code"], found["about"]) == ("no-answer", "Keepa")
     assert found["what"].endswith(f"asking it failed{why}")
@@ -482,16 +453,13 @@ def test_a_server_that_brings_no_balance_is_found(
 def test_the_stuck_state_of_a_hand_made_manager_is_found(
     server: Workers, client: Any, keys: dict[str, str | dict[str, str]], cure: str
 ) -> None:
-    """A negative balance beside a missing or unreadable time, in two keys or in one hash, is found, and the cure is the
-    whole command that takes it over.
-    """
+    """A debt without a time that can be read, in two keys or in one hash, is found; the cure is the command for it."""
     for name, value in keys.items():
         if isinstance(value, dict):
             client.hset(name, mapping=value)
         else:
             client.set(name, value)
     found = findings(server)["stuck-manager"]
-
     assert "holds a balance of -79" in found["what"]
     assert "no time of the last refill beside it" in found["what"]
     assert cure in found["cure"]
@@ -503,7 +471,6 @@ def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> Non
     client.hset("old", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
     client.hset("new", mapping={"tokens": "31"})
     client.lpush("token:queue", "-1")
-
     assert findings(server, code=0) == {}
 
 
@@ -511,7 +478,6 @@ def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> Non
 def test_findings_read_well(server: Workers, client: Any) -> None:
     """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
     client.hdel(STORED, "refilled_at")
-
     assert server.run("doctor", code=1).stdout.partition("\n\n")[2] == (
         f"1. {KEY}: its field refilled_at is missing.\n"
         "   effect  the time that passed since the last refill is lost; it refills from the next command on.\n"

@@ -16,38 +16,29 @@ def server(valkey: Workers) -> Workers:
     return valkey
 
 
-def test_reset_forgets_a_bucket_after_two_answers(server: Workers) -> None:
-    """Reset says what is lost, asks twice, and forgets the bucket; the next call makes a new one."""
-    result = server.run("reset", stdin=f"y\n{KEY}\n")
-
-    assert f"This forgets the bucket {KEY} (balance 300 of 1,200" in result.stderr
-    assert result.stdout == f"{KEY} is forgotten: the next call of a worker makes a new bucket.\n"
-    with server.client() as client:
-        assert client.keys("*") == []
-
-
-@pytest.mark.parametrize("answers", ["n\n", "y\nyes\n", "y\n\n"])
-def test_reset_without_both_answers_changes_nothing(server: Workers, answers: str) -> None:
-    """A no, and a word that is not the bucket's key, leave everything as it was."""
-    assert "nothing was changed" in server.run("reset", stdin=answers, code=2).stderr
-    assert server.bucket().peek().balance == 300
-
-
-def test_reset_with_nobody_to_answer_changes_nothing(server: Workers) -> None:
-    """Where nobody can answer, nothing is changed; --yes is the answer of a script."""
-    assert "nothing was changed" in server.run("reset", stdin="", code=130).stderr
-    assert server.bucket().peek().balance == 300
-    server.run("reset", "--yes")
-    assert server.bucket().peek().balance is None
+@pytest.mark.parametrize(
+    "options, answers, code, says",
+    [
+        ((), f"y\n{KEY}\n", 0, f"This forgets the bucket {KEY} (balance 300 of 1,200"),
+        (("--yes",), None, 0, f"{KEY} is forgotten: the next call of a worker makes a new bucket.\n"),
+        *(((), answers, 2, "nothing was changed") for answers in ("n\n", "y\nyes\n", "y\n\n")),
+        ((), "", 130, "nothing was changed"),
+    ],
+)
+def test_reset_forgets_a_bucket_after_two_answers(
+    server: Workers, options: tuple[str, ...], answers: str | None, code: int, says: str
+) -> None:
+    """Reset says what is lost, asks twice, and forgets the bucket; --yes is a script's answer. A no, a word that is
+    not the bucket's key, and nobody to answer leave everything as it was.
+    """
+    assert says in server.run("reset", *options, stdin=answers, code=code).output
+    assert server.bucket().peek().balance == (300 if code else None)
 
 
 def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
-    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay, above all
-    where no beginning is given.
-    """
+    """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
     dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
     said = server.run("release", dead.id[:10], "--yes").stdout
-
     assert said.startswith("30 tokens, held for 0:0")
     assert said.endswith(": given back.\n")
     assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)
@@ -62,7 +53,7 @@ def test_a_pause_is_a_duration_up_to_a_day(server: Workers, wrong: str) -> None:
 
 
 def test_a_pause_is_seen_and_ended(server: Workers) -> None:
-    """A paused bucket lets no call go, status says for how long, and resume ends it."""
+    """A paused bucket lets no call go, status says for how long, and resume ends it, once."""
     said = server.run("pause", "--for", "30m").stdout
     assert said == f"{KEY} is paused for 30:00: no call goes, what is in flight is settled as ever.\n"
     told = server.document("status")["bucket"]
@@ -72,10 +63,6 @@ def test_a_pause_is_seen_and_ended(server: Workers) -> None:
     assert not server.bucket().try_acquire(1)
     assert "of its pause were left" in server.run("resume").stdout
     assert server.bucket().try_acquire(1)
-
-
-def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
-    """Resuming a bucket that isn't paused changes nothing and says so."""
     assert server.run("resume").stdout == f"{KEY} was not paused; nothing was changed.\n"
 
 
@@ -86,9 +73,7 @@ def test_resume_of_what_is_not_paused_says_so(server: Workers) -> None:
 def test_a_bucket_on_a_clock_of_its_own_is_changed_by_that_clock(
     valkey: Workers, command: tuple[str, ...], paused: float
 ) -> None:
-    """Where the workers bring a clock of another epoch, a command steps by it: by the storage's time all holds would
-    have run out, and a pause would have no end.
-    """
+    """Where the workers bring a clock of another epoch, a command steps by it, not by the storage's time."""
     clock = ManualClock(5_000.0)
     bucket = TokenBucket(keepa_quota(20), key=KEY, storage=valkey.storage, clock=clock, listener=lambda _: None)
     bucket.reconcile(Reading(100, refill=20.0, capacity=1200, next_refill_in=60.0))

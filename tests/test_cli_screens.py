@@ -44,7 +44,6 @@ def luminance(colour: str) -> float:
 def test_each_colour_can_be_read_on_white_and_on_black(colour: str) -> None:
     """The contrast of each colour is 3.8 or more against white and against black."""
     light = luminance(colour)
-
     assert 1.05 / (light + 0.05) >= 3.8
     assert (light + 0.05) / 0.05 >= 3.8
 
@@ -54,7 +53,6 @@ def test_no_style_names_a_colour_of_the_terminal(source: Path) -> None:
     """No command writes plain yellow or the like, which a terminal may show as anything: there is one set of them."""
     texts = [node.value for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Constant)]
     styles = [text.split() for text in texts if isinstance(text, str) and 0 < len(text) < 20]
-
     assert not [words for words in styles if NAMED & {word.removeprefix("bright_") for word in words}]
 
 
@@ -63,7 +61,6 @@ def test_a_picture_has_no_other_colours(until: Literal["before", "after"]) -> No
     """A picture is drawn in the colours that can be read anywhere, in bold and in dim, and in nothing else."""
     shown = re.findall(r"\x1b\[([\d;]*)m", drawn(picture(scene(4, until), 34.0), 80, 24, colours="256"))
     used = {code for codes in shown for code in re.findall(r"38;5;\d+|\d+", codes)}
-
     assert used <= {"0", "1", "2", *(f"38;5;{Color.parse(colour).number}" for colour in OURS)}
     assert len(used) > 4
 
@@ -77,7 +74,6 @@ def test_a_terminal_of_16_colours_gets_bold_without_colours(
     console = colours.readable(Console(file=io.StringIO(), color_system=system, force_terminal=True))
     with console.capture() as captured:
         console.print(Text("open", f"bold {colours.GOOD}"))
-
     assert captured.get() == ("\x1b[1;38;5;28mopen\x1b[0m\n" if coloured else "\x1b[1mopen\x1b[0m\n")
 
 
@@ -106,7 +102,6 @@ def test_an_option_is_never_broken_at_a_hyphen(
 def test_a_wrong_option_is_told_in_one_voice() -> None:
     """A value that makes no sense is told as every other error is, with the way to the help."""
     said = run("pause", "--redis", "redis://x", "--for", "3x", code=2).stderr.splitlines()
-
     assert said[1].endswith(" pause --help' for help.")
     assert said[-1] == (
         "keepa-tokens: Invalid value for '--for': '3x' is no duration up to a day: write 90s, 30m, 1h30m"
@@ -117,9 +112,7 @@ def test_a_wrong_option_is_told_in_one_voice() -> None:
 def test_a_sentence_is_broken_between_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, err: bool
 ) -> None:
-    """In a terminal a sentence goes on in the next line between two words, and a key is never cut; in a pipe it is one
-    line.
-    """
+    """In a terminal a sentence is broken between two words, and a key is never cut; in a pipe it is one line."""
     words = f"{KEY} is paused for 10:00: no call goes, what is in flight is settled as ever."
     shell.say(words, err=err)
     monkeypatch.setattr(sys.stderr if err else sys.stdout, "isatty", lambda: True)
@@ -139,9 +132,7 @@ def test_a_sentence_is_broken_between_words(
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_begins_with_examples_and_ends_with_the_next_command(command: str) -> None:
-    """Each command's help begins with examples that run this command, and ends with the one that comes next; every
-    option says what it is, no number is written as a computer would, and no line is wider than a terminal.
-    """
+    """Each command's help begins with examples and ends with the next; every option is explained, no line too wide."""
     said = CliRunner().invoke(app, [command, "--help"], terminal_width=80).output
     examples, _, rest = said.partition("\n\n")
 
@@ -162,7 +153,6 @@ def test_help_begins_with_examples_and_ends_with_the_next_command(command: str) 
 def test_the_first_help_shows_every_command_in_a_line() -> None:
     """`keepa-tokens` alone shows examples, every command with what it is for, uncut, the exit codes and what next."""
     said = CliRunner().invoke(app, ["--help"], terminal_width=80).output
-
     for command in COMMANDS:
         assert f"\n  {command} " in said
     assert "..." not in said.partition("Commands:")[2]
@@ -190,7 +180,6 @@ def test_completion_knows_the_commands() -> None:
     """Asked as a shell does, the program names the commands that begin so."""
     env = {"COMP_WORDS": "keepa-tokens re", "COMP_CWORD": "1", "_KEEPA_TOKENS_COMPLETE": "bash_complete"}
     done = program("-m", "keepa_tokens", **env)
-
     assert [line.split(",")[1] for line in done.stdout.splitlines()] == ["resume", "reset", "release"]
 
 
@@ -198,7 +187,6 @@ def test_as_a_module_it_is_the_same_program() -> None:
     """`python -m keepa_tokens` runs the commands, and a wrong one ends with 2 and a hint."""
     done = program("-m", "keepa_tokens", "--version")
     wrong = program("-m", "keepa_tokens", "nonsense")
-
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("0.")
     assert (wrong.returncode, wrong.stdout) == (2, "")
@@ -216,13 +204,10 @@ def test_as_a_module_it_is_the_same_program() -> None:
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected: str, code: int, said: str) -> None:
-    """A closed output takes nothing, a closed input has nothing, a full disk is one line: never a traceback, nor the
-    exit code of a finding.
-    """
+    """A closed output takes nothing, a closed input has nothing, a full disk is one line: never a traceback."""
     valkey.bucket().reconcile(Reading(300))
     command = f'exec "{sys.executable}" -W error -m keepa_tokens status --redis {valkey.url} {redirected}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
-
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -232,7 +217,6 @@ def test_letters_that_an_output_lacks_are_no_crash(valkey: Workers) -> None:
     """Where the output takes ASCII alone, a bar is drawn with other signs; every word and number is there."""
     valkey.bucket().reconcile(Reading(300, capacity=1200))
     done = program("-m", "keepa_tokens", "status", "--redis", valkey.url, PYTHONIOENCODING="ascii")
-
     assert (done.returncode, done.stderr) == (0, "")
     assert "300 of 1,200  ?" in done.stdout
 

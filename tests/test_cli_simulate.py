@@ -17,11 +17,8 @@ LOAD = Load(parse_mix("product:10"), backlog=60)
 
 
 def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
-    """600 tokens on a full bucket of 300 and 5 a minute take the hour in which the other 300 come; 20 a minute hold
-    them all.
-    """
+    """600 tokens on a full bucket of 300 and 5 a minute take an hour, in which the other 300 come; 20 a minute none."""
     slow, quick = simulate(LOAD, 5), simulate(LOAD, 20)
-
     assert slow.done_after is not None
     assert quick.done_after is not None
     assert 58 * 60 < slow.done_after < 64 * 60
@@ -33,7 +30,6 @@ def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
 def test_a_seed_decides_the_whole_run() -> None:
     """The same seed is the same run; another one is another."""
     load = replace(LOAD, mix=parse_mix("product:10,search,offers:2"))
-
     assert simulate(load, 5) == simulate(load, 5)
     assert simulate(load, 5) != simulate(replace(load, seed=1), 5)
 
@@ -43,7 +39,6 @@ def test_others_and_faults_make_it_slower() -> None:
     plain = simulate(LOAD, 5)
     others = simulate(replace(LOAD, outside=200), 5)
     faults = simulate(replace(LOAD, faults=0.2), 5)
-
     assert plain.done_after is not None
     for result in (others, faults):
         assert result.done_after is not None
@@ -56,7 +51,6 @@ def test_a_plan_that_is_too_small_is_told() -> None:
     """Where more comes than refills, the plan is not enough however long it runs, and the sentence says what is."""
     load = Load(parse_mix("product:10"), backlog=0, per_hour=60, days=0.25)
     small, large = simulate(load, 5), simulate(load, 20)
-
     assert demand(load) == 600
     assert not small.enough
     assert large.enough
@@ -99,7 +93,6 @@ def test_the_table_and_the_answer(tmp_path: Path) -> None:
         "simulate", "--backlog", "60", "--mix", "product:10", "--rates", "20,5", "--svg", str(tmp_path / "plan.svg")
     )
     heading, five, twenty, answer = said.stdout.splitlines()
-
     assert heading.split()[:3] == ["PLAN", "DONE", "AFTER"]
     assert (five.split()[0], twenty.split()[0]) == ("5/min", "20/min")
     assert answer.startswith("5 tokens a minute are enough: done after 58:")
@@ -112,7 +105,6 @@ def test_the_table_and_the_answer(tmp_path: Path) -> None:
 def test_no_plan_that_is_enough_ends_with_1() -> None:
     """If no plan is enough, the exit code is 1; rates that are none are a usage error."""
     told = document("simulate", "--backlog", "600", "--rates", "5", "--days", "0.05", "--mix", "product:10", code=1)
-
     assert (told["plans"][0]["enough"], told["plans"][0]["done_after"]) == (False, None)
     assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", "fast", code=2).stderr
     assert "No such file" in run("simulate", "--svg", "/not/there/plan.svg", code=2).stderr

@@ -46,7 +46,6 @@ def test_status_shows_a_bucket_in_a_file(file: File) -> None:
     """The only bucket of a file is shown without being named, and nothing is written."""
     file.bucket.try_reserve(7)
     told = file.document("status")["bucket"]
-
     assert (told["key"], told["balance"], told["held"]) == (KEY, 300, 7)
 
 
@@ -55,7 +54,6 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     told = file.document("doctor")
     assert (told["findings"], told["healthy"]) == ([], [KEY])
     assert told["facts"][0].startswith("SQLite 3")
-
     file.sql("UPDATE buckets SET fields = json_remove(fields, '$.refilled_at')")
     found = file.document("doctor", code=1)["findings"]
     assert [one["code"] for one in found] == ["damaged-refilled_at"]
@@ -69,7 +67,6 @@ def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
     bucket = TokenBucket(keepa_quota(20), key="own", storage=file.place, clock=clock, listener=lambda _: None)
     bucket.reconcile(Reading(-79, refill=20.0, capacity=1200))
     told = file.document("status", "own")["bucket"]
-
     assert "clock        its workers' own: all of this is as of their last step" in file.run("status", "own").stdout
     assert (told["balance"], told["repaired"]) == (-79, [])
     assert [found["code"] for found in file.document("doctor", "own")["findings"]] == ["own-clock"]
@@ -79,7 +76,6 @@ def test_a_row_without_an_end_is_given_one(file: File) -> None:
     """What would stay in the file for ever, and need not, is worth knowing; --repair lets it end."""
     assert file.place.lifetime(KEY) == pytest.approx(86_400.0, abs=60)
     file.sql("UPDATE buckets SET ends = NULL")
-
     (found,) = file.document("doctor", "--repair")["findings"]
     assert (found["code"], found["fault"]) == ("no-lifetime", False)
     assert file.document("doctor")["findings"] == []
@@ -98,7 +94,6 @@ def test_reset_and_release_work_on_a_file(file: File) -> None:
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     """Looking makes no file: a name that is mistyped says so."""
     path = tmp_path / "none.sqlite"
-
     assert "there is no file" in run("status", "--sqlite", str(path), code=2).stderr
     assert not path.exists()
 
@@ -107,7 +102,6 @@ def test_a_file_that_is_no_database_is_wrong_usage(file: File) -> None:
     """A file that SQLite can't read is named; the next try would say the same."""
     other = file.path.with_name("other.sqlite")
     other.write_text("this is no database, however long it is" * 50)
-
     assert "other.sqlite can't hold buckets" in run("status", "--sqlite", str(other), code=2).stderr
 
 
@@ -117,7 +111,6 @@ def test_a_database_of_somebody_else_stays_as_it_is(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE customers (name)")
     before = path.read_bytes()
-
     assert "has no buckets in it" in run("status", "--sqlite", str(path), code=2).stderr
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -126,7 +119,6 @@ def test_a_database_of_somebody_else_stays_as_it_is(tmp_path: Path) -> None:
 def test_adopt_needs_a_server(file: File) -> None:
     """A hand-made manager's keys are in Redis; with a file that is said."""
     options = ("--sqlite", str(file.path), KEY, "--balance-key", "tokens")
-
     assert "give --redis" in run("adopt", *options, code=2).stderr
 
 
@@ -134,7 +126,6 @@ def test_a_byte_that_is_no_text_is_damage_of_its_field(file: File) -> None:
     """A byte that no text has in it damages the field that it is in: the doctor names that, and a worker goes on."""
     sound, damaged = b'"balance": "300"'.hex(), b'"balance": "3\xff0"'.hex()
     file.sql(f"UPDATE buckets SET fields = CAST(replace(CAST(fields AS BLOB), x'{sound}', x'{damaged}') AS TEXT)")
-
     assert [found["code"] for found in file.document("doctor", code=1)["findings"]] == ["damaged-balance"]
     assert file.bucket.peek().repaired == ("balance",)
     assert file.document("doctor")["findings"] == []
@@ -148,9 +139,7 @@ def test_a_row_that_holds_no_fields_is_an_empty_bucket(file: File) -> None:
 
 
 def test_what_others_have_stored_writes_no_lines_of_its_own(file: File) -> None:
-    """A key, a hold's id, its label and a field with a line break and a colour are shown in the line they stand in, in
-    plain letters; so is a key in a terminal without a width.
-    """
+    """A line break and a colour in a key, a hold's id, its label and a field are shown in the line they stand in."""
     file.bucket.try_reserve(3, label="mine")
     evil = "x\n\x1b[31mEVIL"
     fields = json.loads(file.sql("SELECT fields FROM buckets")[0][0])

@@ -152,14 +152,11 @@ def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
         client.hdel(f"keepa_tokens:{KEY}", "refilled_at")
         told = valkey.document("status")["bucket"]
         assert not client.hexists(f"keepa_tokens:{KEY}", "refilled_at")
-
     assert told["repaired"] == ["refilled_at"]
 
 
 def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> None:
-    """Of several buckets the one of the API key is meant, from a file, the standard input or the environment; without
-    one the message names them all.
-    """
+    """Of several buckets the one of the API key is meant, however it is given; without one all are named."""
     for key in (bucket_key("mine"), bucket_key("theirs")):
         valkey.bucket(key).reconcile(Reading(300))
     (tmp_path / "key").write_text("mine\n")
@@ -182,7 +179,6 @@ def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> 
 def test_an_api_key_as_an_argument_is_refused_and_not_repeated(valkey: Workers) -> None:
     """What looks like an API key is not taken from the command line, and the message doesn't show it."""
     result = valkey.run("status", "k1" * 32, code=2)
-
     assert "--key-file" in result.stderr
     assert "k1k1" not in result.output
 
@@ -192,7 +188,6 @@ def test_all_is_a_table(valkey: Workers) -> None:
     assert "there is no bucket here" in valkey.run("status", "--all").stderr
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     valkey.bucket("b").try_acquire()
-
     heading, *rows = valkey.run("status", "--all").stdout.splitlines()
     assert heading.split() == ["BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING"]
     assert [row.split()[:3] for row in rows] == [["b", "unknown", "?/1,200"], [KEY, "open", "300/1,200"]]
@@ -201,7 +196,6 @@ def test_all_is_a_table(valkey: Workers) -> None:
 def test_a_table_fits_a_narrow_terminal() -> None:
     """In a terminal that is too narrow the keys are cut, by whose beginning a bucket can be named; no figure is."""
     wide, narrow = table([seen()]), table([seen()], 66)
-
     assert max(map(len, narrow)) <= 66 < max(map(len, wide))
     assert narrow[1].split("…")[1].split() == wide[1].split()[1:]
     assert KEY.startswith(narrow[1].split("…")[0])
@@ -213,7 +207,6 @@ def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     fake = FakeKeepa(refill_rate=20, initial=400, key="right")
     with FakeKeepaServer(fake) as keepa:
         said = valkey.run("status", "--probe", "--base-url", keepa.url, env={"KEEPA_API_KEY": "right"}).stdout
-
     assert "server       says 400; the bucket projected 412 (-12)" in said
     assert fake.token_calls == 1
     assert valkey.bucket().peek().balance == 400
@@ -240,7 +233,6 @@ def test_a_refused_api_key_ends_with_4(valkey: Workers) -> None:
     valkey.bucket(bucket_key("wrong-one")).reconcile(Reading(412))
     with FakeKeepaServer(FakeKeepa(key="right")) as keepa:
         result = valkey.run("status", "--probe", "--base-url", keepa.url, code=4, env={"KEEPA_API_KEY": "wrong-one"})
-
     refused = "the server refused the API key (HTTP 400): is it the right one, and paid for?"
     assert result.stderr == f"keepa-tokens: {refused}\n"
 
@@ -251,14 +243,12 @@ def test_what_the_server_says_of_another_api_key_is_kept_from_a_bucket(valkey: W
     with FakeKeepaServer(FakeKeepa(initial=7, key="mine")) as keepa:
         options = ("--probe", "--base-url", keepa.url)
         assert "another API key" in valkey.run("status", *options, code=2, env={"KEEPA_API_KEY": "mine"}).stderr
-
     assert valkey.bucket().peek().balance == 412
 
 
 def test_a_storage_that_is_away_ends_with_3() -> None:
     """A server that can't be reached is one line on the standard error, nothing on the other, and exit code 3."""
     result = run("status", "--redis", f"redis://127.0.0.1:{free_port()}", code=3)
-
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
 
@@ -268,7 +258,6 @@ def test_a_node_that_has_no_such_bucket_names_the_one_that_has(monkeypatch: pyte
     place = RedisPlace.from_url("redis://127.0.0.1:1")
     moved = Mock(side_effect=MovedError("6918 10.0.0.2:7001"))
     monkeypatch.setattr(place, "_client", Mock(execute_command=moved))
-
     with pytest.raises(ConfigError, match=r"try --redis 10\.0\.0\.2:7001"):
         place.fields(KEY)
 
@@ -282,15 +271,12 @@ def test_a_password_is_never_shown(valkey: Workers) -> None:
             said = run("status", "--redis", url, code=2).output
         finally:
             client.config_set("requirepass", "")
-
     assert "hush" not in said
     assert "there is no bucket in redis://127.0.0.1" in said
 
 
 def test_what_is_missing_is_said(valkey: Workers) -> None:
-    """Without --redis or --sqlite a command says what to give, with both, that it is one too many; --probe says where
-    to put the API key, and that with --all nobody knows which is meant.
-    """
+    """Which place, only one, the API key of a probe, whose bucket: a command says what to give."""
     valkey.bucket().reconcile(Reading(412))
     for arguments, says in (
         ((), "--redis redis://HOST:PORT, or --sqlite FILE"),
@@ -302,11 +288,8 @@ def test_what_is_missing_is_said(valkey: Workers) -> None:
 
 
 def test_the_place_can_stand_in_the_environment(valkey: Workers) -> None:
-    """KEEPA_TOKENS_REDIS names the place, so that a URL with a password needs to be on no command line; a call that
-    is larger than the bucket never goes.
-    """
+    """KEEPA_TOKENS_REDIS names the place, on no command line; a call that is larger than the bucket never goes."""
     TokenBucket(Quota.per_minute(60), key="plain", storage=valkey.storage).try_acquire(5)
-
     told = document("status", env={"KEEPA_TOKENS_REDIS": valkey.url})["bucket"]
     assert told["balance"] == 55
     assert told["calls"][1] == {"tokens": 150, "granted": False, "reason": "TOO_LARGE", "retry_after": None}

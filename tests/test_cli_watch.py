@@ -158,7 +158,6 @@ def test_large_numbers_beside_the_chart_cut_none_of_it() -> None:
     """The labels take as much room as the longest of them, and no row is wider than the terminal."""
     curve = Curve("balance", [(0.0, -1_200_000), (1.0, 2_000_000)], "", "")
     rows = chart(Picture("", "", "", [curve], -1_200_000, 2_000_000, "", [], [], "", []), 80, 8)
-
     assert {row.cell_len for row in rows} == {79}
     assert (rows[0].plain[:11], rows[-1].plain[:11]) == (" 2,000,000 ", "-1,200,000 ")
 
@@ -187,7 +186,6 @@ def test_a_wait_has_a_bar_that_grows(watched: Watched) -> None:
     first = watched.lane("call of 10 ")
     watched.clock.advance(130)
     watched.line()
-
     assert "waits: EMPTY" in first
     assert first.count("█") < watched.lane("call of 10 ").count("█")
     assert "too few tokens" in " ".join(watched.drawn(100, 30))
@@ -197,7 +195,6 @@ def test_in_a_pipe_it_writes_lines(valkey: Workers) -> None:
     """In a pipe a watch writes plain lines with the time, and ends after as many looks as it was told."""
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     said = valkey.run("watch", "--looks", "2", "--every", "0.1").stdout
-
     (line,) = said.splitlines()
     assert line.endswith("  open: 300 of 1,200")
     assert line[2] == line[5] == ":"

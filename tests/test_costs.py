@@ -39,6 +39,7 @@ THREE = "B000000001,B000000002,B000000003"
         ("product", {"code": "4006381333931,4006381333948"}, 2),
         ("product", {"code": "4006381333931,4006381333948", "code-limit": 10}, 20),
         ("product", {}, 1),
+        ("/keepa/v1/bestsellers/", {}, 50),
         ("search", {"term": "lamp"}, 40),
         ("search", {"term": "lamp", "page": 0}, 10),
         ("search", {"term": "lamp", "type": "category"}, 1),

@@ -16,6 +16,7 @@ from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
 from keepa_tokens.cli.demo import Meter, Sample
 from keepa_tokens.cli.demo_command import picture
+from keepa_tokens.cli.shell import COMMANDS
 from keepa_tokens.cli.view import chart, fits
 from keepa_tokens.storage.sqlite import SQLiteStorage
 from keepa_tokens.testing import FakeKeepa
@@ -55,9 +56,7 @@ def test_on_a_real_server_a_run_is_the_same_and_leaves_nothing(valkey: Workers) 
 
 
 def test_the_bucket_recovers_and_the_old_rule_stands_still(report: Any) -> None:
-    """The timestamp lost at -79 is mended and a grant follows by when peek() said; put the same requests, the old rule
-    grants nothing, never asks the server, and stays at -79.
-    """
+    """The timestamp lost at -79 is mended, and a grant follows in time; the old rule stays at -79, never asks."""
     fault, old = report["fault"], report["old_rule"]
     assert (fault["balance"], fault["repaired"]) == (-79, "refilled_at")
     assert 180 < fault["recovered_after"] <= fault["promised"]
@@ -80,7 +79,6 @@ def test_a_pipe_gets_plain_lines() -> None:
     lines = run("demo", "--seconds", "0").stdout.splitlines()
     told = [line.split(maxsplit=2)[2] for line in lines if " demo " in line]
     lost = next(place for place, words in enumerate(told) if words.startswith("The timestamp is lost"))
-
     assert lines[0] == "4 workers on one key of 20 tokens a minute of a fake Keepa server"
     assert told[0] == "Workers ingest; each answer brings the server's balance."
     assert told[lost + 1].startswith("mended refilled_at")
@@ -102,13 +100,9 @@ class SecretSpender(FakeKeepa):
 
 
 def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A projection above the truth with nothing in flight is found: exit code 1, and the summary in plain text says
-    what broke.
-    """
+    """A projection above the truth with nothing in flight is found: exit code 1, and the summary says what broke."""
     monkeypatch.setattr(demo, "FakeKeepa", SecretSpender)
-
     result = run("demo", "--seconds", "0", "--workers", "1", code=1)
-
     assert "with nothing in flight" in result.output.split("broken:")[-1]
     assert "Every bound held" not in result.output
     assert "\x1b" not in result.output
@@ -127,9 +121,7 @@ def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_sample_may_be_off_by_calls_in_flight_and_a_late_step(sample: Sample, broken: list[str]) -> None:
-    """Tokens in flight and a refill step believed late are allowed for, a second step where the phase was lost; one
-    token more, or above the truth with nothing in flight, breaks a bound.
-    """
+    """Tokens in flight and a late step are allowed for, two where the phase was lost; one token more breaks a bound."""
     meter = Meter()
     meter.judge(sample)
     assert list(meter.broken.values()) == broken
@@ -155,7 +147,6 @@ def test_a_poll_is_no_news() -> None:
     alone = scene(1)
     told = [line.split(maxsplit=2)[2] for line in alone.news if " prices " in line]
     waits = [words.partition(", ")[0] for words in told]
-
     assert alone.fault is not None
     assert sum(alone.waits.values()) < sum(alone.fault.verdicts.values())
     assert sum(words.startswith("waits") for words in told) == sum(alone.waits.values())
@@ -173,7 +164,6 @@ def test_the_picture_fits_its_terminal(
     """No picture is wider or higher than its terminal, however many workers there are, before the fault and after."""
     text = drawn(picture(scene(workers, until), 34.0), *size)
     lines = text.splitlines()
-
     assert len(lines) <= size[1]
     assert max(map(len, lines)) <= size[0]
     assert "prices" in text
@@ -196,7 +186,6 @@ def test_curves_differ_without_colour() -> None:
         "".join(row.plain for row in chart(replace(shown, curves=[replace(curve, points=level)]), 60, 4))
         for curve in shown.curves
     ]
-
     assert [curve.name for curve in shown.curves] == ["server", "projection", "old rule"]
     assert len({curve.sign for curve in shown.curves}) == len(set(alone)) == 3
 
@@ -225,11 +214,21 @@ def test_a_missing_extra_is_named_in_one_line(package: str, tmp_path: Path) -> N
         TokenBucket(keepa_quota(20), key="k", storage=storage).reconcile(Reading(300))
     code = f"import sys; sys.modules[{package!r}] = None; from keepa_tokens.cli import main; sys.exit(main())"
     result = program("-c", code, "status", "k", "--probe", "--sqlite", path, KEEPA_API_KEY="unused")
-
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert package in line
     assert "pip install 'keepa-tokens[cli]'" in line
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_needs_no_client_for_redis(command: str) -> None:
+    """With the extra `cli` alone each help is shown: buckets may be in a file."""
+    code = (
+        "import sys; sys.modules |= dict(redis=None, valkey=None); from keepa_tokens.cli import main; sys.exit(main())"
+    )
+    result = program("-c", code, *command.split(), "--help")
+
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("wrong", [["--seconds", "-1"], ["--seconds", "nan"], ["--workers", "0"]])

@@ -7,9 +7,9 @@ import copy
 import json
 import math
 import pickle
-import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
 from keepa_tokens.units import MICROSECONDS
 from tests.helpers import Napping, Noted, in_threads
-from tests.stories import Story, each_story, fields, number
+from tests.stories import Story, each_story, holds, options, told_steps
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +50,7 @@ def plain(quota: Quota = PLAIN, start: float = 100.0) -> tuple[TokenBucket, Manu
 
 RECHARGING: Final = Quota(10, 1, 1.0, recharge_to=5)
 FULL: Final = Quota(10, 1, 1.0, synced=True, initial=10)
+STILL: Final = Quota(10, 0, 1.0)
 
 STORIES: Final = """
 a grant has no wait; a refusal takes nothing, and says why and for how long: PLAIN
@@ -76,7 +77,8 @@ the estimate is taken, what was not spent comes back, and once settled nothing m
     try a 6; peek -> balance=4 held=6 holds=1 available=4
     settle a 2; settle a 2; cancel a; leave a; peek -> balance=8 held=0
 a call that was certainly never sent frees what was set aside: PLAIN
-    try a 6; cancel a; leave a; peek -> balance=10 held=0; try a 11 -> CostTooLarge; take 7; try a 4 -> NotEnoughTokens
+    try a 6; cancel a; leave a; peek -> balance=10 held=0; try a 11 -> CostTooLarge
+    take 7; try a 4 -> NotEnoughTokens waiting=0; take 3 -> granted
 left without a settle, by an exception too, the estimate is charged at once on a plain bucket: PLAIN
     try a 3; leave a; peek -> balance=7 held=0; reserve b 3; fail b; peek -> balance=4 held=0
 the call may still be under way at the server, so its hold outlives readings that don't know its cost: SYNCED
@@ -87,6 +89,21 @@ the balance that a settle brings is the server's word, whatever was estimated: S
 settled again, minutes later too, it brings no reading, which is an old one by then: SYNCED
     read 100 server_time=1; try a 4; settle a 4 says=96 at=2; take 10; pass 130; peek -> balance=86
     settle a 4 says=96 at=2; peek -> balance=86
+who runs out of time beside a call in flight leaves the line, and nobody is kept back for it: SYNCED period=60
+    read 8; reserve a 6; reserve b 5 timeout=3 -> AcquireTimeout waiting=0; cancel a
+nothing asked is granted, of an empty or unknown bucket too, whatever is kept: (STILL|SYNCED|PLAIN) initial=(-5|-|10)
+    take 0 keep=0 -> granted; take 0 keep=1 -> granted; take 0 keep=1000 -> granted balance=(-5|-|10)
+    acquire 0 keep=0 timeout=0 -> waited=0; acquire 0 keep=1000 timeout=0 -> waited=0
+    try a 0 keep=1000; settle a 0; reserve b 0 keep=1000; cancel b -> balance=(-5|-|10)
+where no wait would help the error says so, and how much would be admitted: PLAIN initial=7
+    (take|acquire|try a|reserve a) 11 -> CostTooLarge tokens=11 keep=0 largest=10
+    (take|acquire|try a|reserve a) 10 keep=1 -> CostTooLarge tokens=10 keep=1 largest=9
+    (take|acquire|try a|reserve a) 1 keep=10 -> CostTooLarge tokens=1 keep=10 largest=0
+    (take|acquire|try a|reserve a) 4503599627370495 -> CostTooLarge keep=0 largest=10
+    (take|acquire|try a|reserve a) 1 keep=4503599627370495 -> CostTooLarge largest=0 balance=7 held=0
+a synced bucket takes a balance of 0 or deep below, a net refill of 0, a fraction: SYNCED
+    read (0|-340|-4503599627370495|5 next_refill_in=0 refill=0 period=0.000001 capacity=1 server_time=0|
+     5 refill=0.25 server_time=1780000000.123) -> balance=(0|-340|-4503599627370495|5|5)
 a reservation says how it was granted: PLAIN
     acquire 10; reserve a 2 -> waited=2 tokens=2
 what is there beside `keep` is taken, up to what is wanted: PLAIN initial=5
@@ -100,9 +117,10 @@ while a bucket is paused no call goes, and each is told when; it ends by itself,
 class Teller:
     """A door that does what a story tells, for threads or for coroutines."""
 
-    def __init__(self, kind: Any, quota: Quota) -> None:
+    def __init__(self, kind: Any, story: Story, **more: Any) -> None:
+        name, _, changes = story.bucket.partition(" ")
         self.clock = ManualClock(100.0)
-        self.bucket = kind(quota, clock=self.clock)
+        self.bucket = kind(replace(story.terms[name], **options(changes)), clock=self.clock, **more)
         self.calls: dict[str, Any] = {}
 
     async def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
@@ -140,30 +158,24 @@ class Teller:
         return leave(error and type(error), error, None)
 
 
+async def goes(teller: Teller, story: Story) -> None:
+    """Let a story happen, and assert that each step comes to what stands beside it."""
+    for step, verb, words, named in told_steps(story.text):
+        came = await teller.done(verb, words, named)
+        places = (came, getattr(came, "decision", came), await teller.done("peek", [], {}), teller.clock)
+        holds(step, came, partial(seen, places))
+
+
+def seen(places: tuple[Any, ...], name: str) -> Any:
+    """Return what is so named in the first that has it; `taken` is what came itself."""
+    return places[0] if name == "taken" else next(getattr(each, name) for each in places if hasattr(each, name))
+
+
 @pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
 @each_story(STORIES, globals())
 async def test_a_story_of_the_doors_comes_out_as_told(kind: Any, story: Story) -> None:
     """For threads as for coroutines; each title says what its steps show."""
-    name, _, changes = story.bucket.partition(" ")
-    teller = Teller(kind, replace(story.terms[name], **{each: whole(value) for each, value in fields(changes).items()}))
-    for step in re.split(r"[;\n]", story.text.strip()):
-        what, _, comes = step.partition("->")
-        verb, *words = what.split()
-        named = {each: whole(value) for each, value in fields(" ".join(word for word in words if "=" in word)).items()}
-        came = await teller.done(verb, [whole(number(word)) for word in words if "=" not in word], named)
-        wanted = fields(comes)
-        errors = [each for each in wanted if each[0].isupper()]
-        assert errors == ([type(came).__name__] if isinstance(came, Exception) else []), step
-        seen = await teller.done("peek", [], {})
-        for each, value in wanted.items():
-            places = (came, getattr(came, "decision", came), seen, teller.clock)
-            found = came if each == "taken" else [getattr(place, each) for place in places if hasattr(place, each)]
-            assert each in errors or (found == value if each == "taken" else found[0] == value), step
-
-
-def whole(value: Any) -> Any:
-    """Return a number as the int that it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    await goes(Teller(kind, story), story)
 
 
 # --- try and wait

@@ -195,9 +195,7 @@ def test_a_settled_call_says_what_it_cost() -> None:
 
 @pytest.mark.deep
 def test_estimates_of_codes_follow_what_they_cost() -> None:
-    """Of 300 calls for 20 to 100 codes the table estimates nearly all at half of the cost, the estimator the first one;
-    it is never more than three times too high.
-    """
+    """Of 300 calls for codes the table estimates all at half of the cost, the estimator one; none is far too high."""
     fake = FakeKeepa(refill_rate=60, clock=ManualClock(), products_per_code=(1, 5), seed=3)
     chance = random.Random(5)
     table = learning = 0

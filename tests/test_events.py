@@ -24,9 +24,9 @@ from keepa_tokens import (
 from keepa_tokens.keepa._door import SERVER_REFUSED
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Noted
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import World, asins
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 KEY = "k"
 
@@ -72,7 +72,6 @@ def test_a_wait_says_why_and_for_how_long_it_sleeps() -> None:
     waits = [event for event in world.events if event.kind is EventKind.WAITING]
     assert {event.why for event in waits} == {"EMPTY"}
     assert sum(event.seconds for event in waits) == pytest.approx(world.clock.slept, rel=0.01)
-
     events: list[Event] = []
     plain = TokenBucket(Quota(2, 1, 1.0), key="plain", clock=ManualClock(), listener=events.append)
     plain.acquire(2)
@@ -114,9 +113,7 @@ def test_a_reading_is_taken_or_ignored_and_it_says_why() -> None:
 def test_the_log_has_at_most_two_lines_a_refill_however_many_wait(
     workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In three hours on a starved bucket each refill is at most one "granting again" and one "refused", and no poll is
-    a line: they are dozens of times as many.
-    """
+    """In three hours each refill is at most one "granting again" and one "refused", and no poll is a line."""
     caplog.set_level(logging.INFO, logger="keepa_tokens.test")
     log = LoggingListener(logging.getLogger("keepa_tokens.test"))
     seen: Counter[EventKind] = Counter()

@@ -108,7 +108,6 @@ def test_a_client(
 def test_httpx_client(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
     """Three products with offers are printed with what they cost, and the bucket ends at what the server has left."""
     load("httpx_client").main(ASINS[:3])
-
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ASINS[:3]
     assert sum(int(line.split()[-2]) for line in lines[:-1]) == fake.spent
@@ -138,9 +137,7 @@ def test_fifty_workers(fake: FakeKeepa, capsys: pytest.CaptureFixture[str], monk
 
 
 def test_prometheus_metrics(fake: FakeKeepa, capsys: pytest.CaptureFixture[str]) -> None:
-    """The metrics tell the three calls, the server's balance and what somebody else spent meanwhile, the bucket named
-    by a digest.
-    """
+    """The metrics tell calls, the server's balance and what somebody else spent, the bucket named by a digest."""
     others = [7, 0, 0]  # what another program spends while each call is out, the last one first
     fake.cost = lambda path, params: fake.spend_outside(others.pop()) if path == "/product" else None
     load("prometheus_metrics").main(ASINS[:3], CollectorRegistry())
@@ -174,6 +171,5 @@ class TestCelery:
                 example.main(ASINS[:5])
             example.client.close()
             example.sync.bucket.storage.close()
-
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-5:] == ASINS[:5]
         assert (fake.spent, fake.token_calls) == (5, 1)

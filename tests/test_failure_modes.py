@@ -29,9 +29,9 @@ from keepa_tokens import (
 from keepa_tokens.keepa.reading import envelope
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from tests.helpers import Napping, Noted
-from tests.keepa_stories import Told, each_story
-from tests.keepa_world import World, asins
-from tests.stories import Story
+from tests.keepa_stories import Told
+from tests.keepa_world import World
+from tests.stories import Story, each_story
 
 STORIES: Final = """
 01 what one worker spends the other sees, they neither sleep on tokens nor all fire on five: initial=10
@@ -57,6 +57,9 @@ initial=-79 recharge_to=40
     cost 386; call 1 estimate=100 -> balance=-236 in_step
 13 a reading leaves holds in flight, a hold undone after it frees just what it held: initial=100
     request a 30; call 10 -> balance=90 held=30 available=60; cancel a; cancel a -> available=90 left=90
+# Two calls in flight, answered in the wrong order.
+14 an older answer arriving late changes nothing: the newer balance stays, the older one's hold goes: initial=100
+    request a 10; request b 10; ask a 10; pass 1; ask b 10; tell b; tell a -> balance=80 held=0 in_step
 15 a crashed worker's hold is charged after its lifetime, and no longer in anybody's way: initial=100
     request a 60 by=crashed; fail a; pass 119.999999; peek by=other -> held=60
     pass 0.000001; peek by=other -> balance=45 held=0 holds=0
@@ -136,19 +139,6 @@ def test_11_a_waiting_worker_notices_a_better_balance() -> None:
     other = world.worker()
     assert world.worker().request(1).waited < 120 + 62
     assert other.bucket.peek().capacity == 3600
-
-
-def test_14_an_older_answer_arriving_late_changes_nothing() -> None:
-    """Two calls in flight, answered in the wrong order: the newer balance stays, the older one's hold goes."""
-    world = World(initial=100)
-    first, second = world.sync.request(10), world.sync.request(10)
-    older = world.fake.request("/product", asins(10))
-    world.clock.advance(1)
-    newer = world.fake.request("/product", asins(10))
-    second.settle(newer.content, status=newer.status)
-    first.settle(older.content, status=older.status)
-    snapshot = world.bucket.peek()
-    assert (snapshot.balance, snapshot.held) == (world.fake.balance, 0) == (80, 0)
 
 
 def test_16_a_storage_that_is_away_grants_nothing_and_comes_back_by_itself() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import re
-import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, get_args
 
 import pytest
 
 from keepa_tokens.testing import FakeKeepa, ManualClock, virtual_loop
 from keepa_tokens.testing.fake_keepa import Fault, Response
+from tests.helpers import in_threads
+from tests.stories import Story, each_story, holds, options, told_steps
 
 ENVELOPE = {
     "timestamp",
@@ -212,18 +213,15 @@ a fault for one path waits for it, others come in order: initial=300
 """
 
 
-def number(text: str) -> Any:
-    """Return a number, or a text that is none."""
-    try:
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    except ValueError:
-        return text
+def found(said: dict[str, Any], fake: FakeKeepa, name: str) -> Any:
+    """Return what is so named in an answer, else on the server."""
+    return said[name] if name in said else getattr(fake, name, None)
 
 
-@pytest.mark.parametrize("title, options, steps", re.findall(r"^(\S.*): (.*)\n((?:    .*\n)+)", STORIES, re.MULTILINE))
-def test_a_story_of_the_server_comes_out_as_told(title: str, options: str, steps: str) -> None:
+@each_story(STORIES)
+def test_a_story_of_the_server_comes_out_as_told(story: Story) -> None:
     """Each title says what its steps show: what is asked, and what stands in the answer or the books then."""
-    fake, clock = fake_on_clock(**{name: number(text) for name, text in (each.split("=") for each in options.split())})
+    fake, clock = fake_on_clock(**options(story.bucket))
     tickets: dict[str, Any] = {}
 
     def begin(name: str, tokens: int) -> None:
@@ -241,17 +239,11 @@ def test_a_story_of_the_server_comes_out_as_told(title: str, options: str, steps
         "fail": lambda times, kind, path=None: fake.fail_next(times, str(kind), path=path),  # type: ignore[arg-type]
         "down": lambda is_down: setattr(fake, "token_down", bool(is_down)),
     }
-    for step in re.split(r"[;\n]", steps.strip()):
-        done, _, comes = step.partition(" -> ")
-        verb, *words = done.split()
-        answer = verbs[verb](*map(number, words))
-        seen = {} if answer is None else {"body": answer.body, "status": answer.status, **(answer.body or {})}
-        seen |= {"left": seen.get("tokensLeft"), "consumed": seen.get("tokensConsumed")}
-        for name, _, text in (each.partition("=") for each in comes.split()):
-            if name.startswith("!"):
-                assert not seen.get(name[1:]), f"{title}: {step}"
-            else:
-                assert (seen[name] if name in seen else getattr(fake, name)) == number(text), f"{title}: {step}"
+    for step, verb, words, _ in told_steps(story.text):
+        answer = verbs[verb](*words)
+        said = {} if answer is None else {"body": answer.body, "status": answer.status, **(answer.body or {})}
+        said |= {"left": said.get("tokensLeft"), "consumed": said.get("tokensConsumed")}
+        holds(step, answer, partial(found, said, fake))
 
 
 def test_a_clock_step_back_does_not_touch_the_server() -> None:
@@ -269,9 +261,7 @@ def test_a_clock_step_back_does_not_touch_the_server() -> None:
 
 
 def test_mistakes_of_a_test_are_said_at_once() -> None:
-    """A call finished twice charges nothing more; an unknown kind of fault, a period that can't be and a negative plan
-    are refused by name.
-    """
+    """A call finished twice, an unknown fault, a period that can't be, a negative plan: each is refused by name."""
     fake, _ = fake_on_clock()
     ticket = fake.begin("/product", asins(1))
     fake.finish(ticket)
@@ -302,16 +292,7 @@ def test_latency_passes_on_the_clock_and_a_probe_asks_by_the_key() -> None:
 def test_threads_keep_the_books_straight() -> None:
     """Eight threads that spend at once lose no token and no count."""
     fake, _ = fake_on_clock(refill_rate=60)
-
-    def work() -> None:
-        for _ in range(50):
-            fake.request("/product", asins(2))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, lambda _: [fake.request("/product", asins(2)) for _ in range(50)])
     assert (fake.admitted, fake.spent, fake.balance, fake.in_flight) == (400, 800, 3600 - 800, 0)
 
 

@@ -31,8 +31,10 @@ from keepa_tokens import (
     StorageUnavailable,
     TokenBucket,
 )
+from keepa_tokens.guards._flow import RUN
 from keepa_tokens.guards.celery import _countdown
 from keepa_tokens.guards.requests import KeepaAdapter
+from keepa_tokens.keepa._door import PLACE
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from keepa_tokens.units import UNLIMITED
 from tests.celery_worker import MARKS, PATIENCE, Tasks, worker
@@ -264,6 +266,25 @@ def test_called_directly_or_eagerly_it_raises_the_refusal(tasks: Tasks) -> None:
     assert len(runs) == 2
 
 
+@pytest.mark.parametrize("called", ["__call__", "apply"])
+def test_what_a_task_calls_pays_and_stands_in_line_as_that_task(tasks: Tasks, called: str) -> None:
+    """Only the task that was sent comes back: it has paid for what it called, whose place in line is its own."""
+    seen: list[tuple[object, str | None]] = []
+
+    def work(*task: object) -> None:
+        seen.append((RUN.get(), PLACE.get()))
+        if not task:
+            getattr(tasks.retrying, called)()
+
+    tasks.work = work
+    sent = tasks.plain.delay()
+    sent.get(timeout=PATIENCE)
+    outer, inner = seen
+    assert outer == inner
+    assert outer[0] is inner[0] is not None
+    assert outer[1] == sent.id
+
+
 # --- a worker as in production: processes of its own, and JSON
 
 
@@ -314,9 +335,7 @@ def test_a_forking_worker_that_speaks_json_does_the_same(tmp_path: Path) -> None
 
 @pytest.mark.deep
 def test_all_is_done_though_the_bucket_was_stuck_and_its_server_away(tmp_path: Path) -> None:
-    """86 deals start from a balance of -79 whose timestamp is lost, and half-way the bucket's server is gone for six
-    seconds: all are done, each is paid once, and the server refuses none.
-    """
+    """86 deals, a balance of -79 without its timestamp, a server gone for six seconds: all done, each paid once."""
     deals = 86
     fake = FakeKeepa(refill_rate=5, initial=-79, period=STEP, latency=0.02)
     log = tmp_path / "log"

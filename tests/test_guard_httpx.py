@@ -161,9 +161,7 @@ def test_closing_the_client_closes_the_inner_transport() -> None:
 @pytest.mark.parametrize("redirected", [False, True])
 @pytest.mark.parametrize("library", [httpx, httpx2])
 def test_the_key_goes_by_https_to_the_api_alone(library: Any, url: str, gets_it: bool, redirected: bool) -> None:
-    """Asked for directly or on a redirect: no other scheme, port or host gets the key. What goes to the API's host is
-    paid for however it goes: who puts the key in himself is not let past.
-    """
+    """No other scheme, port or host gets the key, by a redirect neither; what goes to the API's host is paid for."""
     seen: list[str] = []
     sync = bucket()
 

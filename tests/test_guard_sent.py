@@ -295,9 +295,7 @@ def an_error_while_another_was_handled() -> None:
 def test_what_was_handled_before_and_what_comes_of_reading_an_answer_decide_nothing(
     world: World, fails: Callable[[], Any]
 ) -> None:
-    """Where an inner transport tries again, the second try's broken answer counts, not the first one's connection; and
-    only the bare mistakes of a client's own checks count as never sent.
-    """
+    """The second try's broken answer counts, not the first one's connection, and only a client's own checks."""
     world.sync.observe(FULL)
     client = httpx.Client(transport=KeepaTransport(world.sync, httpx.MockTransport(lambda request: fails())))
     with client, pytest.raises((httpx.ReadError, UnicodeDecodeError)):

@@ -44,8 +44,7 @@ from tests.http_guards import (
     shown,
     together,
 )
-from tests.keepa_stories import each_story, holds, options, told_steps
-from tests.stories import Story
+from tests.stories import Story, each_story, holds, options, told_steps
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
 pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
@@ -85,9 +84,7 @@ def test_a_request_is_held_while_it_is_out_and_settled_by_its_answer(make: Make)
     world, client = known(make, 100)
     held: list[int] = []
     world.fake.cost = lambda path, params: held.append(world.bucket().held)
-
     answer = client.get("/product", asins(10, rating=1))
-
     assert answer.status == 200
     assert len(json.loads(answer.content)["products"]) == 10
     assert held == [20]
@@ -244,9 +241,7 @@ def test_a_posted_selection_is_sent_again_too(make: Make) -> None:
     world.fake.spend_outside(250)
     held: list[int] = []
     world.fake.cost = lambda path, params: held.append(world.bucket().held) if path == "/query" else None
-
     answer = client.send("POST", "/query", {"domain": 1}, body=json.dumps({"perPage": 1000}))
-
     assert len(json.loads(answer.content)["asinList"]) == 1000
     assert held == [20]
     assert world.fake.refused == 1
@@ -287,9 +282,7 @@ def sent_at(world: World) -> list[float]:
 
 @pytest.mark.parametrize("fault", ["429", "429_bare", "503"])
 def test_what_the_server_asks_for_is_waited(make: Make, fault: Any) -> None:
-    """`Retry-After: 30` on a 429, with an envelope or without, and on a 503: five tries half a minute apart, of which
-    the listener hears, then the server's own answer is handed out, and nothing is held or spent.
-    """
+    """`Retry-After: 30`: five tries half a minute apart, of which the listener hears, then the server's own answer."""
     world, client = known(make, 250, retry_refused=True)
     world.fake.fail_next(100, fault, path="/product", headers={"Retry-After": "30"})
     instants = sent_at(world)
@@ -312,9 +305,7 @@ def test_a_refusal_that_nothing_explains_is_not_hammered(make: Make, fault: Any)
     world, client = known(make, 250, retry_refused=True)
     world.fake.fail_next(100, fault, path="/product")
     instants = sent_at(world)
-
     assert client.get("/product", asins(5)).status == 429
-
     pauses = [later - earlier for earlier, later in pairwise(instants)]
     assert len(pauses) == 4
     step = 61 if fault == "429_bare" else 0  # without an envelope the bucket waits for the next step besides
@@ -487,9 +478,7 @@ def test_a_lost_answer_surfaces_and_its_hold_runs_out(make: Make, fault: Any) ->
 def test_an_answer_outlives_a_storage_that_is_away(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, log_fails: bool
 ) -> None:
-    """An answer that can't be settled was paid for: it is handed out, with a warning, also where that fails; the next
-    request is not sent.
-    """
+    """An answer that can't be settled was paid for: it is handed out with a warning; the next request is not sent."""
 
     def fails(*_: object) -> None:
         raise OSError("the disk is full")
@@ -625,9 +614,7 @@ def test_a_guard_says_what_it_is(kind: Kind) -> None:
 
 
 def test_no_frame_below_the_guard_holds_the_key(make: Make) -> None:
-    """After a lost answer and a failed connection the local variables of all frames, as error reports show them, and
-    the pickled exception have no key.
-    """
+    """After a lost answer no local variable below the guard, as error reports show them, and no pickle has the key."""
     world, client = known(make, 300)
     world.fake.fail_next(world.tries, "disconnect_charged", path="/product")
     with FakeKeepaServer(world.fake) as gone:

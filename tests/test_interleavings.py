@@ -46,9 +46,7 @@ DEEPER: Final[dict[str, Synced]] = {
 @pytest.mark.parametrize("at_admission", [False, True])
 @pytest.mark.parametrize("world", [*WORLDS, *(pytest.param(name, marks=pytest.mark.deep) for name in DEEPER)])
 def test_in_every_order_the_projection_is_never_above_and_ends_equal(world: str, at_admission: bool) -> None:
-    """Envelopes in any order, charged at admission or completion: never above the truth, and, where something tells the
-    order, equal at the end.
-    """
+    """However charged, never above the truth, and, where something tells the order, equal at the end."""
     what = (WORLDS | DEEPER)[world]
     count = explore(replace(what, at_admission=at_admission))
     assert count.broken == ""

@@ -32,8 +32,7 @@ from keepa_tokens import (
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Reserve, Settle
-from tests.keepa_stories import each_story, holds, options, told_steps
-from tests.stories import Story
+from tests.stories import Story, each_story, holds, options, told_steps
 
 from tests import http_guards  # isort: skip
 from tests.http_guards import KEY  # isort: skip
@@ -109,9 +108,7 @@ def guarded(make: Make) -> Make:
 
 
 def test_one_query_is_three_holds_each_settled_by_its_own_answer(guarded: Make) -> None:
-    """A query of 300 ASINs with ratings reserves 200 three times, settles what each cost, and ends at the server's
-    own balance, without asking for it.
-    """
+    """300 ASINs with ratings reserve 200 three times, settle what each cost, and end at the server's own balance."""
     world = guarded(refill_rate=20)
 
     products = world.query(asins(300), rating=True)
@@ -402,9 +399,7 @@ def test_a_wrong_server_clock_changes_nothing(make: Make, offset: float) -> None
     world.fake.server_clock_offset = offset
     world.guard()
     first = world.fake.refill_in
-
     assert world.query("B000000001")
-
     assert first <= world.clock.slept <= first + 1
     assert world.fake.refused == 0
     assert abs(world.api.time_to_refill - world.fake.refill_in - 1) < 1

@@ -82,56 +82,35 @@ NO_REFILL = "refillRate is 0 beside an error or an empty envelope: no reading"
 ZEROS = dict.fromkeys(("tokensLeft", "refillIn", "refillRate", "tokensConsumed"), 0)
 NO_BALANCE = "there is no tokensLeft"
 NO_WHOLE_BALANCE = "tokensLeft is no whole number"
+NO_JSON = ("<html>bad gateway</html>", b"\x89PNG\r\n\x1a\n", bytearray(b"\xff\xfe"), "[" * 100_000, "9" * 5000)
+NO_NUMBER = "is no number from 0 to 2**52"
+TOO_LARGE = "balance must be a whole number from -4503599627370495 to 2**52, not a whole number"
 
 
 @pytest.mark.parametrize(
     "body, why",
     [
         (None, "there is no JSON object"),
-        ("", "the body is no JSON (0 long)"),
-        (b"", "the body is no JSON (0 long)"),
-        ("null", "the body is no JSON object but NoneType"),
-        ("[]", "the body is no JSON object but list"),
-        ("3", "the body is no JSON object but int"),
-        ('"text"', "the body is no JSON object but str"),
-        ("<html>bad gateway</html>", "the body is no JSON (24 long)"),
-        (b"\x89PNG\r\n\x1a\n", "the body is no JSON (8 long)"),
-        (bytearray(b"\xff\xfe"), "the body is no JSON (2 long)"),
-        ("[" * 100_000, "the body is no JSON (100000 long)"),
-        ("9" * 5000, "the body is no JSON (5000 long)"),
-        ([], "the body is no JSON object but list"),
-        ({}, NO_BALANCE),
-        ({"tokensLeft": None}, NO_BALANCE),
-        ({"tokensLeft": "12"}, NO_WHOLE_BALANCE),
-        ({"tokensLeft": True}, NO_WHOLE_BALANCE),
-        ({"tokensLeft": 1.5}, NO_WHOLE_BALANCE),
-        ({"tokensLeft": float("nan")}, NO_WHOLE_BALANCE),
-        (
-            {"tokensLeft": 10**400},
-            "balance must be a whole number from -4503599627370495 to 2**52, not a whole number of 1329 bits",
+        *((body, "the body is no JSON (0 long)") for body in ("", b"")),
+        *((body, f"the body is no JSON object but {kind}") for body, kind in (("null", "NoneType"), ("[]", "list"))),
+        *(
+            (body, f"the body is no JSON object but {kind}")
+            for body, kind in (("3", "int"), ('"text"', "str"), ([], "list"))
         ),
-        (
-            {"tokensLeft": 1e308},
-            "balance must be a whole number from -4503599627370495 to 2**52, not a whole number of 1024 bits",
-        ),
-        ({"tokensLeft": [5]}, NO_WHOLE_BALANCE),
-        ({"tokensLeft": 5, "refillIn": float("nan")}, "refillIn is no number from 0 to 2**52"),
-        ({"tokensLeft": 5, "refillIn": -1}, "refillIn is no number from 0 to 2**52"),
-        ({"tokensLeft": 5, "refillIn": True}, "refillIn is no number from 0 to 2**52"),
-        ({"tokensLeft": 5, "refillIn": 2**52}, "refillIn is no number from 0 to 2**52"),
-        ({"tokensLeft": 5, "refillRate": "5"}, "refillRate is no number from 0 to 2**52"),
-        ({"tokensLeft": 5, "refillRate": float("inf")}, "refillRate is no number from 0 to 2**52"),
+        *((body, f"the body is no JSON ({len(body)} long)") for body in NO_JSON),
+        *((body, NO_BALANCE) for body in ({}, {"tokensLeft": None})),
+        *(({"tokensLeft": odd}, NO_WHOLE_BALANCE) for odd in ("12", True, 1.5, float("nan"), [5])),
+        *(({"tokensLeft": huge}, f"{TOO_LARGE} of {bits} bits") for huge, bits in ((10**400, 1329), (1e308, 1024))),
+        *(({"tokensLeft": 5, "refillIn": odd}, f"refillIn {NO_NUMBER}") for odd in (float("nan"), -1, True, 2**52)),
+        *(({"tokensLeft": 5, "refillRate": odd}, f"refillRate {NO_NUMBER}") for odd in ("5", float("inf"))),
         ({"tokensLeft": 5, "refillRate": 2.5}, "refillRate is no whole number"),
-        ({"tokensLeft": 5, "refillRate": 5, "timestamp": 10**30}, "timestamp is no number from 0 to 2**52"),
+        ({"tokensLeft": 5, "refillRate": 5, "timestamp": 10**30}, f"timestamp {NO_NUMBER}"),
+        ({"tokensLeft": 5, "refillRate": 5, "tokenFlowReduction": {}}, f"tokenFlowReduction {NO_NUMBER}"),
         # All token fields 0, as with a bad key, say nothing of the bucket.
         ({**ZEROS, "timestamp": 1790277678673, "error": {"type": "invalidParameter"}}, NO_REFILL),
         ({**ZEROS, "timestamp": 1790277678673}, NO_REFILL),
         ({"refillRate": 0, "tokensLeft": 5, "error": {}}, NO_REFILL),
         ({"refillRate": 0, "tokensLeft": 0}, NO_REFILL),
-        (
-            {"tokensLeft": 5, "refillRate": 5, "tokenFlowReduction": {}},
-            "tokenFlowReduction is no number from 0 to 2**52",
-        ),
     ],
 )
 def test_nonsense_is_no_reading_and_says_why(body: object, why: str) -> None:

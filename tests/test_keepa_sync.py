@@ -29,9 +29,9 @@ from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
 from tests.helpers import in_threads
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import PRODUCT, World, asins
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 STORIES: Final = """
 without a probe one request goes ahead as the scout, the next waits for its answer: initial=-30 probe=0
@@ -54,6 +54,14 @@ initial=50 probe=(400|401|402|403|404|405)
     call 3; call 3; call 3; call 3; call 3 -> balance=35 in_step slept=0 PROBE_CLAIMED=1
 an answer that says nothing of the key or the path is a failed probe: initial=50 probe=(200|408|429|500|502|503)
     try a 3 -> NotEnoughTokens
+who runs out of time beside a call in flight leaves the line, and nobody is kept back for it: initial=8
+    request a 6; request b 5 timeout=3 -> AcquireTimeout waiting=0; cancel a
+an envelope seen elsewhere is taken if the server's time is later, whatever order they arrive in: initial=100
+    ask a 10; pass 1; ask b 10; hear b; hear a; garbage 502 -> balance=80 READING_STALE=1 READING_BAD=1
+# The answer of the second call was lost: it is charged when its hold runs out.
+a call settled again minutes later changes nothing, what was spent since stays spent: initial=50
+    request a 5; ask a 5; tell a -> balance=45; request b 20; settle b; pass 130; peek -> balance=35
+    tell a -> balance=35
 what is in flight is told and ends a wait soon: initial=8
     request a 6; try b 5 -> NotEnoughTokens reason=IN_FLIGHT held=6 holds=1 retry_after>=1 retry_after<=2
     cancel a; try c 5; cancel c
@@ -107,20 +115,6 @@ def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estima
         world.clock.advance(121)
 
 
-def test_observed_envelopes_correct_the_bucket_and_old_ones_do_not() -> None:
-    """An envelope seen elsewhere is taken if the server's time is later, whatever order they arrive in."""
-    world = World(initial=100)
-    first = world.fake.request(PRODUCT, asins(10))
-    world.clock.advance(1)
-    second = world.fake.request(PRODUCT, asins(10))
-    world.sync.observe(second.content)
-    world.sync.observe(first.body)
-    world.sync.observe(b"<html>", status=502)
-    assert world.bucket.peek().balance == 80
-    assert len(world.kinds(EventKind.READING_STALE)) == 1
-    assert len(world.kinds(EventKind.READING_BAD)) == 1
-
-
 def test_a_bad_key_shows_with_the_first_call() -> None:
     """Where the server refuses the probe, the request goes ahead and its own answer says why, without any wait."""
     world = World(initial=50)
@@ -151,19 +145,6 @@ def test_who_goes_ahead_in_place_of_the_probe_leaves_the_line() -> None:
     world.call(5, estimate=60, by=sync)
     assert world.bucket.peek().waiting == 0
     assert sync.try_request(10).tokens == 10
-
-
-def test_a_call_settled_again_minutes_later_changes_nothing() -> None:
-    """Its answer is an old one by then: what was spent since stays spent."""
-    world = World(initial=50)
-    first = world.sync.request(5)
-    answer = world.fake.request(PRODUCT, asins(5))
-    first.settle(answer.content, status=answer.status)
-    world.sync.request(20).settle()  # its answer was lost: it is charged when its hold runs out
-    world.clock.advance(130)
-    before = world.bucket.peek().balance
-    first.settle(answer.content, status=answer.status)
-    assert world.bucket.peek().balance == before
 
 
 def probed(response: Response) -> tuple[int, Mapping[str, object] | None]:

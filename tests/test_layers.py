@@ -47,7 +47,6 @@ def foreign_to(module: str) -> set[str]:
 def test_light_testing_modules_lean_on_the_clock_alone(name: str) -> None:
     """The manual clock and the fake server import only the standard library and the clock, so any test may use them."""
     foreign = foreign_to(f"keepa_tokens.testing.{name}")
-
     assert foreign <= {"keepa_tokens.clock", "_typeshed"}  # _typeshed: for types only
 
 
@@ -58,7 +57,6 @@ def test_a_neighbours_imports_count_too(tmp_path: Path, monkeypatch: pytest.Monk
     (folder / "x.py").write_text("import os\nfrom .y import f\n", "utf-8")
     (folder / "y.py").write_text("from .x import g\ndef f():\n    import httpx\n", "utf-8")
     monkeypatch.setitem(globals(), "SOURCE", tmp_path)
-
     assert foreign_to("keepa_tokens.testing.x") == {"httpx"}
 
 
@@ -69,5 +67,4 @@ def test_the_reader_finds_every_form_of_import(tmp_path: Path, monkeypatch: pyte
     file = folder / "x.py"
     file.write_text("import a.b\nfrom ..clock import C\nfrom . import d\ndef f():\n    from e import g\n", "utf-8")
     monkeypatch.setitem(globals(), "SOURCE", tmp_path)
-
     assert set(imported_by(file)) == {"a.b", "keepa_tokens.clock", "keepa_tokens.testing.d", "e"}

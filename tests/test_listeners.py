@@ -214,6 +214,25 @@ def test_a_listener_may_use_the_bucket_it_listens_to() -> None:
     assert (seen, bucket.peek().balance) == ([1], 1)
 
 
+def test_a_listener_that_looks_at_a_bucket_whose_storage_is_away_is_told_of_that_once() -> None:
+    """Told of its own look as well, it would look again, and again: two looks each time end in no lifetime."""
+    heard: list[EventKind] = []
+
+    def listen(event: Event) -> None:
+        heard.append(event.kind)
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable):
+                bucket.peek()
+
+    storage = Noted()
+    storage.away = True
+    bucket = TokenBucket(PLAIN, storage=storage, listener=listen)
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            bucket.try_acquire(keep=1)
+    assert heard == [EventKind.STORAGE_AWAY] * 2
+
+
 # --- many buckets, many threads, a fork
 
 

@@ -262,9 +262,7 @@ def keeps_its_bound(bucket: Bucket, case: Try, now: int) -> None:
     )
 )
 def test_from_any_state_there_is_a_bound_and_it_is_kept(make: Make, case: Try) -> None:
-    """Whatever is stored, `peek` states a finite bound, and an attempt at the bound is granted or gets the probe; so it
-    is with attempts before it, and restarts between.
-    """
+    """`peek` states a finite bound, and an attempt at it is granted or gets the probe, whatever came before."""
     for early in ((), case.early):
         keeps_its_bound(make(case.at.quota, case.at.state), replace(case, early=early), case.at.now)
 

@@ -120,9 +120,7 @@ def run(program: Program, time: Told, *, own: bool) -> None:
 @SPARING
 @given(program=programs(damaged=False, most=25))
 def test_memory_storage_is_transition(program: Program) -> None:
-    """The same commands at the same instants give the same outcomes and the same state as the pure function, whichever
-    way they go: taken directly, on the fast path, by the rules in place.
-    """
+    """Outcomes and states are those of the pure function, whichever way a command goes."""
     follows_the_rules(program)
 
 

@@ -34,9 +34,9 @@ from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage
 from keepa_tokens.testing import ManualClock
 from tests.helpers import Noted
-from tests.keepa_stories import Told, each_story
+from tests.keepa_stories import Told
 from tests.keepa_world import World
-from tests.stories import Story
+from tests.stories import Story, each_story
 
 API_KEY = "a" * 64
 VERDICTS = ("taken", "stale", "bad")
@@ -112,9 +112,7 @@ def test_a_wait_is_one_whether_in_a_place_or_in_line(keep: int) -> None:
 
 
 def test_what_calls_cost_is_counted_by_path() -> None:
-    """A settled call's charge stands under its label, which a guard sets to the request's path: what it consumed, or
-    its estimate where no answer said; a refused call costs nothing.
-    """
+    """A call's charge stands under its label, of a guard the path: what it consumed, or its estimate."""
     world = Counted(initial=100)
 
     def answered(request: httpx.Request) -> httpx.Response:
@@ -183,9 +181,7 @@ def test_steps_that_the_storage_did_not_answer_are_counted(tmp_path: Path) -> No
 
 
 def test_the_values_of_a_label_are_bounded() -> None:
-    """Beyond the most buckets, and the most paths, all are counted as `other`, so that a bucket a user fills no memory;
-    many buckets together have no balance.
-    """
+    """Beyond the most buckets, or paths, all are counted as `other`, and many buckets together have no balance."""
     registry = CollectorRegistry()
     listener = PrometheusListener(registry, most_buckets=2)
     for user in ("a", "b", "c", "d", "a"):
@@ -217,7 +213,7 @@ def test_every_metric_is_documented() -> None:
     listed = {
         prefix + name
         for kind, prefix in ((PrometheusListener, "keepa_tokens_"), (BucketCollector, "keepa_tokens_bucket_"))
-        for line in re.findall(r"(?ms)^    - (.*?)(?=^    -|^    *$|\Z)", kind.__doc__ or "")
+        for line in re.findall(r"(?ms)^- (.*?)(?=^-|^ *$|\Z)", inspect.getdoc(kind) or "")
         for name in re.findall(r"`([a-z_]+)`", re.sub(r"by `\w+`", "", line))
         if name != "less"
     }
@@ -290,9 +286,7 @@ print(generate_latest(registry).decode())
 
 @pytest.mark.deep
 def test_several_processes_show_one_value(tmp_path: Path) -> None:
-    """Three workers of one bucket: the gauges have one value, the one heard last, the counts are summed up, and a
-    collector beside them has one look.
-    """
+    """Of three workers the gauges have the value heard last, the counts are summed up, and a collector has one look."""
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
 
     def run(program: str, *arguments: str) -> str:

@@ -194,6 +194,7 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
 
 WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(type, "Mine", (TokenTask,), {"dont_autoretry_for": (KeyError,)}), "(*TokenTask.dont_autoretry_for, ...)"),
+    (partial(looking, plain(PLAIN, key="k"), plain(PLAIN, key="k"), registry=CollectorRegistry()), "have one key"),
     (partial(plain, PLAIN, storage=AsyncStorage()), "AsyncTokenBucket"),
     (partial(plain_async, PLAIN, storage=BlockingStorage()), "blocks"),
     *((partial(make, PLAIN, storage=URL), "from_url") for make in BUCKETS),
@@ -825,10 +826,12 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
                 await held.settle(0)
-            with trio.move_on_after(0.001) as scope:
-                await bucket.acquire(2, keep=0)
-            assert scope.cancelled_caught
             assert (await bucket.peek()).holds == 0
+        async with AsyncTokenBucket(Quota(1, 1, 3600.0), key="slow", storage=storage) as bucket:
+            await bucket.acquire()
+            with trio.move_on_after(0.001) as scope:
+                await bucket.acquire()
+            assert scope.cancelled_caught
         door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
         assert (await door.bucket.peek()).balance == 7

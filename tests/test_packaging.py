@@ -61,7 +61,6 @@ def third_party(imported: Imported) -> set[str]:
 def test_importing_brings_no_third_party_module(module: str) -> None:
     """Importing the package, or a stand-in for tests, loads only the standard library."""
     imported = import_fresh(module)
-
     assert "keepa_tokens" in imported["loaded"]
     assert third_party(imported) == set()
 
@@ -69,7 +68,6 @@ def test_importing_brings_no_third_party_module(module: str) -> None:
 def test_importing_starts_nothing() -> None:
     """Importing the package adds no logging handler and starts no thread."""
     imported = import_fresh("keepa_tokens")
-
     assert imported["handlers"] == []
     assert imported["threads"] == []
 
@@ -83,7 +81,6 @@ def test_versions_agree() -> None:
     """The version in pyproject.toml, in the installed metadata and, where it is stated, in `__version__` is one."""
     installed = importlib.metadata.version("keepa-tokens")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
     assert installed == project["version"]
     assert getattr(keepa_tokens, "__version__", installed) == installed
 
@@ -108,7 +105,6 @@ def test_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
     }
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = {name for name in archive.namelist() if ".dist-info/" not in name}
-
     assert "keepa_tokens/py.typed" in in_wheel
     assert in_wheel == in_tree | {f"{PLUGIN}.py"}
 
@@ -118,6 +114,5 @@ def test_wheel_requires_nothing(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
-
     assert [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line] == []
     assert metadata["Requires-Python"] == ">=3.11"

@@ -63,6 +63,9 @@ an older envelope that arrives late charges and changes nothing, for the newer o
     0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 1s settle b 10 says=80 at=1002
     1s settle a 10 says=90 at=1001 refill=7 capacity=5 next_refill_in=3 -> STALE balance=80
     1s settle a 10 -> !found balance=80, peek -> reported_refill=- reported_capacity=-
+beside a garbled server's time the lower balance counts once; with the next word the order is known again: QUOTA
+    0 read 100 1000; 1 put server_time=@34560000s; 1s read 107 1001 -> balance=100
+    2s read 107 1002 -> TAKEN balance=107
 two calls under way at once come back as the server answered: both are taken, by its time: QUOTA
     0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s
     1s settle b 10 says=90 at=1001, settle a 10 says=80 at=1002 -> TAKEN

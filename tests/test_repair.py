@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.models.strategies import commands, gaps, instants, quotas, summed
+from checks.models.strategies import commands, gaps, instants, quotas
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
-from keepa_tokens.rules.commands import Acquire, Reserve
+from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import FORMAT, NEWEST_FORMAT, FastTerms, SoundState
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, LONGEST_STRETCH_US, MAX_HOLD_US, SWEEP_US, TOLERANCE_US, YEAR_US
-from tests.strategies import SPARING
+from tests.stories import Story, each_story
+from tests.strategies import SPARING, Make, either_way
 
 NOW: Final = 1_780_000_000_000_000
 PLAIN: Final = Quota(10, 1, 60.0)
@@ -190,15 +191,48 @@ def test_what_is_set_aside_is_added_up_and_what_ran_out_is_not() -> None:
     assert names(PLAIN, sequence=1, holds={"a": charged, "b": half, "c": rest}) == ()
 
 
-@pytest.mark.parametrize("late, mended", [(0, ()), (1, ("hold:a",))])
-def test_a_hold_ends_by_its_lifetime_and_the_tolerance(late: int, mended: tuple[str, ...]) -> None:
-    """At the beginning of time too; one that ends later is drawn in."""
-    for quota in (PLAIN, SYNCED):
-        state = summed(
-            quota, BucketState(balance=5, refilled_at=0, holds={"a": Hold(5, 0, 1 + TOLERANCE_US + late, 1)})
-        )
-        sound, names = repair(quota, state, 0)
-        assert (sound.holds["a"].expires_at, names) == (1 + TOLERANCE_US, mended)
+CENTURIES: Final = Quota(10, 1, 100 * 86_400.0)
+SLOW, FASTER = Quota(100, 1, 3600.0, initial=0), Quota(100, 2, 3600.0)
+QUICK: Final = Quota(10, 100, 1.0)
+YEARLY: Final = Quota(1, 1, YEAR_US / 1_000_000, overdraft=5)
+
+STORIES: Final = """
+a hold ends by its lifetime and the tolerance, at the beginning of time too; one that ends later is drawn in: \
+(PLAIN|SYNCED|PLAIN|SYNCED) start=0 balance=5 holds=a:5:0:5000(001|001|002|002):1
+    0 peek -> (!mended|!mended|mended=hold:a|mended=hold:a); 0 take 0 -> due_at=@5s+1
+# The sequence goes on from what the mended hold says, so that the next command finds nothing lost.
+a charge beyond a sequence of 0 is mended once: \
+SYNCED balance=5 sequence=0 reading_at=- reading_sequence=0 holds=a:2:0:@60s:60s:4503599627370495
+    0 take 0 -> mended=hold:a, take 0 -> !mended
+clocks that differ mend nothing of who stands in line a day ahead: SLOW
+    0 stand a 100; -5s take 0 -> !mended
+nor of a place that other terms drew in, by a clock ahead of the next one's: SLOW
+    0 take 100 wait=4503599627370496, on FASTER, take 0 -> terms; -5s take 0 -> !mended
+# Ten tokens at one in 100 days are 1,200 days.
+a slow bucket may rightly not have been touched for years, up to the time to full and two periods: \
+CENTURIES (|stepped||stepped) balance=(5|5|0|0)
+    (60480000s|60480000s|103680000s|103680000s) put refilled_at=@0, peek -> !mended
+    (60480000s+1|60480000s+1|103680000s+1|103680000s+1) peek -> mended=refilled_at
+an unknown balance may be 0: CENTURIES synced balance=- reading_at=-
+    103680000s put refilled_at=@0, peek -> !mended; 103680000s+1 peek -> mended=refilled_at
+in debt by two years of refill it may have stood for four, a full one may not: (YEARLY balance=-2|PLAIN balance=5)
+    126144000s put refilled_at=@0, peek -> (!mended|mended=refilled_at)
+a place lies no further ahead than the refill of debt and capacity, a period, and the tolerance: \
+PLAIN balance=(10|0|-5|10|0|-5)
+    0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)
+    0 peek -> !mended
+    0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)+1
+    0 peek -> mended=(last_place|last_place|last_place|firm_place|firm_place|firm_place)
+a place told by slower terms, ten minutes ahead, is no damage under faster ones: PLAIN
+    0 take 10, take 10 wait=86400s, on QUICK, take 0 -> !mended, take 0 -> !mended
+"""
+
+
+@either_way
+@each_story(STORIES, globals())
+def test_a_story_of_what_is_mended_comes_out_as_told(make: Make, story: Story) -> None:
+    """Each title says what its steps show."""
+    story.goes(make)
 
 
 @pytest.mark.parametrize("quota", [PLAIN, SYNCED])
@@ -231,67 +265,6 @@ def test_a_sweep_that_a_clock_ahead_put_off_stays(late: int) -> None:
     hold = replace(HOLD, expires_at=NOW)
     kept = repair(PLAIN, stored(held=2, open=1, holds={"a": hold}, due_at=due_at), NOW)[0].due_at
     assert kept == (NOW if late else due_at)
-
-
-def test_a_charge_beyond_a_sequence_of_0_is_mended_once() -> None:
-    """The sequence goes on from what the mended hold says, so that the next command finds nothing lost."""
-    damaged = stored(sequence=0, held=0, open=0, holds={"a": replace(HOLD, charged=LIMIT - 1)})
-    state, first = transition(SYNCED, damaged, NOW, Acquire(0))
-    assert first.repaired == ("hold:a",)
-    assert transition(SYNCED, state, NOW, Acquire(0))[1].repaired == ()
-
-
-def test_clocks_that_differ_mend_nothing_of_what_is_told_furthest_ahead() -> None:
-    """Who stands in line a day ahead, and a place that other terms drew in, by a clock ahead of the next one's."""
-    slow = Quota(100, 1, 3600.0, initial=0)
-    behind = NOW - TOLERANCE_US
-    state, _ = transition(slow, None, NOW, Reserve("a", 100, 1, ticket="a"))
-    assert transition(slow, state, behind, Acquire(0))[1].repaired == ()
-    state, _ = transition(slow, None, NOW, Acquire(100, wait_us=LIMIT))
-    fast = Quota(100, 2, 3600.0)
-    state, outcome = transition(fast, state, NOW, Acquire(0))
-    assert outcome.terms is not None
-    assert transition(fast, state, behind, Acquire(0))[1].repaired == ()
-
-
-@pytest.mark.parametrize("late, mended", [(0, ()), (1, ("refilled_at",))])
-@pytest.mark.parametrize("stepped", [False, True])
-def test_a_slow_bucket_may_rightly_not_have_been_touched_for_years(
-    late: int, mended: tuple[str, ...], stepped: bool
-) -> None:
-    """Up to the time from its balance to full, and two periods: ten tokens at one in 100 days are 1,200 days."""
-    quota = Quota(10, 1, 100 * 86_400.0, stepped=stepped)
-    for balance, days in ((5, 700), (0, 1200)):
-        assert repair(quota, BucketState(balance=balance, refilled_at=NOW - days * DAY_US - late), NOW)[1] == mended
-    # An unknown balance may be 0.
-    numbered = BucketState(sequence=0, reading_sequence=0, held=0, open=0)
-    unknown = replace(numbered, refilled_at=NOW - 1200 * DAY_US - late)
-    assert repair(replace(quota, synced=True), unknown, NOW)[1] == mended
-
-
-@pytest.mark.parametrize("balance, furthest", [(10, 660), (0, 660), (-5, 960)])
-@pytest.mark.parametrize("name", ["last_place", "firm_place"])
-def test_a_place_lies_no_further_ahead_than_the_refill_of_debt_and_capacity(
-    name: str, balance: int, furthest: int
-) -> None:
-    """And a period, and the tolerance; a later one is none."""
-    at = NOW + furthest * 1_000_000 + TOLERANCE_US
-    for value, kept, mended in ((at, at, ()), (at + 1, 0, (name,))):
-        sound, names = repair(PLAIN, stored(balance=balance, **{name: value}), NOW)
-        assert (getattr(sound, name), names) == (kept, mended)
-
-
-def test_a_place_told_by_slower_terms_is_no_damage_under_faster_ones() -> None:
-    """Ten minutes ahead at one token a minute, where a hundred a second put nobody further than a second."""
-    state, now = None, NOW
-    for quota, command in (
-        (PLAIN, Acquire(10)),
-        (PLAIN, Acquire(10, wait_us=DAY_US)),
-        (Quota(10, 100, 1.0), Acquire(0)),
-        (Quota(10, 100, 1.0), Acquire(0)),
-    ):
-        state, outcome = transition(quota, state, now, command)
-        assert outcome.repaired == ()
 
 
 @pytest.mark.parametrize("synced", [False, True])
@@ -423,14 +396,6 @@ def test_what_is_numbered_beyond_the_sequence_is_numbered_by_it(sequence: int, c
 def test_a_line_that_is_none_is_dropped() -> None:
     """From a storage that keeps something else there, one that can be iterated over too."""
     assert repair(PLAIN, stored(line=cast("tuple[Ticket, ...]", [Ticket("t", 1, 0, 0, NOW)])), NOW)[0].line == []
-
-
-def test_a_year_ago_is_right_for_a_bucket_that_takes_longer_to_fill() -> None:
-    """In debt by two years of refill it may have stood for four; a full one may not."""
-    slow = Quota(1, 1, YEAR_US / 1_000_000, overdraft=5)
-    then = NOW - 4 * YEAR_US
-    assert repair(slow, stored(balance=-2, refilled_at=then), NOW)[0].refilled_at == then
-    assert repair(PLAIN, stored(balance=5, refilled_at=then), NOW)[0].refilled_at == NOW
 
 
 def test_a_stretch_that_nothing_could_count_leaves_the_flow_of_the_terms() -> None:

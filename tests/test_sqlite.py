@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -23,6 +24,7 @@ import pytest
 from examples.own_storage import FileStorage
 from keepa_tokens import ConfigError, Quota, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Peek
+from keepa_tokens.storage import sqlite
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
 from keepa_tokens.storage.urls import async_storage_from_url, storage_from_url
 from keepa_tokens.testing.conformance import SharedStorageConformance
@@ -303,9 +305,7 @@ async def opened(url: str) -> str:
 
 
 def test_a_storage_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each scheme opens its storage, for threads and for coroutines; a path is from here, or with one slash more from
-    the root.
-    """
+    """Each scheme opens its storage, for threads and for coroutines; a path is from here, or from the root."""
     monkeypatch.chdir(tmp_path)
     for url, kind in (("memory://", "MemoryStorage"), ("redis://h:1/0", "RedisStorage"), ("unix:///s", "RedisStorage")):
         assert type(storage_from_url(url)).__name__ == kind
@@ -339,3 +339,38 @@ def test_children_that_are_forked_in_the_middle_of_steps_go_on(path: Path) -> No
         for thread in threads:
             thread.join()
     assert codes == [0] * 10
+
+
+def test_who_uses_a_bucket_in_the_midst_of_a_step_of_its_own_thread_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler where none is put off, or a finalizer: it gets StorageUnavailable, and the step is done."""
+    with SQLiteStorage(path) as storage:
+        bucket, refused = TokenBucket(QUOTA, storage=storage), list[StorageUnavailable]()
+
+        def interrupted(*_: object) -> None:
+            monkeypatch.undo()
+            with pytest.raises(StorageUnavailable) as told:
+                bucket.peek()
+            refused.append(told.value)
+
+        monkeypatch.setattr(sqlite, "_sweep", interrupted)
+        assert bucket.try_acquire(2)
+        assert (len(refused), bucket.peek().balance) == (1, 58)
+
+
+def test_an_exception_that_strikes_as_a_transaction_begins_leaves_none_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that another thread sent, say: the next command finds nothing in its way."""
+
+    def struck(storage: SQLiteStorage, *arguments: Any) -> None:
+        monkeypatch.undo()
+        storage._execute_in_turn(*arguments)
+        raise KeyboardInterrupt
+
+    with SQLiteStorage(path) as storage:
+        monkeypatch.setattr(SQLiteStorage, "_execute_in_turn", struck)
+        with pytest.raises(KeyboardInterrupt):
+            storage.apply("k", QUOTA, Acquire(2))
+        assert storage.apply("k", QUOTA, Acquire(60)).granted

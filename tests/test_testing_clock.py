@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 
 import pytest
 
 from keepa_tokens.clock import Clock
 from keepa_tokens.testing import ManualClock, ScaledClock, VirtualLoop, virtual_loop
+from tests.helpers import in_threads
 
 
 def seconds(clock: Clock) -> float:
@@ -60,7 +62,6 @@ def test_sleep_moves_the_clock_to_its_own_deadline() -> None:
     clock.sleep(2.5)
     clock.sleep(0.25)
     clock.sleep(-4.0)
-
     assert seconds(clock) == 2.75
     assert clock.slept == 2.75
 
@@ -162,25 +163,17 @@ def test_a_clock_outlives_the_loops_that_slept_on_it() -> None:
 
 def test_threads_wake_in_the_order_of_their_deadlines() -> None:
     """Many threads sleep at once and all go on: none hangs, and the clock never goes backwards or past the longest."""
-    clock = ManualClock()
-    gate = threading.Barrier(16)
-    seen: list[float] = []
+    clock, gate = ManualClock(), threading.Barrier(16)
 
-    def nap(length: int) -> None:
+    def nap(length: int) -> float:
         gate.wait()
+        at = [seconds(clock)]
         for _ in range(20):
-            before = seconds(clock)
             clock.sleep(length)
-            seen.append(seconds(clock) - before)
+            at.append(seconds(clock))
+        return min(later - earlier for earlier, later in pairwise(at))
 
-    threads = [threading.Thread(target=nap, args=(length,)) for length in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-
-    assert not any(thread.is_alive() for thread in threads)
-    assert min(seen) >= 0
+    assert min(in_threads(16, nap)) >= 0
     assert clock.slept == 20 * sum(range(16))
     assert seconds(clock) >= 20 * 15
 
@@ -220,7 +213,6 @@ def test_a_scaled_clock_runs_faster() -> None:
     started = time.monotonic()
     clock.sleep(100.0)
     run(lambda: clock.asleep(100.0))
-
     assert seconds(clock) >= 200.0
     assert time.monotonic() - started < 5
     assert isinstance(clock, Clock)

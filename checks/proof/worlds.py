@@ -261,7 +261,9 @@ class Synced:
     how far the server's answers of one moment are apart by its clock, which is ours, or behind by so much; None: it
     tells no time. outside: what another program spends first, behind our back, so that calls may be refused. blind: a
     call whose answer says what it cost and no balance. slack: by how many tokens the projection may be above the truth,
-    where nothing tells the order of what was said; the end then needn't be the truth.
+    where nothing tells the order of what was said; the end then needn't be the truth. known: the bucket was told its
+    balance. plan: what the server says of its refill and capacity, where the bucket's terms have others. late: an
+    answer may come after its call's hold has run out.
     """
 
     name: str
@@ -280,6 +282,9 @@ class Synced:
     outside: int = 0
     blind: int | None = None
     slack: int = 0
+    known: bool = True
+    plan: Quota | None = None
+    late: bool = False
 
     @property
     def period(self) -> int:
@@ -289,7 +294,11 @@ class Synced:
     def explore(self) -> Count:
         """Visit every state; raise Broken at the first step or state that breaks the promise."""
         count = Count(self.name)
-        bucket, _ = transition(self.quota, None, NOW, Reconcile(self._said(Call(0, self.start, NOW, self.period))))
+        bucket: BucketState | None = None
+        # Told twice, it knows by the second time alone when the next step comes.
+        for ago in (self.unit, 0) if self.known else (0,):
+            told = Reconcile(self._said(Call(0, self.start, NOW - ago, self.period)))
+            bucket, _ = transition(self.quota, bucket, NOW - ago, told if self.known else ClaimProbe())
         if bucket is None:
             raise Broken("nothing stored")
         calls = (Call(),) * len(self.costs)
@@ -333,7 +342,10 @@ class Synced:
     def _said(self, call: Call) -> Reading:
         """Return what the server says of its bucket in the answer to a call."""
         told = None if self.behind is None else (call.told - self.behind) / SECOND
-        return Reading(call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=told)
+        said = Reading(call.balance, next_refill_in=call.next_step * self.unit / SECOND, server_time=told)
+        if self.plan is None:
+            return said
+        return replace(said, refill=self.plan.refill, period=self.plan.period, capacity=self.plan.capacity)
 
     def _next(self, node: Node, count: Count) -> Iterator[Node]:
         self._check(node, count)
@@ -342,7 +354,8 @@ class Synced:
                 count.steps += 1
                 yield from self._advance(node, number, call)
         if (self.ticks is None or node.ticks) and all(
-            hold.expires_at > NOW + self.unit for hold in node.bucket.holds.values()
+            hold.expires_at > NOW + self.unit or (self.late and node.calls[int(name)].stage == RECEIVE)
+            for name, hold in node.bucket.holds.items()
         ):
             count.steps += 1
             yield self._tick(node)
@@ -379,7 +392,8 @@ class Synced:
         """Let a unit of time pass, with whatever step of the server falls into it."""
         server, next_step = node.server, node.next_step - 1
         if next_step == 0:
-            server, next_step = max(server, min(self.quota.capacity, server + self.quota.refill)), self.period
+            plan = self.plan or self.quota
+            server, next_step = max(server, min(plan.capacity, server + plan.refill)), self.period
         now = NOW + self.unit
         bucket, _ = step(self.quota, node.bucket, now, Acquire(0, probe_after_us=None))
         calls = tuple(replace(call, told=call.told - self.unit) for call in node.calls)
@@ -536,7 +550,16 @@ SMALL: Final = (
     replace(THREE_CALLS, name="three calls on 7 tokens", start=7),
     replace(THREE_CALLS, name="three calls a second apart", apart=SECOND),
 )
+TWO_CALLS: Final = replace(THREE_CALLS, start=2, costs=(3, 5), estimates=(4, 5), ticks=3)
+OTHERS: Final = (
+    replace(TWO_CALLS, name="two calls, nothing known", start=0, known=False),
+    replace(TWO_CALLS, name="two calls, another plan", plan=replace(LARGE, refill=4, capacity=200)),
+    replace(
+        TWO_CALLS, name="a call answered after its hold", costs=(5,), estimates=(6,), late=True, hold_for=60 * SECOND
+    ),
+)
 LARGER: Final = (
+    *OTHERS,
     replace(THREE_CALLS, name="three calls, two refills", start=12, ticks=2, unit=60 * SECOND),
     TWO_WORKERS,
 )

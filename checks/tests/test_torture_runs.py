@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from checks.tests.torture_log import LIFETIME, NOW, TENTH, Log
+from checks.tests.torture_log import LIFETIME, NOW, TENTH, Log, rules
 from checks.torture import order, spending, story
 from checks.torture.steps import FREEZE, story_of
 from checks.torture.storage import PLANTED
@@ -75,8 +75,8 @@ def test_each_planted_fault_breaks_its_rule(server: Server, planted: str) -> Non
         if frozen is not None:
             log.add(frozen)
         told = story_of(log.entries)
-        others = spending.granted_by_nobody(bucket, told) + order.kept(bucket, QUOTAS[bucket], told)
-        assert {*log.spending(), *log.liveness(), *(finding.rule for finding in others)} == found
+        others = [*spending.granted_by_nobody(bucket, told), *order.kept(bucket, QUOTAS[bucket], told)]
+        assert {*log.spending(), *log.liveness(), *rules(others)} == found
 
 
 def started(planted: str, folder: Path) -> subprocess.Popen[str]:

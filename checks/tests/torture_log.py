@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -70,8 +70,7 @@ class Log:
         """Return the rules that the spending broke."""
         told = story_of(self.entries)
         found = spending.count(self.bucket, QUOTAS[self.bucket], told).findings
-        found += spending.lost_holds(self.bucket, told) + spending.counted_twice(self.bucket, told)
-        return rules(found)
+        return rules([*found, *spending.lost_holds(self.bucket, told), *spending.counted_twice(self.bucket, told)])
 
     def liveness(self) -> list[str]:
         """Return the bounds that were not kept."""
@@ -79,7 +78,7 @@ class Log:
         return rules(found.findings)
 
 
-def rules(findings: Sequence[Finding]) -> list[str]:
+def rules(findings: Iterable[Finding]) -> list[str]:
     return [finding.rule for finding in findings]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -142,15 +142,14 @@ class _Recoveries:
         self._due = None
 
 
-def everybody_goes_on(story: Story) -> list[Finding]:
+def everybody_goes_on(story: Story) -> Iterator[Finding]:
     """Find workers that hung, were not granted anything after the last fault, or did not end; and buckets likewise."""
     last = next((calm.at for calm in story.of(Calm) if calm.last), None)
     if last is None:
-        return [Finding("no end", 0, "the log has no end: nothing says when the faults were over")]
-    findings = [
-        Finding("hung", sent.at, f"{sent.who} was never told what became of its {sent.verb} on {sent.bucket}")
-        for sent in story.unanswered
-    ]
+        yield Finding("no end", 0, "the log has no end: nothing says when the faults were over")
+        return
+    for sent in story.unanswered:
+        yield Finding("hung", sent.at, f"{sent.who} was never told what became of its {sent.verb} on {sent.bucket}")
     dead = {entry.target for entry in story.of(Killed)}
     left = {entry.who for entry in story.of(Left)}
     asked = {step.sent.who for steps in story.steps.values() for step in steps}
@@ -163,44 +162,34 @@ def everybody_goes_on(story: Story) -> list[Finding]:
     }
     for who in sorted(asked - dead):
         if who not in going:
-            findings.append(Finding("no progress", last, f"{who} got nothing after the last fault"))
+            yield Finding("no progress", last, f"{who} got nothing after the last fault")
         if who not in left:
-            findings.append(Finding("hung", last, f"{who} did not end when it was told to"))
-    findings += [
-        Finding("no progress", last, f"{bucket} granted nothing after the last fault")
-        for bucket in sorted(set(story.steps) - going)
-    ]
-    return findings
+            yield Finding("hung", last, f"{who} did not end when it was told to")
+    for bucket in sorted(set(story.steps) - going):
+        yield Finding("no progress", last, f"{bucket} granted nothing after the last fault")
 
 
-def nothing_remains(story: Story, capacities: dict[str, int]) -> list[Finding]:
+def nothing_remains(story: Story, capacities: dict[str, int]) -> Iterator[Finding]:
     """Find what is still held when every lifetime is over, and buckets that did not refill."""
-    findings = [
-        Finding("leak", left.at, f"{left.bucket}: {left.held} tokens held by {left.holds} holds")
-        for left in story.of(Remains)
-        if left.held or left.holds
-    ]
-    findings += [
-        Finding("leak", left.at, f"{left.bucket}: {left.balance} tokens instead of {capacities[left.bucket]}")
-        for left in story.of(Remains)
-        if left.balance != capacities.get(left.bucket, left.balance)
-    ]
-    missing = set(capacities) - {left.bucket for left in story.of(Remains)}
-    return findings + [Finding("no end", 0, f"nobody looked at {bucket} in the end") for bucket in sorted(missing)]
+    for left in story.of(Remains):
+        if left.held or left.holds:
+            yield Finding("leak", left.at, f"{left.bucket}: {left.held} tokens held by {left.holds} holds")
+        if left.balance != capacities.get(left.bucket, left.balance):
+            text = f"{left.bucket}: {left.balance} tokens instead of {capacities[left.bucket]}"
+            yield Finding("leak", left.at, text)
+    for bucket in sorted(set(capacities) - {left.bucket for left in story.of(Remains)}):
+        yield Finding("no end", 0, f"nobody looked at {bucket} in the end")
 
 
-def only_documented_errors(story: Story) -> list[Finding]:
+def only_documented_errors(story: Story) -> Iterator[Finding]:
     """Find errors of the storage that are none of the library's, and whatever a worker could not explain."""
-    findings = [
-        Finding("error", entry.at, f"{entry.who}: a command raised {entry.error}")
-        for entry in story.of(Failed)
-        if entry.error not in {"StorageUnavailable", "CancelledError"}
-    ]
-    findings += [Finding("error", entry.at, f"{entry.who}: {entry.error}") for entry in story.of(Broke)]
-    findings += [
-        Finding("damage", told.at, f"{bucket}: {told.repaired} had to be repaired, found {step.sent.who}")
-        for bucket in story.steps
-        for step, told in story.told(bucket)
-        if told.repaired
-    ]
-    return findings
+    for failed in story.of(Failed):
+        if failed.error not in {"StorageUnavailable", "CancelledError"}:
+            yield Finding("error", failed.at, f"{failed.who}: a command raised {failed.error}")
+    for broke in story.of(Broke):
+        yield Finding("error", broke.at, f"{broke.who}: {broke.error}")
+    for bucket in story.steps:
+        for step, told in story.told(bucket):
+            if told.repaired:
+                text = f"{bucket}: {told.repaired} had to be repaired, found {step.sent.who}"
+                yield Finding("damage", told.at, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from checks.torture.liveness import ASKS
@@ -25,9 +25,8 @@ class _Stands:
     late_at: int
 
 
-def kept(bucket: str, quota: Quota, story: Story) -> list[Finding]:
+def kept(bucket: str, quota: Quota, story: Story) -> Iterator[Finding]:
     """Hold every grant against rule 11: what it left is enough for the tickets that were surely before it."""
-    findings: list[Finding] = []
     first_sent = _first_sent(story.steps[bucket])
     line: dict[str, _Stands] = {}
     unsure: set[str] = set()
@@ -46,9 +45,8 @@ def kept(bucket: str, quota: Quota, story: Story) -> list[Finding]:
                 text = (
                     f"{bucket}: {sent.who} was granted {sent.tokens} (step {sent.step}); {left} were left for {ahead}"
                 )
-                findings.append(Finding("passed in line", at, text))
+                yield Finding("passed in line", at, text)
         _note(line, step)
-    return findings
 
 
 def _note(line: dict[str, _Stands], step: Step) -> None:

@@ -33,13 +33,13 @@ def check(story: Story) -> Result:
     spent = {bucket: spending.count(bucket, quota, story) for bucket, quota in QUOTAS.items()}
     alive = {bucket: liveness.watch(bucket, quota, story) for bucket, quota in QUOTAS.items()}
     served = server.audit(story)
-    findings = [finding for bucket in QUOTAS for finding in (*spent[bucket].findings, *alive[bucket].findings)]
-    for bucket, quota in QUOTAS.items():
-        findings += spending.counted_twice(bucket, story) + spending.lost_holds(bucket, story)
-        findings += spending.granted_by_nobody(bucket, story) + order.kept(bucket, quota, story)
-    findings += served.findings + liveness.everybody_goes_on(story) + liveness.only_documented_errors(story)
     full = {bucket: quota.capacity for bucket, quota in QUOTAS.items() if not quota.synced}
+    findings = [*served.findings, *liveness.everybody_goes_on(story), *liveness.only_documented_errors(story)]
     findings += liveness.nothing_remains(story, full)
+    for bucket, quota in QUOTAS.items():
+        findings += (*spent[bucket].findings, *alive[bucket].findings, *order.kept(bucket, quota, story))
+        for rule in (spending.counted_twice, spending.lost_holds, spending.granted_by_nobody):
+            findings += rule(bucket, story)
     return Result(story, sorted(findings, key=lambda finding: finding.at), spent, alive, served)
 
 

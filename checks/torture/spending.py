@@ -214,9 +214,8 @@ def _reading(step: Step) -> Iterator[Moment]:
         yield Moment(step.at, 1, lambda ledger: ledger.adopt(balance, next_refill_in, server_time))
 
 
-def counted_twice(bucket: str, story: Story) -> list[Finding]:
+def counted_twice(bucket: str, story: Story) -> Iterator[Finding]:
     """Find ids that ended a hold or refunded more than once in one life of the bucket."""
-    findings: list[Finding] = []
     steps, losses = story.steps[bucket], story.losses(bucket)
     # A reserve that nobody was told of may open its hold again after it has ended.
     unsure = {step.sent.id for step in steps if step.lost and step.sent.verb == "reserve"}
@@ -226,23 +225,19 @@ def counted_twice(bucket: str, story: Story) -> list[Finding]:
             again = [at for before, at in pairwise(times) if not any(a <= at and before <= b for a, b in losses)]
             if again and name not in unsure:
                 text = f"{bucket}: {group[0].sent.verb} of {name} counted {len(times)} times"
-                findings.append(Finding("counted twice", again[0], text))
-    return findings
+                yield Finding("counted twice", again[0], text)
 
 
-def granted_by_nobody(bucket: str, story: Story) -> list[Finding]:
+def granted_by_nobody(bucket: str, story: Story) -> Iterator[Finding]:
     """Find grants at moments at which the server was frozen: whoever made them, it was not the server."""
     frozen = [(fault.at + STOPS_US, fault.until - STOPS_US) for fault in story.of(Fault) if fault.kind == FREEZE]
-    return [
-        Finding("granted by nobody", told.at, f"{bucket}: {step.sent.who} was granted {step.sent.tokens}")
-        for step, told in story.told(bucket)
-        if told.granted and any(begin < told.at < end for begin, end in frozen)
-    ]
+    for step, told in story.told(bucket):
+        if told.granted and any(begin < told.at < end for begin, end in frozen):
+            yield Finding("granted by nobody", told.at, f"{bucket}: {step.sent.who} was granted {step.sent.tokens}")
 
 
-def lost_holds(bucket: str, story: Story) -> list[Finding]:
+def lost_holds(bucket: str, story: Story) -> Iterator[Finding]:
     """Find holds that were gone when they were to be ended, in their lifetime and with nothing that ended them."""
-    findings: list[Finding] = []
     steps, losses = story.steps[bucket], story.losses(bucket)
     ended = by_id(steps, "settle", "cancel")
     for name, group in by_id(steps, "reserve").items():
@@ -258,5 +253,4 @@ def lost_holds(bucket: str, story: Story) -> list[Finding]:
         wiped = any(begin <= at and end >= group[0].sent.at for begin, end in losses)
         if at < forgotten and not wiped:
             text = f"{bucket}: the hold {name} of {step.sent.tokens}, granted to {step.sent.who}, was gone"
-            findings.append(Finding("lost hold", at, text))
-    return findings
+            yield Finding("lost hold", at, text)

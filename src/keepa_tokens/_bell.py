@@ -16,7 +16,7 @@ class Bell:
     __slots__ = ("_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: dict[object, tuple[int, str, Callable[[], None]]] = {}
+        self._waiting: dict[object, tuple[int, str, Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -26,8 +26,8 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], None], rank: int) -> object:
-        """Wait to be woken at bucket `key`; return what `leave` takes."""
+    def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
+        """Wait to be woken at bucket `key`; return what `leave` takes. wake: returns False if nobody can be woken."""
         place = object()
         self._waiting[place] = rank, key, wake
         return place
@@ -40,6 +40,5 @@ class Bell:
         """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
         waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == key]
         for _, place, wake in sorted(waiting, key=lambda each: each[0]):
-            if self.leave(place):
-                wake()
+            if self.leave(place) and wake() is not False:
                 return

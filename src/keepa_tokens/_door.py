@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from weakref import finalize
 from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
-from .errors import ConfigError
+from .errors import ConfigError, StorageUnavailable
 from .events import Event, EventKind, Listener, LoggingListener, checked_listener, events_of, log_failed
 from .quota import Quota
 from .rules.commands import Acquire, Command, Outcome, Reserve, Settle
@@ -38,6 +39,8 @@ _GRANTED: Final = Reason.GRANTED  # here, because a member of an enumeration is 
 _EMPTY: Final = Reason.EMPTY
 _EMPTY_TEXT: Final = str(Reason.EMPTY)
 _new: Final = object.__new__
+
+_TELLING: Final = threading.local()
 
 
 class Door(Generic[S_co]):
@@ -189,6 +192,15 @@ class Door(Generic[S_co]):
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
         self._hears(Event(kind, self.key, tokens, why=why))
+
+    def away(self, error: StorageUnavailable) -> None:
+        """Tell the listener that the storage did not answer, unless it asked the storage itself while it is told so."""
+        if not hasattr(_TELLING, "away"):
+            _TELLING.away = True
+            try:
+                self.say(EventKind.STORAGE_AWAY, str(error))
+            finally:
+                del _TELLING.away
 
     def not_given_back(self, tokens: int, why: str) -> None:
         """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""

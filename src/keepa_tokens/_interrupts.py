@@ -24,6 +24,32 @@ _signal: Any = import_module("_signal")  # `signal` makes an enumeration of each
 _NUMBERS: Final = tuple(sorted(map(int, signal.valid_signals())))
 
 
+class WholeLock:
+    """A `threading.Lock` whose `with` a signal's exception never leaves held.
+
+    From Python 3.14 on (python/cpython#148874) it may strike once the lock is taken and before the block begins, which
+    releases it. Here it is taken by a `for`, at whose steps no signal strikes. Only `with` is safe, not `acquire`.
+    """
+
+    __slots__ = ("__exit__", "acquire", "locked", "release")
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        self.acquire, self.release, self.locked = lock.acquire, lock.release, lock.locked
+        # In C: a signal may strike where a function of Python's begins, and then nobody would release it.
+        self.__exit__ = lock.__exit__
+
+    def __enter__(self) -> None:
+        for _ in iter(self.acquire, None):
+            return
+
+
+if sys.version_info >= (3, 14):
+    Lock = WholeLock
+else:
+    Lock = threading.Lock
+
+
 class NoAnswer(Exception):
     """Ends a clean-up that takes too long. No TimeoutError: clients would try again."""
 

@@ -53,7 +53,7 @@ async def limited(seconds: float) -> AsyncGenerator[None, None]:
         raise TimeoutError(f"not done within {seconds:g} s") from error
 
 
-async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], None]], None]) -> bool:
+async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], object]], None]) -> bool:
     """Await `sleeping`; give `register` what ends it early, from any thread. Return whether it was ended early."""
     trio = on_trio()
     if trio is not None:
@@ -68,9 +68,11 @@ async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], None]]
         if not over:
             limit.reschedule(loop.time())
 
-    def end_from_any_thread() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+    def end_from_any_thread() -> bool:
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(end)
+            return True
+        return False  # the loop is closed: nobody waits there any more
 
     register(end_from_any_thread)
     try:

@@ -32,6 +32,7 @@ from .rules.commands import (
 )
 from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
+from .rules.transition import has_places
 from .units import DAY_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, seconds
 
 T = TypeVar("T")
@@ -43,6 +44,9 @@ LONGEST_PAUSE_US = 60 * MICROSECONDS
 
 UNKNOWN_PAUSE_US = MICROSECONDS
 """How often to look while somebody else's probe is under way: its answer may come any moment."""
+
+LOOKS_AHEAD: Final = 8
+"""Who waits in a plain bucket's line looks again after one part in this many of what it was told."""
 
 TRIES: Final = 8
 """How often `take_up_to` looks again when somebody else was faster."""
@@ -120,7 +124,7 @@ class Steps(Generic[S_co]):
         if self.sent is not None and answer is not None:
             self._note(self.sent, answer)
 
-    def waits(self, wake: Callable[[], None]) -> object:
+    def waits(self, wake: Callable[[], object]) -> object:
         """Wait to be woken where tokens come back; return what `leaves` takes."""
         bell = self.door.bell
         if self._rank is None:
@@ -323,7 +327,11 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     elif outcome.reason is Reason.IN_FLIGHT:
         # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
         retry = min(retry, LOOK_AGAIN_US)
-    duration = max(1, min(retry, left_us, LONGEST_PAUSE_US if synced else DAY_US))
+    longest = LONGEST_PAUSE_US if synced else DAY_US
+    if has_places(steps.door.quota):
+        # What others give back, in other processes, it sees only if it looks; a look at a recharge might prolong it.
+        longest = max(LOOK_AGAIN_US, retry // LOOKS_AHEAD)
+    duration = max(1, min(retry, left_us, longest))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0
     return await steps.sleep(duration, spread, outcome.reason)

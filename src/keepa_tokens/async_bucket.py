@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import wraps
 from inspect import isawaitable
 from types import CoroutineType, TracebackType
@@ -16,7 +16,7 @@ from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, 
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
-from .events import EventKind, Listener
+from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
@@ -288,9 +288,11 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
     async def _once_more(self, command: Command) -> bool:
+        # A limit needs a loop that runs; memory needs none.
+        in_memory = isinstance(self.door.storage, MemoryStorage)
         for _ in range(2):
             try:
-                async with limited(CLEANUP_S):
+                async with nullcontext() if in_memory else limited(CLEANUP_S):
                     self.ended(command, await self._applied(command, self.door.now_us()))
             except Exception as error:  # noqa: BLE001 - what the caller sees is what interrupted it
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
@@ -310,7 +312,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 return door.storage.apply(door.key, door.quota, command, now_us=now)
             return await door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
-            door.say(EventKind.STORAGE_AWAY, str(error))
+            door.away(error)
             raise
 
 

@@ -14,7 +14,7 @@ from ._door import BucketBase, Door, ReservationBase, came_to, checked_storage, 
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
-from .events import EventKind, Listener
+from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
 from .rules.decision import Decision, Snapshot
@@ -200,7 +200,7 @@ class BlockingSteps(plans.Steps[Storage]):
                     self.unsure |= command is self.request
                     self.answer = outcome = door.storage.apply(door.key, door.quota, command, now_us=now)
         except StorageUnavailable as error:
-            door.say(EventKind.STORAGE_AWAY, str(error))
+            door.away(error)
             raise
         return self.ended(command, outcome)
 

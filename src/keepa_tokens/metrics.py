@@ -6,7 +6,6 @@ Labels name buckets, never API keys.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
@@ -18,8 +17,9 @@ except ImportError as missing:  # pragma: no cover - the message is all there is
     raise ImportError("the Prometheus metrics need prometheus-client: pip install 'keepa-tokens[metrics]'") from missing
 
 from ._arguments import instance, whole
+from ._interrupts import Lock
 from .bucket import TokenBucket
-from .errors import KeepaTokensError
+from .errors import ConfigError, KeepaTokensError
 from .events import Event, EventKind, Listener, checked_listener
 from .keepa._door import SERVER_REFUSED
 from .rules.decision import Snapshot
@@ -163,7 +163,7 @@ class _Bounded:
     def __init__(self, most: int) -> None:
         self._most = most
         self._seen: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def __call__(self, value: str) -> str:
         if value in self._seen:
@@ -203,6 +203,10 @@ class BucketCollector(Collector):
     def __init__(self, *buckets: TokenBucket, registry: CollectorRegistry = REGISTRY) -> None:
         for bucket in buckets:
             instance("a bucket", bucket, TokenBucket)
+        if len({bucket.key for bucket in buckets}) < len(buckets):
+            raise ConfigError(
+                "two of the buckets have one key, which is their label: Prometheus would keep one of them"
+            )
         self._buckets = buckets
         instance("registry", registry, CollectorRegistry).register(self)
 

@@ -94,9 +94,7 @@ def test_a_connection_closed_meanwhile_is_replaced(server: Server, client: redis
 
 
 def test_a_server_that_goes_and_comes_back(own_server: Server, flavour: Flavour) -> None:
-    """A restart between two calls goes unnoticed: new connection, script reloaded, an empty bucket. While the server is
-    down every verb is StorageUnavailable with its cause, and once it is back, so is the storage.
-    """
+    """A restart goes unnoticed; while the server is down every verb is StorageUnavailable, and then all is well."""
     with flavour.at(own_server.url) as opened:
         assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
         own_server.stop()

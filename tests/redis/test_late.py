@@ -119,9 +119,7 @@ def test_a_coroutine_that_runs_out_of_time_has_taken_nothing(
 def test_a_signal_strikes_though_the_server_never_answers(
     proxy: Proxy, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a client without timeouts too: after a while the signal strikes in the step, clean-up ends after as long, and
-    what may be left taken is told.
-    """
+    """By a client without timeouts too: after a while the signal strikes, and what may be left taken is told."""
     monkeypatch.setattr(_interrupts, "LONGEST_PUT_OFF_S", 0.1)
     events: list[Event] = []
     with redis.Redis(host="127.0.0.1", port=proxy.port, socket_timeout=None) as client:

@@ -46,7 +46,6 @@ def test_four_processes_get_what_there_is_and_never_more(server: Server, tmp_pat
     """In 5 s on one key they get, in any interval of t, at most 1000 + 100 t, and at least 99 % of that in all."""
     wrote = [grants for ((grants,),) in run("spend", 4, f"unix://{server.socket_path}", tmp_path)]
     grants = sorted((now + place, tokens) for told in wrote for now, place, tokens in told)
-
     # Whoever only tries, and begins after the full bucket was spent, gets nothing while others queue.
     assert all(wrote[1::2]), "a process that queues got nothing"
     assert most_in_any_interval(grants, SHARED.refill) <= SHARED.capacity * SECOND
@@ -146,7 +145,5 @@ def test_what_each_forked_child_decides_is_stored(server: Server, client: redis.
 def test_a_fork_with_an_open_async_storage_is_an_error_in_the_child(
     server: Server, tmp_path: Path, scheme: str
 ) -> None:
-    """A child that uses its parent's open async storage gets a ConfigError, the parent its own answers; a storage that
-    was made before the fork and not used yet works in the child.
-    """
+    """A child that uses its parent's open async storage gets a ConfigError; one that nobody used yet works there."""
     run("fork-async", 0, server.url.replace("redis", scheme), tmp_path)

@@ -19,7 +19,7 @@ from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, SYNCED, calls, script_runs, stored
 from tests.redis.flavours import CLIENTS, FLAVOURS, Flavour
 from tests.redis.proxy import proxied
-from tests.servers import BINARIES, HOST, Server, running
+from tests.servers import HOST, Server, running
 
 # --- clients and URLs
 
@@ -32,7 +32,6 @@ def test_every_client_gives_the_same_answers(server: Server, flavour: Flavour, o
         granted = storage.apply("k", SYNCED, Reserve("hold é", 2, SECOND), now_us=NOW)
         shown = storage.inspect("k", now_us=NOW)
         keys = list(storage.keys())
-
     assert [outcome.balance for outcome in told] == [None, 5]
     assert told[1].snapshot is not None
     assert granted.granted
@@ -53,7 +52,6 @@ def test_bytes_that_are_no_text_do_no_harm(server: Server, client: redis.Redis, 
         assert set(storage.keys()) == {"k", "é\udcff"}
         assert storage.inspect("k") is None
         outcome = storage.apply("k", PLAIN, Acquire(1), now_us=NOW)
-
     assert outcome.repaired[:2] == ("balance", "hold:\\udcff\\udcfe")
     assert client.hget(NAME, b"\xfdnote") == b"\xfc"
     assert not client.hexists(NAME, b"hold:\xff\xfe")
@@ -207,9 +205,7 @@ def as_release(storage: Any, comment: bytes) -> None:
 
 
 def test_two_releases_share_a_bucket(server: Server, client: redis.Redis, flavour: Flavour) -> None:
-    """Two texts of the script run side by side on one bucket, each loaded once, and again when both are lost; one
-    settles the other's holds.
-    """
+    """Two texts of the script share a bucket, each loaded once, and again when lost; one settles the other's holds."""
     with flavour.at(server.url) as old, flavour.at(server.url) as new:
         as_release(new.storage, b"the next release")
         client.config_resetstat()
@@ -218,7 +214,6 @@ def test_two_releases_share_a_bucket(server: Server, client: redis.Redis, flavou
             new.apply("k", PLAIN, Settle(f"x{number}", 3), now_us=NOW)
         assert new.apply("k", PLAIN, Acquire(0), now_us=NOW).balance == 970
         assert (calls(client, "eval"), script_runs(client)) == (2, 21)
-
         for left, release in ((969, old), (968, new)):
             client.script_flush()
             assert release.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == left
@@ -232,7 +227,7 @@ def test_the_field_of_a_later_release_is_left_alone(storage: RedisStorage, clien
     assert stored(client)["mood"] == "sunny"
 
 
-@pytest.mark.parametrize("name", sorted(BINARIES))
+@pytest.mark.parametrize("name", ["valkey", pytest.param("redis", marks=pytest.mark.deep)])
 def test_a_killed_server_with_an_append_only_file_remembers(name: str) -> None:
     """With `appendonly yes` a server that was killed has the bucket as it was, and the script is loaded anew."""
     # By itself it writes a busy disk's last second late.
@@ -335,7 +330,6 @@ def test_prefixes_are_kept_apart(client: redis.Redis) -> None:
     prefixes = ["", "a:", "a:*", "a:[b]", "a:?", "a:\\", "a:{tag}:", "é"]
     for number, prefix in enumerate(prefixes):
         RedisStorage(client, prefix=prefix).apply(f"k{number}", PLAIN, Acquire(number), now_us=NOW)
-
     for number in (2, 3, 4, 5):
         assert set(RedisStorage(client, prefix=prefixes[number]).keys()) == {f"k{number}"}
     assert set(RedisStorage(client, prefix="a:").keys()) == {"k1", "*k2", "[b]k3", "?k4", "\\k5", "{tag}:k6"}

@@ -31,7 +31,6 @@ def test_a_client_brought_along_sends_as_often_as_it_likes(client: redis.Redis, 
             retry._backoff = flavour.retry(0)._backoff  # as often, but without the pauses
         runs = SENT_BY_DEFAULT["standalone"][flavour.library]
         assert sendings(opened, proxy, client) == runs
-
         client.config_resetstat()
         proxy.cuts = runs - 1
         assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
@@ -81,9 +80,7 @@ def test_what_carries_an_id_counts_once(client: redis.Redis, proxy: Proxy, what:
 
 
 def test_the_doors_count_once(client: redis.Redis, proxy: Proxy, flavour: Flavour) -> None:
-    """Through TokenBucket a reservation, its settling, a cancelled one and a refund count once when sent four times,
-    with each library set to send again.
-    """
+    """Each step of a reservation and a refund count once when sent four times, by each library."""
     with flavour.over(lambda: flavour.client(proxy.port, **flavour.resending(3))) as opened:
         opened.apply("k", PLAIN, Peek(), now_us=NOW)
         client.config_resetstat()

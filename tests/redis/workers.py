@@ -239,9 +239,7 @@ async def use_async(storage: AsyncRedisStorage, key: str, calls: int) -> None:
 
 
 def follow_orders(url: str) -> bool:
-    """Take up tasks and end their calls, by the clock of who orders it: each order is a line in JSON, and so is what
-    became of it.
-    """
+    """Take up tasks and end their calls, by the clock of who orders it: orders and answers are lines in JSON."""
     clock = ManualClock()
     storage = RedisStorage.from_url(url)
     sync = KeepaSync(TokenBucket(PLAN, key=LINE, storage=storage, clock=clock))

@@ -46,17 +46,23 @@ def plain_hold_is_taken_at_once(balance: int, tokens: int, keep: int, hold_for: 
     )
 
 
-def plain_settle_gives_back_what_was_not_used(balance: int, tokens: int, actual: int, now: int) -> bool:
-    """With nobody waiting, a plain settle at less gives back the difference, up to capacity; at more it takes it.
+def settle_takes_the_cost(
+    balance: int, tokens: int, actual: int, opened: int, told: int, now: int, *, synced: bool
+) -> bool:
+    """Settling a synced hold takes the actual cost and sets the rest free, whenever the hold was opened.
+
+    With nobody waiting, a plain settle at less gives back the difference, up to capacity; at more it takes it.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
+    pre: (0 <= opened <= 9 and 1 <= told <= 9) if synced else opened == told == 1
     post: _
     """
-    state, outcome = transition(
-        SMOOTH, holding(SMOOTH, balance, now, Hold(tokens, 1, now + 1, 1)), now, Settle("a", actual)
-    )
-    left = balance + tokens - actual
-    return state is not None and outcome.found and state.balance == min(CAPACITY, left) and not state.holds
+    quota = SYNCED if synced else SMOOTH
+    stored = holding(quota, balance, now, Hold(tokens, opened, now + 1, 1), told=told)
+    state, outcome = transition(quota, stored, now, Settle("a", actual))
+    if state is None or not outcome.found or state.holds or state.held or state.open:
+        return False
+    return state.balance == (balance - actual if synced else min(CAPACITY, balance + tokens - actual))
 
 
 def plain_hold_runs_out_forgotten(balance: int, tokens: int, hold_for: int, now: int) -> bool:
@@ -142,19 +148,3 @@ def refund_counts_once(balance: int, tokens: int, now: int) -> bool:
     if once is None or twice is None or second.found or not first.found:
         return False
     return once.balance == min(CAPACITY, balance + tokens) == twice.balance
-
-
-def settle_without_a_reading_takes_the_cost(
-    balance: int, tokens: int, actual: int, opened: int, told: int, now: int
-) -> bool:
-    """Settling a synced hold takes the actual cost and sets the rest free, whenever the hold was opened.
-
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST and 0 <= tokens <= DEBT and 0 <= actual <= DEBT
-    pre: 0 <= opened <= 9 and 1 <= told <= 9
-    post: _
-    """
-    stored = holding(SYNCED, balance, now, Hold(tokens, opened, now + 1, 1), told=told)
-    state, outcome = transition(SYNCED, stored, now, Settle("a", actual))
-    if state is None or not outcome.found:
-        return False
-    return state.balance == balance - actual and not state.holds and (state.held, state.open) == (0, 0)

@@ -31,11 +31,18 @@ Number: TypeAlias = int | None
 def numbers_are_sound(balance: Number, refilled_at: Number, carry: Number, now: int) -> bool:
     """Whatever numbers are stored, balance, refilled_at and carry come out within their ranges.
 
+    Sound ones come out as they went in, and nothing is said to have been mended.
+
     pre: 0 <= now <= LATEST
     post: _
     """
-    state, _ = repair(SMOOTH, BucketState(balance=balance, refilled_at=refilled_at, carry=carry), now)
-    return _is_sound(state, now)
+    stored = BucketState(balance=balance, refilled_at=refilled_at, carry=carry)
+    state, names = repair(SMOOTH, stored, now)
+    if not _is_sound(state, now):
+        return False
+    if not _is_sound(stored, now) or now > (refilled_at or 0) + YEAR_US:
+        return True
+    return names == () and (state.balance, state.refilled_at, state.carry) == (balance, refilled_at, carry)
 
 
 def a_garbled_remainder_is_none(carry: Garbage, now: int) -> bool:
@@ -52,7 +59,7 @@ def _stored(balance: Garbage, refilled_at: Garbage, carry: Garbage = 0) -> Bucke
     return BucketState(balance=balance, refilled_at=refilled_at, carry=carry)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
-def _is_sound(state: SoundState, now: int) -> bool:
+def _is_sound(state: BucketState | SoundState, now: int) -> bool:
     if type(state.balance) is not int or type(state.refilled_at) is not int or type(state.carry) is not int:
         return False
     return (
@@ -60,17 +67,6 @@ def _is_sound(state: SoundState, now: int) -> bool:
         and 0 <= state.refilled_at <= now + TOLERANCE_US
         and 0 <= state.carry < RATE_PERIOD_US
     )
-
-
-def what_is_sound_is_left_alone(balance: int, refilled_at: int, carry: int, now: int) -> bool:
-    """A sound state comes out as it went in, and nothing is said to have been mended.
-
-    pre: 0 <= now <= LATEST and 0 <= refilled_at <= now + TOLERANCE_US and now <= refilled_at + YEAR_US
-    pre: -LIMIT < balance < LIMIT and 0 <= carry < RATE_PERIOD_US
-    post: _
-    """
-    state, names = repair(SMOOTH, BucketState(balance=balance, refilled_at=refilled_at, carry=carry), now)
-    return names == () and (state.balance, state.refilled_at, state.carry) == (balance, refilled_at, carry)
 
 
 def lost_timestamp_keeps_the_balance(balance: int, refilled_at: Garbage, now: int) -> bool:

@@ -15,12 +15,16 @@ from .terms import CAPACITY, DEBT, LATEST, SMOOTH, SYNCED, plain
 def a_pause_always_ends(balance: int, paused_until: int | None, now: int) -> bool:
     """However far ahead its end is stored, a day and the tolerance later nobody is refused for a pause.
 
-    Who is refused and waits `retry_after` is granted.
+    Who is refused and waits `retry_after` is granted. A pause of 0 ends one at once.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
     post: _
     """
     stored = replace(plain(SMOOTH, balance, now), paused_until=paused_until)
+    ended, _ = transition(SMOOTH, stored, now, Pause(0))
+    _, resumed = transition(SMOOTH, ended, now, Acquire(1))
+    if resumed.granted != (balance >= 1) or resumed.reason is Reason.PAUSED:
+        return False
     state, first = transition(SMOOTH, stored, now, Acquire(1))
     if first.granted:
         return True
@@ -43,15 +47,3 @@ def a_pause_refuses_and_takes_nothing(balance: int, length: int, now: int, later
     if outcome.balance is None or outcome.granted or outcome.probe:
         return False
     return outcome.reason is Reason.PAUSED and outcome.balance >= balance
-
-
-def resuming_ends_it(balance: int, paused_until: int | None, now: int) -> bool:
-    """A pause of 0 ends one at once.
-
-    pre: -DEBT < balance <= CAPACITY and 0 <= now <= LATEST
-    post: _
-    """
-    stored = replace(plain(SMOOTH, balance, now), paused_until=paused_until)
-    state, _ = transition(SMOOTH, stored, now, Pause(0))
-    _, outcome = transition(SMOOTH, state, now, Acquire(1))
-    return outcome.granted == (balance >= 1) and outcome.reason is not Reason.PAUSED

@@ -72,32 +72,23 @@ def two_minutes_sharp(reading_at: int, server_time: int, now: int) -> bool:
     return Verdict.TAKEN in {first.reading, second.reading}
 
 
-def stale_reading_changes_nothing(balance: int, ago: int, age: int, now: int) -> bool:
-    """A reading that is more than 5 s older by the server's time, within two minutes, leaves everything as it is.
-
-    pre: -DEBT < balance <= CAPACITY and 0 <= age <= REORDER_US and age <= now <= LATEST
-    pre: NEAR_US < ago and ago + age <= MINUTE_US
-    post: _
-    """
-    stored = _told(balance, now, reading_at=now - age, server_time=1_000_000_000_000 + ago, server_time_at=now - age)
-    state, outcome = transition(SYNCED, stored, now, SEEN)
-    return outcome.reading is Verdict.STALE and state is stored
-
-
 def only_a_newer_reading_raises(balance: int, server_time: int, server_time_at: int, age: int, now: int) -> bool:
     """Within two minutes of the last one, only a reading that is newer raises the balance; where nothing tells, none.
+
+    One that is older by more than 5 s leaves everything as it is.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= age <= REORDER_US and age <= now <= LATEST
     pre: 0 <= server_time < LIMIT and 0 <= server_time_at <= now
     post: _
     """
     stored = _told(balance, now, reading_at=now - age, server_time=server_time, server_time_at=server_time_at)
-    _, outcome = transition(SYNCED, stored, now, SEEN)
+    state, outcome = transition(SYNCED, stored, now, SEEN)
     told, passed = 1_000_000_000_000 - server_time, now - server_time_at
     if abs(told - passed) <= MINUTE_US and told > 0:
         return outcome.balance == READING.balance
-    near = abs(told - passed) > MINUTE_US or told >= -NEAR_US
-    return outcome.balance == (min(balance, READING.balance) if near else balance)
+    if abs(told - passed) > MINUTE_US or told >= -NEAR_US:
+        return outcome.balance == min(balance, READING.balance)
+    return outcome.reading is Verdict.STALE and state is stored
 
 
 def one_probes_at_a_time(probe_until: int | None, now: int, later: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,9 +18,11 @@ from ..rules.transition import transition
 from ..units import MICROSECONDS
 from . import shell
 from .hand_made import Manager, understand
-from .redis_place import RedisPlace, text
 from .where import Where, with_bucket
-from .words import duration
+from .words import duration, text
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
 
 REFILL_RATE: Final = 5
 LIFETIME: Final = 86_400.0
@@ -103,7 +105,7 @@ def adopt_command(
     and stay. The server is asked as soon as a worker finds too little, so a wrong balance is right within a call.
     """
     place, key = where.place, where.key
-    if not isinstance(place, RedisPlace):
+    if place.kind != "server":
         raise shell.RefusedError("adopt reads keys of a Redis or Valkey: give --redis")
     if key is None:
         if where.api_key is None:

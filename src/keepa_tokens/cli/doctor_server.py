@@ -15,8 +15,8 @@ from ..units import MICROSECONDS, TOLERANCE_US
 from .finding import Finding
 from .hand_made import all_names, stuck
 from .look import door, keys_of
-from .redis_place import RedisPlace, text
-from .words import count
+from .redis_place import RedisPlace
+from .words import count, text
 
 OLDEST: Final = (6, 2)
 SLOW: Final = 0.05

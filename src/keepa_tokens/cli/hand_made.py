@@ -12,10 +12,13 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from .finding import Finding
-from .redis_place import RedisPlace, text
+from .words import text
+
+if TYPE_CHECKING:
+    from .redis_place import RedisPlace
 
 MOST_KEYS: Final = 20_000
 MOST_FIELDS: Final = 200

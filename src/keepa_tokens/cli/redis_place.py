@@ -8,6 +8,7 @@ from typing import Final, Literal, cast
 from ..errors import ConfigError, StorageUnavailable
 from ..storage.redis import RedisStorage
 from ..units import MICROSECONDS
+from .words import text
 
 PUT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -15,11 +16,6 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
 """
-
-
-def text(value: object) -> str:
-    """Return what a client answered as text; bytes that are none stand in it as `command` will send them."""
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 class RedisPlace(RedisStorage):

@@ -47,3 +47,8 @@ def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
 def plain(text: str) -> str:
     """Return a text as it may be shown: what others have stored must not write lines of its own, nor colours."""
     return one_line(text, LONGEST)
+
+
+def text(value: object) -> str:
+    """Return what a client answered as text; bytes that are none stand in it as `command` will send them."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

@@ -75,7 +75,7 @@ class TokenTask(_Task):
     sent back to. And a task that has paid by a guard, once the storage was away for ten minutes: it would pay again.
     """
 
-    dont_autoretry_for = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
+    dont_autoretry_for: tuple[type[Exception], ...] = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
     most_times: int | None = None
 
     def __init_subclass__(cls, **options: object) -> None:
@@ -89,25 +89,21 @@ class TokenTask(_Task):
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
-        this_run = Run()
+        request = self.request
+        comes_back = not (request.called_directly or request.is_eager)
+        # Sent back for want of tokens, it keeps its place in the bucket's line by its id. Where another task called it,
+        # that one comes back, and would pay for this one again.
+        this_run = (None if comes_back else RUN.get()) or Run()
         under_way = RUN.set(this_run)
-        # Sent back for want of tokens, it keeps its place in the bucket's line by its id.
-        stands = PLACE.set(None if self.request.id is None else str(self.request.id))
+        stands = PLACE.set(str(request.id) if comes_back else PLACE.get())
         try:
             return self.run(*args, **kwargs)
         except (NotEnoughTokens, StorageUnavailable) as missing:
-            request = self.request
             times = int((request.headers or {}).get(TIMES, 0))
             countdown = _countdown(missing, times)
             has_had_enough = self.most_times is not None and times >= self.most_times
             would_pay_again = this_run.paid and isinstance(missing, StorageUnavailable)
-            if (
-                request.called_directly
-                or request.is_eager
-                or math.isinf(countdown)
-                or has_had_enough
-                or would_pay_again
-            ):
+            if not comes_back or math.isinf(countdown) or has_had_enough or would_pay_again:
                 raise
             headers = {**(request.headers or {}), TIMES: str(times + 1)}
             request.retries -= 1  # `retry` adds one

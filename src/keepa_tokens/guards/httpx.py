@@ -122,7 +122,8 @@ class KeepaTransport(_Transport[KeepaSync], _Base):
     make a request that the server refused (429) again, once there are tokens; else the 429 is handed out.
 
     httpx takes `verify`, `http2`, `proxy` and `limits` from a client only where it makes the transport itself: give
-    them to `inner`. Closing the client closes `inner`.
+    them to `inner`. Closing the client closes `inner`. A transport that sends a request again by itself goes around
+    this one, not inside: as `inner` it would spend several times on one hold.
     """
 
     kind: ClassVar[type[AnySync]] = KeepaSync

@@ -52,7 +52,7 @@ def estimate(path: str, params: Mapping[str, object]) -> int:
     1 for a path that isn't known. Takes values of any type, as numbers, booleans, texts with commas or sequences; what
     it can't read it counts as one. Never raises.
     """
-    name = path.strip("/?").lower()
+    name = path.strip("/?").rpartition("/")[2].lower()  # before it may stand where a proxy keeps the API
     if name == "token" or (name == "tracking" and params.get("type") != "add"):
         return 0
     price = _PRICES.get(name, UNKNOWN_PATH)

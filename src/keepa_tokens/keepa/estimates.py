@@ -5,8 +5,8 @@ The rule, per kind of call (the path, and the parameters that drive its price):
 1. Until calls of the kind were settled, the table's number (`costs.estimate`) stands.
 2. Of the last `window` settled calls of the kind each is brought to the size of the one asked about: in proportion
    where it was larger; where it was smaller, what it cost, and the kind's average for each item (ASIN, code, seller)
-   more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and one
-   code that cost 1500 is not taken for a hundred such codes.
+   more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and among
+   cheaper ones a code that cost 1500 is not taken for a hundred such codes.
 3. Up at once, down late: below the table's number only when the window is full of calls.
 
 So the table's number stays the ceiling where it is one, and does no harm where it was a guess or the prices have moved:
@@ -20,12 +20,12 @@ items, is far too high where the prices have a long tail. Why not more: after `w
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 from .._arguments import NotCopied, whole
+from .._interrupts import Lock
 from ..units import LIMIT
 from .costs import estimate as table_estimate
 
@@ -69,7 +69,7 @@ class Estimator(NotCopied):
         self._most_kinds = whole("kinds", kinds, least=1)
         self._table = table
         self._kinds: OrderedDict[Kind, deque[Sample]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._process = os.getpid()
 
     def estimate(self, path: str, params: Mapping[str, object]) -> int:
@@ -99,10 +99,10 @@ class Estimator(NotCopied):
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
 
-    def _own_lock(self) -> threading.Lock:
+    def _own_lock(self) -> Lock:
         """Return the lock of this process: a forked child keeps what was learned, but who held its lock is gone."""
         if self._process != os.getpid():
-            self._lock, self._process = threading.Lock(), os.getpid()
+            self._lock, self._process = Lock(), os.getpid()
         return self._lock
 
     def _kind(self, path: str, params: Mapping[str, object], table: int) -> tuple[Kind, int]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
+
+IN_ITS_MIDST: Final = (
+    "a signal's handler or a finalizer used the bucket in the midst of a step of its own thread. The command was"
+    " certainly not carried out."
+)
 
 
 class Storage(Protocol):

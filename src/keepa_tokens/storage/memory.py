@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import currentframe
@@ -15,6 +14,7 @@ from typing import Final
 from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
+from .._interrupts import Lock
 from ..errors import StorageUnavailable
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -23,7 +23,7 @@ from ..rules.state import BucketState
 from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
 from ._memory_bucket import Bucket, begun, kept, serves, step
-from .base import AsyncClosing, Closing
+from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
 
@@ -47,7 +47,7 @@ def _forked() -> None:
     Only `with` takes one, so that a signal's exception can't leave it held.
     """
     for storage in _storages:
-        storage.lock = threading.Lock()
+        storage.lock = Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -80,7 +80,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     _instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
         _storages.add(self)
@@ -99,12 +99,9 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
                 return
         frames = [frame for frame, _ in walk_stack(currentframe()) if frame.f_code.co_qualname in _STEPS]
         if sum(self in map(frame.f_locals.get, ("self", "memory")) for frame in frames) > 1:
-            raise StorageUnavailable(
-                "a signal's handler or a finalizer used the bucket in the midst of a step of its own thread. The"
-                " command was certainly not carried out."
-            )
+            raise StorageUnavailable(IN_ITS_MIDST)
 
-    def _in_turn(self) -> threading.Lock:
+    def _in_turn(self) -> Lock:
         """Return the lock, to be taken now."""
         if self.lock.locked():
             self.give_way()

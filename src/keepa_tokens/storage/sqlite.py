@@ -7,12 +7,13 @@ import json
 import os
 import random
 import sqlite3
+import stat
 import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -24,7 +25,7 @@ from ..rules.commands import Command, Outcome
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, lifetime_us, transition
-from .base import AsyncClosing, Closing
+from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 if sys.platform != "win32":
     import fcntl
@@ -75,7 +76,7 @@ class SQLiteStorage(Closing, NotCopied):
             raise ConfigError(f"{self._path} is on a file system of kind {network}: give a file on this machine's disk")
         self._inherited: list[sqlite3.Connection] = []
         self._lock = threading.RLock()
-        self._is_closed = False
+        self._is_closed = self._is_busy = False
         _FORKS.locks.add(self._lock)
         with self._lock:
             self._open()
@@ -139,6 +140,8 @@ class SQLiteStorage(Closing, NotCopied):
             self._let_go.atexit = False  # what runs at the exit may still settle its calls
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
+            weakref.finalize(self, _close, self._db, self._process).atexit = False
             self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL", _ticks_us())  # readers don't wait for writers
@@ -156,6 +159,8 @@ class SQLiteStorage(Closing, NotCopied):
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         with self._lock, self._errors_named():
+            if self._is_busy:
+                raise StorageUnavailable(IN_ITS_MIDST)
             if self._process != os.getpid():
                 # The parent's connection must not be used or closed here.
                 self._inherited.append(self._db)
@@ -168,7 +173,11 @@ class SQLiteStorage(Closing, NotCopied):
                 self._db.close()
                 self._let_go()
                 self._open()
-            yield self._db
+            self._is_busy = True
+            try:
+                yield self._db
+            finally:
+                self._is_busy = False
 
     @contextmanager
     def _step(self, began_us: int = 0) -> Generator[sqlite3.Connection]:
@@ -339,16 +348,23 @@ def _ticks_us() -> int:
 def _identity(name: str) -> tuple[int, int] | None:
     """Return what tells a file from another of its name; None: there is none."""
     try:
-        stat = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
+        found = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
     except FileNotFoundError:
         return None
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino
+
+
+def _close(db: sqlite3.Connection, process: int) -> None:
+    if process == os.getpid():  # a forked child must not close its parent's
+        db.close()
 
 
 def _can_be_a_file(path: Path) -> bool:
     try:
         real = path.resolve()
-        return (real.is_file() or not real.exists()) and real.parent.is_dir()
+        with suppress(FileNotFoundError):
+            return stat.S_ISREG(real.stat().st_mode)  # which tells a name that is too long, unlike `exists`
+        return real.parent.is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, with what no name may have in it, a loop of links
         return False
 
