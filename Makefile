@@ -100,7 +100,7 @@ endif
 demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its bucket in REDIS_URL
 	$(BIN)/keepa-tokens demo $(DEMO_REDIS) $(DEMO_ARGS)
 
-bench: $(VENV)/.stamp-deep $(VENV)/.stamp-bench ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
+bench: $(VENV)/.stamp-deep ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
 	$(BIN)/python -m checks.benchmarks.bench --write docs/evidence/speed.md
 
 bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md

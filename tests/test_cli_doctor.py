@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from math import inf
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,6 +15,7 @@ import pytest
 import redis
 
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
+from keepa_tokens.cli import doctor_server
 from keepa_tokens.cli.doctor import examine
 from keepa_tokens.cli.doctor_command import APART, LOOKS
 from keepa_tokens.cli.doctor_server import examine_server, read_info, strangers
@@ -69,6 +72,21 @@ def in_line(tokens: int, told_in: int, name: str = "task") -> Ticket:
 
 
 # --- nothing
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let a server be slow from so many seconds on: at first never, for the tests' machine may be busy."""
+    set_to = partial(monkeypatch.setattr, doctor_server, "SLOW")
+    set_to(inf)
+    return set_to
+
+
+def test_a_slow_server_is_a_fault(server: Workers, slow: Callable[[float], None]) -> None:
+    """A server that takes long to answer is a fault, and it says how long."""
+    slow(0.0)
+    (found,) = server.document("doctor", code=1)["findings"]
+    assert (found["code"], found["fault"]) == ("slow", True)
 
 
 @pytest.mark.usefixtures("healthy")

@@ -13,17 +13,7 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from time import monotonic_ns
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
-from ._arguments import (
-    LONGEST_LABEL,
-    NotCopied,
-    checked_key,
-    hold_for_us,
-    instance,
-    printable,
-    shown,
-    timeout_us,
-    whole,
-)
+from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
@@ -343,12 +333,11 @@ def _checked_clock(clock: Clock) -> Clock:
     return clock
 
 
-def check_limit(quota: Quota, tokens: int, keep: int, timeout: float | None) -> None:
-    """Raise what a decorated function's every call would raise."""
+def check_limit(quota: Quota, tokens: int, keep: int) -> None:
+    """Raise what the cost would raise at every call of a decorated function."""
     if callable(tokens):
         raise TypeError("write @bucket.limit(), with the parentheses")
     cost(quota, tokens, keep)
-    timeout_us(timeout)
 
 
 def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:

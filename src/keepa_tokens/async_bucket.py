@@ -108,7 +108,8 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None
     ) -> Callable[[Callable[P, Coroutine[object, object, T]]], Callable[P, Coroutine[object, object, T]]]:
         """Return a decorator of coroutine functions; as `TokenBucket.limit`, which decorates all others."""
-        check_limit(self.quota, tokens, keep, timeout)
+        check_limit(self.quota, tokens, keep)
+        timeout_us(timeout)
 
         def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
             @wraps(decorated(function, suspends=True))

@@ -127,7 +127,8 @@ class TokenBucket(BucketBase[Storage], Closing):
         What `acquire` raises comes out of the call, and the function is not run. Raises ConfigError for a coroutine
         function: an AsyncTokenBucket decorates those.
         """
-        check_limit(self.quota, tokens, keep, timeout)
+        check_limit(self.quota, tokens, keep)
+        timeout_us(timeout)
 
         def decorate(function: Callable[P, T]) -> Callable[P, T]:
             @wraps(decorated(function, suspends=False))

@@ -44,9 +44,7 @@ def _opened(url: str, sqlite: Callable[[str], object], redis: str) -> Any:  # no
         raise ConfigError("a SQLite URL takes no options: give SQLiteStorage the path, and timeout= beside it")
     if not colon or scheme not in {"memory", "sqlite", "redis", "rediss", "valkey", "valkeys", "unix"}:
         # Not the URL itself: it may hold a password.
-        raise ConfigError(
-            "the URL must begin with memory://, sqlite://, redis://, rediss://, valkey://, valkeys:// or unix://"
-        )
+        raise ConfigError("the URL must begin with memory://, sqlite://, redis://, rediss://, valkey:// or unix://")
     if scheme == "memory":
         return MemoryStorage()
     if scheme == "sqlite":
