@@ -49,16 +49,6 @@ class Fault:
     shown: Callable[[Snapshot], Snapshot] = lambda shown: shown
 
 
-def carried(
-    fault: Fault, quota: Quota, stored: BucketState | None, now: int, command: Command
-) -> tuple[BucketState | None, Outcome]:
-    """Return what a step comes to that goes wrong somewhere: what is kept, and what is told."""
-    before = None if stored is None else fault.stored(stored, command, now)
-    after, outcome = transition(quota, before, now, fault.sent(command))
-    kept = None if after is None else fault.kept(Step(stored, command, after, outcome))
-    return kept, fault.told(outcome)
-
-
 class Simple:
     """A storage that is sound but for its fault."""
 
@@ -73,10 +63,12 @@ class Simple:
     def step(self, key: str, quota: Quota, command: Command, now: int) -> Outcome:
         """Read, decide, write."""
         stored = self.load(key)
-        kept, outcome = carried(self.fault, quota, stored, now, command)
+        before = None if stored is None else self.fault.stored(stored, command, now)
+        state, outcome = transition(quota, before, now, self.fault.sent(command))
+        kept = None if state is None else self.fault.kept(Step(stored, command, state, outcome))
         if kept is not None and kept is not stored:
             self.save(key, kept, outcome)
-        return outcome
+        return self.fault.told(outcome)
 
     def now(self, now_us: int | None) -> int:
         """Return the time of a step."""
@@ -169,8 +161,8 @@ def _out_of_order(state: BucketState, command: Command, _now: int) -> BucketStat
 
 
 def _full(state: BucketState, command: Command, _now: int) -> BucketState:
-    asked = isinstance(command, Acquire | Reserve) and state.balance is None
-    return replace(state, balance=1000 if state.quota is None else state.quota.capacity) if asked else state
+    asked = isinstance(command, Acquire | Reserve) and state.quota is not None and state.balance is None
+    return replace(state, balance=state.quota.capacity) if asked and state.quota is not None else state
 
 
 def _waiting(state: BucketState, _command: Command, now: int) -> BucketState:

@@ -4,7 +4,7 @@ Workers whose clocks differ by up to 5 s take, wait for places, stand in line, h
 Stored fields are lost or garbled, and whole buckets; the storage is opened anew; all clocks are set. To a synced bucket
 a server tells the balance, in time, late, again, or with an older word than was heard before; it changes the plan and
 stops the refill; somebody else spends; calls are refused, and their ends are lost; workers ask the server, or don't
-come back from it. That no bucket has more than its server is shown by the small worlds of `checks.proof`.
+come back from it. `synced_machine` plays that server.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from checks.models.machine import Bench, PlainMachine, ReadingMachine
+from checks.models.synced_machine import SyncedMachine
 from keepa_tokens.storage.base import Storage
 from keepa_tokens.testing.conformance import StorageUnderTest, new_key
 
 
 @pytest.mark.drawn
 class MachinesOnAStorage(StorageUnderTest):
-    """Two machines drive a bucket. With `forget` they lose whole buckets, with `elsewhere` they open anew."""
+    """Three machines drive a bucket. With `forget` they lose whole buckets, with `elsewhere` they open anew."""
 
     own_storage = False
     """Whether each run gets a storage of its own: what is dropped of one bucket must not hang on others."""
@@ -30,6 +31,10 @@ class MachinesOnAStorage(StorageUnderTest):
     def test_any_history_with_readings_is_as_the_reference_has_it(self) -> None:
         """The same with a server that tells the balance, late, twice or never: a synced bucket is as its reference."""
         self.drive(ReadingMachine)
+
+    def test_a_synced_bucket_stays_within_what_its_server_has(self) -> None:
+        """Calls in flight, answers late, lost, reordered; somebody else spends, plans change, fields are lost."""
+        self.drive(SyncedMachine)
 
     def drive(self, kind: Callable[[Bench], RuleBasedStateMachine]) -> None:
         """Let Hypothesis look for a history in which the storage fails beside what a machine has."""

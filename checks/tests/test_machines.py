@@ -10,6 +10,7 @@ from checks.models.broken import KitWithFields
 from checks.models.machine import Bench, PlainMachine, ReadingMachine, Word
 from checks.models.strategies import DAY, MINUTE
 from checks.models.suite import MachinesOnAStorage
+from checks.models.synced_machine import LATER, SyncedMachine
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Pause, Reserve
 from tests.storages import InMemory, OnAFake, OnAFakeByCoroutines, OnAServer, OnAServerByCoroutines, OnSqlite
@@ -47,6 +48,19 @@ def bench() -> Bench:
     """A bucket whose fields may be damaged."""
     kit = KitWithFields()
     return kit.bench(kit.make_storage(), ExitStack())
+
+
+def test_beside_a_garbled_server_time_the_lower_balance_counts_once(bench: Bench) -> None:
+    """A word that nobody can put in order is taken where it is lower; with the next one the order is known again."""
+    machine = SyncedMachine(bench)
+    machine.begin(5, 100, MINUTE)
+    machine.look_at_the_server(later=False)
+    machine.damage("server_time", LATER)
+    machine.somebody_else_spends(-7)
+    machine.look_at_the_server(later=False)
+    assert machine.shown(0).balance == 100
+    machine.look_at_the_server(later=False)
+    assert machine.shown(0).balance == machine.balance == 107
 
 
 def test_a_bucket_whose_reading_lies_ahead_may_have_no_balance(bench: Bench) -> None:

@@ -1,7 +1,8 @@
-"""The machines are no blind ones: ways to be broken between a bucket and its server, and who finds them."""
+"""The machines are no blind ones: ways to be broken between a bucket and its server, and which machine finds them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -9,12 +10,12 @@ from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from checks.models.broken import FAULTS, Fault, KitWithFields, Simple, carried
+from checks.models.broken import FAULTS, Fault, KitWithFields, Simple
 from checks.models.machine import Bench, ReadingMachine, Word
-from checks.models.strategies import EPOCH
-from checks.proof import states, worlds
+from checks.models.strategies import EPOCH, MINUTE, SECOND
+from checks.models.synced_machine import SyncedMachine
 from keepa_tokens import Quota
 from keepa_tokens.units import UNLIMITED
 from tests.stories import command, steps
@@ -42,22 +43,27 @@ OF_THE_LINE: Final = frozenset(name for name in FAULTS if "line" in name or "tic
 BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, NOT_HEARD} | OF_THE_LINE
 """These show in long histories; see below for those that are written down."""
 
-LATE: Final = "a call answered after its hold, charged at completion"
-THREE: Final = "three calls, charged at completion"
-BY_A_WORLD: Final = {
-    "whatever the server says last to arrive is the latest": THREE,
-    "a call's cost is charged, though a newer reading had it": THREE,
-    "more is given back than a late answer's call had set aside": THREE,
-    "a reading drops what is in flight": THREE,
-    "nobody is sent to ask the server": "synced, a call as the scout",
-    "a bucket of which nothing is known is full": "two calls, nothing known, charged at completion",
-    "each call is admitted as if it were alone": "three calls on 7 tokens, charged at admission",
-    "the server's plan is not heard": "two calls, another plan, charged at completion",
-    "the time of the server's next step is not heard": "two calls, another plan, charged at completion",
-    "the server's step is believed to come at once": "two calls, another plan, charged at completion",
-    "a hold that runs out is given back": LATE,
-}
-"""With these the bucket has more than its server, or has lost what it has, or stands still."""
+BY_THE_SERVER: Final = (
+    "whatever the server says last to arrive is the latest",
+    "a call's cost is charged, though a newer reading had it",
+    "more is given back than a late answer's call had set aside",
+    "a reading drops what is in flight",
+    "nobody is sent to ask the server",
+    "a bucket of which nothing is known is full",
+    "each call is admitted as if it were alone",
+    "the server's plan is not heard",
+    "the time of the server's next step is not heard",
+    "the server's step is believed to come at once",
+    "a hold that runs out is given back",
+    "whoever asks takes now for the last refill",
+)
+"""With these the bucket has more than its server, or stands still."""
+
+
+class ServerAlone(SyncedMachine):
+    """The machine that plays the server, without the reference."""
+
+    followed = False
 
 
 def bench(fault: Fault) -> Bench:
@@ -66,9 +72,9 @@ def bench(fault: Fault) -> Bench:
     return replace(kit.bench(kit.make_storage(), ExitStack()), anew=None, end=None)
 
 
-def drive(fault: Fault, examples: int = 1000) -> None:
+def drive(kind: Callable[[Bench], RuleBasedStateMachine], fault: Fault, examples: int = 1000) -> None:
     """Drive a broken storage."""
-    made: Any = lambda: ReadingMachine(bench(fault))  # noqa: E731 - Hypothesis takes any factory, though it says a class
+    made: Any = lambda: kind(bench(fault))  # noqa: E731 - Hypothesis takes any factory, though it says a class
     run_state_machine_as_test(made, settings=settings(HUNT, max_examples=examples))
 
 
@@ -76,22 +82,20 @@ def drive(fault: Fault, examples: int = 1000) -> None:
 def test_the_machine_beside_the_reference_finds(fault: str) -> None:
     """In histories that nobody wrote, a bucket that goes wrong like this parts from its reference."""
     with pytest.raises(AssertionError):
-        drive(FAULTS[fault])
+        drive(ReadingMachine, FAULTS[fault])
 
 
-@pytest.mark.parametrize("fault", BY_A_WORLD)
-def test_what_the_server_demands_finds_by_itself(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a small world of the proof the bucket is held to its server alone, and to the bound that a look states."""
-    broken = partial(carried, FAULTS[fault])
-    for module in (states, worlds):
-        monkeypatch.setattr(module, "transition", broken)
-    (world,) = (world for world in worlds.worlds() if world.name == BY_A_WORLD[fault])
-    assert worlds.explore(world).broken
+@pytest.mark.parametrize("fault", BY_THE_SERVER)
+def test_what_the_server_demands_finds_by_itself(fault: str) -> None:
+    """The bucket has more than its server then, or less than was told, or neither grants nor asks."""
+    with pytest.raises(AssertionError):
+        drive(ServerAlone, FAULTS[fault])
 
 
-def test_a_sound_storage_is_not_found_out() -> None:
+@pytest.mark.parametrize("kind", [ReadingMachine, SyncedMachine, ServerAlone])
+def test_a_sound_storage_is_not_found_out(kind: Callable[[Bench], RuleBasedStateMachine]) -> None:
     """The storage in whose steps they are broken passes."""
-    drive(Fault(), examples=60)
+    drive(kind, Fault(), examples=60)
 
 
 # --- what takes a longer history to show; chance comes by it at night
@@ -143,3 +147,35 @@ def test_a_history_in_which_the_machine_finds_what_shows_rarely(fault: str) -> N
     go_through(None, HISTORIES[fault])
     with pytest.raises(AssertionError):
         go_through(fault, HISTORIES[fault])
+
+
+def tasks_stand_in_line(machine: SyncedMachine) -> None:
+    """The first never comes, and is passed once it is late; the second leaves; the third waits for a call in flight."""
+    machine.begin(5, 0, MINUTE)
+    machine.look_at_the_server(later=False)
+    machine.call(20, 0, task="task-1")
+    machine.call(5, 0, task="task-2")
+    machine.both_show_the_same()
+    machine.call(20, 0, task="task-1")
+    machine.time_passes(MINUTE)
+    machine.call(5, 0, task="task-2")
+    machine.call(5, 0)
+    machine.leave_the_line("task-2")
+    machine.time_passes(3 * SECOND)
+    machine.call(5, 0)
+    machine.call(20, 0, task="task-3")
+    machine.call(5, 0, task="task-4")
+    for under_way in machine.on_the_way():
+        machine.serve(under_way)
+        machine.settle(under_way)
+    machine.time_passes(MINUTE)
+    machine.call(20, 0, task="task-3")
+    machine.both_show_the_same()
+
+
+@pytest.mark.parametrize("fault", sorted(OF_THE_LINE))
+def test_in_a_history_of_a_line_the_machine_beside_a_server_finds(fault: str) -> None:
+    """Whoever is forgotten, passed, sent to the end, waited for in vain, or stays when it is granted, is missed."""
+    tasks_stand_in_line(SyncedMachine(bench(Fault())))
+    with pytest.raises(AssertionError):
+        tasks_stand_in_line(SyncedMachine(bench(FAULTS[fault])))
