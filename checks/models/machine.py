@@ -130,12 +130,14 @@ class Bench:
 
 
 class BucketMachine(RuleBasedStateMachine):
-    """One bucket, on a storage and as the reference has it. Clocks differ, and any part may be lost.
+    """One bucket, on a storage and as the reference has it.
 
+    followed: whether the reference knows what is stored; else nothing is compared with it.
     forward: by how much clocks went forward since the balance was last told, or began. fastest: the fastest flow since.
     scouted: what calls took since that went though they were refused. largest: the largest grant.
     """
 
+    followed = True
     model: Reference
     quota: Quota
     skews: tuple[int, ...]
@@ -185,6 +187,7 @@ class BucketMachine(RuleBasedStateMachine):
 
     # --- who waits
 
+    @precondition(lambda self: self.followed)
     @rule(worker=workers)
     def come_when_told(self, worker: int) -> None:
         """A line makes nobody wait for ever: who comes when told is through by the bound that a look states.
@@ -210,6 +213,7 @@ class BucketMachine(RuleBasedStateMachine):
             if told.granted:
                 del bounds[next_one.name]
 
+    @precondition(lambda self: self.followed)
     @rule(worker=workers)
     def the_first_comes(self, worker: int) -> None:
         """Exactness: whom nobody is before is told when it is granted, and is, if no call is in flight."""
@@ -236,6 +240,8 @@ class BucketMachine(RuleBasedStateMachine):
         By the clock that is ahead of the others: if the bucket's lifetime is over by any, it is by that.
         """
         shown, now = self.shown(self.skews.index(max(self.skews))), self.now + max(self.skews)
+        if not self.followed:
+            return
         twin = self.model.seen(now)
         assert (shown.balance, shown.held) == (twin.told_balance, twin.held)
         assert shown.holds == sum(not call.charged for call in twin.calls.values())
@@ -249,6 +255,8 @@ class BucketMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_got_too_much(self) -> None:
         """Safety: since the last reading no more went out than there was, time brought, and may be overdrawn."""
+        if not self.followed:
+            return
         refilled = max(self.refilled(*flow) for flow in (self.model.flow, self.fastest))
         overdraft = self.largest if self.quota.overdraft == UNLIMITED else self.quota.overdraft
         # A place is taken now and paid for by the refill of up to an hour to come.
@@ -264,6 +272,8 @@ class BucketMachine(RuleBasedStateMachine):
     def it_never_stands_still(self) -> None:
         """Liveness: by the bound that a look states an attempt is granted or asks the server, though others fail."""
         shown = self.shown(0)
+        if not self.followed:
+            return
         if shown.bound > DAY / SECOND:
             assert self.model.refill == 0 or shown.bound * SECOND < END_OF_TIME
             return
@@ -290,7 +300,7 @@ class BucketMachine(RuleBasedStateMachine):
         shown = self.apply(Peek(), worker).snapshot
         assert shown is not None
         inspected = self.bench.storage.inspect(self.bench.key, now_us=self.at(worker))
-        if inspected is None and self.model.begun:
+        if inspected is None and (self.model.begun or not self.followed):
             self.forgotten(self.at(worker))
         assert inspected in {None, replace(shown, repaired=())}
         self.model.carry_out(Peek(), self.at(worker))
@@ -299,6 +309,8 @@ class BucketMachine(RuleBasedStateMachine):
     def forgotten(self, now: int) -> None:
         """A bucket whose lifetime is over held nothing, nor was it paused, nor will the new one let go more."""
         model = self.model.seen(now)
+        if not self.followed:
+            return
         assert not model.held
         assert model.paused_until is None
         assert not model.line
@@ -331,6 +343,8 @@ class BucketMachine(RuleBasedStateMachine):
             *(outcome.reason, min(outcome.retry_after_us, END_OF_TIME), outcome.place_us, outcome.probe),
             *(outcome.scout, outcome.found, outcome.reading, outcome.drift),
         )
+        if not self.followed:
+            return came
         assert came == self.model.carry_out(command, now)
         if isinstance(command, Acquire | Reserve):
             assert outcome.granted == came.granted
@@ -352,7 +366,9 @@ class BucketMachine(RuleBasedStateMachine):
         assert outcome.closed == (twin.closed_until is not None)
         assert outcome.kept_back == twin.kept_for_others
 
-    # --- what anybody does
+
+class AnyHistory(BucketMachine):
+    """A bucket that anybody uses anyhow, by clocks that differ, and of which any part may be lost."""
 
     @rule(by=st.integers(-CLOCKS_APART_US, -1) | st.integers(-DAY, DAY))
     def clocks_are_set(self, by: int) -> None:
@@ -513,7 +529,7 @@ class BucketMachine(RuleBasedStateMachine):
         return known[IDS.index(name) % len(known)] if known and name != IDS[-1] else name
 
 
-class PlainMachine(BucketMachine):
+class PlainMachine(AnyHistory):
     """A plain bucket."""
 
     @initialize(quota=quotas(synced=False), skews=SKEWS)
@@ -566,7 +582,7 @@ synced_quotas: Final = quotas(synced=True) | st.builds(
 """Any, and those that refill as slowly as Keepa's, so that what a call costs shows for a while."""
 
 
-class ReadingMachine(BucketMachine):
+class ReadingMachine(AnyHistory):
     """A synced bucket."""
 
     @initialize(quota=synced_quotas, skews=SKEWS)
