@@ -218,7 +218,7 @@ class Reference(Lapse):
         if self.beside and self.balance - ahead >= alone:
             early = any(each.name == ticket and each.told > now for each in self.line)
             return Came(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else SOON_US)
-        return Came(Reason.EMPTY, until(enough, now) if enough > now else SOON_US)
+        return Came(Reason.EMPTY, until(enough, now) if enough > now else LATE_AFTER_US)
 
     def aside(self, keep: int, most: int) -> int:
         """Return what a request must leave: its `keep`, and what others were seen to spend, in moderation."""

@@ -63,11 +63,11 @@ from the balance already, and available = balance.
     one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
 
     Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-    then, and finds only calls in flight before it, looks again soon; whoever comes earlier waits as if they were
-    spent. A day ahead at most, and so for those behind it; and where a clock went back, as far ahead as it was from
-    the last refill. Late: 1 s past the told instant; others may pass. Lapsed: a minute past it. A grant or a cancel by
-    the same id leaves the line. At most 256 stand there; more get the plain refusal. An unknown balance, claims and
-    scouts don't ask the line.
+    then, and finds only calls in flight before it, looks again soon, and behind somebody, who is late by then, in 1 s;
+    whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for those behind it; and
+    where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant; others may
+    pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At most 256 stand there; more
+    get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
