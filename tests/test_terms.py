@@ -54,6 +54,8 @@ other terms bring nothing of what came until the last reading, it is in the bala
     0 read 0 next_refill_in=100; 1s on (SHORT|PLAN), take 1 -> EMPTY balance=0 in=(39s|11s)
 nor do those that end a refill of 0: LONG refill=0 balance=0 terms_at=@0
     100s read 0; 110s on PLAN, take 1 -> EMPTY balance=0 in=2s
+a step that the server told for later than the terms have it slows steps alone: SHORT
+    0 read 0 next_refill_in=90, on (SHORT|PLAN), take 1 -> EMPTY in=(90s|12s)
 # A step after the minute of the larger capacity brings less than one within.
 the stated bound counts on the capacity that lasts: BROAD
     0 read 30 next_refill_in=61, hold lost 25 life=90s -> GRANTED, on SLIM, take 19 -> !granted, peek 19 -> bound=122s

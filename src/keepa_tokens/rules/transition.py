@@ -42,8 +42,8 @@ from the balance already, and available = balance.
    its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
    had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
    refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period until the next reading, ten minutes at most. Steps that came until the
-   reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
+   than the period in effect is the period of steps until the next reading, ten minutes at most. Steps that came until
+   the reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
