@@ -217,7 +217,8 @@ class Reference(Lapse):
             return GRANTED
         if self.beside and self.balance - ahead >= alone:
             early = any(each.name == ticket and each.told > now for each in self.line)
-            return Came(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else SOON_US)
+            soon = min(SOON_US, until(self.swept_from or END_OF_TIME, now))
+            return Came(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else soon)
         return Came(Reason.EMPTY, until(enough, now) if enough > now else LATE_AFTER_US)
 
     def aside(self, keep: int, most: int) -> int:

@@ -6,7 +6,7 @@ from keepa_tokens.rules.commands import Acquire
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.state import BucketState, Hold
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import LOOK_AGAIN_US, MAX_HOLD_US, YEAR_US
+from keepa_tokens.units import MAX_HOLD_US, YEAR_US
 
 from .terms import (
     CAPACITY,
@@ -86,7 +86,7 @@ def overdraft_is_kept(balance: int, stored: int, now: int, tokens: int) -> bool:
 def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
     """On a synced bucket a call takes what is not there only alone; beside others in flight there is enough for all.
 
-    Who is refused only because of calls in flight is told so, and to look again soon; else EMPTY, and until when.
+    Who is refused only because of calls in flight is told so, and to look again when one runs out; else EMPTY.
 
     pre: -DEBT < balance <= CAPACITY and 0 <= held <= DEBT and 1 <= tokens <= DEBT and 0 <= now <= LATEST
     post: _
@@ -98,7 +98,7 @@ def overdraws_alone(balance: int, held: int, now: int, tokens: int) -> bool:
     if outcome.granted:
         return True
     if balance >= 1:
-        return outcome.reason is Reason.IN_FLIGHT and outcome.retry_after_us == LOOK_AGAIN_US
+        return outcome.reason is Reason.IN_FLIGHT and outcome.retry_after_us == 1
     steps = -balance // REFILL + 1
     return outcome.reason is Reason.EMPTY and outcome.retry_after_us == steps * PERIOD_US
 

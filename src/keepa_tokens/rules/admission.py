@@ -50,7 +50,7 @@ class Admission:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
         if s.held + tokens >= LIMIT:
             # It can't be counted exactly until a call in flight has ended.
-            return Reason.IN_FLIGHT, self.now + LOOK_AGAIN_US
+            return Reason.IN_FLIGHT, self._soon()
         in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
         available = s.balance - in_flight
         reached = self._reached(wanted)
@@ -74,7 +74,7 @@ class Admission:
         if available - ahead >= (tokens + aside if others else wanted):
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
-            return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self.now + LOOK_AGAIN_US
+            return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self._soon()
         # Whoever stands before it is late by then, or has come.
         return Reason.EMPTY, at if at > self.now or not stands else self.now + LATE_US
 
@@ -99,6 +99,10 @@ class Admission:
         """Return those in line, but for who asks for more than can be admitted: of a garbled ticket, or other terms."""
         most, overdraft = self.flow.capacity, self.s.quota.overdraft
         return [each for each in self.s.line if required(each.tokens, overdraft) + each.keep <= most]
+
+    def _soon(self) -> int:
+        """Return when to ask again behind calls in flight: a settle may free it any moment, and one may run out."""
+        return min(self.now + LOOK_AGAIN_US, self.s.due_at or NEVER)
 
     def _early(self, ticket: str | None) -> bool:
         """Return whether somebody in line asks before the instant that it was told."""

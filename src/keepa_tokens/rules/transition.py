@@ -19,8 +19,8 @@ from the balance already, and available = balance.
    tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
    What rule 10 keeps back counts as kept. More than the capacity in effect can admit is TOO_LARGE. Refused only because
    of calls in flight, or because with them it can't be counted exactly, is IN_FLIGHT: ask again soon, a settle may free
-   it any moment. Otherwise retry_after is the earliest instant at which it can be granted, if the calls in flight cost
-   nothing.
+   it any moment, or when the next hold runs out, if that is sooner. Otherwise retry_after is the earliest instant at
+   which it can be granted, if the calls in flight cost nothing.
 5. Recharge. When a request that would fail even at keep 0 finds too little and `recharge_to` is set, the bucket closes
    until the refill, capacity aside, has brought min(recharge_to, capacity), counted before the caller's own take. The
    end is fixed then; every later step may only move it nearer, to the instant that the state still implies, so it opens
