@@ -43,13 +43,12 @@ class Told:
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
         """Return what a step comes to, an error too."""
         world, fake = self.world, self.world.fake
-        sync = self.workers.setdefault(named["by"], world.worker()) if "by" in named else world.sync
-        named.pop("by", None)
+        sync = self.worker(named.pop("by", None))
         verbs: dict[str, Callable[..., Any]] = {
             "call": lambda tokens, **more: world.call(tokens, by=sync, **more),
             "refresh": sync.refresh,
-            "request": lambda name, *tokens, **more: self.calls.setdefault(name, sync.request(*tokens, **more)),
-            "try": lambda name, *tokens, **more: self.calls.setdefault(name, sync.try_request(*tokens, **more)),
+            "request": lambda name, *tokens, **more: self.begun(name, sync.request(*tokens, **more)),
+            "try": lambda name, *tokens, **more: self.begun(name, sync.try_request(*tokens, **more)),
             "answer": lambda name, tokens: world.answer(self.calls[name], tokens),
             "settle": lambda name: self.calls[name].settle(),
             "ask": lambda name, tokens: self.answers.update({name: fake.request(PRODUCT, asins(tokens))}),
@@ -76,6 +75,19 @@ class Told:
             return verbs[verb](*words, **named)
         except KeepaTokensError as error:
             return error
+
+    def worker(self, name: Any) -> KeepaSync:
+        """Return the worker of a name, made when it is first named; None: the world's own."""
+        if name is None:
+            return self.world.sync
+        if name not in self.workers:
+            self.workers[name] = self.world.worker()
+        return self.workers[name]
+
+    def begun(self, name: Any, call: Call) -> Call:
+        """Note a call under its name."""
+        self.calls[name] = call
+        return call
 
     def seen(self, came: Any, name: str) -> Any:
         """Return what is so named in what a step came to, else in the bucket, on the server or of the clock."""
