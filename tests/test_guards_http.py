@@ -119,8 +119,9 @@ a timeout of 40 s has room for one pause of 30 s, the next, and with none the fi
     client retry_refused=1 timeout=(0|40); token; fail 429 100 after=30
     get 5 -> AcquireTimeout retry_after>=30 retry_after<=31 sent=(1|2) held=0 slept>=(0|30) slept<=(0|31)
 whatever the answer, the caller gets it as it came, its hold is over, and the bucket has what it says: initial=300
-    token; fail (500|503|html|empty|error200|zero_envelope|no_envelope) 1
-    get 5 -> status<504 held=0 READING_BAD=(0|0|1|1|0|1|1) (in_step|in_step|||in_step||)
+    token; fail (500|503|error200) 1; get 5 -> status<504 held=0 READING_BAD=0 in_step
+an answer that says nothing ends its hold as well, and is told: initial=300
+    token; fail (html|empty|zero_envelope|no_envelope) 1; get 5 -> status<504 held=0 READING_BAD=1
 """
 
 BY_HTTP: Final = """

@@ -118,7 +118,7 @@ class SQLiteStorage(Closing, NotCopied):
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
         checked_key(key)
-        with self._step(_ticks_us()) as db:
+        with self._step() as db:
             db.execute("DELETE FROM buckets WHERE key = ?", (key,))
 
     def close(self) -> None:
@@ -180,7 +180,8 @@ class SQLiteStorage(Closing, NotCopied):
                 self._is_busy = False
 
     @contextmanager
-    def _step(self, began_us: int) -> Generator[sqlite3.Connection]:
+    def _step(self, began_us: int | None = None) -> Generator[sqlite3.Connection]:
+        began_us = _ticks_us() if began_us is None else began_us
         with self._reading() as db:
             try:
                 # The write lock from the start: no other process steps between what is read and what is written.
