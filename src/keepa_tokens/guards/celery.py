@@ -72,7 +72,8 @@ class TokenTask(_Task):
 
     What waiting can't help fails at once: a cost that the quota could never admit, no refill (`retry_after` is inf), a
     mistake in the configuration. So does what was called directly or eagerly, where there is nothing that it could be
-    sent back to. And a task that has paid by a guard, once the storage was away for ten minutes: it would pay again.
+    sent back to; a task that called it is sent back for both. And a task that has paid by a guard, once the storage was
+    away for ten minutes: it would pay again. A `dont_autoretry_for` of your own names TokenTask's kinds, too.
     """
 
     dont_autoretry_for: tuple[type[Exception], ...] = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
