@@ -12,13 +12,12 @@ knows the server's balance and holds nothing. A name in capitals counts events o
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, NotEnoughTokens, Snapshot
+from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, Snapshot
 from keepa_tokens.testing.fake_keepa import Response
 from tests.keepa_world import PRODUCT, World, asins
-from tests.stories import Story, holds, options, told_steps
+from tests.stories import Story, goes, options
 
 
 class Told:
@@ -33,12 +32,8 @@ class Told:
         self.retry_after = 0.0
 
     def goes(self) -> None:
-        """Let it happen, and assert that each step comes to what stands beside it."""
-        for step, verb, words, named in told_steps(self.text):
-            came = self.done(verb, words, named)
-            if isinstance(came, NotEnoughTokens):
-                self.retry_after = came.retry_after
-            holds(step, came, partial(self.seen, came))
+        """Let it happen."""
+        goes(self.text, self)
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
         """Return what a step comes to, an error too."""
@@ -74,6 +69,7 @@ class Told:
         try:
             return verbs[verb](*words, **named)
         except KeepaTokensError as error:
+            self.retry_after = getattr(error, "retry_after", self.retry_after)
             return error
 
     def worker(self, name: Any) -> KeepaSync:

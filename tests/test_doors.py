@@ -206,9 +206,6 @@ def test_a_long_wait_on_a_synced_bucket_is_cut_into_minutes() -> None:
     assert clock.slept >= 300.0
 
 
-# --- giving back
-
-
 # --- reservations
 
 
