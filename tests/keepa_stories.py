@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, Snapshot
+from keepa_tokens import Call, EventKind, KeepaSync, KeepaTokensError
 from keepa_tokens.testing.fake_keepa import Response
 from tests.keepa_world import PRODUCT, World, asins
 from tests.stories import Story, goes, options
@@ -93,12 +93,7 @@ class Told:
         own = {"status": came, "left": fake.balance, "in_step": (bucket.balance, bucket.held) == (fake.balance, 0)}
         if name in own:
             return own[name]
-        told = (
-            (came, getattr(came, "decision", None))
-            if isinstance(came, KeepaTokensError | Event | Call | Snapshot)
-            else ()
-        )
-        for place in (*told, bucket, fake, self.world.clock):
+        for place in (came, getattr(came, "decision", None), bucket, fake, self.world.clock):
             if hasattr(place, name):
                 return getattr(place, name)
         return self.world.value(name.removeprefix("metric:"))
