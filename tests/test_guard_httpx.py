@@ -125,7 +125,7 @@ def test_an_error_that_streams_share_ends_none_of_them_but_the_one_that_raised_i
                     gone.set()
 
             async with asyncio.timeout(5):
-                return await asyncio.gather(get(1), get(2), return_exceptions=True)
+                return list(await asyncio.gather(get(1), get(2), return_exceptions=True))
 
     assert asyncio.run(main()) == [broken, broken]
 
