@@ -141,14 +141,15 @@ class Steps(Generic[S_co]):
         """Return the commands that give everything back, the place in line and the claim on the probe included."""
         commands: list[Command] = []
         request, outcome = self.request, self.outcome
-        if isinstance(request, Reserve) and (outcome is None or outcome.granted or request.ticket == request.id):
+        ids: list[str | None] = []
+        if isinstance(request, Reserve) and (outcome is None or outcome.granted):
             # By id, so it does no harm where the hold was never opened.
-            commands.append(Cancel(request.id))
-        if isinstance(request, Acquire):
-            if outcome is not None and outcome.granted:
-                commands.append(Refund(new_id(), request.tokens, outcome.now_us + outcome.place_us))
-            elif request.ticket is not None:
-                commands.append(Cancel(request.ticket))
+            ids.append(request.id)
+        if request is not None and (outcome is None or not outcome.granted):
+            ids.append(request.ticket)
+        commands += [Cancel(each) for each in dict.fromkeys(ids) if each is not None]
+        if isinstance(request, Acquire) and outcome is not None and outcome.granted:
+            commands.append(Refund(new_id(), request.tokens, outcome.now_us + outcome.place_us))
         if self.claimed is not None:
             commands.append(Unclaim(self.claimed))
         return commands
@@ -318,8 +319,8 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     else:
         hopeless = retry > left_us or (retry >= LIMIT and (not synced or outcome.reason is Reason.TOO_LARGE))
     if hopeless:
-        if command.ticket is not None:
-            await steps.apply(Cancel(command.ticket))
+        if command.ticket is not None and (isinstance(command, Acquire) or command.ticket == command.id):
+            await steps.apply(Cancel(command.ticket))  # a queue's task comes back, and keeps its place
         kind = NotEnoughTokens if outcome.reason is Reason.TOO_LARGE else AcquireTimeout
         raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
