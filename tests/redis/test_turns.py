@@ -228,7 +228,7 @@ def test_a_fork_while_a_thread_is_in_the_clients_pool_stops_no_child(storage: Re
         def __init__(self, **options: Any) -> None:
             made.set()
             assert forked.wait(20)
-            super().__init__(**options)
+            super().__init__(**options)  # type: ignore[no-untyped-call] # redis-py's
 
     with redis.Redis(connection_pool=redis.ConnectionPool(Slow, port=server.port)) as client:
         slow = RedisStorage(client)
