@@ -45,8 +45,8 @@ LONGEST_PAUSE_US = 60 * MICROSECONDS
 UNKNOWN_PAUSE_US = MICROSECONDS
 """How often to look while somebody else's probe is under way: its answer may come any moment."""
 
-LOOKS_AHEAD: Final = 8
-"""Who waits in a plain bucket's line looks again after one part in this many of what it was told."""
+PARTS_OF_A_WAIT: Final = 8
+"""Who waits in a plain bucket's line looks again when the first of so many parts of what it was told is over."""
 
 TRIES: Final = 8
 """How often `take_up_to` looks again when somebody else was faster."""
@@ -331,7 +331,7 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     longest = LONGEST_PAUSE_US if synced else DAY_US
     if has_places(steps.door.quota):
         # What other processes give back it sees only if it looks. Where there is a recharge, a look might begin one.
-        longest = min(longest, max(LOOK_AGAIN_US, retry // LOOKS_AHEAD))
+        longest = min(longest, max(LOOK_AGAIN_US, retry // PARTS_OF_A_WAIT))
     duration = max(1, min(retry, left_us, longest))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0
