@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -337,19 +336,12 @@ def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - eith
     """
     if is_single_connection(client):
         return [client.connection.disconnect]
-    closers = [pool.disconnect for pool in _pools(client)]
+    closers = [pool.disconnect for pool in pools(client)]
     # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
     return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
 
 
-def renew_locks(client: Any) -> None:  # noqa: ANN401 - the same
-    """Let a forked child go on though a thread of its parent was in a pool at the fork: redis-py 8 keeps that lock."""
-    for pool in _pools(client):
-        if "_lock" in vars(pool):
-            pool._lock = threading.RLock()  # noqa: SLF001 - as the pool makes it
-
-
-def _pools(client: Any) -> list[Any]:  # noqa: ANN401 - the same
+def pools(client: Any) -> list[Any]:  # noqa: ANN401 - the same
     """Return the pools of a client, those of a cluster's nodes too."""
     clients = [client]
     if hasattr(client, "get_nodes"):

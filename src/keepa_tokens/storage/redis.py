@@ -44,7 +44,7 @@ from ._clients import (
     is_script_lost,
     is_single_connection,
     meaning,
-    renew_locks,
+    pools,
     resends,
 )
 from .base import AsyncClosing, Closing
@@ -315,9 +315,14 @@ _storages = WeakSet["RedisStorage"]()
 
 
 def _forked() -> None:
-    """Go on in a forked child: whoever was in a client's pool is perhaps a thread that is not here."""
+    """Go on in a forked child: whoever was in a client's pool is perhaps a thread that is not here.
+
+    redis-py 8 keeps the pool's lock, to take it in the child.
+    """
     for storage in _storages:
-        renew_locks(storage._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        for pool in pools(storage._client):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            if "_lock" in vars(pool):
+                pool._lock = threading.RLock()  # noqa: SLF001 - as the pool makes it
 
 
 if hasattr(os, "register_at_fork"):
