@@ -293,3 +293,13 @@ def test_the_place_can_stand_in_the_environment(valkey: Workers) -> None:
     told = document("status", env={"KEEPA_TOKENS_REDIS": valkey.url})["bucket"]
     assert told["balance"] == 55
     assert told["calls"][1] == {"tokens": 150, "granted": False, "reason": "TOO_LARGE", "retry_after": None}
+
+
+def test_what_is_typed_goes_before_the_environment(valkey: Workers, tmp_path: Path) -> None:
+    """Who has a place exported names another one for once; two in the environment are one too many."""
+    valkey.bucket().reconcile(Reading(412))
+    redis: dict[str, str | None] = {"KEEPA_TOKENS_REDIS": "redis://x"}
+    sqlite: dict[str, str | None] = {"KEEPA_TOKENS_SQLITE": str(tmp_path / "none")}
+    assert document("status", *valkey.where, env=sqlite)["bucket"]["balance"] == 412
+    assert "there is no file" in run("status", "--sqlite", "none", env=redis, code=2).stderr
+    assert "not both" in run("status", env=redis | sqlite, code=2).stderr

@@ -122,6 +122,23 @@ def test_who_waits_beside_a_call_in_flight_notices_that_it_cost_nothing() -> Non
         assert loop.run_until_complete(wait(loop)) < 63
 
 
+def test_who_waits_at_one_door_hears_what_comes_back_through_another() -> None:
+    """Doors of either kind, made apart on one memory: who waits for ten seconds goes when a thread gives it back."""
+
+    async def wait(loop: VirtualLoop) -> float:
+        storage, quota = MemoryStorage(), Quota(10, 1, 1.0)
+        taken = TokenBucket(quota, storage=storage, clock=loop.clock).reserve(10)
+        waiting = asyncio.ensure_future(AsyncTokenBucket(quota, storage=storage, clock=loop.clock).reserve(10))
+        await asyncio.sleep(1)
+        taken.cancel()
+        granted = await waiting
+        await granted.cancel()
+        return granted.decision.waited
+
+    with virtual_loop() as loop:
+        assert loop.run_until_complete(wait(loop)) == 1
+
+
 def test_who_waits_for_longer_than_a_day_keeps_its_place() -> None:
     """A call of 40 at one a day goes before a call of one that comes when 30 are there."""
     days: dict[int, float] = {}

@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from keepa_tokens import (
     AsyncTokenBucket,
+    ConfigError,
     Event,
     EventKind,
     MemoryStorage,
@@ -311,6 +312,15 @@ def test_the_default_registry_is_the_default() -> None:
     """Without a registry the metrics go where a service's other metrics go."""
     for kind in (PrometheusListener, BucketCollector):
         assert inspect.signature(kind).parameters["registry"].default is REGISTRY
+
+
+def test_a_second_one_in_a_registry_is_told_to_be_one() -> None:
+    """The client's own error names metrics; this one says that the first serves many buckets."""
+    registry = CollectorRegistry()
+    for kind in (PrometheusListener, BucketCollector):
+        kind(registry=registry)
+        with pytest.raises(ConfigError, match=f"has a {kind.__name__} already: one serves many buckets"):
+            kind(registry=registry)
 
 
 # --- a look at scrape time

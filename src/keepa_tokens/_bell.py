@@ -9,7 +9,7 @@ from os import getpid
 
 
 class Bell:
-    """Who waits on the buckets of one family of doors, in the order in which their calls began to wait.
+    """Who waits on the buckets of one memory, or one family of doors, in the order in which their calls began to wait.
 
     It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
     no lock that a fork could leave held; in a child it passes over those who waited in the parent.

@@ -69,7 +69,6 @@ class Door(Generic[S_co]):
         self.clock = None if clock is None else _checked_clock(clock)
         self.sleeper: Clock = SystemClock() if clock is None else clock
         self.listener = LoggingListener() if listener is None else listener
-        self.bell = Bell()
         # The clean-up that still goes on after calls of coroutines that were interrupted: tasks.
         self.under_way: set[Any] = set()
         # The threads that just tell the listener that the storage is away, and what it is told with the next command.
@@ -78,6 +77,7 @@ class Door(Generic[S_co]):
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
         where: object = storage
         self._memory = where if type(where) is MemoryStorage else None
+        self.bell = Bell() if self._memory is None else self._memory.bell
         self._bucket: Bucket | None = None
         # Of the last refusal of one token: the level that it found at 0, and the instant at which the token comes.
         self._empty: tuple[tuple[int, int, int], int] | None = None

@@ -6,7 +6,8 @@ Labels name buckets, never API keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 try:
@@ -80,7 +81,8 @@ class PrometheusListener:
         self._then = None if then is None else checked_listener(then, "then")
         self._begun: set[str] = set()
         self._bucket, self._path = _Bounded(whole("most_buckets", most_buckets)), _Bounded(MOST_PATHS)
-        self._granted_tokens = counter("granted_tokens", "Tokens asked for by the requests that were granted.")
+        with _once("PrometheusListener"):
+            self._granted_tokens = counter("granted_tokens", "Tokens asked for by the requests that were granted.")
         self._refusals = counter("refusals", "Requests for tokens that the bucket refused.", "reason")
         self._server_refusals = counter("server_refusals", "Calls that the server refused with a 429.")
         self._settled = counter("settled", "Calls that were settled.")
@@ -157,6 +159,17 @@ class PrometheusListener:
                 pass
 
 
+@contextmanager
+def _once(kind: str) -> Generator[None, None, None]:
+    """Say what to do where a registry has the same metrics already."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            f"the registry has a {kind} already: one serves many buckets, so give it all of them"
+        ) from error
+
+
 class _Bounded:
     """The values of a label: the first `most` as they are, all others as one. Each is a row that Prometheus keeps."""
 
@@ -209,7 +222,9 @@ class BucketCollector(Collector):
                 "two of the buckets have one key, which is their label: Prometheus would keep one of them"
             )
         self._buckets = buckets
-        instance("registry", registry, CollectorRegistry).register(self)
+        instance("registry", registry, CollectorRegistry)
+        with _once("BucketCollector"):
+            registry.register(self)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Name the metrics without a look, which a registry would take to learn of them."""

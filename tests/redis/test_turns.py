@@ -17,6 +17,7 @@ from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
+from tests.helpers import in_a_child
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, stored, time_of
 from tests.servers import Server
 
@@ -215,3 +216,32 @@ def test_a_single_connection_over_a_fork_is_refused(server: Server) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert storage.apply("k", PLAIN, Acquire(1)).granted
+
+
+def test_a_fork_while_a_thread_is_in_the_clients_pool_stops_no_child(storage: RedisStorage, server: Server) -> None:
+    """The child has no such thread, which would give its place in the pool back: it goes on all the same."""
+    made, forked = threading.Event(), threading.Event()
+
+    class Slow(redis.Connection):
+        """Takes until the fork to be made, which happens inside the pool."""
+
+        def __init__(self, **options: Any) -> None:
+            made.set()
+            assert forked.wait(20)
+            super().__init__(**options)  # type: ignore[no-untyped-call] # redis-py's
+
+    with redis.Redis(connection_pool=redis.ConnectionPool(Slow, port=server.port)) as client:
+        slow = RedisStorage(client)
+        thread = threading.Thread(target=slow.apply, args=("k", PLAIN, Acquire(1)))
+        thread.start()
+        assert made.wait(20)
+
+        def work() -> int:
+            forked.set()
+            return int(slow.apply("k", PLAIN, Acquire(1)).granted)
+
+        ended = in_a_child(work)
+        forked.set()
+        thread.join()
+        assert ended() == 1
+    assert storage.apply("k", PLAIN, Peek()).balance == PLAIN.capacity - 2

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from ..keepa.quota import bucket_key
 from .look import Look, Place, keys_of, look
@@ -160,6 +161,10 @@ def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
         api_key: str | None,
         **others: Any,  # noqa: ANN401 - click's
     ) -> None:
+        source = click.get_current_context().get_parameter_source
+        typed = [name for name in ("redis", "sqlite") if source(name) is ParameterSource.COMMANDLINE]
+        if len(typed) == 1:  # it goes before the environment
+            redis, sqlite = (redis, None) if typed == ["redis"] else (None, sqlite)
         with closing(opened(redis, sqlite, prefix)) as place:
             name = str(sqlite)
             if redis:  # without a password and options

@@ -151,7 +151,7 @@ def _with_body(raw: urllib3.HTTPResponse, body: io.BufferedIOBase) -> urllib3.HT
         reason=raw.reason,
         preload_content=False,
         decode_content=raw.decode_content,
-        original_response=raw._original_response,  # noqa: SLF001 - requests takes the cookies from it
+        original_response=cast("Any", raw)._original_response,  # noqa: SLF001 - requests takes the cookies from it
         request_url=raw.geturl(),
     )
     made.length_remaining = None  # so that it reads on to the end, and closes no earlier

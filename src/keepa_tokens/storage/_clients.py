@@ -336,12 +336,17 @@ def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - eith
     """
     if is_single_connection(client):
         return [client.connection.disconnect]
+    closers = [pool.disconnect for pool in pools(client)]
+    # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
+    return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
+
+
+def pools(client: Any) -> list[Any]:  # noqa: ANN401 - the same
+    """Return the pools of a client, those of a cluster's nodes too."""
     clients = [client]
     if hasattr(client, "get_nodes"):
         clients = [getattr(node, "redis_connection", node) for node in client.get_nodes()]
-    closers = [getattr(each, "connection_pool", each).disconnect for each in clients if each is not None]
-    # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
-    return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
+    return [getattr(each, "connection_pool", each) for each in clients if each is not None]
 
 
 def is_single_connection(client: object) -> bool:

@@ -15,6 +15,7 @@ from typing import Final
 from weakref import WeakSet
 
 from .._arguments import NotCopied, instance, whole
+from .._bell import Bell
 from .._interrupts import Lock
 from ..errors import StorageUnavailable
 from ..quota import Quota
@@ -77,6 +78,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
 
     def __init__(self) -> None:
         self.lock = Lock()
+        self.bell = Bell()  # who waits, whichever of its doors brings something
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
         _storages.add(self)

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from .._arguments import LONGEST_NAME, NotCopied, printable
 from .._blocking import run
@@ -44,6 +44,7 @@ from ._clients import (
     is_script_lost,
     is_single_connection,
     meaning,
+    pools,
     resends,
 )
 from .base import AsyncClosing, Closing
@@ -310,6 +311,24 @@ def _confused(reply: object) -> Exception:
     )
 
 
+_storages = WeakSet["RedisStorage"]()
+
+
+def _forked() -> None:
+    """Go on in a forked child: whoever was in a client's pool is perhaps a thread that is not here.
+
+    redis-py 8 keeps the pool's lock, to take it in the child.
+    """
+    for storage in _storages:
+        for pool in pools(storage._client):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            if "_lock" in vars(pool):
+                pool._lock = threading.RLock()  # noqa: SLF001 - as the pool makes it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class RedisStorage(Closing, _Keyspace[threading.Lock]):
     """Buckets in Redis (6.2 or newer) or Valkey. Its own time is the server's. Safe to share between threads.
 
@@ -324,6 +343,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
         super().__init__(client, prefix=prefix)
+        _storages.add(self)
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
