@@ -17,6 +17,7 @@ from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
+from tests.helpers import in_a_child
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, stored, time_of
 from tests.servers import Server
 
@@ -215,3 +216,25 @@ def test_a_single_connection_over_a_fork_is_refused(server: Server) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert storage.apply("k", PLAIN, Acquire(1)).granted
+
+
+def test_a_child_that_is_forked_while_a_thread_has_the_pool_goes_on(server: Server) -> None:
+    """The pool's lock is nobody's in the child; redis-py waits for it there without end."""
+    storage = RedisStorage.from_url(server.url)
+    storage.apply("k", PLAIN, Acquire(1))
+    client: Any = storage._client
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with client.connection_pool._lock:
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+    child = in_a_child(lambda: 7 if storage.apply("k", PLAIN, Acquire(1)).granted else 0)
+    assert child() == 7
+    done.set()
+    thread.join()
+    storage.close()

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any, Final, Generic, Self, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from .._arguments import LONGEST_NAME, NotCopied, printable
 from .._blocking import run
@@ -38,6 +38,7 @@ from ._clients import (
     RedisClient,
     checked,
     client_from_url,
+    free_pools,
     idle_closers,
     is_clients,
     is_of_a_replica,
@@ -324,6 +325,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
         super().__init__(client, prefix=prefix)
+        _storages.add(self)
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
@@ -383,6 +385,18 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     async def _entered(self, lock: threading.Lock) -> bool:
         return lock.acquire(timeout=_PATIENCE_S)
+
+
+_storages = WeakSet[RedisStorage]()
+
+
+def _forked() -> None:
+    for storage in _storages:
+        free_pools(storage._client)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
