@@ -74,6 +74,16 @@ def checked_key(key: str) -> str:
     return key
 
 
+def name_of(key: str | None, storage: object) -> str:
+    """Return `key`, or the name of a bucket that has its storage to itself.
+
+    In one that is given, two programs that leave it out would spend from one bucket, and not know it.
+    """
+    if key is None and storage is not None:
+        raise ConfigError('key is missing: a storage is for many buckets, so give each a name, e.g. key="my-api"')
+    return "default" if key is None else key
+
+
 def printable(name: str, value: str, least: int, most: int) -> str:
     """Return `value` if people can read it in a line, and it has from `least` to `most` characters."""
     instance(name, value, str)

@@ -11,7 +11,7 @@ from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
-from ._arguments import timeout_us, whole
+from ._arguments import name_of, timeout_us, whole
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
@@ -43,13 +43,13 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         self,
         quota: Quota,
         *,
-        key: str = "default",
+        key: str | None = None,
         storage: AsyncStorage | MemoryStorage | None = None,
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
         where = MemoryStorage() if storage is None else checked_storage(storage, blocks=False)
-        self._door = Door(quota, key, where, clock, listener)
+        self._door = Door(quota, name_of(key, storage), where, clock, listener)
 
     async def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now or say why not; as `TokenBucket.try_acquire`."""

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import timeout_us, whole
+from ._arguments import name_of, timeout_us, whole
 from ._blocking import run
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
@@ -31,7 +31,8 @@ T = TypeVar("T")
 class TokenBucket(BucketBase[Storage], Closing):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
-    quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
+    quota: its terms. key: its name in the storage, which may be left out where no storage is given. storage: where it
+    lives (default: this process's memory).
     clock: whose time it runs by (default: the storage's own). listener: told what happens and why (default: the
     `logging` one).
     """
@@ -40,13 +41,13 @@ class TokenBucket(BucketBase[Storage], Closing):
         self,
         quota: Quota,
         *,
-        key: str = "default",
+        key: str | None = None,
         storage: Storage | None = None,
         clock: Clock | None = None,
         listener: Listener | None = None,
     ) -> None:
         where: Storage = MemoryStorage() if storage is None else checked_storage(storage, blocks=True)
-        self._door = Door(quota, key, where, clock, listener)
+        self._door = Door(quota, name_of(key, storage), where, clock, listener)
 
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now if `keep` more stay for others, or take nothing and say why. Never waits.

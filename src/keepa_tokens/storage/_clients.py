@@ -342,10 +342,10 @@ def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - eith
 
 
 def free_pools(client: Any) -> None:  # noqa: ANN401 - either library's
-    """Go on in a forked child: redis-py waits there for the lock of a pool, which a thread may have that is not here."""
+    """Go on in a forked child: redis-py waits for a pool's lock, which perhaps a thread has that is not here."""
     for pool in _pools(client):
         if hasattr(pool, "_lock"):
-            pool._lock = threading.RLock()
+            pool._lock = threading.RLock()  # noqa: SLF001 - no public name leads to it
 
 
 def _pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's

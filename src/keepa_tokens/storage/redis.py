@@ -392,7 +392,7 @@ _storages = WeakSet[RedisStorage]()
 
 def _forked() -> None:
     for storage in _storages:
-        free_pools(storage._client)
+        free_pools(storage._client)  # noqa: SLF001 - of its own class
 
 
 if hasattr(os, "register_at_fork"):
