@@ -80,7 +80,7 @@ def name_of(key: str | None, storage: object) -> str:
     In one that is given, two programs that leave it out would spend from one bucket, and not know it.
     """
     if key is None and storage is not None:
-        raise ConfigError('key is missing: a storage is for many buckets, so give each a name, e.g. key="my-api"')
+        raise TypeError('key must be given where a storage is: it names one of many buckets, e.g. key="my-api"')
     return "default" if key is None else key
 
 
