@@ -103,8 +103,8 @@ demo: $(VENV)/.stamp-demo ## Run the demo; options in DEMO_ARGS, a Redis for its
 bench: $(VENV)/.stamp-deep ## Measure what a step costs beside peers and floors, into docs/evidence/speed.md
 	$(BIN)/python -m checks.benchmarks.bench --write docs/evidence/speed.md
 
-bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md
-	$(BIN)/python -m checks.benchmarks.day --write docs/evidence/benchmark.md $(BENCH_ARGS)
+bench-day: $(VENV)/.stamp-bench ## Simulate a day beside the peers, into docs/evidence/benchmark.md, .svg
+	$(BIN)/python -m checks.benchmarks.day --write docs/evidence $(BENCH_ARGS)
 
 proof: $(VENV)/.stamp-proof ## Prove the promise: solver, small worlds, planted faults
 	$(BIN)/python -m checks.proof $(PROOF_ARGS)

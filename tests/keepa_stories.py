@@ -12,13 +12,12 @@ knows the server's balance and holds nothing. A name in capitals counts events o
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from keepa_tokens import Call, Event, EventKind, KeepaSync, KeepaTokensError, NotEnoughTokens, Snapshot
+from keepa_tokens import Call, EventKind, KeepaSync, KeepaTokensError
 from keepa_tokens.testing.fake_keepa import Response
 from tests.keepa_world import PRODUCT, World, asins
-from tests.stories import Story, holds, options, told_steps
+from tests.stories import Story, goes, options
 
 
 class Told:
@@ -33,23 +32,18 @@ class Told:
         self.retry_after = 0.0
 
     def goes(self) -> None:
-        """Let it happen, and assert that each step comes to what stands beside it."""
-        for step, verb, words, named in told_steps(self.text):
-            came = self.done(verb, words, named)
-            if isinstance(came, NotEnoughTokens):
-                self.retry_after = came.retry_after
-            holds(step, came, partial(self.seen, came))
+        """Let it happen."""
+        goes(self.text, self)
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
         """Return what a step comes to, an error too."""
         world, fake = self.world, self.world.fake
-        sync = self.workers.setdefault(named["by"], world.worker()) if "by" in named else world.sync
-        named.pop("by", None)
+        sync = self.worker(named.pop("by", None))
         verbs: dict[str, Callable[..., Any]] = {
             "call": lambda tokens, **more: world.call(tokens, by=sync, **more),
             "refresh": sync.refresh,
-            "request": lambda name, *tokens, **more: self.calls.setdefault(name, sync.request(*tokens, **more)),
-            "try": lambda name, *tokens, **more: self.calls.setdefault(name, sync.try_request(*tokens, **more)),
+            "request": lambda name, *tokens, **more: self.begun(name, sync.request(*tokens, **more)),
+            "try": lambda name, *tokens, **more: self.begun(name, sync.try_request(*tokens, **more)),
             "answer": lambda name, tokens: world.answer(self.calls[name], tokens),
             "settle": lambda name: self.calls[name].settle(),
             "ask": lambda name, tokens: self.answers.update({name: fake.request(PRODUCT, asins(tokens))}),
@@ -75,7 +69,21 @@ class Told:
         try:
             return verbs[verb](*words, **named)
         except KeepaTokensError as error:
+            self.retry_after = getattr(error, "retry_after", self.retry_after)
             return error
+
+    def worker(self, name: Any) -> KeepaSync:
+        """Return the worker of a name, made when it is first named; None: the world's own."""
+        if name is None:
+            return self.world.sync
+        if name not in self.workers:
+            self.workers[name] = self.world.worker()
+        return self.workers[name]
+
+    def begun(self, name: Any, call: Call) -> Call:
+        """Note a call under its name."""
+        self.calls[name] = call
+        return call
 
     def seen(self, came: Any, name: str) -> Any:
         """Return what is so named in what a step came to, else in the bucket, on the server or of the clock."""
@@ -85,12 +93,7 @@ class Told:
         own = {"status": came, "left": fake.balance, "in_step": (bucket.balance, bucket.held) == (fake.balance, 0)}
         if name in own:
             return own[name]
-        told = (
-            (came, getattr(came, "decision", None))
-            if isinstance(came, KeepaTokensError | Event | Call | Snapshot)
-            else ()
-        )
-        for place in (*told, bucket, fake, self.world.clock):
+        for place in (came, getattr(came, "decision", None), bucket, fake, self.world.clock):
             if hasattr(place, name):
                 return getattr(place, name)
         return self.world.value(name.removeprefix("metric:"))

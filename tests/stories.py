@@ -21,8 +21,9 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import pytest
@@ -227,7 +228,11 @@ def _chosen(text: str, ways: Iterator[str]) -> str:
     return _CHOICE.sub(lambda _: next(ways), text)
 
 
-# --- stories of doors and clients, whose steps have no time of their own
+# --- stories of doors and clients
+#
+# Their steps have no time of their own; they are parted by `;`. A step is a verb and what that is given. After `->`
+# stands the error that it raises, by its name, and what is so then: `name`, `!name`, or compared, `slept<=3`. Each kind
+# has its own verbs, and its own names for what is seen.
 
 CHECK: Final = re.compile(r"(!?)([\w:.]+)(?:(<=|>=|<|>|=)(\S+))?")
 COMPARED: Final[dict[str, Callable[[Any, Any], bool]]] = {
@@ -253,7 +258,27 @@ def told_steps(text: str) -> Iterator[tuple[str, str, list[Any], dict[str, Any]]
         yield step, verb, [whole(word) for word in words if "=" not in word], named
 
 
+class Teller(Protocol):
+    """To whom a story happens."""
+
+    def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
+        """Return what a step comes to, an error too."""
+        ...
+
+    def seen(self, came: Any, name: str) -> Any:
+        """Return what is so named after a step that came to this."""
+        ...
+
+
+def goes(text: str, teller: Teller) -> None:
+    """Let a story happen, and assert that each step comes to what stands beside it."""
+    for step, verb, words, named in told_steps(text):
+        came = teller.done(verb, words, named)
+        holds(step, came, partial(teller.seen, came))
+
+
 def options(text: str) -> dict[str, Any]:
+    """Return what is named in a text."""
     return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
 
 

@@ -66,13 +66,16 @@ beside nothing held the wait is for one token, not for all that is asked: CREDIT
     0 hold free 0 life=3600s, peek 50 -> in=48s; 48s-1 take 50 -> EMPTY; 48s take 50 -> GRANTED
 
 # 5: recharge
-# It fits in beside its keep, just; it doesn't; too little of 8; it would be over already; of 1; of nothing.
-who finds too little of what a refill could admit begins a recharge: RECHARGING balance=(0|0|3|4|0|0)
-    0 take (5 keep=5|5 keep=6|8|8|1|0) -> (RECHARGING|TOO_LARGE|RECHARGING|EMPTY|RECHARGING|GRANTED)
-    0 peek 0 -> (closed_until|!closed_until|closed_until|!closed_until|closed_until|!closed_until)
-so it is by a clock behind, which stands still: RECHARGING refilled_at=@1s balance=(0|0|3|4|0|0)
-    0 take (5 keep=5|5 keep=6|8|8|1|0) -> (RECHARGING|TOO_LARGE|RECHARGING|EMPTY|RECHARGING|GRANTED)
-    0 peek 0 -> (closed_until|!closed_until|closed_until|!closed_until|closed_until|!closed_until)
+# The first just fits in beside its keep.
+who finds too little of what a refill could admit begins a recharge: RECHARGING balance=(0|3|0)
+    0 take (5 keep=5|8|1) -> RECHARGING, peek 0 -> closed_until
+so it is by a clock behind, which stands still: RECHARGING refilled_at=@1s balance=(0|3|0)
+    0 take (5 keep=5|8|1) -> RECHARGING, peek 0 -> closed_until
+who asks for what no refill brings, for nothing, or where it would be over already begins none: \
+RECHARGING balance=(0|0|4)
+    0 take (5 keep=6|0|8) -> (TOO_LARGE|GRANTED|EMPTY), peek 0 -> !closed_until
+nor by a clock behind: RECHARGING refilled_at=@1s balance=(0|0|4)
+    0 take (5 keep=6|0|8) -> (TOO_LARGE|GRANTED|EMPTY), peek 0 -> !closed_until
 a recharge that no refill ends is over once the server says so: RECHARGING synced balance=0 closed_until=@4s
     0 read 0 -> TAKEN closed_until=@4s, read 0 refill=0 -> TAKEN closed_until=-
 a recharge that somebody began binds everybody, also who asks for what is there: RECHARGING balance=3

@@ -101,6 +101,35 @@ def test_an_async_connection_that_breaks_in_the_body_leaves_the_hold() -> None:
     assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (100, 2)
 
 
+def test_an_error_that_streams_share_ends_none_of_them_but_the_one_that_raised_it() -> None:
+    """The streams of HTTP/2 raise one exception of their connection: who is still closing his ends in his own time."""
+    broken, gone = httpx.RemoteProtocolError("gone"), asyncio.Event()
+
+    class Shared(httpx.AsyncBaseTransport):
+        """Who asks for one product is busy closing its stream until the other has raised."""
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            try:
+                raise broken
+            finally:
+                if len(request.url.params["asin"]) == len("B000000000"):
+                    await gone.wait()
+
+    async def main() -> list[BaseException | httpx.Response]:
+        async with httpx.AsyncClient(transport=AsyncKeepaTransport(twin(bucket()), Shared())) as client:
+
+            async def get(count: int) -> httpx.Response:
+                try:
+                    return await client.get("https://api.keepa.com/product", params=asins(count))
+                finally:
+                    gone.set()
+
+            async with asyncio.timeout(5):
+                return list(await asyncio.gather(get(1), get(2), return_exceptions=True))
+
+    assert asyncio.run(main()) == [broken, broken]
+
+
 def test_the_client_still_knows_how_the_answer_came() -> None:
     """Status, headers, protocol and time taken are the inner transport's."""
     with running("httpx", initial=100) as world:

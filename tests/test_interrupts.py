@@ -41,6 +41,7 @@ from keepa_tokens import (
     _interrupts,
 )
 from keepa_tokens._interrupts import WholeLock
+from keepa_tokens.keepa._door import PLACE
 from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
 from tests.helpers import Noted
@@ -168,13 +169,22 @@ class Scene:
         if seen.reading_age is not None:
             started, since = 8, int(seen.reading_age)
         balance = None if started is None else min(10, started + since)
-        return (seen.balance, seen.held, seen.holds) == (balance, 0, 0)
+        return (seen.balance, seen.held, seen.holds, seen.waiting) == (balance, 0, 0, 0)
 
     def next_one_probes(self) -> bool:
         """Whether the next caller is sent to the server at once."""
         before = self.probes
         self.sync.try_request(1).cancel()
         return self.probes > before
+
+
+def of_a_task(enter: Callable[[], Any]) -> Any:
+    """Enter a door as a queue's task does, by whose id it stands in line."""
+    stands = PLACE.set("task")
+    try:
+        return enter()
+    finally:
+        PLACE.reset(stands)
 
 
 DOORS: Final[dict[str, tuple[Quota, int, Callable[[Any], Any]]]] = {
@@ -190,6 +200,7 @@ DOORS: Final[dict[str, tuple[Quota, int, Callable[[Any], Any]]]] = {
     "reserve that waits, synced": (SYNCED, 10, lambda scene: scene.bucket.reserve(4)),
     "request": (SYNCED, 0, lambda scene: scene.sync.request(4)),
     "request that waits": (SYNCED, 10, lambda scene: scene.sync.request(4)),
+    "request of a task that waits": (SYNCED, 10, lambda scene: of_a_task(lambda: scene.sync.request(4))),
     "request that probes": (UNKNOWN, 0, lambda scene: scene.sync.request(4)),
     "try_request": (SYNCED, 0, lambda scene: scene.sync.try_request(4)),
     "try_request that probes": (UNKNOWN, 0, lambda scene: scene.sync.try_request(4)),

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, assert_type
 
@@ -32,7 +31,7 @@ from keepa_tokens import (
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Reserve, Settle
-from tests.stories import Story, each_story, holds, options, told_steps
+from tests.stories import Story, each_story, goes, options
 
 from tests import http_guards  # isort: skip
 from tests.http_guards import KEY  # isort: skip
@@ -225,10 +224,7 @@ class Told:
 @each_story(STORIES)
 def test_a_story_of_the_client_comes_out_as_told(make: Make, tmp_path: Path, story: Story) -> None:
     """Each title says what its steps show, of either kind of client."""
-    told = Told(make(**{"refill_rate": 5, **options(story.bucket)}), tmp_path / "graph.png")
-    for step, verb, words, named in told_steps(story.text):
-        came = told.done(verb, words, named)
-        holds(step, came, partial(told.seen, came))
+    goes(story.text, Told(make(**{"refill_rate": 5, **options(story.bucket)}), tmp_path / "graph.png"))
 
 
 # --- several pages that must not wait in between

@@ -24,6 +24,7 @@ from keepa_tokens import (
     Reason,
     keepa_quota,
 )
+from keepa_tokens.keepa._door import PLACE
 from keepa_tokens.keepa.backoff import TRIES
 from keepa_tokens.keepa.reading import Body
 from keepa_tokens.testing import FakeKeepa, virtual_loop
@@ -145,6 +146,25 @@ def test_who_goes_ahead_in_place_of_the_probe_leaves_the_line() -> None:
     world.call(5, estimate=60, by=sync)
     assert world.bucket.peek().waiting == 0
     assert sync.try_request(10).tokens == 10
+
+
+def test_a_task_that_would_wait_for_too_long_keeps_its_place() -> None:
+    """A queue's task has a timeout of its own: the one that comes first is first still, though it is bigger."""
+    world = World(initial=-10)
+    world.sync.refresh()
+
+    def told(place: str, tokens: int) -> float:
+        stands = PLACE.set(place)
+        with pytest.raises(AcquireTimeout) as refused:
+            world.sync.request(tokens, timeout=5)
+        PLACE.reset(stands)
+        return refused.value.retry_after
+
+    assert told("big", 20) < told("small", 1)
+    world.clock.advance(told("big", 20))
+    with pytest.raises(NotEnoughTokens):
+        world.sync.try_request(1, place="small")
+    world.sync.try_request(20, place="big").cancel()
 
 
 def probed(response: Response) -> tuple[int, Mapping[str, object] | None]:

@@ -69,10 +69,10 @@ readings halve what is kept back once for every whole hour since the last gap, d
     14401s-1 read 300 15400; 14401s read 300 15401 -> kept_back=2
     21601s-1 read 300 22600; 21601s read 300 22601 -> kept_back=0 kept_back_at=-
 # A step that had come to the projection while the answer was under way; another plan; a call of ours is in flight, and
-# may have been charged; there is more than was projected.
+# may have been charged, whatever was expected of it; there is more than was projected.
 a gap that ours or the server explain is nobody else's: QUOTA
-    0 read 100 1000 refill=5, (take 0|take 0|hold a 30 life=60s|take 0)
-    1s read (95|70|70|130) 1001 refill=(5|20|5|5) -> TAKEN kept_back=0
+    0 read 100 1000 refill=5, (take 0|take 0|hold a 30 life=60s|hold a 0 life=60s|take 0)
+    1s read (95|70|70|70|130) 1001 refill=(5|20|5|5|5) -> TAKEN kept_back=0
 # Told four minutes before, with a server's time and without, it lies four steps below; a fifth may have been under way.
 # Told now, it explains one step alone.
 nor is what came while an answer was under way: QUOTA

@@ -110,15 +110,21 @@ what the server says of its terms rules from then on, and what it leaves out sta
     0 take 21 -> in=40s; 1s read 1 2, peek -> capacity=1200 refill=20 period=30s
 a net refill above 1 loses its fraction, one between 0 and 1 is one token in several periods: STEPS
     0 read 0 refill=(0.25|0.3|1.9|5) -> refill=(1|1|1|5) period=(240s|240s|60s|60s)
-# A second and the phase alone; a period without a refill; stretched by it; after a stretched one; shorter than before;
-# one token in several periods; a step that is due now.
 what came until a reading is in its balance, whatever periods were told, and the next step comes when it says: STEPS
-    0 read (0 refill=5 period=1|9|9|0 next_refill_in=300|0 refill=5 period=600 next_refill_in=600|0 refill=0.25|9)
-    (0|0|0|200s|500s|0|0) read (0 next_refill_in=0.5|0 period=600 next_refill_in=10|0 period=600 next_refill_in=500|
-     0|0 refill=5|0 next_refill_in=60|0 next_refill_in=0)
-    (0|0|0|200s|500s|0|0) peek -> balance=(0|0|0|0|0|0|5)
-    (0.5s-1|10s-1|500s-1|240s-1|540s-1|240s-1|60s-1) peek -> balance=(0|0|0|0|0|0|5)
-    (0.5s|10s|500s|240s|540s|240s|60s) peek -> balance=(5|5|5|5|5|1|10)
+    0 read 9, read 0 period=600 next_refill_in=(10|500), peek -> balance=0
+    (10s|500s)-1 peek -> balance=0; (10s|500s) peek -> balance=5
+so it is after a second told before: STEPS
+    0 read 0 refill=5 period=1, read 0 next_refill_in=0.5, peek -> balance=0; 0.5s-1 peek -> balance=0
+    0.5s peek -> balance=5
+after a period that was stretched: STEPS
+    0 read 0 next_refill_in=300; 200s read 0, peek -> balance=0; 240s-1 peek -> balance=0; 240s peek -> balance=5
+after a longer one: STEPS
+    0 read 0 refill=5 period=600 next_refill_in=600; 500s read 0 refill=5, peek -> balance=0
+    540s-1 peek -> balance=0; 540s peek -> balance=5
+of one token in several periods: STEPS
+    0 read 0 refill=0.25, read 0 next_refill_in=60, peek -> balance=0; 240s-1 peek -> balance=0; 240s peek -> balance=1
+and a step that is due now has come: STEPS
+    0 read 9, read 0 next_refill_in=0, peek -> balance=5; 60s-1 peek -> balance=5; 60s peek -> balance=10
 a reading leaves out no step that is still to come, of a microsecond either: STEPS period=0.000001
     0 read 5 -> balance=5; 1 peek -> balance=10
 the news that the balance is low begins no recharge, only a request does that: RECHARGING

@@ -196,9 +196,11 @@ QUICK: Final = Quota(10, 100, 1.0)
 YEARLY: Final = Quota(1, 1, YEAR_US / 1_000_000, overdraft=5)
 
 STORIES: Final = """
-a hold ends by its lifetime and the tolerance, at the beginning of time too; one that ends later is drawn in: \
-(PLAIN|SYNCED|PLAIN|SYNCED) start=0 balance=5 holds=a:5:0:5000(001|001|002|002):1
-    0 peek -> (!mended|!mended|mended=hold:a|mended=hold:a); 0 take 0 -> due_at=@5s+1
+a hold ends by its lifetime and the tolerance, at the beginning of time too: \
+(PLAIN|SYNCED) start=0 balance=5 holds=a:5:0:5000001:1
+    0 peek -> !mended; 0 take 0 -> due_at=@5s+1
+one that ends later is drawn in: (PLAIN|SYNCED) start=0 balance=5 holds=a:5:0:5000002:1
+    0 peek -> mended=hold:a; 0 take 0 -> due_at=@5s+1
 # The sequence goes on from what the mended hold says, so that the next command finds nothing lost.
 a charge beyond a sequence of 0 is mended once: \
 SYNCED balance=5 sequence=0 reading_at=- reading_sequence=0 holds=a:2:0:@60s:60s:4503599627370495
@@ -209,19 +211,20 @@ nor of a place that other terms drew in, by a clock ahead of the next one's: SLO
     0 take 100 wait=4503599627370496, on FASTER, take 0 -> terms; -5s take 0 -> !mended
 # Ten tokens at one in 100 days are 1,200 days.
 a slow bucket may rightly not have been touched for years, up to the time to full and two periods: \
-CENTURIES (|stepped||stepped) balance=(5|5|0|0)
-    (60480000s|60480000s|103680000s|103680000s) put refilled_at=@0, peek -> !mended
-    (60480000s+1|60480000s+1|103680000s+1|103680000s+1) peek -> mended=refilled_at
+CENTURIES balance=(5|0)
+    (60480000s|103680000s) put refilled_at=@0, peek -> !mended; (60480000s+1|103680000s+1) peek -> mended=refilled_at
+so may one that refills in steps: CENTURIES stepped balance=(5|0)
+    (60480000s|103680000s) put refilled_at=@0, peek -> !mended; (60480000s+1|103680000s+1) peek -> mended=refilled_at
 an unknown balance may be 0: CENTURIES synced balance=- reading_at=-
     103680000s put refilled_at=@0, peek -> !mended; 103680000s+1 peek -> mended=refilled_at
 in debt by two years of refill it may have stood for four, a full one may not: (YEARLY balance=-2|PLAIN balance=5)
     126144000s put refilled_at=@0, peek -> (!mended|mended=refilled_at)
-a place lies no further ahead than the refill of debt and capacity, a period, and the tolerance: \
-PLAIN balance=(10|0|-5|10|0|-5)
-    0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)
-    0 peek -> !mended
-    0 put (last_place|last_place|last_place|firm_place|firm_place|firm_place)=@(665s|665s|965s|665s|665s|965s)+1
-    0 take 1 wait=9999s -> GRANTED mended=(last_place|last_place|last_place|firm_place|firm_place|firm_place)
+a place lies no further ahead than the refill of debt and capacity, a period, and the tolerance: PLAIN balance=(10|0|-5)
+    0 put last_place=@(665s|665s|965s), peek -> !mended
+    0 put last_place=@(665s|665s|965s)+1, take 1 wait=9999s -> GRANTED mended=last_place
+nor does one before which tokens came back: PLAIN balance=(10|0|-5)
+    0 put firm_place=@(665s|665s|965s), peek -> !mended
+    0 put firm_place=@(665s|665s|965s)+1, take 1 wait=9999s -> GRANTED mended=firm_place
 a place told by slower terms, ten minutes ahead, is no damage under faster ones: PLAIN
     0 take 10, take 10 wait=86400s, on QUICK, take 0 -> !mended, take 0 -> !mended
 """

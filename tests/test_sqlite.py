@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -227,6 +228,18 @@ def test_a_forked_child_opens_the_file_anew(storage: SQLiteStorage) -> None:
         ended = in_a_child(lambda: storage.apply("k", QUOTA, Acquire(10)).balance or 0)
     assert ended() in {40, 41}
     assert storage.apply("k", QUOTA, Acquire(10)).balance in {30, 31}
+
+
+def test_a_child_that_could_not_open_the_file_leaves_its_parents_connection_alone(storage: SQLiteStorage) -> None:
+    """Its first step fails for want of descriptors; the next one opens the file, and closes nothing of the parent's."""
+    storage.apply("k", QUOTA, Acquire(10))
+    parents = storage._db
+    with patch.object(os, "getpid", return_value=1):  # as in the child
+        with patch.object(os, "open", side_effect=OSError(errno.EMFILE, "")), pytest.raises(StorageUnavailable):
+            storage.inspect("k")
+        assert storage.apply("k", QUOTA, Acquire(10)).balance in {40, 41}
+        storage.close()
+    parents.execute("SELECT 1")  # an error, if it is closed
 
 
 def test_a_closed_storage_says_so(storage: SQLiteStorage) -> None:

@@ -33,6 +33,7 @@ LARGE: Final = Quota(100, 10, 1.0)
 PLAN, BIGGER_PLAN = replace(DEAL, synced=True), Quota(1200, 20, 60.0, synced=True)
 WIDE, NARROW = (Quota(capacity, 1, 1.0, synced=True) for capacity in (1200, 300))
 BROAD, SLIM = (Quota(capacity, 100, 61.0, stepped=True, synced=True) for capacity in (300, 20))
+LONG, SHORT = (Quota(300, 5, period, stepped=True, synced=True) for period in (600.0, 60.0))
 MANY, FEW = (Quota(capacity, 5, 60.0, stepped=True, synced=True) for capacity in (1200, 300))
 
 STORIES: Final = """
@@ -49,6 +50,12 @@ a capacity that the server reported bounds on whichever terms, a bigger plan's t
 a reading bounds nothing in the minute after a change, whenever it tells the next refill: MANY
     0 read 1000, on FEW, take 1 -> balance=999; 30s read 900 next_refill_in=(20|90) -> TAKEN balance=900 capacity=1200
     60s-1 peek -> capacity=1200; 60s peek -> capacity=300
+other terms bring nothing of what came until the last reading, it is in the balance: LONG
+    0 read 0 next_refill_in=100; 1s on (SHORT|PLAN), take 1 -> EMPTY balance=0 in=(39s|11s)
+nor do those that end a refill of 0: LONG refill=0 balance=0 terms_at=@0
+    100s read 0; 110s on PLAN, take 1 -> EMPTY balance=0 in=2s
+a step that the server told for later than the terms have it slows steps alone: SHORT
+    0 read 0 next_refill_in=90, on (SHORT|PLAN), take 1 -> EMPTY in=(90s|12s)
 # A step after the minute of the larger capacity brings less than one within.
 the stated bound counts on the capacity that lasts: BROAD
     0 read 30 next_refill_in=61, hold lost 25 life=90s -> GRANTED, on SLIM, take 19 -> !granted, peek 19 -> bound=122s

@@ -115,6 +115,11 @@ def quickest(steps: Mapping[str, Step], *, calls: int = 40, rounds: int = ROUNDS
     return best
 
 
+def bar(length: float) -> str:
+    """Return a bar of a chart."""
+    return "█" * max(1, round(length))
+
+
 # --- in process
 
 
@@ -165,8 +170,11 @@ def in_process() -> Iterator[str]:
     over = {name: over_admitted(make) for name, make in DOORS.items()}
     told = quickest(grants)
     yield from table(
-        ("a grant, one thread", "us:", "over the floor:", "let go too many of 50 in 1.2 s:"),
-        ((name, f"{1e6 * at:.2f}", f"{at / told['floor']:.2f}", over.get(name, "-")) for name, at in told.items()),
+        ("a grant, one thread", "us:", "over the floor:", "", "let go too many of 50 in 1.2 s:"),
+        (
+            (name, f"{1e6 * at:.2f}", f"{at / told['floor']:.2f}", bar(2 * at / told["floor"]), over.get(name, "-"))
+            for name, at in told.items()
+        ),
     )
     refused = TokenBucket(NOTHING)
     refused.try_acquire()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from checks.benchmarks.daysim.chart import svg
 from checks.benchmarks.daysim.checks import failures
 from checks.benchmarks.daysim.contenders import ALL, run
 from checks.benchmarks.daysim.report import checks_table, figures, of_ours, tables
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--by", default="", help="only contenders with this in their name")
     parser.add_argument("--hours", type=float, default=24.0, help="length of the day (default: 24)")
     parser.add_argument("--seed", type=int, default=1, help="of costs, latencies and events (default: 1)")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put what came out into this page")
+    parser.add_argument("--write", type=Path, help="the folder that benchmark.md and benchmark.svg go to")
     options = parser.parse_args(arguments)
     rows = [replace(row, seed=options.seed) for row in ROWS if options.rows in row.name]
     names = [name for name in ALL if options.by in name]
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours = of_ours(rows, grid)
     print("\n".join([*figures(rows, names, grid), *checks_table(ours)]))
     if options.write is not None:
-        renew(options.write, "bench-day", tables(rows, names, grid))
+        renew(options.write / "benchmark.md", "bench-day", tables(rows, names, grid))
+        (options.write / "benchmark.svg").write_text(svg(rows, names, grid), encoding="utf-8")
     failed = failures(ours)
     for failure in failed:
         print(f"FAILED {failure}", file=sys.stderr)

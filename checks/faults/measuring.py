@@ -67,8 +67,10 @@ def longest(kind: Kind, shown: Snapshot) -> int:
         return max(PROBE_AFTER_US, CLAIM_US + MAX_BACKOFF_US, paused) + 2 * TOLERANCE_US
     missing = max(0, max(COST, kind.quota.recharge_to or 0) + shown.wanted - (shown.available or 0))
     brought = -(-missing * kind.quota.period_us // kind.quota.refill)
-    if shown.waiting:  # the last of those in line may come only when it was told to, and then take its tokens
-        brought = 2 * (brought + LATE_US)
+    if shown.waiting:
+        # The last of those in line may come only when it was told to, and then take its tokens; all of them may come
+        # after a pause, in which the bucket runs over.
+        return paused + 2 * (brought + LATE_US) + kind.quota.period_us + TOLERANCE_US
     return max(paused, brought) + kind.quota.period_us + TOLERANCE_US
 
 

@@ -456,7 +456,7 @@ class Reference(Lapse):
 
     def believe(self, reading: Reading, expected: int | None, since: int, now: int) -> int | None:
         """Go on from what the server says, said between `since` and now; return how far that is from `expected`."""
-        tells_of_others = self.read_at is not None and self.held == 0
+        tells_of_others = self.read_at is not None and all(call.charged for call in self.calls.values())
         plan = (self.capacity, self.flow)
         self.drift = None if expected is None else reading.balance - expected
         self.begin_from(reading.balance)

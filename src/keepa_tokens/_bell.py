@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from os import getpid
 
@@ -28,7 +29,7 @@ class Bell:
         return bool(self._waiting)
 
     def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
-        """Wait to be woken at bucket `key`; return what `leave` takes. wake: returns False if nobody can be woken."""
+        """Wait to be woken at bucket `key`; return what `leave` takes. wake: a RuntimeError if its loop is closed."""
         place = object()
         self._waiting[place] = rank, (getpid(), key), wake
         return place
@@ -42,5 +43,7 @@ class Bell:
         here = getpid(), key
         waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
         for _, place, wake in sorted(waiting, key=lambda each: each[0]):
-            if self.leave(place) and wake() is not False:
-                return
+            if self.leave(place):
+                with suppress(RuntimeError):
+                    wake()
+                    return

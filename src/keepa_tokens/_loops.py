@@ -68,13 +68,7 @@ async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], object
         if not over:
             limit.reschedule(loop.time())
 
-    def end_from_any_thread() -> bool:
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(end)
-            return True
-        return False  # the loop is closed: nobody waits there any more
-
-    register(end_from_any_thread)
+    register(lambda: loop.call_soon_threadsafe(end))
     try:
         async with limit:
             await sleeping

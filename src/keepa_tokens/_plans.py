@@ -45,8 +45,8 @@ LONGEST_PAUSE_US = 60 * MICROSECONDS
 UNKNOWN_PAUSE_US = MICROSECONDS
 """How often to look while somebody else's probe is under way: its answer may come any moment."""
 
-LOOKS_AHEAD: Final = 8
-"""Who waits in a plain bucket's line looks again after one part in this many of what it was told."""
+PARTS_OF_A_WAIT: Final = 8
+"""Who waits in a plain bucket's line looks again when the first of so many parts of what it was told is over."""
 
 TRIES: Final = 8
 """How often `take_up_to` looks again when somebody else was faster."""
@@ -141,14 +141,15 @@ class Steps(Generic[S_co]):
         """Return the commands that give everything back, the place in line and the claim on the probe included."""
         commands: list[Command] = []
         request, outcome = self.request, self.outcome
-        if isinstance(request, Reserve) and (outcome is None or outcome.granted or request.ticket == request.id):
+        ids: list[str | None] = []
+        if isinstance(request, Reserve) and (outcome is None or outcome.granted):
             # By id, so it does no harm where the hold was never opened.
-            commands.append(Cancel(request.id))
-        if isinstance(request, Acquire):
-            if outcome is not None and outcome.granted:
-                commands.append(Refund(new_id(), request.tokens, outcome.now_us + outcome.place_us))
-            elif request.ticket is not None:
-                commands.append(Cancel(request.ticket))
+            ids.append(request.id)
+        if request is not None and (outcome is None or not outcome.granted):
+            ids.append(request.ticket)
+        commands += [Cancel(each) for each in dict.fromkeys(ids) if each is not None]
+        if isinstance(request, Acquire) and outcome is not None and outcome.granted:
+            commands.append(Refund(new_id(), request.tokens, outcome.now_us + outcome.place_us))
         if self.claimed is not None:
             commands.append(Unclaim(self.claimed))
         return commands
@@ -318,8 +319,8 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     else:
         hopeless = retry > left_us or (retry >= LIMIT and (not synced or outcome.reason is Reason.TOO_LARGE))
     if hopeless:
-        if command.ticket is not None:
-            await steps.apply(Cancel(command.ticket))
+        if command.ticket is not None and (isinstance(command, Acquire) or command.ticket == command.id):
+            await steps.apply(Cancel(command.ticket))  # a queue's task comes back, and keeps its place
         kind = NotEnoughTokens if outcome.reason is Reason.TOO_LARGE else AcquireTimeout
         raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
@@ -330,7 +331,7 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     longest = LONGEST_PAUSE_US if synced else DAY_US
     if has_places(steps.door.quota):
         # What other processes give back it sees only if it looks. Where there is a recharge, a look might begin one.
-        longest = min(longest, max(LOOK_AGAIN_US, retry // LOOKS_AHEAD))
+        longest = min(longest, max(LOOK_AGAIN_US, retry // PARTS_OF_A_WAIT))
     duration = max(1, min(retry, left_us, longest))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
     spread = max(0, min(duration // 20, MICROSECONDS // 4, left_us - duration)) if synced else 0

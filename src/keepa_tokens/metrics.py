@@ -190,7 +190,8 @@ class BucketCollector(Collector):
 
     Whichever process is scraped shows the truth, the bucket being in its storage; so register it in one alone, or in
     each for itself, not in the registry that collects the files of PROMETHEUS_MULTIPROC_DIR more than once.
-    Every metric has the label `bucket`; its names begin with `keepa_tokens_bucket_`:
+    Every metric has the label `bucket`, the key, so two buckets of one key are a ConfigError; its names begin with
+    `keepa_tokens_bucket_`:
 
     - `balance` (NaN: unknown), `available`, `held`, `capacity`, `kept_back`: tokens; `holds`: calls in flight
     - `waiting`: callers in line, and `wanted`: the tokens that they wait for

@@ -5,7 +5,9 @@ Decided here for every client, sync or async. Libraries are told by name, so non
 
 from __future__ import annotations
 
-from traceback import clear_frames, walk_tb
+import gc
+from traceback import walk_tb
+from types import FrameType
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -67,7 +69,18 @@ def forget_locals(error: BaseException) -> None:
     Their local variables hold the request as it left, with the API key, and tools that report errors show them.
     """
     for link in _links(error, also_handled=True):
-        clear_frames(link.__traceback__)
+        for frame, _ in walk_tb(link.__traceback__):
+            if _is_over(frame):
+                frame.clear()
+
+
+def _is_over(frame: FrameType) -> bool:
+    """Return whether a function has ended: to clear the frame of a coroutine that is suspended would end that.
+
+    Streams of HTTP/2 share the exception of their connection, and with it their frames. A frame shows the
+    garbage collector what it refers to only once its function has ended.
+    """
+    return any(each is frame.f_code for each in gc.get_referents(frame))
 
 
 def forget_key(error: BaseException, key: str) -> None:

@@ -42,7 +42,8 @@ LONGEST_AWAY_S: Final = 600.0
 LONGEST_PAUSE_S: Final = 30.0
 """The longest pause between two tries of it."""
 
-CLIENT_ERROR, SERVER_ERROR = 400, 500
+CLIENT_ERROR: Final = 400
+SERVER_ERROR: Final = 500
 
 _log: Final = logging.getLogger("keepa_tokens")
 

@@ -72,7 +72,8 @@ class TokenTask(_Task):
 
     What waiting can't help fails at once: a cost that the quota could never admit, no refill (`retry_after` is inf), a
     mistake in the configuration. So does what was called directly or eagerly, where there is nothing that it could be
-    sent back to. And a task that has paid by a guard, once the storage was away for ten minutes: it would pay again.
+    sent back to; a task that called it is sent back for both. And a task that has paid by a guard, once the storage was
+    away for ten minutes: it would pay again. A `dont_autoretry_for` of your own names TokenTask's kinds, too.
     """
 
     dont_autoretry_for: tuple[type[Exception], ...] = (NotEnoughTokens, StorageUnavailable, CostTooLarge, ConfigError)
@@ -91,11 +92,11 @@ class TokenTask(_Task):
         """Run the task; sent back to the broker if there are not enough tokens, or the storage is away."""
         request = self.request
         comes_back = not (request.called_directly or request.is_eager)
-        # Sent back for want of tokens, it keeps its place in the bucket's line by its id. Where another task called it,
-        # that one comes back, and would pay for this one again.
-        this_run = (None if comes_back else RUN.get()) or Run()
-        under_way = RUN.set(this_run)
-        stands = PLACE.set(str(request.id) if comes_back else PLACE.get())
+        # One that comes back keeps its place in the bucket's line by its id. Of any other the task that called it comes
+        # back, which stands there and pays for both.
+        this_run = Run() if comes_back else RUN.get() or Run()
+        place = str(request.id) if comes_back else PLACE.get()
+        under_way, stands = RUN.set(this_run), PLACE.set(place)
         try:
             return self.run(*args, **kwargs)
         except (NotEnoughTokens, StorageUnavailable) as missing:

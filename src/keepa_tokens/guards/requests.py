@@ -123,36 +123,47 @@ class RequestsExchange(Exchange[requests.Response]):
         return self._send()
 
     def read(self, answer: requests.Response) -> tuple[requests.Response, bytes]:
-        """Read the body, which stays in the answer."""
-        return answer, answer.content or b""
+        """Read the body, which stays in the answer; for who streams in its `raw` too, as it came."""
+        if not self._streams:
+            return answer, answer.content or b""
+        raw = answer.raw
+        passed = _Passed(raw)
+        answer.raw = _with_body(raw, io.BufferedReader(passed))
+        body = answer.content or b""
+        answer.raw = _with_body(raw, io.BytesIO(b"".join(passed.chunks)))
+        return answer, body
 
     def streamed(self, answer: requests.Response, end: End) -> requests.Response | None:
         """Return the answer, whose body is settled at its end."""
         if not self._streams:
             return None
-        raw = answer.raw
-        answer.raw = urllib3.HTTPResponse(
-            io.BufferedReader(_Settling(raw, end)),
-            headers=raw.headers,
-            status=raw.status,
-            version=raw.version,
-            reason=raw.reason,
-            preload_content=False,
-            decode_content=raw.decode_content,
-            original_response=raw._original_response,  # noqa: SLF001 - requests takes the cookies from it
-            request_url=raw.geturl(),
-        )
-        answer.raw.length_remaining = None  # so that it reads on to the end, and closes no earlier
+        answer.raw = _with_body(answer.raw, io.BufferedReader(_Settling(answer.raw, end)))
         return answer
 
 
-class _Settling(io.RawIOBase):
-    """A body as it comes over the wire. At its end it is settled whole; closed before, as one that nobody knows."""
+def _with_body(raw: urllib3.HTTPResponse, body: io.BufferedIOBase) -> urllib3.HTTPResponse:
+    """Return a response as it came, its body read from elsewhere."""
+    made = urllib3.HTTPResponse(
+        body,
+        headers=raw.headers,
+        status=raw.status,
+        version=raw.version,
+        reason=raw.reason,
+        preload_content=False,
+        decode_content=raw.decode_content,
+        original_response=raw._original_response,  # noqa: SLF001 - requests takes the cookies from it
+        request_url=raw.geturl(),
+    )
+    made.length_remaining = None  # so that it reads on to the end, and closes no earlier
+    return made
 
-    def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
+
+class _Passed(io.RawIOBase):
+    """A body as it comes over the wire, and what has come of it so far."""
+
+    def __init__(self, raw: urllib3.HTTPResponse) -> None:
         self._raw = raw
-        self._end = end
-        self._chunks: list[bytes] = []
+        self.chunks: list[bytes] = []
 
     def readable(self) -> bool:
         return True
@@ -160,17 +171,32 @@ class _Settling(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever can be written to
         chunk = self._raw.read(len(buffer), decode_content=False)
         buffer[: len(chunk)] = chunk
-        self._chunks.append(chunk)
-        if not chunk:
-            body = _decoded(self._raw, b"".join(self._chunks))
-            run(lambda: self._end(body))
+        self.chunks.append(chunk)
         return len(chunk)
 
     def close(self) -> None:
         super().close()
+        self._raw.close()
+        self._raw.release_conn()
+
+
+class _Settling(_Passed):
+    """At its end it is settled whole; closed before, as one that nobody knows."""
+
+    def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
+        super().__init__(raw)
+        self._end = end
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the same
+        size = super().readinto(buffer)
+        if not size:
+            body = _decoded(self._raw, b"".join(self.chunks))
+            run(lambda: self._end(body))
+        return size
+
+    def close(self) -> None:
         try:
-            self._raw.close()
-            self._raw.release_conn()
+            super().close()
         finally:
             run(lambda: self._end(None))
 

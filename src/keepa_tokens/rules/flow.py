@@ -56,7 +56,7 @@ def flow_in_effect(state: SoundState, now: int) -> Flow:
     if quota.synced:
         if state.reported_refill is not None and state.reported_period_us is not None:
             refill, period_us = state.reported_refill, state.reported_period_us
-        if state.stretched_us is not None:
+        if state.stretched_us is not None and quota.stepped:
             period_us = max(period_us, state.stretched_us)
         if state.reported_capacity is not None:
             # It is the server's by whatever terms.

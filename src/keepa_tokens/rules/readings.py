@@ -68,7 +68,7 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
 
     projected: what the balance would be without it; None: unknown.
     """
-    shows_others = s.reading_at is not None and s.held == 0
+    shows_others = s.reading_at is not None and s.open == 0
     s.drift = None if projected is None else saturated(reading.balance - projected)
     s.balance = reading.balance
     s.sequence += 1
@@ -83,17 +83,20 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     flow = _flow_of(s, reading, period_us, now)
     gap = -s.drift if s.drift is not None and shows_others and flow == before else 0
     _keep_back(s, flow, gap, min(since, now) if told is None else s.server_time_at, now)
-    if not flow.stepped:
-        s.refilled_at = max(s.refilled_at, now)
-    elif reading.next_refill_in_us is not None:
+    if flow.stepped and reading.next_refill_in_us is not None:
         # By the steps that come from now on: a longer period would bring some of them at once.
         step_us = s.stretched_us or min(period_us, flow.period_us)
         s.refilled_at = phased(now, step_us, reading.next_refill_in_us)
     else:
-        # So would a phase left from longer steps. What came until now is in the balance.
-        s.refilled_at += max(0, now - s.refilled_at) // flow.period_us * flow.period_us
+        skip_told(s, flow)
     s.carry = 0
     return flow
+
+
+def skip_told(s: SoundState, flow: Flow) -> None:
+    """Let nothing flow in of what came until the last reading: it is in its balance, whatever the phase left from."""
+    told_us = max(0, (s.reading_at or 0) - s.refilled_at)
+    s.refilled_at += told_us // flow.period_us * flow.period_us if flow.stepped else told_us
 
 
 def _flow_of(s: SoundState, reading: Reading, period_us: int, now: int) -> Flow:

@@ -10,10 +10,10 @@ from the balance already, and available = balance.
    far ahead, as after a clock went back: likewise.
 2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
 3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
-   for one more `hold_for`: a late settle still corrects by the difference, once, unless a reading has replaced the
-   balance since. While the balance is unknown there is nothing to charge. Plain: the tokens are taken when the hold is
-   opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once a second; to forget
-   one may take a minute more.
+   for one more `hold_for`: a late settle still corrects by the difference, once; if a reading has replaced the balance
+   since, it charges its cost. While the balance is unknown there is nothing to charge. Plain: the tokens are taken when
+   the hold is opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once a second;
+   to forget one may take a minute more.
 4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes. On a
    synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep >=
    tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
@@ -42,8 +42,8 @@ from the balance already, and available = balance.
    its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
    had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
    refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period until the next reading, ten minutes at most. Steps that came until the
-   reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
+   than the period in effect is the period of steps until the next reading, ten minutes at most. Steps that came until
+   the reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
@@ -72,9 +72,9 @@ from the balance already, and available = balance.
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
     minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
-    minute's, and nothing at the first change. For a minute after a change the larger of the two capacities bounds,
-    unless the server reported one, then the smaller one clips a plain balance. What is kept back goes by the one that
-    lasts. Plain and synced on one key is a ConfigError.
+    minute's, and nothing at the first change; none from before the last reading, which has it in its balance. For a
+    minute after a change the larger of the two capacities bounds, unless the server reported one, then the smaller one
+    clips a plain balance. What is kept back goes by the one that lasts. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -119,7 +119,7 @@ from .decision import Reason, Snapshot
 from .flow import Flow, clipped_at, flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
-from .readings import Order, adopt, kept_back, lowered, order_of
+from .readings import Order, adopt, kept_back, lowered, order_of, skip_told
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 from .telling import Telling, until
@@ -593,6 +593,7 @@ class _Step(Telling):
         s.quota, s.terms_at = callers, now
         s.wide_capacity = before.capacity if before.capacity > callers.capacity else None
         self.flow = flow_in_effect(s, now)
+        skip_told(s, self.flow)
         self.terms, self.terms_from = (before, callers), now
         self.changed = True
         self._fill(now)

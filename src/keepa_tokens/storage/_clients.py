@@ -108,18 +108,19 @@ def checked(client: object, *, asynchronous: bool) -> None:
 
 def resends(client: Any) -> str | None:  # noqa: ANN401 - either library's client
     """Return how to stop a client that sends a command again after its connection was lost; None: it sends it once."""
-    told = "retry=Retry(NoBackoff(), 0)"
     options = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
     if options is None:
         # A cluster client: it sends again after what it takes for a move of slots. redis-py from 6 on counts by retry.
         attempts = getattr(client, "cluster_error_retry_attempts", None)
-        if attempts is None:
-            return told if getattr(getattr(client, "retry", None), "_retries", 0) else None
-        return "cluster_error_retry_attempts=0" if attempts else None
+        if attempts is not None:
+            return "cluster_error_retry_attempts=0" if attempts else None
+        options = {"retry": getattr(client, "retry", None)}
     retry = options.get("retry")
     if retry is None:
-        return told if options.get("retry_on_timeout") or options.get("retry_on_error") else None
-    return told if getattr(retry, "_retries", 0) else None
+        again = options.get("retry_on_timeout") or options.get("retry_on_error")
+    else:
+        again = getattr(retry, "_retries", 0)
+    return "retry=Retry(NoBackoff(), 0)" if again else None
 
 
 def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - either library's client; named by the caller
@@ -248,8 +249,8 @@ def is_script_lost(error: Exception) -> bool:
 
 def is_of_a_replica(error: Exception) -> bool:
     """Whether the server answered that it is no primary: the address may lead to another one by now."""
-    said = f"{type(error).__name__} {error}"
-    return is_clients(error) and any(sign in said for sign in ("ReadOnly", "READONLY", "MasterDown", "MASTERDOWN"))
+    said = f"{type(error).__name__} {error}".lower()
+    return is_clients(error) and ("readonly" in said or "masterdown" in said)
 
 
 def is_clients(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from inspect import currentframe
 from math import inf
 from time import monotonic_ns, sleep
 from traceback import walk_stack
+from types import FrameType
 from typing import Final
 from weakref import WeakSet
 
@@ -30,13 +31,8 @@ __all__ = ["MemoryStorage"]
 _SWEPT_PER_STEP: Final = 2
 _MOST_TIMES: Final = 100
 """How often a thread gives way before it waits at the lock."""
-
-
-_STEPS: Final = {
-    *("Door.at_once", "MemoryStorage.apply", "MemoryStorage.inspect", "MemoryStorage.keys"),
-    *("MemoryStorage.delete", "MemoryStorage.dump", "MemoryStorage.load"),
-}
-"""What takes the lock."""
+_METHODS: Final = {f"MemoryStorage.{name}" for name in ("apply", "inspect", "keys", "delete", "dump", "load")}
+"""Those that take the lock."""
 
 _storages = WeakSet["MemoryStorage"]()
 
@@ -91,15 +87,14 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         Threads that wait at the lock itself are handed it, and with it the interpreter, at every single step, which
         then takes five times as long. Who gives way here waits for its turn with the interpreter instead.
 
-        Raises StorageUnavailable where it is this very thread, which would wait for itself for ever.
+        Raises StorageUnavailable where this very thread has it: it would wait for itself for ever.
         """
         for _ in range(_MOST_TIMES):
             sleep(0)
             if not self.lock.locked():
                 return
-        steps = [frame.f_locals for frame, _ in walk_stack(currentframe()) if frame.f_code.co_qualname in _STEPS]
-        # A door that has the balance has the lock no more: it tells its listener, which may use the bucket.
-        if sum(self in map(step.get, ("self", "memory")) and "balance" not in step for step in steps) > 1:
+        # No step notes whose the lock is, as each would pay for it; its thread's stack tells. One step is this one.
+        if sum(_is_step(frame, self) for frame, _ in walk_stack(currentframe())) > 1:
             raise StorageUnavailable(IN_ITS_MIDST)
 
     def _in_turn(self) -> Lock:
@@ -270,6 +265,15 @@ class _Deadlines:
         """Drop what was due, if it is still the first."""
         if self._queue[0] == due:
             heapq.heappop(self._queue)
+
+
+def _is_step(frame: FrameType, storage: MemoryStorage) -> bool:
+    """Whether a frame has the lock of `storage`, or is about to take it."""
+    name, named = frame.f_code.co_qualname, frame.f_locals
+    if name == "Door.at_once":
+        # With the balance in hand it has let go of the lock, and tells its listener, which may use the bucket.
+        return named.get("memory") is storage and "balance" not in named
+    return name in _METHODS and named.get("self") is storage
 
 
 def _forgotten_at(bucket: Bucket | _Loaded) -> int | None:

@@ -172,7 +172,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
         self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer | None
     ) -> Outcome:
         """Decide what was handed over, and store it; again if somebody else has written meanwhile."""
-        began, token = time.monotonic(), secrets.token_hex(8)  # no nonce: forked children count alike
+        began, token = time.monotonic(), secrets.token_hex(8)  # of chance: forked children count alike
         while True:
             if answer is None or answer is _wire.Sign.BUSY:
                 # Where many write, whoever must decide first gets a turn.

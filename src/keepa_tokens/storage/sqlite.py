@@ -124,24 +124,23 @@ class SQLiteStorage(Closing, NotCopied):
     def close(self) -> None:
         """Close the file. Closed twice is closed once."""
         with self._lock:
-            if not self._is_closed and self._process == os.getpid():
-                self._db.close()
-                self._let_go()
+            self._close()
             self._is_closed = True
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._path)!r})"
 
     def _open(self) -> None:
-        self._process, self._opened = os.getpid(), []
+        self._opened = []
         with self._errors_named():
             self._line = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT, 0o666)
             self._let_go = weakref.finalize(self, os.close, self._line)
             self._let_go.atexit = False  # what runs at the exit may still settle its calls
             # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._process = os.getpid()
             # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
-            weakref.finalize(self, _close, self._db, self._process).atexit = False
+            weakref.finalize(self, _close_own, self._db, self._process).atexit = False
             self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL", _ticks_us())  # readers don't wait for writers
@@ -156,22 +155,23 @@ class SQLiteStorage(Closing, NotCopied):
                 self._let_go()
                 raise
 
+    def _close(self) -> None:
+        if self._process == os.getpid():
+            self._db.close()
+        else:
+            self._inherited.append(self._db)  # the parent's connection must not be used or closed here
+        self._let_go()
+
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         with self._lock, self._errors_named():
             if self._is_busy:
                 raise StorageUnavailable(IN_ITS_MIDST)
-            if self._process != os.getpid():
-                # The parent's connection must not be used or closed here.
-                self._inherited.append(self._db)
-                self._let_go()
-                self._open()
             if self._is_closed:
                 raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
-            if self._opened != self._found():
-                # SQLite would go on in the file that had this name, while whoever comes now opens another.
-                self._db.close()
-                self._let_go()
+            # SQLite would go on in the file that had this name, while whoever comes now opens another.
+            if self._process != os.getpid() or self._opened != self._found():
+                self._close()
                 self._open()
             self._is_busy = True
             try:
@@ -180,8 +180,8 @@ class SQLiteStorage(Closing, NotCopied):
                 self._is_busy = False
 
     @contextmanager
-    def _step(self, began_us: int = 0) -> Generator[sqlite3.Connection]:
-        began_us = began_us or _ticks_us()
+    def _step(self, began_us: int | None = None) -> Generator[sqlite3.Connection]:
+        began_us = _ticks_us() if began_us is None else began_us
         with self._reading() as db:
             try:
                 # The write lock from the start: no other process steps between what is read and what is written.
@@ -354,8 +354,8 @@ def _identity(name: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _close(db: sqlite3.Connection, process: int) -> None:
-    if process == os.getpid():  # a forked child must not close its parent's
+def _close_own(db: sqlite3.Connection, process: int) -> None:
+    if process == os.getpid():
         db.close()
 
 
