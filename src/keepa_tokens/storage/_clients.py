@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -337,19 +336,12 @@ def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - eith
     """
     if is_single_connection(client):
         return [client.connection.disconnect]
-    closers = [pool.disconnect for pool in _pools(client)]
+    closers = [pool.disconnect for pool in pools_of(client)]
     # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
     return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
 
 
-def free_pools(client: Any) -> None:  # noqa: ANN401 - either library's
-    """Go on in a forked child: redis-py waits for a pool's lock, which perhaps a thread has that is not here."""
-    for pool in _pools(client):
-        if hasattr(pool, "_lock"):
-            pool._lock = threading.RLock()  # noqa: SLF001 - no public name leads to it
-
-
-def _pools(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
+def pools_of(client: Any) -> list[Any]:  # noqa: ANN401 - either library's
     """Return the pools of a client; of a cluster's, those of its nodes, which for an asyncio client are pools."""
     clients = [client]
     if hasattr(client, "get_nodes"):

@@ -38,13 +38,13 @@ from ._clients import (
     RedisClient,
     checked,
     client_from_url,
-    free_pools,
     idle_closers,
     is_clients,
     is_of_a_replica,
     is_script_lost,
     is_single_connection,
     meaning,
+    pools_of,
     resends,
 )
 from .base import AsyncClosing, Closing
@@ -325,7 +325,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
 
     def __init__(self, client: RedisClient, *, prefix: str = DEFAULT_PREFIX) -> None:
         super().__init__(client, prefix=prefix)
-        _storages.add(self)
+        _clients.add(client)
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
         """Carry `command` to the bucket `key` and return what it came to."""
@@ -387,12 +387,14 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         return lock.acquire(timeout=_PATIENCE_S)
 
 
-_storages = WeakSet[RedisStorage]()
+_clients = WeakSet[Any]()
 
 
 def _forked() -> None:
-    for storage in _storages:
-        free_pools(storage._client)  # noqa: SLF001 - of its own class
+    """Go on in a forked child: redis-py waits for the lock of a pool, which perhaps a thread has that is not here."""
+    for pool in itertools.chain.from_iterable(map(pools_of, _clients)):
+        if hasattr(pool, "_lock"):
+            pool._lock = threading.RLock()  # noqa: SLF001 - no public name leads to it
 
 
 if hasattr(os, "register_at_fork"):
