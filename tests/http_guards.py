@@ -121,7 +121,8 @@ class World:
 
     def doors(self, quota: Quota, *, probe: bool = True) -> tuple[KeepaSync, AsyncKeepaSync]:
         """Return a blocking and an async door to the bucket."""
-        common: dict[str, Any] = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
+        options = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
+        common: dict[str, Any] = {"key": "default", **options}
         return (
             KeepaSync(TokenBucket(quota, **common), probe=self.fake.probe if probe else None),
             AsyncKeepaSync(AsyncTokenBucket(quota, **common), probe=self.fake.aprobe if probe else None),

@@ -47,8 +47,8 @@ class Watched:
 
     def __init__(self, quota: Quota) -> None:
         self.storage = MemoryStorage()
-        self.bucket = TokenBucket(quota, storage=self.storage, clock=ManualClock(100.0))
-        self.twin = AsyncTokenBucket(quota, storage=self.storage, clock=self.bucket.clock)
+        self.bucket = TokenBucket(quota, key="default", storage=self.storage, clock=ManualClock(100.0))
+        self.twin = AsyncTokenBucket(quota, key="default", storage=self.storage, clock=self.bucket.clock)
         self.bucket.try_acquire(3)
         self.before = self.storage.dump("default")
 

@@ -226,8 +226,8 @@ async def test_async_reservations_are_awaited_or_entered() -> None:
 async def test_what_ends_a_block_is_seen_though_the_storage_is_away(ends: type[BaseException]) -> None:
     """The error of a body or an interrupt in it, not that of charging the estimate, which is charged as it is."""
     storage, clock = Noted(), ManualClock(100.0)
-    bucket = TokenBucket(PLAIN, storage=storage, clock=clock)
-    twin = AsyncTokenBucket(PLAIN, storage=storage, clock=clock)
+    bucket = TokenBucket(PLAIN, key="default", storage=storage, clock=clock)
+    twin = AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock)
 
     def fails() -> None:
         with bucket.reserve(3):
@@ -274,8 +274,8 @@ async def test_both_doors_share_memory_storage() -> None:
     """Threads and coroutines spend from one bucket."""
     storage, clock = MemoryStorage(), ManualClock(100.0)
     sync, twin = (
-        TokenBucket(PLAIN, storage=storage, clock=clock),
-        AsyncTokenBucket(PLAIN, storage=storage, clock=clock),
+        TokenBucket(PLAIN, key="default", storage=storage, clock=clock),
+        AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock),
     )
     sync.acquire(6)
     assert not await twin.try_acquire(5)
@@ -294,7 +294,7 @@ def test_without_a_clock_the_storages_own_time_counts() -> None:
 def test_peek_takes_nothing() -> None:
     """A look shows balance, waits, the time to full, and leaves the bucket as it was."""
     storage, clock = MemoryStorage(), ManualClock(100.0)
-    bucket = TokenBucket(PLAIN, storage=storage, clock=clock)
+    bucket = TokenBucket(PLAIN, key="default", storage=storage, clock=clock)
     assert bucket.peek(4).retry_after == 0.0
     assert storage.dump("default") is None
     bucket.acquire(8)
@@ -359,7 +359,7 @@ def test_what_is_printed_says_what_it_is() -> None:
 def test_the_command_that_a_door_sends_is_plain_data() -> None:
     """A storage sees what was asked, whoever asked."""
     storage = Noted()
-    TokenBucket(PLAIN, storage=storage, clock=ManualClock(1.0)).try_acquire(2, keep=1)
+    TokenBucket(PLAIN, key="default", storage=storage, clock=ManualClock(1.0)).try_acquire(2, keep=1)
     assert storage.commands == [Acquire(2, 1)]
 
 

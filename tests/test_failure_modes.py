@@ -114,7 +114,9 @@ def test_10_a_wait_covers_every_condition() -> None:
     """One refusal, one wait, one grant: threshold and cost are met at the same instant, so nobody spins."""
     clock = ManualClock()
     storage = Noted()
-    bucket = TokenBucket(Quota.per_second(1, capacity=100, recharge_to=20, initial=0), storage=storage, clock=clock)
+    bucket = TokenBucket(
+        Quota.per_second(1, capacity=100, recharge_to=20, initial=0), key="default", storage=storage, clock=clock
+    )
     bucket.acquire(50)
     assert len(storage.commands) == 2
     assert 50 <= clock.slept <= 50.5
@@ -136,7 +138,7 @@ def test_11_a_waiting_worker_notices_a_better_balance() -> None:
 def test_16_a_storage_that_is_away_grants_nothing_and_comes_back_by_itself() -> None:
     """An error of the storage is raised as such, neither a pass nor the end of sharing. Redis has tests of its own."""
     storage = Noted()
-    bucket = TokenBucket(Quota.per_second(10), storage=storage, clock=ManualClock())
+    bucket = TokenBucket(Quota.per_second(10), key="default", storage=storage, clock=ManualClock())
     storage.away = True
     with pytest.raises(StorageUnavailable):
         bucket.try_acquire(1)

@@ -39,7 +39,7 @@ def bucket() -> KeepaSync:
 def twin(sync: KeepaSync) -> AsyncKeepaSync:
     storage = sync.bucket.storage
     assert isinstance(storage, MemoryStorage)
-    return AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), storage=storage, clock=sync.bucket.clock))
+    return AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), key="default", storage=storage, clock=sync.bucket.clock))
 
 
 @pytest.mark.parametrize("how", ["read", "raw"])

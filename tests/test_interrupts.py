@@ -135,7 +135,9 @@ class Scene:
     probes: int = 0
 
     def __post_init__(self) -> None:
-        self.bucket = TokenBucket(self.quota, storage=self.storage, clock=self.clock, listener=self.events.append)
+        self.bucket = TokenBucket(
+            self.quota, key="default", storage=self.storage, clock=self.clock, listener=self.events.append
+        )
         if self.spent:
             assert self.bucket.try_acquire(self.spent)
 
@@ -486,7 +488,7 @@ def test_signals_at_random_cost_nothing(storage: str, quota: Quota, door: str, t
         quota = SYNCED
     where = MemoryStorage() if storage == "memory" else SQLiteStorage(tmp_path / "buckets")
     events: list[Event] = []
-    bucket = TokenBucket(quota, storage=where, clock=ManualClock(100.0), listener=events.append)
+    bucket = TokenBucket(quota, key="default", storage=where, clock=ManualClock(100.0), listener=events.append)
     assert struck_at_random(bucket, door, 600 if storage == "memory" else 200) > 20
     assert not any(event.kind is EventKind.NOT_GIVEN_BACK for event in events)
 
@@ -536,7 +538,7 @@ class AsyncScene:
         self.there = Scene(quota, spent, **there)
         slow: Any = Slow(self.there.storage)
         heard = self.there.events.append
-        self.bucket = AsyncTokenBucket(quota, storage=slow, clock=self.there.clock, listener=heard)
+        self.bucket = AsyncTokenBucket(quota, key="default", storage=slow, clock=self.there.clock, listener=heard)
 
     async def probe(self) -> tuple[int, Mapping[str, object]]:
         await asyncio.sleep(0)

@@ -226,7 +226,7 @@ def test_a_listener_that_looks_at_a_bucket_whose_storage_is_away_is_told_of_that
 
     storage = Noted()
     storage.away = True
-    bucket = TokenBucket(PLAIN, storage=storage, listener=listen)
+    bucket = TokenBucket(PLAIN, key="default", storage=storage, listener=listen)
     for _ in range(2):
         with pytest.raises(StorageUnavailable):
             bucket.try_acquire(keep=1)
@@ -241,7 +241,7 @@ def test_outages_of_many_buckets_are_remembered_by_a_bounded_number() -> None:
     log = LoggingListener()
     storage = Noted()
     storage.away = True
-    bucket = TokenBucket(PLAIN, storage=storage, listener=log)
+    bucket = TokenBucket(PLAIN, key="default", storage=storage, listener=log)
     for number in range(MOST_KEYS + 20):
         with pytest.raises(StorageUnavailable):
             bucket.with_key(f"visitor-{number}").try_acquire()

@@ -185,4 +185,4 @@ def test_a_storage_that_can_forget_nothing_is_said() -> None:
 
     keeps: Any = Keeps()
     with pytest.raises(ConfigError, match="Keeps can't forget a bucket: give it a method delete"):
-        TokenBucket(QUOTA, storage=keeps).reset()
+        TokenBucket(QUOTA, key="default", storage=keeps).reset()

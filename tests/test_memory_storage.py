@@ -311,7 +311,7 @@ def test_a_listener_waits_for_another_threads_step_as_anybody_does() -> None:
                 assert bucket.try_acquire()
 
     storage = MemoryStorage()
-    bucket = TokenBucket(QUOTA, storage=storage)
+    bucket = TokenBucket(QUOTA, key="default", storage=storage)
     bucket.try_acquire()  # from now on the door serves it
     bucket.listener = listen
     bucket.try_acquire()

@@ -152,7 +152,8 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
     *((partial(make, registry=SECRET), "registry must be a CollectorRegistry") for make in (counting, looking)),
     *((partial(looking, no), "a bucket must be a TokenBucket") for no in ("x", AsyncTokenBucket(PLAIN))),
     *((partial(plain, no), "quota must be a Quota") for no in (SECRET, None, 5, (10, 1, 1.0))),
-    *((partial(make, key=no), "key must be") for make in KEYED for no in (None, 7, b"k")),
+    *((partial(make, key=no), "key must be") for make in KEYED for no in (7, b"k")),
+    *((partial(make(PLAIN).with_key, None), "key must be") for make in BUCKETS),
     (partial(check_cost, "5", 0), "tokens must be"),
     (partial(check_cost, 5, "5"), "keep must be"),
     (partial(plain(keepa_quota()).reconcile, {"tokensLeft": 5}), "reading must be a Reading"),
@@ -202,10 +203,15 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
     *((partial(make, PLAIN, storage=Client()), "RedisStorage(client)") for make in BUCKETS),
     (partial(plain, PLAIN, storage=MemoryStorage), "instance"),
     *(
-        (getattr(plain(PLAIN, storage=BlockingStorage()), door), "return an Outcome")
+        (getattr(plain(PLAIN, key="k", storage=BlockingStorage()), door), "return an Outcome")
         for door in ("peek", "try_reserve")
     ),
-    (lambda: asyncio.run(plain_async(PLAIN, storage=AsyncStorage()).acquire()), "return an Outcome, not NoneType"),
+    (
+        lambda: asyncio.run(plain_async(PLAIN, key="k", storage=AsyncStorage()).acquire()),
+        "return an Outcome, not NoneType",
+    ),
+    (partial(plain, PLAIN, storage=BlockingStorage()), "key is missing"),
+    (partial(plain_async, PLAIN, storage=AsyncStorage()), "key is missing"),
     *((partial(make, PLAIN, storage=none), "no storage") for make in BUCKETS for none in (5, object(), [])),
     *((partial(make, key=key), "key") for make in KEYED for key in (f"a b {SECRET}", "", " ", "a\n", "\0", "k" * 257)),
     (partial(plain(PLAIN).reconcile, Reading(5)), "plain bucket"),
@@ -375,7 +381,7 @@ def test_from_key_takes_what_the_parts_take() -> None:
 def test_whole_numbers_of_any_kind_are_counts(kind: type) -> None:
     """What `operator.index` accepts is a count, and is stored as an int; bools are none."""
     storage = MemoryStorage()
-    bucket = TokenBucket(PLAIN, storage=storage, clock=ManualClock(1.0))
+    bucket = TokenBucket(PLAIN, key="default", storage=storage, clock=ManualClock(1.0))
     assert bucket.try_acquire(kind(3), keep=kind(1)).granted
     bucket.try_reserve(kind(2)).settle(kind(1))
     bucket.refund(kind(1))
@@ -509,7 +515,7 @@ def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path)
     """A storage that was closed, a clock of the wrong kind take nothing, so nobody is told of tokens left behind."""
     told: list[Event] = []
     blocking, awaited = SQLiteStorage(tmp_path / "a"), AsyncSQLiteStorage(tmp_path / "a")
-    door = AsyncTokenBucket(PLAIN, storage=awaited, listener=told.append)
+    door = AsyncTokenBucket(PLAIN, key="default", storage=awaited, listener=told.append)
 
     async def by_coroutine() -> None:
         await awaited.aclose()
@@ -519,7 +525,7 @@ def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path)
     asyncio.run(by_coroutine())
     blocking.close()
     with pytest.raises(ConfigError, match="is closed"):
-        TokenBucket(PLAIN, storage=blocking, listener=told.append).try_reserve(2)
+        TokenBucket(PLAIN, key="default", storage=blocking, listener=told.append).try_reserve(2)
     assert told == []
     wrong: Any = Mock(now_us=time.time)
     with pytest.raises(TypeError, match="now_us"):
@@ -682,7 +688,7 @@ def test_whatever_a_server_may_say_is_no_mistake(odd: Any) -> None:
 def test_what_is_stored_writes_no_lines_of_its_own(hold_id: str, caplog: pytest.LogCaptureFixture) -> None:
     """An id or a label with line breaks or a terminal's codes in it, or without an end, is one short line."""
     storage = MemoryStorage()
-    bucket = TokenBucket(Quota(10, 1, 1.0), storage=storage, clock=ManualClock(100.0))
+    bucket = TokenBucket(Quota(10, 1, 1.0), key="default", storage=storage, clock=ManualClock(100.0))
     fields = {"format": "1", "balance": "9", "refilled_at": "100000000", f"hold:{hold_id}": "garbage"}
     storage.load("default", BucketState.from_fields(fields))
     assert bucket.try_acquire(1).repaired
@@ -839,7 +845,7 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
     storage = make(tmp_path)
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 10, 1.0), storage=storage) as bucket:
+        async with AsyncTokenBucket(Quota(2, 10, 1.0), key="default", storage=storage) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
@@ -859,7 +865,7 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
 
 
 async def _acquired(storage: Any) -> None:
-    await AsyncTokenBucket(PLAIN, storage=storage).acquire()
+    await AsyncTokenBucket(PLAIN, key="default", storage=storage).acquire()
 
 
 def test_a_client_of_asyncio_says_so_on_trio() -> None:

@@ -161,7 +161,7 @@ def test_workers_that_reserve_and_settle_get_all_the_refill(
 async def test_waiting_takes_one_storage_call_a_grant_however_many_wait() -> None:
     """Fifty coroutines wait on one bucket: fifty commands, and they come in the order in which they asked."""
     storage, clock = Noted(), ManualClock()
-    bucket = AsyncTokenBucket(Quota(2, 1, 1.0), storage=storage, clock=clock)
+    bucket = AsyncTokenBucket(Quota(2, 1, 1.0), key="default", storage=storage, clock=clock)
     came: list[tuple[int, int]] = []
 
     async def worker(number: int) -> None:
@@ -177,7 +177,7 @@ async def test_waiting_takes_one_storage_call_a_grant_however_many_wait() -> Non
 def test_a_waiting_thread_makes_one_call_and_sleeps_once() -> None:
     """The sync door takes its place in one step and sleeps exactly until it comes."""
     storage, clock = Noted(), ManualClock()
-    bucket = TokenBucket(Quota(2, 1, 1.0), storage=storage, clock=clock)
+    bucket = TokenBucket(Quota(2, 1, 1.0), key="default", storage=storage, clock=clock)
     bucket.acquire(2)
     assert bucket.acquire(2).waited == clock.slept == clock.now_us() / SECOND == 2.0
     assert len(storage.commands) == 2

@@ -273,7 +273,8 @@ class TestCelery:
         with worker(loglevel="DEBUG") as tasks, FakeKeepaServer(fake, speed=None) as server:
             storage = MemoryStorage()
             sync = KeepaSync(
-                TokenBucket(keepa_quota(20), storage=storage, clock=fake.clock, listener=ear.listener), probe=fake.probe
+                TokenBucket(keepa_quota(20), key="default", storage=storage, clock=fake.clock, listener=ear.listener),
+                probe=fake.probe,
             )
             runs: list[int] = []
             with requests.Session() as session:

@@ -357,7 +357,7 @@ def test_who_uses_a_bucket_in_the_midst_of_a_step_of_its_own_thread_is_told(
 ) -> None:
     """A signal's handler where none is put off, or a finalizer: it gets StorageUnavailable, and the step is done."""
     with SQLiteStorage(path) as storage:
-        bucket, refused = TokenBucket(QUOTA, storage=storage), list[StorageUnavailable]()
+        bucket, refused = TokenBucket(QUOTA, key="default", storage=storage), list[StorageUnavailable]()
 
         def interrupted(*_: object) -> None:
             monkeypatch.undo()

@@ -161,7 +161,7 @@ def most_in_an_hour(times: list[float]) -> int:
     return max((sum(start <= at < start + 3600 for at in times) for start in times), default=0)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.deep)])
 def test_whatever_happens_the_workers_go_on_and_end_in_step(seed: int) -> None:
     """Plans, tracking, an outside spender, clocks, `/token` away, answers that are lost, faulty, late or doubled,
     workers that crash, a state that is gone, two versions of the quota, estimates off by 5x, all at once.

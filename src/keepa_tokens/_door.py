@@ -62,9 +62,14 @@ class Door(Generic[S_co]):
         "untold",
     )
 
-    def __init__(self, quota: Quota, key: str, storage: S_co, clock: Clock | None, listener: Listener | None) -> None:
+    def __init__(
+        self, quota: Quota, key: str | None, storage: S_co, clock: Clock | None, listener: Listener | None
+    ) -> None:
         self.quota = instance("quota", quota, Quota)
-        self.key = checked_key(key)
+        if key is None and not isinstance(storage, MemoryStorage):
+            # Two programs that leave it out would spend from one bucket, and not know it.
+            raise ConfigError('key is missing: others can share this storage, so name the bucket, e.g. key="my-api"')
+        self.key = checked_key("default" if key is None else key)
         self.storage = storage
         self.clock = None if clock is None else _checked_clock(clock)
         self.sleeper: Clock = SystemClock() if clock is None else clock

@@ -11,7 +11,7 @@ from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
-from ._arguments import timeout_us, whole
+from ._arguments import checked_key, timeout_us, whole
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
@@ -43,7 +43,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         self,
         quota: Quota,
         *,
-        key: str = "default",
+        key: str | None = None,
         storage: AsyncStorage | MemoryStorage | None = None,
         clock: Clock | None = None,
         listener: Listener | None = None,
@@ -149,7 +149,9 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
 
     def with_key(self, key: str) -> AsyncTokenBucket:
         """Return the same door to another bucket."""
-        other = AsyncTokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
+        other = AsyncTokenBucket(
+            self.quota, key=checked_key(key), storage=self.storage, clock=self.clock, listener=self.listener
+        )
         other._door.under_way, other._door.bell = self._door.under_way, self._door.bell
         return other
 

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import ParamSpec, Self, TypeVar
 
 from . import _plans as plans
-from ._arguments import timeout_us, whole
+from ._arguments import checked_key, timeout_us, whole
 from ._blocking import run
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
@@ -31,16 +31,16 @@ T = TypeVar("T")
 class TokenBucket(BucketBase[Storage], Closing):
     """An exact token bucket. Safe to share between threads; stateless, the state is in the storage.
 
-    quota: its terms. key: its name in the storage. storage: where it lives (default: this process's memory).
-    clock: whose time it runs by (default: the storage's own). listener: told what happens and why (default: the
-    `logging` one).
+    quota: its terms. key: its name in the storage; may be left out in memory, which no other program shares. storage:
+    where it lives (default: this process's memory). clock: whose time it runs by (default: the storage's own).
+    listener: told what happens and why (default: the `logging` one).
     """
 
     def __init__(
         self,
         quota: Quota,
         *,
-        key: str = "default",
+        key: str | None = None,
         storage: Storage | None = None,
         clock: Clock | None = None,
         listener: Listener | None = None,
@@ -174,7 +174,9 @@ class TokenBucket(BucketBase[Storage], Closing):
 
     def with_key(self, key: str) -> TokenBucket:
         """Return the same door to another bucket."""
-        other = TokenBucket(self.quota, key=key, storage=self.storage, clock=self.clock, listener=self.listener)
+        other = TokenBucket(
+            self.quota, key=checked_key(key), storage=self.storage, clock=self.clock, listener=self.listener
+        )
         other._door.bell = self._door.bell
         return other
 

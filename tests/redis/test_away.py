@@ -119,7 +119,7 @@ def test_no_door_passes_silently(own_server: Server) -> None:
         attempts: list[Callable[[], object]] = [
             *(bucket.try_acquire, bucket.acquire, lambda: bucket.acquire(timeout=5)),
             *(bucket.try_reserve, bucket.reserve, lambda: bucket.refund(1), bucket.peek),
-            lambda: TokenBucket(SYNCED, storage=opened).reconcile(Reading(1)),
+            lambda: TokenBucket(SYNCED, key="default", storage=opened).reconcile(Reading(1)),
             *(lambda: another.settle(1), another.cancel),
         ]
         proxy.mute = True

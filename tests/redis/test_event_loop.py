@@ -238,7 +238,7 @@ def test_a_path_that_blocks_is_found_by_the_tripwire(server: Server, run_armed: 
     """The sync door, used in a coroutine, trips the wire; so does a sleep."""
 
     async def scenario() -> None:
-        bucket = TokenBucket(PLAIN, storage=RedisStorage.from_url(server.url))
+        bucket = TokenBucket(PLAIN, key="default", storage=RedisStorage.from_url(server.url))
         with pytest.raises(BlockedError, match="in the event loop"):
             bucket.try_acquire()
         with pytest.raises(BlockedError, match=r"time\.sleep"):
@@ -249,7 +249,7 @@ def test_a_path_that_blocks_is_found_by_the_tripwire(server: Server, run_armed: 
 
 def test_a_path_that_blocks_is_found_by_the_freeze(server: Server) -> None:
     """The sync door, used in a coroutine, keeps the loop from thawing the server, and runs into its timeout."""
-    bucket = TokenBucket(PLAIN, storage=RedisStorage.from_url(server.url + "?socket_timeout=0.1"))
+    bucket = TokenBucket(PLAIN, key="default", storage=RedisStorage.from_url(server.url + "?socket_timeout=0.1"))
 
     async def use() -> None:
         bucket.try_acquire()

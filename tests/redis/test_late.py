@@ -69,7 +69,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 def seen(storage: RedisStorage, quota: Quota) -> tuple[int | None, int, int]:
     """Return what is there, past the proxy."""
-    shown = TokenBucket(quota, storage=storage, clock=ManualClock(100.0)).peek()
+    shown = TokenBucket(quota, key="default", storage=storage, clock=ManualClock(100.0)).peek()
     return shown.available, shown.held, shown.waiting
 
 
@@ -81,7 +81,7 @@ def test_a_thread_struck_by_a_signal_has_taken_nothing(
     """The time limit is what is seen, once the answer is there; everything is available, and the storage goes on."""
     quota = SYNCED if "request" in door or door == "attempts" else PLAIN
     with RedisStorage.from_url(proxy.url) as late:
-        bucket = TokenBucket(quota, storage=late, clock=ManualClock(100.0))
+        bucket = TokenBucket(quota, key="default", storage=late, clock=ManualClock(100.0))
         bucket.peek()
         proxy.delay_s = LATE_S
         with limited(struck_after), pytest.raises(TimeLimit):
@@ -101,7 +101,7 @@ def test_a_coroutine_that_runs_out_of_time_has_taken_nothing(
 
     async def main() -> None:
         async with AsyncRedisStorage.from_url(proxy.url) as late:
-            bucket = AsyncTokenBucket(quota, storage=late, clock=ManualClock(100.0))
+            bucket = AsyncTokenBucket(quota, key="default", storage=late, clock=ManualClock(100.0))
             await bucket.peek()
             proxy.delay_s = LATE_S
             with pytest.raises(TimeoutError):
@@ -123,7 +123,9 @@ def test_a_signal_strikes_though_the_server_never_answers(
     monkeypatch.setattr(_interrupts, "LONGEST_PUT_OFF_S", 0.1)
     events: list[Event] = []
     with redis.Redis(host="127.0.0.1", port=proxy.port, socket_timeout=None) as client:
-        bucket = TokenBucket(PLAIN, storage=RedisStorage(client), clock=ManualClock(100.0), listener=events.append)
+        bucket = TokenBucket(
+            PLAIN, key="default", storage=RedisStorage(client), clock=ManualClock(100.0), listener=events.append
+        )
         bucket.peek()
         proxy.deaf = True
         begun = time.monotonic()
