@@ -18,7 +18,11 @@ from contextlib import redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
 
-import numpy as np  # noqa: F401 - `pytester` forgets what was imported meanwhile, and numpy can't be loaded twice
+# `pytester` forgets what was imported meanwhile: numpy can't be loaded twice, and httpx would not know a second
+# httpcore's errors, so that `test_guards_http` failed behind it.
+import httpcore  # noqa: F401
+import httpcore2  # noqa: F401
+import numpy as np  # noqa: F401
 import pytest
 from click.testing import CliRunner
 from sybil import Example, Sybil
