@@ -66,7 +66,7 @@ class Door(Generic[S_co]):
         self, quota: Quota, key: str | None, storage: S_co, clock: Clock | None, listener: Listener | None
     ) -> None:
         self.quota = instance("quota", quota, Quota)
-        if key is None and not isinstance(storage, MemoryStorage):
+        if key is None and not isinstance(cast("object", storage), MemoryStorage):
             # Two programs that leave it out would spend from one bucket, and not know it.
             raise ConfigError('key is missing: others can share this storage, so name the bucket, e.g. key="my-api"')
         self.key = checked_key("default" if key is None else key)
