@@ -120,7 +120,9 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        with self._in_turn():
+        if self.lock.locked():  # as `_in_turn`, but for a call in each step
+            self.give_way()
+        with self.lock:
             outcome = self._apply(key, quota, command, now_us)
         return outcome  # noqa: RET504 - `came_to` looks for it
 
