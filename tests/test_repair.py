@@ -221,7 +221,8 @@ in debt by two years of refill it may have stood for four, a full one may not: (
     126144000s put refilled_at=@0, peek -> (!mended|mended=refilled_at)
 a place lies no further ahead than the refill of debt and capacity, a period, and the tolerance: PLAIN balance=(10|0|-5)
     0 put last_place=@(665s|665s|965s), peek -> !mended
-    0 put last_place=@(665s|665s|965s)+1, take 1 wait=9999s -> GRANTED mended=last_place, put last_place=@9999s, peek -> last_place=-
+    0 put last_place=@(665s|665s|965s)+1, take 1 wait=9999s -> GRANTED mended=last_place
+    0 put last_place=@9999s, peek -> last_place=-
 nor does one before which tokens came back: PLAIN balance=(10|0|-5)
     0 put firm_place=@(665s|665s|965s), peek -> !mended
     0 put firm_place=@(665s|665s|965s)+1, take 1 wait=9999s -> GRANTED mended=firm_place
