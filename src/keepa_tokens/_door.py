@@ -6,7 +6,6 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import isasyncgenfunction, iscoroutinefunction
@@ -77,8 +76,8 @@ class Door(Generic[S_co]):
         # The clean-up that still goes on after calls of coroutines that were interrupted: tasks.
         self.under_way: set[Any] = set()
         # The threads that just tell the listener that the storage is away, and what it is told with the next command.
-        self._telling: set[int] = set()
-        self.untold: deque[Event] = deque()
+        self._telling: list[int] = []
+        self.untold: list[Event] = []
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
         where: object = storage
         self._memory = where if type(where) is MemoryStorage else None
@@ -127,7 +126,7 @@ class Door(Generic[S_co]):
         """Tell the listener what a command that was carried out amounts to."""
         while self.untold:
             with suppress(IndexError):  # another thread was quicker
-                self._hears(self.untold.popleft())
+                self._hears(self.untold.pop(0))
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
@@ -207,11 +206,11 @@ class Door(Generic[S_co]):
         """Tell the listener that the storage did not answer, unless it asked the storage itself while it is told so."""
         thread = threading.get_ident()
         if thread not in self._telling:
-            self._telling.add(thread)
+            self._telling.append(thread)
             try:
                 self.say(EventKind.STORAGE_AWAY, str(error))
             finally:
-                self._telling.discard(thread)
+                self._telling.remove(thread)
 
     def not_given_back(self, tokens: int, why: str) -> None:
         """Tell the listener that an interrupted call may have left something behind; a hold runs out by itself."""
