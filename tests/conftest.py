@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def anyio_backend() -> str:
     """What runs the tests that are coroutines, in a file that is marked `anyio`."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def alone() -> None:
+    """Let a file begin without what tests before it threw away, and what its collection would warn of."""
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,11 @@ NETWORK_ERRORS: Final = (
 Trusts = str | Literal[False] | None
 """The file of certificates to trust; None: the system's. False: none are looked at, as loading them takes longer than a
 test; the clients other than httpx and httpx2 take it for None."""
+SETTLES_ALL: Final = [
+    pytest.mark.usefixtures("alone"),
+    pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning"),
+]
+"""For files in whose tests no call may be left behind."""
 KEY: Final = "sEcReT" * 10 + "+/&"
 HOST: Final = "127.0.0.1"
 KEEPA_URL: Final = "https://api.keepa.com"

@@ -20,10 +20,10 @@ from keepa_tokens import AsyncKeepaSync, AsyncTokenBucket, KeepaSync, MemoryStor
 from keepa_tokens.guards.httpx import AsyncKeepaTransport, KeepaTransport
 from keepa_tokens.testing import ManualClock, virtual_loop
 
-from tests.http_guards import KEY, Kind, asins, running  # isort: skip
+from tests.http_guards import SETTLES_ALL, KEY, Kind, asins, running  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
-pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+pytestmark = SETTLES_ALL
 
 ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
 URL = "https://api.keepa.com/product?asin=B1"

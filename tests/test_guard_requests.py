@@ -17,10 +17,10 @@ from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.testing import ManualClock
 from tests.odd_servers import answers, listening
 
-from tests.http_guards import HOST, KEY, asins, running  # isort: skip
+from tests.http_guards import SETTLES_ALL, HOST, KEY, asins, running  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
-pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+pytestmark = SETTLES_ALL
 
 ENVELOPE = {"timestamp": 1_780_000_000_000, "tokensLeft": 77, "refillIn": 5000, "refillRate": 5, "tokensConsumed": 3}
 BODY = json.dumps(ENVELOPE | {"products": list(range(500))}).encode()

@@ -35,6 +35,7 @@ from tests.http_guards import (
     KEY,
     KINDS,
     NETWORK_ERRORS,
+    SETTLES_ALL,
     Client,
     Kind,
     World,
@@ -46,7 +47,7 @@ from tests.http_guards import (
 from tests.stories import Story, each_story, goes, options
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
-pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+pytestmark = SETTLES_ALL
 
 Make = Callable[..., World]
 

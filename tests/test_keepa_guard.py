@@ -34,10 +34,10 @@ from keepa_tokens.rules.commands import Reserve, Settle
 from tests.stories import Story, each_story, goes, options
 
 from tests import http_guards  # isort: skip
-from tests.http_guards import KEY  # isort: skip
+from tests.http_guards import SETTLES_ALL, KEY  # isort: skip
 
 # A guard leaves no call behind without having said that nobody knows what became of it.
-pytestmark = pytest.mark.filterwarnings("error:.* was left without settle:ResourceWarning")
+pytestmark = SETTLES_ALL
 
 QUIET: dict[str, Any] = {"progress_bar": False, "history": False}
 
