@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def alone() -> None:
     """Let a file begin without what tests before it threw away, and what its collection would warn of."""
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
