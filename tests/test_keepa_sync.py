@@ -370,3 +370,15 @@ def test_a_large_answer_does_not_hold_up_the_event_loop() -> None:
         return longest
 
     assert asyncio.run(main()) < 0.05
+
+
+def test_a_call_is_open_until_it_is_settled_or_cancelled() -> None:
+    """`open` says whether its end has yet to come; a settle behind a cancel changes nothing."""
+    world = World(initial=100)
+    settled, cancelled = world.sync.request(10), world.sync.request(20)
+    assert (settled.open, cancelled.open) == (True, True)
+    world.answer(settled, 10)
+    cancelled.cancel()
+    assert (settled.open, cancelled.open) == (False, False)
+    cancelled.settle({"timestamp": 1_780_000_000_000, "tokensLeft": 1}, status=200)
+    assert (world.bucket.peek().balance, world.bucket.peek().holds) == (90, 0)

@@ -202,6 +202,7 @@ class CallBase(HeldBase[object]):
         await steps.finish(Cancel(self.id))
         if self._claimed is not None:
             await steps.finish(Unclaim(self._claimed))
+        self.open = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, refused={self.refused})"

@@ -94,7 +94,7 @@ class BucketState:
 
     version: raised by every write. balance: what the server would report (plain: what is there). carry: the remainder
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
-    flight. due_at: not later than the first instant at which a hold falls due.
+    flight. due_at: not later than the first `swept_at` of a hold.
 
     Places, on a plain bucket. last_place: the latest instant told to somebody who waits for one. firm_place: the
     instant that `last_place` must not move back over, since tokens came back before it, or several share it.
