@@ -58,8 +58,8 @@ VERBS: Final[dict[str, Callable[..., commands.Command]]] = {
     "hold": lambda name, tokens, life=SECOND, keep=0, probe=PROBE_AFTER_US, scout=0, **more: commands.Reserve(
         name, tokens, life, keep, probe, bool(scout), **more
     ),
-    "stand": lambda name, tokens, life=120 * SECOND, keep=0: commands.Reserve(
-        name, tokens, life, keep, ticket=f"ticket-{name}"
+    "stand": lambda name, tokens, life=120 * SECOND, keep=0, arrived=None: commands.Reserve(
+        name, tokens, life, keep, ticket=f"ticket-{name}", arrived=arrived
     ),
     "settle": settle,
     "cancel": commands.Cancel,

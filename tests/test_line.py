@@ -48,6 +48,11 @@ behind others a settle frees only what they leave; a sixth token takes 3 steps: 
 who may overdraw and finds its one token behind others asks again soon, no refill is waited for: SMOOTH balance=20
     0 stand flying 15 -> GRANTED, stand first (10|10|19|19) -> !granted, settle flying 0
     0 put refilled_at=@(0|2s|0|2s), stand second 50 -> EMPTY in=1s, stand first (10|10|19|19) -> GRANTED
+who was let go, and refused by the server, may stand again where it stood: SMOOTH overdraft=0 balance=0
+    0 stand first 5 -> in=60s, stand second 5 -> in=120s
+    60s stand first 5 -> GRANTED arrived=2, settle first 0 refused=1
+    60s stand other 7 -> in=144s, stand first 5 arrived=(2|99) -> EMPTY in=(60s|204s) waiting=3
+    60s stand first 5 arrived=2 -> EMPTY in=(60s|204s)
 a task that asks early, the one before it in flight, is told its turn again, and has it: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand task 5 -> in=120s
     60s stand first 5 -> GRANTED, stand task 5 -> IN_FLIGHT in=60s, stand newcomer 1 -> EMPTY

@@ -284,6 +284,9 @@ FAULTS: Final = {
     "whoever asks passes those before it in line": Fault(_passing, kept=_passed),
     "whoever asks again goes to the end of the line": Fault(_last_in_line),
     "nobody remembers who stands in line": keeping(line=()),
+    "whom the server refused comes back as the last": Fault(
+        sent=lambda command: replace(command, arrived=None) if isinstance(command, Reserve) else command
+    ),
     "whoever is granted its tokens stays in line": Fault(kept=_staying),
     "whoever asks takes now for the last refill": Fault(
         lambda state, command, _: replace(state, refilled_at=None) if isinstance(command, Reserve) else state

@@ -134,7 +134,8 @@ class BucketMachine(RuleBasedStateMachine):
 
     followed: whether the reference knows what is stored; else nothing is compared with it.
     forward: by how much clocks went forward since the balance was last told, or began. fastest: the fastest flow since.
-    scouted: what calls took since that went though they were refused. largest: the largest grant.
+    scouted: what calls took since that went though they were refused. largest: the largest grant. stood: the numbers
+    that who was let go had in line, as stored and as the reference has it.
     """
 
     followed = True
@@ -164,6 +165,7 @@ class BucketMachine(RuleBasedStateMachine):
         self.model = model
         self.fastest = (0, 1)
         self.forward = self.scouted = self.largest = 0
+        self.stood: dict[str, tuple[int, int]] = {}
 
     # --- clocks, storages
 
@@ -329,12 +331,15 @@ class BucketMachine(RuleBasedStateMachine):
         """Let somebody who stands in line ask again, and perhaps the server."""
         return self.do(worker, Acquire(waiting.tokens, waiting.keep, ticket=waiting.name))
 
-    def do(self, worker: int, command: Command) -> Came:
+    def do(self, worker: int, command: Command, *, as_modelled: Command | None = None) -> Came:
         """Give a command on both sides, and assert that it came to the same.
 
-        Who was granted before others left their tokens.
+        Who was granted before others left their tokens. as_modelled: the command as the reference is given it.
         """
         now, ahead = self.at(worker), 0
+        number = None
+        if isinstance(command, Reserve) and command.id not in self.model.seen(now).calls:
+            number = self.model.seen(now).number(command.ticket)
         if isinstance(command, Acquire) and command.tokens:
             twin = self.model.seen(now)
             ahead = twin.before(command.keep, command.ticket, now) + command.keep if twin.known else 0
@@ -345,11 +350,15 @@ class BucketMachine(RuleBasedStateMachine):
         )
         if not self.followed:
             return came
-        assert came == self.model.carry_out(command, now)
+        assert came == self.model.carry_out(as_modelled or command, now)
         if isinstance(command, Acquire | Reserve):
             assert outcome.granted == came.granted
             self.largest = max(self.largest, command.tokens if came.granted else 0)
             self.scouted += command.tokens if came.scout else 0
+        if as_modelled is None and outcome.granted and not outcome.scout:
+            assert (outcome.arrived is None) == (number is None)
+        if isinstance(command, Reserve) and command.ticket and outcome.arrived is not None and number is not None:
+            self.stood[command.ticket] = outcome.arrived, number
         if outcome.granted and ahead > getattr(command, "keep", 0):
             assert (outcome.balance or 0) - (outcome.held if self.quota.synced else 0) >= ahead
         if came.verdict is Verdict.TAKEN:
@@ -394,6 +403,15 @@ class AnyHistory(BucketMachine):
     def hold(self, worker: int, command: Reserve) -> None:
         """Take tokens for a call, which may be in flight already, or go though refused, to learn the truth."""
         self.do(worker, command)
+
+    @precondition(lambda self: self.stood)
+    @rule(worker=workers, command=reserves, which=st.integers(0, 3))
+    def stand_again(self, worker: int, command: Reserve, which: int) -> None:
+        """Whose call was refused by the server stands again where it stood."""
+        ticket = sorted(self.stood)[which % len(self.stood)]
+        stored, number = self.stood[ticket]
+        command = replace(command, ticket=ticket, arrived=stored)
+        self.do(worker, command, as_modelled=replace(command, arrived=number))
 
     @rule(worker=workers, command=st.builds(Reserve, ids, st.integers(0, 3), st.integers(MINUTE, HOUR)))
     def hold_little(self, worker: int, command: Reserve) -> None:
@@ -452,6 +470,8 @@ class AnyHistory(BucketMachine):
             LOSES[field](self.model, now)
         elif field in LOST:
             setattr(self.model, LOST[field], getattr(Reference, LOST[field]))
+        if field == "sequence":
+            self.stood = {}  # it goes on from the numbers that are still there
         outcome = self.lost(field, text, worker)
         name = "reported_refill" if field == "reported_period_us" and text is None else field
         assert (name in outcome.repaired) == missed

@@ -150,11 +150,21 @@ class Reference(Lapse):
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
         if ticket is None or told.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
             return
-        number = next((each.number for each in self.line if each.name == ticket), None)
+        number = self.number(ticket)
         if number is None:
             self.came = number = self.came + 1
         others = [each for each in self.line if each.name != ticket]
         self.stay([*others, Waiting(ticket, tokens, keep, number, now + min(told.wait, A_DAY_US))])
+
+    def number(self, ticket: str | None) -> int | None:
+        """Return whose turn it is among those who leave as much to others, by when it came; None: it doesn't stand."""
+        return next((each.number for each in self.line if each.name == ticket), None)
+
+    def stand_again(self, command: Reserve, now: int) -> None:
+        """Let who was let go and refused by the server stand where it stood, told to come now."""
+        number = command.arrived
+        if command.ticket and number is not None and number <= self.came and self.number(command.ticket) is None:
+            self.stay([*self.line, Waiting(command.ticket, command.tokens, command.keep, number, now)])
 
     def leave(self, ticket: str | None) -> bool:
         """Leave the line; return whether somebody of that name stood there."""
@@ -278,6 +288,7 @@ class Reference(Lapse):
         name, tokens, keep, ticket = command.id, command.tokens, command.keep, command.ticket
         if name in self.calls:
             return GRANTED
+        self.stand_again(command, now)
         told = GRANTED
         if not self.request(tokens, keep, now, None, ticket).granted:
             told = self.refused(tokens, keep, now, command.probe_after_us, ticket)

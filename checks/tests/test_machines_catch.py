@@ -36,11 +36,12 @@ HUNT: Final = settings(
 NEVER_HALVES: Final = "what is kept back never halves"
 NO_BACKOFF: Final = "the next one is sent as soon as the last one failed"
 NO_BEGINNING: Final = "nothing begins when the server can't be asked"
+LAST_AGAIN: Final = "whom the server refused comes back as the last"
 NOT_HEARD: Final = "a refusal by the server is not heard"
 
 OF_THE_LINE: Final = frozenset(name for name in FAULTS if "line" in name or "ticket" in name)
 
-BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, NOT_HEARD} | OF_THE_LINE
+BEYOND_THE_REFERENCE: Final = {NEVER_HALVES, NO_BACKOFF, NO_BEGINNING, NOT_HEARD, LAST_AGAIN} | OF_THE_LINE
 """These show in long histories; see below for those that are written down."""
 
 BY_THE_SERVER: Final = (
@@ -112,6 +113,9 @@ HISTORIES: Final = {
     ),
     # The answer says nothing of the balance, but that it isn't above 0.
     NOT_HEARD: "0 hears 100, hold a 5 life=60s, settle a refused=1",
+    # The first has its turn, and comes again while the second waits for its own.
+    LAST_AGAIN: """0 hears 0, hold a 5 probe=- ticket=u, hold b 20 probe=- ticket=v
+        61s hold a 5 probe=- ticket=u, settle a 0 refused=1, again c 10 probe=-""",
     # The first asks again, and is granted; the other never comes, and somebody passes it.
     **dict.fromkeys(
         OF_THE_LINE,
@@ -120,7 +124,7 @@ HISTORIES: Final = {
         61s take 20 probe=- ticket=u, look; 421s take 5 probe=-; 541s look""",
     ),
 }
-"""What chance finds rarely, told as in `tests/stories.py`; `hears` is what the server says now."""
+"""What chance finds rarely, told as in `tests/stories.py`; `hears` is what the server says, `again` who was let go."""
 
 
 def go_through(fault: str | None, text: str) -> None:
@@ -129,11 +133,13 @@ def go_through(fault: str | None, text: str) -> None:
     machine.begin(Quota(300, 5, 60.5, stepped=True, synced=True, overdraft=UNLIMITED), (0, 0, 0))
     for after, what, _ in steps(text):
         machine.time_passes(EPOCH + after - machine.now)
-        verb, _, balance = what.partition(" ")
+        verb, _, rest = what.partition(" ")
         if verb == "hears":
-            machine.hear(0, Word(None, int(balance), 0, None, None, None))
+            machine.hear(0, Word(None, int(rest), 0, None, None, None))
         elif verb == "look":
             machine.both_show_the_same()
+        elif verb == "again":
+            machine.stand_again(0, command(f"hold {rest}"), 0)
         else:
             machine.do(0, command(what))
     machine.both_show_the_same()

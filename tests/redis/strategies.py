@@ -112,7 +112,7 @@ _unusual = st.one_of(
     st.builds(Acquire, _tokens, _keeps, _waits, _probe_afters, _maybe_tickets),
     st.builds(Acquire, st.integers(1, 12), _keeps, ticket=_tickets),
     st.builds(Reserve, _ids, _tokens, _lives, _keeps, _probe_afters, st.booleans(), _labels, _maybe_tickets),
-    st.builds(Reserve, _ids, st.integers(1, 12), _lives, ticket=_tickets),
+    st.builds(Reserve, _ids, st.integers(1, 12), _lives, ticket=_tickets, arrived=st.none() | st.integers(0, 9)),
     st.builds(Cancel, _tickets),
     st.builds(Settle, _ids, st.none() | _tokens),
     st.builds(Settle, _ids, st.none() | _tokens, st.none() | readings, st.booleans(), _labels),

@@ -28,7 +28,7 @@ from ..rules.commands import Cancel, ClaimProbe, Outcome, Peek, Reconcile, Reser
 from ..rules.decision import Reason, Snapshot
 from ..units import LIMIT, MICROSECONDS
 from ._probing import Probed, checked_probe, probed
-from .backoff import Attempts, retry_after_of
+from .backoff import STOOD, Attempts, retry_after_of
 from .quota import bucket_key, keepa_quota
 from .reading import REFUSED, Body, Envelope, envelope_of, unpacked
 
@@ -86,6 +86,7 @@ class SyncBase(NotCopied, Generic[B, C]):
             scout=self._probe is None,
             label=printable("label", label, 0, LONGEST_LABEL),
             ticket=hold_id if waits and place is None else place,
+            arrived=STOOD.get(),
         )
 
     def _request(self, estimate: int, keep: int, timeout: float | None, label: str) -> Plan[C]:
@@ -163,6 +164,7 @@ class CallBase(HeldBase[object]):
     def __init__(self, steps: Callable[[], Steps[object]], command: Reserve, outcome: Outcome, waited_us: int) -> None:
         super().__init__(steps().door, command, outcome, waited_us)
         self._steps, self._claimed = steps, outcome.claimed_until_us
+        self.arrived = outcome.arrived
         self.waited = self.decision.waited
         self.refused = False
         self.consumed: int | None = None

@@ -14,6 +14,7 @@ next call through, to be refused again. So:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
@@ -38,6 +39,8 @@ FIRST_PAUSE_S: Final = 1.0
 LONGEST_ASKED_S: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
+STOOD: Final = ContextVar[int | None]("the number in line that a call had which the server refused", default=None)
+"""With it the next try stands again where the last one stood."""
 
 C = TypeVar("C", bound="CallBase")
 
@@ -57,6 +60,7 @@ class Attempts(Generic[C]):
     ) -> None:
         self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
         self._unexplained = 0
+        self._arrived: int | None = None
         self._last: C | None = None
 
     async def next(self, steps: Steps[object]) -> C | None:
@@ -68,9 +72,13 @@ class Attempts(Generic[C]):
         if self._last is not None and not await self._goes_on(steps, self._last, patience.left_us()):
             return None
         self._last = None
-        call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
+        stood = STOOD.set(self._arrived)
+        try:
+            call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
+        finally:
+            STOOD.reset(stood)
         self._left_us = None if self._left_us is None else patience.left_us()
-        self._last = call
+        self._last, self._arrived = call, self._arrived if call.arrived is None else call.arrived
         return call
 
     async def _goes_on(self, steps: Steps[object], last: C, left_us: int) -> bool:

@@ -37,8 +37,9 @@ class Reserve:
     """Set tokens aside under `id` for `hold_for_us`, until they are settled or cancelled; never in a place ahead.
 
     On a plain bucket they are taken at once, and the hold remembers how much. scout: if this is refused but gets the
-    claim on the probe, let it through: its answer will carry the truth. label: whose hold it is, for people. The rest
-    as in `Acquire`.
+    claim on the probe, let it through: its answer will carry the truth. label: whose hold it is, for people. arrived:
+    the number in line that its caller had before the server refused its call; None: it had none. The rest as in
+    `Acquire`.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Reserve:
     scout: bool = False
     label: str = ""
     ticket: str | None = None
+    arrived: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ class Outcome:
     """A recharge is under way."""
     kept_back: int = 0
     """Tokens left to somebody else who spends."""
+    arrived: int | None = None
+    """The number in line that a grant gave up; None: it had none."""
     claimed_until_us: int | None = None
     """The caller was given the claim on the probe, until then."""
     scout: bool = False

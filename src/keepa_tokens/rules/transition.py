@@ -66,8 +66,9 @@ from the balance already, and available = balance.
     then, and finds only calls in flight before it, looks again soon, and behind somebody, who is late by then, in 1 s;
     whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for those behind it; and
     where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant; others may
-    pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line. At most 256 stand there; more
-    get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+    pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the server then refuses the
+    call, its caller may stand again where it stood. At most 256 stand there; more get the plain refusal. An unknown
+    balance, claims and scouts don't ask the line.
 
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
@@ -375,10 +376,13 @@ class _Step(Telling):
         if command.id in self.s.holds:
             return Outcome(granted=True)
         self._close_for(command.tokens, command.keep)
+        arrived = self._arrived(command.ticket)
+        if command.ticket is not None and command.arrived is not None and arrived is None:
+            self._stand_again(command.ticket, command.tokens, command.keep, command.arrived)
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
         if reason is Reason.GRANTED:
             self._open(command)
-            return Outcome(granted=True)
+            return Outcome(granted=True, arrived=arrived)
         refusal = self._refuse(reason, at, command)
         if not (command.scout and refusal.probe):
             return refusal
@@ -413,19 +417,28 @@ class _Step(Telling):
 
     # 11: the line
 
+    def _stand_again(self, ticket: str, tokens: int, keep: int, arrived: int) -> None:
+        """Let whom the server refused stand where it stood, told to come now; not by a number that was never given."""
+        if arrived <= self.s.sequence and len(self.s.line) < LONGEST_LINE:
+            self._line_up(Ticket(ticket, tokens, keep, arrived, self.now))
+
     def _stand(self, ticket: str, tokens: int, keep: int, at: int) -> None:
         """Take a place in line, or tell anew whoever stands there already."""
-        s = self.s
-        arrived = next((each.arrived for each in s.line if each.id == ticket), None)
+        s, arrived = self.s, self._arrived(ticket)
         if arrived is None and len(s.line) >= LONGEST_LINE:
             return
         self._leave(ticket)
         if arrived is None:
             s.sequence += 1
             arrived = s.sequence
-        s.line.append(Ticket(ticket, tokens, keep, arrived, min(at, self.now + DAY_US)))
-        s.line.sort(key=lambda each: each.rank)
+        self._line_up(Ticket(ticket, tokens, keep, arrived, min(at, self.now + DAY_US)))
+
+    def _line_up(self, ticket: Ticket) -> None:
+        self.s.line = sorted([*self.s.line, ticket], key=lambda each: each.rank)
         self.changed = True
+
+    def _arrived(self, ticket: str | None) -> int | None:
+        return next((each.arrived for each in self.s.line if each.id == ticket), None)
 
     def _leave(self, ticket: str | None) -> bool:
         """Leave the line; return whether there was such a ticket."""
