@@ -7,7 +7,7 @@ from ..units import DAY_US, LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEV
 from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
-from .line import LATE_US, Ticket, ahead_of
+from .line import LATE_US, Ticket, ahead_of, wanted_by
 from .state import SoundState
 
 
@@ -51,7 +51,8 @@ class Admission:
         if s.held + tokens >= LIMIT:
             # It can't be counted exactly until a call in flight has ended.
             return Reason.IN_FLIGHT, self._soon()
-        in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
+        in_flight, before = self._in_flight(), self._before(keep, ticket)
+        ahead = wanted_by(before)
         available = s.balance - in_flight
         reached = self._reached(wanted)
         # 13: what can be had only until the smaller capacity bounds, and isn't there by then, is too large as well.
@@ -75,8 +76,12 @@ class Admission:
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self._soon()
-        # Whoever stands before it is late by then, or has come.
-        return Reason.EMPTY, at if at > self.now or not stands else self.now + LATE_US
+        if at <= self.now and before:
+            # Whoever stands before it may be told later: it has come, or is late by then, if nobody can pass it sooner.
+            told_at = max(self.now, min(each.told_at for each in before))
+            beside = self.flow.instant(saturated(tokens + aside + ahead - available), s.refilled_at, s.carry)
+            at = min(told_at + LATE_US, beside)
+        return Reason.EMPTY, at
 
     def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
         """Return what must be available for a request, and the part of that which it leaves to others.
@@ -87,11 +92,11 @@ class Admission:
         aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
         return alone + aside, aside
 
-    def _ahead(self, keep: int, ticket: str | None) -> int:
-        """Return the tokens of those who are before a request in line."""
+    def _before(self, keep: int, ticket: str | None) -> list[Ticket]:
+        """Return those who are before a request in line."""
         line = self.s.line
         if not line:
-            return 0
+            return line
         rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
         return ahead_of(self._waited_for(), rank, self.now)
 

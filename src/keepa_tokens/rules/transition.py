@@ -63,12 +63,12 @@ from the balance already, and available = balance.
     one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
 
     Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-    then, and finds only calls in flight before it, looks again soon, and behind somebody, who is late by then, in 1 s;
-    whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for those behind it; and
-    where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant; others may
-    pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the server then refuses the
-    call, its caller may stand again where it stood. At most 256 stand there; more get the plain refusal. An unknown
-    balance, claims and scouts don't ask the line.
+    then, and finds only calls in flight before it, looks again soon; behind somebody, when that one is late, or there
+    is enough for both. Whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for
+    those behind it; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told
+    instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the
+    server then refuses the call, its caller may stand again where it stood. At most 256 stand there; more get the plain
+    refusal. An unknown balance, claims and scouts don't ask the line.
 
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
@@ -364,7 +364,7 @@ class _Step(Telling):
     def _has_place(self, reason: Reason, at: int, command: Acquire) -> bool:
         if command.wait_us is None or command.keep or reason is not Reason.EMPTY:
             return False
-        queues = has_places(self.s.quota) and not self._ahead(0, command.ticket)
+        queues = has_places(self.s.quota) and not self._before(0, command.ticket)
         return queues and at < NEVER and at - self.now <= command.wait_us
 
     def _take(self, tokens: int) -> None:
