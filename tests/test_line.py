@@ -55,6 +55,8 @@ who was let go, and refused by the server, may stand again where it stood: SMOOT
     60s stand first 5 -> GRANTED arrived=2, settle first 0 refused=1
     60s stand other 7 -> in=144s, stand first 5 arrived=(2|99) -> EMPTY in=(60s|204s) waiting=3
     60s stand first 5 arrived=2 -> EMPTY in=(60s|204s)
+so may a scout, and who never stood by when it was let go: SMOOTH overdraft=0 balance=(0|5) reading_at=@(-601s|0)
+    0 hold first 5 ticket=t scout=(1|0) -> GRANTED arrived=(2|-), settle first 0 refused=1 -> arrived=(3|2)
 a task that asks early, the one before it in flight, is told its turn again, and has it: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand task 5 -> in=120s
     60s stand first 5 -> GRANTED, stand task 5 -> IN_FLIGHT in=60s, stand newcomer 1 -> EMPTY

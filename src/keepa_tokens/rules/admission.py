@@ -28,30 +28,28 @@ class Admission:
         since = None if callers == sound.quota else sound.terms_at
         self.terms_from = now if since is None else since + MINUTE_US
 
-    def _judge(self, tokens: int, keep: int, ticket: str | None = None) -> tuple[Reason, int]:
+    def _judge(self, tokens: int, keep: int, ticket: str | None = None, arrived: int = LIMIT) -> tuple[Reason, int]:
         """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
 
-        ticket: who asks stands in line by this id, or would.
+        ticket: who asks stands in line by this id, or would. arrived: by this number, while it doesn't.
         """
         s = self.s
         if tokens == 0:
             return Reason.GRANTED, self.now
-        wanted, aside = self._wanted(tokens, keep)
-        reason, at = self._judge_unpaused(tokens, keep, wanted, aside, ticket)
+        reason, at = self._judge_unpaused(tokens, keep, ticket, arrived)
         if s.paused_until is not None:
             return Reason.PAUSED, max(s.paused_until, at)
         return reason, at
 
-    def _judge_unpaused(
-        self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None
-    ) -> tuple[Reason, int]:
+    def _judge_unpaused(self, tokens: int, keep: int, ticket: str | None, arrived: int) -> tuple[Reason, int]:
         s = self.s
         if s.balance is None:
             return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
         if s.held + tokens >= LIMIT:
             # It can't be counted exactly until a call in flight has ended.
             return Reason.IN_FLIGHT, self._soon()
-        in_flight, before = self._in_flight(), self._before(keep, ticket)
+        wanted, aside = self._wanted(tokens, keep)
+        in_flight, before = self._in_flight(), self._before(keep, ticket, arrived)
         ahead = wanted_by(before)
         available = s.balance - in_flight
         reached = self._reached(wanted)
@@ -92,12 +90,12 @@ class Admission:
         aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
         return alone + aside, aside
 
-    def _before(self, keep: int, ticket: str | None) -> list[Ticket]:
-        """Return those who are before a request in line."""
+    def _before(self, keep: int, ticket: str | None, arrived: int = LIMIT) -> list[Ticket]:
+        """Return those who are before a request in line; arrived: its number, if it doesn't stand there."""
         line = self.s.line
         if not line:
             return line
-        rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
+        rank = next((each.rank for each in line if each.id == ticket), (keep, arrived))
         return ahead_of(self._waited_for(), rank, self.now)
 
     def _waited_for(self) -> list[Ticket]:

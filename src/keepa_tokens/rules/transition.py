@@ -67,8 +67,8 @@ from the balance already, and available = balance.
     is enough for both. Whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for
     those behind it; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told
     instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the
-    server then refuses the call, its caller may stand again where it stood. At most 256 stand there; more get the plain
-    refusal. An unknown balance, claims and scouts don't ask the line.
+    server then refuses the call, its caller may stand again where it stood, or else by when it was let go. At most 256
+    stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
@@ -92,6 +92,7 @@ from ..quota import Quota
 from ..units import (
     CLAIM_US,
     DAY_US,
+    LIMIT,
     MICROSECONDS,
     MINUTE_US,
     NEVER,
@@ -376,18 +377,16 @@ class _Step(Telling):
         if command.id in self.s.holds:
             return Outcome(granted=True)
         self._close_for(command.tokens, command.keep)
-        arrived = self._arrived(command.ticket)
-        if command.ticket is not None and command.arrived is not None and arrived is None:
+        if command.ticket is not None and command.arrived is not None and self._arrived(command.ticket) is None:
             self._stand_again(command.ticket, command.tokens, command.keep, command.arrived)
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
-        if reason is Reason.GRANTED:
+        outcome = Outcome(granted=True) if reason is Reason.GRANTED else self._refuse(reason, at, command)
+        outcome.arrived = self._arrived(command.ticket)
+        if command.scout and outcome.probe:
+            outcome = replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
+        if outcome.granted:
             self._open(command)
-            return Outcome(granted=True, arrived=arrived)
-        refusal = self._refuse(reason, at, command)
-        if not (command.scout and refusal.probe):
-            return refusal
-        self._open(command)
-        return Outcome(granted=True, claimed_until_us=refusal.claimed_until_us, scout=True)
+        return outcome
 
     def _open(self, command: Reserve) -> None:
         s = self.s
@@ -461,7 +460,9 @@ class _Step(Telling):
             self._end(hold)
         cost = hold.tokens if command.actual is None else command.actual
         if self.s.quota.synced:
-            return self._settle_synced(hold, cost, command)
+            outcome = self._settle_synced(hold, cost, command)
+            outcome.arrived = hold.opened if command.refused else None
+            return outcome
         self._correct(hold.tokens - cost, hold.granted_at)
         return Outcome(reading=Verdict.NONE if command.reading is None else Verdict.STALE)
 
@@ -618,7 +619,8 @@ class _Step(Telling):
     # what is told
 
     def peek(self, command: Peek) -> Outcome:
-        reason, at = self._judge(command.tokens, command.keep)
+        arrived = LIMIT if command.arrived is None else command.arrived
+        reason, at = self._judge(command.tokens, command.keep, arrived=arrived)
         return Outcome(
             granted=reason is Reason.GRANTED,
             reason=reason,
