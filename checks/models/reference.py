@@ -484,6 +484,9 @@ class Reference(Lapse):
             said_at = now if self.server_time is None else self.server_time_at + told - self.server_time
             said_at = max(min(since, now), min(now, said_at))
             self.server_time, self.server_time_at = told, said_at
+        elif self.server_time is not None and now > self.server_time_at:
+            # By the server's clock it is as much later as by ours.
+            self.server_time, self.server_time_at = self.server_time + now - self.server_time_at, now
         period_us = self.quota.period_us if reading.period_us is None else reading.period_us
         self.told_capacity = self.told_capacity if reading.capacity is None else reading.capacity
         if reading.refill_tokens is not None:

@@ -40,10 +40,11 @@ from the balance already, and available = balance.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
    taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
    its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
-   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
-   refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period of steps until the next reading, ten minutes at most. Steps that came until
-   the reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
+   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged; if the
+   order of the calls makes it fresh, the last server's time moves on as our clock did. A refusal without a fresh
+   reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer than the period in
+   effect is the period of steps until the next reading, ten minutes at most. Steps that came until the reading are in
+   its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
