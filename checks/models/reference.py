@@ -213,7 +213,7 @@ class Reference(Lapse):
         So must one who passes others. In line what calls in flight hold is waited for as if it were spent.
         """
         if not self.known:
-            return Came(Reason.UNKNOWN, SOON_US)
+            return Came(Reason.UNKNOWN, min(SOON_US, until(self.claimed_until or END_OF_TIME, now)))
         alone, together = self.needed(tokens), tokens
         aside, ahead = self.aside(keep, self.capacity - alone), self.before(keep, ticket, now)
         alone, together = alone + aside, together + aside

@@ -44,7 +44,8 @@ class Admission:
     def _judge_unpaused(self, tokens: int, keep: int, ticket: str | None, arrived: int) -> tuple[Reason, int]:
         s = self.s
         if s.balance is None:
-            return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
+            # When the claim has ended unanswered, it counts from 0.
+            return Reason.UNKNOWN, min(self.now + LOOK_AGAIN_US, s.probe_until or NEVER)
         if s.held + tokens >= LIMIT:
             # It can't be counted exactly until a call in flight has ended.
             return Reason.IN_FLIGHT, self._soon()
