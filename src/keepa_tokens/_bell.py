@@ -8,7 +8,6 @@ from contextlib import suppress
 from itertools import count
 from operator import attrgetter
 from os import getpid
-from threading import get_ident
 
 
 class Bell:
@@ -53,8 +52,8 @@ class Bell:
                     return
 
     def places(self, *of: object) -> Places:
-        """Return who waits in this thread for places `of` one bucket: nobody else changes it."""
-        kind = getpid(), get_ident(), *of
+        """Return who waits for places, `of` one bucket and one thread: nobody else changes it."""
+        kind = getpid(), *of
         if kind not in self._places:
             self._places = {each: places for each, places in self._places.items() if places}
             self._places[kind] = Places()

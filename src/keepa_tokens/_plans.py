@@ -95,8 +95,8 @@ class Steps(Generic[S_co]):
         """
         raise NotImplementedError
 
-    async def in_place(self, outcome: Outcome, _: int) -> int:
-        """Wait until the place has come that so many tokens were granted for; return the time that it took."""
+    async def in_place(self, outcome: Outcome, tokens: int) -> int:  # noqa: ARG002 - for those who move up
+        """Wait until the place has come that `tokens` were granted for; return the time that it took."""
         return await self.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
 
     async def turn(self) -> None:

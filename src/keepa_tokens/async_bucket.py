@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import wraps
 from inspect import isawaitable
+from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
@@ -242,7 +243,8 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def in_place(self, outcome: Outcome, tokens: int) -> int:
         """Suspend until the place has come, or a nearer one that another coroutine gave up."""
         door, begun, us = self.door, self.door.elapsed_us(), outcome.place_us
-        places, waiter = door.bell.places(door.key, id(door.clock)), Waiter(tokens, (begun + us, outcome.now_us + us))
+        places = door.bell.places(door.key, id(door.clock), get_ident())
+        waiter = Waiter(tokens, (begun + us, outcome.now_us + us))
         places.wait(waiter)
         try:
             door.sleep_seconds(us, 0, Reason.EMPTY)
