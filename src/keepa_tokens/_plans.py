@@ -95,6 +95,10 @@ class Steps(Generic[S_co]):
         """
         raise NotImplementedError
 
+    async def in_place(self, outcome: Outcome, tokens: int) -> int:  # noqa: ARG002 - for those who move up
+        """Wait until the place has come that `tokens` were granted for; return the time that it took."""
+        return await self.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
+
     async def turn(self) -> None:
         """Let others have their turn, within a long computation."""
 
@@ -305,9 +309,9 @@ async def _waited(steps: Steps[object], command: R, timeout_us: int | None, ask:
         outcome = await ask(steps, command, left_us)
     if outcome.place_us > 0:
         # The instant of a place stands, whatever comes back.
-        await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
-    steps.door.waited(command.tokens, slept + outcome.place_us)
-    return outcome, slept + outcome.place_us
+        slept += await steps.in_place(outcome, command.tokens)
+    steps.door.waited(command.tokens, slept)
+    return outcome, slept
 
 
 async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:

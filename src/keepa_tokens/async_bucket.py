@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import wraps
 from inspect import isawaitable
+from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
+from ._bell import Waiter
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
@@ -20,11 +23,11 @@ from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
-from .rules.decision import Decision, Snapshot
+from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncClosing, AsyncStorage
 from .storage.memory import MemoryStorage
-from .units import LIMIT
+from .units import LIMIT, MICROSECONDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -236,6 +239,23 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             for place in places:
                 self.leaves(place)
         return door.elapsed_us() - begun if self.woken else duration_us
+
+    async def in_place(self, outcome: Outcome, tokens: int) -> int:
+        """Suspend until the place has come, or a nearer one that another coroutine gave up."""
+        door, begun, us = self.door, self.door.elapsed_us(), outcome.place_us
+        places = door.bell.places(door.key, id(door.clock), get_ident())
+        waiter = Waiter(tokens, (begun + us, outcome.now_us + us))
+        places.wait(waiter)
+        try:
+            door.sleep_seconds(us, 0, Reason.EMPTY)
+            while (left_us := waiter.place[0] - door.elapsed_us()) > 0:
+                await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by)
+        except BaseException:
+            places.give_up(waiter)
+            self.outcome = replace(outcome, place_us=waiter.place[1] - outcome.now_us)
+            raise
+        places.leave(waiter)
+        return door.elapsed_us() - begun
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.

@@ -191,9 +191,11 @@ class CallBase(HeldBase[object]):
         consumed = 0 if self.refused else said.consumed
         charged = self.tokens if consumed is None else consumed
         settle = Settle(self.id, charged, said.reading, refused=self.refused, label=self._label)
-        if (await steps.finish(settle)).found and self.refused:
+        outcome = await steps.finish(settle)
+        if outcome.found and self.refused:
             # The bucket's own event of a settle doesn't know why.
             self._door.say(EventKind.SETTLED, SERVER_REFUSED)
+        self.arrived = outcome.arrived if self.arrived is None else self.arrived
         self.open = False
         self.consumed, self.told = consumed, said.reading is not None
 

@@ -39,8 +39,8 @@ FIRST_PAUSE_S: Final = 1.0
 LONGEST_ASKED_S: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
-STOOD: Final = ContextVar[int | None]("the number in line that a call had which the server refused", default=None)
-"""With it the next try stands again where the last one stood."""
+STOOD: Final = ContextVar[int | None]("the number in line of a call that the server refused", default=None)
+"""With it the next try stands again where the last one stood, or by when it was let go."""
 
 C = TypeVar("C", bound="CallBase")
 
@@ -69,16 +69,18 @@ class Attempts(Generic[C]):
         Where the storage is away it may be called again, and goes on where it was.
         """
         patience = Patience(steps.door, self._left_us)
-        if self._last is not None and not await self._goes_on(steps, self._last, patience.left_us()):
-            return None
+        if self._last is not None:
+            self._arrived = self._arrived if self._last.arrived is None else self._last.arrived
+            if not await self._goes_on(steps, self._last, patience.left_us()):
+                return None
         self._last = None
-        stood = STOOD.set(self._arrived)
+        STOOD.set(self._arrived)
         try:
             call = await self._ask(steps, None if self._left_us is None else max(0, patience.left_us()))
         finally:
-            STOOD.reset(stood)
+            STOOD.set(None)  # not back by its token: a coroutine that is thrown away ends in somebody else's context
         self._left_us = None if self._left_us is None else patience.left_us()
-        self._last, self._arrived = call, self._arrived if call.arrived is None else call.arrived
+        self._last = call
         return call
 
     async def _goes_on(self, steps: Steps[object], last: C, left_us: int) -> bool:
@@ -86,7 +88,7 @@ class Attempts(Generic[C]):
 
         AcquireTimeout where that would be too long.
         """
-        seen = snapshot_of(await steps.apply(Peek(self._tokens, self._keep)))
+        seen = snapshot_of(await steps.apply(Peek(self._tokens, self._keep, arrived=self._arrived)))
         wait = seen.retry_after if last.told and last.retry_after is None else 0.0
         seconds = self._pause(wait, last.retry_after)
         if seconds is None:
@@ -105,8 +107,8 @@ class Attempts(Generic[C]):
     def _pause(self, wait: float, retry_after: float | None) -> float | None:
         """Count a refusal and return the seconds to wait before the bucket is asked again; None: make no other try.
 
-        wait: seconds that the bucket, having heard the refusal, would keep the same request; 0 where the answer had no
-        envelope. retry_after: what the server asked for, None if nothing.
+        wait: seconds that the bucket, having heard the refusal, would keep the request where it stood; 0 where the
+        answer had no envelope. retry_after: what the server asked for, None if nothing.
         """
         if retry_after is None and wait >= FIRST_PAUSE_S:
             return 0.0

@@ -144,7 +144,7 @@ class Call(CallBase):
 
     refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
     answer carried a reading. retry_after: seconds that a response asked for, of those that `settle` was given whole.
-    arrived: the number in line that it had, if it stood there.
+    arrived: the number in line that it had; if it never stood there and was refused, the one by when it was let go.
 
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.

@@ -7,7 +7,7 @@ from ..units import DAY_US, LIMIT, LOOK_AGAIN_US, MAX_BACKOFF_US, MINUTE_US, NEV
 from .arithmetic import required, saturated, set_aside
 from .decision import Reason
 from .flow import clipped_at, flow_in_effect
-from .line import LATE_US, Ticket, ahead_of
+from .line import LATE_US, Ticket, ahead_of, wanted_by
 from .state import SoundState
 
 
@@ -28,30 +28,30 @@ class Admission:
         since = None if callers == sound.quota else sound.terms_at
         self.terms_from = now if since is None else since + MINUTE_US
 
-    def _judge(self, tokens: int, keep: int, ticket: str | None = None) -> tuple[Reason, int]:
+    def _judge(self, tokens: int, keep: int, ticket: str | None = None, arrived: int = LIMIT) -> tuple[Reason, int]:
         """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
 
-        ticket: who asks stands in line by this id, or would.
+        ticket: who asks stands in line by this id, or would. arrived: by this number, while it doesn't.
         """
         s = self.s
         if tokens == 0:
             return Reason.GRANTED, self.now
-        wanted, aside = self._wanted(tokens, keep)
-        reason, at = self._judge_unpaused(tokens, keep, wanted, aside, ticket)
+        reason, at = self._judge_unpaused(tokens, keep, ticket, arrived)
         if s.paused_until is not None:
             return Reason.PAUSED, max(s.paused_until, at)
         return reason, at
 
-    def _judge_unpaused(
-        self, tokens: int, keep: int, wanted: int, aside: int, ticket: str | None
-    ) -> tuple[Reason, int]:
+    def _judge_unpaused(self, tokens: int, keep: int, ticket: str | None, arrived: int) -> tuple[Reason, int]:
         s = self.s
         if s.balance is None:
-            return Reason.UNKNOWN, self.now + LOOK_AGAIN_US
+            # When the claim has ended unanswered, it counts from 0.
+            return Reason.UNKNOWN, min(self.now + LOOK_AGAIN_US, s.probe_until or NEVER)
         if s.held + tokens >= LIMIT:
             # It can't be counted exactly until a call in flight has ended.
             return Reason.IN_FLIGHT, self._soon()
-        in_flight, ahead = self._in_flight(), self._ahead(keep, ticket)
+        wanted, aside = self._wanted(tokens, keep)
+        in_flight, before = self._in_flight(), self._before(keep, ticket, arrived)
+        ahead = wanted_by(before)
         available = s.balance - in_flight
         reached = self._reached(wanted)
         # 13: what can be had only until the smaller capacity bounds, and isn't there by then, is too large as well.
@@ -75,8 +75,12 @@ class Admission:
             return Reason.GRANTED, self.now
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self._soon()
-        # Whoever stands before it is late by then, or has come.
-        return Reason.EMPTY, at if at > self.now or not stands else self.now + LATE_US
+        if at <= self.now and before:
+            # Whoever stands before it may be told later: it has come, or is late by then, if nobody can pass it sooner.
+            told_at = max(self.now, min(each.told_at for each in before))
+            beside = self.flow.instant(saturated(tokens + aside + ahead - available), s.refilled_at, s.carry)
+            at = min(told_at + LATE_US, beside)
+        return Reason.EMPTY, at
 
     def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
         """Return what must be available for a request, and the part of that which it leaves to others.
@@ -87,12 +91,12 @@ class Admission:
         aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
         return alone + aside, aside
 
-    def _ahead(self, keep: int, ticket: str | None) -> int:
-        """Return the tokens of those who are before a request in line."""
+    def _before(self, keep: int, ticket: str | None, arrived: int = LIMIT) -> list[Ticket]:
+        """Return those who are before a request in line; arrived: its number, if it doesn't stand there."""
         line = self.s.line
         if not line:
-            return 0
-        rank = next((each.rank for each in line if each.id == ticket), (keep, LIMIT))
+            return line
+        rank = next((each.rank for each in line if each.id == ticket), (keep, arrived))
         return ahead_of(self._waited_for(), rank, self.now)
 
     def _waited_for(self) -> list[Ticket]:

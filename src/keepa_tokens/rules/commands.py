@@ -38,7 +38,7 @@ class Reserve:
 
     On a plain bucket they are taken at once, and the hold remembers how much. scout: if this is refused but gets the
     claim on the probe, let it through: its answer will carry the truth. label: whose hold it is, for people. arrived:
-    the number in line that its caller had before the server refused its call; None: it had none. The rest as in
+    the number in line that its caller had before the server refused its call; None: it is a new one. The rest as in
     `Acquire`.
     """
 
@@ -119,11 +119,12 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Peek:
-    """Look, as a request for `tokens` beside `keep` would see it. Writes nothing but repairs."""
+    """Look, as a request for `tokens` beside `keep` would see it, by its number in line. Writes nothing but repairs."""
 
     tokens: int = 1
     keep: int = 0
     probe_after_us: int | None = PROBE_AFTER_US
+    arrived: int | None = None
 
 
 Command: TypeAlias = Acquire | Reserve | Settle | Cancel | Refund | Reconcile | ClaimProbe | Unclaim | Pause | Peek
@@ -162,7 +163,7 @@ class Outcome:
     kept_back: int = 0
     """Tokens left to somebody else who spends."""
     arrived: int | None = None
-    """The number in line that a grant gave up; None: it had none."""
+    """The number in line that its caller has, or that a grant gave up; of a refused call: by when it was let go."""
     claimed_until_us: int | None = None
     """The caller was given the claim on the probe, until then."""
     scout: bool = False

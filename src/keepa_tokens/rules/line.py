@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote, unquote
@@ -62,6 +62,11 @@ def standing(line: Iterable[Ticket], now: int) -> list[Ticket]:
     return sorted((ticket for ticket in line if lapses_at(ticket) > now), key=lambda ticket: ticket.rank)
 
 
-def ahead_of(line: Sequence[Ticket], rank: tuple[int, int], now: int) -> int:
-    """Return the tokens of the tickets before `rank` that are not late."""
-    return min(LIMIT - 1, sum(each.tokens for each in line if each.rank < rank and now <= each.told_at + LATE_US))
+def ahead_of(line: Iterable[Ticket], rank: tuple[int, int], now: int) -> list[Ticket]:
+    """Return the tickets before `rank` that are not late."""
+    return [each for each in line if each.rank < rank and now <= each.told_at + LATE_US]
+
+
+def wanted_by(tickets: Iterable[Ticket]) -> int:
+    """Return the tokens that tickets ask for."""
+    return min(LIMIT - 1, sum(each.tokens for each in tickets))

@@ -74,15 +74,20 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     s.sequence += 1
     s.reading_sequence = s.sequence
     s.reading_at = now
-    told = reading.server_time_us
+    told, told_at = reading.server_time_us, min(since, now)
     if told is not None:
         by_last = now if s.server_time is None else s.server_time_at + told - s.server_time
-        s.server_time, s.server_time_at = told, max(min(since, now), min(now, by_last))
+        told_at = max(told_at, min(now, by_last))
+        s.server_time, s.server_time_at = told, told_at
+    elif s.server_time is not None:
+        # It was told by now: what the server said before that is no newer.
+        passed = max(0, now - s.server_time_at)
+        s.server_time, s.server_time_at = saturated(s.server_time + passed), s.server_time_at + passed
     s.probe_until, s.probe_failures, s.probe_returned = None, 0, 0
     period_us = s.quota.period_us if reading.period_us is None else reading.period_us
     flow = _flow_of(s, reading, period_us, now)
     gap = -s.drift if s.drift is not None and shows_others and flow == before else 0
-    _keep_back(s, flow, gap, min(since, now) if told is None else s.server_time_at, now)
+    _keep_back(s, flow, gap, told_at, now)
     if flow.stepped and reading.next_refill_in_us is not None:
         # By the steps that come from now on: a longer period would bring some of them at once.
         step_us = s.stretched_us or min(period_us, flow.period_us)

@@ -40,10 +40,11 @@ from the balance already, and available = balance.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
    taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
    its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
-   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
-   refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period of steps until the next reading, ten minutes at most. Steps that came until
-   the reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
+   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged; if the
+   order of the calls makes it fresh, the last server's time moves on as our clock did. A refusal without a fresh
+   reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer than the period in
+   effect is the period of steps until the next reading, ten minutes at most. Steps that came until the reading are in
+   its balance: none comes at once for a phase left from, or told with, a longer period.
 8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
    for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
    a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
@@ -63,12 +64,12 @@ from the balance already, and available = balance.
     one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
 
     Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-    then, and finds only calls in flight before it, looks again soon, and behind somebody, who is late by then, in 1 s;
-    whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for those behind it; and
-    where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant; others may
-    pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the server then refuses the
-    call, its caller may stand again where it stood. At most 256 stand there; more get the plain refusal. An unknown
-    balance, claims and scouts don't ask the line.
+    then, and finds only calls in flight before it, looks again soon; behind somebody, when that one is late, or there
+    is enough for both. Whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for
+    those behind it; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told
+    instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the
+    server then refuses the call, its caller may stand again where it stood, or else by when it was let go. At most 256
+    stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 
 12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
@@ -92,6 +93,7 @@ from ..quota import Quota
 from ..units import (
     CLAIM_US,
     DAY_US,
+    LIMIT,
     MICROSECONDS,
     MINUTE_US,
     NEVER,
@@ -364,7 +366,7 @@ class _Step(Telling):
     def _has_place(self, reason: Reason, at: int, command: Acquire) -> bool:
         if command.wait_us is None or command.keep or reason is not Reason.EMPTY:
             return False
-        queues = has_places(self.s.quota) and not self._ahead(0, command.ticket)
+        queues = has_places(self.s.quota) and not self._before(0, command.ticket)
         return queues and at < NEVER and at - self.now <= command.wait_us
 
     def _take(self, tokens: int) -> None:
@@ -376,18 +378,16 @@ class _Step(Telling):
         if command.id in self.s.holds:
             return Outcome(granted=True)
         self._close_for(command.tokens, command.keep)
-        arrived = self._arrived(command.ticket)
-        if command.ticket is not None and command.arrived is not None and arrived is None:
+        if command.ticket is not None and command.arrived is not None and self._arrived(command.ticket) is None:
             self._stand_again(command.ticket, command.tokens, command.keep, command.arrived)
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
-        if reason is Reason.GRANTED:
+        outcome = Outcome(granted=True) if reason is Reason.GRANTED else self._refuse(reason, at, command)
+        outcome.arrived = self._arrived(command.ticket)
+        if command.scout and outcome.probe:
+            outcome = replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
+        if outcome.granted:
             self._open(command)
-            return Outcome(granted=True, arrived=arrived)
-        refusal = self._refuse(reason, at, command)
-        if not (command.scout and refusal.probe):
-            return refusal
-        self._open(command)
-        return Outcome(granted=True, claimed_until_us=refusal.claimed_until_us, scout=True)
+        return outcome
 
     def _open(self, command: Reserve) -> None:
         s = self.s
@@ -461,7 +461,9 @@ class _Step(Telling):
             self._end(hold)
         cost = hold.tokens if command.actual is None else command.actual
         if self.s.quota.synced:
-            return self._settle_synced(hold, cost, command)
+            outcome = self._settle_synced(hold, cost, command)
+            outcome.arrived = hold.opened if command.refused else None
+            return outcome
         self._correct(hold.tokens - cost, hold.granted_at)
         return Outcome(reading=Verdict.NONE if command.reading is None else Verdict.STALE)
 
@@ -618,7 +620,8 @@ class _Step(Telling):
     # what is told
 
     def peek(self, command: Peek) -> Outcome:
-        reason, at = self._judge(command.tokens, command.keep)
+        arrived = LIMIT if command.arrived is None else command.arrived
+        reason, at = self._judge(command.tokens, command.keep, arrived=arrived)
         return Outcome(
             granted=reason is Reason.GRANTED,
             reason=reason,
