@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
+from ._bell import Place
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
@@ -229,7 +230,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
-        begun, self.woken, places = door.elapsed_us(), False, list[object]()
+        begun, self.woken, places = door.elapsed_us(), False, list[Place]()
         try:
             self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
