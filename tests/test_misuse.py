@@ -887,6 +887,27 @@ async def test_a_reading_wakes_who_waits_in_this_process() -> None:
     assert time.monotonic() - begun < 1.0
 
 
+@pytest.mark.parametrize("step", [-3600, 3600])
+async def test_who_is_woken_after_its_clock_was_set_waited_no_such_time(step: int) -> None:
+    """Not minus an hour, which a histogram takes for a restart, nor longer than it meant to sleep."""
+
+    class Sleepless(ManualClock):
+        async def asleep(self, _: float, /) -> None:
+            await asyncio.sleep(60)
+
+    clock, events = Sleepless(7200.0), list[Event]()
+    bucket = AsyncTokenBucket(Quota(10, 1, 60.0), clock=clock, listener=events.append)
+    held = await bucket.reserve(10, hold_for=7200.0)
+    waiting = asyncio.ensure_future(bucket.reserve(1))
+    await asyncio.sleep(0)
+    clock.advance(step)
+    await held.settle(0)
+    got = await waiting
+    await got.settle(1)
+    assert 0 <= got.decision.waited <= 60
+    assert all(event.seconds >= 0 for event in events)
+
+
 def test_a_settle_wakes_a_thread_that_waits() -> None:
     """For threads alike, by the machine's time: the one that stands first is woken, and passes it on."""
     bucket = TokenBucket(Quota(10, 1, 3600.0, synced=True))

@@ -236,7 +236,8 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         finally:
             for place in places:
                 self.leaves(place)
-        return door.elapsed_us() - begun if self.woken else duration_us
+        # A caller's clock may have been set meanwhile.
+        return max(0, min(duration_us, door.elapsed_us() - begun)) if self.woken else duration_us
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
