@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import ClassVar, Final, Generic, TypeAlias, TypeVar, cast
 
 from ._arguments import instance, microseconds
+from ._bell import Stand
 from ._door import Door, new_id
 from ._interrupts import interrupt_in
 from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
@@ -128,14 +129,14 @@ class Steps(Generic[S_co]):
         if self.sent is not None and answer is not None:
             self._note(self.sent, answer)
 
-    def waits(self, wake: Callable[[], object]) -> object:
+    def waits(self, wake: Callable[[], object]) -> Stand:
         """Wait to be woken where tokens come back; return what `leaves` takes."""
         bell = self.door.bell
         if self._rank is None:
             self._rank = bell.rank()
         return bell.wait(self.door.key, wake, self._rank)
 
-    def leaves(self, place: object) -> None:
+    def leaves(self, place: Stand) -> None:
         """Wait no more."""
         if not self.door.bell.leave(place) and not self.woken:
             # Rung at the last moment: what came back may serve somebody else.

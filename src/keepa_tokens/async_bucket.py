@@ -14,10 +14,11 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
-from ._bell import Waiter
+from ._bell import Stand
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
+from ._places import Waiter
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
@@ -232,13 +233,14 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
-        begun, self.woken, places = door.elapsed_us(), False, list[object]()
+        begun, self.woken, places = door.elapsed_us(), False, list[Stand]()
         try:
             self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
             for place in places:
                 self.leaves(place)
-        return door.elapsed_us() - begun if self.woken else duration_us
+        # A caller's clock may have been set meanwhile.
+        return max(0, min(duration_us, door.elapsed_us() - begun)) if self.woken else duration_us
 
     async def in_place(self, outcome: Outcome, tokens: int) -> int:
         """Suspend until the place has come, or a nearer one that another coroutine gave up."""
@@ -248,14 +250,16 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         places.wait(waiter)
         try:
             door.sleep_seconds(us, 0, Reason.EMPTY)
-            while (left_us := waiter.place[0] - door.elapsed_us()) > 0:
-                await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by)
+            # A caller's clock may be set meanwhile: nobody waits for longer than it was told.
+            while (left_us := min(us, waiter.place[0] - door.elapsed_us())) > 0:
+                if not await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by):
+                    break
         except BaseException:
             places.give_up(waiter)
             self.outcome = replace(outcome, place_us=waiter.place[1] - outcome.now_us)
             raise
         places.leave(waiter)
-        return door.elapsed_us() - begun
+        return max(0, min(us, door.elapsed_us() - begun))
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.

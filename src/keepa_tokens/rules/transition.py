@@ -263,9 +263,8 @@ class _Step(Telling):
         """Let the balance flow to now, sweeping what falls due on the way."""
         if self.s.due_at is not None and self.s.due_at <= self.now:
             self._sweep()
-        line = standing(self.s.line, self.now)
-        if len(line) < len(self.s.line):
-            self.s.line, self.changed = line, True
+        if any(lapses_at(each) <= self.now for each in self.s.line):
+            self.s.line, self.changed = standing(self.s.line, self.now), True
         self._flow_to(self.now)
         self._reopen()
         if self.s.paused_until is not None and self.s.paused_until <= self.now:

@@ -140,7 +140,8 @@ class SQLiteStorage(Closing, NotCopied):
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             self._process = os.getpid()
             # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
-            weakref.finalize(self, _close_own, self._db, self._process).atexit = False
+            self._close_own = weakref.finalize(self, _close_own, self._db, self._process)
+            self._close_own.atexit = False
             self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL", _ticks_us())  # readers don't wait for writers
@@ -156,10 +157,9 @@ class SQLiteStorage(Closing, NotCopied):
                 raise
 
     def _close(self) -> None:
-        if self._process == os.getpid():
-            self._db.close()
-        else:
+        if self._process != os.getpid():
             self._inherited.append(self._db)  # the parent's connection must not be used or closed here
+        self._close_own()
         self._let_go()
 
     @contextmanager
