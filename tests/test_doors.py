@@ -351,6 +351,9 @@ def test_what_is_printed_says_what_it_is() -> None:
     assert str(NotEnoughTokens(5, retry_after=2.5, reason="EMPTY", balance=-3)) == (
         "5 tokens refused (EMPTY, balance -3): ask again in 2.5 s."
     )
+    assert repr(AcquireTimeout(5, 2.5, "EMPTY", -3)) == (
+        "AcquireTimeout('5 tokens refused (EMPTY, balance -3): ask again in 2.5 s.')"
+    )
     assert "6 held by 1" in str(NotEnoughTokens(5, 1.5, "IN_FLIGHT", 8, 6, 1))
     assert "no refill" in str(AcquireTimeout(5, retry_after=math.inf, reason="EMPTY"))
     assert "can never be admitted" in str(CostTooLarge(11, 2, 8))
