@@ -170,7 +170,7 @@ def _refill(snapshot: Snapshot) -> Iterator[Finding]:
             "deep-debt",
             f"its balance is {-snapshot.balance:,} below zero, and it holds {snapshot.capacity:,}",
             "nobody goes before that is refilled; some of it may be the estimates of calls that were never answered",
-            "`keepa-tokens status --probe` asks the server what is true; workers do so ten minutes after its last answer",
+            "`keepa-tokens status --probe` asks the server what is true; workers do ten minutes after its last answer",
             fault=False,
         )
     if snapshot.refill == 0 and not snapshot.quota.synced:
