@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from inspect import iscoroutinefunction
 from typing import Final, Protocol
 
 from ._arguments import shown
-from .quota import Quota
+from .quota import told
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
-from .units import UNLIMITED, one_line, seconds
+from .units import one_line, seconds
 
 MOST_KEYS: Final = 1000
 """The most buckets that the logging listener remembers."""
@@ -110,7 +110,8 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
         note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
     if outcome.terms is not None:
         before, after = outcome.terms
-        note(EventKind.TERMS_CHANGED, why=f"terms changed from {_told(before, after)} to {_told(after, before)}")
+        changed = f"from {told(before, vars(after))} to {told(after, vars(before))}"
+        note(EventKind.TERMS_CHANGED, why=f"terms changed {changed}")
     for hold in outcome.ran_out:
         whose = f" of {hold.label}" if hold.label else ""
         why = f"a hold{whose} ran out unsettled: settle or cancel each"
@@ -128,13 +129,6 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     if outcome.probe and not isinstance(command, Peek):
         note(EventKind.PROBE_CLAIMED, why=_why_probed(outcome))
     return events
-
-
-def _told(terms: Quota, others: Quota) -> str:
-    """Return the terms that are not as others: a person who is woken by them compares no two lists."""
-    values = {each.name: getattr(terms, each.name) for each in fields(terms) if each.compare}
-    told = {name: value for name, value in values.items() if value != getattr(others, name)}
-    return ", ".join(f"{name}={'UNLIMITED' if value == UNLIMITED else value}" for name, value in told.items())
 
 
 def _why_probed(outcome: Outcome) -> str:
