@@ -350,10 +350,12 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
     if not callable(given) or isinstance(given, type):
         raise TypeError(f"limit() decorates a function, not {shown(given)}: write @bucket.limit() above its def")
     name = getattr(given, "__qualname__", type(given).__qualname__)
+    if isasyncgenfunction(function):
+        raise ConfigError(f"{name} is an async generator, of which a call runs nothing: await bucket.acquire() in it")
     coroutine = iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
     if suspends and not coroutine:
         raise ConfigError(f"{name} is no coroutine function: decorate it by a TokenBucket, or write async def")
-    if not suspends and (coroutine or isasyncgenfunction(function)):
+    if not suspends and coroutine:
         raise ConfigError(
             f"{name} is a coroutine function: a TokenBucket would block its loop; use an AsyncTokenBucket"
         )

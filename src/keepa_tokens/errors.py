@@ -12,6 +12,10 @@ import math
 class KeepaTokensError(Exception):
     """Any error of this library."""
 
+    def __repr__(self) -> str:
+        # Its sentence, not its arguments, which tell nobody anything: Celery logs it of each task that comes back.
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class ConfigError(KeepaTokensError, ValueError):
     """A value that no bucket can work with: a quota, a key, a duration, a storage of the wrong kind."""

@@ -13,6 +13,7 @@ from inspect import iscoroutinefunction
 from typing import Final, Protocol
 
 from ._arguments import shown
+from .quota import told
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
 from .units import one_line, seconds
@@ -108,7 +109,9 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     if outcome.repaired:
         note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
     if outcome.terms is not None:
-        note(EventKind.TERMS_CHANGED, why=f"terms changed from {outcome.terms[0]} to {outcome.terms[1]}")
+        before, after = outcome.terms
+        changed = f"from {told(before, vars(after))} to {told(after, vars(before))}"
+        note(EventKind.TERMS_CHANGED, why=f"terms changed {changed}")
     for hold in outcome.ran_out:
         whose = f" of {hold.label}" if hold.label else ""
         why = f"a hold{whose} ran out unsettled: settle or cancel each"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Final, TypedDict, Unpack
 
@@ -72,6 +73,9 @@ class Quota:
         object.__setattr__(self, "rate", rate)
         object.__setattr__(self, "rate_period_us", rate_period_us)
 
+    def __repr__(self) -> str:
+        return f"Quota({told(self, {each.name: each.default for each in fields(Quota)})})"
+
     @classmethod
     def per_second(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
         """Return a quota of `n` tokens a second; it holds `capacity` tokens (default `n`)."""
@@ -124,6 +128,13 @@ class Quota:
         if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
             largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
             raise CostTooLarge(tokens, keep, largest)
+
+
+def told(quota: Quota, known: Mapping[str, object]) -> str:
+    """Return the terms that are not as known, in the words of whoever wrote them."""
+    values = {each.name: getattr(quota, each.name) for each in fields(Quota) if each.repr}
+    news = {name: value for name, value in values.items() if value != known[name]}
+    return ", ".join(f"{name}={'UNLIMITED' if value == UNLIMITED else value}" for name, value in news.items())
 
 
 _UNITS: Final = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}

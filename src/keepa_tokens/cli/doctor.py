@@ -165,6 +165,14 @@ def _refill(snapshot: Snapshot) -> Iterator[Finding]:
             "`keepa-tokens status --probe` asks the server what is true",
             fault=False,
         )
+    if snapshot.quota.synced and snapshot.balance is not None and snapshot.balance < -snapshot.capacity:
+        yield Finding(
+            "deep-debt",
+            f"its balance is {-snapshot.balance:,} below zero, and it holds {snapshot.capacity:,}",
+            "nobody goes before that is refilled; some of it may be the estimates of calls that were never answered",
+            "`keepa-tokens status --probe` asks the server what is true; workers do ten minutes after its last answer",
+            fault=False,
+        )
     if snapshot.refill == 0 and not snapshot.quota.synced:
         yield Finding(
             "no-refill",
@@ -222,11 +230,15 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
     callers, wanted = snapshot.waiting, snapshot.wanted
     stood = (later[-1].now_us - look.now_us) / MICROSECONDS if later else 0.0
     if stood >= STANDS_FOR and all(could_go(seen) and seen.state == look.state for seen in (look, *later)):
+        early = (min(ticket.told_at for ticket in look.line()) - later[-1].now_us) / MICROSECONDS
         yield Finding(
             "line-stands",
             f"{count(callers, 'caller')} in line for {count(wanted, 'token')} that are there, and nobody takes them",
-            "those who wait are dead or hang; the others get their turn within a minute, when the places lapse",
+            f"the first was told, when there was less, to come in {duration(early)}, as a queue's task then does"
+            if early > 0
+            else "those who wait are dead or hang; the others get their turn within a minute, when the places lapse",
             "see whether the workers live; nothing has to be mended here",
+            fault=early <= 0,
         )
     if callers and snapshot.reading_age is not None and snapshot.reading_age > UNREAD:
         yield Finding(

@@ -166,11 +166,14 @@ def _waiting(snapshot: Snapshot) -> str:
 def _reading(look: Look, snapshot: Snapshot) -> str:
     if snapshot.reading_age is None:
         return "none yet: the server " + ("has not answered" if look.state.probe_until else "was never asked")
-    age = f"{duration(snapshot.reading_age)} old"
+    age, asked = f"{duration(snapshot.reading_age)} old", ""
+    if snapshot.bound < look.latest(1):  # a probe comes before the refill
+        after = f" after {duration(snapshot.bound)}" if snapshot.bound else ""
+        asked = f"; who is refused{after} asks the server"
     if not snapshot.drift:
-        return f"{age}, as projected" if snapshot.drift == 0 else age
+        return f"{age}, as projected{asked}" if snapshot.drift == 0 else age + asked
     than = "fewer than projected" if snapshot.drift < 0 else "more than projected"
-    return f"{age}; the server had {count(abs(snapshot.drift), 'token')} {than}"
+    return f"{age}; the server had {count(abs(snapshot.drift), 'token')} {than}{asked}"
 
 
 def document(look: Look) -> dict[str, object]:

@@ -159,7 +159,10 @@ class StorageConformance(StorageUnderTest):
     # --- keys and holds
 
     def test_buckets_are_kept_apart_by_their_keys(self) -> None:
-        """Keys that differ in anything, case, accents and signs included, are different buckets, each listed once."""
+        """Keys that differ in anything, case, accents and signs included, are different buckets, each listed once.
+
+        And each forgotten alone, by a storage that has `delete`.
+        """
         stem = new_key()
         keys = [f"{odd}{stem}{odd}" for odd in ODD_KEYS]
         long = stem.ljust(255, "k")
@@ -173,6 +176,13 @@ class StorageConformance(StorageUnderTest):
                 assert shown is not None, f"the bucket {key!r} is not found"
                 assert shown.balance == 10_000 - number - 1, f"the bucket {key!r} is not kept apart"
             assert sorted(filter(lambda key: stem in key, storage.keys())) == sorted(keys)
+            delete = getattr(storage.storage if isinstance(storage, crews.Driven) else storage, "delete", None)
+            if not callable(delete):
+                return
+            for key in keys[::2]:
+                _value(storage, delete(key))
+                assert storage.inspect(key, now_us=EPOCH) is None, f"the bucket {key!r} is there after delete"
+            assert sorted(filter(lambda key: stem in key, storage.keys())) == sorted(keys[1::2])
 
     def test_holds_are_told_apart_by_their_ids(self) -> None:
         """Any text may be the id of a hold; hundreds are kept, each with its own cost, until they run out at once."""

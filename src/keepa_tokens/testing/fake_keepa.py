@@ -190,6 +190,9 @@ class FakeKeepa:
         """
         if kind not in get_args(Fault):
             raise ValueError(f"unknown fault {kind!r}; known: {', '.join(get_args(Fault))}")
+        given: object = n  # nobody may have checked
+        if isinstance(given, str):
+            raise TypeError(f"n is the number of calls, the fault is the other one: kind={n!r}")
         with self._lock:
             only = None if path is None else _normal(path)
             self._faults.extend(_Planned(kind, only, headers or {}) for _ in range(n))
