@@ -79,10 +79,10 @@ class Snapshot:
     closed_for: float
     """What is left of a recharge."""
     bound: float
-    """By when, if the request asked about is attempted, one attempt is granted or calls for a probe.
+    """Within this time one of the attempts is granted or calls for a probe, if attempts go on.
 
-    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge. It counts on a
-    probe after 600 s, so a longer `probe_interval` may make it later.
+    0 is true of now only: somebody else's bigger request may be refused next and begin a recharge. The bound counts on
+    a probe after 600 s, so a longer `probe_interval` may make it later.
     """
     quota: Quota
     """The terms that the bucket runs on."""
@@ -103,7 +103,7 @@ class Snapshot:
     waiting: int = 0
     """How many stand in line."""
     wanted: int = 0
-    """For how many tokens they stand there."""
+    """How many tokens they ask for together."""
     in_flight: tuple[InFlight, ...] = ()
     """The calls in flight, the oldest first."""
     repaired: tuple[str, ...] = ()
