@@ -5,77 +5,86 @@ are whole microseconds, `now` an argument, tokens whole numbers. `balance` is wh
 beside it on a synced bucket: available = balance - held. A plain bucket has no server to ask: what is held was taken
 from the balance already, and available = balance.
 
-1. Repair. Any stored thing becomes a sound state first (`repair.py`), which is written back with every command,
-   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now. One too
-   far ahead, as after a clock went back: likewise.
-2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
-3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
-   for one more `hold_for`: a late settle still corrects by the difference, once; if a reading has replaced the balance
-   since, it charges its cost. While the balance is unknown there is nothing to charge. Plain: the tokens are taken when
-   the hold is opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once a second;
-   to forget one may take a minute more.
-4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes. On a
-   synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep >=
-   tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
-   What rule 10 keeps back counts as kept. More than the capacity in effect can admit is TOO_LARGE. Refused only because
-   of calls in flight, or because with them it can't be counted exactly, is IN_FLIGHT: ask again soon, a settle may free
-   it any moment, or when the next hold runs out, if that is sooner. Otherwise retry_after is the earliest instant at
-   which it can be granted, if the calls in flight cost nothing.
-5. Recharge. When a request that would fail even at keep 0 finds too little and `recharge_to` is set, the bucket closes
-   until the refill, capacity aside, has brought min(recharge_to, capacity), counted before the caller's own take. The
-   end is fixed then; every later step may only move it nearer, to the instant that the state still implies, so it opens
-   early when the balance is there and no damage can keep it shut. Refill 0 never closes, and an unknown balance has
-   nothing to recharge.
+1. Repair. Any stored thing becomes a sound state first (`repair.py`). What was mended is written back with every
+   command, refusals included, and named in the outcome. If `refilled_at` is missing or too far ahead, as after a clock
+   went back, the balance stays and refills from now.
+2. Refill. The refill brings the balance up to capacity, exactly; a balance above it stays. At refill 0 the balance
+   stays and `refilled_at` moves on.
+3. Holds. Synced: a hold that runs out is charged to the balance at the instant at which it runs out, and remembered for
+   one more `hold_for`. A late settle within that time corrects the charge by the difference, once; if a reading has
+   replaced the balance since, it charges its whole cost. An unknown balance is charged nothing. Plain: the tokens are
+   taken when the hold is opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once
+   a second; what is remembered may stay a minute longer.
+4. Admit a request iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always
+   passes. On a synced bucket only a call that is alone may overdraw: beside tokens in flight it is admitted iff
+   available - keep >= tokens, since calls may reach the server in another order, and one that overdraws would get the
+   others refused. What rule 10 keeps back counts as kept. More than the capacity in effect can admit is TOO_LARGE. A
+   request is IN_FLIGHT if only calls in flight keep it from a grant, or if its tokens and theirs together can't be
+   counted exactly: ask again soon, since a settle may free tokens any moment, or when the next hold runs out, if that
+   is sooner. Otherwise retry_after ends at the earliest instant at which the request can be granted, if the calls in
+   flight cost nothing.
+5. Recharge. If `recharge_to` is set and a request finds too little even for keep 0, the bucket closes until the refill,
+   capacity aside, has brought min(recharge_to, capacity), counted before the request takes anything. A request that the
+   capacity can't admit closes nothing. The end is fixed then. Every later step works it out anew and may only move it
+   nearer: so the bucket opens early when the balance is there, and no damage can keep it shut. Refill 0 never closes a
+   bucket, and an unknown balance has nothing to recharge.
 6. Places. On a plain bucket without `recharge_to` an acquire at keep 0 that may wait takes its tokens now and waits for
-   its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
-   an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
-   exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
-   told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
-   come, with what lies there beside their tokens. The place before one given up counts as late as it can have been. So
-   in any interval at most capacity + overdraft + refill is let go.
-7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
-   no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
-   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time,
-   but for a settle whose hold is gone: sent again, it is no news.
+   its place: first come, first served. Everybody else is told when to ask again. Tokens may be given back: by a
+   cancelled place, an unused grant, a settle at less. They come back whole if no place lies ahead, or if they were
+   taken for the last place. Otherwise the places between were told their instants for good, and only what exceeds the
+   refill from the tokens' own instant (now, if that is past) to the last place comes back. And if their own instant is
+   now or past, no more comes back than fits under the capacity when the places ahead come, beside what lies in the
+   bucket then. When the last place is given up, the one before it counts as late as it can have been. So in any
+   interval at most capacity + overdraft + refill is let go.
+7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh. A reading is fresh if the
+   bucket is unknown or has no reading, if its call was opened after the last reading was applied, or if its server's
+   time is later than the last one's. Outside a call it is also fresh if the last reading is older than two minutes by
+   our clock, or if none so far had a server's time. The latter doesn't hold for a settle whose hold is gone: it may
+   have been sent again, and then is no news.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
-   taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
-   its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
-   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged. A
-   refusal without a fresh reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer
-   than the period in effect is the period of steps until the next reading, ten minutes at most. Steps that came until
-   the reading are in its balance: none comes at once for a phase left from, or told with, a longer period.
-8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
-   for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
-   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
-   ends with an answer that tells no order too, and the next may come as after a failure. A failed probe on an unknown
-   balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+   taken. The same goes for one that moved over a minute more or less than our clock did (an answer may have been told
+   at any time since its call was opened); it also replaces the stored one. A settle whose reading is not fresh charges
+   nothing: the newer reading had its cost. But where the reading or the last one has no server's time, they can't be
+   put in order: the reading is not adopted, and the cost is charged. If the server refused a call that was opened after
+   the last reading, and the answer has no reading, the balance is not above 0. If `refillIn` is longer than the period
+   in effect, steps come at that longer period until the next reading, ten minutes at most. All steps up to the reading
+   are in its balance: none comes at once because the phase was left from, or told with, a longer period.
+8. Probe. A refusal claims the probe for the caller if nothing is known, or if the last reading is older than the
+   caller's `probe_after`; but not while somebody holds the claim or failures are backing off. A claim that ends without
+   a reading is a failed probe, by the clock alone. A claim that was given back is free at once, the first time after a
+   reading. A claim also ends with an answer that tells no order, and the next one waits as after a failure. A failed
+   probe on an unknown balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
 9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
-   One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
-   `initial` would let go what the server's reported terms do not.
+   One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least; if it has an
+   `initial`, for ever while the server's reported terms differ from its own: a new one would start at `initial` without
+   them.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-    from, nothing is in flight, the plan is unchanged, and the gap is more than the refill since it was told explains.
-    The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep`
-    it comes to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve
-    what is kept back for every hour without a gap.
-11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
-    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-    of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
-    one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
+    from, nothing is in flight, refill and capacity are unchanged, and the gap is more than the refill since the reading
+    was told can explain. The gap is kept back from then on, for what they spend before the next reading. Gaps add up.
+    Together with a request's `keep` they count up to a third of the capacity, and never so much that the request can't
+    be admitted. Readings halve what is kept back for every hour without a gap.
+11. The line: every wait without a place. A request that names a ticket and is refused as EMPTY, IN_FLIGHT, RECHARGING
+    or PAUSED stands in line. The line is ordered by `keep`, the smallest first, then by arrival. A request is admitted
+    iff rule 4 holds after taking away the tokens of the tickets before it that are not late; while there are such, it
+    may not overdraw. So small calls can't starve a big one, and one that overdraws gets its turn. Nobody waits for a
+    ticket of more than can be admitted.
 
-    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-    then, and finds only calls in flight before it, looks again soon, and behind somebody, who is late by then, in 1 s;
-    whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for those behind it; and
-    where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told instant; others may
-    pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the server then refuses the
-    call, its caller may stand again where it stood. At most 256 stand there; more get the plain refusal. An unknown
-    balance, claims and scouts don't ask the line.
+    Told is the instant at which the refill, capacity aside, has brought the tokens of a request, of those before it and
+    of the calls in flight; each look tells it anew. A caller that comes then and finds only calls in flight in its way
+    asks again soon. One that comes earlier waits as if their tokens were spent. One that would overdraw behind others
+    asks again in 1 s, when those are late. A ticket is told a day ahead at most, and nobody waits longer than a day for
+    those before it. Where a clock went back, what was told moves back with `refilled_at`, but not into the past. A
+    ticket is late 1 s past its told instant: others may pass it. It lapses a minute past it. A grant or a cancel by the
+    same id leaves the line; if the server then refuses the call, its caller may stand again where it stood. At most 256
+    stand in line; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
 
-12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
-13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
-    minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
-    minute's, and nothing at the first change; none from before the last reading, which has it in its balance. For a
-    minute after a change the larger of the two capacities bounds, unless the server reported one, then the smaller one
-    clips a plain balance. What is kept back goes by the one that lasts. Plain and synced on one key is a ConfigError.
+12. Pause. Until it ends every request is refused as PAUSED and claims no probe. A pause lasts a day at most.
+13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
+    in between it is served by the stored ones. At a change the time since the last whole token or step goes over as
+    time; from refill 0 at most a minute's, and nothing at the first change; none from before the last reading, which
+    has it in its balance. For a minute after a change the larger of the two capacities bounds, unless the server
+    reported one. Then the smaller one bounds, and clips a plain balance. What a request leaves to others (10) goes by
+    the capacity that lasts. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
