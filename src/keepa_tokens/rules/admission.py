@@ -96,7 +96,7 @@ class Admission:
         return ahead_of(self._waited_for(), rank, self.now)
 
     def _waited_for(self) -> list[Ticket]:
-        """Return the tickets that others wait for: not those of more than can be admitted, garbled or of other terms."""
+        """Return the tickets that others wait for; not those of more than can be admitted (garbled, of other terms)."""
         most, overdraft = self.flow.capacity, self.s.quota.overdraft
         return [each for each in self.s.line if required(each.tokens, overdraft) + each.keep <= most]
 
