@@ -135,7 +135,7 @@ from .state import BucketState, FastTerms, Hold, SoundState
 from .telling import Telling, until
 
 _STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
-"""Refusals with which one stands in line."""
+"""Refusals after which a caller with a ticket stands in line."""
 
 FAST_US: Final = MINUTE_US
 """The longest that the fast path may serve a bucket before the rules look at all of it again."""
@@ -149,7 +149,7 @@ SHORTEST_LIFETIME_US: Final = 60 * MICROSECONDS
 def transition(
     quota: Quota, state: BucketState | None, now: int, command: Command
 ) -> tuple[BucketState | None, Outcome]:
-    """Return the state after `command` at `now`, and what it came to. Pure; any stored state will do.
+    """Return the state after `command` at `now`, and the outcome. Pure; any stored state will do.
 
     The state is `state` itself where there is nothing to store: only time has passed. Raises ConfigError for a stored
     format of a newer release, and for a bucket of the other kind; nothing else.
@@ -160,7 +160,7 @@ def transition(
 
 
 class Read(NamedTuple):
-    """A state that was read: a sound one, what was mended for that, and whether it must be stored whatever comes."""
+    """A state as it was read: sound now, and what was mended. must_store: even if the command changes nothing."""
 
     sound: SoundState
     repaired: tuple[str, ...] = ()
@@ -171,16 +171,16 @@ def read_as(quota: Quota, stored: BucketState | None, now: int) -> Read:
     """Return any stored state as a sound one; raises as `transition`."""
     sound, repaired = repair(quota, stored, now)
     if stored is None:
-        # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
+        # A new bucket that isn't full fills from when it is first seen, even if only by a look: store that instant.
         return Read(sound, must_store=sound.balance is not None and sound.balance < quota.capacity)
-    # Terms that were lost are stored again: nobody else may take them for others' next time.
+    # Lost terms are stored again, so that the next caller's aren't taken for them.
     return Read(sound, repaired, bool(repaired) or stored.quota is None)
 
 
 def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[bool, Outcome]:
-    """Carry `command` to a sound state, in place; return whether there is anything to store, and what it came to.
+    """Apply `command` to a sound state, in place; return whether there is anything to store, and the outcome.
 
-    If there is nothing, only time has passed in the state; its holds are as they were.
+    If there is nothing to store, only time has passed in the state, and its holds are as they were.
     """
     step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
@@ -192,12 +192,12 @@ def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[b
 
 
 def is_usual(s: SoundState) -> bool:
-    """Whether nothing keeps the fast path from serving a bucket, but that holds fall due."""
+    """Whether the fast path may serve a bucket, as long as no hold is due."""
     return s.balance is not None and not s.line and s.closed_until is s.paused_until is s.wide_capacity is None
 
 
 def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
-    """Return until when, and with what, the fast path may serve this bucket; None where the terms alone tell."""
+    """Return the numbers that the fast path needs, and until when it may use them; None: the terms alone are enough."""
     if has_places(s.quota):
         return None
     flow = flow_in_effect(s, now)
@@ -206,7 +206,7 @@ def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
 
 
 def has_places(quota: Quota) -> bool:
-    """Whether who waits gets a place: it keeps its own books, and never closes."""
+    """Whether a bucket gives places to callers that wait: it keeps its own books, and never closes."""
     return not quota.synced and quota.recharge_to is None
 
 
@@ -217,7 +217,7 @@ def numbers_of(s: SoundState, flow: Flow) -> _Numbers:
 
 
 def inspected(state: BucketState | None, now: int) -> Snapshot | None:
-    """Return a bucket by the terms stored with it; None if there is none, or they are lost."""
+    """Return a bucket as it stands by its stored terms; None if there is no bucket, or its terms are lost."""
     if state is None or state.quota is None:
         return None
     return transition(state.quota, state, now, Peek())[1].snapshot
@@ -226,7 +226,7 @@ def inspected(state: BucketState | None, now: int) -> Snapshot | None:
 def lifetime_us(state: BucketState, now: int) -> int | None:
     """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
 
-    Of a partial state it may be too short, as not all holds were read: no lifetime may be shortened to it.
+    Of a partial state the answer may be too short, since not all holds were read: shorten no lifetime to it.
     """
     if state.quota is None:
         return None
@@ -241,7 +241,7 @@ def lifetime_us(state: BucketState, now: int) -> int | None:
         return None
     if flow.refill == 0:
         return DAY_US
-    # What calls in flight may still cost a synced bucket flows in again from their end.
+    # Calls in flight may still cost a synced bucket what they hold: that refills from the end of the last hold.
     held = sound.held if quota.synced else 0
     start = max(sound.refilled_at, last) if held else sound.refilled_at
     full_at = flow.instant(flow.capacity - (sound.balance or 0) + held, start, 0)
@@ -327,7 +327,7 @@ class _Step(Telling):
             s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
 
     def _clip(self) -> None:
-        """Let the smaller capacity bound from its instant on (rule 13)."""
+        """End the minute in which the larger capacity bounds (rule 13)."""
         s, at = self.s, clipped_at(self.s)
         self._fill(at)
         s.wide_capacity = None
@@ -348,7 +348,7 @@ class _Step(Telling):
         if s.closed_until is None:
             return
         if s.balance is None or s.quota.recharge_to is None:
-            # Nothing known, nothing to recharge.
+            # Nothing to recharge: the balance is unknown, or the terms have no recharge any more.
             s.closed_until = None
             return
         end = min(s.closed_until, self._recharged_at())
@@ -427,12 +427,12 @@ class _Step(Telling):
     # 11: the line
 
     def _stand_again(self, ticket: str, tokens: int, keep: int, arrived: int) -> None:
-        """Let whom the server refused stand where it stood, told to come now; not by a number that was never given."""
+        """Put a caller that the server refused where it stood, told to come now; unless its number was never given."""
         if arrived <= self.s.sequence and len(self.s.line) < LONGEST_LINE:
             self._line_up(Ticket(ticket, tokens, keep, arrived, self.now))
 
     def _stand(self, ticket: str, tokens: int, keep: int, at: int) -> None:
-        """Take a place in line, or tell anew whoever stands there already."""
+        """Put a ticket in line, or tell the one that stands there already its new instant."""
         s, arrived = self.s, self._arrived(ticket)
         if arrived is None and len(s.line) >= LONGEST_LINE:
             return
@@ -508,7 +508,7 @@ class _Step(Telling):
         return Outcome()
 
     def _charged_before(self, hold: Hold) -> int:
-        """Return what running out cost the balance that is there now: nothing, if a reading has replaced it since."""
+        """Return what the hold charged to the present balance by running out; 0 if a reading replaced that since."""
         return hold.tokens if hold.charged > self.s.reading_sequence else 0
 
     def refund(self, command: Refund) -> Outcome:
@@ -524,7 +524,7 @@ class _Step(Telling):
         return Outcome()
 
     def _correct(self, by: int, own: int = 0) -> None:
-        """Take tokens from the balance, or give them back by rule 6, up to capacity."""
+        """Give back `by` tokens by rule 6, up to capacity; if `by` is below 0, take them from the balance."""
         s = self.s
         if s.balance is None or by == 0:
             return
@@ -576,7 +576,7 @@ class _Step(Telling):
         s = self.s
         if s.probe_until is None or s.probe_until != command.until_us or s.probe_until <= self.now:
             return Outcome(found=False)
-        # A claim given back again without a reading between is a failed probe: whoever is cancelled must not hammer.
+        # Given back a second time without a reading it is a failed probe: cancelled callers must not hammer the server.
         s.probe_until = self.now if s.probe_returned or (s.balance is None and s.probe_failures) else None
         s.probe_returned = 1
         self.changed = True
@@ -607,7 +607,7 @@ class _Step(Telling):
             return
         old = self.flow
         if old.refill == 0:
-            # Since it took these up a minute has passed at least; since it began, perhaps nothing.
+            # Terms that replaced others have run for a minute at least; a bucket's first terms perhaps for no time.
             s.refilled_at = now if s.terms_at is None else max(0, now - MINUTE_US)
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
@@ -619,7 +619,7 @@ class _Step(Telling):
         self.terms, self.terms_from = (before, callers), now
         self.changed = True
         self._fill(now)
-        # Places told by a slower refill may lie further ahead than any at the new one.
+        # Places told under a slower refill may lie further ahead than any can under the new one.
         furthest = furthest_place(self.flow, callers.capacity, s.balance or 0, now)
         s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
         self._reopen()
