@@ -329,7 +329,7 @@ URLS: Final = (
     ("must be a number", "redis://h?port=x", "redis://h?port=1.5", "valkey://h?max_connections=-1"),
     ("number of a database", "redis://h/x"),
     ("database", "redis://h/99999999999", "redis://h?db=-1"),
-    ("the value of the option 'socket_timeout' is none", "redis://u:{p}@h?socket_timeout=soon"),
+    ("the value of the option 'socket_timeout' is not valid", "redis://u:{p}@h?socket_timeout=soon"),
     ("socket_timeout", *(f"redis://h?socket_timeout={seconds}" for seconds in ("-1", "0", "nan", "inf"))),
     ("socket_connect_timeout", "redis://h?socket_connect_timeout=-1"),
     ("encoding", "redis://h?encoding=klingon", "valkey://h?encoding=utf-16"),

@@ -232,11 +232,11 @@ def _without_secrets(error: Exception) -> str:
         return f"there is no option {option[1]!r}"
     value = re.search(r"Invalid value for '?(\w+)'? in connection URL", text)
     if value:
-        return f"the value of the option {value[1]!r} is none"
+        return f"the value of the option {value[1]!r} is not valid"
     if "Certificate Requirements" in text:
         return "ssl_cert_reqs must be one of none, optional, required"
     if "invalid literal" in text or "positive integer" in text:
-        return "an option that must be a number is none"
+        return "an option that must be a number isn't one"
     if "protocol" in text.lower():
         return "protocol must be 2 or 3"
     return f"{type(error).__name__} while it was read"
