@@ -9,10 +9,10 @@ from os import getpid
 
 
 class Bell:
-    """Who waits on the buckets of one memory, or one family of doors, in the order in which their calls began to wait.
+    """Callers that wait on the buckets of one memory storage, or one family of doors, in the order in which they began.
 
-    It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
-    no lock that a fork could leave held; in a child it passes over those who waited in the parent.
+    It wakes one at a time; a caller that it woke rings again once granted, so that what came back reaches as many as it
+    can serve. It has no lock that a fork could leave held; in a child it passes over the callers of the parent.
     """
 
     __slots__ = ("_ranks", "_waiting")
@@ -29,17 +29,17 @@ class Bell:
         return bool(self._waiting)
 
     def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
-        """Wait to be woken at bucket `key`; return what `leave` takes. wake: a RuntimeError if its loop is closed."""
+        """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
         place = object()
         self._waiting[place] = rank, (getpid(), key), wake
         return place
 
     def leave(self, place: object) -> bool:
-        """Leave the line; False if it was rung for this place."""
+        """Take a caller out; False if the bell has woken it already."""
         return self._waiting.pop(place, None) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
+        """Wake the caller that began to wait first at bucket `key`, who is the first in the bucket's line, too."""
         here = getpid(), key
         waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
         for _, place, wake in sorted(waiting, key=lambda each: each[0]):
