@@ -40,7 +40,7 @@ _new: Final = object.__new__
 
 
 class Door(Generic[S_co]):
-    """What both doors have in common. The state is in the storage; of memory storage it remembers the bucket there."""
+    """What both doors have in common. The state is in the storage; in memory a door also remembers its bucket."""
 
     __slots__ = (
         "_bucket",
@@ -73,9 +73,9 @@ class Door(Generic[S_co]):
         self.clock = None if clock is None else _checked_clock(clock)
         self.sleeper: Clock = SystemClock() if clock is None else clock
         self.listener = LoggingListener() if listener is None else listener
-        # The clean-up that still goes on after calls of coroutines that were interrupted: tasks.
+        # Tasks that still clean up after interrupted calls of coroutines.
         self.under_way: set[Any] = set()
-        # The threads that just tell the listener that the storage is away, and what it is told with the next command.
+        # Threads that just tell the listener that the storage is away; events to be told with the next command.
         self._telling: list[int] = []
         self.untold: list[Event] = []
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
@@ -135,8 +135,8 @@ class Door(Generic[S_co]):
     def at_once(self, tokens: int, keep: int, wait_us: int) -> Decision | None:  # noqa: C901, PLR0912 - each call costs a tenth
         """Take from memory what is there, tell the listener, and return the decision.
 
-        None: nothing was done, and nothing was checked. wait_us: how long the caller waits; one who does is not refused
-        here.
+        None: nothing was done, and nothing was checked. wait_us: how long the caller waits; a caller that waits is not
+        refused here.
         """
         memory = self._memory
         if memory is None or keep is not _ZERO:
@@ -172,7 +172,7 @@ class Door(Generic[S_co]):
         decision.waited = 0.0
         decision.repaired = ()
         decision.probe = False
-        # Most of it is no news to the log, and is not even put into words for it.
+        # Most decisions are no news to the log, so no event is made for them.
         refused = self._refused
         if refusal is None:
             decision.granted = True
@@ -223,11 +223,11 @@ class Door(Generic[S_co]):
         duration = seconds(duration_us)
         if self._log is None:
             self._hears(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
-        # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
+        # Only ever longer: a microsecond too early is refused. No secret depends on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
     def reservation(self, tokens: int, keep: int, hold_for: float, label: str, *, waits: bool = False) -> Reserve:
-        """Return the command that sets tokens aside; raises for what makes none. waits: it stands in line."""
+        """Return the command that sets tokens aside; raises for wrong arguments. waits: the caller stands in line."""
         tokens, keep = cost(self.quota, tokens, keep)
         label = printable("label", label, 0, LONGEST_LABEL)
         hold_id = new_id()
@@ -279,10 +279,10 @@ def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
 
 
 def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
-    """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
+    """Return the outcome of `sent` if a signal's exception struck after its step had counted; None: it didn't count.
 
-    A step in memory that is struck before its end has changed nothing. Between its end and whoever asked lie the lock's
-    release and the listener.
+    A step in memory that is struck before its end has changed nothing. After its end a signal may still strike while
+    the lock is let go or the listener is told: then the outcome is in the traceback.
     """
     trace = error.__traceback__
     while trace is not None:
@@ -297,7 +297,7 @@ def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
 def checked_storage(storage: T, *, blocks: bool) -> T:
     """Return `storage` if it is one for threads (`blocks`), or for coroutines; ConfigError says what to give instead.
 
-    What a wrong argument is, is named, not shown: a URL holds a password.
+    The error names the type of a wrong argument and doesn't show it: a URL may hold a password.
     """
     if isinstance(storage, (str, bytes)):
         raise ConfigError(
@@ -338,7 +338,7 @@ def _checked_clock(clock: Clock) -> Clock:
 
 
 def check_limit(quota: Quota, tokens: int, keep: int) -> None:
-    """Raise what the cost would raise at every call of a decorated function."""
+    """Raise now what this cost would raise at each call of the decorated function."""
     if callable(tokens):
         raise TypeError("write @bucket.limit(), with the parentheses")
     cost(quota, tokens, keep)
@@ -361,7 +361,7 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
 
 
 def cost(quota: Quota, tokens: int, keep: int, name: str = "tokens") -> tuple[int, int]:
-    """Return what is asked for and what is to be left, as ints; raises as `Quota.check_cost`."""
+    """Return `tokens` and `keep` as ints; raises as `Quota.check_cost`. name: of `tokens`, for the error."""
     if type(tokens) is int and type(keep) is int and keep == 0 and 0 <= tokens <= quota.capacity:
         return tokens, keep
     tokens, keep = whole(name, tokens), whole("keep", keep)
