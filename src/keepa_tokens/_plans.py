@@ -40,13 +40,13 @@ R = TypeVar("R", Acquire, Reserve)
 S_co = TypeVar("S_co", covariant=True)
 
 LONGEST_PAUSE_US = 60 * MICROSECONDS
-"""Who waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
+"""A caller that waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
 
 UNKNOWN_PAUSE_US = MICROSECONDS
 """How often to look while somebody else's probe is under way: its answer may come any moment."""
 
 PARTS_OF_A_WAIT: Final = 8
-"""Who waits in a plain bucket's line looks again when the first of so many parts of what it was told is over."""
+"""A caller in a plain bucket's line looks again after the wait that it was told, divided by this."""
 
 TRIES: Final = 8
 """How often `take_up_to` looks again when somebody else was faster."""
@@ -55,7 +55,7 @@ TRIES: Final = 8
 class Steps(Generic[S_co]):
     """The steps of one call, and what it has taken so far, to be given back if it is interrupted before it ends.
 
-    request: the last command that takes tokens. outcome: what that came to; None: nobody knows yet. claimed: the end of
+    request: the last command that takes tokens. outcome: its outcome; None: nobody knows it yet. claimed: the end of
     the claim on the probe that the call was given, until a probe has ended. woken: it was woken because tokens came
     back, and has not been granted since. sent: the command under way. answer: the storage's answer to it, put here at
     once, where no signal strikes in between; `outcome` and `claimed` follow. unsure: the storage may have carried the
@@ -65,7 +65,7 @@ class Steps(Generic[S_co]):
     __slots__ = ("_rank", "answer", "claimed", "door", "outcome", "request", "sent", "unsure", "woken")
 
     blocks: ClassVar[bool]
-    """They are for threads."""
+    """Whether the steps are for threads."""
 
     def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
         self.door = door
@@ -81,7 +81,7 @@ class Steps(Generic[S_co]):
             self.begin(taking)
 
     async def apply(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        """Apply `command` to the bucket, tell the listener, and return the outcome."""
         raise NotImplementedError
 
     async def finish(self, command: Command) -> Outcome:
@@ -105,9 +105,9 @@ class Steps(Generic[S_co]):
             self.request, self.outcome = command, None
 
     def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener.
+        """Take note of a command's outcome, wake a caller that may be served now, and tell the listener.
 
-        ConfigError for what a storage of somebody's own may return instead.
+        Raises ConfigError if somebody's own storage returns anything else.
         """
         if not isinstance(cast("object", outcome), Outcome):
             where, given = type(self.door.storage).__name__, type(outcome).__name__
@@ -119,22 +119,22 @@ class Steps(Generic[S_co]):
         return outcome
 
     def catch_up(self, found: Outcome | None) -> None:
-        """Take note of an answer that the call was struck before it could; found: the answer, out of the traceback."""
+        """Take note of an answer that a signal kept the call from noting; found: the answer, out of the traceback."""
         answer = self.answer or found
         if self.sent is not None and answer is not None:
             self._note(self.sent, answer)
 
     def waits(self, wake: Callable[[], object]) -> object:
-        """Wait to be woken where tokens come back; return what `leaves` takes."""
+        """Ask to be woken when tokens come back; return what `leaves` takes."""
         bell = self.door.bell
         if self._rank is None:
             self._rank = bell.rank()
         return bell.wait(self.door.key, wake, self._rank)
 
     def leaves(self, place: object) -> None:
-        """Wait no more."""
+        """Don't ask to be woken any more."""
         if not self.door.bell.leave(place) and not self.woken:
-            # Rung at the last moment: what came back may serve somebody else.
+            # Woken at the last moment: what came back may serve another caller.
             self.door.bell.ring(self.door.key)
 
     def undoing(self) -> list[Command]:
@@ -195,7 +195,7 @@ Plan: TypeAlias = Callable[[Steps[object]], Coroutine[object, object, T]]
 Ask: TypeAlias = Callable[[Steps[object], R, int], Awaitable[Outcome]]
 """Asks the bucket for tokens, for a caller who still waits so many microseconds."""
 Made: TypeAlias = Callable[[Reserve, Outcome, int], T]
-"""Makes what its caller is handed of a hold: who asked for it, what that came to, how long it took in microseconds."""
+"""Makes what a caller is handed for a hold: from its command, the outcome, and the wait in microseconds."""
 
 
 class Patience:
@@ -304,14 +304,14 @@ async def _waited(steps: Steps[object], command: R, timeout_us: int | None, ask:
             command = replace(command, wait_us=left_us)
         outcome = await ask(steps, command, left_us)
     if outcome.place_us > 0:
-        # The instant of a place stands, whatever comes back.
+        # The instant of a place never changes, so nothing that comes back need wake this caller.
         await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
     steps.door.waited(command.tokens, slept + outcome.place_us)
     return outcome, slept + outcome.place_us
 
 
 async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:
-    """Wait after a refusal and return for how long; raise at once, out of the line, if it can't end in `left_us`."""
+    """Wait after a refusal and return for how long; if `left_us` can't be enough, leave the line and raise at once."""
     retry, synced = outcome.retry_after_us, steps.door.quota.synced
     if outcome.reason in _ANY_MOMENT:
         # The wait isn't known: a settle or a probe may end it.
@@ -326,11 +326,11 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
     if outcome.reason is Reason.UNKNOWN:
         retry = min(retry, UNKNOWN_PAUSE_US)
     elif outcome.reason is Reason.IN_FLIGHT:
-        # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
+        # In line it was told its turn as if calls in flight cost all that they hold. Most cost less.
         retry = min(retry, LOOK_AGAIN_US)
     longest = LONGEST_PAUSE_US if synced else DAY_US
     if has_places(steps.door.quota):
-        # What other processes give back it sees only if it looks. Where there is a recharge, a look might begin one.
+        # It sees what other processes give back only if it looks. Not with a recharge: a look might begin one.
         longest = min(longest, max(LOOK_AGAIN_US, retry // PARTS_OF_A_WAIT))
     duration = max(1, min(retry, left_us, longest))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.
