@@ -191,7 +191,7 @@ class BlockingSteps(plans.Steps[Storage]):
     blocks = True
 
     def carry(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        """Apply `command` to the bucket, tell the listener, and return the outcome."""
         door = self.door
         now = door.now_us()  # which may raise: then nothing was sent
         self.begin(command)
@@ -244,14 +244,14 @@ class BlockingSteps(plans.Steps[Storage]):
             if not begun:  # struck before signals are put off
                 self.undo(error)
                 return
-            # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
+            # What failed meanwhile has been told; what the caller sees is the first interrupt.
             if interrupt is None or interrupt_in(another) is None:
                 raise
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 
     def _once_more(self, command: Command) -> bool:
-        """Carry out what ends an interrupted call, once more if that is interrupted too; False: its error is told."""
+        """Carry out what ends an interrupted call, again if that is interrupted too; False: it failed, and was told."""
         for _ in range(2):
             try:
                 self.carry(command)
@@ -264,11 +264,11 @@ class BlockingSteps(plans.Steps[Storage]):
         return True
 
     async def apply(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket."""
+        """Apply `command` to the bucket."""
         return self.carry(command)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
-        """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
+        """Block the thread: with a caller's clock to the end; by the machine's time only until tokens come back."""
         door = self.door
         seconds = door.sleep_seconds(duration_us, spread_us, reason)
         if door.clock is not None or not alert:
@@ -300,7 +300,7 @@ class Reservation(ReservationBase[Storage]):
     def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
-        self._unwatch()  # interrupted, it is ended all the same
+        self._unwatch()  # even if interrupted, the hold is ended
         run(lambda: BlockingSteps(self._door).finish(command))
         self.open = False
 
@@ -316,4 +316,4 @@ class Reservation(ReservationBase[Storage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            # It is charged as it is, and what ended the block must be seen.
+            # The hold stays charged anyway, and the caller must see what ended the block.
