@@ -1,4 +1,4 @@
-"""What can be asked of a bucket, as data: a storage carries one command to the state in one atomic step.
+"""What can be asked of a bucket, as data: a storage applies one command to the state in one atomic step.
 
 Times are whole microseconds, tokens whole numbers. Ids make a repeated command count once.
 """
