@@ -117,7 +117,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         return bucket if bucket.refilled_at <= now < bucket.until else None
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
+        """Apply `command` to the bucket `key` at `now_us` (None: monotonic time) and return the outcome."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
         if self.lock.locked():  # as `_in_turn`, which would cost a call in each step
