@@ -346,7 +346,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         _storages.add(self)
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         return run(lambda: self._apply(key, quota, command, now_us))
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
@@ -420,7 +420,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         self._check_place()
         if not isinstance(command, Acquire):
             return await self._apply(key, quota, command, now_us)
