@@ -83,7 +83,7 @@ class SQLiteStorage(Closing, NotCopied):
             self._open()
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         return self._applied(_ticks_us(), key, quota, command, now_us)
 
     def _applied(self, began_us: int, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
@@ -313,7 +313,7 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
         self._storage = SQLiteStorage(path, timeout=timeout)
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         applied = self._storage._applied  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its twin's
         return await in_a_thread(applied, _ticks_us(), key, quota, command, now_us)
 
