@@ -24,17 +24,17 @@ from the balance already, and available = balance.
    is sooner. Otherwise retry_after ends at the earliest instant at which the request can be granted, if the calls in
    flight cost nothing.
 5. Recharge. If `recharge_to` is set and a request finds too little even for keep 0, the bucket closes until the refill,
-   capacity aside, has brought min(recharge_to, capacity), counted before the request takes anything. A request that the
-   capacity can't admit closes nothing. The end is fixed then. Every later step works it out anew and may only move it
-   nearer: so the bucket opens early when the balance is there, and no damage can keep it shut. Refill 0 never closes a
-   bucket, and an unknown balance has nothing to recharge.
+   capacity aside, has brought min(recharge_to, capacity); what the request itself would take doesn't count. A request
+   that the capacity can't admit closes nothing. The end is fixed then. Every later step works it out anew and may only
+   move it nearer: so the bucket opens early when the balance is there, and no damage can keep it shut. Refill 0 never
+   closes a bucket, and an unknown balance has nothing to recharge.
 6. Places. On a plain bucket without `recharge_to` an acquire at keep 0 that may wait takes its tokens now and waits for
    its place: first come, first served. Everybody else is told when to ask again. Tokens may be given back: by a
-   cancelled place, an unused grant, a settle at less. They come back whole if no place lies ahead, or if they were
-   taken for the last place. Otherwise the places between were told their instants for good, and only what exceeds the
-   refill from the tokens' own instant (now, if that is past) to the last place comes back. And if their own instant is
-   now or past, no more comes back than fits under the capacity when the places ahead come, beside what lies in the
-   bucket then. When the last place is given up, the one before it counts as late as it can have been. So in any
+   cancelled place, an unused grant, a settle at less than was held. They come back whole if no place lies ahead, or if
+   they were taken for the last place. Otherwise the places between were told their instants for good, and only what
+   exceeds the refill from the tokens' own instant (now, if that is past) to the last place comes back. And if their own
+   instant is now or past, no more comes back than fits under the capacity when the places ahead come, beside what lies
+   in the bucket then. When the last place is given up, the one before it counts as late as it can have been. So in any
    interval at most capacity + overdraft + refill is let go.
 7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh. A reading is fresh if the
    bucket is unknown or has no reading, if its call was opened after the last reading was applied, or if its server's
@@ -46,9 +46,9 @@ from the balance already, and available = balance.
    at any time since its call was opened); it also replaces the stored one. A settle whose reading is not fresh charges
    nothing: the newer reading had its cost. But where the reading or the last one has no server's time, they can't be
    put in order: the reading is not adopted, and the cost is charged. If the server refused a call that was opened after
-   the last reading, and the answer has no reading, the balance is not above 0. If `refillIn` is longer than the period
-   in effect, steps come at that longer period until the next reading, ten minutes at most. All steps up to the reading
-   are in its balance: none comes at once because the phase was left from, or told with, a longer period.
+   the last reading, and its answer has no reading, the balance is taken for 0 at most. If `refillIn` is longer than the
+   period in effect, steps come at that longer period until the next reading, ten minutes at most. All steps up to the
+   reading are in its balance: none comes at once because the phase was left from, or told with, a longer period.
 8. Probe. A refusal claims the probe for the caller if nothing is known, or if the last reading is older than the
    caller's `probe_after`; but not while somebody holds the claim or failures are backing off. A claim that ends without
    a reading is a failed probe, by the clock alone. A claim that was given back is free at once, the first time after a
@@ -60,23 +60,24 @@ from the balance already, and available = balance.
    them.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
     from, nothing is in flight, refill and capacity are unchanged, and the gap is more than the refill since the reading
-    was told can explain. The gap is kept back from then on, for what they spend before the next reading. Gaps add up.
-    Together with a request's `keep` they count up to a third of the capacity, and never so much that the request can't
-    be admitted. Readings halve what is kept back for every hour without a gap.
+    was told can explain. The gap is kept back from then on, for what the others spend before the next reading. Gaps add
+    up. Together with a request's `keep` they count up to a third of the capacity, and never so much that the request
+    can't be admitted. Readings halve what is kept back for every hour without a gap.
 11. The line: every wait without a place. A request that names a ticket and is refused as EMPTY, IN_FLIGHT, RECHARGING
     or PAUSED stands in line. The line is ordered by `keep`, the smallest first, then by arrival. A request is admitted
     iff rule 4 holds after taking away the tokens of the tickets before it that are not late; while there are such, it
     may not overdraw. So small calls can't starve a big one, and one that overdraws gets its turn. Nobody waits for a
     ticket of more than can be admitted.
 
-    Told is the instant at which the refill, capacity aside, has brought the tokens of a request, of those before it and
-    of the calls in flight; each look tells it anew. A caller that comes then and finds only calls in flight in its way
-    asks again soon. One that comes earlier waits as if their tokens were spent. One that would overdraw behind others
-    asks again in 1 s, when those are late. A ticket is told a day ahead at most, and nobody waits longer than a day for
-    those before it. Where a clock went back, what was told moves back with `refilled_at`, but not into the past. A
-    ticket is late 1 s past its told instant: others may pass it. It lapses a minute past it. A grant or a cancel by the
-    same id leaves the line; if the server then refuses the call, its caller may stand again where it stood. At most 256
-    stand in line; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+    A ticket is told the instant at which the refill, capacity aside, has brought its tokens, those of the tickets
+    before it and those of the calls in flight; each look tells it anew. A caller that comes then and finds only calls
+    in flight in its way asks again soon. One that comes earlier waits as if their tokens were spent. One that would
+    overdraw behind other tickets asks again in 1 s, when those are late. It is told a day ahead at most, and nobody
+    waits longer than a day for those before it. Where a clock went back, the told instant moves back with
+    `refilled_at`, but not into the past. A ticket is late 1 s past its told instant: others may pass it. It lapses a
+    minute past it. A grant or a cancel by the same id leaves the line; if the server then refuses the call, its caller
+    may stand again where it stood. At most 256 stand in line; more get the plain refusal. An unknown balance, claims
+    and scouts don't ask the line.
 
 12. Pause. Until it ends every request is refused as PAUSED and claims no probe. A pause lasts a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
