@@ -98,7 +98,7 @@ class Door(Generic[S_co]):
         self._log = listener if type(listener) is LoggingListener else None
         self._refused = None if self._log is None else self._log.refused
 
-    def _hears(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         """Tell the listener, and log the first error that it raises.
 
         It harms nobody: what happened to the bucket has happened, and its caller must be told.
@@ -126,11 +126,11 @@ class Door(Generic[S_co]):
         """Tell the listener what a command that was carried out amounts to."""
         while self.untold:
             with suppress(IndexError):  # another thread was quicker
-                self._hears(self.untold.pop(0))
+                self._notify(self.untold.pop(0))
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
-            self._hears(event)
+            self._notify(event)
 
     def at_once(self, tokens: int, keep: int, wait_us: int) -> Decision | None:  # noqa: C901, PLR0912 - each call costs a tenth
         """Take from memory what is there, tell the listener, and return the decision.
@@ -196,11 +196,11 @@ class Door(Generic[S_co]):
     def waited(self, tokens: int, duration_us: int) -> None:
         """Tell the listener that somebody who had to wait goes now."""
         if duration_us and self._log is None:
-            self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
+            self._notify(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
 
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
-        self._hears(Event(kind, self.key, tokens, why=why))
+        self._notify(Event(kind, self.key, tokens, why=why))
 
     def away(self, error: StorageUnavailable) -> None:
         """Tell the listener that the storage did not answer, unless it asked the storage itself while it is told so."""
@@ -222,7 +222,7 @@ class Door(Generic[S_co]):
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:
-            self._hears(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
+            self._notify(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
         # Only ever longer: a microsecond too early is refused. No secret depends on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
@@ -278,7 +278,7 @@ def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
+def struck_outcome(error: BaseException, sent: Command | None) -> Outcome | None:
     """Return the outcome of `sent` if a signal's exception struck after its step had counted; None: it didn't count.
 
     A step in memory that is struck before its end has changed nothing. After its end a signal may still strike while

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
-from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, check_limit, checked_storage, cost, decorated, new_id, struck_outcome
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
 from .clock import Clock
@@ -219,7 +219,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
         if self.leaves_something(error):
-            self.catch_up(came_to(error, self.sent))
+            self.catch_up(struck_outcome(error, self.sent))
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:

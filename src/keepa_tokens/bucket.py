@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, check_limit, checked_storage, cost, decorated, new_id, struck_outcome
 from ._held import ReservationBase
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
@@ -236,7 +236,7 @@ class BlockingSteps(plans.Steps[Storage]):
                 begun, interrupt = True, interrupt_in(error)
                 if isinstance(error, StorageUnavailable) and interrupt is None:
                     return
-                self.catch_up(came_to(error, self.sent))
+                self.catch_up(struck_outcome(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing()]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")

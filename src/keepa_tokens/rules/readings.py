@@ -89,15 +89,15 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
         step_us = s.stretched_us or min(period_us, flow.period_us)
         s.refilled_at = phased(now, step_us, reading.next_refill_in_us)
     else:
-        skip_told(s, flow)
+        skip_until_reading(s, flow)
     s.carry = 0
     return flow
 
 
-def skip_told(s: SoundState, flow: Flow) -> None:
+def skip_until_reading(s: SoundState, flow: Flow) -> None:
     """Skip the refill up to the last reading, which has it in its balance; stepped, the phase stays."""
-    told_us = max(0, (s.reading_at or 0) - s.refilled_at)
-    s.refilled_at += told_us // flow.period_us * flow.period_us if flow.stepped else told_us
+    past_us = max(0, (s.reading_at or 0) - s.refilled_at)
+    s.refilled_at += past_us // flow.period_us * flow.period_us if flow.stepped else past_us
 
 
 def _flow_of(s: SoundState, reading: Reading, period_us: int, now: int) -> Flow:

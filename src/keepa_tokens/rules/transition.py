@@ -130,7 +130,7 @@ from .decision import Reason, Snapshot
 from .flow import Flow, clipped_at, flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
-from .readings import Order, adopt, kept_back, lowered, order_of, skip_told
+from .readings import Order, adopt, kept_back, lowered, order_of, skip_until_reading
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 from .telling import Telling, until
@@ -616,7 +616,7 @@ class _Step(Telling):
         s.quota, s.terms_at = callers, now
         s.wide_capacity = before.capacity if before.capacity > callers.capacity else None
         self.flow = flow_in_effect(s, now)
-        skip_told(s, self.flow)
+        skip_until_reading(s, self.flow)
         self.terms, self.terms_from = (before, callers), now
         self.changed = True
         self._fill(now)

@@ -88,7 +88,7 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
         except BaseException as error:
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(anew(error))
+                    answer.set_exception(copied(error))
             if not isinstance(error, Exception):
                 raise
             return
@@ -101,7 +101,7 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
                 answer.set_result(told)
 
 
-def anew(error: BaseException) -> BaseException:
+def copied(error: BaseException) -> BaseException:
     """Return a copy of the error for one of several callers: each raises its own, with its own trace."""
     if not isinstance(error, Exception):
         return asyncio.CancelledError()

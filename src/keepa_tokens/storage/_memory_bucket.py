@@ -71,18 +71,18 @@ _unusual_of: Final = attrgetter(*(each.name for each in fields(SoundState) if no
 _NOTHING_UNUSUAL: Final = _unusual_of(SoundState(Quota(1, 1, 1.0), 0))
 
 
-def begun(quota: Quota, now: int, *, own: bool) -> Bucket | None:
+def new_bucket(quota: Quota, now: int, *, own: bool) -> Bucket | None:
     """Return a bucket never seen before; None: the rules must begin it."""
     if quota.starts_at is None or not has_places(quota):
         return None
-    return kept(SoundState(quota, now, quota.starts_at), now, own=own)
+    return bucket_of(SoundState(quota, now, quota.starts_at), now, own=own)
 
 
-def kept(sound: SoundState, now: int, *, own: bool) -> Bucket:
+def bucket_of(sound: SoundState, now: int, *, own: bool) -> Bucket:
     """Return a sound state as memory keeps it. The state is the bucket's from then on."""
     until = _within_a_year(sound.refilled_at // DAY_US) if is_usual(sound) else 0
     return Bucket(
-        *numbers_of(sound, _one_of(flow_in_effect(sound, now))),
+        *numbers_of(sound, _shared(flow_in_effect(sound, now))),
         sound.version,
         sound.due_at,
         until if sound.due_at is None else min(until, sound.due_at),
@@ -94,7 +94,7 @@ def kept(sound: SoundState, now: int, *, own: bool) -> Bucket:
 
 
 @lru_cache(maxsize=256)
-def _one_of(flow: Flow) -> Flow:
+def _shared(flow: Flow) -> Flow:
     """Return one flow for all buckets that have the same."""
     return flow
 

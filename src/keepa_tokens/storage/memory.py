@@ -24,7 +24,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
-from ._memory_bucket import Bucket, begun, kept, serves, step
+from ._memory_bucket import Bucket, bucket_of, new_bucket, serves, step
 from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
@@ -124,7 +124,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             self.give_way()
         with self.lock:
             outcome = self._apply(key, quota, command, now_us)
-        return outcome  # noqa: RET504 - `came_to` looks for it
+        return outcome  # noqa: RET504 - `struck_outcome` looks for it
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -148,7 +148,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
         with self._in_turn():
-            self._ends_serving(key)
+            self._stop_serving(key)
             self._buckets.pop(key, None)
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
         instance("state", state, BucketState)
         with self._in_turn():
-            self._ends_serving(key)
+            self._stop_serving(key)
             self._buckets[key] = _Loaded(state)
 
     def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
@@ -194,7 +194,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         return self._decide(key, quota, command, now, read_as(quota, bucket.state(), now), own=own)
 
     def _begin(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
-        bucket = begun(quota, now, own=own)
+        bucket = new_bucket(quota, now, own=own)
         outcome = None if bucket is None else step(bucket, command, now)
         if bucket is None or outcome is None:
             return self._decide(key, quota, command, now, read_as(quota, None, now), own=own)
@@ -205,7 +205,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Let the rules decide."""
         changed, outcome = carry_out(quota, read, now, command)
         if changed:
-            self._keep(key, kept(read.sound, now, own=own))
+            self._keep(key, bucket_of(read.sound, now, own=own))
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:
@@ -217,11 +217,11 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
             bucket.ends = _forgotten_at(bucket)
             if bucket.ends is not None:
                 (self._own if bucket.own else self._callers).add(bucket.ends, key)
-        self._ends_serving(key)
+        self._stop_serving(key)
         # Last, and by one assignment: whenever a signal strikes, a step is done whole or not at all.
         self._buckets[key] = bucket
 
-    def _ends_serving(self, key: str) -> None:
+    def _stop_serving(self, key: str) -> None:
         """Let no door serve a bucket that is about to go. This comes first, since a signal may strike in between."""
         before = self._buckets.get(key)
         if before is not None:

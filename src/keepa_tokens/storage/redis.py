@@ -31,7 +31,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, transition
 from . import _wire
-from ._batch import Batches, anew
+from ._batch import Batches, copied
 from ._clients import (
     CLIENTS,
     AsyncRedisClient,
@@ -132,7 +132,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
     async def _drop_idle(self) -> None:
         raise NotImplementedError
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         raise NotImplementedError
 
     def _new_lock(self) -> LockT:
@@ -195,7 +195,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
                     " The command was certainly not carried out."
                 )
             if answer is _wire.Sign.BUSY:
-                await self._rest(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
+                await self._pause(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
 
     async def _attempt(
         self, key: str, quota: Quota, command: Command, now_us: int | None, turn: str = ""
@@ -395,7 +395,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         for close in idle_closers(self._client):
             close()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
 
     def _new_lock(self) -> threading.Lock:
@@ -491,7 +491,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
                 try:
                     answer = await self._ask(key, _wire.acquires(quota, rest, now_us), None)
                 except Exception as error:  # noqa: BLE001 - each caller's own
-                    return [*told, *(anew(error) for _ in rest)]
+                    return [*told, *(copied(error) for _ in rest)]
             if isinstance(answer, list):
                 told += answer
                 continue
@@ -508,7 +508,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         for close in idle_closers(self._client):
             await close()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     def _new_lock(self) -> asyncio.Lock:

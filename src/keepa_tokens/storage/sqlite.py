@@ -150,7 +150,7 @@ class SQLiteStorage(Closing, NotCopied):
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute("COMMIT")
-                self._opened = self._found()
+                self._opened = self._identities()
             except BaseException:
                 self._db.close()
                 self._let_go()
@@ -171,7 +171,7 @@ class SQLiteStorage(Closing, NotCopied):
             if self._is_closed:
                 raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
             # SQLite would go on in the file that had this name, while newcomers open the one that has it now.
-            if self._process != os.getpid() or self._opened != self._found():
+            if self._process != os.getpid() or self._opened != self._identities():
                 self._close()
                 self._open()
             self._is_busy = True
@@ -218,7 +218,7 @@ class SQLiteStorage(Closing, NotCopied):
             if joined:
                 _unlock(self._line, began_us, 1)
 
-    def _found(self) -> list[object]:
+    def _identities(self) -> list[object]:
         """Return the identities of SQLite's files, which tell them from other files of these names."""
         return [_identity(name) for name in self._names]
 
