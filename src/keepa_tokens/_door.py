@@ -123,7 +123,7 @@ class Door(Generic[S_co]):
         return time.monotonic_ns() // 1000 if now is None else now
 
     def tell(self, command: Command, outcome: Outcome) -> None:
-        """Tell the listener what a command that was carried out amounts to."""
+        """Tell the listener the events of a command that was carried out."""
         while self.untold:
             with suppress(IndexError):  # another thread was quicker
                 self._notify(self.untold.pop(0))
@@ -194,7 +194,7 @@ class Door(Generic[S_co]):
         return decision
 
     def waited(self, tokens: int, duration_us: int) -> None:
-        """Tell the listener that somebody who had to wait goes now."""
+        """Tell the listener that a caller that had to wait may go now."""
         if duration_us and self._log is None:
             self._notify(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
 
@@ -345,7 +345,7 @@ def check_limit(quota: Quota, tokens: int, keep: int) -> None:
 
 
 def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
-    """Return `function` if a bucket can stand before it; ConfigError for one of the other door's kind."""
+    """Return `function` if this door can decorate it; raises ConfigError for one that only the other door can."""
     given = cast("object", function)  # nobody may have checked
     if not callable(given) or isinstance(given, type):
         raise TypeError(f"limit() decorates a function, not {shown(given)}: write @bucket.limit() above its def")
