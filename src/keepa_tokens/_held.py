@@ -22,7 +22,7 @@ class HeldBase(NotCopied, Generic[S_co]):
     _advice: ClassVar[str]
 
     open = True
-    """Whether it was neither settled nor cancelled yet."""
+    """Whether it is still to be settled or cancelled."""
 
     def __init__(self, door: Door[S_co], command: Reserve, outcome: Outcome, waited_us: int) -> None:
         self._door = door
