@@ -69,7 +69,7 @@ class PutOff:
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []  # those still to be put back
         self._came: list[tuple[int, FrameType | None]] = []
-        self._over: _thread.LockType | None = None  # held until the block is over, which ends the watch
+        self._over: _thread.LockType | None = None  # held until the block is over: that ends the watch
         self._late = False
 
     def __enter__(self) -> None:
@@ -126,9 +126,9 @@ class PutOff:
         self._late = True
         if not self._ends:
             try:
-                self._came.pop(0)  # the one that began this
+                self._came.pop(0)  # the signal that began this watch
             except IndexError:
-                return  # it has struck at this moment
+                return  # its handler has run at this moment
         if sys.platform == "win32":
             signal.raise_signal(number)
         else:
