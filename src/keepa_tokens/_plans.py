@@ -199,7 +199,7 @@ Made: TypeAlias = Callable[[Reserve, Outcome, int], T]
 
 
 class Patience:
-    """How long a caller still waits, by the wall clock: the time in storage, probe and sleeps together."""
+    """How long a caller still waits, by `Door.elapsed_us`: the time in storage, probe and sleeps together."""
 
     __slots__ = ("_door", "_until")
 
@@ -320,7 +320,7 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         hopeless = retry > left_us or (retry >= LIMIT and (not synced or outcome.reason is Reason.TOO_LARGE))
     if hopeless:
         if command.ticket is not None and (isinstance(command, Acquire) or command.ticket == command.id):
-            await steps.apply(Cancel(command.ticket))  # a queue's task comes back, and keeps its place
+            await steps.apply(Cancel(command.ticket))  # not a queue's task: it comes back, and keeps its place
         kind = NotEnoughTokens if outcome.reason is Reason.TOO_LARGE else AcquireTimeout
         raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
