@@ -321,7 +321,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
 
 class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
-    """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
+    """`Reservation` for coroutines; as an async context manager, too."""
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
