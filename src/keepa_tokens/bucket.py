@@ -51,7 +51,7 @@ class TokenBucket(BucketBase[Storage], Closing):
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now if `keep` more stay for others, or take nothing and say why. Never waits.
 
-        Raises CostTooLarge for more than the quota could ever admit, TypeError or ConfigError for no whole
+        Raises CostTooLarge for more than the quota could ever admit, TypeError or ConfigError for anything but a whole
         number from 0.
         """
         door = self._door
@@ -286,7 +286,8 @@ class BlockingSteps(plans.Steps[Storage]):
 class Reservation(ReservationBase[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
-    As a context manager: left unsettled, by an exception too, the estimate stays charged.
+    As a context manager: left unsettled, by an exception too, the estimate is charged; on a synced bucket when the hold
+    runs out.
     """
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
