@@ -32,7 +32,7 @@ class Decision:
 
     balance: after the step; None: unknown. retry_after: seconds after which to ask again (inf: never); for EMPTY and
     RECHARGING exactly when it is granted, if nothing is in flight, nobody is in line and nobody else asks. waited:
-    seconds that the caller was kept. repaired: names of stored fields that were mended. probe: ask the server now and
+    seconds that the caller waited. repaired: names of stored fields that were mended. probe: ask the server now and
     `reconcile`, nobody else was told to.
     """
 
@@ -55,7 +55,7 @@ class InFlight:
     id: str
     tokens: int
     label: str
-    """Whose it is, as whoever opened it said."""
+    """Whose it is, in the words of whoever opened it."""
     age: float
     """Seconds since it was opened."""
     runs_out_in: float
