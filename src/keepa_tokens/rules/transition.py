@@ -68,7 +68,6 @@ from the balance already, and available = balance.
     iff rule 4 holds after taking away the tokens of the tickets before it that are not late; while there are such, it
     may not overdraw. So small calls can't starve a big one, and one that overdraws gets its turn. Nobody waits for a
     ticket of more than can be admitted.
-
     A ticket is told the instant at which the refill, capacity aside, has brought its tokens, those of the tickets
     before it and those of the calls in flight; each look tells it anew. A caller that comes then and finds only calls
     in flight in its way asks again soon. One that comes earlier waits as if their tokens were spent. One that would
@@ -78,7 +77,6 @@ from the balance already, and available = balance.
     minute past it. A grant or a cancel by the same id leaves the line; if the server then refuses the call, its caller
     may stand again where it stood. At most 256 stand in line; more get the plain refusal. An unknown balance, claims
     and scouts don't ask the line.
-
 12. Pause. Until it ends every request is refused as PAUSED and claims no probe. A pause lasts a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
     in between it is served by the stored ones. At a change the time since the last whole token or step goes over as
