@@ -887,6 +887,18 @@ async def test_a_reading_wakes_who_waits_in_this_process() -> None:
     assert time.monotonic() - begun < 1.0
 
 
+async def test_who_stands_first_in_line_is_woken_first() -> None:
+    """Not who began to wait first: it leaves more to others, and what comes back is not for it yet."""
+    bucket = AsyncTokenBucket(Quota(10, 1, 3600.0, initial=0))
+    behind = asyncio.ensure_future(bucket.reserve(1, keep=5))
+    await asyncio.sleep(0)
+    first = asyncio.ensure_future(bucket.reserve(1))
+    await asyncio.sleep(0)
+    await bucket.refund(1)
+    await (await asyncio.wait_for(first, 5)).settle(1)
+    assert behind.cancel()
+
+
 def test_a_settle_wakes_a_thread_that_waits() -> None:
     """For threads alike, by the machine's time: the one that stands first is woken, and passes it on."""
     bucket = TokenBucket(Quota(10, 1, 3600.0, synced=True))

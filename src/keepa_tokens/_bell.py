@@ -9,7 +9,7 @@ from os import getpid
 
 
 class Bell:
-    """Callers that wait on the buckets of one memory storage, or one family of doors, in the order in which they began.
+    """Callers that wait on the buckets of one memory storage, or one family of doors.
 
     It wakes one at a time; a caller that it woke rings again once granted, so that what came back reaches as many as it
     can serve. It has no lock that a fork could leave held; in a child it passes over the callers of the parent.
@@ -18,7 +18,7 @@ class Bell:
     __slots__ = ("_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: dict[object, tuple[int, tuple[int, str], Callable[[], object]]] = {}
+        self._waiting: dict[object, tuple[tuple[int, int], tuple[int, str], Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -28,10 +28,10 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
+    def wait(self, key: str, wake: Callable[[], object], keep: int, rank: int) -> object:
         """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
         place = object()
-        self._waiting[place] = rank, (getpid(), key), wake
+        self._waiting[place] = (keep, rank), (getpid(), key), wake
         return place
 
     def leave(self, place: object) -> bool:
@@ -39,7 +39,7 @@ class Bell:
         return self._waiting.pop(place, None) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the caller that began to wait first at bucket `key`, who is the first in the bucket's line, too."""
+        """Wake the caller that stands first in line at bucket `key`: with the smallest `keep`, then the first to come."""
         here = getpid(), key
         waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
         for _, place, wake in sorted(waiting, key=lambda each: each[0]):

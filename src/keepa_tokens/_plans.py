@@ -129,7 +129,8 @@ class Steps(Generic[S_co]):
         bell = self.door.bell
         if self._rank is None:
             self._rank = bell.rank()
-        return bell.wait(self.door.key, wake, self._rank)
+        keep = 0 if self.request is None else self.request.keep
+        return bell.wait(self.door.key, wake, keep, self._rank)
 
     def leaves(self, place: object) -> None:
         """Don't ask to be woken any more."""
