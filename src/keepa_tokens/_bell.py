@@ -39,7 +39,7 @@ class Bell:
         return self._waiting.pop(place, None) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the caller that stands first in line at bucket `key`: with the smallest `keep`, then the first to come."""
+        """Wake the caller that stands first in line at bucket `key`: the smallest `keep`, then who came first."""
         here = getpid(), key
         waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
         for _, place, wake in sorted(waiting, key=lambda each: each[0]):
