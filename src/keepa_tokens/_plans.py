@@ -251,7 +251,7 @@ async def reserve(
 
 
 async def take_up_to(steps: Steps[object], tokens: int, keep: int) -> int:
-    """Take as many of `tokens` as are there beside `keep`, and return how many."""
+    """Take as many of `tokens` as are there above `keep`, and return how many."""
     for _ in range(TRIES):
         seen = snapshot_of(await steps.apply(Peek()))
         left = (seen.available or 0) - set_aside(keep, seen.kept_back, seen.capacity, 1)
