@@ -100,7 +100,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         return Pending("AsyncTokenBucket.reserve", pending)
 
     async def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
-        """Take as many of `tokens` as are there beside `keep`; as `TokenBucket.take_up_to`."""
+        """Take as many of `tokens` as are there above `keep`; as `TokenBucket.take_up_to`."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         return await AwaitedSteps(self._door).carried(lambda steps: plans.take_up_to(steps, tokens, keep))
 
@@ -140,7 +140,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         return plans.snapshot_of(await AwaitedSteps(self._door).apply(plans.reconciliation(self.quota, reading)))
 
     async def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
-        """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
+        """Return the bucket as a request for `tokens` that leaves `keep` would find it now. Takes nothing."""
         look = Peek(whole("tokens", tokens), whole("keep", keep))
         return plans.snapshot_of(await AwaitedSteps(self._door).apply(look))
 
