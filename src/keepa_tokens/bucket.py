@@ -68,10 +68,10 @@ class TokenBucket(BucketBase[Storage], Closing):
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
 
-        On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its
-        place comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
-        AcquireTimeout, nothing taken, as soon as the wait is seen to be longer than `timeout` or endless: mostly at
-        once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
+        On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its place
+        comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
+        AcquireTimeout, nothing taken, as soon as it is clear that the wait is endless or longer than `timeout`, mostly
+        at once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
         """
         patience_us = None if timeout is None else timeout_us(timeout)
         try:
@@ -112,7 +112,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         return BlockingSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._made))
 
     def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
-        """Take as many of `tokens` as are there beside `keep`, and return how many; 0 is none. Never waits."""
+        """Take as many of `tokens` as are there above `keep`, and return how many, perhaps 0. Never waits."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         return BlockingSteps(self._door).carried(lambda steps: plans.take_up_to(steps, tokens, keep))
 
@@ -152,7 +152,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         plans.deletion(self.storage)(self.key)
 
     def refund(self, tokens: int) -> None:
-        """Give `tokens` back, up to capacity: of a grant that was not used.
+        """Give back `tokens` of a grant that was not used, up to capacity.
 
         Where others wait for places on a plain bucket, it may be fewer: what they were told stays true.
         """
@@ -166,7 +166,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         return plans.snapshot_of(BlockingSteps(self._door).carry(plans.reconciliation(self.quota, reading)))
 
     def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
-        """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
+        """Return the bucket as a request for `tokens` that leaves `keep` would find it now. Takes nothing."""
         return plans.snapshot_of(BlockingSteps(self._door).carry(Peek(whole("tokens", tokens), whole("keep", keep))))
 
     def _made(self, command: Reserve, outcome: Outcome, waited_us: int) -> Reservation:
