@@ -119,7 +119,7 @@ class Quota:
         return self.initial
 
     def check_cost(self, tokens: int, keep: int = 0) -> None:
-        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large beside `keep` (CostTooLarge)."""
+        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large together with `keep` (CostTooLarge)."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
             largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
