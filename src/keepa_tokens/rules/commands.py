@@ -119,7 +119,10 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Peek:
-    """Look, as a request for `tokens` beside `keep` would see it. Writes nothing but repairs."""
+    """Look at the bucket as a request for `tokens` that leaves `keep` would find it. Takes nothing.
+
+    What is due anyway is stored: repairs, the end of holds and tickets, the caller's terms.
+    """
 
     tokens: int = 1
     keep: int = 0
