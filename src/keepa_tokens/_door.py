@@ -1,4 +1,4 @@
-"""One bucket, as a door holds it: its terms, its key, its storage, its clock, and who is told."""
+"""A door is how a program uses one bucket: by its terms, its key, its storage, its clock, and who is told."""
 
 from __future__ import annotations
 
