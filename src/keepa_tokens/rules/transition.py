@@ -1,9 +1,9 @@
 """All the rules of a bucket in words, then in code what each command changes by them, in the same order.
 
 `transition(quota, state, now, command)` is a pure function from any stored state to the next one and an outcome. Times
-are whole microseconds, `now` an argument, tokens whole numbers. `balance` is what the server would report; holds stand
-beside it on a synced bucket: available = balance - held. A plain bucket has no server to ask: what is held was taken
-from the balance already, and available = balance.
+are whole microseconds, `now` an argument, tokens whole numbers. On a synced bucket `balance` is the projection of what
+the server would report, and holds stand beside it: available = balance - held. A plain bucket has no server to ask:
+what is held was taken from the balance already, and available = balance.
 
 1. Repair. Any stored thing becomes a sound state first (`repair.py`). What was mended is written back with every
    command, refusals included, and named in the outcome. If `refilled_at` is missing or too far ahead, as after a clock
@@ -36,11 +36,11 @@ from the balance already, and available = balance.
    instant is now or past, no more comes back than fits under the capacity when the places ahead come, beside what lies
    in the bucket then. When the last place is given up, the one before it counts as late as it can have been. So in any
    interval at most capacity + overdraft + refill is let go.
-7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh. A reading is fresh if the
-   bucket is unknown or has no reading, if its call was opened after the last reading was applied, or if its server's
-   time is later than the last one's. Outside a call it is also fresh if the last reading is older than two minutes by
-   our clock, or if none so far had a server's time. The latter doesn't hold for a settle whose hold is gone: it may
-   have been sent again, and then is no news.
+7. Readings replace the balance, and bring refill, capacity and the phase of steps, if they are fresh. A reading is
+   fresh if the bucket is unknown or has no reading, if its call was opened after the last reading was applied, or if
+   its server's time is later than the last one's. Outside a call it is also fresh if the last reading is older than two
+   minutes by our clock, or if none so far had a server's time. The latter doesn't hold for a settle whose hold is gone:
+   it may have been sent again, and then is no news.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
    taken. The same goes for one that moved over a minute more or less than our clock did (an answer may have been told
    at any time since its call was opened); it also replaces the stored one. A settle whose reading is not fresh charges
@@ -49,11 +49,12 @@ from the balance already, and available = balance.
    the last reading, and its answer has no reading, the balance is taken for 0 at most. If `refillIn` is longer than the
    period in effect, steps come at that longer period until the next reading, ten minutes at most. All steps up to the
    reading are in its balance: none comes at once because the phase was left from, or told with, a longer period.
-8. Probe. A refusal claims the probe for the caller if nothing is known, or if the last reading is older than the
-   caller's `probe_after`; but not while somebody holds the claim or failures are backing off. A claim that ends without
-   a reading is a failed probe, by the clock alone. A claim that was given back is free at once, the first time after a
-   reading. A claim also ends with an answer that tells no order, and the next one waits as after a failure. A failed
-   probe on an unknown balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+8. Probe: asking the server for a reading. A refusal claims the probe for the caller if nothing is known, or if the last
+   reading is older than the caller's `probe_after`; but not while somebody holds the claim, or in the pause after
+   failed probes. A claim that ends without a reading is a failed probe, by the clock alone. A claim that was given back
+   is free at once, the first time after a reading. A claim also ends with an answer that tells no order, and the next
+   one waits as after a failure. A failed probe on an unknown balance starts it at 0, refilling from the end of the
+   claim. A request that may be the scout is let through on its claim: its answer brings the reading.
 9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
    One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least; if it has an
    `initial`, for ever while the server's reported terms differ from its own: a new one would start at `initial` without
