@@ -34,8 +34,8 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL, ends INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NULL;
 """
-_LONGEST_PAUSE_S: Final = 0.002
-_PATIENCE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.002  # between two tries
+_PATIENCE_S: Final = 0.02  # then a caller stands in line
 _SWEPT_PER_STEP: Final = 2
 _NO_PLACE: Final = {
     *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
