@@ -24,8 +24,8 @@ def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
 
     bell, woken = Bell(), list[str]()
     for number in range(1000):
-        bell.wait(Name("another" if number % 2 else f"k{number}"), lambda: woken.append("another"), number)
-    bell.wait("mine", lambda: woken.append("mine"), 1000)
+        bell.wait(Name("another" if number % 2 else f"k{number}"), lambda: woken.append("another"), 0, number)
+    bell.wait("mine", lambda: woken.append("mine"), 0, 1000)
     Name.compared = 0
     bell.ring("mine")
     assert woken == ["mine"]
@@ -54,10 +54,10 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
 
     bell, woken, lines = Bell(), list[str](), Lines()
     bell._waiting, lines.meanwhile = lines, []
-    last = bell.wait("key", lambda: woken.append("the last one"), bell.rank())
+    last = bell.wait("key", lambda: woken.append("the last one"), 0, bell.rank())
 
     def come() -> None:
-        bell.wait("key", lambda: woken.append("who came"), bell.rank())
+        bell.wait("key", lambda: woken.append("who came"), 0, bell.rank())
 
     def leave() -> None:
         bell.leave(last)

@@ -10,23 +10,25 @@ from typing import TypeAlias
 
 from ._places import Places
 
-Stand: TypeAlias = tuple[tuple[int, str], int]
-"""Where somebody waits: the process and the bucket, and the rank of the call there."""
+Rank: TypeAlias = tuple[int, int]
+"""What a caller leaves to others, and when it began to wait."""
+Stand: TypeAlias = tuple[tuple[int, str], Rank]
+"""Where a caller waits: the process and the bucket, and its rank there."""
 
 
 class Bell:
-    """Who waits on the buckets of one memory, or one family of doors, in the order in which their calls began to wait.
+    """Callers that wait on the buckets of one memory storage, or one family of doors.
 
-    It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
-    no lock that a fork could leave held; in a child it passes over those who waited in the parent. At each grant it is
-    rung, so it looks at those alone who wait at the same bucket.
+    It wakes one at a time; a caller that it woke rings again once granted, so that what came back reaches as many as it
+    can serve. It has no lock that a fork could leave held; in a child it passes over the callers of the parent. At each
+    grant it is rung, so it looks only at the callers that wait at the same bucket.
     """
 
     __slots__ = ("_places", "_ranks", "_waiting")
 
     def __init__(self) -> None:
         self._places: dict[tuple[object, ...], Places] = {}
-        self._waiting: dict[tuple[int, str], dict[int, Callable[[], object]]] = {}
+        self._waiting: dict[tuple[int, str], dict[Rank, Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -36,21 +38,21 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], object], rank: int) -> Stand:
-        """Wait to be woken at bucket `key`; return what `leave` takes. wake: a RuntimeError if its loop is closed."""
+    def wait(self, key: str, wake: Callable[[], object], keep: int, rank: int) -> Stand:
+        """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
         at = getpid(), key
         while True:
             line = self._waiting.setdefault(at, {})
-            line[rank] = wake
+            line[keep, rank] = wake
             if self._waiting.get(at) is line:  # else the last one there has just left, and taken it away
-                return at, rank
+                return at, (keep, rank)
 
     def leave(self, stand: Stand) -> bool:
-        """Leave the line; False if it was rung for this place."""
+        """Take a caller out; False if the bell has woken it already."""
         return self._taken(*stand) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
+        """Wake the caller that stands first in line at bucket `key`: the smallest `keep`, then who came first."""
         at = getpid(), key
         while ranks := list(self._waiting.get(at, ())):
             wake = self._taken(at, min(ranks))
@@ -67,7 +69,7 @@ class Bell:
             self._places[kind] = Places()
         return self._places[kind]
 
-    def _taken(self, at: tuple[int, str], rank: int) -> Callable[[], object] | None:
+    def _taken(self, at: tuple[int, str], rank: Rank) -> Callable[[], object] | None:
         """Take somebody off and return what wakes them; None: nobody is there any more."""
         line = self._waiting.get(at, {})
         wake = line.pop(rank, None)
