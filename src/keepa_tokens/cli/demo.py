@@ -109,7 +109,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Meter:
-    """Judges samples. judged: how many. quiet: those with nothing in flight. worst: that with the largest difference."""
+    """Judges samples. judged: how many. quiet: those with nothing in flight. worst: that with the most difference."""
 
     judged: int = 0
     quiet: int = 0

@@ -1,7 +1,8 @@
 """A Celery task that comes back when there are tokens, instead of waiting for them in a worker.
 
     sync = KeepaSync.from_key(key, storage=RedisStorage.from_url(url))
-    transport = KeepaTransport(sync, api_key=key, timeout=0, retry_refused=True)   # never sleeps: raises instead
+    # it never sleeps, but raises:
+    transport = KeepaTransport(sync, api_key=key, timeout=0, retry_refused=True)
     client = httpx.Client(base_url="https://api.keepa.com", transport=transport)
 
     @app.task(base=KeepaTask)

@@ -1,8 +1,8 @@
 """Transports for httpx and httpx2 that pay for requests to Keepa from a bucket.
 
-    sync = KeepaSync.from_key(key)
-    with httpx.Client(base_url="https://api.keepa.com", transport=KeepaTransport(sync, api_key=key)) as client:
-        products = client.get("/product", params={"domain": 1, "asin": "B0088PUEPK"}).json()["products"]
+    transport = KeepaTransport(KeepaSync.from_key(key), api_key=key)
+    with httpx.Client(base_url="https://api.keepa.com", transport=transport) as client:
+        answer = client.get("/product", params={"domain": 1, "asin": "B0088PUEPK"})
 
 - Each request to Keepa waits until its estimate may be spent, and holds the estimate. The call is settled once its
   body has been read to the end: `client.get` reads it, a stream is read by your code. After a stream that is closed

@@ -1,8 +1,9 @@
 """A requests adapter that pays for requests to Keepa from a bucket.
 
     session = requests.Session()
-    session.mount("https://api.keepa.com/", KeepaAdapter(KeepaSync.from_key(key), api_key=key))
-    answer = session.get("https://api.keepa.com/product", params={"domain": 1, "asin": "B0088PUEPK"})
+    adapter = KeepaAdapter(KeepaSync.from_key(key), api_key=key)
+    session.mount("https://api.keepa.com/", adapter)
+    answer = session.get("https://api.keepa.com/product?domain=1&asin=B0088PUEPK")
 
 It does what `keepa_tokens.guards.httpx` does, with these differences:
 

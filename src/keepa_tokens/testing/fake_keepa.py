@@ -2,7 +2,7 @@
 
 The rules, in the order of the code:
 
-1. The server has a time of its own: it moves forward with the clock, and stands still when the clock is set back.
+1. The server has a time of its own: it moves forward with the clock, and ignores a step back.
 2. Tokens come in steps: the whole rate at once, about once a minute. The period varies, and the first step may come at
    any moment. Tokens that find the bucket full are lost. At a net refill of 0 or less nothing comes.
 3. A paid call is admitted while the balance is above 0, whatever it costs. A refusal is HTTP 429 and costs nothing.
