@@ -139,7 +139,7 @@ async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) ->
                 raise
             if waited >= LONGEST_AWAY_S:
                 raise StorageUnavailable(
-                    f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
+                    f"{away} The task has paid for earlier requests and would pay again, so it is not sent back."
                 ) from away
             await steps.sleep(round(pause * MICROSECONDS), 0, AWAY, alert=False)
             waited += pause
@@ -238,4 +238,4 @@ def _not_taken_down(error: StorageUnavailable) -> None:
     Nothing goes unmetered: the call's hold runs out by itself, and the next request needs a grant of the storage.
     """
     with suppress(Exception):  # a logging handler may raise
-        _log.warning("an answer could not be taken down, a hold of it runs out by itself: %s", error)
+        _log.warning("the storage was away when an answer came: its call's hold runs out by itself: %s", error)

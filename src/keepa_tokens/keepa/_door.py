@@ -221,7 +221,7 @@ def checked_bucket(bucket: object, kind: type[B], *, twin: str) -> B:
         return bucket
     if isinstance(bucket, str):
         raise ConfigError("bucket is a text: for an API key there is from_key(api_key)")
-    raise ConfigError(f"bucket must be a {kind.__name__}, not {type(bucket).__name__}; its twin goes with {twin}")
+    raise ConfigError(f"bucket must be a {kind.__name__}, not {type(bucket).__name__}; the other kind is for {twin}")
 
 
 def checked_api_key(api_key: object) -> str:

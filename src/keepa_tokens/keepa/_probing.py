@@ -52,7 +52,7 @@ def checked_probe(probe: P, *, blocks: bool) -> P:
         signature(probe).bind(**({"timeout": 1.0} if _takes_timeout(probe) else {}))
     except TypeError as error:
         raise TypeError(
-            f"probe is called with nothing, or with timeout= alone: {shown(probe)} won't do ({error})"
+            f"probe is called with nothing, or with timeout= alone: {shown(probe)} can't be called so ({error})"
         ) from None
     except ValueError:  # Python doesn't know its arguments
         pass

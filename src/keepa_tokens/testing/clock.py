@@ -51,7 +51,7 @@ class ManualClock:
 
     def __init__(self, start: float = 0.0) -> None:
         if _microseconds(start) < 0:
-            raise ValueError("start must be at least 0 seconds")
+            raise ValueError(f"start={start!r} must be at least 0 seconds")
         self._now_us = _microseconds(start)
         self._slept_us = 0
         self._arrivals = itertools.count()
@@ -157,7 +157,7 @@ class ScaledClock:
 
     def __init__(self, speed: float = 1.0) -> None:
         if not 0 < speed < float("inf"):
-            raise ValueError("speed must be above 0 and finite")
+            raise ValueError(f"speed={speed!r} must be above 0 and finite")
         self._speed = speed
         self._started_ns = time.monotonic_ns()
 

@@ -379,13 +379,13 @@ class FakeKeepa:
 def _range_us(seconds: float | tuple[float, float]) -> tuple[int, int]:
     low, high = (seconds, seconds) if isinstance(seconds, int | float) else seconds
     if not 0 < low <= high:
-        raise ValueError("period must be above 0, and the lower end first")
+        raise ValueError(f"period={seconds!r} must be above 0, with the lower end first")
     return max(1, round(low * 1_000_000)), max(1, round(high * 1_000_000))
 
 
 def _rate(refill_rate: int) -> int:
     if refill_rate < 0:
-        raise ValueError("refill_rate must be at least 0")
+        raise ValueError(f"refill_rate={refill_rate!r} must be at least 0")
     return refill_rate
 
 
