@@ -33,7 +33,6 @@ def row(name: str) -> Row:
         "64 workers, 20/min",
         "cost taken at admission",
         "estimates 2x high",
-        "estimates 5x low",
         "timestamp lost at -79",
         "state flushed",
         "crash with a hold",
@@ -48,9 +47,10 @@ def test_what_must_hold_of_a_day_holds_of_three_hours(name: str) -> None:
     assert failures({name: (day, result)}) == []
 
 
-def test_what_must_hold_beside_an_outside_spender_holds_of_a_day() -> None:
-    """Over a whole day with an outsider, noticed once and allowed for from then on, every check of the row holds."""
-    day = row("outside spender")
+@pytest.mark.parametrize("name", ["outside spender", "estimates 5x low"])
+def test_what_must_hold_of_a_share_of_the_calls_holds_of_a_day(name: str) -> None:
+    """Every check of the row holds where some calls are refused, most in the first hours: 3 of 92 in three of them."""
+    day = row(name)
     assert failures({day.name: (day, run(OURS, day, 24.0))}) == []
 
 
