@@ -6,19 +6,29 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from os import getpid
+from typing import TypeAlias
+
+from ._places import Places
+
+Rank: TypeAlias = tuple[int, int]
+"""What a caller leaves to others, and when it began to wait."""
+Stand: TypeAlias = tuple[tuple[int, str], Rank]
+"""Where a caller waits: the process and the bucket, and its rank there."""
 
 
 class Bell:
-    """Who waits on the buckets of one memory, or one family of doors, in the order in which their calls began to wait.
+    """Callers that wait on the buckets of one memory storage, or one family of doors.
 
-    It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
-    no lock that a fork could leave held; in a child it passes over those who waited in the parent.
+    It wakes one at a time; a caller that it woke rings again once granted, so that what came back reaches as many as it
+    can serve. It has no lock that a fork could leave held; in a child it passes over the callers of the parent. At each
+    grant it is rung, so it looks only at the callers that wait at the same bucket.
     """
 
-    __slots__ = ("_ranks", "_waiting")
+    __slots__ = ("_places", "_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: dict[object, tuple[int, tuple[int, str], Callable[[], object]]] = {}
+        self._places: dict[tuple[object, ...], Places] = {}
+        self._waiting: dict[tuple[int, str], dict[Rank, Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -28,22 +38,41 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
-        """Wait to be woken at bucket `key`; return what `leave` takes. wake: a RuntimeError if its loop is closed."""
-        place = object()
-        self._waiting[place] = rank, (getpid(), key), wake
-        return place
+    def wait(self, key: str, wake: Callable[[], object], keep: int, rank: int) -> Stand:
+        """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
+        at = getpid(), key
+        while True:
+            line = self._waiting.setdefault(at, {})
+            line[keep, rank] = wake
+            if self._waiting.get(at) is line:  # else the last one there has just left, and taken it away
+                return at, (keep, rank)
 
-    def leave(self, place: object) -> bool:
-        """Leave the line; False if it was rung for this place."""
-        return self._waiting.pop(place, None) is not None
+    def leave(self, stand: Stand) -> bool:
+        """Take a caller out; False if the bell has woken it already."""
+        return self._taken(*stand) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
-        here = getpid(), key
-        waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
-        for _, place, wake in sorted(waiting, key=lambda each: each[0]):
-            if self.leave(place):
+        """Wake the caller that stands first in line at bucket `key`: the smallest `keep`, then who came first."""
+        at = getpid(), key
+        while ranks := list(self._waiting.get(at, ())):
+            wake = self._taken(at, min(ranks))
+            if wake is not None:
                 with suppress(RuntimeError):
                     wake()
                     return
+
+    def places(self, *of: object) -> Places:
+        """Return who waits for places, `of` one bucket and one thread: nobody else changes it."""
+        kind = getpid(), *of
+        if kind not in self._places:
+            self._places = {each: places for each, places in self._places.items() if places}
+            self._places[kind] = Places()
+        return self._places[kind]
+
+    def _taken(self, at: tuple[int, str], rank: Rank) -> Callable[[], object] | None:
+        """Take somebody off and return what wakes them; None: nobody is there any more."""
+        line = self._waiting.get(at, {})
+        wake = line.pop(rank, None)
+        if not line and (came := self._waiting.pop(at, None)):  # in between
+            self._waiting.setdefault(at, {}).update(came)
+        return wake

@@ -46,7 +46,7 @@ class EventKind(StrEnum):
 
 
 LONGEST_TEXT: Final = 1000
-"""Of what an event says; changed terms take some 300."""
+"""The most characters of a text in an event; changed terms take some 300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def checked_listener(listener: Listener, name: str = "listener") -> Listener:
 
 
 def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
-    """Return what an applied command amounts to."""
+    """Return the events of a command that was carried out."""
     events: list[Event] = []
 
     def note(kind: EventKind, *, tokens: int = 0, wait: float = 0.0, why: str = "", label: str = "") -> None:
@@ -140,10 +140,9 @@ def _why_probed(outcome: Outcome) -> str:
 
 
 class LoggingListener:
-    """Logs to the standard `logging`: a line a change of state, none a poll; damage and bad readings as warnings.
+    """Logs to the standard `logging`: a line for each change of state, none for a poll; damage and bad readings warn.
 
-    Per bucket, of the last `MOST_KEYS` that refused, it remembers why the last request was refused, to say when that
-    changes.
+    Of the last `MOST_KEYS` buckets that refused it remembers why, to say when that changes.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -191,7 +190,7 @@ class LoggingListener:
     def _remember(self, key: str, why: str) -> None:
         self.refused[key] = why
         while len(self.refused) > MOST_KEYS:
-            # Others may do the same at this moment: the oldest is gone once.
+            # Another thread may drop the same key at this moment.
             self.refused.pop(next(iter(self.refused.copy())), None)
 
 

@@ -58,7 +58,7 @@ class Quota:
         optional = {"recharge_to": (1, LIMIT - 1), "initial": (1 - LIMIT, self.capacity)}
         for name, (least, most) in (numbers | optional).items():
             if name in numbers or getattr(self, name) is not None:
-                # As an int: other types that are whole numbers, as numpy's, overflow.
+                # Stored as an int: other whole-number types, such as numpy's, overflow.
                 object.__setattr__(self, name, whole(name, getattr(self, name), least=least, most=most))
         for name in ("stepped", "synced"):
             if not isinstance(getattr(self, name), bool):
@@ -103,7 +103,7 @@ class Quota:
 
     @staticmethod
     def _check_rate(name: str, n: object, period: float) -> None:
-        """Raise TypeError for a fraction of a token, with the whole numbers that say the same."""
+        """Raise TypeError for a fraction of a token; the message says the same rate in whole numbers."""
         if not isinstance(n, float) or not 0 < n < LIMIT:
             return
         said = f"{name} must be a whole number (int), not {n!r}"
@@ -123,7 +123,7 @@ class Quota:
         return self.initial
 
     def check_cost(self, tokens: int, keep: int = 0) -> None:
-        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large beside `keep` (CostTooLarge)."""
+        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large together with `keep` (CostTooLarge)."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
             largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
