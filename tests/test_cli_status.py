@@ -77,7 +77,7 @@ before the server was asked nothing goes until the next caller asks it: UNKNOWN
     call of 10: may go in 0:02: the balance is unknown; the next caller asks the server (UNKNOWN)
     next step: unknown, as the balance
 where a probe was begun and nothing came, the server was asked: with_fields(UNKNOWN, probe_until=NOW + SECOND)
-    reading: none yet: the server has not answered
+    reading: none yet: the server was asked, and told none
 where the refill takes longer than that, who is refused asks the server: seen(balance=-400, drift=0)
     reading: 0:45 old, as projected; who is refused after 9:15 asks the server
 its last word is old enough for that: seen(balance=-400, reading_at=NOW - 700 * SECOND)

@@ -128,7 +128,9 @@ def test_a_bad_key_shows_with_the_first_call() -> None:
     assert response.status == 400
     assert call.decision.probe
     assert world.clock.slept == 0
-    assert next(event.why for event in world.kinds(EventKind.PROBE_FAILED)).startswith("status 400")
+    assert next(event.why for event in world.kinds(EventKind.PROBE_FAILED)) == (
+        "status 400: the server refuses to tell: is the API key good, and the address right?"
+    )
     snapshot = world.bucket.peek()
     assert (snapshot.balance, snapshot.holds) == (None, 0)
     # One call at a time finds out: who comes next is told to come back.

@@ -165,7 +165,7 @@ def _waiting(snapshot: Snapshot) -> str:
 
 def _reading(look: Look, snapshot: Snapshot) -> str:
     if snapshot.reading_age is None:
-        return "none yet: the server " + ("has not answered" if look.state.probe_until else "was never asked")
+        return "none yet: the server " + ("was asked, and told none" if look.state.probe_until else "was never asked")
     age, asked = f"{duration(snapshot.reading_age)} old", ""
     if snapshot.bound < look.latest(1):  # a probe comes before the refill
         after = f" after {duration(snapshot.bound)}" if snapshot.bound else ""

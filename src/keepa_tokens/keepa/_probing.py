@@ -74,8 +74,10 @@ async def probed(steps: Steps[object], probe: Callable[..., object] | None, left
     status, body = answer
     said = await envelope_of(body, steps.turn)
     if said.reading is None:
-        steps.door.say(EventKind.PROBE_FAILED, f"status {status}: {said.why}")
-        return Probed.WITHHELD if status in WITHHELD else Probed.FAILED
+        refused = status in WITHHELD
+        why = "the server refuses to tell: is the API key good, and the address right?" if refused else said.why
+        steps.door.say(EventKind.PROBE_FAILED, f"status {status}: {why}")
+        return Probed.WITHHELD if refused else Probed.FAILED
     await steps.finish(Reconcile(said.reading))
     return Probed.TOLD
 
