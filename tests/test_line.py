@@ -42,6 +42,9 @@ a request that leaves less for others goes before one that leaves more, whoever 
 a call that overdraws waits for the calls in flight, and no small one slips in meanwhile: KEEPA balance=20
     0 stand flying 15 -> GRANTED, stand big 50 -> IN_FLIGHT, stand small 1 -> !granted, settle flying 15
     0 stand small 1 -> !granted, stand big 50 -> GRANTED
+by the bound behind somebody the calls in flight have run out, too: KEEPA balance=100
+    0 hold flying 15 life=90s, stand big 88 -> IN_FLIGHT, peek 200 -> bound=92s
+    92s take 88 ticket=ticket-big -> GRANTED
 behind others a settle frees only what they leave; a sixth token takes 3 steps: KEEPA overdraft=0 balance=20
     0 stand flying 10 -> GRANTED, stand first 15 -> !granted, stand second (5|6) -> (IN_FLIGHT in=1.5s|EMPTY in=180s)
 # By a clock that is ahead the last refill is yet to come.

@@ -103,7 +103,7 @@ class Telling(Admission):
             return self._reached_from(balance, refilled_at, carry, wanted, start)
         if wanted > self._lasting_capacity():
             return NEVER
-        start = max(s.paused_until or 0, *(each.told_at + LATE_US + 1 for each in line))
+        start = max(start, s.paused_until or 0, *(each.told_at + LATE_US + 1 for each in line))
         balance, refilled_at, carry = flow.refilled(balance, refilled_at, carry, start)
         if s.wide_capacity is not None and not s.quota.synced:
             balance = min(balance, flow.capacity)
