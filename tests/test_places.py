@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
@@ -15,7 +16,7 @@ from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens import AsyncTokenBucket, Quota, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
-from keepa_tokens.testing import ManualClock
+from keepa_tokens.testing import ManualClock, virtual_loop
 from keepa_tokens.units import LIMIT
 from tests.helpers import Noted
 from tests.stories import Story, each_story
@@ -158,6 +159,28 @@ def test_workers_that_reserve_and_settle_get_all_the_refill(
 # --- through the doors
 
 
+def test_who_gives_up_leaves_its_place_to_those_behind() -> None:
+    """200 a second ask for 100 and give up after a second: half of them are served, not none, and no debt is left."""
+    with virtual_loop() as loop:
+        bucket, served = AsyncTokenBucket(Quota(10, 100, 1.0), clock=loop.clock), list[float]()
+
+        async def ask() -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await bucket.acquire()
+                served.append(loop.time())
+
+        async def main() -> None:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(2000):
+                    group.create_task(ask())
+                    await asyncio.sleep(0.005)
+            assert len(served) >= 1000
+            assert (await bucket.peek()).balance == 0
+
+        loop.run_until_complete(main())
+
+
 async def test_waiting_takes_one_storage_call_a_grant_however_many_wait() -> None:
     """Fifty coroutines wait on one bucket: fifty commands, and they come in the order in which they asked."""
     storage, clock = Noted(), ManualClock()
@@ -186,7 +209,7 @@ def test_a_waiting_thread_makes_one_call_and_sleeps_once() -> None:
 @SPARING
 @given(sizes=st.lists(st.integers(1, 4), min_size=2, max_size=12), given_up=st.integers(0, 11))
 def test_a_coroutine_that_gives_up_delays_nobody(sizes: list[int], given_up: int) -> None:
-    """One of many is cancelled while it waits: all others come when they were told, in their order, none later."""
+    """Those like it right behind it move up by one place each, all others come when they were told, in their order."""
     given_up %= len(sizes)
 
     def arrivals(*, cancel: bool) -> list[tuple[int, int]]:
@@ -208,7 +231,8 @@ def test_a_coroutine_that_gives_up_delays_nobody(sizes: list[int], given_up: int
         asyncio.run(main())
         return came
 
-    undisturbed = [arrival for arrival in arrivals(cancel=False) if arrival[0] != given_up]
+    told = dict(arrivals(cancel=False))
+    moved = [each for each in range(given_up + 1, len(sizes)) if set(sizes[given_up : each + 1]) == {sizes[given_up]}]
     came = arrivals(cancel=True)
-    assert came == undisturbed
+    assert came == [(each, told[each - (each in moved)]) for each in told if each != given_up]
     assert all(first[0] < second[0] for first, second in pairwise(came))

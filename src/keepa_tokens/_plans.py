@@ -96,6 +96,10 @@ class Steps(Generic[S_co]):
         """
         raise NotImplementedError
 
+    async def stand(self, outcome: Outcome) -> int:
+        """Wait until the place of a grant has come: its instant stands, whatever comes back. Return how long."""
+        return await self.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
+
     async def turn(self) -> None:
         """Let others have their turn, within a long computation."""
 
@@ -305,10 +309,9 @@ async def _waited(steps: Steps[object], command: R, timeout_us: int | None, ask:
             command = replace(command, wait_us=left_us)
         outcome = await ask(steps, command, left_us)
     if outcome.place_us > 0:
-        # The instant of a place stands, whatever comes back.
-        await steps.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
-    steps.door.waited(command.tokens, slept + outcome.place_us)
-    return outcome, slept + outcome.place_us
+        slept += await steps.stand(outcome)
+    steps.door.waited(command.tokens, slept)
+    return outcome, slept
 
 
 async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:

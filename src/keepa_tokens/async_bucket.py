@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from functools import wraps
+from functools import partial, wraps
 from inspect import isawaitable
 from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
-from ._bell import Place
+from ._bell import Place, Standing
 from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
@@ -21,11 +21,11 @@ from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
 from .quota import Quota
 from .rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle
-from .rules.decision import Decision, Snapshot
+from .rules.decision import Decision, Reason, Snapshot
 from .rules.reading import Reading
 from .storage.base import AsyncClosing, AsyncStorage
 from .storage.memory import MemoryStorage
-from .units import LIMIT
+from .units import LIMIT, MICROSECONDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -238,6 +238,33 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 self.leaves(place)
         # A caller's clock may have been set meanwhile.
         return max(0, min(duration_us, door.elapsed_us() - begun)) if self.woken else duration_us
+
+    async def stand(self, outcome: Outcome) -> int:
+        """Suspend the coroutine until its place has come, or one before it that another gives up."""
+        if on_trio():
+            return await super().stand(outcome)
+        door, standing = self.door, self.door.bell.standing
+        begun, left_s = door.elapsed_us(), door.sleep_seconds(outcome.place_us, 0, Reason.EMPTY)
+        here, at = (asyncio.get_running_loop(), door.key, id(door.clock)), begun + outcome.place_us
+        line = standing.get(here)
+        if line is None or not line.takes(self.asked(), at):
+            line = standing[here] = Standing(self.asked())
+        line.join(at, outcome)
+        waited_us = outcome.place_us
+        try:
+            while left_s > 0 and await nap(door.sleeper.asleep(left_s), partial(line.sleep, self)):
+                now = door.elapsed_us()  # a caller's clock may have been set meanwhile
+                waited_us = max(0, min(outcome.place_us, now - begun))
+                left_s = min(line.first_at() - now, outcome.place_us - waited_us) / MICROSECONDS
+        except BaseException:
+            self.outcome = line.give_up(self)
+            raise
+        else:
+            line.go(self)
+        finally:
+            if not line and standing.get(here) is line:
+                del standing[here]
+        return waited_us
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
