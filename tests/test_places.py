@@ -165,9 +165,11 @@ def test_who_gives_up_leaves_its_place_to_those_behind() -> None:
         bucket, served = AsyncTokenBucket(Quota(10, 100, 1.0), clock=loop.clock), list[float]()
 
         async def ask() -> None:
+            begun = loop.time()
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await bucket.acquire()
+                    waited = (await bucket.acquire()).waited
+                assert waited == pytest.approx(loop.time() - begun, abs=2e-6)
                 served.append(loop.time())
 
         async def main() -> None:

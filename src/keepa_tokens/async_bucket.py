@@ -250,12 +250,15 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if line is None or not line.takes(self.asked(), at):
             line = standing[here] = Standing(self.asked())
         line.join(at, outcome)
-        waited_us = outcome.place_us
+        moved = False
+
+        def waited_us() -> int:  # a caller's clock may have been set meanwhile
+            return max(0, min(outcome.place_us, door.elapsed_us() - begun)) if moved else outcome.place_us
+
         try:
             while left_s > 0 and await nap(door.sleeper.asleep(left_s), partial(line.sleep, self)):
-                now = door.elapsed_us()  # a caller's clock may have been set meanwhile
-                waited_us = max(0, min(outcome.place_us, now - begun))
-                left_s = min(line.first_at() - now, outcome.place_us - waited_us) / MICROSECONDS
+                moved = True
+                left_s = min(line.first_at() - door.elapsed_us(), outcome.place_us - waited_us()) / MICROSECONDS
         except BaseException:
             self.outcome = line.give_up(self)
             raise
@@ -264,7 +267,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         finally:
             if not line and standing.get(here) is line:
                 del standing[here]
-        return waited_us
+        return waited_us()
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
