@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import ssl
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,22 @@ class Answer:
     raw: Any
 
 
+class CallsFirst(ManualClock):
+    """A clock that can stand still while a call is in flight: a busy machine must not let its hold run out."""
+
+    in_flight: Callable[[], int] = staticmethod(lambda: 0)
+
+    def sleep(self, seconds: float, /) -> None:
+        while self.in_flight():
+            time.sleep(0)
+        super().sleep(seconds)
+
+    async def asleep(self, seconds: float, /) -> None:
+        while self.in_flight():  # noqa: ASYNC110 - what ends it is a number in the bucket
+            await asyncio.sleep(0)
+        await super().asleep(seconds)
+
+
 class World:
     """One client behind its guard. Sync or async makes no difference to who uses it."""
 
@@ -96,7 +113,7 @@ class World:
         self.is_async = kind.endswith("-async")
         self.is_keepa = kind in KEEPA_KINDS
         self.tries = 2 if kind == "keepa-async" else 1  # aiohttp sends a GET again after a broken connection
-        self.clock: Any = clock or ManualClock(1000.0)
+        self.clock: Any = clock or CallsFirst(1000.0)
         self.fake = FakeKeepa(clock=self.clock, key=KEY, refill_rate=refill_rate, initial=initial, **fake)
         self.server = FakeKeepaServer(self.fake, speed=None, hang=hang)
         self.events: list[Event] = []
@@ -336,6 +353,7 @@ def shown(error: BaseException) -> str:
 
 def together(world: World, client: Client, calls: int, params: Callable[[int], Mapping[str, object]]) -> list[int]:
     """Make calls for products all at once and return their statuses; the keepa client returns what is good alone."""
+    world.clock.in_flight = lambda: world.bucket().holds
     if world.is_async:
 
         async def all_of_them() -> Any:
