@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from keepa_tokens._bell import Bell
+from keepa_tokens._bell import Bell, Standing
+from keepa_tokens.rules.commands import Outcome
 
 
 def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
@@ -69,3 +70,17 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
         bell.ring("key")
     assert woken == ["who came"]
     assert not bell
+
+
+def test_places_are_in_the_buckets_order_though_one_is_noted_late() -> None:
+    """A coroutine that was held up before it slept: nobody goes earlier for that. What comes before is not alike."""
+    line, (first, second, third) = Standing(1), [Outcome(1000, 0, granted=True, place_us=at) for at in (50, 60, 55)]
+    line.join(100, first)
+    assert line.takes(1, second)
+    assert not line.takes(2, second)
+    line.join(90, second)
+    assert not line.takes(1, third)
+    assert [line.give_up("b"), line.first_at()] == [second, 100]
+    line.join(90, second)
+    line.go("a")
+    assert line.first_at() == 100

@@ -33,13 +33,13 @@ class Standing:
     def __bool__(self) -> bool:
         return bool(self._places)
 
-    def takes(self, tokens: int, at: int) -> bool:
-        """Whether a place for so many tokens at this instant is like the others, and behind them."""
-        return tokens == self._tokens and (not self._places or at >= self._places[-1][0])
+    def takes(self, tokens: int, outcome: Outcome) -> bool:
+        """Whether the place that `outcome` gave for so many tokens is like the others, and behind them."""
+        return tokens == self._tokens and (not self._places or _place(outcome) >= _place(self._places[-1][1]))
 
     def join(self, at: int, outcome: Outcome) -> None:
-        """Stand here with a place of one's own, as `outcome` gave it."""
-        self._places.append((at, outcome))
+        """Stand here with a place of one's own; `at` is not before it by the clock that waits are measured by."""
+        self._places.append((max(at, self._places[-1][0]) if self._places else at, outcome))
 
     def sleep(self, who: object, wake: Callable[[], object]) -> None:
         """Be woken where the first may have moved up."""
@@ -66,6 +66,10 @@ class Standing:
         if self._moved and self._wakes:
             with suppress(RuntimeError):  # the loop is closed
                 next(iter(self._wakes.values()))()
+
+
+def _place(outcome: Outcome) -> int:
+    return outcome.now_us + outcome.place_us
 
 
 class Bell:

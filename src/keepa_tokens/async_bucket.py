@@ -245,11 +245,11 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             return await super().stand(outcome)
         door, standing = self.door, self.door.bell.standing
         begun, left_s = door.elapsed_us(), door.sleep_seconds(outcome.place_us, 0, Reason.EMPTY)
-        here, at = (asyncio.get_running_loop(), door.key, id(door.clock)), begun + outcome.place_us
+        here = asyncio.get_running_loop(), door.key, id(door.clock)
         line = standing.get(here)
-        if line is None or not line.takes(self.asked(), at):
+        if line is None or not line.takes(self.asked(), outcome):
             line = standing[here] = Standing(self.asked())
-        line.join(at, outcome)
+        line.join(begun + outcome.place_us, outcome)
         moved = False
 
         def waited_us() -> int:  # a caller's clock may have been set meanwhile
