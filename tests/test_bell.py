@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from keepa_tokens._bell import Bell, Standing
-from keepa_tokens.rules.commands import Outcome
+from keepa_tokens._bell import Bell
 
 
 def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
@@ -25,8 +24,8 @@ def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
 
     bell, woken = Bell(), list[str]()
     for number in range(1000):
-        bell.wait(Name("another" if number % 2 else f"k{number}"), lambda: woken.append("another"), number)
-    bell.wait("mine", lambda: woken.append("mine"), 1000)
+        bell.wait(Name("another" if number % 2 else f"k{number}"), lambda: woken.append("another"), 0, number)
+    bell.wait("mine", lambda: woken.append("mine"), 0, 1000)
     Name.compared = 0
     bell.ring("mine")
     assert woken == ["mine"]
@@ -55,10 +54,10 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
 
     bell, woken, lines = Bell(), list[str](), Lines()
     bell._waiting, lines.meanwhile = lines, []
-    last = bell.wait("key", lambda: woken.append("the last one"), bell.rank())
+    last = bell.wait("key", lambda: woken.append("the last one"), 0, bell.rank())
 
     def come() -> None:
-        bell.wait("key", lambda: woken.append("who came"), bell.rank())
+        bell.wait("key", lambda: woken.append("who came"), 0, bell.rank())
 
     def leave() -> None:
         bell.leave(last)
@@ -70,17 +69,3 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
         bell.ring("key")
     assert woken == ["who came"]
     assert not bell
-
-
-def test_places_are_in_the_buckets_order_though_one_is_noted_late() -> None:
-    """A coroutine that was held up before it slept: nobody goes earlier for that. What comes before is not alike."""
-    line, (first, second, third) = Standing(1), [Outcome(1000, 0, granted=True, place_us=at) for at in (50, 60, 55)]
-    line.join(100, first)
-    assert line.takes(1, second)
-    assert not line.takes(2, second)
-    line.join(90, second)
-    assert not line.takes(1, third)
-    assert [line.give_up("b"), line.first_at()] == [second, 100]
-    line.join(90, second)
-    line.go("a")
-    assert line.first_at() == 100

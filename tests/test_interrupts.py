@@ -682,11 +682,16 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
 
 def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
     """Return a bucket, and the task that waits there in a loop that was closed without ending it."""
-    bucket = AsyncTokenBucket(Quota(2, 1, 3600.0))
+    synced = door == "attempts"
+    bucket = AsyncTokenBucket(Quota(2, 1, 3600.0, synced=synced))
+
+    async def first_of_attempts() -> None:
+        async for _ in AsyncKeepaSync(bucket).attempts(1):
+            return
 
     async def begin() -> object:
-        await bucket.acquire(2)
-        task: object = asyncio.ensure_future(getattr(bucket, door)())
+        await (bucket.reconcile(Reading(0)) if synced else bucket.acquire(2))
+        task: object = asyncio.ensure_future(first_of_attempts() if synced else getattr(bucket, door)())
         await asyncio.sleep(0)
         return task
 
@@ -697,7 +702,7 @@ def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
     return bucket, task
 
 
-@pytest.mark.parametrize("door", ["acquire", "reserve"])
+@pytest.mark.parametrize("door", ["acquire", "reserve", "attempts"])
 def test_who_waited_in_a_closed_loop_gives_back_when_it_is_thrown_away(door: str) -> None:
     """Memory needs no loop for that."""
     bucket, task = left_waiting(door)

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Final
 
@@ -267,22 +268,29 @@ REFUSING: Final = b'{"tokensLeft": 250, "tokensConsumed": 0, "refillRate": 5, "r
 """The body of a refusal, although it says that there are tokens."""
 
 
-def attempted(world: World, answer: Any, **status: int) -> list[float]:
-    """Answer all attempts alike; return when they were made, in seconds from now."""
+def attempted(world: World, answer: Any, behind: int = 0, **status: int) -> list[float]:
+    """Answer all attempts alike; return when they were made, in seconds from now. behind: what somebody waits for."""
     begun, at = world.clock.now_us(), []
     for call in world.sync.attempts(1):
         at.append((world.clock.now_us() - begun) / 1e6)
+        with suppress(NotEnoughTokens):
+            world.sync.try_request(behind, place="behind").cancel()
         call.settle(answer, **status)
         assert call.refused
+        assert len(at) <= 2 * TRIES
     return at
 
 
+@pytest.mark.parametrize("behind", [0, 300])
 @pytest.mark.parametrize("body", [b"", b"<html>", None, {"tokensLeft": 250, "refillRate": 5}])
-def test_attempts_that_tokens_do_not_explain_wait_and_end(body: Body) -> None:
-    """Refused again and again with tokens there, or without an envelope: a handful of tries, each later, and an end."""
+def test_attempts_that_tokens_do_not_explain_wait_and_end(body: Body, behind: int) -> None:
+    """Refused again and again with tokens there, or without an envelope: a handful of tries, each later, and an end.
+
+    Somebody who comes behind and waits explains nothing.
+    """
     world = World(initial=250)
     world.sync.refresh()
-    at = attempted(world, body, status=429)
+    at = attempted(world, body, behind, status=429)
     assert len(at) == TRIES or body in (b"", b"<html>", None)
     assert len(at) <= TRIES + 1
     assert all(after - before >= 1 for before, after in pairwise(at))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from checks.models.strategies import EPOCH, SECOND
 from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Reserve, Settle
-from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, ahead_of, standing
+from keepa_tokens.rules.line import LAPSES_US, LONGEST_LINE, Ticket, standing, wanted_by
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.units import LIMIT, UNLIMITED
 from tests.stories import Story, begun, command, each_story
@@ -47,12 +47,16 @@ behind others a settle frees only what they leave; a sixth token takes 3 steps: 
 # By a clock that is ahead the last refill is yet to come.
 who may overdraw and finds its one token behind others asks again soon, no refill is waited for: SMOOTH balance=20
     0 stand flying 15 -> GRANTED, stand first (10|10|19|19) -> !granted, settle flying 0
-    0 put refilled_at=@(0|2s|0|2s), stand second 50 -> EMPTY in=1s, stand first (10|10|19|19) -> GRANTED
+    0 put refilled_at=@(0|2s|0|2s), stand second 50 -> EMPTY in=2.5s, stand first (10|10|19|19) -> GRANTED
+who could overdraw, but for one before it, waits until that one is late or there is enough for both: SMOOTH balance=-20
+    0 stand first 10 -> in=252s; 1s read 20 -> TAKEN, stand second (50|12) -> EMPTY in=(252s|24s)
 who was let go, and refused by the server, may stand again where it stood: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand second 5 -> in=120s
     60s stand first 5 -> GRANTED arrived=2, settle first 0 refused=1
     60s stand other 7 -> in=144s, stand first 5 arrived=(2|99) -> EMPTY in=(60s|204s) waiting=3
     60s stand first 5 arrived=2 -> EMPTY in=(60s|204s)
+so may a scout, and who never stood by when it was let go: SMOOTH overdraft=0 balance=(0|5) reading_at=@(-601s|0)
+    0 hold first 5 ticket=t scout=(1|0) -> GRANTED arrived=(2|-), settle first 0 refused=1 -> arrived=(3|2)
 a task that asks early, the one before it in flight, is told its turn again, and has it: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand task 5 -> in=120s
     60s stand first 5 -> GRANTED, stand task 5 -> IN_FLIGHT in=60s, stand newcomer 1 -> EMPTY
@@ -117,7 +121,7 @@ def test_a_ticket_stands_until_the_instant_at_which_it_lapses() -> None:
     ticket = Ticket("a", LIMIT - 1, 0, 1, EPOCH)
     assert standing([ticket], EPOCH + LAPSES_US - 1) == [ticket]
     assert standing([ticket], EPOCH + LAPSES_US) == []
-    assert ahead_of([ticket, ticket], (0, 2), EPOCH) == LIMIT - 1
+    assert wanted_by([ticket, ticket]) == LIMIT - 1
 
 
 def test_a_full_line_gives_the_plain_refusal() -> None:

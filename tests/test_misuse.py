@@ -329,7 +329,7 @@ URLS: Final = (
     ("must be a number", "redis://h?port=x", "redis://h?port=1.5", "valkey://h?max_connections=-1"),
     ("number of a database", "redis://h/x"),
     ("database", "redis://h/99999999999", "redis://h?db=-1"),
-    ("the value of the option 'socket_timeout' is none", "redis://u:{p}@h?socket_timeout=soon"),
+    ("the value of the option 'socket_timeout' is not valid", "redis://u:{p}@h?socket_timeout=soon"),
     ("socket_timeout", *(f"redis://h?socket_timeout={seconds}" for seconds in ("-1", "0", "nan", "inf"))),
     ("socket_connect_timeout", "redis://h?socket_connect_timeout=-1"),
     ("encoding", "redis://h?encoding=klingon", "valkey://h?encoding=utf-16"),
@@ -906,6 +906,18 @@ async def test_who_is_woken_after_its_clock_was_set_waited_no_such_time(step: in
     await got.settle(1)
     assert 0 <= got.decision.waited <= 60
     assert all(event.seconds >= 0 for event in events)
+
+
+async def test_who_stands_first_in_line_is_woken_first() -> None:
+    """Not who began to wait first: it leaves more to others, and what comes back is not for it yet."""
+    bucket = AsyncTokenBucket(Quota(10, 1, 3600.0, initial=0))
+    behind = asyncio.ensure_future(bucket.reserve(1, keep=5))
+    await asyncio.sleep(0)
+    first = asyncio.ensure_future(bucket.reserve(1))
+    await asyncio.sleep(0)
+    await bucket.refund(1)
+    await (await asyncio.wait_for(first, 5)).settle(1)
+    assert behind.cancel()
 
 
 def test_a_settle_wakes_a_thread_that_waits() -> None:

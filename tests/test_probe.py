@@ -55,7 +55,7 @@ a reading ends the claim and forgives the failures, so that the next one is the 
     1260s-1 take 1 -> EMPTY !probe; 1260s take 1 -> EMPTY probe; 1880s-1 take 1 -> EMPTY !probe; 1880s take 1 -> probe
 # The last reading is of a probe that was only slow, and still tells the truth.
 a failed probe of an unknown bucket starts it at 0, and it refills: SMOOTH
-    0 take 2 -> UNKNOWN probe in=1.5s; 5s peek 2 -> bound=21s; 20s-1 take 2 -> UNKNOWN
+    0 take 2 -> UNKNOWN probe in=1.5s; 5s peek 2 -> bound=21s; 20s-1 take 2 -> UNKNOWN in=1
     20s take 2 -> EMPTY balance=0; 26s-1 take 2 -> EMPTY; 26s take 2 -> GRANTED; 27s read -300 -> balance=-300
 one request is let through on the claim as the scout, the next is refused; its answer tells all: QUOTA
     0 hold a 40 life=60s scout=1 -> GRANTED scout probe, hold b 1 life=60s scout=1 -> !granted !scout !probe

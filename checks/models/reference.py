@@ -140,11 +140,14 @@ class Reference(Lapse):
     # --- the line
 
     def before(self, keep: int, ticket: str | None, now: int) -> int:
-        """Return the tokens of those in line before a request, without those who are late."""
+        """Return the tokens of those in line before a request."""
+        return sum(each.tokens for each in self.those_before(keep, ticket, now))
+
+    def those_before(self, keep: int, ticket: str | None, now: int) -> list[Waiting]:
+        """Return those in line before a request, without those who are late. Nobody waits for what can't be had."""
         turn = next((each.turn for each in self.line if each.name == ticket), (keep, END_OF_TIME))
         before = [each for each in self.line if each.turn < turn and now <= each.told + LATE_AFTER_US]
-        # Nobody waits for what can't be had.
-        return sum(each.tokens for each in before if self.needed(each.tokens) + each.keep <= self.capacity)
+        return [each for each in before if self.needed(each.tokens) + each.keep <= self.capacity]
 
     def stand(self, ticket: str | None, tokens: int, keep: int, told: Came, now: int) -> None:
         """Let who was refused take a place in line, or keep the one that it has, if it wants one."""
@@ -210,7 +213,7 @@ class Reference(Lapse):
         So must one who passes others. In line what calls in flight hold is waited for as if it were spent.
         """
         if not self.known:
-            return Came(Reason.UNKNOWN, SOON_US)
+            return Came(Reason.UNKNOWN, min(SOON_US, until(self.claimed_until or END_OF_TIME, now)))
         alone, together = self.needed(tokens), tokens
         aside, ahead = self.aside(keep, self.capacity - alone), self.before(keep, ticket, now)
         alone, together = alone + aside, together + aside
@@ -229,7 +232,10 @@ class Reference(Lapse):
             early = any(each.name == ticket and each.told > now for each in self.line)
             soon = min(SOON_US, until(self.swept_from or END_OF_TIME, now))
             return Came(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else soon)
-        return Came(Reason.EMPTY, until(enough, now) if enough > now else LATE_AFTER_US)
+        if enough <= now:
+            late = LATE_AFTER_US + max(now, min(each.told for each in self.those_before(keep, ticket, now)))
+            enough = min(late, self.first_with(together + ahead + self.beside, now))
+        return Came(Reason.EMPTY, until(enough, now))
 
     def aside(self, keep: int, most: int) -> int:
         """Return what a request must leave: its `keep`, and what others were seen to spend, in moderation."""
@@ -478,6 +484,9 @@ class Reference(Lapse):
             said_at = now if self.server_time is None else self.server_time_at + told - self.server_time
             said_at = max(min(since, now), min(now, said_at))
             self.server_time, self.server_time_at = told, said_at
+        elif self.server_time is not None and now > self.server_time_at:
+            # By the server's clock it is as much later as by ours.
+            self.server_time, self.server_time_at = self.server_time + now - self.server_time_at, now
         period_us = self.quota.period_us if reading.period_us is None else reading.period_us
         self.told_capacity = self.told_capacity if reading.capacity is None else reading.capacity
         if reading.refill_tokens is not None:

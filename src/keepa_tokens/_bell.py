@@ -2,91 +2,33 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from os import getpid
 from typing import TypeAlias
 
-from .rules.commands import Outcome
+from ._places import Places
 
-Place: TypeAlias = tuple[tuple[int, str], int]
-"""Where somebody waits: the process and the bucket, and the rank of the call there."""
-
-
-class Standing:
-    """Coroutines that took places of one size, one after the other, and those places: the first takes the first.
-
-    Who gives up gives the last of them back, and all behind it move up. Its own would be lost: of a place before others
-    nothing comes back (rule 6), so where many give up in time, all would. No one goes later than it was told.
-    """
-
-    __slots__ = ("_moved", "_places", "_tokens", "_wakes")
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-        self._places: deque[tuple[int, Outcome]] = deque()
-        self._wakes: dict[object, Callable[[], object]] = {}
-        self._moved = False
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
-    def takes(self, tokens: int, outcome: Outcome) -> bool:
-        """Whether the place that `outcome` gave for so many tokens is like the others, and behind them."""
-        return tokens == self._tokens and (not self._places or _place(outcome) >= _place(self._places[-1][1]))
-
-    def join(self, at: int, outcome: Outcome) -> None:
-        """Stand here with a place of one's own; `at` is not before it by the clock that waits are measured by."""
-        self._places.append((max(at, self._places[-1][0]) if self._places else at, outcome))
-
-    def sleep(self, who: object, wake: Callable[[], object]) -> None:
-        """Be woken where the first may have moved up."""
-        self._wakes[who] = wake
-
-    def first_at(self) -> int:
-        """Return when the first may go."""
-        return self._places[0][0]
-
-    def go(self, who: object) -> None:
-        """Leave in one's turn."""
-        self._places.popleft()
-        self._left(who)
-
-    def give_up(self, who: object) -> Outcome:
-        """Leave, and return the place that is to be given back."""
-        self._moved = True
-        _, outcome = self._places.pop()
-        self._left(who)
-        return outcome
-
-    def _left(self, who: object) -> None:
-        self._wakes.pop(who, None)
-        if self._moved and self._wakes:
-            with suppress(RuntimeError):  # the loop is closed
-                next(iter(self._wakes.values()))()
-
-
-def _place(outcome: Outcome) -> int:
-    return outcome.now_us + outcome.place_us
+Rank: TypeAlias = tuple[int, int]
+"""What a caller leaves to others, and when it began to wait."""
+Stand: TypeAlias = tuple[tuple[int, str], Rank]
+"""Where a caller waits: the process and the bucket, and its rank there."""
 
 
 class Bell:
-    """Who waits on the buckets of one memory, or one family of doors, in the order in which their calls began to wait.
+    """Callers that wait on the buckets of one memory storage, or one family of doors.
 
-    It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
-    no lock that a fork could leave held; in a child it passes over those who waited in the parent. At each grant it is
-    rung, so it looks at those alone who wait at the same bucket.
-
-    standing: the coroutines that took places last, by loop, bucket and clock.
+    It wakes one at a time; a caller that it woke rings again once granted, so that what came back reaches as many as it
+    can serve. It has no lock that a fork could leave held; in a child it passes over the callers of the parent. At each
+    grant it is rung, so it looks only at the callers that wait at the same bucket.
     """
 
-    __slots__ = ("_ranks", "_waiting", "standing")
+    __slots__ = ("_places", "_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self.standing: dict[object, Standing] = {}
-        self._waiting: dict[tuple[int, str], dict[int, Callable[[], object]]] = {}
+        self._places: dict[tuple[object, ...], Places] = {}
+        self._waiting: dict[tuple[int, str], dict[Rank, Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -96,21 +38,21 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], object], rank: int) -> Place:
-        """Wait to be woken at bucket `key`; return what `leave` takes. wake: a RuntimeError if its loop is closed."""
+    def wait(self, key: str, wake: Callable[[], object], keep: int, rank: int) -> Stand:
+        """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
         at = getpid(), key
         while True:
             line = self._waiting.setdefault(at, {})
-            line[rank] = wake
+            line[keep, rank] = wake
             if self._waiting.get(at) is line:  # else the last one there has just left, and taken it away
-                return at, rank
+                return at, (keep, rank)
 
-    def leave(self, place: Place) -> bool:
-        """Leave the line; False if it was rung for this place."""
-        return self._taken(*place) is not None
+    def leave(self, stand: Stand) -> bool:
+        """Take a caller out; False if the bell has woken it already."""
+        return self._taken(*stand) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
+        """Wake the caller that stands first in line at bucket `key`: the smallest `keep`, then who came first."""
         at = getpid(), key
         while ranks := list(self._waiting.get(at, ())):
             wake = self._taken(at, min(ranks))
@@ -119,7 +61,15 @@ class Bell:
                     wake()
                     return
 
-    def _taken(self, at: tuple[int, str], rank: int) -> Callable[[], object] | None:
+    def places(self, *of: object) -> Places:
+        """Return who waits for places, `of` one bucket and one thread: nobody else changes it."""
+        kind = getpid(), *of
+        if kind not in self._places:
+            self._places = {each: places for each, places in self._places.items() if places}
+            self._places[kind] = Places()
+        return self._places[kind]
+
+    def _taken(self, at: tuple[int, str], rank: Rank) -> Callable[[], object] | None:
         """Take somebody off and return what wakes them; None: nobody is there any more."""
         line = self._waiting.get(at, {})
         wake = line.pop(rank, None)

@@ -122,7 +122,7 @@ _unusual = st.one_of(
     st.just(ClaimProbe()),
     st.builds(Unclaim, st.sampled_from([0, CLAIM_US])),
     st.builds(Pause, st.sampled_from([0, 0, 0, SECOND])),
-    st.builds(Peek, _tokens, _keeps, _probe_afters),
+    st.builds(Peek, _tokens, _keeps, _probe_afters, st.none() | st.integers(0, 9)),
 )
 _commands = st.one_of(_usual, _usual, _unusual)  # flat: each line above as often as any other, the usual twice
 _rarely = st.integers(0, 4).map(lambda number: number == 0)
