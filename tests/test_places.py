@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
-from keepa_tokens import AsyncTokenBucket, Quota, TokenBucket
+from keepa_tokens import AsyncTokenBucket, Event, EventKind, Quota, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock, virtual_loop
@@ -157,6 +157,24 @@ def test_workers_that_reserve_and_settle_get_all_the_refill(
 
 
 # --- through the doors
+
+
+async def test_who_is_held_up_before_it_sleeps_has_its_place_in_the_order() -> None:
+    """By 15 ms, as by another thread, the second of five: given up from the first one on, all of them come back."""
+    clock, granted = ManualClock(), list[EventKind]()
+
+    def listen(event: Event) -> None:
+        granted.extend([event.kind] * (event.kind is EventKind.GRANTED))
+        if len(granted) == 2 and event.kind is EventKind.GRANTED:
+            clock.advance(0.015)
+
+    bucket = AsyncTokenBucket(Quota(1, 100, 1.0, initial=0), clock=clock, listener=listen)
+    waiting = [asyncio.create_task(bucket.acquire()) for _ in range(5)]
+    await asyncio.sleep(0)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert (await bucket.peek()).balance == 1
 
 
 async def test_waiting_takes_one_storage_call_a_grant_however_many_wait() -> None:

@@ -9,11 +9,11 @@ from operator import attrgetter
 
 
 class Waiter:
-    """Who waits for a place of so many tokens. place: its instant, by the waiter's clock and by the bucket's."""
+    """Who waits for a place of so many tokens. place: its instant by the bucket's clock; so they are in order."""
 
     __slots__ = ("place", "tokens", "wake")
 
-    def __init__(self, tokens: int, place: tuple[int, int]) -> None:
+    def __init__(self, tokens: int, place: int) -> None:
         self.tokens = tokens
         self.place = place
         self.wake: Callable[[], object] = bool

@@ -246,17 +246,18 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         """Suspend until the place has come, or a nearer one that another coroutine gave up."""
         door, begun, us = self.door, self.door.elapsed_us(), outcome.place_us
         places = door.bell.places(door.key, id(door.clock), get_ident())
-        waiter = Waiter(tokens, (begun + us, outcome.now_us + us))
+        # Each by its own offset to the bucket's clock: who is held up before it sleeps is no sign of the order.
+        waiter, offset_us = Waiter(tokens, outcome.now_us + us), begun - outcome.now_us
         places.wait(waiter)
         try:
             door.sleep_seconds(us, 0, Reason.EMPTY)
             # A caller's clock may be set meanwhile: nobody waits for longer than it was told.
-            while (left_us := min(us, waiter.place[0] - door.elapsed_us())) > 0:
+            while (left_us := min(us, waiter.place + offset_us - door.elapsed_us())) > 0:
                 if not await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by):
                     break
         except BaseException:
             places.give_up(waiter)
-            self.outcome = replace(outcome, place_us=waiter.place[1] - outcome.now_us)
+            self.outcome = replace(outcome, place_us=waiter.place - outcome.now_us)
             raise
         places.leave(waiter)
         return max(0, min(us, door.elapsed_us() - begun))
