@@ -1,4 +1,4 @@
-"""Celery tasks that spend Keepa tokens: who finds none goes back to the broker, and the worker goes on.
+"""Celery tasks that spend Keepa tokens: a task that finds too few goes back to the broker, and the worker goes on.
 
 pip install 'keepa-tokens[http,redis,celery]'
 KEEPA_API_KEY=... REDIS_URL=redis://localhost celery --app celery_tasks worker      (in the folder of this file)

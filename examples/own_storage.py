@@ -22,7 +22,7 @@ class FileStorage:
             db.execute("CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT)")
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         with self._step() as db:
             stored = _state(db, key)
             state, outcome = transition(quota, stored, _now(now_us), command)

@@ -1,7 +1,7 @@
 """The pytest plugin of the testing kit: fixtures for tests of programs that use keepa_tokens.
 
-It stands beside the package, not in it, and imports nothing of it before a fixture is asked for: pytest loads this in
-every run on a machine where the library is installed, and those who don't use it should not pay for it.
+pytest loads this module in every run on a machine where the library is installed. So it is beside the package, not in
+it, and imports the package only when a test uses a fixture: other runs don't pay for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def manual_clock() -> ManualClock:
-    """Return a clock that stands still until the test moves it, and on which nobody waits in vain."""
+    """Return a clock that stands still until the test moves it; a sleeper moves it too, and waits no real time."""
     from keepa_tokens.testing import ManualClock  # noqa: PLC0415 - see the module's docstring
 
     return ManualClock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -146,9 +147,11 @@ FOUND = [
     ("no-refill?: ", [of(Quota(50, 0, 60.0))]),
     # Workers with different terms, found by looking more than once.
     ("terms-flap: ", [seen(), seen(), seen(quota=keepa_quota(5))]),
+    ("deep-debt?: its balance is 5,000 below zero, and it holds 1,200", [seen(balance=-5000)]),
     # In line for tokens that are there, for longer than who lives would take to go; where the bucket changed meanwhile,
-    # or there is too little, nobody is suspected.
-    ("line-stands: 2 callers in line for 300 tokens that are there, and nobody", [STANDING, later(STANDING, 3)]),
+    # or there is too little, nobody is suspected. Before the first one's turn they may as well be a queue's tasks.
+    ("line-stands: 2 callers in line for 300 tokens that are there, and nobody", [STANDING, later(STANDING, 23)]),
+    ("line-stands?: 2 callers in line for 300 tokens that are there, and nobody", [STANDING, later(STANDING, 3)]),
     ("", [STANDING, later(seen(line=LINE, balance=400), 3)]),
     ("", [STANDING, later(STANDING, 1)]),
     ("", [POOR, later(POOR, 3)]),
@@ -291,7 +294,7 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
 
 @pytest.mark.deep
 def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
-    """A task that never comes back for its tokens is found in line, once it has come it is no finding."""
+    """A task that doesn't come back for its tokens is found in line, before its turn too; one that has come isn't."""
     worker = server.bucket()
     worker.reconcile(Reading(-400, refill=20.0, capacity=1200, next_refill_in=30.0, server_time=1_700_000_000.0))
     sync = KeepaSync(worker)
@@ -299,7 +302,9 @@ def test_a_dead_task_in_line_is_found_on_a_real_bucket(server: Workers) -> None:
         sync.try_request(30, place="task-1")
     assert findings(server, code=0) == {}
     worker.reconcile(Reading(412, server_time=1_700_000_001.0))
-    assert findings(server)["line-stands"]["what"].startswith("1 caller in line for 30 tokens that are there")
+    stands = findings(server, code=0)["line-stands"]
+    assert stands["what"].startswith("1 caller in line for 30 tokens that are there")
+    assert re.fullmatch("the first was told, .*, to come in .*, as a queue's task then does", stands["effect"])
     sync.try_request(30, place="task-1").cancel()
     assert findings(server, code=0) == {}
 

@@ -78,6 +78,10 @@ before the server was asked nothing goes until the next caller asks it: UNKNOWN
     next step: unknown, as the balance
 where a probe was begun and nothing came, the server was asked: with_fields(UNKNOWN, probe_until=NOW + SECOND)
     reading: none yet: the server has not answered
+where the refill takes longer than that, who is refused asks the server: seen(balance=-400, drift=0)
+    reading: 0:45 old, as projected; who is refused after 9:15 asks the server
+its last word is old enough for that: seen(balance=-400, reading_at=NOW - 700 * SECOND)
+    reading: 11:40 old; the server had 3 tokens fewer than projected; who is refused asks the server
 lost terms are all there is to say: seen(quota=None)
     first line: terms lost.
 a plain bucket has no reading; a call larger than its balance waits for the refill: plain(20, Quota(200, 1, 1.0))

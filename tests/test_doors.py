@@ -28,6 +28,7 @@ from keepa_tokens import (
     Reading,
     StorageUnavailable,
     TokenBucket,
+    keepa_quota,
 )
 from keepa_tokens.rules.commands import Acquire, Outcome
 from keepa_tokens.rules.decision import Reason
@@ -341,7 +342,10 @@ def test_what_is_printed_says_what_it_is() -> None:
     """Buckets, reservations, quotas and errors show what a reader of a log needs."""
     bucket, _ = plain()
     shown = repr(bucket)
-    assert shown.startswith("TokenBucket(Quota(capacity=10, refill=1, period=1.0")
+    assert shown.startswith("TokenBucket(Quota(capacity=10, refill=1, period=1.0), key=")
+    assert repr(keepa_quota()) == (
+        "Quota(capacity=300, refill=5, period=60.5, stepped=True, overdraft=UNLIMITED, synced=True)"
+    )
     assert "key='default'" in shown
     assert repr(AsyncTokenBucket(PLAIN, key="mine")).startswith("AsyncTokenBucket(")
     reservation = bucket.try_reserve(3)
@@ -350,6 +354,9 @@ def test_what_is_printed_says_what_it_is() -> None:
     assert "open=False" in repr(reservation)
     assert str(NotEnoughTokens(5, retry_after=2.5, reason="EMPTY", balance=-3)) == (
         "5 tokens refused (EMPTY, balance -3): ask again in 2.5 s."
+    )
+    assert repr(AcquireTimeout(5, 2.5, "EMPTY", -3)) == (
+        "AcquireTimeout('5 tokens refused (EMPTY, balance -3): ask again in 2.5 s.')"
     )
     assert "6 held by 1" in str(NotEnoughTokens(5, 1.5, "IN_FLIGHT", 8, 6, 1))
     assert "no refill" in str(AcquireTimeout(5, retry_after=math.inf, reason="EMPTY"))

@@ -164,6 +164,7 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
     world.damage(refilled_at=None)
     world.sync.bucket.peek()
     world.sync.observe(b"", status=502)
+    TokenBucket(keepa_quota(20), key="k", storage=world.sync.bucket.storage, clock=world.clock).peek()
     said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     assert said == [
         "INFO bucket k: refused 4 tokens (UNKNOWN), balance unknown; ask again in 1.5 s",
@@ -173,6 +174,7 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
         "DEBUG bucket k: balance -1, -2 against the projection",
         "WARNING bucket k: repaired refilled_at; balance now -1",
         "WARNING bucket k: ignored a reading: status 502: the body is no JSON (0 long)",
+        "WARNING bucket k: terms changed from capacity=300, refill=5 to capacity=1200, refill=20",
     ]
 
 

@@ -266,6 +266,8 @@ def test_mistakes_of_a_test_are_said_at_once() -> None:
     assert fake.spent == 1
     with pytest.raises(ValueError, match="nonsense"):
         fake.fail_next(1, "nonsense")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="kind='503'"):
+        fake.fail_next("503")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert len(get_args(Fault)) == 13
     for period in (0.0, -1.0, (60.0, 59.0)):
         with pytest.raises(ValueError, match="period"):

@@ -30,7 +30,7 @@ who only tries gets no ticket and does not pass, and leaves nothing behind: PLAI
     0 stand big 50 -> EMPTY, hold try 5 -> EMPTY in=45s waiting=1 wanted=50
 whoever is a second late is passed, and after a minute out of the line: PLAIN balance=0
     0 stand dead 50; 51s hold small 5 -> EMPTY; 51s+1 hold small 5 -> GRANTED waiting=1
-    110s+1 peek -> !waiting !line
+    110s-1 peek -> waiting=1; 110s peek -> !waiting !line
 when a clock went back an hour nobody waits an hour for a ticket whose holder is gone: PLAIN balance=0
     0 stand dead 50; -3600s peek 5 -> mended=refilled_at+line bound=56s; -3550s hold small 5 -> EMPTY
     -3549s+1 hold small 5 -> GRANTED

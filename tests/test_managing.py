@@ -137,7 +137,7 @@ async def yields() -> AsyncIterator[int]:
     yield 1
 
 
-@pytest.mark.parametrize("other", [suspends, functools.partial(suspends), Suspending(), yields])
+@pytest.mark.parametrize("other", [suspends, functools.partial(suspends), Suspending()])
 def test_a_bucket_for_threads_decorates_no_coroutine_function(other: Any) -> None:
     """It would block the event loop, so it is refused, with what to use."""
     with pytest.raises(ConfigError, match="use an AsyncTokenBucket"):
@@ -145,12 +145,19 @@ def test_a_bucket_for_threads_decorates_no_coroutine_function(other: Any) -> Non
     TokenBucket(QUOTA).limit()(Blocking())()
 
 
-@pytest.mark.parametrize("other", [blocks, functools.partial(blocks), Blocking(), yields])
+@pytest.mark.parametrize("other", [blocks, functools.partial(blocks), Blocking()])
 def test_a_bucket_for_coroutines_decorates_no_other_function(other: Any) -> None:
     """Nothing could be awaited in it, so it is refused, with what to use."""
     with pytest.raises(ConfigError, match="decorate it by a TokenBucket"):
         AsyncTokenBucket(QUOTA).limit()(other)
     asyncio.run(AsyncTokenBucket(QUOTA).limit()(Suspending())())
+
+
+@pytest.mark.parametrize("bucket", [TokenBucket(QUOTA), AsyncTokenBucket(QUOTA)])
+def test_neither_decorates_an_async_generator(bucket: Any) -> None:
+    """Neither sends its owner to the other one: both say where the tokens are taken instead."""
+    with pytest.raises(ConfigError, match=r"yields is an async generator.*await bucket\.acquire\(\) in it"):
+        bucket.limit()(yields)
 
 
 # --- as much as there is, reset

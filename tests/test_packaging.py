@@ -72,6 +72,12 @@ def test_importing_starts_nothing() -> None:
     assert imported["threads"] == []
 
 
+def test_a_copy_without_metadata_can_be_imported() -> None:
+    """A program that is packed without the metadata of what is in it has all of the package but its version."""
+    program = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import keepa_tokens"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True, timeout=60)
+
+
 def test_the_probe_sees_what_it_looks_for() -> None:
     """The check above is no blind one: importing an extra shows up in it."""
     assert "hypothesis" in third_party(import_fresh("hypothesis"))

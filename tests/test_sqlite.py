@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import sqlite3
 import subprocess
@@ -148,6 +149,20 @@ def test_a_file_that_was_removed_is_opened_anew(storage: SQLiteStorage, path: Pa
     left = [in_a_child(lambda: storage.apply("k", quota, Acquire(10)).balance or 0)()]
     left += [storage.apply("k", quota, Acquire(10)).balance or 0 for _ in range(2)]
     assert left == [50, 40, 30]
+
+
+def test_a_file_that_is_removed_again_and_again_leaves_no_connection_behind(storage: SQLiteStorage, path: Path) -> None:
+    """Each is closed, and forgotten."""
+
+    def connections() -> int:
+        gc.collect()
+        return sum(type(each) is sqlite3.Connection for each in gc.get_objects())
+
+    before = connections()
+    for _ in range(5):
+        path.unlink()
+        assert storage.apply("k", QUOTA, Acquire(60)).granted
+    assert connections() == before
 
 
 def test_it_works_until_the_program_has_ended(path: Path) -> None:

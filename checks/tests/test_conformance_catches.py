@@ -204,6 +204,12 @@ def writing(written: Callable[[str, str], str | None]) -> Make:
     return but(save=save)
 
 
+def drop(storage: Simple, prefix: str) -> None:
+    """Forget the buckets whose keys begin so."""
+    for key in [each for each in storage.place.rows if each.startswith(prefix)]:
+        del storage.place.rows[key]
+
+
 WRITES_GRANTS_ONLY = but(save=lambda self, *what: Simple.save(self, *what) if what[2].reason == "GRANTED" else None)
 WHOLE_SECONDS = but(now=lambda self, now_us: Simple.now(self, now_us) // SECOND * SECOND)
 ONE_HOLD = sending(lambda command: replace(command, id="hold"))
@@ -227,6 +233,8 @@ BROKEN: dict[str, tuple[Make, list[str]]] = {
     "composes accents in keys, as some file systems do": (but(named=lambda _, key: normalize("NFC", key)), [KEYS]),
     "keeps 255 letters of a key": (but(named=lambda _, key: key[:255]), [KEYS]),
     "lists keys more than once, as SCAN does": (but(keys=lambda self: iter(list(self.place.rows) * 2)), [KEYS]),
+    "deletes nothing": (but(delete=lambda _, key: None), [KEYS]),
+    "deletes whatever begins so": (but(delete=lambda self, key: drop(self, key[:20])), [KEYS]),
     "takes all holds for one": (ONE_HOLD, [IDS, EVERY_COMMAND, HISTORY]),
     "takes blanks off ids": (sending(lambda command: replace(command, id=command.id.strip())), [IDS]),
     "makes up an id for each reserve": (NewIdEachTime, [EVERY_COMMAND, HISTORY]),

@@ -6,7 +6,6 @@ Workers in several processes share one balance through `SQLiteStorage`, on sever
 """
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from .async_bucket import AsyncReservation, AsyncTokenBucket
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from .storage.urls import async_storage_from_url as async_storage_from_url
     from .storage.urls import storage_from_url as storage_from_url
 
-__version__ = _version("keepa-tokens")
+    __version__: str
 
 __all__ = [
     "UNLIMITED",
@@ -101,6 +100,11 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        # Seldom asked for, slow to import, and not there for a program that was packed without its metadata.
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("keepa-tokens")
     if name not in _EXTRAS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_EXTRAS[name]}", __name__), name)

@@ -22,9 +22,9 @@ _SECRET = re.compile(r"(?<=key=)[^&\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)|\b[A-Za-z0-9
 
 
 def whole(name: str, value: object, *, least: int = 0, most: int = LIMIT - 1) -> int:
-    """Return `value` as an int if it is a whole number from `least` to `most`, of any type that says so by `__index__`.
+    """Return `value` as an int if it is a whole number from `least` to `most`, of any type with `__index__` but bool.
 
-    A bool is none. Else a TypeError or ConfigError.
+    Raises TypeError or ConfigError otherwise.
     """
     number = index(value)
     if number is None:
@@ -45,7 +45,7 @@ def microseconds(name: str, seconds: object) -> int:
 
 
 def timeout_us(timeout: float | None) -> int | None:
-    """Return a timeout in microseconds; None and inf: none."""
+    """Return a timeout in microseconds; None, for None and inf: there is no limit."""
     if timeout is None or timeout == float("inf"):
         return None
     value = microseconds("timeout", timeout)
@@ -75,7 +75,7 @@ def checked_key(key: str) -> str:
 
 
 def printable(name: str, value: str, least: int, most: int) -> str:
-    """Return `value` if people can read it in a line, and it has from `least` to `most` characters."""
+    """Return `value` if it is `least` to `most` printable characters; raises TypeError or ConfigError otherwise."""
     instance(name, value, str)
     if not least <= len(value) <= most or not value.isprintable():
         raise ConfigError(f"{name}={shown(value)} must be {least} to {most} printable characters")
@@ -83,7 +83,7 @@ def printable(name: str, value: str, least: int, most: int) -> str:
 
 
 def instance(name: str, value: object, kind: type[T]) -> T:
-    """Return `value` if it is of `kind`; else a TypeError that names it. For callers whose types nobody checked."""
+    """Return `value` if it is of `kind`; else raise a TypeError that names it. For callers that use no type checker."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {shown(value)}")
     return value
@@ -113,7 +113,7 @@ def redacted(text: str) -> str:
 
 
 def index(value: object) -> int | None:
-    """Return `value` as an int if it says by `__index__` that it is one; a bool is none."""
+    """Return `value` as an int if its `__index__` says that it is a whole number; else, and for a bool, None."""
     if isinstance(value, bool):
         return None
     try:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from operator import attrgetter
 from os import getpid
+from typing import TypeAlias
+
+from ._places import Places
+
+Rank: TypeAlias = tuple[int, int]
+"""What a caller leaves to others, and when it began to wait."""
+Stand: TypeAlias = tuple[tuple[int, str], Rank]
+"""Where a caller waits: the process and the bucket, and its rank there."""
 
 
 class Bell:
-    """Who waits on the buckets of one memory, or one family of doors, in the order in which their calls began to wait.
+    """Callers that wait on the buckets of one memory storage, or one family of doors.
 
-    It wakes one at a time; who is granted rings again, so that what came back reaches as many as it can serve. It has
-    no lock that a fork could leave held; in a child it passes over those who waited in the parent.
+    It wakes one at a time; a caller that it woke rings again once granted, so that what came back reaches as many as it
+    can serve. It has no lock that a fork could leave held; in a child it passes over the callers of the parent. At each
+    grant it is rung, so it looks only at the callers that wait at the same bucket.
     """
 
     __slots__ = ("_places", "_ranks", "_waiting")
 
     def __init__(self) -> None:
         self._places: dict[tuple[object, ...], Places] = {}
-        self._waiting: dict[object, tuple[int, tuple[int, str], Callable[[], object]]] = {}
+        self._waiting: dict[tuple[int, str], dict[Rank, Callable[[], object]]] = {}
         self._ranks = count()
 
     def rank(self) -> int:
@@ -31,22 +38,25 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, key: str, wake: Callable[[], object], rank: int) -> object:
-        """Wait to be woken at bucket `key`; return what `leave` takes. wake: a RuntimeError if its loop is closed."""
-        place = object()
-        self._waiting[place] = rank, (getpid(), key), wake
-        return place
+    def wait(self, key: str, wake: Callable[[], object], keep: int, rank: int) -> Stand:
+        """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
+        at = getpid(), key
+        while True:
+            line = self._waiting.setdefault(at, {})
+            line[keep, rank] = wake
+            if self._waiting.get(at) is line:  # else the last one there has just left, and taken it away
+                return at, (keep, rank)
 
-    def leave(self, place: object) -> bool:
-        """Leave the line; False if it was rung for this place."""
-        return self._waiting.pop(place, None) is not None
+    def leave(self, stand: Stand) -> bool:
+        """Take a caller out; False if the bell has woken it already."""
+        return self._taken(*stand) is not None
 
     def ring(self, key: str) -> None:
-        """Wake the first who waits at bucket `key`: whoever stands first in the bucket's line, too."""
-        here = getpid(), key
-        waiting = [(rank, place, wake) for place, (rank, at, wake) in list(self._waiting.items()) if at == here]
-        for _, place, wake in sorted(waiting, key=lambda each: each[0]):
-            if self.leave(place):
+        """Wake the caller that stands first in line at bucket `key`: the smallest `keep`, then who came first."""
+        at = getpid(), key
+        while ranks := list(self._waiting.get(at, ())):
+            wake = self._taken(at, min(ranks))
+            if wake is not None:
                 with suppress(RuntimeError):
                     wake()
                     return
@@ -59,52 +69,10 @@ class Bell:
             self._places[kind] = Places()
         return self._places[kind]
 
-
-class Waiter:
-    """Who waits for a place of so many tokens. place: its instant, by the waiter's clock and by the bucket's."""
-
-    __slots__ = ("place", "tokens", "wake")
-
-    def __init__(self, tokens: int, place: tuple[int, int]) -> None:
-        self.tokens = tokens
-        self.place = place
-        self.wake: Callable[[], object] = bool
-
-    def woken_by(self, wake: Callable[[], object]) -> None:
-        """Take what wakes it up: its place may be nearer than when it fell asleep."""
-        self.wake = wake
-
-
-class Places:
-    """Who waits for places, in their order: behind one who gives up each moves up, as far as all want as much.
-
-    So it is the last of them that is given back, and more of its tokens come back (rule 6).
-    """
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: list[Waiter] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def wait(self, waiter: Waiter) -> None:
-        """Wait for a place. Who has become the first is woken; nobody else need be awake before."""
-        insort(self._waiting, waiter, key=attrgetter("place"))
-
-    def give_up(self, waiter: Waiter) -> None:
-        """Leave; `waiter` is left with the place that is free now."""
-        for behind in self._waiting[self._waiting.index(waiter) + 1 :]:
-            if behind.tokens != waiter.tokens:
-                break
-            behind.place, waiter.place = waiter.place, behind.place
-        self.leave(waiter)
-
-    def leave(self, waiter: Waiter) -> None:
-        """Leave, at its place."""
-        was_first = self._waiting[0] is waiter
-        self._waiting.remove(waiter)
-        if was_first and self._waiting:
-            with suppress(RuntimeError):  # its loop is closed
-                self._waiting[0].wake()
+    def _taken(self, at: tuple[int, str], rank: Rank) -> Callable[[], object] | None:
+        """Take somebody off and return what wakes them; None: nobody is there any more."""
+        line = self._waiting.get(at, {})
+        wake = line.pop(rank, None)
+        if not line and (came := self._waiting.pop(at, None)):  # in between
+            self._waiting.setdefault(at, {}).update(came)
+        return wake

@@ -11,8 +11,8 @@ T = TypeVar("T")
 def run(made: Callable[[], Coroutine[object, None, T]]) -> T:
     """Run the plan that `made` returns to its end in one go and return its result.
 
-    What it awaits must block and not suspend: the steps of a blocking door never yield. RuntimeError if one does. It is
-    made here, so that no signal strikes between its making and its first step: Python warns of one that never ran.
+    What it awaits must block and not suspend: the steps of a blocking door never yield. RuntimeError if one does. The
+    plan is made here, so that no signal strikes before its first step: Python warns of a coroutine that never ran.
     """
     plan = made()
     try:

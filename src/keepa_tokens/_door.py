@@ -1,4 +1,4 @@
-"""One bucket, as a door holds it: its terms, its key, its storage, its clock, and who is told."""
+"""A door is how a program uses one bucket: by its terms, its key, its storage, its clock, and who is told."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _new: Final = object.__new__
 
 
 class Door(Generic[S_co]):
-    """What both doors have in common. The state is in the storage; of memory storage it remembers the bucket there."""
+    """What both doors have in common. The state is in the storage; in memory a door also remembers its bucket."""
 
     __slots__ = (
         "_bucket",
@@ -73,9 +73,9 @@ class Door(Generic[S_co]):
         self.clock = None if clock is None else _checked_clock(clock)
         self.sleeper: Clock = SystemClock() if clock is None else clock
         self.listener = LoggingListener() if listener is None else listener
-        # The clean-up that still goes on after calls of coroutines that were interrupted: tasks.
+        # Tasks that still clean up after interrupted calls of coroutines.
         self.under_way: set[Any] = set()
-        # The threads that just tell the listener that the storage is away, and what it is told with the next command.
+        # Threads that just tell the listener that the storage is away; events to be told with the next command.
         self._telling: list[int] = []
         self.untold: list[Event] = []
         # Most buckets live in memory, and most calls there need no command, no outcome and no event.
@@ -98,7 +98,7 @@ class Door(Generic[S_co]):
         self._log = listener if type(listener) is LoggingListener else None
         self._refused = None if self._log is None else self._log.refused
 
-    def _hears(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         """Tell the listener, and log the first error that it raises.
 
         It harms nobody: what happened to the bucket has happened, and its caller must be told.
@@ -123,20 +123,20 @@ class Door(Generic[S_co]):
         return time.monotonic_ns() // 1000 if now is None else now
 
     def tell(self, command: Command, outcome: Outcome) -> None:
-        """Tell the listener what a command that was carried out amounts to."""
+        """Tell the listener the events of a command that was carried out."""
         while self.untold:
             with suppress(IndexError):  # another thread was quicker
-                self._hears(self.untold.pop(0))
+                self._notify(self.untold.pop(0))
         if self._log is not None and not self._log.has_news(self.key, outcome):
             return
         for event in events_of(self.key, command, outcome):
-            self._hears(event)
+            self._notify(event)
 
     def at_once(self, tokens: int, keep: int, wait_us: int) -> Decision | None:  # noqa: C901, PLR0912 - each call costs a tenth
         """Take from memory what is there, tell the listener, and return the decision.
 
-        None: nothing was done, and nothing was checked. wait_us: how long the caller waits; one who does is not refused
-        here.
+        None: nothing was done, and nothing was checked. wait_us: how long the caller waits; a caller that waits is not
+        refused here.
         """
         memory = self._memory
         if memory is None or keep is not _ZERO:
@@ -172,7 +172,7 @@ class Door(Generic[S_co]):
         decision.waited = 0.0
         decision.repaired = ()
         decision.probe = False
-        # Most of it is no news to the log, and is not even put into words for it.
+        # Most decisions are no news to the log, so no event is made for them.
         refused = self._refused
         if refusal is None:
             decision.granted = True
@@ -194,13 +194,13 @@ class Door(Generic[S_co]):
         return decision
 
     def waited(self, tokens: int, duration_us: int) -> None:
-        """Tell the listener that somebody who had to wait goes now."""
+        """Tell the listener that a caller that had to wait may go now."""
         if duration_us and self._log is None:
-            self._hears(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
+            self._notify(Event(EventKind.WAITED, self.key, tokens, seconds=seconds(duration_us)))
 
     def say(self, kind: EventKind, why: str, tokens: int = 0) -> None:
         """Tell the listener of something that no command brought about."""
-        self._hears(Event(kind, self.key, tokens, why=why))
+        self._notify(Event(kind, self.key, tokens, why=why))
 
     def away(self, error: StorageUnavailable) -> None:
         """Tell the listener that the storage did not answer, unless it asked the storage itself while it is told so."""
@@ -222,12 +222,12 @@ class Door(Generic[S_co]):
         """Return how long to sleep, in seconds, having told the listener."""
         duration = seconds(duration_us)
         if self._log is None:
-            self._hears(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
-        # Never minus: a microsecond early is a refusal. Nobody's secret hangs on this randomness.
+            self._notify(Event(EventKind.WAITING, self.key, seconds=duration, why=str(reason)))
+        # Only ever longer: a microsecond too early is refused. No secret depends on this randomness.
         return duration + random.random() * seconds(spread_us)  # noqa: S311
 
     def reservation(self, tokens: int, keep: int, hold_for: float, label: str, *, waits: bool = False) -> Reserve:
-        """Return the command that sets tokens aside; raises for what makes none. waits: it stands in line."""
+        """Return the command that sets tokens aside; raises for wrong arguments. waits: the caller stands in line."""
         tokens, keep = cost(self.quota, tokens, keep)
         label = printable("label", label, 0, LONGEST_LABEL)
         hold_id = new_id()
@@ -278,11 +278,11 @@ def door_of(bucket: BucketBase[S_co]) -> Door[S_co]:
     return bucket._door  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the library's own
 
 
-def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
-    """Return what `sent` came to, if a signal's exception struck its step after it had counted; None: it didn't count.
+def struck_outcome(error: BaseException, sent: Command | None) -> Outcome | None:
+    """Return the outcome of `sent` if a signal's exception struck after its step had counted; None: it didn't count.
 
-    A step in memory that is struck before its end has changed nothing. Between its end and whoever asked lie the lock's
-    release and the listener.
+    A step in memory that is struck before its end has changed nothing. After its end a signal may still strike while
+    the lock is let go or the listener is told: then the outcome is in the traceback.
     """
     trace = error.__traceback__
     while trace is not None:
@@ -297,7 +297,7 @@ def came_to(error: BaseException, sent: Command | None) -> Outcome | None:
 def checked_storage(storage: T, *, blocks: bool) -> T:
     """Return `storage` if it is one for threads (`blocks`), or for coroutines; ConfigError says what to give instead.
 
-    What a wrong argument is, is named, not shown: a URL holds a password.
+    The error names the type of a wrong argument and doesn't show it: a URL may hold a password.
     """
     if isinstance(storage, (str, bytes)):
         raise ConfigError(
@@ -338,22 +338,24 @@ def _checked_clock(clock: Clock) -> Clock:
 
 
 def check_limit(quota: Quota, tokens: int, keep: int) -> None:
-    """Raise what the cost would raise at every call of a decorated function."""
+    """Raise now what this cost would raise at each call of the decorated function."""
     if callable(tokens):
         raise TypeError("write @bucket.limit(), with the parentheses")
     cost(quota, tokens, keep)
 
 
 def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
-    """Return `function` if a bucket can stand before it; ConfigError for one of the other door's kind."""
+    """Return `function` if this door can decorate it; raises ConfigError for one that only the other door can."""
     given = cast("object", function)  # nobody may have checked
     if not callable(given) or isinstance(given, type):
         raise TypeError(f"limit() decorates a function, not {shown(given)}: write @bucket.limit() above its def")
     name = getattr(given, "__qualname__", type(given).__qualname__)
+    if isasyncgenfunction(function):
+        raise ConfigError(f"{name} is an async generator, of which a call runs nothing: await bucket.acquire() in it")
     coroutine = iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
     if suspends and not coroutine:
         raise ConfigError(f"{name} is no coroutine function: decorate it by a TokenBucket, or write async def")
-    if not suspends and (coroutine or isasyncgenfunction(function)):
+    if not suspends and coroutine:
         raise ConfigError(
             f"{name} is a coroutine function: a TokenBucket would block its loop; use an AsyncTokenBucket"
         )
@@ -361,7 +363,7 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
 
 
 def cost(quota: Quota, tokens: int, keep: int, name: str = "tokens") -> tuple[int, int]:
-    """Return what is asked for and what is to be left, as ints; raises as `Quota.check_cost`."""
+    """Return `tokens` and `keep` as ints; raises as `Quota.check_cost`. name: of `tokens`, for the error."""
     if type(tokens) is int and type(keep) is int and keep == 0 and 0 <= tokens <= quota.capacity:
         return tokens, keep
     tokens, keep = whole(name, tokens), whole("keep", keep)

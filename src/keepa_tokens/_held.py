@@ -22,7 +22,7 @@ class HeldBase(NotCopied, Generic[S_co]):
     _advice: ClassVar[str]
 
     open = True
-    """Whether it was neither settled nor cancelled yet."""
+    """Whether it is still to be settled or cancelled."""
 
     def __init__(self, door: Door[S_co], command: Reserve, outcome: Outcome, waited_us: int) -> None:
         self._door = door
@@ -30,28 +30,28 @@ class HeldBase(NotCopied, Generic[S_co]):
         self.id = command.id
         self.tokens = command.tokens
         self.decision = outcome.decision(waited_us)
-        # No `__del__`, which would run for each, settled or not: a signal's exception that is raised in one is lost.
+        # No `__del__`: it would run for settled ones too, and a signal's exception that strikes in it is lost.
         self._watch = finalize(self, _unsettled, door, self._what, self._advice, self.tokens, stacklevel=3)
         self._watch.atexit = False
 
     def _left(self, kind: type[BaseException] | None) -> None:
-        """Warn where its block ends without a settle and without an exception that anybody sees; no more afterwards."""
+        """Warn if the block ends without a settle and without an exception that anybody sees; not again afterwards."""
         if self._watch.alive and kind in {None, GeneratorExit}:
             _unsettled(self._door, self._what, self._advice, self.tokens, stacklevel=4, ends=kind is None)
         self._unwatch()
 
     def _unwatch(self) -> None:
-        """Warn no more: it has come to its end."""
+        """Don't warn any more: it is settled, cancelled or left."""
         self._watch.detach()
 
 
 def _unsettled(door: Door[object], what: str, advice: str, tokens: int, *, stacklevel: int, ends: bool = False) -> None:
-    """Warn of tokens that were set aside and not settled. ends: a block ends; else they may have been thrown away."""
+    """Warn of tokens that were set aside and not settled. ends: at the end of a block; else perhaps of garbage."""
     message = f"a {what} of {tokens} tokens was left without settle() or cancel(): {advice}"
     if ends or type(door.listener) is LoggingListener:
         door.say(EventKind.LEFT_UNSETTLED, message, tokens)
     else:
-        # The garbage collector may have come here in the midst of the listener, which may have a lock.
+        # The garbage collector may run this in the middle of the listener, which may hold a lock.
         door.untold.append(Event(EventKind.LEFT_UNSETTLED, door.key, tokens, why=message))
     warnings.warn(message, ResourceWarning, stacklevel=stacklevel)
 

@@ -27,8 +27,8 @@ _NUMBERS: Final = tuple(sorted(map(int, signal.valid_signals())))
 class WholeLock:
     """A `threading.Lock` whose `with` a signal's exception never leaves held.
 
-    From Python 3.14 on (python/cpython#148874) it may strike once the lock is taken and before the block begins, which
-    releases it. Here it is taken by a `for`, at whose steps no signal strikes. Only `with` is safe, not `acquire`.
+    From Python 3.14 on (python/cpython#148874) it may strike after the lock is taken and before the block begins, so
+    nobody releases it. Here a `for` takes it, at whose steps no signal strikes. Only `with` is safe, not `acquire`.
     """
 
     __slots__ = ("__exit__", "acquire", "locked", "release")
@@ -36,7 +36,7 @@ class WholeLock:
     def __init__(self) -> None:
         lock = threading.Lock()
         self.acquire, self.release, self.locked = lock.acquire, lock.release, lock.locked
-        # In C: a signal may strike where a function of Python's begins, and then nobody would release it.
+        # The method in C: a signal may strike where a Python function begins, and then nobody would release the lock.
         self.__exit__ = lock.__exit__
 
     def __enter__(self) -> None:
@@ -51,11 +51,11 @@ else:
 
 
 class NoAnswer(Exception):
-    """Ends a clean-up that takes too long. No TimeoutError: clients would try again."""
+    """Ends a clean-up that takes too long. It is no TimeoutError, after which clients would try again."""
 
 
 class PutOff:
-    """What a thread does within `with` is done whole: signals that come meanwhile have their handlers run at its end.
+    """Puts off signals within `with`: what the thread does there is done whole, and then their handlers run.
 
     So no exception of a handler strikes between a storage's step and its outcome. Handlers run in the main thread, so
     elsewhere there is nothing to put off. After LONGEST_PUT_OFF_S a signal strikes all the same. ends: the block is
@@ -69,7 +69,7 @@ class PutOff:
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._before: list[tuple[int, Callable[[int, FrameType | None], Any]]] = []  # those still to be put back
         self._came: list[tuple[int, FrameType | None]] = []
-        self._over: _thread.LockType | None = None  # held until the block is over, which ends the watch
+        self._over: _thread.LockType | None = None  # held until the block is over: that ends the watch
         self._late = False
 
     def __enter__(self) -> None:
@@ -85,7 +85,7 @@ class PutOff:
             if self._ends and self._before:
                 self._limit(self._before[0][0])
         except ValueError:
-            # A main thread where handlers don't run either: of a subinterpreter.
+            # The main thread of a subinterpreter, where handlers don't run either.
             self._before.clear()
         except BaseException:
             self._restore()
@@ -98,7 +98,7 @@ class PutOff:
             self._strike()
 
     def take_note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal that came meanwhile."""
+        """Note a signal that comes within the block; once it was put off for too long, run its handler."""
         if self._late and not self._ends:
             self._handlers[number](number, frame)
             return
@@ -110,14 +110,14 @@ class PutOff:
             self._limit(number)
 
     def handler(self, number: int) -> object:
-        """Return what handles a signal but for now."""
+        """Return the handler that is put off for now."""
         return self._handlers[number]
 
     def _limit(self, number: int) -> None:
         # Not `threading.Thread`: its locks may be held where the signal struck.
         self._over = _thread.allocate_lock()
         self._over.acquire()
-        with suppress(RuntimeError):  # no more threads, as at the program's end: the client's timeouts are left
+        with suppress(RuntimeError):  # no new thread, as at the program's end: only the client's own timeouts are left
             _thread.start_new_thread(self._watch, (self._over, number, _thread.get_ident()))
 
     def _watch(self, over: _thread.LockType, number: int, main: int) -> None:
@@ -126,9 +126,9 @@ class PutOff:
         self._late = True
         if not self._ends:
             try:
-                self._came.pop(0)  # the one that began this
+                self._came.pop(0)  # the signal that began this watch
             except IndexError:
-                return  # it has struck at this moment
+                return  # its handler has run at this moment
         if sys.platform == "win32":
             signal.raise_signal(number)
         else:
@@ -140,7 +140,7 @@ class PutOff:
                 _signal.signal(*self._before[-1])
                 self._before.pop()
         finally:
-            if self._before:  # a signal struck whose handler was there again
+            if self._before:  # a signal struck whose handler was restored already
                 self._restore()
 
     def _strike(self) -> None:
@@ -161,12 +161,12 @@ def _threads_are_green() -> bool:
 
 
 def interrupt_in(error: BaseException) -> BaseException | None:
-    """Return what interrupted, if `error` is that or hides it; None for a mere failure.
+    """Return the interrupt, if `error` is one or hides one; None for a mere failure.
 
     An interrupt is no `Exception` (Ctrl-C, a cancellation), or was raised by a signal's handler, whatever its type: a
-    time limit's `TimeoutError`, Celery's `SoftTimeLimitExceeded`. A client in whose midst it struck may have turned it
-    into an error of its own. A cancellation behind an error counts while it is asked for: a client's own timeout, which
-    is one inside, has taken it back.
+    time limit's `TimeoutError`, Celery's `SoftTimeLimitExceeded`. A client in which it struck may have turned it into
+    an error of its own. A cancellation behind an error counts only while the task is being cancelled: a client's own
+    timeout cancels inside, too, but has taken that back.
     """
     if isinstance(error, asyncio.CancelledError):
         return error
@@ -177,7 +177,7 @@ def interrupt_in(error: BaseException) -> BaseException | None:
             return link
         link = link.__cause__ or link.__context__
         if link is not None and link.__traceback__ is not None and link.__traceback__.tb_frame in callers:
-            # It was being handled when the call began.
+            # This error was being handled when the call began: it did not interrupt it.
             return None
     return None
 
@@ -187,7 +187,7 @@ def _is_interrupt(error: BaseException) -> bool:
         return not isinstance(error, Exception)
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # no loop is running: it cancelled what ran in one that is over
+    except RuntimeError:  # no loop is running: the cancellation is of a loop that is over
         return False
     return task is not None and task.cancelling() > 0
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def on_trio() -> ModuleType | None:
-    """Return trio if the running coroutine is trio's, which the program then has imported already; else None."""
+    """Return trio if the running coroutine is trio's (then the program has imported it already); else None."""
     trio = sys.modules.get("trio")
     if trio is not None:
         with suppress(RuntimeError):
@@ -54,7 +54,7 @@ async def limited(seconds: float) -> AsyncGenerator[None, None]:
 
 
 async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], object]], None]) -> bool:
-    """Await `sleeping`; give `register` what ends it early, from any thread. Return whether it was ended early."""
+    """Await `sleeping`; give `register` a function that ends it early, from any thread. Return whether it did."""
     trio = on_trio()
     if trio is not None:
         token = trio.lowlevel.current_trio_token()
@@ -81,7 +81,7 @@ async def nap(sleeping: Awaitable[None], register: Callable[[Callable[[], object
 
 
 def shielded(seconds: float) -> AbstractContextManager[object]:
-    """Hold off cancellation by scopes within the block: on trio for up to `seconds`; on asyncio those of anyio.
+    """Within the block hold off cancellation by scopes: trio's for up to `seconds`; on asyncio, anyio's.
 
     asyncio's own `task.cancel()` is not held off.
     """

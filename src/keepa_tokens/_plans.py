@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import ClassVar, Final, Generic, TypeAlias, TypeVar, cast
 
 from ._arguments import instance, microseconds
+from ._bell import Stand
 from ._door import Door, new_id
 from ._interrupts import interrupt_in
 from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
@@ -40,13 +41,13 @@ R = TypeVar("R", Acquire, Reserve)
 S_co = TypeVar("S_co", covariant=True)
 
 LONGEST_PAUSE_US = 60 * MICROSECONDS
-"""Who waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
+"""A caller that waits on a synced bucket asks again at least this often, and so notices a better or a worse balance."""
 
 UNKNOWN_PAUSE_US = MICROSECONDS
 """How often to look while somebody else's probe is under way: its answer may come any moment."""
 
 PARTS_OF_A_WAIT: Final = 8
-"""Who waits in a plain bucket's line looks again when the first of so many parts of what it was told is over."""
+"""A caller in a plain bucket's line looks again after the wait that it was told, divided by this."""
 
 TRIES: Final = 8
 """How often `take_up_to` looks again when somebody else was faster."""
@@ -55,7 +56,7 @@ TRIES: Final = 8
 class Steps(Generic[S_co]):
     """The steps of one call, and what it has taken so far, to be given back if it is interrupted before it ends.
 
-    request: the last command that takes tokens. outcome: what that came to; None: nobody knows yet. claimed: the end of
+    request: the last command that takes tokens. outcome: its outcome; None: nobody knows it yet. claimed: the end of
     the claim on the probe that the call was given, until a probe has ended. woken: it was woken because tokens came
     back, and has not been granted since. sent: the command under way. answer: the storage's answer to it, put here at
     once, where no signal strikes in between; `outcome` and `claimed` follow. unsure: the storage may have carried the
@@ -65,7 +66,7 @@ class Steps(Generic[S_co]):
     __slots__ = ("_rank", "answer", "claimed", "door", "outcome", "request", "sent", "unsure", "woken")
 
     blocks: ClassVar[bool]
-    """They are for threads."""
+    """Whether the steps are for threads."""
 
     def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
         self.door = door
@@ -81,7 +82,7 @@ class Steps(Generic[S_co]):
             self.begin(taking)
 
     async def apply(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        """Apply `command` to the bucket, tell the listener, and return the outcome."""
         raise NotImplementedError
 
     async def finish(self, command: Command) -> Outcome:
@@ -97,6 +98,7 @@ class Steps(Generic[S_co]):
 
     async def in_place(self, outcome: Outcome, tokens: int) -> int:  # noqa: ARG002 - for those who move up
         """Wait until the place has come that `tokens` were granted for; return the time that it took."""
+        # The instant of a place never changes, so nothing that comes back need wake this caller.
         return await self.sleep(outcome.place_us, 0, Reason.EMPTY, alert=False)
 
     async def turn(self) -> None:
@@ -109,9 +111,9 @@ class Steps(Generic[S_co]):
             self.request, self.outcome = command, None
 
     def ended(self, command: Command, outcome: Outcome) -> Outcome:
-        """Take note of what a command came to, wake who may be served now, and tell the listener.
+        """Take note of a command's outcome, wake a caller that may be served now, and tell the listener.
 
-        ConfigError for what a storage of somebody's own may return instead.
+        Raises ConfigError if somebody's own storage returns anything else.
         """
         if not isinstance(cast("object", outcome), Outcome):
             where, given = type(self.door.storage).__name__, type(outcome).__name__
@@ -123,22 +125,23 @@ class Steps(Generic[S_co]):
         return outcome
 
     def catch_up(self, found: Outcome | None) -> None:
-        """Take note of an answer that the call was struck before it could; found: the answer, out of the traceback."""
+        """Take note of an answer that a signal kept the call from noting; found: the answer, out of the traceback."""
         answer = self.answer or found
         if self.sent is not None and answer is not None:
             self._note(self.sent, answer)
 
-    def waits(self, wake: Callable[[], object]) -> object:
-        """Wait to be woken where tokens come back; return what `leaves` takes."""
+    def waits(self, wake: Callable[[], object]) -> Stand:
+        """Ask to be woken when tokens come back; return what `leaves` takes."""
         bell = self.door.bell
         if self._rank is None:
             self._rank = bell.rank()
-        return bell.wait(self.door.key, wake, self._rank)
+        keep = 0 if self.request is None else self.request.keep
+        return bell.wait(self.door.key, wake, keep, self._rank)
 
-    def leaves(self, place: object) -> None:
-        """Wait no more."""
+    def leaves(self, place: Stand) -> None:
+        """Don't ask to be woken any more."""
         if not self.door.bell.leave(place) and not self.woken:
-            # Rung at the last moment: what came back may serve somebody else.
+            # Woken at the last moment: what came back may serve another caller.
             self.door.bell.ring(self.door.key)
 
     def undoing(self) -> list[Command]:
@@ -199,11 +202,11 @@ Plan: TypeAlias = Callable[[Steps[object]], Coroutine[object, object, T]]
 Ask: TypeAlias = Callable[[Steps[object], R, int], Awaitable[Outcome]]
 """Asks the bucket for tokens, for a caller who still waits so many microseconds."""
 Made: TypeAlias = Callable[[Reserve, Outcome, int], T]
-"""Makes what its caller is handed of a hold: who asked for it, what that came to, how long it took in microseconds."""
+"""Makes what a caller is handed for a hold: from its command, the outcome, and the wait in microseconds."""
 
 
 class Patience:
-    """How long a caller still waits, by the wall clock: the time in storage, probe and sleeps together."""
+    """How long a caller still waits, by `Door.elapsed_us`: the time in storage, probe and sleeps together."""
 
     __slots__ = ("_door", "_until")
 
@@ -254,7 +257,7 @@ async def reserve(
 
 
 async def take_up_to(steps: Steps[object], tokens: int, keep: int) -> int:
-    """Take as many of `tokens` as are there beside `keep`, and return how many."""
+    """Take as many of `tokens` as are there above `keep`, and return how many."""
     for _ in range(TRIES):
         seen = snapshot_of(await steps.apply(Peek()))
         left = (seen.available or 0) - set_aside(keep, seen.kept_back, seen.capacity, 1)
@@ -308,14 +311,13 @@ async def _waited(steps: Steps[object], command: R, timeout_us: int | None, ask:
             command = replace(command, wait_us=left_us)
         outcome = await ask(steps, command, left_us)
     if outcome.place_us > 0:
-        # The instant of a place stands, whatever comes back.
         slept += await steps.in_place(outcome, command.tokens)
     steps.door.waited(command.tokens, slept)
     return outcome, slept
 
 
 async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Reserve, left_us: int) -> int:
-    """Wait after a refusal and return for how long; raise at once, out of the line, if it can't end in `left_us`."""
+    """Wait after a refusal and return for how long; if `left_us` can't be enough, leave the line and raise at once."""
     retry, synced = outcome.retry_after_us, steps.door.quota.synced
     if outcome.reason in _ANY_MOMENT:
         # The wait isn't known: a settle or a probe may end it.
@@ -324,17 +326,17 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         hopeless = retry > left_us or (retry >= LIMIT and (not synced or outcome.reason is Reason.TOO_LARGE))
     if hopeless:
         if command.ticket is not None and (isinstance(command, Acquire) or command.ticket == command.id):
-            await steps.apply(Cancel(command.ticket))  # a queue's task comes back, and keeps its place
+            await steps.apply(Cancel(command.ticket))  # not a queue's task: it comes back, and keeps its place
         kind = NotEnoughTokens if outcome.reason is Reason.TOO_LARGE else AcquireTimeout
         raise _refusal(kind, outcome, command.tokens)
     if outcome.reason is Reason.UNKNOWN:
         retry = min(retry, UNKNOWN_PAUSE_US)
     elif outcome.reason is Reason.IN_FLIGHT:
-        # In line it was told its turn, as if those in flight cost all that they hold: most cost less.
+        # In line it was told its turn as if calls in flight cost all that they hold. Most cost less.
         retry = min(retry, LOOK_AGAIN_US)
     longest = LONGEST_PAUSE_US if synced else DAY_US
     if has_places(steps.door.quota):
-        # What other processes give back it sees only if it looks. Where there is a recharge, a look might begin one.
+        # It sees what other processes give back only if it looks. Not with a recharge: a look might begin one.
         longest = min(longest, max(LOOK_AGAIN_US, retry // PARTS_OF_A_WAIT))
     duration = max(1, min(retry, left_us, longest))
     # On a plain bucket each one in line is told an instant of its own; at a server's step many are told the same one.

@@ -14,10 +14,11 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
-from ._bell import Waiter
-from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._bell import Stand
+from ._door import BucketBase, Door, check_limit, checked_storage, cost, decorated, new_id, struck_outcome
 from ._held import ReservationBase
 from ._loops import limited, nap, on_trio, shielded, sleep
+from ._places import Waiter
 from .clock import Clock
 from .errors import KeepaTokensError, StorageUnavailable
 from .events import Listener
@@ -103,7 +104,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         return Pending("AsyncTokenBucket.reserve", pending)
 
     async def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
-        """Take as many of `tokens` as are there beside `keep`; as `TokenBucket.take_up_to`."""
+        """Take as many of `tokens` as are there above `keep`; as `TokenBucket.take_up_to`."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         return await AwaitedSteps(self._door).carried(lambda steps: plans.take_up_to(steps, tokens, keep))
 
@@ -143,7 +144,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         return plans.snapshot_of(await AwaitedSteps(self._door).apply(plans.reconciliation(self.quota, reading)))
 
     async def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
-        """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
+        """Return the bucket as a request for `tokens` that leaves `keep` would find it now. Takes nothing."""
         look = Peek(whole("tokens", tokens), whole("keep", keep))
         return plans.snapshot_of(await AwaitedSteps(self._door).apply(look))
 
@@ -167,8 +168,8 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
 class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     """The steps of one call, for a coroutine.
 
-    A step at a storage that may suspend runs in a task of its own: interrupted in it, the call is given up, and the
-    step ends before anything is undone. Only so is it known what there is to undo.
+    A step at a storage that may suspend runs in a task of its own. If the call is interrupted meanwhile, the step ends
+    before anything is undone: only then is it known what there is to undo.
     """
 
     __slots__ = ("_step",)
@@ -179,7 +180,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         self._step: asyncio.Task[Outcome] | None = None
 
     async def apply(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        """Apply `command` to the bucket, tell the listener, and return the outcome."""
         now = self.door.now_us()  # which may raise: then nothing was sent
         self.begin(command)
         self.unsure = type(self.door.storage) is not MemoryStorage
@@ -222,7 +223,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def undo(self, error: BaseException) -> None:
         """Give back what the call has taken if it was interrupted."""
         if self.leaves_something(error):
-            self.catch_up(came_to(error, self.sent))
+            self.catch_up(struck_outcome(error, self.sent))
             await self._afterwards(error, self._give_back)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
@@ -232,13 +233,14 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
-        begun, self.woken, places = door.elapsed_us(), False, list[object]()
+        begun, self.woken, places = door.elapsed_us(), False, list[Stand]()
         try:
             self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
             for place in places:
                 self.leaves(place)
-        return door.elapsed_us() - begun if self.woken else duration_us
+        # A caller's clock may have been set meanwhile.
+        return max(0, min(duration_us, door.elapsed_us() - begun)) if self.woken else duration_us
 
     async def in_place(self, outcome: Outcome, tokens: int) -> int:
         """Suspend until the place has come, or a nearer one that another coroutine gave up."""
@@ -248,19 +250,22 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         places.wait(waiter)
         try:
             door.sleep_seconds(us, 0, Reason.EMPTY)
-            while (left_us := waiter.place[0] - door.elapsed_us()) > 0:
-                await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by)
+            # A caller's clock may be set meanwhile: nobody waits for longer than it was told.
+            while (left_us := min(us, waiter.place[0] - door.elapsed_us())) > 0:
+                if not await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by):
+                    break
         except BaseException:
             places.give_up(waiter)
             self.outcome = replace(outcome, place_us=waiter.place[1] - outcome.now_us)
             raise
         places.leave(waiter)
-        return door.elapsed_us() - begun
+        return max(0, min(us, door.elapsed_us() - begun))
 
     async def _afterwards(self, error: BaseException, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Carry `work` out although the caller is interrupted.
 
-        The caller waits for it for a while, unless it is interrupted again; then it goes on without.
+        The caller waits for the work for a while, unless it is interrupted again; then the work goes on in the
+        background.
         """
         if isinstance(self.door.storage, MemoryStorage):
             # Nothing of it suspends, so it works where nothing can be awaited any more, too.
@@ -281,7 +286,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 await asyncio.wait({task}, timeout=PATIENCE_S)
 
     def _leave_running(self, task: asyncio.Task[Any]) -> None:
-        """Let `aclose` wait for a task whose caller doesn't. How it failed is told by then, or nobody's business."""
+        """Let `aclose` wait for a task whose caller doesn't. Its error is told already, or matters to nobody."""
         under_way = self.door.under_way
 
         def over(task: asyncio.Task[Any]) -> None:
@@ -311,7 +316,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
     async def _once_more(self, command: Command) -> bool:
-        # A limit needs a loop that runs; memory needs none.
+        # `limited` needs a loop that runs; in memory this must work without one, too.
         in_memory = isinstance(self.door.storage, MemoryStorage)
         for _ in range(2):
             try:
@@ -321,7 +326,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 self.door.not_given_back(self.asked(), f"{type(error).__name__}: {error}")
                 return False
             except asyncio.CancelledError:
-                # The loop is being shut down: once more, then no more.
+                # The loop is being shut down: try once more, then give up.
                 continue
             else:
                 return True
@@ -340,7 +345,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
 
 
 class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
-    """`Reservation` for coroutines. As an async context manager: left unsettled, the estimate stays charged."""
+    """`Reservation` for coroutines; as an async context manager, too."""
 
     async def settle(self, actual: int, reading: Reading | None = None) -> None:
         """End the hold at its `actual` cost; as `Reservation.settle`."""
@@ -353,7 +358,7 @@ class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
     async def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
-        self._unwatch()  # interrupted, it is ended all the same
+        self._unwatch()  # even if interrupted, the hold is ended
         await AwaitedSteps(self._door).finish(command)
         self.open = False
 
@@ -369,14 +374,14 @@ class AsyncReservation(ReservationBase[AsyncStorage | MemoryStorage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            # It is charged as it is, and what ended the block must be seen.
+            # The hold stays charged anyway, and the caller must see what ended the block.
 
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[object])
 
 
 class Pending(Coroutine[object, object, E]):
-    """What is there once awaited: `x = await pending`, or `async with pending as x`. A task can be made of it. Once."""
+    """A result to be awaited, once: `x = await pending`, or `async with pending as x`. A task can be made of it."""
 
     __slots__ = ("_coroutine", "_entered")
 

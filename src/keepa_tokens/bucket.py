@@ -10,7 +10,7 @@ from typing import ParamSpec, Self, TypeVar
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
 from ._blocking import run
-from ._door import BucketBase, Door, came_to, check_limit, checked_storage, cost, decorated, new_id
+from ._door import BucketBase, Door, check_limit, checked_storage, cost, decorated, new_id, struck_outcome
 from ._held import ReservationBase
 from ._interrupts import PutOff, interrupt_in
 from .clock import Clock
@@ -51,7 +51,7 @@ class TokenBucket(BucketBase[Storage], Closing):
     def try_acquire(self, tokens: int = 1, *, keep: int = 0) -> Decision:
         """Take `tokens` now if `keep` more stay for others, or take nothing and say why. Never waits.
 
-        Raises CostTooLarge for more than the quota could ever admit, TypeError or ConfigError for no whole
+        Raises CostTooLarge for more than the quota could ever admit, TypeError or ConfigError for anything but a whole
         number from 0.
         """
         door = self._door
@@ -68,10 +68,10 @@ class TokenBucket(BucketBase[Storage], Closing):
     def acquire(self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None) -> Decision:
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
 
-        On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its
-        place comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
-        AcquireTimeout, nothing taken, as soon as the wait is seen to be longer than `timeout` or endless: mostly at
-        once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
+        On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its place
+        comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
+        AcquireTimeout, nothing taken, as soon as it is clear that the wait is endless or longer than `timeout`, mostly
+        at once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
         """
         patience_us = None if timeout is None else timeout_us(timeout)
         try:
@@ -112,7 +112,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         return BlockingSteps(self._door).carried(lambda steps: plans.reserve(steps, command, patience_us, self._made))
 
     def take_up_to(self, tokens: int, *, keep: int = 0) -> int:
-        """Take as many of `tokens` as are there beside `keep`, and return how many; 0 is none. Never waits."""
+        """Take as many of `tokens` as are there above `keep`, and return how many, perhaps 0. Never waits."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         return BlockingSteps(self._door).carried(lambda steps: plans.take_up_to(steps, tokens, keep))
 
@@ -152,7 +152,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         plans.deletion(self.storage)(self.key)
 
     def refund(self, tokens: int) -> None:
-        """Give `tokens` back, up to capacity: of a grant that was not used.
+        """Give back `tokens` of a grant that was not used, up to capacity.
 
         Where others wait for places on a plain bucket, it may be fewer: what they were told stays true.
         """
@@ -166,7 +166,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         return plans.snapshot_of(BlockingSteps(self._door).carry(plans.reconciliation(self.quota, reading)))
 
     def peek(self, tokens: int = 1, *, keep: int = 0) -> Snapshot:
-        """Return the bucket as a request for `tokens` beside `keep` would find it now. Takes nothing."""
+        """Return the bucket as a request for `tokens` that leaves `keep` would find it now. Takes nothing."""
         return plans.snapshot_of(BlockingSteps(self._door).carry(Peek(whole("tokens", tokens), whole("keep", keep))))
 
     def _made(self, command: Reserve, outcome: Outcome, waited_us: int) -> Reservation:
@@ -191,7 +191,7 @@ class BlockingSteps(plans.Steps[Storage]):
     blocks = True
 
     def carry(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket, tell the listener, and return what it came to."""
+        """Apply `command` to the bucket, tell the listener, and return the outcome."""
         door = self.door
         now = door.now_us()  # which may raise: then nothing was sent
         self.begin(command)
@@ -236,7 +236,7 @@ class BlockingSteps(plans.Steps[Storage]):
                 begun, interrupt = True, interrupt_in(error)
                 if isinstance(error, StorageUnavailable) and interrupt is None:
                     return
-                self.catch_up(came_to(error, self.sent))
+                self.catch_up(struck_outcome(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing()]
                 if interrupt is not None and all(done) and self.lost():
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
@@ -244,14 +244,14 @@ class BlockingSteps(plans.Steps[Storage]):
             if not begun:  # struck before signals are put off
                 self.undo(error)
                 return
-            # Whatever struck meanwhile has been told so; what the caller sees is the first interrupt.
+            # What failed meanwhile has been told; what the caller sees is the first interrupt.
             if interrupt is None or interrupt_in(another) is None:
                 raise
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
 
     def _once_more(self, command: Command) -> bool:
-        """Carry out what ends an interrupted call, once more if that is interrupted too; False: its error is told."""
+        """Carry out what ends an interrupted call, again if that is interrupted too; False: it failed, and was told."""
         for _ in range(2):
             try:
                 self.carry(command)
@@ -264,11 +264,11 @@ class BlockingSteps(plans.Steps[Storage]):
         return True
 
     async def apply(self, command: Command) -> Outcome:
-        """Carry `command` to the bucket."""
+        """Apply `command` to the bucket."""
         return self.carry(command)
 
     async def sleep(self, duration_us: int, spread_us: int, reason: str, *, alert: bool = True) -> int:
-        """Block the thread; with a caller's clock to the end, by the machine's time until tokens come back."""
+        """Block the thread: with a caller's clock to the end; by the machine's time only until tokens come back."""
         door = self.door
         seconds = door.sleep_seconds(duration_us, spread_us, reason)
         if door.clock is not None or not alert:
@@ -286,7 +286,8 @@ class BlockingSteps(plans.Steps[Storage]):
 class Reservation(ReservationBase[Storage]):
     """Tokens set aside for one call. Settle it at what the call cost, or cancel it if it was certainly never sent.
 
-    As a context manager: left unsettled, by an exception too, the estimate stays charged.
+    As a context manager: left unsettled, by an exception too, the estimate is charged; on a synced bucket when the hold
+    runs out.
     """
 
     def settle(self, actual: int, reading: Reading | None = None) -> None:
@@ -300,7 +301,7 @@ class Reservation(ReservationBase[Storage]):
     def _end(self, command: Settle | Cancel) -> None:
         if not self.open:
             return
-        self._unwatch()  # interrupted, it is ended all the same
+        self._unwatch()  # even if interrupted, the hold is ended
         run(lambda: BlockingSteps(self._door).finish(command))
         self.open = False
 
@@ -316,4 +317,4 @@ class Reservation(ReservationBase[Storage]):
         except KeepaTokensError:
             if kind is None:
                 raise
-            # It is charged as it is, and what ended the block must be seen.
+            # The hold stays charged anyway, and the caller must see what ended the block.

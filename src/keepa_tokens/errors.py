@@ -1,7 +1,7 @@
-"""What can go wrong, for people: each message names the value and what to do.
+"""The errors: each message names the value that is wrong, and says what to do.
 
-Refusal is a value (`Decision`); these are for misuse, for doors that promise tokens or nothing, and for a
-storage that is away.
+A refusal is a value (`Decision`). Errors are for misuse, for methods that return tokens or raise, and for a storage
+that is away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import math
 
 class KeepaTokensError(Exception):
     """Any error of this library."""
+
+    def __repr__(self) -> str:
+        # Its sentence, not its arguments, which tell nobody anything: Celery logs it of each task that comes back.
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class ConfigError(KeepaTokensError, ValueError):
@@ -50,8 +54,8 @@ class NotEnoughTokens(KeepaTokensError):
         held: int = 0,
         holds: int = 0,
     ) -> None:
-        super().__init__()  # a TimeoutError would take what it is given for an errno and the names of files
-        # Who carries an exception to another process, pickle as well as Celery's JSON, makes it anew from its `args`.
+        super().__init__()  # TimeoutError would take arguments for an errno and the names of files
+        # Pickle, and Celery's JSON too, carry an exception to another process as its `args`.
         self.args = (tokens, retry_after, str(reason), balance, held, holds)
         self.tokens = tokens
         self.retry_after = retry_after
@@ -70,7 +74,7 @@ class NotEnoughTokens(KeepaTokensError):
 class AcquireTimeout(NotEnoughTokens, TimeoutError):
     """The wait would be longer than the timeout; nothing was taken.
 
-    Raised at once, but where a settle or a probe could end the wait any moment: then when the time is over.
+    Raised at once. Only where a settle or a probe could end the wait any moment it is raised when the time is over.
     """
 
 

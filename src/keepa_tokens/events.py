@@ -13,6 +13,7 @@ from inspect import iscoroutinefunction
 from typing import Final, Protocol
 
 from ._arguments import shown
+from .quota import told
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
 from .units import one_line, seconds
@@ -45,7 +46,7 @@ class EventKind(StrEnum):
 
 
 LONGEST_TEXT: Final = 1000
-"""Of what an event says; changed terms take some 300."""
+"""The most characters of a text in an event; changed terms take some 300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def checked_listener(listener: Listener, name: str = "listener") -> Listener:
 
 
 def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
-    """Return what an applied command amounts to."""
+    """Return the events of a command that was carried out."""
     events: list[Event] = []
 
     def note(kind: EventKind, *, tokens: int = 0, wait: float = 0.0, why: str = "", label: str = "") -> None:
@@ -108,7 +109,9 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
     if outcome.repaired:
         note(EventKind.REPAIRED, why=", ".join(outcome.repaired))
     if outcome.terms is not None:
-        note(EventKind.TERMS_CHANGED, why=f"terms changed from {outcome.terms[0]} to {outcome.terms[1]}")
+        before, after = outcome.terms
+        changed = f"from {told(before, vars(after))} to {told(after, vars(before))}"
+        note(EventKind.TERMS_CHANGED, why=f"terms changed {changed}")
     for hold in outcome.ran_out:
         whose = f" of {hold.label}" if hold.label else ""
         why = f"a hold{whose} ran out unsettled: settle or cancel each"
@@ -137,10 +140,9 @@ def _why_probed(outcome: Outcome) -> str:
 
 
 class LoggingListener:
-    """Logs to the standard `logging`: a line a change of state, none a poll; damage and bad readings as warnings.
+    """Logs to the standard `logging`: a line for each change of state, none for a poll; damage and bad readings warn.
 
-    Per bucket, of the last `MOST_KEYS` that refused, it remembers why the last request was refused, to say when that
-    changes.
+    Of the last `MOST_KEYS` buckets that refused it remembers why, to say when that changes.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -188,7 +190,7 @@ class LoggingListener:
     def _remember(self, key: str, why: str) -> None:
         self.refused[key] = why
         while len(self.refused) > MOST_KEYS:
-            # Others may do the same at this moment: the oldest is gone once.
+            # Another thread may drop the same key at this moment.
             self.refused.pop(next(iter(self.refused.copy())), None)
 
 

@@ -201,10 +201,9 @@ _KNOW_THE_BALANCE: Final = frozenset(
 class BucketCollector(Collector):
     """Looks at buckets whenever it is scraped: `BucketCollector(sync.bucket)`. Takes nothing, asks no server.
 
-    Whichever process is scraped shows the truth, the bucket being in its storage; so register it in one alone, or in
-    each for itself, not in the registry that collects the files of PROMETHEUS_MULTIPROC_DIR more than once.
-    Every metric has the label `bucket`, the key, so two buckets of one key are a ConfigError; its names begin with
-    `keepa_tokens_bucket_`:
+    Each process shows the same, since the bucket is in its storage. So register it in one process, or in each for
+    itself; in the registry that collects the files of PROMETHEUS_MULTIPROC_DIR only once. Every metric has the label
+    `bucket`, the key, so two buckets of one key are a ConfigError; its names begin with `keepa_tokens_bucket_`:
 
     - `balance` (NaN: unknown), `available`, `held`, `capacity`, `kept_back`: tokens; `holds`: calls in flight
     - `waiting`: callers in line, and `wanted`: the tokens that they wait for
@@ -278,5 +277,5 @@ def _known(tokens: int | None) -> float:
 def _look(bucket: TokenBucket) -> Snapshot | None:
     try:
         return bucket.peek()
-    except KeepaTokensError:  # away, or with something there that is no such bucket
+    except KeepaTokensError:  # the storage is away, or what it has there is no such bucket
         return None

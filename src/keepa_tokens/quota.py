@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Final, TypedDict, Unpack
 
@@ -57,7 +58,7 @@ class Quota:
         optional = {"recharge_to": (1, LIMIT - 1), "initial": (1 - LIMIT, self.capacity)}
         for name, (least, most) in (numbers | optional).items():
             if name in numbers or getattr(self, name) is not None:
-                # As an int: other types that are whole numbers, as numpy's, overflow.
+                # Stored as an int: other whole-number types, such as numpy's, overflow.
                 object.__setattr__(self, name, whole(name, getattr(self, name), least=least, most=most))
         for name in ("stepped", "synced"):
             if not isinstance(getattr(self, name), bool):
@@ -71,6 +72,9 @@ class Quota:
         object.__setattr__(self, "period_us", period_us)
         object.__setattr__(self, "rate", rate)
         object.__setattr__(self, "rate_period_us", rate_period_us)
+
+    def __repr__(self) -> str:
+        return f"Quota({told(self, {each.name: each.default for each in fields(Quota)})})"
 
     @classmethod
     def per_second(cls, n: int, *, capacity: int | None = None, **terms: Unpack[Terms]) -> Quota:
@@ -99,7 +103,7 @@ class Quota:
 
     @staticmethod
     def _check_rate(name: str, n: object, period: float) -> None:
-        """Raise TypeError for a fraction of a token, with the whole numbers that say the same."""
+        """Raise TypeError for a fraction of a token; the message says the same rate in whole numbers."""
         if not isinstance(n, float) or not 0 < n < LIMIT:
             return
         said = f"{name} must be a whole number (int), not {n!r}"
@@ -119,11 +123,18 @@ class Quota:
         return self.initial
 
     def check_cost(self, tokens: int, keep: int = 0) -> None:
-        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large beside `keep` (CostTooLarge)."""
+        """Raise if `tokens` is no cost (TypeError, ConfigError) or too large together with `keep` (CostTooLarge)."""
         tokens, keep = whole("tokens", tokens), whole("keep", keep)
         if tokens and max(1, tokens - self.overdraft) + keep > self.capacity:
             largest = self.capacity - keep + self.overdraft if keep < self.capacity else 0
             raise CostTooLarge(tokens, keep, largest)
+
+
+def told(quota: Quota, known: Mapping[str, object]) -> str:
+    """Return the terms that are not as known, in the words of whoever wrote them."""
+    values = {each.name: getattr(quota, each.name) for each in fields(Quota) if each.repr}
+    news = {name: value for name, value in values.items() if value != known[name]}
+    return ", ".join(f"{name}={'UNLIMITED' if value == UNLIMITED else value}" for name, value in news.items())
 
 
 _UNITS: Final = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}

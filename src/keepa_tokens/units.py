@@ -12,7 +12,7 @@ LIMIT: Final = 2**52
 """Tokens, balances and instants stay within this, so that Lua's doubles compute them exactly."""
 
 NEVER: Final = LIMIT
-"""Stands for never, where an instant or a wait is asked for."""
+"""Means "never", as an instant or as a wait."""
 
 UNLIMITED: Final = LIMIT
 """An overdraft without limit: one grant may take any positive balance as far below zero as it likes."""
@@ -33,7 +33,7 @@ MAX_BACKOFF_US: Final = 3_600 * MICROSECONDS
 """Failed probes back off up to this (or to the probe interval, if that is longer)."""
 
 REORDER_US: Final = 120 * MICROSECONDS
-"""No stored field can shut out an observed reading for longer than this, and the tolerance of clocks on top."""
+"""No stored field can shut out an observed reading for longer than this plus the tolerance of clocks."""
 
 REFUND_MEMORY_US: Final = 600 * MICROSECONDS
 """How long a refund's id is remembered, so that a repeated one counts once."""
@@ -43,7 +43,7 @@ MINUTE_US: Final = 60 * MICROSECONDS
 DAY_US: Final = 86_400 * MICROSECONDS
 
 YEAR_US: Final = 365 * DAY_US
-"""A time of refill older than this, and than the refill could need, is damage: 0, or seconds for microseconds."""
+"""A `refilled_at` older than this, and than a refill to full could need, is damage: 0, or seconds for microseconds."""
 
 LOOK_AGAIN_US: Final = 1_500_000
 """When to ask again where a settle or a probe may end the wait any moment."""
@@ -52,7 +52,7 @@ SWEEP_US: Final = MICROSECONDS
 """Holds that fall due are swept together, once in this time at most."""
 
 NEAR_US: Final = 5 * MICROSECONDS
-"""How far two of a server's front ends may stand apart: readings that close together tell no order."""
+"""How far the clocks of a server's front ends may differ: two times of a server this close tell no order."""
 
 LONGEST_STRETCH_US: Final = 600 * MICROSECONDS
 """The longest period that a server's `refillIn` alone can bring about."""
@@ -64,7 +64,7 @@ def seconds(duration_us: int) -> float:
 
 
 def one_line(text: str, most: int) -> str:
-    """Return `text` as people may be shown it: what was stored or answered must not write lines of its own."""
+    """Return `text` printable and cut to `most` characters: what was stored or answered must not add lines to a log."""
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -16,7 +16,7 @@ from keepa_tokens.rules.fast_path import take
 from keepa_tokens.rules.flow import Flow
 from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
 from keepa_tokens.rules.transition import has_places, transition
-from keepa_tokens.storage._memory_bucket import Bucket, begun, kept, step
+from keepa_tokens.storage._memory_bucket import Bucket, bucket_of, new_bucket, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 
 ZERO: Final = ("carry", "sequence", "held", "open", "last_place", "firm_place", "largest_place")
@@ -94,7 +94,7 @@ def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) ->
     if isinstance(command, Peek | Reconcile):
         return ALL
     if not texts:
-        new = begun(quota, now, own=True)
+        new = new_bucket(quota, now, own=True)
         return ALL if new is None else _served(new, texts, command, now)
     terms = _TERMS.fullmatch(texts.get(QUOTA, ""))
     if "format" in texts or not {"version", "balance", "refilled_at"} <= texts.keys() or terms is None:
@@ -110,7 +110,7 @@ def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) ->
     recent = terms_at is not None and 0 <= terms_at <= now + TOLERANCE_US and now - terms_at < MINUTE_US
     if are_others and not (recent and quota.synced == state.quota.synced):
         return SOME
-    working = kept(sound_of(state), now, own=True)
+    working = bucket_of(sound_of(state), now, own=True)
     if not has_places(state.quota):
         if state.fast is None or not _is_fast_sound(state.fast, now):
             return ALL

@@ -75,10 +75,12 @@ def test_a_client_brought_along_tries_as_often_as_it_likes(proxy: Proxy) -> None
     """By default redis-py waits for eleven timeouts of its own before it gives up; then it is StorageUnavailable."""
     flavour = FLAVOURS[0]
     proxy.mute = True
-    with flavour.over(lambda: flavour.client(proxy.port, socket_timeout=0.02)) as opened:
+    with flavour.over(lambda: flavour.client(proxy.port, socket_timeout=0.02, socket_connect_timeout=5)) as opened:
         opened.client.get_retry()._backoff = flavour.retry(0)._backoff  # as often, but without the pauses
         with unavailable(within_s=11 * 0.02):
             opened.apply("k", PLAIN, Acquire(1))
+    # The proxy may accept a connection after its client has given it up.
+    wait_until("all have been accepted", lambda: proxy.connections >= 11)
     assert proxy.connections == 11
     with flavour.over(lambda: flavour.client(proxy.port)) as opened:
         assert opened.client.get_connection_kwargs()["socket_timeout"] == 5

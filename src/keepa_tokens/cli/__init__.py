@@ -19,7 +19,7 @@ INTERRUPTED: Final = 130
 def main() -> int:
     """Run the command line and return its exit code; a missing extra is a line that says how to get it."""
     _prepare_streams()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not before the terminal is as it was
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # an exit restores the terminal first
     try:
         from .app import app  # noqa: PLC0415 - the packages it needs are an extra
 
@@ -38,8 +38,8 @@ def main() -> int:
 
 
 def _prepare_streams() -> None:
-    """Let a closed stream be an empty one, and one that lacks letters, as of a bar, show others instead."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+    """Replace closed streams by empty ones, and let letters that a stream's encoding lacks be shown as others."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their file descriptors
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - the process ends it
     for stream in (sys.stdout, sys.stderr):

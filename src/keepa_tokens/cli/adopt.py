@@ -1,4 +1,4 @@
-"""`keepa-tokens adopt`: takes over the state of a hand-made manager in one step, as a command and as a function."""
+"""`keepa-tokens adopt`: takes over the state of a hand-made manager in one step; `adopt` does it as a function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTS: Final = ("balance", "timestamp", "rate", "recharge")
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What taking over comes to: what is stored, what a worker finds there, what was left out and why."""
+    """The result of taking over. fields: to be stored. found: the bucket for its first worker. notes: for people."""
 
     fields: dict[str, str]
     found: Snapshot
@@ -43,11 +43,11 @@ class Adoption:
 def adopt(
     place: RedisPlace, key: str, manager: Manager, *, refill_rate: int | None = None, write: bool = False
 ) -> Adoption:
-    """Make the bucket `key` of what a hand-made manager had, or only say what it would be; the old keys stay.
+    """Make the bucket `key` from a hand-made manager's state; without `write` only return it. The old keys stay.
 
     refill_rate: tokens a minute (default: the manager's, else 5; the first answer of the server corrects it). The
-    balance counts from the manager's own time, or from now where that is lost: nothing is made up. The first worker
-    that finds too little asks the server. Raises ConfigError if there is a bucket of that key already, and
+    balance refills from the manager's own time, or from now if that is lost: no tokens are made up. The first worker
+    that finds too few tokens asks the server. Raises ConfigError if there is a bucket of that key already, and
     StorageUnavailable.
     """
     checked_key(key)
@@ -60,7 +60,7 @@ def adopt(
 
 
 def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None) -> Adoption:
-    """Return what taking over at `now_us` of the storage's time comes to. Pure."""
+    """Return the result of taking over at `now_us`, in the storage's time. Pure."""
     notes = list(manager.notes)
     quota = keepa_quota(refill_rate or manager.rate or REFILL_RATE)
     if refill_rate is None and manager.rate is None:
@@ -68,13 +68,13 @@ def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None)
     if manager.recharge_to is not None and manager.recharge_to > quota.capacity:
         notes.append(f"it waited to recharge to {manager.recharge_to:,}, but its bucket holds {quota.capacity:,}")
     elif manager.recharge_to is not None:
-        notes.append(f"it waited to recharge to {manager.recharge_to:,}: for the same give workers recharge_to=")
+        notes.append(f"it waited to recharge to {manager.recharge_to:,}: to keep that, give workers recharge_to=")
     refilled_at = now_us
     if manager.refilled_at is not None:
         refilled_at = min(now_us, round(manager.refilled_at * MICROSECONDS))
     balance = None if manager.balance is None else min(manager.balance, quota.capacity)
     state = BucketState(balance=balance, refilled_at=refilled_at, sequence=0, carry=0, probe_failures=0, quota=quota)
-    # The bound is to be that of a first call whose question the server doesn't answer.
+    # The bound shown is for a first call whose probe gets no answer.
     found = snapshot_of(transition(quota, state, now_us, Peek(probe_after_us=None))[1])
     return Adoption(state.to_fields(), found, notes)
 
@@ -94,7 +94,7 @@ def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None)
 @click.option("--rate-key", metavar="KEY", help="Where the refill rate is, in tokens a minute.")
 @click.option("--recharge-key", metavar="KEY", help="Where the old system notes that it recharges.")
 @click.option("--refill-rate", type=click.IntRange(1), help="Tokens a minute, if no key says it.  [default: 5]")
-@click.option("--yes", is_flag=True, help="Do it; without this it is only said what would be done.")
+@click.option("--yes", is_flag=True, help="Do it; without this only show what would be done.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def adopt_command(
     where: Where, *, hash_key: str | None, refill_rate: int | None, yes: bool, as_json: bool, **keys: str

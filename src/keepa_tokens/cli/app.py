@@ -1,4 +1,4 @@
-"""`keepa-tokens`: the commands, as click sees them. What each does stands in a module of its own."""
+"""`keepa-tokens`: the group of commands. Each command is in a module of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def app() -> None:
 )
 @click.argument("kind", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(kind: str) -> None:
-    """Print what makes a shell complete commands and options."""
+    """Print a script that makes a shell complete commands and options."""
     made = get_completion_class(kind)
     if made is None:
         raise shell.RefusedError(f"no completion for {kind}")

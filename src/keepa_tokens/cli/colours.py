@@ -1,4 +1,4 @@
-"""The colours of what people see: each can be read on white and on black. None tells a thing alone."""
+"""The colours of the output. Each can be read on white and on black; no fact is shown by colour alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ BAD: Final = "color(160)"
 
 
 def readable(console: Console) -> Console:
-    """Return the console, without colours where it has but 16: their shades are the terminal's own, made for black."""
+    """Return the console; one with 16 colours gets none, as their shades are the terminal's, made for black."""
     console.no_color = console.no_color or console.color_system not in {"256", "truecolor"}
     return console

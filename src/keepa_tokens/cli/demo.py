@@ -1,11 +1,12 @@
 """The demo's scenario: several workers on one key of a fake Keepa server, and the fault half-way. Pure.
 
-The rules, the door and the answers are the real ones. Time jumps from event to event, so a run is the same for the same
-seed, and as long as whoever shows it likes. The bucket lives in this process, or where it is told.
+The rules, `KeepaSync` and the answers are the real ones. Time jumps from event to event, so a run is the same for the
+same seed, and the display may take as long as it likes. The bucket lives in this process, or in a given Redis.
 
-At every moment the projection is held against the server's own balance. While calls are in flight the two may differ by
-their tokens, since the server may have charged what nobody was told yet; and a refill step may be believed late, never
-early. The lost timestamp takes the phase with it: until the next reading it may be two steps.
+At every moment the projection is compared with the server's own balance. While calls are in flight the two may differ
+by their tokens, since the server may have charged calls whose answers haven't come; and the projection may count a
+refill step late, never early. With the timestamp the phase of the steps is lost: until the next reading the projection
+may be two steps late.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ SECONDS: Final = 1440.0
 
 TICK: Final = 4.0
 LATENCY: Final = (3.0, 12.0)
-LONGEST_WAIT: Final = 60.0  # then a worker asks again, as a task does that is run every minute
-REST: Final = (5.0, 25.0)  # what a worker takes to store what it got
-PROBE_INTERVAL: Final = 120.0  # short, so that some minutes show a polite probe or two
+LONGEST_WAIT: Final = 60.0  # then a worker asks again, as a task that runs every minute does
+REST: Final = (5.0, 25.0)  # the time that a worker takes to store its answer
+PROBE_INTERVAL: Final = 120.0  # short, so that a run of some minutes shows a probe or two
 CALM: Final = 40.0  # before the next refill, so that none comes in the middle of the fault
 WORK: Final = {
     "prices": ("product", (1, 8), 0),
@@ -55,7 +56,7 @@ WORK: Final = {
     "search": ("search", (1, 1), 0),
     "backfill": ("product", (12, 24), 10),
 }
-"""What workers do: the kind of call, from how many to how many items are in one, the tokens that are left to others."""
+"""By a worker's name: the kind of its calls, the least and the most items of a call, the tokens to leave for others."""
 
 DEBT: Final = -79
 """The balance at which the old system lost its timestamp."""
@@ -74,7 +75,7 @@ class Job:
 
 @dataclass(slots=True)
 class Worker:
-    """Who does one call after the other. wait: why it waits, since when and until when, while it does."""
+    """A worker that does one call after the other. wait: while it waits, the reason, since when, and until when."""
 
     name: str
     chance: random.Random
@@ -87,7 +88,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Both balances at one moment. projection: None while unknown. in_flight: tokens. steps: refills allowed for."""
+    """Both balances at one moment. projection: None while unknown. in_flight: tokens. steps: how many may be late."""
 
     at_us: int
     projection: int | None
@@ -97,18 +98,18 @@ class Sample:
 
     @property
     def ahead(self) -> int:
-        """How far the projection is above the truth; below it: negative."""
+        """By how many tokens the projection is above the truth; negative: below it."""
         return 0 if self.projection is None else self.projection - self.truth
 
     @property
     def allowed(self) -> int:
-        """How far apart the two may be."""
+        """By how many tokens the two may differ."""
         return self.in_flight + self.steps * REFILL_RATE
 
 
 @dataclass(slots=True)
 class Meter:
-    """Judges samples. worst: the one furthest apart. judged, quiet: how many, and those with nothing in flight."""
+    """Judges samples. judged: how many. quiet: those with nothing in flight. worst: that with the most difference."""
 
     judged: int = 0
     quiet: int = 0
@@ -131,11 +132,11 @@ class Meter:
 
 @dataclass(slots=True)
 class Fault:
-    """What was done half-way, and what came of it.
+    """The fault half-way, and how each rule took it.
 
-    promised: seconds to the next grant, as `peek()` said. repaired: what it mended. asked_after, recovered_after:
-    seconds until the server was asked, and until the next grant. old: what the old rule stores. verdicts: what it said
-    to the same requests.
+    promised: seconds to the next grant, as `peek()` said. repaired: the fields that it mended. asked_after,
+    recovered_after: seconds until the server was asked, and until the next grant. old: what the old rule stores.
+    verdicts: its answers to the same requests.
     """
 
     at_us: int
@@ -160,7 +161,7 @@ class Fault:
 
 
 class Scenario:
-    """The server, the workers, and what is to be seen of them."""
+    """The server, the workers, and what the demo shows of them."""
 
     def __init__(self, workers: int, seed: int, place: RedisPlace | None = None) -> None:
         self._clock, self._storage = ManualClock(), place or MemoryStorage()
@@ -279,7 +280,7 @@ class Scenario:
     # --- the fault
 
     def _towards_the_fault(self) -> None:
-        """Let everybody pause, and one large call take the balance to exactly -79, as Keepa lets it."""
+        """Let all workers pause, and one large call take the balance to exactly -79, which Keepa allows."""
         if self._gate_open:
             self._gate_open = False
             self._turn_story("All pause, for one call that costs more than there is.")
@@ -297,7 +298,7 @@ class Scenario:
         return self._batch_cost if "code" in params else None
 
     def _lose_timestamp(self) -> None:
-        """Do what broke the old system. Nothing is in flight and nothing can be granted, so nothing else is lost."""
+        """Lose the timestamp, as the old system did. Nothing is in flight and nothing can be granted meanwhile."""
         balance = self.bucket.peek().balance
         if not isinstance(self._storage, MemoryStorage):
             self._storage.drop(BUCKET, "refilled_at")
@@ -309,7 +310,7 @@ class Scenario:
         self.fault = Fault(self.now_us, seen.retry_after, ", ".join(seen.repaired), old)
         promised = duration(seen.retry_after)
         self._turn_story(f"The timestamp is lost at {balance}. peek() promises a grant in {promised}.")
-        self.news.insert(before, self.news.pop())  # the loss comes before what mends it
+        self.news.insert(before, self.news.pop())  # tell of the loss before the repair
         self._gate_open = True
         for worker in self._parked:
             self._turns.begin(self.now_us / MICROSECONDS, self._work[worker.name])
@@ -350,13 +351,13 @@ class Scenario:
 
 
 def _name(worker: int) -> str:
-    """Return what a worker is called; each kind of work comes round again after the last."""
+    """Return a worker's name: the kinds of work in turn, from the second round on with a number."""
     again, work = divmod(worker, len(WORK))
     return list(WORK)[work] + (f" {again + 1}" if again else "")
 
 
 def next_job(name: str, chance: random.Random) -> Job:
-    """Return the next call of a worker: each kind of work has calls of its own size."""
+    """Return the next call of a worker; its size depends on the kind of work."""
     work = name.partition(" ")[0]
     call, items, keep = WORK[work]
     kind = Kind(call, chance.randint(*items), 1.0)

@@ -1,4 +1,4 @@
-"""`keepa-tokens demo`: the scenario as a picture, as lines, as a table of what was measured, and as a JSON document."""
+"""`keepa-tokens demo`: shows the scenario as a picture or as lines, then as a table or a JSON document."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _lane(worker: Worker, now_us: int) -> Lane:
 
 
 def new_rule_says(scene: Scenario, fault: Fault) -> str:
-    """Return how this library took the fault."""
+    """Return what this library did after the fault."""
     asked = "" if fault.asked_after is None else f"server asked at {duration(fault.asked_after)}, "
     if fault.recovered_after is None:
         since = (scene.now_us - fault.at_us) / MICROSECONDS
@@ -112,7 +112,7 @@ def new_rule_says(scene: Scenario, fault: Fault) -> str:
 
 
 def old_rule_says(scene: Scenario, fault: Fault) -> str:
-    """Return how the old rule took it, from the same requests."""
+    """Return what the old rule did after the fault, with the same requests."""
     granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
     if granted or asked:
         return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
@@ -121,7 +121,7 @@ def old_rule_says(scene: Scenario, fault: Fault) -> str:
 
 
 def summary(scene: Scenario) -> list[tuple[str, str]]:
-    """Return what was measured, each with its name."""
+    """Return the measurements, each with its name."""
     fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
     allowed = f"{worst.allowed} allowed then ({worst.in_flight} in flight, {count(worst.steps, 'refill step')})"
     lines = [
@@ -143,7 +143,7 @@ def summary(scene: Scenario) -> list[tuple[str, str]]:
 
 
 def document(scene: Scenario, seed: int) -> dict[str, object]:
-    """Return the run for machines. Times are seconds of the server's clock."""
+    """Return the run as a JSON document. Times are seconds of the server's clock."""
     fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
     told: dict[str, object] = {
         "ok": not meter.broken,
@@ -199,9 +199,9 @@ def demo_command(
 ) -> None:
     """Watch several workers share one key of a fake Keepa server, in accelerated time.
 
-    Half-way the demo does what broke the system before this one: while the balance is -79, the stored time of the last
-    refill is lost. All the while it compares the projected balance with the server's own. It ends with 0 if that was
-    never further off than it may be, with 1 if it was.
+    Half-way the demo repeats the fault of the system before this library: while the balance is -79, the stored time of
+    the last refill is lost. All the while it compares the projected balance with the server's own. It ends with 0 if
+    the two never differed by more than they may, else with 1.
     """
     with ExitStack() as ending:
         place = None

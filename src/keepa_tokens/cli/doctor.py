@@ -1,6 +1,6 @@
-"""What is wrong with a bucket, in sentences: what, its effect, its cure. Pure: a look goes in.
+"""Finds what is wrong with a bucket: what, its effect, its cure. Pure: it gets a look at the bucket.
 
-A healthy bucket has no finding, however busy it is. `doctor_server` has the same for the server below it.
+A healthy bucket has no finding, however busy it is. `doctor_server` does the same for the server.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .look import Look
 from .words import count, duration, plain
 
 DEAD_PART: Final = 0.75
-"""A call that is out for this part of its hold has hardly a worker left that waits for it."""
+"""If a call has used this part of its hold's time, its worker is probably dead."""
 
 ALIVE_FOR: Final = 60.0
-"""Seconds that any call may take: what is held for less than that is soon over by itself."""
+"""Seconds that any call may take: a younger hold is no finding."""
 
 DEAD_AFTER: Final = 600.0
-"""Seconds after which no call is still out, however long its hold."""
+"""Seconds that no call takes, however long its hold."""
 
 DRIFT_PART: Final = 10
-"""A reading may be off by two steps, or by this part of the capacity, before somebody must have spent."""
+"""A reading may be below the projection by two steps, or the capacity divided by this; more means another spender."""
 
 UNASKED: Final = 3
 """Probes that may fail in a row before it is worth a finding."""
 
 RECENT: Final = 300.0
 UNREAD: Final = 1200.0
-"""Seconds without a reading that are too long while somebody waits: the next refusal should have asked."""
+"""Seconds without a reading that are too long while callers wait: a refusal should have asked the server."""
 
 STANDS_FOR: Final = 2.5
-"""Seconds in which somebody who lives and may go has gone: who waits looks again within a second or two."""
+"""Seconds within which a live caller goes once it may: callers that wait look again within a second or two."""
 
 EFFECTS: Final = {
     "refilled_at": "the time that passed since the last refill is lost; it refills from the next command on",
@@ -96,7 +96,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
         yield Finding(
             "no-lifetime",
             "its key has no lifetime",
-            "it stays in the storage when nobody uses it any more; right where the workers bring a clock of their own",
+            "it stays in the storage when nobody uses it any more; normal if the workers bring a clock of their own",
             "`keepa-tokens doctor --repair` gives it one",
             fault=False,
             mend="lifetime",
@@ -150,7 +150,7 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
         yield Finding(
             "terms-changed",
             f"its terms changed {duration(ago)} ago",
-            "right after a change of plan or a deployment; else workers use it with different ones",
+            "normal right after a change of plan or a deployment; else workers use it with different terms",
             "look again in a minute; if they change again, give all workers the same terms",
             fault=False,
         )
@@ -161,8 +161,16 @@ def _refill(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(
             "above-capacity",
             f"its balance is {snapshot.balance:,}, more than the {snapshot.capacity:,} that it holds",
-            "right after a change to a smaller plan; else more goes than should",
+            "normal right after a change to a smaller plan; else more is granted than should be",
             "`keepa-tokens status --probe` asks the server what is true",
+            fault=False,
+        )
+    if snapshot.quota.synced and snapshot.balance is not None and snapshot.balance < -snapshot.capacity:
+        yield Finding(
+            "deep-debt",
+            f"its balance is {-snapshot.balance:,} below zero, and it holds {snapshot.capacity:,}",
+            "nobody goes before that is refilled; some of it may be the estimates of calls that were never answered",
+            "`keepa-tokens status --probe` asks the server what is true; workers do ten minutes after its last answer",
             fault=False,
         )
     if snapshot.refill == 0 and not snapshot.quota.synced:
@@ -211,7 +219,7 @@ def _others(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def could_go(look: Look) -> bool:
-    """Whether somebody waits although there is enough for all who do: true for moments only, in a line that moves."""
+    """Return whether callers wait although there are tokens for all of them; a line that moves is so only briefly."""
     snapshot = look.snapshot()
     if snapshot is None or snapshot.available is None or snapshot.paused_for or snapshot.closed_for:
         return False
@@ -222,17 +230,21 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
     callers, wanted = snapshot.waiting, snapshot.wanted
     stood = (later[-1].now_us - look.now_us) / MICROSECONDS if later else 0.0
     if stood >= STANDS_FOR and all(could_go(seen) and seen.state == look.state for seen in (look, *later)):
+        early = (min(ticket.told_at for ticket in look.line()) - later[-1].now_us) / MICROSECONDS
         yield Finding(
             "line-stands",
             f"{count(callers, 'caller')} in line for {count(wanted, 'token')} that are there, and nobody takes them",
-            "those who wait are dead or hang; the others get their turn within a minute, when the places lapse",
+            f"the first was told, when there was less, to come in {duration(early)}, as a queue's task then does"
+            if early > 0
+            else "those who wait are dead or hang; the others get their turn within a minute, when the places lapse",
             "see whether the workers live; nothing has to be mended here",
+            fault=early <= 0,
         )
     if callers and snapshot.reading_age is not None and snapshot.reading_age > UNREAD:
         yield Finding(
             "no-reading",
             f"{count(callers, 'caller')} in line, and the server has not spoken for {duration(snapshot.reading_age)}",
-            "the bucket goes by its own projection, and what the server has more or less is not seen",
+            "the bucket goes by its own projection, and doesn't see where the server's balance differs",
             "see whether the workers reach the server and the API key is good: `keepa-tokens status --probe`",
         )
 

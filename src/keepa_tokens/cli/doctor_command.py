@@ -27,7 +27,7 @@ APART: Final = 0.05
 """Real seconds between looks at a bucket, to see terms that change."""
 
 APART_IN_LINE: Final = 0.8
-"""The same where somebody waits who could go: long enough for those who live to go."""
+"""The same if a caller waits that could go: a live caller goes within these looks."""
 
 DAY: Final = 86_400.0
 
@@ -53,10 +53,10 @@ def doctor_command(
     """Say what is wrong with the server and the buckets: what, its effect, its cure.
 
     Without KEY it looks at every bucket. It ends with 0 if nothing is wrong, with 1 if something is. To see whether the
-    server lets a worker work, it takes one token of a bucket of its own and deletes that.
+    server lets a worker work, it makes a bucket of its own, takes one token from it, and deletes it.
     """
     place = where.place
-    asked = where.look() if probe else None  # which bucket is not clear: said before anything else is done
+    asked = where.look() if probe else None  # first, so that an unclear KEY is refused before anything is done
     looks = [where.look()] if where.key else list(all_buckets(place))
     facts: list[str] = []
     findings: list[Finding] = []
@@ -89,7 +89,7 @@ def doctor_command(
 
 
 def _examined_below(place: Place, *, plain: bool) -> Iterator[str | Finding]:
-    """Look at what the buckets are in. plain: some of them keep their own books."""
+    """Examine the server or the file. plain: it holds buckets that follow no server."""
     if place.kind == "file":
         return place.examine()
     from .doctor_server import examine_server  # noqa: PLC0415 - needs what only those with a server have
@@ -108,7 +108,7 @@ def _unanswered(answer: Answer) -> Finding:
 
 
 def _examined(place: Place, looks: Sequence[Look]) -> list[Finding]:
-    """Look at the buckets again, all of them in the same few moments, and say what is wrong with each."""
+    """Look at all buckets a few more times, and return what is wrong with each."""
     later: dict[str, list[Look]] = {seen.key: [] for seen in looks}
     for _ in range(LOOKS if looks else 0):
         time.sleep(APART_IN_LINE if any(map(could_go, looks)) else APART)
@@ -125,7 +125,7 @@ def _mend(place: Place, key: str, mend: str) -> str:
         return f"{key}: nothing, it is gone or its terms are lost"
     try:
         if mend == "fields":
-            door(place, key, seen.quota, seen.clock).peek()  # looking as a worker does writes what it mends
+            door(place, key, seen.quota, seen.clock).peek()  # a worker's look mends the fields and writes them
             return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
         place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     except (StorageUnavailable, ConfigError) as error:

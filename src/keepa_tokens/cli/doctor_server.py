@@ -1,4 +1,4 @@
-"""What is wrong with a Redis or Valkey that holds buckets, and what is right with it."""
+"""The doctor's look at a Redis or Valkey that holds buckets: what is right with it, and what is wrong."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .words import count, text
 
 OLDEST: Final = (6, 2)
 SLOW: Final = 0.05
-"""Seconds that an answer may take before every grant feels it."""
+"""Seconds: a server whose answers take longer slows every grant."""
 
 FULL: Final = 0.95
 LAG: Final = 10
 AGREES: Final = 0.1
-"""Seconds that two clocks may be apart and still be called one: the way there and back is within it."""
+"""Seconds by which two clocks that agree may seem apart, because of the network's delay."""
 
 SAMPLES: Final = 5
 
@@ -51,14 +51,14 @@ REFUSALS: Final = {
         "see its log and the free space of its disk",
     ),
 }
-"""What says a refused write, as a pattern: the code of the finding, what is wrong, and the cure."""
+"""By a pattern in the error of a refused write: the code of the finding, what is wrong, and the cure."""
 
 
 def examine_server(place: RedisPlace, *, plain: bool) -> Iterator[str | Finding]:
-    """Yield what is right with a server, in words, and what is wrong. plain: it has buckets that keep their own books.
+    """Yield sentences on what is right with a server, and findings. plain: it holds buckets that follow no server.
 
-    Takes one token of a bucket of its own, which it deletes, to see whether it may. Raises StorageUnavailable if the
-    server can't be reached.
+    To see whether a worker could work, it takes one token from a bucket of its own, which it deletes. Raises
+    StorageUnavailable if the server can't be reached.
     """
     yield from _clock(place)
     try:
@@ -75,7 +75,7 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Iterator[str | Finding]
 
 
 def read_info(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Finding]:
-    """Yield what a server's INFO says that is right and wrong."""
+    """Yield sentences on what is right by a server's INFO, and findings on what is wrong."""
     yield from _version(info)
     yield from _memory(info)
     yield from _persistence(info, plain=plain)
@@ -83,12 +83,12 @@ def read_info(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Finding
 
 
 def strangers(place: RedisPlace) -> Iterator[Finding]:
-    """Yield what lies where a bucket would be, and is none."""
+    """Yield a finding for each key with the buckets' prefix that holds no bucket."""
     buckets = set(keys_of(place))
     keys = {name.removeprefix(place.prefix) for name in all_names(place) if name.startswith(place.prefix)}
     for key in sorted(keys - buckets):
         if text(place.command("TYPE", place.prefix + key)) in {"hash", "none"}:
-            continue  # made, or gone, in between
+            continue  # a bucket made, or a key deleted, in between
         yield Finding(
             "no-bucket",
             f"the key {place.prefix}{key} holds something that is no bucket",
@@ -188,7 +188,7 @@ def _replication(info: Mapping[str, str]) -> Iterator[str | Finding]:
     role, replicas = info.get("role", "master"), int(info.get("connected_slaves", "0"))
     yield "is a replica" if role != "master" else f"has {count(replicas, 'replica') if replicas else 'no replica'}"
     for number in range(replicas):
-        # A client shows either the server's text or the mapping that it made of it.
+        # A client returns either the server's text or a mapping made from it.
         lag = re.search(r"\blag\W+(\d+)", info.get(f"slave{number}", ""))
         if lag is not None and int(lag[1]) > LAG:
             yield Finding(
@@ -200,7 +200,7 @@ def _replication(info: Mapping[str, str]) -> Iterator[str | Finding]:
 
 
 def _write(place: RedisPlace) -> Iterator[str | Finding]:
-    """Use a bucket of our own, which needs the script and all rights that a worker needs."""
+    """Use a bucket of our own: that needs the script, and all rights that a worker needs."""
     key = f"doctor-{secrets.token_hex(4)}"
     try:
         door(place, key, Quota.per_second(1)).try_acquire()

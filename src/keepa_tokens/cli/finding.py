@@ -1,4 +1,4 @@
-"""What the doctor says: of a bucket, of the server or the file below it, of a hand-made manager."""
+"""A finding of the doctor: about a bucket, the server or file below it, or a hand-made manager."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .words import plain
 class Finding:
     """What is wrong, what that does, and what to do about it.
 
-    fault: False for what is worth knowing and may well be meant. mend: what `--repair` does about it: "fields" or
-    "lifetime"; nothing where it is not certain to be safe. about: the server, the file, or a key.
+    fault: False if it is worth knowing but may be intended. mend: what `--repair` mends, "fields" or "lifetime"; empty
+    if that is not certain to be safe. about: the server, the file, or a key.
     """
 
     code: str
@@ -24,6 +24,6 @@ class Finding:
     about: str = "server"
 
     def __post_init__(self) -> None:
-        """Keep to one line what others have stored; but `about` stays the key, by which `--repair` goes."""
+        """Put texts that others have stored on one line. `about` stays as it is: `--repair` finds the key by it."""
         for name in ("what", "effect", "cure"):
             object.__setattr__(self, name, plain(getattr(self, name)))

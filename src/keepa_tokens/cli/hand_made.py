@@ -1,7 +1,8 @@
-"""The state of a hand-made token manager: what its texts say, and the stuck state that it can't leave by itself.
+"""The state of a hand-made token manager: how it is read, and the stuck state that it can't leave by itself.
 
-Such a manager keeps a balance and the time of the last refill, in keys of their own or in one hash. Where the time is
-gone, takes now for it, and doesn't ask the server while the balance is low, it stands still for ever: see `old_rule`.
+Such a manager keeps a balance and the time of the last refill, in two keys or in one hash. If the time is lost, it
+takes now for that time; if it also doesn't ask the server while the balance is low, it stands still for ever: see
+`old_rule`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ LATEST_AHEAD: Final = 86_400.0
 class Manager:
     """What a hand-made manager has stored, as far as it can be read. refilled_at: seconds since the epoch.
 
-    balance, refilled_at, rate, recharge_to: None where it is missing or says nothing. notes: what was missing, or was
-    left out and why, in sentences.
+    balance, refilled_at, rate, recharge_to: None if missing or unreadable. notes: sentences on what was missing or left
+    out, and why.
     """
 
     balance: int | None = None
@@ -58,7 +59,7 @@ class Manager:
 
 
 def understand(texts: Mapping[str, str | None], now: float) -> Manager:
-    """Return what the texts under `balance`, `timestamp`, `rate`, `recharge` say at `now`, seconds since the epoch."""
+    """Return the manager whose `balance`, `timestamp`, `rate` and `recharge` are these texts. now: epoch seconds."""
     notes: list[str] = []
     balance = _number(texts.get("balance"))
     if balance is None:
@@ -81,7 +82,7 @@ def understand(texts: Mapping[str, str | None], now: float) -> Manager:
 
 
 def _number(said: str | None) -> int | None:
-    """Return a whole number, from a text that may say it as a decimal one."""
+    """Return the whole part of a text's number, None if it is no number."""
     try:
         number = float(said or "")
     except ValueError:
@@ -90,7 +91,7 @@ def _number(said: str | None) -> int | None:
 
 
 def _has_zone(said: str) -> bool:
-    """Whether a time that can be read says its zone; a number does."""
+    """Return whether a readable time has a time zone; a number counts as having one."""
     try:
         return datetime.fromisoformat(said.strip()).tzinfo is not None
     except ValueError:
@@ -98,7 +99,7 @@ def _has_zone(said: str) -> bool:
 
 
 def instant(said: str | None, now: float) -> float | None:
-    """Return a time in seconds since the epoch, of a number in any unit to nanoseconds, or an ISO text; None: none."""
+    """Return epoch seconds, of a number in seconds to nanoseconds or an ISO text; None: the text is no such time."""
     if said is None:
         return None
     try:
@@ -119,7 +120,7 @@ def instant(said: str | None, now: float) -> float | None:
 
 
 def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
-    """Yield each stuck manager among the keys of a server that are no buckets."""
+    """Yield a finding for each stuck manager among a server's keys that aren't buckets."""
     names = [name for name in all_names(place) if not name.startswith(place.prefix)]
     for name in filter(BALANCE.search, names):
         kind = text(place.command("TYPE", name))
@@ -138,7 +139,7 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
 def _stuck_in(
     texts: Mapping[str, str | None], balances: list[str], name: str, now: float, *, hashed: bool = False
 ) -> Iterator[Finding]:
-    """Yield the first balance below 0, unless a time of its last refill stands beside it."""
+    """Yield a finding for the first balance below 0, unless there is a time of the last refill with it."""
     if any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
         return
     for at in balances:

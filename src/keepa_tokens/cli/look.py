@@ -1,6 +1,6 @@
-"""One bucket at one moment: what is stored of it, and what the rules make of that. Writes nothing anywhere.
+"""One bucket at one moment: its stored fields, and what the rules say of them. A look writes nothing.
 
-A place is a storage and a way around its rules, for those who look at damage, plant it, or move a bucket in.
+A place is a storage that also shows and changes stored fields past the rules: for the doctor, `adopt` and the demo.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Place: TypeAlias = "RedisPlace | SqlitePlace"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the refill brings next, in how many seconds, and how many lie between two such steps."""
+    """The next refill. gain: tokens. left: seconds until then. length: seconds between two such steps."""
 
     gain: int
     left: float
@@ -44,7 +44,7 @@ class Look:
     """A bucket at `now_us` of its storage's time.
 
     lifetime: seconds for which the storage will keep it; -1: for ever; None: unknown, or as long as the storage.
-    own_clock: its workers bring a clock of their own, and it is seen as it was at that clock's last step.
+    own_clock: its workers bring a clock of their own; `now_us` is then the time of their last step.
     """
 
     key: str
@@ -61,28 +61,28 @@ class Look:
 
     @property
     def clock(self) -> Clock | None:
-        """What a step on it is to go by: the storage's time, or its own clock, which stands since its last step."""
+        """The clock for a step: None (the storage's time), or one that stands at the last step of the workers."""
         return ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
 
     @property
     def trouble(self) -> str:
-        """Why the rules can't make anything of it: lost terms, or a newer release's state; nothing if they can."""
+        """Why the rules can't read the bucket: lost terms, or a newer release's state; empty if they can."""
         if self.quota is None:
             return "terms lost"
         return "" if self._outcome(Peek()) else "newer release"
 
     def snapshot(self, tokens: int = 1) -> Snapshot | None:
-        """Return what `peek` would; None in trouble."""
+        """Return what `peek` would; None if there is `trouble`."""
         outcome = self._outcome(Peek(tokens))
         return None if outcome is None else outcome.snapshot
 
     def ask(self, tokens: int) -> Decision | None:
-        """Return what a request for `tokens` would be told; None in trouble."""
+        """Return the decision on a request for `tokens`; None if there is `trouble`."""
         outcome = self._outcome(Acquire(tokens))
         return None if outcome is None else outcome.decision()
 
     def _outcome(self, command: Command) -> Outcome | None:
-        """Return what a command would come to; None in trouble."""
+        """Return the outcome of a command; None if there is `trouble`."""
         if self.quota is None:
             return None
         try:
@@ -93,13 +93,13 @@ class Look:
     def latest(self, tokens: int) -> float:
         """Return the seconds until a request for `tokens` goes at the latest, if nobody else asks; inf: perhaps never.
 
-        A decision's retry_after is when to ask again, and takes it that calls in flight cost nothing.
+        A decision's `retry_after` may be earlier: it assumes that calls in flight cost nothing.
         """
         outcome = self._outcome(Peek(tokens, probe_after_us=None))  # the server may never answer
         return math.inf if outcome is None or outcome.snapshot is None else outcome.snapshot.bound
 
     def next_step(self, snapshot: Snapshot) -> Step | None:
-        """Return the next refill step, or token of a smooth refill; None where none comes, or nobody can tell."""
+        """Return the next refill step, or the next token of a smooth refill; None if none comes, or it is unknown."""
         if not snapshot.refill or snapshot.balance is None or snapshot.balance >= snapshot.capacity:
             return None
         read = read_as(snapshot.quota, self.state, self.now_us)
@@ -115,7 +115,7 @@ class Look:
 
 
 def door(place: Place, key: str, quota: Quota, clock: Clock | None = None) -> TokenBucket:
-    """Return a door to a bucket, as a worker has it, of which nobody hears. clock: that of the look at it."""
+    """Return a bucket as a worker would use it, with a silent listener. clock: that of the look at it."""
     return TokenBucket(quota, key=key, storage=place, clock=clock, listener=lambda _: None)
 
 
@@ -125,7 +125,7 @@ def look(place: Place, key: str) -> Look | None:
     if fields is None:
         return None
     state, now, lifetime = BucketState.from_fields(fields), place.now_us(), place.lifetime(key)
-    # On a clock of the callers' own, and only there, a bucket has no lifetime and another epoch.
+    # Only a bucket whose workers bring a clock of their own has no lifetime and times far from the storage's.
     own_clock = lifetime == -1 and state.refilled_at is not None and abs(now - state.refilled_at) > YEAR_US
     if own_clock:
         now = max(state.refilled_at or 0, state.reading_at or 0)

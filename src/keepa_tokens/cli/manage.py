@@ -40,7 +40,7 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
     "--for", "span", callback=_span, default="1h", show_default=True, help="How long: 90s, 30m, 1h30m; a day at most."
 )
 def pause_command(where: Where, *, span: int) -> None:
-    """Let no call go for a while; what is in flight is settled as ever. A pause ends by itself."""
+    """Let no call go for a while. Calls in flight are settled as ever. A pause ends by itself."""
     seen, found = _known(where)
     door(where.place, seen.key, found.quota, seen.clock).pause(span)
     since = ", from the last step of its workers' own clock" if seen.own_clock else ""
@@ -77,7 +77,7 @@ def resume_command(where: Where) -> None:
 def reset_command(where: Where, *, yes: bool) -> None:
     """Forget a bucket: the next call makes a new one.
 
-    A plain one begins full, one that follows a server unknown until that was asked.
+    A plain bucket begins full. The balance of one that follows a server is unknown until the server was asked.
     """
     seen = where.look()
     lost = dict(status.sentences(seen))
@@ -99,13 +99,13 @@ def reset_command(where: Where, *, yes: bool) -> None:
 @with_bucket
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
-    """Give back what a call holds that was certainly never sent, e.g. of a worker that died.
+    """Give back the tokens of a call that was certainly never sent, e.g. because its worker died.
 
     HOLD is its id, or the beginning of it, as `doctor` and `status --json` show it. If the server did charge the call,
     the next reading says so.
     """
     seen, found = _known(where)
-    # Nothing at all, as of a variable that nobody has set, is the beginning of any id and means none.
+    # An empty HOLD, e.g. from an unset variable, would begin any id: it means none.
     held = [call for call in found.in_flight if hold_id and call.id.startswith(hold_id)]
     if len(held) != 1:
         there = listed([f"{call.id} ({count(call.tokens, 'token')})" for call in found.in_flight])
@@ -119,7 +119,7 @@ def release_command(where: Where, *, hold_id: str, yes: bool) -> None:
 
 
 def _known(where: Where) -> tuple[Look, Snapshot]:
-    """Return a bucket of which something can be told, and that."""
+    """Return a look at the bucket and its snapshot; RefusedError if the rules can't read it."""
     seen = where.look()
     snapshot = seen.snapshot()
     if snapshot is None:
@@ -130,7 +130,7 @@ def _known(where: Where) -> tuple[Look, Snapshot]:
 
 
 def _ask_twice(what: str, word: str, *, yes: bool) -> None:
-    """Ask whether to do what can't be undone, and once more for a word; `--yes` answers both."""
+    """Ask whether to do something that can't be undone, then for a word; `--yes` answers both."""
     if yes:
         return
     shell.say(plain(what), err=True)

@@ -1,7 +1,7 @@
-"""The rule that stood still for days, to be shown beside the new one. Pure.
+"""The old rule that stood still for days, to be shown beside the new one. Pure.
 
 The system before this library kept a balance and the time of its last refill, each under a key of its own. One day the
-time was gone and a balance of -79 was left. From then on three rules, each of them reasonable, held each other up:
+time was gone and a balance of -79 was left. From then on three rules, each of them reasonable, blocked each other:
 
 1. A missing time means now. So every worker, at every attempt, found that no time had passed and nothing had refilled.
 2. A refusal writes nothing. So the time that was missing stayed missing.
@@ -48,7 +48,7 @@ def balance_seen(state: OldState, refill_rate: int, now_us: int) -> int:
 
 
 def attempt(state: OldState, tokens: int, refill_rate: int, now_us: int) -> tuple[OldState, Verdict]:
-    """Return what is stored after a worker asked for `tokens`, and what it was told."""
+    """Return the state after a worker asked for `tokens`, and the verdict that it got."""
     balance = balance_seen(state, refill_rate, now_us)
     if balance < THRESHOLD:  # rule 3
         return state, Verdict.REFUSED  # rule 2

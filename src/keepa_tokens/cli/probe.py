@@ -18,9 +18,9 @@ REFUSALS: Final = frozenset({400, 401, 402, 403})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said, and the bucket's balance just before it took that; None: unknown.
+    """The balance that the server said, and the bucket's projection just before; None: unknown.
 
-    held: for calls under way, which the server may have charged already.
+    held: tokens for calls under way, which the server may have charged already.
     """
 
     projected: int | None
@@ -41,9 +41,9 @@ class Answer:
 
 
 def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
-    """Ask the server, once, and let the bucket take what it says.
+    """Ask the server once, and give the bucket its answer.
 
-    Raises KeyRefusedError where the server doesn't take the key.
+    Raises KeyRefusedError if the server refuses the API key.
     """
     snapshot = look.snapshot()
     if look.quota is None or snapshot is None or not look.quota.synced:
@@ -52,7 +52,7 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         status, body = http_probe(api_key, base_url=base_url)()
     except TimeoutError as error:  # the probe's own words
         return Answer(snapshot.balance, None, f"asking it failed: {error}")
-    except httpx.HTTPError as error:  # by its type alone: its text can hold the URL, and so the key
+    except httpx.HTTPError as error:  # only its type is shown: its text may have the URL with the key
         return Answer(snapshot.balance, None, f"asking it failed ({type(error).__name__})")
     heard = envelope(body)
     if heard.reading is None and status in REFUSALS:

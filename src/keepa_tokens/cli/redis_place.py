@@ -1,4 +1,4 @@
-"""A place in Redis or Valkey. Needs a client for it, so it is imported only when one is asked for."""
+"""A place in Redis or Valkey. It needs a client library, so it is imported only for a Redis URL."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RedisPlace(RedisStorage):
         return int(text(seconds)) * MICROSECONDS + int(text(micros))
 
     def lifetime(self, key: str) -> float | None:
-        """Return the seconds for which the server keeps a bucket; -1: for ever; None: it is gone, or nobody may say."""
+        """Return the seconds for which the server keeps a bucket; -1: for ever; None: it is gone, or PTTL fails."""
         try:
             milliseconds = int(text(self.command("PTTL", self.prefix + key)))
         except StorageUnavailable:
@@ -57,7 +57,7 @@ class RedisPlace(RedisStorage):
         self.command("PEXPIRE", self.prefix + key, round(seconds * 1000))
 
     def command(self, *parts: str | int) -> object:
-        """Send a command of the server's own; StorageUnavailable if it can't be reached or says no."""
+        """Send a Redis command; StorageUnavailable if the server can't be reached or refuses it."""
         try:
             name, *rest = parts
             sent = [part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in rest]

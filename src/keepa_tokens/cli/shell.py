@@ -30,11 +30,11 @@ KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
 LONGEST: Final = 10_000
-"""Of a sentence; a list of buckets in it takes some 5,000."""
+"""The most characters of a sentence; a list of buckets in it takes some 5,000."""
 
 
 class RefusedError(Exception):
-    """What was asked makes no sense here: a line says why, and what to do."""
+    """The command makes no sense here: the message says why, and what to do."""
 
 
 class KeyRefusedError(Exception):
@@ -42,7 +42,7 @@ class KeyRefusedError(Exception):
 
 
 class Number(click.FloatRange):
-    """A number in a range; NaN, which passes any comparison, is none."""
+    """A number in a range. NaN, which no comparison would catch, is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         """Return the number."""
@@ -71,7 +71,7 @@ class Command(click.Command):
 
 
 def command(summary: str, *, examples: str, then: str) -> Callable[[Callable[..., None]], Command]:
-    """Make a command of a function: `summary` stands in the list of all, its help has this beginning and this end."""
+    """Make a command of a function. summary: its line in the list of commands. examples, then: see `Command`."""
 
     def make(function: Callable[..., None]) -> Command:
         made = click.command(cls=Command)(function)
@@ -89,7 +89,7 @@ def write_list(formatter: click.HelpFormatter, title: str, text: str) -> None:
 
 
 class Group(Command, click.Group):
-    """All commands, each loaded when it is wanted. What goes wrong in one becomes a line and an exit code."""
+    """All commands, each loaded when it is used. An error in a command becomes a line and an exit code."""
 
     examples = """
     keepa-tokens status --redis redis://127.0.0.1:6379     how is the bucket?
@@ -103,7 +103,7 @@ class Group(Command, click.Group):
     then = "keepa-tokens status --help"
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
-        """Return the commands in the order in which they are wanted."""
+        """Return the commands in the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's own
@@ -136,7 +136,7 @@ class Group(Command, click.Group):
             away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
             ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
         except BrokenPipeError:
-            raise  # click ends without a word: whoever read has enough
+            raise  # click ends without a message: the reader of the pipe has closed it
         except OSError as error:
             complain(f"this can't be written: {error}")
             ctx.exit(USAGE)
@@ -164,13 +164,13 @@ def complain(message: str) -> None:
 
 
 def say(words: str, *, err: bool = False) -> None:
-    """Write a sentence: in a terminal no word of it is cut, in a pipe it is one line."""
+    """Write a sentence: in a terminal wrapped between words, in a pipe on one line."""
     for line in wrap(plain(words), console(err=err)):
         click.echo(line, err=err)
 
 
 def wrap(words: str, to: Console, indent: str = "", beside: int = 0) -> list[str]:
-    """Return the lines of a sentence: one in a pipe, in a terminal as many as it takes beside so many characters.
+    """Return the lines of a sentence: one in a pipe; in a terminal wrapped to its width less `beside` characters.
 
     No word is cut, nor a key or an option with hyphens.
     """
@@ -186,19 +186,19 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 def console(*, err: bool = False) -> Console:
-    """Return a console for data or messages: in a terminal as wide as that is; in a pipe plain, each line whole."""
+    """Return a console for data or messages: as wide as the terminal; in a pipe plain, with unbroken lines."""
     plain_text = not (sys.stderr if err else sys.stdout).isatty()
     pipe: dict[str, Any] = {"color_system": None, "force_terminal": False, "soft_wrap": True} if plain_text else {}
     made = Console(highlight=False, markup=False, stderr=err, **pipe)
-    if made.width < 1:  # some set COLUMNS to 0 where they don't know it
+    if made.width < 1:  # some terminals set COLUMNS to 0
         made.width = 80
     return made if plain_text else readable(made)
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
-    """Print names and what they are; in a terminal long ones go on in the next line, at the same column.
+    """Print names and texts side by side; in a terminal a long text goes on in the next line, at the same column.
 
-    Control characters, as of keys that somebody made by hand, are shown as what they are.
+    Control characters, as in keys that somebody made by hand, are shown as escapes.
     """
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:

@@ -1,6 +1,6 @@
-"""Would this plan do? The rules and the model of the server, run through days of a load in a second. Pure.
+"""Whether a plan is enough for a load: runs the rules and the model of the server through days in a second. Pure.
 
-Workers ask, wait as they are told, call, settle. Nothing is real but the rules: time jumps from event to event.
+Workers ask, wait as they are told, call, settle. Only the rules are real: time jumps from event to event.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def parse_mix(said: str) -> list[Kind]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is to be done.
+    """The work to be done.
 
-    backlog: calls at the start. per_hour: calls that come on top. outside: tokens an hour that others spend. faults:
-    the part of calls that get no answer. days: when to give up.
+    backlog: calls at the start. per_hour: calls an hour besides. outside: tokens an hour that others spend. faults:
+    the share of calls that get no answer. days: when to give up.
     """
 
     mix: Sequence[Kind]
@@ -100,11 +100,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it at one rate. Times and waits are seconds.
+    """How a load went at one rate. Times and waits are seconds.
 
-    enough: the work is done within the days, and what comes on top is less than what refills. done_after: when nothing
-    was left; None: not within the days. used: the part of the tokens there were that was spent. curve: the calls that
-    were left, over time.
+    enough: the work is done within the days, and further calls need less than the refill. done_after: when no call was
+    left; None: not within the days. used: the share of all tokens that was spent. curve: the calls that were left, over
+    time.
     """
 
     rate: int
@@ -123,7 +123,7 @@ class Result:
 
 
 class Turns:
-    """Who does what, and when: each is an iterator that does its next thing and yields the seconds until the one after.
+    """Actors by their next turn. An actor is an iterator: each turn does its next thing and yields the seconds to wait.
 
     The loop that plays them sets the clock and lets each take its turn.
     """
@@ -133,7 +133,7 @@ class Turns:
         self._due: list[tuple[float, int, Iterator[float]]] = []
 
     def begin(self, at: float, who: Iterator[float]) -> None:
-        """Let somebody take a turn at a time."""
+        """Give an actor its next turn at a time."""
         heapq.heappush(self._due, (at, next(self._order), who))
 
     def until(self, end: float) -> Iterator[tuple[float, Iterator[float]]]:
@@ -143,7 +143,7 @@ class Turns:
             yield now, who
 
     def take(self, now: float, who: Iterator[float]) -> None:
-        """Let somebody do its next thing, and come again when it says."""
+        """Let an actor do its next thing, and give it the next turn when it says."""
         wait = next(who, None)
         if wait is not None:
             self.begin(now + wait, who)
@@ -164,7 +164,7 @@ class Run:
         self._done_after = None if load.backlog or load.per_hour else 0.0
 
     def play(self, progress: Callable[[float], None]) -> Result:
-        """Run until nothing is left, or the days are over. progress: is told the part of the days that is done."""
+        """Run until no call is left, or the days are over. progress: gets the share of the days that has passed."""
         load, end, turns = self._load, self._load.days * DAY, Turns()
         curve = list[tuple[float, int]]()
         for number in range(load.workers):
@@ -199,7 +199,7 @@ class Run:
 
     @property
     def _left(self) -> int:
-        """The calls that are there and that nobody has begun."""
+        """The calls that have come and that no worker has begun."""
         return self._load.backlog + int(self._load.per_hour * self._now / HOUR) - self._begun
 
     def _others(self) -> Iterator[float]:
@@ -249,12 +249,12 @@ class Run:
 
 
 def simulate(load: Load, rate: int, progress: Callable[[float], None] = lambda _: None) -> Result:
-    """Return what comes of a load at a rate of tokens a minute."""
+    """Return how a load goes at a rate of tokens a minute."""
     return Run(load, rate).play(progress)
 
 
 def demand(load: Load) -> float:
-    """Return the tokens an hour that come on top, by the estimates of the cost table."""
+    """Return the tokens an hour that further calls and others need, by the estimates of the cost table."""
     chance = random.Random(f"{load.seed}")  # noqa: S311 - repeatable by its seed
     weight = sum(kind.weight for kind in load.mix)
     mean = sum(kind.weight * estimate(kind.path, kind.params(chance)) for kind in load.mix) / weight

@@ -24,7 +24,7 @@ MOST_RATE: Final = 10_000
 
 
 def rates_of(said: str) -> list[int]:
-    """Return the rates of `5,20,60`."""
+    """Return the rates in a text such as `5,20,60`."""
     try:
         rates = [int(part) for part in said.split(",")]
     except ValueError:
@@ -44,7 +44,7 @@ def rates_of(said: str) -> list[int]:
 )
 @click.option("--rates", default="5,20,60", show_default=True, help="Plans to compare, in tokens a minute.")
 @click.option("--backlog", type=click.IntRange(0, 1_000_000), default=1000, show_default=True, help="Calls to be done.")
-@click.option("--per-hour", type=shell.Number(0, 100_000), default=0.0, help="Calls that come on top, an hour.")
+@click.option("--per-hour", type=shell.Number(0, 100_000), default=0.0, help="Calls an hour besides the backlog.")
 @click.option(
     "--mix",
     default="product:10=70,offers:2=20,search=10",
@@ -59,7 +59,7 @@ def rates_of(said: str) -> list[int]:
 @click.option("--days", type=shell.Number(0.01, 60), default=7.0, show_default=True, help="When to give up.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which calls come in which order.")
 @click.option(
-    "--svg", type=click.File("w", encoding="utf-8", lazy=False), help="Write a chart of what is left over time."
+    "--svg", type=click.File("w", encoding="utf-8", lazy=False), help="Write a chart of the calls left over time."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_context
@@ -106,7 +106,7 @@ def _run(load: Load, rates: Sequence[int]) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """Return what came of each plan, a line each below a heading."""
+    """Return a table of the plans, one line each below a heading."""
     rows = [("PLAN", "DONE AFTER", "CALLS", "LEFT", "TOKENS", "USED", "WAIT", "LONGEST", "REFUSED", "ENOUGH")]
     rows += [
         (
@@ -143,7 +143,7 @@ def verdict(load: Load, results: Sequence[Result]) -> str:
 
 
 def chart(load: Load, results: Sequence[Result]) -> str:
-    """Return a chart, as SVG, of the calls that are left over time: lines differ by colour and by dash."""
+    """Return an SVG chart of the calls left over time; the lines of the plans differ by colour and by dash."""
     shown = [point for result in results for point in result.curve]
     span, most = max(at for at, _ in shown) or 1.0, max(1, *(left for _, left in shown))
     across, down = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN

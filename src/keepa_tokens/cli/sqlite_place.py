@@ -1,4 +1,4 @@
-"""A place in a SQLite file, and what is wrong with such a file."""
+"""A place in a SQLite file, and what the doctor says of the file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ENDS: Final = "SELECT ends FROM buckets WHERE key = ?"
 
 
 def has_buckets(path: str) -> bool:
-    """Whether buckets were ever in a file. A storage makes their table where there is none, in whatever it opens."""
+    """Return whether a file has the table of buckets. A storage would make that table in any file that it opens."""
     try:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
             found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'buckets'").fetchone()
     except sqlite3.Error:
-        return True  # opening it tells what is wrong
+        return True  # the storage's own error says what is wrong
     return found is not None
 
 
@@ -61,7 +61,7 @@ class SqlitePlace(SQLiteStorage):
             )
 
     def examine(self) -> Iterator[str | Finding]:
-        """Yield what is right with the file, in words, and what is wrong."""
+        """Yield sentences on what is right with the file, and findings on what is wrong."""
         with self._reading() as db:
             (journal,) = cast("tuple[str]", db.execute("PRAGMA journal_mode").fetchone())
             (check,) = cast("tuple[str]", db.execute("PRAGMA quick_check(1)").fetchone())

@@ -18,7 +18,7 @@ from .where import WITH_BASE_URL, Where, with_bucket
 from .words import columns, count, duration, plain
 
 CALLS: Final = (10, 150)
-"""What a small and a large call cost: what they would get is told."""
+"""The tokens of a small and a large call: the status says what each would get."""
 
 BAR: Final = 30
 SHORTEST_KEY: Final = 12
@@ -29,7 +29,7 @@ SHOWN: Final = (
     *("balance", "capacity", "refill", "period", "available", "held", "kept_back", "full_in", "closed_for"),
     *("paused_for", "bound", "waiting", "wanted", "reading_age", "drift", "repaired"),
 )
-"""What a document has of a snapshot as it is."""
+"""The fields of a snapshot that a document has unchanged."""
 
 WHY: Final = {
     Reason.EMPTY: "too few tokens",
@@ -42,7 +42,7 @@ WHY: Final = {
 
 
 def state_of(look: Look, snapshot: Snapshot | None) -> str:
-    """Return how a bucket is, in a word or two."""
+    """Return the bucket's state in a word or two."""
     if snapshot is None:
         return look.trouble
     if snapshot.paused_for > 0:
@@ -57,7 +57,7 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
 
 
 def headline(look: Look) -> str:
-    """Return how a bucket is, in a sentence."""
+    """Return the bucket's state, and when a small call goes, in a sentence."""
     snapshot = look.snapshot()
     state, small = state_of(look, snapshot), CALLS[0]
     if snapshot is None:
@@ -68,7 +68,7 @@ def headline(look: Look) -> str:
 
 
 def sentences(look: Look) -> list[tuple[str, str]]:
-    """Return all there is to say of a bucket, each with its name."""
+    """Return all lines of the status, each with its name."""
     snapshot = look.snapshot()
     if snapshot is None:
         return [("trouble", f"{look.trouble}: nobody can tell what it holds; `keepa-tokens doctor` says more")]
@@ -98,7 +98,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     refill, period, told = snapshot.refill, snapshot.period, ""
     quota = look.quota or snapshot.quota
     same_rate = math.isclose(refill * quota.period, quota.refill * period, rel_tol=0.01)
-    if same_rate:  # the bucket counts in the shortest period; people said another
+    if same_rate:  # the bucket counts in the shortest period; show the one that the workers gave
         refill, period = quota.refill, quota.period
     if snapshot.capacity == look.state.wide_capacity != quota.capacity:
         told = f" until a minute after its terms changed, then {quota.capacity:,}"
@@ -166,15 +166,18 @@ def _waiting(snapshot: Snapshot) -> str:
 def _reading(look: Look, snapshot: Snapshot) -> str:
     if snapshot.reading_age is None:
         return "none yet: the server " + ("has not answered" if look.state.probe_until else "was never asked")
-    age = f"{duration(snapshot.reading_age)} old"
+    age, asked = f"{duration(snapshot.reading_age)} old", ""
+    if snapshot.bound < look.latest(1):  # a probe comes before the refill
+        after = f" after {duration(snapshot.bound)}" if snapshot.bound else ""
+        asked = f"; who is refused{after} asks the server"
     if not snapshot.drift:
-        return f"{age}, as projected" if snapshot.drift == 0 else age
+        return f"{age}, as projected{asked}" if snapshot.drift == 0 else age + asked
     than = "fewer than projected" if snapshot.drift < 0 else "more than projected"
-    return f"{age}; the server had {count(abs(snapshot.drift), 'token')} {than}"
+    return f"{age}; the server had {count(abs(snapshot.drift), 'token')} {than}{asked}"
 
 
 def document(look: Look) -> dict[str, object]:
-    """Return a bucket for machines. Durations are seconds; null: never, or unknown."""
+    """Return a bucket as a JSON document. Durations are seconds; null: never, or unknown."""
     snapshot = look.snapshot()
     if snapshot is None:
         return {"key": look.key, "state": state_of(look, None)}
@@ -205,7 +208,7 @@ def _finite(value: object) -> object:
 
 
 def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
-    """Return a table of buckets, a line each below a heading; keys are cut where a line would be over `width`."""
+    """Return a table of buckets, one line each below a heading; long keys are cut to keep lines within `width`."""
     rows = [("BUCKET", "STATE", "BALANCE", "HELD", "CALLS", "WAITING", "READING")]
     for look in looks:
         snapshot = look.snapshot()

@@ -1,6 +1,6 @@
-"""One live picture for `demo` and `watch`: curves over time, lanes with bars, a box with what matters now.
+"""The live picture of `demo` and `watch`: curves over time, lanes with bars, a box with what matters now.
 
-`Picture` says what is to be seen, `draw` makes it fit a terminal. Nothing is told by colour alone: curves differ by
+A `Picture` has the content, and `draw` makes it fit a terminal. Nothing is shown by colour alone: curves differ by
 their dots as well, so that NO_COLOR loses nothing.
 """
 
@@ -39,7 +39,7 @@ DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 class Curve:
     """Points (x from 0 to 1, y) in order of x, drawn as steps. A later curve covers an earlier one's colour.
 
-    dash: columns of dots drawn, and then left out. latest: what the legend says of it.
+    dash: so many columns of dots are drawn, then so many left out. latest: the latest value, for the legend.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Curve:
 
     @property
     def sign(self) -> str:
-        """What stands for the curve in the legend."""
+        """The curve's sign in the legend."""
         drawn, left_out = self.dash
         return "━━━" if not left_out else "━ ━" if drawn > 1 else "···"
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One who does something: what, how far (`part`, 0 to 1, draws a bar), how long still, and totals at the end."""
+    """A line of the picture. words: what goes on. part: how far, from 0 to 1, as a bar. left: how long still."""
 
     name: str
     words: str
@@ -69,7 +69,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is to be seen at a moment."""
+    """The content of the picture at one moment."""
 
     title: str
     about: str
@@ -86,7 +86,7 @@ class Picture:
 
 
 def fits(out: TextIO) -> bool:
-    """Return whether a picture can be drawn there: a terminal, large enough, that knows its letters."""
+    """Return whether a picture can be drawn to `out`: a terminal that is large enough and can show its characters."""
     if not out.isatty() or os.environ.get("TERM", "dumb") in {"", "dumb", "unknown"}:
         return False
     console = Console(file=out)
@@ -94,11 +94,11 @@ def fits(out: TextIO) -> bool:
 
 
 class Screen:
-    """Draws pictures on a screen of its own, which is gone afterwards; the last chart stays."""
+    """Draws pictures on the terminal's alternate screen; at the end it prints the last chart to the normal one."""
 
     def __init__(self) -> None:
         self._console = readable(Console())
-        # No thread of its own: who runs says when there is a picture to draw.
+        # It has no thread of its own: the command calls `show` for each picture.
         self._live = Live(console=self._console, screen=True, auto_refresh=False)
         self._latest: Picture | None = None
 
@@ -115,7 +115,7 @@ class Screen:
             self._console.print(Group(*chart(self._latest, width, 2 * CHART_ROWS[0]), _legend(self._latest, width)))
 
     def show(self, picture: Picture) -> None:
-        """Draw a picture in the place of the last one."""
+        """Draw a picture over the last one."""
         self._latest = picture
         width, height = min(WIDEST, self._console.width), self._console.height
         self._live.update(draw(picture, width, height), refresh=True)
@@ -176,7 +176,7 @@ def _lane(lane: Lane, width: int, for_name: int, for_words: int) -> Text:
 
 
 def _box(picture: Picture, width: int) -> tuple[Panel, int]:
-    """Return the box, and how many rows it takes: its sentences wrap and are never cut."""
+    """Return the box and its number of rows; its sentences wrap and are never cut."""
     lines = [line for text in picture.box for line in textwrap.wrap(text, width - 4, subsequent_indent="  ")]
     title = str(picture.box_title)
     panel = Panel("\n".join(lines), title=title, title_align="left", border_style=picture.box_style, width=width)
@@ -185,7 +185,7 @@ def _box(picture: Picture, width: int) -> tuple[Panel, int]:
 
 
 def _ends(left: Text, right: Text, width: int) -> Text:
-    """Return one line with `left` and `right` at its ends; what is too long of the left one is cut."""
+    """Return one line with `left` and `right` at its ends; a `left` that is too long is cut."""
     left.truncate(max(0, width - right.cell_len), overflow="ellipsis", pad=True)
     line = left.append_text(right)
     line.no_wrap = True
@@ -219,7 +219,7 @@ def chart(picture: Picture, width: int, height: int) -> list[Text]:
 
 
 def _columns(points: Iterable[tuple[float, int]], across: int) -> Iterator[tuple[int, int, int]]:
-    """Yield columns of dots, each with the levels between which it is filled; gaps go on at the last level."""
+    """Yield each column of dots with the two levels between which it is filled; a gap goes on at the last level."""
     before: tuple[int, int] | None = None
     for x, level in points:
         column = min(across - 1, max(0, int(x * across)))

@@ -28,10 +28,10 @@ MOST_POINTS: Final = 7200
 
 @dataclass(slots=True)
 class Story:
-    """What was seen of a bucket so far.
+    """What was seen of a bucket so far. Times are microseconds.
 
-    points: times, and the balance and what of it nobody held then. steps: times, and what happened since the look
-    before. waits: the longest that a call of each cost was told to wait. line: who stands in it, and since when.
+    points: time, balance, and available tokens. steps: time, and what happened since the look before. waits: by the
+    tokens of a call, the longest wait that it was told. line: by ticket, since when it stands in line.
     """
 
     points: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=MOST_POINTS))
@@ -42,7 +42,7 @@ class Story:
     told: str = ""
 
     def take(self, look: Look) -> str:
-        """Take notice of a look; return a line about it if something has changed."""
+        """Add a look; return a line about it if something has changed."""
         snapshot = look.snapshot()
         self.steps.append((look.now_us, self._moved(look)))
         self.latest = look
@@ -59,14 +59,14 @@ class Story:
         return words if changed else ""
 
     def seen(self, look: Look) -> Counter[str]:
-        """Return what was seen in the last minute: calls begun, tokens spent, readings, times the server was asked.
+        """Return what was seen in the last minute: calls begun, tokens spent, readings, probes.
 
-        joined: callers that were refused and stand in line since. left: those that left it, after `waited_us` in all.
+        joined: callers that were refused and put in line. left: callers that left it, after `waited_us` in all.
         """
         return sum((step for at_us, step in self.steps if at_us > look.now_us - MINUTE_US), Counter[str]())
 
     def _moved(self, look: Look) -> Counter[str]:
-        """Return what happened since the last look, by what is stored: what began and ended in between is not seen."""
+        """Return what changed since the last look; a call that began and ended in between is not seen."""
         there = {ticket.id for ticket in look.line()}
         stood = [look.now_us - since for ticket, since in self.line.items() if ticket not in there]
         joined = there - self.line.keys()
@@ -156,7 +156,7 @@ def _lanes(story: Story, look: Look, snapshot: Snapshot | None) -> list[Lane]:
 
 
 def _first_lane(story: Story, look: Look) -> Lane:
-    """Return how far it is to the next grant: that of the first in line."""
+    """Return the lane of the next grant, that of the first in line."""
     first = look.line()[0]
     since = story.line.get(first.id, look.now_us)
     left = max(0, first.told_at - look.now_us)

@@ -1,4 +1,4 @@
-"""Which bucket a command means, and where it is: the options that commands share."""
+"""The options that commands share: which bucket is meant, and where it is stored."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def opened(redis: str | None, sqlite: str | None, prefix: str) -> Place:
 
 @dataclass(frozen=True)
 class Where:
-    """The place, and what was said of the bucket and the API key. name: the place for people, without secrets."""
+    """The place, and the options for the bucket and the API key. name: the place for people, without secrets."""
 
     place: Place
     name: str
@@ -63,7 +63,7 @@ class Where:
     api_key: str | None = field(repr=False)
 
     def bucket(self) -> str:
-        """Return the key of the bucket that is meant; a usage error names those that there are."""
+        """Return the key of the bucket that is meant; if that isn't clear, the usage error lists all buckets."""
         if self.key is not None:
             return self._named(self.key)
         keys = keys_of(self.place)
@@ -96,7 +96,7 @@ class Where:
         raise RefusedError(f"there is no bucket {key!r} in {self.name}; there are: {listed(keys)}")
 
     def ask(self, seen: Look, base_url: str) -> Answer:
-        """Ask the server, and let the bucket take what it says; a usage error without an API key."""
+        """Ask the server and give the bucket its answer; without an API key raise a usage error."""
         from .probe import ask_server  # noqa: PLC0415 - needs httpx
 
         if self.api_key is None:
@@ -119,15 +119,15 @@ def _api_key(_: click.Context, __: click.Parameter, file: TextIO | None) -> str 
 
 
 def _no_api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
-    """Return KEY, if it isn't what a command line should never have."""
+    """Return KEY, unless it looks like an API key, which must not be on a command line."""
     if key is not None and LOOKS_LIKE_A_KEY.fullmatch(key):
-        # Not repeated here: what stands on a command line is in the history, and seen by every user of the machine.
+        # The message doesn't repeat the key: every user of the machine can see it already, and so does the history.
         raise RefusedError(f"that looks like an API key: give it by --key-file or {KEY_VARIABLE}, not as an argument")
     return key
 
 
 def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a place and of a bucket in it: KEY, or the one of an API key. It gets a `Where`."""
+    """Give a command the options for a place and a bucket in it, by KEY or by API key. The command gets a `Where`."""
     options = (
         click.argument("key", metavar="[KEY]", required=False, callback=_no_api_key),
         click.option(
@@ -163,7 +163,7 @@ def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         source = click.get_current_context().get_parameter_source
         typed = [name for name in ("redis", "sqlite") if source(name) is ParameterSource.COMMANDLINE]
-        if len(typed) == 1:  # it goes before the environment
+        if len(typed) == 1:  # an option goes before the environment
             redis, sqlite = (redis, None) if typed == ["redis"] else (None, sqlite)
         with closing(opened(redis, sqlite, prefix)) as place:
             name = str(sqlite)

@@ -9,10 +9,10 @@ from typing import Final
 from ..units import one_line
 
 LONGEST: Final = 10_000
-"""Of what a line says; what was stored by others may be longer."""
+"""The most characters of a line: a text that others have stored may be longer."""
 
 MOST: Final = 20
-"""Names in a line."""
+"""The most names in a line."""
 
 
 def duration(seconds: float) -> str:
@@ -45,10 +45,10 @@ def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Return a text as it may be shown: what others have stored must not write lines of its own, nor colours."""
+    """Return a text safe to show: a text that others have stored must not add lines or colours."""
     return one_line(text, LONGEST)
 
 
 def text(value: object) -> str:
-    """Return what a client answered as text; bytes that are none stand in it as `command` will send them."""
+    """Return a client's answer as text; bytes that aren't UTF-8 become surrogates, which `command` sends as bytes."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

@@ -1,1 +1,1 @@
-"""Guards: the tools that Keepa's users have, metered. One thin file each, importing what it guards."""
+"""Guards: they meter the HTTP clients and task queues that Keepa's users have. One thin file for each."""

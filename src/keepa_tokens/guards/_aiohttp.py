@@ -12,7 +12,7 @@ from ._flow import Exchange
 
 
 class AiohttpExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
-    """One request by aiohttp, in a session of its own: none stays open while this waits for tokens."""
+    """One request by aiohttp, in a session of its own: no session stays open while the request waits for tokens."""
 
     def __init__(self, url: str, options: dict[str, object]) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class AiohttpExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
         self._went_out = True
 
     async def send(self) -> aiohttp.ClientResponse:
-        """Send the request, and close the answer before."""
+        """Close an earlier answer, and send the request."""
         await self.aclose()
         self._went_out = False
         session = await self.enter_async_context(aiohttp.ClientSession(trace_configs=[self._trace]))
@@ -34,7 +34,7 @@ class AiohttpExchange(AsyncExitStack, Exchange[aiohttp.ClientResponse]):
         try:
             return await self.enter_async_context(get(self._url, **self._options))
         except aiohttp.ClientConnectorError as error:
-            if self._went_out:  # aiohttp sent it again by itself: there is no connection now, but there was one
+            if self._went_out:  # aiohttp tried again by itself: now it can't connect, but the first try was sent
                 raise aiohttp.ClientOSError(*error.args) from None
             raise
 

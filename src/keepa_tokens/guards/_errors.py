@@ -1,6 +1,6 @@
-"""What a client's exception tells: whether the request can have reached the server. And what it must not: the API key.
+"""Whether a client's exception shows that a request never reached the server; and how the API key is kept out of it.
 
-Decided here for every client, sync or async. Libraries are told by name, so none has to be installed.
+For every client, sync or async. Classes are told by their library's name and theirs, so none has to be installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NO_CONNECTION: Final = frozenset(
         # httpx and httpx2: no connection, no TLS, the proxy refused; no free connection in time; no such URL
         *("httpx.ConnectError", "httpx.ConnectTimeout", "httpx.PoolTimeout", "httpx.ProxyError"),
         *("httpx.UnsupportedProtocol", "httpx.InvalidURL"),
-        # requests, and urllib3 below it; their ProxyError also tells of what came after the tunnel was there
+        # requests, and urllib3 below it; not their ProxyError, which may also come after the tunnel was open
         *("requests.ConnectTimeout", "requests.InvalidHeader", "requests.InvalidURL"),
         *("requests.InvalidSchema", "requests.MissingSchema"),
         *("urllib3.ConnectTimeoutError", "urllib3.LocationValueError", "urllib3.NewConnectionError"),
@@ -28,8 +28,8 @@ NO_CONNECTION: Final = frozenset(
 )
 
 MISTAKES: Final = frozenset({OSError, FileNotFoundError, TypeError, UnicodeEncodeError, UnicodeError, ValueError})
-"""Exactly these, bare, are a client's checks of what it was given: a timeout of 0, a header with a line break, a
-missing file of certificates. What the network does comes in the client's own exceptions."""
+"""Exactly these classes, not subclasses, are a client's checks of its arguments: a timeout of 0, a header with a line
+break, a missing file of certificates. Failures of the network come in the client's own exceptions."""
 
 CONNECTING: Final = {
     "httpcore._sync.connection": "_connect",
@@ -38,23 +38,23 @@ CONNECTING: Final = {
     "urllib3.connection": "connect",
     "aiohttp.connector": "connect",
 }
-"""By module, the function in which there is no connection yet: who fails or is interrupted in it has sent nothing.
+"""By module, the function that connects: a request that fails or is interrupted in it was not sent.
 
 httpcore's async twins and httpcore2 have the same.
 """
 
 REDIRECTED: Final = ("requests.sessions", "resolve_redirects")
-"""Who fails here has had an answer: that of the server, which sent it elsewhere."""
+"""A request that fails here was sent and answered, with a redirect."""
 
 TUNNEL: Final = "httpcore._sync.http_proxy"
-"""Here one function asks a proxy for a tunnel, notes that it is there, and sends the request through it."""
+"""In this module one function opens a tunnel through a proxy, sets `_connected`, and sends the request through it."""
 
 
 def never_sent(error: BaseException) -> bool:
-    """Return whether the request of `error` certainly never reached the server, which so can't have charged it.
+    """Return whether the request of `error` certainly never reached the server, so that it can't have been charged.
 
-    Whatever isn't known may have been sent. Only what the exception says and was raised from counts, not what happened
-    to be handled when it was raised.
+    With an unknown exception it may have been sent. The exception and its causes count, not an exception that only
+    happened to be handled when it was raised (`__context__`).
     """
     if REDIRECTED in _places(error):
         return False
@@ -64,9 +64,9 @@ def never_sent(error: BaseException) -> bool:
 
 
 def forget_locals(error: BaseException) -> None:
-    """Empty the frames that `error`, and what it came from, went through below the guard; their lines stay.
+    """Empty the frames in the tracebacks of `error` and of its causes; the tracebacks keep their lines.
 
-    Their local variables hold the request as it left, with the API key, and tools that report errors show them.
+    The frames' local variables hold the request with the API key, and tools that report errors show them.
     """
     for link in _links(error, also_handled=True):
         for frame, _ in walk_tb(link.__traceback__):
@@ -75,29 +75,29 @@ def forget_locals(error: BaseException) -> None:
 
 
 def _is_over(frame: FrameType) -> bool:
-    """Return whether a function has ended: to clear the frame of a coroutine that is suspended would end that.
+    """Return whether the function of a frame has ended: clearing the frame of a suspended coroutine would end it.
 
-    Streams of HTTP/2 share the exception of their connection, and with it their frames. A frame shows the
-    garbage collector what it refers to only once its function has ended.
+    Streams of HTTP/2 share their connection's exception, and so each other's frames. A frame shows the
+    garbage collector its references only once its function has ended.
     """
     return any(each is frame.f_code for each in gc.get_referents(frame))
 
 
 def forget_key(error: BaseException, key: str) -> None:
-    """Take the API key out of what an exception and those behind it say: requests puts the whole URL into its texts."""
+    """Take the API key out of an exception and those behind it: requests puts the whole URL into its messages."""
     forget_locals(error)
     if not key:
         return
     links = _links(error, also_handled=True)
     for link in links:
-        if "aiohttp.ClientResponseError" in _names(link):  # it makes its text up from the request's URL
+        if "aiohttp.ClientResponseError" in _names(link):  # its message is made of the request's URL
             _forget_request(link)
         link.args = tuple(_without(arg, key) for arg in link.args)
-        for holder in (link, getattr(link, "request", None)):  # requests hangs the whole request on
+        for holder in (link, getattr(link, "request", None)):  # requests adds the whole request to its exceptions
             for name, value in list(getattr(holder, "__dict__", {}).items()):
                 if isinstance(value, str):
                     setattr(holder, name, _without(value, key))
-    for link in links:  # what makes its text up from other things goes whole
+    for link in links:  # an exception that still shows the key is dropped
         for name in ("__context__", "__cause__"):
             behind = getattr(link, name)
             if behind is not None and key in f"{behind!s}{behind!r}":
@@ -123,12 +123,12 @@ def _names(error: BaseException) -> frozenset[str]:
 
 
 def _ill_formed(error: BaseException) -> bool:
-    """Return whether a header or a URL was refused before it was written; the same class tells of other mistakes."""
+    """Return whether a header or a URL was refused before it was sent; the class alone doesn't show that."""
     return "httpx.LocalProtocolError" in _names(error) and str(error).startswith(("Illegal ", "Missing mandatory "))
 
 
 def _places(error: BaseException) -> list[tuple[object, str]]:
-    """Return the functions that an exception went through, by their modules."""
+    """Return the functions in an exception's traceback, each with its module."""
     return [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
 
 
@@ -144,7 +144,7 @@ def _is_connecting(error: BaseException) -> bool:
 
 
 def _links(error: BaseException, *, also_handled: bool = False) -> list[BaseException]:
-    """Return an exception and all that it carries or was raised from."""
+    """Return an exception, its causes, and the exceptions among its arguments."""
     found: list[BaseException] = []
     ahead: list[object] = [error]
     while ahead:

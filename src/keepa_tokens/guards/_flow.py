@@ -1,7 +1,7 @@
 """What every guard does with one request, written once for threads and coroutines.
 
-Asked for tokens, sent, settled by the answer, made again where that is wanted. What is awaited here may be a result
-itself (`done`), so a blocking client runs the same flow to its end in one go.
+It asks for tokens, sends the request, settles the call by the answer, and makes the request again if that is wanted.
+What `done` awaits may be a plain result, so a blocking client runs the same flow to its end in one go.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ AnyCall: TypeAlias = Call | AsyncCall
 Ask: TypeAlias = Callable[[int, float | None], Awaitable[AnyCall]]
 """Sets so many tokens aside, waiting so many seconds at most."""
 End: TypeAlias = Callable[[bytes | None], Coroutine[object, None, None]]
-"""Ends a call by the body of its answer, the first time; None: it was not read to its end, so nobody knows."""
+"""Ends a call by the body of its answer, once; None: the body was not read to its end, so the cost isn't known."""
 
 LONGEST_AWAY_S: Final = 600.0
 """Seconds for which a task that has paid waits for a storage that is away."""
 
 LONGEST_PAUSE_S: Final = 30.0
-"""The longest pause between two tries of it."""
+"""The longest pause between two tries to reach that storage."""
 
 CLIENT_ERROR: Final = 400
 SERVER_ERROR: Final = 500
@@ -52,24 +52,24 @@ class Exchange(Generic[R]):
     """One request of some client, and how its answers are read. Results may be awaitable."""
 
     repeatable: bool = True
-    """It can be sent again: a body that is read from somewhere can't."""
+    """Whether it can be sent again: not if its body is read from a file or a generator."""
 
     def send(self) -> R | Awaitable[R]:
         """Send the request."""
         raise NotImplementedError
 
     def read(self, answer: R) -> tuple[R, bytes] | Awaitable[tuple[R, bytes]]:
-        """Read an answer whole; return it as it is handed out, still to be read, and its decoded body."""
+        """Read an answer whole; return the answer for the caller, still to be read, and its decoded body."""
         raise NotImplementedError
 
     def streamed(self, answer: R, end: End) -> R | None:  # noqa: ARG002 - for those that stream
-        """Return an answer that calls `end` when it has been read, or closed before; None: read it now."""
+        """Return an answer that calls `end` once it was read or closed; None: there is no stream, read it now."""
         return None
 
 
 @dataclass
 class Run:
-    """One run of a queue's task, which runs again from its beginning if it is refused. paid: it has, or may have."""
+    """One run of a task, which runs again from its beginning if refused. paid: it has paid for a call, or may have."""
 
     paid: bool = False
 
@@ -78,16 +78,16 @@ RUN: Final = ContextVar[Run | None]("the task under way", default=None)
 
 
 def patience(timeout: float | None) -> float | None:
-    """Return how long a request may wait: as long as it takes once the task under way has paid for an earlier one.
+    """Return how long a request may wait: without end once the task under way has paid for an earlier request.
 
-    Sent back, it would pay for that again, and again.
+    If the task were sent back, it would pay for that one again, and again.
     """
     run = RUN.get()
     return None if run is not None and run.paid else timeout
 
 
 class GuardBase(NotCopied):
-    """What all guards are: connections and a bucket in memory would come apart in a copy."""
+    """The base of all guards. They can't be copied: a copy would not share connections, or a bucket in memory."""
 
     _instead = "make one in each process, of the same bucket"
 
@@ -105,7 +105,7 @@ async def done(result: T | Awaitable[T]) -> T:
 
 
 async def metered(sync: AnySync, meter: Meter, asked: Asked, exchange: Exchange[R], ask: Ask | None = None) -> R:
-    """Make one request, paid from the bucket; again, where the server refused it and the guard is to try again."""
+    """Make one request, paid from the bucket; if the server refuses it and the guard is to repeat it, make it again."""
     cost = meter.cost(asked)
     if cost == 0:
         return await _observed(sync, exchange)
@@ -126,9 +126,9 @@ async def metered(sync: AnySync, meter: Meter, asked: Asked, exchange: Exchange[
 
 
 async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) -> T:
-    """Return what `step` does to the bucket; for a task that has paid, again where the storage is away for a while.
+    """Return the result of `step`; for a task that has paid, repeat the step while the storage is away.
 
-    Sent back, it would pay again, and fails instead where the storage stays away.
+    If such a task were sent back, it would pay again. So it fails if the storage stays away for LONGEST_AWAY_S.
     """
     run, pause, waited = RUN.get(), FIRST_PAUSE_S, 0.0
     while True:
@@ -139,7 +139,7 @@ async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) ->
                 raise
             if waited >= LONGEST_AWAY_S:
                 raise StorageUnavailable(
-                    f"{away} The task has paid for earlier requests and would pay again: it can't go on or begin anew."
+                    f"{away} The task has paid for earlier requests and would pay again, so it is not sent back."
                 ) from away
             await steps.sleep(round(pause * MICROSECONDS), 0, AWAY, alert=False)
             waited += pause
@@ -149,8 +149,8 @@ async def _once_there(steps: Steps[object], step: Callable[[], Awaitable[T]]) ->
 async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label: str) -> AnyCall:
     """Set tokens aside, waiting so many seconds at most; AcquireTimeout if that is too short.
 
-    Who can't wait at all asks as queues do: the server is asked for a balance that nobody knows, as it would else be
-    told by a refused call.
+    A caller that can't wait at all uses `try_request`, which probes the server if the balance is unknown: `request`
+    would send the call as the scout instead, and the server might refuse it.
     """
     if left is None or left > 0:
         return await done(cast("AnyCall", sync.request(cost, keep=keep, timeout=left, label=label)))
@@ -161,11 +161,11 @@ async def ask_of(sync: AnySync, cost: int, keep: int, left: float | None, label:
 
 
 async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]) -> R:
-    """Send the request and let its answer end the call: now, or when its reader has come to the end."""
+    """Send the request and settle the call by its answer: at once, or when the caller has read a stream to its end."""
     try:
         answer = await done(exchange.send())
-    except BaseException as error:  # interrupts and cancellations too; nothing of `settle()` suspends
-        with suppress(StorageUnavailable):  # then it runs out by itself
+    except BaseException as error:  # interrupts and cancellations too; `settle()` without a body doesn't suspend
+        with suppress(StorageUnavailable):  # then its hold runs out by itself
             if never_sent(error):
                 await done(call.cancel())
             else:
@@ -187,7 +187,7 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]
         meter.learn(asked, call.consumed)
         _paid(call)
 
-    # An error is read at once, and so settled though its reader may raise by the status alone.
+    # An error is read and settled at once: its caller may raise by the status alone, and never read the body.
     failed = status >= CLIENT_ERROR
     if _headers(answer).get("Content-Type", "").lower().startswith("image/") and not failed:
         await end(None)  # it carries no envelope, so its hold is left to run out
@@ -204,7 +204,7 @@ async def _sent(call: AnyCall, meter: Meter, asked: Asked, exchange: Exchange[R]
 
 
 def _paid(call: AnyCall) -> None:
-    """Note that the task under way has paid, or may have: an image, a stream cut short, a lost answer don't say."""
+    """Note that the task under way has paid, or may have, as after an image, a stream cut short or a lost answer."""
     run = RUN.get()
     if run is not None and not call.refused and call.consumed != 0:
         run.paid = True
@@ -233,10 +233,9 @@ def _headers(answer: Any) -> Mapping[str, str]:  # noqa: ANN401 - the same
 
 
 def _not_taken_down(error: StorageUnavailable) -> None:
-    """Report that the storage was away when an answer came. It is paid for, so it must not be lost for that.
+    """Report that the storage was away when an answer came. The caller has paid for the answer and still gets it.
 
-    Nothing passes unmetered: the call's hold runs out by itself, and the next request is granted by the storage or not
-    at all.
+    Nothing goes unmetered: the call's hold runs out by itself, and the next request needs a grant of the storage.
     """
-    with suppress(Exception):  # a handler of the log's may raise
-        _log.warning("an answer could not be taken down, a hold of it runs out by itself: %s", error)
+    with suppress(Exception):  # a logging handler may raise
+        _log.warning("the storage was away when an answer came: its call's hold runs out by itself: %s", error)

@@ -1,4 +1,4 @@
-"""What the guards for HTTP clients have in common: which request it is, what it may cost, who gets the key. No I/O."""
+"""What the guards of HTTP clients share: what a request asks for, what it may cost, who gets the key. No I/O."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Estimate: TypeAlias = Callable[[str, Mapping[str, object]], int]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as the table of costs sees it; the API key is not among the parameters."""
+    """A request's path and parameters, for the table of costs; the API key is not among them."""
 
     path: str
     params: Mapping[str, object]
 
     @property
     def label(self) -> str:
-        """What the call is for, for people."""
+        """The path, as a label for people."""
         return self.path[:LONGEST_LABEL] if self.path.isprintable() else ""
 
 
 def asked_of(url: str, body: bytes | str | None = None) -> Asked:
-    """Return what a request asks for: its query, and the selection that it posts."""
+    """Return the path of a request and its parameters: those of its query, and the selection that it posts."""
     parts = urlsplit(url)
     params: dict[str, object] = dict(parse_qsl(parts.query, keep_blank_values=True))
     params.pop(KEY, None)
@@ -47,7 +47,7 @@ def asked_of(url: str, body: bytes | str | None = None) -> Asked:
 
 
 class Meter:
-    """On what terms the requests of one guard are paid. Raises ConfigError or TypeError on impossible ones."""
+    """How the requests of one guard are paid. Raises ConfigError or TypeError for impossible arguments."""
 
     def __init__(
         self,
@@ -72,25 +72,25 @@ class Meter:
         self._estimate = estimate or (table_estimate if estimator is None else estimator.estimate)
 
     def cost(self, asked: Asked) -> int:
-        """Return the tokens to set aside; 0: nothing to hold, the answer is only observed."""
+        """Return the tokens to set aside; 0: the request needs no hold, its answer is only a reading."""
         return whole("estimate", self._estimate(asked.path, asked.params))
 
     def learn(self, asked: Asked, consumed: int | None) -> None:
-        """Let the estimator, if there is one, know what a settled call cost."""
+        """Tell the estimator, if there is one, the cost of a settled call."""
         if self._estimator is not None:
             self._estimator.learn(asked.path, asked.params, consumed)
 
 
 class Origin:
-    """Whose requests are metered, and which of them get the API key: those by https, to the API's own port.
+    """The host whose requests are metered. Those by https to the API's own port get the API key.
 
-    host: a name, or a loopback address, where a server of a test may listen on any port and without TLS.
+    host: a name, or a loopback address, on which a test's server may listen on any port and without TLS.
     """
 
     def __init__(self, host: str, api_key: str | None) -> None:
         self.host = instance("host", host, str).lower()
         if not _is_host(self.host):
-            # Not itself: an address with a password may stand there.
+            # The error doesn't show the value: it may be an address with a password.
             raise ConfigError(
                 "host must be the name of the API's host alone, e.g. api.keepa.com: no scheme, port or path"
             )
@@ -108,22 +108,22 @@ class Origin:
         return self.meters(url) and (is_api or self._is_loopback)
 
     def key_for(self, url: str) -> str | None:
-        """Return the API key to send along with `url`; None where it must not, it brings its own, or none was given."""
+        """Return the API key to add to `url`; None if it may not have it or has one already, or if none was given."""
         return self._api_key if self.may_have_key(url) and not has_key(url) else None
 
 
 def has_key(url: str) -> bool:
-    """Return whether a URL, or the path and query of one, carries an API key."""
+    """Return whether a URL, or a path with a query, carries an API key."""
     return any(name == KEY for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
 
 
 def with_key(url: str, api_key: str) -> str:
-    """Return a URL, or the path and query of one, with the API key added."""
+    """Return a URL, or a path with a query, with the API key added."""
     return f"{url}{'&' if '?' in url else '?'}{KEY}={quote(api_key, safe='')}"
 
 
 def _is_host(host: str) -> bool:
-    """Whether a text can be a URL's host; if it is none, no request would ever be metered."""
+    """Return whether a text can be a URL's host; with any other no request would ever be metered."""
     try:
         return bool(ip_address(host))
     except ValueError:

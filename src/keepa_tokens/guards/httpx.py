@@ -1,23 +1,23 @@
-"""Transports for httpx and httpx2 that pay for requests to Keepa from a bucket: held before, settled by the answer.
+"""Transports for httpx and httpx2 that pay for requests to Keepa from a bucket.
 
-    sync = KeepaSync.from_key(key)
-    with httpx.Client(base_url="https://api.keepa.com", transport=KeepaTransport(sync, api_key=key)) as client:
-        products = client.get("/product", params={"domain": 1, "asin": "B0088PUEPK"}).json()["products"]
+    transport = KeepaTransport(KeepaSync.from_key(key), api_key=key)
+    with httpx.Client(base_url="https://api.keepa.com", transport=transport) as client:
+        answer = client.get("/product", params={"domain": 1, "asin": "B0088PUEPK"})
 
-- Each request to Keepa waits until its estimate may be spent, and holds it. The answer is settled when its body has
-  been read, once, by whoever reads it: `client.get` does, a stream's reader does. What was closed before its end, an
-  image, a timeout and a broken connection settle nothing: charged or not, nobody knows, so the hold runs out. Only
-  what certainly never reached the server (no connection, no TLS, a proxy that refused) frees its tokens at once.
-- A 429 settles at once, at nothing, and corrects the bucket. It is handed out as it is, since whoever calls may have
-  something better to do than to wait; `retry_refused=True` waits for tokens and makes the request again, and so after a
-  5xx with `Retry-After`. If the server refuses though there are tokens, it waits as the server asks, or longer each
-  time, and hands the fifth refusal out. With `timeout=0` as well nothing ever waits: a 429 becomes NotEnoughTokens,
-  with a `retry_after`.
-- What costs nothing (`/token`) is not held: its answer is a reading. Requests to other hosts pass through.
-- httpx logs the URL of every request. Give the key here, as `api_key`, and leave it out of the requests' parameters:
-  it is added on the way out, where no log, exception or repr sees it; and only by https to the API's own port.
+- Each request to Keepa waits until its estimate may be spent, and holds the estimate. The call is settled once its
+  body has been read to the end: `client.get` reads it, a stream is read by your code. After a stream that is closed
+  early, an image, a timeout or a broken connection nobody knows whether the call was charged, so its hold runs out.
+  Only if the request certainly never reached the server (no connection, no TLS, a proxy that refused) are its tokens
+  free again at once.
+- A 429 is settled at once, at 0 tokens, and its balance corrects the bucket. You get the 429 as it is; with
+  `retry_refused=True` the transport waits for tokens and makes the request again, also after a 5xx with `Retry-After`.
+  If the server refuses although there are tokens, it waits as long as the server asks, or longer each time, and returns
+  the fifth refusal. With `timeout=0` as well it never waits: a 429 becomes NotEnoughTokens, with a `retry_after`.
+- A free request (`/token`) holds nothing: its answer is a reading. Requests to other hosts pass through.
+- httpx logs the URL of every request. So give the key here, as `api_key`, and leave it out of the requests' parameters:
+  the transport adds it where no log, exception or repr sees it, and only by https to the API's own port.
 
-It imports neither library: a request says by its class whose client made it.
+This module imports neither library: the class of a request shows which one made it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Sync = TypeVar("Sync", KeepaSync, AsyncKeepaSync)
 
 
 class _Transport(GuardBase, Generic[Sync]):
-    """What both transports do. send: the inner one's method. own: the kind that is made where none is given."""
+    """What both transports do. send: the method of `inner`. own: the class that is made if no `inner` is given."""
 
     kind: ClassVar[type[AnySync]]
     send: ClassVar[str]
@@ -96,7 +96,7 @@ class _Transport(GuardBase, Generic[Sync]):
         return await metered(self._sync, self._meter, asked_of(url, body), exchange)
 
     def _inner(self, library: ModuleType, request: httpx.Request) -> object:
-        """Return what sends a request: the one given, or one that is made when it is needed, as a client makes it."""
+        """Return the transport that sends a request: `inner`, or one that is made here as a client would make it."""
         if self._given is not None:
             return self._given
         proxy = proxy_for(request.url.scheme, request.url.host)
@@ -114,16 +114,17 @@ class _Transport(GuardBase, Generic[Sync]):
 class KeepaTransport(_Transport[KeepaSync], _Base):
     """Pays for requests to Keepa from the bucket of `sync`, on top of `inner`.
 
-    inner: what sends the requests (default: the library's own transport, with proxies and certificates from the
-    environment). api_key: added to requests that don't bring a `key`. host: whose requests are metered. estimate: says
-    what a call may cost, by path and parameters (default: the table in `keepa_tokens.keepa.costs`); or estimator: one
-    that learns, and is taught by each answer. keep: tokens to leave for others. timeout: seconds that a request may
-    wait for tokens (None: as long as it takes); AcquireTimeout, nothing spent, when it would be longer. retry_refused:
-    make a request that the server refused (429) again, once there are tokens; else the 429 is handed out.
+    inner: sends the requests (default: the library's own transport, with proxies and certificates from the
+    environment). api_key: added to requests that don't bring a `key`. host: the host whose requests are metered.
+    estimate: returns what a call may cost, from its path and parameters (default: the table in
+    `keepa_tokens.keepa.costs`). estimator: instead of `estimate`, an Estimator, which learns from each answer. keep:
+    tokens to leave for others. timeout: seconds that a request may wait for tokens (None: as long as it takes); raises
+    AcquireTimeout, nothing spent, if the wait would be longer. retry_refused: make a request that the server refused
+    (429) again, once there are tokens; else you get the 429.
 
-    httpx takes `verify`, `http2`, `proxy` and `limits` from a client only where it makes the transport itself: give
-    them to `inner`. Closing the client closes `inner`. A transport that sends a request again by itself goes around
-    this one, not inside: as `inner` it would spend several times on one hold.
+    A client passes `verify`, `http2`, `proxy` and `limits` on only to a transport that it makes itself: give them to
+    `inner`. Closing the client closes `inner`. A transport that repeats requests by itself must wrap this one: as
+    `inner` it would spend several times on one hold.
     """
 
     kind: ClassVar[type[AnySync]] = KeepaSync
@@ -178,7 +179,7 @@ class AsyncKeepaTransport(_Transport[AsyncKeepaSync], _AsyncBase):
 
 
 class _Exchange(Exchange["httpx.Response"]):
-    """One request of a client of `library`, for threads (`blocking`) or not; sent by `send` with the API key."""
+    """One request of a client of `library`, blocking or not; `send` sends it, with the API key."""
 
     def __init__(
         self, library: ModuleType, send: Send, request: httpx.Request, api_key: str | None, *, blocking: bool
@@ -195,7 +196,7 @@ class _Exchange(Exchange["httpx.Response"]):
         return self._send(request if api_key is None else keyed(self._library, request, api_key))
 
     async def read(self, answer: httpx.Response) -> tuple[httpx.Response, bytes]:
-        """Return the answer with its body as it came over the wire, to be read once more, and the decoded body."""
+        """Return the answer, its raw body ready to be read again, and the decoded body."""
         stream = cast("httpx.ByteStream", answer.stream)
         try:
             raw = b"".join(stream) if self._blocking else b"".join([chunk async for chunk in stream])
@@ -204,7 +205,7 @@ class _Exchange(Exchange["httpx.Response"]):
         return self._with(answer, self._library.ByteStream(raw)), self._decoded(answer, raw)
 
     def streamed(self, answer: httpx.Response, end: End) -> httpx.Response:
-        """Return the answer, whose body is settled at its end."""
+        """Return the answer; reading its body to the end settles the call."""
         library = self._library
         kind = type("Settling", (_Settling, library.SyncByteStream, library.AsyncByteStream), {})
 
@@ -228,7 +229,7 @@ class _Exchange(Exchange["httpx.Response"]):
 
 
 class _Settling:
-    """A body on its way to its reader. At its end it is settled whole; closed before, as one that nobody knows."""
+    """A body that settles its call: by the whole body once it was read to the end, without a body if closed early."""
 
     def __init__(self, stream: object, end: End) -> None:
         self._stream = cast("httpx.ByteStream", stream)

@@ -4,18 +4,19 @@
     products = api.query(asins)   # 300 ASINs: three requests, three holds, three settles
 
 One `query` makes several requests, so a guard around the call can't meter it; and the client drops most of an answer's
-envelope. So the guard shadows `_request` on the instance. The shadow runs the client's own code, with a `requests` (or
-`aiohttp`) of its own in the place of the imported one: one that waits for tokens, makes the request, and settles by the
-answer before the client sees it. Building URLs, parsing, errors and attributes stay the client's.
+envelope. So the guard replaces `_request` on the instance. Its `_request` runs the client's own code, but with another
+`requests` (or `aiohttp`) module in place of the imported one. That module waits for tokens, makes the request, and
+settles the call before the client sees the answer. URLs, parsing, errors and attributes stay the client's.
 
-- A 429 goes back to the bucket and is made again; the client never sees one, so it never sleeps by itself. With
-  `wait=False` nothing waits: NotEnoughTokens where the bucket refuses, the client's RuntimeError where the server does.
+- After a 429 the guard waits for tokens and makes the request again; the client never sees a 429, so it never sleeps by
+  itself. With `wait=False` nothing waits: NotEnoughTokens if the bucket refuses, the client's RuntimeError if the
+  server does.
 - `/token` is answered from the bucket, without HTTP while the balance is known. `status.timestamp` is by this machine's
-  clock: the client compares the two, and the server's may be minutes off.
-- A timeout or a broken connection surfaces as it is, and its hold runs out: whether it was charged, nobody knows. Where
-  no connection was made at all, the tokens are free again. aiohttp repeats a GET once after a broken connection, unseen
-  from here: one hold for both, and the answer has the true balance.
-- The API key is taken out of the exceptions' texts. Below `requests`, urllib3 logs whole URLs at level DEBUG, still.
+  clock: the client compares it with that clock, and the server's may be minutes off.
+- A timeout or a broken connection is raised as it is, and the hold runs out: nobody knows whether the call was charged.
+  If there was no connection at all, the tokens are free again. aiohttp repeats a GET once after a broken connection,
+  which the guard can't see: one hold serves for both, and the answer has the true balance.
+- The API key is taken out of exceptions. But urllib3, below `requests`, still logs whole URLs at level DEBUG.
 """
 
 from __future__ import annotations
@@ -77,17 +78,17 @@ def guard(
 ) -> keepa.Keepa | keepa.AsyncKeepa:
     """Let `api` spend from the bucket of `sync`, and return it: the same object, every method as it was.
 
-    Each HTTP request sets its estimate (`keepa_tokens.keepa.costs`) aside and is settled by its answer; a graph image,
-    which says nothing, is charged one token when its hold runs out. keep: tokens to leave for others. timeout: seconds
-    that one request may wait for tokens (None: as long as it takes); AcquireTimeout, nothing spent, when it would be
-    longer.
+    Each HTTP request sets its estimate (`keepa_tokens.keepa.costs`) aside and is settled by its answer. A graph image
+    has no envelope, so it is charged one token when its hold runs out. keep: tokens to leave for others. timeout:
+    seconds that one request may wait for tokens (None: as long as it takes); raises AcquireTimeout, nothing spent, if
+    the wait would be longer.
 
-    A query of several requests that may not wait for long, by `wait=False` or a timeout, gets the tokens of all of them
-    before the first is made, or NotEnoughTokens, so that who comes back repeats nothing that was paid; CostTooLarge
-    where the bucket could never have them at once.
+    A query of several requests that may not wait as long as it takes (`wait=False` or a timeout) gets the tokens of all
+    of them before the first is made, or raises NotEnoughTokens: so a task that comes back pays for nothing twice. It
+    raises CostTooLarge if the bucket could never have so many at once.
 
     Guarding again replaces the guard: a request is never metered twice. Raises ConfigError for a sync client with
-    an async bucket or the reverse, and for a client whose own requests can't be seen (another release, a subclass
+    an async bucket or the reverse, and for a client whose requests the guard can't see (another release, a subclass
     with its own `_request`, a status that is a dict).
     """
     kind: type[_Guard]
@@ -117,9 +118,9 @@ def unguard(api: keepa.Keepa | keepa.AsyncKeepa) -> None:
 
 
 class _Guard(GuardBase):
-    """What stands in for the methods of one client, sync or async alike.
+    """The methods that replace those of one client, sync or async.
 
-    shadows: their names. reaches: by which names the client's own code reaches the network.
+    shadows: their names. reaches: the names by which the client's own code reaches the network.
     """
 
     shadows: ClassVar[tuple[str, ...]] = ("_request", "wait_for_tokens", "query")
@@ -133,7 +134,7 @@ class _Guard(GuardBase):
         self._own_request = _own_method(api, "_request", *self.reaches)
 
     def metered_library(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
-        """Return what the client's code sees as its HTTP library for one request, by the name of the import."""
+        """Return the module that the client's code gets as its HTTP library for one request, by the import's name."""
         raise NotImplementedError
 
     async def make_request(
@@ -145,14 +146,14 @@ class _Guard(GuardBase):
         is_json: bool = True,  # noqa: FBT001, FBT002 - the same
     ) -> object:
         """Make one request as the client does, metered; wait=False: don't wait for tokens."""
-        payload[KEY] = "***"  # the frames of the client's methods, which an exception shows, hold the same dict
+        payload[KEY] = "***"  # the client's methods hold the same dict, and an exception shows their frames
         if request_type == TOKEN and is_json and not raw_response:
             return await self.token_answer()
         return await self._http(request_type, payload, wait, raw_response=raw_response, is_json=is_json)
 
     async def query_pages(self, items: Iterable[object], *args: object, **options: object) -> object:
         """Query products as the client does, a request for each hundred of them."""
-        pages = _Pages(1 if isinstance(items, str) else len({*map(str, items)}))  # the client asks for each once
+        pages = _Pages(1 if isinstance(items, str) else len({*map(str, items)}))  # the client drops repeated items
         outer = _PAGES.set(pages)
         try:
             return await done(_own_method(self._api, "query")(self._api, items, *args, **options))
@@ -166,16 +167,16 @@ class _Guard(GuardBase):
         while self._api.tokens_left <= 0:
             call = await self._call(1, waits=True)
             await done(call.cancel())
-            # The scout was let through to bring the truth, whatever the balance.
+            # A scout was granted whatever the balance: the server must be asked.
             _ = await (self._ask_server() if call.decision.probe else self.token_answer())
 
     async def token_answer(self) -> object:
-        """Answer `/token` from the bucket; where it knows nothing and has no probe, by the client."""
+        """Answer `/token` from the bucket; if the balance is unknown and there is no probe, let the client ask."""
         bucket: Snapshot = await done(self._sync.bucket.peek())
         if bucket.balance is None:
             try:
                 bucket = await done(self._sync.refresh())
-            except ConfigError:  # there is no probe: the client asks, unless another worker is just doing so
+            except ConfigError:  # there is no probe: the client asks, unless another worker is asking just now
                 with suppress(NotEnoughTokens):
                     call = await self._call(1, waits=False)
                     await done(call.cancel())
@@ -193,11 +194,11 @@ class _Guard(GuardBase):
         async def ask(cost: int, left: float | None) -> AnyCall:
             return page or await self._call(cost, left, waits=wait, label=asked.label)
 
-        # A page that was held together with the others is refused only where somebody else spends: the client's error.
+        # A page held with the others is refused only if somebody else spends: then the client raises its own error.
         library = self.metered_library(asked, ask, self._meter if wait and page is None else self._meter_without_retry)
         request = _with_modules(self._own_request, **library)
         with _tidy(self._api):
-            # The key in no variable: tools that report errors show them.
+            # The key is kept out of variables: tools that report errors show them.
             return await done(
                 request(self._api, request_type, {**payload, KEY: self._api.accesskey}, wait=False, **options)
             )
@@ -211,7 +212,7 @@ class _Guard(GuardBase):
         return await done(self._sync.try_request(cost, keep=keep, label=label))
 
     async def _next_page(self, asked: Asked, *, waits: bool) -> AnyCall | None:
-        """Return the hold of a query's next page where it must not wait between pages; None: it may, or has but one."""
+        """Return the hold of a query's next page if it must not wait between pages; None: it may, or has one page."""
         pages = _PAGES.get()
         if pages is None or (waits and patience(self._meter.timeout) is None):
             return None
@@ -223,16 +224,16 @@ class _Guard(GuardBase):
         return pages.held.pop(0) if pages.held else None
 
     async def _hold_all(self, costs: list[int], *, waits: bool, label: str) -> list[AnyCall]:
-        """Set the tokens of all pages aside, or none: each is a hold of its own, settled by its own answer."""
+        """Set the tokens of all pages aside, or none; each page has a hold of its own, settled by its own answer."""
         held: list[AnyCall] = []
         left, total = self._meter.timeout, sum(costs)
         try:
-            for _ in range(2):  # whether all of them are there: one token beside all the others
+            for _ in range(2):  # are all of them there? ask for one token, with the others as `keep`
                 first = await self._call(1, left, waits=waits, keep=total - 1)
                 await done(first.cancel())
                 if not first.decision.probe:
                     break
-                await self._ask_server()  # the scout, who knows of no balance: the free question will do
+                await self._ask_server()  # a scout's grant: the balance is unknown, so ask for it by the free `/token`
             for cost in costs:
                 held += [await self._call(cost, left, waits=waits, label=label)]
         except BaseException as error:
@@ -248,14 +249,14 @@ class _Guard(GuardBase):
 
 @dataclass
 class _Pages:
-    """How a query is doing that takes one request or several. held: of the pages to come, the tokens."""
+    """The pages of one query, one request each. items: how many it asks for. held: the calls of the pages to come."""
 
     items: int
     begun: bool = False
     held: list[AnyCall] = field(default_factory=list[AnyCall])
 
     def costs(self, first: Asked, cost: int) -> list[int]:
-        """Return what each page may cost, by what the first one may."""
+        """Return what each page may cost, from the cost of the first one."""
         size = len(str(first.params.get("asin") or first.params.get("code")).split(","))
         return [cost * min(size, self.items - begin) // size for begin in range(0, self.items, size)]
 
@@ -266,7 +267,7 @@ _PAGES: Final = ContextVar[_Pages | None]("the query under way, in this thread o
 async def _cancel(calls: list[AnyCall]) -> None:
     """Free the tokens of requests that were never sent."""
     for call in calls:
-        with suppress(StorageUnavailable):  # then it runs out by itself
+        with suppress(StorageUnavailable):  # then its hold runs out by itself
             await done(call.cancel())
 
 
@@ -299,7 +300,7 @@ class _SyncGuard(_Guard):
 
 
 class _AsyncGuard(_Guard):
-    """For `keepa.AsyncKeepa`, which makes its requests by an `aiohttp.ClientSession` each, that of an image apart."""
+    """For `keepa.AsyncKeepa`: each request has an `aiohttp.ClientSession`; images are not requested by `_request`."""
 
     shadows = (*_Guard.shadows, "download_graph_image")
     reaches = ("aiohttp", "ClientSession")
@@ -312,7 +313,7 @@ class _AsyncGuard(_Guard):
         self._own_download = _own_method(api, "download_graph_image", *self.reaches)
 
     async def download_graph_image(self, asin: str, *args: object, **options: object) -> None:
-        """Download an image as the client does, metered: it makes this request past its `_request`."""
+        """Download an image as the client does, metered: the client doesn't use `_request` for this."""
         asked = Asked(IMAGE, {"asin": asin})
         library = self.metered_library(asked, partial(self._call, waits=True), self._meter)
         download = _with_modules(self._own_download, **library)
@@ -333,7 +334,7 @@ class _AsyncGuard(_Guard):
 
 @contextmanager
 def _tidy(api: Api) -> Generator[None, None, None]:
-    """Keep, around one use of the client's own code, its status usable, and the API key out of what it raises."""
+    """Around the client's own code: keep its status usable, and the API key out of what it raises."""
     tokens_left, status = api.tokens_left, replace(api.status)
     try:
         yield
@@ -342,15 +343,15 @@ def _tidy(api: Api) -> Generator[None, None, None]:
         raise
     finally:
         if api.status.refillRate == 0:
-            # All fields are 0 in a bad key's answer, which knows nothing; and the client divides by this one.
+            # The answer to a bad key has 0 in all fields, which says nothing; and the client divides by this one.
             api.tokens_left, api.status = tokens_left, status
         elif api.status.timestamp != status.timestamp:
-            # The client compares it with its own clock; the server's may be minutes off.
+            # The client compares the timestamp with this machine's clock; the server's may be minutes off.
             api.status.timestamp = _now_ms()
 
 
 def _own_method(api: object, name: str, *needed: str) -> FunctionType:
-    """Return the client's own method as a function, if it reaches the network by the names that are `needed`."""
+    """Return the client's own method as a function; ConfigError if it doesn't reach the network by `needed`."""
     function: object = getattr(type(api), name, None)
     if not isinstance(function, FunctionType) or not {*needed} <= {*function.__code__.co_names}:
         raise ConfigError(
@@ -361,22 +362,22 @@ def _own_method(api: object, name: str, *needed: str) -> FunctionType:
 
 
 def _with_modules(function: FunctionType, **modules: object) -> Callable[..., object]:
-    """Return the same code with other modules in the place of those it imported."""
+    """Return a copy of a function in which `modules` replace those that it imported."""
     names = function.__globals__ | modules
     return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _show(api: keepa.Keepa | keepa.AsyncKeepa, bucket: Snapshot) -> dict[str, object]:
-    """Let the client's status say what the bucket knows, and return it as the answer of `/token`.
+    """Set the client's status by the bucket, and return it as the answer of `/token`.
 
-    While the balance is unknown `tokens_left` stays as it was.
+    While the balance is unknown, `tokens_left` stays as it was.
     """
     status = api.status
     if bucket.balance is not None:
         api.tokens_left = status.tokensLeft = bucket.balance
     # The plan's rate, which the client divides by; the net one may be 0.
     status.refillRate = max(1, bucket.capacity // CAPACITY_MINUTES)
-    # Whole periods after the next step the bucket is full.
+    # From the next step to a full bucket it takes whole periods, so the rest is the time to the next step.
     to_step = bucket.full_in % bucket.period if isfinite(bucket.full_in) else 0.0
     status.refillIn = round((to_step or bucket.period) * MILLISECONDS)
     status.timestamp = _now_ms()

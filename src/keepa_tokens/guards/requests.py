@@ -1,16 +1,18 @@
-"""A requests adapter that pays for requests to Keepa from a bucket: held before, settled by the answer.
+"""A requests adapter that pays for requests to Keepa from a bucket.
 
     session = requests.Session()
-    session.mount("https://api.keepa.com/", KeepaAdapter(KeepaSync.from_key(key), api_key=key))
-    answer = session.get("https://api.keepa.com/product", params={"domain": 1, "asin": "B0088PUEPK"})
+    adapter = KeepaAdapter(KeepaSync.from_key(key), api_key=key)
+    session.mount("https://api.keepa.com/", adapter)
+    answer = session.get("https://api.keepa.com/product?domain=1&asin=B0088PUEPK")
 
 It does what `keepa_tokens.guards.httpx` does, with these differences:
 
-- With `stream=True` the answer is settled when its reader has come to the end, else before `get` returns.
-- Mind that a `Response` of 400 and above is false. A body that is read from a file or a generator is not sent again.
-- It serves Keepa alone: mount it there. What goes to other hosts is a ConfigError.
-- urllib3 logs the URL of every request, and requests puts it into exceptions: give the key here, as `api_key`, and
-  leave it out of the requests' parameters. It is added at the connection, by https to the API's own port only.
+- With `stream=True` the call is settled once your code has read the body to its end, else before `get` returns.
+- Mind that a `Response` of 400 and above is false. A request whose body is read from a file or a generator is not
+  repeated.
+- It serves Keepa alone: mount it there. A request to another host raises ConfigError.
+- urllib3 logs the URL of every request, and requests puts it into exceptions. So give the key here, as `api_key`, and
+  leave it out of the requests' parameters: the adapter adds it at the connection, only by https to the API's own port.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ __all__ = ["KeepaAdapter"]
 class KeepaAdapter(GuardBase, HTTPAdapter):
     """Pays for requests to Keepa from the bucket of `sync`. Mount it at `https://api.keepa.com/`.
 
-    api_key: added to requests that don't bring a `key`. host: the only one it serves; ConfigError for any other, which
-    must not get the key. estimate, estimator, keep, timeout, retry_refused: as for
+    api_key: added to requests that don't bring a `key`. host: the only host that it serves; a request to another one
+    raises ConfigError, as that must not get the key. estimate, estimator, keep, timeout, retry_refused: as for
     `keepa_tokens.guards.httpx.KeepaTransport`. pool_connections, pool_maxsize, pool_block: as for `HTTPAdapter`.
 
     It takes no `max_retries`: urllib3 would send one request several times on one hold.
@@ -109,7 +111,7 @@ class KeepaAdapter(GuardBase, HTTPAdapter):
 
 
 class RequestsExchange(Exchange[requests.Response]):
-    """One request by requests, sent by `send`. streams: its reader reads the body."""
+    """One request by requests, sent by `send`. streams: the caller reads the body."""
 
     def __init__(
         self, send: Callable[[], requests.Response], *, streams: bool = False, repeatable: bool = True
@@ -123,7 +125,7 @@ class RequestsExchange(Exchange[requests.Response]):
         return self._send()
 
     def read(self, answer: requests.Response) -> tuple[requests.Response, bytes]:
-        """Read the body, which stays in the answer; for who streams in its `raw` too, as it came."""
+        """Read the body, which stays in the answer; for a caller that streams also in its `raw`, undecoded."""
         if not self._streams:
             return answer, answer.content or b""
         raw = answer.raw
@@ -134,7 +136,7 @@ class RequestsExchange(Exchange[requests.Response]):
         return answer, body
 
     def streamed(self, answer: requests.Response, end: End) -> requests.Response | None:
-        """Return the answer, whose body is settled at its end."""
+        """Return the answer; reading its body to the end settles the call."""
         if not self._streams:
             return None
         answer.raw = _with_body(answer.raw, io.BufferedReader(_Settling(answer.raw, end)))
@@ -142,7 +144,7 @@ class RequestsExchange(Exchange[requests.Response]):
 
 
 def _with_body(raw: urllib3.HTTPResponse, body: io.BufferedIOBase) -> urllib3.HTTPResponse:
-    """Return a response as it came, its body read from elsewhere."""
+    """Return a copy of a response with another body."""
     made = urllib3.HTTPResponse(
         body,
         headers=raw.headers,
@@ -159,7 +161,7 @@ def _with_body(raw: urllib3.HTTPResponse, body: io.BufferedIOBase) -> urllib3.HT
 
 
 class _Passed(io.RawIOBase):
-    """A body as it comes over the wire, and what has come of it so far."""
+    """A body as it comes over the wire; it remembers the chunks that have come so far."""
 
     def __init__(self, raw: urllib3.HTTPResponse) -> None:
         self._raw = raw
@@ -181,7 +183,7 @@ class _Passed(io.RawIOBase):
 
 
 class _Settling(_Passed):
-    """At its end it is settled whole; closed before, as one that nobody knows."""
+    """A body that settles its call: by the whole body once it was read to the end, without a body if closed early."""
 
     def __init__(self, raw: urllib3.HTTPResponse, end: End) -> None:
         super().__init__(raw)
@@ -211,7 +213,7 @@ def _decoded(raw: urllib3.HTTPResponse, body: bytes) -> bytes:
 
 
 class _KeyedConnection:
-    """Goes before a connection class, and adds the API key to the request line: below all that logs or raises."""
+    """Put before a connection class, it adds the API key to the request line, below all code that logs or raises."""
 
     api_key = ""
 

@@ -1,4 +1,4 @@
-"""What `KeepaSync` and `AsyncKeepaSync` have in common: how they use a bucket, and check what they are given."""
+"""What `KeepaSync` and `AsyncKeepaSync` have in common: how they use a bucket, and check their arguments."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ B = TypeVar("B", bound=BucketBase[Any])
 C = TypeVar("C", bound="CallBase")
 
 SERVER_REFUSED: Final = "the server refused the call (429)"
-"""Why a call was settled at nothing, as the event of it says."""
+"""What the event says of a call that was settled at 0 tokens."""
 
 SHORTEST_PROBE_US: Final = MICROSECONDS // 2
-"""Who has less time than this doesn't probe."""
+"""A caller with less time than this doesn't probe."""
 
 PLACE: Final = ContextVar[str | None]("the place in line of the task under way", default=None)
-"""The id of a task that comes back: by it its calls keep their place, in whatever worker. None: by ids of their own."""
+"""The id of a task that comes back: its calls keep their place in line by it, in any worker. None: each has its own."""
 
 
 class SyncBase(NotCopied, Generic[B, C]):
@@ -73,7 +73,7 @@ class SyncBase(NotCopied, Generic[B, C]):
     ) -> Reserve:
         """Return the command that asks for a call's hold.
 
-        In line by `place`, or as the task that comes back, or by an id of its own where its caller waits.
+        Its ticket in line is `place`, else the id of the task under way, else, if the caller waits, the hold's id.
         """
         estimate, keep = cost(self.bucket.quota, estimate, keep, "estimate")
         hold_id, place = new_id(), PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME)
@@ -110,12 +110,12 @@ class SyncBase(NotCopied, Generic[B, C]):
     async def _ask(self, steps: Steps[object], command: Reserve, left_us: int) -> Outcome:
         """Ask for the hold; if that brings the claim on the probe, probe and ask once more.
 
-        Where the server refuses the probe, the request goes ahead in its place, as the scout does where there is no
-        probe: so its own answer tells the caller at once what is wrong. It has no hold, as nothing is known that it
-        could be held from, and the claim keeps everybody else back meanwhile.
+        If the server refuses the probe, the request goes ahead as the scout, as it does without a probe: so the
+        server's answer tells the caller at once what is wrong. The call has no hold, because there is no known
+        balance to hold tokens of, and the claim keeps everybody else back meanwhile.
         """
         if left_us < SHORTEST_PROBE_US:
-            # Who has no time for a probe goes ahead as the scout: if all have none, they would else never learn.
+            # If no caller ever had time for a probe, nobody would learn the balance.
             command = replace(command, scout=True)
         outcome = await steps.apply(command)
         if outcome.granted or not outcome.probe:
@@ -125,14 +125,14 @@ class SyncBase(NotCopied, Generic[B, C]):
                 return await steps.apply(command)
             case Probed.WITHHELD:
                 if command.ticket is not None:
-                    # A grant: nobody waits for it to come again.
+                    # The call goes, so its ticket leaves the line.
                     await steps.apply(Cancel(command.ticket))
                 return replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
             case Probed.FAILED:
                 return outcome
 
     async def _observed(self, body: Body, status: int) -> None:
-        """Take an envelope seen elsewhere, if it is fresh. A refusal is no different: it carries the true balance."""
+        """Take an envelope seen elsewhere, if it is fresh. That of a refusal (429) carries the true balance too."""
         steps, (seen, number) = self._steps(), unpacked(body, status)
         said = await envelope_of(seen, steps.turn)
         if said.reading is None:
@@ -174,13 +174,13 @@ class CallBase(HeldBase[object]):
     async def _settled(self, body: Body, status: int | None) -> None:
         answer, number = unpacked(body, status)
         if not self.open:
-            # Its answer is an old one by now.
+            # Settled or cancelled before.
             return
         self._unwatch()
         self.refused = number == REFUSED
         self.retry_after = retry_after_of(body)
         if answer is None and not self.refused:
-            # Charged or not, nobody knows: the hold is left to run out.
+            # Nobody knows whether the call was charged: its hold is left to run out.
             self.consumed, self.told = None, False
             return
         steps, said = self._steps(), Envelope(None)
@@ -193,14 +193,14 @@ class CallBase(HeldBase[object]):
         settle = Settle(self.id, charged, said.reading, refused=self.refused, label=self._label)
         outcome = await steps.finish(settle)
         if outcome.found and self.refused:
-            # The bucket's own event of a settle doesn't know why.
+            # The bucket's own event of a settle doesn't say why.
             self._door.say(EventKind.SETTLED, SERVER_REFUSED)
         self.arrived = outcome.arrived if self.arrived is None else self.arrived
         self.open = False
         self.consumed, self.told = consumed, said.reading is not None
 
     async def _cancelled(self) -> None:
-        """End a call that was never sent; a scout's claim on the probe is free again too."""
+        """End a call that was never sent; if it was the scout, give back its claim on the probe too."""
         self._unwatch()
         steps = self._steps()
         await steps.finish(Cancel(self.id))
@@ -218,16 +218,16 @@ def steps_of(door: SyncBase[Any, Any]) -> Steps[object]:
 
 
 def checked_bucket(bucket: object, kind: type[B], *, twin: str) -> B:
-    """Return `bucket` if it is of `kind`. What it is instead is named, not shown: it may be an API key."""
+    """Return `bucket` if it is of `kind`. The error names the type of anything else: the value may be an API key."""
     if isinstance(bucket, kind):
         return bucket
     if isinstance(bucket, str):
         raise ConfigError("bucket is a text: for an API key there is from_key(api_key)")
-    raise ConfigError(f"bucket must be a {kind.__name__}, not {type(bucket).__name__}; its twin goes with {twin}")
+    raise ConfigError(f"bucket must be a {kind.__name__}, not {type(bucket).__name__}; the other kind is for {twin}")
 
 
 def checked_api_key(api_key: object) -> str:
-    """Return `api_key` if it can be one. It is never shown."""
+    """Return `api_key` if it can be one. No error shows it."""
     if not isinstance(api_key, str):
         raise TypeError(
             f"api_key must be the API key, a text, not {type(api_key).__name__}: is the environment variable set?"

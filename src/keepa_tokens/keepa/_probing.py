@@ -22,16 +22,16 @@ Answer: TypeAlias = tuple[int, Mapping[str, object] | None]
 LONGEST_WHY = 200
 
 WITHHELD: Final = frozenset({400, 401, 402, 403, 404, 405})
-"""Statuses with which a server that works refuses the question itself: a wrong key, or `/token` out of reach."""
+"""Statuses by which a working server refuses the probe itself: a wrong key, or `/token` can't be reached."""
 
 LONGEST_PROBE_S: Final = 10.0
-"""How long a probe may take: shorter than its claim (20 s), so that nobody else is sent while it is still out."""
+"""How long a probe may take: shorter than its claim (20 s), so that no second worker probes meanwhile."""
 
 LONGEST_PROBE_US: Final = round(LONGEST_PROBE_S * MICROSECONDS)
 
 
 class Probed(Enum):
-    """What came of a probe."""
+    """How a probe ended: it brought a reading, it failed, or the server refused it."""
 
     TOLD = auto()
     FAILED = auto()
@@ -52,23 +52,23 @@ def checked_probe(probe: P, *, blocks: bool) -> P:
         signature(probe).bind(**({"timeout": 1.0} if _takes_timeout(probe) else {}))
     except TypeError as error:
         raise TypeError(
-            f"probe is called with nothing, or with timeout= alone: {shown(probe)} won't do ({error})"
+            f"probe is called with nothing, or with timeout= alone: {shown(probe)} can't be called so ({error})"
         ) from None
-    except ValueError:  # it says nothing of what it takes
+    except ValueError:  # Python doesn't know its arguments
         pass
     return probe
 
 
 async def probed(steps: Steps[object], probe: Callable[..., object] | None, left_us: int) -> Probed:
-    """Ask the server and return what came of it. A failure needs no note: the claim runs out."""
+    """Ask the server and return how that ended. A failure needs no note in the bucket: the claim runs out."""
     limit_us, begun = min(left_us, LONGEST_PROBE_US), steps.door.elapsed_us()
     answer = await _asked(probe, limit_us, blocks=steps.blocks)
-    # However it ended, it was a probe: a claim is given back only where none was made.
+    # The probe was made, so the claim is used up, and clean-up must not give it back.
     claimed, steps.claimed = steps.claimed, None
     if isinstance(answer, str):
         steps.door.say(EventKind.PROBE_FAILED, answer)
         if claimed is not None and limit_us < LONGEST_PROBE_US and steps.door.elapsed_us() - begun >= limit_us:
-            # Its caller had too little time: that says nothing of the server.
+            # It failed because its caller had too little time, so it doesn't count as a failed probe.
             await steps.apply(Unclaim(claimed))
         return Probed.FAILED
     status, body = answer
@@ -89,7 +89,7 @@ async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: 
         awaited = not blocks and isawaitable(result)
         if awaited:
             result = await cast("Awaitable[object]", result)
-    except Exception as error:  # noqa: BLE001 - whatever fails in a probe, it brought no reading
+    except Exception as error:  # noqa: BLE001 - whatever a probe raises, it brought no reading
         interrupt = interrupt_in(error)
         if interrupt is not None:
             raise interrupt from None
@@ -104,7 +104,7 @@ async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: 
 
 
 def _answered(result: object, kind: str) -> Answer:
-    """Return what a probe returned; ConfigError for what is no answer."""
+    """Return the status and body that a probe returned; ConfigError if it returned anything else."""
     given = type(result).__name__
     if iscoroutine(result):
         result.close()

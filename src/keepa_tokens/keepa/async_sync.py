@@ -56,7 +56,7 @@ class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
         hold_for: float = 120.0,
         key: str | None = None,
     ) -> AsyncKeepaSync:
-        """Return the adapter for an API key; as `KeepaSync.from_key`."""
+        """Return an AsyncKeepaSync for an API key; as `KeepaSync.from_key`."""
         quota, name = terms(api_key, refill_rate, recharge_to, key)
         return cls(
             AsyncTokenBucket(quota, key=name, storage=storage, clock=clock, listener=listener),
@@ -102,7 +102,7 @@ class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
         return (await self._steps().apply(ClaimProbe())).probe
 
     async def aclose(self) -> None:
-        """Wait for what interrupted calls still give back; as `AsyncTokenBucket.aclose`."""
+        """Wait until interrupted calls have given back their tokens; as `AsyncTokenBucket.aclose`."""
         await self.bucket.aclose()
 
     def _steps(self) -> AwaitedSteps:
@@ -120,7 +120,7 @@ class AsyncCall(CallBase):
         await self._settled(body, status)
 
     async def cancel(self) -> None:
-        """End the call: its tokens are free again. Only if it was certainly never sent."""
+        """End a call that was certainly never sent: its tokens are free again."""
         await self._cancelled()
 
     async def __aenter__(self) -> Self:

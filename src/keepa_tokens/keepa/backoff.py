@@ -1,14 +1,15 @@
 """How long to wait before a call that the server refused is made again, and when to stop.
 
-A refusal (429) whose envelope leaves the bucket without tokens explains itself: the bucket says when there will be
-some. One that leaves the bucket open, has no envelope or comes with a `Retry-After` doesn't: the bucket would let the
-next call through, to be refused again. So:
+A refusal (429) is explained if its envelope leaves the bucket without tokens: the bucket says when there will be some.
+It is unexplained if it leaves the bucket open, has no envelope or comes with a `Retry-After`: the bucket would grant
+the next call at once, and the server would refuse it again. So:
 
-1. Where the server said how long (`Retry-After`), that long, LONGEST_ASKED_S at most.
-2. Else FIRST_PAUSE_S, doubled each time. Both are jittered upwards, so that many workers don't come back together.
-3. After TRIES of them the server's own answer is the last word.
-4. After a refusal that explains itself the bucket's wait is enough. One that promises tokens in less than FIRST_PAUSE_S
-   explains nothing: a server that promises so each time would be asked without an end.
+1. After an unexplained refusal wait as long as `Retry-After` says, LONGEST_ASKED_S at most.
+2. Without a `Retry-After` wait FIRST_PAUSE_S, doubled each time. Both waits get a random extra, so that many workers
+   don't come back together.
+3. After TRIES unexplained refusals the caller gets the server's answer.
+4. After an explained refusal the bucket's own wait is enough. A refusal whose envelope promises tokens in less than
+   FIRST_PAUSE_S is unexplained: a server that promises that each time would be asked without an end.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from ._door import CallBase
 
 SERVER_REFUSES: Final = "REFUSED"
-"""The reason of a wait, or of NotEnoughTokens, where the server refuses though the bucket would not."""
+"""The reason of a wait, or of NotEnoughTokens, if the server refuses although the bucket would grant."""
 
 TRIES: Final = 5
-"""Refusals of one request, none of them explained by an empty bucket, after which it is not made again."""
+"""After so many unexplained refusals a request is not made again."""
 
 FIRST_PAUSE_S: Final = 1.0
 """Seconds before the second try."""
@@ -40,15 +41,15 @@ LONGEST_ASKED_S: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
 STOOD: Final = ContextVar[int | None]("the number in line of a call that the server refused", default=None)
-"""With it the next try stands again where the last one stood, or by when it was let go."""
+"""By this number the next try stands where the last one stood, or by when it was let go."""
 
 C = TypeVar("C", bound="CallBase")
 
 
 class Attempts(Generic[C]):
-    """Calls that the server refuses, one after the other. ask: sets tokens aside within so many microseconds.
+    """The tries of one request. ask: sets tokens aside, waiting so many microseconds at most.
 
-    The time that the caller takes in between counts for no timeout.
+    The time that the caller takes for its calls doesn't count towards the timeout.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Attempts(Generic[C]):
     async def next(self, steps: Steps[object]) -> C | None:
         """Return the next call, its estimate set aside; None: make no other, the last answer stands.
 
-        Where the storage is away it may be called again, and goes on where it was.
+        After a StorageUnavailable it may be called again, and goes on where it was.
         """
         patience = Patience(steps.door, self._left_us)
         if self._last is not None:
@@ -84,9 +85,9 @@ class Attempts(Generic[C]):
         return call
 
     async def _goes_on(self, steps: Steps[object], last: C, left_us: int) -> bool:
-        """Wait after a call that the server refused, where the bucket alone would not; False: make no other.
+        """Wait after an unexplained refusal; return False if no other call is to be made.
 
-        AcquireTimeout where that would be too long.
+        Raises AcquireTimeout if the wait would be too long.
         """
         seen = snapshot_of(await steps.apply(Peek(self._tokens, self._keep, arrived=self._arrived)))
         wait = seen.retry_after if last.told and last.retry_after is None else 0.0
@@ -97,7 +98,7 @@ class Attempts(Generic[C]):
         if pause_us > left_us:
             if not wait:
                 raise AcquireTimeout(self._tokens, max(seconds, seen.retry_after), SERVER_REFUSES, seen.balance)
-            pause_us = left_us  # the bucket says it better
+            pause_us = left_us  # the bucket then raises, with its own reason
         if pause_us:
             spread_us = pause_us // 2 if last.retry_after is None else MICROSECONDS
             reason = Reason.EMPTY if wait else SERVER_REFUSES
@@ -121,15 +122,15 @@ class Attempts(Generic[C]):
 
 
 def retry_after_of(answer: object) -> float | None:
-    """Return the seconds that a response of httpx or requests asks for; None: it asks for nothing, or is none."""
+    """Return the `Retry-After` of a response of httpx or requests in seconds; None: it has none, or is no response."""
     headers: object = getattr(answer, "headers", None)
     return retry_after(cast("Mapping[str, str]", headers)) if isinstance(headers, Mapping) else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a `Retry-After` asks for, None if there is none or it can't be read.
+    """Return the seconds of a `Retry-After`, None if there is none or it can't be read.
 
-    A date counts from the answer's own `Date`: the server's clock, and ours is not asked.
+    A `Retry-After` with a date counts from the answer's own `Date`, by the server's clock alone.
     """
     asked = headers.get("Retry-After", "").strip()
     if asked.isascii() and asked.isdecimal():

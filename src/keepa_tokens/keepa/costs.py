@@ -1,8 +1,8 @@
 """What a call to Keepa may cost, before it is made. Pure.
 
-An estimate is what a hold sets aside until the answer says what the call really cost; so it is the ceiling wherever one
-is known, and never 0 for a call that can cost something. Where Keepa names no ceiling, it is a guess and says so below.
-The numbers are Keepa's own, from its API documentation; "measured" is what recorded answers say.
+A hold sets an estimate aside until the answer says what the call really cost. So an estimate is the highest cost
+wherever that is known, and never 0 for a call that can cost something. Where Keepa names no highest cost, the estimate
+is a guess, and its comment says so. The numbers are from Keepa's API documentation; "measured": from recorded answers.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ __all__ = ["estimate"]
 Params: TypeAlias = Mapping[str, object]
 
 UNKNOWN_PATH: Final = 1
-"""A path that isn't in the table: what most calls cost, until the answer says more."""
+"""The estimate for a path that isn't in the table: what most calls cost."""
 
 LARGEST: Final = 10_000
-"""No number that Keepa takes is larger: perPage goes as far. A larger one will be rejected, and must not count."""
+"""The largest number that Keepa takes (perPage). Keepa rejects a larger one, so it must not raise an estimate."""
 
-# Tokens for each product. An offer page replaces the first; measured: 5 to 7.7 a product at offers=20, a ceiling of 12.
+# Tokens for each product. Offer pages replace PRODUCT; measured: 5 to 7.7 a product at offers=20, where 12 is the most.
 PRODUCT: Final = 1
 OFFER_PAGE: Final = 6
 OFFERS_PER_PAGE: Final = 10
-REFRESHED: Final = 1  # each of rating, update=0 and historical-variations: charged only where it brought something new
+REFRESHED: Final = 1  # each of rating, update=0 and historical-variations: charged only if it brought something new
 BUYBOX: Final = 2  # the offer pages include it
 STOCK: Final = 2  # only together with offers
 
-# Tokens for each seller. The later ones replace the earlier; the last where `update` makes Keepa collect it anew.
+# Tokens for each seller: the basic price, or with a storefront, or where `update` makes Keepa collect that anew.
 SELLER, STOREFRONT, COLLECTED = 1, 10, 50
 
-# Tokens for each call of the Product Finder. QUERY_STATS: and 1 per million matches, which nobody knows before.
+# Tokens for each call of the Product Finder. With stats comes 1 per million matches too, which nobody knows before.
 QUERY: Final = 10
 ASINS_PER_QUERY_TOKEN: Final = 100
 QUERY_PAGE: Final = 50  # results where no perPage is given
 QUERY_STATS: Final = 30
 
-# Tokens for each page of a search, and how many one without `page` returns.
+# Tokens for each page of a search, and how many pages a search without `page` returns.
 SEARCH_PAGE, SEARCH_PAGES = 10, 4
 CATEGORY: Final = 1
 
@@ -47,12 +47,12 @@ CATEGORY: Final = 1
 def estimate(path: str, params: Mapping[str, object]) -> int:
     """Return the tokens to set aside for a call of `path` (`product`, `/product/`) with `params`.
 
-    The ceiling where one is known, 0 only for calls that are always free. A guess: 1 for each product code (measured:
-    1.9 on average, one code up to 1500; with `code-limit` the ceiling), nothing for a query's matches by the million,
-    1 for a path that isn't known. Takes values of any type, as numbers, booleans, texts with commas or sequences; what
-    it can't read it counts as one. Never raises.
+    The highest cost where that is known; 0 only for calls that are always free. Guesses: 1 for each product code
+    (measured: 1.9 on average, one code up to 1500; with `code-limit` the highest cost), nothing for a query's millions
+    of matches, 1 for an unknown path. Values may be numbers, booleans, texts with commas or sequences; one that can't
+    be read counts as one item. Never raises.
     """
-    name = path.strip("/?").rpartition("/")[2].lower()  # before it may stand where a proxy keeps the API
+    name = path.strip("/?").rpartition("/")[2].lower()  # a proxy may put a path of its own before it
     if name == "token" or (name == "tracking" and params.get("type") != "add"):
         return 0
     price = _PRICES.get(name, UNKNOWN_PATH)
@@ -73,7 +73,7 @@ def _one_product(params: Params) -> int:
 
 
 def _live(params: Params) -> bool:
-    """Return whether `update` asks for live data, by 0; to refresh what is older than some hours costs no more."""
+    """Return whether `update` is 0 and so asks for live data; another number (a greatest age in hours) is free."""
     return str(params.get("update")).strip().lower() in {"0", "0.0", "false"}
 
 
@@ -109,7 +109,7 @@ _PRICES: Final[Mapping[str, int | Callable[[Params], int]]] = MappingProxyType(
         "bestsellers": 50,
         "topseller": 50,
         "deal": 5,
-        "lightningdeal": lambda params: _count(params.get("asin")) or 500,  # all of them
+        "lightningdeal": lambda params: _count(params.get("asin")) or 500,  # without asin it returns all deals
         "seller": _sellers,
         "category": CATEGORY,
         "graphimage": 1,  # 0 if repeated within 90 minutes
@@ -120,7 +120,7 @@ _OFF: Final = frozenset({"", "0", "false", "none", "no", "off"})
 
 
 def _count(value: object) -> int:
-    """Return how many items there are in a text with commas, or in a collection of such texts."""
+    """Return the number of items in a text with commas, or in a collection of such texts."""
     if value is None:
         return 0
     if isinstance(value, bytes):
@@ -138,7 +138,7 @@ def _on(params: Params, name: str) -> bool:
 
 
 def _number(value: object, *, unreadable: int = 1) -> int:
-    """Return a whole number from 0 to LARGEST, the nearest; 0 for None or an empty text."""
+    """Return the nearest whole number from 0 to LARGEST; 0 for None or an empty text."""
     if value is None or value == "":
         return 0
     try:
@@ -149,7 +149,7 @@ def _number(value: object, *, unreadable: int = 1) -> int:
 
 
 def _json(value: object) -> object:
-    """Return what a JSON text says, anything else as it is, None where it is no JSON."""
+    """Return the value of a JSON text, None for a text that is no JSON, and anything else as it is."""
     try:
         parsed: object = json.loads(value) if isinstance(value, (str, bytes)) else value
     except (ValueError, RecursionError):

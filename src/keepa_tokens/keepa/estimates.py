@@ -2,19 +2,19 @@
 
 The rule, per kind of call (the path, and the parameters that drive its price):
 
-1. Until calls of the kind were settled, the table's number (`costs.estimate`) stands.
-2. Of the last `window` settled calls of the kind each is brought to the size of the one asked about: in proportion
-   where it was larger; where it was smaller, what it cost, and the kind's average for each item (ASIN, code, seller)
-   more. The dearest one counts. So no estimate is below the dearest call of its size or less in the window, and among
-   cheaper ones a code that cost 1500 is not taken for a hundred such codes.
-3. Up at once, down late: below the table's number only when the window is full of calls.
+1. Until a call of the kind was settled, the estimate is the table's number (`costs.estimate`).
+2. Afterwards each of the last `window` settled calls of the kind is scaled to the size of the new call. A larger call
+   is scaled down in proportion. A smaller call keeps its cost, plus the kind's average for each item (ASIN, code,
+   seller) that it lacks. The highest result is the estimate. So no estimate is below the dearest call of its size or
+   less in the window; and among cheap codes one that cost 1500 doesn't bring a hundred codes to 150,000.
+3. The estimate rises at once and falls late: below the table's number only when the window is full of calls.
 
-So the table's number stays the ceiling where it is one, and does no harm where it was a guess or the prices have moved:
-calls that cost no more than their own can't lift another above its own.
+So an estimate never exceeds the table's number where that is the highest cost: calls that cost no more than their own
+number can't lift another call above its number. Where the table only guesses, or prices have changed, calls correct it.
 
-Too low an estimate costs a refused call where several are in flight, too high a one makes others wait; both end with
-the answer. Why not less: an average is too low for every second call, and the maximum for each item, times a hundred
-items, is far too high where the prices have a long tail. Why not more: after `window` calls an oddity is forgotten.
+Too low an estimate costs a refused call if several are in flight, too high a one makes others wait; the answer ends
+both. Simpler rules are worse: an average is too low for every second call, and the dearest item times a hundred is far
+too high where few items are dear. The window is short so that a rare price is soon forgotten.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .costs import estimate as table_estimate
 __all__ = ["Estimator"]
 
 ITEMS: Final = ("asin", "code", "seller")
-"""The parameters that list what is asked about, each item at a price."""
+"""The parameters that list items, each of which has a price."""
 
 SWITCHES: Final = ("buybox", "historical-variations", "page", "rating", "stats", "stock", "storefront")
-"""Parameters that change the price by being there; of `stats` and `page` the value does not."""
+"""Parameters that change the price by being switched on; their values don't matter otherwise."""
 
 VALUES: Final = ("code-limit", "offers", "type", "update")
 """Parameters whose value changes the price."""
 
 Kind: TypeAlias = tuple[str, ...]
 Sample: TypeAlias = tuple[int, int]
-"""A settled call: the tokens that it cost, and for how many items."""
+"""A settled call: the tokens that it cost, and the number of its items."""
 
 
 class Estimator(NotCopied):
@@ -51,9 +51,9 @@ class Estimator(NotCopied):
         estimator.estimate("product", params)   # before
         estimator.learn("product", params, call.consumed)   # after `call.settle(...)`
 
-    The HTTP guards do both where they are given one (`estimator=`). It lives in its process, goes on in a forked child,
-    and starts from the table. window: how many settled calls of a kind count. kinds: how many kinds are remembered, the
-    last ones used. table: what to start from.
+    The HTTP guards do both if they are given an estimator (`estimator=`). An estimator learns in its own process; a
+    forked child keeps what was learned before. window: how many settled calls of a kind count. kinds: how many kinds
+    are remembered, the last ones used. table: the estimates to start from.
     """
 
     _instead = "it learns in its process; make one in each"
@@ -73,7 +73,7 @@ class Estimator(NotCopied):
         self._process = os.getpid()
 
     def estimate(self, path: str, params: Mapping[str, object]) -> int:
-        """Return the tokens to set aside for a call of `path` with `params`; 0 only for what is always free."""
+        """Return the tokens to set aside for a call of `path` with `params`; 0 only for calls that are always free."""
         table = self._table(path, params)
         if table <= 0:
             return 0
@@ -87,7 +87,7 @@ class Estimator(NotCopied):
         return max(_dearest(samples, items), table if len(samples) < self._window else 1)
 
     def learn(self, path: str, params: Mapping[str, object], consumed: int | None) -> None:
-        """Take note of what a call cost: `Call.consumed`. None and 0 say nothing of a price: an error, a refusal."""
+        """Take note of what a call cost: `Call.consumed`. None and 0 (an error, a refusal) are ignored."""
         table = self._table(path, params)
         if consumed is None or not 0 < consumed < LIMIT or table <= 0:
             return
@@ -100,13 +100,13 @@ class Estimator(NotCopied):
                 self._kinds.popitem(last=False)
 
     def _own_lock(self) -> Lock:
-        """Return the lock of this process: a forked child keeps what was learned, but who held its lock is gone."""
+        """Return the lock of this process: a forked child gets a new one, as the holder of the old one isn't there."""
         if self._process != os.getpid():
             self._lock, self._process = Lock(), os.getpid()
         return self._lock
 
     def _kind(self, path: str, params: Mapping[str, object], table: int) -> tuple[Kind, int]:
-        """Return which kind of call this is, and for how many items: what the table counts more than once."""
+        """Return the kind of a call, and the number of its items: by how much its price exceeds that of one item."""
         listed = [name for name in ITEMS if params.get(name)]
         each = max(1, self._table(path, {**params, **dict.fromkeys(listed, "1")}))
         switched = [name for name in SWITCHES if _on(params, name)]
@@ -118,7 +118,7 @@ class Estimator(NotCopied):
 
 
 def _dearest(samples: tuple[Sample, ...], items: int) -> int:
-    """Return the most that one of the settled calls would have cost for so many items (rule 2), rounded up."""
+    """Return the highest cost of the settled calls, each scaled to so many items (rule 2), rounded up."""
     spent, counted = (sum(column) for column in zip(*samples, strict=True))
     return max(
         -(-cost * items // size) if items <= size else cost - (-spent * (items - size) // counted)
@@ -127,7 +127,7 @@ def _dearest(samples: tuple[Sample, ...], items: int) -> int:
 
 
 def _on(params: Mapping[str, object], name: str) -> bool:
-    # page=0 is the first page: there, though it looks switched off.
+    # page=0 asks for the first page, though it looks switched off.
     return params.get(name) is not None and (name == "page" or _text(params[name]) not in {"", "0", "false"})
 
 

@@ -1,7 +1,7 @@
 """Ready probes over httpx or httpx2 (extras): they ask Keepa's `/token`, which costs nothing and always works.
 
-Both clients log the URL of each request, and Keepa takes the key in the URL. So the key is added below the client, in
-the transport: no log line, exception or repr has it. Proxies and CA files come from the environment, as they do for the
+Both clients log the URL of each request, and Keepa takes the API key in the URL. So the key is added below the client,
+in the transport: no log line, exception or repr has it. Proxies and CA files come from the environment, as with the
 clients themselves. A probe ends after `timeout` seconds in all, however slowly the server answers.
 """
 
@@ -41,7 +41,7 @@ if not any(map(find_spec, LIBRARIES)):
 
 
 class _Probe(NotCopied):
-    """Where to ask, and with what."""
+    """The API's address, the key, and the client library that asks."""
 
     _instead = "make one in each process, with the same API key"
 
@@ -61,7 +61,7 @@ class _Probe(NotCopied):
         self._http = library_of(transport) or import_module(next(filter(find_spec, LIBRARIES)))
 
     def _client(self, kind: str, timeout: float) -> Any:  # noqa: ANN401 - either library's
-        """Return a client of a kind that logs a URL without the key: that is added below it."""
+        """Return a client of that kind, whose transport adds the key; so the client logs the URL without it."""
         http, key, parts, inner = self._http, self._api_key, urlsplit(self._base_url), self._transport
         sends: dict[str, Callable[[object, Any], object]] = {
             "handle_request": lambda _, request: inner.handle_request(keyed(http, request, key)),
@@ -73,7 +73,7 @@ class _Probe(NotCopied):
             inner = getattr(http, kind.replace("Client", "HTTPTransport"))(proxy=proxy)
             closes = {"close": lambda _: inner.close(), "aclose": lambda _: inner.aclose()}
         below = type("Below", (http.BaseTransport, http.AsyncBaseTransport), {**sends, **closes})
-        # A host may have several addresses, each of which is tried for as long.
+        # A host may have several addresses, and the client tries each for that long.
         limits = http.Timeout(timeout, connect=timeout / 2)
         return getattr(http, kind)(base_url=self._base_url, transport=below(), timeout=limits)
 
@@ -82,10 +82,10 @@ class _Probe(NotCopied):
 
 
 class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(api_key)`
-    """A probe for `KeepaSync`: called, it returns the status and the parsed body, or None where that is no JSON object.
+    """A probe for `KeepaSync`: a call returns the status and the parsed body, or None if that is no JSON object.
 
-    timeout: the seconds that it may take in all. Raises the client's errors, which `KeepaSync` takes for a failed
-    probe. transport: instead of one with the environment's proxy and CA files.
+    A call takes `timeout` seconds at most. It raises the client's errors, which `KeepaSync` takes for a failed
+    probe. transport: sends the request (default: one with the environment's proxy and CA files).
     """
 
     def __init__(self, api_key: str, *, base_url: str = KEEPA, transport: Transport | None = None) -> None:
@@ -97,7 +97,7 @@ class http_probe(_Probe):  # noqa: N801 - used as a function: `probe=http_probe(
         try:
             with self._client("Client", timeout) as client:
                 return _answer(client.get("/token", extensions=watch))
-        except Exception as error:  # noqa: BLE001 - it goes on, without what it hides
+        except Exception as error:  # noqa: BLE001 - raised again, without its causes and traceback
             raise _told(error) from None
 
 
@@ -112,15 +112,15 @@ class async_http_probe(_Probe):  # noqa: N801 - used as a function: `probe=async
         try:
             async with limited(timeout), self._client("AsyncClient", timeout) as client:
                 return _answer(await client.get("/token"))
-        except Exception as error:  # noqa: BLE001 - it goes on, without what it hides
+        except Exception as error:  # noqa: BLE001 - raised again, without its causes and traceback
             raise _told(error) from None
 
 
 class _Deadline:
     """Ends a blocking request after so many seconds in all.
 
-    The client's own timeouts count from the last byte. So each connection that is opened is made to wait no longer than
-    until the end.
+    The client's own timeouts begin again with each byte. So each wait of a new connection is cut to the time that is
+    left.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -128,7 +128,7 @@ class _Deadline:
         self._end = time.monotonic() + seconds
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
-        """Be told what the client does, as its `trace` extension tells it."""
+        """Hear from the client's `trace` extension what it does."""
         self._left()
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             stream = info["return_value"]
@@ -148,8 +148,8 @@ class _Deadline:
 
 
 def _is_address(url: str) -> bool:
-    """Whether a URL can be one that requests are made to; a password that was not quoted tears it apart."""
-    with suppress(ValueError):  # of a port that is none, a host that can't be encoded
+    """Return whether requests can be made to a URL; special characters in a password may break it."""
+    with suppress(ValueError):  # the port is no number, or the host can't be encoded
         parts = urlsplit(url)
         is_whole = url.isprintable() and " " not in url and not (parts.query or parts.fragment) and parts.port != 0
         return is_whole and parts.scheme in {"https", "http"} and bool((parts.hostname or "").encode("idna"))
@@ -157,7 +157,7 @@ def _is_address(url: str) -> bool:
 
 
 def _told(error: Exception) -> Exception:
-    """Return an error without what it hides and where it went through: there the key may stand."""
+    """Return an error without its causes and traceback, which may hold the key."""
     if interrupt_in(error) is None:
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)

@@ -36,10 +36,10 @@ LARGE: Final = 256 * 1024
 """Bytes from which on a body is searched for its envelope instead of being parsed whole."""
 
 PIECE: Final = 128 * 1024
-"""Bytes after which others get their turn."""
+"""Bytes after which other coroutines get their turn."""
 
 _TOKEN: Final = re.compile(rb'[^"\[\]{}]*+("[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}])', re.DOTALL)
-"""Strings and brackets: all that tells which fields are the outermost object's."""
+"""A string or a bracket: these alone show which fields belong to the outermost object."""
 
 _VALUE: Final = re.compile(rb'\s*:\s*([\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,}\]]+)', re.DOTALL)
 """What follows the name of a field."""
@@ -52,8 +52,8 @@ _CLOSING: Final = frozenset({b"}", b"]"})
 class Envelope:
     """What an answer says of the bucket.
 
-    reading: None where there is none to be had, and `why` says why not. consumed: tokens that the call cost;
-    None: not said.
+    reading: None if the answer has none, and `why` says why. consumed: the tokens that the call cost;
+    None: the answer doesn't say.
     """
 
     reading: Reading | None
@@ -62,17 +62,17 @@ class Envelope:
 
 
 def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
-    """Return body and status of an answer; of a response of httpx or requests, which may stand for both, its own.
+    """Return the body and status of an answer. A response of httpx or requests brings both itself.
 
-    Raises TypeError for a status that is no whole number, and for what no body can be: a coroutine, a response that is
-    still to be read, a file. What JSON may come to is a body, however odd.
+    Raises TypeError for a status that is no whole number, and for an answer that can be no body: a coroutine, a
+    response that is still to be read, a file. Any JSON value is a body, however odd.
     """
     own = getattr(answer, "status_code", None)
     if isinstance(own, int):
         status = own if status is None else status
         try:
             answer = getattr(answer, "content", None)
-        except Exception:  # noqa: BLE001 - a client's own error: nobody has read the body, so it says nothing
+        except Exception:  # noqa: BLE001 - the client's own error: the body was never read, so it counts as empty
             answer = b""
     elif isinstance(answer, memoryview):
         answer = bytes(cast("memoryview[int]", answer))
@@ -88,7 +88,7 @@ def unpacked(answer: object, status: object) -> tuple[Body, int | None]:
 
 
 def envelope(body: Body) -> Envelope:
-    """Return what `body` says. Whatever it is, this never raises: a bad body is an Envelope that says what is wrong."""
+    """Return the envelope of `body`. Never raises: for a bad body the Envelope says what is wrong."""
     if _is_large(body):
         return run(lambda: searched(body, _no_turn))
     if body is None:
@@ -103,19 +103,19 @@ def envelope(body: Body) -> Envelope:
 
 
 async def envelope_of(body: Body, turn: Turn) -> Envelope:
-    """Return what `body` says; of a large one in pieces of a few milliseconds, awaiting `turn` between them."""
+    """Return the envelope of `body`; a large body is read in pieces of a few ms, and `turn` is awaited in between."""
     return await searched(body, turn) if _is_large(body) else envelope(body)
 
 
 async def searched(body: str | bytes | bytearray, turn: Turn) -> Envelope:
-    """Return what `body` says, reading only the fields of its envelope."""
+    """Return the envelope of `body`, parsing only the fields of the outermost object."""
     text = body.encode(errors="replace") if isinstance(body, str) else body
     fields: dict[str, object] = {}
     bad = Envelope(None, why=f"the body is no JSON ({len(body)} long)")
     if not text[:PIECE].lstrip().startswith(b"{"):
         return bad
     depth, at, piece_ends = 0, 0, PIECE
-    # Not by a search, which would begin again at every byte of a long rest without any.
+    # By `match`: `search` would begin again at every byte of a long rest without a token.
     while (token := _TOKEN.match(text, at)) is not None:
         at = token.end()
         if at > piece_ends:
@@ -137,7 +137,7 @@ def _is_large(body: object) -> TypeGuard[str | bytes | bytearray]:
 
 
 async def _no_turn() -> None:
-    """Hold up whoever else there is."""
+    """Give no turn to anybody: a blocking caller has no other coroutines."""
 
 
 def _parsed(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON says; None where it is no JSON
@@ -160,14 +160,14 @@ def _reading(fields: Mapping[str, object]) -> Reading:
         raise BadReading("there is no tokensLeft")
     rate = _number(fields, "refillRate")
     if rate is not None and rate <= 0 and (fields.get("error") is not None or not fields.get("tokensLeft")):
-        # A bad key's answer has all token fields 0: it knows nothing of the bucket.
+        # In the answer to a bad key all token fields are 0: they say nothing of the bucket.
         raise BadReading(f"refillRate is {rate:g} beside an error or an empty envelope: no reading")
     refill_in, timestamp = _number(fields, "refillIn"), _number(fields, "timestamp")
     return Reading(
         _whole("tokensLeft", fields.get("tokensLeft")),
         next_refill_in=None if refill_in is None else refill_in / _MILLISECONDS,
         refill=None if rate is None else max(0.0, rate - (_number(fields, "tokenFlowReduction") or 0.0)),
-        # At refill 0 the plan is gone, not its capacity: keep what was known.
+        # At refill 0 the plan has ended, but the bucket still holds its tokens: keep the capacity known before.
         capacity=None if not rate else CAPACITY_MINUTES * _whole("refillRate", rate),
         server_time=None if timestamp is None else timestamp / _MILLISECONDS,
     )

@@ -22,17 +22,17 @@ __all__ = ["Call", "KeepaSync", "ProbeFunction"]
 ProbeFunction: TypeAlias = Callable[..., tuple[int, Mapping[str, object] | None]]
 """Asks the server's `/token`; returns the status and the parsed body, or None for a body that is no JSON object.
 
-One that takes `timeout` is told how many seconds it has: 10 at most, less where its caller has less. One that doesn't
-may outlast its caller's timeout.
+A probe with a `timeout` argument gets the seconds that it has: 10 at most, less if its caller has less. A probe without
+may take longer than its caller's timeout.
 """
 
 
 class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
     """Meters calls to Keepa through a bucket that follows Keepa's own. Safe to share between threads.
 
-    bucket: a synced one, as `keepa_quota` makes them. probe: asks `/token`, only when nothing else can tell;
-    without one a request goes ahead as the scout. probe_interval: seconds that a reading may be old before a
-    refusal asks again. hold_for: seconds after which a call that was never settled is charged at its estimate.
+    bucket: a synced one, with a quota of `keepa_quota`. probe: asks `/token`, only when nothing else can tell;
+    without a probe one request goes ahead as the scout. probe_interval: a refusal asks the server once the last
+    reading is this many seconds old. hold_for: seconds after which an unsettled call is charged at its estimate.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
         hold_for: float = 120.0,
         key: str | None = None,
     ) -> KeepaSync:
-        """Return the adapter for an API key; all that use the key on one storage share one bucket.
+        """Return a KeepaSync for an API key; all that use one API key on one storage share one bucket.
 
-        refill_rate: tokens a minute of the plan; need not be right. Asks nothing yet. probe: asks the server (default:
-        the ready one, at `base_url`, where httpx or httpx2 is installed; else the first request is the scout). key: the
-        bucket's name (default: a digest of the API key). The rest as for `KeepaSync` and `TokenBucket`.
+        The server is not asked yet. refill_rate: tokens a minute of the plan; need not be right. probe: asks the server
+        (default: `http_probe` at `base_url` if httpx or httpx2 is installed; else the first request is the scout). key:
+        the bucket's name (default: a digest of the API key). The rest as for `KeepaSync` and `TokenBucket`.
         """
         quota, name = terms(api_key, refill_rate, recharge_to, key)
         return cls(
@@ -79,11 +79,11 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
     def request(self, estimate: int, *, keep: int = 0, timeout: float | None = None, label: str = "") -> Call:
         """Wait until `estimate` tokens beside `keep` may be spent, and set them aside for one call.
 
-        It waits in line: small calls don't pass a big one. Raises AcquireTimeout, nothing taken, as soon as the wait is
-        seen to be longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost;
+        The call waits in line: small calls don't pass a big one. Raises AcquireTimeout, nothing taken, as soon as it
+        is clear that the wait is longer than `timeout`; CostTooLarge, TypeError, ConfigError for an impossible cost;
         StorageUnavailable.
-        timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, for people who look at
-        what is in flight.
+        timeout: seconds to wait for tokens (None: as long as it takes). label: whose call it is, shown by
+        `peek().in_flight`.
         """
         return self._steps().carried(self._request(estimate, keep, timeout, label))
 
@@ -91,7 +91,7 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
         """Set `estimate` tokens aside for one call now, or raise NotEnoughTokens with `retry_after` and `reason`.
 
         Never sleeps, but may probe. For task queues: retry the task after `retry_after` seconds. place: the task's id;
-        a refused task stands in line by it, and keeps its place until it comes back, in whatever worker. label: as
+        a refused task stands in line under this id and keeps its place until it comes back, in any worker. label: as
         for `request`.
         """
         return self._steps().carried(self._try_request(estimate, keep, place, label))
@@ -101,8 +101,9 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
     ) -> Generator[Call, None, None]:
         """Yield calls until one is not refused by the server: `for call in sync.attempts(5): with call: ...`.
 
-        Settle each with its status. Between them it waits for tokens, and longer each time where tokens don't explain
-        the refusal; after five of those the last one stands. timeout: seconds to wait in all; raises as `request`.
+        Settle each call with its status. Between two calls it waits for tokens, or longer each time if the server
+        refuses although there are tokens; the fifth such call is the last. timeout: seconds to wait in all; raises as
+        `request`.
         """
         attempts = self._attempts(estimate, keep, timeout, label)
         while (call := self._steps().carried(attempts.next)) is not None:
@@ -122,9 +123,9 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
         return self._steps().carried(self._refreshed)
 
     def claim_probe(self) -> bool:
-        """Claim the right to ask the server now; if True, ask it and `observe` the answer. For who has no probe here.
+        """Claim the right to ask the server now; if True, ask it and `observe` the answer. For callers without a probe.
 
-        Given to one at a time, for 20 s.
+        One caller at a time has the right, for 20 s.
         """
         return self._steps().carry(ClaimProbe()).probe
 
@@ -142,9 +143,10 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
 class Call(CallBase):
     """One call to Keepa, its estimated cost set aside. Settle it by its answer.
 
-    refused: the server refused it. consumed: what it cost, once settled; None where the answer didn't say. told: the
-    answer carried a reading. retry_after: seconds that a response asked for, of those that `settle` was given whole.
-    arrived: the number in line that it had; if it never stood there and was refused, the one by when it was let go.
+    refused: the server refused it. consumed: the tokens that it cost, once settled; None if the answer didn't say.
+    told: the answer carried a reading. retry_after: the seconds of the answer's `Retry-After`, if `settle` was given
+    the response itself. arrived: the call's number in line; if it never stood there and was refused, the one by which
+    it was let go.
 
     As a context manager: left unsettled, by an exception too, the estimate stays set aside until the hold runs
     out and is charged then, because nobody knows whether the server charged it.
@@ -153,14 +155,14 @@ class Call(CallBase):
     def settle(self, body: Body = None, *, status: int | None = None) -> None:
         """End the call by its answer: parsed, as bytes or text, refusals and errors too. A second time changes nothing.
 
-        Charges what the answer says it cost, else the estimate; takes its reading if it is fresh. status 429:
-        it cost nothing. None (a PNG, a timeout): charged or not, nobody knows, so the hold is left to run out.
-        Never raises on a body.
+        Charges the cost that the answer states, else the estimate; takes its reading if it is fresh. A status of 429
+        costs nothing. body None (a PNG, a timeout): nobody knows whether it was charged, so its hold is left to run
+        out. Never raises on a body.
         """
         run(lambda: self._settled(body, status))
 
     def cancel(self) -> None:
-        """End the call: its tokens are free again. Only if it was certainly never sent."""
+        """End a call that was certainly never sent: its tokens are free again."""
         run(self._cancelled)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Whether a request is admitted, or when to ask again: rules 4, 5, 8 and 11 where they look and change nothing."""
+"""Whether a request is admitted, or when to ask again: the part of rules 4, 5, 8 and 11 that changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Admission:
     """A sound bucket at one moment, as a request finds it.
 
     flow: the refill in effect. terms_from: when the caller's own terms may replace those that it is served by.
-    repaired: what was mended, to be told.
+    repaired: the names of mended fields.
     """
 
     __slots__ = ("flow", "now", "repaired", "s", "terms_from")
@@ -31,7 +31,7 @@ class Admission:
     def _judge(self, tokens: int, keep: int, ticket: str | None = None, arrived: int = LIMIT) -> tuple[Reason, int]:
         """Return whether `tokens` are admitted now, or why not, and the instant at which to ask again.
 
-        ticket: who asks stands in line by this id, or would. arrived: by this number, while it doesn't.
+        ticket: the id by which the caller stands in line, or would. arrived: its number there, if it doesn't stand now.
         """
         s = self.s
         if tokens == 0:
@@ -47,25 +47,25 @@ class Admission:
             # When the claim has ended unanswered, it counts from 0.
             return Reason.UNKNOWN, min(self.now + LOOK_AGAIN_US, s.probe_until or NEVER)
         if s.held + tokens >= LIMIT:
-            # It can't be counted exactly until a call in flight has ended.
+            # These tokens and those held can't be counted exactly together until a call in flight has ended.
             return Reason.IN_FLIGHT, self._soon()
         wanted, aside = self._wanted(tokens, keep)
         in_flight, before = self._in_flight(), self._before(keep, ticket, arrived)
         ahead = wanted_by(before)
         available = s.balance - in_flight
         reached = self._reached(wanted)
-        # 13: what can be had only until the smaller capacity bounds, and isn't there by then, is too large as well.
+        # 13: more than the smaller capacity is too large as well, if it isn't there before that capacity bounds.
         never = wanted > self.flow.capacity or (wanted > self._lasting_capacity() and reached == NEVER)
         if available < wanted and never:
             # While it is served by others' terms, the caller's own may still admit it.
             return Reason.TOO_LARGE, self.terms_from if self.terms_from > self.now else NEVER
-        # 11: when the refill, capacity aside, has brought what is before it, and what calls in flight hold.
+        # 11: told is when the refill, capacity aside, has also brought what is ahead and what calls in flight hold.
         stands = ahead or ticket is not None
         need, at = saturated(wanted + ahead - available), reached
         if stands:
             at = self.flow.instant(need, s.refilled_at, s.carry) if need > 0 else self.now
         if ahead:
-            # By then those before it have come, or lost their places.
+            # In a day those before it have come, or have lapsed.
             at = min(at, max(reached, self.now + DAY_US))
         closed_until = self._recharge_ends_at(tokens, keep)
         if closed_until is not None:
@@ -76,7 +76,7 @@ class Admission:
         if in_flight and s.balance - ahead >= wanted:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self._soon()
         if at <= self.now and before:
-            # Whoever stands before it may be told later: it has come, or is late by then, if nobody can pass it sooner.
+            # Those before it may be told later: by then they have come, or are late, unless there is enough for all.
             told_at = max(self.now, min(each.told_at for each in before))
             beside = self.flow.instant(saturated(tokens + aside + ahead - available), s.refilled_at, s.carry)
             at = min(told_at + LATE_US, beside)
@@ -85,7 +85,7 @@ class Admission:
     def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
         """Return what must be available for a request, and the part of that which it leaves to others.
 
-        By the capacity that lasts: no wait changes it.
+        It goes by the capacity that lasts, so that waiting doesn't change it.
         """
         alone = required(tokens, self.s.quota.overdraft)
         aside = set_aside(keep, self.s.kept_back, self._lasting_capacity(), alone)
@@ -100,16 +100,16 @@ class Admission:
         return ahead_of(self._waited_for(), rank, self.now)
 
     def _waited_for(self) -> list[Ticket]:
-        """Return those in line, but for who asks for more than can be admitted: of a garbled ticket, or other terms."""
+        """Return the tickets that others wait for; not those of more than can be admitted (garbled, of other terms)."""
         most, overdraft = self.flow.capacity, self.s.quota.overdraft
         return [each for each in self.s.line if required(each.tokens, overdraft) + each.keep <= most]
 
     def _soon(self) -> int:
-        """Return when to ask again behind calls in flight: a settle may free it any moment, and one may run out."""
+        """Return when to ask again behind calls in flight: a settle may free tokens any moment, or a hold runs out."""
         return min(self.now + LOOK_AGAIN_US, self.s.due_at or NEVER)
 
     def _early(self, ticket: str | None) -> bool:
-        """Return whether somebody in line asks before the instant that it was told."""
+        """Return whether the caller stands in line and asks before the instant that it was told."""
         return any(each.id == ticket and each.told_at > self.now for each in self.s.line)
 
     def _in_flight(self) -> int:
@@ -117,7 +117,7 @@ class Admission:
         return self.s.held if self.s.quota.synced else 0
 
     def _reached(self, wanted: int) -> int:
-        """Return the first instant from now on at which the balance has flowed to `wanted`; NEVER if none."""
+        """Return the first instant from now on at which the balance has refilled to `wanted`; NEVER if none."""
         return self._reached_from(self.s.balance or 0, self.s.refilled_at, self.s.carry, wanted, self.now)
 
     def _reached_from(self, balance: int, refilled_at: int, carry: int, wanted: int, start: int) -> int:
@@ -153,7 +153,7 @@ class Admission:
         return end if self.now < end < NEVER else None
 
     def _probe_at(self, probe_after_us: int | None) -> int:
-        """Return the first instant at which a refusal gets the claim."""
+        """Return the first instant at which a refusal gets the claim on the probe."""
         s = self.s
         if probe_after_us is None or not s.quota.synced:
             return NEVER

@@ -12,7 +12,7 @@ from typing import Final
 from ..units import LIMIT, NEVER
 
 KEPT_SHARE: Final = 3
-"""One part in this many of the capacity is the most that is kept back."""
+"""At most the capacity divided by this is kept back."""
 
 
 def saturated(tokens: int) -> int:
@@ -25,7 +25,7 @@ def refill_smooth(
 ) -> tuple[int, int, int]:
     """Return balance, refilled_at and carry after `rate` tokens per `period` flowed evenly until `now`.
 
-    A clock behind `refilled_at` stands still. A balance at or above capacity stays as it is and earns no remainder.
+    Nothing changes while `now` is behind `refilled_at`. A balance at or above capacity stays and earns no remainder.
     """
     if now <= refilled_at:
         return balance, refilled_at, carry
@@ -57,7 +57,7 @@ def instant_smooth(need: int, refilled_at: int, carry: int, rate: int, period: i
         return refilled_at
     if rate == 0:
         return NEVER
-    # -(-a // b) is a / b rounded up: a microsecond too late is a wait, one too early a refusal.
+    # -(-a // b) is a / b rounded up: a caller that comes a microsecond too early is refused.
     return min(NEVER, refilled_at - (carry - need * period) // rate)
 
 
@@ -72,14 +72,14 @@ def instant_stepped(need: int, refilled_at: int, refill: int, period: int) -> in
 
 
 def required(tokens: int, overdraft: int) -> int:
-    """Return what must be available to admit `tokens`: the debt a grant may leave is the overdraft, from above 0."""
+    """Return what must be available to admit `tokens`: 1 at least, and no grant leaves more debt than the overdraft."""
     return max(1, tokens - overdraft)
 
 
 def set_aside(keep: int, kept_back: int, capacity: int, need: int) -> int:
     """Return the tokens that a request leaves: its `keep`, and what is kept back for others.
 
-    Together they come to a third of the capacity at most, and never to so much that `need` can't be had.
+    What is kept back adds to `keep` up to a third of the capacity, and only as far as `need` can still be had.
     """
     return max(keep, min(keep + kept_back, capacity // KEPT_SHARE, capacity - need))
 
@@ -93,14 +93,14 @@ def flowed_between(start: int, end: int, refill: int, period: int, *, stepped: b
 def given_back(tokens: int, own: int, last_place: int, now: int, refill: int, period: int, *, stepped: bool) -> int:
     """Return what comes back of `tokens` that were taken for the place `own` and are not used (rule 6).
 
-    All of it with no place ahead, or by the last place; else what exceeds the refill between its own place and the
-    last one: that refill has been promised to the places between, who were told their instants for good.
+    All of it if no place lies ahead, or if `own` is the last place. Else what exceeds the refill from `own` to the last
+    place: that refill is promised to the places between, which were told their instants for good.
     """
     return max(0, tokens - flowed_between(max(own, now), last_place, refill, period, stepped=stepped))
 
 
 def moved_back(own: int, tokens: int, refill: int, period: int, *, stepped: bool) -> int:
-    """Return the earliest that the place before `own` can be, where `own` was taken for `tokens`; 0 if long past."""
+    """Return the latest that the place before `own` can be, where `own` waited for `tokens`; 0 if long past."""
     if refill == 0:
         return own
     return max(0, own - (tokens // refill * period if stepped else tokens * period // refill))
@@ -109,7 +109,7 @@ def moved_back(own: int, tokens: int, refill: int, period: int, *, stepped: bool
 def halved(tokens: int, since: int, now: int, half_life: int) -> tuple[int, int]:
     """Return `tokens` halved for every whole half-life from `since` to `now`, and the instant of the last halving."""
     halvings = max(0, now - since) // half_life
-    # 52, for the solver: so many leave nothing, and more than so many neither.
+    # At most 52, for the solver: so many halvings leave nothing of any number here.
     return tokens >> min(halvings, 52), since + halvings * half_life
 
 

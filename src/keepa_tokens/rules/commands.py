@@ -1,4 +1,4 @@
-"""What can be asked of a bucket, as data: a storage carries one command to the state in one atomic step.
+"""What can be asked of a bucket, as data: a storage applies one command to the state in one atomic step.
 
 Times are whole microseconds, tokens whole numbers. Ids make a repeated command count once.
 """
@@ -55,10 +55,10 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """End the hold `id`: it cost `actual` tokens (None: what was set aside), and the answer carried `reading` or not.
+    """End the hold `id`: its call cost `actual` tokens (None: what was set aside). reading: of its answer, if any.
 
     refused: the server refused the call for want of tokens, so its balance was not above 0. label: whose hold it is,
-    for the event of it.
+    for the event.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End the hold `id`: it was certainly never sent. Its tokens are free again. A ticket `id` leaves the line."""
+    """End the hold `id` of a call that was never sent: its tokens are free again. A ticket `id` leaves the line."""
 
     id: str
 
@@ -79,8 +79,8 @@ class Cancel:
 class Refund:
     """Give back tokens that were taken and not used, once by `id`, up to capacity.
 
-    own_us: the instant from which their caller might go; None: it is past. With places ahead a plain bucket gives back
-    less (rule 6).
+    own_us: the instant of the place for which they were taken; None: it is past. With places ahead a plain bucket gives
+    back less (rule 6).
     """
 
     id: str
@@ -90,7 +90,7 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Reconcile:
-    """The server reported `reading` outside any hold: a probe's, or one seen elsewhere."""
+    """Take a `reading` that the server reported outside any hold: to a probe, or to somebody else."""
 
     reading: Reading
 
@@ -104,7 +104,7 @@ class ClaimProbe:
 class Unclaim:
     """Give a claim on the probe back unused. until_us: which one, by `Outcome.claimed_until_us`.
 
-    The first time after a reading it is free at once; after that it counts as a failed probe.
+    The first time after a reading the claim is free at once; after that it counts as a failed probe.
     """
 
     until_us: int
@@ -119,7 +119,11 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Peek:
-    """Look, as a request for `tokens` beside `keep` would see it, by its number in line. Writes nothing but repairs."""
+    """Look at the bucket as a request for `tokens` that leaves `keep` would find it. Takes nothing.
+
+    What is due anyway is stored: repairs, the end of holds and tickets, the caller's terms. arrived: the number in line
+    of the request; None: it is a new one.
+    """
 
     tokens: int = 1
     keep: int = 0
@@ -140,7 +144,7 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a command came to."""
+    """The outcome of a command."""
 
     now_us: int = 0
     """The bucket's time of the step."""
@@ -151,7 +155,7 @@ class Outcome:
     reason: Reason = Reason.GRANTED
     """Why it was refused; GRANTED where it wasn't."""
     retry_after_us: int = 0
-    """When to ask again; NEVER: no refill will bring it."""
+    """How long until the caller should ask again; NEVER: no refill will bring the tokens."""
     place_us: int = 0
     """How long the caller must wait for the place that it was given."""
     held: int = 0
@@ -163,13 +167,13 @@ class Outcome:
     kept_back: int = 0
     """Tokens left to somebody else who spends."""
     arrived: int | None = None
-    """The number in line that its caller has, or that a grant gave up; of a refused call: by when it was let go."""
+    """The number in line that the caller has, or that its grant gave up; of a refused call: by when it was let go."""
     claimed_until_us: int | None = None
     """The caller was given the claim on the probe, until then."""
     scout: bool = False
     """The request was let through as the probe."""
     found: bool = True
-    """The hold was there, the refund counted, the claim was the caller's."""
+    """Whether the hold was there, the refund counted, or the claim was the caller's."""
     reading: Verdict = Verdict.NONE
     """What became of the reading."""
     drift: int | None = None
@@ -181,7 +185,7 @@ class Outcome:
     terms: tuple[Quota, Quota] | None = None
     """The terms before and after, where the caller's replaced those stored."""
     snapshot: Snapshot | None = None
-    """Of Peek and Reconcile."""
+    """Only of Peek and Reconcile."""
 
     @property
     def probe(self) -> bool:

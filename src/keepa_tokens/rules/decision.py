@@ -32,7 +32,7 @@ class Decision:
 
     balance: after the step; None: unknown. retry_after: seconds after which to ask again (inf: never); for EMPTY and
     RECHARGING exactly when it is granted, if nothing is in flight, nobody is in line and nobody else asks. waited:
-    seconds that the caller was kept. repaired: names of stored fields that were mended. probe: ask the server now and
+    seconds that the caller waited. repaired: names of stored fields that were mended. probe: ask the server now and
     `reconcile`, nobody else was told to.
     """
 
@@ -55,7 +55,7 @@ class InFlight:
     id: str
     tokens: int
     label: str
-    """Whose it is, as whoever opened it said."""
+    """Whose it is, in the words of whoever opened it."""
     age: float
     """Seconds since it was opened."""
     runs_out_in: float
@@ -79,10 +79,10 @@ class Snapshot:
     closed_for: float
     """What is left of a recharge."""
     bound: float
-    """By when, if the request asked about is attempted, one attempt is granted or calls for a probe.
+    """Within this time one of the attempts is granted or calls for a probe, if attempts go on.
 
-    0 is true of now only: a bigger request of somebody else may be refused next and begin a recharge. It counts on a
-    probe after 600 s, so a longer `probe_interval` may make it later.
+    0 is true of now only: somebody else's bigger request may be refused next and begin a recharge. The bound counts on
+    a probe after 600 s, so a longer `probe_interval` may make it later.
     """
     quota: Quota
     """The terms that the bucket runs on."""
@@ -103,7 +103,7 @@ class Snapshot:
     waiting: int = 0
     """How many stand in line."""
     wanted: int = 0
-    """For how many tokens they stand there."""
+    """How many tokens they ask for together."""
     in_flight: tuple[InFlight, ...] = ()
     """The calls in flight, the oldest first."""
     repaired: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
-"""The fast path: what almost every command comes to, in whole numbers; `bucket.lua` mirrors it.
+"""The fast path: carries out almost every command, in whole numbers; `bucket.lua` mirrors it.
 
-It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. What is not
-its business it leaves to the rules, the bucket untouched: a refusal, a repair, a reading, a claim, a recharge. The
-mirror also leaves to them what comes back before those who wait for their places, and answers the refusals that `take`
-knows: of somebody who wants tokens now, on a plain bucket without recharge.
+It serves a sound bucket on which nothing unusual is due, and equals `transition` there to the last digit. All else it
+leaves to the rules, with the bucket untouched: a refusal, a repair, a reading, a claim, a recharge. The mirror differs
+in two things. What is given back while places lie ahead it leaves to the rules, too. And it answers the refusals that
+`take` can work out: of a caller that wants tokens now from a plain bucket without recharge.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .flow import Flow
 class Numbers:
     """The numbers of a sound bucket that the fast path reads, and those that it writes: level to largest_place.
 
-    level: balance, refilled_at and carry. They change together, by one assignment, so that nothing can strike between
-    them. flow: the refill in effect. quota: the terms. Everything is as `state.SoundState` has it.
+    level: balance, refilled_at and carry. They change together, by one assignment, so that no signal can strike in
+    between. flow: the refill in effect. quota: the terms. Everything is as `state.SoundState` has it.
     """
 
     level: tuple[int, int, int]
@@ -65,8 +65,8 @@ class Numbers:
 def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int] | None:  # noqa: C901 - no call on the way
     """Take `tokens` if they are there, and return None.
 
-    If they are not, nothing changes: return the balance and how long until they are there; NEVER if the bucket can't
-    hold so much, or if more than the refill decides (synced, recharge). Not for 0 tokens.
+    If they are not, change nothing, and return the balance and how long until they are there: NEVER if the bucket can't
+    hold so many, or if not the refill alone decides (synced, recharge). Not to be asked for 0 tokens.
     """
     balance, refilled_at, carry = n.level
     flow, quota, since = n.flow, n.quota, now - refilled_at
@@ -91,7 +91,7 @@ def take(n: Numbers, now: int, tokens: int, keep: int) -> tuple[int, int] | None
     if need > flow.capacity or quota.synced or quota.recharge_to is not None:
         return balance, NEVER
     if flow.refill and not flow.stepped:
-        # As `instant_smooth` has it, but for the care that Lua's numbers need.
+        # The same as `instant_smooth`, quicker where no number comes near NEVER.
         parts = (need - balance) * flow.period_us
         if refilled_at + parts < NEVER:
             parts -= carry
@@ -125,12 +125,12 @@ def note_place(n: Numbers, now: int, tokens: int, at: int) -> None:
     """Take note of a place for `tokens` at `at`, in a bucket that has flowed to `now`."""
     largest, last = n.largest_place if n.last_place > now else 0, max(n.last_place, at)
     if n.last_place == at:
-        # Several at one instant: the place before the last one given up may be there too.
+        # Several places share this instant: if the last one is given up, the one before it may still be here.
         n.firm_place = at
     if n.firm_place > now:
-        # It counts on what came back before the places ahead, and that lies there beside their tokens until it comes.
+        # This place counts on tokens given back before the places ahead; until it comes they lie beside theirs.
         largest += tokens - n.flow.brought(n.level, n.last_place, last)
-    # More than what it holds, and the debt that the last one may leave, is never there: it is of places that are past.
+    # More than the capacity and the debt that the last place may leave is never there: the rest is of past places.
     n.largest_place = min(max(tokens, largest), saturated(n.flow.capacity + n.quota.overdraft))
     n.last_place = last
 
@@ -186,7 +186,7 @@ def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
     if not n.quota.synced:
         back = given_back(tokens, own, n.last_place, now, flow.refill, flow.period_us, stepped=flow.stepped)
         if own <= now < n.last_place:
-            # The bucket must not run over before the largest place is reached: what runs over has not come back.
+            # Until a place comes, its tokens lie in the bucket. What doesn't fit beside them doesn't come back.
             flowed = flowed_between(now, n.last_place, flow.refill, flow.period_us, stepped=flow.stepped)
             back = min(back, max(0, flow.capacity - n.largest_place - max(0, saturated(balance + flowed))))
         if back and n.last_place > now:
@@ -202,9 +202,9 @@ def give_back(n: Numbers, now: int, tokens: int, own: int) -> None:
 
 def _free_place(n: Numbers, tokens: int, own: int) -> None:
     if own < n.last_place:
-        # Tokens came back before the last place: from now on the balance alone does not tell where that place is.
+        # Tokens came back before the last place, so from now on the balance alone doesn't tell where that place is.
         n.firm_place = n.last_place
         return
-    # The place before it left a debt, or none: then it is as late as can be, and came this much before.
+    # The place before can't be later than this: after it, `own` had to wait for `need` tokens at least.
     flow, need = n.flow, required(tokens, n.quota.overdraft)
     n.last_place = max(n.firm_place, moved_back(own, need, flow.refill, flow.period_us, stepped=flow.stepped))

@@ -9,7 +9,7 @@ from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_s
 from .state import SoundState
 
 
-@dataclass(slots=True, unsafe_hash=True)  # not frozen: one is made in each step of the rules
+@dataclass(slots=True, unsafe_hash=True)  # not frozen, which is slower to make: each step of the rules makes one
 class Flow:
     """`refill` tokens per `period_us`, up to `capacity`; smooth rates are in reduced numbers."""
 
@@ -26,7 +26,7 @@ class Flow:
         return refill_smooth(balance, refilled_at, carry, now, self.capacity, self.refill, self.period_us)
 
     def brought(self, level: tuple[int, int, int], start: int, end: int) -> int:
-        """Return the tokens that flow in from `start` to `end`, capacity aside, as counted from a level before both."""
+        """Return the tokens that flow in from `start` to `end`, capacity aside. level: as it was before both."""
         _, refilled_at, carry = level
         if self.stepped:
             return ((end - refilled_at) // self.period_us - (start - refilled_at) // self.period_us) * self.refill
@@ -41,7 +41,7 @@ class Flow:
 
 
 def furthest_place(flow: Flow, capacity: int, balance: int, now: int) -> int:
-    """Return the latest instant that anybody can rightly have been told at a plain bucket of this flow."""
+    """Return the latest instant that a place on a plain bucket of this flow can rightly have."""
     return flow.instant(saturated(capacity - min(0, balance)), now, 0) + flow.period_us
 
 
@@ -59,7 +59,7 @@ def flow_in_effect(state: SoundState, now: int) -> Flow:
         if state.stretched_us is not None and quota.stepped:
             period_us = max(period_us, state.stretched_us)
         if state.reported_capacity is not None:
-            # It is the server's by whatever terms.
+            # The server's capacity holds, whatever the terms.
             return Flow(state.reported_capacity, refill, period_us, quota.stepped)
     if state.wide_capacity is not None and now < clipped_at(state):
         capacity = max(capacity, state.wide_capacity)
@@ -67,5 +67,5 @@ def flow_in_effect(state: SoundState, now: int) -> Flow:
 
 
 def clipped_at(state: SoundState) -> int:
-    """Return the instant from which only the capacity of the terms bounds."""
+    """Return the instant from which the larger capacity of before the change of terms no longer bounds (rule 13)."""
     return (state.terms_at or 0) + MINUTE_US

@@ -10,20 +10,20 @@ from urllib.parse import quote, unquote
 from ..units import LIMIT, MICROSECONDS, MINUTE_US
 
 LATE_US: Final = MICROSECONDS
-"""Whoever does not come within this time of the instant that was told lets others pass."""
+"""A ticket is late, and others may pass it, if its caller hasn't come back this long after the told instant."""
 
 LAPSES_US: Final = MINUTE_US
-"""Whoever does not come within this time has left the line."""
+"""A ticket leaves the line if its caller hasn't come back this long after the told instant."""
 
 LONGEST_LINE: Final = 256
-"""More than these get the plain refusal: the line is one field, read and written whole."""
+"""The most tickets in line; more callers get the plain refusal. The line is one field, read and written whole."""
 
 _NUMBERS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A place in line. tokens and keep: as asked for. arrived: a sequence number. told_at: when to come again."""
+    """A caller in line. tokens and keep: as asked for. arrived: a sequence number. told_at: when to come again."""
 
     id: str
     tokens: int
@@ -33,7 +33,7 @@ class Ticket:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """What orders the line: those who leave the least for others first, then by arrival."""
+        """The order of the line: the smallest `keep` first, then by arrival."""
         return self.keep, self.arrived
 
     def text(self) -> str:
@@ -53,7 +53,7 @@ class Ticket:
 
 
 def lapses_at(ticket: Ticket) -> int:
-    """Return when it has left the line."""
+    """Return when a ticket leaves the line if its caller doesn't come back."""
     return ticket.told_at + LAPSES_US
 
 

@@ -31,7 +31,7 @@ class Reading:
     server_time: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        # As Python's own numbers: other types that are whole numbers, as numpy's, overflow.
+        # Stored as Python's own numbers: other types, such as numpy's, overflow.
         object.__setattr__(self, "balance", _reading_int("balance", self.balance, 1 - LIMIT))
         if self.capacity is not None:
             object.__setattr__(self, "capacity", _reading_int("capacity", self.capacity, 1))
@@ -78,7 +78,7 @@ def _micro(seconds: float | None) -> int | None:
 
 
 def _reading_int(name: str, value: object, least: int) -> int:
-    # Python's own is its own index; asked for it, the solver would try one number after the other.
+    # An int is used as it is: in `index` the solver would try one number after the other.
     number = value if type(value) is int else index(value)
     if number is None or not least <= number < LIMIT:
         raise BadReading(f"{name} must be a whole number from {least} to 2**52, not {shown(value)}")

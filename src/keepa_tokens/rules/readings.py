@@ -12,11 +12,11 @@ from .reading import Reading
 from .state import SoundState
 
 HALF_LIFE_US: Final = 3_600 * MICROSECONDS
-"""What is kept back halves in this time without a gap."""
+"""In each such time without a gap what is kept back halves."""
 
 
 class Order(Enum):
-    """How a reading lies to the last one, by the server's time."""
+    """Whether a reading is newer than the last one, by the server's time; NEAR and JUMPED: nobody can tell."""
 
     NEWER = auto()
     NEAR = auto()
@@ -25,9 +25,9 @@ class Order(Enum):
 
 
 def order_of(s: SoundState, reading: Reading, since: int, now: int) -> Order | None:
-    """Return how a reading lies to the last one by the server's time; None: one of them has none.
+    """Return whether a reading is newer than the last one by the server's time; None: one of the two has none.
 
-    since: the earliest instant at which it can have been told: an answer may be late by the whole of its call.
+    since: the earliest instant at which it can have been told, which is when its call was opened.
     """
     told = reading.server_time_us
     if told is None or s.server_time is None:
@@ -50,21 +50,21 @@ def lowered(s: SoundState, reading: Reading, order: Order | None, now: int) -> t
     if order is Order.JUMPED:
         s.server_time, s.server_time_at = reading.server_time_us, now
     if s.probe_until is not None and (s.probe_until > now or s.probe_failures):
-        # The server did answer: whoever asked it has not failed. The next one asks no sooner than after a failure: the
-        # last reading stays as old as it is.
+        # The server did answer, so this probe hasn't failed. But the last reading stays as old as it is, so the next
+        # probe waits as after a failure.
         s.probe_until, s.probe_failures, changed = min(s.probe_until, now), 0, True
     if reading.balance >= s.balance:
         return changed, None
     s.drift = saturated(reading.balance - s.balance)
     s.balance, s.carry = reading.balance, 0
-    # From here on a call is newer only if it was opened after this one too.
+    # From here on only a call that is opened after this reading counts as newer.
     s.sequence += 1
     s.reading_sequence = s.sequence
     return True, s.drift
 
 
 def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, since: int, now: int) -> Flow:
-    """Take the server's word, told since `since`; return the flow that it brings.
+    """Take a fresh reading, told at `since` at the earliest; return the flow that it brings.
 
     projected: what the balance would be without it; None: unknown.
     """
@@ -89,19 +89,20 @@ def adopt(s: SoundState, before: Flow, reading: Reading, projected: int | None, 
     gap = -s.drift if s.drift is not None and shows_others and flow == before else 0
     _keep_back(s, flow, gap, told_at, now)
     if flow.stepped and reading.next_refill_in_us is not None:
-        # By the steps that come from now on: a longer period would bring some of them at once.
+        # Counted by the period of the next steps: with a longer one the phase would lie too far back, and some steps
+        # would come at once.
         step_us = s.stretched_us or min(period_us, flow.period_us)
         s.refilled_at = phased(now, step_us, reading.next_refill_in_us)
     else:
-        skip_told(s, flow)
+        skip_until_reading(s, flow)
     s.carry = 0
     return flow
 
 
-def skip_told(s: SoundState, flow: Flow) -> None:
-    """Let nothing flow in of what came until the last reading: it is in its balance, whatever the phase left from."""
-    told_us = max(0, (s.reading_at or 0) - s.refilled_at)
-    s.refilled_at += told_us // flow.period_us * flow.period_us if flow.stepped else told_us
+def skip_until_reading(s: SoundState, flow: Flow) -> None:
+    """Skip the refill up to the last reading, which has it in its balance; stepped, the phase stays."""
+    past_us = max(0, (s.reading_at or 0) - s.refilled_at)
+    s.refilled_at += past_us // flow.period_us * flow.period_us if flow.stepped else past_us
 
 
 def _flow_of(s: SoundState, reading: Reading, period_us: int, now: int) -> Flow:
@@ -125,10 +126,10 @@ def kept_back(s: SoundState, flow: Flow) -> int:
 
 
 def _keep_back(s: SoundState, flow: Flow, gap: int, told_at: int, now: int) -> None:
-    """Learn from a fresh reading that lay `gap` below the projection; 0 where it says nothing of others."""
+    """Keep back the `gap` by which a fresh reading lay below the projection; 0 if it says nothing of others."""
     since = now if s.kept_back_at is None else s.kept_back_at
     kept, since = halved(kept_back(s, flow), since, now, HALF_LIFE_US)
-    # Steps, or what flows within the tolerance, may have come to the projection while the answer was under way.
+    # The projection may have steps, or the refill of the tolerance, that came while the answer was under way.
     under_way = flow.refill * ((now - told_at + TOLERANCE_US) // flow.period_us + 1)
     if gap > under_way:
         kept, since = min(kept + gap, flow.capacity // KEPT_SHARE), now

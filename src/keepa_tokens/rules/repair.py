@@ -1,4 +1,4 @@
-"""Rule 1: any stored thing becomes a sound state, and is said to have been mended.
+"""Rule 1: any stored thing becomes a sound state, and what was mended is named.
 
 In what `repair` returns every number is a whole number in its range, and no instant lies further ahead than it rightly
 could. Texts that can't be read at all were dropped before, by `BucketState.from_fields`.
@@ -36,7 +36,7 @@ _RANGES: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("wide_capacity", "reported_period_us", "reported_capacity"), (1,)),
     "stretched_us": (1, LONGEST_STRETCH_US),
 }
-"""The least of a number where it isn't 0, and the most where it isn't what can be counted exactly."""
+"""The least of a number, and the most, where they aren't 0 and the most that can be counted exactly."""
 
 _AHEAD: Final = {
     **dict.fromkeys(("reading_at", "terms_at", "server_time_at", "kept_back_at"), 0),
@@ -44,7 +44,7 @@ _AHEAD: Final = {
     "due_at": 2 * MAX_HOLD_US,
     "probe_until": CLAIM_US,
 }
-"""How far ahead an instant can rightly lie: one of the past not at all, and so there is none; others are drawn in."""
+"""How far ahead an instant can rightly lie. Beyond that, one with 0 counts as missing; others are moved to it."""
 
 _DEFAULTS: Final[dict[str, int | None]] = {
     each.name: each.default for each in fields(SoundState) if each.default is not MISSING
@@ -56,7 +56,7 @@ _ENTANGLED: Final = frozenset(
     }
 )
 _ORDINARY: Final = tuple(name for name in NUMBERS if name not in _ENTANGLED)
-"""The numbers that hang on no other field."""
+"""The numbers that are mended without a look at other fields."""
 
 
 def new_state(quota: Quota, now: int) -> SoundState:
@@ -67,8 +67,8 @@ def new_state(quota: Quota, now: int) -> SoundState:
 def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundState, tuple[str, ...]]:
     """Return a sound state for whatever was stored, and the names of the fields that were mended.
 
-    `quota` stands in for terms that are lost. Raises ConfigError for the format of a newer release, whose state is left
-    to those who know it, and for a bucket of the other kind, plain or synced.
+    `quota` stands in for terms that are lost. Raises ConfigError for the format of a newer release, and for a bucket of
+    the other kind, plain or synced.
     """
     if stored is None:
         return new_state(quota, now), ()
@@ -77,7 +77,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
     terms = mender.terms(quota)
     reading_at, balance = mender.number("reading_at"), mender.balance(terms)
     if balance is None:
-        # What the last reading said is lost: a balance that begins at 0 must not be taken for it.
+        # The balance that the last reading told is lost. One that begins at 0 must not count as told.
         reading_at = None
     numbers: dict[str, Any] = {name: mender.number(name) for name in _ORDINARY}
     sound = SoundState(terms, now, balance, reading_at=reading_at, partial=stored.partial, **numbers)
@@ -86,7 +86,7 @@ def repair(quota: Quota, stored: BucketState | None, now: int) -> tuple[SoundSta
     else:
         sound.refilled_at, sound.carry = mender.refilled_at(), mender.number("carry") or 0
     sound.reported_refill, sound.reported_period_us = mender.reported_rate(terms, reading_at)
-    # A reading has a number of its own, so there is at least one.
+    # A reading takes a sequence number, so after one there is at least 1.
     sound.sequence = max(mender.sequence(), 0 if reading_at is None else 1)
     sound.reading_sequence = mender.reading_sequence(reading_at, sound.sequence)
     if sound.terms_at is None:
@@ -117,7 +117,7 @@ class _Mender:
             self.names.append(name)
 
     def number(self, name: str) -> int | None:
-        """Return a number, or what stands for it where it isn't there or is damage: None or 0, by `SoundState`."""
+        """Return a number; if it is missing or damaged, the default of `SoundState`: None or 0."""
         value: Any = getattr(self.stored, name)
         if value is None:
             return _DEFAULTS[name]
@@ -177,8 +177,8 @@ class _Mender:
         value = self.stored.sequence
         if value is not None and _is_whole(value, 1, _MAX_SEQUENCE):
             return value
-        # Lost, or 0, which is stored as nothing: go on from the latest that anything still remembers, so that what was
-        # opened stays in order.
+        # Lost, or 0, which isn't stored. Go on from the latest number that any other field has, so that holds and
+        # tickets stay in order.
         sound = [hold for hold in self._stored_holds().values() if _is_hold(hold)]
         seen = [self.stored.reading_sequence or 0, *(max(hold.opened, hold.charged) for hold in sound)]
         seen += [ticket.arrived for ticket in self._stored_line()]
@@ -192,7 +192,7 @@ class _Mender:
         if not value and reading_at is None:
             return 0
         if not value or value > sequence:
-            # Unknown: nothing in flight may count as opened after it; those fall back on the server's time.
+            # Unknown: no call in flight may count as opened after the reading; the server's time decides for those.
             self.note("reading_sequence")
             return sequence
         return value
@@ -205,7 +205,7 @@ class _Mender:
             self.note("reported_refill")
             return None, None
         if refill == 0 and terms.synced and reading_at is None:
-            # A net refill of 0 stops everything, so it counts only on a reading's word, which a probe can take back.
+            # A net refill of 0 stops everything, so it counts only if a reading told it, which a probe can take back.
             self.note("reported_refill")
             return None, None
         return refill, period_us
@@ -230,7 +230,7 @@ class _Mender:
         if sound.partial:
             return
         number = sum(hold.in_flight for hold in sound.holds.values())
-        # A plain bucket leaves the sums out where they are 0, and loses nothing where they are lost.
+        # A plain bucket doesn't store sums that are 0, so one that is missing is no damage.
         known = self.stored.held is not None or sound.quota.synced
         if known and (sound.held, sound.open) != (held, number):
             self.note("held")
@@ -243,7 +243,7 @@ class _Mender:
             elif any(name.startswith("hold:") for name in self.names):
                 sound.due_at = min(sound.due_at, latest)
             elif sound.due_at > latest + TOLERANCE_US:
-                # By less a clock ahead of ours may have put it off; who reads a part of the holds leaves it as well.
+                # Up to the tolerance it is right: a worker whose clock is ahead of ours may have set it.
                 self.note("due_at")
                 sound.due_at = first
 
@@ -251,7 +251,7 @@ class _Mender:
         return self.stored.line[:LONGEST_LINE] if isinstance(cast("object", self.stored.line), tuple) else ()
 
     def line(self, sound: SoundState) -> None:
-        """Take over the tickets, none told an instant further ahead than a day, or than it was from the last refill."""
+        """Take over the tickets. What was told moves back as far as the clock did, and lies a day ahead at most."""
         for ticket in self._stored_line():
             arrived = min(ticket.arrived, sound.sequence)
             told_at = max(min(ticket.told_at, self.now), ticket.told_at - self.set_back)
@@ -271,7 +271,7 @@ class _Mender:
         return replace(hold, opened=opened, charged=charged, expires_at=expires_at)
 
     def within_its_flow(self, sound: SoundState) -> None:
-        """Hold what depends on the refill in effect to what it rightly could be."""
+        """Mend the fields whose range depends on the refill in effect."""
         flow = flow_in_effect(sound, self.now)
         if sound.stretched_us is not None and flow.refill * (flow.period_us + 1) >= LIMIT:
             self.note("stretched_us")
@@ -282,7 +282,7 @@ class _Mender:
             sound.carry = 0
         age, balance = self.now - sound.refilled_at, sound.balance or 0
         if age > YEAR_US and age > flow.instant(saturated(flow.capacity - balance), 0, 0) + 2 * flow.period_us:
-            # 0, or seconds where microseconds belong: it must not fill a bucket that is in debt.
+            # `refilled_at` is 0, or in seconds instead of microseconds: that must not fill a bucket in debt.
             self.note("refilled_at")
             sound.refilled_at, sound.carry = self.now, 0
         furthest = furthest_place(flow, flow.capacity, balance, self.now) + TOLERANCE_US

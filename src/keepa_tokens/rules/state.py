@@ -54,12 +54,12 @@ class Hold:
 
     @property
     def due_at(self) -> int:
-        """When something is to be done about it: it runs out, or is forgotten, one `hold_for` after."""
+        """When the hold runs out; once it has, or of a refund: when it is forgotten, one `hold_for` later."""
         return self.expires_at if self.in_flight else self.expires_at + self.hold_for
 
     @property
     def swept_at(self) -> int:
-        """By when that is done. To forget it can wait: each sweep reads all of the bucket."""
+        """When a sweep is due for that. Forgetting can wait a minute: each sweep reads all of the bucket."""
         return self.due_at if self.in_flight else self.due_at + MINUTE_US
 
 
@@ -94,19 +94,19 @@ class BucketState:
 
     version: raised by every write. balance: what the server would report (plain: what is there). carry: the remainder
     of a refill under way, in token microseconds at the rate in effect. held, open: tokens and number of the holds in
-    flight. due_at: not later than the first `swept_at` of a hold.
+    flight. due_at: when to sweep, at most a second after the first `swept_at` of a hold.
 
-    Places, on a plain bucket. last_place: the latest instant told to somebody who waits for one. firm_place: the
-    instant that `last_place` must not move back over, since tokens came back before it, or several share it.
-    largest_place: the most tokens that lie there when one of them comes, beside what is left after the last one.
+    Places, on a plain bucket. last_place: the latest instant of a place. firm_place: `last_place` must not move back to
+    before this instant, since tokens came back before it, or several places share it. largest_place: the most tokens
+    that lie in the bucket when one of the places comes, beside what is left after the last one.
 
     quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
     capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`
     was told. stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed.
     probe_returned: 1 once a claim was given back since the last reading.
 
-    Not stored: `unreadable`, the names of texts that say nothing; `partial`, true where not all holds were read, so
-    that only the sums tell of the others.
+    Not stored: `unreadable`, the names of fields whose texts can't be read; `partial`: not all holds were read, so only
+    the sums `held` and `open` tell of the others.
     """
 
     format: int | None = FORMAT
@@ -191,10 +191,10 @@ class BucketState:
 
 @dataclass(slots=True)
 class SoundState:
-    """What `repair` makes of any stored state: every number is in its range, and None only means what it says.
+    """What `repair` makes of any stored state: every number is in its range, and None is never damage.
 
-    balance None: a synced bucket that awaits a reading. The other None: never reported, or not under way. It is worked
-    on in place for one step; names as in `BucketState`.
+    balance None: a synced bucket that awaits a reading. Any other None: never reported, or not under way. A step works
+    on it in place. Names as in `BucketState`.
     """
 
     quota: Quota
@@ -232,7 +232,7 @@ class SoundState:
     partial: bool = False
 
     def stored(self, fast: FastTerms | None) -> BucketState:
-        """Return what is stored of it. What is 0 and says nothing by that is left out."""
+        """Return the state to be stored. Fields in which 0 means the same as missing are left out where they are 0."""
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
         left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
         kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
@@ -253,12 +253,12 @@ _ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if e
 """Fields that are left out where they are 0."""
 
 _SYNCED: Final = frozenset({"held", "open", "sequence"})
-"""Those of them that a synced bucket always has: what is set aside must not be forgotten by the loss of a field."""
+"""Those that a synced bucket stores all the same: the loss of one must show, or what is set aside is forgotten."""
 
 _WHOLE_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,15})", re.ASCII)
 _NOTHING: Final = "-"
 _USUAL: Final = "0 0 - - 0"
-"""Terms beyond the three numbers that nobody named."""
+"""The five terms after the first three numbers, where nobody gave any of them."""
 
 
 def _whole(text: object) -> int | None:
@@ -317,12 +317,12 @@ def _quota_of(text: str) -> Quota | None:
         )
     except ConfigError:
         return None
-    # What was written by hand and doesn't agree with itself is damage.
+    # A text that `quota_text` would not write is damage.
     return quota if quota_text(quota) == text else None
 
 
 _quota_known: Final = lru_cache(maxsize=256)(_quota_of)
-"""The same, read once: a fleet has few terms. Not a decorator, which would hide the function from the mutants."""
+"""`_quota_of`, cached: a fleet has few terms. Not a decorator, which would hide the function from the mutants."""
 
 
 def _quota_from(text: object) -> Quota | None:

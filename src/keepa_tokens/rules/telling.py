@@ -66,7 +66,7 @@ class Telling(Admission):
         return holds
 
     def _granted_by(self, command: Peek) -> int:
-        """Return the latest instant of a grant if attempts go on meanwhile.
+        """Return the instant by which one of the attempts is granted, if attempts go on.
 
         Calls in flight may cost all that they hold, and an attempt that fails may begin a recharge.
         """
@@ -77,14 +77,14 @@ class Telling(Admission):
             latest = max(latest, *(each.expires_at + SWEEP_US for _, each in self._holds_in_flight()))
         if s.quota.recharge_to is None:
             return latest
-        # A recharge under way ends then too, at the latest.
+        # A recharge, under way or begun meanwhile, has ended by then.
         end = self._charged_all(min(s.quota.recharge_to, self._lasting_capacity()))
         return max(latest, end) if end < NEVER else latest
 
     def _charged_all(self, wanted: int) -> int:
         """Return when `wanted` tokens are there if every call in flight runs out, and nobody else asks.
 
-        Those who stand in line come first, each as late as it may. The larger of two capacities is not counted on.
+        Those in line come first, each at the latest that it may. The larger of two capacities is not counted on.
         """
         s, flow = self.s, self.flow
         if s.wide_capacity is not None:
@@ -108,7 +108,7 @@ class Telling(Admission):
         if s.wide_capacity is not None and not s.quota.synced:
             balance = min(balance, flow.capacity)
         if flow.stepped:
-            # The step that brings what one of them waits for may run over the capacity.
+            # Of the step that brings what a ticket waits for, a part may run over the capacity and be lost.
             most = flow.capacity - flow.refill
             wanted += sum(max(0, self._wanted(each.tokens, each.keep)[0] - 1 - most) for each in line)
         need = saturated(wanted + sum(each.tokens for each in line) - balance)

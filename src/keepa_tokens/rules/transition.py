@@ -1,82 +1,92 @@
 """All the rules of a bucket in words, then in code what each command changes by them, in the same order.
 
 `transition(quota, state, now, command)` is a pure function from any stored state to the next one and an outcome. Times
-are whole microseconds, `now` an argument, tokens whole numbers. `balance` is what the server would report; holds stand
-beside it on a synced bucket: available = balance - held. A plain bucket has no server to ask: what is held was taken
-from the balance already, and available = balance.
+are whole microseconds, `now` an argument, tokens whole numbers. On a synced bucket `balance` is the projection of what
+the server would report, and holds stand beside it: available = balance - held. A plain bucket has no server to ask:
+what is held was taken from the balance already, and available = balance.
 
-1. Repair. Any stored thing becomes a sound state first (`repair.py`), which is written back with every command,
-   refusals included, and named in the outcome. A missing `refilled_at`: the balance stays and refills from now. One too
-   far ahead, as after a clock went back: likewise.
-2. Refill. The balance flows up to capacity, exactly, and is never lowered to it. At refill 0 `refilled_at` moves on.
-3. Holds. Synced: a hold that runs out is charged to the balance, at the instant at which it runs out, and remembered
-   for one more `hold_for`: a late settle still corrects by the difference, once; if a reading has replaced the balance
-   since, it charges its cost. While the balance is unknown there is nothing to charge. Plain: the tokens are taken when
-   the hold is opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once a second;
-   to forget one may take a minute more.
-4. Admit, iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always passes. On a
-   synced bucket the overdraft is for a call alone: beside tokens in flight it is admitted iff available - keep >=
-   tokens, since calls may reach the server in another order, and the one that overdraws would get the others refused.
-   What rule 10 keeps back counts as kept. More than the capacity in effect can admit is TOO_LARGE. Refused only because
-   of calls in flight, or because with them it can't be counted exactly, is IN_FLIGHT: ask again soon, a settle may free
-   it any moment, or when the next hold runs out, if that is sooner. Otherwise retry_after is the earliest instant at
-   which it can be granted, if the calls in flight cost nothing.
-5. Recharge. When a request that would fail even at keep 0 finds too little and `recharge_to` is set, the bucket closes
-   until the refill, capacity aside, has brought min(recharge_to, capacity), counted before the caller's own take. The
-   end is fixed then; every later step may only move it nearer, to the instant that the state still implies, so it opens
-   early when the balance is there and no damage can keep it shut. Refill 0 never closes, and an unknown balance has
-   nothing to recharge.
+1. Repair. Any stored thing becomes a sound state first (`repair.py`). What was mended is written back with every
+   command, refusals included, and named in the outcome. If `refilled_at` is missing or too far ahead, as after a clock
+   went back, the balance stays and refills from now.
+2. Refill. The refill brings the balance up to capacity, exactly; a balance above it stays. At refill 0 the balance
+   stays and `refilled_at` moves on.
+3. Holds. Synced: a hold that runs out is charged to the balance at the instant at which it runs out, and remembered for
+   one more `hold_for`. A late settle within that time corrects the charge by the difference, once; if a reading has
+   replaced the balance since, it charges its whole cost. An unknown balance is charged nothing. Plain: the tokens are
+   taken when the hold is opened; a hold that runs out is forgotten. Holds that run out are swept together, at most once
+   a second; what is remembered may stay a minute longer.
+4. Admit a request iff the bucket is not closed and available - keep >= max(1, tokens - overdraft). Cost 0 always
+   passes. On a synced bucket only a call that is alone may overdraw: beside tokens in flight it is admitted iff
+   available - keep >= tokens, since calls may reach the server in another order, and one that overdraws would get the
+   others refused. What rule 10 keeps back counts as kept. More than the capacity in effect can admit is TOO_LARGE. A
+   request is IN_FLIGHT if only calls in flight keep it from a grant, or if its tokens and theirs together can't be
+   counted exactly: ask again soon, since a settle may free tokens any moment, or when the next hold runs out, if that
+   is sooner. Otherwise retry_after ends at the earliest instant at which the request can be granted, if the calls in
+   flight cost nothing.
+5. Recharge. If `recharge_to` is set and a request finds too little even for keep 0, the bucket closes until the refill,
+   capacity aside, has brought min(recharge_to, capacity); what the request itself would take doesn't count. A request
+   that the capacity can't admit closes nothing. The end is fixed then. Every later step works it out anew and may only
+   move it nearer: so the bucket opens early when the balance is there, and no damage can keep it shut. Refill 0 never
+   closes a bucket, and an unknown balance has nothing to recharge.
 6. Places. On a plain bucket without `recharge_to` an acquire at keep 0 that may wait takes its tokens now and waits for
-   its place: first come, first served. Everybody else is told when to ask again. What is given back (a cancelled place,
-   an unused grant, a settle at less) comes back whole where no place lies ahead, or by the last place; else only what
-   exceeds the refill between its own instant (now, if that is past) and the last place, because the places between were
-   told theirs for good; and of a grant of now or before no more than fits under the capacity when the places ahead
-   come, with what lies there beside their tokens. The place before one given up counts as late as it can have been. So
-   in any interval at most capacity + overdraft + refill is let go.
-7. Readings replace the balance, and bring refill, capacity and phase, if they are fresh: the bucket is unknown or has
-   no reading; or the call was opened after the last reading was applied; or the server's time is later than the last
-   one's. Outside a call also: the last reading is older than two minutes by our clock, or nobody gave a server's time,
-   but for a settle whose hold is gone: sent again, it is no news.
+   its place: first come, first served. Everybody else is told when to ask again. Tokens may be given back: by a
+   cancelled place, an unused grant, a settle at less than was held. They come back whole if no place lies ahead, or if
+   they were taken for the last place. Otherwise the places between were told their instants for good, and only what
+   exceeds the refill from the tokens' own instant (now, if that is past) to the last place comes back. And if their own
+   instant is now or past, no more comes back than fits under the capacity when the places ahead come, beside what lies
+   in the bucket then. When the last place is given up, the one before it counts as late as it can have been. So in any
+   interval at most capacity + overdraft + refill is let go.
+7. Readings replace the balance, and bring refill, capacity and the phase of steps, if they are fresh. A reading is
+   fresh if the bucket is unknown or has no reading, if its call was opened after the last reading was applied, or if
+   its server's time is later than the last one's. Outside a call it is also fresh if the last reading is older than two
+   minutes by our clock, or if none so far had a server's time. The latter doesn't hold for a settle whose hold is gone:
+   it may have been sent again, and then is no news.
    A server's time up to 5 s before the last one's, or equal, tells no order: the lower of projection and reading is
-   taken. Nor does one that moved over a minute more or less than our clock did, an answer being told at any time since
-   its call was opened; it replaces the stored one. A settle whose reading is older charges nothing: the newer reading
-   had its cost. One without a server's time cannot be put in order and is not adopted, and its cost is charged; if the
-   order of the calls makes it fresh, the last server's time moves on as our clock did. A refusal without a fresh
-   reading, of a call opened after the last one: the balance is not above 0. A `refillIn` longer than the period in
-   effect is the period of steps until the next reading, ten minutes at most. Steps that came until the reading are in
-   its balance: none comes at once for a phase left from, or told with, a longer period.
-8. Probe. A refusal that rests on nothing known, or on a reading older than the caller's `probe_after`, claims the probe
-   for the caller, unless somebody holds the claim or failures are backing off. A claim that ended without a reading is
-   a failed probe, by the clock alone; one that was given back is free at once, the first time after a reading. One
-   ends with an answer that tells no order too, and the next may come as after a failure. A failed probe on an unknown
-   balance starts it at 0, refilling from the end of the claim. A scout is let through on its claim.
+   taken. The same goes for one that moved over a minute more or less than our clock did (an answer may have been told
+   at any time since its call was opened); it also replaces the stored one. A settle whose reading is not fresh charges
+   nothing: the newer reading had its cost. But where the reading or the last one has no server's time, they can't be
+   put in order: the reading is not adopted, and the cost is charged. If the order of the calls makes a reading without
+   a server's time fresh, the last server's time moves on as our clock did. If the server refused a call that was
+   opened after the last reading, and its answer has no reading, the balance is taken for 0 at most. If `refillIn` is
+   longer than the period in effect, steps come at that longer period until the next reading, ten minutes at most. All
+   steps up to the reading are in its balance: none comes at once because the phase was left from, or told with, a
+   longer period.
+8. Probe: asking the server for a reading. A refusal claims the probe for the caller if nothing is known, or if the last
+   reading is older than the caller's `probe_after`; but not while somebody holds the claim, or in the pause after
+   failed probes. A claim that ends without a reading is a failed probe, by the clock alone. A claim that was given back
+   is free at once, the first time after a reading. A claim also ends with an answer that tells no order, and the next
+   one waits as after a failure. A failed probe on an unknown balance starts it at 0, refilling from the end of the
+   claim. A request that may be the scout is let through on its claim: its answer brings the reading.
 9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
-   One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least, and for ever where
-   `initial` would let go what the server's reported terms do not.
+   One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least; if it has an
+   `initial`, for ever while the server's reported terms differ from its own: a new one would start at `initial` without
+   them.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
-    from, nothing is in flight, the plan is unchanged, and the gap is more than the refill since it was told explains.
-    The gap is kept back from then on, for what they spend before the next reading. Gaps add up. With a request's `keep`
-    it comes to a third of the capacity at most, and never to so much that the request can't be admitted. Readings halve
-    what is kept back for every hour without a gap.
-11. The line: every wait without a place. Who is refused for want of tokens and names a ticket stands in line, ordered
-    by `keep`, the smallest first, then by arrival. A request is admitted iff rule 4 holds after taking away the tokens
-    of the tickets before it that are not late; who passes them doesn't overdraw. So small calls can't starve a big
-    one, and one that overdraws gets its turn. For a ticket of more than can be admitted nobody waits.
-
-    Told: the instant at which the refill, capacity aside, has brought all of that; each look tells anew. Whoever comes
-    then, and finds only calls in flight before it, looks again soon; behind somebody, when that one is late, or there
-    is enough for both. Whoever comes earlier waits as if those in flight were spent. A day ahead at most, and so for
-    those behind it; and where a clock went back, as far ahead as it was from the last refill. Late: 1 s past the told
-    instant; others may pass. Lapsed: a minute past it. A grant or a cancel by the same id leaves the line; if the
-    server then refuses the call, its caller may stand again where it stood, or else by when it was let go. At most 256
-    stand there; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
-
-12. Pause. Until its end every request is refused as PAUSED, and claims nothing; a day at most.
-13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a
-    minute; in between it is served by the stored ones. The time under way goes over as time; from refill 0 at most a
-    minute's, and nothing at the first change; none from before the last reading, which has it in its balance. For a
-    minute after a change the larger of the two capacities bounds, unless the server reported one, then the smaller one
-    clips a plain balance. What is kept back goes by the one that lasts. Plain and synced on one key is a ConfigError.
+    from, nothing is in flight, refill and capacity are unchanged, and the gap is more than the refill since the reading
+    was told can explain. The gap is kept back from then on, for what the others spend before the next reading. Gaps add
+    up. Together with a request's `keep` they count up to a third of the capacity, and never so much that the request
+    can't be admitted. Readings halve what is kept back for every hour without a gap.
+11. The line: every wait without a place. A request that names a ticket and is refused as EMPTY, IN_FLIGHT, RECHARGING
+    or PAUSED stands in line. The line is ordered by `keep`, the smallest first, then by arrival. A request is admitted
+    iff rule 4 holds after taking away the tokens of the tickets before it that are not late; while there are such, it
+    may not overdraw. So small calls can't starve a big one, and one that overdraws gets its turn. Nobody waits for a
+    ticket of more than can be admitted.
+    A ticket is told the instant at which the refill, capacity aside, has brought its tokens, those of the tickets
+    before it and those of the calls in flight; each look tells it anew. A caller that comes then and finds only calls
+    in flight in its way asks again soon. One that comes earlier waits as if their tokens were spent. One that would
+    overdraw behind other tickets asks again when the first of those is late, or when there is enough for all. It is
+    told a day ahead at most, and nobody waits longer than a day for those before it. Where a clock went back, the told
+    instant moves back with `refilled_at`, but not into the past. A ticket is late 1 s past its told instant: others
+    may pass it. It lapses a minute past it. A grant or a cancel by the same id leaves the line; if the server then
+    refuses the call, its caller may stand again where it stood, or else by when it was let go. At most 256 stand in
+    line; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+12. Pause. Until it ends every request is refused as PAUSED and claims no probe. A pause lasts a day at most.
+13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
+    in between it is served by the stored ones. At a change the time since the last whole token or step goes over as
+    time; from refill 0 at most a minute's, and nothing at the first change; none from before the last reading, which
+    has it in its balance. For a minute after a change the larger of the two capacities bounds, unless the server
+    reported one. Then the smaller one bounds, and clips a plain balance. What a request leaves to others (10) goes by
+    the capacity that lasts. Plain and synced on one key is a ConfigError.
 
 Here is what each command changes. Whether a request is admitted (4, 5, 8, 11) is in `admission.py`, what a reading
 brings (7, 10) in `readings.py`, what a look tells in `telling.py`, repair (1) in `repair.py`. The fast path
@@ -122,13 +132,13 @@ from .decision import Reason, Snapshot
 from .flow import Flow, clipped_at, flow_in_effect, furthest_place
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
-from .readings import Order, adopt, kept_back, lowered, order_of, skip_told
+from .readings import Order, adopt, kept_back, lowered, order_of, skip_until_reading
 from .repair import new_state, repair
 from .state import BucketState, FastTerms, Hold, SoundState
 from .telling import Telling, until
 
 _STANDS: Final = frozenset({Reason.EMPTY, Reason.IN_FLIGHT, Reason.RECHARGING, Reason.PAUSED})
-"""Refusals with which one stands in line."""
+"""Refusals after which a caller with a ticket stands in line."""
 
 FAST_US: Final = MINUTE_US
 """The longest that the fast path may serve a bucket before the rules look at all of it again."""
@@ -142,7 +152,7 @@ SHORTEST_LIFETIME_US: Final = 60 * MICROSECONDS
 def transition(
     quota: Quota, state: BucketState | None, now: int, command: Command
 ) -> tuple[BucketState | None, Outcome]:
-    """Return the state after `command` at `now`, and what it came to. Pure; any stored state will do.
+    """Return the state after `command` at `now`, and the outcome. Pure; any stored state will do.
 
     The state is `state` itself where there is nothing to store: only time has passed. Raises ConfigError for a stored
     format of a newer release, and for a bucket of the other kind; nothing else.
@@ -153,7 +163,7 @@ def transition(
 
 
 class Read(NamedTuple):
-    """A state that was read: a sound one, what was mended for that, and whether it must be stored whatever comes."""
+    """A state as it was read: sound now, and what was mended. must_store: even if the command changes nothing."""
 
     sound: SoundState
     repaired: tuple[str, ...] = ()
@@ -164,16 +174,16 @@ def read_as(quota: Quota, stored: BucketState | None, now: int) -> Read:
     """Return any stored state as a sound one; raises as `transition`."""
     sound, repaired = repair(quota, stored, now)
     if stored is None:
-        # A bucket that is not full yet begins to fill when it is first seen, if only by a look.
+        # A new bucket that isn't full fills from when it is first seen, even if only by a look: store that instant.
         return Read(sound, must_store=sound.balance is not None and sound.balance < quota.capacity)
-    # Terms that were lost are stored again: nobody else may take them for others' next time.
+    # Lost terms are stored again, so that the next caller's aren't taken for them.
     return Read(sound, repaired, bool(repaired) or stored.quota is None)
 
 
 def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[bool, Outcome]:
-    """Carry `command` to a sound state, in place; return whether there is anything to store, and what it came to.
+    """Apply `command` to a sound state, in place; return whether there is anything to store, and the outcome.
 
-    If there is nothing, only time has passed in the state; its holds are as they were.
+    If there is nothing to store, only time has passed in the state, and its holds are as they were.
     """
     step = _Step(callers, read.sound, now, read.repaired)
     step.advance()
@@ -185,12 +195,12 @@ def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[b
 
 
 def is_usual(s: SoundState) -> bool:
-    """Whether nothing keeps the fast path from serving a bucket, but that holds fall due."""
+    """Whether the fast path may serve a bucket, as long as no hold is due."""
     return s.balance is not None and not s.line and s.closed_until is s.paused_until is s.wide_capacity is None
 
 
 def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
-    """Return until when, and with what, the fast path may serve this bucket; None where the terms alone tell."""
+    """Return the numbers that the fast path needs, and until when it may use them; None: the terms alone are enough."""
     if has_places(s.quota):
         return None
     flow = flow_in_effect(s, now)
@@ -199,7 +209,7 @@ def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
 
 
 def has_places(quota: Quota) -> bool:
-    """Whether who waits gets a place: it keeps its own books, and never closes."""
+    """Whether a bucket gives places to callers that wait: it keeps its own books, and never closes."""
     return not quota.synced and quota.recharge_to is None
 
 
@@ -210,7 +220,7 @@ def numbers_of(s: SoundState, flow: Flow) -> _Numbers:
 
 
 def inspected(state: BucketState | None, now: int) -> Snapshot | None:
-    """Return a bucket by the terms stored with it; None if there is none, or they are lost."""
+    """Return a bucket as it stands by its stored terms; None if there is no bucket, or its terms are lost."""
     if state is None or state.quota is None:
         return None
     return transition(state.quota, state, now, Peek())[1].snapshot
@@ -219,7 +229,7 @@ def inspected(state: BucketState | None, now: int) -> Snapshot | None:
 def lifetime_us(state: BucketState, now: int) -> int | None:
     """Return how long a state that `transition` returned must be kept if nobody touches it; None: for ever (rule 9).
 
-    Of a partial state it may be too short, as not all holds were read: no lifetime may be shortened to it.
+    Of a partial state the answer may be too short, since not all holds were read: shorten no lifetime to it.
     """
     if state.quota is None:
         return None
@@ -234,7 +244,7 @@ def lifetime_us(state: BucketState, now: int) -> int | None:
         return None
     if flow.refill == 0:
         return DAY_US
-    # What calls in flight may still cost a synced bucket flows in again from their end.
+    # Calls in flight may still cost a synced bucket what they hold: that refills from the end of the last hold.
     held = sound.held if quota.synced else 0
     start = max(sound.refilled_at, last) if held else sound.refilled_at
     full_at = flow.instant(flow.capacity - (sound.balance or 0) + held, start, 0)
@@ -263,9 +273,8 @@ class _Step(Telling):
         """Let the balance flow to now, sweeping what falls due on the way."""
         if self.s.due_at is not None and self.s.due_at <= self.now:
             self._sweep()
-        line = standing(self.s.line, self.now)
-        if len(line) < len(self.s.line):
-            self.s.line, self.changed = line, True
+        if any(lapses_at(each) <= self.now for each in self.s.line):
+            self.s.line, self.changed = standing(self.s.line, self.now), True
         self._flow_to(self.now)
         self._reopen()
         if self.s.paused_until is not None and self.s.paused_until <= self.now:
@@ -320,7 +329,7 @@ class _Step(Telling):
             s.balance, s.refilled_at, s.carry = self.flow.refilled(s.balance, s.refilled_at, s.carry, at)
 
     def _clip(self) -> None:
-        """Let the smaller capacity bound from its instant on (rule 13)."""
+        """End the minute in which the larger capacity bounds (rule 13)."""
         s, at = self.s, clipped_at(self.s)
         self._fill(at)
         s.wide_capacity = None
@@ -341,7 +350,7 @@ class _Step(Telling):
         if s.closed_until is None:
             return
         if s.balance is None or s.quota.recharge_to is None:
-            # Nothing known, nothing to recharge.
+            # Nothing to recharge: the balance is unknown, or the terms have no recharge any more.
             s.closed_until = None
             return
         end = min(s.closed_until, self._recharged_at())
@@ -418,12 +427,12 @@ class _Step(Telling):
     # 11: the line
 
     def _stand_again(self, ticket: str, tokens: int, keep: int, arrived: int) -> None:
-        """Let whom the server refused stand where it stood, told to come now; not by a number that was never given."""
+        """Put a caller that the server refused where it stood, told to come now; unless its number was never given."""
         if arrived <= self.s.sequence and len(self.s.line) < LONGEST_LINE:
             self._line_up(Ticket(ticket, tokens, keep, arrived, self.now))
 
     def _stand(self, ticket: str, tokens: int, keep: int, at: int) -> None:
-        """Take a place in line, or tell anew whoever stands there already."""
+        """Put a ticket in line, or tell the one that stands there already its new instant."""
         s, arrived = self.s, self._arrived(ticket)
         if arrived is None and len(s.line) >= LONGEST_LINE:
             return
@@ -501,7 +510,7 @@ class _Step(Telling):
         return Outcome()
 
     def _charged_before(self, hold: Hold) -> int:
-        """Return what running out cost the balance that is there now: nothing, if a reading has replaced it since."""
+        """Return what the hold charged to the present balance by running out; 0 if a reading replaced that since."""
         return hold.tokens if hold.charged > self.s.reading_sequence else 0
 
     def refund(self, command: Refund) -> Outcome:
@@ -517,7 +526,7 @@ class _Step(Telling):
         return Outcome()
 
     def _correct(self, by: int, own: int = 0) -> None:
-        """Take tokens from the balance, or give them back by rule 6, up to capacity."""
+        """Give back `by` tokens by rule 6, up to capacity; if `by` is below 0, take them from the balance."""
         s = self.s
         if s.balance is None or by == 0:
             return
@@ -569,7 +578,7 @@ class _Step(Telling):
         s = self.s
         if s.probe_until is None or s.probe_until != command.until_us or s.probe_until <= self.now:
             return Outcome(found=False)
-        # A claim given back again without a reading between is a failed probe: whoever is cancelled must not hammer.
+        # Given back a second time without a reading it is a failed probe: cancelled callers must not hammer the server.
         s.probe_until = self.now if s.probe_returned or (s.balance is None and s.probe_failures) else None
         s.probe_returned = 1
         self.changed = True
@@ -600,7 +609,7 @@ class _Step(Telling):
             return
         old = self.flow
         if old.refill == 0:
-            # Since it took these up a minute has passed at least; since it began, perhaps nothing.
+            # Terms that replaced others have run for a minute at least; a bucket's first terms perhaps for no time.
             s.refilled_at = now if s.terms_at is None else max(0, now - MINUTE_US)
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
@@ -608,11 +617,11 @@ class _Step(Telling):
         s.quota, s.terms_at = callers, now
         s.wide_capacity = before.capacity if before.capacity > callers.capacity else None
         self.flow = flow_in_effect(s, now)
-        skip_told(s, self.flow)
+        skip_until_reading(s, self.flow)
         self.terms, self.terms_from = (before, callers), now
         self.changed = True
         self._fill(now)
-        # Places told by a slower refill may lie further ahead than any at the new one.
+        # Places told under a slower refill may lie further ahead than any can under the new one.
         furthest = furthest_place(self.flow, callers.capacity, s.balance or 0, now)
         s.last_place, s.firm_place = min(s.last_place, furthest), min(s.firm_place, furthest)
         self._reopen()

@@ -1,4 +1,4 @@
-"""What many coroutines ask for at one time, carried out together."""
+"""Carries out together what many coroutines ask for at one time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 from ..errors import StorageUnavailable
 
 _MOST_WAITING: Final = 20_000
-"""Of what waits to be sent. Beyond that the server or the network is too slow for what is asked."""
+"""The most items that wait to be sent. When there are more, the server or the network is too slow."""
 
 GroupT = TypeVar("GroupT", bound=Hashable)
 ItemT = TypeVar("ItemT")
@@ -19,10 +19,10 @@ AnswerT = TypeVar("AnswerT")
 class Batches(Generic[GroupT, ItemT, AnswerT]):
     """Carries out items: the first of its group by itself (`one`), those that come meanwhile by `many`.
 
-    Meanwhile is until the turn of the event loop ends, or with `by_turns` until whatever is under way for the group has
-    ended: then at most one call is, and the more come, the more go together. Each caller gets its own answer, or its
-    own error. Whoever is cancelled before the sending takes its item back. `many` gets `largest` at most, and returns
-    an answer or an error for each.
+    Meanwhile ends with the turn of the event loop, or with `by_turns` when the group's call under way has ended. So
+    with `by_turns` a group has one call under way at most, and the more items come, the more go together. Each caller
+    gets its own answer, or its own error. A caller that is cancelled before the sending takes its item back. `many`
+    gets `largest` items at most, and returns an answer or an error for each.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
         except BaseException as error:
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(anew(error))
+                    answer.set_exception(copied(error))
             if not isinstance(error, Exception):
                 raise
             return
@@ -101,8 +101,8 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
                 answer.set_result(told)
 
 
-def anew(error: BaseException) -> BaseException:
-    """Return the error for one of several callers: each raises its own, with its own trace."""
+def copied(error: BaseException) -> BaseException:
+    """Return a copy of the error for one of several callers: each raises its own, with its own trace."""
     if not isinstance(error, Exception):
         return asyncio.CancelledError()
     try:

@@ -27,7 +27,7 @@ _SCHEMES: Final = {
     "valkeys": "rediss",
     "unix": "unix",
 }
-"""What a URL may begin with, and how redis-py calls it."""
+"""What a URL may begin with, and redis-py's name for that."""
 
 _OBJECTS: Final = frozenset(
     {
@@ -109,7 +109,8 @@ def resends(client: Any) -> str | None:  # noqa: ANN401 - either library's clien
     """Return how to stop a client that sends a command again after its connection was lost; None: it sends it once."""
     options = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
     if options is None:
-        # A cluster client: it sends again after what it takes for a move of slots. redis-py from 6 on counts by retry.
+        # A cluster client sends again after what it takes for a move of slots. From redis-py 6 on `retry` says how
+        # often.
         attempts = getattr(client, "cluster_error_retry_attempts", None)
         if attempts is not None:
             return "cluster_error_retry_attempts=0" if attempts else None
@@ -150,20 +151,20 @@ def client_from_url(url: str, asynchronous: str) -> Any:  # noqa: ANN401 - eithe
         options["maint_notifications_config"] = off
     try:
         client = kind.from_url(f"{scheme}://{rest}", **options)
-        # An option that nobody knows would otherwise show at the first command only.
+        # An unknown option would otherwise show at the first command only.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     except Exception as error:  # noqa: BLE001 - either library's errors, and whatever a connection raises for an option
         why = _without_secrets(error)
     else:
         return client
-    # Not from within: what the library says may hold parts of the password.
+    # Raised outside the `except`, so that the library's error isn't chained: it may hold parts of the password.
     raise ConfigError(f"the URL can't be used: {why}")
 
 
 def _check_options(options: Mapping[str, object]) -> None:
-    """Raise ConfigError for options of a connection that would only show at its first use, as if the server were away.
+    """Raise ConfigError for wrong options that would only show at the first use, as if the server were away.
 
-    A file is named, as a path is no secret; other values are not.
+    The error shows the path of a file, which is no secret, and no other value.
     """
     for name in _SECONDS:
         value = options.get(name)
@@ -204,7 +205,7 @@ def _check_parts(url: str) -> None:
     """Raise ConfigError where a password that was not quoted has torn the URL apart."""
     told = "write special characters of a user's name or password as percent codes (urllib.parse.quote)"
     parts = port = None
-    with suppress(ValueError):  # whose text has what should be the port
+    with suppress(ValueError):  # its text has what should be the port: maybe a part of a password
         parts = urlsplit(url)
         port = parts.port or -1
     if parts is None or port is None:
@@ -231,11 +232,11 @@ def _without_secrets(error: Exception) -> str:
         return f"there is no option {option[1]!r}"
     value = re.search(r"Invalid value for '?(\w+)'? in connection URL", text)
     if value:
-        return f"the value of the option {value[1]!r} is none"
+        return f"the value of the option {value[1]!r} is not valid"
     if "Certificate Requirements" in text:
         return "ssl_cert_reqs must be one of none, optional, required"
     if "invalid literal" in text or "positive integer" in text:
-        return "an option that must be a number is none"
+        return "an option that must be a number isn't one"
     if "protocol" in text.lower():
         return "protocol must be 2 or 3"
     return f"{type(error).__name__} while it was read"
@@ -286,13 +287,13 @@ _MISTAKES: Final = {
         *("nknown command", "nknown Redis command"),
     ),
 }
-"""What to tell of a mistake that the next try would only repeat, and by what the server's words are known."""
+"""Mistakes that the next try would only repeat: what to say, and words of the server that give them away."""
 
 
 def meaning(error: Exception, key: str = "", *, sent_once: bool = True) -> KeepaTokensError | None:
-    """Return what a client's error means here; None: it is none of a client's.
+    """Return an error of this library that says what a client's error means; None: no client raised it.
 
-    sent_once: the client sends nothing again by itself, so that the last error tells of the only sending.
+    sent_once: the client sends nothing again by itself, so that its error tells of the only sending.
     """
     if type(error) is RuntimeError and str(error) == "no running event loop":
         return ConfigError(
@@ -330,14 +331,14 @@ def _is_certain(error: Exception, text: str) -> bool:
 
 
 def idle_closers(client: Any) -> list[Callable[[], Any]]:  # noqa: ANN401 - either library's
-    """Return what closes the connections of a client that nobody uses now; of an asyncio client it is to be awaited.
+    """Return functions that close a client's idle connections; of an asyncio client, what they return must be awaited.
 
-    A single connection is closed too, and so are all of a pool that can't tell them apart.
+    A single connection is closed too, and so are all of a pool that can't tell which are idle.
     """
     if is_single_connection(client):
         return [client.connection.disconnect]
     closers = [pool.disconnect for pool in pools(client)]
-    # Its argument, where it has one, is whether to close those in use; not every pool calls it `inuse_connections`.
+    # The argument, where there is one, says whether to close those in use; not every pool names it alike.
     return [partial(close, False) if signature(close).parameters else close for close in closers]  # noqa: FBT003
 
 

@@ -57,7 +57,7 @@ class Bucket(fast_path.Numbers):
 
 
 NO_HOLDS: Final[dict[str, Hold]] = {}
-"""Nothing, once for all; never written to."""
+"""One empty dict for all buckets without holds; never written to."""
 
 _WRITTEN: Final = (
     *("level", "held", "open", "sequence", "last_place", "firm_place", "largest_place"),
@@ -71,18 +71,18 @@ _unusual_of: Final = attrgetter(*(each.name for each in fields(SoundState) if no
 _NOTHING_UNUSUAL: Final = _unusual_of(SoundState(Quota(1, 1, 1.0), 0))
 
 
-def begun(quota: Quota, now: int, *, own: bool) -> Bucket | None:
-    """Return a bucket never seen before; None: it is not the fast path's business."""
+def new_bucket(quota: Quota, now: int, *, own: bool) -> Bucket | None:
+    """Return a bucket never seen before; None: the rules must begin it."""
     if quota.starts_at is None or not has_places(quota):
         return None
-    return kept(SoundState(quota, now, quota.starts_at), now, own=own)
+    return bucket_of(SoundState(quota, now, quota.starts_at), now, own=own)
 
 
-def kept(sound: SoundState, now: int, *, own: bool) -> Bucket:
-    """Return what is kept of a sound state, which is handed over."""
+def bucket_of(sound: SoundState, now: int, *, own: bool) -> Bucket:
+    """Return a sound state as memory keeps it. The state is the bucket's from then on."""
     until = _within_a_year(sound.refilled_at // DAY_US) if is_usual(sound) else 0
     return Bucket(
-        *numbers_of(sound, _one_of(flow_in_effect(sound, now))),
+        *numbers_of(sound, _shared(flow_in_effect(sound, now))),
         sound.version,
         sound.due_at,
         until if sound.due_at is None else min(until, sound.due_at),
@@ -94,7 +94,7 @@ def kept(sound: SoundState, now: int, *, own: bool) -> Bucket:
 
 
 @lru_cache(maxsize=256)
-def _one_of(flow: Flow) -> Flow:
+def _shared(flow: Flow) -> Flow:
     """Return one flow for all buckets that have the same."""
     return flow
 
@@ -107,7 +107,7 @@ def _within_a_year(day: int) -> int:
 
 def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
     """Whether the fast path may serve a caller with these terms now."""
-    # A stepped refill may be older than the step of a clock that went back: then more than that is ahead of it.
+    # A stepped `refilled_at` may lie so far back that a clock that went back doesn't show by it; `touched` shows it.
     if not max(bucket.touched, bucket.level[1]) - TOLERANCE_US <= now < bucket.until:
         return False
     if callers is bucket.quota or callers == bucket.quota:
@@ -119,9 +119,9 @@ def serves(bucket: Bucket, callers: Quota, now: int) -> bool:
 
 
 def step(bucket: Bucket, command: Command, now: int) -> Outcome | None:
-    """Carry a command out on the fast path; None: it is not its business, and nothing has changed.
+    """Carry a command out on the fast path; None: the rules must decide, and nothing has changed.
 
-    Nothing has changed either where a signal's exception strikes in the middle.
+    If a signal's exception strikes in the middle, nothing has changed either.
     """
     before, hold_id = _written(bucket), "" if isinstance(command, Acquire) else getattr(command, "id", "")
     hold = bucket.holds.get(hold_id)
@@ -141,7 +141,7 @@ def _undo(bucket: Bucket, before: tuple[Any, ...], hold_id: str, hold: Hold | No
         elif bucket.holds:
             bucket.holds.pop(hold_id, None)
     except BaseException:
-        # Struck once more: one of them is raised, and nothing is left half done.
+        # A second signal struck here: undo again, so that nothing is left half done, and raise one of the two.
         _undo(bucket, before, hold_id, hold)
         raise
 

@@ -33,14 +33,14 @@ from ..units import LIMIT
 Argument: TypeAlias = bytes | str | int
 
 TURN: Final = "turn"
-"""The field by which somebody who lost to other writers has the next moment alone, or by which a storing that is sent
-again is known. No part of the bucket's state.
+"""A field beside the bucket's state. It gives a caller that lost to other writers the next moment alone, and shows that
+a `store` was sent before.
 """
 
 
 @dataclass(frozen=True)
 class Handed:
-    """A bucket that the script handed over: the texts as they stand, or the numbers and one hold of them."""
+    """A bucket that the script handed over: its texts as they stand; partial: only the numbers and one hold."""
 
     now_us: int
     texts: dict[str, str]
@@ -51,7 +51,7 @@ class Handed:
         """What is stored; None: there is nothing."""
         if not self.texts.keys() - {TURN}:
             return None
-        # In the order of their names: a hash has none, and repairs are named in the order in which they come.
+        # Sorted by name, so that repairs are named in the same order each time: a hash has none.
         return replace(BucketState.from_fields(dict(sorted(self.texts.items()))), partial=self.partial)
 
     @property
@@ -65,7 +65,7 @@ class Handed:
 
 
 def is_for_the_rules(command: Command) -> bool:
-    """Whether the script can never carry it out by itself, so that it is two calls at least."""
+    """Whether the script can never carry out a command by itself, so that it takes two calls at least."""
     if isinstance(command, Settle):
         return command.reading is not None or command.refused
     return isinstance(command, _FOR_THE_RULES)
@@ -75,10 +75,10 @@ _FOR_THE_RULES: Final = (Reconcile, ClaimProbe, Unclaim, Pause)
 
 
 def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") -> list[Argument]:
-    """Return the script's arguments for one step, which it takes by itself or hands over; one, '', is for a nonce.
+    """Return the script's arguments for one step, which it carries out or hands over; the '' is for a nonce.
 
-    turn: who wants the next moment alone, to decide. Raises TypeError or ConfigError for numbers that the script could
-    not compute exactly.
+    turn: the token of a caller that wants the next moment alone, to decide. Raises TypeError or ConfigError for numbers
+    that the script could not compute exactly.
     """
     if isinstance(command, Acquire):
         return acquires(quota, (command,), now_us)
@@ -94,7 +94,7 @@ def attempt(quota: Quota, command: Command, now_us: int | None, turn: str = "") 
             verb, numbers = "settle", [0]
         case Refund(_, tokens, own_us):
             if own_us is not None:
-                whole("own_us", own_us)  # for the rules: where it counts, the script hands the refund over
+                whole("own_us", own_us)  # checked only: where it counts, the script hands the refund over
             verb, numbers = "refund", [whole("tokens", tokens)]
         case Peek() | Reconcile():
             # What is shown of holds needs all of them.
@@ -135,7 +135,7 @@ def name_of(prefix: str, key: str) -> bytes:
 
 def numbers_of(command: Acquire) -> tuple[int, int, int]:
     """Return the script's three arguments for an acquire."""
-    # Beyond LIMIT a wait has no end anyway, and what is left of a timeout may be below 0.
+    # A wait beyond LIMIT has no end anyway, and the rest of a timeout may be below 0.
     wait = -1 if command.wait_us is None else max(-1, min(LIMIT, command.wait_us))
     return whole("tokens", command.tokens), whole("keep", command.keep), wait
 
@@ -148,9 +148,9 @@ def _id_of(command: Command) -> bytes:
 def store(
     before: Handed, after: BucketState, command: Command, now_us: int | None, token: str, *, sent_once: bool
 ) -> list[Argument]:
-    """Return the script's arguments for what is to be changed of a bucket, if nobody wrote since `before`.
+    """Return the script's arguments that turn the bucket `before` into `after`, if nobody wrote in between.
 
-    token: what tells this writer from others if it gets a turn. sent_once: the client never sends this again by itself.
+    token: tells this writer from others if it gets a turn. sent_once: the client never sends this again by itself.
     """
     texts = after.to_fields() if sent_once else after.to_fields() | {TURN: f"0 {token}"}
     changes = [(name, text) for name, text in texts.items() if before.texts.get(name) != text]
@@ -177,7 +177,7 @@ Answer: TypeAlias = Outcome | list[Outcome] | Handed | Sign
 def understood(reply: object, command: Command | None, nonce: str) -> Answer | None:
     """Return what the script's reply says; None: it is no answer to this call.
 
-    command: None for many acquires: then the answer is what the first of them came to, one at least.
+    command: None for many acquires; then the answer has the outcomes of the first of them, one at least.
     """
     if isinstance(reply, (bytes, str)):
         return _told(reply, command, nonce)
@@ -233,7 +233,7 @@ def as_bytes(text: str) -> bytes:
 
 
 def as_text(text: object) -> str:
-    """Return what a client answered, bytes or str, as text; bytes that are none survive a round trip."""
+    """Return what a client answered, bytes or str, as text; bytes that are no text survive a round trip."""
     if isinstance(text, bytes):
         return text.decode("utf-8", "surrogateescape")
     return str(text)

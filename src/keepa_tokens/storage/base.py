@@ -1,4 +1,4 @@
-"""What a bucket needs of a storage: to carry one command to one state in one atomic step."""
+"""What a bucket needs of a storage: to apply one command to one state in one atomic step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Storage(Protocol):
     """Where states live. Each `apply` is one atomic step, as if nobody else were there."""
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` at `now_us` (None: the storage's own time) and return what it came to.
+        """Apply `command` to the bucket `key` at `now_us` (None: the storage's own time) and return the outcome.
 
         Raises StorageUnavailable if the storage can't be reached: nobody knows then whether the command counted.
         """
@@ -42,7 +42,7 @@ class AsyncStorage(Protocol):
     """The same for coroutines."""
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key`; as `Storage.apply`."""
+        """Apply `command` to the bucket `key`; as `Storage.apply`."""
         ...
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:

@@ -3,10 +3,10 @@
 -- It mirrors fast_path.py and what that uses of arithmetic.py: same names, the same digits. Lua's doubles are exact
 -- because everything that is kept stays within 2^52 and every product below 2^53: divide first, multiply the rest.
 -- Whatever else comes is handed over untouched: Python decides, and stores what it decided if nobody has written
--- meanwhile. So one block decides, which `break` leaves; then it is handed over, or written: all is computed before.
+-- meanwhile. So one block decides, and `break` leaves it. Then the bucket is handed over, or written: all is computed.
 --
--- To be quick, functions use no local of the script's (each that one uses is allocated anew in every call), and numbers
--- are written as texts made here (call() takes three times as long).
+-- To be quick, functions use no local of the script (each one used would be allocated anew in every call), and numbers
+-- are made texts here (call() takes three times as long for that).
 --
 -- KEYS[1]: the bucket. ARGV: the verb, a nonce that the answer echoes, the caller's time ('': the server's), and what
 -- the verb needs. _wire.py knows both sides.
@@ -19,7 +19,7 @@ local time = call('TIME')
 local clock = time[1] * SECOND + time[2]
 local now = given == '' and clock or tonumber(given)
 
--- Most buckets have nothing but these: then nothing else need be looked for.
+-- Most buckets have nothing but these fields, and then no others are read.
 local version, balance, refilled_at, carry, quota =
   unpack(call('HMGET', key, 'version', 'balance', 'refilled_at', 'carry', 'quota'))
 local fields = call('HLEN', key)
@@ -47,7 +47,7 @@ local function divmod(a, b)
   return (a - rest) / b, rest
 end
 
--- When `need` more tokens have come; from 2^52 on: never.
+-- The instant at which `need` more tokens have come; from 2^52 on: never.
 local function instant(need, from, refill, period, stepped, carried)
   if refill == 0 then return math.huge end
   local rest = math.fmod(need, refill)
@@ -59,7 +59,7 @@ local function instant(need, from, refill, period, stepped, carried)
   return rest > 0 and at + 1 or at
 end
 
--- What comes of it: what is handed over, all fields or some: the numbers and the hold that is named; or what is
+-- The result. what: to be handed over, 'all' fields or 'some' (the numbers and the hold that is named). Or else what is
 -- written: names and texts to set, names to remove, a lifetime (nil: for ever), and the answer. grows: a full server
 -- must refuse it.
 local what, sets, gone, lifetime, grows, answer
@@ -67,7 +67,7 @@ local what, sets, gone, lifetime, grows, answer
 repeat  -- decides, once
   if verb == 'look' then what = 'all' break end
 
-  -- Who lost to another writer, or asks for it, gets a turn: nobody else writes for a moment, which ends by itself.
+  -- A caller that lost to another writer, or asks beforehand, gets a turn: a moment, ending by itself, to write alone.
   local mine = (verb == 'store' or verb == 'read') and ARGV[6] or ''
   if turn then
     local till, whose = match(turn, '^(%d+) (.+)$')
@@ -78,7 +78,7 @@ repeat  -- decides, once
   -- Compare-and-set: `version` as it was read, the hold that is named, the writer's own token, `refilled_at` as it was
   -- read, the lifetime, what to hand over if it fails, then names and texts; '' removes.
   if verb == 'store' and turn == '0 ' .. mine then
-    -- A client that lost the answer sends it again: it is stored.
+    -- It is stored already: a client that lost the answer has sent it again.
     return nonce .. ' stored'
   elseif verb == 'store' and (version or '') == terms and (refilled_at or '') == ARGV[7] then
     sets, gone, grows, answer = {}, {}, true, nonce .. ' stored'
@@ -99,7 +99,7 @@ repeat  -- decides, once
   end
   if verb == 'store' then what = ARGV[9] break end
 
-  -- An attempt: the caller's terms, the id of a hold, and the verb's numbers. Is all sound, and nothing unusual due?
+  -- An attempt has the caller's terms, the id of a hold, and the verb's numbers. Is all sound, and nothing unusual due?
   if is_new then quota = terms end
   if newer or not is_new and not (version and balance and refilled_at and quota) then what = 'all' break end
   local c, r, p, others = match(quota, '^(%d+) (%d+) (%d+)(.*)$')
@@ -117,7 +117,7 @@ repeat  -- decides, once
   while a > 0 do
     a, b = fmod(b, a), a
   end
-  -- A new bucket that follows a server or recharges is not begun here. Other terms than the caller's: are they ours?
+  -- A new bucket that follows a server or recharges is not begun here. Stored terms of others must be sound.
   if is_new and not queues or quota ~= terms and (
       not (whole(c, 1, LIMIT - 1) and whole(r, 0, LIMIT) and whole(p, 1, LIMIT) and whole(overdraft, 0, LIMIT))
       or not (target == '-' or whole(target, 1, LIMIT - 1))
@@ -159,7 +159,7 @@ repeat  -- decides, once
     due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
   end
   if quota ~= terms then
-    -- They serve for a minute after they replaced others.
+    -- The stored terms serve others' callers for a minute after they replaced others.
     terms_at = whole(terms_at, 0, now + 5 * SECOND)
     local synced_too = match(terms, '^%S+ %S+ %S+ .+ 1$') ~= nil
     if not terms_at or now - terms_at >= 60 * SECOND or synced_too ~= synced then what = 'some' break end
@@ -199,8 +199,8 @@ repeat  -- decides, once
   end
   if stepped then carry = 0 end
 
-  -- The verbs. Of many acquires those up to the first that is not served here are carried out, and the answer tells of
-  -- each the balance after it and its place.
+  -- The verbs. Many acquires are carried out up to the first that can't be served here. The answer has the balance
+  -- after each, and its place.
   local at, back, ends, many, kept_hold, numbers = nil, 0, nil, '', nil, {}
   local now_held, now_open = held, open
   if verb == 'acquire' or verb == 'reserve' then
@@ -218,10 +218,10 @@ repeat  -- decides, once
         place = max(now, instant(need - balance, refilled_at, refill, period, stepped, carry))
         is_served = verb == 'acquire' and queues and need <= capacity and place < LIMIT
         if is_served and not ARGV[6] and not is_new then
-          -- Who asks for nothing but tokens now is refused here: nothing has changed but the time.
+          -- A caller that just wants tokens now is refused here: nothing has changed but the time.
           return format('%s %.0f %d %d %d %d', nonce, now, balance, place - now, held, open)
         end
-        -- A place at the last one's instant, or behind those before whom something came back, is weighed against them.
+        -- The rules decide on a place at the last one's instant, or behind places before which tokens came back.
         is_served = is_served and keep == 0 and firm_place <= now and place ~= last_place and ARGV[first + 2]
           and place - now <= tonumber(ARGV[first + 2])
         if is_served then
@@ -271,7 +271,7 @@ repeat  -- decides, once
     what = 'some'
   end
   if back > 0 then
-    -- What comes back before those who wait for their places is weighed against them.
+    -- The rules decide what comes back while places lie ahead.
     if last_place > now and not synced then what = 'some' end
     balance = min(max(balance, capacity), balance + back)
     if balance >= capacity and not stepped then carry = 0 end
@@ -279,7 +279,7 @@ repeat  -- decides, once
   if what then break end
   at = at or now
 
-  -- How long it is kept: as `lifetime_us` says, but never shorter than what holds need that were not read here.
+  -- The lifetime is that of `lifetime_us`, but never shorter than it was: holds that were not read here may need it.
   if given == '' and starts_full and not (synced and kept == -1) then
     local full_at = (synced or refill == 0) and now + DAY_US - 10 * SECOND
       or instant(capacity - balance, refilled_at, refill, period, stepped)
@@ -325,13 +325,13 @@ if what then
     end
   end
   for place, text in ipairs(told) do
-    -- Bytes that are no text can't stand in every client's answer as they are.
+    -- Bytes that are no text are escaped: not every client can read them as they are.
     answer[place + 3] = string.gsub(text, '[^ -$&-~]', function(byte) return format('%%%02X', string.byte(byte)) end)
   end
   return answer
 end
 
--- A full server and a missing right show at a write that leaves nothing behind.
+-- The first write leaves nothing behind: it shows whether the server is full or a right is missing.
 
 if is_new then
   call('HSET', key, unpack(sets))

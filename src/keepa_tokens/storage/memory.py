@@ -24,7 +24,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import Read, carry_out, inspected, lifetime_us, read_as
 from ..units import YEAR_US
-from ._memory_bucket import Bucket, begun, kept, serves, step
+from ._memory_bucket import Bucket, bucket_of, new_bucket, serves, step
 from .base import IN_ITS_MIDST, AsyncClosing, Closing
 
 __all__ = ["MemoryStorage"]
@@ -33,13 +33,13 @@ _SWEPT_PER_STEP: Final = 2
 _MOST_TIMES: Final = 100
 """How often a thread gives way before it waits at the lock."""
 _METHODS: Final = {f"MemoryStorage.{name}" for name in ("apply", "inspect", "keys", "delete", "dump", "load")}
-"""Those that take the lock."""
+"""The methods that take the lock."""
 
 _storages = WeakSet["MemoryStorage"]()
 
 
 def _forked() -> None:
-    """Go on in a forked child: whoever had a lock is perhaps a thread that is not here.
+    """Give each storage a new lock in a forked child: the thread that had the old one may not exist here.
 
     Only `with` takes one, so that a signal's exception can't leave it held.
     """
@@ -53,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(slots=True)
 class _Loaded:
-    """A state that was brought along: whatever is wrong with it, the next command mends. The rest as in `Bucket`."""
+    """A state from `load`: the next command mends whatever is wrong with it. The other fields are as in `Bucket`."""
 
     brought: BucketState
     quota: Quota | None = None
@@ -69,16 +69,16 @@ class _Loaded:
 class MemoryStorage(Closing, AsyncClosing, NotCopied):
     """Buckets in this process's memory, for threads and coroutines alike. Its own time is the monotonic clock.
 
-    A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock
-    are dropped by that clock, so give one storage one such clock. A forked child goes on with a copy of its own, as it
-    was at the fork; of a step that another thread was in the middle of, the child may see a part.
+    A bucket that would be full again is dropped as others are used (rule 9). Buckets used with a caller's clock are
+    dropped by that clock, so give one storage one such clock. A forked child goes on with a copy of its own, as it was
+    at the fork; if another thread was in the middle of a step, the child may see a part of that.
     """
 
     _instead = "its buckets are one process's; `dump` and `load` move one, SQLiteStorage and RedisStorage are shared"
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.bell = Bell()  # who waits, whichever of its doors brings something
+        self.bell = Bell()  # wakes who waits, whichever of its doors gives back
         self._buckets: dict[str, Bucket | _Loaded] = {}
         self._own, self._callers = _Deadlines(), _Deadlines()
         _storages.add(self)
@@ -86,16 +86,16 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     def give_way(self) -> None:
         """Let the thread that has the lock go on, a short while at most.
 
-        Threads that wait at the lock itself are handed it, and with it the interpreter, at every single step, which
-        then takes five times as long. Who gives way here waits for its turn with the interpreter instead.
+        Threads that wait at the lock itself get it, and the interpreter with it, at every single step; each step then
+        takes five times as long. A thread that gives way here waits for its turn with the interpreter instead.
 
-        Raises StorageUnavailable where this very thread has it: it would wait for itself for ever.
+        Raises StorageUnavailable if this very thread has the lock: it would wait for itself for ever.
         """
         for _ in range(_MOST_TIMES):
             sleep(0)
             if not self.lock.locked():
                 return
-        # No step notes whose the lock is, as each would pay for it; its thread's stack tells. One step is this one.
+        # To note whose the lock is would cost each step time, so the thread's stack tells. One step on it is this one.
         if sum(_is_step(frame, self) for frame, _ in walk_stack(currentframe())) > 1:
             raise StorageUnavailable(IN_ITS_MIDST)
 
@@ -108,7 +108,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     def served(self, key: str, quota: Quota, now: int, *, own: bool) -> Bucket | None:
         """Return the bucket that the fast path may serve up to its `until`; None: the rules must decide.
 
-        For a door of this library, which has the lock. now: microseconds. own: by the storage's own time, not a
+        For a door of this library that has taken the lock. now: microseconds. own: by the storage's own time, not a
         caller's.
         """
         bucket = self._buckets.get(key)
@@ -117,14 +117,14 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         return bucket if bucket.refilled_at <= now < bucket.until else None
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` at `now_us` (None: monotonic time) and return what it came to."""
+        """Apply `command` to the bucket `key` at `now_us` (None: monotonic time) and return the outcome."""
         if now_us is not None:
             now_us = whole("now_us", now_us)
-        if self.lock.locked():  # as `_in_turn`, but for a call in each step
+        if self.lock.locked():  # as `_in_turn`, which would cost a call in each step
             self.give_way()
         with self.lock:
             outcome = self._apply(key, quota, command, now_us)
-        return outcome  # noqa: RET504 - `came_to` looks for it
+        return outcome  # noqa: RET504 - `struck_outcome` looks for it
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
         """Return the bucket as it stands by the terms stored with it, writing nothing; None if there is none.
@@ -148,7 +148,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
     def delete(self, key: str) -> None:
         """Forget the bucket `key`: the next command finds a new one. Holds in flight are forgotten with it."""
         with self._in_turn():
-            self._ends_serving(key)
+            self._stop_serving(key)
             self._buckets.pop(key, None)
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Store `state` under `key` as it is: whatever is wrong with it is mended at the next command."""
         instance("state", state, BucketState)
         with self._in_turn():
-            self._ends_serving(key)
+            self._stop_serving(key)
             self._buckets[key] = _Loaded(state)
 
     def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
@@ -185,8 +185,8 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
                 outcome = step(bucket, command, now)
                 if outcome is not None:
                     return outcome
-            # A sound state stays sound while its clock goes on: only after a step back, or ages, is there more to mend.
-            # `read_as` also bounds places ahead, and refuses callers of the other kind.
+            # A sound state stays sound while its clock goes on: only after a step back, or a year, is there damage to
+            # mend. `read_as` also bounds places ahead, and refuses callers of the other kind.
             refilled_at = bucket.level[1]
             on_time = max(bucket.touched, refilled_at) <= now < refilled_at + YEAR_US
             if on_time and bucket.last_place <= now and bucket.quota.synced is quota.synced:
@@ -194,7 +194,7 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         return self._decide(key, quota, command, now, read_as(quota, bucket.state(), now), own=own)
 
     def _begin(self, key: str, quota: Quota, command: Command, now: int, *, own: bool) -> Outcome:
-        bucket = begun(quota, now, own=own)
+        bucket = new_bucket(quota, now, own=own)
         outcome = None if bucket is None else step(bucket, command, now)
         if bucket is None or outcome is None:
             return self._decide(key, quota, command, now, read_as(quota, None, now), own=own)
@@ -205,30 +205,30 @@ class MemoryStorage(Closing, AsyncClosing, NotCopied):
         """Let the rules decide."""
         changed, outcome = carry_out(quota, read, now, command)
         if changed:
-            self._keep(key, kept(read.sound, now, own=own))
+            self._keep(key, bucket_of(read.sound, now, own=own))
         return outcome
 
     def _keep(self, key: str, bucket: Bucket) -> None:
         before, quota = self._buckets.get(key), bucket.quota
         if before is not None and before.own is bucket.own and (before.quota is quota or before.quota == quota):
-            # It waits for its end already, and is looked at anew when that has come.
+            # The key waits for its end already, and the bucket is looked at anew when that has come.
             bucket.ends = before.ends
         else:
             bucket.ends = _forgotten_at(bucket)
             if bucket.ends is not None:
                 (self._own if bucket.own else self._callers).add(bucket.ends, key)
-        self._ends_serving(key)
-        # Last, and by one assignment: struck by a signal, a step is done or not done.
+        self._stop_serving(key)
+        # Last, and by one assignment: whenever a signal strikes, a step is done whole or not at all.
         self._buckets[key] = bucket
 
-    def _ends_serving(self, key: str) -> None:
-        """Let no door serve what is about to go: first, since struck in between it must not serve what has gone."""
+    def _stop_serving(self, key: str) -> None:
+        """Let no door serve a bucket that is about to go. This comes first, since a signal may strike in between."""
         before = self._buckets.get(key)
         if before is not None:
             before.until = 0
 
     def _drop(self, deadlines: _Deadlines, now: int) -> None:
-        """Forget buckets whose time has come, a few at each step: no thread, and no step pays for all."""
+        """Forget buckets whose time has come, a few at each step: so it needs no thread, and no step pays for all."""
         for _ in range(_SWEPT_PER_STEP):
             due = deadlines.first(now)
             if due is None:
@@ -272,10 +272,10 @@ class _Deadlines:
 
 
 def _is_step(frame: FrameType, storage: MemoryStorage) -> bool:
-    """Whether a frame has the lock of `storage`, or is about to take it."""
+    """Whether a frame is of a step that has the lock of `storage`, or is about to take it."""
     name, named = frame.f_code.co_qualname, frame.f_locals
     if name == "Door.at_once":
-        # With the balance in hand it has let go of the lock, and tells its listener, which may use the bucket.
+        # Once it has `balance` it has let go of the lock, and tells its listener, which may use the bucket.
         return named.get("memory") is storage and "balance" not in named
     return name in _METHODS and named.get("self") is storage
 

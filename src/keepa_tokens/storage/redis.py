@@ -1,7 +1,7 @@
 """States in Redis or Valkey, shared by processes and machines: one hash a bucket, one script (`bucket.lua`).
 
-A command is one call of the script where its fast path serves it, and where nothing is worth storing; else two: the
-rules decide here, and the script stores what they decided if nobody has written meanwhile.
+A command takes one call of the script if its fast path serves it, or if there is nothing to store. Else it takes two:
+the rules decide here, and the script stores what they decided if nobody has written meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, transition
 from . import _wire
-from ._batch import Batches, anew
+from ._batch import Batches, copied
 from ._clients import (
     CLIENTS,
     AsyncRedisClient,
@@ -56,7 +56,7 @@ DEFAULT_PREFIX: Final = "keepa_tokens:"
 _SCANNED_AT_ONCE: Final = 500
 
 _RAW: Final = {"NEVER_DECODE": True}
-"""Names of keys come as bytes: what a client would decode them by may be another encoding, or fail."""
+"""Names of keys come as bytes: a client might decode them by another encoding, or fail."""
 
 _WRITTEN_AT_ONCE: Final = 50
 """Commands in one write: so many that it is cheap, so few that the server works while the next is written."""
@@ -68,10 +68,10 @@ _PATIENCE_S: Final = 2.0
 """How long a command that loses to other writers tries again."""
 
 _CROWDED_S: Final = 1.0
-"""For how long after a lost try whoever must decide asks for a turn beforehand."""
+"""How long after a lost try commands that the rules decide ask for a turn beforehand."""
 
 _PAUSE_S: Final = 0.001
-"""The longest pause before it does: random, so that processes meet less often."""
+"""The longest pause while another has its turn: random, so that processes meet less often."""
 
 _MISSING: Final = "RedisStorage needs a client for Redis or Valkey: pip install 'keepa-tokens[redis]', or [valkey]"
 
@@ -132,14 +132,14 @@ class _Keyspace(NotCopied, Generic[LockT]):
     async def _drop_idle(self) -> None:
         raise NotImplementedError
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         raise NotImplementedError
 
     def _new_lock(self) -> LockT:
         raise NotImplementedError
 
     async def _entered(self, lock: LockT) -> bool:
-        """Wait for the lock, and return whether it was had."""
+        """Wait for the lock, and return whether the caller has it."""
         raise NotImplementedError
 
     # a command's way
@@ -152,10 +152,10 @@ class _Keyspace(NotCopied, Generic[LockT]):
             decided = _decided(quota, command, answer)
             if isinstance(decided, Outcome):
                 return decided
-        # A lock a key, for as long as somebody needs it; in a forked child nobody holds what was held at the fork.
+        # One lock for each key, while somebody needs it; by process, as in a forked child nobody would let it go.
         lock = self._locks.setdefault((os.getpid(), key), self._new_lock())
         had_to_wait = lock.locked()
-        # Whoever can't get it goes on without: it saves tries, and is no part of what makes them right.
+        # A caller that can't get it goes on without: it only saves tries, and nothing is wrong without it.
         has_it = await self._entered(lock)
         try:
             return await self._decide(key, quota, command, now_us, None if had_to_wait else answer)
@@ -164,7 +164,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
                 lock.release()
 
     def _is_deciding(self, key: str) -> bool:
-        """Whether somebody in this process decides for this bucket: who comes now would be in the way."""
+        """Whether a caller in this process decides for this bucket now: another would be in its way."""
         lock = self._locks.get((os.getpid(), key))
         return lock is not None and lock.locked()
 
@@ -172,10 +172,10 @@ class _Keyspace(NotCopied, Generic[LockT]):
         self, key: str, quota: Quota, command: Command, now_us: int | None, answer: _wire.Answer | None
     ) -> Outcome:
         """Decide what was handed over, and store it; again if somebody else has written meanwhile."""
-        began, token = time.monotonic(), secrets.token_hex(8)  # of chance: forked children count alike
+        began, token = time.monotonic(), secrets.token_hex(8)  # random: forked children count alike
         while True:
             if answer is None or answer is _wire.Sign.BUSY:
-                # Where many write, whoever must decide first gets a turn.
+                # Where many write, ask for a turn before deciding.
                 turn = token if began < self._crowded_until else ""
                 answer = await self._attempt(key, quota, command, now_us, turn)
             decided = _decided(quota, command, answer)
@@ -184,7 +184,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
             if decided is not None:
                 before, after, outcome = decided
                 storing = _wire.store(before, after, command, now_us, token, sent_once=self._sent_once)
-                # What was written meanwhile may be due by this command's time: others' clocks may be behind.
+                # Refused, it hands the bucket over anew. A hold may be due by now: others' clocks may be behind.
                 answer = await self._complete(key, storing, command, now_us)
                 if answer is _wire.Sign.STORED:
                     return outcome
@@ -195,7 +195,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
                     " The command was certainly not carried out."
                 )
             if answer is _wire.Sign.BUSY:
-                await self._rest(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
+                await self._pause(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
 
     async def _attempt(
         self, key: str, quota: Quota, command: Command, now_us: int | None, turn: str = ""
@@ -271,7 +271,7 @@ class _Keyspace(NotCopied, Generic[LockT]):
     # keys
 
     def _pattern(self) -> bytes:
-        """Return the SCAN pattern of this prefix, which may itself contain what patterns are made of."""
+        """Return the SCAN pattern of this prefix, with the prefix's own special characters escaped."""
         return _wire.as_bytes(re.sub(r"([*?\[\]\\])", r"\\\1", self.prefix) + "*")
 
     def _key_of(self, name: object) -> str:
@@ -290,7 +290,7 @@ _Decided = tuple[_wire.Handed, BucketState, Outcome]
 
 
 def _decided(quota: Quota, command: Command, answer: _wire.Answer) -> Outcome | _Decided | None:
-    """Return what the command came to, or first what is to be stored for that; None: nothing can be said now."""
+    """Return the outcome; if something must be stored first, that and the outcome; None: the answer decides nothing."""
     if isinstance(answer, Outcome):
         return answer
     if not isinstance(answer, _wire.Handed):
@@ -315,9 +315,9 @@ _storages = WeakSet["RedisStorage"]()
 
 
 def _forked() -> None:
-    """Go on in a forked child: whoever was in a client's pool is perhaps a thread that is not here.
+    """Give clients' pools new locks in a forked child: the thread that had an old one may not exist here.
 
-    redis-py 8 keeps the pool's lock, to take it in the child.
+    redis-py 8 keeps the old lock, and waits for it in the child.
     """
     for storage in _storages:
         for pool in pools(storage._client):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -346,7 +346,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         _storages.add(self)
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         return run(lambda: self._apply(key, quota, command, now_us))
 
     def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
@@ -387,7 +387,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
             return self._client.execute_command(*arguments)
         except BaseException as error:
             if not is_clients(error):
-                # Interrupted between sending and reading, the client gives back a connection that holds an answer.
+                # Interrupted between sending and reading, the client pools a connection with an unread answer.
                 await self._drop_idle()
             raise
 
@@ -395,7 +395,7 @@ class RedisStorage(Closing, _Keyspace[threading.Lock]):
         for close in idle_closers(self._client):
             close()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - a blocking door: this coroutine never suspends
 
     def _new_lock(self) -> threading.Lock:
@@ -420,11 +420,11 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         self._check_place()
         if not isinstance(command, Acquire):
             return await self._apply(key, quota, command, now_us)
-        _wire.numbers_of(command)  # what is wrong with one is nobody else's error
+        _wire.numbers_of(command)  # checked alone: what is wrong with one must not be the others' error
         return await self._acquires.send((key, quota, now_us), command)
 
     async def inspect(self, key: str, *, now_us: int | None = None) -> Snapshot | None:
@@ -481,7 +481,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         return await self._apply(key, quota, command, now_us)
 
     async def _acquired_together(self, group: _Group, commands: list[Acquire]) -> list[Outcome | BaseException]:
-        """Let the script carry out many acquires of one bucket, in their order; what it leaves goes its own way."""
+        """Let the script carry out many acquires of one bucket, in order; those that it leaves go their own way."""
         key, quota, now_us = group
         told: list[Outcome | BaseException] = []
         while len(told) < len(commands):
@@ -491,11 +491,11 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
                 try:
                     answer = await self._ask(key, _wire.acquires(quota, rest, now_us), None)
                 except Exception as error:  # noqa: BLE001 - each caller's own
-                    return [*told, *(anew(error) for _ in rest)]
+                    return [*told, *(copied(error) for _ in rest)]
             if isinstance(answer, list):
                 told += answer
                 continue
-            # None of them was served. What changes nothing is decided by what is there; the others go their own way.
+            # None of them was served. If none changes anything, this answer decides all; else each goes its own way.
             decided = [None if answer is None else _decided(quota, command, answer) for command in rest]
             outcomes = [each for each in decided if isinstance(each, Outcome)]
             if len(outcomes) < len(rest):
@@ -508,7 +508,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         for close in idle_closers(self._client):
             await close()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     def _new_lock(self) -> asyncio.Lock:
@@ -523,7 +523,7 @@ class AsyncRedisStorage(AsyncClosing, _Keyspace[asyncio.Lock]):
         self._locks.clear()
 
     def _check_place(self) -> None:
-        """Raise ConfigError in a forked child and in a second loop: whoever waits in one is not woken from the other.
+        """Raise ConfigError in a forked child and in a second loop: who waits in one isn't woken from the other.
 
         Asyncio clients don't notice a fork, and would read each other's answers.
         """

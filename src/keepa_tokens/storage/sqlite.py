@@ -34,15 +34,15 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS buckets (key TEXT PRIMARY KEY, fields TEXT NOT NULL, ends INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS buckets_by_end ON buckets (ends) WHERE ends IS NOT NULL;
 """
-_LONGEST_PAUSE_S: Final = 0.002
-_PATIENCE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.002  # between two tries
+_PATIENCE_S: Final = 0.02  # then a caller stands in line
 _SWEPT_PER_STEP: Final = 2
 _NO_PLACE: Final = {
     *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
 }
 _NO_RIGHT: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
-"""What the next try would only say again: another program's tables, damage, no database; no right, no such place."""
+"""Errors that the next try would only repeat: another program's tables, damage, no database; no right, no place."""
 _NETWORKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems whose locks SQLite can't rely on."""
 
@@ -52,10 +52,11 @@ class SQLiteStorage(Closing, NotCopied):
 
     A bucket that would be full again is dropped as others are used. A forked child opens the file anew, and so does
     whoever finds that it was moved or replaced. A power cut may cost the last steps, never the file. Beside the file
-    lie its `-wal`, `-shm` and `-turn`: who has waited longest goes next. timeout: seconds that a command waits for
-    others who write; then StorageUnavailable, and nothing was taken. (The `timeout` of `acquire` doesn't shorten that.)
+    lie its `-wal` and `-shm`, and `-turn`, by which the caller that has waited longest goes next. timeout: seconds that
+    a command waits for other writers; then StorageUnavailable, and nothing was taken. (The `timeout` of `acquire`
+    doesn't shorten that.)
 
-    Raises ConfigError for a file that can't hold buckets, on a file system of a network for one, or once it is closed.
+    Raises ConfigError for a file that can't hold buckets, such as one on a network's file system, and once closed.
     """
 
     _instead = "make one in each process, of the same path"
@@ -82,11 +83,11 @@ class SQLiteStorage(Closing, NotCopied):
             self._open()
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         return self._applied(_ticks_us(), key, quota, command, now_us)
 
     def _applied(self, began_us: int, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
-        """Do so for a caller who waits since `began_us`: for a thread, for other threads, for the file."""
+        """As `apply`, for a caller that has waited since `began_us`: for a thread, for other threads, for the file."""
         checked_key(key)
         with self._step(began_us) as db:
             own, now = now_us is None, _now(now_us)
@@ -136,11 +137,12 @@ class SQLiteStorage(Closing, NotCopied):
             self._line = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT, 0o666)
             self._let_go = weakref.finalize(self, os.close, self._line)
             self._let_go.atexit = False  # what runs at the exit may still settle its calls
-            # What others hold is waited for here, a moment at a time: SQLite's own waiting lets some wait for seconds.
+            # SQLite's own waiting lets some callers wait for seconds, so `_execute_in_turn` waits instead.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             self._process = os.getpid()
-            # Python 3.13 warns of one that is dropped open. At the process's end it is left to the system, as ever.
-            weakref.finalize(self, _close_own, self._db, self._process).atexit = False
+            # Python 3.13 warns of a connection that is dropped open. At the process's end the system closes it.
+            self._close_own = weakref.finalize(self, _close_own, self._db, self._process)
+            self._close_own.atexit = False
             self._db.text_factory = _text_of
             try:
                 self._execute_in_turn("PRAGMA journal_mode = WAL", _ticks_us())  # readers don't wait for writers
@@ -149,17 +151,16 @@ class SQLiteStorage(Closing, NotCopied):
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute("COMMIT")
-                self._opened = self._found()
+                self._opened = self._identities()
             except BaseException:
                 self._db.close()
                 self._let_go()
                 raise
 
     def _close(self) -> None:
-        if self._process == os.getpid():
-            self._db.close()
-        else:
+        if self._process != os.getpid():
             self._inherited.append(self._db)  # the parent's connection must not be used or closed here
+        self._close_own()
         self._let_go()
 
     @contextmanager
@@ -169,8 +170,8 @@ class SQLiteStorage(Closing, NotCopied):
                 raise StorageUnavailable(IN_ITS_MIDST)
             if self._is_closed:
                 raise ConfigError(f"the storage {self._path} is closed: open a new one. Nothing was done.")
-            # SQLite would go on in the file that had this name, while whoever comes now opens another.
-            if self._process != os.getpid() or self._opened != self._found():
+            # SQLite would go on in the file that had this name, while newcomers open the one that has it now.
+            if self._process != os.getpid() or self._opened != self._identities():
                 self._close()
                 self._open()
             self._is_busy = True
@@ -196,8 +197,8 @@ class SQLiteStorage(Closing, NotCopied):
     def _execute_in_turn(self, statement: str, began_us: int) -> None:
         """Carry out a statement that waits for others, up to the timeout.
 
-        A process that runs has the lock again before one that sleeps wakes up, so chance alone lets some wait for
-        seconds. Who has waited for a while stands in line, and goes before all that began later.
+        A process that runs has the lock again before one that sleeps wakes up, so if chance alone decided, some would
+        wait for seconds. A caller that has waited for a while stands in line, and goes before all that began later.
         """
         joined = False
         try:
@@ -217,8 +218,8 @@ class SQLiteStorage(Closing, NotCopied):
             if joined:
                 _unlock(self._line, began_us, 1)
 
-    def _found(self) -> list[object]:
-        """Return what tells the files that SQLite works on from others of these names."""
+    def _identities(self) -> list[object]:
+        """Return the identities of SQLite's files, which tell them from other files of these names."""
         return [_identity(name) for name in self._names]
 
     def _try(self, statement: str) -> sqlite3.Error | None:
@@ -236,7 +237,7 @@ class SQLiteStorage(Closing, NotCopied):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            # The low byte: what stands above says more closely where it happened.
+            # The low byte says what happened; the rest says more closely where.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in _NO_PLACE or getattr(error, "errno", None) in _NO_RIGHT:
                 raise ConfigError(
@@ -276,9 +277,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_FORKS.before, after_in_parent=_FORKS.after, after_in_child=_FORKS.after)
 
 
-# Who has waited for long locks the byte of a file whose number is the microsecond at which it began. The file stays
-# empty, and a lock ends with its process. Only processes are told apart, and on Windows nobody is: chance decides then.
-# No harm comes of two who are first.
+# A caller that has waited for a while locks a byte of the `-turn` file: the one whose number is the microsecond at
+# which the caller began. The file stays empty, and a lock ends with its process. Only processes are told apart, and on
+# Windows nobody is: then chance decides. It does no harm if two are first.
 
 
 def _is_first(file: int, began_us: int) -> bool:
@@ -312,7 +313,7 @@ class AsyncSQLiteStorage(AsyncClosing, NotCopied):
         self._storage = SQLiteStorage(path, timeout=timeout)
 
     async def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
-        """Carry `command` to the bucket `key` and return what it came to."""
+        """Apply `command` to the bucket `key` and return the outcome."""
         applied = self._storage._applied  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its twin's
         return await in_a_thread(applied, _ticks_us(), key, quota, command, now_us)
 
@@ -346,7 +347,7 @@ def _ticks_us() -> int:
 
 
 def _identity(name: str) -> tuple[int, int] | None:
-    """Return what tells a file from another of its name; None: there is none."""
+    """Return what tells a file from another of its name; None: there is no file."""
     try:
         found = os.stat(name)  # noqa: PTH116 - before each step: a Path takes twice as long
     except FileNotFoundError:
@@ -370,7 +371,7 @@ def _can_be_a_file(path: Path) -> bool:
 
 
 def _text_of(stored: bytes) -> str:
-    """Return a text. A byte that is none is damage of the field that it is in, not of a row that nobody can read."""
+    """Return stored bytes as text. A byte that is no text damages its field alone: the row can still be read."""
     return stored.decode(errors="replace")
 
 

@@ -1,6 +1,6 @@
 """The testing kit: time that moves by hand, and a model of Keepa's server. Nothing here waits for real time by itself.
 
-The server is imported when it is first asked for, so that a test which needs only a clock pays for nothing else.
+The server is imported on first use, so that a test which needs only a clock doesn't pay for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["FakeKeepa", "FakeKeepaServer", "ManualClock", "ScaledClock", "Virtua
 
 _HOMES: Final = {"FakeKeepa": "fake_keepa", "FakeKeepaServer": "fake_server"}
 
-if not TYPE_CHECKING:  # a checker that saw this would take any name for one of the kit's
+if not TYPE_CHECKING:  # a type checker that saw this would accept any name
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

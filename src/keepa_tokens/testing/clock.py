@@ -32,25 +32,26 @@ def _microseconds(seconds: float) -> int:
 
 
 class _Sleepers(dict[tuple[int, int], asyncio.Future[None]]):
-    """What wakes the coroutines of one event loop, by when (microseconds) and their place among those who wake then."""
+    """The futures that wake the coroutines of one event loop, by deadline in microseconds, then by order of arrival."""
 
     quiet_passes = 0
-    """How long nobody has come or gone."""
+    """Passes of the loop since a sleeper last came or was woken."""
 
 
 class ManualClock:
     """A clock that stands still until somebody sleeps on it or moves it; it reads `start` seconds at first.
 
-    A sleeper moves the clock to its own deadline and goes on at once, never backwards. Of several sleepers the one with
-    the earliest deadline goes first, ties in order of arrival: coroutines among those of their event loop, threads
-    among threads, as far as they are asleep already. Nobody waits for a sleeper who can't run, so it can't deadlock.
+    A sleeper moves the clock to its own deadline, never backwards, and goes on at once. Of several sleepers the one
+    with the earliest deadline goes first, ties in order of arrival. This order holds among the coroutines of one event
+    loop and among threads, as far as they are asleep already. No sleeper waits for one that can't run, so there is no
+    deadlock.
     """
 
     __slots__ = ("_arrivals", "_changed", "_loops", "_now_us", "_slept_us", "_threads")
 
     def __init__(self, start: float = 0.0) -> None:
         if _microseconds(start) < 0:
-            raise ValueError("start must be at least 0 seconds")
+            raise ValueError(f"start={start!r} must be at least 0 seconds")
         self._now_us = _microseconds(start)
         self._slept_us = 0
         self._arrivals = itertools.count()
@@ -117,7 +118,7 @@ class ManualClock:
             self._slept_us += wait_us
 
     def _leave(self, loop: asyncio.AbstractEventLoop, place: tuple[int, int]) -> None:
-        """Take a sleeper off, woken or cancelled; the last one's loop goes too, so that no closed one is kept alive."""
+        """Remove a sleeper, woken or cancelled; with the last one also its loop, so that no closed loop is kept."""
         with self._changed:
             sleepers = self._loops.get(loop)
             if sleepers is None:
@@ -127,7 +128,7 @@ class ManualClock:
                 del self._loops[loop]
 
     def _drive(self, loop: asyncio.AbstractEventLoop, sleepers: _Sleepers) -> None:
-        """Wake the first sleeper once a few passes brought no new one: one driver a loop, no polling sleepers."""
+        """Wake the first sleeper once a few passes of the loop brought no new one. Each loop has one such driver."""
         with self._changed:
             if self._loops.get(loop) is not sleepers:
                 return
@@ -156,7 +157,7 @@ class ScaledClock:
 
     def __init__(self, speed: float = 1.0) -> None:
         if not 0 < speed < float("inf"):
-            raise ValueError("speed must be above 0 and finite")
+            raise ValueError(f"speed={speed!r} must be above 0 and finite")
         self._speed = speed
         self._started_ns = time.monotonic_ns()
 
@@ -206,7 +207,7 @@ class LoopClock:
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """A selector that lets the time jump instead of waiting, whenever no real event is there to be had."""
+    """A selector that lets the time jump instead of waiting, whenever there is no real event."""
 
     def __init__(self, io_grace: float, patience: float, waiting: Callable[[], str]) -> None:
         super().__init__()
@@ -236,7 +237,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     def _wait_for_an_event(self) -> Events:
         if self._expects_events():
             return super().select(None)
-        # Another thread may still call the loop, but no sign tells which one will: real patience, with an end.
+        # Another thread may still call the loop, and nothing shows which one will: wait in real time, with an end.
         if threading.active_count() > 1 and (ready := super().select(self._patience)):
             return ready
         raise RuntimeError(f"deadlock: nothing is ready, no timer is set, no I/O is open; {self._waiting()}")
@@ -246,9 +247,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop in virtual time: it starts at 0 and jumps to the next timer when nothing is ready.
 
     Real I/O and threads still work. While a socket is open or an executor has a job, the loop gives them `io_grace`
-    real seconds before each jump, so that a time limit around a real call doesn't expire at once. With no timer it
-    waits for them. Where nothing can ever happen any more, running it raises RuntimeError; if other threads are alive,
-    after `patience` real seconds, since one of them might call the loop.
+    real seconds before each jump, so that a time limit around a real call doesn't expire at once. Without a timer it
+    waits for them. If nothing can ever happen any more, the loop raises RuntimeError; while other threads are alive,
+    only after `patience` real seconds, since one of them might call the loop.
     """
 
     def __init__(self, *, io_grace: float = 0.02, patience: float = 5.0) -> None:
@@ -271,7 +272,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         func: Callable[[*Arguments], Result],
         *args: *Arguments,
     ) -> asyncio.Future[Result]:
-        """Run `func` in a thread; time does not jump over it as long as it takes less than the grace."""
+        """Run `func` in a thread; the time doesn't jump meanwhile if that takes less than `io_grace`."""
         future = super().run_in_executor(executor, func, *args)
         self._jumping.jobs += 1
         future.add_done_callback(self._job_done)
@@ -281,7 +282,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._jumping.jobs -= 1
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002
-        """End the default executor's threads; without the limit, since virtual time would be up before they end."""
+        """End the default executor's threads, without the limit: virtual time would reach it before they end."""
         self._jumping.jobs += 1
         try:
             await super().shutdown_default_executor()
@@ -299,7 +300,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Cancel what still runs, end the executor's threads, close the loop."""
         if not self.is_closed():
             with asyncio.Runner(loop_factory=lambda: self):
-                pass  # all of this is what its end does
+                pass  # the end of a Runner does all of this
 
 
 def virtual_loop(*, io_grace: float = 0.02, patience: float = 5.0) -> VirtualLoop:

@@ -1,4 +1,4 @@
-"""The conformance kit: what any storage must hold, as tests to inherit. docs/howto/storage.md shows how.
+"""The conformance kit: what any storage must do, as tests to inherit. docs/howto/storage.md shows how.
 
 Each test works on keys of its own, so the storage need not be empty. Nothing is left to chance: every run is the same.
 """
@@ -42,7 +42,7 @@ EACH: Final = 120
 
 PROCESSES: Final = 2
 EACH_PROCESS: Final = 400
-"""Processes begin less exactly together: they must go on for longer to meet."""
+"""The same for processes. They don't start at exactly the same moment, so each asks more often."""
 
 PLAIN: Final = Quota(10, 1, 1.0)
 LARGE: Final = Quota(10_000, 1, 60.0)
@@ -67,33 +67,33 @@ COMMANDS: Final[tuple[Command, ...]] = (
 
 
 class StorageUnderTest(ABC):
-    """What a subclass brings of a storage, and how it is held beside the rules. Has no tests of its own.
+    """What a subclass defines for its storage, and how the kit compares the storage with the rules. Has no tests.
 
-    `make_storage` is all that must be defined. For a storage for coroutines, what is defined may be a coroutine too.
+    Only `make_storage` must be defined. For a storage for coroutines these methods may be coroutines too.
     """
 
     effort: ClassVar[float] = 1.0
-    """How many of the histories are tried; less than 1 for a slow storage, more to look harder."""
+    """The share of the histories that is tried; less than 1 for a slow storage, more to look harder."""
 
     reads_all: ClassVar[bool] = True
-    """Whether each command finds whatever is damaged; if not, as by a fast path of the storage's own, a look does."""
+    """Whether each command finds all damage; False if only a look does, as the storage has a fast path of its own."""
 
     @abstractmethod
     def make_storage(self) -> crews.Made:
         """Return a storage, blocking or for coroutines; it is closed at the end. Need not be empty."""
 
     def read_fields(self, key: str) -> Mapping[str, str] | Awaitable[Mapping[str, str]]:
-        """Return what is stored of a bucket, as the texts of `BucketState.to_fields`. Optional."""
+        """Return the stored fields of a bucket, as the texts of `BucketState.to_fields`. Optional."""
         raise NotImplementedError
 
     def write_fields(self, key: str, fields: Mapping[str, str]) -> Awaitable[None] | None:
-        """Store these fields of a bucket, whatever they are, in place of what is stored. Optional."""
+        """Replace the stored fields of a bucket by these, whatever they are. Optional."""
         raise NotImplementedError
 
     # --- for the tests
 
     def can(self, hook: str) -> bool:
-        """Whether the subclass brought an optional hook."""
+        """Return whether the subclass defines an optional hook."""
         return getattr(type(self), hook) is not getattr(StorageUnderTest, hook)
 
     def opened(self) -> AbstractContextManager[Storage]:
@@ -101,7 +101,7 @@ class StorageUnderTest(ABC):
         return crews.opened(self.make_storage)
 
     def read(self, storage: Storage, key: str) -> dict[str, str]:
-        """Return what is stored of a bucket."""
+        """Return the stored fields of a bucket."""
         return dict(_value(storage, self.read_fields(key)))
 
     def write(self, storage: Storage, key: str, fields: Mapping[str, str]) -> None:
@@ -109,9 +109,9 @@ class StorageUnderTest(ABC):
         _value(storage, self.write_fields(key, fields))
 
     def follow(self, acts: Sequence[Act], storages: Iterator[Storage]) -> None:
-        """Run one history on the next storages: outcome, look and stored fields are those of the rules.
+        """Run one history, each step on the next storage, and compare outcome, look and stored fields with the rules.
 
-        A storage may forget a bucket when its lifetime is over (rule 9), or not: then either answer will do.
+        A storage may forget a bucket when its lifetime is over (rule 9), or keep it: then either answer will do.
         """
         key, worlds = new_key(), [Rules()]
         for number, (act, storage) in enumerate(zip(acts, storages, strict=False)):
@@ -123,7 +123,7 @@ class StorageUnderTest(ABC):
                     # A look shows the bucket as it would be mended, and mends nothing.
                     assert look(storage.inspect(key, now_us=act.now)) == worlds[0].inspect(act.now)
                 if not self.reads_all:
-                    act = replace(act, command=Peek())  # noqa: PLW2901 - what mends it comes first
+                    act = replace(act, command=Peek())  # noqa: PLW2901 - a look has to mend it first
             worlds = with_the_forgotten(worlds, act.now)
             expected = [world.apply(act) for world in worlds]
             told = in_order(storage.apply(key, act.quota, act.command, now_us=act.now))
@@ -136,10 +136,10 @@ class StorageUnderTest(ABC):
 
 
 def kept(texts: Mapping[str, str]) -> BucketState:
-    """Return what stored fields say.
+    """Return the state of stored fields, without differences that a storage may make.
 
-    A storage may leave a 0 where the rules leave the field out, and need not renew for how long the fast path may serve
-    a bucket, where it is that which served it.
+    It may keep a 0 where the rules leave the field out. If its fast path served the bucket, it need not renew `fast`,
+    the time up to which that path may go on.
     """
     zeros = {name for name in ("carry", "last_place", "firm_place", "largest_place") if texts.get(name) == "0"}
     return replace(BucketState.from_fields({name: texts[name] for name in texts.keys() - zeros}), fast=None)
@@ -159,7 +159,10 @@ class StorageConformance(StorageUnderTest):
     # --- keys and holds
 
     def test_buckets_are_kept_apart_by_their_keys(self) -> None:
-        """Keys that differ in anything, case, accents and signs included, are different buckets, each listed once."""
+        """Keys that differ in anything, case, accents and signs included, are different buckets, each listed once.
+
+        And each forgotten alone, by a storage that has `delete`.
+        """
         stem = new_key()
         keys = [f"{odd}{stem}{odd}" for odd in ODD_KEYS]
         long = stem.ljust(255, "k")
@@ -173,6 +176,13 @@ class StorageConformance(StorageUnderTest):
                 assert shown is not None, f"the bucket {key!r} is not found"
                 assert shown.balance == 10_000 - number - 1, f"the bucket {key!r} is not kept apart"
             assert sorted(filter(lambda key: stem in key, storage.keys())) == sorted(keys)
+            delete = getattr(storage.storage if isinstance(storage, crews.Driven) else storage, "delete", None)
+            if not callable(delete):
+                return
+            for key in keys[::2]:
+                _value(storage, delete(key))
+                assert storage.inspect(key, now_us=EPOCH) is None, f"the bucket {key!r} is there after delete"
+            assert sorted(filter(lambda key: stem in key, storage.keys())) == sorted(keys[1::2])
 
     def test_holds_are_told_apart_by_their_ids(self) -> None:
         """Any text may be the id of a hold; hundreds are kept, each with its own cost, until they run out at once."""
@@ -278,13 +288,13 @@ class StorageConformance(StorageUnderTest):
 
 
 class SharedStorageConformance(StorageConformance):
-    """The tests of a storage that outlives its process or is shared by several: those of all storages, and more.
+    """The tests of a storage that outlives its process or that several processes share: all those above, and more.
 
     Every `make_storage` of one test must open the same place.
     """
 
     def elsewhere(self) -> crews.Opener | None:
-        """Return what opens the place in another process: it is pickled, so a class or a functools.partial of one."""
+        """Return a function that opens the place in another process. It is pickled: a class, or a partial of one."""
         return None
 
     def test_what_was_written_is_there_after_a_restart(self) -> None:
@@ -350,7 +360,7 @@ def new_key() -> str:
 
 
 def with_the_forgotten(worlds: list[Rules], now: int) -> list[Rules]:
-    """Return the worlds, and the one without the bucket if it may be forgotten in any of them."""
+    """Return the worlds, and one without the bucket if the storage may have forgotten it in any of them."""
     forgotten = any(world.due is not None and world.due <= now for world in worlds)
     return [*worlds, Rules()] if forgotten and all(world.texts for world in worlds) else worlds
 

@@ -43,7 +43,7 @@ class Driven:
         self._runner = runner
 
     def run(self, work: Awaitable[T]) -> T:
-        """Run what is awaited on the loop to which the storage belongs."""
+        """Run an awaitable on the event loop to which the storage belongs."""
         return self._runner.run(_awaited(work))
 
     def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
@@ -131,7 +131,7 @@ def processes(opener: Opener, works: Sequence[Work]) -> list[list[Outcome]]:
 
 
 def killed(opener: Opener, work: Work) -> int:
-    """Let a process do the work again and again, kill it in the middle, and return how many steps it told of.
+    """Let a process do the work again and again, kill it in the middle, and return how many steps it reported.
 
     It may have done one more.
     """
@@ -139,7 +139,7 @@ def killed(opener: Opener, work: Work) -> int:
     told, telling = context.Pipe(duplex=False)
     process = context.Process(target=_work_on, args=(opener, work, telling))
     process.start()
-    telling.close()  # so that the end of the process is the end of what it tells
+    telling.close()  # so that `told` ends when the process does
     steps = 0
     try:
         while steps < STEPS_BEFORE_A_KILL:
@@ -155,7 +155,7 @@ def killed(opener: Opener, work: Work) -> int:
 
 
 _shared: tuple[Opener, Barrier]
-"""What a process of several got at its start."""
+"""What each process of `processes` gets at its start."""
 
 
 def _share(opener: Opener, gate: Barrier) -> None:
@@ -179,7 +179,7 @@ def _work_on(opener: Opener, work: Work, telling: Connection) -> None:
 
 @contextmanager
 def _hurried() -> Generator[None]:
-    """Let the interpreter change threads as often as it can: what isn't atomic comes apart much sooner."""
+    """Let the interpreter change threads as often as it can, so that a step that isn't atomic fails much sooner."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -34,9 +34,9 @@ GREY_PIXEL: Final = b64decode(
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What there is to be found.
+    """What Keepa would find for a request.
 
-    seed: decides all that Keepa would look up. products_per_code: lowest and highest number of products of one code.
+    seed: decides every result of a lookup. products_per_code: lowest and highest number of products of one code.
     query_matches: products that any query matches. minute: the server's time in Keepa minutes.
     """
 
@@ -46,18 +46,18 @@ class World:
     minute: int
 
     def draw(self, low: int, high: int, *about: object) -> int:
-        """Return a number from low to high, always the same for the same subject."""
+        """Return a number from low to high, always the same for the same `about`."""
         subject = "|".join(map(str, (self.seed, *about)))
         return low + zlib.crc32(subject.encode()) % (high - low + 1)
 
     def asin(self, *about: object) -> str:
-        """Return an ASIN, always the same for the same subject."""
+        """Return an ASIN, always the same for the same `about`."""
         return f"B0{self.draw(0, 99_999_999, 'asin', *about):08d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path: its price in tokens, its answer without the envelope, and what is wrong with a request, if anything."""
+    """One path: its price in tokens, its answer without the envelope, and a function that names a request's mistake."""
 
     price: int | Callable[[Params, World], int]
     body: Callable[[Params, World], JsonObject] = lambda _params, _world: {}
@@ -79,7 +79,7 @@ def items(params: Params, name: str) -> tuple[str, ...]:
 
 
 def number(params: Params, name: str, default: int) -> int:
-    """Return a whole-number parameter, the default where it is missing, no number or beyond all reason."""
+    """Return a whole-number parameter, or the default if it is missing, no number or longer than MAX_DIGITS."""
     text = params.get(name, "")
     try:
         return int(text) if len(text) <= MAX_DIGITS else default
@@ -94,7 +94,7 @@ def selection(params: Params) -> JsonObject:
 
 
 def _parsed(text: str) -> object:
-    """Return what a JSON text says, None where it says nothing."""
+    """Return the value of a JSON text, None if it is no JSON."""
     try:
         parsed: object = json.loads(text)
     except (ValueError, RecursionError):
@@ -261,7 +261,7 @@ def _lightning_body(params: Params, world: World) -> JsonObject:
 
 
 def adds_tracking(params: Params) -> bool:
-    """Return whether a tracking request adds trackings: the only one of its kind that costs tokens."""
+    """Return whether a tracking request adds trackings: only such a tracking request costs tokens."""
     return params.get("type") == "add"
 
 

@@ -2,9 +2,9 @@
 
 The rules, in the order of the code:
 
-1. Time is the server's own: it follows the clock forwards and takes no part in a step back.
-2. Tokens come in steps: the whole rate at once, about once a minute; the period drifts and has its own phase. Tokens
-   that find the bucket full are lost. At a net refill of 0 or less nothing comes.
+1. The server has a time of its own: it moves forward with the clock, and ignores a step back.
+2. Tokens come in steps: the whole rate at once, about once a minute. The period varies, and the first step may come at
+   any moment. Tokens that find the bucket full are lost. At a net refill of 0 or less nothing comes.
 3. A paid call is admitted while the balance is above 0, whatever it costs. A refusal is HTTP 429 and costs nothing.
 4. The cost is charged when the call completes (or when it is admitted, by `charge`), and may take the balance below 0.
 5. The envelope tells the truth at the moment the answer is made.
@@ -42,7 +42,7 @@ CostHook = Callable[[str, Mapping[str, str]], int | None]
 
 HOURS_OF_CAPACITY_IN_MINUTES: Final = 60
 IMAGE_CACHE_US: Final = 90 * 60 * 1_000_000
-STEP_BY_STEP: Final = 1000  # a longer gap is refilled in one go: after it the bucket is full in any case
+STEP_BY_STEP: Final = 1000  # steps; more are made in one go: after so many the bucket is full anyway
 CHARGED_FAULTS: Final = frozenset({"empty", "timeout_charged", "disconnect_charged", "no_envelope"})
 DEFAULT_PERIOD: Final = (60.19, 60.45)
 
@@ -60,10 +60,10 @@ class FakeKeepa:
     """Keepa's server for one key. All counters are in tokens or calls since the start; thread-safe.
 
     refill_rate: tokens a minute; capacity is 60 times that. initial: the first balance (default: full).
-    period: seconds between refills, a number or the range it drifts in. charge: when a call's cost leaves the balance.
+    period: seconds between refills, a number or a range to draw it from. charge: when a call's cost leaves the balance.
     key: the only valid API key; None takes any. cost: a hook `(path, params) -> tokens` that overrides a price, unless
-    it returns None. latency: seconds a call takes, a number or a range. products_per_code, query_matches: what product
-    codes and queries find, and so cost. epoch: the server's Unix time when it starts.
+    it returns None. latency: seconds a call takes, a number or a range. products_per_code, query_matches: how many
+    products a code or a query finds, on which its cost depends. epoch: the server's Unix time when it starts.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class FakeKeepa:
         self._balance = self.capacity if initial is None else initial
         self._seen_us = self._clock.now_us()
         self._time_us = 0
-        # The phase has nothing to do with the moment we start to look.
+        # The first step may come at any moment after the start.
         self._next_refill_us = self._random.randint(1, self._draw_period_us())
         self._numbers = itertools.count(1)
         self._open: dict[int, Ticket] = {}
@@ -190,6 +190,9 @@ class FakeKeepa:
         """
         if kind not in get_args(Fault):
             raise ValueError(f"unknown fault {kind!r}; known: {', '.join(get_args(Fault))}")
+        given: object = n  # nobody may have checked
+        if isinstance(given, str):
+            raise TypeError(f"n is the number of calls, the fault is the other one: kind={n!r}")
         with self._lock:
             only = None if path is None else _normal(path)
             self._faults.extend(_Planned(kind, only, headers or {}) for _ in range(n))
@@ -210,7 +213,7 @@ class FakeKeepa:
             self._next_refill_us += self._draw_period_us()
 
     def _mint(self, steps: int) -> None:
-        """Add the tokens of some steps; parts of a token, left by the flow reduction, are carried to the next step."""
+        """Add the tokens of some steps; a part of a token, from the flow reduction, is carried to the next step."""
         fresh = self._carry + max(Fraction(0), self._rate - self._reduction) * steps
         tokens = int(fresh)
         self._carry = fresh - tokens
@@ -225,7 +228,7 @@ class FakeKeepa:
     # --- a call arrives
 
     def begin(self, path: str, params: Mapping[str, object] | None = None) -> Ticket:
-        """Let a call arrive: whether it is admitted is decided now. Nothing is answered before `finish`."""
+        """Let a call arrive, and decide now whether it is admitted. The answer comes with `finish`."""
         path = _normal(path)
         asked = {name: _text(value) for name, value in (params or {}).items()}
         with self._lock:
@@ -275,7 +278,7 @@ class FakeKeepa:
         return ENDPOINTS[path].cost(params, self._world())
 
     def _is_cached(self, params: Mapping[str, str]) -> bool:
-        """Tell whether the same image was paid for within 90 minutes, and remember it if not."""
+        """Return whether the same image was paid for within 90 minutes; if not, remember that it is paid for now."""
         image = tuple(sorted(params.items()))
         paid_us = self._images.get(image)
         if paid_us is not None and self._time_us - paid_us < IMAGE_CACHE_US:
@@ -318,7 +321,7 @@ class FakeKeepa:
         return {
             "timestamp": self._unix_ms(),
             "tokensLeft": self._balance,
-            "refillIn": -(-(self._next_refill_us - self._time_us) // 1000),  # up: never earlier than the truth
+            "refillIn": -(-(self._next_refill_us - self._time_us) // 1000),  # rounded up: never earlier than the truth
             "refillRate": self._rate,
             "tokenFlowReduction": float(self._reduction),
             "tokensConsumed": ticket.cost,
@@ -379,13 +382,13 @@ class FakeKeepa:
 def _range_us(seconds: float | tuple[float, float]) -> tuple[int, int]:
     low, high = (seconds, seconds) if isinstance(seconds, int | float) else seconds
     if not 0 < low <= high:
-        raise ValueError("period must be above 0, and the lower end first")
+        raise ValueError(f"period={seconds!r} must be above 0, with the lower end first")
     return max(1, round(low * 1_000_000)), max(1, round(high * 1_000_000))
 
 
 def _rate(refill_rate: int) -> int:
     if refill_rate < 0:
-        raise ValueError("refill_rate must be at least 0")
+        raise ValueError(f"refill_rate={refill_rate!r} must be at least 0")
     return refill_rate
 
 

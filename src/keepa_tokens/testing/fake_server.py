@@ -31,8 +31,8 @@ Request: TypeAlias = socket.socket | tuple[bytes, socket.socket]
 class FakeKeepaServer:
     """Serve a `FakeKeepa` by HTTP/1.1 while the context is open; all its threads end with it.
 
-    speed: how many server seconds pass in a real one; the fake follows a `ScaledClock` meanwhile, and latency is served
-    in scaled time. None leaves the fake on its own clock. hang: real seconds after which a connection without an answer
+    speed: how many server seconds pass in a real one; meanwhile the fake follows a `ScaledClock`, and latency passes
+    in its time. None: the fake stays on its own clock. hang: real seconds after which a connection without an answer
     (a timeout fault) is closed.
     """
 
@@ -108,7 +108,7 @@ class _Http(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: Request, client_address: tuple[str, int]) -> None:
-        """Say nothing of a client that has gone: its own business."""
+        """Say nothing if the client has closed the connection."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -122,14 +122,14 @@ class _Http(ThreadingHTTPServer):
         for connection in tuple(self._connections):
             with contextlib.suppress(OSError):  # the client may have been quicker
                 cast("socket.socket", connection).shutdown(socket.SHUT_RDWR)
-        self._ending.set()  # only now, so that no call cut short is answered as if its time had passed
+        self._ending.set()  # only now: a call whose latency is cut short must not be answered
 
     def pause(self) -> None:
         """Let the latency of one call pass."""
         seconds = self.fake.draw_latency()
         if self._speed is not None:
             self._ending.wait(seconds / self._speed)
-        elif seconds > 0:  # an event loop's clock takes no blocking sleep, not even of none
+        elif seconds > 0:  # an event loop's clock raises on a blocking sleep, even of 0 s
             self.fake.clock.sleep(seconds)
 
     def leave_hanging(self) -> None:
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(response.content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing: a line would hold the API key, and a benchmark would drown in them."""
+        """Say nothing: each line would hold the API key, and a benchmark makes very many."""
 
 
 def _loopback(host: str) -> str:

@@ -24,10 +24,7 @@ Fault = Literal[
     "zero_envelope",
     "no_envelope",
 ]
-"""What goes wrong with one call, in place of its answer: docs/reference/api/testing.md says it of each.
-
-What could not be admitted is never charged.
-"""
+"""What goes wrong with one call: see docs/reference/api/testing.md. A call that isn't admitted costs nothing."""
 
 Verdict = Literal["run", "refused", "bad_key", "malformed", "unknown_path"]
 
@@ -57,7 +54,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A call that has arrived and not been answered: `cost` is what it takes, `due` the part not charged yet."""
+    """A call that has arrived and not been answered: `cost` in tokens, and `due`, the part not charged yet."""
 
     number: int
     path: str
@@ -79,9 +76,9 @@ def rejection(ticket: Ticket, envelope: JsonObject) -> Response:
 
 
 def faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject, body: JsonObject | None) -> Response:
-    """Return the answer to a call with a fault; body: without the envelope.
+    """Return the answer to a call with a fault. body: the answer without its envelope.
 
-    Raises TimeoutError or ConnectionError where there is none.
+    Raises TimeoutError or ConnectionError if the fault leaves no answer.
     """
     match fault:
         case "timeout_charged" | "timeout_uncharged":
@@ -104,7 +101,7 @@ def faulty(ticket: Ticket, fault: Fault | Literal["down"], envelope: JsonObject,
 
 
 def _zeroed(envelope: JsonObject) -> JsonObject:
-    """Return the envelope of an answer that knows nothing of the bucket."""
+    """Return the envelope of an answer that says nothing of the bucket."""
     return dict.fromkeys(envelope, 0) | {"timestamp": envelope["timestamp"], "tokenFlowReduction": 0.0}
 
 

@@ -1,7 +1,7 @@
-"""What the conformance kit does to a bucket: histories, the same in every run, and what the rules make of them.
+"""What the conformance kit does to a bucket: histories, the same in every run, and their outcomes by the rules.
 
-Numbers are small and times coarse, so that balances, ends and instants often meet exactly. Whoever writes a storage
-only calls `transition`: histories need not test the rules, only that nothing is lost between it and what is stored.
+Numbers are small and times coarse, so that balances, ends and instants often meet exactly. A storage only calls
+`transition`: histories need not test the rules, only that nothing is lost between `transition` and the database.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ BEGINS: Final = (EPOCH, 1, EPOCH, LIMIT // 2 + 1)
 
 STEPS: Final = 25
 _TEXTS: Final = (None, "NaN", "", "-1", "0", "1", "1e3", "1 2 3 4 5", str(EPOCH), str(EPOCH + 400 * 24 * HOUR))
-"""What becomes of a stored field; None: it is gone."""
+"""Texts that replace a damaged field; None: the field is removed."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """One step of a history: `damage` befalls a share of the stored fields, then a command comes."""
+    """One step of a history: `damage`, if any, hits a stored field, then a command comes.
+
+    damage: which field, from 0 (the first by name) to 1, and the text that replaces it; None removes the field.
+    """
 
     now: int
     quota: Quota
@@ -64,7 +67,7 @@ class Act:
 
 
 def histories(count: int, *, damage: bool = False) -> Iterator[list[Act]]:
-    """Yield a history of places that are given up, then so many others, of plain and synced buckets in turns."""
+    """Yield a history of places that are given up, then `count` others, of plain and synced buckets in turn."""
     yield _places()
     for number in range(count):
         begin = BEGINS[number // 2 % len(BEGINS)]
@@ -72,7 +75,7 @@ def histories(count: int, *, damage: bool = False) -> Iterator[list[Act]]:
 
 
 def _places() -> list[Act]:
-    """Return a history in which tokens come back before the last place, and then that one is given up."""
+    """Return a history in which tokens come back before the last place, and then that place is given up."""
     quota = Quota(20, 1, 1.0, initial=0)
     commands: list[Command] = [
         *(Acquire(15, wait_us=HOUR), Acquire(5, wait_us=HOUR), Refund("a", 15, EPOCH + 15 * SECOND)),
@@ -140,7 +143,7 @@ def _command(draw: Random, now: int, *, synced: bool) -> Command:
 
 
 class Rules:
-    """What the rules make of a history: plain texts in, `transition`, plain texts out.
+    """A bucket by the rules alone: plain texts in, `transition`, plain texts out.
 
     due: the instant from which the bucket may be forgotten; None: never.
     """
@@ -160,7 +163,7 @@ class Rules:
         return in_order(outcome)
 
     def inspect(self, now: int) -> Snapshot | None:
-        """Return what a look by the key alone shows."""
+        """Return what `inspect` should show."""
         stored = self.stored()
         if stored is None or stored.quota is None:
             return None
@@ -172,10 +175,10 @@ class Rules:
 
 
 def in_order(outcome: Outcome) -> Outcome:
-    """Return the outcome, with the names of mended fields in order: stored fields have none."""
+    """Return the outcome with the names of mended fields sorted: a storage may keep fields in any order."""
     return replace(outcome, repaired=tuple(sorted(outcome.repaired)), snapshot=look(outcome.snapshot))
 
 
 def look(shown: Snapshot | None) -> Snapshot | None:
-    """Return what a look shows, likewise in order."""
+    """Return a snapshot, likewise sorted."""
     return None if shown is None else replace(shown, repaired=tuple(sorted(shown.repaired)))
