@@ -76,7 +76,8 @@ where the last reading has no server's time, a call opened before it charges its
     1s settle b 10 says=80, settle a 7 says=90 at=(-|1001) -> STALE balance=73
 # The next by the server's time lay between: A's answer was told before B's, and doesn't have B's cost.
 a reading without a server's time was told when it came, and what was told before that is no news: QUOTA
-    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 20s settle b 10 says=80 -> TAKEN
+    0 read 100 1000, hold a 10 life=600s, hold b 10 life=600s; 20s settle b 10 says=80 -> TAKEN server_time=1020s
+    20s hold c 10, settle c 0 says=80 -> TAKEN server_time=1020s server_time_at=@20s
     21s settle a 10 says=90 at=(1010|1016|1021) -> balance=(80|80|90)
 a settle that comes again may still bring a reading, but charges nothing: QUOTA
     0 read 100 1000, hold a 10 life=600s; 1s settle a 10 says=90 at=1001
