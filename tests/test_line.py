@@ -60,6 +60,9 @@ who was let go, and refused by the server, may stand again where it stood: SMOOT
     60s stand first 5 arrived=2 -> EMPTY in=(60s|204s)
 so may a scout, and who never stood by when it was let go: SMOOTH overdraft=0 balance=(0|5) reading_at=@(-601s|0)
     0 hold first 5 ticket=t scout=(1|0) -> GRANTED arrived=(2|-), settle first 0 refused=1 -> arrived=(3|2)
+    0 hold again 5 ticket=t arrived=(3|2) -> EMPTY arrived=(3|2)
+who is refused for good, or because nothing is known, stands nowhere by its number either: KEEPA balance=0
+    0 stand a 5, put balance=(-|0), stand b 5 keep=(0|300) arrived=0 -> (UNKNOWN|TOO_LARGE) arrived=- waiting=1
 a task that asks early, the one before it in flight, is told its turn again, and has it: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand task 5 -> in=120s
     60s stand first 5 -> GRANTED, stand task 5 -> IN_FLIGHT in=60s, stand newcomer 1 -> EMPTY
@@ -132,6 +135,7 @@ def test_a_full_line_gives_the_plain_refusal() -> None:
     bucket = Direct(PLAIN, begun(PLAIN, EPOCH, {"balance": 0}))
     for number in range(LONGEST_LINE + 1):
         assert not bucket.apply(command(f"stand {number} 1"), EPOCH).granted
+    assert bucket.apply(command("stand again 1 arrived=1"), EPOCH).arrived is None
     assert len(bucket.stored.line) == bucket.look(EPOCH).waiting == LONGEST_LINE
 
 

@@ -163,11 +163,12 @@ class Reference(Lapse):
         """Return whose turn it is among those who leave as much to others, by when it came; None: it doesn't stand."""
         return next((each.number for each in self.line if each.name == ticket), None)
 
-    def stand_again(self, command: Reserve, now: int) -> None:
-        """Let who was let go and refused by the server stand where it stood, told to come now."""
+    def standing_again(self, command: Reserve, now: int) -> tuple[Waiting, ...]:
+        """Return the line in which who was let go and refused by the server stands where it stood, told to come now."""
         number = command.arrived
         if command.ticket and number is not None and number <= self.came and self.number(command.ticket) is None:
-            self.stay([*self.line, Waiting(command.ticket, command.tokens, command.keep, number, now)])
+            return *self.line, Waiting(command.ticket, command.tokens, command.keep, number, now)
+        return self.line
 
     def leave(self, ticket: str | None) -> bool:
         """Leave the line; return whether somebody of that name stood there."""
@@ -294,10 +295,12 @@ class Reference(Lapse):
         name, tokens, keep, ticket = command.id, command.tokens, command.keep, command.ticket
         if name in self.calls:
             return GRANTED
-        self.stand_again(command, now)
+        before, self.line = self.line, self.standing_again(command, now)
         told = GRANTED
         if not self.request(tokens, keep, now, None, ticket).granted:
             told = self.refused(tokens, keep, now, command.probe_after_us, ticket)
+        if told.reason in {Reason.UNKNOWN, Reason.TOO_LARGE}:
+            self.line = before  # such a refusal stands nowhere
         if command.scout and told.probe:
             told = Came(probe=True, scout=True)
         if told.granted:

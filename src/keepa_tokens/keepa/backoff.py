@@ -71,7 +71,8 @@ class Attempts(Generic[C]):
         """
         patience = Patience(steps.door, self._left_us)
         if self._last is not None:
-            self._arrived = self._arrived if self._last.arrived is None else self._last.arrived
+            # The first number that it had: a later one is only that of the call that was refused just now.
+            self._arrived = min((n for n in (self._arrived, self._last.arrived) if n is not None), default=None)
             if not await self._goes_on(steps, self._last, patience.left_us()):
                 return None
         self._last = None

@@ -387,13 +387,13 @@ class _Step(Telling):
         if command.id in self.s.holds:
             return Outcome(granted=True)
         self._close_for(command.tokens, command.keep)
-        if command.ticket is not None and command.arrived is not None and self._arrived(command.ticket) is None:
-            self._stand_again(command.ticket, command.tokens, command.keep, command.arrived)
-        reason, at = self._judge(command.tokens, command.keep, command.ticket)
-        outcome = Outcome(granted=True) if reason is Reason.GRANTED else self._refuse(reason, at, command)
-        outcome.arrived = self._arrived(command.ticket)
+        # By a number that was never given, or without a ticket, nobody stands again.
+        arrived = LIMIT if command.arrived is None or command.arrived > self.s.sequence else command.arrived
+        reason, at = self._judge(command.tokens, command.keep, command.ticket, arrived if command.ticket else LIMIT)
+        outcome = Outcome(granted=True) if reason is Reason.GRANTED else self._refuse(reason, at, command, arrived)
         if command.scout and outcome.probe:
-            outcome = replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
+            outcome = Outcome(granted=True, scout=True, claimed_until_us=outcome.claimed_until_us)
+        outcome.arrived = self._arrived(command.ticket)
         if outcome.granted:
             self._open(command)
         return outcome
@@ -416,34 +416,27 @@ class _Step(Telling):
         self.s.due_at = hold.due_at if self.s.due_at is None else min(self.s.due_at, hold.due_at)
         self.changed = True
 
-    def _refuse(self, reason: Reason, at: int, command: Acquire | Reserve) -> Outcome:
+    def _refuse(self, reason: Reason, at: int, command: Acquire | Reserve, arrived: int = LIMIT) -> Outcome:
         claimed_until_us = None
         if reason is not Reason.PAUSED and self._probe_at(command.probe_after_us) <= self.now:
             claimed_until_us = self._claim()
         if command.ticket is not None and reason in _STANDS:
-            self._stand(command.ticket, command.tokens, command.keep, at)
+            self._stand(Ticket(command.ticket, command.tokens, command.keep, arrived, min(at, self.now + DAY_US)))
         return Outcome(reason=reason, retry_after_us=until(at, self.now), claimed_until_us=claimed_until_us)
 
     # 11: the line
 
-    def _stand_again(self, ticket: str, tokens: int, keep: int, arrived: int) -> None:
-        """Put a caller that the server refused where it stood, told to come now; unless its number was never given."""
-        if arrived <= self.s.sequence and len(self.s.line) < LONGEST_LINE:
-            self._line_up(Ticket(ticket, tokens, keep, arrived, self.now))
-
-    def _stand(self, ticket: str, tokens: int, keep: int, at: int) -> None:
-        """Put a ticket in line, or tell the one that stands there already its new instant."""
-        s, arrived = self.s, self._arrived(ticket)
-        if arrived is None and len(s.line) >= LONGEST_LINE:
+    def _stand(self, ticket: Ticket) -> None:
+        """Put a ticket in line, or tell the one that stands there already its new instant. arrived: LIMIT if new."""
+        s, stood = self.s, self._arrived(ticket.id)
+        if stood is None and len(s.line) >= LONGEST_LINE:
             return
-        self._leave(ticket)
-        if arrived is None:
+        self._leave(ticket.id)
+        arrived = ticket.arrived if stood is None else stood
+        if arrived == LIMIT:
             s.sequence += 1
             arrived = s.sequence
-        self._line_up(Ticket(ticket, tokens, keep, arrived, min(at, self.now + DAY_US)))
-
-    def _line_up(self, ticket: Ticket) -> None:
-        self.s.line = sorted([*self.s.line, ticket], key=lambda each: each.rank)
+        s.line = sorted([*s.line, replace(ticket, arrived=arrived)], key=lambda each: each.rank)
         self.changed = True
 
     def _arrived(self, ticket: str | None) -> int | None:
