@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from sys import getswitchinterval, setswitchinterval
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -69,3 +71,27 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
         bell.ring("key")
     assert woken == ["who came"]
     assert not bell
+
+
+def test_threads_find_their_own_places_while_others_come_and_go() -> None:
+    """Each thread begins places of its own all the time, and finds the same ones as long as it waits there."""
+    bell, lost, interval = Bell(), list[object](), getswitchinterval()
+
+    def begin(thread: int) -> None:
+        try:
+            for number in range(4000):
+                places = bell.places(1, number, f"key{number % 50}", thread)
+                assert bell.places(1, number, f"key{number % 50}", thread) is places
+        except BaseException as error:  # noqa: BLE001 - the test tells it
+            lost.append(error)
+
+    threads = [Thread(target=begin, args=(number,)) for number in range(3)]
+    setswitchinterval(1e-6)
+    try:
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    finally:
+        setswitchinterval(interval)
+    assert not lost

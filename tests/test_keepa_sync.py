@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx
 import httpx2
@@ -19,6 +19,8 @@ from keepa_tokens import (
     AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
+    BucketState,
+    Event,
     EventKind,
     KeepaSync,
     NotEnoughTokens,
@@ -28,6 +30,7 @@ from keepa_tokens import (
 from keepa_tokens.keepa._door import PLACE
 from keepa_tokens.keepa.backoff import TRIES
 from keepa_tokens.keepa.reading import Body
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.testing import FakeKeepa, virtual_loop
 from keepa_tokens.testing.fake_keepa import Response
 from tests.helpers import in_threads
@@ -93,6 +96,26 @@ def test_a_refused_call_is_settled_at_nothing_and_tried_again_by_attempts() -> N
     assert world.bucket.peek().balance == world.fake.balance
     drift = [event.drift for event in world.kinds(EventKind.READING_TAKEN)]
     assert -15 in drift
+
+
+def test_who_asks_while_a_refused_call_waits_again_does_not_stand_where_that_stood() -> None:
+    """A listener's own request, made within the wait of the other, is behind it in line."""
+    world, line = World(initial=10), list[Ticket]()
+    world.sync.refresh()
+    world.fake.spend_outside(15)
+
+    def listen(event: Event) -> None:
+        if event.kind is EventKind.WAITING and not line:
+            with suppress(NotEnoughTokens):
+                world.sync.try_request(2, place="another")
+            line.extend(cast("BucketState", world.storage.dump("k")).line)
+
+    world.bucket.listener = listen
+    for call in world.sync.attempts(2):
+        with call:
+            world.answer(call, 2)
+    assert line[0].arrived < line[1].arrived
+    assert line[1].id == "another"
 
 
 def test_an_answer_without_a_reading_is_charged_at_what_it_says_or_at_the_estimate() -> None:

@@ -50,9 +50,9 @@ behind others a settle frees only what they leave; a sixth token takes 3 steps: 
 # By a clock that is ahead the last refill is yet to come.
 who may overdraw and finds its one token behind others asks again soon, no refill is waited for: SMOOTH balance=20
     0 stand flying 15 -> GRANTED, stand first (10|10|19|19) -> !granted, settle flying 0
-    0 put refilled_at=@(0|2s|0|2s), stand second 50 -> EMPTY in=2.5s, stand first (10|10|19|19) -> GRANTED
+    0 put refilled_at=@(0|2s|0|2s), stand second 50 -> EMPTY in=2.5s+1, stand first (10|10|19|19) -> GRANTED
 who could overdraw, but for one before it, waits until that one is late or there is enough for both: SMOOTH balance=-20
-    0 stand first 10 -> in=252s; 1s read 20 -> TAKEN, stand second (50|12|12) keep=(0|0|2) -> EMPTY in=(252s|24s|48s)
+    0 stand first 10 -> in=252s; 1s read 20 -> TAKEN, stand second (50|12|12) keep=(0|0|2) -> EMPTY in=(252s+1|24s|48s)
 who was let go, and refused by the server, may stand again where it stood: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand second 5 -> in=120s
     60s stand first 5 -> GRANTED arrived=2, settle first 0 refused=1
@@ -99,7 +99,7 @@ where no step brings more than fits the bound counts none: PLAIN refill=10 perio
     0 stand a 10 -> in=60s, peek 10 -> bound=121s
 who may overdraw and finds that who is before it has not come asks when that one is late: PLAIN overdraft=1 balance=0
     0 stand dead 1 -> in=1s; 0 peek 2 -> bound=3s+1, stand task 2 -> in=2s
-    2s stand task 2 -> EMPTY in=1s; 3s stand task 2 -> GRANTED
+    2s stand task 2 -> EMPTY in=0s+1; 2s+1 stand task 2 -> GRANTED
 # As after damage, or other terms.
 for a ticket of as much as can be admitted all wait: PLAIN balance=10
     0 put line=large:(100|60):(0|40):0:@90s, stand behind 30 keep=(0|40) -> in=120s

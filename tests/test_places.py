@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 from contextlib import suppress
 from itertools import takewhile
@@ -255,3 +256,17 @@ def test_a_coroutine_that_gives_up_delays_nobody(sizes: list[int], given_up: int
     instants = [at for _, at in arrivals(cancel=False)]
     del instants[given_up + alike - 1]
     assert arrivals(cancel=True) == [(number, at) for (number, _), at in zip(undisturbed, instants, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_coroutine_thrown_away_with_its_loop_gives_its_place_back() -> None:
+    """A bucket that outlives the loop keeps nobody who waited there."""
+    bucket, loop = AsyncTokenBucket(Quota(1, 1, 100.0, initial=0)), asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # asyncio tells of a task that is thrown away
+    waiting = loop.create_task(bucket.acquire())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert asyncio.run(bucket.peek()).balance == -1
+    loop.close()
+    del waiting
+    gc.collect()
+    assert asyncio.run(bucket.peek()).balance == 0

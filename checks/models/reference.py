@@ -234,7 +234,7 @@ class Reference(Lapse):
             soon = min(SOON_US, until(self.swept_from or END_OF_TIME, now))
             return Came(Reason.IN_FLIGHT, enough - now if early and now < enough < END_OF_TIME else soon)
         if enough <= now:
-            late = LATE_AFTER_US + max(now, min(each.told for each in self.those_before(keep, ticket, now)))
+            late = min(each.told for each in self.those_before(keep, ticket, now)) + LATE_AFTER_US + 1
             enough = min(late, self.first_with(together + ahead + self.beside, now))
         return Came(Reason.EMPTY, until(enough, now))
 

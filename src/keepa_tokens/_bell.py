@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import count
 from os import getpid
 from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 from ._places import Places
 
@@ -27,7 +28,8 @@ class Bell:
     __slots__ = ("_places", "_ranks", "_waiting")
 
     def __init__(self) -> None:
-        self._places: dict[tuple[object, ...], Places] = {}
+        # The last ones begun; whoever waits there keeps them.
+        self._places = WeakValueDictionary[tuple[object, ...], Places]()
         self._waiting: dict[tuple[int, str], dict[Rank, Callable[[], object]]] = {}
         self._ranks = count()
 
@@ -61,13 +63,13 @@ class Bell:
                     wake()
                     return
 
-    def places(self, *of: object) -> Places:
-        """Return who waits for places, `of` one bucket and one thread: nobody else changes it."""
+    def places(self, tokens: int, place: int, *of: object) -> Places:
+        """Return where to wait for a place `of` one bucket and one thread: nobody else changes it."""
         kind = getpid(), *of
-        if kind not in self._places:
-            self._places = {each: places for each, places in self._places.items() if places}
-            self._places[kind] = Places()
-        return self._places[kind]
+        places = self._places.get(kind)
+        if places is None or not places.go_on_with(tokens, place):
+            places = self._places[kind] = Places(tokens)
+        return places
 
     def _taken(self, at: tuple[int, str], rank: Rank) -> Callable[[], object] | None:
         """Take somebody off and return what wakes them; None: nobody is there any more."""

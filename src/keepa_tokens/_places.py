@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from operator import attrgetter
 
 
 class Waiter:
-    """Who waits for a place of so many tokens. place: its instant by the bucket's clock; so they are in order."""
+    """Who waits for a place. place: its instant by the bucket's clock; once woken, it may have a nearer one."""
 
-    __slots__ = ("place", "tokens", "wake")
+    __slots__ = ("place", "wake")
 
-    def __init__(self, tokens: int, place: int) -> None:
-        self.tokens = tokens
+    def __init__(self, place: int) -> None:
         self.place = place
         self.wake: Callable[[], object] = bool
 
@@ -24,35 +22,44 @@ class Waiter:
 
 
 class Places:
-    """Who waits for places, in their order: behind one who gives up each moves up, as far as all want as much.
+    """Who waits for places of so many tokens, one behind the other: behind one who gives up each moves up.
 
-    So it is the last of them that is given back, and more of its tokens come back (rule 6).
+    So it is the last of the places that is given back, and more of its tokens come back (rule 6).
     """
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("__weakref__", "_instants", "_waiting", "tokens")
 
-    def __init__(self) -> None:
-        self._waiting: list[Waiter] = []
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._instants = deque[int]()
+        self._waiting = OrderedDict[Waiter, None]()
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def go_on_with(self, tokens: int, place: int) -> bool:
+        """Whether a place is one of these: of as many tokens, and none of them comes after it."""
+        return tokens == self.tokens and (not self._instants or self._instants[-1] <= place)
 
     def wait(self, waiter: Waiter) -> None:
         """Wait for a place."""
-        insort(self._waiting, waiter, key=attrgetter("place"))
+        self._instants.append(waiter.place)
+        self._waiting[waiter] = None
 
     def give_up(self, waiter: Waiter) -> None:
-        """Leave; `waiter` is left with the place that is free now."""
-        for behind in self._waiting[self._waiting.index(waiter) + 1 :]:
-            if behind.tokens != waiter.tokens:
-                break
-            behind.place, waiter.place = waiter.place, behind.place
-        self.leave(waiter)
+        """Leave; `waiter` is left with the place that is free now. No more than that if it doesn't wait yet."""
+        if waiter in self._waiting:
+            waiter.place = self._instants.pop()
+            self._go(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """Leave, at its place. Whoever is the first now is woken; nobody else need be awake before."""
-        was_first = self._waiting[0] is waiter
-        self._waiting.remove(waiter)
+        """Leave, at its place."""
+        self._instants.popleft()
+        self._go(waiter)
+
+    def _go(self, waiter: Waiter) -> None:
+        """Leave. Whoever is the first now is woken at its place; nobody else need be awake before."""
+        was_first = next(iter(self._waiting)) is waiter
+        del self._waiting[waiter]
         if was_first and self._waiting:
+            first = next(iter(self._waiting))
+            first.place = self._instants[0]
             with suppress(RuntimeError):  # its loop is closed
-                self._waiting[0].wake()
+                first.wake()

@@ -245,13 +245,13 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
     async def in_place(self, outcome: Outcome, tokens: int) -> int:
         """Suspend until the place has come, or a nearer one that another coroutine gave up."""
         door, begun, us = self.door, self.door.elapsed_us(), outcome.place_us
-        places = door.bell.places(door.key, id(door.clock), get_ident())
         # Each by its own offset to the bucket's clock: who is held up before it sleeps is no sign of the order.
-        waiter, offset_us = Waiter(tokens, outcome.now_us + us), begun - outcome.now_us
-        places.wait(waiter)
+        waiter, offset_us = Waiter(outcome.now_us + us), begun - outcome.now_us
+        places = door.bell.places(tokens, waiter.place, door.key, id(door.clock), get_ident())
         try:
+            places.wait(waiter)
             door.sleep_seconds(us, 0, Reason.EMPTY)
-            # A caller's clock may be set meanwhile: nobody waits for longer than it was told.
+            # A caller's clock may be set back meanwhile: nobody sleeps longer at a time than it was told.
             while (left_us := min(us, waiter.place + offset_us - door.elapsed_us())) > 0:
                 if not await nap(door.sleeper.asleep(left_us / MICROSECONDS), waiter.woken_by):
                     break

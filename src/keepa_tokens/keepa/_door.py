@@ -77,6 +77,8 @@ class SyncBase(NotCopied, Generic[B, C]):
         """
         estimate, keep = cost(self.bucket.quota, estimate, keep, "estimate")
         hold_id, place = new_id(), PLACE.get() if place is None else printable("place", place, 1, LONGEST_NAME)
+        arrived = STOOD.get()
+        STOOD.set(None)  # it is for one request: a listener, or a task begun while that waits, may make others
         return Reserve(
             hold_id,
             estimate,
@@ -86,7 +88,7 @@ class SyncBase(NotCopied, Generic[B, C]):
             scout=self._probe is None,
             label=printable("label", label, 0, LONGEST_LABEL),
             ticket=hold_id if waits and place is None else place,
-            arrived=STOOD.get(),
+            arrived=arrived,
         )
 
     def _request(self, estimate: int, keep: int, timeout: float | None, label: str) -> Plan[C]:

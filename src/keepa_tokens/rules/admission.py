@@ -77,9 +77,9 @@ class Admission:
             return Reason.IN_FLIGHT, at if self.now < at < NEVER and self._early(ticket) else self._soon()
         if at <= self.now and before:
             # Those before it may be told later: by then they have come, or are late, unless there is enough for all.
-            told_at = max(self.now, min(each.told_at for each in before))
+            late_at = min(each.told_at for each in before) + LATE_US + 1
             beside = self.flow.instant(saturated(tokens + aside + ahead - available), s.refilled_at, s.carry)
-            at = min(told_at + LATE_US, beside)
+            at = min(late_at, beside)
         return Reason.EMPTY, at
 
     def _wanted(self, tokens: int, keep: int) -> tuple[int, int]:
