@@ -16,8 +16,9 @@ import redis
 from hypothesis import settings
 
 from keepa_tokens.rules.state import BucketState
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
 from keepa_tokens.storage.memory import MemoryStorage
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, AsyncRedisStorage, RedisStorage
+from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.storage.sqlite import AsyncSQLiteStorage, SQLiteStorage
 from keepa_tokens.testing.conformance import StorageUnderTest
 from tests.servers import Server

@@ -52,7 +52,7 @@ who may overdraw and finds its one token behind others asks again soon, no refil
     0 stand flying 15 -> GRANTED, stand first (10|10|19|19) -> !granted, settle flying 0
     0 put refilled_at=@(0|2s|0|2s), stand second 50 -> EMPTY in=2.5s+1, stand first (10|10|19|19) -> GRANTED
 who could overdraw, but for one before it, waits until that one is late or there is enough for both: SMOOTH balance=-20
-    0 stand first 10 -> in=252s; 1s read 20 -> TAKEN, stand second (50|12) -> EMPTY in=(252s+1|24s)
+    0 stand first 10 -> in=252s; 1s read 20 -> TAKEN, stand second (50|12|12) keep=(0|0|2) -> EMPTY in=(252s+1|24s|48s)
 who was let go, and refused by the server, may stand again where it stood: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand second 5 -> in=120s
     60s stand first 5 -> GRANTED arrived=2, settle first 0 refused=1

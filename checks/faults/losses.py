@@ -27,7 +27,8 @@ from checks.faults.runs import (
 )
 from keepa_tokens import ConfigError, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek, Refund, Reserve, Settle
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
+from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.common import stored
 from tests.servers import HOST, wait_until
 

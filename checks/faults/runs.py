@@ -12,7 +12,8 @@ import redis
 from keepa_tokens import BucketState, Quota, Reading
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
+from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
 from tests.redis.common import stored
 from tests.servers import Server

@@ -23,7 +23,7 @@ def shipped() -> str:
 @contextmanager
 def loaded(script: str) -> Iterator[None]:
     """Let every storage that is made meanwhile load this script instead of the package's file."""
-    with mock.patch("keepa_tokens.storage.redis.resources") as stand_in:
+    with mock.patch("keepa_tokens.storage._keyspace.resources") as stand_in:
         stand_in.files.return_value.joinpath.return_value.read_bytes.return_value = script.encode()
         yield
 

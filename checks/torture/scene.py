@@ -21,7 +21,8 @@ from checks.torture.story import Calm, Fault, Journal, Remains, Total, machine_u
 from checks.torture.terms import ANSWER_WITHIN, HOLD_FOR, QUOTAS
 from checks.torture.worker import Assignment
 from keepa_tokens.rules.commands import Peek
-from keepa_tokens.storage.redis import DEFAULT_PREFIX, RedisStorage
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
+from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.testing.fake_keepa import Fault as FakeFault
 from keepa_tokens.testing.fake_server import FakeKeepaServer
 from tests.redis.proxy import Proxy, proxied

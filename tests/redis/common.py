@@ -12,7 +12,7 @@ import redis
 
 from keepa_tokens import BucketState, Quota, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, Peek
-from keepa_tokens.storage.redis import DEFAULT_PREFIX
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
 from tests.redis.flavours import Opened
 from tests.redis.proxy import Proxy
 

@@ -14,7 +14,7 @@ from redis.crc import key_slot
 
 from keepa_tokens import ConfigError
 from keepa_tokens.rules.commands import Acquire, Peek, Reserve, Settle
-from keepa_tokens.storage.redis import DEFAULT_PREFIX
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
 from tests.redis.common import NOW, PLAIN, SECOND, script_runs, sendings, unavailable
 from tests.redis.flavours import CLIENTS, FLAVOURS, SENT_BY_DEFAULT, Flavour, Opened
 from tests.redis.proxy import Proxy, proxied

@@ -127,7 +127,7 @@ def test_whoever_loses_gets_the_next_turn(storage: RedisStorage, client: redis.R
 
 def test_who_never_gets_through_says_so(storage: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """If others write without a pause for too long, the command was certainly not carried out, and says so."""
-    monkeypatch.setattr("keepa_tokens.storage.redis._PATIENCE_S", 0.05)
+    monkeypatch.setattr("keepa_tokens.storage._keyspace.PATIENCE_S", 0.05)
     storage.apply("k", SYNCED, Reconcile(Reading(100)))
 
     class Unlucky(RedisStorage):
