@@ -45,12 +45,11 @@ what is held was taken from the balance already, and available = balance.
    taken. The same goes for one that moved over a minute more or less than our clock did (an answer may have been told
    at any time since its call was opened); it also replaces the stored one. A settle whose reading is not fresh charges
    nothing: the newer reading had its cost. But where the reading or the last one has no server's time, they can't be
-   put in order: the reading is not adopted, and the cost is charged. If the order of the calls makes a reading without
-   a server's time fresh, the last server's time moves on as our clock did. If the server refused a call that was
-   opened after the last reading, and its answer has no reading, the balance is taken for 0 at most. If `refillIn` is
-   longer than the period in effect, steps come at that longer period until the next reading, ten minutes at most. All
-   steps up to the reading are in its balance: none comes at once because the phase was left from, or told with, a
-   longer period.
+   put in order: the reading is not adopted, and the cost is charged. If a reading without a server's time is fresh all
+   the same, the last server's time moves on as our clock did. If the server refused a call that was opened after the
+   last reading, and its answer has no reading, the balance is taken for 0 at most. If `refillIn` is longer than the
+   period in effect, steps come at that longer period until the next reading, ten minutes at most. All steps up to the
+   reading are in its balance: none comes at once because the phase was left from, or told with, a longer period.
 8. Probe: asking the server for a reading. A refusal claims the probe for the caller if nothing is known, or if the last
    reading is older than the caller's `probe_after`; but not while somebody holds the claim, or in the pause after
    failed probes. A claim that ends without a reading is a failed probe, by the clock alone. A claim that was given back
