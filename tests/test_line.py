@@ -56,7 +56,8 @@ who could overdraw, but for one before it, waits until that one is late or there
 who was let go, and refused by the server, may stand again where it stood: SMOOTH overdraft=0 balance=0
     0 stand first 5 -> in=60s, stand second 5 -> in=120s
     60s stand first 5 -> GRANTED arrived=2, settle first 0 refused=1
-    60s stand other 7 -> in=144s, stand first 5 arrived=(2|99) -> EMPTY in=(60s|204s) waiting=3
+    60s stand other 7 -> in=144s, hold bare 5 arrived=2 -> EMPTY in=204s
+    60s stand first 5 arrived=(2|99) -> EMPTY in=(60s|204s) waiting=3
     60s stand first 5 arrived=2 -> EMPTY in=(60s|204s)
 so may a scout, and who never stood by when it was let go: SMOOTH overdraft=0 balance=(0|5) reading_at=@(-601s|0)
     0 hold first 5 ticket=t scout=(1|0) -> GRANTED arrived=(2|-), settle first 0 refused=1 -> arrived=(3|2)
