@@ -56,10 +56,10 @@ what is held was taken from the balance already, and available = balance.
    is free at once, the first time after a reading. A claim also ends with an answer that tells no order, and the next
    one waits as after a failure. A failed probe on an unknown balance starts it at 0, refilling from the end of the
    claim. A request that may be the scout is let through on its claim: its answer brings the reading.
-9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no different.
-   One whose `initial` is below capacity is kept for ever. A synced one is kept for a day at least; if it has an
-   `initial`, for ever while the server's reported terms differ from its own: a new one would start at `initial` without
-   them.
+9. Lifetime. A plain bucket is kept until it would be full and its last hold forgotten: a new one would be no
+   different. One with an `initial` below capacity is kept for ever, plain or synced. Any other synced one is kept for
+   a day at least; if it has an `initial`, for ever while the server's reported terms differ from its own: a new one
+   would start at `initial` without them.
 10. Others. A fresh reading below the projection shows that somebody else spends, if there was a reading to project
     from, nothing is in flight, refill and capacity are unchanged, and the gap is more than the refill since the reading
     was told can explain. The gap is kept back from then on, for what the others spend before the next reading. Gaps add
