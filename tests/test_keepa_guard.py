@@ -19,15 +19,7 @@ from typing import Any, Final, assert_type
 import keepa
 import pytest
 
-from keepa_tokens import (
-    AsyncKeepaSync,
-    ConfigError,
-    KeepaSync,
-    KeepaTokensError,
-    NotEnoughTokens,
-    Quota,
-    keepa_quota,
-)
+from keepa_tokens import AsyncKeepaSync, ConfigError, KeepaSync, KeepaTokensError, NotEnoughTokens, Quota, keepa_quota
 from keepa_tokens.guards._flow import RUN, Run
 from keepa_tokens.guards.keepa import guard, unguard
 from keepa_tokens.rules.commands import Reserve, Settle

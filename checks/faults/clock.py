@@ -15,19 +15,7 @@ from typing import Final
 from unittest.mock import patch
 
 from checks.faults.measuring import Cell, Due, Limit, measured
-from checks.faults.runs import (
-    HOUR,
-    SETTLED_STEPS,
-    START,
-    STEPS,
-    Bucket,
-    Kind,
-    Moment,
-    OnServer,
-    Place,
-    Run,
-    place_of,
-)
+from checks.faults.runs import HOUR, SETTLED_STEPS, START, STEPS, Bucket, Kind, Moment, OnServer, Place, Run, place_of
 from keepa_tokens import BucketState
 from keepa_tokens.rules.commands import Command, Outcome
 from keepa_tokens.units import MICROSECONDS

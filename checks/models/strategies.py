@@ -44,17 +44,9 @@ IDS: Final = ("a", "b", "c", "d")
 # --- numbers, instants, durations
 
 instants = st.one_of(
-    st.integers(0, 10),
-    st.integers(0, DAY),
-    st.integers(EPOCH, EPOCH + DAY),
-    st.integers(0, LIMIT // 2),
+    st.integers(0, 10), st.integers(0, DAY), st.integers(EPOCH, EPOCH + DAY), st.integers(0, LIMIT // 2)
 )
-gaps = st.one_of(
-    st.integers(0, 3),
-    st.integers(0, 2 * SECOND),
-    st.integers(0, 5 * MINUTE),
-    st.integers(0, 3 * HOUR),
-)
+gaps = st.one_of(st.integers(0, 3), st.integers(0, 2 * SECOND), st.integers(0, 5 * MINUTE), st.integers(0, 3 * HOUR))
 """Microseconds from one step to the next."""
 
 steps_back = st.one_of(st.integers(1, TOLERANCE_US), st.integers(1, DAY))

@@ -14,17 +14,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from keepa_tokens.quota import Quota
-from keepa_tokens.rules.commands import (
-    Acquire,
-    Cancel,
-    Command,
-    Outcome,
-    Peek,
-    Refund,
-    Reserve,
-    Settle,
-    Verdict,
-)
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Refund, Reserve, Settle, Verdict
 from keepa_tokens.rules.flow import Flow, flow_in_effect
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.repair import new_state, repair
@@ -112,10 +102,7 @@ def flowed(quota: Quota, state: BucketState, now: int) -> BucketState:
 
 
 PLACES: Final = "last_place", "firm_place"
-INSTANTS: Final = (
-    *(field.name for field in fields(BucketState) if field.name.endswith(("_at", "_until"))),
-    *PLACES,
-)
+INSTANTS: Final = (*(field.name for field in fields(BucketState) if field.name.endswith(("_at", "_until"))), *PLACES)
 LONGEST_BACK: Final = 2 * TOLERANCE_US
 """The furthest that a clock steps back in a world with places."""
 

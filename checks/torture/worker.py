@@ -106,12 +106,7 @@ class Hand:
         self.tries = 1 if assignment.watches else TRIES
         self.storage, self.journal = storage, storage.journal
         bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # all is plain HTTP: no certificates to load
-        api: dict[str, Any] = {
-            "base_url": assignment.api,
-            "timeout": CALL_WITHIN,
-            "trust_env": False,
-            "verify": bare,
-        }
+        api: dict[str, Any] = {"base_url": assignment.api, "timeout": CALL_WITHIN, "trust_env": False, "verify": bare}
         asking: dict[str, Any] = {"probe_interval": PROBE_INTERVAL, "hold_for": HOLD_FOR[KEEPA]}
         self.http: httpx.Client | httpx.AsyncClient
         self.plain: TokenBucket | AsyncTokenBucket

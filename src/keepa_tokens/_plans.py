@@ -246,11 +246,7 @@ async def try_reserve(steps: Steps[object], command: Reserve, made: Made[T], ask
 
 
 async def reserve(
-    steps: Steps[object],
-    command: Reserve,
-    timeout_us: int | None,
-    made: Made[T],
-    ask: Ask[Reserve] = ask_bucket,
+    steps: Steps[object], command: Reserve, timeout_us: int | None, made: Made[T], ask: Ask[Reserve] = ask_bucket
 ) -> T:
     """Set tokens aside, waiting for them in line."""
     return made(command, *await _waited(steps, command, timeout_us, ask))

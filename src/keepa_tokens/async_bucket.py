@@ -89,13 +89,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         return Pending("AsyncTokenBucket.try_reserve", pending)
 
     def reserve(
-        self,
-        tokens: int = 1,
-        *,
-        keep: int = 0,
-        timeout: float | None = None,
-        hold_for: float = 120.0,
-        label: str = "",
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0, label: str = ""
     ) -> Pending[AsyncReservation]:
         """Set `tokens` aside, waiting for them; as `TokenBucket.reserve`. Await it, or enter it with `async with`."""
         patience_us = timeout_us(timeout)

@@ -95,13 +95,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         return BlockingSteps(self._door).carried(lambda steps: plans.try_reserve(steps, command, self._made))
 
     def reserve(
-        self,
-        tokens: int = 1,
-        *,
-        keep: int = 0,
-        timeout: float | None = None,
-        hold_for: float = 120.0,
-        label: str = "",
+        self, tokens: int = 1, *, keep: int = 0, timeout: float | None = None, hold_for: float = 120.0, label: str = ""
     ) -> Reservation:
         """Set `tokens` aside, waiting for them in line; the lifetime of the hold counts from the grant.
 

@@ -46,13 +46,7 @@ class NotEnoughTokens(KeepaTokensError):
     """
 
     def __init__(
-        self,
-        tokens: int,
-        retry_after: float,
-        reason: str,
-        balance: int | None = None,
-        held: int = 0,
-        holds: int = 0,
+        self, tokens: int, retry_after: float, reason: str, balance: int | None = None, held: int = 0, holds: int = 0
     ) -> None:
         super().__init__()  # TimeoutError would take arguments for an errno and the names of files
         # Pickle, and Celery's JSON too, carry an exception to another process as its `args`.

@@ -188,11 +188,7 @@ class _Bounded:
         return value
 
 
-_VERDICTS: Final = {
-    EventKind.READING_TAKEN: "taken",
-    EventKind.READING_STALE: "stale",
-    EventKind.READING_BAD: "bad",
-}
+_VERDICTS: Final = {EventKind.READING_TAKEN: "taken", EventKind.READING_STALE: "stale", EventKind.READING_BAD: "bad"}
 _KNOW_THE_BALANCE: Final = frozenset(
     {EventKind.GRANTED, EventKind.REFUSED, EventKind.READING_TAKEN, EventKind.READING_STALE, EventKind.REPAIRED}
 )

@@ -10,16 +10,7 @@ from keepa_tokens.rules.flow import flow_in_effect
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import BucketState, Hold, SoundState
 from keepa_tokens.rules.transition import transition
-from keepa_tokens.units import (
-    CLAIM_US,
-    DAY_US,
-    LIMIT,
-    LONGEST_STRETCH_US,
-    MAX_HOLD_US,
-    SWEEP_US,
-    TOLERANCE_US,
-    YEAR_US,
-)
+from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, LONGEST_STRETCH_US, MAX_HOLD_US, SWEEP_US, TOLERANCE_US, YEAR_US
 
 from .terms import CAPACITY, DEBT, LATEST, RATE, RATE_PERIOD_US, SMOOTH, SYNCED, pick, plain
 

@@ -169,11 +169,7 @@ class Scenario:
         self.fake.cost = self._price
         self._batch_cost: int | None = None
         self.bucket = TokenBucket(
-            keepa_quota(REFILL_RATE),
-            key=BUCKET,
-            storage=self._storage,
-            clock=self._clock,
-            listener=self._hear,
+            keepa_quota(REFILL_RATE), key=BUCKET, storage=self._storage, clock=self._clock, listener=self._hear
         )
         self._sync = KeepaSync(self.bucket, probe=self.fake.probe, probe_interval=PROBE_INTERVAL)
         self.workers = [

@@ -117,10 +117,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         title="keepa-tokens watch",
         about=plain(look.key),
         aside=clock,
-        curves=[
-            Curve("available", free, GOOD, available, (1, 1)),
-            Curve("balance", balances, BUSY, balance),
-        ],
+        curves=[Curve("available", free, GOOD, available, (1, 1)), Curve("balance", balances, BUSY, balance)],
         low=min([0, *(value for _, value in free)]),
         high=max([10, *(value for _, value in balances)]),
         beside_legend=f"the last {duration(span / MICROSECONDS)}",

@@ -53,11 +53,7 @@ class Attempts(Generic[C]):
     """
 
     def __init__(
-        self,
-        tokens: int,
-        keep: int,
-        timeout_us: int | None,
-        ask: Callable[[Steps[object], int | None], Awaitable[C]],
+        self, tokens: int, keep: int, timeout_us: int | None, ask: Callable[[Steps[object], int | None], Awaitable[C]]
     ) -> None:
         self._tokens, self._keep, self._left_us, self._ask = tokens, keep, timeout_us, ask
         self._unexplained = 0

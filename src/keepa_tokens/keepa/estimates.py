@@ -59,11 +59,7 @@ class Estimator(NotCopied):
     _instead = "it learns in its process; make one in each"
 
     def __init__(
-        self,
-        *,
-        window: int = 16,
-        kinds: int = 256,
-        table: Callable[[str, Mapping[str, object]], int] = table_estimate,
+        self, *, window: int = 16, kinds: int = 256, table: Callable[[str, Mapping[str, object]], int] = table_estimate
     ) -> None:
         self._window = whole("window", window, least=1)
         self._most_kinds = whole("kinds", kinds, least=1)

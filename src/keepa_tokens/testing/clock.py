@@ -267,10 +267,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
     def run_in_executor(
-        self,
-        executor: Executor | None,
-        func: Callable[[*Arguments], Result],
-        *args: *Arguments,
+        self, executor: Executor | None, func: Callable[[*Arguments], Result], *args: *Arguments
     ) -> asyncio.Future[Result]:
         """Run `func` in a thread; the time doesn't jump meanwhile if that takes less than `io_grace`."""
         future = super().run_in_executor(executor, func, *args)

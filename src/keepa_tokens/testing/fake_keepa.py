@@ -25,14 +25,7 @@ from typing import Final, Literal, get_args
 
 from ..clock import Clock
 from .clock import ManualClock
-from .fake_answers import (
-    ENDPOINTS,
-    GREY_PIXEL,
-    KEEPA_EPOCH_MINUTES,
-    JsonObject,
-    World,
-    adds_tracking,
-)
+from .fake_answers import ENDPOINTS, GREY_PIXEL, KEEPA_EPOCH_MINUTES, JsonObject, World, adds_tracking
 from .fake_wire import Fault, Response, Ticket, Verdict, faulty, json_answer, rejection
 
 __all__ = ["FakeKeepa", "Fault", "Response", "Ticket"]

@@ -37,13 +37,7 @@ class FakeKeepaServer:
     """
 
     def __init__(
-        self,
-        fake: FakeKeepa,
-        port: int = 0,
-        speed: float | None = 1.0,
-        *,
-        host: str = "127.0.0.1",
-        hang: float = 30.0,
+        self, fake: FakeKeepa, port: int = 0, speed: float | None = 1.0, *, host: str = "127.0.0.1", hang: float = 30.0
     ) -> None:
         self.fake = fake
         self._address = (_loopback(host), port)
