@@ -88,7 +88,6 @@ class Door(Generic[S_co]):
 
     @property
     def listener(self) -> Listener:
-        """Who is told what happens."""
         return self._listener
 
     @listener.setter

@@ -25,12 +25,10 @@ def on_trio() -> ModuleType | None:
 
 
 async def sleep(seconds: float) -> None:
-    """Suspend the running coroutine."""
     await (on_trio() or asyncio).sleep(seconds)
 
 
 async def in_a_thread(function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Call a function that blocks, in a thread, and return what it returns."""
     trio = on_trio()
     if trio is None:
         return await asyncio.to_thread(function, *args, **options)

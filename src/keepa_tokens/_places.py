@@ -39,7 +39,6 @@ class Places:
         return tokens == self.tokens and (not self._instants or self._instants[-1] <= place)
 
     def wait(self, waiter: Waiter) -> None:
-        """Wait for a place."""
         self._instants.append(waiter.place)
         self._waiting[waiter] = None
 

@@ -139,7 +139,6 @@ class Steps(Generic[S_co]):
         return bell.wait(self.door.key, wake, keep, self._rank)
 
     def leaves(self, place: Stand) -> None:
-        """Don't ask to be woken any more."""
         if not self.door.bell.leave(place) and not self.woken:
             # Woken at the last moment: what came back may serve another caller.
             self.door.bell.ring(self.door.key)
@@ -225,12 +224,10 @@ async def ask_bucket(steps: Steps[object], command: Acquire | Reserve, _: int) -
 
 
 async def try_acquire(steps: Steps[object], command: Acquire) -> Decision:
-    """Take tokens now or not at all."""
     return (await steps.apply(command)).decision()
 
 
 async def acquire(steps: Steps[object], tokens: int, keep: int, timeout_us: int | None) -> Decision:
-    """Take tokens, waiting for them."""
     wait_us = LIMIT if timeout_us is None else timeout_us
     command = Acquire(tokens, keep, wait_us, ticket=new_id() if wait_us else None)
     outcome, waited_us = await _waited(steps, command, timeout_us, ask_bucket)
@@ -248,12 +245,10 @@ async def try_reserve(steps: Steps[object], command: Reserve, made: Made[T], ask
 async def reserve(
     steps: Steps[object], command: Reserve, timeout_us: int | None, made: Made[T], ask: Ask[Reserve] = ask_bucket
 ) -> T:
-    """Set tokens aside, waiting for them in line."""
     return made(command, *await _waited(steps, command, timeout_us, ask))
 
 
 async def take_up_to(steps: Steps[object], tokens: int, keep: int) -> int:
-    """Take as many of `tokens` as are there above `keep`, and return how many."""
     for _ in range(TRIES):
         seen = snapshot_of(await steps.apply(Peek()))
         left = (seen.available or 0) - set_aside(keep, seen.kept_back, seen.capacity, 1)
@@ -282,7 +277,6 @@ def deletion(storage: object) -> Callable[[str], object]:
 
 
 def pausing(seconds: float) -> Pause:
-    """Return the command that pauses a bucket for so many seconds."""
     for_us = microseconds("seconds", seconds)
     if not 0 <= for_us <= DAY_US:
         raise ConfigError(f"seconds={seconds!r} is out of range: a bucket is paused for 0 to 86400 seconds (a day)")
@@ -290,7 +284,6 @@ def pausing(seconds: float) -> Pause:
 
 
 def snapshot_of(outcome: Outcome) -> Snapshot:
-    """Return the snapshot that came with an outcome."""
     if outcome.snapshot is None:
         raise TypeError("a storage must answer Peek and Reconcile with a snapshot")
     return outcome.snapshot

@@ -293,7 +293,6 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         task.add_done_callback(over)
 
     async def _let_end(self) -> None:
-        """Let the step under way end."""
         task, self._step = self._step, None
         if task is None or self.sent is None:
             return

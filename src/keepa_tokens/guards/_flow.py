@@ -100,7 +100,6 @@ def checked_sync(sync: AnySync, kind: type[AnySync], guard: object) -> AnySync:
 
 
 async def done(result: T | Awaitable[T]) -> T:
-    """Return a result, awaited where it has to be."""
     return cast("T", await result) if isawaitable(result) else result
 
 

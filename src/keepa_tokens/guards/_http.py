@@ -76,7 +76,6 @@ class Meter:
         return whole("estimate", self._estimate(asked.path, asked.params))
 
     def learn(self, asked: Asked, consumed: int | None) -> None:
-        """Tell the estimator, if there is one, the cost of a settled call."""
         if self._estimator is not None:
             self._estimator.learn(asked.path, asked.params, consumed)
 
@@ -102,7 +101,6 @@ class Origin:
         return (urlsplit(url).hostname or "").lower() == self.host
 
     def may_have_key(self, url: str) -> bool:
-        """Return whether the API key may go where `url` points."""
         parts = urlsplit(url)
         is_api = parts.scheme.lower() == "https" and (parts.port or HTTPS_PORT) == HTTPS_PORT
         return self.meters(url) and (is_api or self._is_loopback)
@@ -118,7 +116,6 @@ def has_key(url: str) -> bool:
 
 
 def with_key(url: str, api_key: str) -> str:
-    """Return a URL, or a path with a query, with the API key added."""
     return f"{url}{'&' if '?' in url else '?'}{KEY}={quote(api_key, safe='')}"
 
 

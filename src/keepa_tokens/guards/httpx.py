@@ -85,7 +85,6 @@ class _Transport(GuardBase, Generic[Sync]):
         self._made: dict[str | None, object] = {}
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
-        """Make one request, metered if it goes to Keepa."""
         library, url = cast("ModuleType", library_of(request)), str(request.url)
         send = getattr(self._inner(library, request), self.send)
         if not self._origin.meters(url):
@@ -191,7 +190,6 @@ class _Exchange(Exchange["httpx.Response"]):
         self._blocking = blocking
 
     def send(self) -> httpx.Response | Awaitable[httpx.Response]:
-        """Send the request."""
         api_key, request = self._api_key, self._request
         return self._send(request if api_key is None else keyed(self._library, request, api_key))
 
@@ -205,7 +203,6 @@ class _Exchange(Exchange["httpx.Response"]):
         return self._with(answer, self._library.ByteStream(raw)), self._decoded(answer, raw)
 
     def streamed(self, answer: httpx.Response, end: End) -> httpx.Response:
-        """Return the answer; reading its body to the end settles the call."""
         library = self._library
         kind = type("Settling", (_Settling, library.SyncByteStream, library.AsyncByteStream), {})
 

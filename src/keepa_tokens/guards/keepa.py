@@ -290,8 +290,6 @@ class _SyncGuard(_Guard):
     wait_for_tokens = _blocking(_Guard.wait_for_balance)
 
     def metered_library(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
-        """Return a `requests` whose `get` is metered."""
-
         def get(url: str, params: object, **options: object) -> requests.Response:
             send = partial(cast("Callable[..., requests.Response]", requests.get), url, params, **options)
             return run(lambda: metered(self._sync, meter, asked, RequestsExchange(send), ask))
@@ -321,8 +319,6 @@ class _AsyncGuard(_Guard):
             await done(download(self._api, asin, *args, **options))
 
     def metered_library(self, asked: Asked, ask: Ask, meter: Meter) -> dict[str, object]:
-        """Return an `aiohttp` whose sessions are metered."""
-
         @asynccontextmanager
         async def get(url: str, **options: object) -> AsyncGenerator[aiohttp.ClientResponse, None]:
             async with AiohttpExchange(url, options) as exchange:

@@ -121,7 +121,6 @@ class RequestsExchange(Exchange[requests.Response]):
         self.repeatable = repeatable
 
     def send(self) -> requests.Response:
-        """Send the request."""
         return self._send()
 
     def read(self, answer: requests.Response) -> tuple[requests.Response, bytes]:
@@ -136,7 +135,6 @@ class RequestsExchange(Exchange[requests.Response]):
         return answer, body
 
     def streamed(self, answer: requests.Response, end: End) -> requests.Response | None:
-        """Return the answer; reading its body to the end settles the call."""
         if not self._streams:
             return None
         answer.raw = _with_body(answer.raw, io.BufferedReader(_Settling(answer.raw, end)))
@@ -144,7 +142,6 @@ class RequestsExchange(Exchange[requests.Response]):
 
 
 def _with_body(raw: urllib3.HTTPResponse, body: io.BufferedIOBase) -> urllib3.HTTPResponse:
-    """Return a copy of a response with another body."""
     made = urllib3.HTTPResponse(
         body,
         headers=raw.headers,

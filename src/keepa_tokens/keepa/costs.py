@@ -133,7 +133,6 @@ def _count(value: object) -> int:
 
 
 def _on(params: Params, name: str) -> bool:
-    """Return whether a parameter is switched on."""
     return str(params.get(name, "")).strip().lower() not in _OFF
 
 

@@ -97,7 +97,6 @@ class _Http(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def process_request(self, request: Request, client_address: tuple[str, int]) -> None:
-        """Remember a connection and start its thread."""
         self._connections.add(request)
         super().process_request(request, client_address)
 
@@ -107,12 +106,10 @@ class _Http(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def shutdown_request(self, request: Request) -> None:
-        """Forget a connection that has ended."""
         self._connections.discard(request)
         super().shutdown_request(request)
 
     def end_connections(self) -> None:
-        """End every idle connection and every pause."""
         for connection in tuple(self._connections):
             with contextlib.suppress(OSError):  # the client may have been quicker
                 cast("socket.socket", connection).shutdown(socket.SHUT_RDWR)
