@@ -53,8 +53,6 @@ def program(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[s
 
 
 class Place:
-    """Where buckets are, for commands."""
-
     where: tuple[str, str]
 
     def run(self, command: str, *arguments: str, **rest: Any) -> Result:
@@ -79,7 +77,6 @@ class Workers(Place):
 
 @contextmanager
 def valkey_with_workers() -> Generator[Workers]:
-    """Have a Valkey, and doors to buckets on it."""
     with running("valkey") as server:
         workers = Workers(server)
         yield workers
@@ -121,7 +118,6 @@ def hold(age: float, tokens: int = 15, hold_for: int = 120) -> Hold:
 
 
 def drawn(shown: Picture, width: int, height: int, colours: Literal["256"] | None = None) -> str:
-    """Return a picture as text."""
     console = Console(file=io.StringIO(), width=width, height=height, color_system=colours, force_terminal=True)
     with console.capture() as captured:
         console.print(draw(shown, width, height))

@@ -142,7 +142,6 @@ class World:
         return [command for command in self.commands if isinstance(command, kind)]
 
     def doors(self, quota: Quota, *, probe: bool = True) -> tuple[KeepaSync, AsyncKeepaSync]:
-        """Return a blocking and an async door to the bucket."""
         options = {"storage": self.storage, "clock": self.clock, "listener": self.events.append}
         common: dict[str, Any] = {"key": "default", **options}
         return (
@@ -165,7 +164,6 @@ class World:
         return KeepaClient(self, **options) if self.is_keepa else Client(self, **options)
 
     def bare_api(self, key: str = KEY) -> Any:
-        """Return a keepa client without a guard."""
         return asyncio.run(keepa.AsyncKeepa.create(key, timeout=5)) if self.is_async else keepa.Keepa(key, timeout=5)
 
     def bucket(self) -> Snapshot:
@@ -220,7 +218,6 @@ class Client:
         body: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Make a request and read all of it."""
         url = (base or self.world.server.url) + path
         if self.world.kind == "requests":
             request = self.native.prepare_request(requests.Request(method, url, params=params, data=body))
@@ -255,7 +252,6 @@ class Client:
             return read(response)
 
     def await_(self, result: Any) -> Any:
-        """Return a result, awaited if need be."""
         return self.world.runner.run(result) if asyncio.iscoroutine(result) else result
 
     def close(self) -> None:
@@ -295,7 +291,6 @@ class KeepaClient(Client):
         return Answer(200, json.dumps(found, default=repr).encode(), "", found)
 
     def sent(self, path: str, params: Mapping[str, object]) -> Any:
-        """Make a GET; for an async client what is to be awaited."""
         self.native._timeout = self.patience
         return self.native._request(path.strip("/"), dict(params), is_json=path != "/graphimage")
 
@@ -324,7 +319,6 @@ def send_to_server(world: World, patch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def running(kind: Kind, of: Any = World, **options: Any) -> Iterator[Any]:
-    """Run a world of a kind; `options` as `World`."""
     world: World = of(kind, **options)
     with ExitStack() as stack:
         stack.callback(world.runner.close)

@@ -21,8 +21,6 @@ from tests.stories import Story, goes, options
 
 
 class Told:
-    """A world to which a story happens."""
-
     def __init__(self, story: Story, of: Callable[..., World] = World) -> None:
         self.text = story.text
         self.world = of(**options(story.bucket))
@@ -32,11 +30,9 @@ class Told:
         self.retry_after = 0.0
 
     def goes(self) -> None:
-        """Let it happen."""
         goes(self.text, self)
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
-        """Return what a step comes to, an error too."""
         world, fake = self.world, self.world.fake
         sync = self.worker(named.pop("by", None))
         verbs: dict[str, Callable[..., Any]] = {
@@ -81,7 +77,6 @@ class Told:
         return self.workers[name]
 
     def begun(self, name: Any, call: Call) -> Call:
-        """Note a call under its name."""
         self.calls[name] = call
         return call
 

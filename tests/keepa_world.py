@@ -82,7 +82,6 @@ class World:
         return self.kinds(kind)[-1]
 
     def damage(self, **fields: object) -> None:
-        """Put these into the stored state."""
         state = self.storage.dump("k")
         assert state is not None
         self.storage.load("k", replace(state, **fields))  # type: ignore[arg-type]  # damage is of any type

@@ -36,8 +36,6 @@ def listening(serve: Serve) -> Iterator[int]:
 
 
 def tls(context: ssl.SSLContext, then: Serve) -> Serve:
-    """Return a server that speaks TLS first."""
-
     def serve(connection: socket.socket) -> None:
         with context.wrap_socket(connection, server_side=True) as secure:
             then(secure)

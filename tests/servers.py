@@ -74,11 +74,9 @@ class Server:
 
     @property
     def socket_path(self) -> Path:
-        """Where it listens besides."""
         return self.folder / "s"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
         for _ in range(1 if self.port else _TRIES):
             port = self.port or free_port()
             if self._started(port):
@@ -238,13 +236,11 @@ class Replicated:
     sentinel: SentinelServer
 
     def promoted(self) -> bool:
-        """Whether the replica has become the primary."""
         with self.replica.client() as client:
             return bool(client.info("replication")["role"] == "master")
 
 
 def watching(name: str, port: int) -> AbstractContextManager[SentinelServer]:
-    """Run a Sentinel that watches the primary at `port`, patiently."""
     options = (
         f"sentinel monitor {MASTER} {HOST} {port} 1",
         f"sentinel down-after-milliseconds {MASTER} 10000",

@@ -40,7 +40,6 @@ from tests.strategies import Bucket, Make
 
 
 def reading(balance: int, at: float | None = None, **more: Any) -> Reading:
-    """Return what a server says, `at` its time."""
     return Reading(balance, server_time=None if at is None else float(at), **more)
 
 
@@ -245,7 +244,6 @@ COMPARED: Final[dict[str, Callable[[Any, Any], bool]]] = {
 
 
 def whole(text: str) -> Any:
-    """Return what is written, a whole number as an int."""
     value = number(text)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

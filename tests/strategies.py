@@ -41,7 +41,6 @@ class Bucket:
 
     @property
     def stored(self) -> BucketState:
-        """What is stored, where there is something."""
         assert self.state is not None
         return self.state
 
@@ -116,8 +115,6 @@ either_way: Final = pytest.mark.parametrize("make", [Direct, InMemory])
 
 @dataclass(frozen=True)
 class Situation:
-    """A bucket at one instant."""
-
     quota: Quota
     now: int
     state: BucketState | None

@@ -43,8 +43,6 @@ DOORS: Final = ("try_acquire", "acquire", "try_reserve", "reserve")
 
 
 class Watched:
-    """A bucket whose stored state is seen to stay as it is."""
-
     def __init__(self, quota: Quota) -> None:
         self.storage = MemoryStorage()
         self.bucket = TokenBucket(quota, key="default", storage=self.storage, clock=ManualClock(100.0))

@@ -63,7 +63,6 @@ def healthy(server: Workers) -> TokenBucket:
 
 
 def findings(server: Workers, *options: str, code: int = 1) -> dict[str, Any]:
-    """Return what the doctor finds, by code."""
     return {found["code"]: found for found in server.document("doctor", *options, code=code)["findings"]}
 
 
@@ -352,7 +351,6 @@ def test_what_cannot_be_mended_is_told_with_all_the_rest(server: Workers, client
 
 
 def as_user(server: Workers, *rights: str, keys: str, code: int) -> Any:
-    """Return what the doctor says of a bucket to a user of these rights."""
     with server.client() as client:
         client.acl_setuser("user", enabled=True, passwords=["+pw"], keys=[keys], commands=[f"+{one}" for one in rights])
         try:

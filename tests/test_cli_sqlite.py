@@ -21,8 +21,6 @@ from tests.cli import KEY, Place, run
 
 
 class File(Place):
-    """A SQLite file with one bucket in it."""
-
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, ("--sqlite", str(path))
         self.place = SqlitePlace(str(path))
@@ -36,7 +34,6 @@ class File(Place):
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[File]:
-    """A file of buckets."""
     made = File(tmp_path / "buckets.sqlite")
     yield made
     made.place.close()

@@ -111,7 +111,6 @@ a net refill of 0 says so in words: NET_0
 
 
 def with_fields(look: Look, **changes: Any) -> Look:
-    """Return a look at the same bucket with other fields."""
     return replace(look, state=replace(look.state, **changes))
 
 

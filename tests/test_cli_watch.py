@@ -13,8 +13,6 @@ from tests.cli import KEY, Workers, drawn
 
 
 class Watched:
-    """A bucket in memory, and a watcher who looks at it."""
-
     def __init__(self) -> None:
         self.clock, self.storage, self.story = ManualClock(1000.0), MemoryStorage(), Story()
         self.bucket = TokenBucket(

@@ -43,7 +43,6 @@ RUNS = re.compile(r"^```(?:python|console)$", re.MULTILINE)
 
 
 def pages() -> list[str]:
-    """Return the pages on which there is something to run."""
     found = [page for page in DOCS.rglob("*.md") if "_build" not in page.parts and RUNS.search(page.read_text("utf-8"))]
     return sorted(page.relative_to(DOCS).as_posix() for page in found if page.name not in RUN_ELSEWHERE)
 

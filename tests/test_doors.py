@@ -126,7 +126,6 @@ class Teller:
         self.calls: dict[str, Any] = {}
 
     async def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
-        """Return what a step comes to, an error too."""
         reading = {"reading": Reading(named["says"], server_time=named["at"])} if "says" in named else {}
         verbs: dict[str, Callable[..., Any]] = {
             "take": self.bucket.try_acquire,

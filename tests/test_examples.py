@@ -30,7 +30,6 @@ ASINS = [f"B{place:09d}" for place in range(300)]
 
 
 def load(name: str) -> ModuleType:
-    """Import an example by its name, without running it."""
     found = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert found is not None
     assert found.loader is not None

@@ -27,7 +27,6 @@ KEY = "k" * 64
 
 @pytest.fixture
 def fake() -> FakeKeepa:
-    """A fake with one valid key."""
     return FakeKeepa(refill_rate=20, key=KEY)
 
 
@@ -40,7 +39,6 @@ def server(fake: FakeKeepa) -> Iterator[FakeKeepaServer]:
 
 @pytest.fixture
 def client(server: FakeKeepaServer) -> Iterator[httpx.Client]:
-    """An HTTP client for the server."""
     with httpx.Client(base_url=server.url, params={"key": KEY}, timeout=5) as opened:
         yield opened
 

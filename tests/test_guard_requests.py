@@ -79,7 +79,6 @@ READERS: dict[str, Any] = {
 
 
 def into(raw: Any) -> bytes:
-    """Read by `readinto`, as io's buffered readers do."""
     found = b""
     while size := raw.readinto(buffer := bytearray(100)):
         found += buffer[:size]

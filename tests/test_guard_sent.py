@@ -90,7 +90,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture
 def world(kind: Kind) -> Iterator[World]:
-    """Make a world with a client of each kind."""
     with running(kind) as world:
         yield world
 
@@ -115,7 +114,6 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def certificates(authority: trustme.CA, tmp_path: Path) -> str:
-    """Return the file of the authority that the servers' certificates come from."""
     file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
     return str(file)

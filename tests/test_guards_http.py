@@ -63,7 +63,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture
 def make(kind: Kind) -> Iterator[Make]:
-    """Make a world with a client of each kind."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(kind, **options))
 
@@ -136,8 +135,6 @@ a graph image has no envelope, its token is charged when the hold runs out: init
 
 
 class Told:
-    """A world to which a story happens, and its client."""
-
     def __init__(self, world: World) -> None:
         self.world, self.instants = world, sent_at(world)
         self.client: Client | None = None
@@ -149,7 +146,6 @@ class Told:
         self.world.fake.fail_next(times, fault, path="/product", headers=headers)
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
-        """Return what a step comes to: the last answer, or an error."""
         world, fake = self.world, self.world.fake
         if verb == "client" or self.client is None:
             self.client = world.client(**named if verb == "client" else {})
@@ -170,7 +166,6 @@ class Told:
             return error
 
     def seen(self, came: Any, name: str) -> Any:
-        """Return what is so named in an answer, in an error, in the bucket, on the server or of the clock."""
         world = self.world
         if name.isupper():
             return world.count(EventKind[name])
@@ -376,7 +371,6 @@ def test_a_task_has_paid_where_nobody_knows(make: Make, fault: Any, path: str, *
 
 
 def everything(world: World, how: str) -> Any:
-    """Return a function that reads a whole stream."""
     if world.kind == "requests":
         return {
             "bytes": lambda response: b"".join(response.iter_content(1000)),

@@ -64,7 +64,6 @@ def _strike(*_: object) -> None:
 
 @contextmanager
 def struck_by_signals() -> Iterator[None]:
-    """Let SIGUSR1 raise `Struck`."""
     before = signal.signal(signal.SIGUSR1, _strike)
     try:
         yield
@@ -125,8 +124,6 @@ class PlottedClock(ManualClock):
 
 @dataclass
 class Scene:
-    """A bucket in this process, and what its listener heard."""
-
     quota: Quota
     spent: int = 0
     storage: Plotted = field(default_factory=Plotted)
@@ -155,7 +152,6 @@ class Scene:
         return next(iter(self.sync.attempts(4)))
 
     def plot(self, plot: Plot | None) -> None:
-        """Let interrupts strike by `plot`."""
         self.storage.plot = self.clock.plot = plot
 
     def lost(self) -> list[int | None]:
@@ -172,7 +168,6 @@ class Scene:
         return (seen.balance, seen.held, seen.holds, seen.waiting) == (balance, 0, 0, 0)
 
     def next_one_probes(self) -> bool:
-        """Whether the next caller is sent to the server at once."""
         before = self.probes
         self.sync.try_request(1).cancel()
         return self.probes > before

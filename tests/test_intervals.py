@@ -33,8 +33,6 @@ class Gone:
 
 @dataclass
 class World:
-    """A bucket, and who was let go when."""
-
     quota: Quota
     now: int = 1_000 * SECOND
     state: BucketState | None = None
@@ -76,7 +74,6 @@ class World:
             self.log.append(gone)
 
     def settle(self, actual: int | None) -> None:
-        """Settle the oldest hold at less, or cancel it."""
         if not self.holds:
             return
         hold_id = next(iter(self.holds))

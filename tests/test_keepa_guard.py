@@ -54,7 +54,6 @@ class World(http_guards.World):
         quota: Quota | None = None,
         **options: Any,
     ) -> Any:
-        """Guard a client by the bucket of this world."""
         doors: Any = self.doors(quota or keepa_quota(5, initial=initial), probe=probe)
         return guard(self.api if api is None else api, doors[self.is_async], **options)
 
@@ -66,7 +65,6 @@ class World(http_guards.World):
         return self.do("query", *args, **QUIET, **options)
 
     def paths(self) -> list[str]:
-        """Return the paths of the HTTP requests that the client sent."""
         return [url.removeprefix(http_guards.KEEPA_URL).strip("/?") for url in self.urls]
 
 
@@ -75,7 +73,6 @@ Make = Callable[..., World]
 
 @pytest.fixture(params=http_guards.KEEPA_KINDS)
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Make a world, of either kind of client."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(http_guards.running(request.param, World, **options))
 
@@ -155,8 +152,6 @@ what is no image is settled like any answer, and the client says that it is none
 
 
 class Told:
-    """A world to which a story happens."""
-
     def __init__(self, world: World, image: Path) -> None:
         self.world, self.file = world, image
 
@@ -165,7 +160,6 @@ class Told:
         self.world.fake.fail_next(times, fault)
 
     def done(self, verb: str, words: list[Any], named: dict[str, Any]) -> Any:
-        """Return what a step comes to, an error too."""
         world, fake = self.world, self.world.fake
         verbs: dict[str, Callable[..., Any]] = {
             "guard": world.guard,

@@ -51,7 +51,6 @@ def storages(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[S
 
 @pytest.fixture(params=["threads", "coroutines"])
 def bucket(request: pytest.FixtureRequest, storages: tuple[Storage, Any], clock: ManualClock) -> Any:
-    """A bucket of each kind."""
     if request.param == "threads":
         return TokenBucket(QUOTA, key="k", storage=storages[0], clock=clock)
     return AsyncTokenBucket(QUOTA, key="k", storage=storages[1], clock=clock)
@@ -73,7 +72,6 @@ def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options:
     """Return a function, or a coroutine function, behind a bucket."""
 
     def work(number: int) -> int:
-        """Work."""
         ran.append(number)
         return number * 2
 

@@ -201,7 +201,6 @@ def test_the_values_of_a_label_are_bounded() -> None:
 
 
 def names(registry: CollectorRegistry) -> set[str]:
-    """Return the names of all metrics of a registry, as they are scraped."""
     kinds = {"counter": "_total"}
     return {family.name + kinds.get(family.type, "") for family in registry.collect()}
 

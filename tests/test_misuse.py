@@ -104,8 +104,6 @@ class BlockingStorage:
 
 
 class Client:
-    """A client of a server, as redis-py's."""
-
     def execute_command(self, *args: object) -> object: ...
 
 
@@ -941,7 +939,6 @@ def test_a_settle_wakes_a_thread_that_waits() -> None:
 
 
 def waiting_at(bucket: TokenBucket) -> int:
-    """Return how many wait at a bucket."""
     return sum(map(len, bucket._door.bell._waiting.values()))
 
 

@@ -228,7 +228,6 @@ def queries() -> list[str]:
 
 
 def samples() -> set[str]:
-    """Return the names under which Prometheus keeps what is measured."""
     registry = CollectorRegistry()
     PrometheusListener(registry)
     BucketCollector(registry=registry)

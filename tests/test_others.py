@@ -31,14 +31,12 @@ def told(balance: int, at: int, *, refill: float | None = 5, next_refill_in: flo
 
 
 def at(balance: int, quota: Quota = QUOTA) -> Direct:
-    """Return a bucket that was told its balance at EPOCH."""
     bucket = Direct(quota)
     bucket.apply(told(balance, EPOCH), EPOCH)
     return bucket
 
 
 def stored(bucket: Direct, **fields: str) -> Direct:
-    """Put these into what is stored of a bucket, and return it."""
     bucket.put(BucketState.from_fields({**bucket.stored.to_fields(), **fields}))
     return bucket
 

@@ -36,8 +36,6 @@ print(json.dumps({"loaded": loaded, "handlers": handlers, "threads": threads}))
 
 
 class Imported(TypedDict):
-    """What importing a module did to a fresh interpreter."""
-
     loaded: list[str]
     handlers: list[str]
     threads: list[str]

@@ -30,7 +30,6 @@ def methods(kind: type) -> dict[str, inspect.Signature]:
 
 
 def takes(signature: inspect.Signature) -> list[tuple[object, ...]]:
-    """Return names, kinds and defaults of all parameters."""
     return [(parameter.name, parameter.kind, parameter.default) for parameter in signature.parameters.values()]
 
 

@@ -26,7 +26,6 @@ def told(balance: int, at: float | None = None) -> Reading:
 
 
 def at(reading: Reading) -> Direct:
-    """Return a bucket that was told `reading` at EPOCH."""
     bucket = Direct(QUOTA)
     assert bucket.apply(Reconcile(reading), EPOCH).reading is Verdict.TAKEN
     return bucket

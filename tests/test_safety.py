@@ -64,7 +64,6 @@ class Books:
         self.open: dict[str, int] = {}
 
     def record(self, command: Command, outcome: Outcome) -> None:
-        """Enter what a command came to."""
         match command:
             case Acquire(tokens) if outcome.granted:
                 self._grant(tokens)

@@ -61,7 +61,6 @@ class TestAStorageOfOnesOwn(OnSqlite, SharedStorageConformance):
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a file of buckets may be."""
     return tmp_path / "buckets.sqlite"
 
 

@@ -133,8 +133,6 @@ def test_many_steps_of_the_script_are_their_outcomes() -> None:
 
 
 class Odd:
-    """A client that answers each command with something of its own."""
-
     def execute_command(self, *_: object) -> object:
         return Path("x" * 61)
 

@@ -51,7 +51,6 @@ class ServerClock:
 
     @contextmanager
     def running(self, name: str) -> Iterator[Place]:
-        """Run a server by this clock."""
         self.set(START)
         library = {"LD_PRELOAD": str(faketime_library()), "FAKETIME_TIMESTAMP_FILE": str(self.file)}
         with ExitStack() as stack:

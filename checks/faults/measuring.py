@@ -21,12 +21,10 @@ LOOKS: Final = tuple(after * SECOND for after in (0, 1, 5, 30, 61, 90, 122, 200)
 
 
 def micro(duration: float) -> int:
-    """Return seconds as whole microseconds."""
     return round(duration * MICROSECONDS)
 
 
 def look(bucket: Bucket, at: int, tokens: int = COST) -> Snapshot:
-    """Return what `peek` shows."""
     snapshot = bucket.apply(Peek(tokens), at).snapshot
     assert snapshot is not None
     return snapshot

@@ -33,8 +33,6 @@ PLACES: Final = (*NUMBERS, QUOTA, FAST, LINE)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of bucket that runs."""
-
     name: str
     quota: Quota
     says: str
@@ -84,7 +82,6 @@ class Run:
     steps: int = 0
 
     def step(self, *, readings: bool = True) -> None:
-        """Do one thing."""
         self.now += self._below(8) * SECOND
         self.steps += 1
         chance = self._below(100)
@@ -159,7 +156,6 @@ class Place:
 
 
 def place_of(server: Server) -> Place:
-    """Return a server with a storage and a client."""
     return Place(server, RedisStorage.from_url(f"unix://{server.socket_path}"), server.client())
 
 
@@ -169,7 +165,6 @@ def pair(kind: Kind, storage: RedisStorage) -> tuple[OnServer, OnServer]:
 
 
 def put(client: redis.Redis, fields: Mapping[str, str], *keys: str) -> None:
-    """Store fields under keys as they are."""
     items = [part.encode("utf-8", "surrogateescape") for named in fields.items() for part in named]
     with client.pipeline(transaction=False) as pipe:
         for key in keys:

@@ -20,7 +20,6 @@ def within(bound: float, ratio: Callable[[], float]) -> bool:
 
 
 def over_the_floor(step: Callable[[], object]) -> float:
-    """Return how many times the floor a step costs."""
     told = quickest({"floor": Locked(10**9, 1e6).take, "step": step}, calls=100, rounds=10)
     return told["step"] / told["floor"]
 

@@ -50,12 +50,10 @@ def hunt() -> Iterator[None]:
 
 
 def run(kit: StorageUnderTest, test: str) -> None:
-    """Run one test of the kit, as pytest would."""
     getattr(kit, test)()
 
 
 def finds(kit: StorageUnderTest, test: str) -> bool:
-    """Whether a test of the kit fails."""
     try:
         run(kit, test)
     except (AssertionError, BaseExceptionGroup, pytest.fail.Exception, StorageUnavailable):

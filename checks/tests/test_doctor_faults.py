@@ -55,7 +55,6 @@ def with_field(kind: Kind, name: str) -> tuple[Moment, str]:
 
 
 def found_in(moment: Moment, fields: Mapping[str, str]) -> list[Finding]:
-    """Return what the doctor finds in a bucket as it is stored then."""
     return list(examine(Look(KEY, moment.at, dict(fields), BucketState.from_fields(fields))))
 
 

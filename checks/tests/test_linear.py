@@ -29,7 +29,6 @@ HISTORIES = 60
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A Valkey."""
     with running("valkey") as made:
         yield made
 
@@ -53,7 +52,6 @@ def switching_often() -> Iterator[None]:
 
 
 def crew(seed: int, callers: int, calls: int) -> list[Work]:
-    """Return what each of the callers does."""
     rng = random.Random(seed)
     quota = rng.choice(QUOTAS)
     return [work(rng, quota, calls) for _ in range(callers)]
@@ -65,14 +63,12 @@ def last_look(storage: Storage, history: list[Call]) -> list[Call]:
 
 
 def on_memory(storage: MemoryStorage, seed: int) -> list[Call]:
-    """Return what threads saw of a storage in memory."""
     works = crew(seed, callers=4, calls=6)
     with switching_often():
         return last_look(storage, by_threads(storage, works))
 
 
 def holds(history: list[Call]) -> bool:
-    """Whether the history is linearizable."""
     return order(history) is not None
 
 
@@ -160,7 +156,6 @@ class NoLock(nullcontext[None]):
     """What stands for a lock and lets everybody in."""
 
     def locked(self) -> bool:
-        """Return whether somebody has it."""
         return False
 
 

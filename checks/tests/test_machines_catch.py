@@ -68,13 +68,11 @@ class ServerAlone(SyncedMachine):
 
 
 def bench(fault: Fault) -> Bench:
-    """Return a bucket on a broken storage."""
     kit = KitWithFields(partial(Simple, fault=fault))
     return replace(kit.bench(kit.make_storage(), ExitStack()), anew=None, end=None)
 
 
 def drive(kind: Callable[[Bench], RuleBasedStateMachine], fault: Fault, examples: int = 1000) -> None:
-    """Drive a broken storage."""
     made: Any = lambda: kind(bench(fault))  # noqa: E731 - Hypothesis takes any factory, though it says a class
     run_state_machine_as_test(made, settings=settings(HUNT, max_examples=examples))
 

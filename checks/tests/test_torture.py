@@ -92,7 +92,6 @@ def test_a_command_may_fail_for_a_documented_reason_or_be_cancelled(error: str, 
 
 
 def sound() -> list[Entry]:
-    """Return the log of a run in which nothing broke."""
     entries: list[Entry] = []
     for number, bucket in enumerate(QUOTAS):
         log = Log(bucket)

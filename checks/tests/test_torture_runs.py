@@ -87,7 +87,6 @@ def started(planted: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def ended(runs: Sequence[subprocess.Popen[str]]) -> list[str]:
-    """Return what runs said, when all have ended."""
     try:
         return [run.communicate(timeout=ENDS_WITHIN_S)[0] for run in runs]
     finally:

@@ -62,18 +62,15 @@ class Log:
         return self
 
     def add(self, *entries: Entry) -> Log:
-        """Add other lines."""
         self.entries += entries
         return self
 
     def spending(self) -> list[str]:
-        """Return the rules that the spending broke."""
         told = story_of(self.entries)
         found = spending.count(self.bucket, QUOTAS[self.bucket], told).findings
         return rules([*found, *spending.lost_holds(self.bucket, told), *spending.counted_twice(self.bucket, told)])
 
     def liveness(self) -> list[str]:
-        """Return the bounds that were not kept."""
         found = liveness.watch(self.bucket, QUOTAS[self.bucket], story_of(self.entries))
         return rules(found.findings)
 

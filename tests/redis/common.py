@@ -83,6 +83,5 @@ def script_runs(client: redis.Redis) -> int:
 
 
 def time_of(client: redis.Redis) -> int:
-    """Return the server's time in microseconds."""
     seconds, rest = client.time()
     return int(seconds) * SECOND + int(rest)

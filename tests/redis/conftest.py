@@ -41,7 +41,6 @@ def server(shared_server: Server) -> Server:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[redis.Redis]:
-    """A plain client of `server`."""
     with server.client() as made:
         yield made
 
@@ -55,14 +54,12 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture
 def storage(server: Server) -> Iterator[RedisStorage]:
-    """A storage with a client of its own."""
     with RedisStorage.from_url(server.url) as storage:
         yield storage
 
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
-    """A proxy before the server."""
     with proxied(server.port) as proxy:
         yield proxy
 

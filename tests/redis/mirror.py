@@ -43,7 +43,6 @@ class Mirror:
     way: str = ""
 
     def apply(self, quota: Quota, command: Command, now: int) -> Outcome:
-        """Carry the command out as the storage does."""
         served = attempt(self.texts, quota, command, now)
         self.way = served if isinstance(served, str) else BY_ITSELF
         if isinstance(served, Outcome):

@@ -47,8 +47,6 @@ class Proxy:
             link.cancel()
 
     async def listen(self) -> asyncio.Server:
-        """Listen in the running loop."""
-
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.connections += 1
             link = asyncio.ensure_future(self._carry(reader, writer))

@@ -34,11 +34,9 @@ class Cluster:
     proxies: list[Proxy]
 
     def owner(self, key: str) -> int:
-        """Return the number of the node that has a bucket."""
         return slot_of(key) * len(self.nodes) // SLOTS
 
     def key_of(self, number: int) -> str:
-        """Return a bucket that lives on a node."""
         return next(key for key in map(str, range(100)) if self.owner(key) == number)
 
     def each(self, ask: Callable[[redis.Redis], T]) -> list[T]:
@@ -64,7 +62,6 @@ def slot_of(key: str) -> int:
 
 @pytest.fixture(scope="module", params=["valkey", pytest.param(SYSTEM, marks=pytest.mark.system_redis)])
 def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Three nodes for all tests of this file."""
     with ExitStack() as stack:
         proxies = [stack.enter_context(proxied()) for _ in range(3)]
         nodes = stack.enter_context(cluster(request.param, [proxy.port for proxy in proxies]))
@@ -75,7 +72,6 @@ def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 def nodes(shared_nodes: Cluster) -> Cluster:
-    """The three nodes, emptied."""
     shared_nodes.clear()
     return shared_nodes
 

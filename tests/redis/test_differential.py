@@ -55,7 +55,6 @@ class Watched(RedisStorage):
         return answer
 
     def way(self) -> str:
-        """Return which way the command went."""
         said, self.said = self.said, None
         if isinstance(said, _wire.Handed):
             return SOME if said.partial else ALL

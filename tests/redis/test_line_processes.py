@@ -80,7 +80,6 @@ class Queue:
         return [json.loads(process.stdout.readline()) for process in busy if process.stdout is not None]
 
     def note_who_came(self) -> None:
-        """Note in which order they came, by the bucket's own word."""
         if len(self.came) == TASKS:
             return
         first = [task for task in self.done if task not in self.came]

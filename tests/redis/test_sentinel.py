@@ -39,7 +39,6 @@ def topology(shared_topology: Replicated) -> Replicated:
 
 @contextmanager
 def on_master(flavour: Flavour, sentinel_port: int, **options: Any) -> Iterator[Opened]:
-    """Open a storage over a Sentinel's master client."""
     timeouts = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
     sentinels: list[Any] = []
 

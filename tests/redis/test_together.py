@@ -40,8 +40,6 @@ async def asked(storage: AsyncRedisStorage, quota: Quota, commands: list[Acquire
 
 
 def carried_out(url: str, program: Any) -> Any:
-    """Run a program on a storage of its own and return what it returns."""
-
     async def whole() -> object:
         async with AsyncRedisStorage.from_url(url) as storage:
             return await program(storage)

@@ -161,7 +161,6 @@ def test_a_store_of_thousands_of_fields_is_written_in_pieces(storage: RedisStora
 
 @pytest.fixture(params=["redis", "valkey"])
 def library(request: pytest.FixtureRequest) -> Any:
-    """Either client library."""
     return import_module(request.param)
 
 

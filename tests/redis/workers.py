@@ -92,7 +92,6 @@ class Diary:
         os.close(descriptor)
 
     def read(self) -> list[list[object]]:
-        """Return all whole lines."""
         lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
         return [json.loads(line) for line in lines]
 
