@@ -385,10 +385,7 @@ def test_a_wrong_server_clock_changes_nothing(make: Make, offset: float) -> None
     assert world.fake.token_calls == 1
 
 
-# --- images
-
-
-# --- without waiting for real
+# --- the guard itself
 
 
 def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:
@@ -397,9 +394,6 @@ def test_a_guarded_client_can_not_be_copied(guarded: Make) -> None:
     for copied in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="can't be pickled or copied"):
             copied(world.api)
-
-
-# --- the guard itself
 
 
 def test_the_same_object_comes_back_typed(make: Make) -> None:

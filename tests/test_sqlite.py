@@ -18,7 +18,6 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -382,20 +381,3 @@ def test_who_uses_a_bucket_in_the_midst_of_a_step_of_its_own_thread_is_told(
         monkeypatch.setattr(sqlite, "_sweep", interrupted)
         assert bucket.try_acquire(2)
         assert (len(refused), bucket.peek().balance) == (1, 58)
-
-
-def test_an_exception_that_strikes_as_a_transaction_begins_leaves_none_open(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that another thread sent, say: the next command finds nothing in its way."""
-
-    def struck(storage: SQLiteStorage, *arguments: Any) -> None:
-        monkeypatch.undo()
-        storage._execute_in_turn(*arguments)
-        raise KeyboardInterrupt
-
-    with SQLiteStorage(path) as storage:
-        monkeypatch.setattr(SQLiteStorage, "_execute_in_turn", struck)
-        with pytest.raises(KeyboardInterrupt):
-            storage.apply("k", QUOTA, Acquire(2))
-        assert storage.apply("k", QUOTA, Acquire(60)).granted
