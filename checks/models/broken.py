@@ -11,6 +11,7 @@ from typing import Final
 from checks.models.suite import MachinesOnAStorage
 from keepa_tokens import BucketState, Quota, Snapshot
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Peek, Reconcile, Reserve, Settle, Verdict
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.testing.conformance import SharedStorageConformance
 from keepa_tokens.units import CLAIM_US
@@ -146,10 +147,6 @@ def mishearing(**fields: object) -> Fault:
     return Fault(sent=sent)
 
 
-def _timeless(state: BucketState, _command: Command, _now: int) -> BucketState:
-    return replace(state, server_time=None)
-
-
 def _deaf(state: BucketState, command: Command, now: int) -> BucketState:
     heard = isinstance(command, Reconcile) and state.reading_at is not None
     return replace(state, reading_at=now) if heard else state
@@ -160,9 +157,19 @@ def _out_of_order(state: BucketState, command: Command, _now: int) -> BucketStat
     return replace(state, server_time=None) if late and state.reading_at is not None else state
 
 
-def _full(state: BucketState, command: Command, _now: int) -> BucketState:
-    asked = isinstance(command, Acquire | Reserve) and state.quota is not None and state.balance is None
-    return replace(state, balance=state.quota.capacity) if asked and state.quota is not None else state
+def when_asked(changed: Callable[[BucketState, Acquire | Reserve], BucketState]) -> Fault:
+    """Return the fault of taking the bucket for another one where tokens are asked for."""
+    return Fault(lambda state, command, _: changed(state, command) if isinstance(command, Acquire | Reserve) else state)
+
+
+def standing(state: BucketState, stays: Callable[[Ticket], bool]) -> BucketState:
+    """Return the bucket with some of those who stand in line."""
+    return replace(state, line=tuple(filter(stays, state.line)))
+
+
+def _full(state: BucketState, _: object) -> BucketState:
+    unknown = state.quota is not None and state.balance is None
+    return replace(state, balance=state.quota.capacity) if unknown and state.quota is not None else state
 
 
 def _waiting(state: BucketState, _command: Command, now: int) -> BucketState:
@@ -170,9 +177,9 @@ def _waiting(state: BucketState, _command: Command, now: int) -> BucketState:
     return replace(state, probe_until=None) if gone else state
 
 
-def _alone(state: BucketState, command: Command, _now: int) -> BucketState:
+def _alone(state: BucketState, _: object) -> BucketState:
     """Take what is in flight for charged already: then nothing is in flight."""
-    if not isinstance(command, Acquire | Reserve) or state.balance is None:
+    if state.balance is None:
         return state
     charged = {name: replace(hold, charged=max(1, hold.charged)) for name, hold in state.holds.items()}
     return replace(state, balance=state.balance - _in_flight(state), holds=charged)
@@ -214,15 +221,8 @@ def _never_late(state: BucketState, _command: Command, now: int) -> BucketState:
     return replace(state, line=tuple(replace(ticket, told_at=max(now, ticket.told_at)) for ticket in state.line))
 
 
-def _passing(state: BucketState, command: Command, _now: int) -> BucketState:
-    """Take away whoever else stands in line."""
-    if not isinstance(command, Acquire | Reserve):
-        return state
-    return replace(state, line=tuple(ticket for ticket in state.line if ticket.id == command.ticket))
-
-
 def _passed(step: Step) -> BucketState:
-    """Put it back."""
+    """Put back whoever else stood in line."""
     if not isinstance(step.command, Acquire | Reserve) or step.before is None:
         return step.after
     others = tuple(ticket for ticket in step.before.line if ticket.id != step.command.ticket)
@@ -235,24 +235,13 @@ def _staying(step: Step) -> BucketState:
     return replace(step.after, line=step.before.line) if asked and step.before is not None else step.after
 
 
-def _last_in_line(state: BucketState, command: Command, _now: int) -> BucketState:
-    """Forget the place of whoever asks again."""
-    if not isinstance(command, Acquire | Reserve):
-        return state
-    return replace(state, line=tuple(ticket for ticket in state.line if ticket.id != command.ticket))
-
-
-def _never_sent(outcome: Outcome) -> Outcome:
-    return outcome if outcome.granted else replace(outcome, claimed_until_us=None)
-
-
 def _always_sent(outcome: Outcome) -> Outcome:
     unknown = not outcome.granted and outcome.reason == "UNKNOWN"
     return replace(outcome, claimed_until_us=outcome.now_us + CLAIM_US) if unknown else outcome
 
 
 FAULTS: Final = {
-    "whatever the server says last to arrive is the latest": Fault(_timeless),
+    "whatever the server says last to arrive is the latest": Fault(lambda state, *_: replace(state, server_time=None)),
     "no older reading is taken outside a call, however long ago the last one was": Fault(_deaf),
     "a call's cost is charged, though a newer reading had it": Fault(_out_of_order, mishearing(server_time=None).sent),
     "what a reading has replaced is corrected by the difference": Fault(
@@ -264,11 +253,13 @@ FAULTS: Final = {
     ),
     "nobody remembers who was sent to ask the server": keeping(probe_until=None),
     "everybody is sent to ask the server": Fault(told=_always_sent),
-    "nobody is sent to ask the server": Fault(told=_never_sent),
+    "nobody is sent to ask the server": Fault(
+        told=lambda outcome: outcome if outcome.granted else replace(outcome, claimed_until_us=None)
+    ),
     "the next one is sent as soon as the last one failed": keeping(probe_failures=0),
     "nothing begins when the server can't be asked": Fault(_waiting),
-    "a bucket of which nothing is known is full": Fault(_full),
-    "each call is admitted as if it were alone": Fault(_alone, kept=_beside_others),
+    "a bucket of which nothing is known is full": when_asked(_full),
+    "each call is admitted as if it were alone": replace(when_asked(_alone), kept=_beside_others),
     "nothing is kept back for others": keeping(kept_back=None),
     "all is kept back for others": Fault(shown=lambda shown: replace(shown, kept_back=shown.capacity)),
     "what is kept back never halves": keeping(kept_back_at=None),
@@ -281,8 +272,12 @@ FAULTS: Final = {
     "a call that is settled again is charged again": Fault(kept=_settled_again),
     "a hold that runs out is given back": Fault(_uncharged),
     "a ticket is never late, and never lapses": Fault(_never_late),
-    "whoever asks passes those before it in line": Fault(_passing, kept=_passed),
-    "whoever asks again goes to the end of the line": Fault(_last_in_line),
+    "whoever asks passes those before it in line": replace(
+        when_asked(lambda state, ask: standing(state, lambda ticket: ticket.id == ask.ticket)), kept=_passed
+    ),
+    "whoever asks again goes to the end of the line": when_asked(
+        lambda state, ask: standing(state, lambda ticket: ticket.id != ask.ticket)
+    ),
     "nobody remembers who stands in line": keeping(line=()),
     "whom the server refused comes back as the last": Fault(
         sent=lambda command: replace(command, arrived=None) if isinstance(command, Reserve) else command
