@@ -50,7 +50,6 @@ def binary(name: str) -> Path:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         port: int = listener.getsockname()[1]
@@ -229,8 +228,6 @@ class SentinelServer(Server):
 
 @dataclass(frozen=True)
 class Replicated:
-    """A primary, its replica, and the Sentinel that watches both."""
-
     primary: Server
     replica: Server
     sentinel: SentinelServer

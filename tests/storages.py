@@ -43,8 +43,6 @@ class InMemory(StorageUnderTest):
 
 
 class OnSqlite(StorageUnderTest):
-    """A file of its own."""
-
     @pytest.fixture(autouse=True)
     def _in(self, tmp_path: Path) -> None:
         self.path = tmp_path / "buckets.sqlite"
@@ -70,8 +68,6 @@ class OnSqlite(StorageUnderTest):
 
 
 class OnSqliteByCoroutines(OnSqlite):
-    """The same for coroutines."""
-
     async def make_storage(self) -> AsyncSQLiteStorage:  # type: ignore[override]
         return AsyncSQLiteStorage(self.path)
 
@@ -120,8 +116,6 @@ class OnAServer(Hashes):
 
 
 class OnAServerByCoroutines(OnAServer):
-    """The same for coroutines."""
-
     def make_storage(self) -> AsyncRedisStorage:
         return AsyncRedisStorage.from_url(self.url)
 
@@ -147,7 +141,5 @@ class OnAFake(Hashes):
 
 
 class OnAFakeByCoroutines(OnAFake):
-    """The same for coroutines."""
-
     def make_storage(self) -> AsyncRedisStorage:
         return AsyncRedisStorage(fakeredis.FakeAsyncRedis(server=self.server))

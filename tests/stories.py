@@ -46,7 +46,6 @@ def reading(balance: int, at: float | None = None, **more: Any) -> Reading:
 def settle(
     name: str, actual: int | None = None, says: int | None = None, refused: int = 0, **more: Any
 ) -> commands.Settle:
-    """Return the end of a call whose answer `says` a balance, or doesn't."""
     return commands.Settle(name, actual, None if says is None else reading(says, **more), bool(refused))
 
 
@@ -276,7 +275,6 @@ def goes(text: str, teller: Teller) -> None:
 
 
 def options(text: str) -> dict[str, Any]:
-    """Return what is named in a text."""
     return {name: whole(value) for name, value in (each.split("=") for each in text.split())}
 
 

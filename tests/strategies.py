@@ -51,7 +51,6 @@ class Bucket:
         raise NotImplementedError
 
     def lose(self, **fields: Any) -> None:
-        """Put other fields, of whatever type, into what is stored."""
         self.put(replace(self.stored, **fields))
 
     def restart(self) -> None:
@@ -88,8 +87,6 @@ class Direct(Bucket):
 
 
 class InMemory(Bucket):
-    """One over memory storage."""
-
     def __init__(self, quota: Quota, state: BucketState | None = None) -> None:
         self.storage = MemoryStorage()
         super().__init__(quota, state)

@@ -65,7 +65,6 @@ either_way: Final = pytest.mark.parametrize("stepped", [False, True])
 
 @st.composite
 def flows(draw: st.DrawFn) -> Drawn:
-    """Draw a rate, a carry that fits it, a balance, an instant and a capacity."""
     rate = draw(rates)
     carry = draw(st.integers(0, rate.period - 1))
     return rate, carry, draw(balances), draw(moments), draw(capacities)

@@ -59,7 +59,6 @@ class Watched:
 
 @pytest.fixture
 def watched() -> Watched:
-    """Return a bucket with 7 of 10 tokens."""
     return Watched(Quota(10, 1, 1.0))
 
 

@@ -11,7 +11,6 @@ from tests.cli import KEY, Workers
 
 @pytest.fixture
 def server(valkey: Workers) -> Workers:
-    """The same, with one bucket."""
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     return valkey
 

@@ -117,8 +117,6 @@ while a bucket is paused no call goes, and each is told when; it ends by itself,
 
 
 class Teller:
-    """A door that does what a story tells, for threads or for coroutines."""
-
     def __init__(self, kind: Any, story: Story, **more: Any) -> None:
         name, _, changes = story.bucket.partition(" ")
         self.clock = ManualClock(100.0)

@@ -200,13 +200,15 @@ a call takes its latency, reports it, and is refilled meanwhile: initial=10 late
 a fault for one path waits for it, others come in order: initial=300
     fail 2 500 product; fail 1 html; token -> status=502; token -> status=200
     product 1 -> status=500; product 1 -> status=500; product 1 -> status=200
+when our clock steps back the server's time stands for no moment longer and its balance stays: initial=0 period=60
+    pass 1000 -> balance=80 refill_in=10.865459; pass -900 -> balance=80 refill_in=10.865459
+    pass step -> balance=85
 /token can be down alone: initial=300
     down 1; token -> status=503 !body; product 1 -> status=200; down 0; token -> status=200
 """
 
 
 def found(said: dict[str, Any], fake: FakeKeepa, name: str) -> Any:
-    """Return what is so named in an answer, else on the server."""
     return said[name] if name in said else getattr(fake, name, None)
 
 
@@ -240,17 +242,6 @@ def test_a_story_of_the_server_comes_out_as_told(story: Story) -> None:
         said = {} if answer is None else {"body": answer.body, "status": answer.status, **(answer.body or {})}
         said |= {"left": said.get("tokensLeft"), "consumed": said.get("tokensConsumed")}
         holds(step, answer, partial(found, said, fake))
-
-
-def test_a_clock_step_back_does_not_touch_the_server() -> None:
-    """When our clock steps back, the server's time stands for no moment longer and its balance stays."""
-    fake, clock = fake_on_clock(initial=0, period=60.0)
-    clock.advance(1000.0)
-    balance, wait = fake.balance, fake.refill_in
-    clock.advance(-900.0)
-    assert (fake.balance, fake.refill_in) == (balance, wait)
-    clock.advance(wait)
-    assert fake.balance == balance + 5
 
 
 # --- calls in flight

@@ -32,7 +32,6 @@ def fake() -> FakeKeepa:
 
 @pytest.fixture
 def server(fake: FakeKeepa) -> Iterator[FakeKeepaServer]:
-    """The fake behind HTTP, in real time."""
     with FakeKeepaServer(fake) as running:
         yield running
 

@@ -30,7 +30,6 @@ URL = "https://api.keepa.com/product?asin=B1"
 
 
 def bucket() -> KeepaSync:
-    """Return a bucket of 100 tokens, known from the start."""
     sync = KeepaSync(TokenBucket(keepa_quota(5), clock=ManualClock()))
     sync.observe(ENVELOPE | {"tokensLeft": 100, "timestamp": 1})
     return sync
@@ -251,8 +250,6 @@ def test_a_request_that_is_closed_in_the_middle_leaves_no_call_open() -> None:
     """A coroutine that is thrown away while the server works: its hold runs out, and nobody is blamed for it."""
 
     class Hanging(httpx.AsyncBaseTransport):
-        """Never answers."""
-
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             await asyncio.Event().wait()
             raise AssertionError(request)

@@ -46,7 +46,6 @@ def packing() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def sync() -> KeepaSync:
-    """Return a bucket of 100 tokens, known from the start."""
     made = KeepaSync(TokenBucket(keepa_quota(5), clock=ManualClock()))
     made.observe(ENVELOPE | {"tokensLeft": 100, "timestamp": 1})
     return made

@@ -134,7 +134,6 @@ def drips(connection: socket.socket) -> None:
 
 @contextmanager
 def dripping() -> Iterator[str]:
-    """Run such a server; its URL."""
     with listening(drips) as port:
         yield f"http://{HOST}:{port}"
 

@@ -46,7 +46,6 @@ class World:
         return outcome
 
     def acquire(self, tokens: int, *, wait: bool) -> Gone | None:
-        """Take tokens, in a place if need be."""
         outcome = self.apply(Acquire(tokens, wait_us=FOR_EVER if wait else None))
         if not outcome.granted:
             return None
@@ -97,7 +96,6 @@ def most(quota: Quota, start: int, end: int) -> int:
 
 
 def check(quota: Quota, goes: list[Gone]) -> None:
-    """Compare every interval between two instants with what it may let go."""
     for first, start in enumerate(goes):
         total = 0
         for end in goes[first:]:

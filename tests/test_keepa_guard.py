@@ -184,7 +184,6 @@ class Told:
             return error
 
     def seen(self, came: Any, name: str) -> Any:
-        """Return what is so named in what came, in the client's status, in the bucket or on the server."""
         world, api = self.world, self.world.api
         own: dict[str, Callable[[], Any]] = {
             "says": lambda: str(came),

@@ -138,8 +138,6 @@ def test_the_smallest_and_the_largest_times_are_taken(said: int) -> None:
 
 
 class Answered:
-    """A response without a body."""
-
     status_code = 200
 
 

@@ -72,7 +72,6 @@ class Stalled:
 
     @property
     def bound(self) -> int:
-        """The refill time plus one period."""
         missing = self.cost - self.balance
         return -(-missing * self.period_us // self.refill) + self.period_us
 

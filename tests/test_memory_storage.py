@@ -35,16 +35,12 @@ QUOTA = Quota(10, 1, 1.0)
 
 
 class Kept(MemoryStorage):
-    """Forgets no bucket."""
-
     def _drop(self, deadlines: object, now: int) -> None:
         """Do nothing."""
 
 
 @dataclass
 class Told:
-    """A clock that stands where it is told to."""
-
     now: int = 0
 
     def now_us(self) -> int:

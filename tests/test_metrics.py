@@ -151,15 +151,11 @@ def test_changed_terms_are_counted() -> None:
 
 
 class Away(MemoryStorage):
-    """A storage that doesn't answer."""
-
     def apply(self, *_: Any, **__: Any) -> Any:
         raise StorageUnavailable("the storage is away")
 
 
 class AsyncAway(AsyncSQLiteStorage):
-    """The same for coroutines."""
-
     async def apply(self, *_: Any, **__: Any) -> Any:
         raise StorageUnavailable("the storage is away")
 

@@ -236,7 +236,6 @@ def samples() -> set[str]:
 
 
 def unknown(text: str) -> set[str]:
-    """Return the metrics that a text names and that there are not."""
     return set(re.findall(r"\bkeepa_tokens_\w+", text)) - samples()
 
 

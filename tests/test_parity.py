@@ -23,7 +23,6 @@ RENAMED = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"
 
 
 def methods(kind: type) -> dict[str, inspect.Signature]:
-    """Return the public methods of a class, the context manager's among them."""
     names = [name for name in dir(kind) if not name.startswith("_") or name in {"__enter__", "__aenter__"}]
     found = {name: getattr(kind, name) for name in names}
     return {name: inspect.signature(value) for name, value in found.items() if inspect.isfunction(value)}
@@ -96,8 +95,6 @@ def test_a_missing_parameter_would_be_noticed() -> None:
     """The comparison fails for a door whose twin lacks a keyword."""
 
     class Lacking(async_bucket.AsyncTokenBucket):
-        """A twin without `timeout`."""
-
         async def acquire(self, tokens: int = 1, *, keep: int = 0) -> typing.Any:  # type: ignore[override]
             raise NotImplementedError
 

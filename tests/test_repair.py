@@ -82,7 +82,6 @@ BAD_HOLDS: Final = (
 
 
 def rate(refill: int | None, period_us: int | None) -> dict[str, Any]:
-    """Return what is stored of a rate that the server reported."""
     return {"reported_refill": refill, "reported_period_us": period_us}
 
 

@@ -80,7 +80,6 @@ class Ear:
                 seen += [each for each in behind if isinstance(each, BaseException) and each not in seen]
 
     def everything(self) -> str:
-        """Return all of it, log records and metrics included."""
         logged = [self.caplog.text] + [f"{record.getMessage()} {record.args!r}" for record in self.caplog.records]
         return "\n".join([*self.said, *logged, generate_latest(self.registry).decode()])
 

@@ -77,8 +77,6 @@ def test_a_story_of_terms_comes_out_as_told(make: Make, story: Story) -> None:
 
 
 class Shared(Direct):
-    """One bucket, asked on whichever terms."""
-
     now = NOW
 
     def ask(self, quota: Quota, tokens: int = 1) -> Outcome:

@@ -59,7 +59,6 @@ from keepa_tokens.testing import FakeKeepa, ManualClock
 
 
 def quotas() -> None:
-    """Make terms."""
     assert_type(Quota(300, 5, 60.5, stepped=True, overdraft=UNLIMITED, recharge_to=40, initial=0, synced=True), Quota)
     assert_type(Quota.per_second(10, capacity=100), Quota)
     assert_type([Quota.per_minute(60, overdraft=3), Quota.per_hour(1), Quota.per_day(1)], list[Quota])
@@ -67,7 +66,6 @@ def quotas() -> None:
 
 
 def buckets(storage: Storage, clock: Clock, listener: Listener) -> None:
-    """Use a bucket from a thread."""
     bucket = TokenBucket(Quota.per_second(1), key="k", storage=storage, clock=clock, listener=listener)
     decision = bucket.try_acquire(2, keep=1)
     assert_type(decision, Decision)
@@ -102,7 +100,6 @@ def buckets(storage: Storage, clock: Clock, listener: Listener) -> None:
 
 
 async def async_buckets(storage: AsyncStorage) -> None:
-    """Use a bucket from a coroutine."""
     bucket = AsyncTokenBucket(Quota.per_second(1), key="k", storage=storage)
     assert_type(await bucket.try_acquire(), Decision)
     assert_type(await bucket.acquire(timeout=1.0), Decision)
@@ -146,7 +143,6 @@ def keepa(body: Mapping[str, object], storage: Storage) -> None:
 
 
 async def async_keepa(body: bytes, storage: AsyncStorage) -> None:
-    """Meter calls to Keepa from a coroutine."""
     sync = AsyncKeepaSync.from_key("key", storage=storage)
     async with sync.request(6) as call:
         assert_type(call, AsyncCall)
@@ -171,7 +167,6 @@ def storages(url: str) -> list[Storage]:
 
 
 async def async_storages(url: str) -> list[AsyncStorage]:
-    """The same for coroutines."""
     async with AsyncSQLiteStorage(url) as file, AsyncRedisStorage.from_url(url) as server:
         assert_type(file, AsyncSQLiteStorage)
         assert_type(server, AsyncRedisStorage)
@@ -200,12 +195,10 @@ def own_storage(quota: Quota, fields: dict[str, str]) -> tuple[Hold, ...]:
 
 
 def told(outcome: Outcome) -> Decision:
-    """Make a caller's answer of a storage's."""
     return outcome.decision()
 
 
 def errors(error: KeepaTokensError) -> str:
-    """Tell errors apart."""
     match error:
         case AcquireTimeout() | NotEnoughTokens():
             assert_type(error.retry_after, float)

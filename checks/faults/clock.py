@@ -42,7 +42,6 @@ class ServerClock:
     file: Path
 
     def set(self, at: int) -> None:
-        """Set it to an instant, microseconds since the epoch."""
         seconds, rest = divmod(at, MICROSECONDS)
         text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") + f".{rest:06}"
         new = self.file.with_suffix(".new")

@@ -64,8 +64,6 @@ class Moment:
 
 
 class Bucket(Protocol):
-    """A bucket that is told the time."""
-
     def apply(self, command: Command, at: int, /) -> Outcome: ...
 
 
@@ -142,7 +140,6 @@ class OnServer:
 
 
 def twin(kind: Kind, moment: Moment | None = None) -> InMemory:
-    """Return a bucket in memory, new or as it was at a moment."""
     return InMemory(kind.quota, None if moment is None else BucketState.from_fields(moment.fields))
 
 
@@ -160,7 +157,6 @@ def place_of(server: Server) -> Place:
 
 
 def pair(kind: Kind, storage: RedisStorage) -> tuple[OnServer, OnServer]:
-    """Return the two buckets that are measured after a fault."""
     return OnServer(storage, "alive", kind.quota), OnServer(storage, "greedy", kind.quota)
 
 

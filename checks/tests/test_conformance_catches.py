@@ -203,7 +203,6 @@ def writing(written: Callable[[str, str], str | None]) -> Make:
 
 
 def drop(storage: Simple, prefix: str) -> None:
-    """Forget the buckets whose keys begin so."""
     for key in [each for each in storage.place.rows if each.startswith(prefix)]:
         del storage.place.rows[key]
 
@@ -352,7 +351,6 @@ def test_a_storage_that_is_sound_at_damage_is_not(test: str) -> None:
 
 
 def store(db: sqlite3.Connection, key: str, state: BucketState) -> None:
-    """Write."""
     db.execute("INSERT OR REPLACE INTO buckets VALUES (?, ?, NULL)", (key, json.dumps(state.to_fields())))
 
 
@@ -414,8 +412,6 @@ class WritesWhenItIsClosed(SQLiteStorage):
 
 
 class SqliteKit(SharedStorageConformance):
-    """The kit on a kind of SQLite's storage."""
-
     def __init__(self, kind: Callable[[Path], SQLiteStorage], path: Path) -> None:
         self.kind = kind
         self.path = path
@@ -470,8 +466,6 @@ class AwaitsInTheMiddle:
 
 
 class AsyncKit(StorageConformance):
-    """The kit for coroutines."""
-
     async def make_storage(self) -> AwaitsInTheMiddle:
         return AwaitsInTheMiddle(Place())
 

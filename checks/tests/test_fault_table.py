@@ -51,8 +51,6 @@ class Lying:
 
 @dataclass(frozen=True)
 class Late:
-    """A bucket that states a bound of years."""
-
     bucket: Bucket
 
     def apply(self, command: Command, at: int) -> Outcome:

@@ -35,7 +35,6 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[redis.Redis]:
-    """A client of its own, for what the callers don't do."""
     with server.client() as made:
         yield made
 

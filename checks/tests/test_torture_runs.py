@@ -80,7 +80,6 @@ def test_each_planted_fault_breaks_its_rule(server: Server, planted: str) -> Non
 
 
 def started(planted: str, folder: Path) -> subprocess.Popen[str]:
-    """Start a run of the shortest length."""
     options = ["--minutes", "0.01", "--workers", "2", "--seed", str(SEED), "--logs", str(folder / planted)]
     command = [sys.executable, "-m", "checks.torture", *options, *(["--planted", planted] if planted else [])]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -50,7 +50,6 @@ class Log:
         return self
 
     def told(self, at: int, sending: Command, sent: int | None = None, **outcome: Any) -> Log:
-        """Send a command whose outcome is known."""
         step = self.sent(at if sent is None else sent, sending)
         told = Told("w", at, step, granted=isinstance(sending, Acquire | Reserve))
         self.entries.append(replace(told, **outcome))

@@ -132,7 +132,6 @@ class Flavour:
 
     @contextmanager
     def at(self, url: str) -> Iterator[Opened]:
-        """Open a storage by `from_url`."""
         kind = AsyncRedisStorage if self.asynchronous else RedisStorage
         storage: Any = kind.from_url(self.url(url))
         with self.over(lambda: storage._client) as opened:

@@ -91,8 +91,6 @@ def run_armed(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 class Doors:
-    """The async doors to one server, and a probe that answers at once."""
-
     def __init__(self, server: Server, scheme: str) -> None:
         url = server.url.replace("redis", scheme) + "?socket_timeout=20&socket_connect_timeout=20"
         self.storage = AsyncRedisStorage.from_url(url)
@@ -102,7 +100,6 @@ class Doors:
         self.sync = AsyncKeepaSync(AsyncTokenBucket(SYNCED, key="keepa", storage=self.storage), probe=self.probe)
 
     async def probe(self) -> tuple[int, Mapping[str, object]]:
-        """Answer as Keepa's `/token` does."""
         return 200, {"tokensLeft": 300, "refillIn": 1000, "refillRate": 5, "timestamp": 1_780_000_000_000}
 
 

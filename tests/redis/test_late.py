@@ -57,7 +57,6 @@ def strike(*_: object) -> None:
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Interrupt what is done here by a signal."""
     before = signal.signal(signal.SIGALRM, strike)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

@@ -28,12 +28,10 @@ def never(storage: RedisStorage, now: int | None) -> None:
 
 
 def used(storage: RedisStorage, now: int | None) -> None:
-    """Leave a plain bucket with a call in flight."""
     storage.apply("k", PLAIN, Reserve("open", 5, 600 * SECOND), now_us=now)
 
 
 def told(storage: RedisStorage, now: int | None) -> None:
-    """Leave a synced bucket with a reading and a call in flight."""
     storage.apply("k", SYNCED, Reconcile(Reading(50, server_time=1.0)), now_us=now)
     storage.apply("k", SYNCED, Reserve("open", 5, 600 * SECOND), now_us=now)
 

@@ -131,8 +131,6 @@ def test_who_never_gets_through_says_so(storage: RedisStorage, monkeypatch: pyte
     storage.apply("k", SYNCED, Reconcile(Reading(100)))
 
     class Unlucky(RedisStorage):
-        """Somebody always writes first."""
-
         async def _ask(self, key: str, arguments: list[_wire.Argument], command: Any) -> _wire.Answer:
             if arguments[0] == "store":
                 arguments[3] = b"another version"

@@ -137,7 +137,6 @@ def hold(number: int, url: str, diary: Diary) -> None:
 
 
 def queue(number: int, url: str, diary: Diary) -> None:
-    """Wait for a token in turn."""
     storage = Noting.from_url(url)
     bucket = TokenBucket(QUEUED, key="queue", storage=storage)
     for _ in range(TURNS):
