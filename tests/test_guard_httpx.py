@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -41,36 +41,27 @@ def twin(sync: KeepaSync) -> AsyncKeepaSync:
     return AsyncKeepaSync(AsyncTokenBucket(keepa_quota(5), key="default", storage=storage, clock=sync.bucket.clock))
 
 
-@pytest.mark.parametrize("how", ["read", "raw"])
-def test_a_compressed_answer_is_read_once_and_understood(how: str) -> None:
-    """The client gets the bytes that came over the wire, or decoded ones, as it likes; the bucket reads the JSON."""
-    sync = bucket()
-    packed = gzip.compress(json.dumps(ENVELOPE).encode())
+PACKED = gzip.compress(json.dumps(ENVELOPE).encode())
 
-    def stream() -> Iterator[bytes]:
-        yield packed[:10]
-        yield packed[10:]
 
-    inner = httpx.MockTransport(
-        lambda request: httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=stream())
-    )
+@pytest.mark.parametrize(
+    "body, read, got, balance",
+    [
+        (PACKED, lambda response: json.loads(response.read()), ENVELOPE, 77),
+        (PACKED, lambda response: b"".join(response.iter_raw()), PACKED, 77),
+        (b"no gzip at all", lambda response: b"".join(response.iter_raw()), b"no gzip at all", 99),
+    ],
+)
+def test_a_compressed_answer_is_read_once_and_understood(body: bytes, read: Any, got: object, balance: int) -> None:
+    """The client gets the bytes that came over the wire, or decoded ones, as it likes; the bucket reads the JSON.
+
+    A body that isn't what its headers say ends the hold at the estimate.
+    """
+    sync, headers = bucket(), {"Content-Encoding": "gzip"}
+    inner = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, content=iter([body[:10], body[10:]])))
     with httpx.Client(transport=KeepaTransport(sync, inner)) as client, client.stream("GET", URL) as response:
-        if how == "read":
-            assert json.loads(response.read()) == ENVELOPE
-        else:
-            assert b"".join(response.iter_raw()) == packed
-    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (77, 0)
-
-
-def test_an_answer_that_can_not_be_decoded_is_reported() -> None:
-    """A body that isn't what its headers say ends the hold at the estimate; the reader gets the client's own error."""
-    sync = bucket()
-    inner = httpx.MockTransport(
-        lambda request: httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=iter([b"no gzip"]))
-    )
-    with httpx.Client(transport=KeepaTransport(sync, inner)) as client, client.stream("GET", URL) as response:
-        assert b"".join(response.iter_raw()) == b"no gzip"
-    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (99, 0)
+        assert read(response) == got
+    assert (sync.bucket.peek().balance, sync.bucket.peek().held) == (balance, 0)
 
 
 def test_an_async_connection_that_breaks_in_the_body_leaves_the_hold() -> None:
