@@ -158,9 +158,10 @@ class SQLiteStorage(Closing, NotCopied):
                 raise
 
     def _close(self) -> None:
-        if self._process != os.getpid():
+        if self._process == os.getpid():
+            self._close_own()
+        else:
             self._inherited.append(self._db)  # the parent's connection must not be used or closed here
-        self._close_own()
         self._let_go()
 
     @contextmanager
