@@ -234,19 +234,23 @@ def test_a_clock_that_steps_back_does_not_keep_a_hold_for_longer_than_its_lifeti
 # --- the lifetime of a state
 
 
+def kept_and_fresh(at: Situation, data: st.DataObject, idle: int) -> tuple[Outcome, Outcome] | None:
+    """Return what becomes of a command at a bucket whose lifetime is over, and at a new one; None: it has no end."""
+    life = None if at.state is None else lifetime_us(at.state, at.now)
+    if life is None:
+        return None
+    now = at.now + life + idle
+    command = data.draw(commands(now))
+    return transition(at.quota, at.state, now, command)[1], transition(at.quota, None, now, command)[1]
+
+
 @SPARING
 @given(at=reached(quotas(synced=False, stepped=False), most_steps=12), data=st.data(), idle=gaps)
 def test_dropping_a_plain_state_at_its_lifetime_changes_nothing(at: Situation, data: st.DataObject, idle: int) -> None:
     """A plain bucket kept past its lifetime answers every command as a new one does: it was full, with no holds."""
-    state = at.state
-    life = None if state is None else lifetime_us(state, at.now)
-    if life is None or at.quota.refill == 0:
-        return
-    now = at.now + life + idle
-    command = data.draw(commands(now))
-    kept = transition(at.quota, state, now, command)[1]
-    fresh = transition(at.quota, None, now, command)[1]
-    assert replace(kept, ran_out=()) == fresh
+    if at.quota.refill and (found := kept_and_fresh(at, data, idle)):
+        kept, fresh = found
+        assert replace(kept, ran_out=()) == fresh
 
 
 @SPARING
@@ -255,17 +259,11 @@ def test_dropping_a_stepped_state_at_its_lifetime_only_forgets_the_phase(
     at: Situation, data: st.DataObject, idle: int
 ) -> None:
     """The same for stepped refill, but for when the next step comes: a period from the first use, so not earlier."""
-    state = at.state
-    life = None if state is None else lifetime_us(state, at.now)
-    if life is None:
-        return
-    now = at.now + life + idle
-    command = data.draw(commands(now))
-    old = transition(at.quota, state, now, command)[1]
-    new = transition(at.quota, None, now, command)[1]
-    assert replace_times(old) == replace_times(new)
-    assert old.retry_after_us <= new.retry_after_us
-    assert old.place_us <= new.place_us
+    if found := kept_and_fresh(at, data, idle):
+        old, new = found
+        assert replace_times(old) == replace_times(new)
+        assert old.retry_after_us <= new.retry_after_us
+        assert old.place_us <= new.place_us
 
 
 def replace_times(outcome: Outcome) -> tuple[object, ...]:

@@ -50,21 +50,12 @@ def test_light_testing_modules_lean_on_the_clock_alone(name: str) -> None:
     assert foreign <= {"keepa_tokens.clock", "_typeshed"}  # _typeshed: for types only
 
 
-def test_a_neighbours_imports_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above is no blind one: an extra that a neighbour imports inside a function is found."""
+def test_every_form_of_import_counts_and_a_neighbours_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above is no blind one: it finds each form, and an extra that a neighbour imports in a function."""
     folder = tmp_path / "keepa_tokens" / "testing"
     folder.mkdir(parents=True)
-    (folder / "x.py").write_text("import os\nfrom .y import f\n", "utf-8")
+    (folder / "x.py").write_text("import os, a.b\nfrom ..clock import C\nfrom . import y\nfrom .y import f\n", "utf-8")
     (folder / "y.py").write_text("from .x import g\ndef f():\n    import httpx\n", "utf-8")
     monkeypatch.setitem(globals(), "SOURCE", tmp_path)
-    assert foreign_to("keepa_tokens.testing.x") == {"httpx"}
-
-
-def test_the_reader_finds_every_form_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above is no blind one: absolute, relative, nested and bare relative imports are all found."""
-    folder = tmp_path / "keepa_tokens" / "testing"
-    folder.mkdir(parents=True)
-    file = folder / "x.py"
-    file.write_text("import a.b\nfrom ..clock import C\nfrom . import d\ndef f():\n    from e import g\n", "utf-8")
-    monkeypatch.setitem(globals(), "SOURCE", tmp_path)
-    assert set(imported_by(file)) == {"a.b", "keepa_tokens.clock", "keepa_tokens.testing.d", "e"}
+    assert set(imported_by(folder / "x.py")) == {"os", "a.b", "keepa_tokens.clock", "keepa_tokens.testing.y"}
+    assert foreign_to("keepa_tokens.testing.x") == {"a.b", "keepa_tokens.clock", "httpx"}

@@ -301,24 +301,14 @@ def test_a_clock_that_jumps_to_and_fro_mints_only_its_way_forward(quota: Quota, 
 
 
 @either_way
-@given(quota=quotas(synced=False), balance=st.integers(-1000, 1000), now=instants)
-def test_a_lost_balance_forgives_at_most_the_debt(make: Make, quota: Quota, balance: int, now: int) -> None:
-    """Without its balance a plain bucket goes on from 0, whatever refill was due, and says what it mended."""
-    bucket = make(quota, BucketState(balance=None, refilled_at=max(0, now - DAY)))
-    outcome = bucket.apply(Acquire(1), now)
+@pytest.mark.parametrize("synced", [False, True])
+@given(data=st.data(), now=instants)
+def test_a_lost_balance_forgives_at_most_the_debt(make: Make, synced: bool, data: st.DataObject, now: int) -> None:
+    """Without it a plain bucket goes on from 0, whatever refill was due; of a synced one the server is asked."""
+    lost = BucketState(balance=None, refilled_at=max(0, now - DAY), reading_at=now if synced else None)
+    outcome = make(data.draw(quotas(synced=synced)), lost).apply(Acquire(1), now)
     assert not outcome.granted
-    assert outcome.balance == 0
-    assert "balance" in outcome.repaired
-
-
-@given(quota=quotas(synced=True), now=instants)
-def test_a_synced_bucket_that_lost_its_balance_gives_nothing_until_it_is_told(quota: Quota, now: int) -> None:
-    """Without its balance a synced bucket is unknown: it grants nothing and sends somebody to the server."""
-    bucket = Direct(quota, BucketState(balance=None, refilled_at=max(0, now - DAY), reading_at=now))
-    outcome = bucket.apply(Acquire(1), now)
-    assert not outcome.granted
-    assert outcome.balance is None
-    assert outcome.probe
+    assert (outcome.balance, outcome.probe) == ((None, True) if synced else (0, False))
     assert "balance" in outcome.repaired
 
 
