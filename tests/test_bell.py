@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from sys import getswitchinterval, setswitchinterval
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from keepa_tokens._bell import Bell
+from keepa_tokens.testing.crews import hurried
+from tests.helpers import in_threads
 
 
 def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
@@ -75,23 +75,12 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
 
 def test_threads_find_their_own_places_while_others_come_and_go() -> None:
     """Each thread begins places of its own all the time, and finds the same ones as long as it waits there."""
-    bell, lost, interval = Bell(), list[object](), getswitchinterval()
+    bell = Bell()
 
     def begin(thread: int) -> None:
-        try:
-            for number in range(4000):
-                places = bell.places(1, number, f"key{number % 50}", thread)
-                assert bell.places(1, number, f"key{number % 50}", thread) is places
-        except BaseException as error:  # noqa: BLE001 - the test tells it
-            lost.append(error)
+        for number in range(4000):
+            places = bell.places(1, number, f"key{number % 50}", thread)
+            assert bell.places(1, number, f"key{number % 50}", thread) is places
 
-    threads = [Thread(target=begin, args=(number,)) for number in range(3)]
-    setswitchinterval(1e-6)
-    try:
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-    finally:
-        setswitchinterval(interval)
-    assert not lost
+    with hurried():
+        in_threads(3, begin)

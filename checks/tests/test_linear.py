@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from keepa_tokens.storage import _wire
 from keepa_tokens.storage.base import Storage
 from keepa_tokens.storage.memory import MemoryStorage
 from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
+from keepa_tokens.testing.crews import hurried
 from tests.servers import Server, running
 
 HISTORIES = 60
@@ -39,17 +39,6 @@ def client(server: Server) -> Iterator[redis.Redis]:
         yield made
 
 
-@contextmanager
-def switching_often() -> Iterator[None]:
-    """Let threads take turns after every few instructions."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
 def crew(seed: int, callers: int, calls: int) -> list[Work]:
     rng = random.Random(seed)
     quota = rng.choice(QUOTAS)
@@ -63,7 +52,7 @@ def last_look(storage: Storage, history: list[Call]) -> list[Call]:
 
 def on_memory(storage: MemoryStorage, seed: int) -> list[Call]:
     works = crew(seed, callers=4, calls=6)
-    with switching_often():
+    with hurried():
         return last_look(storage, by_threads(storage, works))
 
 

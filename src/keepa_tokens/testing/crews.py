@@ -118,7 +118,7 @@ def threads(storages: Sequence[Storage], works: Sequence[Work]) -> list[list[Out
         gate.wait()
         return work.done_on(storage)
 
-    with _hurried(), ThreadPoolExecutor(len(works)) as pool:
+    with hurried(), ThreadPoolExecutor(len(works)) as pool:
         return list(pool.map(one, storages, works))
 
 
@@ -178,7 +178,7 @@ def _work_on(opener: Opener, work: Work, telling: Connection) -> None:
 
 
 @contextmanager
-def _hurried() -> Generator[None]:
+def hurried() -> Generator[None]:
     """Let the interpreter change threads as often as it can, so that a step that isn't atomic fails much sooner."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
