@@ -72,11 +72,13 @@ def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options:
     """Return a function, or a coroutine function, behind a bucket."""
 
     def work(number: int) -> int:
+        """Work."""
         ran.append(number)
         return number * 2
 
     @functools.wraps(work)
     async def suspended_work(number: int) -> int:
+        """Work."""
         return work(number)
 
     if isinstance(bucket, TokenBucket):
