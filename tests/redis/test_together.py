@@ -11,10 +11,12 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from keepa_tokens import AsyncRedisStorage, Quota, Reading, RedisStorage
+from keepa_tokens import AsyncRedisStorage, AsyncTokenBucket, Quota, Reading, RedisStorage
 from keepa_tokens.errors import StorageUnavailable
+from keepa_tokens.events import Event, EventKind
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Reconcile, Reserve
 from keepa_tokens.storage import _wire
+from keepa_tokens.storage._batch import Batches
 from tests.redis.common import NAME, NOW, calls, stored
 from tests.servers import Server
 
@@ -91,6 +93,52 @@ def test_who_is_cancelled_in_time_takes_nothing(server: Server, client: redis.Re
     told = carried_out(server.url, program)
     assert [isinstance(each, asyncio.CancelledError) for each in told] == [False] * 3 + [True] * 2 + [False]
     assert client.hget(NAME, "balance") == b"96"
+
+
+def test_a_crowd_that_gives_its_places_up_leaves_nothing(server: Server, client: redis.Redis) -> None:
+    """Three hundred wait for places and are cancelled at once: the bucket is as full as before they came."""
+
+    async def program(storage: AsyncRedisStorage) -> int | None:
+        waiting, all_wait = list[Event](), asyncio.Event()
+
+        def hears(event: Event) -> None:
+            waiting.extend([event] * (event.kind is EventKind.WAITING))
+            if len(waiting) == 300:
+                all_wait.set()
+
+        bucket = AsyncTokenBucket(Quota(10, 1, 3600.0), key="k", storage=storage, listener=hears)
+        crowd = [asyncio.create_task(bucket.acquire()) for _ in range(310)]
+        await all_wait.wait()
+        for each in crowd:
+            each.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        await bucket.aclose()
+        return (await bucket.peek()).balance
+
+    assert carried_out(server.url, program) == 0
+
+
+def test_calls_by_turns_are_sent_one_after_the_other() -> None:
+    """However many come together, they go in their order, and only one call of the group is under way."""
+    sent = list[int]()
+    under_way = asyncio.Semaphore(1)
+
+    async def one(_: str, number: int) -> int:
+        await many("", [number])
+        return number
+
+    async def many(_: str, numbers: list[int]) -> list[int | BaseException]:
+        assert not under_way.locked()
+        async with under_way:
+            await asyncio.sleep(0)
+            sent.extend(numbers)
+        return [*numbers]
+
+    async def program() -> list[int]:
+        batches = Batches[str, int, int](one, many, 2, by_turns=True)
+        return await asyncio.gather(*(batches.send("", number) for number in range(8)))
+
+    assert asyncio.run(program()) == sent == list(range(8))
 
 
 def test_what_is_wrong_with_one_is_nobody_elses_error(server: Server) -> None:

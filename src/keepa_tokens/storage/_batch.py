@@ -64,11 +64,11 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
 
     def _close(self, group: GroupT) -> None:
         """Send what has come together."""
-        waiting = self._waiting.pop(group)
+        waiting = [each for each in self._waiting.pop(group) if not each[1].done()]
         if not waiting:
             return
         if self._by_turns:
-            self._waiting[group] = []
+            waiting, self._waiting[group] = waiting[: self._largest], waiting[self._largest :]
         task = asyncio.get_running_loop().create_task(self._carry_all(group, waiting))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from .._arguments import LONGEST_NAME, NotCopied, printable
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
-from ..rules.commands import Command, Outcome, Peek
+from ..rules.commands import Command, Outcome, Peek, Refund
 from ..rules.decision import Snapshot
 from ..rules.state import BucketState
 from ..rules.transition import inspected, transition
@@ -113,7 +113,9 @@ class Keyspace(NotCopied, Generic[LockT]):
     async def _apply(self, key: str, quota: Quota, command: Command, now_us: int | None) -> Outcome:
         """Let the script carry the command out, or decide what it hands over."""
         answer: _wire.Answer | None = None
-        if not (self._is_deciding(key) or _wire.is_for_the_rules(command)):
+        # Places come back one after the other in the order in which they were given up, the last one first (rule 6).
+        is_place = isinstance(command, Refund) and command.own_us is not None
+        if not (is_place or self._is_deciding(key) or _wire.is_for_the_rules(command)):
             answer = await self._attempt(key, quota, command, now_us)
             found = decided(quota, command, answer)
             if isinstance(found, Outcome):
