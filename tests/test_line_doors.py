@@ -12,6 +12,8 @@ import pytest
 from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
+    Event,
+    EventKind,
     KeepaSync,
     MemoryStorage,
     NotEnoughTokens,
@@ -182,6 +184,35 @@ def test_plain_reservations_that_cost_less_use_the_refill(apart: bool) -> None:
     with virtual_loop() as loop:
         loop.run_until_complete(all_of_them(loop))
     assert spent - 100 >= 0.9 * 120 * 10
+
+
+def test_a_crowd_behind_the_full_line_looks_seldom() -> None:
+    """Of two thousand that reserve, each looks every three seconds on average, not twice as often; the refill
+    is used, and the line stays long.
+    """
+    looks = list[Event]()
+
+    async def crowd(loop: VirtualLoop) -> None:
+        bucket = AsyncTokenBucket(Quota(20, 20, 1.0), clock=loop.clock, listener=looks.append)
+
+        async def one() -> None:
+            async with bucket.reserve() as reservation:
+                await reservation.settle(1)
+
+        callers = [asyncio.create_task(one()) for _ in range(2000)]
+        await asyncio.sleep(2.01)
+        looks.clear()
+        await asyncio.sleep(6)
+        assert sum(event.kind is EventKind.GRANTED for event in looks) == 6 * 20
+        assert sum(event.kind is EventKind.REFUSED for event in looks) < 6 * 2000 / 3
+        assert (await bucket.peek()).waiting > 200
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        assert (await bucket.peek()).waiting == 0
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(crowd(loop))
 
 
 class Counting(Noted):

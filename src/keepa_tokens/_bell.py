@@ -40,6 +40,10 @@ class Bell:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    def crowd(self, key: str) -> int:
+        """Return how many wait at bucket `key`."""
+        return len(self._waiting.get((getpid(), key), ()))
+
     def wait(self, key: str, wake: Callable[[], object], keep: int, rank: int) -> Stand:
         """Let a caller wait at bucket `key`; return what `leave` takes. wake: RuntimeError if its loop is closed."""
         at = getpid(), key

@@ -32,6 +32,7 @@ from .rules.commands import (
     Verdict,
 )
 from .rules.decision import Decision, Reason, Snapshot
+from .rules.line import LONGEST_LINE
 from .rules.reading import Reading
 from .rules.transition import has_places
 from .units import DAY_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, seconds
@@ -132,11 +133,14 @@ class Steps(Generic[S_co]):
 
     def waits(self, wake: Callable[[], object]) -> Stand:
         """Ask to be woken when tokens come back; return what `leaves` takes."""
-        bell = self.door.bell
-        if self._rank is None:
-            self._rank = bell.rank()
         keep = 0 if self.request is None else self.request.keep
-        return bell.wait(self.door.key, wake, keep, self._rank)
+        return self.door.bell.wait(self.door.key, wake, keep, self.rank())
+
+    def rank(self) -> int:
+        """Return the number of this call among those that began to wait."""
+        if self._rank is None:
+            self._rank = self.door.bell.rank()
+        return self._rank
 
     def leaves(self, place: Stand) -> None:
         if not self.door.bell.leave(place) and not self.woken:
@@ -325,6 +329,9 @@ async def _pause(steps: Steps[object], outcome: Outcome, command: Acquire | Rese
         retry = min(retry, LOOK_AGAIN_US)
     longest = LONGEST_PAUSE_US if synced else DAY_US
     if has_places(steps.door.quota):
+        if outcome.arrived is None:
+            # The line is full, and it would be for longer if the crowd behind it stood there, too.
+            retry *= 1 + steps.rank() % max(1, steps.door.bell.crowd(steps.door.key) // LONGEST_LINE)
         # It sees what other processes give back only if it looks. Not with a recharge: a look might begin one.
         longest = min(longest, max(LOOK_AGAIN_US, retry // PARTS_OF_A_WAIT))
     duration = max(1, min(retry, left_us, longest))
