@@ -86,7 +86,8 @@ an acquire that may wait stands in line too, behind whoever stands there already
 who leaves nothing gets a place before those in line who do: PLAIN balance=0
     0 stand modest 5 keep=1 -> !granted, take 5 wait=1000s -> GRANTED place=5s
 who acquires by a ticket is not behind it: PLAIN balance=0
-    0 take 5 ticket=a -> in=5s, take 50 ticket=b -> in=55s; 5s take 5 wait=1000s ticket=a -> GRANTED !place waiting=1
+    0 take 5 ticket=a -> in=5s arrived=2, take 50 ticket=b -> in=55s arrived=3
+    5s take 5 wait=1000s ticket=a -> GRANTED !place waiting=1
 the bound counts that a bucket which is paused runs over, and all in line come after: PLAIN balance=0
     0 stand a 100, stand b 100, pause 1000s, peek 100 -> bound=1201s, stand c 100 -> PAUSED in=1000s
     100s stand a 100 -> PAUSED in=900s; 200s stand b 100 -> PAUSED in=800s; 1000s stand a 100 -> GRANTED

@@ -389,10 +389,13 @@ class _Step(Telling):
         # By a number that was never given, or without a ticket, nobody stands again.
         arrived = LIMIT if command.arrived is None or command.arrived > self.s.sequence else command.arrived
         reason, at = self._judge(command.tokens, command.keep, command.ticket, arrived if command.ticket else LIMIT)
-        outcome = Outcome(granted=True) if reason is Reason.GRANTED else self._refuse(reason, at, command, arrived)
+        if reason is Reason.GRANTED:
+            outcome = Outcome(granted=True, arrived=self._arrived(command.ticket))
+        else:
+            outcome = self._refuse(reason, at, command, arrived)
         if command.scout and outcome.probe:
-            outcome = Outcome(granted=True, scout=True, claimed_until_us=outcome.claimed_until_us)
-        outcome.arrived = self._arrived(command.ticket)
+            until_us = outcome.claimed_until_us
+            outcome = Outcome(granted=True, arrived=outcome.arrived, claimed_until_us=until_us, scout=True)
         if outcome.granted:
             self._open(command)
         return outcome
@@ -421,7 +424,10 @@ class _Step(Telling):
             claimed_until_us = self._claim()
         if command.ticket is not None and reason in _STANDS:
             self._stand(Ticket(command.ticket, command.tokens, command.keep, arrived, min(at, self.now + DAY_US)))
-        return Outcome(reason=reason, retry_after_us=until(at, self.now), claimed_until_us=claimed_until_us)
+        stands = self._arrived(command.ticket)
+        return Outcome(
+            reason=reason, retry_after_us=until(at, self.now), arrived=stands, claimed_until_us=claimed_until_us
+        )
 
     # 11: the line
 
