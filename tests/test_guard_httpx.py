@@ -51,6 +51,7 @@ PACKED = gzip.compress(json.dumps(ENVELOPE).encode())
         (PACKED, lambda response: b"".join(response.iter_raw()), PACKED, 77),
         (b"no gzip at all", lambda response: b"".join(response.iter_raw()), b"no gzip at all", 99),
     ],
+    ids=["decoded", "raw", "no gzip"],  # each worker packs it at another second
 )
 def test_a_compressed_answer_is_read_once_and_understood(body: bytes, read: Any, got: object, balance: int) -> None:
     """The client gets the bytes that came over the wire, or decoded ones, as it likes; the bucket reads the JSON.
