@@ -41,7 +41,7 @@ LONGEST_ASKED_S: Final = 3600.0
 """The longest `Retry-After` that is obeyed, in seconds."""
 
 STOOD: Final = ContextVar[int | None]("the number in line of a call that the server refused", default=None)
-"""By this number the next try stands where the last one stood, or by when it was let go."""
+"""By this number the next try stands where the last one stood, or as if it had come when that was let go."""
 
 C = TypeVar("C", bound="CallBase")
 

@@ -167,7 +167,7 @@ class Outcome:
     kept_back: int = 0
     """Tokens left to somebody else who spends."""
     arrived: int | None = None
-    """The number in line that the caller has, or that its grant gave up; of a refused call: by when it was let go."""
+    """The number in line that the caller has, or that its grant gave up; of a call that the server refused, its own."""
     claimed_until_us: int | None = None
     """The caller was given the claim on the probe, until then."""
     scout: bool = False

@@ -77,8 +77,9 @@ what is held was taken from the balance already, and available = balance.
     told a day ahead at most, and nobody waits longer than a day for those before it. Where a clock went back, the told
     instant moves back with `refilled_at`, but not into the past. A ticket is late 1 s past its told instant: others
     may pass it. It lapses a minute past it. A grant or a cancel by the same id leaves the line; if the server then
-    refuses the call, its caller may stand again where it stood, or else by when it was let go. At most 256 stand in
-    line; more get the plain refusal. An unknown balance, claims and scouts don't ask the line.
+    refuses the call, its caller may stand again where it stood; one that never stood, as if it had come when it was
+    let go. At most 256 stand in line; more get the plain refusal. An unknown balance, claims and scouts don't ask the
+    line.
 12. Pause. Until it ends every request is refused as PAUSED and claims no probe. A pause lasts a day at most.
 13. Terms. A bucket runs on one set of terms, stored with it. A caller with others replaces them, at most once a minute;
     in between it is served by the stored ones. At a change the time since the last whole token or step goes over as
