@@ -17,16 +17,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from .._plans import Patience, Steps, snapshot_of
 from ..errors import AcquireTimeout
 from ..rules.commands import Peek
 from ..rules.decision import Reason
 from ..units import MICROSECONDS
-
-if TYPE_CHECKING:
-    from ._door import CallBase
 
 SERVER_REFUSES: Final = "REFUSED"
 """The reason of a wait, or of NotEnoughTokens, if the server refuses although the bucket would grant."""
@@ -43,7 +40,16 @@ LONGEST_ASKED_S: Final = 3600.0
 STOOD: Final = ContextVar[int | None]("the number in line of a call that the server refused", default=None)
 """By this number the next try stands where the last one stood, or as if it had come when that was let go."""
 
-C = TypeVar("C", bound="CallBase")
+
+class Tried(Protocol):
+    """A call that was made. arrived: its number in line; told: its answer had an envelope; retry_after: in seconds."""
+
+    arrived: int | None
+    told: bool
+    retry_after: float | None
+
+
+C = TypeVar("C", bound=Tried)
 
 
 class Attempts(Generic[C]):
