@@ -84,9 +84,9 @@ STORIES: Final = """
 # With keep, with a recharge, beside a server, without patience, without refill.
 who gets no place: THREE (initial=3|recharge_to=3|synced|initial=3|refill=0)
     0 read 0; 0 take (3|3|0|3|3), take 1 (keep=1 wait=99s|wait=99s|wait=99s|wait=-|wait=99s) -> !granted balance=0
-of a place given up comes back what those behind it leave, who keep theirs; of the last one all: THREE
+a place given up is free for the next one, those behind it keep theirs; the last one comes back: THREE
     0 take 3 wait=99s, take 3 wait=99s -> place=3s, take 3 wait=99s -> place=6s, take 3 wait=99s -> place=9s
-    0 back r 3 (3s|6s|9s), take 3 wait=99s -> place=(12s|12s|9s)
+    0 back r 3 (3s|6s|9s), take 3 wait=99s -> place=(3s|6s|9s)
 with a place 8 s ahead what exceeds the refill from an own instant up to it comes back: HUNDRED
     0 take 100, take 8 wait=99s -> place=8s, back r (10 4s|10 0|8 0|10 8s|10 9s|3) -> balance=(-2|-6|-8|2|2|-8)
 once the last place has come an unused grant comes back whole, of whatever instant it was: HUNDRED
@@ -97,10 +97,10 @@ what exceeds the refill comes back at the beginning of time too: TEN period=0.00
 # Of 10 the refill from 1 s to the place at 4 s stays.
 by a clock that stands behind, a hold comes back as of its opening: TEN
     1s hold a 10 life=60s -> GRANTED, take 3 wait=99s -> place=3s; 0 (settle a 0|cancel a) -> balance=4
-# Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2 of 10, 4, and no more.
+# Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2 of 10 and 4, and the rest is free.
 the last place is not freed behind one before which tokens came back, but stays firm: TEN
     0 take 10, take 10 wait=99s -> place=10s, take 4 wait=99s -> place=14s, take 4 wait=99s -> place=18s
-    0 (back l 4 18s, back m 10 10s|back m 10 10s, back l 4 18s), back r 4 14s, take 1 wait=99s -> place=(5s|13s)
+    0 (back l 4 18s, back m 10 10s|back m 10 10s, back l 4 18s), back r 4 14s, take 1 wait=99s -> place=(5s|10s)
 what is reserved is taken: places behind it are 2 s apart: FAST
     0 hold a 20 life=120s -> GRANTED, take 20 wait=99s -> place=2s, take 20 wait=99s -> place=4s
     0 take 20 wait=99s -> place=6s, take 20 wait=99s -> place=8s, take 20 wait=99s -> place=10s

@@ -227,7 +227,7 @@ def test_the_script_hands_over_every_number() -> None:
     """The names that the script reads are all that a state has."""
     script = _wire.named_fields(Path(_wire.__file__).with_name("bucket.lua").read_bytes()).decode()
     (names,) = re.findall(r"names = \{(.*?)\}", script)
-    assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "line", "turn"}
+    assert set(re.findall(r"'(\w+)'", names)) == {*NUMBERS, "quota", "fast", "line", "free", "turn"}
 
 
 @pytest.mark.parametrize("text, raw", [("é", b"\xc3\xa9"), ("\udcff", b"\xff"), ("k", b"k")])

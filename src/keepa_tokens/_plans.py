@@ -32,9 +32,9 @@ from .rules.commands import (
     Verdict,
 )
 from .rules.decision import Decision, Reason, Snapshot
+from .rules.flow import has_places
 from .rules.line import LONGEST_LINE
 from .rules.reading import Reading
-from .rules.transition import has_places
 from .units import DAY_US, LIMIT, LOOK_AGAIN_US, MICROSECONDS, seconds
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from keepa_tokens.quota import Quota
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek, Reconcile, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.fast_path import take
-from keepa_tokens.rules.flow import Flow
+from keepa_tokens.rules.flow import Flow, has_places
 from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
-from keepa_tokens.rules.transition import has_places, transition
+from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage._memory_bucket import Bucket, bucket_of, new_bucket, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
 

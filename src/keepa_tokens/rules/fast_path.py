@@ -167,10 +167,16 @@ def settle(n: Numbers, now: int, held: int, cost: int, own: int) -> None:
         give_back(n, now, held - cost, own)
 
 
-def refund(n: Numbers, now: int, tokens: int, own: int) -> None:
-    """Give back `tokens` that were taken for the place `own` (rule 6) and not used, up to capacity."""
+def refund(n: Numbers, now: int, tokens: int, own: int) -> bool:
+    """Give back `tokens` that were taken for the place `own` (rule 6) and not used, up to capacity.
+
+    False: not the fast path's business, as the place may stay free.
+    """
+    if now < own < n.last_place:
+        return False
     n.level = n.flowed(now)
     give_back(n, now, tokens, own)
+    return True
 
 
 def _need(n: Numbers, tokens: int, keep: int) -> int:

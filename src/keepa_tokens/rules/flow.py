@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..quota import Quota
 from ..units import MINUTE_US
 from .arithmetic import instant_smooth, instant_stepped, refill_smooth, refill_stepped, saturated
 from .state import SoundState
@@ -38,6 +39,11 @@ class Flow:
         if self.stepped:
             return instant_stepped(need, refilled_at, self.refill, self.period_us)
         return instant_smooth(need, refilled_at, carry, self.refill, self.period_us)
+
+
+def has_places(quota: Quota) -> bool:
+    """Whether a bucket gives places to callers that wait: it keeps its own books, and never closes."""
+    return not quota.synced and quota.recharge_to is None
 
 
 def furthest_place(flow: Flow, capacity: int, balance: int, now: int) -> int:

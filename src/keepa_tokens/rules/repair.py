@@ -24,7 +24,8 @@ from ..units import (
     one_line,
 )
 from .arithmetic import anchored, saturated
-from .flow import flow_in_effect, furthest_place
+from .flow import flow_in_effect, furthest_place, has_places
+from .free_places import MOST_FREE
 from .line import LONGEST_LINE, Ticket
 from .state import FORMAT, NEWEST_FORMAT, NUMBERS, BucketState, Hold, SoundState
 
@@ -290,6 +291,13 @@ class _Mender:
             if getattr(sound, name) > furthest:
                 self.note(name)
                 setattr(sound, name, 0)
+        # No place is for more than the capacity and the debt that it may leave.
+        most = flow.capacity + sound.quota.overdraft if has_places(sound.quota) else 0
+        places = self.stored.free if isinstance(cast("object", self.stored.free), tuple) else ()
+        kept = (each for each in places[:MOST_FREE] if 0 < each.tokens <= most and 0 <= each.at <= furthest)
+        sound.free = tuple(sorted(kept))
+        if sound.free != self.stored.free:
+            self.note("free")
 
 
 def _is_hold(hold: object) -> bool:

@@ -10,14 +10,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, unquote
 
 from .._arguments import instance
 from ..errors import ConfigError
 from ..quota import Quota
 from ..units import LIMIT, MICROSECONDS, MINUTE_US
+from .free_places import Free, FreePlace
 from .line import Ticket
+
+Listed = TypeVar("Listed", Ticket, FreePlace)
 
 FORMAT: Final = 1
 """The format of stored states that this release writes."""
@@ -100,6 +103,8 @@ class BucketState:
     before this instant, since tokens came back before it, or several places share it. largest_place: the most tokens
     that lie in the bucket when one of the places comes, beside what is left after the last one.
 
+    free: see `FreePlace`.
+
     quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
     capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`
     was told. stretched_us: a period longer than that of the terms, as the server's last `refillIn` showed.
@@ -143,6 +148,7 @@ class BucketState:
     fast: FastTerms | None = None
     holds: Mapping[str, Hold] = field(default_factory=dict[str, Hold])
     line: tuple[Ticket, ...] = ()
+    free: Free = ()
     unreadable: tuple[str, ...] = ()
     partial: bool = False
 
@@ -157,6 +163,8 @@ class BucketState:
             texts[FAST] = self.fast.text()
         if self.line:
             texts[LINE] = " ".join(ticket.text() for ticket in self.line)
+        if self.free:
+            texts[FREE] = " ".join(place.text() for place in self.free)
         return texts | {HOLD + hold_id: hold_text(hold) for hold_id, hold in self.holds.items()}
 
     @classmethod
@@ -181,12 +189,9 @@ class BucketState:
                 known[name] = value
             elif value is not None:
                 holds[name.removeprefix(HOLD)] = value
-        line = [Ticket.from_text(text) for text in str(texts.get(LINE, "")).split()]
-        if None in line:
-            # A garbled ticket is dropped; whoever held it comes again.
-            damaged.append(LINE)
-        tickets = tuple(ticket for ticket in line if ticket is not None)
-        return cls(**known, holds=holds, line=tickets, unreadable=tuple(sorted(damaged)))
+        # A garbled ticket is dropped; whoever held it comes again. Nobody waits for a free place.
+        line, free = _listed(texts, LINE, Ticket.from_text, damaged), _listed(texts, FREE, FreePlace.from_text, damaged)
+        return cls(**known, holds=holds, line=line, free=free, unreadable=tuple(sorted(damaged)))
 
 
 @dataclass(slots=True)
@@ -229,6 +234,7 @@ class SoundState:
     stretched_us: int | None = None
     holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
     line: list[Ticket] = field(default_factory=list[Ticket])
+    free: Free = ()
     partial: bool = False
 
     def stored(self, fast: FastTerms | None) -> BucketState:
@@ -236,7 +242,7 @@ class SoundState:
         numbers = {name: getattr(self, name) for name in NUMBERS if name != "format"}
         left_out = _ZERO_BY_ITSELF - _SYNCED if self.quota.synced else _ZERO_BY_ITSELF
         kept: dict[str, Any] = {name: value for name, value in numbers.items() if value or name not in left_out}
-        kept |= {"holds": self.holds, "line": tuple(self.line), "partial": self.partial}
+        kept |= {"holds": self.holds, "line": tuple(self.line), "free": self.free, "partial": self.partial}
         return BucketState(**kept, quota=self.quota, fast=fast)
 
 
@@ -244,9 +250,8 @@ HOLD: Final = "hold:"
 QUOTA: Final = "quota"
 FAST: Final = "fast"
 LINE: Final = "line"
-NUMBERS: Final = tuple(
-    each.name for each in fields(BucketState) if each.name not in {QUOTA, FAST, LINE, "holds", "unreadable", "partial"}
-)
+FREE: Final = "free"
+NUMBERS: Final = tuple(each.name for each in fields(BucketState) if each.type == "int | None")
 """The stored fields that are one whole number each."""
 
 _ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if each.default == 0) - {"version"}
@@ -271,6 +276,16 @@ def _whole(text: object) -> int | None:
 def _numbers(parts: list[str], count: int) -> list[int] | None:
     numbers = [number for part in parts if (number := _whole(part)) is not None]
     return numbers if len(numbers) == count == len(parts) else None
+
+
+def _listed(
+    texts: Mapping[str, str], name: str, read: Callable[[str], Listed | None], damaged: list[str]
+) -> tuple[Listed, ...]:
+    """Return the things that a field lists, without those that can't be read; if there are such, it is damaged."""
+    found = [read(text) for text in str(texts.get(name, "")).split()]
+    if None in found:
+        damaged.append(name)
+    return tuple(each for each in found if each is not None)
 
 
 def hold_text(hold: Hold) -> str:

@@ -129,7 +129,8 @@ from .commands import (
     Verdict,
 )
 from .decision import Reason, Snapshot
-from .flow import Flow, clipped_at, flow_in_effect, furthest_place
+from .flow import Flow, clipped_at, flow_in_effect, furthest_place, has_places
+from .free_places import FreePlace, nearest, with_free, without
 from .line import LONGEST_LINE, Ticket, lapses_at, standing
 from .reading import Reading
 from .readings import Order, adopt, kept_back, lowered, order_of, skip_until_reading
@@ -196,7 +197,9 @@ def carry_out(callers: Quota, read: Read, now: int, command: Command) -> tuple[b
 
 def is_usual(s: SoundState) -> bool:
     """Whether the fast path may serve a bucket, as long as no hold is due."""
-    return s.balance is not None and not s.line and s.closed_until is s.paused_until is s.wide_capacity is None
+    if s.balance is None or s.line or s.free:
+        return False
+    return s.closed_until is s.paused_until is s.wide_capacity is None
 
 
 def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
@@ -206,11 +209,6 @@ def _fast_terms(s: SoundState, now: int) -> FastTerms | None:
     flow = flow_in_effect(s, now)
     until_us = now + FAST_US if is_usual(s) else 0
     return FastTerms(until_us, flow.capacity, flow.refill, flow.period_us, kept_back(s, flow))
-
-
-def has_places(quota: Quota) -> bool:
-    """Whether a bucket gives places to callers that wait: it keeps its own books, and never closes."""
-    return not quota.synced and quota.recharge_to is None
 
 
 def numbers_of(s: SoundState, flow: Flow) -> _Numbers:
@@ -275,6 +273,8 @@ class _Step(Telling):
             self._sweep()
         if any(lapses_at(each) <= self.now for each in self.s.line):
             self.s.line, self.changed = standing(self.s.line, self.now), True
+        if self.s.free and self.s.free[0].at <= self.now:
+            self.s.free, self.changed = tuple(each for each in self.s.free if each.at > self.now), True
         self._flow_to(self.now)
         self._reopen()
         if self.s.paused_until is not None and self.s.paused_until <= self.now:
@@ -332,7 +332,7 @@ class _Step(Telling):
         """End the minute in which the larger capacity bounds (rule 13)."""
         s, at = self.s, clipped_at(self.s)
         self._fill(at)
-        s.wide_capacity = None
+        s.wide_capacity, s.free = None, ()
         self.flow = flow_in_effect(s, at)
         if s.balance is not None and not s.quota.synced:
             s.balance = min(s.balance, self.flow.capacity)
@@ -360,11 +360,16 @@ class _Step(Telling):
 
     def acquire(self, command: Acquire) -> Outcome:
         self._close_for(command.tokens, command.keep)
+        s = self.s
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
+        free = nearest(s.free, command.tokens, at) if reason is Reason.EMPTY else None
+        if free is not None and self._has_place(reason, free.at, command):
+            s.free, self.changed = without(s.free, free, command.tokens), True
+            self._leave(command.ticket)
+            return Outcome(granted=True, place_us=free.at - self.now)
         if not (reason is Reason.GRANTED or self._has_place(reason, at, command)):
             return self._refuse(reason, at, command)
         if at > self.now:
-            s = self.s
             numbers = fast_path.Numbers(*numbers_of(s, self.flow))
             fast_path.note_place(numbers, self.now, command.tokens, at)
             s.last_place, s.firm_place, s.largest_place = numbers.last_place, numbers.firm_place, numbers.largest_place
@@ -520,9 +525,24 @@ class _Step(Telling):
         remembered = Hold(0, s.sequence, self.now, REFUND_MEMORY_US, s.sequence)
         s.holds[command.id] = remembered
         self._remember(remembered)
-        self._correct(command.tokens, command.own_us or 0)
+        self._give_back(command.tokens, command.own_us or 0)
         self._reopen()
         return Outcome()
+
+    def _give_back(self, tokens: int, own: int) -> None:
+        """Give back the tokens of the place `own`; what doesn't come back stays with it, for others."""
+        s, before, last = self.s, self.s.balance, self.s.last_place
+        self._correct(tokens, own)
+        if before is None or s.balance is None or not self.now < own <= last:
+            return
+        if own < last:
+            kept = tokens - (s.balance - before)
+            s.free = with_free(s.free, FreePlace(own, kept)) if kept else s.free
+        # The last one was given up, and nobody is left behind those right before it: they come back, too.
+        while own == last and s.free and s.free[-1].at + 1 >= s.last_place:
+            *others, free = s.free
+            s.free = tuple(others)
+            self._correct(free.tokens, max(free.at, s.last_place))
 
     def _correct(self, by: int, own: int = 0) -> None:
         """Give back `by` tokens by rule 6, up to capacity; if `by` is below 0, take them from the balance."""
@@ -613,7 +633,7 @@ class _Step(Telling):
         elif not old.stepped:
             s.refilled_at = max(0, s.refilled_at - s.carry // old.refill)
         s.carry = 0
-        s.quota, s.terms_at = callers, now
+        s.quota, s.terms_at, s.free = callers, now, ()
         s.wide_capacity = before.capacity if before.capacity > callers.capacity else None
         self.flow = flow_in_effect(s, now)
         skip_until_reading(s, self.flow)

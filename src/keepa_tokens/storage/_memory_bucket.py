@@ -11,9 +11,9 @@ from ..quota import Quota
 from ..rules import fast_path
 from ..rules.arithmetic import KEPT_SHARE
 from ..rules.commands import Acquire, Cancel, Command, Outcome, Refund, Reserve, Settle
-from ..rules.flow import Flow, flow_in_effect
+from ..rules.flow import Flow, flow_in_effect, has_places
 from ..rules.state import BucketState, Hold, SoundState
-from ..rules.transition import has_places, is_usual, numbers_of
+from ..rules.transition import is_usual, numbers_of
 from ..units import DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, YEAR_US
 
 
@@ -196,11 +196,10 @@ def _settle(bucket: Bucket, hold_id: str, actual: int | None, now: int) -> bool:
 
 
 def _refund(bucket: Bucket, command: Refund, now: int) -> bool:
-    if command.id in bucket.holds:
+    if command.id in bucket.holds or not fast_path.refund(bucket, now, command.tokens, command.own_us or 0):
         return False
     bucket.sequence += 1
     hold = Hold(0, bucket.sequence, now, REFUND_MEMORY_US, bucket.sequence)
-    fast_path.refund(bucket, now, command.tokens, command.own_us or 0)
     _remember(bucket, command.id, hold, now + REFUND_MEMORY_US)
     return True
 

@@ -24,13 +24,13 @@ local version, balance, refilled_at, carry, quota =
   unpack(call('HMGET', key, 'version', 'balance', 'refilled_at', 'carry', 'quota'))
 local fields = call('HLEN', key)
 local is_new, more, id = fields == 0, fields > (carry and 5 or 4), verb ~= 'acquire' and ARGV[5] or ''
-local turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place
+local turn, hold, newer, line, free, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place
 local firm_place, largest_place, held, open, sequence
 if more then
-  turn, hold, newer, line, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place,
+  turn, hold, newer, line, free, closed_until, paused_until, wide_capacity, terms_at, fast, due_at, last_place,
     firm_place, largest_place, held, open, sequence = unpack(call('HMGET', key, 'turn', 'hold:' .. id, 'format',
-    'line', 'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place', 'firm_place',
-    'largest_place', 'held', 'open', 'sequence'))
+    'line', 'free', 'closed_until', 'paused_until', 'wide_capacity', 'terms_at', 'fast', 'due_at', 'last_place',
+    'firm_place', 'largest_place', 'held', 'open', 'sequence'))
 end
 
 -- The whole number that a stored text is, as state.py reads it; nil: it is none, or out of its range.
@@ -154,7 +154,7 @@ repeat  -- decides, once
         or open > 0 and due_at == LIMIT or open == 0 and held > 0 then
       what = 'all' break
     end
-    if closed_until or paused_until or wide_capacity or line then what = 'some' break end
+    if closed_until or paused_until or wide_capacity or line or free then what = 'some' break end
   else
     due_at, last_place, firm_place, largest_place, held, open, sequence = LIMIT, 0, 0, 0, 0, 0, 0
   end
