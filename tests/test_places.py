@@ -97,7 +97,7 @@ what exceeds the refill comes back at the beginning of time too: TEN period=0.00
 # Of 10 the refill from 1 s to the place at 4 s stays.
 by a clock that stands behind, a hold comes back as of its opening: TEN
     1s hold a 10 life=60s -> GRANTED, take 3 wait=99s -> place=3s; 0 (settle a 0|cancel a) -> balance=4
-# Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2 of 10 and 4, and the rest is free.
+# Freed first, the last place is gone, so 6 of 10 come back, and then the rest; else 2, and the rest is free.
 the last place is not freed behind one before which tokens came back, but stays firm: TEN
     0 take 10, take 10 wait=99s -> place=10s, take 4 wait=99s -> place=14s, take 4 wait=99s -> place=18s
     0 (back l 4 18s, back m 10 10s|back m 10 10s, back l 4 18s), back r 4 14s, take 1 wait=99s -> place=(5s|10s)

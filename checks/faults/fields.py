@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final
 
 from checks.faults.measuring import LOOKS, NOTHING, Cell, Due, Limit, measured, refilled
-from checks.faults.runs import PLACES, SECOND, START, Kind, Moment, Place, pair, put, run_of
+from checks.faults.runs import SECOND, START, Kind, Moment, Place, pair, put, run_of
 from keepa_tokens import BucketState, Snapshot
-from keepa_tokens.rules.state import HOLD, LINE
+from keepa_tokens.rules.state import FIELDS, HOLD, LINE
 
 NEEDED: Final = frozenset({"balance", "refilled_at"})
 """Fields that are never rightly missing."""
@@ -75,7 +75,7 @@ def field_cells(kind: Kind, place: Place, times: int) -> Iterator[Cell]:
     rng = random.Random(f"faults of a {kind.name} bucket")
     found = run_of(kind, place)
     dues = {id(moment): Due.at(kind, moment) for moment in found}
-    for slot in (*PLACES, HOLD):
+    for slot in (*FIELDS, HOLD):
         with_it = [moment for moment in found if _named(slot, moment)]
         for fault, text in FAULTS.items():
             choice = with_it if text is None else with_it or found

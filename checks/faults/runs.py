@@ -11,7 +11,6 @@ import redis
 
 from keepa_tokens import BucketState, Quota, Reading
 from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Reconcile, Refund, Reserve, Settle
-from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
 from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
 from keepa_tokens.storage.redis import RedisStorage
 from keepa_tokens.units import MICROSECONDS, UNLIMITED
@@ -26,9 +25,6 @@ START: Final = 1_780_000_000 * SECOND
 STEPS: Final = 60
 SETTLED_STEPS: Final = 12
 """Faults come after so many steps of a run: by then there are holds, debts and readings."""
-
-PLACES: Final = (*NUMBERS, QUOTA, FAST, LINE)
-"""All fields but the holds."""
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,9 @@ class Lapse:
     steps_from: for a stepped quota an instant at which a step came. begun: something is stored of it. known: without
     that the level means nothing. swept_from: what is over is swept from then on. last_place: the latest that somebody
     who waits was told; firm_place: the same for those before whom tokens came back; largest_place: the most tokens that
-    one of them waits for. line: who waits without a place; came: how many ever did. start: what was available when the
-    balance was last told, or began; given: what went out since, less what came back.
+    one of them waits for. free: places that nobody waits for any more, and their tokens. line: who waits without a
+    place; came: how many ever did. start: what was available when the balance was last told, or began; given: what went
+    out since, less what came back.
 
     Synced alone: read_at: when the balance was last told. server_time, server_time_at: what the server last said of its
     time, and when by ours. claimed_until, failures, returned: of the probe. kept, kept_at: what is left to somebody
@@ -102,6 +103,7 @@ class Lapse:
     last_place: int = 0
     firm_place: int = 0
     largest_place: int = 0
+    free: tuple[tuple[int, int], ...] = ()
     line: tuple[Waiting, ...] = ()
     came: int = 0
     read_at: int | None = None
@@ -201,6 +203,7 @@ class Lapse:
             self.sweep(now)
         if any(each.told + GONE_AFTER_US <= now for each in self.line):
             self.stay(each for each in self.line if each.told + GONE_AFTER_US > now)
+        self.leave_free(lambda at: at > now)
         self.flow_until(now)
         self.open_if_it_may(now)
         if self.paused_until is not None and self.paused_until <= now:
@@ -285,6 +288,12 @@ class Lapse:
         """Let these stand in line, and nobody else."""
         self.line, self.touched = tuple(line), True
 
+    def leave_free(self, may_stay: Callable[[int], bool]) -> None:
+        """Forget free places, by their instants."""
+        free = tuple(each for each in self.free if may_stay(each[0]))
+        self.touched |= free != self.free
+        self.free = free
+
     def time_of(self, tokens: int, rounded: Callable[[Fraction], int]) -> int:
         """Return how long so many tokens take, a step or a microsecond `rounded`."""
         periods = Fraction(tokens, self.refill)
@@ -329,6 +338,7 @@ class Lapse:
             if getattr(self, name) > soon + takes + self.period_us:
                 setattr(self, name, 0)
                 self.touched = True
+        self.leave_free(lambda at: at <= soon + takes + self.period_us)
 
     def tell_nearer(self, by: int, now: int) -> None:
         """Where the clock went back, whoever stands in line comes as much earlier; nobody later than in a day."""

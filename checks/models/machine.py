@@ -528,6 +528,14 @@ class AnyHistory(BucketMachine):
         outcome = self.lost("line", " ".join(filter(None, [*stored, text])), worker)
         assert not text or "line" in outcome.repaired
 
+    @precondition(lambda self: self.bench.may_be_damaged and self.model.free)
+    @rule(worker=workers, text=damages)
+    def lose_the_free_places(self, worker: int, text: str | None) -> None:
+        """What is stored of places that nobody waits for is lost or garbled: nobody gets them."""
+        self.model.free = ()
+        outcome = self.lost("free", text, worker)
+        assert not text or "free" in outcome.repaired
+
     @precondition(lambda self: self.bench.may_be_damaged and self.model.line)
     @rule(worker=workers, text=damages)
     def lose_the_line(self, worker: int, text: str | None) -> None:

@@ -10,7 +10,7 @@ Not modelled: two quotas on one bucket, and numbers near the limit of 2**52.
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import Enum, auto
 from fractions import Fraction
 from typing import Final
@@ -32,6 +32,9 @@ from keepa_tokens.rules.commands import (
 )
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.reading import Reading
+
+MOST_FREE: Final = 256
+"""The most places that are kept for others once they were given up."""
 
 REFUNDS_KEPT_US: Final = 600_000_000
 """A refund is remembered for so long."""
@@ -71,7 +74,7 @@ class Order(Enum):
 class Came:
     """What a command comes to. wait: NEVER is END_OF_TIME. probe: the caller is to ask the server; scout: itself.
 
-    found, verdict, drift: of the end of a call, or of a reading.
+    freed: the place is one that somebody gave up. found, verdict, drift: of the end of a call, or of a reading.
     """
 
     reason: Reason = Reason.GRANTED
@@ -82,6 +85,7 @@ class Came:
     found: bool = True
     verdict: Verdict = Verdict.NONE
     drift: int | None = None
+    freed: bool = field(default=False, compare=False)
 
     @property
     def granted(self) -> bool:
@@ -195,6 +199,10 @@ class Reference(Lapse):
         told = self.judged(tokens, keep, now, ticket)
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
         queues = queues and not self.before(keep, ticket, now)
+        if told.reason is Reason.EMPTY and queues:
+            free = [at - now for at, most in self.free if most >= tokens and at - now < told.wait]
+            if free and min(free) <= (patience or 0):
+                return Came(place=min(free), freed=True)
         if told.reason is Reason.EMPTY and queues and told.wait < END_OF_TIME and told.wait <= (patience or 0):
             return Came(place=told.wait)
         return told
@@ -281,6 +289,9 @@ class Reference(Lapse):
         if not told.granted:
             return self.refused(tokens, keep, now, probe_after, ticket)
         self.leave(ticket)
+        if told.freed:
+            self.fill(now + told.place, tokens)
+            return told
         self.level -= tokens
         self.give(tokens)
         if told.place:
@@ -359,9 +370,26 @@ class Reference(Lapse):
         if name in self.calls:
             return Came(found=False)
         self.remember(name, Held(0, now, REFUNDS_KEPT_US, charged=True))
-        self.take_back(tokens, own, now)
+        last = self.last_place
+        came = self.take_back(tokens, own, now)
+        if self.quota.recharge_to is None and now < own < last:
+            # Behind it others wait: whoever fits in may have it.
+            kept = min(tokens - came, self.capacity + self.quota.overdraft)
+            self.free = tuple(sorted([*self.free, *([(own, kept)] if kept else [])])[-MOST_FREE:])
+        elif now < own == last:
+            while self.free and self.free[-1][0] >= self.last_place - 1:
+                at, kept = self.free[-1]
+                self.free = self.free[:-1]
+                self.take_back(kept, max(at, self.last_place), now)
         self.open_if_it_may(now)
         return GRANTED
+
+    def fill(self, at: int, tokens: int) -> None:
+        """Let somebody have a free place: the tokens went out when it was told first."""
+        which = next(n for n, (when, most) in enumerate(self.free) if when == at and most >= tokens)
+        left = (at, self.free[which][1] - tokens)
+        others = self.free[:which] + self.free[which + 1 :]
+        self.free, self.touched = tuple(sorted([*others, *([left] if left[1] else [])])), True
 
     def wait(self, tokens: int, at: int, now: int) -> None:
         """Note who waits until when, and the most that there is beside what is left after the last one."""
@@ -382,10 +410,10 @@ class Reference(Lapse):
         later.flow_until(at)
         return later.balance
 
-    def take_back(self, tokens: int, own: int, now: int) -> None:
-        """Take back what was given for the instant `own`: what is promised to the places ahead stays given."""
+    def take_back(self, tokens: int, own: int, now: int) -> int:
+        """Take back what was given for the instant `own`, and say how much. What others were promised stays given."""
         if not tokens or not self.known:
-            return
+            return 0
         back, ahead = tokens, self.last_place > now
         if ahead and self.last_place > own:
             back = max(0, tokens - self.flows_between(max(own, now), self.last_place))
@@ -399,7 +427,9 @@ class Reference(Lapse):
             # Who goes into debt waits for less than it takes.
             waited = self.time_of(self.needed(tokens), math.floor) if self.refill else 0
             self.last_place = max(self.firm_place, 0, own - waited)
-        self.give(-self.correct(back))
+        came = self.correct(back)
+        self.give(-came)
+        return came
 
     def correct(self, by: int) -> int:
         """Give tokens back, up to capacity, or take more; a full bucket has no part of a token under way."""

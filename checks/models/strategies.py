@@ -26,6 +26,8 @@ from keepa_tokens.rules.commands import (
     Settle,
     Unclaim,
 )
+from keepa_tokens.rules.flow import has_places
+from keepa_tokens.rules.free_places import FreePlace
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.reading import Reading
 from keepa_tokens.rules.state import NUMBERS, BucketState, Hold
@@ -190,6 +192,13 @@ def lines_near(draw: st.DrawFn, now: int) -> tuple[Ticket, ...]:
     return tuple(Ticket(name, draw(costs), draw(keeps), number, draw(told)) for number, name in enumerate(names, 51))
 
 
+def free_near(quota: Quota, now: int) -> st.SearchStrategy[tuple[FreePlace, ...]]:
+    """Draw places after `now` that nobody waits for."""
+    tokens = st.integers(1, quota.capacity + quota.overdraft)
+    places = st.builds(FreePlace, st.integers(now, now + quota.period_us), tokens)
+    return st.lists(places, max_size=3).map(lambda some: tuple(sorted(some)))
+
+
 @st.composite
 def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6) -> BucketState:
     """Draw a state that may rightly be stored about `now`, reached or not."""
@@ -223,6 +232,7 @@ def sound_states(draw: st.DrawFn, quota: Quota, now: int, *, debts: int = 10**6)
             terms_at=draw(st.none() | st.integers(max(0, now - 3 * MINUTE), now)),
             last_place=draw(st.none() | st.integers(now, now + HOUR)) if not synced else None,
             line=draw(st.just(()) | lines_near(now)),
+            free=draw(st.just(()) | free_near(quota, now)) if has_places(quota) else (),
         ),
     )
 
@@ -275,6 +285,7 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
         st.just(state.line)
         | st.lists(st.builds(Ticket, ids, costs | numbers, keeps | numbers, numbers, far), max_size=3).map(tuple)
     )
+    spoilt["free"] = draw(st.just(state.free) | st.lists(st.builds(FreePlace, far, numbers), max_size=3).map(tuple))
     return with_fields(state, spoilt)
 
 

@@ -83,6 +83,7 @@ def resting(quota: Quota, state: BucketState, now: int, oldest: int = LONG_AGO, 
         reading_sequence=rank[state.reading_sequence or 0],
         holds=holds,
         line=tuple(replace(each, arrived=rank[each.arrived], told_at=each.told_at + by) for each in state.line),
+        free=tuple(replace(each, at=each.at + by) for each in state.free),
         quota=state.quota if terms else None,
         drift=None,
     )

@@ -17,14 +17,14 @@ from checks.benchmarks.daysim.ours import Ours
 from checks.benchmarks.daysim.rows import ROWS
 from checks.benchmarks.daysim.world import World
 from checks.faults.fields import FAULTS, expected
-from checks.faults.runs import HOUR, KINDS, PLACES, Kind, Moment, moments, twin
+from checks.faults.runs import HOUR, KINDS, Kind, Moment, moments, twin
 from keepa_tokens import BucketState, Reading
 from keepa_tokens.cli.doctor import could_go, examine
 from keepa_tokens.cli.doctor_command import APART, APART_IN_LINE, LOOKS
 from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look
 from keepa_tokens.rules.commands import Peek
-from keepa_tokens.rules.state import HOLD, QUOTA
+from keepa_tokens.rules.state import FIELDS, HOLD, QUOTA
 from tests.cli import KEY, Workers, document, run, valkey_with_workers
 from tests.redis.common import stored
 
@@ -64,7 +64,7 @@ def damage_in(findings: list[Finding]) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", [*PLACES, HOLD])
+@pytest.mark.parametrize("name", [*FIELDS, HOLD])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_each_damaged_field_is_found(kind: Kind, name: str, fault: str) -> None:
     """What the rules would mend the doctor names, with effect and cure; where they mend nothing it finds no damage. A

@@ -14,7 +14,18 @@ from keepa_tokens.rules.commands import Acquire, Cancel, Command, Outcome, Peek,
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.fast_path import take
 from keepa_tokens.rules.flow import Flow, has_places
-from keepa_tokens.rules.state import FAST, HOLD, LINE, NUMBERS, QUOTA, BucketState, FastTerms, SoundState, quota_text
+from keepa_tokens.rules.state import (
+    FIELDS,
+    FREE,
+    HOLD,
+    LINE,
+    NUMBERS,
+    QUOTA,
+    BucketState,
+    FastTerms,
+    SoundState,
+    quota_text,
+)
 from keepa_tokens.rules.transition import transition
 from keepa_tokens.storage._memory_bucket import Bucket, bucket_of, new_bucket, step
 from keepa_tokens.units import DAY_US, LIMIT, MINUTE_US, NEVER, TOLERANCE_US
@@ -70,15 +81,13 @@ class Mirror:
             name = HOLD + command.id if isinstance(command, Reserve | Settle | Cancel | Refund) else ""
             seen = {key: "" for key in (name, *ZERO) if seen.get(key, "0") != "0"}
             texts = {key: text for key, text in texts.items() if key == name or key in WRITTEN}
-        gone = {
-            key for key in seen if key not in texts and (key.startswith(HOLD) or key in {*NUMBERS, QUOTA, FAST, LINE})
-        }
+        gone = {key for key in seen if key not in texts and (key.startswith(HOLD) or key in FIELDS)}
         self.texts = {key: text for key, text in self.texts.items() if key not in gone} | texts
 
 
 def some_of(texts: dict[str, str], command: Command) -> dict[str, str]:
     """Return the numbers, and the hold that the command names."""
-    names = {*NUMBERS, QUOTA, FAST, LINE, HOLD + getattr(command, "id", "")}
+    names = {*FIELDS, HOLD + getattr(command, "id", "")}
     return {name: text for name, text in texts.items() if name in names}
 
 
@@ -102,7 +111,7 @@ def _attempt(texts: dict[str, str], quota: Quota, command: Command, now: int) ->
     are_others = texts[QUOTA] != quota_text(quota)
     if (are_others and state.quota is None) or not _is_sound(texts, state, now, synced=terms[2] == "1"):
         return ALL
-    if {"closed_until", "paused_until", "wide_capacity", LINE} & texts.keys():
+    if {"closed_until", "paused_until", "wide_capacity", LINE, FREE} & texts.keys():
         return SOME
     assert state.quota is not None
     terms_at = state.terms_at

@@ -23,7 +23,7 @@ from keepa_tokens.rules.commands import (
     Unclaim,
 )
 from keepa_tokens.rules.line import Ticket
-from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA, FastTerms, Hold, hold_text, quota_text
+from keepa_tokens.rules.state import FAST, FIELDS, LINE, NUMBERS, QUOTA, FastTerms, Hold, hold_text, quota_text
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, UNLIMITED, YEAR_US
 
 GARBAGE: Final = (
@@ -166,7 +166,7 @@ def _with_part(quota: Quota, at: int, part: int | str) -> str:
 
 _odd_terms = st.builds(_with_part, st.sampled_from(QUOTAS), _few, _edges | st.sampled_from(["-", "01"]))
 _damages = st.one_of(
-    st.builds(Damage, st.sampled_from((*NUMBERS, QUOTA, FAST, LINE, *OTHERS)), st.none() | _texts),
+    st.builds(Damage, st.sampled_from((*FIELDS, *OTHERS)), st.none() | _texts),
     st.builds(Damage, st.sampled_from(NUMBERS), _near, st.just(value=True)),
     st.builds(Damage, st.sampled_from(NUMBERS), _numbers),
     st.builds(Damage, st.sampled_from(HOLDS), st.none() | _texts | _holds),

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from keepa_tokens.errors import ConfigError
 from keepa_tokens.rules.commands import Command
 from keepa_tokens.rules.decision import Reason
-from keepa_tokens.rules.state import FAST, LINE, NUMBERS, QUOTA
+from keepa_tokens.rules.state import FIELDS, LINE
 from keepa_tokens.storage import _wire
 from keepa_tokens.storage.redis import RedisStorage
 from tests.redis.common import NAME, stored
@@ -135,7 +135,7 @@ def test_programs_draw_every_command_field_and_stored_number() -> None:
                 expected.add((kind.__name__, each.name, "False"))
         assert expected <= seen, expected - seen
     # The format is stored by a release that writes another one.
-    assert {*NUMBERS, QUOTA, FAST, LINE, "hold"} - {"format"} <= names
+    assert {*FIELDS, "hold"} - {"format"} <= names
     assert ways == {ALL, SOME, BY_ITSELF}
     assert longest > 1
 

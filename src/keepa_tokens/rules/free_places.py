@@ -7,7 +7,7 @@ from typing import Final, Self, TypeAlias
 
 from ..units import LIMIT
 
-MOST_FREE: Final = 16
+MOST_FREE: Final = 256
 """The most free places that are kept, the latest ones. They are one field, read and written whole."""
 
 _NUMBERS: Final = 2

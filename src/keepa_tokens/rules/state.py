@@ -254,6 +254,9 @@ FREE: Final = "free"
 NUMBERS: Final = tuple(each.name for each in fields(BucketState) if each.type == "int | None")
 """The stored fields that are one whole number each."""
 
+FIELDS: Final = (*NUMBERS, QUOTA, FAST, LINE, FREE)
+"""The stored fields, holds aside."""
+
 _ZERO_BY_ITSELF: Final = frozenset(each.name for each in fields(SoundState) if each.default == 0) - {"version"}
 """Fields that are left out where they are 0."""
 

@@ -533,11 +533,11 @@ class _Step(Telling):
         """Give back the tokens of the place `own`; what doesn't come back stays with it, for others."""
         s, before, last = self.s, self.s.balance, self.s.last_place
         self._correct(tokens, own)
-        if before is None or s.balance is None or not self.now < own <= last:
+        if before is None or s.balance is None or not (has_places(s.quota) and self.now < own <= last):
             return
-        if own < last:
-            kept = tokens - (s.balance - before)
-            s.free = with_free(s.free, FreePlace(own, kept)) if kept else s.free
+        kept = min(tokens - (s.balance - before), self.flow.capacity + s.quota.overdraft)
+        if own < last and kept:
+            s.free, self.changed = with_free(s.free, FreePlace(own, kept)), True
         # The last one was given up, and nobody is left behind those right before it: they come back, too.
         while own == last and s.free and s.free[-1].at + 1 >= s.last_place:
             *others, free = s.free

@@ -26,7 +26,7 @@ from ..rules.commands import (
     Unclaim,
 )
 from ..rules.decision import Reason
-from ..rules.state import FAST, FREE, HOLD, LINE, NUMBERS, QUOTA, BucketState, quota_text
+from ..rules.state import FIELDS, HOLD, BucketState, quota_text
 from ..rules.transition import lifetime_us
 from ..units import LIMIT
 
@@ -243,7 +243,7 @@ def _is_ours(name: str) -> bool:
     return name.startswith(HOLD) or name in _OURS
 
 
-_OURS: Final = (*NUMBERS, QUOTA, FAST, LINE, FREE, TURN)
+_OURS: Final = (*FIELDS, TURN)
 
 
 def named_fields(script: bytes) -> bytes:
