@@ -103,7 +103,7 @@ class BucketState:
     before this instant, since tokens came back before it, or several places share it. largest_place: the most tokens
     that lie in the bucket when one of the places comes, beside what is left after the last one.
 
-    free: see `FreePlace`.
+    free: places that were given up, for others; see `FreePlace`.
 
     quota: the terms it runs on; terms_at: when they last replaced others; wide_capacity: the larger of the two
     capacities, which bounds for a minute after. fast: see `FastTerms`. server_time_at: our time at which `server_time`
