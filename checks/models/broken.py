@@ -235,6 +235,12 @@ def _staying(step: Step) -> BucketState:
     return replace(step.after, line=step.before.line) if asked and step.before is not None else step.after
 
 
+def _free_again(step: Step) -> BucketState:
+    """Leave a place that somebody got free for the next one."""
+    granted = isinstance(step.command, Acquire) and step.outcome.granted
+    return replace(step.after, free=step.before.free) if granted and step.before is not None else step.after
+
+
 def _always_sent(outcome: Outcome) -> Outcome:
     unknown = not outcome.granted and outcome.reason == "UNKNOWN"
     return replace(outcome, claimed_until_us=outcome.now_us + CLAIM_US) if unknown else outcome
@@ -278,6 +284,8 @@ FAULTS: Final = {
     "whoever asks again goes to the end of the line": when_asked(
         lambda state, ask: standing(state, lambda ticket: ticket.id != ask.ticket)
     ),
+    "a place that was given up is had twice": Fault(kept=_free_again),
+    "nobody gets a place that was given up": keeping(free=()),
     "nobody remembers who stands in line": keeping(line=()),
     "whom the server refused comes back as the last": Fault(
         sent=lambda command: replace(command, arrived=None) if isinstance(command, Reserve) else command

@@ -22,8 +22,9 @@ from keepa_tokens.rules.commands import (
     Settle,
     Unclaim,
 )
+from keepa_tokens.rules.free_places import FreePlace
 from keepa_tokens.rules.line import Ticket
-from keepa_tokens.rules.state import FAST, FIELDS, LINE, NUMBERS, QUOTA, FastTerms, Hold, hold_text, quota_text
+from keepa_tokens.rules.state import FAST, FIELDS, FREE, LINE, NUMBERS, QUOTA, FastTerms, Hold, hold_text, quota_text
 from keepa_tokens.units import CLAIM_US, DAY_US, LIMIT, MINUTE_US, REFUND_MEMORY_US, TOLERANCE_US, UNLIMITED, YEAR_US
 
 GARBAGE: Final = (
@@ -145,7 +146,7 @@ class Damage:
     """What a field is set to: a text, None (deleted), or something whose instants count from now."""
 
     name: str
-    what: str | int | FastTerms | Hold | Ticket | None
+    what: str | int | FastTerms | Hold | Ticket | FreePlace | None
     from_now: bool = False
 
     def text(self, now: int) -> str | None:
@@ -154,6 +155,8 @@ class Damage:
             return str(now + what if self.from_now else what)
         if isinstance(what, Ticket):
             return replace(what, told_at=max(0, now + what.told_at)).text()
+        if isinstance(what, FreePlace):
+            return replace(what, at=max(0, now + what.at)).text()
         if isinstance(what, FastTerms):
             return replace(what, until=now + what.until).text()
         return hold_text(replace(what, expires_at=now + what.expires_at)) if isinstance(what, Hold) else what
@@ -172,6 +175,7 @@ _damages = st.one_of(
     st.builds(Damage, st.sampled_from(HOLDS), st.none() | _texts | _holds),
     st.builds(Damage, st.just(FAST), _fasts),
     st.builds(Damage, st.just(LINE), _stood),
+    st.builds(Damage, st.just(FREE), st.builds(FreePlace, _near, _few | _edges)),
     st.builds(Damage, st.just(QUOTA), st.sampled_from(QUOTAS).map(quota_text)),
     st.builds(Damage, st.just(QUOTA), _odd_terms),
 )
