@@ -24,6 +24,7 @@ MODULES: Final = (
     "rules.arithmetic",
     "rules.fast_path",
     "rules.line",
+    "rules.free_places",
     "rules.flow",
     "rules.repair",
     "rules.readings",
