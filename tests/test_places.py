@@ -17,6 +17,7 @@ from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
 from keepa_tokens import AsyncTokenBucket, Clock, Event, EventKind, Quota, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
+from keepa_tokens.rules.free_places import Free, FreePlace, nearest, with_free, without
 from keepa_tokens.testing import ManualClock, virtual_loop
 from keepa_tokens.units import LIMIT
 from tests.helpers import Noted
@@ -174,6 +175,19 @@ def test_workers_that_reserve_and_settle_get_all_the_refill(
     if begun is not None:
         assert began == [at * SECOND for at in begun]
     assert len(began) * tokens == (quota.starts_at or 0) + until * quota.refill // quota.period_us // tokens * tokens
+
+
+def test_what_a_caller_leaves_of_a_free_place_is_free() -> None:
+    """The nearest that is large enough, until an instant; used up it is gone; the latest 256 are kept, in order."""
+    small, large = FreePlace(5, 1), FreePlace(7, 3)
+    free = with_free(with_free((), large), small)
+    assert (nearest(free, 2, 9), nearest(free, 1, 5), nearest(free, 1, 4)) == (large, small, None)
+    assert (without(free, small, 1), without(free, large, 2)) == ((large,), (small, FreePlace(7, 1)))
+    assert without(free, large, 3) == (small,)
+    many: Free = ()
+    for at in (*range(300, 0, -2), *range(1, 300, 2)):
+        many = with_free(many, FreePlace(at, 1))
+    assert [each.at for each in many] == list(range(45, 301))
 
 
 # --- through the doors

@@ -200,7 +200,7 @@ class Reference(Lapse):
         queues = self.quota.recharge_to is None and keep == 0 and patience is not None
         queues = queues and not self.before(keep, ticket, now)
         if told.reason is Reason.EMPTY and queues:
-            free = [at - now for at, most in self.free if most >= tokens and at - now < told.wait]
+            free = [at - now for at, most in self.free if most >= tokens and at - now <= told.wait]
             if free and min(free) <= (patience or 0):
                 return Came(place=min(free), freed=True)
         if told.reason is Reason.EMPTY and queues and told.wait < END_OF_TIME and told.wait <= (patience or 0):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Self, TypeAlias
-
-from ..units import LIMIT
 
 MOST_FREE: Final = 256
 """The most free places that are kept, the latest ones. They are one field, read and written whole."""
 
-_NUMBERS: Final = 2
+_TEXT: Final = re.compile("([0-9]{1,16}):([0-9]{1,16})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -27,11 +26,8 @@ class FreePlace:
     @classmethod
     def from_text(cls, text: str) -> Self | None:
         """Return what `text` wrote; None if it can't be read."""
-        parts = text.split(":")
-        if len(parts) != _NUMBERS or not all(part.isascii() and part.isdigit() and len(part) <= 16 for part in parts):  # noqa: PLR2004 - digits of LIMIT
-            return None
-        at, tokens = map(int, parts)
-        return cls(at, tokens) if at < LIMIT and 0 < tokens < LIMIT else None
+        numbers = _TEXT.fullmatch(text)
+        return None if numbers is None else cls(int(numbers[1]), int(numbers[2]))
 
 
 Free: TypeAlias = tuple[FreePlace, ...]
@@ -43,9 +39,9 @@ def with_free(free: Free, place: FreePlace) -> Free:
     return tuple(sorted([*free, place])[-MOST_FREE:])
 
 
-def nearest(free: Free, tokens: int, before: int) -> FreePlace | None:
-    """Return the nearest free place for `tokens` before the instant `before`; None: there is none."""
-    return next((each for each in free if each.tokens >= tokens and each.at < before), None)
+def nearest(free: Free, tokens: int, until: int) -> FreePlace | None:
+    """Return the nearest free place for `tokens` up to the instant `until`; None: there is none."""
+    return next((each for each in free if each.tokens >= tokens and each.at <= until), None)
 
 
 def without(free: Free, place: FreePlace, tokens: int) -> Free:
