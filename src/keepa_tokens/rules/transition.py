@@ -37,9 +37,9 @@ what is held was taken from the balance already, and available = balance.
    in the bucket then. When the last place is given up, the one before it counts as late as it can have been. So in any
    interval at most capacity + overdraft + refill is let go.
    What doesn't come back of a place that is given up before its instant stays with it, and the place is free: the
-   nearest one that is large enough serves the next caller who would otherwise wait as long or longer. What such a caller leaves of
-   it stays free. The free places right before the last one come back with it. A change of terms or of capacity ends
-   them all; 256 are kept, the latest.
+   nearest one that is large enough serves the next caller who would otherwise wait as long or longer. What such a
+   caller leaves of it stays free. The free places right before the last one come back with it. A change of terms or of
+   capacity ends them all; 256 are kept, the latest.
 7. Readings replace the balance, and bring refill, capacity and the phase of steps, if they are fresh. A reading is
    fresh if the bucket is unknown or has no reading, if its call was opened after the last reading was applied, or if
    its server's time is later than the last one's. Outside a call it is also fresh if the last reading is older than two
