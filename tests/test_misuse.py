@@ -20,7 +20,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock, create_autospec
 from urllib.parse import quote
 
 import httpx
@@ -544,6 +544,14 @@ def test_a_probe_that_is_none_is_told_by_name(probe: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         KeepaSync(bucket, probe=probe).try_request(1)
     assert not [event for event in events if event.kind is EventKind.PROBE_FAILED]
+
+
+def test_a_mock_of_what_blocks_blocks() -> None:
+    """A storage and a listener with the specs of such are used, though Python takes their calls for coroutines."""
+    storage, listener = create_autospec(MemoryStorage, instance=True), MagicMock(spec=lambda _: None)
+    storage.apply.side_effect = MemoryStorage().apply
+    assert TokenBucket(PLAIN, key="k", storage=storage, listener=listener).try_acquire()
+    listener.assert_called_once()
 
 
 @pytest.mark.parametrize(

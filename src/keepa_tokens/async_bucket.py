@@ -110,7 +110,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         timeout_us(timeout)
 
         def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
-            @wraps(decorated(function, suspends=True))
+            @wraps(decorated(function, awaited=True))
             async def limited(*args: P.args, **kwargs: P.kwargs) -> T:
                 await self.acquire(tokens, keep=keep, timeout=timeout)
                 return await function(*args, **kwargs)

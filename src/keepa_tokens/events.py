@@ -9,10 +9,9 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from inspect import iscoroutinefunction
 from typing import Final, Protocol
 
-from ._arguments import shown
+from ._arguments import shown, suspends
 from .quota import told
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
@@ -94,7 +93,7 @@ def checked_listener(listener: Listener, name: str = "listener") -> Listener:
     given: object = listener  # nobody may have checked
     if not callable(given) or isinstance(given, type):
         raise TypeError(f"{name} must be callable with an Event, not {shown(listener)}")
-    if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
+    if suspends(listener):
         raise TypeError(f"{name} is called, never awaited: give a plain function, not {shown(listener)}")
     return listener
 
