@@ -826,10 +826,12 @@ def forgotten(bucket: AsyncTokenBucket) -> None:
 
 
 async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_silently() -> None:
-    """TaskGroup.create_task takes it; awaited twice it says so; forgotten, Python's own warning names it."""
+    """TaskGroup.create_task takes it, and shows it; awaited twice it says so; forgotten, Python's warning names it."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
     async with asyncio.TaskGroup() as group:
         task = group.create_task(bucket.reserve(1))
+        assert "coro=<AsyncTokenBucket.reserve() running at " in repr(task)
+        assert task.get_stack()
     await task.result().settle(1)
     pending = bucket.try_reserve(1)
     await (await pending).cancel()
