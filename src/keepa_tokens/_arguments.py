@@ -96,7 +96,7 @@ class NotCopied:
     _instead: ClassVar[str] = "make one in each process, with the same key and a storage that they share"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} can't be pickled or copied: {self._instead}")
+        raise TypeError(f"{type(self).__name__} can't be pickled or copied: {self._instead}")
 
 
 def shown(value: object) -> str:
