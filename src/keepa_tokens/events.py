@@ -9,7 +9,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from ._arguments import shown, suspends
 from .quota import told
@@ -77,6 +77,7 @@ class Event:
                 object.__setattr__(self, name, one_line(text, LONGEST_TEXT))
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Is told of every event, in the thread or coroutine in which it happened: be quick.
 
