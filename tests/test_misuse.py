@@ -20,7 +20,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock, create_autospec
 from urllib.parse import quote
 
 import httpx
@@ -546,6 +546,14 @@ def test_a_probe_that_is_none_is_told_by_name(probe: Any, says: str) -> None:
     assert not [event for event in events if event.kind is EventKind.PROBE_FAILED]
 
 
+def test_a_mock_of_what_blocks_blocks() -> None:
+    """A storage and a listener with the specs of such are used, though Python takes their calls for coroutines."""
+    storage, listener = create_autospec(MemoryStorage, instance=True), MagicMock(spec=lambda _: None)
+    storage.apply.side_effect = MemoryStorage().apply
+    assert TokenBucket(PLAIN, key="k", storage=storage, listener=listener).try_acquire()
+    listener.assert_called_once()
+
+
 @pytest.mark.parametrize(
     "probe, says",
     [
@@ -696,14 +704,18 @@ def test_what_is_stored_writes_no_lines_of_its_own(hold_id: str, caplog: pytest.
 
 
 def test_a_call_that_is_left_unsettled_is_warned_of() -> None:
-    """`with sync.request(40): pass` says what is missing, as a ResourceWarning and as an event."""
+    """`with sync.request(40): pass` says what is missing, by an event and a ResourceWarning, which may be an error."""
     events: list[Event] = []
     door = sync(listener=events.append)
     with pytest.warns(ResourceWarning, match=r"a call of 4 tokens was left without settle\(\)"), door.request(4):
         pass
-    [left] = [event for event in events if event.kind is EventKind.LEFT_UNSETTLED]
-    assert left.tokens == 4
-    assert "call.settle(" in left.why
+    with warnings.catch_warnings(action="error"), pytest.raises(ResourceWarning), door.request(4):
+        pass
+    gc.collect()
+    door.bucket.peek()
+    lefts = [event for event in events if event.kind is EventKind.LEFT_UNSETTLED]
+    assert [left.tokens for left in lefts] == [4, 4]
+    assert "call.settle(" in lefts[0].why
 
 
 def in_a_cycle() -> None:
@@ -814,10 +826,12 @@ def forgotten(bucket: AsyncTokenBucket) -> None:
 
 
 async def test_what_is_pending_can_be_a_task_is_used_once_and_not_forgotten_silently() -> None:
-    """TaskGroup.create_task takes it; awaited twice it says so; forgotten, Python's own warning names it."""
+    """TaskGroup.create_task takes it, and shows it; awaited twice it says so; forgotten, Python's warning names it."""
     bucket = AsyncTokenBucket(PLAIN, clock=ManualClock(100.0))
     async with asyncio.TaskGroup() as group:
         task = group.create_task(bucket.reserve(1))
+        assert "coro=<AsyncTokenBucket.reserve() running at " in repr(task)
+        assert task.get_stack()
     await task.result().settle(1)
     pending = bucket.try_reserve(1)
     await (await pending).cancel()

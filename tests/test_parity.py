@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import pytest
 
-from keepa_tokens import async_bucket, bucket
+from keepa_tokens import async_bucket, bucket, events
 from keepa_tokens.storage import base, memory, redis, sqlite
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +89,14 @@ def test_memory_storage_is_a_storage() -> None:
     """It has all that the protocol asks for, with the same parameters."""
     for name, signature in methods(base.Storage).items():
         assert inspect.signature(getattr(memory.MemoryStorage, name)).parameters.keys() == signature.parameters.keys()
+
+
+def test_a_class_can_be_asked_whether_it_is_one_of_a_protocol() -> None:
+    """A settings class with a field of that type asks so; a storage that blocks is none for coroutines."""
+    assert issubclass(sqlite.SQLiteStorage, base.Storage)
+    assert issubclass(sqlite.AsyncSQLiteStorage, base.AsyncStorage)
+    assert not issubclass(sqlite.SQLiteStorage, base.AsyncStorage)
+    assert isinstance(print, events.Listener)
 
 
 def test_a_missing_parameter_would_be_noticed() -> None:

@@ -265,9 +265,9 @@ def test_a_closed_storage_says_so(storage: SQLiteStorage) -> None:
 
 
 def test_a_file_on_a_network_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the locks can't be relied on, no file is opened."""
-    mounts = f"/dev/sda / ext4 rw 0 0\nserver:/x {path.parent} nfs4 rw 0 0\n"
-    monkeypatch.setattr(Path, "read_text", lambda _: mounts)
+    """Where the locks can't be relied on, no file is opened; whatever the encoding of other mounts' names."""
+    mounts = b"/dev/sda / ext4 rw 0 0\n/dev/sdb /mnt/M\xfcll ext4 rw 0 0\nserver:/x %s nfs4 rw 0 0\n"
+    monkeypatch.setattr(Path, "read_bytes", lambda _: mounts % bytes(path.parent))
     with pytest.raises(ConfigError, match="file system of kind nfs4"):
         SQLiteStorage(path)
     assert not path.exists()

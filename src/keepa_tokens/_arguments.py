@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from inspect import iscoroutinefunction
 from typing import ClassVar, NoReturn, SupportsIndex, TypeVar, cast
 
 from .errors import ConfigError
@@ -95,7 +96,7 @@ class NotCopied:
     _instead: ClassVar[str] = "make one in each process, with the same key and a storage that they share"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} can't be pickled or copied: {self._instead}")
+        raise TypeError(f"{type(self).__name__} can't be pickled or copied: {self._instead}")
 
 
 def shown(value: object) -> str:
@@ -105,6 +106,13 @@ def shown(value: object) -> str:
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value) if isinstance(value, int) else redacted(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of a log
+
+
+def suspends(function: object) -> bool:
+    """Whether a call of `function` is to be awaited."""
+    # The flags of a mock's code may be a mock, too: then Python takes it for a coroutine function whatever its spec is.
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    return isinstance(flags, int) and (iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__))
 
 
 def redacted(text: str) -> str:

@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from inspect import isasyncgenfunction, iscoroutinefunction
+from inspect import isasyncgenfunction
 from time import monotonic_ns
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
-from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, whole
+from ._arguments import LONGEST_LABEL, NotCopied, checked_key, hold_for_us, instance, printable, shown, suspends, whole
 from ._bell import Bell
 from .clock import Clock, SystemClock
 from .errors import ConfigError, StorageUnavailable
@@ -315,13 +315,13 @@ def checked_storage(storage: T, *, blocks: bool) -> T:
         raise ConfigError(
             f"{named} is no storage: give MemoryStorage(), RedisStorage.from_url(url), or one of your own"
         )
-    suspends = iscoroutinefunction(apply)
-    if blocks and suspends:
+    awaited = suspends(apply)
+    if blocks and awaited:
         raise ConfigError(
             f"{named} is a storage for coroutines: give it to an AsyncTokenBucket, and a TokenBucket a blocking one,"
             " e.g. RedisStorage"
         )
-    if not blocks and not suspends and not isinstance(storage, MemoryStorage):
+    if not blocks and not awaited and not isinstance(storage, MemoryStorage):
         raise ConfigError(
             f"{named} blocks: give it to a TokenBucket, and an AsyncTokenBucket an async storage, e.g."
             " AsyncRedisStorage, or MemoryStorage"
@@ -343,7 +343,7 @@ def check_limit(quota: Quota, tokens: int, keep: int) -> None:
     cost(quota, tokens, keep)
 
 
-def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
+def decorated(function: Callable[P, T], *, awaited: bool) -> Callable[P, T]:
     """Return `function` if this door can decorate it; raises ConfigError for one that only the other door can."""
     given = cast("object", function)  # nobody may have checked
     if not callable(given) or isinstance(given, type):
@@ -351,10 +351,9 @@ def decorated(function: Callable[P, T], *, suspends: bool) -> Callable[P, T]:
     name = getattr(given, "__qualname__", type(given).__qualname__)
     if isasyncgenfunction(function):
         raise ConfigError(f"{name} is an async generator, of which a call runs nothing: await bucket.acquire() in it")
-    coroutine = iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
-    if suspends and not coroutine:
+    if awaited and not suspends(given):
         raise ConfigError(f"{name} is no coroutine function: decorate it by a TokenBucket, or write async def")
-    if not suspends and coroutine:
+    if not awaited and suspends(given):
         raise ConfigError(
             f"{name} is a coroutine function: a TokenBucket would block its loop; use an AsyncTokenBucket"
         )

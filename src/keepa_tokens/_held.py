@@ -36,9 +36,9 @@ class HeldBase(NotCopied, Generic[S_co]):
 
     def _left(self, kind: type[BaseException] | None) -> None:
         """Warn if the block ends without a settle and without an exception that anybody sees; not again afterwards."""
-        if self._watch.alive and kind in {None, GeneratorExit}:
+        # First: where warnings are errors, it raises.
+        if self._watch.detach() and kind in {None, GeneratorExit}:
             _unsettled(self._door, self._what, self._advice, self.tokens, stacklevel=4, ends=kind is None)
-        self._unwatch()
 
     def _unwatch(self) -> None:
         """Don't warn any more: it is settled, cancelled or left."""

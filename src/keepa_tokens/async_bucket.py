@@ -10,7 +10,7 @@ from functools import wraps
 from inspect import isawaitable
 from threading import get_ident
 from types import CoroutineType, TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
 
 from . import _plans as plans
 from ._arguments import checked_key, timeout_us, whole
@@ -110,7 +110,7 @@ class AsyncTokenBucket(BucketBase[AsyncStorage | MemoryStorage], AsyncClosing):
         timeout_us(timeout)
 
         def decorate(function: Callable[P, Coroutine[object, object, T]]) -> Callable[P, Coroutine[object, object, T]]:
-            @wraps(decorated(function, suspends=True))
+            @wraps(decorated(function, awaited=True))
             async def limited(*args: P.args, **kwargs: P.kwargs) -> T:
                 await self.acquire(tokens, keep=keep, timeout=timeout)
                 return await function(*args, **kwargs)
@@ -384,6 +384,12 @@ class Pending(Coroutine[object, object, E]):
         cast("CoroutineType[Any, Any, E]", coroutine).__qualname__ = name
         self._coroutine = coroutine
         self._entered: E | None = None
+
+    if not TYPE_CHECKING:  # which must see where an await is missing
+
+        def __getattr__(self, name: str) -> object:
+            # What asyncio shows of a task: its name, and where it waits.
+            return getattr(object.__getattribute__(self, "_coroutine"), name)
 
     def __await__(self) -> Generator[object, object, E]:
         return self._coroutine.__await__()

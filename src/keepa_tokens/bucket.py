@@ -125,7 +125,7 @@ class TokenBucket(BucketBase[Storage], Closing):
         timeout_us(timeout)
 
         def decorate(function: Callable[P, T]) -> Callable[P, T]:
-            @wraps(decorated(function, suspends=False))
+            @wraps(decorated(function, awaited=False))
             def limited(*args: P.args, **kwargs: P.kwargs) -> T:
                 self.acquire(tokens, keep=keep, timeout=timeout)
                 return function(*args, **kwargs)

@@ -9,10 +9,9 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from inspect import iscoroutinefunction
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
-from ._arguments import shown
+from ._arguments import shown, suspends
 from .quota import told
 from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
 from .rules.decision import Reason
@@ -78,6 +77,7 @@ class Event:
                 object.__setattr__(self, name, one_line(text, LONGEST_TEXT))
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Is told of every event, in the thread or coroutine in which it happened: be quick.
 
@@ -94,7 +94,7 @@ def checked_listener(listener: Listener, name: str = "listener") -> Listener:
     given: object = listener  # nobody may have checked
     if not callable(given) or isinstance(given, type):
         raise TypeError(f"{name} must be callable with an Event, not {shown(listener)}")
-    if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
+    if suspends(listener):
         raise TypeError(f"{name} is called, never awaited: give a plain function, not {shown(listener)}")
     return listener
 

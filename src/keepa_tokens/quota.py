@@ -27,7 +27,8 @@ class Terms(TypedDict, total=False):
 class Quota:
     """The terms of a bucket.
 
-    capacity: tokens that refill fills up to. refill: tokens per `period` seconds (0: never refills).
+    capacity: tokens that refill fills up to. refill: tokens per `period` (0: never refills).
+    period: seconds, to the microsecond.
     stepped: all `refill` tokens come at once at each period's end, not evenly.
     overdraft: how many tokens below zero one grant may take the balance; `UNLIMITED` for no limit.
     recharge_to: once found too empty, the bucket stays closed until it could have refilled to this many tokens.
@@ -69,6 +70,8 @@ class Quota:
                 " refill * (period in microseconds + 1), reduced, must stay below 2**52"
             )
         rate, rate_period_us = reduced(self.refill, period_us)
+        # As it is stored: a third of a second would differ from itself, read back, and count as other terms.
+        object.__setattr__(self, "period", period_us / MICROSECONDS)
         object.__setattr__(self, "period_us", period_us)
         object.__setattr__(self, "rate", rate)
         object.__setattr__(self, "rate_period_us", rate_period_us)

@@ -16,6 +16,7 @@ import redis
 from keepa_tokens import ConfigError, Quota, Reading, StorageUnavailable
 from keepa_tokens.rules.commands import Acquire, ClaimProbe, Peek, Reconcile, Reserve
 from keepa_tokens.storage import _wire
+from keepa_tokens.storage._keyspace import PATIENCE_S
 from keepa_tokens.storage.redis import RedisStorage
 from tests.helpers import in_a_child
 from tests.redis.common import NAME, NOW, PLAIN, SECOND, stored, time_of
@@ -123,6 +124,24 @@ def test_whoever_loses_gets_the_next_turn(storage: RedisStorage, client: redis.R
     assert 93 <= (shown.balance or 0) < 10**9
     assert "turn" not in stored(client)
     assert nonce_of() != nonce_of()
+
+
+def test_a_finalizer_in_the_midst_of_a_step_does_not_wait_for_its_own_thread(storage: RedisStorage) -> None:
+    """It steps in between at once, and the step that it interrupted decides anew."""
+    storage.apply("k", SYNCED, Reconcile(Reading(100)))
+    took = list[float]()
+
+    class Interrupted(RedisStorage):
+        async def _ask(self, key: str, arguments: list[_wire.Argument], command: Any) -> _wire.Answer:
+            if arguments[0] == "store" and not took:
+                began = time.monotonic()
+                took.append(0)
+                assert self.apply("k", SYNCED, ClaimProbe()).probe
+                took[0] = time.monotonic() - began
+            return await super()._ask(key, arguments, command)
+
+    assert not Interrupted(storage._client).apply("k", SYNCED, ClaimProbe()).probe
+    assert took[0] < PATIENCE_S
 
 
 def test_who_never_gets_through_says_so(storage: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:

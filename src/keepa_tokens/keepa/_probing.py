@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
-from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
+from inspect import isawaitable, iscoroutine, signature
 from typing import Final, TypeAlias, TypeVar, cast
 
-from .._arguments import index, redacted, shown
+from .._arguments import index, redacted, shown, suspends
 from .._interrupts import interrupt_in
 from .._plans import Steps
 from ..errors import ConfigError
@@ -44,7 +44,7 @@ def checked_probe(probe: P, *, blocks: bool) -> P:
         return probe
     if not callable(probe) or isinstance(probe, type):
         raise TypeError(f"probe must be callable, as http_probe(api_key) is, not {shown(probe)}")
-    if blocks and (iscoroutinefunction(probe) or iscoroutinefunction(type(probe).__call__)):
+    if blocks and suspends(probe):
         raise ConfigError(
             "this probe is a coroutine function: KeepaSync needs one that blocks, AsyncKeepaSync takes it"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from ..quota import Quota
 from ..rules.commands import Command, Outcome
@@ -15,6 +15,7 @@ IN_ITS_MIDST: Final = (
 )
 
 
+@runtime_checkable
 class Storage(Protocol):
     """Where states live. Each `apply` is one atomic step, as if nobody else were there."""
 
@@ -38,6 +39,7 @@ class Storage(Protocol):
         ...
 
 
+@runtime_checkable
 class AsyncStorage(Protocol):
     """The same for coroutines."""
 

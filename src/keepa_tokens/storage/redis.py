@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
+from inspect import currentframe
+from traceback import walk_stack
 from typing import Final
 from weakref import WeakSet
 
@@ -47,6 +49,8 @@ _MISSING: Final = "RedisStorage needs a client for Redis or Valkey: pip install 
 
 if not any(find_spec(name) for name in CLIENTS):
     raise ImportError(_MISSING)
+
+_DECIDES: Final = Keyspace[threading.Lock]._apply.__code__  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 _Group = tuple[str, Quota, int | None]
 
@@ -141,7 +145,12 @@ class RedisStorage(Closing, Keyspace[threading.Lock]):
         return threading.Lock()
 
     async def _entered(self, lock: threading.Lock) -> bool:
-        return lock.acquire(timeout=PATIENCE_S)
+        if lock.acquire(blocking=False):
+            return True
+        # A finalizer may run in the midst of a step of its own thread, which then can't let the lock go.
+        steps = [frame for frame, _ in walk_stack(currentframe()) if frame.f_code is _DECIDES]
+        is_own = sum(step.f_locals.get("lock") is lock for step in steps) > 1  # one of them is this one
+        return not is_own and lock.acquire(timeout=PATIENCE_S)
 
 
 class AsyncRedisStorage(AsyncClosing, Keyspace[asyncio.Lock]):

@@ -399,7 +399,8 @@ def fields_of(text: object) -> Mapping[str, str]:
 def _network(path: Path) -> str | None:
     """Return the kind of the network's file system that a file is on; None: it is on none, or nobody says."""
     try:
-        mounts = [line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+        # A mount's name may be in any encoding, as of a disk of another machine.
+        mounts = [os.fsdecode(line).split(" ") for line in Path("/proc/self/mounts").read_bytes().splitlines()]
     except OSError:
         return None
     real = path.resolve()
