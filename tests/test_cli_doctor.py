@@ -372,11 +372,15 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
     """With no more rights than a worker's the doctor works, and says what it couldn't look at."""
     client.set("keepa:tokens", "-79")
     told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
-    unlisted = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
-    assert "runs the script, and lets this user write" in told["facts"]
+    unlisted, undeleted = (
+        as_user(server, *(right for right in NEEDED if right != left_out), keys="keepa_tokens:*", code=0)
+        for left_out in ("scan", "del")
+    )
     assert [fact for fact in told["facts"] if fact.startswith("INFO is not allowed")]
-    for each in (told, unlisted):
+    assert [fact for fact in undeleted["facts"] if fact.startswith("DEL is not allowed to this user: doctor-")]
+    for each in (told, unlisted, undeleted):
         assert each["healthy"] == [KEY]
+        assert "runs the script, and lets this user write" in each["facts"]
         assert [fact for fact in each["facts"] if fact.startswith("other keys may not be read")]
 
 

@@ -279,11 +279,12 @@ def test_a_password_is_never_shown(valkey: Workers) -> None:
 
 
 def test_what_is_missing_is_said(valkey: Workers) -> None:
-    """Which place, only one, the API key of a probe, whose bucket: a command says what to give."""
+    """Which place, only one, its password, the API key of a probe, whose bucket: a command says what to give."""
     valkey.bucket().reconcile(Reading(412))
     for arguments, says in (
         ((), "--redis redis://HOST:PORT, or --sqlite FILE"),
         (("--redis", "redis://x", "--sqlite", "y"), "not both"),
+        ((KEY, "--redis", valkey.url.replace("//", "//nobody:pw@")), "refuses the user's name or password"),
         ((*valkey.where, "--probe"), "--key-file FILE (- is stdin) or KEEPA_API_KEY"),
         ((*valkey.where, "--probe", "--all"), "leave out --all"),
     ):

@@ -38,7 +38,7 @@ REFUSALS: Final = {
     r"permission": (
         "rights",
         "its user may not do what a bucket needs",
-        "allow it what the documentation lists for a worker: ACL SETUSER worker ...",
+        "allow it what the documentation lists: ACL SETUSER worker +evalsha, and so on",
     ),
     r"out.?of.?memory|used memory": (
         "full",
@@ -63,7 +63,7 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Iterator[str | Finding]
     yield from _clock(place)
     try:
         reply = cast("Mapping[object, object]", place.command("INFO"))
-    except StorageUnavailable:
+    except (StorageUnavailable, ConfigError):
         yield "INFO is not allowed to this user: memory, persistence and replication were not looked at"
     else:
         yield from read_info({str(name): str(value) for name, value in reply.items()}, plain=plain)
@@ -215,5 +215,5 @@ def _write(place: RedisPlace) -> Iterator[str | Finding]:
     yield "runs the script, and lets this user write"
     try:
         place.delete(key)
-    except StorageUnavailable:
+    except (StorageUnavailable, ConfigError):
         yield f"DEL is not allowed to this user: {key} ends by itself in a minute"
