@@ -128,8 +128,8 @@ def summary(scene: Scenario) -> list[tuple[str, str]]:
         ("run", f"{duration(scene.now_us / MICROSECONDS)} of server time, {count(len(scene.workers), 'worker')}"),
         ("calls", f"{count(scene.counts['answers'], 'answer')}, {count(scene.fake.spent, 'token')}"),
         ("waits", _waits(scene)),
-        ("refused by the server", str(scene.fake.refused)),
-        ("probes of the server", str(scene.fake.token_calls)),
+        ("refused", str(scene.fake.refused)),
+        ("probes", str(scene.fake.token_calls)),
         ("compared", f"{meter.judged:,} times, {meter.quiet:,} of them with nothing in flight"),
         ("furthest apart", f"{count(abs(worst.ahead), 'token')}; {allowed}"),
     ]
@@ -234,13 +234,12 @@ def _show(scene: Scenario, seconds: float, screen: Screen | None) -> None:
             time.sleep(max(0.0, started + at / SECONDS * seconds - time.monotonic()))
     if screen is None:
         _print_news(scene)
-    console = shell.console()
-    console.print()
+    click.echo()
     shell.print_table(summary(scene))
     for words in scene.meter.broken.values():
-        console.print(f"broken: {words}", style=f"bold {BAD}")
+        shell.say(f"broken: {words}", f"bold {BAD}")
     if not scene.meter.broken:
-        console.print("Every bound held.", style=f"bold {GOOD}")
+        shell.say("Every bound held.", f"bold {GOOD}")
 
 
 def _print_news(scene: Scenario) -> None:

@@ -14,7 +14,7 @@ from ..rules.transition import lifetime_us
 from ..units import MICROSECONDS
 from .finding import Finding
 from .look import Look
-from .words import count, duration, plain
+from .words import count, duration
 
 DEAD_PART: Final = 0.75
 """If a call has used this part of its hold's time, its worker is probably dead."""
@@ -253,7 +253,7 @@ def _calls(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
     charged = "they are charged then" if snapshot.quota.synced else "it is forgotten then"
     for call in snapshot.in_flight:
         if call.age >= min(max(DEAD_PART * (call.age + call.runs_out_in), ALIVE_FOR), DEAD_AFTER):
-            of = f" of {plain(call.label)}" if call.label else ""
+            of = f" of {call.label}" if call.label else ""
             yield Finding(
                 "dead-hold",
                 f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",

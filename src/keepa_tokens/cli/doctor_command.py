@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
 from . import shell
@@ -17,7 +16,7 @@ from .doctor import could_go, examine
 from .finding import Finding
 from .look import Look, Place, all_buckets, door, look
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import count, plain
+from .words import count
 
 if TYPE_CHECKING:
     from .probe import Answer
@@ -134,27 +133,23 @@ def _mend(place: Place, key: str, mend: str) -> str:
 
 
 def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Sequence[Finding]) -> None:
-    console = shell.console()
     shell.print_table(
         [("looked at", name), *(("fine", fact) for fact in facts), *(("fine", f"bucket {key}") for key in healthy)]
     )
     for number, finding in enumerate(findings, 1):
-        console.print()
+        click.echo()
         style = f"bold {BAD if finding.fault else CARE}"
-        heading = plain(f"{number}. {finding.about}: {finding.what}.")
-        for line in shell.wrap(heading, console, "   "):
-            console.print(Text(line, style))
+        shell.say(f"{number}. {finding.about}: {finding.what}.", style, "   ")
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
 
 
 def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) -> None:
-    console = shell.console()
-    console.print()
+    click.echo()
     for words in mended:
-        console.print(Text(plain(f"mended {words}"), GOOD))
+        shell.say(f"mended {words}", GOOD)
     before = sum(finding.fault for finding in findings)
     if before:
         left = f", {count(faults, 'is', 'are')} left" if mended else ""
-        console.print(Text(f"{count(before, 'fault')} found{left}.", f"bold {BAD if faults else GOOD}"))
+        shell.say(f"{count(before, 'fault')} found{left}.", f"bold {BAD if faults else GOOD}")
     else:
-        console.print(Text("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", f"bold {GOOD}"))
+        shell.say("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", f"bold {GOOD}")

@@ -12,7 +12,7 @@ from ..rules.decision import Snapshot
 from . import shell, status
 from .look import Look, door
 from .where import Where, with_bucket
-from .words import count, duration, listed, plain
+from .words import count, duration, listed
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DAY: Final = 86_400
@@ -133,7 +133,7 @@ def _ask_twice(what: str, word: str, *, yes: bool) -> None:
     """Ask whether to do something that can't be undone, then for a word; `--yes` answers both."""
     if yes:
         return
-    shell.say(plain(what), err=True)
+    shell.say(what, err=True)
     if not click.confirm("Go on?", err=True):
         raise shell.RefusedError("nothing was changed")
     said = click.prompt(f"It can't be undone. Type {word} to do it", err=True, default="", show_default=False)

@@ -61,10 +61,10 @@ def headline(look: Look) -> str:
     snapshot = look.snapshot()
     state, small = state_of(look, snapshot), CALLS[0]
     if snapshot is None:
-        return f"{plain(look.key)}: {state}."
+        return f"{look.key}: {state}."
     if state == "open" and all(look.ask(tokens) for tokens in CALLS):
-        return f"{plain(look.key)}: open, calls go at once."
-    return f"{plain(look.key)}: {state}, a call of {small} {_when(look, small)}."
+        return f"{look.key}: open, calls go at once."
+    return f"{look.key}: {state}, a call of {small} {_when(look, small)}."
 
 
 def sentences(look: Look) -> list[tuple[str, str]]:
@@ -121,7 +121,7 @@ def _available(snapshot: Snapshot) -> str:
     if not calls:
         return f"{amount}; no call is in flight"
     oldest = max(calls, key=lambda call: call.age)
-    label = f", {plain(oldest.label)}" if oldest.label else ""
+    label = f", {oldest.label}" if oldest.label else ""
     beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
     return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
@@ -268,7 +268,7 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
         shell.print_json({"bucket": document(seen), **({"server": server} if probe else {})})
         return
     fine = state_of(seen, seen.snapshot()) == "open"
-    shell.console().print(Text(headline(seen), f"bold {GOOD if fine else CARE}"))
+    shell.say(headline(seen), f"bold {GOOD if fine else CARE}")
     shell.print_table(sentences(seen) + ([("server", said.sentence())] if said else []))
 
 
@@ -281,4 +281,4 @@ def _show_all(looks: list[Look], *, as_json: bool) -> None:
         return
     console = shell.console()
     heading, *rows = table(looks, console.width) if console.is_terminal else table(looks)
-    console.print(Text.assemble((heading, "bold"), *(f"\n{row}" for row in rows)), soft_wrap=True)
+    console.print(Text.assemble((heading, "bold"), *(f"\n{row}" for row in rows)))
