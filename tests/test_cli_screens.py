@@ -127,6 +127,24 @@ def test_a_sentence_is_broken_between_words(
     assert 15 < max(map(len, broken[1:])) <= 25
 
 
+def test_a_narrow_terminal_breaks_no_line_by_itself(
+    valkey: Workers, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 40 columns every line of the commands fits, and the bar is as short as that takes."""
+    valkey.bucket("b").reconcile(Reading(412, refill=20.0, capacity=1200))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    for command in (["status", *valkey.where], ["doctor", *valkey.where], ["demo", "--seconds", "0", "--plain"]):
+        with suppress(SystemExit):
+            app(command)
+        said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        lines = [line for line in said.splitlines() if not re.match(r" +\d+:\d\d  ", line)]  # not the demo's log
+        assert max(map(len, lines[1:])) <= 40
+        assert command[0] != "status" or "412 of 1,200\n" in said
+
+
 # --- what all commands have in common
 
 

@@ -21,6 +21,7 @@ CALLS: Final = (10, 150)
 """The tokens of a small and a large call: the status says what each would get."""
 
 BAR: Final = 30
+BESIDE_BAR: Final = 40
 SHORTEST_KEY: Final = 12
 
 PERIODS: Final = {1.0: "a second", 60.0: "a minute", 60.5: "a minute", 3600.0: "an hour", 86_400.0: "a day"}
@@ -67,7 +68,7 @@ def headline(look: Look) -> str:
     return f"{look.key}: {state}, a call of {small} {_when(look, small)}."
 
 
-def sentences(look: Look) -> list[tuple[str, str]]:
+def sentences(look: Look, bar_width: int = BAR) -> list[tuple[str, str]]:
     """Return all lines of the status, each with its name."""
     snapshot = look.snapshot()
     if snapshot is None:
@@ -75,7 +76,7 @@ def sentences(look: Look) -> list[tuple[str, str]]:
     kept = count(snapshot.kept_back, "token")
     lines = [
         ("terms", _terms(look, snapshot)),
-        ("balance", _balance(snapshot)),
+        ("balance", _balance(snapshot, bar_width)),
         ("available", _available(snapshot)),
         ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
@@ -108,10 +109,10 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
-def _balance(snapshot: Snapshot) -> str:
+def _balance(snapshot: Snapshot, bar_width: int) -> str:
     if snapshot.balance is None:
         return f"unknown of {snapshot.capacity:,}; nothing goes until the server was asked, which the next caller does"
-    drawn = bar(snapshot.balance / snapshot.capacity, BAR)
+    drawn = bar(snapshot.balance / snapshot.capacity, bar_width)
     return f"{snapshot.balance:,} of {snapshot.capacity:,}  {drawn}"
 
 
@@ -269,7 +270,8 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
         return
     fine = state_of(seen, seen.snapshot()) == "open"
     shell.say(headline(seen), f"bold {GOOD if fine else CARE}")
-    shell.print_table(sentences(seen) + ([("server", said.sentence())] if said else []))
+    bar_width = max(0, min(BAR, shell.console().width - BESIDE_BAR))
+    shell.print_table(sentences(seen, bar_width) + ([("server", said.sentence())] if said else []))
 
 
 def _show_all(looks: list[Look], *, as_json: bool) -> None:
