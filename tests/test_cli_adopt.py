@@ -133,6 +133,7 @@ NO_TIMES = (None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1
         *(({"balance": "5", "timestamp": said}, 5, None, "so nothing is made up") for said in NO_TIMES),
         # A flag says nothing of when a recharge is over.
         ({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, 5, SECONDS, "flag (True) is left out"),
+        ({"balance": "5", "timestamp": "1779999000", "recharge": "1"}, 5, SECONDS, "flag (1) is left out"),
     ],
 )
 def test_what_a_manager_kept_is_read(
@@ -150,7 +151,9 @@ def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
     """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket.
     Without an answer the first call goes once the question has failed and a step of the refill has come.
     """
-    manager = understand({"balance": said}, NOW)
+    manager = understand({"balance": said, "rate": "0"}, NOW)
+    assert manager.rate is None
+    assert "there is no balance that can be read" in manager.notes[0]
     plan = plan_adoption(round(NOW * SECOND), manager, 20)
     assert manager.balance is plan.found.balance is None
     assert plan.found.bound == pytest.approx(CLAIM_US / SECOND + STEP_SECONDS)

@@ -62,11 +62,11 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Iterator[str | Finding]
     """
     yield from _clock(place)
     try:
-        reply = cast("Mapping[object, object]", place.command("INFO"))
+        reply = cast("Mapping[str, object]", place.command("INFO"))
     except (StorageUnavailable, ConfigError):
         yield "INFO is not allowed to this user: memory, persistence and replication were not looked at"
     else:
-        yield from read_info({str(name): str(value) for name, value in reply.items()}, plain=plain)
+        yield from read_info({name: str(value) for name, value in reply.items()}, plain=plain)
     yield from _write(place)
     try:
         yield from (*strangers(place), *stuck(place, place.now_us() / MICROSECONDS))
@@ -142,8 +142,9 @@ def _version(info: Mapping[str, str]) -> Iterator[str | Finding]:
 def _memory(info: Mapping[str, str]) -> Iterator[str | Finding]:
     limit, used = int(info.get("maxmemory", "0")), int(info.get("used_memory", "0"))
     policy = info.get("maxmemory_policy", "noeviction")
-    yield "evicts nothing" if not limit or policy == "noeviction" else f"evicts by {policy}"
-    if limit and policy != "noeviction":
+    if not limit or policy == "noeviction":
+        yield "evicts nothing"
+    else:
         yield Finding(
             "evicts",
             f"once its memory is full it deletes keys ({policy}), buckets too",
@@ -153,7 +154,7 @@ def _memory(info: Mapping[str, str]) -> Iterator[str | Finding]:
     if limit and used > FULL * limit:
         yield Finding(
             "nearly-full",
-            f"{min(100.0, 100 * used / limit):.0f} % of its memory is used",
+            f"{100 * used / limit:.0f} % of its memory is used",
             "soon it refuses writes, or deletes keys",
             "raise maxmemory, or delete what others have left there",
         )
@@ -185,8 +186,8 @@ def _persistence(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Find
 
 
 def _replication(info: Mapping[str, str]) -> Iterator[str | Finding]:
-    role, replicas = info.get("role", "master"), int(info.get("connected_slaves", "0"))
-    yield "is a replica" if role != "master" else f"has {count(replicas, 'replica') if replicas else 'no replica'}"
+    replicas = int(info.get("connected_slaves", "0"))
+    yield f"has {count(replicas, 'replica') if replicas else 'no replica'}"
     for number in range(replicas):
         # A client returns either the server's text or a mapping made from it.
         lag = re.search(r"\blag\W+(\d+)", info.get(f"slave{number}", ""))

@@ -70,15 +70,13 @@ def understand(texts: Mapping[str, str | None], now: float) -> Manager:
         notes.append(f"the time of the last refill {how}: it refills from now on, so nothing is made up")
     elif not _has_zone(texts.get("timestamp") or ""):
         notes.append("the time of the last refill names no time zone: it is taken for UTC; if it isn't, leave it out")
-    rate = _number(texts.get("rate"))
-    if rate is not None and rate < 1:
-        rate = None
+    rate = _number(texts.get("rate")) or 0
     recharge = texts.get("recharge")
     recharge_to = _number(recharge)
     if recharge is not None and (recharge_to is None or recharge_to <= 1):
         notes.append(f"the recharge flag ({recharge[:20]}) is left out: it has no end")
         recharge_to = None
-    return Manager(balance, refilled_at, rate, recharge_to, tuple(notes))
+    return Manager(balance, refilled_at, rate if rate > 0 else None, recharge_to, tuple(notes))
 
 
 def _number(said: str | None) -> int | None:
@@ -140,26 +138,21 @@ def _stuck_in(
     texts: Mapping[str, str | None], balances: list[str], name: str, now: float, *, hashed: bool = False
 ) -> Iterator[Finding]:
     """Yield a finding for the first balance below 0, unless there is a time of the last refill with it."""
-    if any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
+    at, balance = next(((at, debt) for at in balances if (debt := _number(texts[at]) or 0) < 0), ("", 0))
+    if not at or any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
         return
-    for at in balances:
-        balance = _number(texts[at])
-        if balance is None or balance >= 0:
-            continue
-        options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
-        for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
-            options += [
-                f"--{part}-key {shlex.quote(other)}" for other in texts if other != at and pattern.search(other)
-            ][:1]
-        yield Finding(
-            "stuck-manager",
-            f"holds a balance of {balance}{f' in its field {at}' * hashed}, and no time of the last refill beside it",
-            "a manager that takes now for a missing time never refills, and below its threshold never asks the server:"
-            " it stands still until somebody looks",
-            f"stop it, then `keepa-tokens adopt {' '.join(options)}` takes its state over",
-            about=name,
-        )
-        return
+    options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
+    for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
+        found = next((other for other in texts if other != at and pattern.search(other)), None)
+        options += [] if found is None else [f"--{part}-key {shlex.quote(found)}"]
+    yield Finding(
+        "stuck-manager",
+        f"holds a balance of {balance}{f' in its field {at}' * hashed}, and no time of the last refill beside it",
+        "a manager that takes now for a missing time never refills, and below its threshold never asks the server:"
+        " it stands still until somebody looks",
+        f"stop it, then `keepa-tokens adopt {' '.join(options)}` takes its state over",
+        about=name,
+    )
 
 
 def all_names(place: RedisPlace) -> Iterator[str]:
