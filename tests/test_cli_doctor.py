@@ -171,8 +171,7 @@ FOUND = [
     ("", [seen(holds={"young": hold(60)})]),
     ("", [seen(holds={"slow": hold(300, hold_for=3600)})]),
     ("", [seen(holds={"short": hold(9, hold_for=10)})]),
-    ("", [replace(seen(), lifetime=86_400.0)]),
-    ("", [replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), lifetime=-1.0)]),
+    ("", [replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), endless=True)]),
     ("", [seen(drift=-40)]),
     ("", [seen(balance=9, drift=-45, reported_refill=30, **PERIOD, reported_capacity=200)]),
     ("", [seen(quota=keepa_quota(20, recharge_to=480))]),
@@ -242,10 +241,11 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
     """A bucket whose workers bring a clock with another epoch is seen by that clock: no fault, only a word about it."""
     clock = ManualClock(5_000.0)
     worker = TokenBucket(keepa_quota(20), key=KEY, storage=server.storage, clock=clock, listener=lambda _: None)
-    worker.reconcile(Reading(412, refill=20.0, capacity=1200))
+    worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0))
     worker.try_reserve(5)
     assert list(findings(server, code=0)) == ["own-clock"]
-    assert server.document("status")["bucket"]["available"] == 407
+    told = server.document("status")["bucket"]
+    assert (told["available"], told["repaired"]) == (407, [])
 
 
 @pytest.mark.usefixtures("healthy")
@@ -257,12 +257,13 @@ def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any
     assert told["healthy"] == [KEY]
     rows = server.run("status", "--all").stdout.splitlines()
     assert [row.split()[1:3] for row in rows if row.startswith("later")] == [["newer", "release"]]
+    assert "upgrade this command" in server.run("pause", "later", code=2).stderr
     client.set("keepa_tokens:text", "x")
     assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
 def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Workers) -> None:
-    """A bucket that somebody makes between two looks at the keys is no stranger; one that is gone has no lifetime."""
+    """A bucket that somebody makes between two looks at the keys is no stranger; one that is gone is none."""
     server.bucket("made-meanwhile").try_acquire()
 
     class Early(RedisPlace):
@@ -271,7 +272,7 @@ def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Work
 
     with closing(Early.from_url(server.url)) as place:
         assert [found.code for found in strangers(place)] == []
-        assert place.lifetime("gone-meanwhile") is None  # not for ever
+        assert not place.is_endless("gone-meanwhile")
         assert mended_now(place, "gone-meanwhile", "fields").startswith("gone-meanwhile: nothing, it is gone")
 
 
@@ -303,6 +304,7 @@ def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket
     found = findings(server, "--repair")
     assert set(found) == {"terms-lost", "damaged-balance"}
     assert found["damaged-balance"]["cure"] == "any call of a worker mends it"
+    assert "are lost: a worker's next call" in server.run("pause", code=2).stderr
     healthy.try_acquire()
     assert findings(server, code=0) == {}
     client.persist(STORED)
@@ -473,32 +475,40 @@ def test_the_api_key_is_tried(server: Workers) -> None:
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(
-    "error, why", [(httpx.ConnectError("...key=right"), " (ConnectError)"), (TimeoutError("no answer"), ": no answer")]
+    "asked, why",
+    [
+        (Mock(side_effect=httpx.ConnectError("...key=right")), "asking it failed (ConnectError)"),
+        (Mock(side_effect=TimeoutError("no answer")), "asking it failed: no answer"),
+        (Mock(return_value=(500, None)), "HTTP 500, there is no JSON object"),
+    ],
 )
 def test_a_server_that_brings_no_balance_is_found(
-    server: Workers, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+    server: Workers, monkeypatch: pytest.MonkeyPatch, asked: Mock, why: str
 ) -> None:
-    """Keepa that is away, or silent, is a finding of `doctor --probe`; status says so beside the bucket."""
-    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
+    """Keepa that is away, silent or broken is a finding of `doctor --probe`; status says so beside the bucket."""
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: asked)
     told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
     shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
     (found,) = [found for found in told["findings"] if found["fault"]]
     assert (found["code"], found["about"]) == ("no-answer", "Keepa")
-    assert found["what"].endswith(f"asking it failed{why}")
-    assert "server       no balance: asking it failed" in shown
+    assert found["what"].endswith(why)
+    assert f"server       no balance: {why}" in shown
 
 
 @pytest.mark.parametrize(
     "keys, cure",
     [
-        ({"keepa:tokens": "-79"}, "adopt --balance-key keepa:tokens`"),
+        ({"keepa:tokens": "-79", "cron:last_run": "1780000000"}, "adopt --balance-key keepa:tokens`"),
         (
             {"keepa_tokens_left": "-79", "keepa_last_refill": "None", "keepa_refill_rate": "20"},
             "adopt --balance-key keepa_tokens_left --timestamp-key keepa_last_refill --rate-key keepa_refill_rate`",
         ),
-        ({"keepa": {"tokens": "-79", "rate": "20"}}, "adopt --hash keepa --balance-key tokens --rate-key rate`"),
         (
-            {"tokenmanager": {"balance": "-79.0", "last_update": "", "recharging": "1"}},
+            {"keepa": {"tokens": "-79", "rate": "20", "id": "1780000000"}},
+            "adopt --hash keepa --balance-key tokens --rate-key rate`",
+        ),
+        (
+            {"tokenmanager": {"offset": "-5", "balance": "-79.0", "last_update": "", "recharging": "1"}},
             "adopt --hash tokenmanager --balance-key balance --timestamp-key last_update`",
         ),
     ],
@@ -521,6 +531,7 @@ def test_the_stuck_state_of_a_hand_made_manager_is_found(
 def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> None:
     """A balance above 0, a debt with its time beside it, and other programs' negative numbers are no findings."""
     client.mset({"keepa:tokens": "-79", "keepa:last_refill": "1780000000.5", "shop:balance": "12", "zone": "-5"})
+    client.set("token_time_offset", "-5")
     client.hset("old:tokens", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
     client.hset("new:tokens", mapping={"tokens": "31"})
     client.lpush("token:queue", "-1")
@@ -528,7 +539,7 @@ def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> Non
 
 
 @pytest.mark.usefixtures("healthy")
-def test_findings_read_well(server: Workers, client: Any) -> None:
+def test_findings_read_well(server: Workers, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
     client.hdel(STORED, "refilled_at")
     assert server.run("doctor", code=1).stdout.partition("\n\n")[2] == (
@@ -540,6 +551,7 @@ def test_findings_read_well(server: Workers, client: Any) -> None:
     )
     said = server.run("doctor", "--repair").stdout
     assert said.endswith(f"\n\nmended {KEY}: refilled_at\n1 fault found, 0 are left.\n")
+    assert caplog.records == []
 
 
 @pytest.mark.usefixtures("healthy")

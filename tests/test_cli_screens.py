@@ -219,6 +219,8 @@ def test_as_a_module_it_is_the_same_program() -> None:
         ("--key-file - <&-", 2, "it is empty"),
         (">/dev/full", 2, "No space left on device"),
         ("--json >/dev/full", 2, "No space left on device"),
+        ("| true", 0, ""),
+        ("--json | true", 0, ""),
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected: str, code: int, said: str) -> None:
@@ -228,6 +230,7 @@ def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
+    assert ("can't be written" in done.stderr) == ("full" in redirected)
     assert "Traceback" not in done.stderr
 
 

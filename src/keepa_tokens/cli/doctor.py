@@ -94,7 +94,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
             "nothing, if that is meant; else leave clock= out, so that all workers go by the storage's time",
             fault=False,
         )
-    elif look.lifetime == -1 and lifetime_us(look.state, look.now_us) is not None:
+    elif look.endless and lifetime_us(look.state, look.now_us) is not None:
         yield Finding(
             "no-lifetime",
             "its key has no lifetime",

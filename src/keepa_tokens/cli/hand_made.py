@@ -55,7 +55,7 @@ class Manager:
     @property
     def stuck(self) -> bool:
         """Whether it is in the state that it can't leave: in debt, and without the time of the last refill."""
-        return self.balance is not None and self.balance < 0 and self.refilled_at is None
+        return self.refilled_at is None and (self.balance or 0) < 0
 
 
 def understand(texts: Mapping[str, str | None], now: float) -> Manager:
@@ -64,11 +64,12 @@ def understand(texts: Mapping[str, str | None], now: float) -> Manager:
     balance = _number(texts.get("balance"))
     if balance is None:
         notes.append("there is no balance that can be read: nothing is known, and the server is asked first")
-    refilled_at = instant(texts.get("timestamp"), now)
+    stamp = texts.get("timestamp")
+    refilled_at = instant(stamp, now)
     if refilled_at is None:
-        how = "is missing" if texts.get("timestamp") is None else "can't be read, or lies ahead"
+        how = "is missing" if stamp is None else "can't be read, or lies ahead"
         notes.append(f"the time of the last refill {how}: it refills from now on, so nothing is made up")
-    elif not _has_zone(texts.get("timestamp") or ""):
+    elif not _has_zone(stamp or ""):
         notes.append("the time of the last refill names no time zone: it is taken for UTC; if it isn't, leave it out")
     rate = _number(texts.get("rate")) or 0
     recharge = texts.get("recharge")
@@ -91,7 +92,7 @@ def _number(said: str | None) -> int | None:
 def _has_zone(said: str) -> bool:
     """Return whether a readable time has a time zone; a number counts as having one."""
     try:
-        return datetime.fromisoformat(said.strip()).tzinfo is not None
+        return datetime.fromisoformat(said).tzinfo is not None
     except ValueError:
         return True
 
@@ -104,7 +105,7 @@ def instant(said: str | None, now: float) -> float | None:
         at = float(said)
     except ValueError:
         try:
-            parsed = datetime.fromisoformat(said.strip())
+            parsed = datetime.fromisoformat(said)
         except ValueError:
             return None
         at = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
@@ -124,7 +125,7 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
         kind = text(place.command("TYPE", name))
         if kind == "string" and not STAMP.search(name) and (_number(_get(place, name)) or 0) < 0:
             stem = SEPARATORS.split(name)[0]
-            kin = [other for other in names if other == name or SEPARATORS.split(other)[0] == stem]
+            kin = [other for other in names if SEPARATORS.split(other)[0] == stem]
             texts = {other: _get(place, other) if other == name or STAMP.search(other) else None for other in kin}
             yield from _stuck_in(texts, [name], name, now)
         elif kind == "hash" and int(text(place.command("HLEN", name))) <= MOST_FIELDS:
@@ -143,7 +144,7 @@ def _stuck_in(
         return
     options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
     for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
-        found = next((other for other in texts if other != at and pattern.search(other)), None)
+        found = next((other for other in texts if pattern.search(other)), None)
         options += [] if found is None else [f"--{part}-key {shlex.quote(found)}"]
     yield Finding(
         "stuck-manager",

@@ -21,7 +21,6 @@ SPAN: Final = re.compile(r"(?:\d+[smhd])+", re.ASCII)
 
 def _span(_: click.Context, __: click.Parameter, said: str) -> int:
     """Return the seconds of 90s, 30m or 1h30m."""
-    said = said.strip().lower()
     seconds = sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", said))
     if not SPAN.fullmatch(said) or not 0 < seconds <= DAY:
         raise click.BadParameter(f"{said!r} is no duration up to a day: write 90s, 30m, 1h30m")
@@ -137,5 +136,5 @@ def _ask_twice(what: str, word: str, *, yes: bool) -> None:
     if not click.confirm("Go on?", err=True):
         raise shell.RefusedError("nothing was changed")
     said = click.prompt(f"It can't be undone. Type {word} to do it", err=True, default="", show_default=False)
-    if str(said).strip() != word:
+    if said != word:
         raise shell.RefusedError("that is not it; nothing was changed")

@@ -126,14 +126,12 @@ class Group(Command, click.Group):
                 click.echo(f"{error.ctx.get_usage()}\n{help_of}\n", err=True)
             complain(error.format_message())
             ctx.exit(USAGE)
-        except ModuleNotFoundError:
-            raise  # `main` says how to get it
+        except (ModuleNotFoundError, BrokenPipeError):
+            raise  # `main` says how to get it; click ends without a word, as the reader of the pipe has gone
         except (StorageUnavailable, KeyRefusedError, RefusedError, ConfigError, ImportError) as error:
             complain(str(error))
             away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
             ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
-        except BrokenPipeError:
-            raise  # click ends without a message: the reader of the pipe has closed it
         except OSError as error:
             complain(f"this can't be written: {error}")
             ctx.exit(USAGE)
@@ -189,7 +187,7 @@ def console(*, err: bool = False) -> Console:
     """Return a console for data or messages, which breaks no line: `wrap` does. In a pipe it is plain."""
     plain_text = not (sys.stderr if err else sys.stdout).isatty()
     pipe: dict[str, Any] = {"color_system": None, "force_terminal": False} if plain_text else {}
-    made = Console(highlight=False, markup=False, soft_wrap=True, stderr=err, **pipe)
+    made = Console(soft_wrap=True, stderr=err, **pipe)
     if made.width < 1:  # some terminals set COLUMNS to 0
         made.width = 80
     return made if plain_text else readable(made)
@@ -199,5 +197,5 @@ def print_table(lines: Sequence[tuple[str, str]]) -> None:
     """Print names and texts side by side; in a terminal a long text goes on in the next line, at the same column."""
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        for place, line in enumerate(wrap(words, to, beside=room) or [""]):
+        for place, line in enumerate(wrap(words, to, beside=room)):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

@@ -42,8 +42,9 @@ WHY: Final = {
 }
 
 
-def state_of(look: Look, snapshot: Snapshot | None) -> str:
+def state_of(look: Look) -> str:
     """Return the bucket's state in a word or two."""
+    snapshot = look.snapshot()
     if snapshot is None:
         return look.trouble
     if snapshot.paused_for > 0:
@@ -59,9 +60,8 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
 
 def headline(look: Look) -> str:
     """Return the bucket's state, and when a small call goes, in a sentence."""
-    snapshot = look.snapshot()
-    state, small = state_of(look, snapshot), CALLS[0]
-    if snapshot is None:
+    state, small = state_of(look), CALLS[0]
+    if look.trouble:
         return f"{look.key}: {state}."
     if state == "open" and all(look.ask(tokens) for tokens in CALLS):
         return f"{look.key}: open, calls go at once."
@@ -73,12 +73,12 @@ def sentences(look: Look, bar_width: int = BAR) -> list[tuple[str, str]]:
     snapshot = look.snapshot()
     if snapshot is None:
         return [("trouble", f"{look.trouble}: nobody can tell what it holds; `keepa-tokens doctor` says more")]
-    kept = count(snapshot.kept_back, "token")
+    kept = f"{count(snapshot.kept_back, 'token')}, for somebody else who was seen to spend"
     lines = [
         ("terms", _terms(look, snapshot)),
         ("balance", _balance(snapshot, bar_width)),
         ("available", _available(snapshot)),
-        ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
+        ("kept back", kept if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
         *((f"call of {tokens}", _call(look, tokens)) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
@@ -97,7 +97,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     kind = "follows the server" if snapshot.quota.synced else "keeps its own books"
     unit = "" if snapshot.quota.stepped else ", evenly"
     refill, period, told = snapshot.refill, snapshot.period, ""
-    quota = look.quota or snapshot.quota
+    quota = snapshot.quota
     same_rate = math.isclose(refill * quota.period, quota.refill * period, rel_tol=0.01)
     if same_rate:  # the bucket counts in the shortest period; show the one that the workers gave
         refill, period = quota.refill, quota.period
@@ -142,14 +142,14 @@ def _next_step(look: Look, snapshot: Snapshot) -> str:
 
 def _call(look: Look, tokens: int) -> str:
     decision, when = look.ask(tokens), _when(look, tokens)
-    if decision is None or decision.granted:
+    if decision.granted:
         return when
     return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
 
 
 def _when(look: Look, tokens: int) -> str:
     decision, latest = look.ask(tokens), look.latest(tokens)
-    if decision is None or decision.granted:
+    if decision.granted:
         return "goes at once"
     if math.isinf(decision.retry_after):
         return "never goes"
@@ -181,11 +181,11 @@ def document(look: Look) -> dict[str, object]:
     """Return a bucket as a JSON document. Durations are seconds; null: never, or unknown."""
     snapshot = look.snapshot()
     if snapshot is None:
-        return {"key": look.key, "state": state_of(look, None)}
+        return {"key": look.key, "state": look.trouble}
     step = look.next_step(snapshot)
     return {
         "key": look.key,
-        "state": state_of(look, snapshot),
+        "state": state_of(look),
         **{name: _finite(getattr(snapshot, name)) for name in SHOWN},
         "synced": snapshot.quota.synced,
         "holds": [
@@ -197,9 +197,7 @@ def document(look: Look) -> dict[str, object]:
     }
 
 
-def _call_document(tokens: int, decision: Decision | None) -> dict[str, object]:
-    if decision is None:
-        return {"tokens": tokens, "granted": None}
+def _call_document(tokens: int, decision: Decision) -> dict[str, object]:
     wait = _finite(decision.retry_after)
     return {"tokens": tokens, "granted": decision.granted, "reason": str(decision.reason), "retry_after": wait}
 
@@ -214,21 +212,16 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
     for look in looks:
         snapshot = look.snapshot()
         if snapshot is None:
-            rows.append((plain(look.key), state_of(look, None), "?", "?", "?", "?", "?"))
+            rows.append((plain(look.key), look.trouble, "?", "?", "?", "?", "?"))
             continue
         balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
         age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
         callers = str(snapshot.waiting)
         of = f"{balance}/{snapshot.capacity:,}"
-        rows.append(
-            (plain(look.key), state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age)
-        )
-    lines = columns(rows, left=2)
-    over = max(map(len, lines)) - width
-    if over > 0:
-        longest = max(SHORTEST_KEY, max(len(row[0]) for row in rows) - over)
-        lines = columns([(_cut(row[0], longest), *row[1:]) for row in rows], left=2)
-    return lines
+        rows.append((plain(look.key), state_of(look), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
+    over = max(map(len, columns(rows, left=2))) - width
+    longest = max(SHORTEST_KEY, max(len(row[0]) for row in rows) - over)
+    return columns([(_cut(row[0], longest), *row[1:]) for row in rows], left=2)
 
 
 def _cut(text: str, width: int) -> str:
@@ -255,8 +248,8 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
 
     Without KEY: the only bucket there is, or the one of the API key. Writes nothing, unless --probe brings a reading.
     """
-    if every and probe:
-        raise shell.RefusedError("--probe asks for one bucket: leave out --all")
+    if every and (probe or where.key):
+        raise shell.RefusedError("KEY and --probe are for one bucket: leave out --all")
     if every:
         _show_all(list(all_buckets(where.place)), as_json=as_json)
         return
@@ -268,8 +261,7 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
         server = said and {"balance": said.said, "projected": said.projected, "why_not": said.why_not}
         shell.print_json({"bucket": document(seen), **({"server": server} if probe else {})})
         return
-    fine = state_of(seen, seen.snapshot()) == "open"
-    shell.say(headline(seen), f"bold {GOOD if fine else CARE}")
+    shell.say(headline(seen), f"bold {GOOD if state_of(seen) == 'open' else CARE}")
     bar_width = max(0, min(BAR, shell.console().width - BESIDE_BAR))
     shell.print_table(sentences(seen, bar_width) + ([("server", said.sentence())] if said else []))
 

@@ -48,9 +48,8 @@ class Story:
         self.latest = look
         if snapshot is not None and snapshot.balance is not None:
             self.points.append((look.now_us, snapshot.balance, snapshot.available or 0))
-        for tokens in CALLS:
-            decision = look.ask(tokens)
-            if decision is None or decision.granted:
+        for tokens in CALLS if snapshot is not None else ():
+            if look.ask(tokens):
                 self.waits.pop(tokens, None)
             else:
                 self.waits[tokens] = max(look.latest(tokens), self.waits.get(tokens, 0.0))
@@ -95,7 +94,7 @@ def _line(look: Look, snapshot: Snapshot | None) -> str:
     balance = "unknown" if snapshot.balance is None else f"{snapshot.balance:,} of {snapshot.capacity:,}"
     held = f", {snapshot.held:,} held in {count(snapshot.holds, 'call')}" if snapshot.holds else ""
     line = f", {count(snapshot.waiting, 'caller')} waiting for {snapshot.wanted:,}" if snapshot.waiting else ""
-    return f"{state_of(look, snapshot)}: {balance}{held}{line}"
+    return f"{state_of(look)}: {balance}{held}{line}"
 
 
 def picture(story: Story, look: Look, clock: str) -> Picture:
@@ -123,7 +122,7 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
         beside_legend=f"the last {duration(span / MICROSECONDS)}",
         facts=[f"last minute: {begun}, {told}", f"             {queued}"],
         lanes=_lanes(story, look, snapshot),
-        box_title=state_of(look, snapshot),
+        box_title=state_of(look),
         box=_box(look, snapshot),
         box_style="" if snapshot is not None and snapshot.retry_after <= 0 else CARE,
     )
@@ -164,7 +163,7 @@ def _first_lane(story: Story, look: Look) -> Lane:
 
 def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     decision = look.ask(tokens)
-    if decision is None or decision.granted:
+    if decision.granted:
         return Lane(f"call of {tokens}", "goes at once", GOOD)
     latest = look.latest(tokens)
     whole = story.waits.get(tokens, latest)
@@ -177,7 +176,7 @@ def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
         return [f"{look.trouble.capitalize()}: `keepa-tokens doctor` says more."]
     decision = look.ask(1)
     lines = [f"{_line(look, snapshot).capitalize()}."]
-    if decision is not None and not decision.granted:
+    if not decision.granted:
         lines.append(f"A call waits because of this: {WHY.get(decision.reason, str(decision.reason))}.")
     if snapshot.reading_age is not None:
         lines.append(f"The server last spoke {duration(snapshot.reading_age)} ago.")
