@@ -97,9 +97,9 @@ while it recharges it is closed: seen(balance=3, quota=TO_480, closed_until=NOW 
     first line: recharging, a call of 10 may go in 1:30, goes in 23:34 at the latest.
 what has passed since the last refill counts: seen(refilled_at=NOW - 90 * SECOND)
     next step: +20 in 0:31; full in 38:50
-a pause is told with its end: seen(paused_until=NOW + 90 * SECOND)
-    paused: for another 1:30; `keepa-tokens resume` ends it
-    first line: paused, a call of 10 goes in 1:30 at the latest.
+a pause is told with its end: seen(paused_until=NOW + 5400 * SECOND)
+    paused: for another 1:30:00; `keepa-tokens resume` ends it
+    first line: paused, a call of 10 goes in 1:30:00 at the latest.
 a rate is told in the period people gave: plain(3, MINUTELY)
     terms: 10 tokens a minute, evenly, up to 10; keeps its own books
     next step: +1 in 0:06; full in 0:42

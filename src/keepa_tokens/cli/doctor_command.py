@@ -14,7 +14,7 @@ from . import shell
 from .colours import BAD, CARE, GOOD
 from .doctor import could_go, examine
 from .finding import Finding
-from .look import Look, Place, all_buckets, door, look
+from .look import Look, Place, all_buckets, look
 from .where import WITH_BASE_URL, Where, with_bucket
 from .words import count
 
@@ -124,7 +124,7 @@ def mended_now(place: Place, key: str, mend: str) -> str:
         return f"{key}: nothing, it is gone or its terms are lost"
     try:
         if mend == "fields":
-            door(place, key, snapshot.quota, seen.clock).peek()  # a worker's look mends the fields and writes them
+            seen.door(place).peek()  # a worker's look mends the fields and writes them
             return f"{key}: {', '.join(snapshot.repaired)}"
         place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     except (StorageUnavailable, ConfigError) as error:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final, cast
 
+from ..bucket import TokenBucket
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .finding import Finding
 from .hand_made import all_names, stuck
-from .look import door, keys_of
+from .look import keys_of
 from .redis_place import RedisPlace
 from .words import count, text
 
@@ -204,7 +205,7 @@ def _write(place: RedisPlace) -> Iterator[str | Finding]:
     """Use a bucket of our own: that needs the script, and all rights that a worker needs."""
     key = f"doctor-{secrets.token_hex(4)}"
     try:
-        door(place, key, Quota.per_second(1)).try_acquire()
+        TokenBucket(Quota.per_second(1), key=key, storage=place, listener=lambda _: None).try_acquire()
     except (StorageUnavailable, ConfigError) as error:
         said = str(error).rstrip(".")
         code, what, cure = next(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from .._plans import snapshot_of
 from ..bucket import TokenBucket
-from ..clock import Clock
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
@@ -60,11 +59,6 @@ class Look:
         return self.state.quota
 
     @property
-    def clock(self) -> Clock | None:
-        """The clock for a step: None (the storage's time), or one that stands at the last step of the workers."""
-        return ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
-
-    @property
     def trouble(self) -> str:
         """Why the rules can't read the bucket: lost terms, or a newer release's state; empty if they can."""
         if self.quota is None:
@@ -108,10 +102,10 @@ class Look:
         """Return who stands in line, the first one first."""
         return standing(self.state.line, self.now_us)
 
-
-def door(place: Place, key: str, quota: Quota, clock: Clock | None = None) -> TokenBucket:
-    """Return a bucket as a worker would use it, with a silent listener. clock: that of the look at it."""
-    return TokenBucket(quota, key=key, storage=place, clock=clock, listener=lambda _: None)
+    def door(self, place: Place) -> TokenBucket:
+        """Return the bucket as a worker would use it; one on a clock of its own stands at its workers' last step."""
+        clock = ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
+        return TokenBucket(cast("Quota", self.quota), key=self.key, storage=place, clock=clock, listener=lambda _: None)
 
 
 def look(place: Place, key: str) -> Look | None:

@@ -10,7 +10,7 @@ import click
 from ..rules.commands import Cancel
 from ..rules.decision import Snapshot
 from . import shell, status
-from .look import Look, door
+from .look import Look
 from .where import Where, with_bucket
 from .words import count, duration, listed
 
@@ -40,8 +40,8 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 )
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while. Calls in flight are settled as ever. A pause ends by itself."""
-    seen, found = _known(where)
-    door(where.place, seen.key, found.quota, seen.clock).pause(span)
+    seen, _ = _known(where)
+    seen.door(where.place).pause(span)
     since = ", from the last step of its workers' own clock" if seen.own_clock else ""
     shell.say(f"{seen.key} is paused for {duration(span)}{since}: no call goes, what is in flight is settled as ever.")
 
@@ -60,7 +60,7 @@ def resume_command(where: Where) -> None:
     if not found.paused_for:
         shell.say(f"{seen.key} was not paused; nothing was changed.")
         return
-    door(where.place, seen.key, found.quota, seen.clock).pause(0)
+    seen.door(where.place).pause(0)
     shell.say(f"{seen.key} goes on; {duration(found.paused_for)} of its pause were left.")
 
 

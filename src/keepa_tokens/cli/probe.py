@@ -10,7 +10,7 @@ import httpx
 from ..keepa.probe import http_probe
 from ..keepa.reading import envelope
 from ..keepa.sync import KeepaSync
-from .look import Look, Place, door
+from .look import Look, Place
 from .shell import KeyRefusedError
 
 REFUSALS: Final = frozenset({400, 401, 402, 403})
@@ -59,7 +59,7 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
         if status in REFUSALS:
             raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = door(place, look.key, snapshot.quota, look.clock)
+    bucket = look.door(place)
     before = bucket.peek()
     KeepaSync(bucket).observe(body, status=status)
     return Answer(before.balance, heard.reading.balance, held=before.held)
