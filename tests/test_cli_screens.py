@@ -261,12 +261,15 @@ def test_an_interrupt_ends_a_command_with_a_last_line(valkey: Workers, command: 
     assert (running.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")
 
 
-def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) -> None:
-    """A picture that is ended by SIGTERM, as by `timeout`, gives back the screen and the cursor that it took."""
+@pytest.mark.parametrize("looks, code", [("1000", 128 + signal.SIGTERM), ("2", 0)])
+def test_a_command_that_ends_leaves_the_terminal_as_it_was(valkey: Workers, looks: str, code: int) -> None:
+    """A picture gives back the screen and the cursor that it took, ended by SIGTERM, as by `timeout`, and by itself.
+    By itself it leaves its last chart.
+    """
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     ours, theirs = os.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "keepa_tokens", "watch", "--redis", valkey.url],
+        [sys.executable, "-m", "keepa_tokens", "watch", "--redis", valkey.url, "--every", "0.1", "--looks", looks],
         env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "30"},
         stdin=theirs,
         stdout=theirs,
@@ -275,7 +278,8 @@ def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) 
         drawn = b""
         while b"last minute" not in drawn:
             drawn += os.read(ours, 65536)
-        running.send_signal(signal.SIGTERM)
+        if code:
+            running.send_signal(signal.SIGTERM)
         running.wait(timeout=30)
     os.close(theirs)
     left = b""
@@ -284,7 +288,8 @@ def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) 
             left += more
     os.close(ours)
 
-    assert running.returncode == 128 + signal.SIGTERM
-    assert b"\x1b[?1049h" in drawn
-    assert b"\x1b[?1049l" in left
-    assert b"\x1b[?25h" in left
+    before, _, after = (drawn + left).partition(b"\x1b[?1049l")
+    assert running.returncode == code
+    assert b"\x1b[?1049h" in before
+    assert b"\x1b[?25h" in drawn + left
+    assert (b"the last 1:00" in after) == (code == 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
@@ -131,8 +133,11 @@ def test_the_picture_fits_its_terminal(watched: Watched, size: tuple[int, int], 
     assert max(map(len, lines)) <= size[0]
     text = "\n".join(lines)
     assert KEY in text
+    assert "12:00:00" in text
+    assert "━━━ balance 420" in text
     assert "goes at once" in text or size[1] == 20
     assert f"{calls} call" in text or not calls
+    assert re.search(r"\n and \d+ more", text) or calls < 40
 
 
 def test_long_names_stay_in_their_column(watched: Watched) -> None:
@@ -158,6 +163,13 @@ def test_large_numbers_beside_the_chart_cut_none_of_it() -> None:
     rows = chart(Picture("", "", "", [curve], -1_200_000, 2_000_000, "", [], [], "", []), 80, 8)
     assert {row.cell_len for row in rows} == {79}
     assert (rows[0].plain[:11], rows[-1].plain[:11]) == (" 2,000,000 ", "-1,200,000 ")
+
+
+def test_a_curve_is_drawn_in_steps() -> None:
+    """Between two points a curve stays where the first is, and then goes straight up or down; zero is a dotted line."""
+    curve = Curve("balance", [(0.0, 0), (0.3, 0), (0.7, 8), (0.99, 4)], "", "")
+    rows = chart(Picture("", "", "", [curve], -8, 8, "", [], [], "", []), 18, 3)
+    assert [row.plain for row in rows] == ["    8        ⢸⠉⠉⢹", "    0 ⠤⠤⠤⠤⠤⠤⠤⠼┈┈┈", "   -8            "]
 
 
 def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:

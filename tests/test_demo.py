@@ -193,11 +193,15 @@ def test_a_pipe_and_a_dumb_terminal_get_plain_lines(monkeypatch: pytest.MonkeyPa
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     assert not fits(out)
     monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("LINES", "30")
-    monkeypatch.setenv("TERM", "xterm")
+    good = {"COLUMNS": "72", "LINES": "20", "TERM": "xterm"}
+    for name, value in good.items():
+        monkeypatch.setenv(name, value)
     assert fits(out)
-    monkeypatch.setenv("TERM", "dumb")
+    for name, value in {"COLUMNS": "71", "LINES": "19", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+        assert not fits(out)
+        monkeypatch.setenv(name, good[name])
+    out.reconfigure(encoding="latin-1")
     assert not fits(out)
 
 
