@@ -174,6 +174,8 @@ def test_the_key_sentence_is_whole_at_80_columns(width: int) -> None:
     words = " ".join(drawn(picture(scene(), 34.0), width, 24).replace("│", " ").split())
     assert "Recovered: a grant after 3:49, 4:02 promised. The old rule stands at -79." in words
     assert "…" not in words or width < 80
+    assert "━ ━ old rule -79" in words
+    assert ("refill 0:" in words) == (width == 80)
 
 
 def test_curves_differ_without_colour() -> None:
