@@ -11,7 +11,7 @@ from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.view import Curve, Picture, chart
 from keepa_tokens.cli.watch import Story, picture
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, drawn
+from tests.cli import KEY, NOW, Workers, drawn, seen
 
 
 class Watched:
@@ -163,6 +163,38 @@ def test_large_numbers_beside_the_chart_cut_none_of_it() -> None:
     rows = chart(Picture("", "", "", [curve], -1_200_000, 2_000_000, "", [], [], "", []), 80, 8)
     assert {row.cell_len for row in rows} == {79}
     assert (rows[0].plain[:11], rows[-1].plain[:11]) == (" 2,000,000 ", "-1,200,000 ")
+
+
+SPOKE = "The server last spoke 0:45 ago."
+BOXES = [
+    (seen(), ["Open: 412 of 1,200.", SPOKE]),
+    (
+        seen(balance=None, reading_at=None, drift=None),
+        ["Unknown: unknown.", "A call waits because of this: the balance is unknown; the next caller asks the server."],
+    ),
+    (
+        seen(kept_back=60, kept_back_at=NOW),
+        ["Open: 412 of 1,200.", SPOKE, "60 tokens are kept back for somebody else who spends."],
+    ),
+    (
+        seen(balance=-79, refilled_at=None),
+        [
+            "Empty: -79 of 1,200.",
+            "A call waits because of this: too few tokens.",
+            SPOKE,
+            "Damaged: refilled_at; `keepa-tokens doctor` says more.",
+        ],
+    ),
+    (seen(quota=None), ["Terms lost: `keepa-tokens doctor` says more."]),
+]
+
+
+@pytest.mark.parametrize("look, told", BOXES)
+def test_the_box_says_how_it_is_now(look: Look, told: list[str]) -> None:
+    """The box below the lanes says how the bucket is and why a call waits; one that can't be read is no crash."""
+    story = Story()
+    assert told[0].startswith(story.take(look).capitalize())
+    assert picture(story, look, "").box == told
 
 
 def test_a_curve_is_drawn_in_steps() -> None:

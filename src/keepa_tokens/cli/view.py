@@ -69,7 +69,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The content of the picture at one moment."""
+    """The content of the picture at one moment. low, high: of the chart, 0 at most and above 0."""
 
     title: str
     about: str
@@ -189,7 +189,7 @@ def _ends(left: Text, right: Text, width: int) -> Text:
 
 def chart(picture: Picture, width: int, height: int) -> list[Text]:
     """Return the curves in braille, eight dots to a character, with labels for the lowest, 0 and the highest value."""
-    low, high = picture.low, max(picture.high, picture.low + 1)
+    low, high = picture.low, picture.high
     down = height * DOWN
     cells: dict[tuple[int, int], tuple[int, str]] = {}
 
@@ -197,7 +197,7 @@ def chart(picture: Picture, width: int, height: int) -> list[Text]:
         return round((high - min(high, max(low, y))) / (high - low) * (down - 1))
 
     zero = level(0) // DOWN
-    labels = {zero: "0", 0: f"{high:,}", height - 1: f"{low:,}" if low < 0 else "0"}
+    labels = {zero: "0", 0: f"{high:,}", height - 1: f"{low:,}"}
     room = max(LABEL, *map(len, labels.values()))
     across = (width - room - 2) * ACROSS
     for curve in picture.curves:
