@@ -75,11 +75,11 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
 
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
-    """A second adoption is refused, the bucket stays; one that nobody uses ends by itself, after a day."""
+    """A second adoption is refused, the bucket stays; one that nobody uses ends by itself, after thirty days."""
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
     assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr
     with server.client() as client:
-        assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
+        assert 29 * 86_400 < client.ttl(f"keepa_tokens:{bucket_key('mine')}") <= 30 * 86_400
 
 
 def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
@@ -90,6 +90,37 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
     told = server.document("adopt", KEY, *options)
     assert told["found"] == {"balance": -31, "refilled_at": None, "rate": 5, "recharge_to": 480, "stuck": True}
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
+
+
+@pytest.mark.parametrize(
+    "balance, found, now, first",
+    [
+        ("50", "a balance of 50, no time of its last refill\n", "50 now", "goes at once"),
+        ("many", "no balance, no time of its last refill\n", "unknown", "asks the server and goes by its answer; with"),
+    ],
+)
+def test_what_was_done_is_told(server: Workers, balance: str, found: str, now: str, first: str) -> None:
+    """What was found, what the bucket holds, how the first call goes and which rate is taken are told; then the end."""
+    options = ("adopt", KEY, "--balance-key", "keepa:tokens")
+    with server.client() as client:
+        client.set("keepa:tokens", balance)
+    assert "no refill rate" not in server.run(*options, "--refill-rate", "60").stdout
+    said = server.run(*options, "--yes").stdout
+    for label, words in (
+        ("found", found),
+        ("balance", now),
+        ("first call", first),
+        ("done", "the bucket is there; the"),
+    ):
+        assert f"{label:<12}{words}" in said
+    assert "no refill rate is known: 5 a minute until the server's first answer" in said
+
+
+def test_more_than_the_bucket_holds_is_left_out_and_a_recharge_is_named() -> None:
+    """A balance above the capacity is cut to it; to go on with a recharge that fits, workers are told how."""
+    plan = plan_adoption(round(NOW * SECOND), Manager(5000, NOW, rate=20, recharge_to=480))
+    assert (plan.found.balance, plan.fields["balance"]) == (1200, "1200")
+    assert plan.notes == ["it waited to recharge to 480: to keep that, give workers recharge_to="]
 
 
 def test_what_names_no_bucket_is_refused(server: Workers) -> None:
