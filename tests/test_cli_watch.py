@@ -78,6 +78,9 @@ def test_what_happened_in_the_last_minute_is_counted(watched: Watched) -> None:
     assert [seen[what] for what in ("calls", "tokens", "readings", "probes")] == [1, 9, 1, 0]
     watched.clock.advance(61)
     assert watched.story.seen(watched.seen())["calls"] == 0
+    assert KeepaSync(watched.bucket).claim_probe()
+    watched.line()
+    assert watched.story.seen(watched.seen())["probes"] == 1
 
 
 def test_who_was_refused_and_waits_is_counted_with_the_time_that_it_took(watched: Watched) -> None:
@@ -88,7 +91,7 @@ def test_who_was_refused_and_waits_is_counted_with_the_time_that_it_took(watched
     for place in ("one", "two"):
         with pytest.raises(NotEnoughTokens):
             sync.try_request(5, place=place)
-    watched.line()
+    assert watched.line() == "empty: -9 of 1,200, 2 callers waiting for 10"
     watched.clock.advance(30)
     sync.try_request(5, place="one").cancel()
     watched.line()
@@ -170,7 +173,10 @@ BOXES = [
     (seen(), ["Open: 412 of 1,200.", SPOKE]),
     (
         seen(balance=None, reading_at=None, drift=None),
-        ["Unknown: unknown.", "A call waits because of this: the balance is unknown; the next caller asks the server."],
+        [
+            "Unknown: unknown of 1,200.",
+            "A call waits because of this: the balance is unknown; the next caller asks the server.",
+        ],
     ),
     (
         seen(kept_back=60, kept_back_at=NOW),
@@ -185,6 +191,10 @@ BOXES = [
             "Damaged: refilled_at; `keepa-tokens doctor` says more.",
         ],
     ),
+    (
+        seen(balance=-5, reported_refill=0, reported_period_us=60_000_000, reported_capacity=1200),
+        ["No refill: -5 of 1,200.", "A call waits because of this: too few tokens.", SPOKE],
+    ),
     (seen(quota=None), ["Terms lost: `keepa-tokens doctor` says more."]),
 ]
 
@@ -194,7 +204,21 @@ def test_the_box_says_how_it_is_now(look: Look, told: list[str]) -> None:
     """The box below the lanes says how the bucket is and why a call waits; one that can't be read is no crash."""
     story = Story()
     assert told[0].startswith(story.take(look).capitalize())
+    assert story.take(look) == ""
     assert picture(story, look, "").box == told
+    assert story.seen(look)["tokens"] == 0
+    assert told[-1][:9] in drawn(picture(story, look, ""), 80, 30)
+
+
+def test_the_picture_shows_the_last_hour(watched: Watched) -> None:
+    """What was seen before the last hour has left the picture."""
+    watched.bucket.reconcile(Reading(100, refill=20.0, capacity=1200))
+    watched.line()
+    watched.clock.advance(5400)
+    watched.line()
+    shown = picture(watched.story, watched.seen(), "")
+    assert shown.beside_legend == "the last 1:00:00"
+    assert [x for curve in shown.curves for x, _ in curve.points] == [1.0, 1.0]
 
 
 def test_a_curve_is_drawn_in_steps() -> None:

@@ -15,7 +15,7 @@ from .colours import CARE, GOOD
 from .look import Look, all_buckets
 from .view import bar
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import columns, count, duration, plain
+from .words import columns, count, duration, known, plain
 
 CALLS: Final = (10, 150)
 """The tokens of a small and a large call: the status says what each would get."""
@@ -118,7 +118,7 @@ def _balance(snapshot: Snapshot, bar_width: int) -> str:
 
 def _available(snapshot: Snapshot) -> str:
     calls = snapshot.in_flight
-    amount = "unknown" if snapshot.available is None else f"{snapshot.available:,}"
+    amount = known(snapshot.available)
     if not calls:
         return f"{amount}; no call is in flight"
     oldest = max(calls, key=lambda call: call.age)
@@ -216,9 +216,8 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
             continue
         balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
         age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
-        callers = str(snapshot.waiting)
-        of = f"{balance}/{snapshot.capacity:,}"
-        rows.append((plain(look.key), state_of(look), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age))
+        numbers = (f"{balance}/{snapshot.capacity:,}", f"{snapshot.held:,}", str(snapshot.holds), str(snapshot.waiting))
+        rows.append((plain(look.key), state_of(look), *numbers, age))
     over = max(map(len, columns(rows, left=2))) - width
     longest = max(SHORTEST_KEY, max(len(row[0]) for row in rows) - over)
     return columns([(_cut(row[0], longest), *row[1:]) for row in rows], left=2)

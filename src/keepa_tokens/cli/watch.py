@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter, deque
@@ -20,7 +21,7 @@ from .look import Look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
-from .words import count, duration, plain
+from .words import count, duration, known, plain
 
 HOUR_US: Final = 60 * MINUTE_US
 MOST_POINTS: Final = 7200
@@ -91,7 +92,7 @@ class Story:
 def _line(look: Look, snapshot: Snapshot | None) -> str:
     if snapshot is None:
         return look.trouble
-    balance = "unknown" if snapshot.balance is None else f"{snapshot.balance:,} of {snapshot.capacity:,}"
+    balance = f"{known(snapshot.balance)} of {snapshot.capacity:,}"
     held = f", {snapshot.held:,} held in {count(snapshot.holds, 'call')}" if snapshot.holds else ""
     line = f", {count(snapshot.waiting, 'caller')} waiting for {snapshot.wanted:,}" if snapshot.waiting else ""
     return f"{state_of(look)}: {balance}{held}{line}"
@@ -110,13 +111,15 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     told = f"{count(seen['readings'], 'reading')}, {count(seen['probes'], 'probe')}"
     after = f" after {duration(seen['waited_us'] / seen['left'] / MICROSECONDS)} on average" if seen["left"] else ""
     queued = f"{count(seen['joined'], 'caller')} refused and put in line, {seen['left']:,} left it{after}"
-    balance = "unknown" if snapshot is None or snapshot.balance is None else f"{snapshot.balance:,}"
-    available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
+    balance, available = (snapshot.balance, snapshot.available) if snapshot else (None, None)
     return Picture(
         title="keepa-tokens watch",
         about=plain(look.key),
         aside=clock,
-        curves=[Curve("available", free, GOOD, available, (1, 1)), Curve("balance", balances, BUSY, balance)],
+        curves=[
+            Curve("available", free, GOOD, known(available), (1, 1)),
+            Curve("balance", balances, BUSY, known(balance)),
+        ],
         low=min([0, *(value for _, value in free)]),
         high=max([10, *(value for _, value in balances)]),
         beside_legend=f"the last {duration(span / MICROSECONDS)}",
@@ -156,7 +159,7 @@ def _first_lane(story: Story, look: Look) -> Lane:
     first = look.line()[0]
     since = story.line.get(first.id, look.now_us)
     left = max(0, first.told_at - look.now_us)
-    part = 1 - left / max(1, first.told_at - since) if left else 1.0
+    part = 1 - left / max(1, first.told_at - since)
     words = f"{count(first.tokens, 'token')}, first of {len(look.line())}"
     return Lane("next grant", words, CARE, part, duration(left / MICROSECONDS))
 
@@ -167,7 +170,7 @@ def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
         return Lane(f"call of {tokens}", "goes at once", GOOD)
     latest = look.latest(tokens)
     whole = story.waits.get(tokens, latest)
-    part = 1 - latest / whole if 0 < whole < float("inf") else 0.0
+    part = 1 - latest / whole if whole < math.inf else 0.0
     return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(latest))
 
 
