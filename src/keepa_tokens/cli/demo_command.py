@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
 import click
 
@@ -17,11 +17,7 @@ from . import old_rule, shell
 from .colours import BAD, BUSY, CARE, GOOD
 from .demo import BUCKET, DEBT, REFILL_RATE, SECONDS, Fault, Scenario, Worker
 from .view import Curve, Lane, Picture, Screen, fits
-from .where import opened
 from .words import count, duration
-
-if TYPE_CHECKING:
-    from .redis_place import RedisPlace
 
 LOW: Final = -100
 HIGH: Final = 250
@@ -206,7 +202,9 @@ def demo_command(
     with ExitStack() as ending:
         place = None
         if redis_url is not None:
-            place = cast("RedisPlace", opened(redis_url, None, f"keepa_tokens:demo:{new_id()}:"))
+            from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
+
+            place = RedisPlace.from_url(redis_url, prefix=f"keepa_tokens:demo:{new_id()}:")
             ending.callback(place.close)
             ending.callback(place.delete, BUCKET)
         scene = Scenario(workers, seed, place)
