@@ -51,7 +51,7 @@ def test_a_plan_that_is_too_small_is_told() -> None:
     """Where more comes than refills, the plan is not enough however long it runs, and the sentence says what is."""
     load = Load(parse_mix("product:10"), backlog=0, per_hour=60, days=0.25)
     small, large = simulate(load, 5), simulate(load, 20)
-    assert demand(load) == 600
+    assert (demand(load), demand(replace(load, mix=parse_mix("offers:2")))) == (600, 1440)
     assert not small.enough
     assert large.enough
     assert "20 tokens a minute are enough" in verdict(load, [small, large])

@@ -125,7 +125,7 @@ class Result:
 class Turns:
     """Actors by their next turn. An actor is an iterator: each turn does its next thing and yields the seconds to wait.
 
-    The loop that plays them sets the clock and lets each take its turn.
+    The loop that plays them sets the clock and lets each take its turn. One actor at least goes on for ever.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Turns:
 
     def until(self, end: float) -> Iterator[tuple[float, Iterator[float]]]:
         """Yield the times up to `end`, and whose turn it is then."""
-        while self._due and self._due[0][0] <= end:
+        while self._due[0][0] <= end:
             now, _, who = heapq.heappop(self._due)
             yield now, who
 
@@ -169,8 +169,7 @@ class Run:
         curve = list[tuple[float, int]]()
         for number in range(load.workers):
             turns.begin(number * REST / load.workers, self._work())
-        if load.outside:
-            turns.begin(0.0, self._others())
+        turns.begin(0.0, self._others())
         for self._now, who in turns.until(end):
             self._clock.set(EPOCH + self._now)
             if not curve or self._now >= curve[-1][0] + end / POINTS:
