@@ -498,7 +498,10 @@ def test_a_server_that_brings_no_balance_is_found(
 @pytest.mark.parametrize(
     "keys, cure",
     [
-        ({"keepa:tokens": "-79", "cron:last_run": "1780000000"}, "adopt --balance-key keepa:tokens`"),
+        (
+            {"keepa:tokens": "-79", "keepa:last_calls": {"a": "1"}, "cron:last_run": "1780000000"},
+            "adopt --balance-key keepa:tokens`",
+        ),
         (
             {"keepa_tokens_left": "-79", "keepa_last_refill": "None", "keepa_refill_rate": "20"},
             "adopt --balance-key keepa_tokens_left --timestamp-key keepa_last_refill --rate-key keepa_refill_rate`",

@@ -27,8 +27,13 @@ MOST_TOKENS: Final = 1_000_000
 
 BALANCE: Final = re.compile(r"token|balance|bucket|credit|keepa", re.IGNORECASE)
 STAMP: Final = re.compile(r"time|stamp|(?:^|[_:.-])ts\b|updated|refill(?!.?rate)|last|synced|[_:.-]at$", re.IGNORECASE)
-RATE: Final = re.compile(r"rate|per.?min", re.IGNORECASE)
-RECHARGE: Final = re.compile(r"recharge", re.IGNORECASE)
+PARTS: Final = {
+    "timestamp": STAMP,
+    "rate": re.compile(r"rate|per.?min", re.IGNORECASE),
+    "recharge": re.compile(r"recharge", re.IGNORECASE),
+}
+"""What stands beside a balance, by the option of `adopt` that names it."""
+
 SEPARATORS: Final = re.compile(r"[:._/-]")
 
 MILLISECONDS_FROM: Final = 1e11
@@ -126,7 +131,8 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
         if kind == "string" and not STAMP.search(name) and (_number(_get(place, name)) or 0) < 0:
             stem = SEPARATORS.split(name)[0]
             kin = [other for other in names if SEPARATORS.split(other)[0] == stem]
-            texts = {other: _get(place, other) if other == name or STAMP.search(other) else None for other in kin}
+            asked = [other for other in kin if other == name or any(sign.search(other) for sign in PARTS.values())]
+            texts = {other: said for other in asked if (said := _get(place, other)) is not None}
             yield from _stuck_in(texts, [name], name, now)
         elif kind == "hash" and int(text(place.command("HLEN", name))) <= MOST_FIELDS:
             reply = cast("Mapping[object, object]", place.command("HGETALL", name))
@@ -136,15 +142,15 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
 
 
 def _stuck_in(
-    texts: Mapping[str, str | None], balances: list[str], name: str, now: float, *, hashed: bool = False
+    texts: Mapping[str, str], balances: list[str], name: str, now: float, *, hashed: bool = False
 ) -> Iterator[Finding]:
     """Yield a finding for the first balance below 0, unless there is a time of the last refill with it."""
-    at, balance = next(((at, debt) for at in balances if (debt := _number(texts[at]) or 0) < 0), ("", 0))
+    at, balance = next(((at, debt) for at in balances if (debt := _number(texts.get(at)) or 0) < 0), ("", 0))
     if not at or any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
         return
     options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
-    for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
-        found = next((other for other in texts if pattern.search(other)), None)
+    for part, sign in PARTS.items():
+        found = next((other for other in texts if sign.search(other)), None)
         options += [] if found is None else [f"--{part}-key {shlex.quote(found)}"]
     yield Finding(
         "stuck-manager",
