@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from typing import Final
+from typing import Final, cast
 
 import click
 
@@ -109,18 +109,16 @@ def new_rule_says(scene: Scenario, fault: Fault) -> str:
 
 def old_rule_says(scene: Scenario, fault: Fault) -> str:
     """Return what the old rule did after the fault, with the same requests."""
-    granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
-    if granted or asked:
-        return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
+    refused = fault.verdicts[old_rule.Verdict.REFUSED]  # the only verdict without a time of the last refill
     still = duration((scene.now_us - fault.at_us) / MICROSECONDS)
     return f"unmoved for {still}, refused {count(refused, 'time')}, server never asked"
 
 
 def summary(scene: Scenario) -> list[tuple[str, str]]:
-    """Return the measurements, each with its name."""
-    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
+    """Return the measurements of a whole run, each with its name."""
+    fault, meter, worst = cast("Fault", scene.fault), scene.meter, scene.meter.worst
     allowed = f"{worst.allowed} allowed then ({worst.in_flight} in flight, {count(worst.steps, 'refill step')})"
-    lines = [
+    return [
         ("run", f"{duration(scene.now_us / MICROSECONDS)} of server time, {count(len(scene.workers), 'worker')}"),
         ("calls", f"{count(scene.counts['answers'], 'answer')}, {count(scene.fake.spent, 'token')}"),
         ("waits", _waits(scene)),
@@ -128,20 +126,17 @@ def summary(scene: Scenario) -> list[tuple[str, str]]:
         ("probes", str(scene.fake.token_calls)),
         ("compared", f"{meter.judged:,} times, {meter.quiet:,} of them with nothing in flight"),
         ("furthest apart", f"{count(abs(worst.ahead), 'token')}; {allowed}"),
+        ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
+        ("this library", f"mended {fault.repaired}, {new_rule_says(scene, fault)}"),
+        ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene, fault)}"),
     ]
-    if fault is not None:
-        lines += [
-            ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
-            ("this library", f"mended {fault.repaired}, {new_rule_says(scene, fault)}"),
-            ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene, fault)}"),
-        ]
-    return lines
 
 
 def document(scene: Scenario, seed: int) -> dict[str, object]:
-    """Return the run as a JSON document. Times are seconds of the server's clock."""
-    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
-    told: dict[str, object] = {
+    """Return a whole run as a JSON document. Times are seconds of the server's clock."""
+    fault, meter, worst = cast("Fault", scene.fault), scene.meter, scene.meter.worst
+    names = ("promised", "repaired", "asked_after", "recovered_after")
+    return {
         "ok": not meter.broken,
         "broken": list(meter.broken.values()),
         "server_seconds": scene.now_us / MICROSECONDS,
@@ -156,17 +151,17 @@ def document(scene: Scenario, seed: int) -> dict[str, object]:
         },
         "samples": {"judged": meter.judged, "quiet": meter.quiet},
         "furthest_apart": asdict(worst) | {"apart": abs(worst.ahead), "allowed": worst.allowed},
-        "fault": None,
-        "old_rule": None,
+        "fault": {
+            "at": fault.at_us / MICROSECONDS,
+            "balance": DEBT,
+            **{name: getattr(fault, name) for name in names},
+        },
+        "old_rule": {
+            "balance": scene.old_balance,
+            "stood_still": (scene.now_us - fault.at_us) / MICROSECONDS,
+            **{verdict.name.lower(): fault.verdicts[verdict] for verdict in old_rule.Verdict},
+        },
     }
-    if fault is not None:
-        names = ("promised", "repaired", "asked_after", "recovered_after")
-        told["fault"] = {"at": fault.at_us / MICROSECONDS, "balance": DEBT} | {
-            name: getattr(fault, name) for name in names
-        }
-        still = {"balance": scene.old_balance, "stood_still": (scene.now_us - fault.at_us) / MICROSECONDS}
-        told["old_rule"] = still | {verdict.name.lower(): fault.verdicts[verdict] for verdict in old_rule.Verdict}
-    return told
 
 
 @shell.command(
