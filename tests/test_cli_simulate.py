@@ -31,7 +31,7 @@ def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
 
 def test_a_seed_decides_the_whole_run() -> None:
     """The same seed is the same run; another one is another."""
-    load = replace(LOAD, mix=parse_mix("product:10,search,offers:2"))
+    load = replace(LOAD, mix=parse_mix("product:10, search,offers:2"))
     assert simulate(load, 5) == simulate(load, 5)
     assert simulate(load, 5) != simulate(replace(load, seed=1), 5)
 

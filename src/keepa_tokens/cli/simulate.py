@@ -71,11 +71,11 @@ def parse_mix(said: str) -> list[Kind]:
         try:
             kind = Kind(name, int(items or 1), float(weight or 1))
         except ValueError:
-            raise ConfigError(f"{part.strip()!r} is no kind of call: write product:10=70 or search=30") from None
+            raise ConfigError(f"{part!r} is no kind of call: write product:10=70 or search=30") from None
         if name not in KINDS:
             raise ConfigError(f"{name!r} is no kind of call: there are {', '.join(KINDS)}")
         if not 1 <= kind.items <= 100 or not 0 < kind.weight < 1e9:  # noqa: PLR2004 - as many as Keepa takes
-            raise ConfigError(f"{part.strip()!r}: a call has 1 to 100 items, and a weight above 0")
+            raise ConfigError(f"{part!r}: a call has 1 to 100 items, and a weight above 0")
         kinds.append(kind)
     return kinds
 
@@ -232,7 +232,7 @@ class Run:
         yield self._chance.uniform(*LATENCY)
         try:
             answer = self._fake.finish(ticket)
-        except (TimeoutError, ConnectionError):
+        except TimeoutError:
             call.settle(None)
             self._failed += 1
             return False
