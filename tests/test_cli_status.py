@@ -17,6 +17,7 @@ from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
@@ -48,6 +49,7 @@ MINUTELY = Quota.per_minute(10)
 UNKNOWN = seen(balance=None, reading_at=None, reading_sequence=0, drift=None)
 NET_0 = seen(balance=-5, reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
 HELD = seen(holds={"a": hold(20, tokens=412)})
+LINE = (Ticket("task", 30, 0, 7, NOW),)
 TO_480 = keepa_quota(20, recharge_to=480)
 
 TOLD = """
@@ -110,6 +112,22 @@ a larger capacity bounds for a minute: plain(99, MINUTELY, terms_at=NOW, wide_ca
 what the server says stands beside what the workers were told: \
 seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)
     terms: 5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server
+one of the two is enough to say so: seen(reported_capacity=600)
+    terms: 20 tokens a minute, up to 600 (the server says so; the workers were told 20, up to 1,200); follows the server
+so is the other: seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=1200)
+    terms: 5 tokens a minute, up to 1,200 (the server says so; the workers were told 20, up to 1,200); \
+follows the server
+who waits is counted: seen(balance=-5, line=LINE)
+    waiting: 1 caller, for 30 tokens
+what others spend is kept back: seen(kept_back=60, kept_back_at=NOW)
+    kept back: 60 tokens, for somebody else who was seen to spend
+a call is shown by its label: seen(holds={"a": replace(hold(12, tokens=9), label="deals")}, drift=3)
+    available: 403; 9 held in 1 call, the oldest for 0:12, deals
+    reading: 0:45 old; the server had 3 tokens more than projected
+the first reading has nothing to be compared with: seen(drift=None)
+    reading: 0:45 old
+calls may go though nothing comes: seen(reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
+    first line: no refill, a call of 10 goes at once.
 a net refill of 0 says so in words: NET_0
     next step: never: the net refill is 0
 """

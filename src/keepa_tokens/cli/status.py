@@ -105,7 +105,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
         told = f" until a minute after its terms changed, then {quota.capacity:,}"
     elif not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
-    every = PERIODS.get(period) or f"every {duration(period) if period.is_integer() else f'{period:g} s'}"
+    every = PERIODS.get(period, f"every {period:g} s")
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
@@ -123,9 +123,8 @@ def _available(snapshot: Snapshot) -> str:
         return f"{amount}; no call is in flight"
     oldest = max(calls, key=lambda call: call.age)
     label = f", {oldest.label}" if oldest.label else ""
-    beside = "held" if snapshot.quota.synced else "taken"
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
-    return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
+    return f"{amount}; {snapshot.held:,} held in {count(len(calls), 'call')}, {oldest_for}"
 
 
 def _next_step(look: Look, snapshot: Snapshot) -> str:
@@ -136,8 +135,7 @@ def _next_step(look: Look, snapshot: Snapshot) -> str:
     step = look.next_step(snapshot)
     if step is None:
         return "none: the bucket is full"
-    full = "" if math.isinf(snapshot.full_in) else f"; full in {duration(snapshot.full_in)}"
-    return f"{step.gain:+,} in {duration(step.left)}{full}"
+    return f"{step.gain:+,} in {duration(step.left)}; full in {duration(snapshot.full_in)}"
 
 
 def _call(look: Look, tokens: int) -> str:
