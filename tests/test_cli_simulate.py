@@ -56,7 +56,9 @@ def test_a_plan_that_is_too_small_is_told() -> None:
     assert (demand(load), demand(replace(load, mix=parse_mix("offers:2")))) == (600, 1440)
     assert not small.enough
     assert large.enough
-    assert "20 tokens a minute are enough" in verdict(load, [small, large])
+    enough = verdict(load, [small, large])
+    assert enough.startswith("20 tokens a minute are enough: done after ")
+    assert enough.endswith("; 10.0 tokens a minute are needed for what comes on top.")
     assert verdict(load, [small]) == "None of these plans is enough: more than 10.0 tokens a minute are needed."
 
 
@@ -96,17 +98,25 @@ def test_the_table_and_the_answer(tmp_path: Path) -> None:
     )
     heading, five, twenty, answer = said.stdout.splitlines()
     assert heading.split()[:3] == ["PLAN", "DONE", "AFTER"]
-    assert (five.split()[0], twenty.split()[0]) == ("5/min", "20/min")
+    assert (five.split()[0], five.split()[1][:3], five.split()[-1]) == ("5/min", "58:", "yes")
+    assert twenty.startswith("20/min")
     assert answer.startswith("5 tokens a minute are enough: done after 58:")
     assert said.stderr == ""
     chart = ET.fromstring((tmp_path / "plan.svg").read_text())
     lines = chart.findall("{http://www.w3.org/2000/svg}polyline")
     assert len({line.get("stroke-dasharray") for line in lines}) == len(lines) == 2
+    assert run("simulate", "--backlog", "0", "--rates", "5", "--svg", "-").stdout.startswith("<svg")
 
 
 def test_no_plan_that_is_enough_ends_with_1() -> None:
     """If no plan is enough, the exit code is 1; rates that are none are a usage error."""
-    told = document("simulate", "--backlog", "600", "--rates", "5", "--days", "0.05", "--mix", "product:10", code=1)
-    assert (told["plans"][0]["enough"], told["plans"][0]["done_after"]) == (False, None)
-    assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", "fast", code=2).stderr
-    assert "No such file" in run("simulate", "--svg", "/not/there/plan.svg", code=2).stderr
+    options = ("--rates", "5", "--days", "0.05", "--mix", "product:10", "--faults", "50")
+    (plan,) = document("simulate", *options, code=1)["plans"]
+    assert (plan["enough"], plan["done_after"], "curve" in plan) == (False, None, False)
+    assert plan["failed"] > 5
+    row = run("simulate", *options, code=1).stdout.splitlines()[1].split()
+    assert (row[1], row[-1]) == ("-", "no")
+    for rates in ("fast", "0", "5,10001"):
+        assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", rates, code=2).stderr
+    for path, why in (("/not/there/plan.svg", "No such file"), ("/dev/full", "No space left")):
+        assert why in run("simulate", "--backlog", "9", "--rates", "20", "--svg", path, code=2).stderr
