@@ -10,6 +10,7 @@ from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Readi
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.view import Curve, Picture, chart
 from keepa_tokens.cli.watch import Story, picture
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import ManualClock
 from tests.cli import KEY, NOW, Workers, drawn, seen
 
@@ -196,6 +197,7 @@ BOXES = [
         ["No refill: -5 of 1,200.", "A call waits because of this: too few tokens.", SPOKE],
     ),
     (seen(quota=None), ["Terms lost: `keepa-tokens doctor` says more."]),
+    (Look(KEY, NOW, {}, BucketState()), ["Gone: the next call of a worker makes a new one."]),
 ]
 
 
@@ -264,3 +266,20 @@ def test_in_a_pipe_it_writes_lines(valkey: Workers) -> None:
     (line,) = said.splitlines()
     assert line.endswith("  open: 300 of 1,200")
     assert line[2] == line[5] == ":"
+
+
+def test_a_bucket_that_is_gone_is_watched_on(valkey: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that nobody uses ends by itself; its watch says so, and sees the next one."""
+    bucket, balances = valkey.bucket(), [7, None]
+    bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
+
+    def pause(_: float) -> None:
+        balance = balances.pop()
+        if balance is None:
+            bucket.reset()
+        else:
+            bucket.reconcile(Reading(balance, capacity=1200))
+
+    monkeypatch.setattr("keepa_tokens.cli.watch.time.sleep", pause)
+    lines = valkey.run("watch", "--looks", "3").stdout.splitlines()
+    assert [line.partition("  ")[2] for line in lines] == ["open: 300 of 1,200", "gone", "open: 7 of 1,200"]

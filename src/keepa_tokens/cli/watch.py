@@ -14,10 +14,11 @@ from typing import Final
 import click
 
 from ..rules.decision import Snapshot
+from ..rules.state import BucketState
 from ..units import MICROSECONDS, MINUTE_US
 from . import shell
 from .colours import BUSY, CARE, GOOD
-from .look import Look
+from .look import Look, look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
@@ -176,7 +177,8 @@ def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
     if snapshot is None:
-        return [f"{look.trouble.capitalize()}: `keepa-tokens doctor` says more."]
+        more = "`keepa-tokens doctor` says more" if look.fields else "the next call of a worker makes a new one"
+        return [f"{look.trouble.capitalize()}: {more}."]
     decision = look.ask(1)
     lines = [f"{_line(look, snapshot).capitalize()}."]
     if not decision.granted:
@@ -213,7 +215,8 @@ def watch_command(where: Where, *, every: float, looks: int | None, plain: bool)
     screen = None if plain or not fits(sys.stdout) else Screen()
     with screen or nullcontext():
         while True:
-            seen = where.look(key)
+            # One that nobody uses is gone once it would be full: it may come back.
+            seen = look(where.place, key) or Look(key, where.place.now_us(), {}, BucketState())
             clock, line = datetime.now().astimezone().strftime("%H:%M:%S"), story.take(seen)
             if screen is not None:
                 screen.show(picture(story, seen, clock))
