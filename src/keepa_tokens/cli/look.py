@@ -60,7 +60,7 @@ class Look:
 
     @property
     def trouble(self) -> str:
-        """Why the rules can't read it: the bucket or its terms are gone, or are a newer release's; empty if they can."""
+        """Why the rules can't read it: the bucket or its terms are gone, or a newer release's; empty if they can."""
         if self.quota is None:
             return "terms lost" if self.fields else "gone"
         try:
