@@ -80,6 +80,7 @@ def test_a_pipe_gets_plain_lines() -> None:
     assert lines[0] == "4 workers on one key of 20 tokens a minute of a fake Keepa server"
     assert told[0] == "Workers ingest; each answer brings the server's balance."
     assert told[lost + 1].startswith("mended refilled_at")
+    assert told[-1] == "The workers have ended."
     assert lines[-1] == "Every bound held."
     assert "\x1b" not in "".join(lines)
 
@@ -123,6 +124,8 @@ def test_a_sample_may_be_off_by_calls_in_flight_and_a_late_step(sample: Sample, 
     meter = Meter()
     meter.judge(sample)
     assert list(meter.broken.values()) == broken
+    assert meter.judged == (sample.projection is not None)
+    assert meter.worst.ahead == sample.ahead
 
 
 # --- the old rule
