@@ -129,6 +129,7 @@ LINE = (in_line(100, 20, "one"), in_line(200, 30, "two"))
 STANDING = seen(line=LINE)
 POOR = seen(line=LINE, balance=200)
 PAUSED = seen(line=LINE, paused_until=NOW + 90 * SECOND)
+CLOSED = seen(line=LINE, quota=keepa_quota(20, recharge_to=480), closed_until=NOW + 90 * SECOND)
 LONG = replace(hold(700, hold_for=86_400), label="deals")
 IDLE = {"balance": -500, "reading_at": NOW - 1500 * SECOND}
 WAITS = {"line": (in_line(5, 1500),)}
@@ -159,7 +160,7 @@ FOUND = [
     ("", [STANDING, later(seen(line=LINE, balance=400), 3)]),
     ("", [STANDING, later(STANDING, 1)]),
     ("", [POOR, later(POOR, 3)]),
-    ("", [PAUSED, later(PAUSED, 3)]),
+    *(("", [closed, later(closed, 3)]) for closed in (PAUSED, CLOSED)),
     # Somebody waits and the server has not spoken for twenty minutes; an idle bucket's needn't.
     ("no-reading: ", [seen(**IDLE, **WAITS)]),
     ("", [seen(**IDLE)]),
@@ -195,6 +196,7 @@ def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks
     for each in told:
         assert each.what.startswith(what)
         assert (each.about, each.fault) == (KEY, not code.endswith("?"))
+        assert ("those who wait are dead or hang" in each.effect) == (code == "line-stands")
         assert each.effect
         assert each.cure
 
@@ -301,8 +303,9 @@ def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> N
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
     """A bucket without terms is a finding until a worker's next call, a key that stays for ever is told, and mended."""
     client.hset(STORED, mapping={"quota": "garbage", "balance": "garbage"})
-    found = findings(server, "--repair")
-    assert set(found) == {"terms-lost", "damaged-balance"}
+    told = server.document("doctor", "--repair", code=1)
+    found = {found["code"]: found for found in told["findings"]}
+    assert (set(found), told["mended"]) == ({"terms-lost", "damaged-balance"}, [])
     assert found["damaged-balance"]["cure"] == "any call of a worker mends it"
     assert "are lost: a worker's next call" in server.run("pause", code=2).stderr
     healthy.try_acquire()
