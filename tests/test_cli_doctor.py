@@ -532,6 +532,7 @@ def test_the_stuck_state_of_a_hand_made_manager_is_found(
     assert "holds a balance of -79" in found["what"]
     assert "no time of the last refill beside it" in found["what"]
     assert cure in found["cure"]
+    assert found["about"] in keys
 
 
 def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> None:
