@@ -243,11 +243,12 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
     """A bucket whose workers bring a clock with another epoch is seen by that clock: no fault, only a word about it."""
     clock = ManualClock(5_000.0)
     worker = TokenBucket(keepa_quota(20), key=KEY, storage=server.storage, clock=clock, listener=lambda _: None)
-    worker.reconcile(Reading(412, refill=20.0, capacity=1200, next_refill_in=30.0))
+    worker.reconcile(Reading(412, refill=20.0, capacity=1200))
+    clock.advance(200)
     worker.try_reserve(5)
     assert list(findings(server, code=0)) == ["own-clock"]
     told = server.document("status")["bucket"]
-    assert (told["available"], told["repaired"]) == (407, [])
+    assert (told["available"], told["repaired"]) == (412 + 3 * 20 - 5, [])
 
 
 @pytest.mark.usefixtures("healthy")

@@ -89,7 +89,7 @@ def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
     """A bucket whose workers bring a clock of another epoch is seen by that clock, in a file as on a server."""
     clock = ManualClock(5_000.0)
     bucket = TokenBucket(keepa_quota(20), key="own", storage=file.place, clock=clock, listener=lambda _: None)
-    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200))
+    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200, next_refill_in=30.0))
     told = file.document("status", "own")["bucket"]
     assert "clock        its workers' own: all of this is as of their last step" in file.run("status", "own").stdout
     assert (told["balance"], told["repaired"]) == (-79, [])
