@@ -117,7 +117,8 @@ def look(place: Place, key: str) -> Look | None:
     # Only a bucket whose workers bring a clock of their own has no lifetime and times far from the storage's.
     own_clock = endless and state.refilled_at is not None and abs(now - state.refilled_at) > YEAR_US
     if own_clock:
-        now = max(state.refilled_at or 0, state.reading_at or 0)
+        opened = [hold.expires_at - hold.hold_for for hold in state.holds.values()]
+        now = max(state.refilled_at or 0, state.reading_at or 0, *opened)
     return Look(key, now, fields, state, endless, own_clock)
 
 
