@@ -68,6 +68,7 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
     with server.client() as client:
         seconds, _ = client.time()
         client.set("keepa:last_refill", str(seconds - 303))
+    assert "a balance of -79, the time of its last refill\n" in server.run("adopt", *OPTIONS, env=ENV).stdout
     told = server.document("adopt", *OPTIONS, "--yes", env=ENV)
     assert (told["found"]["stuck"], told["written"]) == (False, True)
     assert told["bucket"]["balance"] == -79 + 5 * 20
@@ -75,11 +76,12 @@ def test_an_adopted_bucket_refills_from_its_own_time(server: Workers) -> None:
 
 
 def test_a_bucket_that_is_there_is_not_overwritten(server: Workers) -> None:
-    """A second adoption is refused, the bucket stays; one that nobody uses ends by itself, after a day."""
+    """A second adoption is refused, the bucket stays; one that nobody uses ends by itself, after thirty days."""
     server.run("adopt", *OPTIONS, "--yes", env=ENV)
-    assert "there is a bucket" in server.run("adopt", *OPTIONS, "--yes", code=2, env=ENV).stderr
+    for again in ((), ("--yes",)):
+        assert "there is a bucket" in server.run("adopt", *OPTIONS, *again, code=2, env=ENV).stderr
     with server.client() as client:
-        assert client.ttl(f"keepa_tokens:{bucket_key('mine')}") > 86_400
+        assert 29 * 86_400 < client.ttl(f"keepa_tokens:{bucket_key('mine')}") <= 30 * 86_400
 
 
 def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
@@ -90,6 +92,37 @@ def test_a_hash_is_read_by_its_fields(server: Workers) -> None:
     told = server.document("adopt", KEY, *options)
     assert told["found"] == {"balance": -31, "refilled_at": None, "rate": 5, "recharge_to": 480, "stuck": True}
     assert "it waited to recharge to 480, but its bucket holds 300" in told["notes"]
+
+
+@pytest.mark.parametrize(
+    "balance, found, now, first",
+    [
+        ("50", "a balance of 50, no time of its last refill\n", "50 now", "goes at once"),
+        ("many", "no balance, no time of its last refill\n", "unknown", "asks the server and goes by its answer; with"),
+    ],
+)
+def test_what_was_done_is_told(server: Workers, balance: str, found: str, now: str, first: str) -> None:
+    """What was found, what the bucket holds, how the first call goes and which rate is taken are told; then the end."""
+    options = ("adopt", KEY, "--balance-key", "keepa:tokens")
+    with server.client() as client:
+        client.set("keepa:tokens", balance)
+    assert "no refill rate" not in server.run(*options, "--refill-rate", "60").stdout
+    said = server.run(*options, "--yes").stdout
+    for label, words in (
+        ("found", found),
+        ("balance", now),
+        ("first call", first),
+        ("done", "the bucket is there; the"),
+    ):
+        assert f"{label:<12}{words}" in said
+    assert "no refill rate is known: 5 a minute until the server's first answer" in said
+
+
+def test_more_than_the_bucket_holds_is_left_out_and_a_recharge_is_named() -> None:
+    """A balance above the capacity is cut to it; to go on with a recharge that fits, workers are told how."""
+    plan = plan_adoption(round(NOW * SECOND), Manager(5000, NOW, rate=20, recharge_to=480))
+    assert (plan.found.balance, plan.fields["balance"]) == (1200, "1200")
+    assert plan.notes == ["it waited to recharge to 480: to keep that, give workers recharge_to="]
 
 
 def test_what_names_no_bucket_is_refused(server: Workers) -> None:
@@ -119,7 +152,7 @@ def test_as_a_function_it_does_the_same(server: Workers) -> None:
 
 SECONDS = 1779999000.0
 TIMES = ("1779999000", "1779999000.0", *("1779999000" + "000" * times for times in (1, 2, 3)), "2026-05-28T20:10:00Z")
-NO_TIMES = (None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300")
+NO_TIMES = ("", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1e300")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +163,11 @@ NO_TIMES = (None, "", "None", "0", "nan", "inf", "-5", "12:30", "9999999999", "1
         # A text that names no time zone may be hours off, and so mint their refill.
         ({"balance": "-79.5", "timestamp": "2026-05-28T20:10:00"}, -80, SECONDS, "it is taken for UTC"),
         # What says no time, or one that can't be, counts as lost: nothing may refill for it.
-        *(({"balance": "5", "timestamp": said}, 5, None, "so nothing is made up") for said in NO_TIMES),
+        ({"balance": "5", "timestamp": None}, 5, None, "is missing: it refills from now on, so nothing is made up"),
+        *(({"balance": "5", "timestamp": said}, 5, None, "can't be read, or lies ahead") for said in NO_TIMES),
         # A flag says nothing of when a recharge is over.
         ({"balance": "5", "timestamp": "1779999000", "recharge": "True"}, 5, SECONDS, "flag (True) is left out"),
+        ({"balance": "5", "timestamp": "1779999000", "recharge": "1"}, 5, SECONDS, "flag (1) is left out"),
     ],
 )
 def test_what_a_manager_kept_is_read(
@@ -142,15 +177,18 @@ def test_what_a_manager_kept_is_read(
     manager = understand(texts, NOW)
     assert instant(texts["timestamp"], NOW) == refilled_at
     assert (manager.balance, manager.refilled_at, manager.recharge_to) == (balance, refilled_at, None)
+    assert not manager.stuck
     assert [note in each for each in manager.notes] == [True] * bool(note)
 
 
-@pytest.mark.parametrize("said", [None, "", "many", "nan", "inf", "9" * 30])
+@pytest.mark.parametrize("said", [None, "", "many", "nan", "-inf", "9" * 30])
 def test_a_balance_that_cannot_be_read_is_unknown(said: str | None) -> None:
     """A balance that says nothing becomes an unknown one, so that the server is asked first; never a full bucket.
     Without an answer the first call goes once the question has failed and a step of the refill has come.
     """
-    manager = understand({"balance": said}, NOW)
+    manager = understand({"balance": said, "rate": "0"}, NOW)
+    assert manager.rate is None
+    assert "there is no balance that can be read" in manager.notes[0]
     plan = plan_adoption(round(NOW * SECOND), manager, 20)
     assert manager.balance is plan.found.balance is None
     assert plan.found.bound == pytest.approx(CLAIM_US / SECOND + STEP_SECONDS)

@@ -18,7 +18,7 @@ import redis
 from keepa_tokens import KeepaSync, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import doctor_server
 from keepa_tokens.cli.doctor import examine
-from keepa_tokens.cli.doctor_command import APART, LOOKS
+from keepa_tokens.cli.doctor_command import APART, LOOKS, mended_now
 from keepa_tokens.cli.doctor_server import examine_server, read_info, strangers
 from keepa_tokens.cli.finding import Finding
 from keepa_tokens.cli.look import Look, look
@@ -115,8 +115,8 @@ def test_a_healthy_bucket_has_no_finding(server: Workers, client: Any) -> None:
 # --- the bucket
 
 
-def of(quota: Quota) -> Look:
-    state = BucketState(balance=20, refilled_at=NOW, sequence=0, quota=quota)
+def of(quota: Quota, balance: int = 20) -> Look:
+    state = BucketState(balance=balance, refilled_at=NOW, sequence=0, quota=quota)
     return Look(KEY, NOW, state.to_fields(), state)
 
 
@@ -128,6 +128,9 @@ PERIOD, CAPACITY = {"reported_period_us": 60 * SECOND}, {"reported_capacity": 12
 LINE = (in_line(100, 20, "one"), in_line(200, 30, "two"))
 STANDING = seen(line=LINE)
 POOR = seen(line=LINE, balance=200)
+PAUSED = seen(line=LINE, paused_until=NOW + 90 * SECOND)
+CLOSED = seen(line=LINE, quota=keepa_quota(20, recharge_to=480), closed_until=NOW + 90 * SECOND)
+LONG = replace(hold(700, hold_for=86_400), label="deals")
 IDLE = {"balance": -500, "reading_at": NOW - 1500 * SECOND}
 WAITS = {"line": (in_line(5, 1500),)}
 
@@ -135,9 +138,9 @@ TOO_HIGH = seen(balance=100, quota=keepa_quota(5, recharge_to=480))
 
 FOUND = [
     ("dead-hold: a call has held 15 tokens for 1:35: its worker may be dead", [seen(holds={"dead": hold(95)})]),
-    ("dead-hold: a call has held 15 tokens for 11:40: ", [seen(holds={"dead": hold(700, hold_for=86_400)})]),
+    ("dead-hold: a call of deals has held 15 tokens for 11:40: ", [seen(holds={"dead": LONG})]),
     ("drift: at the last reading the server had 150 tokens fewer than projected", [seen(drift=-150)]),
-    ("kept-back: 60 tokens are kept back for somebody else who", [seen(kept_back=60, kept_back_at=NOW)]),
+    ("kept-back: 60 tokens are kept back for somebody else who", [seen(kept_back=60, kept_back_at=NOW, drift=-150)]),
     ("probes-fail: the last 4 attempts to ask the server brought no balance", [seen(probe_failures=4)]),
     ("no-refill: the net refill is 0", [seen(reported_refill=0, **PERIOD, **CAPACITY)]),
     ("recharge-too-high?: workers wait for 480 tokens to recharge to; the bucket holds 300", [TOO_HIGH]),
@@ -145,7 +148,10 @@ FOUND = [
     # A budget that somebody gave.
     ("no-refill?: ", [of(Quota(50, 0, 60.0))]),
     # Workers with different terms, found by looking more than once.
-    ("terms-flap: ", [seen(), seen(), seen(quota=keepa_quota(5))]),
+    ("terms-flap: ", [seen(terms_at=NOW), seen(), seen(quota=keepa_quota(5))]),
+    ("terms-changed?: its terms changed 1:00 ago", [seen(terms_at=NOW - 60 * SECOND)]),
+    ("", [seen(terms_at=NOW - 400 * SECOND)]),
+    ("damaged-terms_at: ", [seen(terms_at=NOW + 400 * SECOND)]),
     ("deep-debt?: its balance is 5,000 below zero, and it holds 1,200", [seen(balance=-5000)]),
     # In line for tokens that are there, for longer than who lives would take to go; where the bucket changed meanwhile,
     # or there is too little, nobody is suspected. Before the first one's turn they may as well be a queue's tasks.
@@ -154,6 +160,7 @@ FOUND = [
     ("", [STANDING, later(seen(line=LINE, balance=400), 3)]),
     ("", [STANDING, later(STANDING, 1)]),
     ("", [POOR, later(POOR, 3)]),
+    *(("", [closed, later(closed, 3)]) for closed in (PAUSED, CLOSED)),
     # Somebody waits and the server has not spoken for twenty minutes; an idle bucket's needn't.
     ("no-reading: ", [seen(**IDLE, **WAITS)]),
     ("", [seen(**IDLE)]),
@@ -165,9 +172,13 @@ FOUND = [
     ("", [seen(holds={"young": hold(60)})]),
     ("", [seen(holds={"slow": hold(300, hold_for=3600)})]),
     ("", [seen(holds={"short": hold(9, hold_for=10)})]),
-    ("", [replace(seen(), lifetime=86_400.0)]),
-    ("", [replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), lifetime=-1.0)]),
+    ("", [replace(seen(balance=99, quota=keepa_quota(20, initial=1200), reported_capacity=300), endless=True)]),
     ("", [seen(drift=-40)]),
+    ("", [seen(balance=9, drift=-45, reported_refill=30, **PERIOD, reported_capacity=200)]),
+    ("", [seen(quota=keepa_quota(20, recharge_to=480))]),
+    # Who waits for a place has taken its tokens.
+    ("", [of(Quota.per_minute(10), balance=-500)]),
+    ("", [seen(balance=-500, reading_at=None, reading_sequence=0, **WAITS)]),
     ("", [seen(drift=500)]),
     ("", [seen(probe_failures=1)]),
     ("", [seen(balance=None, reading_at=None, reading_sequence=0)]),
@@ -180,11 +191,12 @@ FOUND = [
 def test_what_is_wrong_with_a_bucket_is_found_and_nothing_else(found: str, looks: list[Look]) -> None:
     """Each thing that can be wrong is one finding, that says what, its effect and its cure."""
     code, _, what = found.partition(": ")
-    told = examine(looks[0], later=looks[1:])
+    told = list(examine(looks[0], later=looks[1:]))
     assert [each.code for each in told] == ([code.removesuffix("?")] if code else [])
     for each in told:
         assert each.what.startswith(what)
         assert (each.about, each.fault) == (KEY, not code.endswith("?"))
+        assert ("those who wait are dead or hang" in each.effect) == (code == "line-stands")
         assert each.effect
         assert each.cure
 
@@ -202,8 +214,17 @@ def test_many_buckets_are_looked_at_together(server: Workers, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("healthy")
-@pytest.mark.parametrize("field, text", [("balance", None), ("refilled_at", None), ("sequence", "NaN")])
-def test_each_damaged_field_is_found_and_mended(server: Workers, client: Any, field: str, text: str | None) -> None:
+@pytest.mark.parametrize(
+    "field, text, how",
+    [
+        ("balance", None, "is missing"),
+        ("refilled_at", "4000000000000000", "says what can't be"),
+        ("sequence", "NaN", "can't be read"),
+    ],
+)
+def test_each_damaged_field_is_found_and_mended(
+    server: Workers, client: Any, field: str, text: str | None, how: str
+) -> None:
     """A field that is missing or can't be read is found, said with its effect, and mended by --repair, for good."""
     if text is None:
         client.hdel(STORED, field)
@@ -211,7 +232,7 @@ def test_each_damaged_field_is_found_and_mended(server: Workers, client: Any, fi
         client.hset(STORED, field, text)
     found = findings(server)[f"damaged-{field}"]
     assert found["about"] == KEY
-    assert field in found["what"]
+    assert found["what"] == f"its field {field} {how}"
     assert found["effect"]
     mended = server.document("doctor", "--repair")
     assert any(field in words for words in mended["mended"])
@@ -223,26 +244,29 @@ def test_a_bucket_on_a_clock_of_its_own_is_not_taken_for_damaged(server: Workers
     clock = ManualClock(5_000.0)
     worker = TokenBucket(keepa_quota(20), key=KEY, storage=server.storage, clock=clock, listener=lambda _: None)
     worker.reconcile(Reading(412, refill=20.0, capacity=1200))
+    clock.advance(200)
     worker.try_reserve(5)
     assert list(findings(server, code=0)) == ["own-clock"]
-    assert server.document("status")["bucket"]["available"] == 407
+    told = server.document("status")["bucket"]
+    assert (told["available"], told["repaired"]) == (412 + 3 * 20 - 5, [])
 
 
 @pytest.mark.usefixtures("healthy")
 def test_the_state_of_a_newer_release_is_left_alone(server: Workers, client: Any) -> None:
     """A bucket of a newer release is a finding, the others are looked at; no bucket is a usage error that says so."""
-    client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7"})
+    client.hset("keepa_tokens:later", mapping=client.hgetall(STORED) | {b"format": b"7", b"drift": b"2.5"})
     told = server.document("doctor", "--repair", code=1)
     assert [(found["code"], found["about"]) for found in told["findings"]] == [("newer-release", "later")]
     assert told["healthy"] == [KEY]
     rows = server.run("status", "--all").stdout.splitlines()
     assert [row.split()[1:3] for row in rows if row.startswith("later")] == [["newer", "release"]]
+    assert "upgrade this command" in server.run("pause", "later", code=2).stderr
     client.set("keepa_tokens:text", "x")
     assert "holds something else" in server.run("status", "text", code=2).stderr
 
 
 def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Workers) -> None:
-    """A bucket that somebody makes between two looks at the keys is no stranger; one that is gone has no lifetime."""
+    """A bucket that somebody makes between two looks at the keys is no stranger; one that is gone is none."""
     server.bucket("made-meanwhile").try_acquire()
 
     class Early(RedisPlace):
@@ -251,7 +275,8 @@ def test_a_bucket_made_or_gone_while_the_doctor_looks_is_no_finding(server: Work
 
     with closing(Early.from_url(server.url)) as place:
         assert [found.code for found in strangers(place)] == []
-        assert place.lifetime("gone-meanwhile") is None  # not for ever
+        assert not place.is_endless("gone-meanwhile")
+        assert mended_now(place, "gone-meanwhile", "fields").startswith("gone-meanwhile: nothing, it is gone")
 
 
 @pytest.mark.usefixtures("healthy")
@@ -278,11 +303,12 @@ def test_a_name_that_is_no_text_hides_nothing(server: Workers, client: Any) -> N
 
 def test_lost_terms_are_found(server: Workers, client: Any, healthy: TokenBucket) -> None:
     """A bucket without terms is a finding until a worker's next call, a key that stays for ever is told, and mended."""
-    client.hdel(STORED, "quota", "capacity", "refill")
-    client.hset(STORED, "balance", "garbage")
-    found = findings(server, "--repair")
-    assert "terms-lost" in found
+    client.hset(STORED, mapping={"quota": "garbage", "balance": "garbage"})
+    told = server.document("doctor", "--repair", code=1)
+    found = {found["code"]: found for found in told["findings"]}
+    assert (set(found), told["mended"]) == ({"terms-lost", "damaged-balance"}, [])
     assert found["damaged-balance"]["cure"] == "any call of a worker mends it"
+    assert "are lost: a worker's next call" in server.run("pause", code=2).stderr
     healthy.try_acquire()
     assert findings(server, code=0) == {}
     client.persist(STORED)
@@ -364,6 +390,7 @@ def test_missing_rights_are_found(server: Workers) -> None:
     """A user who may read but not run the script is told what to allow."""
     told = as_user(server, "@read", "@connection", "info", "time", keys="*", code=1)
     assert [found["code"] for found in told["findings"]] == ["rights"]
+    assert not [fact for fact in told["facts"] if fact.startswith("runs the script")]
     assert "ACL SETUSER worker" in told["findings"][0]["cure"]
 
 
@@ -372,11 +399,15 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
     """With no more rights than a worker's the doctor works, and says what it couldn't look at."""
     client.set("keepa:tokens", "-79")
     told = as_user(server, *NEEDED, keys="keepa_tokens:*", code=0)
-    unlisted = as_user(server, *(right for right in NEEDED if right != "scan"), keys="keepa_tokens:*", code=0)
-    assert "runs the script, and lets this user write" in told["facts"]
+    unlisted, undeleted = (
+        as_user(server, *(right for right in NEEDED if right != left_out), keys="keepa_tokens:*", code=0)
+        for left_out in ("scan", "del")
+    )
     assert [fact for fact in told["facts"] if fact.startswith("INFO is not allowed")]
-    for each in (told, unlisted):
+    assert [fact for fact in undeleted["facts"] if fact.startswith("DEL is not allowed to this user: doctor-")]
+    for each in (told, unlisted, undeleted):
         assert each["healthy"] == [KEY]
+        assert "runs the script, and lets this user write" in each["facts"]
         assert [fact for fact in each["facts"] if fact.startswith("other keys may not be read")]
 
 
@@ -386,6 +417,8 @@ def test_a_workers_rights_are_enough_for_the_doctor(server: Workers, client: Any
         ({"redis_version": "6.0.16"}, {"old": "it is Redis 6.0.16"}),
         ({"redis_version": "6.2.0"}, {}),
         ({"redis_version": "7.4.1"}, {}),
+        ({"maxmemory": "100", "used_memory": "9", "maxmemory_policy": "noeviction"}, {}),
+        ({"used_memory": "9", "maxmemory_policy": "allkeys-lru"}, {}),
         (
             {"role": "master", "connected_slaves": "1", "slave0": "ip=10.0.0.2,port=6379,state=online,offset=1,lag=45"},
             {"lags": "replica 0 is 45 s behind"},
@@ -408,7 +441,9 @@ def test_a_plain_bucket_on_a_server_that_saved_nothing_is_told() -> None:
     (found,) = [told for told in read_info({}, plain=True) if isinstance(told, Finding)]
     assert (found.code, found.fault) == ("not-kept", False)
     assert not [told for told in read_info({}, plain=True) if isinstance(told, str) and "on disk" in told]
-    assert "keeps on disk: nothing so far" in list(read_info({}, plain=False))
+    saved = {"rdb_last_save_time": "200", "server_time_usec": "300000000", "uptime_in_seconds": "150"}
+    for info, kept in (({}, "nothing so far"), ({"aof_enabled": "1"}, "every write (AOF)"), (saved, "snapshots (RDB)")):
+        assert f"keeps on disk: {kept}" in list(read_info(info, plain=not kept.startswith("nothing")))
 
 
 @pytest.mark.parametrize("ahead, codes", [(3600.0, ["clock"]), (-3600.0, ["clock"]), (2.0, []), (0.0, [])])
@@ -420,7 +455,10 @@ def test_a_servers_clock_that_is_off_is_found(server: Workers, ahead: float, cod
             return super().now_us() + round(ahead * SECOND)
 
     with closing(Stepped.from_url(server.url)) as place:
-        found = [told for told in examine_server(place, plain=False) if isinstance(told, Finding)]
+        facts = list(examine_server(place, plain=False))
+    found = [told for told in facts if isinstance(told, Finding)]
+    off = f"its clock is {ahead:+,.1f} s against this machine's" if ahead else "its clock agrees with this machine's"
+    assert off in str(facts[0])
     side = "ahead of" if ahead > 0 else "behind"
     assert [told.code for told in found] == codes
     assert all(f"its clock is 3,600 s {side} this machine's" in told.what for told in found)
@@ -441,32 +479,43 @@ def test_the_api_key_is_tried(server: Workers) -> None:
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(
-    "error, why", [(httpx.ConnectError("...key=right"), " (ConnectError)"), (TimeoutError("no answer"), ": no answer")]
+    "asked, why",
+    [
+        (Mock(side_effect=httpx.ConnectError("...key=right")), "asking it failed (ConnectError)"),
+        (Mock(side_effect=TimeoutError("no answer")), "asking it failed: no answer"),
+        (Mock(return_value=(500, None)), "HTTP 500, there is no JSON object"),
+    ],
 )
 def test_a_server_that_brings_no_balance_is_found(
-    server: Workers, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+    server: Workers, monkeypatch: pytest.MonkeyPatch, asked: Mock, why: str
 ) -> None:
-    """Keepa that is away, or silent, is a finding of `doctor --probe`; status says so beside the bucket."""
-    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: Mock(side_effect=error))
+    """Keepa that is away, silent or broken is a finding of `doctor --probe`; status says so beside the bucket."""
+    monkeypatch.setattr("keepa_tokens.cli.probe.http_probe", lambda *_, **__: asked)
     told = server.document("doctor", "--probe", code=1, env={"KEEPA_API_KEY": "right"})
     shown = server.run("status", "--probe", env={"KEEPA_API_KEY": "right"}).stdout
     (found,) = [found for found in told["findings"] if found["fault"]]
     assert (found["code"], found["about"]) == ("no-answer", "Keepa")
-    assert found["what"].endswith(f"asking it failed{why}")
-    assert "server       no balance: asking it failed" in shown
+    assert found["what"].endswith(why)
+    assert f"server       no balance: {why}" in shown
 
 
 @pytest.mark.parametrize(
     "keys, cure",
     [
-        ({"keepa:tokens": "-79"}, "adopt --balance-key keepa:tokens`"),
+        (
+            {"keepa:tokens": "-79", "keepa:last_calls": {"a": "1"}, "cron:last_run": "1780000000"},
+            "adopt --balance-key keepa:tokens`",
+        ),
         (
             {"keepa_tokens_left": "-79", "keepa_last_refill": "None", "keepa_refill_rate": "20"},
             "adopt --balance-key keepa_tokens_left --timestamp-key keepa_last_refill --rate-key keepa_refill_rate`",
         ),
-        ({"keepa": {"tokens": "-79", "rate": "20"}}, "adopt --hash keepa --balance-key tokens --rate-key rate`"),
         (
-            {"tokenmanager": {"balance": "-79.0", "last_update": "", "recharging": "1"}},
+            {"keepa": {"tokens": "-79", "rate": "20", "id": "1780000000"}},
+            "adopt --hash keepa --balance-key tokens --rate-key rate`",
+        ),
+        (
+            {"tokenmanager": {"offset": "-5", "balance": "-79.0", "last_update": "", "recharging": "1"}},
             "adopt --hash tokenmanager --balance-key balance --timestamp-key last_update`",
         ),
     ],
@@ -484,19 +533,21 @@ def test_the_stuck_state_of_a_hand_made_manager_is_found(
     assert "holds a balance of -79" in found["what"]
     assert "no time of the last refill beside it" in found["what"]
     assert cure in found["cure"]
+    assert found["about"] in keys
 
 
 def test_a_manager_that_works_is_no_finding(server: Workers, client: Any) -> None:
     """A balance above 0, a debt with its time beside it, and other programs' negative numbers are no findings."""
     client.mset({"keepa:tokens": "-79", "keepa:last_refill": "1780000000.5", "shop:balance": "12", "zone": "-5"})
-    client.hset("old", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
-    client.hset("new", mapping={"tokens": "31"})
+    client.set("token_time_offset", "-5")
+    client.hset("old:tokens", mapping={"tokens": "-31", "updated_at": "2026-06-01T12:00:00"})
+    client.hset("new:tokens", mapping={"tokens": "31"})
     client.lpush("token:queue", "-1")
     assert findings(server, code=0) == {}
 
 
 @pytest.mark.usefixtures("healthy")
-def test_findings_read_well(server: Workers, client: Any) -> None:
+def test_findings_read_well(server: Workers, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A finding is three sentences: what, effect and cure, below a list of what is fine; the end counts them."""
     client.hdel(STORED, "refilled_at")
     assert server.run("doctor", code=1).stdout.partition("\n\n")[2] == (
@@ -506,6 +557,9 @@ def test_findings_read_well(server: Workers, client: Any) -> None:
         "\n"
         "1 fault found.\n"
     )
+    said = server.run("doctor", "--repair").stdout
+    assert said.endswith(f"\n\nmended {KEY}: refilled_at\n1 fault found, 0 are left.\n")
+    assert caplog.records == []
 
 
 @pytest.mark.usefixtures("healthy")

@@ -28,16 +28,21 @@ def test_reset_forgets_a_bucket_after_two_answers(
     server: Workers, options: tuple[str, ...], answers: str | None, code: int, says: str
 ) -> None:
     """Reset says what is lost, asks twice, and forgets; a no, another word or nobody leaves everything as it was."""
-    assert says in server.run("reset", *options, stdin=answers, code=code).output
+    told = server.run("reset", *options, stdin=answers, code=code)
+    assert says in told.output
+    assert told.stdout == ("" if code else f"{KEY} is forgotten: the next call of a worker makes a new bucket.\n")
     assert server.bucket().peek().balance == (300 if code else None)
 
 
 def test_release_gives_back_what_a_dead_call_holds(server: Workers) -> None:
     """Release ends one hold, found by the beginning of its id, and says how much it gave back; others stay."""
     dead, other = server.bucket().try_reserve(30), server.bucket().try_reserve(5)
+    assert "nothing was changed" in server.run("release", dead.id, stdin="n\n", code=2).stderr
     said = server.run("release", dead.id[:10], "--yes").stdout
     assert said.startswith("30 tokens, held for 0:0")
     assert said.endswith(": given back.\n")
+    with server.client() as client:
+        assert client.ttl(f"keepa_tokens:{KEY}") > 0
     assert (server.bucket().peek().held, server.bucket().peek().balance) == (5, 300)
     for wrong in ("zzz", ""):
         assert f"there are: {other.id} (5 tokens)" in server.run("release", wrong, "--yes", code=2).stderr
@@ -77,7 +82,8 @@ def test_a_bucket_on_a_clock_of_its_own_is_changed_by_that_clock(
     others, held = bucket.try_reserve(30, hold_for=600), bucket.try_reserve(5, hold_for=600)
     with valkey.client() as client:
         client.hset(f"keepa_tokens:{KEY}", "drift", "garbage")
-    valkey.run(*(part.format(id=held.id) for part in command))
+    said = valkey.run(*(part.format(id=held.id) for part in command)).stdout
+    assert ("from the last step of its workers' own clock" in said) == (command[0] == "pause")
     clock.advance(10)
     found = bucket.peek()
 

@@ -127,6 +127,24 @@ def test_a_sentence_is_broken_between_words(
     assert 15 < max(map(len, broken[1:])) <= 25
 
 
+def test_a_narrow_terminal_breaks_no_line_by_itself(
+    valkey: Workers, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 40 columns every line of the commands fits, and the bar is as short as that takes."""
+    valkey.bucket("b").reconcile(Reading(412, refill=20.0, capacity=1200))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    for command in (["status", *valkey.where], ["doctor", *valkey.where], ["demo", "--seconds", "0", "--plain"]):
+        with suppress(SystemExit):
+            app(command)
+        said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        lines = [line for line in said.splitlines() if not re.match(r" +\d+:\d\d  ", line)]  # not the demo's log
+        assert max(map(len, lines[1:])) <= 40
+        assert command[0] != "status" or "412 of 1,200\n" in said
+
+
 # --- what all commands have in common
 
 
@@ -201,6 +219,8 @@ def test_as_a_module_it_is_the_same_program() -> None:
         ("--key-file - <&-", 2, "it is empty"),
         (">/dev/full", 2, "No space left on device"),
         ("--json >/dev/full", 2, "No space left on device"),
+        ("| true", 0, ""),
+        ("--json | true", 0, ""),
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected: str, code: int, said: str) -> None:
@@ -210,6 +230,7 @@ def test_a_stream_that_is_closed_or_full_is_no_crash(valkey: Workers, redirected
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
+    assert ("can't be written" in done.stderr) == ("full" in redirected)
     assert "Traceback" not in done.stderr
 
 
@@ -240,12 +261,15 @@ def test_an_interrupt_ends_a_command_with_a_last_line(valkey: Workers, command: 
     assert (running.returncode, errors) == (130, "keepa-tokens: interrupted; nothing is left running\n")
 
 
-def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) -> None:
-    """A picture that is ended by SIGTERM, as by `timeout`, gives back the screen and the cursor that it took."""
+@pytest.mark.parametrize("looks, code", [("1000", 128 + signal.SIGTERM), ("2", 0)])
+def test_a_command_that_ends_leaves_the_terminal_as_it_was(valkey: Workers, looks: str, code: int) -> None:
+    """A picture gives back the screen and the cursor that it took, ended by SIGTERM, as by `timeout`, and by itself.
+    By itself it leaves its last chart.
+    """
     valkey.bucket().reconcile(Reading(300, refill=20.0, capacity=1200))
     ours, theirs = os.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "keepa_tokens", "watch", "--redis", valkey.url],
+        [sys.executable, "-m", "keepa_tokens", "watch", "--redis", valkey.url, "--every", "0.1", "--looks", looks],
         env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "30"},
         stdin=theirs,
         stdout=theirs,
@@ -254,7 +278,8 @@ def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) 
         drawn = b""
         while b"last minute" not in drawn:
             drawn += os.read(ours, 65536)
-        running.send_signal(signal.SIGTERM)
+        if code:
+            running.send_signal(signal.SIGTERM)
         running.wait(timeout=30)
     os.close(theirs)
     left = b""
@@ -263,7 +288,8 @@ def test_a_command_that_is_ended_leaves_the_terminal_as_it_was(valkey: Workers) 
             left += more
     os.close(ours)
 
-    assert running.returncode == 128 + signal.SIGTERM
-    assert b"\x1b[?1049h" in drawn
-    assert b"\x1b[?1049l" in left
-    assert b"\x1b[?25h" in left
+    before, _, after = (drawn + left).partition(b"\x1b[?1049l")
+    assert running.returncode == code
+    assert b"\x1b[?1049h" in before
+    assert b"\x1b[?25h" in drawn + left
+    assert (b"the last 1:00" in after) == (code == 0)

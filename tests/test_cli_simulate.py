@@ -23,13 +23,15 @@ def test_a_backlog_takes_as_long_as_its_tokens_refill() -> None:
     assert quick.done_after is not None
     assert 58 * 60 < slow.done_after < 64 * 60
     assert quick.done_after < 10 * 60
+    assert (slow.curve[0], slow.curve[-1]) == ((0.0, 60), (slow.done_after, 0))
+    assert 3 <= len(slow.curve) <= 6
     assert slow.calls == quick.calls == 60
     assert slow.tokens == quick.tokens == 600
 
 
 def test_a_seed_decides_the_whole_run() -> None:
     """The same seed is the same run; another one is another."""
-    load = replace(LOAD, mix=parse_mix("product:10,search,offers:2"))
+    load = replace(LOAD, mix=parse_mix("product:10, search,offers:2"))
     assert simulate(load, 5) == simulate(load, 5)
     assert simulate(load, 5) != simulate(replace(load, seed=1), 5)
 
@@ -51,10 +53,12 @@ def test_a_plan_that_is_too_small_is_told() -> None:
     """Where more comes than refills, the plan is not enough however long it runs, and the sentence says what is."""
     load = Load(parse_mix("product:10"), backlog=0, per_hour=60, days=0.25)
     small, large = simulate(load, 5), simulate(load, 20)
-    assert demand(load) == 600
+    assert (demand(load), demand(replace(load, mix=parse_mix("offers:2")))) == (600, 1440)
     assert not small.enough
     assert large.enough
-    assert "20 tokens a minute are enough" in verdict(load, [small, large])
+    enough = verdict(load, [small, large])
+    assert enough.startswith("20 tokens a minute are enough: done after ")
+    assert enough.endswith("; 10.0 tokens a minute are needed for what comes on top.")
     assert verdict(load, [small]) == "None of these plans is enough: more than 10.0 tokens a minute are needed."
 
 
@@ -94,17 +98,25 @@ def test_the_table_and_the_answer(tmp_path: Path) -> None:
     )
     heading, five, twenty, answer = said.stdout.splitlines()
     assert heading.split()[:3] == ["PLAN", "DONE", "AFTER"]
-    assert (five.split()[0], twenty.split()[0]) == ("5/min", "20/min")
+    assert (five.split()[0], five.split()[1][:3], five.split()[-1]) == ("5/min", "58:", "yes")
+    assert twenty.startswith("20/min")
     assert answer.startswith("5 tokens a minute are enough: done after 58:")
     assert said.stderr == ""
     chart = ET.fromstring((tmp_path / "plan.svg").read_text())
     lines = chart.findall("{http://www.w3.org/2000/svg}polyline")
     assert len({line.get("stroke-dasharray") for line in lines}) == len(lines) == 2
+    assert run("simulate", "--backlog", "0", "--rates", "5", "--svg", "-").stdout.startswith("<svg")
 
 
 def test_no_plan_that_is_enough_ends_with_1() -> None:
     """If no plan is enough, the exit code is 1; rates that are none are a usage error."""
-    told = document("simulate", "--backlog", "600", "--rates", "5", "--days", "0.05", "--mix", "product:10", code=1)
-    assert (told["plans"][0]["enough"], told["plans"][0]["done_after"]) == (False, None)
-    assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", "fast", code=2).stderr
-    assert "No such file" in run("simulate", "--svg", "/not/there/plan.svg", code=2).stderr
+    options = ("--rates", "5", "--days", "0.05", "--mix", "product:10", "--faults", "50")
+    (plan,) = document("simulate", *options, code=1)["plans"]
+    assert (plan["enough"], plan["done_after"], "curve" in plan) == (False, None, False)
+    assert plan["failed"] > 5
+    row = run("simulate", *options, code=1).stdout.splitlines()[1].split()
+    assert (row[1], row[-1]) == ("-", "no")
+    for rates in ("fast", "0", "5,10001"):
+        assert "tokens a minute, such as 5,20,60" in run("simulate", "--rates", rates, code=2).stderr
+    for path, why in (("/not/there/plan.svg", "No such file"), ("/dev/full", "No space left")):
+        assert why in run("simulate", "--backlog", "9", "--rates", "20", "--svg", path, code=2).stderr

@@ -7,17 +7,19 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from time import time
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
 
-from keepa_tokens import Reading, TokenBucket, keepa_quota
+from keepa_tokens import Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.app import app
 from keepa_tokens.cli.sqlite_place import SqlitePlace
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Place, run
+from tests.cli import KEY, Place, document, run
 
 
 class File(Place):
@@ -39,10 +41,11 @@ def file(tmp_path: Path) -> Iterator[File]:
     made.place.close()
 
 
-def test_status_shows_a_bucket_in_a_file(file: File) -> None:
+def test_status_shows_a_bucket_in_a_file(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only bucket of a file is shown without being named, and nothing is written."""
     file.bucket.try_reserve(7)
-    told = file.document("status")["bucket"]
+    monkeypatch.chdir(file.path.parent)
+    told = document("status", "--sqlite", file.path.name)["bucket"]
     assert (told["key"], told["balance"], told["held"]) == (KEY, 300, 7)
 
 
@@ -58,11 +61,35 @@ def test_the_doctor_looks_at_a_file(file: File) -> None:
     assert file.document("doctor")["findings"] == []
 
 
+def test_a_bucket_that_follows_no_server_is_not_asked_for(file: File) -> None:
+    """With --probe the doctor says that a plain bucket follows no server, and that is no fault."""
+    TokenBucket(Quota.per_minute(60), key="plain", storage=file.place).try_acquire()
+    told = file.document("doctor", "plain", "--probe", env={"KEEPA_API_KEY": "any"})
+    assert told["facts"][-1] == "Keepa no balance: this bucket follows no server"
+
+
+def test_a_file_on_a_full_disk_or_damaged_is_found(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where little room is left, or pages of the file are damaged, the doctor says so of the file."""
+    monkeypatch.setattr("keepa_tokens.cli.sqlite_place.shutil.disk_usage", lambda _: Mock(free=1_000_000))
+    ((root,),) = file.sql("SELECT rootpage FROM sqlite_master WHERE name = 'buckets_by_end'")
+    ((size,),) = file.sql("PRAGMA page_size")
+    file.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    with file.path.open("r+b") as pages:
+        pages.seek((root - 1) * size)
+        pages.write(b"\xff" * size)
+    told = file.document("doctor", code=1)
+    assert [(found["code"], found["about"]) for found in told["findings"]] == [
+        ("file-damaged", "file"),
+        ("disk-full", "file"),
+    ]
+    assert "1 MB are free beside it" in told["facts"]
+
+
 def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
     """A bucket whose workers bring a clock of another epoch is seen by that clock, in a file as on a server."""
     clock = ManualClock(5_000.0)
     bucket = TokenBucket(keepa_quota(20), key="own", storage=file.place, clock=clock, listener=lambda _: None)
-    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200))
+    bucket.reconcile(Reading(-79, refill=20.0, capacity=1200, next_refill_in=30.0))
     told = file.document("status", "own")["bucket"]
     assert "clock        its workers' own: all of this is as of their last step" in file.run("status", "own").stdout
     assert (told["balance"], told["repaired"]) == (-79, [])
@@ -71,12 +98,13 @@ def test_a_bucket_in_a_file_is_seen_by_its_own_clock(file: File) -> None:
 
 def test_a_row_without_an_end_is_given_one(file: File) -> None:
     """What would stay in the file for ever, and need not, is worth knowing; --repair lets it end."""
-    assert file.place.lifetime(KEY) == pytest.approx(86_400.0, abs=60)
     file.sql("UPDATE buckets SET ends = NULL")
     (found,) = file.document("doctor", "--repair")["findings"]
     assert (found["code"], found["fault"]) == ("no-lifetime", False)
     assert file.document("doctor")["findings"] == []
-    assert file.place.lifetime("none") is None
+    ((ends,),) = file.sql("SELECT ends FROM buckets")
+    assert ends / 1_000_000 == pytest.approx(time() + 86_400 + 45 * 60, abs=120)
+    assert not file.place.is_endless("none")
 
 
 def test_reset_and_release_work_on_a_file(file: File) -> None:

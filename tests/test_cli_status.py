@@ -11,12 +11,13 @@ from unittest.mock import Mock
 import pytest
 from redis.exceptions import MovedError
 
-from keepa_tokens import ConfigError, Quota, Reading, TokenBucket
+from keepa_tokens import ConfigError, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.redis_place import RedisPlace
 from keepa_tokens.cli.status import document as status_document
 from keepa_tokens.cli.status import headline, sentences, table
 from keepa_tokens.keepa.quota import bucket_key
+from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
@@ -48,6 +49,8 @@ MINUTELY = Quota.per_minute(10)
 UNKNOWN = seen(balance=None, reading_at=None, reading_sequence=0, drift=None)
 NET_0 = seen(balance=-5, reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
 HELD = seen(holds={"a": hold(20, tokens=412)})
+LINE = (Ticket("task", 30, 0, 7, NOW),)
+TO_480 = keepa_quota(20, recharge_to=480)
 
 TOLD = """
 a bucket in use is open: seen()
@@ -92,8 +95,13 @@ a bucket that lets something go is open: plain(5, MINUTELY)
     first line: open, a call of 10 goes in 0:30 at the latest.
 one that never refills says so: plain(20, Quota(50, 0, 60.0))
     first line: no refill, a call of 10 goes at once.
-a pause is told with its end: seen(paused_until=NOW + 90 * SECOND)
-    first line: paused, a call of 10 goes in 1:30 at the latest.
+while it recharges it is closed: seen(balance=3, quota=TO_480, closed_until=NOW + 90 * SECOND)
+    first line: recharging, a call of 10 may go in 1:30, goes in 23:34 at the latest.
+what has passed since the last refill counts: seen(refilled_at=NOW - 90 * SECOND)
+    next step: +20 in 0:31; full in 38:50
+a pause is told with its end: seen(paused_until=NOW + 5400 * SECOND)
+    paused: for another 1:30:00; `keepa-tokens resume` ends it
+    first line: paused, a call of 10 goes in 1:30:00 at the latest.
 a rate is told in the period people gave: plain(3, MINUTELY)
     terms: 10 tokens a minute, evenly, up to 10; keeps its own books
     next step: +1 in 0:06; full in 0:42
@@ -104,6 +112,22 @@ a larger capacity bounds for a minute: plain(99, MINUTELY, terms_at=NOW, wide_ca
 what the server says stands beside what the workers were told: \
 seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=300)
     terms: 5 tokens a minute, up to 300 (the server says so; the workers were told 20, up to 1,200); follows the server
+one of the two is enough to say so: seen(reported_capacity=600)
+    terms: 20 tokens a minute, up to 600 (the server says so; the workers were told 20, up to 1,200); follows the server
+so is the other: seen(reported_refill=5, reported_period_us=60 * SECOND, reported_capacity=1200)
+    terms: 5 tokens a minute, up to 1,200 (the server says so; the workers were told 20, up to 1,200); \
+follows the server
+who waits is counted: seen(balance=-5, line=LINE)
+    waiting: 1 caller, for 30 tokens
+what others spend is kept back: seen(kept_back=60, kept_back_at=NOW)
+    kept back: 60 tokens, for somebody else who was seen to spend
+a call is shown by its label: seen(holds={"a": replace(hold(12, tokens=9), label="deals")}, drift=3)
+    available: 403; 9 held in 1 call, the oldest for 0:12, deals
+    reading: 0:45 old; the server had 3 tokens more than projected
+the first reading has nothing to be compared with: seen(drift=None)
+    reading: 0:45 old
+calls may go though nothing comes: seen(reported_refill=0, reported_period_us=60 * SECOND, reported_capacity=1200)
+    first line: no refill, a call of 10 goes at once.
 a net refill of 0 says so in words: NET_0
     next step: never: the net refill is 0
 """
@@ -128,6 +152,8 @@ def test_never_is_null_for_machines() -> None:
     assert (told["state"], told["full_in"], told["next_step_in"]) == ("no refill", None, None)
     assert dict(sentences(NET_0))["call of 10"].startswith("never goes: ")
     assert status_document(UNKNOWN)["next_step_in"] is None
+    assert status_document(seen())["next_step_in"] == 22.5
+    assert status_document(seen(quota=None)) == {"key": KEY, "state": "terms lost"}
 
 
 def test_the_only_bucket_needs_no_key(valkey: Workers) -> None:
@@ -144,7 +170,11 @@ def test_the_only_bucket_needs_no_key(valkey: Workers) -> None:
     (call,) = told["holds"]
     assert (call["tokens"], round(call["age"] + call["left"])) == (7, 120)
     assert call["age"] < 60
-    assert "293; 7 held in 1 call, the oldest for 0:0" in valkey.run("status").stdout
+    said = valkey.run("status").stdout
+    assert said.startswith(f"{KEY}: open, calls go at once.\n")
+    assert "293; 7 held in 1 call, the oldest for 0:0" in said
+    assert valkey.document("status", "--all")["buckets"][0]["available"] == 293
+    assert valkey.document("status", "--prefix", "keepa_")["bucket"]["key"] == f"tokens:{KEY}"
 
 
 def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
@@ -155,6 +185,7 @@ def test_a_damaged_bucket_stays_as_it_is(valkey: Workers) -> None:
         told = valkey.document("status")["bucket"]
         assert not client.hexists(f"keepa_tokens:{KEY}", "refilled_at")
     assert told["repaired"] == ["refilled_at"]
+    assert [found["code"] for found in valkey.document("doctor", code=1)["findings"]] == ["damaged-refilled_at"]
 
 
 def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> None:
@@ -166,10 +197,11 @@ def test_of_several_the_api_key_tells_which(valkey: Workers, tmp_path: Path) -> 
     asked = valkey.run("status", code=2).stderr
     assert bucket_key("mine") in asked
     assert bucket_key("theirs") in asked
+    assert "there is no bucket 'his' in redis://127" in valkey.run("status", "his", code=2).stderr
     ways: list[tuple[list[str], dict[str, Any]]] = [
         (["--key-file", str(tmp_path / "key")], {}),
         (["--key-file", "-"], {"stdin": "mine\n"}),
-        ([], {"env": {"KEEPA_API_KEY": "mine"}}),
+        ([], {"env": {"KEEPA_API_KEY": "mine "}}),
         ([bucket_key("mine")], {}),
         ([bucket_key("mine").removeprefix("keepa-")], {}),
         ([bucket_key("mine")[:12]], {}),
@@ -205,12 +237,19 @@ def test_a_table_fits_a_narrow_terminal() -> None:
 
 def test_a_probe_shows_both_balances(valkey: Workers) -> None:
     """--probe asks the server once, shows its balance beside the projected one, and the bucket follows it."""
-    valkey.bucket().reconcile(Reading(412, refill=20.0, capacity=1200))
     fake = FakeKeepa(refill_rate=20, initial=400, key="right")
+    valkey.bucket().try_acquire()
     with FakeKeepaServer(fake) as keepa:
-        said = valkey.run("status", "--probe", "--base-url", keepa.url, env={"KEEPA_API_KEY": "right"}).stdout
-    assert "server       says 400; the bucket projected 412 (-12)" in said
-    assert fake.token_calls == 1
+        options = ("--probe", "--base-url", keepa.url)
+        first, second = (valkey.run("status", *options, env={"KEEPA_API_KEY": "right"}).stdout for _ in range(2))
+        valkey.bucket().reset()
+        valkey.bucket().reconcile(Reading(412))
+        third = valkey.document("status", *options, env={"KEEPA_API_KEY": "right"})
+    assert first.endswith("server       says 400; the bucket knew nothing\n")
+    assert "balance      400 of 1,200" in first
+    assert second.endswith("server       says 400; the bucket projected 400\n")
+    assert third["server"] == {"balance": 400, "projected": 412, "why_not": ""}
+    assert fake.token_calls == 3
     assert valkey.bucket().peek().balance == 400
 
 
@@ -278,13 +317,15 @@ def test_a_password_is_never_shown(valkey: Workers) -> None:
 
 
 def test_what_is_missing_is_said(valkey: Workers) -> None:
-    """Which place, only one, the API key of a probe, whose bucket: a command says what to give."""
+    """Which place, only one, its password, the API key of a probe, whose bucket: a command says what to give."""
     valkey.bucket().reconcile(Reading(412))
     for arguments, says in (
         ((), "--redis redis://HOST:PORT, or --sqlite FILE"),
         (("--redis", "redis://x", "--sqlite", "y"), "not both"),
+        ((KEY, "--redis", valkey.url.replace("//", "//nobody:pw@")), "refuses the user's name or password"),
         ((*valkey.where, "--probe"), "--key-file FILE (- is stdin) or KEEPA_API_KEY"),
         ((*valkey.where, "--probe", "--all"), "leave out --all"),
+        ((*valkey.where, KEY, "--all"), "leave out --all"),
     ):
         assert says in run("status", *arguments, code=2).stderr
 

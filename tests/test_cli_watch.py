@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from keepa_tokens import KeepaSync, MemoryStorage, NotEnoughTokens, Quota, Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli.look import Look
 from keepa_tokens.cli.view import Curve, Picture, chart
 from keepa_tokens.cli.watch import Story, picture
+from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import ManualClock
-from tests.cli import KEY, Workers, drawn
+from tests.cli import KEY, NOW, Workers, drawn, seen
 
 
 class Watched:
@@ -76,6 +79,9 @@ def test_what_happened_in_the_last_minute_is_counted(watched: Watched) -> None:
     assert [seen[what] for what in ("calls", "tokens", "readings", "probes")] == [1, 9, 1, 0]
     watched.clock.advance(61)
     assert watched.story.seen(watched.seen())["calls"] == 0
+    assert KeepaSync(watched.bucket).claim_probe()
+    watched.line()
+    assert watched.story.seen(watched.seen())["probes"] == 1
 
 
 def test_who_was_refused_and_waits_is_counted_with_the_time_that_it_took(watched: Watched) -> None:
@@ -86,7 +92,7 @@ def test_who_was_refused_and_waits_is_counted_with_the_time_that_it_took(watched
     for place in ("one", "two"):
         with pytest.raises(NotEnoughTokens):
             sync.try_request(5, place=place)
-    watched.line()
+    assert watched.line() == "empty: -9 of 1,200, 2 callers waiting for 10"
     watched.clock.advance(30)
     sync.try_request(5, place="one").cancel()
     watched.line()
@@ -131,8 +137,11 @@ def test_the_picture_fits_its_terminal(watched: Watched, size: tuple[int, int], 
     assert max(map(len, lines)) <= size[0]
     text = "\n".join(lines)
     assert KEY in text
+    assert "12:00:00" in text
+    assert "━━━ balance 420" in text
     assert "goes at once" in text or size[1] == 20
     assert f"{calls} call" in text or not calls
+    assert re.search(r"\n and \d+ more", text) or calls < 40
 
 
 def test_long_names_stay_in_their_column(watched: Watched) -> None:
@@ -158,6 +167,67 @@ def test_large_numbers_beside_the_chart_cut_none_of_it() -> None:
     rows = chart(Picture("", "", "", [curve], -1_200_000, 2_000_000, "", [], [], "", []), 80, 8)
     assert {row.cell_len for row in rows} == {79}
     assert (rows[0].plain[:11], rows[-1].plain[:11]) == (" 2,000,000 ", "-1,200,000 ")
+
+
+SPOKE = "The server last spoke 0:45 ago."
+BOXES = [
+    (seen(), ["Open: 412 of 1,200.", SPOKE]),
+    (
+        seen(balance=None, reading_at=None, drift=None),
+        [
+            "Unknown: unknown of 1,200.",
+            "A call waits because of this: the balance is unknown; the next caller asks the server.",
+        ],
+    ),
+    (
+        seen(kept_back=60, kept_back_at=NOW),
+        ["Open: 412 of 1,200.", SPOKE, "60 tokens are kept back for somebody else who spends."],
+    ),
+    (
+        seen(balance=-79, refilled_at=None),
+        [
+            "Empty: -79 of 1,200.",
+            "A call waits because of this: too few tokens.",
+            SPOKE,
+            "Damaged: refilled_at; `keepa-tokens doctor` says more.",
+        ],
+    ),
+    (
+        seen(balance=-5, reported_refill=0, reported_period_us=60_000_000, reported_capacity=1200),
+        ["No refill: -5 of 1,200.", "A call waits because of this: too few tokens.", SPOKE],
+    ),
+    (seen(quota=None), ["Terms lost: `keepa-tokens doctor` says more."]),
+    (Look(KEY, NOW, {}, BucketState()), ["Gone: the next call of a worker makes a new one."]),
+]
+
+
+@pytest.mark.parametrize("look, told", BOXES)
+def test_the_box_says_how_it_is_now(look: Look, told: list[str]) -> None:
+    """The box below the lanes says how the bucket is and why a call waits; one that can't be read is no crash."""
+    story = Story()
+    assert told[0].startswith(story.take(look).capitalize())
+    assert story.take(look) == ""
+    assert picture(story, look, "").box == told
+    assert story.seen(look)["tokens"] == 0
+    assert told[-1][:9] in drawn(picture(story, look, ""), 80, 30)
+
+
+def test_the_picture_shows_the_last_hour(watched: Watched) -> None:
+    """What was seen before the last hour has left the picture."""
+    watched.bucket.reconcile(Reading(100, refill=20.0, capacity=1200))
+    watched.line()
+    watched.clock.advance(5400)
+    watched.line()
+    shown = picture(watched.story, watched.seen(), "")
+    assert shown.beside_legend == "the last 1:00:00"
+    assert [x for curve in shown.curves for x, _ in curve.points] == [1.0, 1.0]
+
+
+def test_a_curve_is_drawn_in_steps() -> None:
+    """Between two points a curve stays where the first is, and then goes straight up or down; zero is a dotted line."""
+    curve = Curve("balance", [(0.0, 0), (0.3, 0), (0.7, 8), (0.99, 4)], "", "")
+    rows = chart(Picture("", "", "", [curve], -8, 8, "", [], [], "", []), 18, 3)
+    assert [row.plain for row in rows] == ["    8        ⢸⠉⠉⢹", "    0 ⠤⠤⠤⠤⠤⠤⠤⠼┈┈┈", "   -8            "]
 
 
 def test_the_next_step_is_a_token_where_the_refill_is_smooth() -> None:
@@ -196,3 +266,20 @@ def test_in_a_pipe_it_writes_lines(valkey: Workers) -> None:
     (line,) = said.splitlines()
     assert line.endswith("  open: 300 of 1,200")
     assert line[2] == line[5] == ":"
+
+
+def test_a_bucket_that_is_gone_is_watched_on(valkey: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that nobody uses ends by itself; its watch says so, and sees the next one."""
+    bucket, balances = valkey.bucket(), [7, None]
+    bucket.reconcile(Reading(300, refill=20.0, capacity=1200))
+
+    def pause(_: float) -> None:
+        balance = balances.pop()
+        if balance is None:
+            bucket.reset()
+        else:
+            bucket.reconcile(Reading(balance, capacity=1200))
+
+    monkeypatch.setattr("keepa_tokens.cli.watch.time.sleep", pause)
+    lines = valkey.run("watch", "--looks", "3").stdout.splitlines()
+    assert [line.partition("  ")[2] for line in lines] == ["open: 300 of 1,200", "gone", "open: 7 of 1,200"]

@@ -14,7 +14,7 @@ import pytest
 
 from keepa_tokens import Reading, TokenBucket, keepa_quota
 from keepa_tokens.cli import demo, old_rule
-from keepa_tokens.cli.demo import Meter, Sample
+from keepa_tokens.cli.demo import Meter, Sample, Scenario
 from keepa_tokens.cli.demo_command import picture
 from keepa_tokens.cli.shell import COMMANDS
 from keepa_tokens.cli.view import chart, fits
@@ -80,6 +80,8 @@ def test_a_pipe_gets_plain_lines() -> None:
     assert lines[0] == "4 workers on one key of 20 tokens a minute of a fake Keepa server"
     assert told[0] == "Workers ingest; each answer brings the server's balance."
     assert told[lost + 1].startswith("mended refilled_at")
+    assert (told[-1], told.count(told[0])) == ("The workers have ended.", 1)
+    assert lines[-2].startswith("the old rule    at -79, unmoved for 11:")
     assert lines[-1] == "Every bound held."
     assert "\x1b" not in "".join(lines)
 
@@ -101,7 +103,7 @@ def test_a_broken_bound_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A projection above the truth with nothing in flight is found: exit code 1, and the summary says what broke."""
     monkeypatch.setattr(demo, "FakeKeepa", SecretSpender)
     result = run("demo", "--seconds", "0", "--workers", "1", code=1)
-    assert "with nothing in flight" in result.output.split("broken:")[-1]
+    assert "above it with nothing in flight" in result.output.partition("\nbroken: projection ")[2]
     assert "Every bound held" not in result.output
     assert "\x1b" not in result.output
 
@@ -123,6 +125,8 @@ def test_a_sample_may_be_off_by_calls_in_flight_and_a_late_step(sample: Sample, 
     meter = Meter()
     meter.judge(sample)
     assert list(meter.broken.values()) == broken
+    assert meter.judged == (sample.projection is not None)
+    assert meter.worst.ahead == sample.ahead
 
 
 # --- the old rule
@@ -168,12 +172,29 @@ def test_the_picture_fits_its_terminal(
     assert said in " ".join(text.replace("│", " ").split())
 
 
+def test_each_worker_says_what_it_does() -> None:
+    """A worker starts, waits for tokens and says why, calls, and stores what it got; after the fault all wait."""
+    begun = Scenario(4, 0)
+    next(begun.play())
+    first, then, after = (
+        [lane.words for lane in picture(made, 34.0).lanes] for made in (begun, scene(16, "before"), scene(4, "after"))
+    )
+    assert "starts" in first
+    for does in ("waits for", "calls for", "stores what it got"):
+        assert any(words.startswith(does) for words in then)
+    assert all(words.endswith(": EMPTY") for words in after)
+    assert "this library:  -79, a grant in 4:0" in picture(scene(4, "after"), 34.0).box[1]
+
+
 @pytest.mark.parametrize("width", [72, 80])
 def test_the_key_sentence_is_whole_at_80_columns(width: int) -> None:
     """The sentence that the demo is made for, that the bucket recovered where the old rule stood still, isn't cut."""
     words = " ".join(drawn(picture(scene(), 34.0), width, 24).replace("│", " ").split())
     assert "Recovered: a grant after 3:49, 4:02 promised. The old rule stands at -79." in words
     assert "…" not in words or width < 80
+    assert "━ ━ old rule -79" in words
+    assert ("refill 0:" in words) == (width == 80)
+    assert "this library: -3, server asked at 2:00, granted at 3:49 (promised 4:02)" in words
 
 
 def test_curves_differ_without_colour() -> None:
@@ -193,11 +214,15 @@ def test_a_pipe_and_a_dumb_terminal_get_plain_lines(monkeypatch: pytest.MonkeyPa
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     assert not fits(out)
     monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("LINES", "30")
-    monkeypatch.setenv("TERM", "xterm")
+    good = {"COLUMNS": "72", "LINES": "20", "TERM": "xterm"}
+    for name, value in good.items():
+        monkeypatch.setenv(name, value)
     assert fits(out)
-    monkeypatch.setenv("TERM", "dumb")
+    for name, value in {"COLUMNS": "71", "LINES": "19", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+        assert not fits(out)
+        monkeypatch.setenv(name, good[name])
+    out.reconfigure(encoding="latin-1")
     assert not fits(out)
 
 

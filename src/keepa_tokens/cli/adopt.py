@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .redis_place import RedisPlace
 
 REFILL_RATE: Final = 5
-LIFETIME: Final = 86_400.0
-"""Seconds for which an adopted bucket waits for its first worker, at least."""
+LIFETIME: Final = 30 * 86_400.0
+"""Seconds for which an adopted bucket waits for its first worker."""
 
 PARTS: Final = ("balance", "timestamp", "rate", "recharge")
 
@@ -52,18 +52,17 @@ def adopt(
     """
     checked_key(key)
     plan = plan_adoption(place.now_us(), manager, refill_rate)
-    if place.fields(key) is not None:
+    if place.fields(key) is not None or (write and not place.put(key, plan.fields, LIFETIME)):
         raise ConfigError(f"there is a bucket {key!r} already: `keepa-tokens reset` it first. Nothing was changed.")
-    if write and not place.put(key, plan.fields, min(plan.found.full_in, 30 * LIFETIME) + LIFETIME):
-        raise ConfigError(f"somebody made a bucket {key!r} in this moment. Nothing was changed.")
     return plan
 
 
 def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None) -> Adoption:
     """Return the result of taking over at `now_us`, in the storage's time. Pure."""
     notes = list(manager.notes)
-    quota = keepa_quota(refill_rate or manager.rate or REFILL_RATE)
-    if refill_rate is None and manager.rate is None:
+    rate = refill_rate or manager.rate
+    quota = keepa_quota(rate or REFILL_RATE)
+    if rate is None:
         notes.append(f"no refill rate is known: {REFILL_RATE} a minute until the server's first answer")
     if manager.recharge_to is not None and manager.recharge_to > quota.capacity:
         notes.append(f"it waited to recharge to {manager.recharge_to:,}, but its bucket holds {quota.capacity:,}")
@@ -73,7 +72,7 @@ def plan_adoption(now_us: int, manager: Manager, refill_rate: int | None = None)
     if manager.refilled_at is not None:
         refilled_at = min(now_us, round(manager.refilled_at * MICROSECONDS))
     balance = None if manager.balance is None else min(manager.balance, quota.capacity)
-    state = BucketState(balance=balance, refilled_at=refilled_at, sequence=0, carry=0, probe_failures=0, quota=quota)
+    state = BucketState(balance=balance, refilled_at=refilled_at, quota=quota)
     # The bound shown is for a first call whose probe gets no answer.
     found = snapshot_of(transition(quota, state, now_us, Peek(probe_after_us=None))[1])
     return Adoption(state.to_fields(), found, notes)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from . import shell
 
 __all__ = ["app"]
+
+SHELLS: Final = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
 @click.group(cls=shell.Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,10 +29,7 @@ def app() -> None:
     """,
     then="keepa-tokens status --help",
 )
-@click.argument("kind", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("kind", metavar="SHELL", type=click.Choice(list(SHELLS)))
 def completion_command(kind: str) -> None:
     """Print a script that makes a shell complete commands and options."""
-    made = get_completion_class(kind)
-    if made is None:
-        raise shell.RefusedError(f"no completion for {kind}")
-    click.echo(made(app, {}, "keepa-tokens", "_KEEPA_TOKENS_COMPLETE").source())
+    click.echo(SHELLS[kind](app, {}, "keepa-tokens", "_KEEPA_TOKENS_COMPLETE").source())

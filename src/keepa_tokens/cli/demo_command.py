@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 import click
 
@@ -17,11 +17,7 @@ from . import old_rule, shell
 from .colours import BAD, BUSY, CARE, GOOD
 from .demo import BUCKET, DEBT, REFILL_RATE, SECONDS, Fault, Scenario, Worker
 from .view import Curve, Lane, Picture, Screen, fits
-from .where import opened
 from .words import count, duration
-
-if TYPE_CHECKING:
-    from .redis_place import RedisPlace
 
 LOW: Final = -100
 HIGH: Final = 250
@@ -113,39 +109,34 @@ def new_rule_says(scene: Scenario, fault: Fault) -> str:
 
 def old_rule_says(scene: Scenario, fault: Fault) -> str:
     """Return what the old rule did after the fault, with the same requests."""
-    granted, refused, asked = (fault.verdicts[verdict] for verdict in old_rule.Verdict)
-    if granted or asked:
-        return f"{granted} granted, {refused} refused; asked the server {count(asked, 'time')}"
+    refused = fault.verdicts[old_rule.Verdict.REFUSED]  # the only verdict without a time of the last refill
     still = duration((scene.now_us - fault.at_us) / MICROSECONDS)
     return f"unmoved for {still}, refused {count(refused, 'time')}, server never asked"
 
 
 def summary(scene: Scenario) -> list[tuple[str, str]]:
-    """Return the measurements, each with its name."""
-    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
+    """Return the measurements of a whole run, each with its name."""
+    fault, meter, worst = cast("Fault", scene.fault), scene.meter, scene.meter.worst
     allowed = f"{worst.allowed} allowed then ({worst.in_flight} in flight, {count(worst.steps, 'refill step')})"
-    lines = [
+    return [
         ("run", f"{duration(scene.now_us / MICROSECONDS)} of server time, {count(len(scene.workers), 'worker')}"),
         ("calls", f"{count(scene.counts['answers'], 'answer')}, {count(scene.fake.spent, 'token')}"),
         ("waits", _waits(scene)),
-        ("refused by the server", str(scene.fake.refused)),
-        ("probes of the server", str(scene.fake.token_calls)),
+        ("refused", str(scene.fake.refused)),
+        ("probes", str(scene.fake.token_calls)),
         ("compared", f"{meter.judged:,} times, {meter.quiet:,} of them with nothing in flight"),
         ("furthest apart", f"{count(abs(worst.ahead), 'token')}; {allowed}"),
+        ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
+        ("this library", f"mended {fault.repaired}, {new_rule_says(scene, fault)}"),
+        ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene, fault)}"),
     ]
-    if fault is not None:
-        lines += [
-            ("the fault", f"balance {DEBT}, the server's too; then the timestamp was lost"),
-            ("this library", f"mended {fault.repaired}, {new_rule_says(scene, fault)}"),
-            ("the old rule", f"at {scene.old_balance}, {old_rule_says(scene, fault)}"),
-        ]
-    return lines
 
 
 def document(scene: Scenario, seed: int) -> dict[str, object]:
-    """Return the run as a JSON document. Times are seconds of the server's clock."""
-    fault, meter, worst = scene.fault, scene.meter, scene.meter.worst
-    told: dict[str, object] = {
+    """Return a whole run as a JSON document. Times are seconds of the server's clock."""
+    fault, meter, worst = cast("Fault", scene.fault), scene.meter, scene.meter.worst
+    names = ("promised", "repaired", "asked_after", "recovered_after")
+    return {
         "ok": not meter.broken,
         "broken": list(meter.broken.values()),
         "server_seconds": scene.now_us / MICROSECONDS,
@@ -160,17 +151,17 @@ def document(scene: Scenario, seed: int) -> dict[str, object]:
         },
         "samples": {"judged": meter.judged, "quiet": meter.quiet},
         "furthest_apart": asdict(worst) | {"apart": abs(worst.ahead), "allowed": worst.allowed},
-        "fault": None,
-        "old_rule": None,
+        "fault": {
+            "at": fault.at_us / MICROSECONDS,
+            "balance": DEBT,
+            **{name: getattr(fault, name) for name in names},
+        },
+        "old_rule": {
+            "balance": scene.old_balance,
+            "stood_still": (scene.now_us - fault.at_us) / MICROSECONDS,
+            **{verdict.name.lower(): fault.verdicts[verdict] for verdict in old_rule.Verdict},
+        },
     }
-    if fault is not None:
-        names = ("promised", "repaired", "asked_after", "recovered_after")
-        told["fault"] = {"at": fault.at_us / MICROSECONDS, "balance": DEBT} | {
-            name: getattr(fault, name) for name in names
-        }
-        still = {"balance": scene.old_balance, "stood_still": (scene.now_us - fault.at_us) / MICROSECONDS}
-        told["old_rule"] = still | {verdict.name.lower(): fault.verdicts[verdict] for verdict in old_rule.Verdict}
-    return told
 
 
 @shell.command(
@@ -206,7 +197,9 @@ def demo_command(
     with ExitStack() as ending:
         place = None
         if redis_url is not None:
-            place = cast("RedisPlace", opened(redis_url, None, f"keepa_tokens:demo:{new_id()}:"))
+            from .redis_place import RedisPlace  # noqa: PLC0415 - the client it needs is an extra
+
+            place = RedisPlace.from_url(redis_url, prefix=f"keepa_tokens:demo:{new_id()}:")
             ending.callback(place.close)
             ending.callback(place.delete, BUCKET)
         scene = Scenario(workers, seed, place)
@@ -234,13 +227,12 @@ def _show(scene: Scenario, seconds: float, screen: Screen | None) -> None:
             time.sleep(max(0.0, started + at / SECONDS * seconds - time.monotonic()))
     if screen is None:
         _print_news(scene)
-    console = shell.console()
-    console.print()
+    click.echo()
     shell.print_table(summary(scene))
     for words in scene.meter.broken.values():
-        console.print(f"broken: {words}", style=f"bold {BAD}")
+        shell.say(f"broken: {words}", f"bold {BAD}")
     if not scene.meter.broken:
-        console.print("Every bound held.", style=f"bold {GOOD}")
+        shell.say("Every bound held.", f"bold {GOOD}")
 
 
 def _print_news(scene: Scenario) -> None:

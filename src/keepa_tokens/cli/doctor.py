@@ -11,10 +11,10 @@ from typing import Final
 
 from ..rules.decision import Snapshot
 from ..rules.transition import lifetime_us
-from ..units import MICROSECONDS
+from ..units import MICROSECONDS, MINUTE_US
 from .finding import Finding
 from .look import Look
-from .words import count, duration, plain
+from .words import count, duration
 
 DEAD_PART: Final = 0.75
 """If a call has used this part of its hold's time, its worker is probably dead."""
@@ -31,7 +31,7 @@ DRIFT_PART: Final = 10
 UNASKED: Final = 3
 """Probes that may fail in a row before it is worth a finding."""
 
-RECENT: Final = 300.0
+RECENT_US: Final = 5 * MINUTE_US
 UNREAD: Final = 1200.0
 """Seconds without a reading that are too long while callers wait: a refusal should have asked the server."""
 
@@ -39,6 +39,8 @@ STANDS_FOR: Final = 2.5
 """Seconds within which a live caller goes once it may: callers that wait look again within a second or two."""
 
 EFFECTS: Final = {
+    "balance": "it counts as unknown, so the next call asks the server; without one, as 0, and refills from there",
+    "hold": "that call's tokens are not set aside any more; its settle changes nothing",
     "refilled_at": "the time that passed since the last refill is lost; it refills from the next command on",
     "carry": "less than one token of the refill under way is lost",
     "sequence": "answers in flight are put in order by the server's time alone",
@@ -69,7 +71,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
         return
     yield from _damage(look)
     snapshot = look.snapshot()
-    if snapshot is None or look.quota is None:
+    if snapshot is None:
         return
     yield from _terms(look, later)
     yield from _refill(snapshot)
@@ -92,7 +94,7 @@ def _examine(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
             "nothing, if that is meant; else leave clock= out, so that all workers go by the storage's time",
             fault=False,
         )
-    elif look.lifetime == -1 and lifetime_us(look.state, look.now_us) is not None:
+    elif look.endless and lifetime_us(look.state, look.now_us) is not None:
         yield Finding(
             "no-lifetime",
             "its key has no lifetime",
@@ -115,24 +117,16 @@ def _damage(look: Look) -> Iterator[Finding]:
             "the next call of a worker writes them again",
         )
     for name in names:
-        how = "can't be read" if name in look.state.unreadable or name in look.fields else "is missing"
-        how = "says what can't be" if name in look.fields and name not in look.state.unreadable else how
+        kind, how = name.partition(":")[0], "says what can't be" if name in look.fields else "is missing"
+        if name in look.state.unreadable:
+            how = "can't be read"
         yield Finding(
-            f"damaged-{name.partition(':')[0]}",
+            f"damaged-{kind}",
             f"its field {name} {how}",
-            _effect(look, name),
+            EFFECTS.get(kind, "a safe value takes its place"),
             "any call of a worker mends it" + ", or `keepa-tokens doctor --repair` now" * (look.quota is not None),
             mend="fields" if look.quota is not None else "",  # by which terms?
         )
-
-
-def _effect(look: Look, name: str) -> str:
-    if name == "balance" and look.quota is not None:
-        unknown = "the balance counts as unknown, so the next call asks the server"
-        return unknown if look.quota.synced else "it counts as 0 and refills from there"
-    if name.startswith("hold:"):
-        return "that call's tokens are not set aside any more; its settle changes nothing"
-    return EFFECTS.get(name, "a safe value takes its place")
 
 
 def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
@@ -143,10 +137,8 @@ def _terms(look: Look, later: Sequence[Look]) -> Iterator[Finding]:
             "capacity and refill are now those of the one, now those of the other",
             "give all workers the same refill rate and options for this bucket",
         )
-        return
-    terms_at = look.state.terms_at
-    ago = None if terms_at is None else (look.now_us - terms_at) / MICROSECONDS
-    if ago is not None and 0 <= ago < RECENT:
+    elif look.state.terms_at is not None and 0 <= look.now_us - look.state.terms_at < RECENT_US:
+        ago = (look.now_us - look.state.terms_at) / MICROSECONDS
         yield Finding(
             "terms-changed",
             f"its terms changed {duration(ago)} ago",
@@ -250,13 +242,12 @@ def _line(look: Look, snapshot: Snapshot, later: Sequence[Look]) -> Iterator[Fin
 
 
 def _calls(look: Look, snapshot: Snapshot) -> Iterator[Finding]:
-    charged = "they are charged then" if snapshot.quota.synced else "it is forgotten then"
     for call in snapshot.in_flight:
         if call.age >= min(max(DEAD_PART * (call.age + call.runs_out_in), ALIVE_FOR), DEAD_AFTER):
-            of = f" of {plain(call.label)}" if call.label else ""
+            of = f" of {call.label}" if call.label else ""
             yield Finding(
                 "dead-hold",
                 f"a call{of} has held {count(call.tokens, 'token')} for {duration(call.age)}: its worker may be dead",
-                f"the tokens stay set aside for another {duration(call.runs_out_in)}; {charged}",
+                f"the tokens stay set aside for another {duration(call.runs_out_in)}, and count as spent then",
                 f"nothing, or `keepa-tokens release {call.id} {look.key}` if the call was certainly never sent",
             )

@@ -8,16 +8,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.text import Text
 
 from ..errors import ConfigError, StorageUnavailable
 from . import shell
 from .colours import BAD, CARE, GOOD
 from .doctor import could_go, examine
 from .finding import Finding
-from .look import Look, Place, all_buckets, door, look
+from .look import Look, Place, all_buckets, look
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import count, plain
+from .words import count
 
 if TYPE_CHECKING:
     from .probe import Answer
@@ -73,9 +72,9 @@ def doctor_command(
         else:
             facts.append(f"Keepa {answer.sentence()}")
     wanted = {(found.about, found.mend) for found in findings if found.mend and repair}
-    mended = [_mend(place, about, mend) for about, mend in sorted(wanted)]
-    again = [look(place, about) for about in {about for about, _ in wanted}]
-    left = {(found.about, found.code) for found in _examined(place, [seen for seen in again if seen])}
+    mended = [mended_now(place, about, mend) for about, mend in sorted(wanted)]
+    again = filter(None, [look(place, about) for about in {about for about, _ in wanted}])
+    left = {(found.about, found.code) for found in _examined(place, list(again))}
     gone = {(found.about, found.code) for found in findings if found.mend and repair} - left
     healthy = [seen.key for seen in looks if seen.key not in {found.about for found in findings}]
     faults = sum(found.fault and (found.about, found.code) not in gone for found in findings)
@@ -112,49 +111,45 @@ def _examined(place: Place, looks: Sequence[Look]) -> list[Finding]:
     later: dict[str, list[Look]] = {seen.key: [] for seen in looks}
     for _ in range(LOOKS if looks else 0):
         time.sleep(APART_IN_LINE if any(map(could_go, looks)) else APART)
-        for key, seen in [(key, look(place, key)) for key in later]:
-            later[key] += [] if seen is None else [seen]
+        for seen in filter(None, [look(place, key) for key in later]):
+            later[seen.key].append(seen)
     return [found for seen in looks for found in examine(seen, later=later[seen.key])]
 
 
-def _mend(place: Place, key: str, mend: str) -> str:
+def mended_now(place: Place, key: str, mend: str) -> str:
     """Mend a bucket and return what was done."""
     seen = look(place, key)
     snapshot = None if seen is None else seen.snapshot()
-    if seen is None or seen.quota is None or snapshot is None:
+    if seen is None or snapshot is None:
         return f"{key}: nothing, it is gone or its terms are lost"
     try:
         if mend == "fields":
-            door(place, key, seen.quota, seen.clock).peek()  # a worker's look mends the fields and writes them
-            return f"{key}: {', '.join(dict.fromkeys((*seen.state.unreadable, *snapshot.repaired)))}"
+            seen.door(place).peek()  # a worker's look mends the fields and writes them
+            return f"{key}: {', '.join(snapshot.repaired)}"
         place.keep_for(key, DAY + min(snapshot.full_in, 365 * DAY))
     except (StorageUnavailable, ConfigError) as error:
-        return f"{key}: nothing: {str(error).rstrip('.')}"
+        return f"{key}: nothing: {error}"
     return f"{key}: its key ends a day after the bucket would be full, if nobody uses it any more"
 
 
 def _print(name: str, facts: Sequence[str], healthy: Sequence[str], findings: Sequence[Finding]) -> None:
-    console = shell.console()
     shell.print_table(
         [("looked at", name), *(("fine", fact) for fact in facts), *(("fine", f"bucket {key}") for key in healthy)]
     )
     for number, finding in enumerate(findings, 1):
-        console.print()
+        click.echo()
         style = f"bold {BAD if finding.fault else CARE}"
-        heading = plain(f"{number}. {finding.about}: {finding.what}.")
-        for line in shell.wrap(heading, console, "   "):
-            console.print(Text(line, style))
+        shell.say(f"{number}. {finding.about}: {finding.what}.", style, "   ")
         shell.print_table([("   effect", f"{finding.effect}."), ("   cure", f"{finding.cure}.")])
 
 
 def _print_end(findings: Sequence[Finding], mended: Sequence[str], faults: int) -> None:
-    console = shell.console()
-    console.print()
+    click.echo()
     for words in mended:
-        console.print(Text(plain(f"mended {words}"), GOOD))
+        shell.say(f"mended {words}", GOOD)
     before = sum(finding.fault for finding in findings)
     if before:
         left = f", {count(faults, 'is', 'are')} left" if mended else ""
-        console.print(Text(f"{count(before, 'fault')} found{left}.", f"bold {BAD if faults else GOOD}"))
+        shell.say(f"{count(before, 'fault')} found{left}.", f"bold {BAD if faults else GOOD}")
     else:
-        console.print(Text("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", f"bold {GOOD}"))
+        shell.say("Nothing is wrong" + "; the above is worth knowing" * bool(findings) + ".", f"bold {GOOD}")

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final, cast
 
+from ..bucket import TokenBucket
 from ..errors import ConfigError, StorageUnavailable
 from ..quota import Quota
 from ..units import MICROSECONDS, TOLERANCE_US
 from .finding import Finding
 from .hand_made import all_names, stuck
-from .look import door, keys_of
+from .look import keys_of
 from .redis_place import RedisPlace
 from .words import count, text
 
@@ -38,7 +39,7 @@ REFUSALS: Final = {
     r"permission": (
         "rights",
         "its user may not do what a bucket needs",
-        "allow it what the documentation lists for a worker: ACL SETUSER worker ...",
+        "allow it what the documentation lists: ACL SETUSER worker +evalsha, and so on",
     ),
     r"out.?of.?memory|used memory": (
         "full",
@@ -62,11 +63,11 @@ def examine_server(place: RedisPlace, *, plain: bool) -> Iterator[str | Finding]
     """
     yield from _clock(place)
     try:
-        reply = cast("Mapping[object, object]", place.command("INFO"))
-    except StorageUnavailable:
+        reply = cast("Mapping[str, object]", place.command("INFO"))
+    except (StorageUnavailable, ConfigError):
         yield "INFO is not allowed to this user: memory, persistence and replication were not looked at"
     else:
-        yield from read_info({str(name): str(value) for name, value in reply.items()}, plain=plain)
+        yield from read_info({name: str(value) for name, value in reply.items()}, plain=plain)
     yield from _write(place)
     try:
         yield from (*strangers(place), *stuck(place, place.now_us() / MICROSECONDS))
@@ -142,8 +143,9 @@ def _version(info: Mapping[str, str]) -> Iterator[str | Finding]:
 def _memory(info: Mapping[str, str]) -> Iterator[str | Finding]:
     limit, used = int(info.get("maxmemory", "0")), int(info.get("used_memory", "0"))
     policy = info.get("maxmemory_policy", "noeviction")
-    yield "evicts nothing" if not limit or policy == "noeviction" else f"evicts by {policy}"
-    if limit and policy != "noeviction":
+    if not limit or policy == "noeviction":
+        yield "evicts nothing"
+    else:
         yield Finding(
             "evicts",
             f"once its memory is full it deletes keys ({policy}), buckets too",
@@ -153,7 +155,7 @@ def _memory(info: Mapping[str, str]) -> Iterator[str | Finding]:
     if limit and used > FULL * limit:
         yield Finding(
             "nearly-full",
-            f"{min(100.0, 100 * used / limit):.0f} % of its memory is used",
+            f"{100 * used / limit:.0f} % of its memory is used",
             "soon it refuses writes, or deletes keys",
             "raise maxmemory, or delete what others have left there",
         )
@@ -185,8 +187,8 @@ def _persistence(info: Mapping[str, str], *, plain: bool) -> Iterator[str | Find
 
 
 def _replication(info: Mapping[str, str]) -> Iterator[str | Finding]:
-    role, replicas = info.get("role", "master"), int(info.get("connected_slaves", "0"))
-    yield "is a replica" if role != "master" else f"has {count(replicas, 'replica') if replicas else 'no replica'}"
+    replicas = int(info.get("connected_slaves", "0"))
+    yield f"has {count(replicas, 'replica') if replicas else 'no replica'}"
     for number in range(replicas):
         # A client returns either the server's text or a mapping made from it.
         lag = re.search(r"\blag\W+(\d+)", info.get(f"slave{number}", ""))
@@ -203,7 +205,7 @@ def _write(place: RedisPlace) -> Iterator[str | Finding]:
     """Use a bucket of our own: that needs the script, and all rights that a worker needs."""
     key = f"doctor-{secrets.token_hex(4)}"
     try:
-        door(place, key, Quota.per_second(1)).try_acquire()
+        TokenBucket(Quota.per_second(1), key=key, storage=place, listener=lambda _: None).try_acquire()
     except (StorageUnavailable, ConfigError) as error:
         said = str(error).rstrip(".")
         code, what, cure = next(
@@ -215,5 +217,5 @@ def _write(place: RedisPlace) -> Iterator[str | Finding]:
     yield "runs the script, and lets this user write"
     try:
         place.delete(key)
-    except StorageUnavailable:
+    except (StorageUnavailable, ConfigError):
         yield f"DEL is not allowed to this user: {key} ends by itself in a minute"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .words import plain
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -22,8 +20,3 @@ class Finding:
     fault: bool = True
     mend: str = ""
     about: str = "server"
-
-    def __post_init__(self) -> None:
-        """Put texts that others have stored on one line. `about` stays as it is: `--repair` finds the key by it."""
-        for name in ("what", "effect", "cure"):
-            object.__setattr__(self, name, plain(getattr(self, name)))

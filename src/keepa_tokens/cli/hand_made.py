@@ -27,8 +27,13 @@ MOST_TOKENS: Final = 1_000_000
 
 BALANCE: Final = re.compile(r"token|balance|bucket|credit|keepa", re.IGNORECASE)
 STAMP: Final = re.compile(r"time|stamp|(?:^|[_:.-])ts\b|updated|refill(?!.?rate)|last|synced|[_:.-]at$", re.IGNORECASE)
-RATE: Final = re.compile(r"rate|per.?min", re.IGNORECASE)
-RECHARGE: Final = re.compile(r"recharge", re.IGNORECASE)
+PARTS: Final = {
+    "timestamp": STAMP,
+    "rate": re.compile(r"rate|per.?min", re.IGNORECASE),
+    "recharge": re.compile(r"recharge", re.IGNORECASE),
+}
+"""What stands beside a balance, by the option of `adopt` that names it."""
+
 SEPARATORS: Final = re.compile(r"[:._/-]")
 
 MILLISECONDS_FROM: Final = 1e11
@@ -55,7 +60,7 @@ class Manager:
     @property
     def stuck(self) -> bool:
         """Whether it is in the state that it can't leave: in debt, and without the time of the last refill."""
-        return self.balance is not None and self.balance < 0 and self.refilled_at is None
+        return self.refilled_at is None and (self.balance or 0) < 0
 
 
 def understand(texts: Mapping[str, str | None], now: float) -> Manager:
@@ -64,21 +69,20 @@ def understand(texts: Mapping[str, str | None], now: float) -> Manager:
     balance = _number(texts.get("balance"))
     if balance is None:
         notes.append("there is no balance that can be read: nothing is known, and the server is asked first")
-    refilled_at = instant(texts.get("timestamp"), now)
+    stamp = texts.get("timestamp")
+    refilled_at = instant(stamp, now)
     if refilled_at is None:
-        how = "is missing" if texts.get("timestamp") is None else "can't be read, or lies ahead"
+        how = "is missing" if stamp is None else "can't be read, or lies ahead"
         notes.append(f"the time of the last refill {how}: it refills from now on, so nothing is made up")
-    elif not _has_zone(texts.get("timestamp") or ""):
+    elif not _has_zone(stamp or ""):
         notes.append("the time of the last refill names no time zone: it is taken for UTC; if it isn't, leave it out")
-    rate = _number(texts.get("rate"))
-    if rate is not None and rate < 1:
-        rate = None
+    rate = _number(texts.get("rate")) or 0
     recharge = texts.get("recharge")
     recharge_to = _number(recharge)
     if recharge is not None and (recharge_to is None or recharge_to <= 1):
         notes.append(f"the recharge flag ({recharge[:20]}) is left out: it has no end")
         recharge_to = None
-    return Manager(balance, refilled_at, rate, recharge_to, tuple(notes))
+    return Manager(balance, refilled_at, rate if rate > 0 else None, recharge_to, tuple(notes))
 
 
 def _number(said: str | None) -> int | None:
@@ -93,7 +97,7 @@ def _number(said: str | None) -> int | None:
 def _has_zone(said: str) -> bool:
     """Return whether a readable time has a time zone; a number counts as having one."""
     try:
-        return datetime.fromisoformat(said.strip()).tzinfo is not None
+        return datetime.fromisoformat(said).tzinfo is not None
     except ValueError:
         return True
 
@@ -106,7 +110,7 @@ def instant(said: str | None, now: float) -> float | None:
         at = float(said)
     except ValueError:
         try:
-            parsed = datetime.fromisoformat(said.strip())
+            parsed = datetime.fromisoformat(said)
         except ValueError:
             return None
         at = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
@@ -126,8 +130,9 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
         kind = text(place.command("TYPE", name))
         if kind == "string" and not STAMP.search(name) and (_number(_get(place, name)) or 0) < 0:
             stem = SEPARATORS.split(name)[0]
-            kin = [other for other in names if other == name or SEPARATORS.split(other)[0] == stem]
-            texts = {other: _get(place, other) if other == name or STAMP.search(other) else None for other in kin}
+            kin = [other for other in names if SEPARATORS.split(other)[0] == stem]
+            asked = [other for other in kin if other == name or any(sign.search(other) for sign in PARTS.values())]
+            texts = {other: said for other in asked if (said := _get(place, other)) is not None}
             yield from _stuck_in(texts, [name], name, now)
         elif kind == "hash" and int(text(place.command("HLEN", name))) <= MOST_FIELDS:
             reply = cast("Mapping[object, object]", place.command("HGETALL", name))
@@ -137,29 +142,24 @@ def stuck(place: RedisPlace, now: float) -> Iterator[Finding]:
 
 
 def _stuck_in(
-    texts: Mapping[str, str | None], balances: list[str], name: str, now: float, *, hashed: bool = False
+    texts: Mapping[str, str], balances: list[str], name: str, now: float, *, hashed: bool = False
 ) -> Iterator[Finding]:
     """Yield a finding for the first balance below 0, unless there is a time of the last refill with it."""
-    if any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
+    at, balance = next(((at, debt) for at in balances if (debt := _number(texts.get(at)) or 0) < 0), ("", 0))
+    if not at or any(STAMP.search(other) and instant(said, now) is not None for other, said in texts.items()):
         return
-    for at in balances:
-        balance = _number(texts[at])
-        if balance is None or balance >= 0:
-            continue
-        options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
-        for part, pattern in (("timestamp", STAMP), ("rate", RATE), ("recharge", RECHARGE)):
-            options += [
-                f"--{part}-key {shlex.quote(other)}" for other in texts if other != at and pattern.search(other)
-            ][:1]
-        yield Finding(
-            "stuck-manager",
-            f"holds a balance of {balance}{f' in its field {at}' * hashed}, and no time of the last refill beside it",
-            "a manager that takes now for a missing time never refills, and below its threshold never asks the server:"
-            " it stands still until somebody looks",
-            f"stop it, then `keepa-tokens adopt {' '.join(options)}` takes its state over",
-            about=name,
-        )
-        return
+    options = [f"--hash {shlex.quote(name)}"] * hashed + [f"--balance-key {shlex.quote(at)}"]
+    for part, sign in PARTS.items():
+        found = next((other for other in texts if sign.search(other)), None)
+        options += [] if found is None else [f"--{part}-key {shlex.quote(found)}"]
+    yield Finding(
+        "stuck-manager",
+        f"holds a balance of {balance}{f' in its field {at}' * hashed}, and no time of the last refill beside it",
+        "a manager that takes now for a missing time never refills, and below its threshold never asks the server:"
+        " it stands still until somebody looks",
+        f"stop it, then `keepa-tokens adopt {' '.join(options)}` takes its state over",
+        about=name,
+    )
 
 
 def all_names(place: RedisPlace) -> Iterator[str]:

@@ -5,13 +5,12 @@ A place is a storage that also shows and changes stored fields past the rules: f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
+from .._plans import snapshot_of
 from ..bucket import TokenBucket
-from ..clock import Clock
 from ..errors import ConfigError
 from ..quota import Quota
 from ..rules.commands import Acquire, Command, Outcome, Peek
@@ -43,7 +42,7 @@ class Step:
 class Look:
     """A bucket at `now_us` of its storage's time.
 
-    lifetime: seconds for which the storage will keep it; -1: for ever; None: unknown, or as long as the storage.
+    endless: whether the storage keeps it for ever.
     own_clock: its workers bring a clock of their own; `now_us` is then the time of their last step.
     """
 
@@ -51,7 +50,7 @@ class Look:
     now_us: int
     fields: Mapping[str, str]
     state: BucketState
-    lifetime: float | None = None
+    endless: bool = False
     own_clock: bool = False
 
     @property
@@ -60,43 +59,33 @@ class Look:
         return self.state.quota
 
     @property
-    def clock(self) -> Clock | None:
-        """The clock for a step: None (the storage's time), or one that stands at the last step of the workers."""
-        return ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
-
-    @property
     def trouble(self) -> str:
-        """Why the rules can't read the bucket: lost terms, or a newer release's state; empty if they can."""
+        """Why the rules can't read it: the bucket or its terms are gone, or a newer release's; empty if they can."""
         if self.quota is None:
-            return "terms lost"
-        return "" if self._outcome(Peek()) else "newer release"
-
-    def snapshot(self, tokens: int = 1) -> Snapshot | None:
-        """Return what `peek` would; None if there is `trouble`."""
-        outcome = self._outcome(Peek(tokens))
-        return None if outcome is None else outcome.snapshot
-
-    def ask(self, tokens: int) -> Decision | None:
-        """Return the decision on a request for `tokens`; None if there is `trouble`."""
-        outcome = self._outcome(Acquire(tokens))
-        return None if outcome is None else outcome.decision()
-
-    def _outcome(self, command: Command) -> Outcome | None:
-        """Return the outcome of a command; None if there is `trouble`."""
-        if self.quota is None:
-            return None
+            return "terms lost" if self.fields else "gone"
         try:
-            return transition(self.quota, self.state, self.now_us, command)[1]
-        except ConfigError:  # of a newer release
-            return None
+            self.ask(1)
+        except ConfigError:
+            return "newer release"
+        return ""
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what `peek` would; None if there is `trouble`, where what follows can't be asked."""
+        return None if self.trouble else snapshot_of(self._outcome(Peek()))
+
+    def ask(self, tokens: int) -> Decision:
+        """Return the decision on a request for `tokens`."""
+        return self._outcome(Acquire(tokens)).decision()
 
     def latest(self, tokens: int) -> float:
         """Return the seconds until a request for `tokens` goes at the latest, if nobody else asks; inf: perhaps never.
 
         A decision's `retry_after` may be earlier: it assumes that calls in flight cost nothing.
         """
-        outcome = self._outcome(Peek(tokens, probe_after_us=None))  # the server may never answer
-        return math.inf if outcome is None or outcome.snapshot is None else outcome.snapshot.bound
+        return snapshot_of(self._outcome(Peek(tokens, probe_after_us=None))).bound  # the server may never answer
+
+    def _outcome(self, command: Command) -> Outcome:
+        return transition(cast("Quota", self.quota), self.state, self.now_us, command)[1]
 
     def next_step(self, snapshot: Snapshot) -> Step | None:
         """Return the next refill step, or the next token of a smooth refill; None if none comes, or it is unknown."""
@@ -113,10 +102,10 @@ class Look:
         """Return who stands in line, the first one first."""
         return standing(self.state.line, self.now_us)
 
-
-def door(place: Place, key: str, quota: Quota, clock: Clock | None = None) -> TokenBucket:
-    """Return a bucket as a worker would use it, with a silent listener. clock: that of the look at it."""
-    return TokenBucket(quota, key=key, storage=place, clock=clock, listener=lambda _: None)
+    def door(self, place: Place) -> TokenBucket:
+        """Return the bucket as a worker would use it; one on a clock of its own stands at its workers' last step."""
+        clock = ManualClock(self.now_us / MICROSECONDS) if self.own_clock else None
+        return TokenBucket(cast("Quota", self.quota), key=self.key, storage=place, clock=clock, listener=lambda _: None)
 
 
 def look(place: Place, key: str) -> Look | None:
@@ -124,12 +113,13 @@ def look(place: Place, key: str) -> Look | None:
     fields = place.fields(key)
     if fields is None:
         return None
-    state, now, lifetime = BucketState.from_fields(fields), place.now_us(), place.lifetime(key)
+    state, now, endless = BucketState.from_fields(fields), place.now_us(), place.is_endless(key)
     # Only a bucket whose workers bring a clock of their own has no lifetime and times far from the storage's.
-    own_clock = lifetime == -1 and state.refilled_at is not None and abs(now - state.refilled_at) > YEAR_US
+    own_clock = endless and state.refilled_at is not None and abs(now - state.refilled_at) > YEAR_US
     if own_clock:
-        now = max(state.refilled_at or 0, state.reading_at or 0)
-    return Look(key, now, fields, state, lifetime, own_clock)
+        opened = [hold.expires_at - hold.hold_for for hold in state.holds.values()]
+        now = max(state.refilled_at or 0, state.reading_at or 0, *opened)
+    return Look(key, now, fields, state, endless, own_clock)
 
 
 def keys_of(place: Place) -> list[str]:
@@ -139,7 +129,4 @@ def keys_of(place: Place) -> list[str]:
 
 def all_buckets(place: Place) -> Iterator[Look]:
     """Look at every bucket, in the order of their keys."""
-    for key in keys_of(place):
-        seen = look(place, key)
-        if seen is not None:
-            yield seen
+    return filter(None, (look(place, key) for key in keys_of(place)))

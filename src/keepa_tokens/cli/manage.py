@@ -10,9 +10,9 @@ import click
 from ..rules.commands import Cancel
 from ..rules.decision import Snapshot
 from . import shell, status
-from .look import Look, door
+from .look import Look
 from .where import Where, with_bucket
-from .words import count, duration, listed, plain
+from .words import count, duration, listed
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DAY: Final = 86_400
@@ -21,7 +21,6 @@ SPAN: Final = re.compile(r"(?:\d+[smhd])+", re.ASCII)
 
 def _span(_: click.Context, __: click.Parameter, said: str) -> int:
     """Return the seconds of 90s, 30m or 1h30m."""
-    said = said.strip().lower()
     seconds = sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", said))
     if not SPAN.fullmatch(said) or not 0 < seconds <= DAY:
         raise click.BadParameter(f"{said!r} is no duration up to a day: write 90s, 30m, 1h30m")
@@ -41,8 +40,8 @@ def _span(_: click.Context, __: click.Parameter, said: str) -> int:
 )
 def pause_command(where: Where, *, span: int) -> None:
     """Let no call go for a while. Calls in flight are settled as ever. A pause ends by itself."""
-    seen, found = _known(where)
-    door(where.place, seen.key, found.quota, seen.clock).pause(span)
+    seen, _ = _known(where)
+    seen.door(where.place).pause(span)
     since = ", from the last step of its workers' own clock" if seen.own_clock else ""
     shell.say(f"{seen.key} is paused for {duration(span)}{since}: no call goes, what is in flight is settled as ever.")
 
@@ -61,7 +60,7 @@ def resume_command(where: Where) -> None:
     if not found.paused_for:
         shell.say(f"{seen.key} was not paused; nothing was changed.")
         return
-    door(where.place, seen.key, found.quota, seen.clock).pause(0)
+    seen.door(where.place).pause(0)
     shell.say(f"{seen.key} goes on; {duration(found.paused_for)} of its pause were left.")
 
 
@@ -133,9 +132,9 @@ def _ask_twice(what: str, word: str, *, yes: bool) -> None:
     """Ask whether to do something that can't be undone, then for a word; `--yes` answers both."""
     if yes:
         return
-    shell.say(plain(what), err=True)
+    shell.say(what, err=True)
     if not click.confirm("Go on?", err=True):
         raise shell.RefusedError("nothing was changed")
     said = click.prompt(f"It can't be undone. Type {word} to do it", err=True, default="", show_default=False)
-    if str(said).strip() != word:
+    if said != word:
         raise shell.RefusedError("that is not it; nothing was changed")

@@ -10,7 +10,7 @@ import httpx
 from ..keepa.probe import http_probe
 from ..keepa.reading import envelope
 from ..keepa.sync import KeepaSync
-from .look import Look, Place, door
+from .look import Look, Place
 from .shell import KeyRefusedError
 
 REFUSALS: Final = frozenset({400, 401, 402, 403})
@@ -46,8 +46,8 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
     Raises KeyRefusedError if the server refuses the API key.
     """
     snapshot = look.snapshot()
-    if look.quota is None or snapshot is None or not look.quota.synced:
-        return Answer(None, None, "this bucket follows no server")
+    if snapshot is None or not snapshot.quota.synced:
+        return Answer(None, None, look.trouble or "this bucket follows no server")
     try:
         status, body = http_probe(api_key, base_url=base_url)()
     except TimeoutError as error:  # the probe's own words
@@ -55,11 +55,11 @@ def ask_server(place: Place, look: Look, api_key: str, base_url: str) -> Answer:
     except httpx.HTTPError as error:  # only its type is shown: its text may have the URL with the key
         return Answer(snapshot.balance, None, f"asking it failed ({type(error).__name__})")
     heard = envelope(body)
-    if heard.reading is None and status in REFUSALS:
-        raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
     if heard.reading is None:
+        if status in REFUSALS:
+            raise KeyRefusedError(f"the server refused the API key (HTTP {status}): is it the right one, and paid for?")
         return Answer(snapshot.balance, None, f"HTTP {status}, {heard.why}")
-    bucket = door(place, look.key, look.quota, look.clock)
+    bucket = look.door(place)
     before = bucket.peek()
     KeepaSync(bucket).observe(body, status=status)
     return Answer(before.balance, heard.reading.balance, held=before.held)

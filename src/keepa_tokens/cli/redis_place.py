@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, cast
 
-from ..errors import ConfigError, StorageUnavailable
+from ..errors import ConfigError
 from ..storage.redis import RedisStorage
 from ..units import MICROSECONDS
 from .words import text
@@ -33,15 +33,9 @@ class RedisPlace(RedisStorage):
         seconds, micros = cast("tuple[object, object]", self.command("TIME"))
         return int(text(seconds)) * MICROSECONDS + int(text(micros))
 
-    def lifetime(self, key: str) -> float | None:
-        """Return the seconds for which the server keeps a bucket; -1: for ever; None: it is gone, or PTTL fails."""
-        try:
-            milliseconds = int(text(self.command("PTTL", self.prefix + key)))
-        except StorageUnavailable:
-            return None
-        if milliseconds < 0:
-            return -1 if milliseconds == -1 else None
-        return milliseconds / 1000
+    def is_endless(self, key: str) -> bool:
+        """Return whether the server keeps a bucket for ever."""
+        return self.command("PTTL", self.prefix + key) == -1
 
     def put(self, key: str, fields: Mapping[str, str], lifetime: float) -> bool:
         """Store a bucket for `lifetime` seconds, unless there is one already; return whether it was stored."""
@@ -57,15 +51,16 @@ class RedisPlace(RedisStorage):
         self.command("PEXPIRE", self.prefix + key, round(seconds * 1000))
 
     def command(self, *parts: str | int) -> object:
-        """Send a Redis command; StorageUnavailable if the server can't be reached or refuses it."""
+        """Send a Redis command; its errors are those of the storage."""
+        name, *rest = parts
+        sent = [part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in rest]
         try:
-            name, *rest = parts
-            sent = [part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in rest]
             return self._client.execute_command(name, *sent)
-        except Exception as error:  # each client library has errors of its own
-            if "WRONGTYPE" in str(error):
+        except Exception as error:
+            meant = self._meant(error)
+            if "WRONGTYPE" in str(error):  # maybe of another program
                 raise ConfigError(f"the key {parts[1]!r} holds something else than was expected") from error
-            if type(error).__name__ == "MovedError" or str(error).startswith("MOVED "):
+            if type(error).__name__ == "MovedError":
                 node = str(error).rpartition(" ")[2]
                 raise ConfigError(f"a node of a cluster, and {parts[1]!r} is on another: try --redis {node}") from error
-            raise StorageUnavailable(f"Redis did not answer {parts[0]} ({type(error).__name__}: {error})") from error
+            raise meant from error

@@ -29,9 +29,6 @@ STORAGE_AWAY: Final = 3
 KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
-LONGEST: Final = 10_000
-"""The most characters of a sentence; a list of buckets in it takes some 5,000."""
-
 
 class RefusedError(Exception):
     """The command makes no sense here: the message says why, and what to do."""
@@ -129,14 +126,12 @@ class Group(Command, click.Group):
                 click.echo(f"{error.ctx.get_usage()}\n{help_of}\n", err=True)
             complain(error.format_message())
             ctx.exit(USAGE)
-        except ModuleNotFoundError:
-            raise  # `main` says how to get it
+        except (ModuleNotFoundError, BrokenPipeError):
+            raise  # `main` says how to get it; click ends without a word, as the reader of the pipe has gone
         except (StorageUnavailable, KeyRefusedError, RefusedError, ConfigError, ImportError) as error:
             complain(str(error))
             away, refused = isinstance(error, StorageUnavailable), isinstance(error, KeyRefusedError)
             ctx.exit(STORAGE_AWAY if away else KEY_REFUSED if refused else USAGE)
-        except BrokenPipeError:
-            raise  # click ends without a message: the reader of the pipe has closed it
         except OSError as error:
             complain(f"this can't be written: {error}")
             ctx.exit(USAGE)
@@ -160,20 +155,23 @@ COMMANDS: Final = {
 
 def complain(message: str) -> None:
     """Write a message to the standard error."""
-    say(plain(f"keepa-tokens: {' '.join(message.split())}"), err=True)
+    say(f"keepa-tokens: {' '.join(message.split())}", err=True)
 
 
-def say(words: str, *, err: bool = False) -> None:
+def say(words: str, style: str = "", indent: str = "", *, err: bool = False) -> None:
     """Write a sentence: in a terminal wrapped between words, in a pipe on one line."""
-    for line in wrap(plain(words), console(err=err)):
-        click.echo(line, err=err)
+    to = console(err=err)
+    for line in wrap(words, to, indent):
+        to.print(Text(line, style))
 
 
 def wrap(words: str, to: Console, indent: str = "", beside: int = 0) -> list[str]:
     """Return the lines of a sentence: one in a pipe; in a terminal wrapped to its width less `beside` characters.
 
-    No word is cut, nor a key or an option with hyphens.
+    No word is cut, nor a key or an option with hyphens. Control characters, as in keys that somebody made by hand, are
+    shown as escapes.
     """
+    words = plain(words)
     if not to.is_terminal:
         return [words]
     width = max(20, to.width - beside)
@@ -186,21 +184,18 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 def console(*, err: bool = False) -> Console:
-    """Return a console for data or messages: as wide as the terminal; in a pipe plain, with unbroken lines."""
+    """Return a console for data or messages, which breaks no line: `wrap` does. In a pipe it is plain."""
     plain_text = not (sys.stderr if err else sys.stdout).isatty()
-    pipe: dict[str, Any] = {"color_system": None, "force_terminal": False, "soft_wrap": True} if plain_text else {}
-    made = Console(highlight=False, markup=False, stderr=err, **pipe)
+    pipe: dict[str, Any] = {"color_system": None, "force_terminal": False} if plain_text else {}
+    made = Console(soft_wrap=True, stderr=err, **pipe)
     if made.width < 1:  # some terminals set COLUMNS to 0
         made.width = 80
     return made if plain_text else readable(made)
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
-    """Print names and texts side by side; in a terminal a long text goes on in the next line, at the same column.
-
-    Control characters, as in keys that somebody made by hand, are shown as escapes.
-    """
+    """Print names and texts side by side; in a terminal a long text goes on in the next line, at the same column."""
     to, room = console(), max(len(name) for name, _ in lines) + 2
     for name, words in lines:
-        for place, line in enumerate(wrap(plain(words), to, beside=room) or [""]):
+        for place, line in enumerate(wrap(words, to, beside=room)):
             to.print(Text.assemble((f"{name if place == 0 else '':<{room}}", "dim"), line))

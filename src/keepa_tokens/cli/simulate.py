@@ -71,11 +71,11 @@ def parse_mix(said: str) -> list[Kind]:
         try:
             kind = Kind(name, int(items or 1), float(weight or 1))
         except ValueError:
-            raise ConfigError(f"{part.strip()!r} is no kind of call: write product:10=70 or search=30") from None
+            raise ConfigError(f"{part!r} is no kind of call: write product:10=70 or search=30") from None
         if name not in KINDS:
             raise ConfigError(f"{name!r} is no kind of call: there are {', '.join(KINDS)}")
         if not 1 <= kind.items <= 100 or not 0 < kind.weight < 1e9:  # noqa: PLR2004 - as many as Keepa takes
-            raise ConfigError(f"{part.strip()!r}: a call has 1 to 100 items, and a weight above 0")
+            raise ConfigError(f"{part!r}: a call has 1 to 100 items, and a weight above 0")
         kinds.append(kind)
     return kinds
 
@@ -125,7 +125,7 @@ class Result:
 class Turns:
     """Actors by their next turn. An actor is an iterator: each turn does its next thing and yields the seconds to wait.
 
-    The loop that plays them sets the clock and lets each take its turn.
+    The loop that plays them sets the clock and lets each take its turn. One actor at least goes on for ever.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Turns:
 
     def until(self, end: float) -> Iterator[tuple[float, Iterator[float]]]:
         """Yield the times up to `end`, and whose turn it is then."""
-        while self._due and self._due[0][0] <= end:
+        while self._due[0][0] <= end:
             now, _, who = heapq.heappop(self._due)
             yield now, who
 
@@ -169,8 +169,7 @@ class Run:
         curve = list[tuple[float, int]]()
         for number in range(load.workers):
             turns.begin(number * REST / load.workers, self._work())
-        if load.outside:
-            turns.begin(0.0, self._others())
+        turns.begin(0.0, self._others())
         for self._now, who in turns.until(end):
             self._clock.set(EPOCH + self._now)
             if not curve or self._now >= curve[-1][0] + end / POINTS:
@@ -233,7 +232,7 @@ class Run:
         yield self._chance.uniform(*LATENCY)
         try:
             answer = self._fake.finish(ticket)
-        except (TimeoutError, ConnectionError):
+        except TimeoutError:
             call.settle(None)
             self._failed += 1
             return False

@@ -5,20 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from typing import Any, Final, TextIO
 
 import click
 
 from . import shell
-from .simulate import DAY, HOUR, KINDS, Load, Result, demand, parse_mix, simulate
+from .simulate import HOUR, KINDS, Load, Result, demand, parse_mix, simulate
 from .words import columns, count, duration
 
 WIDTH: Final = 720
 HEIGHT: Final = 320
 MARGIN: Final = 56
 COLOURS: Final = ("#1a7f5a", "#2f6fb2", "#c2453a", "#8a5fb0", "#b07a1a", "#5f6a76")
-DASHES: Final = ("", "8 4", "2 4", "12 4 2 4", "4 2", "1 3")
+DASHES: Final = ("none", "8 4", "2 4", "12 4 2 4", "4 2", "1 3")
 INK: Final = "#1f2933"
 MOST_RATE: Final = 10_000
 
@@ -85,9 +84,7 @@ def simulate_command(
         svg.write(chart(load, results))
         svg.flush()
     if as_json:
-        plans = [asdict(result) for result in results]
-        for plan in plans:
-            del plan["curve"]
+        plans = [{name: told for name, told in asdict(result).items() if name != "curve"} for result in results]
         shell.print_json({"demand_per_hour": demand(load), "plans": plans})
     else:
         for line in table(results):
@@ -147,7 +144,6 @@ def chart(load: Load, results: Sequence[Result]) -> str:
     shown = [point for result in results for point in result.curve]
     span, most = max(at for at, _ in shown) or 1.0, max(1, *(left for _, left in shown))
     across, down = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
-    unit, name = (DAY, "days") if span > 2 * DAY else (HOUR, "hours")
     font = f'font-family="sans-serif" font-size="12" fill="{INK}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {font}>',
@@ -156,7 +152,7 @@ def chart(load: Load, results: Sequence[Result]) -> str:
         f'<path d="M{MARGIN} {MARGIN}V{MARGIN + down}H{MARGIN + across}" fill="none" stroke="{INK}"/>',
         f'<text x="{MARGIN - 6}" y="{MARGIN + 4}" text-anchor="end">{most:,}</text>',
         f'<text x="{MARGIN - 6}" y="{MARGIN + down}" text-anchor="end">0</text>',
-        f'<text x="{MARGIN + across}" y="{MARGIN + down + 18}" text-anchor="end">{span / unit:.1f} {name}</text>',
+        f'<text x="{MARGIN + across}" y="{MARGIN + down + 18}" text-anchor="end">{span / HOUR:.1f} hours</text>',
     ]
     for place, result in enumerate(results):
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
@@ -164,10 +160,10 @@ def chart(load: Load, results: Sequence[Result]) -> str:
             f"{MARGIN + across * at / span:.1f},{MARGIN + down * (1 - left / most):.1f}" for at, left in result.curve
         )
         x, y = MARGIN + across - 120, MARGIN + 18 * place
-        line = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash or "none"}"'
+        line = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
         parts += [
             f'<polyline points="{points}" {line}/>',
             f'<path d="M{x} {y}h30" {line}/>',
-            f'<text x="{x + 38}" y="{y + 4}">{escape(f"{result.rate} a minute")}</text>',
+            f'<text x="{x + 38}" y="{y + 4}">{result.rate} a minute</text>',
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"

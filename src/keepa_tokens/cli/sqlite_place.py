@@ -17,8 +17,6 @@ from .words import count
 
 LEAST_FREE: Final = 50_000_000
 
-_ENDS: Final = "SELECT ends FROM buckets WHERE key = ?"
-
 
 def has_buckets(path: str) -> bool:
     """Return whether a file has the table of buckets. A storage would make that table in any file that it opens."""
@@ -45,13 +43,11 @@ class SqlitePlace(SQLiteStorage):
             row = cast("tuple[str] | None", db.execute("SELECT fields FROM buckets WHERE key = ?", (key,)).fetchone())
         return None if row is None else fields_of(row[0])
 
-    def lifetime(self, key: str) -> float | None:
-        """Return the seconds for which a bucket is kept at least; -1: for ever; None: there is none."""
+    def is_endless(self, key: str) -> bool:
+        """Return whether a bucket is kept for ever."""
         with self._reading() as db:
-            row = cast("tuple[int | None] | None", db.execute(_ENDS, (key,)).fetchone())
-        if row is None or row[0] is None:
-            return None if row is None else -1
-        return max(0.0, (row[0] - self.now_us()) / MICROSECONDS)
+            found = db.execute("SELECT 1 FROM buckets WHERE key = ? AND ends IS NULL", (key,)).fetchone()
+        return found is not None
 
     def keep_for(self, key: str, seconds: float) -> None:
         """Let a bucket end in so many seconds."""

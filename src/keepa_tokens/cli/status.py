@@ -15,12 +15,13 @@ from .colours import CARE, GOOD
 from .look import Look, all_buckets
 from .view import bar
 from .where import WITH_BASE_URL, Where, with_bucket
-from .words import columns, count, duration, plain
+from .words import columns, count, duration, known, plain
 
 CALLS: Final = (10, 150)
 """The tokens of a small and a large call: the status says what each would get."""
 
 BAR: Final = 30
+BESIDE_BAR: Final = 40
 SHORTEST_KEY: Final = 12
 
 PERIODS: Final = {1.0: "a second", 60.0: "a minute", 60.5: "a minute", 3600.0: "an hour", 86_400.0: "a day"}
@@ -41,8 +42,9 @@ WHY: Final = {
 }
 
 
-def state_of(look: Look, snapshot: Snapshot | None) -> str:
+def state_of(look: Look) -> str:
     """Return the bucket's state in a word or two."""
+    snapshot = look.snapshot()
     if snapshot is None:
         return look.trouble
     if snapshot.paused_for > 0:
@@ -58,26 +60,25 @@ def state_of(look: Look, snapshot: Snapshot | None) -> str:
 
 def headline(look: Look) -> str:
     """Return the bucket's state, and when a small call goes, in a sentence."""
-    snapshot = look.snapshot()
-    state, small = state_of(look, snapshot), CALLS[0]
-    if snapshot is None:
-        return f"{plain(look.key)}: {state}."
+    state, small = state_of(look), CALLS[0]
+    if look.trouble:
+        return f"{look.key}: {state}."
     if state == "open" and all(look.ask(tokens) for tokens in CALLS):
-        return f"{plain(look.key)}: open, calls go at once."
-    return f"{plain(look.key)}: {state}, a call of {small} {_when(look, small)}."
+        return f"{look.key}: open, calls go at once."
+    return f"{look.key}: {state}, a call of {small} {_when(look, small)}."
 
 
-def sentences(look: Look) -> list[tuple[str, str]]:
+def sentences(look: Look, bar_width: int = BAR) -> list[tuple[str, str]]:
     """Return all lines of the status, each with its name."""
     snapshot = look.snapshot()
     if snapshot is None:
         return [("trouble", f"{look.trouble}: nobody can tell what it holds; `keepa-tokens doctor` says more")]
-    kept = count(snapshot.kept_back, "token")
+    kept = f"{count(snapshot.kept_back, 'token')}, for somebody else who was seen to spend"
     lines = [
         ("terms", _terms(look, snapshot)),
-        ("balance", _balance(snapshot)),
+        ("balance", _balance(snapshot, bar_width)),
         ("available", _available(snapshot)),
-        ("kept back", f"{kept}, for somebody else who was seen to spend" if snapshot.kept_back else "nothing"),
+        ("kept back", kept if snapshot.kept_back else "nothing"),
         ("next step", _next_step(look, snapshot)),
         *((f"call of {tokens}", _call(look, tokens)) for tokens in CALLS),
         ("waiting", _waiting(snapshot)),
@@ -96,7 +97,7 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
     kind = "follows the server" if snapshot.quota.synced else "keeps its own books"
     unit = "" if snapshot.quota.stepped else ", evenly"
     refill, period, told = snapshot.refill, snapshot.period, ""
-    quota = look.quota or snapshot.quota
+    quota = snapshot.quota
     same_rate = math.isclose(refill * quota.period, quota.refill * period, rel_tol=0.01)
     if same_rate:  # the bucket counts in the shortest period; show the one that the workers gave
         refill, period = quota.refill, quota.period
@@ -104,27 +105,26 @@ def _terms(look: Look, snapshot: Snapshot) -> str:
         told = f" until a minute after its terms changed, then {quota.capacity:,}"
     elif not same_rate or snapshot.capacity != quota.capacity:
         told = f" (the server says so; the workers were told {quota.refill:,}, up to {quota.capacity:,})"
-    every = PERIODS.get(period) or f"every {duration(period) if period.is_integer() else f'{period:g} s'}"
+    every = PERIODS.get(period, f"every {period:g} s")
     return f"{count(refill, 'token')} {every}{unit}, up to {snapshot.capacity:,}{told}; {kind}"
 
 
-def _balance(snapshot: Snapshot) -> str:
+def _balance(snapshot: Snapshot, bar_width: int) -> str:
     if snapshot.balance is None:
         return f"unknown of {snapshot.capacity:,}; nothing goes until the server was asked, which the next caller does"
-    drawn = bar(snapshot.balance / snapshot.capacity, BAR)
+    drawn = bar(snapshot.balance / snapshot.capacity, bar_width)
     return f"{snapshot.balance:,} of {snapshot.capacity:,}  {drawn}"
 
 
 def _available(snapshot: Snapshot) -> str:
     calls = snapshot.in_flight
-    amount = "unknown" if snapshot.available is None else f"{snapshot.available:,}"
+    amount = known(snapshot.available)
     if not calls:
         return f"{amount}; no call is in flight"
     oldest = max(calls, key=lambda call: call.age)
-    label = f", {plain(oldest.label)}" if oldest.label else ""
-    beside = "held" if snapshot.quota.synced else "taken"
+    label = f", {oldest.label}" if oldest.label else ""
     oldest_for = f"the oldest for {duration(oldest.age)}{label}"
-    return f"{amount}; {snapshot.held:,} {beside} in {count(len(calls), 'call')}, {oldest_for}"
+    return f"{amount}; {snapshot.held:,} held in {count(len(calls), 'call')}, {oldest_for}"
 
 
 def _next_step(look: Look, snapshot: Snapshot) -> str:
@@ -135,20 +135,19 @@ def _next_step(look: Look, snapshot: Snapshot) -> str:
     step = look.next_step(snapshot)
     if step is None:
         return "none: the bucket is full"
-    full = "" if math.isinf(snapshot.full_in) else f"; full in {duration(snapshot.full_in)}"
-    return f"{step.gain:+,} in {duration(step.left)}{full}"
+    return f"{step.gain:+,} in {duration(step.left)}; full in {duration(snapshot.full_in)}"
 
 
 def _call(look: Look, tokens: int) -> str:
     decision, when = look.ask(tokens), _when(look, tokens)
-    if decision is None or decision.granted:
+    if decision.granted:
         return when
     return f"{when}: {WHY.get(decision.reason, str(decision.reason))} ({decision.reason})"
 
 
 def _when(look: Look, tokens: int) -> str:
     decision, latest = look.ask(tokens), look.latest(tokens)
-    if decision is None or decision.granted:
+    if decision.granted:
         return "goes at once"
     if math.isinf(decision.retry_after):
         return "never goes"
@@ -180,11 +179,11 @@ def document(look: Look) -> dict[str, object]:
     """Return a bucket as a JSON document. Durations are seconds; null: never, or unknown."""
     snapshot = look.snapshot()
     if snapshot is None:
-        return {"key": look.key, "state": state_of(look, None)}
+        return {"key": look.key, "state": look.trouble}
     step = look.next_step(snapshot)
     return {
         "key": look.key,
-        "state": state_of(look, snapshot),
+        "state": state_of(look),
         **{name: _finite(getattr(snapshot, name)) for name in SHOWN},
         "synced": snapshot.quota.synced,
         "holds": [
@@ -196,9 +195,7 @@ def document(look: Look) -> dict[str, object]:
     }
 
 
-def _call_document(tokens: int, decision: Decision | None) -> dict[str, object]:
-    if decision is None:
-        return {"tokens": tokens, "granted": None}
+def _call_document(tokens: int, decision: Decision) -> dict[str, object]:
     wait = _finite(decision.retry_after)
     return {"tokens": tokens, "granted": decision.granted, "reason": str(decision.reason), "retry_after": wait}
 
@@ -213,21 +210,15 @@ def table(looks: Sequence[Look], width: int = 10_000) -> list[str]:
     for look in looks:
         snapshot = look.snapshot()
         if snapshot is None:
-            rows.append((plain(look.key), state_of(look, None), "?", "?", "?", "?", "?"))
+            rows.append((plain(look.key), look.trouble, "?", "?", "?", "?", "?"))
             continue
         balance = "?" if snapshot.balance is None else f"{snapshot.balance:,}"
         age = "" if snapshot.reading_age is None else duration(snapshot.reading_age)
-        callers = str(snapshot.waiting)
-        of = f"{balance}/{snapshot.capacity:,}"
-        rows.append(
-            (plain(look.key), state_of(look, snapshot), of, f"{snapshot.held:,}", str(snapshot.holds), callers, age)
-        )
-    lines = columns(rows, left=2)
-    over = max(map(len, lines)) - width
-    if over > 0:
-        longest = max(SHORTEST_KEY, max(len(row[0]) for row in rows) - over)
-        lines = columns([(_cut(row[0], longest), *row[1:]) for row in rows], left=2)
-    return lines
+        numbers = (f"{balance}/{snapshot.capacity:,}", f"{snapshot.held:,}", str(snapshot.holds), str(snapshot.waiting))
+        rows.append((plain(look.key), state_of(look), *numbers, age))
+    over = max(map(len, columns(rows, left=2))) - width
+    longest = max(SHORTEST_KEY, max(len(row[0]) for row in rows) - over)
+    return columns([(_cut(row[0], longest), *row[1:]) for row in rows], left=2)
 
 
 def _cut(text: str, width: int) -> str:
@@ -254,8 +245,8 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
 
     Without KEY: the only bucket there is, or the one of the API key. Writes nothing, unless --probe brings a reading.
     """
-    if every and probe:
-        raise shell.RefusedError("--probe asks for one bucket: leave out --all")
+    if every and (probe or where.key):
+        raise shell.RefusedError("KEY and --probe are for one bucket: leave out --all")
     if every:
         _show_all(list(all_buckets(where.place)), as_json=as_json)
         return
@@ -267,9 +258,9 @@ def status_command(where: Where, *, every: bool, probe: bool, base_url: str, as_
         server = said and {"balance": said.said, "projected": said.projected, "why_not": said.why_not}
         shell.print_json({"bucket": document(seen), **({"server": server} if probe else {})})
         return
-    fine = state_of(seen, seen.snapshot()) == "open"
-    shell.console().print(Text(headline(seen), f"bold {GOOD if fine else CARE}"))
-    shell.print_table(sentences(seen) + ([("server", said.sentence())] if said else []))
+    shell.say(headline(seen), f"bold {GOOD if state_of(seen) == 'open' else CARE}")
+    bar_width = max(0, min(BAR, shell.console().width - BESIDE_BAR))
+    shell.print_table(sentences(seen, bar_width) + ([("server", said.sentence())] if said else []))
 
 
 def _show_all(looks: list[Look], *, as_json: bool) -> None:
@@ -281,4 +272,4 @@ def _show_all(looks: list[Look], *, as_json: bool) -> None:
         return
     console = shell.console()
     heading, *rows = table(looks, console.width) if console.is_terminal else table(looks)
-    console.print(Text.assemble((heading, "bold"), *(f"\n{row}" for row in rows)), soft_wrap=True)
+    console.print(Text.assemble((heading, "bold"), *(f"\n{row}" for row in rows)))

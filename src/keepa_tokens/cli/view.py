@@ -69,7 +69,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The content of the picture at one moment."""
+    """The content of the picture at one moment. low, high: of the chart, 0 at most and above 0."""
 
     title: str
     about: str
@@ -170,31 +170,26 @@ def _lane(lane: Lane, width: int, for_name: int, for_words: int) -> Text:
     if lane.part is not None:
         room = width - for_name - for_words - len(lane.totals) - 12
         text.append(f" {bar(lane.part, max(BAR[0], min(BAR[1], room)))}", lane.style)
-    if lane.left:
-        text.append(f" {lane.left:>5}")
+    text.append(f" {lane.left:>5}")
     return _ends(text, Text(f"{lane.totals} ", "dim"), width)
 
 
 def _box(picture: Picture, width: int) -> tuple[Panel, int]:
     """Return the box and its number of rows; its sentences wrap and are never cut."""
     lines = [line for text in picture.box for line in textwrap.wrap(text, width - 4, subsequent_indent="  ")]
-    title = str(picture.box_title)
-    panel = Panel("\n".join(lines), title=title, title_align="left", border_style=picture.box_style, width=width)
-    panel.highlight = False
-    return panel, len(lines) + 2
+    style, title = picture.box_style, picture.box_title
+    return Panel("\n".join(lines), title=title, title_align="left", border_style=style, width=width), len(lines) + 2
 
 
 def _ends(left: Text, right: Text, width: int) -> Text:
     """Return one line with `left` and `right` at its ends; a `left` that is too long is cut."""
     left.truncate(max(0, width - right.cell_len), overflow="ellipsis", pad=True)
-    line = left.append_text(right)
-    line.no_wrap = True
-    return line
+    return left.append_text(right)
 
 
 def chart(picture: Picture, width: int, height: int) -> list[Text]:
     """Return the curves in braille, eight dots to a character, with labels for the lowest, 0 and the highest value."""
-    low, high = picture.low, max(picture.high, picture.low + 1)
+    low, high = picture.low, picture.high
     down = height * DOWN
     cells: dict[tuple[int, int], tuple[int, str]] = {}
 
@@ -202,7 +197,7 @@ def chart(picture: Picture, width: int, height: int) -> list[Text]:
         return round((high - min(high, max(low, y))) / (high - low) * (down - 1))
 
     zero = level(0) // DOWN
-    labels = {zero: "0", 0: f"{high:,}", height - 1: f"{low:,}" if low < 0 else "0"}
+    labels = {zero: "0", 0: f"{high:,}", height - 1: f"{low:,}"}
     room = max(LABEL, *map(len, labels.values()))
     across = (width - room - 2) * ACROSS
     for curve in picture.curves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter, deque
@@ -13,14 +14,15 @@ from typing import Final
 import click
 
 from ..rules.decision import Snapshot
+from ..rules.state import BucketState
 from ..units import MICROSECONDS, MINUTE_US
 from . import shell
 from .colours import BUSY, CARE, GOOD
-from .look import Look
+from .look import Look, look
 from .status import CALLS, WHY, state_of
 from .view import Curve, Lane, Picture, Screen, fits
 from .where import Where, with_bucket
-from .words import count, duration, plain
+from .words import count, duration, known, plain
 
 HOUR_US: Final = 60 * MINUTE_US
 MOST_POINTS: Final = 7200
@@ -48,9 +50,8 @@ class Story:
         self.latest = look
         if snapshot is not None and snapshot.balance is not None:
             self.points.append((look.now_us, snapshot.balance, snapshot.available or 0))
-        for tokens in CALLS:
-            decision = look.ask(tokens)
-            if decision is None or decision.granted:
+        for tokens in CALLS if snapshot is not None else ():
+            if look.ask(tokens):
                 self.waits.pop(tokens, None)
             else:
                 self.waits[tokens] = max(look.latest(tokens), self.waits.get(tokens, 0.0))
@@ -92,10 +93,10 @@ class Story:
 def _line(look: Look, snapshot: Snapshot | None) -> str:
     if snapshot is None:
         return look.trouble
-    balance = "unknown" if snapshot.balance is None else f"{snapshot.balance:,} of {snapshot.capacity:,}"
+    balance = f"{known(snapshot.balance)} of {snapshot.capacity:,}"
     held = f", {snapshot.held:,} held in {count(snapshot.holds, 'call')}" if snapshot.holds else ""
     line = f", {count(snapshot.waiting, 'caller')} waiting for {snapshot.wanted:,}" if snapshot.waiting else ""
-    return f"{state_of(look, snapshot)}: {balance}{held}{line}"
+    return f"{state_of(look)}: {balance}{held}{line}"
 
 
 def picture(story: Story, look: Look, clock: str) -> Picture:
@@ -111,19 +112,21 @@ def picture(story: Story, look: Look, clock: str) -> Picture:
     told = f"{count(seen['readings'], 'reading')}, {count(seen['probes'], 'probe')}"
     after = f" after {duration(seen['waited_us'] / seen['left'] / MICROSECONDS)} on average" if seen["left"] else ""
     queued = f"{count(seen['joined'], 'caller')} refused and put in line, {seen['left']:,} left it{after}"
-    balance = "unknown" if snapshot is None or snapshot.balance is None else f"{snapshot.balance:,}"
-    available = "unknown" if snapshot is None or snapshot.available is None else f"{snapshot.available:,}"
+    balance, available = (snapshot.balance, snapshot.available) if snapshot else (None, None)
     return Picture(
         title="keepa-tokens watch",
         about=plain(look.key),
         aside=clock,
-        curves=[Curve("available", free, GOOD, available, (1, 1)), Curve("balance", balances, BUSY, balance)],
+        curves=[
+            Curve("available", free, GOOD, known(available), (1, 1)),
+            Curve("balance", balances, BUSY, known(balance)),
+        ],
         low=min([0, *(value for _, value in free)]),
         high=max([10, *(value for _, value in balances)]),
         beside_legend=f"the last {duration(span / MICROSECONDS)}",
         facts=[f"last minute: {begun}, {told}", f"             {queued}"],
         lanes=_lanes(story, look, snapshot),
-        box_title=state_of(look, snapshot),
+        box_title=state_of(look),
         box=_box(look, snapshot),
         box_style="" if snapshot is not None and snapshot.retry_after <= 0 else CARE,
     )
@@ -157,27 +160,28 @@ def _first_lane(story: Story, look: Look) -> Lane:
     first = look.line()[0]
     since = story.line.get(first.id, look.now_us)
     left = max(0, first.told_at - look.now_us)
-    part = 1 - left / max(1, first.told_at - since) if left else 1.0
+    part = 1 - left / max(1, first.told_at - since)
     words = f"{count(first.tokens, 'token')}, first of {len(look.line())}"
     return Lane("next grant", words, CARE, part, duration(left / MICROSECONDS))
 
 
 def _wait_lane(story: Story, look: Look, tokens: int) -> Lane:
     decision = look.ask(tokens)
-    if decision is None or decision.granted:
+    if decision.granted:
         return Lane(f"call of {tokens}", "goes at once", GOOD)
     latest = look.latest(tokens)
     whole = story.waits.get(tokens, latest)
-    part = 1 - latest / whole if 0 < whole < float("inf") else 0.0
+    part = 1 - latest / whole if whole < math.inf else 0.0
     return Lane(f"call of {tokens}", f"waits: {decision.reason}", CARE, part, duration(latest))
 
 
 def _box(look: Look, snapshot: Snapshot | None) -> list[str]:
     if snapshot is None:
-        return [f"{look.trouble.capitalize()}: `keepa-tokens doctor` says more."]
+        more = "`keepa-tokens doctor` says more" if look.fields else "the next call of a worker makes a new one"
+        return [f"{look.trouble.capitalize()}: {more}."]
     decision = look.ask(1)
     lines = [f"{_line(look, snapshot).capitalize()}."]
-    if decision is not None and not decision.granted:
+    if not decision.granted:
         lines.append(f"A call waits because of this: {WHY.get(decision.reason, str(decision.reason))}.")
     if snapshot.reading_age is not None:
         lines.append(f"The server last spoke {duration(snapshot.reading_age)} ago.")
@@ -211,7 +215,8 @@ def watch_command(where: Where, *, every: float, looks: int | None, plain: bool)
     screen = None if plain or not fits(sys.stdout) else Screen()
     with screen or nullcontext():
         while True:
-            seen = where.look(key)
+            # One that nobody uses is gone once it would be full: it may come back.
+            seen = look(where.place, key) or Look(key, where.place.now_us(), {}, BucketState())
             clock, line = datetime.now().astimezone().strftime("%H:%M:%S"), story.take(seen)
             if screen is not None:
                 screen.show(picture(story, seen, clock))

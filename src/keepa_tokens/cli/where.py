@@ -58,7 +58,6 @@ class Where:
 
     place: Place
     name: str
-    prefix: str
     key: str | None
     api_key: str | None = field(repr=False)
 
@@ -72,9 +71,7 @@ class Where:
         if self.api_key is not None and bucket_key(self.api_key) in keys:
             return bucket_key(self.api_key)
         if not keys:
-            raise RefusedError(
-                f"there is no bucket in {self.name} under {self.prefix!r}: the first call of a worker makes one"
-            )
+            raise RefusedError(f"there is no bucket in {self.name}: the first call of a worker makes one")
         raise RefusedError(f"there are {len(keys)} buckets, say which: {listed(keys)}")
 
     def look(self, key: str | None = None) -> Look:
@@ -169,7 +166,7 @@ def with_bucket(function: Callable[..., None]) -> Callable[..., None]:
             name = str(sqlite)
             if redis:  # without a password and options
                 parts = urlsplit(redis)
-                name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-            function(Where(place, name, prefix, key, api_key), **others)
+                name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} under {prefix!r}"
+            function(Where(place, name, key, api_key), **others)
 
     return functools.reduce(lambda made, option: option(made), reversed(options), command)

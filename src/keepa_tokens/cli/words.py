@@ -29,6 +29,11 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def known(number: int | None) -> str:
+    """Return a number, or `unknown` for None."""
+    return "unknown" if number is None else f"{number:,}"
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names in a line, the first 20 of them."""
     return ", ".join(names[:MOST]) + f" and {len(names) - MOST:,} more" * (len(names) > MOST) or "none"
