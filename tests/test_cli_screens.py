@@ -211,6 +211,13 @@ def test_as_a_module_it_is_the_same_program() -> None:
     assert "No such command 'nonsense'" in wrong.stderr
 
 
+def test_a_program_may_catch_what_it_prints() -> None:
+    """`main` called where the standard output is an object of the caller."""
+    caught = "import io, sys; from keepa_tokens.cli import main; sys.stdout, sys.argv = io.StringIO(), ['', '-h']; main()"
+    done = program("-c", caught)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "redirected, code, said",
     [

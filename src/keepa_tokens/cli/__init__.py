@@ -7,7 +7,7 @@ import signal
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 __all__ = ["main"]
 
@@ -43,4 +43,5 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - the process ends it
     for stream in (sys.stdout, sys.stderr):
-        cast("TextIOWrapper", stream).reconfigure(errors="replace")
+        if isinstance(stream, TextIOWrapper):  # a caller of `main` may have put something else in its place
+            stream.reconfigure(errors="replace")
