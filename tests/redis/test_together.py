@@ -141,6 +141,33 @@ def test_calls_by_turns_are_sent_one_after_the_other() -> None:
     assert asyncio.run(program()) == sent == list(range(8))
 
 
+@pytest.mark.parametrize("spares_callers", [False, True])
+def test_whenever_all_tasks_are_cancelled_nobody_waits_for_ever(spares_callers: bool) -> None:
+    """As a program's shutdown does it: a call's own task, too, in its midst or before it began."""
+
+    async def one(_: str, number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    async def many(_: str, numbers: list[int]) -> list[int | BaseException]:
+        await asyncio.sleep(0)
+        return [*numbers]
+
+    async def program() -> None:
+        for turns in range(12):
+            batches = Batches[str, int, int](one, many, 2, by_turns=True)
+            callers = [asyncio.create_task(batches.send("", number)) for number in range(6)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {asyncio.current_task(), *(callers if spares_callers else [])}:
+                task.cancel()
+            async with asyncio.timeout(5):
+                await asyncio.gather(*callers, return_exceptions=True)
+                assert await batches.send("", 7) == 7
+
+    asyncio.run(program())
+
+
 def test_what_is_wrong_with_one_is_nobody_elses_error(server: Server) -> None:
     """An acquire of no whole number is refused alone."""
 

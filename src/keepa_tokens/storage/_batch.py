@@ -70,17 +70,21 @@ class Batches(Generic[GroupT, ItemT, AnswerT]):
         if self._by_turns:
             waiting, self._waiting[group] = waiting[: self._largest], waiting[self._largest :]
         task = asyncio.get_running_loop().create_task(self._carry_all(group, waiting))
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._under_way.discard(task)
+            for _, answer in waiting:
+                answer.cancel()  # where the task was cancelled before it began; else all are answered
+            if self._by_turns:
+                self._close(group)
+
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(over)
 
     async def _carry_all(self, group: GroupT, waiting: list[tuple[ItemT, asyncio.Future[AnswerT]]]) -> None:
         batch = [each for each in waiting if not each[1].done()]
         parts = [batch[first : first + self._largest] for first in range(0, len(batch), self._largest)]
-        try:
-            await asyncio.gather(*(self._carry(group, part) for part in parts))
-        finally:
-            if self._by_turns:
-                self._close(group)
+        await asyncio.gather(*(self._carry(group, part) for part in parts))
 
     async def _carry(self, group: GroupT, batch: list[tuple[ItemT, asyncio.Future[AnswerT]]]) -> None:
         try:
