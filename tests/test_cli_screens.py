@@ -213,8 +213,11 @@ def test_as_a_module_it_is_the_same_program() -> None:
 
 def test_a_program_may_catch_what_it_prints() -> None:
     """`main` called where the standard output is an object of the caller."""
-    caught = "import io, sys; from keepa_tokens.cli import main; sys.stdout, sys.argv = io.StringIO(), ['', '-h']; main()"
-    done = program("-c", caught)
+    lines = (
+        "import io, sys; from keepa_tokens.cli import main",
+        "sys.stdout, sys.argv = io.StringIO(), ['', '-h']; main()",
+    )
+    done = program("-c", "\n".join(lines))
     assert (done.returncode, done.stderr) == (0, "")
 
 
