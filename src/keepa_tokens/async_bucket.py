@@ -188,7 +188,8 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             try:
                 self.answer = outcome = await asyncio.shield(task)
             except BaseException:
-                self._leave_running(task)
+                if not task.done():
+                    self._leave_running(task)
                 raise
             self._step = None
         return self.ended(command, outcome)
@@ -227,12 +228,12 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
-        begun, self.woken, places = door.elapsed_us(), False, list[Stand]()
+        begun, places = door.elapsed_us(), list[Stand]()
         try:
-            self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
+            await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
             for place in places:
-                self.leaves(place)
+                self.woken = not door.bell.leave(place)
         # A caller's clock may have been set meanwhile.
         return max(0, min(duration_us, door.elapsed_us() - begun)) if self.woken else duration_us
 

@@ -271,9 +271,9 @@ class BlockingSteps(plans.Steps[Storage]):
         rung, begun = threading.Event(), door.elapsed_us()
         place = self.waits(rung.set)
         try:
-            self.woken = rung.wait(seconds)
+            rung.wait(seconds)
         finally:
-            self.leaves(place)
+            self.woken = not door.bell.leave(place)
         return door.elapsed_us() - begun if self.woken else duration_us
 
 
