@@ -40,10 +40,11 @@ from keepa_tokens import (
     TokenBucket,
     _interrupts,
 )
+from keepa_tokens._blocking import run
 from keepa_tokens._interrupts import WholeLock
 from keepa_tokens.keepa._door import PLACE
 from keepa_tokens.rules.commands import Acquire, Command
-from keepa_tokens.testing import ManualClock
+from keepa_tokens.testing import ManualClock, virtual_loop
 from tests.helpers import Noted
 
 pytestmark = pytest.mark.anyio
@@ -275,6 +276,45 @@ def test_a_second_interrupt_before_the_clean_up_loses_nothing(
         monkeypatch.undo()
     assert next(second, None) is None
     assert (bucket.peek().balance, bucket.peek().held) == (10, 0)
+
+
+@pytest.mark.parametrize("door", ["try_acquire", "acquire"])
+@pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
+def test_what_a_step_at_once_has_taken_is_given_back(kind: Any, door: str) -> None:
+    """Memory grants most calls without a command; the interrupt comes while the listener is told."""
+    strikes = iter(list[Callable[[], object]]([int, ctrl_c]))
+    bucket = kind(PLAIN, clock=ManualClock(100.0), listener=lambda _: next(strikes, int)())
+
+    def call(name: str, tokens: int) -> Any:
+        made = getattr(bucket, name)(tokens)
+        return run(lambda: made) if asyncio.iscoroutine(made) else made
+
+    assert call("try_acquire", 1)
+    with pytest.raises(KeyboardInterrupt):
+        call(door, 4)
+    assert call("peek", 1).balance == 9
+
+
+@pytest.mark.parametrize("door", ["try_acquire", "try_reserve", "settle"])
+def test_an_interrupt_that_the_storage_hides_is_what_is_seen(door: str) -> None:
+    """Somebody's storage makes a StorageUnavailable of it. What was taken is given back, what is over is settled."""
+
+    class Hiding(Plotted):
+        """Memory storage that names its own error, whatever happened."""
+
+        def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+            try:
+                return super().apply(key, quota, command, now_us=now_us)
+            except KeyboardInterrupt as error:
+                raise StorageUnavailable("no answer") from error
+
+    scene = Scene(PLAIN, storage=Hiding())
+    held = scene.bucket.reserve(2)
+    scene.plot(Plot(1, ctrl_c))
+    with pytest.raises(KeyboardInterrupt):
+        held.settle(1) if door == "settle" else getattr(scene.bucket, door)(4)
+    scene.plot(None)
+    assert scene.bucket.peek().balance == (9 if door == "settle" else 8)
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
@@ -662,17 +702,45 @@ async def test_a_waiting_coroutine_is_cancelled_though_the_storage_is_away(door:
 def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
     """A coroutine that is thrown away while it waits leaves its clean-up to the loop; without one that is told."""
 
-    async def main(scene: AsyncScene) -> None:
+    async def begin(scene: AsyncScene) -> Any:
         waiting = scene.bucket.reserve(4)
         waiting.send(None)
         for _ in range(6):
             await asyncio.sleep(0)
-        waiting.close()
+        return waiting
+
+    async def main(scene: AsyncScene) -> None:
+        (await begin(scene)).close()
         await scene.bucket.aclose()
 
     scene = AsyncScene(PLAIN)
     asyncio.run(main(scene))
     assert scene.there.unchanged()
+    asyncio.run(begin(scene)).close()
+    assert scene.there.lost() == [4]
+
+
+def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_told() -> None:
+    """The storage has 5 s to answer; who acquires without a line has no id by which it could be undone."""
+
+    class Silent(Slow):
+        """A storage that is asked and never answers."""
+
+        async def apply(self, *_: Any, **__: Any) -> Outcome:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    events: list[Event] = []
+    silent: Any = Silent(MemoryStorage())
+    bucket = AsyncTokenBucket(PLAIN, key="k", storage=silent, listener=events.append)
+
+    async def main() -> None:
+        assert await cancelled(bucket.try_acquire(4), 2, None)
+        await bucket.aclose()
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(main())
+    assert [(event.kind, event.tokens) for event in events] == [(EventKind.NOT_GIVEN_BACK, 4)]
 
 
 def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
@@ -771,4 +839,10 @@ def test_a_claim_is_free_again_after_a_scout_that_was_never_sent_or_a_probe_of_t
     wrong: Any = lambda: None  # noqa: E731
     with pytest.raises(ConfigError):
         KeepaSync(scene.bucket, probe=wrong).try_request(4)
+    assert scene.next_one_probes()
+    scene = Scene(UNKNOWN)
+    scene.plot(Plot(3, strike))  # while the claim is given back
+    with struck_by_signals(), pytest.raises(Struck):
+        KeepaSync(scene.bucket, probe=wrong).try_request(4)
+    scene.plot(None)
     assert scene.next_one_probes()
