@@ -260,8 +260,14 @@ def test_a_bucket_shows_what_is_for_users() -> None:
 
 
 def test_with_key_is_the_same_door_to_another_bucket() -> None:
-    """Terms, storage and clock are shared; the tokens aren't."""
+    """Terms, storage, clock, listener and whom it wakes are shared; the tokens aren't."""
     bucket, clock = plain()
+    storage: Any = Noted()
+    twin = AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=[].append)
+    for door in (twin, TokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=[].append)):
+        another = door.with_key("other")
+        assert (another.listener, another._door.bell) == (door.listener, door._door.bell)
+    assert twin.with_key("other")._door.under_way is twin._door.under_way
     other = bucket.with_key("other")
     assert (other.quota, other.storage, other.clock, other.key) == (bucket.quota, bucket.storage, clock, "other")
     bucket.acquire(10)

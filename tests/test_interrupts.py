@@ -662,6 +662,21 @@ def test_a_scope_of_anyio_that_cancels_every_further_await_loses_nothing(door: s
     assert passes > 3
 
 
+@pytest.mark.parametrize("end", ["settle", "cancel"])
+async def test_a_coroutine_cancelled_as_it_ends_a_hold_has_ended_it_and_that_is_told_once(end: str) -> None:
+    """Whichever step of the storage it was in; the caller goes on when it is done."""
+    for passes in count(1):
+        scene = AsyncScene(SYNCED)
+        held = await scene.bucket.reserve(4)
+        scene.there.events.clear()
+        if not await cancelled(held.settle(3) if end == "settle" else held.cancel(), passes, None):
+            break
+        seen = scene.there.bucket.peek()
+        assert (seen.balance, seen.held) == (7 if end == "settle" else 10, 0)
+        assert [event.kind for event in scene.there.events] == [EventKind.SETTLED] * (end == "settle")
+    assert passes > 3
+
+
 class Asleep(PlottedClock):
     """A clock in whose sleeps the storage goes away, and nobody ever wakes."""
 
@@ -737,6 +752,7 @@ def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_tol
     async def main() -> None:
         assert await cancelled(bucket.try_acquire(4), 2, None)
         await bucket.aclose()
+        assert len(asyncio.all_tasks()) == 1
 
     with virtual_loop() as loop:
         loop.run_until_complete(main())

@@ -71,7 +71,7 @@ def got(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
 # --- the decorator
 
 
-def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options: Any) -> Callable[[int], Any]:
+def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options: Any) -> Callable[..., Any]:
     """Return a function, or a coroutine function, behind a bucket."""
 
     def work(number: int) -> int:
@@ -93,7 +93,7 @@ def test_a_decorated_function_takes_its_tokens_and_waits_for_them(bucket: Any, c
     """Each call takes its tokens first, and waits where there are too few; result, arguments and name stay."""
     ran: list[int] = []
     work = decorated(bucket, ran, tokens=2)
-    assert [got(work, number) for number in (1, 2, 3)] == [2, 4, 6]
+    assert [got(work, 1), got(work, 2), got(functools.partial(work, number=3))] == [2, 4, 6]
     assert ran == [1, 2, 3]
     assert clock.slept == 2.0
     assert got(bucket.peek).balance == 0

@@ -68,6 +68,7 @@ from keepa_tokens.testing import ManualClock
 pytestmark = pytest.mark.anyio
 
 PLAIN: Final = Quota(10, 1, 1.0)
+SYNCED: Final = Quota(10, 1, 1.0, synced=True, initial=10)
 SECRET: Final = "sEcReT" * 11
 URL: Final = f"redis://user:{SECRET}@localhost:6379"
 
@@ -178,6 +179,8 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(on_redis.from_url, URL.encode()), "url must be a str"),
     (partial(keepa(TokenBucket(keepa_quota())).try_request, 1.5), "estimate must be a whole number (int), not 1.5"),
     (partial(keepa(TokenBucket(keepa_quota())).request, None), "estimate must be a whole number (int), not None"),
+    (partial(plain(PLAIN).take_up_to, 1.5), "tokens must be a whole number (int), not 1.5"),
+    (lambda: asyncio.run(plain_async(PLAIN).take_up_to(1, keep="2")), "keep must be a whole number (int), not '2'"),
     (partial(plain(keepa_quota(initial=9)).try_reserve(1).settle, 1, "n"), "reading must be a Reading, not 'n'"),
     (partial(plain(PLAIN).try_reserve(1).settle, 1, "n"), "reading must be a Reading, not 'n'"),
     (partial(stored.from_fields, "n"), "texts must be a Mapping, not 'n'"),
@@ -787,6 +790,16 @@ def struck() -> None:
     TokenBucket(PLAIN, listener=strike).try_reserve(4).settle(1)
 
 
+async def ended() -> None:
+    for quota in (PLAIN, SYNCED):
+        bucket = AsyncTokenBucket(quota)
+        await (await bucket.try_reserve(1)).settle(1)
+        await (await bucket.try_reserve(1)).cancel()
+        with pytest.raises(OSError, match="gone"):
+            async with bucket.reserve(1):
+                raise OSError("gone")
+
+
 def test_what_was_settled_or_failed_is_not() -> None:
     """Settled, cancelled, told that nobody knows, left by an exception, charged by leaving: no warning."""
     with warnings.catch_warnings():
@@ -802,8 +815,10 @@ def test_what_was_settled_or_failed_is_not() -> None:
             pass
         with pytest.raises(OSError, match="gone"), door.request(1):
             raise OSError("gone")
-        with pytest.raises(OSError, match="gone"), bucket.reserve(1):
-            raise OSError("gone")
+        for quota in (PLAIN, SYNCED):
+            with pytest.raises(OSError, match="gone"), TokenBucket(quota).reserve(1):
+                raise OSError("gone")
+        asyncio.run(ended())
 
 
 # --- coroutines and loops
@@ -845,6 +860,12 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
             with trio.move_on_after(0.001) as scope:
                 await bucket.acquire()
             assert scope.cancelled_caught
+            assert (await bucket.peek()).balance == 0
+            await bucket.refund(1)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await bucket.try_acquire()
+            assert not scope.cancelled_caught  # a step is done whole
         door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
         assert (await door.bucket.peek()).balance == 7
