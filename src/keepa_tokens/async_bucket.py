@@ -191,7 +191,6 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
                 if not task.done():
                     self._leave_running(task)
                 raise
-            self._step = None
         return self.ended(command, outcome)
 
     async def carried(self, plan: plans.Plan[T]) -> T:
@@ -211,8 +210,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         try:
             return await self.apply(command)
         except BaseException as error:
-            if self._step is not None:
-                await self._afterwards(error, self._let_end)
+            await self._afterwards(error, self._let_end)
             raise
 
     async def undo(self, error: BaseException) -> None:
@@ -294,7 +292,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         task.add_done_callback(over)
 
     async def _let_end(self) -> None:
-        task, self._step = self._step, None
+        task = self._step
         if task is None or self.sent is None:
             return
         with suppress(asyncio.CancelledError):
