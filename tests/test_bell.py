@@ -28,6 +28,7 @@ def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
     for number in range(1000):
         bell.wait(Name("another" if number % 2 else f"k{number}"), lambda: woken.append("another"), 0, number)
     bell.wait("mine", lambda: woken.append("mine"), 0, 1000)
+    bell.wait("mine", lambda: woken.append("another"), 0, 1001)
     Name.compared = 0
     bell.ring("mine")
     assert woken == ["mine"]

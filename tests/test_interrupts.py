@@ -43,7 +43,7 @@ from keepa_tokens import (
 from keepa_tokens._blocking import run
 from keepa_tokens._interrupts import WholeLock
 from keepa_tokens.keepa._door import PLACE
-from keepa_tokens.rules.commands import Acquire, Command
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Refund, Unclaim
 from keepa_tokens.testing import ManualClock, virtual_loop
 from tests.helpers import Noted
 
@@ -239,9 +239,12 @@ def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
 
 
 @pytest.mark.parametrize("again", [1, 2])
-def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(again: int) -> None:
+@pytest.mark.parametrize("interrupt", [strike, ctrl_c])
+def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(
+    interrupt: Callable[[], None], again: int
+) -> None:
     """Struck once more while the hold is given back, that is done once more; the first interrupt is what is seen."""
-    scene, second = Scene(SYNCED), Plot(again, strike)
+    scene, second = Scene(SYNCED), Plot(again, interrupt)
     scene.plot(Plot(2, ctrl_c, second))
     with struck_by_signals(), pytest.raises(KeyboardInterrupt):
         scene.bucket.reserve(4)
@@ -622,6 +625,8 @@ def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: 
             assert scene.there.unchanged(), passes
         await scene.bucket.aclose()
         assert scene.there.unchanged(), passes
+        undone = [each for each in scene.there.storage.commands if isinstance(each, Cancel | Refund | Unclaim)]
+        assert len(undone) == len({*undone}), passes
         assert scene.there.bucket.peek().balance is not None or scene.there.next_one_probes(), passes
         assert len(asyncio.all_tasks()) == 1
         return True
@@ -735,14 +740,18 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
     assert scene.there.lost() == [4]
 
 
-def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_told() -> None:
-    """The storage has 5 s to answer; who acquires without a line has no id by which it could be undone."""
+@pytest.mark.parametrize("door", ["try_acquire", "acquire"])
+@pytest.mark.parametrize("answers", [False, True])
+def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_told_once(
+    door: str, answers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The storage has 5 s for each step; the caller goes on after 3 s. What becomes of the steps is no news to asyncio."""
 
     class Silent(Slow):
-        """A storage that is asked and never answers."""
+        """A storage that never answers, or says after a while that it is away."""
 
         async def apply(self, *_: Any, **__: Any) -> Outcome:
-            await asyncio.Event().wait()
+            await asyncio.wait_for(asyncio.Event().wait(), 4 if answers else None)
             raise AssertionError
 
     events: list[Event] = []
@@ -750,13 +759,17 @@ def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_tol
     bucket = AsyncTokenBucket(PLAIN, key="k", storage=silent, listener=events.append)
 
     async def main() -> None:
-        assert await cancelled(bucket.try_acquire(4), 2, None)
+        assert await cancelled(getattr(bucket, door)(4), 2, None)
+        assert asyncio.get_running_loop().time() - began == 3
         await bucket.aclose()
         assert len(asyncio.all_tasks()) == 1
 
     with virtual_loop() as loop:
+        began = loop.time()
         loop.run_until_complete(main())
+    gc.collect()
     assert [(event.kind, event.tokens) for event in events] == [(EventKind.NOT_GIVEN_BACK, 4)]
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:

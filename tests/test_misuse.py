@@ -64,6 +64,7 @@ from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import ManualClock
+from tests.helpers import Noted
 
 pytestmark = pytest.mark.anyio
 
@@ -932,12 +933,15 @@ async def test_who_stands_first_in_line_is_woken_first() -> None:
 
 def test_a_settle_wakes_a_thread_that_waits() -> None:
     """For threads alike, by the machine's time: the one that stands first is woken, and passes it on."""
-    bucket = TokenBucket(Quota(10, 1, 3600.0, synced=True))
+    storage, waits = Noted(), list[float]()
+    bucket = TokenBucket(Quota(10, 1, 3600.0, synced=True), key="k", storage=storage)
     bucket.reconcile(Reading(4))
     held, done = bucket.reserve(4), threading.Barrier(3)
 
     def wait() -> None:
-        bucket.reserve(2).settle(0)
+        woken = bucket.reserve(2)
+        waits.append(woken.decision.waited)
+        woken.settle(0)
         done.wait(10)
 
     for _ in range(2):
@@ -948,6 +952,9 @@ def test_a_settle_wakes_a_thread_that_waits() -> None:
     held.settle(0)
     done.wait(10)
     assert time.monotonic() - begun < 5.0
+    assert all(0 < waited < 10 for waited in waits)
+    assert waiting_at(bucket) == 0
+    assert len(storage.commands) < 20  # none of them asked again and again
 
 
 def waiting_at(bucket: TokenBucket) -> int:

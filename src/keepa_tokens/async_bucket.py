@@ -305,7 +305,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         """Let the step under way end, then give back what was taken. What fails is told."""
         await self._let_end()
         done = [await self._once_more(command) for command in self.undoing()]
-        if all(done) and self.lost():
+        if all(done):
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
     async def _once_more(self, command: Command) -> bool:
