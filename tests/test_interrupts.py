@@ -745,7 +745,7 @@ def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
 def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_told_once(
     door: str, answers: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The storage has 5 s for each step; the caller goes on after 3 s. What becomes of the steps is no news to asyncio."""
+    """The storage has 5 s for each step; the caller goes on after 3 s. What becomes of them is no news to asyncio."""
 
     class Silent(Slow):
         """A storage that never answers, or says after a while that it is away."""
@@ -772,8 +772,8 @@ def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_tol
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
-def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
-    """Return a bucket, and the task that waits there in a loop that was closed without ending it."""
+def left_waiting(door: str, number: int = 1) -> tuple[AsyncTokenBucket, list[Any]]:
+    """Return a bucket, and tasks that wait there in a loop that was closed without ending them."""
     synced = door == "attempts"
     bucket = AsyncTokenBucket(Quota(2, 1, 3600.0, synced=synced))
 
@@ -781,31 +781,34 @@ def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
         async for _ in AsyncKeepaSync(bucket).attempts(1):
             return
 
-    async def begin() -> object:
+    async def begin() -> list[Any]:
         await (bucket.reconcile(Reading(0)) if synced else bucket.acquire(2))
-        task: object = asyncio.ensure_future(first_of_attempts() if synced else getattr(bucket, door)())
+        made = [first_of_attempts() if synced else getattr(bucket, door)() for _ in range(number)]
+        tasks = [asyncio.ensure_future(each) for each in made]
         await asyncio.sleep(0)
-        return task
+        return tasks
 
     loop = asyncio.new_event_loop()
-    task: Any = loop.run_until_complete(begin())
+    tasks = loop.run_until_complete(begin())
     loop.close()
-    task._log_destroy_pending = False
-    return bucket, task
+    for task in tasks:
+        task._log_destroy_pending = False
+    return bucket, tasks
 
 
 @pytest.mark.parametrize("door", ["acquire", "reserve", "attempts"])
 def test_who_waited_in_a_closed_loop_gives_back_when_it_is_thrown_away(door: str) -> None:
     """Memory needs no loop for that."""
-    bucket, task = left_waiting(door)
-    task.get_coro().close()
+    bucket, tasks = left_waiting(door, 2)
+    for task in tasks:
+        task.get_coro().close()
     seen = asyncio.run(bucket.peek())
     assert (seen.balance, seen.waiting) == (0, 0)
 
 
 def test_tokens_that_come_back_wake_nobody_in_a_closed_loop() -> None:
     """Whoever waits after it is woken instead."""
-    bucket, _task = left_waiting("reserve")
+    bucket, _tasks = left_waiting("reserve")
 
     async def main() -> None:
         waiting = asyncio.ensure_future(bucket.reserve())

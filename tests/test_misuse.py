@@ -933,14 +933,15 @@ async def test_who_stands_first_in_line_is_woken_first() -> None:
 
 def test_a_settle_wakes_a_thread_that_waits() -> None:
     """For threads alike, by the machine's time: the one that stands first is woken, and passes it on."""
-    storage, waits = Noted(), list[float]()
+    storage, besides = Noted(), list[float]()
     bucket = TokenBucket(Quota(10, 1, 3600.0, synced=True), key="k", storage=storage)
     bucket.reconcile(Reading(4))
     held, done = bucket.reserve(4), threading.Barrier(3)
 
     def wait() -> None:
+        began = time.monotonic()
         woken = bucket.reserve(2)
-        waits.append(woken.decision.waited)
+        besides.append(time.monotonic() - began - woken.decision.waited)
         woken.settle(0)
         done.wait(10)
 
@@ -952,9 +953,16 @@ def test_a_settle_wakes_a_thread_that_waits() -> None:
     held.settle(0)
     done.wait(10)
     assert time.monotonic() - begun < 5.0
-    assert all(0 < waited < 10 for waited in waits)
-    assert waiting_at(bucket) == 0
+    assert min(besides) >= 0  # `waited` is how long it was, and not how long it might have been
     assert len(storage.commands) < 20  # none of them asked again and again
+
+
+def test_a_thread_whose_time_has_come_waits_no_more() -> None:
+    """The bell has nobody left whom it might wake in another's place."""
+    bucket = TokenBucket(Quota(1, 1, 0.01))
+    bucket.acquire()
+    bucket.reserve().settle(1)
+    assert waiting_at(bucket) == 0
 
 
 def waiting_at(bucket: TokenBucket) -> int:
