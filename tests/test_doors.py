@@ -30,6 +30,7 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
+from keepa_tokens._blocking import run
 from keepa_tokens.rules.commands import Acquire, Outcome
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
@@ -263,8 +264,8 @@ def test_with_key_is_the_same_door_to_another_bucket() -> None:
     """Terms, storage, clock, listener and whom it wakes are shared; the tokens aren't."""
     bucket, clock = plain()
     storage: Any = Noted()
-    twin = AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=[].append)
-    for door in (twin, TokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=[].append)):
+    twin = AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=lambda _: None)
+    for door in (twin, TokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=lambda _: None)):
         another = door.with_key("other")
         assert (another.listener, another._door.bell) == (door.listener, door._door.bell)
     assert twin.with_key("other")._door.under_way is twin._door.under_way
@@ -308,6 +309,12 @@ def test_peek_takes_nothing() -> None:
     seen = bucket.peek(4, keep=1)
     assert (seen.balance, seen.retry_after, seen.full_in, seen.bound, seen.reading_age) == (2, 3.0, 8.0, 3.0, None)
     assert storage.dump("default") == before
+
+
+def test_a_step_of_a_blocking_door_that_suspends_is_told() -> None:
+    """Nothing would ever go on with it."""
+    with pytest.raises(RuntimeError, match="give it blocking steps"):
+        run(lambda: asyncio.sleep(0))
 
 
 def test_many_threads_wait_for_one_bucket() -> None:

@@ -264,6 +264,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for make, client, says in (
             (on_redis, redis.Redis, "class Redis"),
             (on_redis, redis.asyncio.Redis(), "AsyncRedisStorage"),
+            (on_redis, redis.Redis().pipeline(), "is a pipeline"),
             (AsyncRedisStorage, redis.Redis(), "blocks"),
             *((on_redis, url, "from_url") for url in (URL, URL.encode())),
             *((on_redis, none, "RedisStorage takes a client") for none in (None, 7, object())),
