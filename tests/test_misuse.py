@@ -852,7 +852,7 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
     storage = make(tmp_path)
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 10, 1.0), key="default", storage=storage) as bucket:
+        async with AsyncTokenBucket(Quota(2, 4, 1.0), key="default", storage=storage) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
