@@ -163,10 +163,10 @@ def test_each_gets_an_error_of_its_own(own_server: Server, command: Callable[[in
     async def program(storage: AsyncRedisStorage) -> list[object]:
         await storage.apply("k", ONE, Acquire(1))
         own_server.stop()
-        told = list[object]()
+        told: list[object] = []
         for _ in range(2):
             steps = [storage.apply("k", ONE, command(number)) for number in range(5)]
-            told = [*await asyncio.gather(*steps, return_exceptions=True)]
+            told[:] = await asyncio.gather(*steps, return_exceptions=True)
         return told
 
     told = carried_out(own_server.url, program)
