@@ -30,7 +30,6 @@ import redis
 import redis.asyncio
 import requests
 import trio
-import trio.testing
 from prometheus_client import CollectorRegistry
 
 from keepa_tokens import (
@@ -872,7 +871,8 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
             with trio.fail_after(5):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(bucket.reserve, 1)
-                    await trio.testing.wait_all_tasks_blocked()
+                    while not bucket._door.bell:  # it isn't asleep yet
+                        await trio.lowlevel.checkpoint()
                     await bucket.refund(1)  # wakes it; else it would sleep for minutes
         door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
