@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from keepa_tokens._bell import Bell
+from keepa_tokens._places import Waiter
 from keepa_tokens.testing.crews import hurried
 from tests.helpers import in_threads
 
@@ -28,6 +29,7 @@ def test_a_ring_looks_at_those_alone_who_wait_at_its_bucket() -> None:
     for number in range(1000):
         bell.wait(Name("another" if number % 2 else f"k{number}"), lambda: woken.append("another"), 0, number)
     bell.wait("mine", lambda: woken.append("mine"), 0, 1000)
+    bell.wait("mine", lambda: woken.append("another"), 0, 1001)
     Name.compared = 0
     bell.ring("mine")
     assert woken == ["mine"]
@@ -71,6 +73,15 @@ def test_who_comes_while_the_last_one_leaves_is_woken(step: str) -> None:
         bell.ring("key")
     assert woken == ["who came"]
     assert not bell
+
+
+def test_a_place_before_the_last_one_begins_another_line() -> None:
+    """Behind who gives up each moves up to the next place, so those of one line come one after the other."""
+    bell = Bell()
+    places = bell.places(1, 20, "key")
+    places.wait(Waiter(20))
+    assert bell.places(1, 20, "key") is places
+    assert bell.places(1, 10, "key") is not places
 
 
 def test_threads_find_their_own_places_while_others_come_and_go() -> None:

@@ -30,6 +30,7 @@ from keepa_tokens import (
     TokenBucket,
     keepa_quota,
 )
+from keepa_tokens._blocking import run
 from keepa_tokens.rules.commands import Acquire, Outcome
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.testing import ManualClock
@@ -220,9 +221,9 @@ async def test_async_reservations_are_awaited_or_entered() -> None:
     assert (await bucket.peek()).balance == 3
 
 
-@pytest.mark.parametrize("ends", [KeyError, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("ends", [KeyError, KeyboardInterrupt, asyncio.CancelledError, StorageUnavailable])
 async def test_what_ends_a_block_is_seen_though_the_storage_is_away(ends: type[BaseException]) -> None:
-    """The error of a body or an interrupt in it, not that of charging the estimate, which is charged as it is."""
+    """The error of a body or an interrupt in it, else that of charging the estimate, which is charged as it is."""
     storage, clock = Noted(), ManualClock(100.0)
     bucket = TokenBucket(PLAIN, key="default", storage=storage, clock=clock)
     twin = AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock)
@@ -230,12 +231,14 @@ async def test_what_ends_a_block_is_seen_though_the_storage_is_away(ends: type[B
     def fails() -> None:
         with bucket.reserve(3):
             storage.away = True
-            raise ends
+            if ends is not StorageUnavailable:
+                raise ends
 
     async def fails_too() -> None:
         async with twin.reserve(3):
             storage.away = True
-            raise ends
+            if ends is not StorageUnavailable:
+                raise ends
 
     with pytest.raises(ends):
         fails()
@@ -258,8 +261,14 @@ def test_a_bucket_shows_what_is_for_users() -> None:
 
 
 def test_with_key_is_the_same_door_to_another_bucket() -> None:
-    """Terms, storage and clock are shared; the tokens aren't."""
+    """Terms, storage, clock, listener and whom it wakes are shared; the tokens aren't."""
     bucket, clock = plain()
+    storage: Any = Noted()
+    twin = AsyncTokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=lambda _: None)
+    for door in (twin, TokenBucket(PLAIN, key="default", storage=storage, clock=clock, listener=lambda _: None)):
+        another = door.with_key("other")
+        assert (another.listener, another._door.bell) == (door.listener, door._door.bell)
+    assert twin.with_key("other")._door.under_way is twin._door.under_way
     other = bucket.with_key("other")
     assert (other.quota, other.storage, other.clock, other.key) == (bucket.quota, bucket.storage, clock, "other")
     bucket.acquire(10)
@@ -300,6 +309,12 @@ def test_peek_takes_nothing() -> None:
     seen = bucket.peek(4, keep=1)
     assert (seen.balance, seen.retry_after, seen.full_in, seen.bound, seen.reading_age) == (2, 3.0, 8.0, 3.0, None)
     assert storage.dump("default") == before
+
+
+def test_a_step_of_a_blocking_door_that_suspends_is_told() -> None:
+    """Nothing would ever go on with it."""
+    with pytest.raises(RuntimeError, match="give it blocking steps"):
+        run(lambda: asyncio.sleep(0))
 
 
 def test_many_threads_wait_for_one_bucket() -> None:

@@ -40,10 +40,11 @@ from keepa_tokens import (
     TokenBucket,
     _interrupts,
 )
+from keepa_tokens._blocking import run
 from keepa_tokens._interrupts import WholeLock
 from keepa_tokens.keepa._door import PLACE
-from keepa_tokens.rules.commands import Acquire, Command
-from keepa_tokens.testing import ManualClock
+from keepa_tokens.rules.commands import Acquire, Cancel, Command, Refund, Unclaim
+from keepa_tokens.testing import ManualClock, virtual_loop
 from tests.helpers import Noted
 
 pytestmark = pytest.mark.anyio
@@ -238,9 +239,12 @@ def test_a_thread_that_is_interrupted_anywhere_gives_everything_back(
 
 
 @pytest.mark.parametrize("again", [1, 2])
-def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(again: int) -> None:
+@pytest.mark.parametrize("interrupt", [strike, ctrl_c])
+def test_a_second_interrupt_in_the_middle_of_the_clean_up_loses_nothing(
+    interrupt: Callable[[], None], again: int
+) -> None:
     """Struck once more while the hold is given back, that is done once more; the first interrupt is what is seen."""
-    scene, second = Scene(SYNCED), Plot(again, strike)
+    scene, second = Scene(SYNCED), Plot(again, interrupt)
     scene.plot(Plot(2, ctrl_c, second))
     with struck_by_signals(), pytest.raises(KeyboardInterrupt):
         scene.bucket.reserve(4)
@@ -275,6 +279,45 @@ def test_a_second_interrupt_before_the_clean_up_loses_nothing(
         monkeypatch.undo()
     assert next(second, None) is None
     assert (bucket.peek().balance, bucket.peek().held) == (10, 0)
+
+
+@pytest.mark.parametrize("door", ["try_acquire", "acquire"])
+@pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
+def test_what_a_step_at_once_has_taken_is_given_back(kind: Any, door: str) -> None:
+    """Memory grants most calls without a command; the interrupt comes while the listener is told."""
+    strikes = iter(list[Callable[[], object]]([int, ctrl_c]))
+    bucket = kind(PLAIN, clock=ManualClock(100.0), listener=lambda _: next(strikes, int)())
+
+    def call(name: str, tokens: int) -> Any:
+        made = getattr(bucket, name)(tokens)
+        return run(lambda: made) if asyncio.iscoroutine(made) else made
+
+    assert call("try_acquire", 1)
+    with pytest.raises(KeyboardInterrupt):
+        call(door, 4)
+    assert call("peek", 1).balance == 9
+
+
+@pytest.mark.parametrize("door", ["try_acquire", "try_reserve", "settle"])
+def test_an_interrupt_that_the_storage_hides_is_what_is_seen(door: str) -> None:
+    """Somebody's storage makes a StorageUnavailable of it. What was taken is given back, what is over is settled."""
+
+    class Hiding(Plotted):
+        """Memory storage that names its own error, whatever happened."""
+
+        def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+            try:
+                return super().apply(key, quota, command, now_us=now_us)
+            except KeyboardInterrupt as error:
+                raise StorageUnavailable("no answer") from error
+
+    scene = Scene(PLAIN, storage=Hiding())
+    held = scene.bucket.reserve(2)
+    scene.plot(Plot(1, ctrl_c))
+    with pytest.raises(KeyboardInterrupt):
+        held.settle(1) if door == "settle" else getattr(scene.bucket, door)(4)
+    scene.plot(None)
+    assert scene.bucket.peek().balance == (9 if door == "settle" else 8)
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, AsyncTokenBucket])
@@ -582,6 +625,8 @@ def test_a_coroutine_that_is_cancelled_at_any_await_gives_everything_back(door: 
             assert scene.there.unchanged(), passes
         await scene.bucket.aclose()
         assert scene.there.unchanged(), passes
+        undone = [each for each in scene.there.storage.commands if isinstance(each, Cancel | Refund | Unclaim)]
+        assert len(undone) == len({*undone}), passes
         assert scene.there.bucket.peek().balance is not None or scene.there.next_one_probes(), passes
         assert len(asyncio.all_tasks()) == 1
         return True
@@ -619,6 +664,21 @@ def test_a_scope_of_anyio_that_cancels_every_further_await_loses_nothing(door: s
         return True
 
     passes = next(passes for passes in count(1) if not asyncio.run(main(passes)))
+    assert passes > 3
+
+
+@pytest.mark.parametrize("end", ["settle", "cancel"])
+async def test_a_coroutine_cancelled_as_it_ends_a_hold_has_ended_it_and_that_is_told_once(end: str) -> None:
+    """Whichever step of the storage it was in; the caller goes on when it is done."""
+    for passes in count(1):
+        scene = AsyncScene(SYNCED)
+        held = await scene.bucket.reserve(4)
+        scene.there.events.clear()
+        if not await cancelled(held.settle(3) if end == "settle" else held.cancel(), passes, None):
+            break
+        seen = scene.there.bucket.peek()
+        assert (seen.balance, seen.held) == (7 if end == "settle" else 10, 0)
+        assert [event.kind for event in scene.there.events] == [EventKind.SETTLED] * (end == "settle")
     assert passes > 3
 
 
@@ -662,21 +722,58 @@ async def test_a_waiting_coroutine_is_cancelled_though_the_storage_is_away(door:
 def test_what_is_closed_in_the_middle_is_given_back_too() -> None:
     """A coroutine that is thrown away while it waits leaves its clean-up to the loop; without one that is told."""
 
-    async def main(scene: AsyncScene) -> None:
+    async def begin(scene: AsyncScene) -> Any:
         waiting = scene.bucket.reserve(4)
         waiting.send(None)
         for _ in range(6):
             await asyncio.sleep(0)
-        waiting.close()
+        return waiting
+
+    async def main(scene: AsyncScene) -> None:
+        (await begin(scene)).close()
         await scene.bucket.aclose()
 
     scene = AsyncScene(PLAIN)
     asyncio.run(main(scene))
     assert scene.there.unchanged()
+    asyncio.run(begin(scene)).close()
+    assert scene.there.lost() == [4]
 
 
-def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
-    """Return a bucket, and the task that waits there in a loop that was closed without ending it."""
+@pytest.mark.parametrize("door", ["try_acquire", "acquire"])
+@pytest.mark.parametrize("answers", [False, True])
+def test_what_an_interrupted_acquire_may_have_taken_where_no_answer_comes_is_told_once(
+    door: str, answers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The storage has 5 s for each step; the caller goes on after 3 s. What becomes of them is no news to asyncio."""
+
+    class Silent(Slow):
+        """A storage that never answers, or says after a while that it is away."""
+
+        async def apply(self, *_: Any, **__: Any) -> Outcome:
+            await asyncio.wait_for(asyncio.Event().wait(), 4 if answers else None)
+            raise AssertionError
+
+    events: list[Event] = []
+    silent: Any = Silent(MemoryStorage())
+    bucket = AsyncTokenBucket(PLAIN, key="k", storage=silent, listener=events.append)
+
+    async def main() -> None:
+        assert await cancelled(getattr(bucket, door)(4), 2, None)
+        assert asyncio.get_running_loop().time() - began == 3
+        await bucket.aclose()
+        assert len(asyncio.all_tasks()) == 1
+
+    with virtual_loop() as loop:
+        began = loop.time()
+        loop.run_until_complete(main())
+    gc.collect()
+    assert [(event.kind, event.tokens) for event in events] == [(EventKind.NOT_GIVEN_BACK, 4)]
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def left_waiting(door: str, number: int = 1) -> tuple[AsyncTokenBucket, list[Any]]:
+    """Return a bucket, and tasks that wait there in a loop that was closed without ending them."""
     synced = door == "attempts"
     bucket = AsyncTokenBucket(Quota(2, 1, 3600.0, synced=synced))
 
@@ -684,31 +781,34 @@ def left_waiting(door: str) -> tuple[AsyncTokenBucket, Any]:
         async for _ in AsyncKeepaSync(bucket).attempts(1):
             return
 
-    async def begin() -> object:
+    async def begin() -> list[Any]:
         await (bucket.reconcile(Reading(0)) if synced else bucket.acquire(2))
-        task: object = asyncio.ensure_future(first_of_attempts() if synced else getattr(bucket, door)())
+        made = [first_of_attempts() if synced else getattr(bucket, door)() for _ in range(number)]
+        tasks = [asyncio.ensure_future(each) for each in made]
         await asyncio.sleep(0)
-        return task
+        return tasks
 
     loop = asyncio.new_event_loop()
-    task: Any = loop.run_until_complete(begin())
+    tasks = loop.run_until_complete(begin())
     loop.close()
-    task._log_destroy_pending = False
-    return bucket, task
+    for task in tasks:
+        task._log_destroy_pending = False
+    return bucket, tasks
 
 
 @pytest.mark.parametrize("door", ["acquire", "reserve", "attempts"])
 def test_who_waited_in_a_closed_loop_gives_back_when_it_is_thrown_away(door: str) -> None:
     """Memory needs no loop for that."""
-    bucket, task = left_waiting(door)
-    task.get_coro().close()
+    bucket, tasks = left_waiting(door, 2)
+    for task in tasks:
+        task.get_coro().close()
     seen = asyncio.run(bucket.peek())
     assert (seen.balance, seen.waiting) == (0, 0)
 
 
 def test_tokens_that_come_back_wake_nobody_in_a_closed_loop() -> None:
     """Whoever waits after it is woken instead."""
-    bucket, _task = left_waiting("reserve")
+    bucket, _tasks = left_waiting("reserve")
 
     async def main() -> None:
         waiting = asyncio.ensure_future(bucket.reserve())
@@ -771,4 +871,10 @@ def test_a_claim_is_free_again_after_a_scout_that_was_never_sent_or_a_probe_of_t
     wrong: Any = lambda: None  # noqa: E731
     with pytest.raises(ConfigError):
         KeepaSync(scene.bucket, probe=wrong).try_request(4)
+    assert scene.next_one_probes()
+    scene = Scene(UNKNOWN)
+    scene.plot(Plot(3, strike))  # while the claim is given back
+    with struck_by_signals(), pytest.raises(Struck):
+        KeepaSync(scene.bucket, probe=wrong).try_request(4)
+    scene.plot(None)
     assert scene.next_one_probes()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from keepa_tokens import (
+    AcquireTimeout,
     AsyncKeepaSync,
     AsyncTokenBucket,
     Event,
@@ -139,6 +140,56 @@ def test_who_waits_at_one_door_hears_what_comes_back_through_another() -> None:
 
     with virtual_loop() as loop:
         assert loop.run_until_complete(wait(loop)) == 1
+
+
+def test_what_comes_back_wakes_who_came_first_and_as_many_as_it_serves() -> None:
+    """However often they have looked since; a caller that is cancelled as it is woken passes it on."""
+
+    async def main(loop: VirtualLoop) -> None:
+        bucket = AsyncTokenBucket(Quota(10, 1, 3600.0, initial=1), clock=loop.clock)
+        waiting = []
+        for _ in range(5):
+            waiting.append(asyncio.ensure_future(bucket.acquire(1, keep=1)))
+            await asyncio.sleep(100)
+        first, second, *others = waiting
+        await bucket.refund(1)
+        assert (await first).waited == 500
+        await bucket.refund(1)
+        second.cancel()
+        assert (await others[0]).waited == 300
+        await bucket.refund(2)
+        assert [(await each).waited for each in others[1:]] == [200, 100]
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(main(loop))
+
+
+def test_a_place_comes_within_what_is_left_of_the_timeout() -> None:
+    """A call before it costs more than it reserved, so the place would come 11 s after the call with 10 s to wait."""
+
+    async def main(loop: VirtualLoop) -> None:
+        bucket = AsyncTokenBucket(Quota(10, 1, 1.0), clock=loop.clock)
+        held = await bucket.reserve(10)
+        before = asyncio.ensure_future(bucket.reserve(2))
+        waiting = asyncio.ensure_future(bucket.acquire(8, timeout=10))
+        await asyncio.sleep(1)
+        before.cancel()
+        await held.settle(13)
+        with pytest.raises(AcquireTimeout):
+            await waiting
+        assert (await bucket.peek()).balance == -2
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(main(loop))
+
+
+def test_a_thread_in_a_place_is_not_woken_before_it_comes() -> None:
+    """Its instant never changes: it sleeps by the clock, and not until something comes back."""
+    bucket, clock = TokenBucket(Quota(1, 1, 0.1)), ManualClock()
+    bucket._door.sleeper = clock
+    assert bucket.acquire()
+    bucket.acquire()
+    assert 0 < clock.slept <= 0.1
 
 
 def test_who_waits_for_longer_than_a_day_keeps_its_place() -> None:

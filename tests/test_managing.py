@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from keepa_tokens import (
     ConfigError,
     CostTooLarge,
     MemoryStorage,
+    Outcome,
     Quota,
     Reading,
     SQLiteStorage,
     Storage,
     TokenBucket,
 )
+from keepa_tokens.rules.commands import Acquire, Command
 from keepa_tokens.testing import ManualClock
 
 QUOTA = Quota(5, 1, 2.0)
@@ -68,7 +71,7 @@ def got(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
 # --- the decorator
 
 
-def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options: Any) -> Callable[[int], Any]:
+def decorated(bucket: TokenBucket | AsyncTokenBucket, ran: list[int], **options: Any) -> Callable[..., Any]:
     """Return a function, or a coroutine function, behind a bucket."""
 
     def work(number: int) -> int:
@@ -90,7 +93,7 @@ def test_a_decorated_function_takes_its_tokens_and_waits_for_them(bucket: Any, c
     """Each call takes its tokens first, and waits where there are too few; result, arguments and name stay."""
     ran: list[int] = []
     work = decorated(bucket, ran, tokens=2)
-    assert [got(work, number) for number in (1, 2, 3)] == [2, 4, 6]
+    assert [got(work, 1), got(work, 2), got(functools.partial(work, number=3))] == [2, 4, 6]
     assert ran == [1, 2, 3]
     assert clock.slept == 2.0
     assert got(bucket.peek).balance == 0
@@ -171,6 +174,30 @@ def test_as_much_as_there_is_beside_what_others_spend(keep: int, taken: int) -> 
         bucket.reconcile(Reading(balance))
     assert bucket.take_up_to(100, keep=keep) == taken
     assert not bucket.try_acquire(1, keep=keep)
+
+
+@pytest.mark.parametrize("balance, taken", [(150, 90), (-5, 0)])
+def test_as_much_as_there_is_above_capacity_and_below_zero(balance: int, taken: int) -> None:
+    """No more at a time than a request may have, and nothing where there is a debt."""
+    bucket = TokenBucket(Quota(100, 0, 60.0, synced=True), clock=ManualClock())
+    bucket.reconcile(Reading(balance))
+    assert bucket.take_up_to(200, keep=10) == taken
+    assert bucket.peek().balance == balance - taken
+
+
+def test_where_others_are_always_quicker_nothing_is_taken() -> None:
+    """Each time that it has looked, somebody else takes what it saw: it gives up."""
+
+    class Quicker(MemoryStorage):
+        """A storage at which somebody else takes all before each acquire."""
+
+        def apply(self, key: str, quota: Quota, command: Command, *, now_us: int | None = None) -> Outcome:
+            if isinstance(command, Acquire):
+                command = replace(command, tokens=quota.capacity)
+            return super().apply(key, quota, command, now_us=now_us)
+
+    bucket = TokenBucket(Quota(10, 1, 1.0, initial=9), key="k", storage=Quicker(), clock=ManualClock())
+    assert bucket.take_up_to(3) == 0
 
 
 def test_a_reset_bucket_is_a_new_one(bucket: Any) -> None:

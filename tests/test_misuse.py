@@ -64,10 +64,12 @@ from keepa_tokens.guards.requests import KeepaAdapter
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.metrics import BucketCollector, PrometheusListener
 from keepa_tokens.testing import ManualClock
+from tests.helpers import Noted
 
 pytestmark = pytest.mark.anyio
 
 PLAIN: Final = Quota(10, 1, 1.0)
+SYNCED: Final = Quota(10, 1, 1.0, synced=True, initial=10)
 SECRET: Final = "sEcReT" * 11
 URL: Final = f"redis://user:{SECRET}@localhost:6379"
 
@@ -178,6 +180,8 @@ WRONG_TYPES: Final[list[tuple[Callable[[], object], str]]] = [
     (partial(on_redis.from_url, URL.encode()), "url must be a str"),
     (partial(keepa(TokenBucket(keepa_quota())).try_request, 1.5), "estimate must be a whole number (int), not 1.5"),
     (partial(keepa(TokenBucket(keepa_quota())).request, None), "estimate must be a whole number (int), not None"),
+    (partial(plain(PLAIN).take_up_to, 1.5), "tokens must be a whole number (int), not 1.5"),
+    (lambda: asyncio.run(plain_async(PLAIN).take_up_to(1, keep="2")), "keep must be a whole number (int), not '2'"),
     (partial(plain(keepa_quota(initial=9)).try_reserve(1).settle, 1, "n"), "reading must be a Reading, not 'n'"),
     (partial(plain(PLAIN).try_reserve(1).settle, 1, "n"), "reading must be a Reading, not 'n'"),
     (partial(stored.from_fields, "n"), "texts must be a Mapping, not 'n'"),
@@ -260,6 +264,7 @@ WRONG_VALUES: Final[list[tuple[Callable[[], object], str]]] = [
         for make, client, says in (
             (on_redis, redis.Redis, "class Redis"),
             (on_redis, redis.asyncio.Redis(), "AsyncRedisStorage"),
+            (on_redis, redis.Redis().pipeline(), "is a pipeline"),
             (AsyncRedisStorage, redis.Redis(), "blocks"),
             *((on_redis, url, "from_url") for url in (URL, URL.encode())),
             *((on_redis, none, "RedisStorage takes a client") for none in (None, 7, object())),
@@ -799,6 +804,16 @@ def struck() -> None:
     TokenBucket(PLAIN, listener=strike).try_reserve(4).settle(1)
 
 
+async def ended() -> None:
+    for quota in (PLAIN, SYNCED):
+        bucket = AsyncTokenBucket(quota)
+        await (await bucket.try_reserve(1)).settle(1)
+        await (await bucket.try_reserve(1)).cancel()
+        with pytest.raises(OSError, match="gone"):
+            async with bucket.reserve(1):
+                raise OSError("gone")
+
+
 def test_what_was_settled_or_failed_is_not() -> None:
     """Settled, cancelled, told that nobody knows, left by an exception, charged by leaving: no warning."""
     with warnings.catch_warnings():
@@ -814,8 +829,10 @@ def test_what_was_settled_or_failed_is_not() -> None:
             pass
         with pytest.raises(OSError, match="gone"), door.request(1):
             raise OSError("gone")
-        with pytest.raises(OSError, match="gone"), bucket.reserve(1):
-            raise OSError("gone")
+        for quota in (PLAIN, SYNCED):
+            with pytest.raises(OSError, match="gone"), TokenBucket(quota).reserve(1):
+                raise OSError("gone")
+        asyncio.run(ended())
 
 
 # --- coroutines and loops
@@ -848,7 +865,7 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
     storage = make(tmp_path)
 
     async def main() -> None:
-        async with AsyncTokenBucket(Quota(2, 10, 1.0), key="default", storage=storage) as bucket:
+        async with AsyncTokenBucket(Quota(2, 4, 1.0), key="default", storage=storage) as bucket:
             await bucket.acquire(2)
             assert (await bucket.acquire(1)).waited > 0
             async with bucket.reserve(1) as held:
@@ -859,6 +876,18 @@ def test_a_bucket_works_on_trio(make: Any, tmp_path: Path) -> None:
             with trio.move_on_after(0.001) as scope:
                 await bucket.acquire()
             assert scope.cancelled_caught
+            assert (await bucket.peek()).balance == 0
+            await bucket.refund(1)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await bucket.try_acquire()
+            assert not scope.cancelled_caught  # a step is done whole
+            with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(bucket.reserve, 1)
+                    while not bucket._door.bell:  # it isn't asleep yet
+                        await trio.lowlevel.checkpoint()
+                    await bucket.refund(1)  # wakes it; else it would sleep for minutes
         door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(), key="keepa", storage=storage), probe=async_probe)
         await (await door.request(3)).settle(ENVELOPE, status=200)
         assert (await door.bucket.peek()).balance == 7
@@ -925,11 +954,15 @@ async def test_who_stands_first_in_line_is_woken_first() -> None:
 
 def test_a_settle_wakes_a_thread_that_waits() -> None:
     """For threads alike, by the machine's time: the one that stands first is woken, and passes it on."""
-    bucket = TokenBucket(Quota(10, 1, 3600.0, initial=4))
+    storage, besides = Noted(), list[float]()
+    bucket = TokenBucket(Quota(10, 1, 3600.0, initial=4), key="k", storage=storage)
     held, done = bucket.reserve(4), threading.Barrier(3)
 
     def wait() -> None:
-        bucket.reserve(2).settle(0)
+        began = time.monotonic()
+        woken = bucket.reserve(2)
+        besides.append(time.monotonic() - began - woken.decision.waited)
+        woken.settle(0)
         done.wait(10)
 
     for _ in range(2):
@@ -938,6 +971,16 @@ def test_a_settle_wakes_a_thread_that_waits() -> None:
         threading.Event().wait(0.001)
     held.settle(0)
     done.wait(10)  # unwoken, they would sleep for minutes
+    assert min(besides) >= 0  # `waited` is how long it was, and not how long it might have been
+    assert len(storage.commands) < 20  # none of them asked again and again
+
+
+def test_a_thread_whose_time_has_come_waits_no_more() -> None:
+    """The bell has nobody left whom it might wake in another's place."""
+    bucket = TokenBucket(Quota(1, 1, 0.01))
+    bucket.acquire()
+    bucket.reserve().settle(1)
+    assert waiting_at(bucket) == 0
 
 
 def waiting_at(bucket: TokenBucket) -> int:

@@ -73,7 +73,7 @@ class ReservationBase(HeldBase[S_co]):
         On a synced bucket it isn't: the call may still be under way at the server, and the hold must outlive readings
         that don't know its cost. It is charged when it runs out.
         """
-        return self.open and not self._door.quota.synced
+        return not self._door.quota.synced
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens}, open={self.open})"

@@ -13,7 +13,6 @@ from typing import ClassVar, Final, Generic, TypeAlias, TypeVar, cast
 from ._arguments import instance, microseconds
 from ._bell import Stand
 from ._door import Door, new_id
-from ._interrupts import interrupt_in
 from .errors import AcquireTimeout, ConfigError, KeepaTokensError, NotEnoughTokens
 from .quota import Quota
 from .rules.arithmetic import set_aside
@@ -58,8 +57,8 @@ class Steps(Generic[S_co]):
     """The steps of one call, and what it has taken so far, to be given back if it is interrupted before it ends.
 
     request: the last command that takes tokens. outcome: its outcome; None: nobody knows it yet. claimed: the end of
-    the claim on the probe that the call was given, until a probe has ended. woken: it was woken because tokens came
-    back, and has not been granted since. sent: the command under way. answer: the storage's answer to it, put here at
+    the claim on the probe that the call was given. woken: it was woken the last time that it slept, because tokens came
+    back. sent: the command under way. answer: the storage's answer to it, put here at
     once, where no signal strikes in between; `outcome` and `claimed` follow. unsure: the storage may have carried the
     request out although its answer is lost.
     """
@@ -72,15 +71,13 @@ class Steps(Generic[S_co]):
     def __init__(self, door: Door[S_co], taking: Acquire | None = None) -> None:
         self.door = door
         self.unsure = False
-        self.sent: Command | None = None
+        self.sent: Command | None = taking
         self.answer: Outcome | None = None
-        self.request: Acquire | Reserve | None = None
+        self.request: Acquire | Reserve | None = taking
         self.outcome: Outcome | None = None
         self.claimed: int | None = None
         self._rank: int | None = None
         self.woken = False
-        if taking is not None:
-            self.begin(taking)
 
     async def apply(self, command: Command) -> Outcome:
         """Apply `command` to the bucket, tell the listener, and return the outcome."""
@@ -132,7 +129,7 @@ class Steps(Generic[S_co]):
             self._note(self.sent, answer)
 
     def waits(self, wake: Callable[[], object]) -> Stand:
-        """Ask to be woken when tokens come back; return what `leaves` takes."""
+        """Ask to be woken when tokens come back; return what `Bell.leave` takes."""
         keep = 0 if self.request is None else self.request.keep
         return self.door.bell.wait(self.door.key, wake, keep, self.rank())
 
@@ -142,17 +139,12 @@ class Steps(Generic[S_co]):
             self._rank = self.door.bell.rank()
         return self._rank
 
-    def leaves(self, place: Stand) -> None:
-        if not self.door.bell.leave(place) and not self.woken:
-            # Woken at the last moment: what came back may serve another caller.
-            self.door.bell.ring(self.door.key)
-
     def undoing(self) -> list[Command]:
         """Return the commands that give everything back, the place in line and the claim on the probe included."""
         commands: list[Command] = []
         request, outcome = self.request, self.outcome
         ids: list[str | None] = []
-        if isinstance(request, Reserve) and (outcome is None or outcome.granted):
+        if isinstance(request, Reserve):
             # By id, so it does no harm where the hold was never opened.
             ids.append(request.id)
         if request is not None and (outcome is None or not outcome.granted):
@@ -178,23 +170,18 @@ class Steps(Generic[S_co]):
 
         An interrupt may leave tokens, a ConfigError of the probe leaves the claim. Any other refusal leaves nothing.
         """
-        if not isinstance(error, KeepaTokensError):
-            return True
-        return isinstance(error, ConfigError) and (self.sent is None or interrupt_in(error) is not None)
+        return not isinstance(error, KeepaTokensError) or (isinstance(error, ConfigError) and self.sent is None)
 
     def _note(self, command: Command, outcome: Outcome) -> None:
         if command is self.request:
             self.outcome = outcome
         if outcome.probe:
             self.claimed = outcome.claimed_until_us
-        if outcome.reading is Verdict.TAKEN:
-            self.claimed = None
         self.sent = None
 
     def _brings(self, command: Command, outcome: Outcome) -> bool:
         """Whether somebody else who waits may be served now."""
         if outcome.granted and self.woken:
-            self.woken = False
             return True
         if isinstance(command, Settle | Cancel | Refund):
             return outcome.found

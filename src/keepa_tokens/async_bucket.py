@@ -188,9 +188,9 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
             try:
                 self.answer = outcome = await asyncio.shield(task)
             except BaseException:
-                self._leave_running(task)
+                if not task.done():
+                    self._leave_running(task)
                 raise
-            self._step = None
         return self.ended(command, outcome)
 
     async def carried(self, plan: plans.Plan[T]) -> T:
@@ -210,8 +210,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         try:
             return await self.apply(command)
         except BaseException as error:
-            if self._step is not None:
-                await self._afterwards(error, self._let_end)
+            await self._afterwards(error, self._let_end)
             raise
 
     async def undo(self, error: BaseException) -> None:
@@ -227,12 +226,12 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         if not alert:
             await door.sleeper.asleep(seconds)
             return duration_us
-        begun, self.woken, places = door.elapsed_us(), False, list[Stand]()
+        begun, places = door.elapsed_us(), list[Stand]()
         try:
-            self.woken = await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
+            await nap(door.sleeper.asleep(seconds), lambda wake: places.append(self.waits(wake)))
         finally:
             for place in places:
-                self.leaves(place)
+                self.woken = not door.bell.leave(place)
         # A caller's clock may have been set meanwhile.
         return max(0, min(duration_us, door.elapsed_us() - begun)) if self.woken else duration_us
 
@@ -293,7 +292,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         task.add_done_callback(over)
 
     async def _let_end(self) -> None:
-        task, self._step = self._step, None
+        task = self._step
         if task is None or self.sent is None:
             return
         with suppress(asyncio.CancelledError):
@@ -306,7 +305,7 @@ class AwaitedSteps(plans.Steps[AsyncStorage | MemoryStorage]):
         """Let the step under way end, then give back what was taken. What fails is told."""
         await self._let_end()
         done = [await self._once_more(command) for command in self.undoing()]
-        if all(done) and self.lost():
+        if all(done):
             self.door.not_given_back(self.lost(), "the storage did not answer")
 
     async def _once_more(self, command: Command) -> bool:

@@ -232,14 +232,14 @@ class BlockingSteps(plans.Steps[Storage]):
                     return
                 self.catch_up(struck_outcome(error, self.sent))
                 done = [self._once_more(command) for command in self.undoing()]
-                if interrupt is not None and all(done) and self.lost():
+                if interrupt is not None and all(done):
                     self.door.not_given_back(self.lost(), "it was interrupted before the storage answered")
-        except BaseException as another:
+        except BaseException:
             if not begun:  # struck before signals are put off
                 self.undo(error)
                 return
             # What failed meanwhile has been told; what the caller sees is the first interrupt.
-            if interrupt is None or interrupt_in(another) is None:
+            if interrupt is None:
                 raise
         if interrupt is not None and interrupt is not error:
             raise interrupt from None
@@ -271,9 +271,9 @@ class BlockingSteps(plans.Steps[Storage]):
         rung, begun = threading.Event(), door.elapsed_us()
         place = self.waits(rung.set)
         try:
-            self.woken = rung.wait(seconds)
+            rung.wait(seconds)
         finally:
-            self.leaves(place)
+            self.woken = not door.bell.leave(place)
         return door.elapsed_us() - begun if self.woken else duration_us
 
 

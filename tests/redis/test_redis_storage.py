@@ -61,6 +61,8 @@ def test_bytes_that_are_no_text_do_no_harm(server: Server, client: redis.Redis, 
 def test_from_url_opens_every_kind_of_url(server: Server, url: str) -> None:
     """`from_url` reads redis://, valkey:// and unix:// addresses, and `close` closes what it opened."""
     filled_in = url.format(host=HOST, port=server.port, socket=server.socket_path)
+    with RedisStorage.from_url(filled_in, prefix="mine:") as storage:
+        assert storage.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
     with RedisStorage.from_url(filled_in) as storage:
         assert storage.apply("k", PLAIN, Acquire(1), now_us=NOW).balance == 999
 

@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from keepa_tokens import Quota, Reading, StorageUnavailable, TokenBucket
 from keepa_tokens.rules.commands import Acquire, Cancel, ClaimProbe, Command, Peek, Reconcile, Refund, Reserve, Settle
-from keepa_tokens.storage.redis import AsyncRedisStorage
+from keepa_tokens.storage.redis import AsyncRedisStorage, RedisStorage
 from keepa_tokens.testing import ManualClock
 from tests.redis.common import NOW, PLAIN, SECOND, SYNCED, script_runs, sendings, state_of
 from tests.redis.flavours import FLAVOURS, SENT_BY_DEFAULT, Flavour
@@ -35,6 +37,16 @@ def test_a_client_brought_along_sends_as_often_as_it_likes(client: redis.Redis, 
         proxy.cuts = runs - 1
         assert opened.apply("k", PLAIN, Acquire(1), now_us=NOW).granted
         assert script_runs(client) == runs
+
+
+def test_a_client_that_sends_again_is_told_of_and_what_to_change(caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, once for each storage; one that sends once is no news."""
+    RedisStorage(redis.Redis(retry=Retry(NoBackoff(), 0)))
+    assert not caplog.records
+    RedisStorage(redis.Redis())
+    [said] = caplog.messages
+    assert said.startswith("Redis sends commands again by itself")
+    assert said.endswith("Give it retry=Retry(NoBackoff(), 0), or use RedisStorage.from_url")
 
 
 ONCE: dict[str, tuple[Quota, Command]] = {

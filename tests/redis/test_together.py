@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import pytest
@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from keepa_tokens import AsyncRedisStorage, AsyncTokenBucket, Quota, Reading, RedisStorage
-from keepa_tokens.errors import StorageUnavailable
+from keepa_tokens.errors import ConfigError, StorageUnavailable
 from keepa_tokens.events import Event, EventKind
 from keepa_tokens.rules.commands import Acquire, Command, Outcome, Reconcile, Reserve
-from keepa_tokens.storage import _wire
+from keepa_tokens.storage import _batch, _wire
 from keepa_tokens.storage._batch import Batches
+from keepa_tokens.storage._keyspace import DEFAULT_PREFIX
 from tests.redis.common import NAME, NOW, calls, stored
 from tests.servers import Server
 
@@ -180,7 +181,8 @@ def test_what_is_wrong_with_one_is_nobody_elses_error(server: Server) -> None:
     assert [type(each) for each in told] == [Outcome] * 3 + [TypeError]
 
 
-def test_each_gets_an_error_of_its_own(own_server: Server) -> None:
+@pytest.mark.parametrize("command", [lambda _: Acquire(1), lambda number: Reserve(f"h{number}", 1, 10)])
+def test_each_gets_an_error_of_its_own(own_server: Server, command: Callable[[int], Command]) -> None:
     """Where the server is gone, each caller raises its own error, with its cause, and the next command finds the way
     free.
     """
@@ -188,13 +190,92 @@ def test_each_gets_an_error_of_its_own(own_server: Server) -> None:
     async def program(storage: AsyncRedisStorage) -> list[object]:
         await storage.apply("k", ONE, Acquire(1))
         own_server.stop()
-        await asyncio.gather(*(storage.apply("k", ONE, Acquire(1)) for _ in range(5)), return_exceptions=True)
-        return await asyncio.gather(*(storage.apply("k", ONE, Acquire(1)) for _ in range(5)), return_exceptions=True)
+        told: list[object] = []
+        for _ in range(2):
+            steps = [storage.apply("k", ONE, command(number)) for number in range(5)]
+            told[:] = await asyncio.gather(*steps, return_exceptions=True)
+        return told
 
     told = carried_out(own_server.url, program)
     assert [type(each) for each in told] == [StorageUnavailable] * 5
     assert len({id(each) for each in told}) == 5
     assert all(isinstance(each, Exception) and isinstance(each.__cause__, redis.ConnectionError) for each in told)
+
+
+def test_what_the_server_refuses_to_one_is_nobody_elses_error(server: Server, client: redis.Redis) -> None:
+    """Of commands that are written together, the one whose key holds something else fails alone."""
+    client.set(DEFAULT_PREFIX + "no-bucket", "x")
+
+    async def program(storage: AsyncRedisStorage) -> list[object]:
+        keys = ("k", "k", "no-bucket", "k")
+        steps = [storage.apply(key, ONE, Reserve(f"h{number}", 1, 10)) for number, key in enumerate(keys)]
+        return await asyncio.gather(*steps, return_exceptions=True)
+
+    told = carried_out(server.url, program)
+    assert [type(each) for each in told] == [Outcome, Outcome, ConfigError, Outcome]
+    assert "holds something that is no bucket" in str(told[2])
+
+
+class Odd(Exception):
+    def __init__(self, number: int, why: str) -> None:
+        super().__init__(f"{number} {why}")
+
+
+ODD: Final = Odd(1, "can't be made again of its arguments")
+
+
+@pytest.mark.parametrize(
+    "raised, told",
+    [(ODD, ODD), (asyncio.CancelledError(), asyncio.CancelledError), (None, 3)],
+    ids=["odd", "the loop ends", "nothing"],
+)
+def test_whoever_went_together_is_told_and_who_gave_up_meanwhile_is_not(raised: Any, told: object) -> None:
+    """Each gets what came of all; a caller that was cancelled on the way changes nothing for the others."""
+
+    async def one(_: str, number: int) -> int:
+        return number
+
+    async def many(_: str, numbers: list[int]) -> list[int | BaseException]:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if raised is not None:
+            raise raised
+        return [*numbers]
+
+    async def program() -> list[object]:
+        batches = Batches[str, int, int](one, many, 5)
+        calls = [asyncio.ensure_future(batches.send("", number)) for number in range(4)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        calls[1].cancel()
+        await asyncio.wait(calls)
+        await batches.aclose()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, gave_up, _, last = asyncio.run(program())
+    assert (first, type(gave_up)) == (0, asyncio.CancelledError)
+    assert last is told or last == told or type(last) is told
+
+
+def test_when_too_many_wait_the_next_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not sent, and says so."""
+    monkeypatch.setattr(_batch, "_MOST_WAITING", 2)
+
+    async def one(_: str, number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    async def many(_: str, numbers: list[int]) -> list[int | BaseException]:
+        return [*numbers]
+
+    async def program() -> list[object]:
+        batches = Batches[str, int, int](one, many, 5, by_turns=True)
+        return await asyncio.gather(*(batches.send("", number) for number in range(4)), return_exceptions=True)
+
+    *served, refused = asyncio.run(program())
+    assert served == [0, 1, 2]
+    assert isinstance(refused, StorageUnavailable)
+    assert "certainly not carried out" in str(refused)
 
 
 @pytest.mark.parametrize("reply", [b"other 5 9 0 0 0 0 9 0", b"", 7, None, [b"other", b"5", b"some"]])
