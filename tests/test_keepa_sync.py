@@ -20,6 +20,7 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     BucketState,
+    Decision,
     Event,
     EventKind,
     KeepaSync,
@@ -149,7 +150,7 @@ def test_a_bad_key_shows_with_the_first_call() -> None:
     response = world.fake.request(PRODUCT, {**asins(3), "key": "wrong"})
     call.settle(response.content, status=response.status)
     assert response.status == 400
-    assert call.decision.probe
+    assert call.decision == Decision(granted=True, reason=Reason.GRANTED, balance=None, probe=True)
     assert world.clock.slept == 0
     assert next(event.why for event in world.kinds(EventKind.PROBE_FAILED)) == (
         "status 400: the server refuses to tell: is the API key good, and the address right?"

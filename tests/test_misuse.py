@@ -620,6 +620,13 @@ def test_a_response_is_understood_as_it_is(answer: Any) -> None:
     door.observe(answer)
 
 
+def test_a_response_that_is_observed_brings_its_status_too() -> None:
+    """`observe(response)`: where it is no reading, the event names its status."""
+    events: list[Event] = []
+    sync(listener=events.append).observe(httpx.Response(502, content=b"<html>"))
+    assert events[-1].why.startswith("status 502: ")
+
+
 @pytest.mark.parametrize("status", ["429", http.HTTPStatus.TOO_MANY_REQUESTS, np.int64(429), 429])
 def test_a_refusal_is_one_whatever_its_status_is_written_as(status: Any) -> None:
     """A text of digits, an enum, numpy's number: all are 429, which says even without a body that nothing is left."""
