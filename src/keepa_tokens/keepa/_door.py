@@ -120,7 +120,7 @@ class SyncBase(NotCopied, Generic[B, C]):
             # If no caller ever had time for a probe, nobody would learn the balance.
             command = replace(command, scout=True)
         outcome = await steps.apply(command)
-        if outcome.granted or not outcome.probe:
+        if outcome.granted or not outcome.probe or self._probe is None:
             return outcome
         match await probed(steps, self._probe, left_us):
             case Probed.TOLD:
