@@ -71,8 +71,6 @@ class Estimator(NotCopied):
     def estimate(self, path: str, params: Mapping[str, object]) -> int:
         """Return the tokens to set aside for a call of `path` with `params`; 0 only for calls that are always free."""
         table = self._table(path, params)
-        if table <= 0:
-            return 0
         kind, items = self._kind(path, params, table)
         with self._own_lock():
             known = self._kinds.get(kind)
@@ -90,7 +88,6 @@ class Estimator(NotCopied):
         kind, items = self._kind(path, params, table)
         with self._own_lock():
             known = self._kinds.setdefault(kind, deque(maxlen=self._window))
-            self._kinds.move_to_end(kind)
             known.append((consumed, items))
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
