@@ -27,6 +27,7 @@ from keepa_tokens import (
     StorageUnavailable,
 )
 from keepa_tokens.guards._flow import RUN, Run
+from keepa_tokens.guards._http import Asked, asked_of
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.rules.commands import Command, Reconcile, Reserve, Settle
 from keepa_tokens.testing import FakeKeepaServer
@@ -267,6 +268,16 @@ def sent_at(world: World) -> list[float]:
 
     world.fake.begin = noted  # type: ignore[method-assign] # a spy
     return instants
+
+
+@pytest.mark.parametrize("body, selection", [(b'{"a": "\xff"}', '{"a": "\ufffd"}'), ('{"a": 1}', '{"a": 1}')])
+def test_what_a_request_asks_for_is_read_from_its_query_and_its_body(body: bytes | str, selection: str) -> None:
+    """As texts, without the API key; the path is its label, if people can read it."""
+    asked = asked_of("https://api.keepa.com/query/?key=secret&domain=&stats=1", body)
+    assert asked == Asked("query", {"domain": "", "stats": "1", "selection": selection})
+    assert asked_of("https://api.keepa.com/product?selection=own", body).params == {"selection": "own"}
+    assert asked_of("https://api.keepa.com/product").params == {}
+    assert (asked.label, Asked("a\x1b[0m", {}).label) == ("query", "")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,9 @@ a call that has to wait leaves refusals, pauses, and how long it was kept; one t
     try x 1 -> NotEnoughTokens refusals_total:UNKNOWN=1 refusals_total:EMPTY=1; call 1; pass 600
     call 1 -> pauses_total:EMPTY>=3 wait_seconds_count=1 wait_seconds_bucket:900.0=1 wait_seconds_bucket:60.0=0
     peek -> slept>181 slept<182 wait_seconds_sum>180 wait_seconds_sum<183
+every count of a bucket begins at 0, as Prometheus sees no increase where one comes up at 1: initial=20
+    refresh -> grants_total=0 granted_tokens_total=0 settled_total=0 server_refusals_total=0 probe_failures_total=0
+    peek -> readings_total:stale=0 readings_total:bad=0 drift_tokens_total:less=0 drift_tokens_total:more=0
 a call that nobody settles is counted when its time is over: initial=20
     try a 3; settle a; pass 121; refresh -> holds_ran_out_total=1
 where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer: initial=20
