@@ -205,8 +205,8 @@ FINITE: Final = "must be a finite number from 0 to 4.5e9, not"
             for name in ("next_refill_in", "refill", "period", "server_time")
             for value in NO_DURATION
         ],
-        ({"balance": LIMIT}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not {LIMIT}"),
-        ({"balance": True}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52, not True"),
+        ({"balance": LIMIT}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52 - 1, not {LIMIT}"),
+        ({"balance": True}, f"balance {WHOLE_FROM} {1 - LIMIT} to 2**52 - 1, not True"),
         ({"next_refill_in": "1"}, "next_refill_in must be a number, not '1'"),
         ({"next_refill_in": True}, "next_refill_in must be a number, not True"),
         ({"next_refill_in": -1e-9}, f"next_refill_in {FINITE} -1e-09"),
@@ -216,8 +216,8 @@ FINITE: Final = "must be a finite number from 0 to 4.5e9, not"
         ({"period": 0.0}, "period=0.0 must be longer than 0 s"),
         ({"period": 1e-9}, "period=1e-09 must be longer than 0 s"),
         ({"period": "x"}, "period must be a number, not 'x'"),
-        ({"capacity": 0}, f"capacity {WHOLE_FROM} 1 to 2**52, not 0"),
-        ({"capacity": LIMIT}, f"capacity {WHOLE_FROM} 1 to 2**52, not {LIMIT}"),
+        ({"capacity": 0}, f"capacity {WHOLE_FROM} 1 to 2**52 - 1, not 0"),
+        ({"capacity": LIMIT}, f"capacity {WHOLE_FROM} 1 to 2**52 - 1, not {LIMIT}"),
         ({"server_time": math.inf}, f"server_time {FINITE} inf"),
     ],
 )

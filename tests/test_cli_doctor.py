@@ -29,7 +29,7 @@ from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer, ManualClock
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, seen
 from tests.redis.test_tls_acl import NEEDED
-from tests.servers import HOST, free_port
+from tests.servers import HOST
 
 STORED = f"keepa_tokens:{KEY}"
 
@@ -326,7 +326,7 @@ def configured(**settings: str) -> Callable[[redis.Redis], None]:
         (configured(maxmemory="100mb", maxmemory_policy="allkeys-lru"), "evicts"),
         (configured(maxmemory="100mb", maxmemory_policy="volatile-ttl"), "evicts"),
         (configured(maxmemory="1"), "nearly-full"),
-        (lambda client: client.replicaof(HOST, free_port()), "read-only"),
+        (lambda client: client.replicaof(HOST, 1), "read-only"),
     ],
 )
 def test_what_is_wrong_with_the_server_is_found(
@@ -344,7 +344,7 @@ def test_what_is_wrong_with_the_server_is_found(
 def test_what_cannot_be_mended_is_told_with_all_the_rest(server: Workers, client: Any) -> None:
     """Where the server takes no writes, --repair says that it changed nothing, and every finding is there."""
     client.hdel(STORED, "refilled_at")
-    client.replicaof(HOST, free_port())
+    client.replicaof(HOST, 1)
     told = server.document("doctor", "--repair", code=1)
     assert {"damaged-refilled_at", "read-only"} <= {found["code"] for found in told["findings"]}
     assert [words for words in told["mended"] if words.startswith(f"{KEY}: nothing: ")] == told["mended"] != []

@@ -20,7 +20,6 @@ from keepa_tokens.keepa.quota import bucket_key
 from keepa_tokens.rules.state import BucketState
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
 from tests.cli import KEY, NOW, SECOND, Workers, document, hold, run, seen
-from tests.servers import free_port
 
 
 def test_a_bucket_is_told_in_sentences() -> None:
@@ -251,7 +250,7 @@ def test_what_the_server_says_of_another_api_key_is_kept_from_a_bucket(valkey: W
 
 def test_a_storage_that_is_away_ends_with_3() -> None:
     """A server that can't be reached is one line on the standard error, nothing on the other, and exit code 3."""
-    result = run("status", "--redis", f"redis://127.0.0.1:{free_port()}", code=3)
+    result = run("status", "--redis", "redis://127.0.0.1:1", code=3)
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
 

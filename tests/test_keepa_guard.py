@@ -7,6 +7,7 @@ they show of both.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import pickle
 import time
@@ -273,6 +274,22 @@ def test_pages_of_two_queries_do_not_mix(guarded: Make) -> None:
     assert (len(done), type(refused)) == (300, NotEnoughTokens)
     assert (world.fake.spent, world.fake.refused) == (300, 0)
     assert world.bucket().held == 0
+
+
+@pytest.mark.parametrize("make", ["keepa-async"], indirect=True)
+def test_a_query_that_is_thrown_away_elsewhere_frees_its_pages(guarded: Make) -> None:
+    """As the garbage collector closes a coroutine: in any context, not in the one in which the query began."""
+    world = guarded(refill_rate=5, initial=300)
+    world.do("update_status")
+
+    async def throw_away() -> None:
+        query = world.api.query(asins(250), wait=False, **QUIET)
+        contextvars.copy_context().run(query.send, None)
+        assert world.bucket().held == 250
+        query.close()
+
+    world.runner.run(throw_away())
+    assert world.bucket().held == 100  # of the page that may have been sent
 
 
 def test_pages_find_out_the_balance_without_a_probe(make: Make) -> None:

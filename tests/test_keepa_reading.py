@@ -83,8 +83,8 @@ ZEROS = dict.fromkeys(("tokensLeft", "refillIn", "refillRate", "tokensConsumed")
 NO_BALANCE = "there is no tokensLeft"
 NO_WHOLE_BALANCE = "tokensLeft is no whole number"
 NO_JSON = ("<html>bad gateway</html>", b"\x89PNG\r\n\x1a\n", bytearray(b"\xff\xfe"), "[" * 100_000, "9" * 5000)
-NO_NUMBER = "is no number from 0 to 2**52"
-TOO_LARGE = "balance must be a whole number from -4503599627370495 to 2**52, not a whole number"
+NO_NUMBER = "is no number from 0 to 2**52 - 1"
+TOO_LARGE = "balance must be a whole number from -4503599627370495 to 2**52 - 1, not a whole number"
 
 
 @pytest.mark.parametrize(

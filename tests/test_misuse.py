@@ -977,8 +977,7 @@ async def test_who_stands_first_in_line_is_woken_first() -> None:
 
 def test_a_settle_wakes_a_thread_that_waits() -> None:
     """For threads alike, by the machine's time: the one that stands first is woken, and passes it on."""
-    bucket = TokenBucket(Quota(10, 1, 3600.0, synced=True))
-    bucket.reconcile(Reading(4))
+    bucket = TokenBucket(Quota(10, 1, 3600.0, initial=4))
     held, done = bucket.reserve(4), threading.Barrier(3)
 
     def wait() -> None:
@@ -989,10 +988,8 @@ def test_a_settle_wakes_a_thread_that_waits() -> None:
         threading.Thread(target=wait).start()
     while waiting_at(bucket) < 2:
         threading.Event().wait(0.001)
-    begun = time.monotonic()
     held.settle(0)
-    done.wait(10)
-    assert time.monotonic() - begun < 5.0
+    done.wait(10)  # unwoken, they would sleep for minutes
 
 
 def waiting_at(bucket: TokenBucket) -> int:

@@ -158,7 +158,8 @@ class _Guard(GuardBase):
         try:
             return await done(_own_method(self._api, "query")(self._api, items, *args, **options))
         finally:
-            _PAGES.reset(outer)
+            with suppress(ValueError):  # thrown away, and closed in another context: there is nothing to put back there
+                _PAGES.reset(outer)
             await _cancel(pages.held)
 
     async def wait_for_balance(self) -> None:

@@ -178,7 +178,7 @@ def _number(fields: Mapping[str, object], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < LIMIT:
-        raise BadReading(f"{name} is no number from 0 to 2**52")
+        raise BadReading(f"{name} is no number from 0 to 2**52 - 1")
     return float(value)
 
 

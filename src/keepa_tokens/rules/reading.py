@@ -81,7 +81,7 @@ def _reading_int(name: str, value: object, least: int) -> int:
     # An int is used as it is: in `index` the solver would try one number after the other.
     number = value if type(value) is int else index(value)
     if number is None or not least <= number < LIMIT:
-        raise BadReading(f"{name} must be a whole number from {least} to 2**52, not {shown(value)}")
+        raise BadReading(f"{name} must be a whole number from {least} to 2**52 - 1, not {shown(value)}")
     return number
 
 
