@@ -87,7 +87,7 @@ where somebody else spent the tokens the 429 is counted once, and the drift says
     peek -> metric:drift=-50 metric:balance=-31; pass 1; outside -100; refresh -> metric:drift=100
     peek -> drift_tokens_total:less=50 drift_tokens_total:more=100
 a 429 that comes when the call's hold is long forgotten is counted too: initial=20
-    refresh; try a 3; outside 50; pass 245; answer a 3 -> status=429 server_refusals_total=1
+    refresh; try a 3; outside 50; pass 245; answer a 3 -> status=429 server_refusals_total=1 settled_total=0
 a scrape shows the bucket as it is then, though no event has told of it, and takes nothing: initial=-10
     refresh -> bucket_balance=-10; pass 301; peek -> balance=10 bucket_balance=10 bucket_reading_age_seconds=301
     peek -> bucket_capacity=300 bucket_refill_per_minute>4.95 bucket_refill_per_minute<4.96 bucket_up=1
